@@ -1,0 +1,39 @@
+"""The exceptions of the package.
+
+Every error that a user can cause derives from `UserError`; the command line prints its message alone, without
+a traceback, and exits with 2. `RunError` is a run that failed for a reason outside the user's input (a
+non-finite loss, a full disk); the command line exits with 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class CrossdetError(Exception):
+    """Base of all errors that crossdet raises on purpose."""
+
+
+class UserError(CrossdetError, ValueError):
+    """A mistake in what the user gave: config, label rules, files, arguments."""
+
+
+class LabelError(UserError):
+    """The label rules (merge, distinct, absent, ...) contradict the datasets or each other."""
+
+
+class ConfigError(UserError):
+    """The config file is wrong; the message lists all mistakes with their key paths."""
+
+
+class AnnotationError(UserError):
+    """An annotation file is malformed; the message names file and line (or key)."""
+
+
+class RunError(CrossdetError, RuntimeError):
+    """A run that failed although its input was accepted."""
+
+
+def problem_list(heading: str, problems: Iterable[str]) -> str:
+    """`heading` followed by one indented line per problem: all mistakes at once, not the first one only."""
+    return "\n".join([heading, *(f"  - {problem}" for problem in problems)])

@@ -1,0 +1,189 @@
+"""The tensors that travel between data, model and evaluation, with their shapes checked once.
+
+Torch is imported only when such an object is made: `crossdet check` and the readers use the constants of this
+module and stay free of torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from enum import IntFlag
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+BACKGROUND = -1
+"""Label of an anchor that matches no object."""
+IGNORE = -2
+"""Label of an anchor between the IoU thresholds: in no term of the loss."""
+
+
+class Flag(IntFlag):
+    """What a box is besides an ordinary object; one uint8 bit set per box.
+
+    CROWD, IGNORE_REGION and AVOID rows are never positives: an anchor covered by such a row
+    (intersection / anchor area >= 0.5) is no negative for the row's label (label -1: for no class).
+    DIFFICULT boxes are ordinary positives unless the config says otherwise. INVALID boxes become
+    IGNORE_REGION in training; the evaluation protocols read the flags they need.
+    """
+
+    CROWD = 1
+    IGNORE_REGION = 2
+    DIFFICULT = 4
+    INVALID = 8
+    AVOID = 16
+
+
+REGION_FLAGS = Flag.CROWD | Flag.IGNORE_REGION | Flag.AVOID
+"""Rows with any of these are regions, not objects."""
+
+
+def _expect(name: str, tensor: Tensor, shape: tuple[int | None, ...], dtype: torch.dtype) -> None:
+    good = len(tensor.shape) == len(shape) and all(
+        want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
+    )
+    if not good or tensor.dtype != dtype:
+        wanted = "[" + ", ".join("*" if s is None else str(s) for s in shape) + "]"
+        raise ValueError(
+            f"{name}: expected a tensor of shape {wanted} and dtype {dtype}, "
+            f"got {list(tensor.shape)} and {tensor.dtype}"
+        )
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The boxes of one image.
+
+    boxes: `[M, 4]` float32, xyxy in absolute pixels of the image as it is passed along with them.
+    labels: `[M]` int64, unified class ids; -1 only on region rows (no class in particular).
+    flags: `[M]` uint8, bits of `Flag`.
+    area: `[M]` float32 or None: the annotated area where a protocol needs it (COCO's segmentation area).
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    flags: Tensor
+    area: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        import torch
+
+        count = self.boxes.shape[0]
+        _expect("boxes", self.boxes, (count, 4), torch.float32)
+        _expect("labels", self.labels, (count,), torch.int64)
+        _expect("flags", self.flags, (count,), torch.uint8)
+        if self.area is not None:
+            _expect("area", self.area, (count,), torch.float32)
+
+    def __len__(self) -> int:
+        return self.boxes.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Annotations:
+        moved = {
+            f.name: None if value is None else value.to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            for value in [getattr(self, f.name)]
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Annotations:
+        return replace(
+            self,
+            boxes=self.boxes.pin_memory(),
+            labels=self.labels.pin_memory(),
+            flags=self.flags.pin_memory(),
+            area=None if self.area is None else self.area.pin_memory(),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one training or evaluation step sees.
+
+    images: `[B, 3, H, W]` uint8 RGB, padded on the right and at the bottom.
+    sizes: `[B, 2]` int64, (height, width) of each image before padding.
+    original_sizes: `[B, 2]` int64, (height, width) of the picture on disk.
+    targets: one `Annotations` per image, in pixels of `images`.
+    trusted: `[B, C]` bool: background of the image may be a negative for the class.
+    image_ids: `[B]` int64, row of the image in its hybrid dataset.
+    dataset_ids: `[B]` int64, partition of the image; for logs and reports only, the loss never reads it.
+    unreadable: what was replaced by another image because it could not be read, one line each.
+    """
+
+    images: Tensor
+    sizes: Tensor
+    original_sizes: Tensor
+    targets: list[Annotations]
+    trusted: Tensor
+    image_ids: Tensor
+    dataset_ids: Tensor
+    unreadable: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        import torch
+
+        count = self.images.shape[0]
+        _expect("images", self.images, (count, 3, None, None), torch.uint8)
+        _expect("sizes", self.sizes, (count, 2), torch.int64)
+        _expect("original_sizes", self.original_sizes, (count, 2), torch.int64)
+        _expect("trusted", self.trusted, (count, None), torch.bool)
+        _expect("image_ids", self.image_ids, (count,), torch.int64)
+        _expect("dataset_ids", self.dataset_ids, (count,), torch.int64)
+        if len(self.targets) != count:
+            raise ValueError(f"targets: expected {count} (one per image), got {len(self.targets)}")
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        return replace(
+            self,
+            images=move(self.images),
+            sizes=move(self.sizes),
+            original_sizes=move(self.original_sizes),
+            targets=[target.to(device, non_blocking) for target in self.targets],
+            trusted=move(self.trusted),
+            image_ids=move(self.image_ids),
+            dataset_ids=move(self.dataset_ids),
+        )
+
+    def pin_memory(self) -> Batch:
+        """Called by `torch.utils.data.DataLoader(pin_memory=True)`."""
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            targets=[target.pin_memory() for target in self.targets],
+            trusted=self.trusted.pin_memory(),
+        )
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector found in one image, by falling score.
+
+    boxes: `[N, 4]` float32 xyxy pixels; scores: `[N]` float32 in 0..1; labels: `[N]` int64 unified class ids.
+    names: the class names of the labels, where the maker knows them (`load_detector` does).
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        import torch
+
+        count = self.boxes.shape[0]
+        _expect("boxes", self.boxes, (count, 4), torch.float32)
+        _expect("scores", self.scores, (count,), torch.float32)
+        _expect("labels", self.labels, (count,), torch.int64)
+        if self.names is not None and len(self.names) != count:
+            raise ValueError(f"names: expected {count}, got {len(self.names)}")
+
+    def __len__(self) -> int:
+        return self.boxes.shape[0]

@@ -1,0 +1,234 @@
+"""Label space: merge rules, avoidance, messages."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crossdet import LabelSpace
+from crossdet.errors import LabelError, UserError
+from crossdet.labels import DROPPED, check_class_names, fold
+
+
+@pytest.fixture()
+def space() -> LabelSpace:
+    return LabelSpace.build(
+        datasets={"coco": ["person", "car"], "peds": ["pedestrian"], "faces": ["face"], "aerial": ["ship"]},
+        merge={"person": ["coco/person", "peds/pedestrian"]},
+        absent={"aerial": ["face"]},
+    )
+
+
+def test_figure_3_of_the_paper():
+    """l1..l5 and m1..m3 with l1 = m3: seven labels."""
+    space = LabelSpace.build(
+        {"l": ["l1", "l2", "l3", "l4", "l5"], "m": ["m1", "m2", "m3"]}, merge={"n2": ["l/l1", "m/m3"]}
+    )
+    assert space.classes == ("n2", "l2", "l3", "l4", "l5", "m1", "m2")
+    assert space.index("l", "l1") == space.index("m", "m3") == 0
+    assert len(space.classes) == 7
+
+
+def test_contract_example(space):
+    assert space.classes == ("person", "car", "face", "ship")
+    assert space.index("peds", "pedestrian") == space.index("coco", "person") == 0
+    expected = [[0, 0, 1, 1], [0, 1, 1, 1], [1, 1, 0, 1], [1, 1, 0, 0]]
+    assert torch.equal(space.avoid, torch.tensor(expected, dtype=torch.bool))
+    assert torch.equal(space.trusted("faces"), torch.tensor([False, False, True, False]))
+    assert torch.equal(space.trusted("aerial"), torch.tensor([False, False, True, True]))
+    assert space.annotated.dtype == torch.bool
+    assert space.annotated.tolist()[3] == [False, False, False, True]
+    assert not space.overlap.any()
+
+
+def test_tensors_are_copies(space):
+    space.avoid.fill_(True)
+    assert not space.avoid.all()
+
+
+def test_json_round_trip():
+    space = LabelSpace.build(
+        {"a": ["x", "y"], "b": ["x", "z"], "c": ["q"]},
+        merge={"same_names": True},
+        absent={"c": ["z"]},
+        not_exhaustive={"b": ["x"]},
+        drop=["a/y"],
+        overlap=[["z", "q"]],
+        federated=["c"],
+    )
+    again = LabelSpace.from_json(space.to_json())
+    assert again == space
+    assert np.array_equal(again.avoid_array, space.avoid_array)
+
+
+def test_same_names_distinct_and_drop():
+    datasets = {"a": ["bank", "car"], "b": ["bank", "car"]}
+    space = LabelSpace.build(datasets, merge={"car": ["a/car", "b/car"]}, distinct=["bank"])
+    assert space.classes == ("a/bank", "car", "b/bank")
+    assert space.likely_duplicates() == []
+    assert LabelSpace.build(datasets, merge={"same_names": True}).classes == ("bank", "car")
+    dropped = LabelSpace.build(datasets, merge={"same_names": True}, drop={"b": ["bank"]})
+    assert dropped.index("b", "bank") == DROPPED
+    assert dropped.trusted("b").tolist() == [False, True]  # b's background may show banks
+
+
+def test_not_exhaustive_is_avoided_but_annotated():
+    space = LabelSpace.build(
+        {"a": ["car", "truck"], "b": ["car"]},
+        merge={"vehicle": ["a/car", "a/truck", "b/car"]},
+        not_exhaustive={"b": ["vehicle"]},
+    )
+    assert space.annotated.tolist() == [[True], [True]]
+    assert space.avoid.tolist() == [[False], [True]]
+    assert space.partial_merges() == []
+
+
+def test_partial_merge_is_hinted():
+    space = LabelSpace.build(
+        {"a": ["car", "truck"], "b": ["car"]}, merge={"vehicle": ["a/car", "a/truck", "b/car"]}
+    )
+    (hint,) = space.partial_merges()
+    assert hint == (
+        "'vehicle': b brings only 'car', not 'truck'; if its pictures show them, say "
+        "`labels.not_exhaustive: {b: [vehicle]}`"
+    )
+    synonyms = LabelSpace.build(
+        {"a": ["person"], "b": ["pedestrian"]}, merge={"person": ["a/person", "b/pedestrian"]}
+    )
+    assert synonyms.partial_merges() == []
+
+
+def test_federated_image_trusts_verified_and_present():
+    space = LabelSpace.build(
+        {"lvis": ["a", "b", "c", "d"], "other": ["e"]}, federated=["lvis"], absent={"lvis": ["e"]}
+    )
+    assert space.trusted("lvis").tolist() == [False, False, False, False, True]
+    row = space.trusted_array("lvis", negatives=[0], present=[1, 2], not_exhaustive=[2, 4])
+    assert row.tolist() == [True, True, False, False, True]
+    assert space.trusted_array("other", negatives=[0]).tolist() == [False] * 4 + [True]
+
+
+def test_identical_names_are_an_error():
+    with pytest.raises(LabelError, match="several datasets") as error:
+        LabelSpace.build({"a": ["car"], "b": ["car"]})
+    assert "merge: {car: [a/car, b/car]}" in str(error.value)
+    assert isinstance(error.value, ValueError)
+
+
+def test_a_name_merged_only_in_one_dataset_is_an_error():
+    datasets = {"a": ["car", "truck"], "b": ["car"]}
+    merge = {"vehicle": ["a/car", "a/truck"]}
+    with pytest.raises(LabelError, match="a/car is in this group but b/car, of the same name, is not"):
+        LabelSpace.build(datasets, merge=merge)
+    assert LabelSpace.build(datasets, merge=merge, distinct=["car"]).classes == ("vehicle", "b/car")
+
+
+def test_all_mistakes_at_once():
+    with pytest.raises(LabelError) as error:
+        LabelSpace.build(
+            {"a": ["car", "bus"], "b": ["person"]},
+            merge={"vehicle": ["a/car", "a/buss"], "big": ["a/car"], "bad": "a/bus"},
+            absent={"c": ["vehicle"], "b": ["vehcle"]},
+            drop=["b/cat"],
+            distinct=["dog"],
+            overlap=[["person"], ["person", "fce"]],
+        )
+    text = str(error.value)
+    assert text.startswith("labels: 9 mistake(s)")
+    for part in (
+        "merge.vehicle: unknown source class 'a/buss'; did you mean 'a/bus'?",
+        "merge.big: 'a/car' is already merged into 'vehicle'",
+        "merge.bad: 'a/bus' is not a list of source classes 'dataset/name'",
+        "drop: unknown source class 'b/cat'",
+        "distinct: unknown class 'dog'",
+        "absent: unknown dataset 'c'; known: a, b",
+        "absent.b: unknown unified class 'vehcle'; did you mean 'vehicle'?",
+        "overlap: ['person'] is not a pair of two different unified classes",
+        "overlap: unknown unified class 'fce'",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"absent": {"a": ["car"]}}, "absent.a: [car]: but this dataset labels the class"),
+        ({"not_exhaustive": {"b": ["car"]}}, "not_exhaustive.b: [car]: this dataset does not label the class"),
+        ({"merge": {"person": ["a/car"]}}, "merge.person: b/person has the name of this group but is not in it"),
+        ({"merge": {"v": ["a/car"]}, "drop": ["a/car"]}, "'a/car' is also in `drop`"),
+        ({"merge": {"same_names": "yes"}}, "merge.same_names: 'yes' is not true or false"),
+        ({"drop": ["a/car", "b/person"]}, "drop: no class is left"),
+        ({"federated": ["x"]}, "federated: unknown dataset 'x'"),
+    ],
+)
+def test_contradictions(rules, message):
+    with pytest.raises(LabelError) as error:
+        LabelSpace.build({"a": ["car"], "b": ["person"]}, **rules)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("datasets", "message"),
+    [
+        ({}, "datasets: none given"),
+        ({"a/b": ["x"]}, "must not be empty or hold a '/'"),
+        ({"a": []}, "datasets.a: no classes"),
+        ({"a": ["x", "x"]}, "datasets.a: class 'x' is listed twice"),
+    ],
+)
+def test_bad_datasets(datasets, message):
+    with pytest.raises(LabelError) as error:
+        LabelSpace.build(datasets)
+    assert message in str(error.value)
+
+
+def test_likely_duplicates():
+    space = LabelSpace.build({"a": ["Traffic_Lights", "person"], "b": ["traffic light", "People", "cat"]})
+    assert space.likely_duplicates() == [
+        ("a/Traffic_Lights", "b/traffic light"),
+        ("a/person", "b/People"),
+    ]
+    merged = LabelSpace.build(
+        {"a": ["car", "truck"], "b": ["cars"]}, merge={"vehicle": ["a/car", "a/truck"]}
+    )
+    assert merged.likely_duplicates() == [("a/car", "b/cars")]
+
+
+@pytest.mark.parametrize(
+    ("name", "folded"),
+    [("Cars", "car"), ("bus", "bus"), ("glass", "glass"), ("sandwiches", "sandwich"), ("berries", "berry")],
+)
+def test_fold(name, folded):
+    assert fold(name) == folded
+
+
+def test_lookups_name_what_is_known(space):
+    with pytest.raises(LabelError, match="unknown dataset 'pets'"):
+        space.index("pets", "dog")
+    with pytest.raises(LabelError, match="'peds' has no class 'person'; it has pedestrian"):
+        space.index("peds", "person")
+    with pytest.raises(LabelError, match="did you mean 'person'"):
+        space.id_of("persn")
+    assert space.sources_of(0) == ["coco/person", "peds/pedestrian"]
+
+
+def test_classes_of_a_split_must_be_known():
+    check_class_names("a", ["x", "y"], ["y"], "val.json")
+    with pytest.raises(UserError, match=r"list all classes under `datasets.a.classes`"):
+        check_class_names("a", ["x"], ["x", "z"], "val.json")
+
+
+names = st.lists(st.sampled_from("pqrstuvw"), min_size=1, max_size=5, unique=True)
+
+
+@given(st.dictionaries(st.sampled_from(["d1", "d2", "d3", "d4"]), names, min_size=1), st.randoms())
+def test_permuting_datasets_permutes_rows_and_columns(datasets, random):
+    space = LabelSpace.build(datasets, merge={"same_names": True})
+    order = list(datasets)
+    random.shuffle(order)
+    other = LabelSpace.build({name: datasets[name] for name in order}, merge={"same_names": True})
+    assert set(other.classes) == set(space.classes)
+    rows = [other.datasets.index(name) for name in space.datasets]
+    columns = [other.classes.index(name) for name in space.classes]
+    assert np.array_equal(other.avoid_array[np.ix_(rows, columns)], space.avoid_array)
