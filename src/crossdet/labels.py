@@ -156,7 +156,16 @@ class LabelSpace:
         absent, `present` have boxes in the image, `not_exhaustive` are labelled only in part. An image trusts
         its verified negatives and the classes it has boxes of, minus its not-exhaustive ones, plus `absent`.
         """
-        row = self.dataset_index(dataset)
+        return self.trusted_row(self.dataset_index(dataset), negatives, present, not_exhaustive)
+
+    def trusted_row(
+        self,
+        row: int,
+        negatives: Iterable[int] = (),
+        present: Iterable[int] = (),
+        not_exhaustive: Iterable[int] = (),
+    ) -> NDArray[np.bool_]:
+        """`trusted_array` by the row of the dataset instead of its name."""
         trusted = ~self.avoid_array[row]
         if row in self.federated:
             trusted[[*negatives, *present]] = True

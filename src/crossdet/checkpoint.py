@@ -1,0 +1,118 @@
+"""Files of a run that must never be half written: weights (safetensors) and the resumable training state."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from crossdet.errors import RunError, UserError
+
+FORMAT = "crossdet/1"
+STATE_FILE = "state.pt"
+WEIGHTS_FILE = "model.safetensors"
+BEST_FILE = "best.safetensors"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes `data` so that `path` holds the old or the new content at any moment, also after a power cut.
+
+    Raises:
+        RunError: the disk is full or not writable; the old file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = ""
+    try:
+        handle, staging = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(staging).replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if staging:
+            Path(staging).unlink(missing_ok=True)
+        raise RunError(
+            f"{path} could not be written ({error.strerror or error}); "
+            f"{'the file as it was before is kept' if path.exists() else 'nothing was written'}"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """JSON with NaN as null (NaN is no JSON), written atomically."""
+    write_atomically(path, (json.dumps(_finite(content), indent=1) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes tensors and string metadata (label space, model and input settings as JSON) as safetensors."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_atomically(path, save(tensors, {"format": FORMAT, **metadata}))
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a weights file.
+
+    Raises:
+        UserError: missing, damaged, or not written by crossdet.
+    """
+    if path.is_dir():
+        path = path / WEIGHTS_FILE
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"weights file {path} does not exist") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"weights file {path} cannot be read: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise UserError(
+            f"{path} is no crossdet weights file (format {metadata.get('format')!r}, expected {FORMAT!r}); "
+            f"backbone weights go under `model.weights` of a config"
+        )
+    return tensors, metadata
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Writes the training state; tensors and plain containers only, so that it loads with `weights_only`."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Reads what `save_state` wrote, without running code from the file."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"training state {path} does not exist") from None
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(f"training state {path} cannot be read: {error}") from None

@@ -1,0 +1,80 @@
+"""Image files -> uint8 RGB tensors, with every oddity of real files handled in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+
+Size = tuple[int, int]
+
+
+class UnreadableImage(Exception):
+    """The file is missing, broken, or not the picture that was annotated. The message names it."""
+
+
+def read_image(path: Path | str, annotated: Size | None = None, upright: bool = False) -> Tensor:
+    """`[3, H, W]` uint8 RGB.
+
+    torchvision decodes; Pillow reads what it cannot (BMP, TIFF, GIF, ...). 16-bit samples are scaled to 8.
+    The EXIF orientation is applied only if the stored size is not the annotated one and the rotated size is;
+    `upright=True` (pictures without annotations) applies it always.
+
+    annotated: (height, width) that the boxes refer to; None or (0, 0) = unknown.
+
+    Raises:
+        UnreadableImage: missing or broken file, or a size that is neither way the annotated one.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImage(f"{path}: {error.strerror or error}") from None
+    image = _decode(data, path, rotate=upright)
+    if annotated is None or annotated == (0, 0) or _size(image) == annotated:
+        return image
+    if _size(image) == annotated[::-1]:
+        rotated = _decode(data, path, rotate=True)
+        if _size(rotated) == annotated:
+            return rotated
+    have = "x".join(map(str, _size(image)[::-1]))
+    want = "x".join(map(str, annotated[::-1]))
+    raise UnreadableImage(f"{path}: the picture is {have}, its annotation says {want}")
+
+
+def _size(image: Tensor) -> Size:
+    return image.shape[1], image.shape[2]
+
+
+def _decode(data: bytes, path: Path, rotate: bool) -> Tensor:
+    if not data:
+        raise UnreadableImage(f"{path}: the file is empty")
+    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    try:
+        image = decode_image(buffer, ImageReadMode.RGB, apply_exif_orientation=rotate)
+    except (RuntimeError, ValueError):
+        image = _decode_with_pillow(path, rotate)
+    if image.dtype == torch.uint16:
+        image = (image.to(torch.int32) >> 8).to(torch.uint8)
+    if image.dim() == 4:  # an animation: its first frame
+        image = image[0]
+    return image
+
+
+def _decode_with_pillow(path: Path, rotate: bool) -> Tensor:
+    try:
+        with Image.open(path) as opened:
+            image: Image.Image = opened
+            if rotate:
+                image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16-bit greyscale, which convert("RGB") would clip instead of scale
+                grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+                image = Image.fromarray(grey)
+            array = np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableImage(f"{path}: {error}") from None
+    return torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous()

@@ -1,0 +1,211 @@
+"""The hybrid dataset: several datasets in one label space, every image knowing where it came from.
+
+Paper sec. 1, steps 2 and 3. What differs by dataset arrives as numbers (class ids, a row of the label space);
+no dataset name is known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from crossdet.data.decoding import UnreadableImage, read_image
+from crossdet.data.index import Index
+from crossdet.errors import RunError
+from crossdet.labels import DROPPED, LabelSpace
+from crossdet.types import Annotations, Flag
+
+Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+MAX_SUBSTITUTES = 20
+"""Unreadable images in a row after which something is wrong with the disk, not with an image."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One dataset inside the hybrid.
+
+    index: its images and boxes. row: its row of the label space.
+    class_ids: `[K]` unified id of each of the index's classes; `DROPPED` where the rules drop it.
+    weight: sampling weight of its images. repeat_threshold: LVIS' repeat factors for rare classes.
+    difficult_as_region: boxes marked difficult are avoided instead of learnt.
+    """
+
+    index: Index
+    row: int
+    class_ids: NDArray[np.int64]
+    weight: float = 1.0
+    repeat_threshold: float | None = None
+    difficult_as_region: bool = False
+
+
+class Draw(NamedTuple):
+    """One draw of the sampler: which image, and the seed of everything random that happens to it."""
+
+    row: int
+    seed: int
+
+
+class Sample(NamedTuple):
+    """One transformed image. `unreadable`: the images that could not be read before this one was taken."""
+
+    image: Tensor
+    original_size: tuple[int, int]
+    target: Annotations
+    trusted: Tensor
+    image_id: int
+    dataset_id: int
+    unreadable: tuple[str, ...]
+
+
+class HybridDataset(Dataset[Sample]):
+    """Concatenation of parts in unified class ids.
+
+    Args:
+        parts: the datasets.
+        space: their label space.
+        transform: (image, boxes) -> (image, boxes).
+        plain: naive concatenation: every image trusts its background for every class.
+        substitute: an unreadable image is replaced by the next readable one of its part (training). Otherwise
+            (evaluation) it comes as a blank image with original size (0, 0), for which nothing is reported.
+        min_side: objects with a side below this many pixels after the transform are avoided, not learnt: no
+            anchor can match them, but they are no background either.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        space: LabelSpace,
+        transform: Transform,
+        plain: bool = False,
+        substitute: bool = True,
+        min_side: float = 1.0,
+    ) -> None:
+        self.parts = list(parts)
+        self.space = space
+        self.transform = transform
+        self.plain = plain
+        self.substitute = substitute
+        self.min_side = min_side
+        self.starts = np.concatenate([[0], np.cumsum([len(part.index) for part in parts])]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """(part, image row in the part's index) of a row of the hybrid dataset."""
+        part = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return part, row - int(self.starts[part])
+
+    def sizes(self) -> NDArray[np.int32]:
+        """`[N, 2]` (height, width) of all images, 0 where unknown."""
+        return np.concatenate([part.index.sizes for part in self.parts])
+
+    def draw_weights(self) -> NDArray[np.float64]:
+        """`[N]` how often each image is drawn, up to a common factor: dataset weight x repeat factor."""
+        return np.concatenate([part.weight * _repeat_factors(part) for part in self.parts])
+
+    def __getitem__(self, draw: Draw | int) -> Sample:
+        row, seed = draw if isinstance(draw, Draw) else (draw, 0)
+        number, image = self.locate(row)
+        part, lost = self.parts[number], []
+        for step in range(min(MAX_SUBSTITUTES, len(part.index))):
+            candidate = (image + step) % len(part.index)
+            try:
+                pixels = read_image(part.index.path(candidate), _annotated_size(part.index, candidate))
+            except UnreadableImage as error:
+                lost.append(str(error))
+                if not self.substitute:
+                    blank = torch.full((3, 64, 64), 128, dtype=torch.uint8)
+                    return self._sample(number, candidate, blank, (0, 0), seed, lost)
+                continue
+            original = (pixels.shape[1], pixels.shape[2])
+            return self._sample(number, candidate, pixels, original, seed, lost)
+        raise RunError(f"{len(lost)} images in a row cannot be read, the last one: {lost[-1]}")
+
+    def _sample(
+        self, number: int, image: int, pixels: Tensor, original: tuple[int, int], seed: int, lost: list[str]
+    ) -> Sample:
+        target, trusted = self.annotations(number, image)
+        # Seeded per draw, not per worker: the same run gives the same pictures for any number of workers, and a
+        # resumed one continues with the pictures it would have seen.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            pixels, boxes = self.transform(pixels, target.boxes)
+        return Sample(
+            image=pixels,
+            original_size=original,
+            target=_after_transform(target, boxes, pixels, self.min_side),
+            trusted=trusted,
+            image_id=int(self.starts[number]) + image,
+            dataset_id=self.parts[number].row,
+            unreadable=tuple(lost),
+        )
+
+    def annotations(self, number: int, image: int) -> tuple[Annotations, Tensor]:
+        """Targets in unified ids and original pixels, and the `[C]` trusted row, of one image of one part."""
+        part = self.parts[number]
+        index, rows = part.index, part.index.rows(image)
+        labels, flags = index.labels[rows].astype(np.int64), index.flags[rows].copy()
+        unified = np.where(labels >= 0, part.class_ids[labels], -1) if len(labels) else labels
+        kept = (labels < 0) | (unified != DROPPED)
+        flags[(flags & Flag.INVALID) != 0] |= Flag.IGNORE_REGION
+        if part.difficult_as_region:
+            flags[(flags & Flag.DIFFICULT) != 0] |= Flag.AVOID
+        target = Annotations(
+            boxes=torch.from_numpy(index.boxes[rows][kept]),
+            labels=torch.from_numpy(unified[kept]),
+            flags=torch.from_numpy(flags[kept]),
+        )
+        return target, torch.from_numpy(self._trusted(part, image, unified[kept]))
+
+    def _trusted(self, part: Part, image: int, present: NDArray[np.int64]) -> NDArray[np.bool_]:
+        if self.plain:
+            return np.ones(len(self.space.classes), bool)
+        index = part.index
+        if index.negatives is None or index.not_exhaustive is None:
+            return self.space.trusted_row(part.row, present=present[present >= 0])
+        negatives, partial = (
+            [c for c in part.class_ids[lists[image]] if c != DROPPED]
+            for lists in (index.negatives, index.not_exhaustive)
+        )
+        return self.space.trusted_row(part.row, negatives, present[present >= 0], partial)
+
+
+def _annotated_size(index: Index, image: int) -> tuple[int, int]:
+    return int(index.sizes[image, 0]), int(index.sizes[image, 1])
+
+
+def _after_transform(target: Annotations, boxes: Tensor, pixels: Tensor, min_side: float) -> Annotations:
+    """Clips boxes to the image, drops the empty ones, and turns tiny objects into avoided regions."""
+    height, width = pixels.shape[1:]
+    boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+    sides = boxes[:, 2:] - boxes[:, :2]
+    kept = (sides > 0).all(1)
+    tiny = (sides < min_side).any(1)
+    flags = torch.where(tiny, target.flags | int(Flag.AVOID), target.flags)
+    return Annotations(boxes[kept], target.labels[kept], flags[kept])
+
+
+def _repeat_factors(part: Part) -> NDArray[np.float64]:
+    """`[I]` repeat factor of every image: max over its classes of max(1, sqrt(t / f)) (LVIS, sec. 4.2).
+
+    f is the share of the part's images that show the class, t the threshold.
+    """
+    index = part.index
+    factors = np.ones(len(index))
+    if part.repeat_threshold is None or not len(index.boxes):
+        return factors
+    image, label = index.image_of_box(), np.asarray(index.labels)
+    pairs = np.unique(np.stack([image, label], 1)[label >= 0], axis=0)
+    share = np.bincount(pairs[:, 1], minlength=len(index.classes)) / len(index)
+    class_factor = np.maximum(1.0, np.sqrt(part.repeat_threshold / np.maximum(share, 1e-12)))
+    np.maximum.at(factors, pairs[:, 0], class_factor[pairs[:, 1]])
+    return factors

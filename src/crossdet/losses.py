@@ -1,0 +1,180 @@
+"""Losses as pure functions on tensors: no dataset name, no config, no model.
+
+The dataset-aware focal loss is Yao et al. (arXiv 2001.04621) sec. 3.3, eq. 3-4 and fig. 4; the focal loss itself
+is Lin et al. (arXiv 1708.02002).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crossdet.types import BACKGROUND
+
+
+def dataset_aware_focal_loss(
+    logits: Tensor,
+    labels: Tensor,
+    trusted: Tensor,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    foreground_negatives: bool = True,
+    overlap: Tensor | None = None,
+    avoid: Tensor | None = None,
+    negative_weight: Tensor | None = None,
+) -> Tensor:
+    """Sum of the dataset-aware focal loss over images, anchors and classes.
+
+    Of the pair (anchor, class c), with p = sigmoid(logit):
+
+    - anchor labelled c: `-alpha (1 - p)^gamma log(p)`;
+    - background anchor: `-(1 - alpha) p^gamma log(1 - p)` where the image trusts c, else exactly zero, with
+      exactly zero gradient;
+    - anchor labelled g != c: a negative for every c ("ground-truth patches from one dataset are included to
+      un-shared negative examples of other datasets"), except where `overlap[g, c]`. With
+      `foreground_negatives=False` only for the trusted c;
+    - anchor labelled IGNORE: nothing.
+
+    Args:
+        logits: `[B, N, C]` floating point. Half types are computed in float32.
+        labels: `[B, N]` int64, class id, `BACKGROUND` (-1) or `IGNORE` (-2).
+        trusted: `[B, C]` bool; all true gives the ordinary focal loss (naive concatenation).
+        alpha: weight of positives; negatives weigh 1 - alpha.
+        gamma: focusing exponent.
+        foreground_negatives: whether labelled objects are negatives also for classes that their image does not
+            trust.
+        overlap: `[C, C]` bool: an object of one class is no negative for the other.
+        avoid: `[P, 3]` int64 rows (image, anchor, class): this pair is no negative; class -1 = no class. A
+            positive stays a positive.
+        negative_weight: broadcastable to `[B, 1, C]`, multiplies the negative terms.
+
+    Returns:
+        Scalar: the sum, not divided by the number of positives; float64 for float64 logits, else float32.
+
+    Raises:
+        ValueError: shapes do not fit together.
+    """
+    return image_focal_losses(
+        logits, labels, trusted, alpha, gamma, foreground_negatives, overlap, avoid, negative_weight
+    ).sum()
+
+
+def image_focal_losses(
+    logits: Tensor,
+    labels: Tensor,
+    trusted: Tensor,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    foreground_negatives: bool = True,
+    overlap: Tensor | None = None,
+    avoid: Tensor | None = None,
+    negative_weight: Tensor | None = None,
+) -> Tensor:
+    """`[B]`: `dataset_aware_focal_loss` as one sum per image, so that the loss of each dataset can be logged."""
+    _check_shapes(logits, labels, trusted, overlap, avoid)
+    # Autocast would run the sums below, which are matrix products, in half precision.
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        weight = trusted[:, None].to(logits.dtype)
+        if negative_weight is not None:
+            weight = weight * negative_weight.to(logits.dtype)
+        from_background = _background_sums(logits, labels, avoid, alpha, gamma)
+        per_image = (from_background * weight.squeeze(1)).sum(1)
+        image, anchor = (labels >= 0).nonzero(as_tuple=True)
+        negative = _foreground_negative_weights(
+            labels, trusted, image, anchor, foreground_negatives, overlap, avoid, logits.dtype
+        )
+        if negative_weight is not None:
+            negative = negative * negative_weight.to(logits.dtype).expand_as(weight)[image].squeeze(1)
+        from_foreground = _foreground_sums(
+            logits[image, anchor], labels[image, anchor], negative, alpha, gamma
+        )
+        return per_image.index_add(0, image, from_foreground)
+
+
+def _background_sums(logits: Tensor, labels: Tensor, avoid: Tensor | None, alpha: float, gamma: float) -> Tensor:
+    """`[B, C]`: the negative terms of the background anchors, before trust is applied."""
+    background = (labels == BACKGROUND).to(logits.dtype)
+    terms = _negative_terms(logits, alpha, gamma)
+    if avoid is not None and len(avoid):
+        image, anchor, cls = avoid.unbind(1)
+        everywhere = cls < 0
+        background[image[everywhere], anchor[everywhere]] = 0
+        one = ~everywhere
+        terms = terms.index_put((image[one], anchor[one], cls[one]), terms.new_zeros(()))
+    # A product with a 0/1 row per image: its gradient is zero, exactly, wherever the row or the trust is zero,
+    # and no [B, N, C] mask has to exist.
+    return torch.bmm(background[:, None], terms).squeeze(1)
+
+
+def _foreground_negative_weights(
+    labels: Tensor,
+    trusted: Tensor,
+    image: Tensor,
+    anchor: Tensor,
+    foreground_negatives: bool,
+    overlap: Tensor | None,
+    avoid: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`[F, C]` 0/1: for which classes each foreground anchor is a negative (its own class not yet taken out)."""
+    own = labels[image, anchor]
+    allowed = torch.ones_like(trusted[image]) if foreground_negatives else trusted[image]
+    if overlap is not None:
+        allowed = allowed & ~overlap[own]
+    if avoid is not None and len(avoid):
+        row_of = labels.new_full(labels.shape, -1)
+        row_of[image, anchor] = torch.arange(len(image), device=labels.device)
+        row, cls = row_of[avoid[:, 0], avoid[:, 1]], avoid[:, 2]
+        everywhere = row[(cls < 0) & (row >= 0)]
+        one = (cls >= 0) & (row >= 0)
+        allowed = allowed.clone()
+        allowed[everywhere] = False
+        allowed[row[one], cls[one]] = False
+    return allowed.to(dtype)
+
+
+def _foreground_sums(logits: Tensor, own: Tensor, negative: Tensor, alpha: float, gamma: float) -> Tensor:
+    """`[F]`: positive term of each foreground anchor's own class plus its negative terms."""
+    own = own[:, None]
+    negative = negative.scatter(1, own, 0.0)
+    own_logits = logits.gather(1, own).squeeze(1)
+    positive = alpha * _power(torch.sigmoid(-own_logits), gamma) * F.softplus(-own_logits)
+    return positive + (negative * _negative_terms(logits, alpha, gamma)).sum(1)
+
+
+def _negative_terms(logits: Tensor, alpha: float, gamma: float) -> Tensor:
+    # -log(1 - p) = softplus(logit): finite for every finite logit
+    return (1 - alpha) * _power(torch.sigmoid(logits), gamma) * F.softplus(logits)
+
+
+def _power(base: Tensor, exponent: float) -> Tensor:
+    # a product is several times faster than pow, and 2 is the paper's value
+    return base * base if exponent == 2 else base.pow(exponent)
+
+
+def _check_shapes(
+    logits: Tensor, labels: Tensor, trusted: Tensor, overlap: Tensor | None, avoid: Tensor | None
+) -> None:
+    if logits.dim() != 3:
+        raise ValueError(f"logits: expected [B, N, C], got {list(logits.shape)}")
+    images, anchors, classes = logits.shape
+    if labels.shape != (images, anchors):
+        raise ValueError(f"labels: expected [{images}, {anchors}] like the logits, got {list(labels.shape)}")
+    if trusted.shape != (images, classes) or trusted.dtype != torch.bool:
+        raise ValueError(
+            f"trusted: expected bool [{images}, {classes}], got {trusted.dtype} {list(trusted.shape)}"
+        )
+    if overlap is not None and overlap.shape != (classes, classes):
+        raise ValueError(f"overlap: expected [{classes}, {classes}], got {list(overlap.shape)}")
+    if avoid is not None and (avoid.dim() != 2 or avoid.shape[1] != 3):
+        raise ValueError(f"avoid: expected [P, 3] rows (image, anchor, class), got {list(avoid.shape)}")
+
+
+def smooth_l1(prediction: Tensor, target: Tensor, beta: float = 1 / 9) -> Tensor:
+    """`[F]`: smooth L1 (Girshick, Fast R-CNN, with the corner at `beta`), summed over the last dimension.
+
+    prediction, target: `[F, 4]` box deltas. `beta` 0 is plain L1.
+    """
+    return F.smooth_l1_loss(prediction, target, reduction="none", beta=beta).sum(-1)

@@ -1,0 +1,58 @@
+"""Anchor boxes and the coding of boxes relative to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+STRIDES = (8, 16, 32, 64, 128)
+"""Strides of the pyramid levels P3 to P7."""
+
+_MAX_LOG_SCALE = math.log(1000 / 16)  # caps exp() at boxes of some thousand pixels, as everyone does
+
+
+def cell_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
+    """`[len(ratios) * len(scales), 4]` xyxy anchors around the origin, ratio-major.
+
+    The area is (scale x stride)^2, not rounded; ratio = height / width, so 2.44 is a standing pedestrian
+    (paper sec. 4.1.2: "the final anchor scales are the product of the simplified anchor scales we proposed and
+    strides in each pyramid level").
+    """
+    root = torch.tensor(ratios, dtype=torch.float64).sqrt()[:, None]
+    side = torch.tensor(scales, dtype=torch.float64)[None] * stride
+    width, height = (side / root).flatten(), (side * root).flatten()
+    return (torch.stack([-width, -height, width, height], 1) / 2).float()
+
+
+def grid_anchors(cell: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
+    """`[H * W * A, 4]` xyxy anchors of one level: `cell` moved to the centre of every grid position.
+
+    Position (i, j) is centred at ((j + 0.5) stride, (i + 0.5) stride): symmetric under flips, and no strip at
+    the right and bottom border is farther than half a stride from the nearest centre.
+    """
+    rows, columns = grid
+    y = (torch.arange(rows, device=cell.device, dtype=cell.dtype) + 0.5) * stride
+    x = (torch.arange(columns, device=cell.device, dtype=cell.dtype) + 0.5) * stride
+    centre_y, centre_x = torch.meshgrid(y, x, indexing="ij")
+    centres = torch.stack([centre_x, centre_y, centre_x, centre_y], -1).reshape(-1, 1, 4)
+    return (centres + cell).reshape(-1, 4)
+
+
+def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """`[F, 4]` deltas (dx, dy, dw, dh) of boxes relative to anchors, both `[F, 4]` xyxy (R-CNN, unweighted)."""
+    size = anchors[:, 2:] - anchors[:, :2]
+    centre = (anchors[:, :2] + anchors[:, 2:]) / 2
+    box_size = boxes[:, 2:] - boxes[:, :2]
+    box_centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return torch.cat([(box_centre - centre) / size, (box_size / size).log()], 1)
+
+
+def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """`[N, 4]` xyxy boxes: the inverse of `encode_boxes`; log scales are capped at log(1000 / 16)."""
+    size = anchors[:, 2:] - anchors[:, :2]
+    centre = (anchors[:, :2] + anchors[:, 2:]) / 2 + deltas[:, :2] * size
+    half = deltas[:, 2:].clamp(max=_MAX_LOG_SCALE).exp() * size / 2
+    return torch.cat([centre - half, centre + half], 1)

@@ -1,0 +1,109 @@
+"""Backbones: any timm model with NCHW features at strides 8, 16 and 32."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.layers import freeze_batch_norm_2d
+from timm.layers.format import Format
+from torch import Tensor, nn
+
+from crossdet.errors import UserError
+
+FEATURE_STRIDES = (8, 16, 32)
+
+# The names of the paper; timm's own default tag for resnet50 is another training recipe (a1_in1k).
+ALIASES = {"resnet50": "resnet50.tv_in1k", "mobilenetv2": "mobilenetv2_100", "mobilenet_v2": "mobilenetv2_100"}
+
+
+class Backbone(nn.Module):
+    """`forward(images [B, 3, H, W])` -> `[C3, C4, C5]` at strides 8, 16, 32.
+
+    channels: of the three maps. mean, std: of the images in 0..1 that the weights were trained with.
+    """
+
+    def __init__(self, name: str, pretrained: bool = False) -> None:
+        super().__init__()
+        name = ALIASES.get(name, name)
+        try:
+            probe = timm.create_model(name, features_only=True, pretrained=False)
+        except (RuntimeError, AttributeError, ValueError, TypeError) as error:
+            raise UserError(
+                f"model.backbone: {name!r} is no timm model with feature maps ({error}); "
+                f"timm.list_models() names them, e.g. resnet50, mobilenetv2_100, convnext_tiny"
+            ) from None
+        # Chosen by what the maps are, not by their position: models start their lists at stride 2 or 4.
+        strides = list(probe.feature_info.reduction())
+        positions = [strides.index(s) for s in FEATURE_STRIDES if s in strides]
+        if len(positions) != len(FEATURE_STRIDES):
+            raise UserError(
+                f"model.backbone: {name!r} has features at strides {strides}; strides 8, 16 and 32 are needed"
+            )
+        if getattr(probe, "output_fmt", None) not in (None, Format.NCHW):
+            raise UserError(f"model.backbone: {name!r} gives {probe.output_fmt} features; NCHW is needed")
+        try:
+            self.body = timm.create_model(
+                name, features_only=True, pretrained=pretrained, out_indices=tuple(positions)
+            )
+        except Exception as error:
+            if not pretrained:
+                raise
+            raise UserError(
+                f"model.weights: the ImageNet weights of {name!r} could not be fetched ({error}); "
+                f"give a local .safetensors or .pth file, or `weights: none`"
+            ) from error
+        self.channels: list[int] = self.body.feature_info.channels()
+        config = timm.get_pretrained_cfg(name)
+        self.mean: tuple[float, ...] = config.mean if config else (0.485, 0.456, 0.406)
+        self.std: tuple[float, ...] = config.std if config else (0.229, 0.224, 0.225)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.body(images)
+
+
+def load_backbone_weights(backbone: Backbone, path: Path) -> None:
+    """Loads a .safetensors or .pth file with timm's (for ResNets also torchvision's) parameter names.
+
+    Left-over entries (classifier, pooling head) are ignored; a missing or misshapen one is an error, since a
+    half-loaded backbone trains without complaint and badly.
+    """
+    state = read_state(path)
+    wanted = backbone.body.state_dict()
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
+    if missing or wrong:
+        raise UserError(
+            f"model.weights: {path} does not fit the backbone: {len(missing)} of {len(wanted)} entries missing"
+            f"{' (' + missing[0] + ', ...)' if missing else ''}, {len(wrong)} of another shape"
+            f"{' (' + wrong[0] + ', ...)' if wrong else ''}"
+        )
+    backbone.body.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors or .pth file; a pickle is read with `weights_only=True`, so it runs no code."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"weights file {path} does not exist") from None
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        raise UserError(f"weights file {path} cannot be read: {error}") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"weights file {path} holds no plain dictionary of tensors")
+    return state
+
+
+def freeze_batch_norm(backbone: Backbone) -> None:
+    """Turns every batch norm into a fixed affine map, in place: small detection batches spoil its statistics."""
+    backbone.body = freeze_batch_norm_2d(backbone.body)

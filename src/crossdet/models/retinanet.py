@@ -1,0 +1,303 @@
+"""RetinaNet (Lin et al., arXiv 1708.02002) with the dataset-aware focal loss, top to bottom.
+
+`features` -> `head` -> `image_losses` (training) or `decode` (inference); each is a method of its own, and what
+`forward` gives does not depend on `self.training`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork, batched_nms
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+from crossdet.losses import image_focal_losses, smooth_l1
+from crossdet.models.anchors import STRIDES, cell_anchors, decode_boxes, encode_boxes, grid_anchors
+from crossdet.models.backbones import Backbone
+from crossdet.models.matching import AnchorLabels, label_anchors
+from crossdet.types import Batch, Detections
+
+SIZE_DIVISOR = 32
+"""Images are padded to a multiple of the coarsest backbone stride."""
+
+
+class Outputs(NamedTuple):
+    """Per pyramid level: logits `[B, H W A, C]`, box deltas `[B, H W A, 4]`, grids (H, W)."""
+
+    logits: list[Tensor]
+    deltas: list[Tensor]
+    grids: list[tuple[int, int]]
+
+
+class ImageLosses(NamedTuple):
+    """Sums per image, `[B]` each, not yet normalised."""
+
+    classification: Tensor
+    box: Tensor
+    positives: Tensor
+
+
+class CoarseLevels(ExtraFPNBlock):
+    """P6 = 3x3 stride-2 convolution of C5, P7 = the same of ReLU(P6) (RetinaNet, footnote 2).
+
+    torchvision's own block takes P5 instead of C5 when their channels are equal.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.p6 = nn.Conv2d(in_channels, out_channels, 3, 2, 1)
+        self.p7 = nn.Conv2d(out_channels, out_channels, 3, 2, 1)
+        for conv in (self.p6, self.p7):
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+
+    def forward(
+        self, results: list[Tensor], x: list[Tensor], names: list[str]
+    ) -> tuple[list[Tensor], list[str]]:
+        p6 = self.p6(x[-1])
+        p7 = self.p7(F.relu(p6))
+        return [*results, p6, p7], [*names, "p6", "p7"]
+
+
+class Subnet(nn.Module):
+    """`depth` 3x3 convolutions with ReLU and one that predicts; shared by all levels."""
+
+    def __init__(self, channels: int, depth: int, outputs: int) -> None:
+        super().__init__()
+        self.tower = nn.ModuleList(nn.Conv2d(channels, channels, 3, 1, 1) for _ in range(depth))
+        self.predict = nn.Conv2d(channels, outputs, 3, 1, 1)
+        for conv in [*self.tower, self.predict]:
+            nn.init.normal_(conv.weight, std=0.01)  # type: ignore[arg-type]
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.tower:
+            x = F.relu(conv(x), inplace=True)
+        return self.predict(x)
+
+
+class RetinaNet(nn.Module):
+    """One-stage detector for C classes: backbone, pyramid P3-P7, class subnet, box subnet.
+
+    Args:
+        backbone: gives C3, C4, C5.
+        num_classes: C, the classes of the union.
+        scales, ratios: anchors; area (scale x stride)^2, ratio = height / width.
+        prior: probability that every class starts with at every anchor (focal loss initialisation).
+        positive_iou, negative_iou, low_quality_matches: see `label_anchors`.
+        alpha, gamma, foreground_negatives, overlap: see `dataset_aware_focal_loss`.
+        box_beta, box_weight: corner and weight of the smooth L1 box loss.
+    """
+
+    mean: Tensor
+    std: Tensor
+    overlap: Tensor | None
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        channels: int = 256,
+        head_depth: int = 4,
+        scales: Sequence[float] = (2.0, 3.0, 4.0),
+        ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        prior: float = 0.01,
+        positive_iou: float = 0.5,
+        negative_iou: float = 0.4,
+        low_quality_matches: bool = True,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        foreground_negatives: bool = True,
+        overlap: Tensor | None = None,
+        box_beta: float = 1 / 9,
+        box_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.fpn = FeaturePyramidNetwork(
+            backbone.channels, channels, extra_blocks=CoarseLevels(backbone.channels[-1], channels)
+        )
+        self.num_classes = num_classes
+        self.num_anchors = len(scales) * len(ratios)
+        self.class_subnet = Subnet(channels, head_depth, self.num_anchors * num_classes)
+        self.box_subnet = Subnet(channels, head_depth, self.num_anchors * 4)
+        nn.init.constant_(self.class_subnet.predict.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
+        self.positive_iou = positive_iou
+        self.negative_iou = negative_iou
+        self.low_quality_matches = low_quality_matches
+        self.alpha = alpha
+        self.gamma = gamma
+        self.foreground_negatives = foreground_negatives
+        self.box_beta = box_beta
+        self.box_weight = box_weight
+        self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1) * 255)
+        for level, stride in enumerate(STRIDES):
+            self.register_buffer(f"cell_{level}", cell_anchors(stride, scales, ratios), persistent=False)
+        some_overlap = overlap if overlap is not None and bool(overlap.any()) else None
+        self.register_buffer("overlap", some_overlap, persistent=False)
+
+    # ---------------------------------------------------------------- forward
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Pyramid P3-P7 of `images [B, 3, H, W]` RGB 0..255 (uint8 or float), before normalisation."""
+        height, width = images.shape[-2:]
+        x = (images.to(self.mean.dtype) - self.mean) / self.std
+        # Zero after normalisation is the mean colour: a border that is as uninformative as can be.
+        x = F.pad(x, (0, -width % SIZE_DIVISOR, 0, -height % SIZE_DIVISOR))
+        if self.fpn.inner_blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last):
+            x = x.contiguous(memory_format=torch.channels_last)
+        maps = self.backbone(x)
+        return list(self.fpn({f"c{i + 3}": c for i, c in enumerate(maps)}).values())
+
+    def head(self, features: list[Tensor]) -> Outputs:
+        """All logits and box deltas of every level."""
+        return Outputs(
+            logits=[self._by_anchor(self.class_subnet(f), self.num_classes) for f in features],
+            deltas=[self._by_anchor(self.box_subnet(f), 4) for f in features],
+            grids=[(f.shape[-2], f.shape[-1]) for f in features],
+        )
+
+    def forward(self, images: Tensor) -> Outputs:
+        """`images [B, 3, H, W]` RGB 0..255 -> all logits; for inference and export."""
+        return self.head(self.features(images))
+
+    def _by_anchor(self, x: Tensor, width: int) -> Tensor:
+        # [B, A * width, H, W] -> [B, H W A, width]; a view, not a copy, in channels_last
+        return x.permute(0, 2, 3, 1).reshape(len(x), -1, width)
+
+    def anchors(self, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """`[H W A, 4]` xyxy anchors of every level."""
+        return [
+            grid_anchors(self.get_buffer(f"cell_{level}"), grid, STRIDES[level])
+            for level, grid in enumerate(grids)
+        ]
+
+    # ---------------------------------------------------------------- training
+
+    def loss(self, features: list[Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Scalars `classification` and `box`, normalised by the positives of all ranks (see `normalise`)."""
+        return self.normalise(self.image_losses(features, batch))
+
+    def image_losses(self, features: list[Tensor], batch: Batch) -> ImageLosses:
+        """Loss sums per image, so that the loss of every dataset can be logged from the same numbers."""
+        outputs = self.head(features)
+        anchors = torch.cat(self.anchors(outputs.grids))
+        labelled = label_anchors(
+            anchors, batch.targets, self.positive_iou, self.negative_iou, self.low_quality_matches
+        )
+        classification = image_focal_losses(
+            torch.cat(outputs.logits, 1),
+            labelled.labels,
+            batch.trusted,
+            self.alpha,
+            self.gamma,
+            self.foreground_negatives,
+            self.overlap,
+            labelled.avoid,
+        )
+        box = self._box_losses(torch.cat(outputs.deltas, 1), anchors, labelled)
+        return ImageLosses(classification, box, (labelled.labels >= 0).sum(1))
+
+    def _box_losses(self, deltas: Tensor, anchors: Tensor, labelled: AnchorLabels) -> Tensor:
+        image, anchor = (labelled.labels >= 0).nonzero(as_tuple=True)
+        wanted = encode_boxes(labelled.boxes, anchors[anchor])
+        found = deltas[image, anchor]
+        found = found if found.dtype == torch.float64 else found.float()
+        losses = smooth_l1(found, wanted.to(found.dtype), self.box_beta)
+        return found.new_zeros(len(deltas)).index_add(0, image, losses)
+
+    def normalise(self, sums: ImageLosses) -> dict[str, Tensor]:
+        """Sums of this micro-batch on all ranks divided by max(1, its positives on all ranks).
+
+        DDP averages gradients over the ranks, so the local sum is multiplied by their number.
+        """
+        positives = sums.positives.sum().to(sums.classification.dtype)
+        ranks = 1
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            ranks = torch.distributed.get_world_size()
+            torch.distributed.all_reduce(positives)
+        scale = ranks / positives.clamp(min=1)
+        return {
+            "classification": sums.classification.sum() * scale,
+            "box": sums.box.sum() * scale * self.box_weight,
+        }
+
+    # ---------------------------------------------------------------- inference
+
+    def decode(
+        self,
+        outputs: Outputs,
+        sizes: Tensor,
+        classes: Sequence[int] | Tensor | None = None,
+        score_threshold: float = 0.05,
+        topk: int = 1000,
+        max_detections: int = 100,
+        nms_iou: float = 0.5,
+    ) -> list[Detections]:
+        """Detections of every image, by falling score, boxes clipped to the image.
+
+        Args:
+            outputs: of `forward`.
+            sizes: `[B, 2]` (height, width) of each image inside its padding.
+            classes: unified ids to look for; applied before top-k, NMS and the cap, so that no other class
+                uses up candidates. None = all.
+            score_threshold: candidates must score more.
+            topk: candidates kept per level.
+            max_detections: per image, after class-wise NMS at `nms_iou`.
+        """
+        anchors = self.anchors(outputs.grids)
+        chosen = None if classes is None else torch.as_tensor(classes, device=sizes.device, dtype=torch.int64)
+        return [
+            self._decode_image(
+                [logits[i] for logits in outputs.logits],
+                [deltas[i] for deltas in outputs.deltas],
+                anchors,
+                sizes[i],
+                chosen,
+                score_threshold,
+                topk,
+                max_detections,
+                nms_iou,
+            )
+            for i in range(len(sizes))
+        ]
+
+    def _decode_image(
+        self,
+        logits: list[Tensor],
+        deltas: list[Tensor],
+        anchors: list[Tensor],
+        size: Tensor,
+        classes: Tensor | None,
+        score_threshold: float,
+        topk: int,
+        max_detections: int,
+        nms_iou: float,
+    ) -> Detections:
+        boxes, scores, labels = [], [], []
+        for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True):
+            if classes is not None:
+                level_logits = level_logits[:, classes]
+            level_scores = level_logits.float().sigmoid().flatten()
+            candidates = (level_scores > score_threshold).nonzero().squeeze(1)
+            kept, order = level_scores[candidates].sort(descending=True, stable=True)
+            candidates = candidates[order[:topk]]
+            width = level_logits.shape[1]
+            anchor = candidates.div(width, rounding_mode="floor")
+            column = candidates % width
+            boxes.append(decode_boxes(level_deltas[anchor].float(), level_anchors[anchor]))
+            scores.append(kept[:topk])
+            labels.append(column if classes is None else classes[column])
+        all_boxes, all_scores, all_labels = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
+        high = torch.stack([size[1], size[0], size[1], size[0]]).to(all_boxes.dtype)
+        all_boxes = all_boxes.clamp(min=0).minimum(high)
+        visible = (all_boxes[:, 2:] > all_boxes[:, :2]).all(1)
+        all_boxes, all_scores, all_labels = all_boxes[visible], all_scores[visible], all_labels[visible]
+        keep = batched_nms(all_boxes, all_scores, all_labels, nms_iou)[:max_detections]
+        return Detections(all_boxes[keep], all_scores[keep], all_labels[keep])

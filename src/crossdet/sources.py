@@ -1,0 +1,96 @@
+"""Config -> indexes of all splits and their label space. No torch: `crossdet check` starts with this."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from crossdet.config import Config, DatasetConfig, SplitConfig
+from crossdet.data.index import Index
+from crossdet.data.reading import SplitFiles, read_split
+from crossdet.errors import UserError, problem_list
+from crossdet.labels import LabelSpace, check_class_names
+
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Everything that is read before training. `train` and `val` hold the datasets that have such a split."""
+
+    space: LabelSpace
+    train: dict[str, Index]
+    val: dict[str, Index]
+
+
+def open_sources(config: Config, splits: Sequence[str] = SPLITS) -> Sources:
+    """Reads the splits and merges the labels.
+
+    Raises `UserError` with the mistakes of all datasets; label rules are looked at once all files are readable.
+    """
+    found: dict[str, dict[str, Index]] = {split: {} for split in SPLITS}
+    problems: list[str] = []
+    for name, dataset in config.datasets.items():
+        for split in splits:
+            given = getattr(dataset, split)
+            if given is None:
+                continue
+            try:
+                index = open_split(dataset, split, given)
+            except UserError as error:
+                problems.append(f"datasets.{name}.{split}: {_indented(str(error))}")
+            else:
+                found[split][name] = _share(index, dataset) if split == "train" else index
+    if problems:
+        raise UserError(problem_list(f"{len(problems)} split(s) cannot be read", problems))
+    space = build_space(config, found["train"], found["val"])
+    return Sources(space, found["train"], found["val"])
+
+
+def open_split(dataset: DatasetConfig, split: str, given: SplitConfig | Index) -> Index:
+    """The index of one split: read from its files (through the cache), or as handed over from Python."""
+    if isinstance(given, Index):
+        return given
+    assert dataset.format is not None  # checked by the config
+    files = SplitFiles(
+        annotations=given.annotations,
+        images=given.images,
+        image_set=tuple(str(name) for name in given.image_set),
+        ignore=given.ignore,
+        split=split,
+        classes=dataset.classes,
+        edition=dataset.edition,
+    )
+    return read_split(dataset.format, files)
+
+
+def build_space(config: Config, train: dict[str, Index], val: dict[str, Index]) -> LabelSpace:
+    """Label space of the config over the classes that the indexes bring."""
+    classes: dict[str, Sequence[str]] = {}
+    federated = []
+    for name, dataset in config.datasets.items():
+        indexes = [split[name] for split in (train, val) if name in split]
+        if not indexes:
+            continue
+        classes[name] = indexes[0].classes
+        for index in indexes[1:]:
+            check_class_names(name, classes[name], index.classes, f"datasets.{name}.val")
+        said = dataset.federated
+        if said or (said is None and any(index.federated for index in indexes)):
+            federated.append(name)
+    rules: dict[str, Any] = {key: getattr(config.labels, key) for key in type(config.labels).model_fields}
+    return LabelSpace.build(classes, federated=federated, **rules)
+
+
+def _share(index: Index, dataset: DatasetConfig) -> Index:
+    if dataset.part_of is None:
+        return index
+    remainder, divisor = dataset.part_of
+    return index.take(np.arange(remainder, len(index), divisor, dtype=np.int64))
+
+
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n    ")

@@ -1,0 +1,515 @@
+"""The training loop, in plain sight: `fit` is setup, the epochs, and what is written when."""
+
+from __future__ import annotations
+
+import csv
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.tensorboard import SummaryWriter
+
+from crossdet.checkpoint import (
+    BEST_FILE,
+    STATE_FILE,
+    WEIGHTS_FILE,
+    load_state,
+    save_state,
+    save_weights,
+    write_json,
+)
+from crossdet.data.hybrid import HybridDataset
+from crossdet.data.loading import MicroBatches, epoch_batches, make_loader
+from crossdet.errors import RunError
+from crossdet.models.retinanet import RetinaNet
+from crossdet.types import Batch
+
+Evaluate = Callable[[RetinaNet, str], dict[str, Any]]
+"""(detector, when) -> metrics; the number under "mean" decides which weights are the best."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; the defaults are the paper's (sec. 4.1.2).
+
+    batch_size: images per optimiser step, over all processes and accumulation. Epochs are N = all images draws.
+    """
+
+    epochs: int = 20
+    batch_size: int = 32
+    lr: float = 0.04
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup_epochs: float = 2.0
+    warmup_factor: float = 0.001
+    steps: tuple[float, ...] = (10, 15)
+    step_factor: float = 0.1
+    max_steps: int | None = None
+    clip_norm: float | None = None
+    accumulate: int = 1
+    ema: float | None = None
+    group_aspect: bool = True
+    workers: int = 2
+    seed: int = 0
+    eval_every: int = 1
+    checkpoint_minutes: float = 10.0
+    checkpoint_steps: int | None = None
+    log_every: int = 20
+
+
+class Sealed:
+    """Carries a batch through Fabric's forward.
+
+    Under mixed precision Fabric walks into the arguments to convert floats and refuses frozen dataclasses
+    (2.6.6); an object it does not know passes as it is, and boxes stay float32.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+
+class TrainStep(nn.Module):
+    """The one forward that autocast and DDP see: features, head, losses."""
+
+    def __init__(self, detector: RetinaNet) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, batch: Batch | Sealed) -> dict[str, Tensor]:
+        """Scalars `classification` and `box` to be summed and differentiated, and per image, detached,
+        `image_loss [B]` (not normalised) and `image_positives [B]`, for the logs."""
+        batch = batch.batch if isinstance(batch, Sealed) else batch
+        features = self.detector.features(batch.images)
+        sums = self.detector.image_losses(features, batch)
+        return {
+            **self.detector.normalise(sums),
+            "image_loss": (sums.classification + sums.box * self.detector.box_weight).detach(),
+            "image_positives": sums.positives,
+        }
+
+
+def learning_rate(recipe: Recipe, epoch: float) -> float:
+    """Learning rate at a fractional epoch: linear warm-up from `warmup_factor`, then steps."""
+    rate = recipe.lr * recipe.step_factor ** sum(epoch >= step for step in recipe.steps)
+    if epoch < recipe.warmup_epochs:
+        progress = epoch / recipe.warmup_epochs
+        rate *= recipe.warmup_factor + (1 - recipe.warmup_factor) * progress
+    return rate
+
+
+@dataclass
+class Progress:
+    """Where a run stands: everything of the resumable state that is not a tensor."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    best: float = -math.inf
+    finished: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class DatasetTotals:
+    """Loss, positives and images per dataset within one epoch."""
+
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self.names = list(names)
+        self.sums = torch.zeros(3, len(names), dtype=torch.float64, device=device)
+
+    def add(self, dataset_ids: Tensor, image_loss: Tensor, image_positives: Tensor) -> None:
+        ones = torch.ones_like(image_loss)
+        self.sums.index_add_(
+            1, dataset_ids, torch.stack([image_loss, image_positives.to(ones.dtype), ones]).double()
+        )
+
+    def rows(self, sums: Tensor) -> dict[str, dict[str, float]]:
+        """Per dataset: loss per positive, positives and images."""
+        return {
+            name: {"loss": loss / max(1.0, positives), "positives": positives, "images": images}
+            for name, (loss, positives, images) in zip(self.names, sums.T.tolist(), strict=True)
+        }
+
+
+def fit(
+    fabric: Fabric,
+    detector: RetinaNet,
+    dataset: HybridDataset,
+    dataset_names: Sequence[str],
+    recipe: Recipe,
+    run_dir: Path,
+    evaluate: Evaluate | None = None,
+    metadata: dict[str, str] | None = None,
+    resume: bool = False,
+    fill: Sequence[int] = (124, 116, 104),
+) -> dict[str, Any]:
+    """Trains `detector` on `dataset` and returns the last epoch's record (losses, metrics).
+
+    Writes into `run_dir`: `state.pt` (resumable), `model.safetensors` (newest weights), `best.safetensors`,
+    `metrics.json`, `steps.csv`, TensorBoard logs. With `resume` it continues exactly where `state.pt` stands.
+
+    Raises:
+        RunError: non-finite loss (the batch is saved), interruption, or a file that cannot be written.
+    """
+    optimizer = torch.optim.SGD(
+        [p for p in detector.parameters() if p.requires_grad],
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+    step_module, optimizer = fabric.setup(TrainStep(detector), optimizer)
+    average = None
+    if recipe.ema is not None:
+        average = AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+    run = _Run(fabric, detector, optimizer, average, run_dir, metadata or {}, Progress())
+    if resume and (run_dir / STATE_FILE).exists():
+        run.restore()
+    logs = _Logs(fabric, run_dir, run.progress.step)
+    with _stop_signals() as stop:
+        while run.progress.epoch < recipe.epochs and not run.progress.finished:
+            record = _train_epoch(run, step_module, dataset, dataset_names, recipe, logs, stop, fill)
+            _finish_epoch(run, recipe, record, evaluate, logs)
+    run.progress.finished = True
+    run.save_state()
+    logs.close()
+    return run.progress.history[-1] if run.progress.history else {}
+
+
+def _train_epoch(
+    run: _Run,
+    step_module: Any,
+    dataset: HybridDataset,
+    dataset_names: Sequence[str],
+    recipe: Recipe,
+    logs: _Logs,
+    stop: threading.Event,
+    fill: Sequence[int],
+) -> dict[str, Any]:
+    """The steps of one epoch (the rest of it, after a resume)."""
+    fabric, progress, device = run.fabric, run.progress, run.fabric.device
+    batches = epoch_batches(
+        dataset.sizes(),
+        dataset.draw_weights(),
+        recipe.batch_size,
+        recipe.seed,
+        progress.epoch,
+        recipe.group_aspect,
+        min_batch=fabric.world_size * recipe.accumulate,
+    )
+    micro_batches = MicroBatches(
+        batches[progress.step_in_epoch :], recipe.accumulate, fabric.global_rank, fabric.world_size
+    )
+    loader = make_loader(dataset, micro_batches, recipe.workers, device.type == "cuda", fill)
+    totals = run.totals or DatasetTotals(dataset_names, device)
+    run.totals = totals
+    run.detector.train()
+    stream = iter(loader)
+    logs.start_epoch(len(batches) - progress.step_in_epoch, (recipe.epochs - progress.epoch - 1) * len(batches))
+    for step_in_epoch in range(progress.step_in_epoch, len(batches)):
+        rate = learning_rate(recipe, progress.epoch + step_in_epoch / len(batches))
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        losses: dict[str, Tensor] = {}
+        for micro in range(recipe.accumulate):
+            batch = next(stream).to(device, non_blocking=True)
+            logs.unreadable(batch.unreadable)
+            with fabric.no_backward_sync(step_module, enabled=micro + 1 < recipe.accumulate):
+                output = step_module(Sealed(batch))
+                loss = (output["classification"] + output["box"]) / recipe.accumulate
+                _stop_if_not_finite(run, loss, batch, dataset)
+                fabric.backward(loss)
+            totals.add(batch.dataset_ids, output["image_loss"], output["image_positives"])
+            for name in ("classification", "box"):
+                losses[name] = losses.get(name, 0) + output[name].detach() / recipe.accumulate
+        norm = None
+        if recipe.clip_norm is not None:
+            norm = fabric.clip_gradients(step_module, run.optimizer, max_norm=recipe.clip_norm)
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        if run.average is not None:
+            run.average.update_parameters(run.detector)
+        progress.step_in_epoch, progress.step = step_in_epoch + 1, progress.step + 1
+        logs.step(progress, len(batches), rate, losses, norm, len(batches[step_in_epoch]), recipe.log_every)
+        if recipe.max_steps is not None and progress.step >= recipe.max_steps:
+            progress.finished = True
+            break
+        run.save_if_due(recipe, stop)
+    run.totals = None
+    return {
+        "epoch": progress.epoch + 1,
+        "step": progress.step,
+        "datasets": totals.rows(fabric.all_reduce(totals.sums, reduce_op="sum")),
+    }
+
+
+def _finish_epoch(
+    run: _Run, recipe: Recipe, record: dict[str, Any], evaluate: Evaluate | None, logs: _Logs
+) -> None:
+    """Evaluates if it is time, keeps the best weights, and writes the state at the epoch's end."""
+    progress = run.progress
+    progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
+    last = progress.finished or progress.epoch == recipe.epochs
+    due = recipe.eval_every > 0 and progress.epoch % recipe.eval_every == 0
+    better = False
+    if evaluate is not None and (last or due):
+        record["metrics"] = evaluate(run.final_detector(), "last" if last else f"epoch {progress.epoch}")
+        mean = record["metrics"].get("mean", math.nan)
+        better = mean > progress.best
+        progress.best = max(progress.best, mean) if mean == mean else progress.best
+    progress.history.append(record)
+    logs.epoch(record)
+    run.save_weights(WEIGHTS_FILE)
+    if better:
+        run.save_weights(BEST_FILE)
+    if run.fabric.is_global_zero:
+        write_json(run.run_dir / "metrics.json", {"best": progress.best, "epochs": progress.history})
+    run.save_state()
+
+
+def _stop_if_not_finite(run: _Run, loss: Tensor, batch: Batch, dataset: HybridDataset) -> None:
+    finite = torch.isfinite(loss.detach())
+    if run.fabric.world_size > 1:  # all processes must stop together, or the others wait for this one
+        finite_everywhere = run.fabric.all_reduce(finite.float(), reduce_op="sum") == run.fabric.world_size
+    else:
+        finite_everywhere = finite
+    if bool(finite_everywhere):
+        return
+    names = []
+    for row in batch.image_ids.tolist():
+        part, image = dataset.locate(row)
+        names.append(str(dataset.parts[part].index.path(image)))
+    file = run.run_dir / f"non_finite_batch_rank{run.fabric.global_rank}.pt"
+    save_state(
+        file,
+        {
+            "images": batch.images.cpu(),
+            "boxes": [t.boxes.cpu() for t in batch.targets],
+            "labels": [t.labels.cpu() for t in batch.targets],
+            "flags": [t.flags.cpu() for t in batch.targets],
+            "trusted": batch.trusted.cpu(),
+            "files": names,
+            "step": run.progress.step,
+        },
+    )
+    raise RunError(
+        f"the loss is not finite at step {run.progress.step} (epoch {run.progress.epoch + 1}); the batch is "
+        f"saved in {file}, its images: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}. A lower "
+        f"`train.lr`, a longer `train.warmup_epochs` or `train.clip_norm: 1.0` usually helps; the last saved "
+        f"state is kept"
+    )
+
+
+# ------------------------------------------------------------------------------------------ state
+
+
+@dataclass
+class _Run:
+    """What a checkpoint holds, and where it goes."""
+
+    fabric: Fabric
+    detector: RetinaNet
+    optimizer: Any
+    average: AveragedModel | None
+    run_dir: Path
+    metadata: dict[str, str]
+    progress: Progress
+    totals: DatasetTotals | None = None
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def final_detector(self) -> RetinaNet:
+        """The weights that count: the moving average where there is one."""
+        return self.average.module if self.average is not None else self.detector
+
+    def save_weights(self, name: str) -> None:
+        if self.fabric.is_global_zero:
+            save_weights(self.run_dir / name, self.final_detector().state_dict(), self.metadata)
+
+    def save_state(self) -> None:
+        sums = None
+        if self.totals is not None:  # every process keeps its own share; the file has room for the sum only
+            sums = self.fabric.all_reduce(self.totals.sums, reduce_op="sum")
+        if self.fabric.is_global_zero:
+            state = {
+                "model": self.detector.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
+                "precision": self.fabric.strategy.precision.state_dict(),
+                "progress": dict(vars(self.progress)),
+                "totals": None if sums is None else sums.cpu(),
+                "names": None if self.totals is None else self.totals.names,
+            }
+            save_state(self.run_dir / STATE_FILE, state)
+        self.saved_at = time.monotonic()
+        self.fabric.barrier()
+
+    def restore(self) -> None:
+        state = load_state(self.run_dir / STATE_FILE)
+        self.detector.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None and state["average"] is not None:
+            self.average.load_state_dict(state["average"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.progress = Progress(**state["progress"])
+        if state["totals"] is not None:
+            self.totals = DatasetTotals(state["names"], self.fabric.device)
+            if self.fabric.is_global_zero:
+                self.totals.sums += state["totals"].to(self.fabric.device)
+
+    def save_if_due(self, recipe: Recipe, stop: threading.Event) -> None:
+        """Saves every `checkpoint_steps` steps or `checkpoint_minutes`, and when asked to stop."""
+        due = recipe.checkpoint_steps is not None and self.progress.step % recipe.checkpoint_steps == 0
+        late = time.monotonic() - self.saved_at > 60 * recipe.checkpoint_minutes
+        if self.fabric.world_size > 1:  # clocks and signals differ between processes, decisions must not
+            wish = torch.tensor([float(late), float(stop.is_set())], device=self.fabric.device)
+            late, stopped = (bool(v > 0) for v in self.fabric.all_reduce(wish, reduce_op="sum"))
+        else:
+            stopped = stop.is_set()
+        if due or late or stopped:
+            self.save_state()
+        if stopped:
+            raise RunError(
+                f"interrupted after step {self.progress.step}; the state is saved in {self.run_dir}, "
+                f"continue with the same command and --resume"
+            )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM ask the loop to save and stop after the step; a second Ctrl-C ends it at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ------------------------------------------------------------------------------------------ logs
+
+_COLUMNS = ["step", "epoch", "lr", "loss", "classification", "box", "gradient_norm", "images_per_second"]
+
+
+class _Logs:
+    """Lines on the terminal, `steps.csv` and TensorBoard; silent in all processes but the first."""
+
+    def __init__(self, fabric: Fabric, run_dir: Path, step: int) -> None:
+        self.fabric = fabric
+        self.active = fabric.is_global_zero
+        self.lost: set[str] = set()
+        if not self.active:
+            return
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path = run_dir / "steps.csv"
+        rows = []
+        if step and path.exists():  # rows after the state that is resumed will be written again
+            with path.open(newline="") as old:
+                rows = [row for row in csv.DictReader(old) if int(row["step"]) <= step]
+        self.file = path.open("w", newline="")
+        self.csv = csv.DictWriter(self.file, _COLUMNS)
+        self.csv.writeheader()
+        self.csv.writerows(rows)
+        self.file.flush()
+        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def start_epoch(self, steps_left: int, steps_after: int) -> None:
+        self.steps_left = steps_left + steps_after
+        self.since, self.images, self.steps = time.monotonic(), 0, 0
+
+    def unreadable(self, lines: tuple[str, ...]) -> None:
+        for line in lines:
+            if line not in self.lost:
+                self.lost.add(line)
+                print(f"skipped, another image takes its place: {line}", flush=True)
+
+    def step(
+        self,
+        progress: Progress,
+        steps_in_epoch: int,
+        rate: float,
+        losses: dict[str, Tensor],
+        norm: Tensor | None,
+        images: int,
+        every: int,
+    ) -> None:
+        if not self.active:
+            return
+        self.images, self.steps = self.images + images, self.steps + 1
+        self.steps_left -= 1
+        if progress.step % every and progress.step_in_epoch != steps_in_epoch:
+            return
+        seconds = max(1e-9, time.monotonic() - self.since)
+        classification, box = float(losses["classification"]), float(losses["box"])
+        row = {
+            "step": progress.step,
+            "epoch": progress.epoch + 1,
+            "lr": rate,
+            "loss": classification + box,
+            "classification": classification,
+            "box": box,
+            "gradient_norm": "" if norm is None else float(norm),
+            "images_per_second": self.images / seconds,
+        }
+        self.csv.writerow(row)
+        self.file.flush()
+        for name in ("lr", "loss", "classification", "box", "images_per_second"):
+            self.board.add_scalar(f"train/{name}", row[name], progress.step)
+        eta = _duration(self.steps_left * seconds / self.steps)
+        print(
+            f"epoch {progress.epoch + 1} step {progress.step_in_epoch}/{steps_in_epoch}  "
+            f"loss {classification + box:.4f} (class {classification:.4f}, box {box:.4f})  lr {rate:.2g}  "
+            f"{self.images / seconds:.1f} images/s  {eta} left",
+            flush=True,
+        )
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        if not self.active:
+            return
+        for name, values in record["datasets"].items():
+            print(
+                f"  {name}: {values['images']:.0f} images, {values['positives']:.0f} positive anchors, "
+                f"loss {values['loss']:.4f} per positive",
+                flush=True,
+            )
+            for key, value in values.items():
+                self.board.add_scalar(f"dataset/{name}/{key}", value, record["step"])
+        for key, value in _flat(record.get("metrics", {})):
+            self.board.add_scalar(f"eval/{key}", value, record["step"])
+
+    def close(self) -> None:
+        if self.active:
+            self.file.close()
+            self.board.close()
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{key}", float(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
