@@ -22,6 +22,9 @@ STATE_FILE = "state.pt"
 WEIGHTS_FILE = "model.safetensors"
 BEST_FILE = "best.safetensors"
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes `data` so that `path` holds the old or the new content at any moment, also after a power cut.
@@ -37,6 +40,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        Path(staging).chmod(0o666 & ~_UMASK)  # mkstemp makes private files
         Path(staging).replace(path)
         _sync_folder(path.parent)
     except OSError as error:

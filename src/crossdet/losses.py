@@ -140,18 +140,21 @@ def _foreground_sums(logits: Tensor, own: Tensor, negative: Tensor, alpha: float
     own = own[:, None]
     negative = negative.scatter(1, own, 0.0)
     own_logits = logits.gather(1, own).squeeze(1)
-    positive = alpha * _power(torch.sigmoid(-own_logits), gamma) * F.softplus(-own_logits)
+    positive = alpha * _sigmoid_power(-own_logits, gamma) * F.softplus(-own_logits)
     return positive + (negative * _negative_terms(logits, alpha, gamma)).sum(1)
 
 
 def _negative_terms(logits: Tensor, alpha: float, gamma: float) -> Tensor:
     # -log(1 - p) = softplus(logit): finite for every finite logit
-    return (1 - alpha) * _power(torch.sigmoid(logits), gamma) * F.softplus(logits)
+    return (1 - alpha) * _sigmoid_power(logits, gamma) * F.softplus(logits)
 
 
-def _power(base: Tensor, exponent: float) -> Tensor:
-    # a product is several times faster than pow, and 2 is the paper's value
-    return base * base if exponent == 2 else base.pow(exponent)
+def _sigmoid_power(logits: Tensor, exponent: float) -> Tensor:
+    if exponent == 2:  # the paper's value, and a product is several times faster
+        p = torch.sigmoid(logits)
+        return p * p
+    # not sigmoid().pow(): its gradient is NaN for exponents below 1 where the sigmoid underflows to 0
+    return (exponent * F.logsigmoid(logits)).exp()
 
 
 def _check_shapes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from torchvision.io import ImageReadMode, decode_image
 
 Size = tuple[int, int]
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+
 
 class UnreadableImage(Exception):
     """The file is missing, broken, or not the picture that was annotated. The message names it."""
@@ -20,7 +23,8 @@ class UnreadableImage(Exception):
 def read_image(path: Path | str, annotated: Size | None = None, upright: bool = False) -> Tensor:
     """`[3, H, W]` uint8 RGB.
 
-    torchvision decodes; Pillow reads what it cannot (BMP, TIFF, GIF, ...). 16-bit samples are scaled to 8.
+    torchvision decodes; Pillow reads what it cannot (BMP, TIFF, ...) and every PNG: torchvision's PNG decoder
+    ends the process (a segmentation fault) at a damaged byte. 16-bit samples are scaled to 8.
     The EXIF orientation is applied only if the stored size is not the annotated one and the rotated size is;
     `upright=True` (pictures without annotations) applies it always.
 
@@ -53,21 +57,21 @@ def _size(image: Tensor) -> Size:
 def _decode(data: bytes, path: Path, rotate: bool) -> Tensor:
     if not data:
         raise UnreadableImage(f"{path}: the file is empty")
+    if data.startswith(_PNG):
+        return _decode_with_pillow(data, path, rotate)
     buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
         image = decode_image(buffer, ImageReadMode.RGB, apply_exif_orientation=rotate)
     except (RuntimeError, ValueError):
-        image = _decode_with_pillow(path, rotate)
-    if image.dtype == torch.uint16:
-        image = (image.to(torch.int32) >> 8).to(torch.uint8)
+        return _decode_with_pillow(data, path, rotate)
     if image.dim() == 4:  # an animation: its first frame
         image = image[0]
     return image
 
 
-def _decode_with_pillow(path: Path, rotate: bool) -> Tensor:
+def _decode_with_pillow(data: bytes, path: Path, rotate: bool) -> Tensor:
     try:
-        with Image.open(path) as opened:
+        with Image.open(io.BytesIO(data)) as opened:
             image: Image.Image = opened
             if rotate:
                 image = ImageOps.exif_transpose(image)
@@ -75,6 +79,6 @@ def _decode_with_pillow(path: Path, rotate: bool) -> Tensor:
                 grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
                 image = Image.fromarray(grey)
             array = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # on damaged files Pillow's decoders raise almost anything
         raise UnreadableImage(f"{path}: {error}") from None
     return torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous()

@@ -137,7 +137,7 @@ class HybridDataset(Dataset[Sample]):
         # Seeded per draw, not per worker: the same run gives the same pictures for any number of workers, and a
         # resumed one continues with the pictures it would have seen.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
             pixels, boxes = self.transform(pixels, target.boxes)
         return Sample(
             image=pixels,
@@ -156,9 +156,9 @@ class HybridDataset(Dataset[Sample]):
         labels, flags = index.labels[rows].astype(np.int64), index.flags[rows].copy()
         unified = np.where(labels >= 0, part.class_ids[labels], -1) if len(labels) else labels
         kept = (labels < 0) | (unified != DROPPED)
-        flags[(flags & Flag.INVALID) != 0] |= Flag.IGNORE_REGION
+        flags[(flags & Flag.INVALID) != 0] |= np.uint8(Flag.IGNORE_REGION)
         if part.difficult_as_region:
-            flags[(flags & Flag.DIFFICULT) != 0] |= Flag.AVOID
+            flags[(flags & Flag.DIFFICULT) != 0] |= np.uint8(Flag.AVOID)
         target = Annotations(
             boxes=torch.from_numpy(index.boxes[rows][kept]),
             labels=torch.from_numpy(unified[kept]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -226,11 +227,11 @@ class IndexBuilder:
         """Adds a box to the image last started. `place` is where it stands ("file:line"), for the report."""
         x1, y1, x2, y2 = (float(v) for v in xyxy)
         height, width = self._sizes[-1]
-        if not all(np.isfinite(v) for v in (x1, y1, x2, y2)):
+        if not all(math.isfinite(v) for v in (x1, y1, x2, y2)):
             self.skip("box with a coordinate that is no number", f"{place}: {xyxy}")
             return
         if not keep_invalid:
-            if x2 <= x1 or y2 <= y1:
+            if np.float32(x2) <= np.float32(x1) or np.float32(y2) <= np.float32(y1):
                 self.skip("box without area", f"{place}: xyxy {_short(xyxy)}")
                 return
             if width and height:
@@ -325,8 +326,13 @@ def fingerprint(settings: dict[str, Any], files: Iterable[Path]) -> str:
     return digest.hexdigest()[:32]
 
 
-def cached(key: str, read: Callable[[], Index], root: Path | None = None) -> Index:
-    """The index stored under `key`, else the result of `read()`, which is then stored.
+def cached(
+    key: str,
+    read: Callable[[], Index],
+    root: Path | None = None,
+    worth_keeping: Callable[[Index], bool] = lambda _: True,
+) -> Index:
+    """The index stored under `key`, else the result of `read()`, which is then stored if `worth_keeping`.
 
     A cache that cannot be written (read-only home, full disk) costs time, never the run: the freshly read index
     is returned. A damaged entry is read anew.
@@ -335,9 +341,11 @@ def cached(key: str, read: Callable[[], Index], root: Path | None = None) -> Ind
     if (folder / "meta.json").exists():
         try:
             return load_index(folder)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, EOFError):
             shutil.rmtree(folder, ignore_errors=True)
     index = read()
+    if not worth_keeping(index):
+        return index
     try:
         save_index(index, folder)
         return load_index(folder)
@@ -362,9 +370,10 @@ def save_index(index: Index, folder: Path) -> None:
         (staging / "meta.json").write_text(json.dumps(meta))
         try:
             staging.rename(folder)
-        except OSError:  # another process was faster
-            if not (folder / "meta.json").exists():
-                raise
+        except OSError:
+            if not (folder / "meta.json").exists():  # a damaged entry is in the way
+                shutil.rmtree(folder, ignore_errors=True)
+                staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -374,8 +383,7 @@ def load_index(folder: Path) -> Index:
     meta = json.loads((folder / "meta.json").read_text())
 
     def array(name: str) -> NDArray[Any]:
-        path = folder / f"{name}.npy"
-        loaded = np.load(path, mmap_mode="r") if path.stat().st_size else np.load(path)
+        loaded: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r")
         return loaded
 
     plain = {f.name for f in fields(Index)} - {

@@ -1,0 +1,125 @@
+"""How long a dataset of COCO's size takes to read and to open from the cache, and what a loader worker pays.
+
+    python benchmarks/index.py [--images 118000] [--boxes 860000] [--workers 4] [--json FILE]
+
+Generates a COCO JSON (with segmentation polygons, to be as large as the real one), reads it once, opens it
+again from the cache and forks workers that touch every array. Takes about a minute and 3 GB of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from crossdet.data.coco import read_coco
+from crossdet.data.index import Index, load_index, save_index
+
+POLYGON_POINTS = 22
+
+
+@contextmanager
+def timed(results: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    results[name] = round(time.perf_counter() - start, 4)
+
+
+def write_generated_coco(path: Path, images: int, boxes: int, seed: int = 0) -> None:
+    """A COCO instances file with random boxes, written piece by piece."""
+    rng = np.random.default_rng(seed)
+    owners = rng.integers(0, images, boxes).tolist()
+    classes = rng.integers(1, 81, boxes).tolist()
+    corners = rng.integers(0, 400, (boxes, 2))
+    rows = np.hstack([corners, rng.integers(1, 80, (boxes, 2))]).tolist()
+    with path.open("w") as file:
+        file.write('{"images": [')
+        for i in range(images):
+            image = {"id": i, "file_name": f"{i:012d}.jpg", "height": 480, "width": 640}
+            file.write((", " if i else "") + json.dumps(image))
+        file.write('], "annotations": [')
+        for i, (owner, label, box) in enumerate(zip(owners, classes, rows, strict=True)):
+            polygon = [round(box[k % 2] + 0.37 * k, 2) for k in range(2 * POLYGON_POINTS)]
+            row = {"id": i, "image_id": owner, "category_id": label, "bbox": box, "iscrowd": 0}
+            row |= {"area": box[2] * box[3] * 0.6, "segmentation": [polygon]}
+            file.write((", " if i else "") + json.dumps(row))
+        categories = [{"id": k, "name": f"class {k}"} for k in range(1, 81)]
+        file.write(f'], "categories": {json.dumps(categories)}}}')
+
+
+def private_bytes() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+
+def touch(index: Index) -> float:
+    arrays = (index.boxes, index.labels, index.flags, index.area, index.sizes, index.box_offsets)
+    return float(sum(array.sum(dtype=np.float64) for array in (*arrays, index.names.blob)))
+
+
+def worker_growth(index: Index, workers: int) -> list[int]:
+    """Bytes by which each forked worker's private memory grows when it touches every array."""
+    touch(index)
+    growths = []
+    for _ in range(workers):
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            before = private_bytes()
+            touch(index)
+            os.write(writer, str(private_bytes() - before).encode())
+            os._exit(0)
+        os.wait()
+        growths.append(int(os.read(reader, 64)))
+        os.close(reader)
+        os.close(writer)
+    return growths
+
+
+def measure(images: int, boxes: int, workers: int, folder: Path) -> dict[str, float]:
+    results: dict[str, float] = {"images": images, "boxes": boxes}
+    annotations, entry = folder / "instances.json", folder / "entry"
+    write_generated_coco(annotations, images, boxes)
+    results["json_mb"] = round(annotations.stat().st_size / 1e6, 1)
+    with timed(results, "first_read_s"):
+        index = read_coco(annotations, folder)
+    with timed(results, "save_s"):
+        save_index(index, entry)
+    results["cache_mb"] = round(sum(f.stat().st_size for f in entry.iterdir()) / 1e6, 1)
+    del index
+    times: dict[str, float] = {}
+    for turn in range(5):
+        with timed(times, str(turn)):
+            opened = load_index(entry)
+    results["open_s"] = statistics.median(times.values())
+    if Path("/proc/self/smaps_rollup").exists():
+        results["worker_growth_mb"] = round(max(worker_growth(opened, workers)) / 1e6, 2)
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=118_000)
+    parser.add_argument("--boxes", type=int, default=860_000)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        results = measure(arguments.images, arguments.boxes, arguments.workers, Path(folder))
+    for name, value in results.items():
+        print(f"{name:18} {value:g}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,399 @@
+"""From a config to built parts and to the functions that use them; the only place that builds.
+
+`train`, `evaluate`, `predict` and `load_detector` are the Python API; the command line calls the same.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning_fabric import Fabric
+from lightning_fabric.utilities.seed import seed_everything
+
+from crossdet.checkpoint import STATE_FILE, load_state, write_atomically, write_json
+from crossdet.config import Config, dump_config, load_config
+from crossdet.data.hybrid import HybridDataset, Part
+from crossdet.data.index import Index
+from crossdet.data.loading import epoch_batches, make_loader
+from crossdet.data.transforms import Augment
+from crossdet.errors import UserError
+from crossdet.evaluation.run import EvalSettings, score_dataset
+from crossdet.inference import AnyImage, Detector, load_detector
+from crossdet.labels import DROPPED, LabelSpace
+from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.retinanet import RetinaNet
+from crossdet.sources import Sources, open_sources
+from crossdet.training import Recipe, fit
+from crossdet.types import Batch, Detections
+
+__all__ = ["evaluate", "load_detector", "predict", "train", "training_batches"]
+
+CONFIG_FILE = "config.yaml"
+
+# Keys that may differ between a run and its resumption without changing what it computes.
+_FREE_KEYS = ("output", "train.workers", "train.log_every", "train.checkpoint_minutes",
+              "train.checkpoint_steps", "train.max_steps", "eval.batch_size")  # fmt: skip
+
+
+def train(
+    config: Config | str | Path,
+    output: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Trains the detector of `config`, evaluates it by every dataset's protocol, and returns the last record.
+
+    Args:
+        config: a `Config` or the path of a YAML file.
+        output: run directory; default `config.output`.
+        resume: continue the run in `output` exactly where its state stands; from the start if there is none.
+        overwrite: delete what an earlier run left in `output`.
+
+    Raises:
+        UserError: a mistake in the config or the data, found before training starts.
+        RunError: non-finite loss, interruption (resumable), full disk.
+    """
+    config = _as_config(config)
+    run_dir = Path(output or config.output or "runs/crossdet")
+    sources = open_sources(config)
+    _check_trainable(config, sources)
+    fabric = build_fabric(config)
+    if fabric.is_global_zero:
+        _prepare_run_dir(run_dir, config, resume, overwrite)
+    fabric.barrier()
+    seed_everything(config.seed, verbose=False)
+    settings = detector_settings(config)
+    detector = build_detector(
+        settings,
+        len(sources.space.classes),
+        torch.from_numpy(sources.space.overlap_array),
+        config.model.weights,
+    )
+    if config.train.channels_last:
+        detector = detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fill = detector.mean.flatten().round().int().tolist()
+
+    def score(model: RetinaNet, when: str) -> dict[str, Any]:
+        metrics = score_all(model, config, sources.space, sources.val, fabric, fill)
+        if fabric.is_global_zero:
+            print(f"evaluation, {when}:\n{metrics_table(metrics)}", flush=True)
+        return metrics
+
+    return fit(
+        fabric,
+        detector,
+        training_data(config, sources),
+        list(sources.space.datasets),
+        recipe(config),
+        run_dir,
+        evaluate=score if sources.val else None,
+        metadata=weights_metadata(config, sources.space, settings),
+        resume=resume,
+        fill=fill,
+    )
+
+
+def evaluate(
+    run_or_weights: str | Path | Detector, config: Config | str | Path, split: str = "val"
+) -> dict[str, Any]:
+    """Scores a trained detector on every dataset of `config`, each on the classes that it labels.
+
+    The detector's classes are found by their unified names, so the config may hold other datasets than those it
+    was trained on.
+
+    Raises:
+        UserError: unreadable weights or data, or classes that the detector does not know.
+    """
+    config = _as_config(config)
+    detector = run_or_weights if isinstance(run_or_weights, Detector) else load_detector(run_or_weights)
+    sources = open_sources(config, [split])
+    indexes: dict[str, Index] = getattr(sources, split)
+    if not indexes:
+        raise UserError(f"no dataset of the config has a `{split}` split")
+    unknown = [name for name in sources.space.classes if name not in detector.classes]
+    if unknown:
+        raise UserError(
+            f"the detector does not know the class(es) {', '.join(map(repr, unknown))}; it knows "
+            f"{', '.join(detector.classes)}. Merge them to known names under `labels.merge`, or drop them"
+        )
+    ids = {
+        name: [
+            DROPPED if c == DROPPED else detector.space.id_of(sources.space.classes[c])
+            for c in sources.space.ids(name, index.classes).tolist()
+        ]
+        for name, index in indexes.items()
+    }
+    return _score(detector.model, config, detector.classes, indexes, ids, detector.settings.shorter,
+                  detector.settings.longer)  # fmt: skip
+
+
+def predict(
+    weights: str | Path | Detector,
+    images: AnyImage | Sequence[AnyImage],
+    classes: Sequence[str] | None = None,
+    score_threshold: float = 0.3,
+) -> list[Detections]:
+    """Detections of each image; see `crossdet.inference.Detector` for what an image may be."""
+    detector = weights if isinstance(weights, Detector) else load_detector(weights)
+    many = list(images) if isinstance(images, list | tuple) else [images]
+    return [detector(image, classes, score_threshold) for image in many]
+
+
+# ------------------------------------------------------------------------------------------ builders
+
+
+def build_fabric(config: Config) -> Fabric:
+    """Fabric for the config's devices and precision. Started by torchrun, it takes the ranks from there."""
+    settings = config.train
+    accelerator = settings.accelerator
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.accelerator: cuda, but torch sees no GPU here; use auto or cpu")
+    under_torchrun = torch.distributed.is_torchelastic_launched()
+    strategy = "ddp" if settings.devices > 1 or under_torchrun else "auto"
+    fabric = Fabric(
+        accelerator=accelerator, devices=settings.devices, precision=settings.precision, strategy=strategy
+    )
+    fabric.launch()
+    return fabric
+
+
+def detector_settings(config: Config) -> DetectorSettings:
+    """Architecture and loss settings; batch norm is frozen iff weights are given, unless the config says."""
+    model, loss = config.model, config.loss
+    frozen = model.freeze_batch_norm
+    return DetectorSettings(
+        backbone=model.backbone,
+        channels=model.channels,
+        head_depth=model.head_depth,
+        scales=model.anchors.scales,
+        ratios=model.anchors.ratios,
+        prior=model.prior,
+        positive_iou=model.positive_iou,
+        negative_iou=model.negative_iou,
+        low_quality_matches=model.low_quality_matches,
+        alpha=loss.alpha,
+        gamma=loss.gamma,
+        foreground_negatives=loss.foreground_negatives,
+        box_beta=loss.box_beta,
+        box_weight=loss.box_weight,
+        frozen_batch_norm=model.weights != "none" if frozen is None else frozen,
+    )
+
+
+def recipe(config: Config) -> Recipe:
+    t = config.train
+    return Recipe(
+        epochs=t.epochs,
+        batch_size=t.batch_size,
+        lr=t.lr,
+        momentum=t.momentum,
+        weight_decay=t.weight_decay,
+        warmup_epochs=t.warmup_epochs,
+        warmup_factor=t.warmup_factor,
+        steps=t.steps,
+        step_factor=t.step_factor,
+        max_steps=t.max_steps,
+        clip_norm=t.clip_norm,
+        accumulate=t.accumulate,
+        ema=t.ema,
+        group_aspect=t.group_aspect,
+        workers=t.workers,
+        seed=config.seed,
+        eval_every=t.eval_every,
+        checkpoint_minutes=t.checkpoint_minutes,
+        checkpoint_steps=t.checkpoint_steps,
+        log_every=t.log_every,
+    )
+
+
+def training_data(config: Config, sources: Sources) -> HybridDataset:
+    """The hybrid dataset of all training splits, with the config's augmentation."""
+    space = sources.space
+    parts = []
+    for name, index in sources.train.items():
+        dataset = config.datasets[name]
+        parts.append(
+            Part(
+                index=index,
+                row=space.dataset_index(name),
+                class_ids=space.ids(name, index.classes),
+                weight=dataset.weight,
+                repeat_threshold=dataset.repeat_threshold,
+                difficult_as_region=dataset.difficult == "ignore",
+            )
+        )
+    transform = Augment(
+        shorter=config.input.shorter,
+        longer=config.input.longer,
+        flip=config.augment.flip,
+        scale_jitter=config.augment.scale_jitter,
+        photometric=config.augment.photometric,
+    )
+    return HybridDataset(parts, space, transform, plain=config.train.plain)
+
+
+def training_batches(config: Config | str | Path, count: int, epoch: int = 0) -> tuple[list[Batch], Sources]:
+    """The first training batches of an epoch, exactly as training would see them (for looking at them)."""
+    config = _as_config(config)
+    sources = open_sources(config, ["train"])
+    dataset = training_data(config, sources)
+    batches = epoch_batches(
+        dataset.sizes(),
+        dataset.draw_weights(),
+        config.train.batch_size,
+        config.seed,
+        epoch,
+        config.train.group_aspect,
+    )
+    return list(make_loader(dataset, batches[:count])), sources
+
+
+def weights_metadata(config: Config, space: LabelSpace, settings: DetectorSettings) -> dict[str, str]:
+    """What a weights file carries besides tensors: enough to predict with it."""
+    return {
+        "labels": space.to_json(),
+        "model": settings.to_json(),
+        "input": json.dumps({"shorter": config.input.shorter, "longer": config.input.longer}),
+        "eval": config.eval.model_dump_json(),
+    }
+
+
+# ------------------------------------------------------------------------------------------ evaluation
+
+
+def score_all(
+    model: RetinaNet,
+    config: Config,
+    space: LabelSpace,
+    indexes: dict[str, Index],
+    fabric: Fabric,
+    fill: Sequence[int],
+) -> dict[str, Any]:
+    """Scores of all validation splits in training, under the run's precision and on all its processes."""
+    ids = {name: space.ids(name, index.classes).tolist() for name, index in indexes.items()}
+    return _score(
+        model,
+        config,
+        space.classes,
+        indexes,
+        ids,
+        config.input.shorter,
+        config.input.longer,
+        fill=fill,
+        autocast=fabric.autocast(),
+        rank=fabric.global_rank,
+        ranks=fabric.world_size,
+    )
+
+
+def _score(
+    model: RetinaNet,
+    config: Config,
+    class_names: Sequence[str],
+    indexes: dict[str, Index],
+    ids: dict[str, list[int]],
+    shorter: int,
+    longer: int,
+    **detect_options: Any,
+) -> dict[str, Any]:
+    import numpy as np
+
+    limits = config.eval
+    settings = EvalSettings(
+        shorter,
+        longer,
+        limits.score_threshold,
+        limits.topk,
+        limits.nms_iou,
+        limits.max_detections,
+        limits.batch_size,
+        config.train.workers,
+    )
+    scores = {}
+    for name, index in indexes.items():
+        most = config.datasets[name].max_detections or limits.max_detections
+        class_ids = np.array(ids[name], np.int64)
+        scores[name] = score_dataset(
+            model, index, class_ids, class_names, replace(settings, max_detections=most), **detect_options
+        )
+    known = [record["AP"] for record in scores.values() if record["AP"] == record["AP"]]
+    return {"mean": sum(known) / len(known) if known else float("nan"), "datasets": scores}
+
+
+def metrics_table(metrics: dict[str, Any]) -> str:
+    """All datasets in one text table, values in percent."""
+    columns = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"]
+    width = max([len("dataset"), *(len(name) for name in metrics["datasets"])])
+    lines = [f"{'dataset':<{width}}  protocol  images" + "".join(f"{c:>7}" for c in columns)]
+    for name, row in metrics["datasets"].items():
+        cells = "".join(f"{'-' if row[c] != row[c] else format(100 * row[c], '.1f'):>7}" for c in columns)
+        lost = f"  ({len(row['unreadable'])} images unreadable)" if row["unreadable"] else ""
+        lines.append(f"{name:<{width}}  {row['protocol']:<8}  {row['images']:>6}{cells}{lost}")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------ run directory
+
+
+def _as_config(config: Config | str | Path) -> Config:
+    return config if isinstance(config, Config) else load_config(config)
+
+
+def _check_trainable(config: Config, sources: Sources) -> None:
+    if not sources.train:
+        raise UserError("no dataset of the config has a `train` split")
+    empty = [name for name, index in sources.train.items() if not len(index)]
+    if empty:
+        raise UserError(f"datasets without a single training image: {', '.join(empty)}")
+    if not any(len(index.boxes) for index in sources.train.values()):
+        raise UserError("the training splits hold no box at all")
+
+
+def _prepare_run_dir(run_dir: Path, config: Config, resume: bool, overwrite: bool) -> None:
+    """Makes the run directory and writes the resolved config; refuses to mix two runs."""
+    state = run_dir / STATE_FILE
+    if overwrite and not resume and run_dir.exists():
+        if not (run_dir / CONFIG_FILE).exists() and any(run_dir.iterdir()):
+            raise UserError(f"{run_dir} is no run directory; it is not deleted, choose another `output`")
+        shutil.rmtree(run_dir)
+    if (run_dir / CONFIG_FILE).exists() and not resume:
+        raise UserError(
+            f"{run_dir} already holds a run; continue it with --resume, replace it with --overwrite, "
+            f"or choose another directory with --output"
+        )
+    if resume and state.exists():
+        _check_same_config(run_dir / CONFIG_FILE, config)
+        if load_state(state)["progress"]["finished"]:
+            raise UserError(f"{run_dir}: this run is finished; there is nothing to resume")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(run_dir / CONFIG_FILE, dump_config(config).encode())
+
+
+def _check_same_config(path: Path, config: Config) -> None:
+    if not path.exists():
+        return
+    before, now = yaml.safe_load(path.read_text()), yaml.safe_load(dump_config(config))
+    changed = [key for key in _differences(before, now) if not key.startswith(_FREE_KEYS)]
+    if changed:
+        raise UserError(
+            f"{path.parent}: the run was started with another config; differing: {', '.join(changed)}. "
+            f"Resume with the same values, or start a new run with --output"
+        )
+
+
+def _differences(a: Any, b: Any, at: str = "") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [*a, *(key for key in b if key not in a)]
+        return [d for key in keys for d in _differences(a.get(key), b.get(key), f"{at}{key}.")]
+    return [] if a == b else [at.rstrip(".")]
+
+
+def save_metrics(path: Path, metrics: dict[str, Any]) -> None:
+    write_json(path, metrics)

@@ -1,0 +1,140 @@
+"""A look at the image files: are they there, are they the annotated pictures, does one occur twice."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossdet.check.report import FIRST, DuplicateReport, FileReport, Places
+from crossdet.data.index import Index, header_sizes
+
+Split = tuple[str, str]
+"""(dataset, "train" or "val")."""
+
+_ORIENTATION_TAG = 0x0112
+_SAMPLE_BYTES = 4096
+
+
+def image_paths(index: Index, max_images: int | None = None) -> dict[int, Path]:
+    """Image row -> file; with `max_images` so many rows, evenly spread."""
+    rows = np.arange(len(index))
+    if max_images is not None and max_images < len(rows):
+        rows = np.unique(np.linspace(0, len(rows) - 1, max_images).astype(np.int64))
+    return {row: index.path(row) for row in rows.tolist()}
+
+
+def look_at_files(index: Index, paths: Mapping[int, Path]) -> FileReport:
+    """Compares the headers of the files with the annotated sizes."""
+    missing, unreadable, contradicting = [], [], []
+    for (row, path), have in zip(paths.items(), header_sizes(list(paths.values())), strict=True):
+        height, width = (int(side) for side in index.sizes[row])
+        if have is None:
+            (unreadable if path.exists() else missing).append(str(path))
+        elif 0 in (height, width) or have == (height, width):
+            continue
+        elif have != (width, height) or not _stored_sideways(path):
+            told = f"{path}: the picture is {have[1]}x{have[0]}, its annotation says {width}x{height}"
+            contradicting.append(told)
+    return FileReport(len(paths), *(Places.of(found) for found in (missing, unreadable, contradicting)))
+
+
+def _stored_sideways(path: Path) -> bool:
+    """EXIF says that the picture is to be turned by a quarter, so that width and height change places."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(_ORIENTATION_TAG, 1) >= 5
+    except (OSError, ValueError, SyntaxError):
+        return False
+
+
+# ---------------------------------------------------------------------------------------------- duplicates
+
+
+def find_duplicates(files: Mapping[Split, Iterable[Path]]) -> list[DuplicateReport]:
+    """Pairs of splits that share pictures, leaks first; files of equal content and one file used twice."""
+    users: dict[str, list[Split]] = {}
+    for split, paths in files.items():
+        for path in paths:
+            users.setdefault(str(path), []).append(split)
+    groups = same_content(list(users))
+    alone = set(users).difference(*groups)
+    groups += [[path] for path in alone if len(users[path]) > 1]
+    found: dict[tuple[Split, Split], dict[str, tuple[str, str]]] = {}
+    for group in groups:
+        uses: dict[Split, list[str]] = {split: [] for split in files}
+        for path in group:
+            for split in users[path]:
+                uses[split].append(path)
+        firsts = [(split, path) for split, paths in uses.items() for path in paths[:2]]
+        for (one, path), (other, other_path) in combinations(firsts, 2):
+            found.setdefault((one, other), {}).setdefault(group[0], (path, other_path))
+    order = list(files)
+    reports = [
+        DuplicateReport(
+            one=one,
+            other=other,
+            leak=(one[1] == "train") != (other[1] == "train"),
+            pictures=len(pictures),
+            files=tuple(sorted(pictures.values())[:FIRST]),
+        )
+        for (one, other), pictures in found.items()
+    ]
+    return sorted(reports, key=lambda r: (not r.leak, order.index(r.one), order.index(r.other)))
+
+
+def same_content(paths: Sequence[str]) -> list[list[str]]:
+    """Groups of at least two files with the same bytes. Unreadable files are in none.
+
+    Most files are told apart without reading them: only those of the same size are sampled in the middle, and
+    only those that agree there are read as a whole.
+    """
+    groups = [list(paths)]
+    with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
+        for key in (_size, _sample, _digest):
+            groups = _split(groups, key, pool)
+    return groups
+
+
+def _split(
+    groups: list[list[str]], key: Callable[[str], Hashable | None], pool: ThreadPoolExecutor
+) -> list[list[str]]:
+    flat = [(number, path) for number, group in enumerate(groups) for path in group]
+    keys = pool.map(key, [path for _, path in flat])
+    parts: dict[Any, list[str]] = {}
+    for (number, path), value in zip(flat, keys, strict=True):
+        if value is not None:
+            parts.setdefault((number, value), []).append(path)
+    return [part for part in parts.values() if len(part) > 1]
+
+
+def _size(path: str) -> int | None:
+    try:
+        return Path(path).stat().st_size or None  # empty files are broken, not equal
+    except OSError:
+        return None
+
+
+def _sample(path: str) -> bytes | None:
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(os.fstat(file.fileno()).st_size // 2)
+            return file.read(_SAMPLE_BYTES)
+    except OSError:
+        return None
+
+
+def _digest(path: str) -> bytes | None:
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=20)).digest()
+    except OSError:
+        return None

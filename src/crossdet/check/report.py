@@ -1,0 +1,155 @@
+"""What `inspect` finds, as plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+FIRST = 3
+"""How many places of one kind a report names; all are counted."""
+
+LABELLED = "labelled"
+AVOIDED = "avoided"
+ABSENT = "absent"
+NOT_EXHAUSTIVE = "not exhaustive"
+PER_IMAGE = "per image"
+STATES = (LABELLED, AVOIDED, ABSENT, NOT_EXHAUSTIVE, PER_IMAGE)
+"""What a dataset is to a class: labels it and its background is a negative; its background is not used; does
+not label it but is known not to contain it (background is a negative); labels it in part (background not
+used); every image says it itself (federated)."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """How often something was found, and the first places of it."""
+
+    count: int = 0
+    first: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, places: Sequence[str]) -> Places:
+        return cls(len(places), tuple(places[:FIRST]))
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """The image files of a split, by their headers: a file broken further in is found when it is decoded.
+
+    checked: files looked at. contradicting: size in the header is in neither orientation the annotated one.
+    """
+
+    checked: int
+    missing: Places
+    unreadable: Places
+    contradicting: Places
+
+    @property
+    def bad(self) -> int:
+        return self.missing.count + self.unreadable.count + self.contradicting.count
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """One split of one dataset.
+
+    boxes: objects (regions and invalid boxes are not among them); boxes_per_class: by the dataset's own names.
+    empty_images: images without objects.
+    crowd, ignore_regions, avoided_regions, invalid, difficult: boxes with that flag.
+    skipped: what the reader left out, by reason.
+    """
+
+    dataset: str
+    split: str
+    images: int
+    empty_images: int
+    boxes: int
+    boxes_per_class: dict[str, int]
+    crowd: int
+    ignore_regions: int
+    avoided_regions: int
+    invalid: int
+    difficult: int
+    skipped: dict[str, Places]
+    files: FileReport
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """One unified class.
+
+    sources: `dataset/name`. states: dataset -> one of `STATES`. train_boxes: objects in all train splits.
+    trusting_images: training images whose background is a negative for the class.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    states: dict[str, str]
+    train_boxes: int
+    trusting_images: int
+
+
+@dataclass(frozen=True)
+class AnchorReport:
+    """Share of a dataset's boxes that some anchor reaches with `model.positive_iou`; None without boxes.
+
+    small, medium, large: area at the network's input below 32^2, between, above 96^2 pixels. hint: what the
+    boxes that are not reached have in common, and what to change; "" if nothing is to be done.
+    """
+
+    dataset: str
+    split: str
+    boxes: int
+    recall: float | None
+    small_boxes: int
+    small: float | None
+    medium_boxes: int
+    medium: float | None
+    large_boxes: int
+    large: float | None
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class DuplicateReport:
+    """Identical image files in two places (dataset, split), or twice in the same one.
+
+    leak: one is a train split, the other is not. pictures: how many. files: the first pairs.
+    """
+
+    one: tuple[str, str]
+    other: tuple[str, str]
+    leak: bool
+    pictures: int
+    files: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that `crossdet check` knows.
+
+    errors: the run would fail. warnings: it would run, but probably not as meant. notes: good to know.
+    avoiding_images: training images whose background is not used for at least one class.
+    max_images: limit of image files looked at per split, None = all.
+    """
+
+    datasets: tuple[str, ...]
+    federated: tuple[str, ...]
+    dropped: tuple[str, ...]
+    splits: tuple[SplitReport, ...]
+    classes: tuple[ClassReport, ...]
+    train_images: int
+    avoiding_images: int
+    likely_duplicates: tuple[tuple[str, str], ...]
+    partial_merges: tuple[str, ...]
+    positive_iou: float
+    anchors: tuple[AnchorReport, ...]
+    duplicates: tuple[DuplicateReport, ...]
+    max_images: int | None
+    errors: tuple[str, ...]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """The whole report as JSON text; keys are the field names."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)

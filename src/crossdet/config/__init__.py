@@ -1,0 +1,40 @@
+"""The configuration: one YAML file, checked strictly at the edge, all mistakes reported at once.
+
+`schema` holds the sections with their defaults (the paper's recipe) and the checks between values, `fields`
+the types of single values, `mistakes` turns pydantic's errors into sentences, `files` reads and writes YAML.
+Nothing below `crossdet.api` knows these classes. No torch in here.
+"""
+
+from crossdet.config.fields import KNOWN_PROTOCOLS, LATER_PROTOCOLS
+from crossdet.config.files import dump_config, load_config
+from crossdet.config.schema import (
+    AnchorsConfig,
+    AugmentConfig,
+    Config,
+    DatasetConfig,
+    EvalConfig,
+    InputConfig,
+    LabelsConfig,
+    LossConfig,
+    ModelConfig,
+    SplitConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "KNOWN_PROTOCOLS",
+    "LATER_PROTOCOLS",
+    "AnchorsConfig",
+    "AugmentConfig",
+    "Config",
+    "DatasetConfig",
+    "EvalConfig",
+    "InputConfig",
+    "LabelsConfig",
+    "LossConfig",
+    "ModelConfig",
+    "SplitConfig",
+    "TrainConfig",
+    "dump_config",
+    "load_config",
+]

@@ -1,0 +1,204 @@
+"""Reading and writing the YAML file.
+
+Two rules differ from plain YAML 1.1: a key of a mapping is text as it is written (`no: ...` names a dataset
+"no"), and `1e-4` is a number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from crossdet.config.mistakes import Key, Problem, dotted, section_below, suggest, validated
+from crossdet.config.schema import Config
+from crossdet.data.index import Index
+from crossdet.errors import ConfigError, problem_list
+
+_FLOAT, _TEXT = "tag:yaml.org,2002:float", "tag:yaml.org,2002:str"
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe loading; `1e-4` is a number."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text "1e-4", since `_Loader` reads it as a number."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        return True
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(_FLOAT, _EXPONENT, list("-+0123456789"))
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Reads a config file.
+
+    path: the YAML file; its folder is the base of relative paths, also of those in overrides.
+    overrides: `a.b=value`, the value in YAML; a key of the file or of its schema (`datasets.faces.weight=2`).
+
+    Raises `ConfigError`: the file cannot be read or is no YAML mapping; else one error that lists all
+    mistakes with line (or override), key, value and what is expected.
+    """
+    path = Path(path)
+    data, places, problems = _read(path)
+    for text in overrides:
+        problems += _override(data, places, text)
+    config, found = validated(Config, data, path.absolute().parent)
+    lines = [p.text for p in problems] + [f"{_place(p, places)}{p.text}" for p in found]
+    if config is None or lines:
+        raise ConfigError(problem_list(f"{path}: {len(lines)} mistake(s)", lines))
+    if config.output is None:
+        config = config.model_copy(update={"output": Path.cwd() / "runs" / path.stem})
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """YAML that `load_config` reads back to an equal config; all paths are absolute.
+
+    A split given as an `Index` is written as a note and cannot be read back.
+    """
+    return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, Index):
+        return f"an index of {len(value)} images, given from Python"
+    if isinstance(value, dict):
+        return {key: _plain(child) for key, child in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(child) for child in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str], list[Problem]]:
+    """The file's values, the place ("line 3") of every key, and the keys that stand twice."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+    places: dict[Key, str] = {}
+    problems: list[Problem] = []
+    try:
+        data = _parse(text, places, problems)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {_yaml_problem(error)}") from None
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping (`key: value` lines), got a {type(data).__name__}")
+    return data, places, problems
+
+
+def _parse(text: str, places: dict[Key, str], problems: list[Problem]) -> Any:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _survey(node, (), [], places, problems)
+        return _copied(loader.construct_document(node))
+    finally:
+        loader.dispose()
+
+
+def _survey(
+    node: yaml.Node, at: Key, inside: list[yaml.Node], places: dict[Key, str], problems: list[Problem]
+) -> None:
+    """Notes the line of every key, makes keys text, and finds keys that stand twice in one mapping."""
+    if any(node is other for other in inside):
+        raise yaml.MarkedYAMLError(problem="an alias that contains itself", problem_mark=node.start_mark)
+    inside = [*inside, node]
+    if isinstance(node, yaml.SequenceNode):
+        for number, child in enumerate(node.value):
+            places[(*at, number)] = f"line {child.start_mark.line + 1}"
+            _survey(child, (*at, number), inside, places, problems)
+    elif isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, child in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+                continue
+            key.tag = _TEXT
+            line = key.start_mark.line + 1
+            here = (*at, key.value)
+            if key.value in seen:
+                text = f"line {line}: `{dotted(here)}` stands twice, first in line {seen[key.value]}"
+                problems.append(Problem((), text))
+            seen.setdefault(key.value, line)
+            places[here] = f"line {line}"
+            _survey(child, here, inside, places, problems)
+
+
+def _copied(value: Any) -> Any:
+    """YAML aliases share their value; an override must change one place only."""
+    if isinstance(value, dict):
+        return {key: _copied(child) for key, child in value.items()}
+    return [_copied(child) for child in value] if isinstance(value, list) else value
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return str(error)
+    return f"line {mark.line + 1}: {getattr(error, 'problem', None) or error}"
+
+
+def _override(data: dict[str, Any], places: dict[Key, str], text: str) -> list[Problem]:
+    """Sets one `a.b=value` in `data`; returns its mistakes. The schema checks key and value later."""
+    name, equals, raw = text.partition("=")
+    if not equals or not name.strip():
+        return [Problem((), f"--set {text}: expected `key=value`")]
+    problems: list[Problem] = []
+    try:
+        value = _parse(raw, {}, problems)
+    except yaml.YAMLError as error:
+        return [Problem((), f"--set {text}: the value is not valid YAML: {_yaml_problem(error)}")]
+    if problems:
+        return [Problem((), f"--set {text}: {problem.text}") for problem in problems]
+    level, kind = data, Config
+    at: Key = ()
+    parts = name.strip().split(".")
+    while True:
+        # a dataset's name may contain dots: the longest key that exists wins
+        length = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in level), 1)
+        key, parts = ".".join(parts[:length]), parts[length:]
+        at = (*at, key)
+        if not parts:
+            break
+        if key not in level and not hasattr(kind, "model_fields"):
+            hint = suggest(key, list(level), "names")
+            return [Problem((), f"--set {text}: unknown key `{dotted(at)}`; {hint}")]
+        if level.get(key) is None:
+            level[key] = {}
+            places[at] = f"--set {text}"
+        if not isinstance(level[key], dict):
+            return [Problem((), f"--set {text}: `{dotted(at)}` has no keys below it")]
+        level, kind = level[key], section_below(kind, key)
+    level[key] = value
+    for place in [p for p in places if p[: len(at)] == at]:
+        del places[place]
+    places[at] = f"--set {text}"
+    return []
+
+
+def _place(problem: Problem, places: dict[Key, str]) -> str:
+    """Where the first key that stands somewhere stands; else the closest section that does."""
+    for key in problem.keys:
+        if key in places:
+            return f"{places[key]}: "
+    first = problem.keys[0] if problem.keys else ()
+    for length in range(len(first) - 1, 0, -1):
+        if first[:length] in places:
+            return f"{places[first[:length]]}: "
+    return ""

@@ -1,0 +1,303 @@
+"""The sections of the config file. The defaults are the paper's recipe ("Cross-dataset Training for Class
+Increasing Object Detection"); a comment says what a field means where its name does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, StrictBool, WrapValidator, model_validator
+from pydantic_core import PydanticCustomError
+
+from crossdet.config.fields import (
+    Accelerator,
+    ClassesOfDatasets,
+    Count,
+    CountOrZero,
+    DatasetName,
+    Epochs,
+    File,
+    Files,
+    Fraction,
+    ImageSets,
+    MergeGroups,
+    Names,
+    NotNegative,
+    OpenFraction,
+    Pairs,
+    Part,
+    Positive,
+    Positives,
+    Protocols,
+    Range,
+    SomeNames,
+    SourceClasses,
+    Text,
+    Weights,
+)
+from crossdet.config.mistakes import Key, Problem, dotted, show, suggest, validated
+from crossdet.data.index import Index
+from crossdet.errors import ConfigError, problem_list
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values are fixed, an empty section is all defaults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty(cls, data: Any) -> Any:
+        return {} if data is None else data
+
+
+# ------------------------------------------------------------------------------------------- the sections
+
+
+class SplitConfig(Section):
+    """Where one split lies. What is needed depends on the format; one value may stand for a list of one."""
+
+    images: Files = ()  # folders of images (or the format's image lists)
+    annotations: Files = ()  # annotation files or folders
+    image_set: ImageSets = ()  # VOC: names such as `trainval`, or files
+    ignore: Files = ()  # WIDER Pedestrian: files with ignore regions
+
+
+def _index_or_split(value: Any, handler: Callable[[Any], Any]) -> Any:
+    return value if isinstance(value, Index) else handler(value)
+
+
+Format = Literal["coco", "voc", "wider_face", "wider_pedestrian", "yolo"]
+if TYPE_CHECKING:
+    Split = SplitConfig | Index | None
+else:
+    Split = Annotated[SplitConfig | None, WrapValidator(_index_or_split)]
+
+
+class DatasetConfig(Section):
+    """One dataset; from Python a split may be an `Index`, then no format is needed."""
+
+    format: Format | None = None
+    train: Split = None
+    val: Split = None
+    protocol: Protocols = ("coco",)
+    weight: Positive = 1.0  # factor on the probability of drawing one of its images
+    repeat_threshold: OpenFraction | None = None  # LVIS repeat factors for classes rarer than this; null: off
+    federated: StrictBool | None = None  # images say themselves what was verified; null: as the index says
+    classes: SomeNames | None = None  # read only these; null: all
+    difficult: Literal["positive", "ignore"] = "positive"  # what VOC's difficult objects are in training
+    edition: Literal[2018, 2019] | None = None  # WIDER Pedestrian's layout
+    part: Part | None = None  # "1/2": train on image rows 0, 2, 4, ...
+    max_detections: Count | None = None  # in evaluation, per image; null: `eval.max_detections`
+
+    @property
+    def part_of(self) -> tuple[int, int] | None:
+        """`part` as (remainder, divisor): the image rows with row % divisor == remainder. None: all rows."""
+        if self.part is None:
+            return None
+        first, count = self.part.split("/")
+        return int(first) - 1, int(count)
+
+
+class LabelsConfig(Section):
+    """The label rules; the keys are the arguments of `LabelSpace.build`."""
+
+    # unified name -> source classes `dataset/name`; `same_names: true` merges all identical names
+    merge: MergeGroups = Field(default_factory=dict)
+    absent: ClassesOfDatasets = Field(default_factory=dict)  # dataset -> unified classes it does not contain
+    not_exhaustive: ClassesOfDatasets = Field(default_factory=dict)  # dataset -> classes it labels in part
+    distinct: Names = ()  # equal names that mean different things
+    drop: SourceClasses = ()  # source classes that are not learnt
+    overlap: Pairs = ()  # classes that may share one box
+
+
+class AnchorsConfig(Section):
+    """Anchor area = (scale x stride)^2; ratio = height / width."""
+
+    scales: Positives = (2.0, 3.0, 4.0)
+    ratios: Positives = (0.5, 1.0, 2.0)
+
+
+class ModelConfig(Section):
+    name: Literal["retinanet"] = "retinanet"
+    backbone: Text = "resnet50"  # a timm name
+    weights: Weights = "imagenet"  # or `none`, or a file
+    channels: Count = 256  # of the pyramid
+    head_depth: CountOrZero = 4  # convolutions before each output
+    anchors: AnchorsConfig = AnchorsConfig()
+    positive_iou: Fraction = 0.5
+    negative_iou: Fraction = 0.4  # between the two an anchor is ignored
+    low_quality_matches: StrictBool = True  # each box keeps its best anchors, whatever their IoU
+    freeze_batch_norm: StrictBool | None = None  # null: frozen if weights are given
+    prior: OpenFraction = 0.01  # initial probability of every class
+
+
+class LossConfig(Section):
+    alpha: Fraction = 0.25
+    gamma: NotNegative = 2.0
+    foreground_negatives: StrictBool = True  # an object is a negative for all other datasets' classes
+    box_beta: NotNegative = 1 / 9  # of smooth L1; 0: L1
+    box_weight: NotNegative = 1.0
+
+
+class InputConfig(Section):
+    shorter: Count = 800  # pixels of the shorter side after resizing
+    longer: Count = 1333  # limit for the longer side
+
+
+class AugmentConfig(Section):
+    flip: Fraction = 0.5
+    scale_jitter: Range = (1.0, 1.0)  # range of a factor on the size
+    photometric: StrictBool = False
+
+
+class TrainConfig(Section):
+    """An epoch is as many draws as there are images in all datasets."""
+
+    epochs: Count = 20
+    batch_size: Count = 32  # images per optimiser step, over all devices and accumulation
+    lr: Positive = 0.04
+    momentum: Annotated[float, Strict(), Field(ge=0, lt=1)] = 0.9
+    weight_decay: NotNegative = 1e-4
+    warmup_epochs: NotNegative = 2.0  # not given: a tenth of `epochs`, as the paper's 2 of 20
+    warmup_factor: Fraction = 0.001  # of the learning rate, at the first step
+    steps: Epochs = (10.0, 15.0)  # epochs after which lr falls; not given: at 1/2 and 3/4 of `epochs`
+    step_factor: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.1
+    max_steps: Count | None = None  # stop after so many optimiser steps
+    clip_norm: Positive | None = None
+    accumulate: Count = 1  # micro-batches per optimiser step
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    channels_last: StrictBool = True
+    ema: OpenFraction | None = None  # decay of the averaged weights
+    plain: StrictBool = False  # naive concatenation: all background is trusted
+    accelerator: Accelerator = "auto"  # `gpu` is another word for `cuda`
+    devices: Count = 1
+    workers: CountOrZero = 2  # loader processes per device
+    group_aspect: StrictBool = True  # batches of tall or of wide images: less padding
+    eval_every: CountOrZero = 1  # epochs; 0: only at the end
+    checkpoint_minutes: Positive = 10.0
+    checkpoint_steps: Count | None = None  # also after so many optimiser steps
+    log_every: Count = 20  # optimiser steps
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scaled_schedule(cls, data: Any) -> Any:
+        """The paper's schedule in the proportions of its 20 epochs, where only `epochs` is given."""
+        if not isinstance(data, Mapping):
+            return data
+        epochs = data.get("epochs", 20)
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+            return data  # reported by the field itself
+        return {"warmup_epochs": epochs / 10, "steps": [epochs / 2, epochs * 3 / 4], **data}
+
+
+class EvalConfig(Section):
+    score_threshold: Fraction = 0.05
+    topk: Count = 1000  # candidates per pyramid level
+    nms_iou: Fraction = 0.5
+    max_detections: Count = 100  # per image
+    batch_size: Count = 8
+
+
+class Config(Section):
+    """The whole file. Make it with `load_config` or `Config.from_dict`: they report mistakes readably."""
+
+    datasets: dict[DatasetName, DatasetConfig] = Field(default_factory=dict)
+    labels: LabelsConfig = LabelsConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    input: InputConfig = InputConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    seed: CountOrZero = 0
+    output: File | None = None  # run directory; null: runs/<name of the config file> in the current folder
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], base: Path | None = None) -> Config:
+        """A config from plain values. base: folder of relative paths (default: the current one).
+
+        Raises `ConfigError` that lists all mistakes.
+        """
+        config, problems = validated(cls, dict(data), base or Path.cwd())
+        if config is None:
+            texts = [problem.text for problem in problems]
+            raise ConfigError(problem_list(f"config: {len(texts)} mistake(s)", texts))
+        return config
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        problems = [*_dataset_problems(self), *_label_problems(self), *_recipe_problems(self)]
+        if problems:
+            texts = "; ".join(problem.text for problem in problems)
+            raise PydanticCustomError("contradictions", "{texts}", {"texts": texts, "problems": problems})
+        return self
+
+
+# ---------------------------------------------------------------------- checks that need several values
+
+
+def _dataset_problems(config: Config) -> Iterator[Problem]:
+    if not config.datasets:
+        yield Problem((("datasets",),), "`datasets`: expected at least one dataset")
+    formats = ", ".join(get_args(Format))
+    for name, dataset in config.datasets.items():
+        at: Key = ("datasets", name)
+        shown = dotted(at)
+        if dataset.train is None and dataset.val is None:
+            yield Problem(((*at, "train"), (*at, "val")), f"`{shown}`: expected `train`, `val` or both")
+        files = isinstance(dataset.train, SplitConfig) or isinstance(dataset.val, SplitConfig)
+        if dataset.format is None and files:
+            yield Problem(((*at, "format"),), f"`{shown}.format` is missing: expected one of {formats}")
+        if dataset.edition is not None and dataset.format != "wider_pedestrian":
+            yield Problem(
+                ((*at, "edition"), (*at, "format")),
+                f"`{shown}.edition`: only the format `wider_pedestrian` has editions, got {dataset.edition}",
+            )
+
+
+def _label_problems(config: Config) -> Iterator[Problem]:
+    """Rules that name a dataset there is none of; whether the classes exist is for `LabelSpace.build`."""
+    labels, names = config.labels, list(config.datasets)
+    rules: list[tuple[Key, Sequence[str]]] = [(("labels", "drop"), labels.drop)]
+    rules += [(("labels", "merge", k), v) for k, v in labels.merge.items() if isinstance(v, tuple)]
+    for at, entries in rules:
+        for entry in entries:
+            dataset, slash, _ = entry.partition("/")
+            if not slash:
+                yield Problem((at,), f"`{dotted(at)}`: expected `dataset/name`, got {show(entry)}")
+            elif dataset not in names:
+                text = f"no dataset {show(dataset)} (in {show(entry)}); {suggest(dataset, names, 'datasets')}"
+                yield Problem((at, ("datasets", dataset)), f"`{dotted(at)}`: {text}")
+    for rule in ("absent", "not_exhaustive"):
+        for dataset in getattr(labels, rule):
+            at = ("labels", rule, dataset)
+            if dataset not in names:
+                text = f"no dataset {show(dataset)}; {suggest(dataset, names, 'datasets')}"
+                yield Problem((at, ("datasets", dataset)), f"`{dotted(at)}`: {text}")
+
+
+def _recipe_problems(config: Config) -> Iterator[Problem]:
+    def wrong(keys: Sequence[str], expected: str, value: Any) -> Problem:
+        paths = tuple(tuple(key.split(".")) for key in keys)
+        return Problem(paths, f"`{keys[0]}`: expected {expected}, got {show(value)}")
+
+    train, model, size = config.train, config.model, config.input
+    share = train.accumulate * train.devices
+    if train.batch_size % share:
+        keys = ["train.batch_size", "train.accumulate", "train.devices"]
+        yield wrong(keys, f"a multiple of accumulate x devices = {share}", train.batch_size)
+    if list(train.steps) != sorted(set(train.steps)):
+        yield wrong(["train.steps"], "epochs in increasing order", train.steps)
+    if train.warmup_epochs > train.epochs:
+        keys = ["train.warmup_epochs", "train.epochs"]
+        yield wrong(keys, f"at most `train.epochs` = {train.epochs}", train.warmup_epochs)
+    if config.augment.scale_jitter[0] > config.augment.scale_jitter[1]:
+        yield wrong(["augment.scale_jitter"], "[smallest, largest]", config.augment.scale_jitter)
+    if model.negative_iou > model.positive_iou:
+        keys = ["model.negative_iou", "model.positive_iou"]
+        yield wrong(keys, f"at most `model.positive_iou` = {model.positive_iou:g}", model.negative_iou)
+    if size.shorter > size.longer:
+        keys = ["input.shorter", "input.longer"]
+        yield wrong(keys, f"at most `input.longer` = {size.longer}", size.shorter)

@@ -1,0 +1,388 @@
+"""COCO and LVIS instance annotations (one JSON per split) to and from an `Index`.
+
+Source: the COCO "object detection" data format; `bbox` is `[x, y, width, height]` in zero-based pixels, which
+is the half-open xyxy of the index after adding width and height. LVIS adds `neg_category_ids` and
+`not_exhaustive_category_ids` to each image and may give `coco_url` in place of `file_name`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdet.data.index import Index, Ragged, Strings, raise_if_any
+from crossdet.types import Flag
+
+NOT_A_NUMBER = "box with a coordinate that is no number"
+NO_AREA = "box without area"
+OUTSIDE = "box outside its image"
+
+Items = list[dict[str, Any]]
+Floats = NDArray[np.float64]
+
+
+def read_coco(annotations: Path, images: Path) -> Index:
+    """Reads one COCO or LVIS file. Images keep the file's order, boxes too, classes that of `categories`."""
+    with _no_collection():
+        content = _load(annotations)
+        return _index(content, annotations, images)
+
+
+def write_coco(index: Index, path: Path) -> None:
+    """Writes the index as COCO JSON; `read_coco` gives the same index back.
+
+    COCO knows crowds and (by custom) `ignore`: IGNORE_REGION, INVALID and AVOID rows get `ignore: 1`, a
+    region of no class one row per class, DIFFICULT is lost.
+    """
+    lists = (index.negatives, index.not_exhaustive)
+    images = []
+    for row in range(len(index)):
+        height, width = (int(v) for v in index.sizes[row])
+        image: dict[str, Any] = {"id": int(index.image_ids[row]), "file_name": index.names[row]}
+        image |= {"height": height, "width": width}
+        for key, classes in zip(("neg_category_ids", "not_exhaustive_category_ids"), lists, strict=True):
+            if classes is not None:
+                image[key] = index.category_ids[classes[row]].tolist()
+        images.append(image)
+    content = {
+        "images": images,
+        "annotations": _annotation_dicts(index),
+        "categories": [
+            {"id": number, "name": name}
+            for number, name in zip(index.category_ids.tolist(), index.classes, strict=True)
+        ],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def _annotation_dicts(index: Index) -> Items:
+    image_of_box = index.image_of_box()
+    repeats = np.where(index.labels < 0, len(index.classes), 1)
+    rows = np.repeat(np.arange(len(index.boxes)), repeats)
+    nth = np.arange(len(rows)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+    labels = np.where(index.labels[rows] < 0, nth, index.labels[rows])
+    boxes = index.boxes[rows].astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    flags = index.flags[rows]
+    crowd = (flags & Flag.CROWD) != 0
+    ignore = (flags & (Flag.IGNORE_REGION | Flag.INVALID | Flag.AVOID)) != 0
+    columns = (
+        index.image_ids[image_of_box[rows]],
+        index.category_ids[labels],
+        boxes,
+        index.area[rows].astype(np.float64),
+        crowd.astype(int),
+        ignore.astype(int),
+    )
+    keys = ("image_id", "category_id", "bbox", "area", "iscrowd", "ignore")
+    dicts: Items = []
+    for number, values in enumerate(zip(*(column.tolist() for column in columns), strict=True), start=1):
+        row = {"id": number} | dict(zip(keys, values, strict=True))
+        if not row["ignore"]:
+            del row["ignore"]
+        dicts.append(row)
+    return dicts
+
+
+def clip_to_images(boxes: Floats, sizes: NDArray[np.int32]) -> tuple[Floats, NDArray[np.str_]]:
+    """Clips xyxy boxes to their images, by the rules of `IndexBuilder.box`.
+
+    sizes: `[M, 2]` (height, width) of each box's image; 0 = unknown, not clipped.
+    Returns the clipped boxes and for each the reason to leave it out ("" = keep).
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        boxes = boxes.astype(np.float32).astype(np.float64)  # area that float32 loses is no area
+        reason = np.where((boxes[:, 2:] <= boxes[:, :2]).any(axis=1), NO_AREA, "").astype("<U40")
+        limits = sizes[:, ::-1].astype(np.float64)
+        limits[(sizes == 0).any(axis=1)] = np.inf
+        low = np.where(np.isinf(limits), boxes[:, :2], np.clip(boxes[:, :2], 0, limits))
+        clipped = np.concatenate([low, np.minimum(boxes[:, 2:], limits)], axis=1)
+        outside = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
+    reason[(reason == "") & outside] = OUTSIDE
+    reason[~np.isfinite(boxes).all(axis=1)] = NOT_A_NUMBER
+    return clipped, reason
+
+
+# ------------------------------------------------------------------------------------------- JSON -> arrays
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Garbage collection off: walking millions of fresh dicts again and again doubles the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _load(annotations: Path) -> dict[str, Items]:
+    """The JSON with its three sections checked to be lists of objects."""
+    try:
+        content = json.loads(annotations.read_bytes())
+    except json.JSONDecodeError as error:
+        what = f"line {error.lineno} column {error.colno}: not valid JSON ({error.msg})"
+        raise_if_any(annotations, [f"{what}; is the file complete, and is it the annotation file?"])
+    except UnicodeDecodeError as error:
+        raise_if_any(annotations, [f"byte {error.start}: not text in UTF-8; is it the annotation file?"])
+    if not isinstance(content, dict):
+        wanted = "an object with the keys `images`, `annotations` and `categories`"
+        raise_if_any(annotations, [f"the file holds {_kind(content)}, expected {wanted}"])
+    problems = []
+    for section in ("images", "annotations", "categories"):
+        items = content.get(section)
+        if section not in content:
+            problems.append(f"missing key `{section}`; expected a list of objects (COCO instances file)")
+        elif not isinstance(items, list):
+            problems.append(f"{section}: is {_kind(items)}, expected a list of objects")
+        elif set(map(type, items)) - {dict}:
+            problems += [
+                f"{section}[{i}]: {_show(item)} is {_kind(item)}, expected an object"
+                for i, item in enumerate(items)
+                if type(item) is not dict
+            ]
+    raise_if_any(annotations, problems)
+    return content
+
+
+def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
+    problems: list[str] = []
+    image_items, box_items = content["images"], content["annotations"]
+    category_ids, classes = _categories(content["categories"], problems)
+    image_ids = _ids(image_items, "images", "id", problems)
+    _report_duplicates(image_ids, "images", "id", problems)
+    names = _file_names(image_items, problems)
+    sizes = _sizes(image_items, problems)
+    federated = any("neg_category_ids" in item for item in image_items)
+    lists = [
+        _class_lists(image_items, key, category_ids, problems) if federated else None
+        for key in ("neg_category_ids", "not_exhaustive_category_ids")
+    ]
+    boxes, area, flags = _boxes(box_items, problems)
+    image_rows = _rows_of(box_items, "image_id", image_ids, "images", problems)
+    labels = _rows_of(box_items, "category_id", category_ids, "categories", problems)
+    raise_if_any(annotations, problems)
+
+    clipped, reason = clip_to_images(boxes, sizes[image_rows])
+    skipped: dict[str, list[str]] = {}
+    for i in np.flatnonzero(reason != "").tolist():
+        place = f"{annotations}: annotations[{i}].bbox {_show(box_items[i]['bbox'])}"
+        skipped.setdefault(str(reason[i]), []).append(place)
+    keep = np.flatnonzero(reason == "")
+    keep = keep[np.argsort(image_rows[keep], kind="stable")]
+    kept_area = area[keep]
+    sides = clipped[keep, 2:] - clipped[keep, :2]
+    offsets = np.zeros(len(names) + 1, np.int64)
+    np.cumsum(np.bincount(image_rows[keep], minlength=len(names)), out=offsets[1:])
+    return Index(
+        classes=classes,
+        category_ids=category_ids,
+        root=str(images),
+        names=Strings.pack(names),
+        image_ids=image_ids,
+        sizes=sizes,
+        box_offsets=offsets,
+        boxes=clipped[keep].astype(np.float32),
+        labels=labels[keep].astype(np.int32),
+        flags=flags[keep],
+        area=np.where(np.isnan(kept_area), sides[:, 0] * sides[:, 1], kept_area).astype(np.float32),
+        negatives=lists[0],
+        not_exhaustive=lists[1],
+        skipped=skipped,
+    )
+
+
+def _categories(items: Items, problems: list[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    ids = _ids(items, "categories", "id", problems)
+    _report_duplicates(ids, "categories", "id", problems)
+    names = _column(items, "categories", "name", (str,), "a text", problems)
+    first: dict[str, int] = {}
+    for i, name in enumerate(names or ()):
+        if first.setdefault(name, i) != i:
+            problems.append(
+                f"categories[{i}].name: {name!r} is already the name of categories[{first[name]}]; "
+                "rename one of the two or give their boxes one category_id"
+            )
+    return ids, tuple(names or ())
+
+
+def _file_names(items: Items, problems: list[str]) -> list[str]:
+    names: list[str] = []
+    for i, item in enumerate(items):
+        name = item.get("file_name")
+        if name is None and isinstance(url := item.get("coco_url"), str) and url.count("/") >= 2:
+            name = "/".join(url.split("/")[-2:])  # LVIS: train2017/000000391895.jpg
+        if not isinstance(name, str) or not name:
+            problems.append(
+                f"images[{i}].file_name: {_show(item.get('file_name'))}, expected the image's path below "
+                "the images folder (or a `coco_url`)"
+            )
+            name = ""
+        names.append(name)
+    return names
+
+
+def _sizes(items: Items, problems: list[str]) -> NDArray[np.int32]:
+    """`[I, 2]` (height, width); 0 where the file gives none."""
+    sizes = np.zeros((len(items), 2), np.int32)
+    for column, key in enumerate(("height", "width")):
+        values = [item.get(key) or 0 for item in items]
+        bad = [i for i, v in enumerate(values) if type(v) not in (int, float) or not 0 <= v < 2**31]
+        for i in bad:
+            problems.append(
+                f"images[{i}].{key}: {_show(values[i])}, expected the {key} in pixels "
+                "(leave the key out and it is read from the image)"
+            )
+            values[i] = 0
+        sizes[:, column] = values
+    sizes[(sizes == 0).any(axis=1)] = 0
+    return sizes
+
+
+def _class_lists(items: Items, key: str, category_ids: NDArray[np.int64], problems: list[str]) -> Ragged:
+    position = {number: i for i, number in enumerate(category_ids.tolist())}
+    rows: list[list[int]] = []
+    for i, item in enumerate(items):
+        numbers = item.get(key, [])
+        if not isinstance(numbers, list):
+            problems.append(f"images[{i}].{key}: {_show(numbers)}, expected a list of category ids")
+            numbers = []
+        unknown = [n for n in numbers if not isinstance(n, int) or n not in position]
+        if unknown:
+            problems.append(
+                f"images[{i}].{key}: {_show(unknown)} not among the ids of `categories`; add them there or "
+                "remove them here"
+            )
+        rows.append([position[n] for n in numbers if n not in unknown])
+    return Ragged.pack(rows)
+
+
+def _boxes(items: Items, problems: list[str]) -> tuple[Floats, Floats, NDArray[np.uint8]]:
+    """xyxy boxes, annotated areas (NaN = not given) and flags, all in the order of the file."""
+    boxes = _four_numbers(items, problems)
+    boxes[:, 2:] += boxes[:, :2]
+    areas = [item.get("area") for item in items]
+    if set(map(type, areas)) - {int, float, type(None)}:
+        problems += [
+            f"annotations[{i}].area: {_show(area)}, expected a number (leave the key out for the box's area)"
+            for i, area in enumerate(areas)
+            if type(area) not in (int, float, type(None))
+        ]
+        areas = [None] * len(items)
+    flags = np.zeros(len(items), np.uint8)
+    for key, flag in (("iscrowd", Flag.CROWD), ("ignore", Flag.IGNORE_REGION)):
+        values = [item.get(key, 0) for item in items]
+        try:
+            bad = set(values) - {0, 1}
+        except TypeError:  # a list or an object
+            bad = {None}
+        if bad:
+            problems += [
+                f"annotations[{i}].{key}: {_show(value)}, expected 0 or 1"
+                for i, value in enumerate(values)
+                if value not in (0, 1)
+            ]
+        else:
+            flags[np.array(values, bool)] |= np.uint8(flag)
+    return boxes, np.array(areas, np.float64), flags
+
+
+def _four_numbers(items: Items, problems: list[str]) -> Floats:
+    boxes = [item.get("bbox") for item in items]
+    if set(map(type, boxes)) <= {list} and set(map(len, boxes)) <= {4}:  # type: ignore[arg-type]
+        flat = list(chain.from_iterable(boxes))  # type: ignore[arg-type]
+        if set(map(type, flat)) <= {int, float}:
+            return np.array(flat, np.float64).reshape(-1, 4)
+    for i, box in enumerate(boxes):
+        if type(box) is not list or len(box) != 4 or set(map(type, box)) - {int, float}:
+            given = "missing key" if box is None else _show(box)
+            problems.append(f"annotations[{i}].bbox: {given}, expected four numbers [x, y, width, height]")
+    return np.zeros((len(items), 4))
+
+
+def _rows_of(
+    items: Items, key: str, known: NDArray[np.int64], section: str, problems: list[str]
+) -> NDArray[np.int64]:
+    """Position in `known` of the id that each annotation names."""
+    before = len(problems)
+    wanted = _ids(items, "annotations", key, problems)
+    if len(problems) > before or not len(wanted):
+        return np.zeros(len(items), np.int64)
+    if not len(known):
+        problems.append(f"annotations[0].{key}: {wanted[0]} is unknown: `{section}` is empty")
+        return np.zeros(len(items), np.int64)
+    order = np.argsort(known, kind="stable")
+    found = np.minimum(np.searchsorted(known[order], wanted), len(known) - 1)
+    rows = order[found]
+    for i in np.flatnonzero(known[rows] != wanted).tolist():
+        problems.append(
+            f"annotations[{i}].{key}: {wanted[i]} is not the id of any of `{section}`; "
+            f"add it to `{section}` or remove the annotation"
+        )
+    return rows
+
+
+# ------------------------------------------------------------------------------------------- columns, wording
+
+
+def _ids(items: Items, section: str, key: str, problems: list[str]) -> NDArray[np.int64]:
+    values = _column(items, section, key, (int,), "a whole number", problems)
+    if not values:
+        return np.arange(len(items), dtype=np.int64)
+    if max(values) >= 2**63 or min(values) < -(2**63):
+        problems.append(
+            f"{section}[].{key}: {max(values, key=abs)} does not fit in 64 bits; number them anew"
+        )
+        return np.arange(len(items), dtype=np.int64)
+    return np.array(values, np.int64)
+
+
+def _column(
+    items: Items, section: str, key: str, types: tuple[type, ...], wanted: str, problems: list[str]
+) -> list[Any] | None:
+    """`key` of every item, or None after noting the items where it is missing or of another type."""
+    values = [item.get(key) for item in items]
+    if set(map(type, values)) <= set(types):
+        return values
+    for i, value in enumerate(values):
+        if type(value) not in types:
+            given = "missing key" if key not in items[i] else _show(value)
+            problems.append(f"{section}[{i}].{key}: {given}, expected {wanted}")
+    return None
+
+
+def _report_duplicates(ids: NDArray[np.int64], section: str, key: str, problems: list[str]) -> None:
+    _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+    for i in np.flatnonzero(first[inverse] != np.arange(len(ids))).tolist():
+        problems.append(
+            f"{section}[{i}].{key}: {ids[i]} is already the {key} of {section}[{first[inverse[i]]}]; "
+            "every one needs its own"
+        )
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _kind(value: Any) -> str:
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        int: "a number",
+        float: "a number",
+        bool: "a truth value",
+    }
+    return names.get(type(value), "null")

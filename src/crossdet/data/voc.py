@@ -1,0 +1,301 @@
+"""PASCAL VOC annotations (one XML per image) to and from an `Index`, several years at once.
+
+Source: the VOC development kit. Its boxes are 1-based with both corners inside; the index is zero-based and
+half-open, so (xmin, ymin, xmax, ymax) becomes (xmin - 1, ymin - 1, xmax, ymax). VOC2012 has float coordinates
+and `part` boxes inside objects: only the `object` children of the root and their own `bndbox` are read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from xml.etree.ElementTree import Element, ElementTree, ParseError, SubElement, TreeBuilder, indent
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import DefusedXMLParser
+
+from crossdet.data.index import Index, IndexBuilder, header_sizes, raise_if_any
+from crossdet.types import REGION_FLAGS, Flag
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of a split. place: the image-set line (or the XML) that lists it; year: which folder."""
+
+    name: str
+    xml: Path
+    year: int
+    place: str
+
+
+@dataclass(frozen=True)
+class _Object:
+    name: str
+    xyxy: tuple[float, float, float, float]
+    flags: int
+    place: str
+
+
+@dataclass
+class _Image:
+    filename: str = ""
+    size: tuple[int, int] = (0, 0)
+    objects: list[_Object] = field(default_factory=list)
+
+
+def read_voc(
+    annotations: Sequence[Path],
+    images: Sequence[Path],
+    image_sets: Sequence[Path] = (),
+    classes: Sequence[str] | None = None,
+) -> Index:
+    """Reads the XMLs of one or more years: folders of XMLs and of images, and an image set each.
+
+    Without image sets: every XML, by name. Classes: as given, else the names found, sorted.
+    """
+    problems: list[str] = []
+    entries = list_entries(annotations, image_sets, problems)
+    parsed = [_parse(entry.xml, problems) for entry in entries]
+    names = sorted({item.name for image in parsed for item in image.objects}) if classes is None else classes
+    position = {name: i for i, name in enumerate(names)}
+    problems += [
+        f"{item.place}: unknown class {item.name!r}; the dataset's classes are {', '.join(names)}"
+        for image in parsed
+        for item in image.objects
+        if item.name not in position
+    ]
+    raise_if_any(", ".join(str(folder) for folder in annotations), problems)
+
+    listings = [_listing(folder) for folder in images]
+    files = _image_files(entries, parsed, images, listings)
+    _read_missing_sizes(parsed, files)
+    root = os.path.commonpath(images) if len(images) > 1 else str(images[0])
+    builder = IndexBuilder(root)
+    for entry, image, file in zip(entries, parsed, files, strict=True):
+        builder.image(Path(os.path.relpath(file, root)).as_posix(), *image.size)
+        if file.relative_to(images[entry.year]).as_posix() not in listings[entry.year]:
+            builder.skip("image not found", f"{entry.place}: {file}")
+        elif image.size == (0, 0):
+            builder.skip("image cannot be read", f"{entry.place}: {file}")
+        for item in image.objects:
+            builder.box(item.xyxy, position[item.name], item.flags, place=item.place)
+    return builder.build(names)
+
+
+def list_entries(
+    annotations: Sequence[Path], image_sets: Sequence[Path], problems: list[str] | None = None
+) -> list[Entry]:
+    """The images that the image sets (else the folders of XMLs) list; missing XMLs go to `problems`."""
+    entries: list[Entry] = []
+    noted: list[str] = [] if problems is None else problems
+    for year, folder in enumerate(annotations):
+        xmls = {file.name for file in folder.iterdir() if file.suffix.lower() == ".xml"}
+        if image_sets:
+            listed = _image_set(image_sets[year], xmls, noted)
+        else:
+            listed = ((name[:-4], str(folder / name)) for name in sorted(xmls))
+        for name, place in listed:
+            if f"{name}.xml" in xmls or (folder / f"{name}.xml").is_file():
+                entries.append(Entry(name, folder / f"{name}.xml", year, place))
+            else:
+                noted.append(
+                    f"{place}: {name!r} has no {folder / name}.xml; add that file or remove the line"
+                )
+    return entries
+
+
+def write_voc(index: Index, root: Path, image_set: str) -> None:
+    """Writes Annotations/*.xml and ImageSets/Main/<image_set>.txt below `root`; images are not copied.
+
+    VOC has one flag: regions (CROWD, IGNORE_REGION, AVOID) and INVALID rows are written as difficult, a
+    region of no class once per class. `filename` is the image's path below `index.root`.
+    """
+    folder = root / "Annotations"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [PurePosixPath(index.names[row]) for row in range(len(index))]
+    stems = Counter(name.stem for name in names)
+    ids = [
+        name.stem if stems[name.stem] == 1 else str(name.with_suffix("")).replace("/", "_") for name in names
+    ]
+    for row, (name, number) in enumerate(zip(names, ids, strict=True)):
+        tree = ElementTree(_to_xml(index, row, name))
+        indent(tree, "\t")
+        tree.write(folder / f"{number}.xml", encoding="utf-8")
+    sets = root / "ImageSets" / "Main"
+    sets.mkdir(parents=True, exist_ok=True)
+    (sets / f"{image_set}.txt").write_text("".join(f"{number}\n" for number in ids))
+
+
+def _to_xml(index: Index, row: int, name: PurePosixPath) -> Element:
+    root = Element("annotation")
+    SubElement(root, "filename").text = str(name)
+    size = SubElement(root, "size")
+    for tag, value in zip(("height", "width", "depth"), (*index.sizes[row].tolist(), 3), strict=True):
+        SubElement(size, tag).text = str(value)
+    rows = index.rows(row)
+    columns = (index.boxes[rows].tolist(), index.labels[rows].tolist(), index.flags[rows].tolist())
+    for (x1, y1, x2, y2), label, flags in zip(*columns, strict=True):
+        hard = bool(flags & (REGION_FLAGS | Flag.INVALID | Flag.DIFFICULT))
+        for position in range(len(index.classes)) if label < 0 else (label,):
+            item = SubElement(root, "object")
+            SubElement(item, "name").text = index.classes[position]
+            SubElement(item, "difficult").text = str(int(hard))
+            box = SubElement(item, "bndbox")
+            for tag, value in zip(CORNERS, (x1 + 1, y1 + 1, x2, y2), strict=True):
+                SubElement(box, tag).text = str(int(value)) if value.is_integer() else repr(value)
+    return root
+
+
+# ------------------------------------------------------------------------------------------- text -> rows
+
+
+def _image_set(file: Path, xmls: set[str], problems: list[str]) -> Iterator[tuple[str, str]]:
+    """(id, place) of each line; a per-class set has a second column: -1 = the class is not in the image."""
+    first: dict[str, int] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        name = line.strip()
+        if not name:
+            continue
+        parts = name.rsplit(None, 1)
+        if len(parts) == 2 and f"{name}.xml" not in xmls:
+            name = parts[0]
+            if parts[1] not in ("-1", "0", "1"):
+                problems.append(
+                    f"{file}:{number}: {line.strip()!r}, expected an image id, or an id and -1, 0 or 1"
+                )
+                continue
+            if parts[1] == "-1":
+                continue
+        if name in first:
+            problems.append(
+                f"{file}:{number}: {name!r} is already listed on line {first[name]}; remove one of the two"
+            )
+            continue
+        first[name] = number
+        yield name, f"{file}:{number}"
+
+
+class _LineBuilder(TreeBuilder):
+    """Builds the tree and remembers on which line each `object` starts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parser = DefusedXMLParser(target=self)
+        self.lines: dict[Element, int] = {}
+
+    def start(self, tag: str, attrs: dict[str, str], /) -> Element:
+        element = super().start(tag, attrs)
+        if tag == "object":
+            self.lines[element] = self.parser.parser.CurrentLineNumber
+        return element
+
+
+def _parse(xml: Path, problems: list[str]) -> _Image:
+    builder = _LineBuilder()
+    try:
+        builder.parser.feed(xml.read_bytes())
+        root = builder.parser.close()
+    except ParseError as error:
+        problems.append(f"{xml}:{error.position[0]}: malformed XML ({error}); repair or replace the file")
+        return _Image()
+    except DefusedXmlException as error:
+        problems.append(f"{xml}: refused XML with entities ({error}); remove its DOCTYPE")
+        return _Image()
+    if root.tag != "annotation":
+        problems.append(f"{xml}:1: the root element is <{root.tag}>, expected VOC's <annotation>")
+        return _Image()
+    image = _Image((root.findtext("filename") or "").strip(), _size(root))
+    for element in root.findall("object"):
+        item = _object(element, f"{xml}:{builder.lines[element]}", problems)
+        if item is not None:
+            image.objects.append(item)
+    return image
+
+
+def _size(root: Element) -> tuple[int, int]:
+    """(height, width) as annotated, (0, 0) where missing or zero."""
+    try:
+        height, width = (int(float(root.findtext(f"size/{tag}") or 0)) for tag in ("height", "width"))
+    except (ValueError, OverflowError):
+        return 0, 0
+    return (height, width) if height > 0 and width > 0 else (0, 0)
+
+
+def _object(element: Element, place: str, problems: list[str]) -> _Object | None:
+    name = (element.findtext("name") or "").strip()
+    box = element.find("bndbox")
+    difficult = (element.findtext("difficult") or "0").strip() or "0"
+    if not name:
+        problems.append(f"{place}: <object> without <name>; add the class name")
+        return None
+    if difficult not in ("0", "1"):
+        problems.append(f"{place}: <difficult> of {name!r} is {difficult!r}, expected 0 or 1")
+        return None
+    if box is None:
+        problems.append(f"{place}: <object> {name!r} without <bndbox>; add its box or remove the object")
+        return None
+    texts = {tag: (box.findtext(tag) or "").strip() for tag in CORNERS}
+    try:
+        xmin, ymin, xmax, ymax = (float(text) for text in texts.values())
+    except ValueError:
+        bad = ", ".join(f"{tag} {text!r}" for tag, text in texts.items() if not _is_number(text))
+        problems.append(
+            f"{place}: <bndbox> of {name!r} has {bad}, expected four numbers {', '.join(CORNERS)}"
+        )
+        return None
+    flags = Flag.DIFFICULT if difficult == "1" else 0
+    return _Object(name, (xmin - 1, ymin - 1, xmax, ymax), int(flags), place)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------- image files
+
+
+def _listing(folder: Path) -> set[str]:
+    """Every file below the folder, as posix paths relative to it: one walk instead of a stat per image."""
+    return {
+        Path(os.path.relpath(Path(parent) / name, folder)).as_posix()
+        for parent, _, names in os.walk(folder)
+        for name in names
+    }
+
+
+def _image_files(
+    entries: list[Entry], parsed: list[_Image], images: Sequence[Path], listings: list[set[str]]
+) -> list[Path]:
+    """`filename` where that file exists and only one XML names it, else the file named as the XML."""
+    named = Counter((entry.year, image.filename) for entry, image in zip(entries, parsed, strict=True))
+    files = []
+    for entry, image in zip(entries, parsed, strict=True):
+        filename = image.filename if named[entry.year, image.filename] == 1 else ""
+        files.append(images[entry.year] / _image_name(entry.name, filename, listings[entry.year]))
+    return files
+
+
+def _image_name(name: str, filename: str, listing: set[str]) -> str:
+    if filename in listing:
+        return filename
+    for suffix in SUFFIXES:
+        for candidate in (f"{name}{suffix}", f"{name}{suffix.upper()}"):
+            if candidate in listing:
+                return candidate
+    return f"{name}{SUFFIXES[0]}"
+
+
+def _read_missing_sizes(parsed: list[_Image], files: list[Path]) -> None:
+    rows = [i for i, image in enumerate(parsed) if image.size == (0, 0)]
+    for row, size in zip(rows, header_sizes([files[row] for row in rows]), strict=True):
+        parsed[row].size = size or (0, 0)

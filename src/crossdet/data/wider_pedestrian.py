@@ -1,0 +1,223 @@
+"""WIDER Pedestrian text annotations, 2018 and 2019 editions, to and from an `Index`.
+
+Source: the WIDER challenge downloads; zero-based pixels, top-left corner and size, so a box is
+(x, y, x + w, y + h) in the half-open index. One line per image: 2018 `name c x y w h c x y w h ...` with
+c = 1 pedestrian, 2 cyclist; 2019 `name x y w h x y w h ...`. A name alone is an image without objects. Ignore
+regions are `name x y w h ...` in both years. Sizes are left 0; `crossdet.data.reading` reads the headers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from crossdet.data.index import Index, IndexBuilder, raise_if_any
+from crossdet.errors import UserError
+from crossdet.types import REGION_FLAGS, Flag
+
+CLASSES = {2018: ("pedestrian", "cyclist"), 2019: ("pedestrian",)}
+LAYOUT = {2018: "class x y w h", 2019: "x y w h"}
+NUMBERS_PER_BOX = {2018: 5, 2019: 4}
+
+
+@dataclass(frozen=True)
+class _Line:
+    name: str
+    numbers: list[float]
+    place: str
+
+
+def read_wider_pedestrian(
+    annotations: Path,
+    images: Path,
+    ignore: Path | None = None,
+    image_list: Path | None = None,
+    edition: int | None = None,
+) -> Index:
+    """Reads the boxes, with `ignore` the ignore regions (label -1), with `image_list` images without a line.
+
+    edition: 2018 or 2019; None = the one layout that the whole file fits. The images of 2019 lie in several
+    folders that the annotations do not name: a name that is no file in `images` is looked up below it.
+    """
+    problems: list[str] = []
+    lines = _lines(annotations, problems)
+    _report_duplicates(lines, problems)
+    raise_if_any(annotations, problems)
+    year = _edition(lines, annotations, edition)
+    region_of: dict[str, list[_Line]] = {}
+    for line in _ignore_lines(ignore) if ignore is not None else []:
+        region_of.setdefault(line.name, []).append(line)
+    if image_list is not None:
+        lines += _unlisted(image_list, {line.name for line in lines})
+
+    builder = IndexBuilder(images)
+    files = _find_files([line.name for line in lines], images)
+    step = NUMBERS_PER_BOX[year]
+    for line in lines:
+        builder.image(files[line.name])
+        for at in range(0, len(line.numbers), step):
+            *number, x, y, w, h = line.numbers[at : at + step]
+            label = int(number[0]) - 1 if number else 0
+            builder.box((x, y, x + w, y + h), label, place=line.place)
+        for region in region_of.pop(line.name, []):
+            for at in range(0, len(region.numbers), 4):
+                x, y, w, h = region.numbers[at : at + 4]
+                builder.box((x, y, x + w, y + h), -1, int(Flag.IGNORE_REGION), place=region.place)
+    for rest in region_of.values():
+        for line in rest:
+            builder.skip("ignore region of an image that is not in the split", f"{line.place}: {line.name}")
+    return builder.build(CLASSES[year])
+
+
+def write_wider_pedestrian(index: Index, path: Path, ignore_path: Path, edition: int) -> None:
+    """Writes boxes and ignore regions. Region and INVALID rows go to `ignore_path`; 2019 has no class ids.
+
+    An image in a subfolder is written by its file name alone where that is unique, as in the download.
+    """
+    _check_edition(edition)
+    if len(index.classes) > 2 and edition == 2018:
+        raise UserError(
+            f"WIDER Pedestrian 2018 has two classes (1 pedestrian, 2 cyclist), got {', '.join(index.classes)}"
+        )
+    plain = Counter(PurePosixPath(index.names[row]).name for row in range(len(index)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ignore_path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        path.open("w", encoding="utf-8") as boxes_file,
+        ignore_path.open("w", encoding="utf-8") as regions_file,
+    ):
+        for row in range(len(index)):
+            rows = index.rows(row)
+            name = PurePosixPath(index.names[row]).name
+            objects, regions = [name if plain[name] == 1 else index.names[row]], []
+            boxes = index.boxes[rows].astype(np.float64)
+            boxes[:, 2:] -= boxes[:, :2]
+            columns = (boxes.tolist(), index.labels[rows].tolist(), index.flags[rows].tolist())
+            for box, label, flags in zip(*columns, strict=True):
+                text = [f"{v:.17g}" for v in box]
+                if flags & (REGION_FLAGS | Flag.INVALID):
+                    regions += text
+                else:
+                    objects += [str(label + 1), *text] if edition == 2018 else text
+            boxes_file.write(" ".join(objects) + "\n")
+            if regions:
+                regions_file.write(" ".join([objects[0], *regions]) + "\n")
+
+
+# ------------------------------------------------------------------------------------------- text -> rows
+
+
+def _lines(file: Path, problems: list[str]) -> list[_Line]:
+    lines = []
+    for number, text in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        name, *words = text.split() or [""]
+        if not name:
+            continue
+        try:
+            lines.append(_Line(name, [float(word) for word in words], f"{file}:{number}"))
+        except ValueError:
+            bad = next(word for word in words if not _is_number(word))
+            layouts = f"{LAYOUT[2018]} (2018) or {LAYOUT[2019]} (2019)"
+            problems.append(f"{file}:{number}: {bad!r} after {name!r} is no number; expected {layouts}")
+    return lines
+
+
+def _unlisted(image_list: Path, known: set[str]) -> list[_Line]:
+    """A line without objects for each image of the list that is not in `known`; its first column counts."""
+    names = [
+        text.split()[0] for text in image_list.read_text(encoding="utf-8-sig").splitlines() if text.strip()
+    ]
+    return [_Line(name, [], str(image_list)) for name in dict.fromkeys(names) if name not in known]
+
+
+def _ignore_lines(file: Path) -> list[_Line]:
+    problems: list[str] = []
+    lines = _lines(file, problems)
+    problems += [
+        f"{line.place}: {len(line.numbers)} numbers after {line.name!r}, expected a multiple of 4 (x y w h)"
+        for line in lines
+        if len(line.numbers) % 4
+    ]
+    raise_if_any(file, problems)
+    return lines
+
+
+def _report_duplicates(lines: list[_Line], problems: list[str]) -> None:
+    first: dict[str, str] = {}
+    for line in lines:
+        if line.name in first:
+            problems.append(
+                f"{line.place}: {line.name!r} is already listed at {first[line.name]}; join the two"
+            )
+        first.setdefault(line.name, line.place)
+
+
+def _mistake(line: _Line, edition: int) -> str:
+    """What in the line does not fit the edition's layout; "" = nothing."""
+    step = NUMBERS_PER_BOX[edition]
+    if len(line.numbers) % step:
+        return (
+            f"{line.place}: {len(line.numbers)} numbers after {line.name!r}, "
+            f"expected a multiple of {step} ({LAYOUT[edition]})"
+        )
+    classes = line.numbers[::5] if edition == 2018 else []
+    bad = [c for c in classes if c not in (1, 2)]
+    return f"{line.place}: class id {bad[0]:g}, expected 1 (pedestrian) or 2 (cyclist)" if bad else ""
+
+
+def _edition(lines: list[_Line], file: Path, given: int | None) -> int:
+    """The edition of the file, checked on every line."""
+    mistakes = {e: [m for line in lines if (m := _mistake(line, e))] for e in CLASSES}
+    if given is not None:
+        _check_edition(given)
+        other = 2019 if given == 2018 else 2018
+        if mistakes[given] and not mistakes[other]:
+            raise_if_any(
+                file,
+                [f"edition {given} was asked for, but the file has the layout of {other} ({LAYOUT[other]}); "
+                 f"set edition: {other}", *mistakes[given]],
+            )  # fmt: skip
+        raise_if_any(file, mistakes[given])
+        return given
+    fitting = [e for e in CLASSES if not mistakes[e]]
+    if len(fitting) == 2:
+        # 20 numbers are 4 boxes of 2018 or 5 of 2019; class ids of 1 and 2 may also be coordinates
+        why = "fits both editions" if any(line.numbers for line in lines) else "has no box"
+        raise_if_any(file, [f"the file {why}, so its edition is open; set edition: 2018 or edition: 2019"])
+    if not fitting:
+        likely = min(CLASSES, key=lambda e: len(mistakes[e]))
+        raise_if_any(file, [f"taken as edition {likely}, which most lines fit", *mistakes[likely]])
+    return fitting[0]
+
+
+def _check_edition(edition: int) -> None:
+    if edition not in CLASSES:
+        raise UserError(
+            f"WIDER Pedestrian edition {edition!r} is unknown; set edition: 2018 or edition: 2019"
+        )
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _find_files(names: list[str], images: Path) -> dict[str, str]:
+    """Name in the annotations -> path below `images`; a name not found anywhere stays as it is."""
+    if not images.is_dir():
+        return {name: name for name in names}
+    below: dict[str, list[str]] = {}
+    for parent, _, files in os.walk(images):
+        for file in files:
+            below.setdefault(file, []).append(Path(os.path.relpath(Path(parent) / file, images)).as_posix())
+    return {
+        name: name if name in (found := below.get(name, [])) or len(found) != 1 else found[0]
+        for name in names
+    }

@@ -1,0 +1,204 @@
+"""The COCO protocol on arrays, computed by faster-coco-eval.
+
+IoU thresholds 0.50:0.05:0.95, 101 recall points, the mean over the classes; per class and image the best
+`max_detections` count. A crowd box may take any number of detections, which then count neither as right nor
+as wrong. Small, medium and large are bounded by areas of 32^2 and 96^2 (the annotated area; of detections the
+box area). The numbers are those of pycocotools (cocodataset/cocoapi, PythonAPI/pycocotools/cocoeval.py); a
+test compares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdet.errors import UserError
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.integer[Any]]
+
+PAIRS_AT_ONCE = 1_000_000
+"""Image-class pairs per call of the evaluator, which keeps an object per pair: bounds the memory (LVIS)."""
+
+AREAS = {"": 0, "s": 1, "m": 2, "l": 3}
+"""Suffix of a score's name -> position on the evaluator's area axis."""
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The annotations of a dataset: `I` images, `M` boxes.
+
+    image_ids: `[I]` integers, all different. Their order decides between equal scores of different images.
+    boxes: `[M, 4]` xyxy. labels: `[M]`, in the numbering of `class_ids`; others (-1) are not evaluated.
+    crowd: `[M]` bool. area: `[M]`, the annotated area. image_of_box: `[M]` rows of `image_ids`.
+    """
+
+    image_ids: Ints
+    boxes: Floats
+    labels: Ints
+    crowd: NDArray[np.bool_]
+    area: Floats
+    image_of_box: Ints
+
+    def __post_init__(self) -> None:
+        _check_columns("GroundTruth", self.boxes, labels=self.labels, crowd=self.crowd, area=self.area,
+                       image_of_box=self.image_of_box)  # fmt: skip
+        if len(np.unique(self.image_ids)) != len(self.image_ids):
+            raise UserError("ground truth: two images have the same id")
+        _check_rows("GroundTruth", self.image_of_box, len(self.image_ids))
+
+
+@dataclass(frozen=True)
+class DetectionArrays:
+    """The detections in all images of a `GroundTruth`, in any order.
+
+    boxes: `[N, 4]` xyxy. scores: `[N]`. labels: `[N]`. image_of_box: `[N]` rows of the truth's `image_ids`.
+    """
+
+    boxes: Floats
+    scores: Floats
+    labels: Ints
+    image_of_box: Ints
+
+    def __post_init__(self) -> None:
+        columns = {"scores": self.scores, "labels": self.labels, "image_of_box": self.image_of_box}
+        _check_columns("DetectionArrays", self.boxes, **columns)
+        bad = ~np.isfinite(self.scores)
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            raise UserError(
+                f"detections: {int(bad.sum())} of {len(bad)} scores are no finite numbers, "
+                f"the first in row {row} ({self.scores[row]})"
+            )
+
+
+@dataclass(frozen=True)
+class CocoScores:
+    """All numbers in 0..1; nan where there is no ground truth.
+
+    scores: AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl. All but AR1 and AR10 are for `max_detections`
+        per class and image (AR100 too, whatever that limit is).
+    per_class: class id -> AP, AP50 and `boxes`, the number of its boxes that are no crowds.
+    """
+
+    scores: dict[str, float]
+    per_class: dict[int, dict[str, float | int]]
+
+
+def coco_scores(
+    truth: GroundTruth,
+    detections: DetectionArrays,
+    class_ids: Sequence[int] | Ints,
+    max_detections: int = 100,
+    per_class: bool = True,
+) -> CocoScores:
+    """Scores of the detections for the classes `class_ids`; boxes of other classes are left out.
+
+    Raises `UserError` for detections in images that the truth does not have, `ValueError` for wrong shapes.
+    """
+    if max_detections < 1:
+        raise UserError(f"max_detections: expected a number >= 1, got {max_detections}")
+    _check_rows("detections", detections.image_of_box, len(truth.image_ids))
+    classes = np.unique(np.asarray(class_ids, np.int64))
+    limits = [min(limit, max_detections) for limit in (1, 10, max_detections)]
+    precision, recall = _curves(truth, detections, classes, limits)
+    scores = {"AP": _mean(precision[..., 0, 2])}
+    scores |= {"AP50": _mean(precision[0, ..., 0, 2]), "AP75": _mean(precision[5, ..., 0, 2])}
+    scores |= {f"AP{name}": _mean(precision[..., row, 2]) for name, row in AREAS.items() if name}
+    scores |= {f"AR{limit}": _mean(recall[..., 0, row]) for row, limit in enumerate((1, 10, 100))}
+    scores |= {f"AR{name}": _mean(recall[..., row, 2]) for name, row in AREAS.items() if name}
+    by_class: dict[int, dict[str, float | int]] = {}
+    for row, class_id in enumerate(classes.tolist() if per_class else []):
+        by_class[class_id] = {
+            "AP": _mean(precision[:, :, row, 0, 2]),
+            "AP50": _mean(precision[0, :, row, 0, 2]),
+            "boxes": int(np.count_nonzero((truth.labels == class_id) & ~truth.crowd)),
+        }
+    return CocoScores(scores, by_class)
+
+
+def _mean(values: Floats) -> float:
+    """The evaluator marks what has no ground truth with -1."""
+    valid = values[values > -1]
+    return float(valid.mean()) if valid.size else float("nan")
+
+
+def _curves(
+    truth: GroundTruth, detections: DetectionArrays, classes: Ints, limits: list[int]
+) -> tuple[Floats, Floats]:
+    """Precision `[10, 101, K, 4, 3]` and recall `[10, K, 4, 3]` (IoU, recall, class, area, limit)."""
+    images = len(truth.image_ids)
+    if not images or not len(classes):
+        return np.full((10, 101, len(classes), 4, 3), -1.0), np.full((10, len(classes), 4, 3), -1.0)
+    # ranks instead of ids: the evaluator keeps ids as floats
+    rank = np.empty(images, np.int64)
+    rank[np.argsort(truth.image_ids)] = np.arange(1, images + 1)
+    chunk = max(1, PAIRS_AT_ONCE // images)
+    parts = [
+        _evaluate(truth, detections, classes[start : start + chunk], limits, rank)
+        for start in range(0, len(classes), chunk)
+    ]
+    return np.concatenate([p for p, _ in parts], axis=2), np.concatenate([r for _, r in parts], axis=1)
+
+
+def _evaluate(
+    truth: GroundTruth, detections: DetectionArrays, classes: Ints, limits: list[int], rank: Ints
+) -> tuple[Floats, Floats]:
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    frame = {
+        "images": [{"id": image} for image in range(1, len(rank) + 1)],
+        "categories": [{"id": class_id} for class_id in classes.tolist()],
+    }
+    kept = np.isin(truth.labels, classes)
+    boxes = _records(truth.boxes[kept], truth.labels[kept], rank[truth.image_of_box[kept]])
+    for record, crowd, area in zip(boxes, truth.crowd[kept].tolist(), truth.area[kept].tolist(), strict=True):
+        record["iscrowd"], record["area"] = int(crowd), area
+    kept = np.isin(detections.labels, classes)
+    found = _records(detections.boxes[kept], detections.labels[kept], rank[detections.image_of_box[kept]])
+    for record, score in zip(found, detections.scores[kept].tolist(), strict=True):
+        record["score"] = score
+    evaluator = COCOeval_faster(
+        COCO({**frame, "annotations": boxes}), COCO({**frame, "annotations": found}), "bbox",
+        print_function=_silent,
+    )  # fmt: skip
+    evaluator.params.maxDets = limits
+    evaluator.evaluate()
+    evaluator.accumulate()
+    return np.asarray(evaluator.eval["precision"]), np.asarray(evaluator.eval["recall"])
+
+
+def _records(boxes: Floats, labels: Ints, images: Ints) -> list[dict[str, Any]]:
+    """The evaluator's annotations; ids start at 1, since it reads a match with 0 as none."""
+    xywh = boxes.astype(np.float64)
+    xywh[:, 2:] -= xywh[:, :2]
+    areas = xywh[:, 2] * xywh[:, 3]
+    columns = zip(xywh.tolist(), labels.tolist(), images.tolist(), areas.tolist(), strict=True)
+    return [
+        {"id": row, "image_id": image, "category_id": label, "bbox": box, "area": area, "iscrowd": 0}
+        for row, (box, label, image, area) in enumerate(columns, 1)
+    ]
+
+
+def _silent(*_: object) -> None:
+    pass
+
+
+def _check_columns(name: str, boxes: Floats, **columns: NDArray[Any]) -> None:
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{name}.boxes: expected shape [*, 4], got {list(boxes.shape)}")
+    for column, values in columns.items():
+        if values.shape != (len(boxes),):
+            raise ValueError(f"{name}.{column}: expected shape [{len(boxes)}], got {list(values.shape)}")
+    if not np.isfinite(boxes).all():
+        raise UserError(f"{name}.boxes: some coordinates are no finite numbers")
+
+
+def _check_rows(name: str, rows: Ints, images: int) -> None:
+    if len(rows) and not 0 <= rows.min() <= rows.max() < images:
+        span = f"{rows.min()}..{rows.max()}"
+        raise UserError(f"{name}.image_of_box: expected image rows in 0..{images - 1}, got {span}")

@@ -1,0 +1,217 @@
+"""`read_split`: every format through one door, paths that do not exist, what the cache depends on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crossdet.data.coco import write_coco
+from crossdet.data.index import IndexBuilder
+from crossdet.data.reading import FORMATS, SplitFiles, fill_sizes, read_split
+from crossdet.data.voc import write_voc
+from crossdet.data.wider_face import write_wider_face
+from crossdet.data.wider_pedestrian import write_wider_pedestrian
+from crossdet.data.yolo import write_yolo
+from crossdet.errors import UserError
+
+from .helpers import assert_same, sample_index, save_image
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CROSSDET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "index"
+
+
+def write_all(root: Path) -> dict[str, SplitFiles]:
+    """The sample in every format."""
+    images = root / "images" / "train"
+    index, faces = sample_index(images), sample_index(images, ("face",))
+    write_coco(index, root / "coco.json")
+    write_voc(index, root, "train")
+    write_wider_face(faces, root / "faces.txt")
+    write_wider_pedestrian(index, root / "peds.txt", root / "ignore.txt", 2018)
+    write_yolo(index, root, "train")
+    return {
+        "coco": SplitFiles((root / "coco.json",), (images,)),
+        "voc": SplitFiles((root / "Annotations",), (images,), ("train",)),
+        "wider_face": SplitFiles((root / "faces.txt",), (images,)),
+        "wider_pedestrian": SplitFiles((root / "peds.txt",), (images,), ignore=(root / "ignore.txt",)),
+        "yolo": SplitFiles((root / "data.yaml",)),
+    }
+
+
+@pytest.mark.parametrize("format", sorted(FORMATS))
+def test_every_format(format: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = write_all(tmp_path)[format]
+    index = read_split(format, files)
+    images = tmp_path / "images" / "train"
+    want = sample_index(images, ("face",) if format == "wider_face" else ("cat", "dog"))
+    assert index.boxes.tolist() == want.boxes.tolist()
+    assert index.sizes.tolist() == want.sizes.tolist()
+    assert index.labels.tolist() == want.labels.tolist()
+    assert all(index.path(i).is_file() for i in range(3))
+    assert len(list(cache.iterdir())) == 1
+    monkeypatch.setitem(FORMATS, format, lambda files: pytest.fail("read again"))
+    assert_same(read_split(format, files), index)
+    monkeypatch.undo()
+
+
+def test_relative_paths_mean_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    files = write_all(tmp_path)["coco"]
+    relative = SplitFiles((Path("coco.json"),), (Path("images/train"),))
+    monkeypatch.chdir(tmp_path)
+    assert read_split("coco", relative).root == str(files.images[0])
+
+
+def touch(file: Path) -> None:
+    stat = file.stat()
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000_000))
+
+
+@pytest.mark.parametrize(
+    ("format", "file"),
+    [
+        ("coco", "coco.json"),
+        ("voc", "Annotations/b.xml"),
+        ("voc", "ImageSets/Main/train.txt"),
+        ("wider_face", "faces.txt"),
+        ("wider_pedestrian", "peds.txt"),
+        ("wider_pedestrian", "ignore.txt"),
+        ("yolo", "data.yaml"),
+        ("yolo", "labels/train/c.txt"),
+    ],
+)
+def test_cache_depends_on(format: str, file: str, tmp_path: Path, cache: Path) -> None:
+    files = write_all(tmp_path)[format]
+    read_split(format, files)
+    touch(tmp_path / file)
+    read_split(format, files)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_new_yolo_image_is_seen(tmp_path: Path) -> None:
+    files = write_all(tmp_path)["yolo"]
+    assert len(read_split("yolo", files)) == 3
+    save_image(tmp_path / "images" / "train" / "d.jpg")
+    assert len(read_split("yolo", files)) == 4
+
+
+def test_without_cache(tmp_path: Path, cache: Path) -> None:
+    read_split("coco", write_all(tmp_path)["coco"], cache=False)
+    assert not cache.exists()
+
+
+def test_index_with_missing_images_is_not_kept(tmp_path: Path, cache: Path) -> None:
+    files = write_all(tmp_path)["wider_face"]
+    (tmp_path / "images/train/a.png").rename(tmp_path / "a.png")
+    assert read_split("wider_face", files).sizes.tolist() == [[0, 0], [80, 100], [80, 100]]
+    (tmp_path / "a.png").rename(tmp_path / "images/train/a.png")
+    assert read_split("wider_face", files).sizes.tolist() == [[80, 100]] * 3
+
+
+def test_sizes_are_filled_and_boxes_clipped(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("no image")
+    content: dict[str, Any] = {
+        "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}],
+        "categories": [{"id": 1, "name": "x"}],
+        "annotations": [
+            {"image_id": 2, "category_id": 1, "bbox": [500, 0, 9, 9]},
+            {"image_id": 1, "category_id": 1, "bbox": [90, 0, 20, 20], "area": 5},
+            {"image_id": 1, "category_id": 1, "bbox": [500, 0, 9, 9]},
+            {"image_id": 1, "category_id": 1, "bbox": [80, 0, 40, 10]},
+        ],
+    }
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    index = read_split("coco", SplitFiles((tmp_path / "x.json",), (tmp_path,)))
+    assert index.sizes.tolist() == [[80, 100], [0, 0]]
+    assert index.boxes.tolist() == [[90, 0, 100, 20], [80, 0, 100, 10], [500, 0, 509, 9]]
+    assert index.box_offsets.tolist() == [0, 2, 3]
+    assert index.area.tolist() == [5, 200, 81]  # the annotated area stays
+    assert index.skipped == {
+        "image cannot be read": [str(tmp_path / "b.png")],
+        "box outside its image": [f"{tmp_path / 'a.png'}: xyxy [500, 0, 509, 9]"],
+    }
+
+
+def test_fill_sizes_leaves_known_images_alone(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    builder = IndexBuilder(tmp_path)
+    builder.image("nowhere.png", 50, 50)
+    builder.box((10, 10, 70, 70), 0, keep_invalid=True)
+    builder.image("a.png")
+    builder.box((10, 10, 110, 70), 0)
+    index = fill_sizes(builder.build(["x"]))
+    assert index.boxes.tolist() == [[10, 10, 70, 70], [10, 10, 100, 70]]
+    assert index.sizes.tolist() == [[50, 50], [80, 100]]
+
+
+def test_voc_image_sets_by_name_or_path(tmp_path: Path) -> None:
+    files = write_all(tmp_path)["voc"]
+    path = tmp_path / "other.txt"
+    path.write_text("a\n")
+    assert len(read_split("voc", SplitFiles(files.annotations, files.images, (str(path),)))) == 1
+    assert len(read_split("voc", SplitFiles(files.annotations, files.images))) == 3
+
+
+def complaint(format: str, files: SplitFiles) -> list[str]:
+    with pytest.raises(UserError) as error:
+        read_split(format, files)
+    return [line.removeprefix("  - ") for line in str(error.value).splitlines()]
+
+
+def test_missing_paths(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    wrong = SplitFiles((tmp_path / "cocoo.json",), (tmp_path / "imags" / "train",), split="val")
+    assert complaint("coco", wrong) == [
+        "files of the val split",
+        f"images folder: {tmp_path / 'imags' / 'train'} does not exist: no 'imags' in {tmp_path}; "
+        "did you mean 'images'?",
+        f"annotations file: {tmp_path / 'cocoo.json'} does not exist; did you mean 'coco.json'?",
+    ]
+    swapped = SplitFiles((tmp_path / "images",), (tmp_path / "coco.json",))
+    assert complaint("coco", swapped)[1:] == [
+        f"images folder: {tmp_path / 'coco.json'} is a file, expected a folder",
+        f"annotations file: {tmp_path / 'images'} is a folder, expected a file",
+    ]
+    voc = SplitFiles((tmp_path / "Annotations",), (tmp_path / "images",), ("trian",))
+    assert complaint("voc", voc)[1:] == [
+        f"image set: {tmp_path}/ImageSets/Main/trian.txt does not exist; did you mean 'train.txt'?"
+    ]
+
+
+def test_wrong_counts(tmp_path: Path) -> None:
+    two = (tmp_path / "a", tmp_path / "b")
+    assert complaint("coco", SplitFiles(two, ()))[1:] == [
+        "`annotations` has 2 entries, coco takes exactly one",
+        "`images` has 0 entries, coco takes exactly one",
+    ]
+    assert complaint("voc", SplitFiles(two, two[:1], ("train",)))[1:] == [
+        "`images` has 1 entries, expected 2: one per annotations folder",
+        "`image_set` has 1 entries, expected 2: one per annotations folder",
+    ]
+    assert complaint("yolo", SplitFiles(two[:1], two, edition=2018, classes=("a",)))[1:] == [
+        "`images` has 2 entries, yolo takes none",
+        "`edition` is 2018, but yolo has no editions; leave it out",
+        "`classes` is given, but yolo files name their classes; leave it out",
+    ]
+    assert complaint("wider_pedestrian", SplitFiles(two[:1], two[:1], ignore=two))[1:] == [
+        "`ignore` has 2 entries, wider_pedestrian takes at most one"
+    ]
+
+
+def test_unknown_format() -> None:
+    assert complaint("cocos", SplitFiles(())) == ["unknown format 'cocos'; did you mean 'coco'?"]
+
+
+def test_no_torch() -> None:
+    code = "import sys, crossdet.data.reading; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

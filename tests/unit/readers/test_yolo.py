@@ -1,0 +1,178 @@
+"""YOLO datasets: folders, lists, polygons, empty images, every malformed case."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from crossdet.data.index import IndexBuilder
+from crossdet.data.yolo import read_yolo, write_yolo
+from crossdet.errors import AnnotationError, UserError
+from crossdet.types import Flag
+
+from .helpers import assert_same, mistakes, sample_index, save_image
+
+
+def dataset(root: Path, labels: dict[str, str | None], **content: object) -> Path:
+    """Images 100x80 in images/train with the label texts given (None = no file), and a data.yaml."""
+    for name, text in labels.items():
+        save_image(root / "images" / "train" / f"{name}.jpg")
+        if text is not None:
+            file = root / "labels" / "train" / f"{name}.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+    content = {"path": ".", "train": "images/train", "names": {0: "one", 1: "two"}} | content
+    (root / "data.yaml").write_text(yaml.safe_dump(content))
+    return root / "data.yaml"
+
+
+def test_boxes(tmp_path: Path) -> None:
+    polygon = "0 0.1 0.25 0.3 0.5 0.2 0.75\n"
+    data = dataset(tmp_path, {"b": "1 0.5 0.5 1 1\n\n" + polygon, "a": "", "c": None})
+    index = read_yolo(data, "train")
+    assert index.classes == ("one", "two")
+    assert index.root == str(tmp_path / "images" / "train")
+    assert [index.names[i] for i in range(3)] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert index.box_offsets.tolist() == [0, 0, 2, 2]  # empty and missing files: no objects
+    np.testing.assert_allclose(index.boxes, [[0, 0, 100, 80], [10, 20, 30, 60]], rtol=1e-6)
+    assert index.labels.tolist() == [1, 0]
+    assert index.sizes.tolist() == [[80, 100]] * 3
+    assert index.skipped == {}
+
+
+def test_names_as_list_and_with_gaps(tmp_path: Path) -> None:
+    assert read_yolo(dataset(tmp_path, {"a": "1 .5 .5 .1 .1"}, names=["x", "y"]), "train").classes == (
+        "x",
+        "y",
+    )
+    index = read_yolo(dataset(tmp_path, {"a": "7 .5 .5 .1 .1"}, names={7: "seven", 2: "two"}), "train")
+    assert index.classes == ("two", "seven")
+    assert index.category_ids.tolist() == [2, 7]
+    assert index.labels.tolist() == [1]
+
+
+def test_where_images_and_labels_may_lie(tmp_path: Path) -> None:
+    data = dataset(tmp_path, {"a": "0 .5 .5 .5 .5"})
+    save_image(tmp_path / "flat" / "b.png")
+    (tmp_path / "flat" / "b.txt").write_text("1 .5 .5 .5 .5")
+    (tmp_path / "list.txt").write_text("./images/train/a.jpg\nflat/b.png\n")
+    content = yaml.safe_load(data.read_text())
+    content |= {"list": "list.txt", "both": ["images/train", "flat"], "roboflow": "../images/train"}
+    data.write_text(yaml.safe_dump(content))
+    both = read_yolo(data, "both")
+    assert both.root == str(tmp_path)
+    assert [both.names[i] for i in range(2)] == ["images/train/a.jpg", "flat/b.png"]
+    assert both.labels.tolist() == [0, 1]
+    assert_same(read_yolo(data, "list"), both)
+    assert len(read_yolo(data, "roboflow")) == 1
+
+
+def test_keypoints_are_left_out(tmp_path: Path) -> None:
+    row = "0 .5 .5 .5 .5 .1 .1 2 .2 .2 1"
+    index = read_yolo(dataset(tmp_path, {"a": row}, kpt_shape=[2, 3]), "train")
+    assert index.boxes.tolist() == [[25, 20, 75, 60]]
+
+
+def test_unreadable_image_is_counted(tmp_path: Path) -> None:
+    data = dataset(tmp_path, {"a": "0 .5 .5 .5 .5"})
+    (tmp_path / "images/train/a.jpg").write_text("no image")
+    index = read_yolo(data, "train")
+    assert index.skipped == {"image cannot be read": [str(tmp_path / "images/train/a.jpg")]}
+    assert len(index) == 1
+    assert len(index.boxes) == 0
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    index = sample_index(tmp_path / "images" / "val", integers=False)
+    for split in ("val", "train"):
+        write_yolo(index, tmp_path, split)
+    assert_same(read_yolo(tmp_path / "data.yaml", "val"), index)
+    assert yaml.safe_load((tmp_path / "data.yaml").read_text()) == {
+        "path": ".", "names": {0: "cat", 1: "dog"}, "val": "images/val", "train": "images/train"
+    }  # fmt: skip
+
+
+def test_written_without_regions(tmp_path: Path) -> None:
+    builder = IndexBuilder(tmp_path)
+    builder.image("a.jpg", 80, 100)
+    builder.box((0, 0, 50, 40), 0, Flag.CROWD)
+    builder.box((0, 0, 50, 40), -1, Flag.IGNORE_REGION)
+    builder.box((0, 0, 100, 80), 0, Flag.DIFFICULT)
+    write_yolo(builder.build(["x"]), tmp_path, "train")
+    assert (tmp_path / "labels/train/a.txt").read_text() == "0 0.5 0.5 1.0 1.0\n"
+    with pytest.raises(
+        UserError, match=r"data\.yaml: is there with other class names; write to another folder"
+    ):
+        write_yolo(builder.build(["y"]), tmp_path, "train")
+
+
+def test_size_unknown_on_writing(tmp_path: Path) -> None:
+    builder = IndexBuilder(tmp_path)
+    builder.image("a.jpg")
+    builder.box((0, 0, 50, 40), 0)
+    with pytest.raises(UserError, match="size unknown, so its boxes cannot be written relative to it"):
+        write_yolo(builder.build(["x"]), tmp_path, "train")
+
+
+LABEL_MISTAKES = [
+    ("0 .5 .5 .5", "4 numbers, expected 5 (class cx cy w h) or a class and 3 or more points"),
+    ("0 .5 .5 .5 .5 .9", "6 numbers, expected 5 (class cx cy w h) or a class and 3 or more points"),
+    ("0 .5 x .5 .5", "'0 .5 x .5 .5', expected numbers: class cx cy w h"),
+    ("2 .5 .5 .5 .5", "class 2 is not in `names`; its ids are 0..1"),
+    ("0 320 .5 .5 .5",
+     "320 .5 .5 .5 reaches outside 0..1; divide x and w by the image's width, y and h by its height"),
+    ("0 nan .5 .5 .5",
+     "nan .5 .5 .5 reaches outside 0..1; divide x and w by the image's width, y and h by its height"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "message"), LABEL_MISTAKES)
+def test_malformed_labels(line: str, message: str, tmp_path: Path) -> None:
+    data = dataset(tmp_path, {"a": f"0 .5 .5 .5 .5\n{line}"})
+    with pytest.raises(AnnotationError) as error:
+        read_yolo(data, "train")
+    assert str(error.value).startswith(f"{data}: 1 mistake(s)")
+    assert mistakes(error) == [f"{tmp_path / 'labels/train/a.txt'}:2: {message}"]
+
+
+YAML_MISTAKES = [
+    ({"names": None}, "names: None, expected a list of class names or a map from id to name"),
+    ({"names": {"a": "b"}}, "names: 'a', expected a class id 0, 1, ..."),
+    ({"names": ["a", "b", "a"]}, "names[2]: 'a' is the name of another class too; rename one of them"),
+    ({"nc": 3}, "nc: 3, but `names` has 2 classes; correct one of the two"),
+    ({"train": None, "val": "x"},
+     "missing key `train`; expected a folder of images, a list of folders or a .txt list of images "
+     "(the file has val)"),
+    ({"train": "imgs"},
+     "`train`: 'imgs' is no folder and no file (looked for {root}/imgs); correct it or `path`"),
+    ({"train": "labels"},
+     "`train`: the folder {root}/labels has no image (.bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), YAML_MISTAKES)
+def test_malformed_yaml(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    data = dataset(tmp_path, {"a": "0 .5 .5 .5 .5"}, **change)
+    with pytest.raises(AnnotationError) as error:
+        read_yolo(data, "train")
+    assert mistakes(error) == [message.format(root=tmp_path)]
+
+
+def test_not_yaml(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("names: [a, b\ntrain: x\n")
+    with pytest.raises(AnnotationError, match=r"line 2 column 6: not valid YAML"):
+        read_yolo(tmp_path / "data.yaml", "train")
+    (tmp_path / "data.yaml").write_text("text")
+    with pytest.raises(AnnotationError, match="expected the keys `train`, `val` and `names`"):
+        read_yolo(tmp_path / "data.yaml", "train")
+
+
+def test_no_label_file_at_all(tmp_path: Path) -> None:
+    data = dataset(tmp_path, {"a": None, "b": None})
+    with pytest.raises(AnnotationError) as error:
+        read_yolo(data, "train")
+    wanted = f"{tmp_path}/labels/train/a.txt or {tmp_path}/images/train/a.txt"
+    assert mistakes(error) == [f"`train`: none of its 2 images has a label file, such as {wanted}"]

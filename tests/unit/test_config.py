@@ -1,0 +1,337 @@
+"""The config file: defaults, the wording of mistakes, overrides, paths, round trip."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from crossdet.config import Config, dump_config, load_config
+from crossdet.data.index import IndexBuilder
+from crossdet.errors import ConfigError
+
+MINIMAL = "datasets:\n  a: {format: coco, train: {images: i, annotations: a.json}}\n"
+
+
+def write(folder, text, name="run.yaml"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def mistakes(folder, text, overrides=()):
+    """The lines of the error, without the heading and the marks."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(folder, text), overrides)
+    heading, *lines = str(caught.value).split("\n")
+    assert heading == f"{folder / 'run.yaml'}: {len(lines)} mistake(s)"
+    assert all(line.startswith("  - ") for line in lines)
+    return [line.removeprefix("  - ") for line in lines]
+
+
+def test_defaults_are_the_recipe_of_the_paper(tmp_path):
+    config = load_config(write(tmp_path, MINIMAL))
+    train, model = config.train, config.model
+    assert (train.epochs, train.batch_size, train.lr, train.warmup_epochs, train.steps) == (
+        20,
+        32,
+        0.04,
+        2,
+        (10, 15),
+    )
+    assert (train.momentum, train.weight_decay, train.step_factor) == (0.9, 1e-4, 0.1)
+    assert (model.backbone, model.weights, model.channels, model.head_depth) == (
+        "resnet50",
+        "imagenet",
+        256,
+        4,
+    )
+    assert (model.anchors.scales, model.anchors.ratios) == ((2, 3, 4), (0.5, 1, 2))
+    assert (config.loss.alpha, config.loss.gamma, config.loss.box_beta) == (0.25, 2, 1 / 9)
+    assert (config.input.shorter, config.input.longer, config.augment.flip) == (800, 1333, 0.5)
+    assert (config.eval.score_threshold, config.eval.nms_iou, config.eval.max_detections) == (0.05, 0.5, 100)
+    assert config.datasets["a"].protocol == ("coco",)
+    assert config.seed == 0
+
+
+def test_the_schedule_keeps_its_proportions(tmp_path):
+    train = load_config(write(tmp_path, MINIMAL + "train: {epochs: 4, steps: [3]}\n")).train
+    assert (train.warmup_epochs, train.steps) == (0.4, (3,))
+    train = load_config(write(tmp_path, MINIMAL), ["train.epochs=8"]).train
+    assert (train.warmup_epochs, train.steps) == (0.8, (4, 6))
+
+
+def test_an_empty_section_is_all_defaults(tmp_path):
+    config = load_config(write(tmp_path, MINIMAL + "train:\nlabels: {merge: , overlap: }\n"))
+    assert config == load_config(write(tmp_path, MINIMAL))
+
+
+def test_fixed_and_strict():
+    config = Config.from_dict({"datasets": {"a": {"format": "coco", "train": {"images": "x"}}}})
+    with pytest.raises(ValidationError):
+        config.train.lr = 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train: {epoch: 3}", "unknown key `train.epoch`; did you mean `epochs`?"),
+        ("lr: 0.1", "unknown key `lr`; did you mean `train.lr`?"),
+        ("trian: {}", "unknown key `trian`; did you mean `train`?"),
+        ("input: {zzz: 1}", "unknown key `input.zzz`; known keys: shorter, longer"),
+        ("train: {lr: -1}", "`train.lr`: expected a number > 0, got -1"),
+        ("train: {lr: fast}", '`train.lr`: expected a number, got "fast"'),
+        ("train: {lr: .inf}", "`train.lr`: expected a finite number, got Infinity"),
+        ("train: {epochs: 2.5}", "`train.epochs`: expected a whole number, got 2.5"),
+        ("train: {epochs: yes}", "`train.epochs`: expected a whole number, got true"),
+        ("train: {plain: 1}", "`train.plain`: expected true or false, got 1"),
+        ("train: 3", "`train`: expected a mapping, got 3"),
+        ("train: {accelerator: tpu}", "`train.accelerator`: expected 'auto', 'cpu' or 'cuda', got \"tpu\""),
+        ("train: {steps: [5, 3]}", "`train.steps`: expected epochs in increasing order, got [5.0, 3.0]"),
+        (
+            "train: {epochs: 1, warmup_epochs: 2.0}",
+            "`train.warmup_epochs`: expected at most `train.epochs` = 1, got 2.0",
+        ),
+        (
+            "train: {accumulate: 3}",
+            "`train.batch_size`: expected a multiple of accumulate x devices = 3, got 32",
+        ),
+        ("model: {weights: 3}", "`model.weights`: expected `imagenet`, `none` or a path, got 3"),
+        ("model: {anchors: {scales: []}}", "`model.anchors.scales`: expected at least one value, got []"),
+        ("model: {anchors: {ratios: [1, 0]}}", "`model.anchors.ratios[1]`: expected a number > 0, got 0"),
+        (
+            "model: {positive_iou: 0.3}",
+            "`model.negative_iou`: expected at most `model.positive_iou` = 0.3, got 0.4",
+        ),
+        (
+            "augment: {scale_jitter: [2, 1]}",
+            "`augment.scale_jitter`: expected [smallest, largest], got [2.0, 1.0]",
+        ),
+        ("input: {longer: 100}", "`input.shorter`: expected at most `input.longer` = 100, got 800"),
+        ("labels: {merge: {same_names: 3}}", "`labels.merge.same_names`: expected true or false, got 3"),
+        (
+            "labels: {merge: {x: {}}}",
+            "`labels.merge.x`: expected a list of source classes `dataset/name`, got {}",
+        ),
+        ("labels: {merge: {x: car}}", '`labels.merge.x`: expected `dataset/name`, got "car"'),
+        ("labels: {drop: [b/car]}", '`labels.drop`: no dataset "b" (in "b/car"); known datasets: a'),
+        ("labels: {overlap: [[x]]}", '`labels.overlap[0]`: expected two values, got ["x"]'),
+        (
+            "labels: {distinct: [1]}",
+            "`labels.distinct[0]`: expected text (quote what YAML reads as something else), got 1",
+        ),
+        ("labels: {absent: {aa: [x]}}", '`labels.absent.aa`: no dataset "aa"; did you mean `a`?'),
+    ],
+)
+def test_wording(tmp_path, text, expected):
+    assert mistakes(tmp_path, f"{MINIMAL}{text}\n") == [f"line 3: {expected}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "a/b: {format: coco, train: {}}",
+            '`datasets.a/b`: expected a dataset name that is not empty and has no "/"',
+        ),
+        ("a: {train: {images: i}}", "`datasets.a.format` is missing: expected one of coco, voc, wider_face"),
+        ("a: {format: coco}", "`datasets.a`: expected `train`, `val` or both"),
+        ("a:", "`datasets.a`: expected `train`, `val` or both"),
+        ("a: {format: coco, train: x.json}", '`datasets.a.train`: expected a mapping, got "x.json"'),
+        (
+            "a: {format: coco, train: {}, protocol: voc}",
+            "protocol `voc` comes with a later release; use `coco`",
+        ),
+        (
+            "a: {format: coco, train: {}, protocol: [x]}",
+            '`datasets.a.protocol`: expected one of coco, got "x"',
+        ),
+        ("a: {format: coco, train: {}, part: 3/2}", '`datasets.a.part`: expected "i/n" with i from 1 to n'),
+        (
+            "a: {format: coco, train: {}, edition: 2018}",
+            "only the format `wider_pedestrian` has editions, got 2018",
+        ),
+        ("a: {format: coco, train: {images: 3}}", "`datasets.a.train.images`: expected a path, got 3"),
+        ("a: {format: coco, val: {images: ['${NOT_SET}/x']}}", "environment variable `NOT_SET` is not set"),
+    ],
+)
+def test_wording_for_datasets(tmp_path, text, expected, monkeypatch):
+    monkeypatch.delenv("NOT_SET", raising=False)
+    (line,) = mistakes(tmp_path, f"datasets:\n  {text}\n")
+    assert line.startswith("line 2: ")
+    assert expected in line
+
+
+def test_no_dataset(tmp_path):
+    assert mistakes(tmp_path, "seed: 3\n") == ["`datasets`: expected at least one dataset"]
+
+
+def test_all_mistakes_at_once_and_no_echoes(tmp_path):
+    text = """datasets:
+  faces:
+    format: wider
+    train: {images: i}
+    weight: 0
+  b: 7
+train:
+  warmup_epochs: 50
+  devices: 0
+  lr: 1
+  lr: 2
+labels: {absent: {b: [x], c: [x]}}
+"""
+    lines = mistakes(tmp_path, text, ["seed=-1", "train.lr"])
+    places = [line.split(":")[0] for line in lines]
+    # `b` is a dataset although its value is wrong; the bad `devices` says nothing about the batch size
+    assert places == [
+        *("line 11", "--set train.lr", "line 3", "line 5", "line 6", "line 9", "--set seed=-1"),
+        *("line 12", "line 8"),
+    ]
+
+
+def test_a_key_that_stands_twice(tmp_path):
+    assert mistakes(tmp_path, MINIMAL + "seed: 1\nseed: 1\n") == [
+        "line 4: `seed` stands twice, first in line 3"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"a: [", "not valid YAML: line 1: "),
+        (b"a: &x [*x]", "not valid YAML: line 1: an alias that contains itself"),
+        (b"a: !!python/object:x {}", "not valid YAML: line 1: could not determine a constructor"),
+        (b"- 1", "expected a mapping (`key: value` lines), got a list"),
+        (b"a: \xff", "not UTF-8 text"),
+    ],
+)
+def test_no_config_file(tmp_path, content, expected):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(f"{path}: {expected}")
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file or directory"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_overrides(tmp_path):
+    path = write(tmp_path, "datasets:\n  a.b: {format: coco, train: {images: i}}\nmodel:\n")
+    overrides = [
+        "train.lr=1e-3",
+        "datasets.a.b.weight=2",
+        "model.anchors.scales=[1, 2]",
+        "labels.distinct=car",
+    ]
+    config = load_config(path, [*overrides, "datasets.c={format: voc, val: {image_set: test}}"])
+    assert config.train.lr == 1e-3
+    assert config.datasets["a.b"].weight == 2
+    assert config.model.anchors.scales == (1, 2)
+    assert config.labels.distinct == ("car",)
+    assert config.datasets["c"].val.image_set == ("test",)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.epoch=3", "unknown key `train.epoch`; did you mean `epochs`?"),
+        ("trian.epochs=3", "unknown key `trian`; did you mean `train`?"),
+        ("datasets.aa.weight=3", "unknown key `datasets.aa`; did you mean `a`?"),
+        ("seed.x=3", "`seed`: expected a whole number, got {"),
+        ("datasets.a.format.x=3", "`datasets.a.format` has no keys below it"),
+        ("seed", "expected `key=value`"),
+        ("seed=[", "the value is not valid YAML: line 1: "),
+        ("seed=x", '`seed`: expected a whole number, got "x"'),
+    ],
+)
+def test_wrong_overrides(tmp_path, override, expected):
+    (line,) = mistakes(tmp_path, MINIMAL, [override])
+    assert line.startswith(f"--set {override}: ")
+    assert expected in line
+
+
+def test_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("BENCH", "/data")
+    monkeypatch.setenv("WHICH", "train2017")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    text = """datasets:
+  a:
+    format: voc
+    train:
+      images: ${BENCH}/$HOME/~/${WHICH}.d
+      annotations: [x, ../y]
+      image_set: [trainval, "${WHICH}", sets/test, val.txt]
+model: {weights: w.pth}
+output: out
+"""
+    config = load_config(write(tmp_path / "sub", text, "my.run.yaml"))
+    split = config.datasets["a"].train
+    assert split.images == (Path("/data/$HOME/~/train2017.d"),)
+    assert split.annotations == (tmp_path / "sub/x", tmp_path / "sub/../y")
+    assert split.image_set == (
+        "trainval",
+        "train2017",
+        f"{tmp_path}/sub/sets/test",
+        f"{tmp_path}/sub/val.txt",
+    )
+    assert split.ignore == ()
+    assert config.model.weights == tmp_path / "sub/w.pth"
+    assert config.output == tmp_path / "sub/out"
+    relative = load_config(Path("sub/my.run.yaml"), ["output=null"])
+    assert relative.output == tmp_path / "runs/my.run"
+    assert relative.datasets == config.datasets
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("none", "none"), ("null", "none"), ("imagenet", "imagenet"), ("./none", Path("/base/none"))],
+)
+def test_weights(written, read):
+    data = {
+        "datasets": {"a": {"format": "coco", "val": {}}},
+        "model": {"weights": None if written == "null" else written},
+    }
+    assert Config.from_dict(data, base=Path("/base")).model.weights == read
+
+
+def test_round_trip(tmp_path):
+    text = """datasets:
+  no: {format: voc, train: {images: [i, j], image_set: trainval}, val: {annotations: /x},
+    part: 2/3, weight: 1e-4}
+  "1": {format: wider_pedestrian, edition: 2019, train: {ignore: g}, classes: ["1", "no", "1e-4"]}
+labels:
+  merge: {person: [no/person, 1/pedestrian], same_names: true}
+  drop: {no: [car, "a/b"]}
+  overlap: [[person, face]]
+  absent: {no: x}
+train: {accelerator: gpu, clip_norm: 1e1}
+"""
+    config = load_config(write(tmp_path, text))
+    assert config.labels.drop == ("no/car", "no/a/b")
+    assert config.train.accelerator == "cuda"
+    assert config.datasets["no"].part_of == (1, 3)
+    (tmp_path / "elsewhere").mkdir()
+    assert load_config(write(tmp_path / "elsewhere", dump_config(config))) == config
+
+
+def test_an_index_from_python(tmp_path):
+    builder = IndexBuilder("/images")
+    builder.image("x.jpg", 10, 10)
+    index = builder.build(["car"])
+    config = Config.from_dict({"datasets": {"a": {"train": index}}}, base=tmp_path)
+    assert config.datasets["a"].train is index
+    assert "train: an index of 1 images, given from Python" in dump_config(config)
+    with pytest.raises(ConfigError) as caught:
+        Config.from_dict({"datasets": {"a": {"train": index, "val": {}, "wieght": 1}}, "seed": 0.5})
+    assert str(caught.value).split("\n")[1:] == [
+        "  - unknown key `datasets.a.wieght`; did you mean `weight`?",
+        "  - `seed`: expected a whole number, got 0.5",
+        "  - `datasets.a.format` is missing: expected one of coco, voc, wider_face, wider_pedestrian, yolo",
+    ]
+
+
+def test_needs_no_torch():
+    code = "import sys, crossdet.config; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
