@@ -17,7 +17,7 @@ import yaml
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.seed import seed_everything
 
-from crossdet.checkpoint import STATE_FILE, load_state, write_atomically, write_json
+from crossdet.checkpoint import STATE_FILE, load_state
 from crossdet.config import Config, dump_config, load_config
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.index import Index
@@ -26,6 +26,7 @@ from crossdet.data.transforms import Augment
 from crossdet.errors import UserError
 from crossdet.evaluation.run import EvalSettings, score_dataset
 from crossdet.inference import AnyImage, Detector, load_detector
+from crossdet.jsonfiles import write_atomically
 from crossdet.labels import DROPPED, LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.retinanet import RetinaNet
@@ -63,7 +64,7 @@ def train(
     config = _as_config(config)
     run_dir = Path(output or config.output or "runs/crossdet")
     sources = open_sources(config)
-    _check_trainable(config, sources)
+    _check_trainable(sources)
     fabric = build_fabric(config)
     if fabric.is_global_zero:
         _prepare_run_dir(run_dir, config, resume, overwrite)
@@ -77,7 +78,7 @@ def train(
         config.model.weights,
     )
     if config.train.channels_last:
-        detector = detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        detector = detector.to(memory_format=torch.channels_last)
     fill = detector.mean.flatten().round().int().tolist()
 
     def score(model: RetinaNet, when: str) -> dict[str, Any]:
@@ -136,13 +137,13 @@ def evaluate(
 
 def predict(
     weights: str | Path | Detector,
-    images: AnyImage | Sequence[AnyImage],
+    images: AnyImage | list[AnyImage],
     classes: Sequence[str] | None = None,
     score_threshold: float = 0.3,
 ) -> list[Detections]:
     """Detections of each image; see `crossdet.inference.Detector` for what an image may be."""
     detector = weights if isinstance(weights, Detector) else load_detector(weights)
-    many = list(images) if isinstance(images, list | tuple) else [images]
+    many = images if isinstance(images, list) else [images]
     return [detector(image, classes, score_threshold) for image in many]
 
 
@@ -233,7 +234,7 @@ def training_data(config: Config, sources: Sources) -> HybridDataset:
         shorter=config.input.shorter,
         longer=config.input.longer,
         flip=config.augment.flip,
-        scale_jitter=config.augment.scale_jitter,
+        scale_jitter=(config.augment.scale_jitter[0], config.augment.scale_jitter[1]),
         photometric=config.augment.photometric,
     )
     return HybridDataset(parts, space, transform, plain=config.train.plain)
@@ -346,7 +347,7 @@ def _as_config(config: Config | str | Path) -> Config:
     return config if isinstance(config, Config) else load_config(config)
 
 
-def _check_trainable(config: Config, sources: Sources) -> None:
+def _check_trainable(sources: Sources) -> None:
     if not sources.train:
         raise UserError("no dataset of the config has a `train` split")
     empty = [name for name, index in sources.train.items() if not len(index)]
@@ -393,7 +394,3 @@ def _differences(a: Any, b: Any, at: str = "") -> list[str]:
         keys = [*a, *(key for key in b if key not in a)]
         return [d for key in keys for d in _differences(a.get(key), b.get(key), f"{at}{key}.")]
     return [] if a == b else [at.rstrip(".")]
-
-
-def save_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    write_json(path, metrics)

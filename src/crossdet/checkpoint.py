@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
-import os
 import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,64 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from crossdet.errors import RunError, UserError
+from crossdet.errors import UserError
+from crossdet.jsonfiles import write_atomically
 
 FORMAT = "crossdet/1"
 STATE_FILE = "state.pt"
 WEIGHTS_FILE = "model.safetensors"
 BEST_FILE = "best.safetensors"
-
-_UMASK = os.umask(0)
-os.umask(_UMASK)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes `data` so that `path` holds the old or the new content at any moment, also after a power cut.
-
-    Raises:
-        RunError: the disk is full or not writable; the old file is untouched.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = ""
-    try:
-        handle, staging = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(staging).chmod(0o666 & ~_UMASK)  # mkstemp makes private files
-        Path(staging).replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        if staging:
-            Path(staging).unlink(missing_ok=True)
-        raise RunError(
-            f"{path} could not be written ({error.strerror or error}); "
-            f"{'the file as it was before is kept' if path.exists() else 'nothing was written'}"
-        ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """JSON with NaN as null (NaN is no JSON), written atomically."""
-    write_atomically(path, (json.dumps(_finite(content), indent=1) + "\n").encode())
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return value
 
 
 def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -413,7 +413,9 @@ class _Builder:
                 names = sorted({s.split("/", 1)[1] for s in self.known})
                 self.problems.append(f"distinct: {_unknown('class', entry, names)}")
             elif not free:
-                self.problems.append(f"distinct: {entry!r} is merged or dropped everywhere; take it out of one")
+                self.problems.append(
+                    f"distinct: {entry!r} is merged or dropped everywhere; take it out of one"
+                )
             chosen.update(free)
         return chosen
 

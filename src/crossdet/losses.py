@@ -93,7 +93,9 @@ def image_focal_losses(
         return per_image.index_add(0, image, from_foreground)
 
 
-def _background_sums(logits: Tensor, labels: Tensor, avoid: Tensor | None, alpha: float, gamma: float) -> Tensor:
+def _background_sums(
+    logits: Tensor, labels: Tensor, avoid: Tensor | None, alpha: float, gamma: float
+) -> Tensor:
     """`[B, C]`: the negative terms of the background anchors, before trust is applied."""
     background = (labels == BACKGROUND).to(logits.dtype)
     terms = _negative_terms(logits, alpha, gamma)

@@ -28,10 +28,12 @@ LISTED = 12
 """How many avoided classes the strip below a picture names; beyond, it only counts."""
 
 _PALETTE: tuple[Colour, ...] = (
-    (230, 25, 75), (60, 180, 75), (0, 130, 200), (255, 165, 0), (170, 70, 220), (70, 240, 240),
-    (240, 50, 230), (210, 245, 60), (250, 150, 150), (0, 160, 150), (170, 110, 40), (255, 225, 25),
+    (230, 25, 75), (60, 180, 75), (0, 130, 200), (255, 140, 0), (170, 70, 220), (70, 240, 240),
+    (240, 50, 230), (190, 255, 100), (250, 150, 150), (0, 128, 100), (170, 110, 40), (255, 225, 25),
 )  # fmt: skip
-_GOLDEN = 0.6180339887  # steps of the golden ratio stay far apart on the colour circle for any number of classes
+_GOLDEN = (
+    0.6180339887  # steps of the golden ratio stay far apart on the colour circle for any number of classes
+)
 _STRIP_COLOUR: Colour = (32, 32, 32)
 _READABLE_SIDE = 400  # smaller pictures are enlarged by a whole factor, so that text has room
 _FLAG_WORDS = {
@@ -50,7 +52,9 @@ def class_colour(label: int) -> Colour:
     if label < len(_PALETTE):
         return _PALETTE[label]
     step = label - len(_PALETTE)
-    red, green, blue = colorsys.hsv_to_rgb(step * _GOLDEN % 1, (0.9, 0.55)[step % 2], (1.0, 0.75)[step // 2 % 2])
+    red, green, blue = colorsys.hsv_to_rgb(
+        step * _GOLDEN % 1, (0.9, 0.55)[step % 2], (1.0, 0.75)[step // 2 % 2]
+    )
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
@@ -70,7 +74,7 @@ def draw_boxes(
     """
     drawn = image.convert("RGB")
     line = max(1, round(min(drawn.size) / 250))
-    font = ImageFont.load_default(max(10, round(min(drawn.size) / 32)))
+    font = ImageFont.load_default(max(10, round(min(drawn.size) / 38)))
     is_region = [False] * len(boxes) if regions is None else list(regions)
     corners = [_inside(box, drawn.size) for box in boxes]
     for box, colour, region in zip(corners, colours, is_region, strict=True):
@@ -147,7 +151,7 @@ def _box_text(label: int, flags: int, classes: Sequence[str]) -> str:
 def _strip_lines(dataset: str, target: Annotations, trusted: Tensor, classes: Sequence[str]) -> list[str]:
     counts: dict[str, int] = {}
     for label, flags in zip(target.labels.tolist(), target.flags.tolist(), strict=True):
-        name = "region" if flags & REGION_FLAGS else classes[label]
+        name = _box_text(label, flags, classes) if flags & REGION_FLAGS else classes[label]
         counts[name] = counts.get(name, 0) + 1
     held = ", ".join(f"{count} {name}" for name, count in counts.items()) or "no boxes"
     return [f"{dataset}: {held}", avoided_text([c for c, t in zip(classes, trusted, strict=True) if not t])]
@@ -168,7 +172,9 @@ def _with_strip(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
     font, margin = ImageFont.load_default(size), size // 2
     wrapped = [part for line in lines for part in _wrap(line, font, picture.width - 2 * margin)]
     step = round(1.35 * size)
-    strip = Image.new("RGB", (picture.width, picture.height + step * len(wrapped) + 2 * margin), _STRIP_COLOUR)
+    strip = Image.new(
+        "RGB", (picture.width, picture.height + step * len(wrapped) + 2 * margin), _STRIP_COLOUR
+    )
     strip.paste(picture)
     draw = ImageDraw.Draw(strip)
     for number, text in enumerate(wrapped):
@@ -217,11 +223,11 @@ def _dashed(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], colour: C
     dash = 4 * line
     inner = line - 1
     for x in range(x1, x2 + 1, 2 * dash):
-        end = min(x + dash, x2)
+        end = min(x + dash - 1, x2)
         draw.rectangle((x, y1, end, min(y1 + inner, y2)), fill=colour)
         draw.rectangle((x, max(y2 - inner, y1), end, y2), fill=colour)
     for y in range(y1, y2 + 1, 2 * dash):
-        end = min(y + dash, y2)
+        end = min(y + dash - 1, y2)
         draw.rectangle((x1, y, min(x1 + inner, x2), end), fill=colour)
         draw.rectangle((max(x2 - inner, x1), y, x2, end), fill=colour)
 
@@ -240,7 +246,13 @@ def _write(
     margin = 2
     width, height = right - left + 2 * margin, bottom - top + 2 * margin
     x1, y1, x2, y2 = box
-    for x, y in ((x1, y1 - height), (x1, y1), (x1, y2 + 1), (x2 - width, y2 - height), (x2 - width, y1 - height)):
+    for x, y in (
+        (x1, y1 - height),
+        (x1, y1),
+        (x1, y2 + 1),
+        (x2 - width, y2 - height),
+        (x2 - width, y1 - height),
+    ):
         # a text wider than the picture begins at its left border
         x, y = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
         place = (x, y, x + width, y + height)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import signal
 import threading
@@ -12,13 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.tensorboard import SummaryWriter
 
 from crossdet.checkpoint import (
     BEST_FILE,
@@ -27,12 +25,13 @@ from crossdet.checkpoint import (
     load_state,
     save_state,
     save_weights,
-    write_json,
 )
 from crossdet.data.hybrid import HybridDataset
 from crossdet.data.loading import MicroBatches, epoch_batches, make_loader
 from crossdet.errors import RunError
+from crossdet.jsonfiles import write_json
 from crossdet.models.retinanet import RetinaNet
+from crossdet.runlog import RunLog
 from crossdet.types import Batch
 
 Evaluate = Callable[[RetinaNet, str], dict[str, Any]]
@@ -174,7 +173,7 @@ def fit(
     run = _Run(fabric, detector, optimizer, average, run_dir, metadata or {}, Progress())
     if resume and (run_dir / STATE_FILE).exists():
         run.restore()
-    logs = _Logs(fabric, run_dir, run.progress.step)
+    logs = RunLog(fabric, run_dir, run.progress.step)
     with _stop_signals() as stop:
         while run.progress.epoch < recipe.epochs and not run.progress.finished:
             record = _train_epoch(run, step_module, dataset, dataset_names, recipe, logs, stop, fill)
@@ -191,7 +190,7 @@ def _train_epoch(
     dataset: HybridDataset,
     dataset_names: Sequence[str],
     recipe: Recipe,
-    logs: _Logs,
+    logs: RunLog,
     stop: threading.Event,
     fill: Sequence[int],
 ) -> dict[str, Any]:
@@ -214,7 +213,9 @@ def _train_epoch(
     run.totals = totals
     run.detector.train()
     stream = iter(loader)
-    logs.start_epoch(len(batches) - progress.step_in_epoch, (recipe.epochs - progress.epoch - 1) * len(batches))
+    logs.start_epoch(
+        len(batches) - progress.step_in_epoch, (recipe.epochs - progress.epoch - 1) * len(batches)
+    )
     for step_in_epoch in range(progress.step_in_epoch, len(batches)):
         rate = learning_rate(recipe, progress.epoch + step_in_epoch / len(batches))
         for group in run.optimizer.param_groups:
@@ -239,7 +240,17 @@ def _train_epoch(
         if run.average is not None:
             run.average.update_parameters(run.detector)
         progress.step_in_epoch, progress.step = step_in_epoch + 1, progress.step + 1
-        logs.step(progress, len(batches), rate, losses, norm, len(batches[step_in_epoch]), recipe.log_every)
+        logs.step(
+            progress.step,
+            progress.epoch,
+            progress.step_in_epoch,
+            len(batches),
+            rate,
+            losses,
+            norm,
+            len(batches[step_in_epoch]),
+            recipe.log_every,
+        )
         if recipe.max_steps is not None and progress.step >= recipe.max_steps:
             progress.finished = True
             break
@@ -248,12 +259,17 @@ def _train_epoch(
     return {
         "epoch": progress.epoch + 1,
         "step": progress.step,
-        "datasets": totals.rows(fabric.all_reduce(totals.sums, reduce_op="sum")),
+        "datasets": totals.rows(_sum_over_ranks(fabric, totals.sums)),
     }
 
 
+def _sum_over_ranks(fabric: Fabric, tensor: Tensor) -> Tensor:
+    # all_reduce works in place on some strategies, and the local sums are still needed
+    return cast(Tensor, fabric.all_reduce(tensor.clone(), reduce_op="sum"))
+
+
 def _finish_epoch(
-    run: _Run, recipe: Recipe, record: dict[str, Any], evaluate: Evaluate | None, logs: _Logs
+    run: _Run, recipe: Recipe, record: dict[str, Any], evaluate: Evaluate | None, logs: RunLog
 ) -> None:
     """Evaluates if it is time, keeps the best weights, and writes the state at the epoch's end."""
     progress = run.progress
@@ -279,7 +295,7 @@ def _finish_epoch(
 def _stop_if_not_finite(run: _Run, loss: Tensor, batch: Batch, dataset: HybridDataset) -> None:
     finite = torch.isfinite(loss.detach())
     if run.fabric.world_size > 1:  # all processes must stop together, or the others wait for this one
-        finite_everywhere = run.fabric.all_reduce(finite.float(), reduce_op="sum") == run.fabric.world_size
+        finite_everywhere = _sum_over_ranks(run.fabric, finite.float()) == run.fabric.world_size
     else:
         finite_everywhere = finite
     if bool(finite_everywhere):
@@ -328,7 +344,9 @@ class _Run:
 
     def final_detector(self) -> RetinaNet:
         """The weights that count: the moving average where there is one."""
-        return self.average.module if self.average is not None else self.detector
+        if self.average is None:
+            return self.detector
+        return cast(RetinaNet, self.average.module)
 
     def save_weights(self, name: str) -> None:
         if self.fabric.is_global_zero:
@@ -337,7 +355,7 @@ class _Run:
     def save_state(self) -> None:
         sums = None
         if self.totals is not None:  # every process keeps its own share; the file has room for the sum only
-            sums = self.fabric.all_reduce(self.totals.sums, reduce_op="sum")
+            sums = _sum_over_ranks(self.fabric, self.totals.sums)
         if self.fabric.is_global_zero:
             state = {
                 "model": self.detector.state_dict(),
@@ -371,7 +389,7 @@ class _Run:
         late = time.monotonic() - self.saved_at > 60 * recipe.checkpoint_minutes
         if self.fabric.world_size > 1:  # clocks and signals differ between processes, decisions must not
             wish = torch.tensor([float(late), float(stop.is_set())], device=self.fabric.device)
-            late, stopped = (bool(v > 0) for v in self.fabric.all_reduce(wish, reduce_op="sum"))
+            late, stopped = (v > 0 for v in _sum_over_ranks(self.fabric, wish).tolist())
         else:
             stopped = stop.is_set()
         if due or late or stopped:
@@ -391,7 +409,7 @@ def _stop_signals() -> Iterator[threading.Event]:
         yield stop
         return
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def ask(_number: int, _frame: FrameType | None) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
@@ -402,114 +420,3 @@ def _stop_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-# ------------------------------------------------------------------------------------------ logs
-
-_COLUMNS = ["step", "epoch", "lr", "loss", "classification", "box", "gradient_norm", "images_per_second"]
-
-
-class _Logs:
-    """Lines on the terminal, `steps.csv` and TensorBoard; silent in all processes but the first."""
-
-    def __init__(self, fabric: Fabric, run_dir: Path, step: int) -> None:
-        self.fabric = fabric
-        self.active = fabric.is_global_zero
-        self.lost: set[str] = set()
-        if not self.active:
-            return
-        run_dir.mkdir(parents=True, exist_ok=True)
-        path = run_dir / "steps.csv"
-        rows = []
-        if step and path.exists():  # rows after the state that is resumed will be written again
-            with path.open(newline="") as old:
-                rows = [row for row in csv.DictReader(old) if int(row["step"]) <= step]
-        self.file = path.open("w", newline="")
-        self.csv = csv.DictWriter(self.file, _COLUMNS)
-        self.csv.writeheader()
-        self.csv.writerows(rows)
-        self.file.flush()
-        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
-
-    def start_epoch(self, steps_left: int, steps_after: int) -> None:
-        self.steps_left = steps_left + steps_after
-        self.since, self.images, self.steps = time.monotonic(), 0, 0
-
-    def unreadable(self, lines: tuple[str, ...]) -> None:
-        for line in lines:
-            if line not in self.lost:
-                self.lost.add(line)
-                print(f"skipped, another image takes its place: {line}", flush=True)
-
-    def step(
-        self,
-        progress: Progress,
-        steps_in_epoch: int,
-        rate: float,
-        losses: dict[str, Tensor],
-        norm: Tensor | None,
-        images: int,
-        every: int,
-    ) -> None:
-        if not self.active:
-            return
-        self.images, self.steps = self.images + images, self.steps + 1
-        self.steps_left -= 1
-        if progress.step % every and progress.step_in_epoch != steps_in_epoch:
-            return
-        seconds = max(1e-9, time.monotonic() - self.since)
-        classification, box = float(losses["classification"]), float(losses["box"])
-        row = {
-            "step": progress.step,
-            "epoch": progress.epoch + 1,
-            "lr": rate,
-            "loss": classification + box,
-            "classification": classification,
-            "box": box,
-            "gradient_norm": "" if norm is None else float(norm),
-            "images_per_second": self.images / seconds,
-        }
-        self.csv.writerow(row)
-        self.file.flush()
-        for name in ("lr", "loss", "classification", "box", "images_per_second"):
-            self.board.add_scalar(f"train/{name}", row[name], progress.step)
-        eta = _duration(self.steps_left * seconds / self.steps)
-        print(
-            f"epoch {progress.epoch + 1} step {progress.step_in_epoch}/{steps_in_epoch}  "
-            f"loss {classification + box:.4f} (class {classification:.4f}, box {box:.4f})  lr {rate:.2g}  "
-            f"{self.images / seconds:.1f} images/s  {eta} left",
-            flush=True,
-        )
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        if not self.active:
-            return
-        for name, values in record["datasets"].items():
-            print(
-                f"  {name}: {values['images']:.0f} images, {values['positives']:.0f} positive anchors, "
-                f"loss {values['loss']:.4f} per positive",
-                flush=True,
-            )
-            for key, value in values.items():
-                self.board.add_scalar(f"dataset/{name}/{key}", value, record["step"])
-        for key, value in _flat(record.get("metrics", {})):
-            self.board.add_scalar(f"eval/{key}", value, record["step"])
-
-    def close(self) -> None:
-        if self.active:
-            self.file.close()
-            self.board.close()
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float):
-            yield f"{prefix}{key}", float(value)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -6,7 +6,8 @@ module and stay free of torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from enum import IntFlag
 from typing import TYPE_CHECKING
 
@@ -80,22 +81,19 @@ class Annotations:
     def __len__(self) -> int:
         return self.boxes.shape[0]
 
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Annotations:
+        return Annotations(
+            function(self.boxes),
+            function(self.labels),
+            function(self.flags),
+            None if self.area is None else function(self.area),
+        )
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Annotations:
-        moved = {
-            f.name: None if value is None else value.to(device, non_blocking=non_blocking)
-            for f in fields(self)
-            for value in [getattr(self, f.name)]
-        }
-        return replace(self, **moved)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Annotations:
-        return replace(
-            self,
-            boxes=self.boxes.pin_memory(),
-            labels=self.labels.pin_memory(),
-            flags=self.flags.pin_memory(),
-            area=None if self.area is None else self.area.pin_memory(),
-        )
+        return self._map(lambda tensor: tensor.pin_memory())
 
 
 @dataclass(frozen=True)

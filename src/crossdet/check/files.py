@@ -32,7 +32,9 @@ def image_paths(index: Index, max_images: int | None = None) -> dict[int, Path]:
 
 def look_at_files(index: Index, paths: Mapping[int, Path]) -> FileReport:
     """Compares the headers of the files with the annotated sizes."""
-    missing, unreadable, contradicting = [], [], []
+    missing: list[str] = []
+    unreadable: list[str] = []
+    contradicting: list[str] = []
     for (row, path), have in zip(paths.items(), header_sizes(list(paths.values())), strict=True):
         height, width = (int(side) for side in index.sizes[row])
         if have is None:
@@ -63,8 +65,8 @@ def find_duplicates(files: Mapping[Split, Iterable[Path]]) -> list[DuplicateRepo
     """Pairs of splits that share pictures, leaks first; files of equal content and one file used twice."""
     users: dict[str, list[Split]] = {}
     for split, paths in files.items():
-        for path in paths:
-            users.setdefault(str(path), []).append(split)
+        for name in map(str, paths):
+            users.setdefault(name, []).append(split)
     groups = same_content(list(users))
     alone = set(users).difference(*groups)
     groups += [[path] for path in alone if len(users[path]) > 1]
@@ -74,7 +76,7 @@ def find_duplicates(files: Mapping[Split, Iterable[Path]]) -> list[DuplicateRepo
         for path in group:
             for split in users[path]:
                 uses[split].append(path)
-        firsts = [(split, path) for split, paths in uses.items() for path in paths[:2]]
+        firsts = [(split, path) for split, own in uses.items() for path in own[:2]]
         for (one, path), (other, other_path) in combinations(firsts, 2):
             found.setdefault((one, other), {}).setdefault(group[0], (path, other_path))
     order = list(files)

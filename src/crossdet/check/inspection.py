@@ -379,5 +379,3 @@ def _example(duplicate: DuplicateReport) -> str:
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_NAMED])
     return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
-
-

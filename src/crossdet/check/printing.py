@@ -41,23 +41,21 @@ def print_report(report: Report, console: Console) -> None:
     """Prints everything a person needs before training; errors and warnings come last, where they are seen."""
     _heading(console, "Datasets")
     _print(console, _dataset_table(report.splits))
-    for line in _box_lines(report.splits):
-        _line(console, line)
-    for line in _skipped_lines(report.splits):
-        _line(console, line)
-    _line(console, _file_line(report.splits))
+    _lines(console, _box_lines(report.splits))
+    _lines(console, _skipped_lines(report.splits))
+    _lines(console, [_file_line(report.splits)])
     _heading(console, "Labels")
-    for line in _label_lines(report):
-        _line(console, line)
+    _lines(console, _label_lines(report))
     _heading(console, "Whose background is a negative for which class")
     if len(report.classes) <= MATRIX_CLASSES:
         _print_matrix(report, console)
     else:
         _print(console, _group_table(report.classes))
-        _line(console, "Every class in full: --json FILE.")
-    for line in _conflict_lines(report):
-        _line(console, line)
-    _heading(console, f"Boxes reached by an anchor (IoU >= {report.positive_iou:g}; sizes at the network's input)")
+        _lines(console, ["Every class in full: --json FILE."])
+    _lines(console, _conflict_lines(report))
+    _heading(
+        console, f"Boxes reached by an anchor (IoU >= {report.positive_iou:g}; sizes at the network's input)"
+    )
     _print(console, _anchor_table(report.anchors))
     _print_findings(report, console)
 
@@ -67,9 +65,10 @@ def _heading(console: Console, text: str) -> None:
     console.print(Text(text, style="bold"))
 
 
-def _line(console: Console, line: Text | str) -> None:
-    """A paragraph, indented by two; no markup, so that a class may be called `[b]`."""
-    console.print(Padding(Text(line) if isinstance(line, str) else line, (0, 0, 0, 2), expand=False))
+def _lines(console: Console, lines: Iterable[Text | str]) -> None:
+    """Paragraphs, indented by two; no markup, so that a class may be called `[b]`."""
+    for line in lines:
+        console.print(Padding(Text(line) if isinstance(line, str) else line, (0, 0, 0, 2), expand=False))
 
 
 def _print(console: Console, table: Table) -> None:
@@ -185,7 +184,7 @@ def _print_matrix(report: Report, console: Console) -> None:
     used = {state for c in report.classes for state in c.states.values()}
     for state in _MEANINGS:
         if state in used:
-            _line(console, Text.assemble((symbols[state], _STYLES[state]), f" {_MEANINGS[state]}"))
+            _lines(console, [Text.assemble((symbols[state], _STYLES[state]), f" {_MEANINGS[state]}")])
 
 
 def _blocks(classes: Sequence[ClassReport], room: int) -> Iterator[list[ClassReport]]:
@@ -250,7 +249,7 @@ def _conflict_lines(report: Report) -> Iterator[str]:
 
 
 def _anchor_table(anchors: Iterable[AnchorReport]) -> Table:
-    table = _table("dataset", "boxes", "all", "small, < 32² px", "medium", "large, > 96² px")
+    table = _table("dataset", "boxes", "all", "small, < 32x32 px", "medium", "large, > 96x96 px")
     for a in anchors:
         parts = [(a.boxes, a.recall), (a.small_boxes, a.small), (a.medium_boxes, a.medium)]
         parts.append((a.large_boxes, a.large))

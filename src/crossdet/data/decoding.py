@@ -75,7 +75,7 @@ def _decode_with_pillow(data: bytes, path: Path, rotate: bool) -> Tensor:
             image: Image.Image = opened
             if rotate:
                 image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16-bit greyscale, which convert("RGB") would clip instead of scale
+            if image.mode.startswith("I"):  # 16-bit greyscale: convert("RGB") would clip instead of scale
                 grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
                 image = Image.fromarray(grey)
             array = np.asarray(image.convert("RGB"))

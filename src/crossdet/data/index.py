@@ -394,7 +394,9 @@ def load_index(folder: Path) -> Index:
         root=meta["root"],
         names=Strings(array("names_blob"), array("names_offsets")),
         columns={name: array(f"column_{name}") for name in meta["columns"]},
-        negatives=Ragged(array("negatives_values"), array("negatives_offsets")) if meta["federated"] else None,
+        negatives=Ragged(array("negatives_values"), array("negatives_offsets"))
+        if meta["federated"]
+        else None,
         not_exhaustive=Ragged(array("not_exhaustive_values"), array("not_exhaustive_offsets"))
         if meta["federated"]
         else None,

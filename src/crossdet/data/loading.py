@@ -133,8 +133,8 @@ def make_loader(
 ) -> DataLoader[Batch]:
     """A loader over given batches. Deterministic for any number of workers (see `HybridDataset`)."""
     return DataLoader(
-        dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]
+        dataset,  # type: ignore[arg-type]  # items are samples, what comes out is what collate makes of them
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=partial(collate, fill=fill),
         pin_memory=pin_memory,
@@ -145,5 +145,6 @@ def sequential_batches(count: int, batch_size: int, rank: int = 0, ranks: int = 
     """All rows of this process in order, for evaluation."""
     rows = range(rank, count, ranks)
     return [
-        [Draw(row, 0) for row in rows[start : start + batch_size]] for start in range(0, len(rows), batch_size)
+        [Draw(row, 0) for row in rows[start : start + batch_size]]
+        for start in range(0, len(rows), batch_size)
     ]

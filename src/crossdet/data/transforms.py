@@ -25,7 +25,7 @@ class Resize:
 
     def __call__(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """image `[3, H, W]` uint8, boxes `[M, 4]` xyxy -> the same, resized."""
-        return _resize(image, boxes, resized(*image.shape[1:], self.shorter, self.longer))
+        return _resize(image, boxes, resized(image.shape[1], image.shape[2], self.shorter, self.longer))
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ class Augment:
             image = v2.RandomPhotometricDistort(p=0.5)(image)
         low, high = self.scale_jitter
         scale = low + (high - low) * float(torch.rand(()))
-        image, boxes = _resize(image, boxes, resized(*image.shape[1:], self.shorter, self.longer, scale))
+        image, boxes = _resize(
+            image, boxes, resized(image.shape[1], image.shape[2], self.shorter, self.longer, scale)
+        )
         if float(torch.rand(())) < self.flip:
             image = F.horizontal_flip(image)
             width = image.shape[2]

@@ -108,7 +108,9 @@ def _gather(
     torch.distributed.all_gather_object(everyone, (arrays, lost))
     joined = {key: np.concatenate([part[key] for part, _ in everyone]) for key in arrays}
     order = np.argsort(joined["image_of_box"], kind="stable")
-    return {key: value[order] for key, value in joined.items()}, [line for _, part in everyone for line in part]
+    return {key: value[order] for key, value in joined.items()}, [
+        line for _, part in everyone for line in part
+    ]
 
 
 def ground_truth(index: Index, class_ids: NDArray[np.int64], classes: Sequence[int]) -> GroundTruth:

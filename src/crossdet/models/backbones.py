@@ -10,8 +10,8 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers import freeze_batch_norm_2d
 from timm.layers.format import Format
+from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from crossdet.errors import UserError
@@ -19,7 +19,11 @@ from crossdet.errors import UserError
 FEATURE_STRIDES = (8, 16, 32)
 
 # The names of the paper; timm's own default tag for resnet50 is another training recipe (a1_in1k).
-ALIASES = {"resnet50": "resnet50.tv_in1k", "mobilenetv2": "mobilenetv2_100", "mobilenet_v2": "mobilenetv2_100"}
+ALIASES = {
+    "resnet50": "resnet50.tv_in1k",
+    "mobilenetv2": "mobilenetv2_100",
+    "mobilenet_v2": "mobilenetv2_100",
+}
 
 
 class Backbone(nn.Module):
@@ -32,7 +36,7 @@ class Backbone(nn.Module):
         super().__init__()
         name = ALIASES.get(name, name)
         try:
-            probe = timm.create_model(name, features_only=True, pretrained=False)
+            probe: Any = timm.create_model(name, features_only=True, pretrained=False)
         except (RuntimeError, AttributeError, ValueError, TypeError) as error:
             raise UserError(
                 f"model.backbone: {name!r} is no timm model with feature maps ({error}); "
@@ -48,7 +52,7 @@ class Backbone(nn.Module):
         if getattr(probe, "output_fmt", None) not in (None, Format.NCHW):
             raise UserError(f"model.backbone: {name!r} gives {probe.output_fmt} features; NCHW is needed")
         try:
-            self.body = timm.create_model(
+            body: Any = timm.create_model(
                 name, features_only=True, pretrained=pretrained, out_indices=tuple(positions)
             )
         except Exception as error:
@@ -58,7 +62,8 @@ class Backbone(nn.Module):
                 f"model.weights: the ImageNet weights of {name!r} could not be fetched ({error}); "
                 f"give a local .safetensors or .pth file, or `weights: none`"
             ) from error
-        self.channels: list[int] = self.body.feature_info.channels()
+        self.body = body
+        self.channels: list[int] = body.feature_info.channels()
         config = timm.get_pretrained_cfg(name)
         self.mean: tuple[float, ...] = config.mean if config else (0.485, 0.456, 0.406)
         self.std: tuple[float, ...] = config.std if config else (0.229, 0.224, 0.225)

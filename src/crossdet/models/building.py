@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from torch import Tensor
 
 from crossdet.errors import UserError
 from crossdet.models.backbones import Backbone, freeze_batch_norm, load_backbone_weights
 from crossdet.models.retinanet import RetinaNet
-
-BackboneWeights = Literal["imagenet", "none"] | Path
 
 
 @dataclass(frozen=True)
@@ -41,18 +39,22 @@ class DetectorSettings:
 
     @classmethod
     def from_json(cls, text: str) -> DetectorSettings:
-        data = json.loads(text)
+        data: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()
+        }
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+            return cls(**data)
         except TypeError as error:
-            raise UserError(f"the weights file was written by another version of crossdet ({error})") from None
+            raise UserError(
+                f"the weights file was written by another version of crossdet ({error})"
+            ) from None
 
 
 def build_detector(
     settings: DetectorSettings,
     num_classes: int,
     overlap: Tensor | None = None,
-    weights: BackboneWeights = "none",
+    weights: str | Path = "none",
 ) -> RetinaNet:
     """A detector with random head and pyramid.
 

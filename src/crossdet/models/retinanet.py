@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,7 @@ class CoarseLevels(ExtraFPNBlock):
         self.p7 = nn.Conv2d(out_channels, out_channels, 3, 2, 1)
         for conv in (self.p6, self.p7):
             nn.init.kaiming_uniform_(conv.weight, a=1)
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(cast(Tensor, conv.bias))
 
     def forward(
         self, results: list[Tensor], x: list[Tensor], names: list[str]
@@ -71,9 +71,10 @@ class Subnet(nn.Module):
         super().__init__()
         self.tower = nn.ModuleList(nn.Conv2d(channels, channels, 3, 1, 1) for _ in range(depth))
         self.predict = nn.Conv2d(channels, outputs, 3, 1, 1)
-        for conv in [*self.tower, self.predict]:
-            nn.init.normal_(conv.weight, std=0.01)  # type: ignore[arg-type]
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        for conv in self.modules():
+            if isinstance(conv, nn.Conv2d):
+                nn.init.normal_(conv.weight, std=0.01)
+                nn.init.zeros_(cast(Tensor, conv.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         for conv in self.tower:
@@ -126,7 +127,7 @@ class RetinaNet(nn.Module):
         self.num_anchors = len(scales) * len(ratios)
         self.class_subnet = Subnet(channels, head_depth, self.num_anchors * num_classes)
         self.box_subnet = Subnet(channels, head_depth, self.num_anchors * 4)
-        nn.init.constant_(self.class_subnet.predict.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
+        nn.init.constant_(cast(Tensor, self.class_subnet.predict.bias), -math.log((1 - prior) / prior))
         self.positive_iou = positive_iou
         self.negative_iou = negative_iou
         self.low_quality_matches = low_quality_matches

@@ -1,0 +1,208 @@
+"""The command line: thin, every command is a few calls into the package.
+
+Exit codes: 0 ok, 1 the run failed, 2 the user's mistake (message only, no traceback). Torch is imported inside
+the commands that need it, so `--help` and `check` are instant.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from crossdet.errors import RunError, UserError
+
+app = typer.Typer(
+    help="Train one object detector across datasets that label different things.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+out = Console()
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override a config value, e.g. --set train.lr=0.01"),
+]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="also write the numbers as JSON")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="where to write")]
+
+
+@app.command()
+def check(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="write some training batches as pictures, with boxes and avoided classes"
+        ),
+    ] = None,
+    batches: Annotated[int, typer.Option(min=1, help="how many batches --pictures draws")] = 2,
+    json_file: JsonFile = None,
+) -> None:
+    """Read everything before any training: data, merged labels, avoidance matrix, anchors, duplicates."""
+    from crossdet.check import inspect, print_report
+    from crossdet.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    report = inspect(loaded)
+    print_report(report, out)
+    if json_file is not None:
+        _write_json(json_file, report.to_json())
+    if report.errors:
+        raise typer.Exit(2)
+    if pictures is not None:
+        from crossdet.api import training_batches
+        from crossdet.pictures import write_batch_pictures
+
+        drawn, sources = training_batches(loaded, batches)
+        files = write_batch_pictures(drawn, sources.space, sources.space.datasets, pictures)
+        out.print(f"{len(files)} training pictures in {pictures}")
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    output: Output = None,
+    resume: Annotated[bool, typer.Option(help="continue the run in the output directory")] = False,
+    overwrite: Annotated[bool, typer.Option(help="replace the run in the output directory")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Train one detector on all datasets of a config. Under torchrun it uses all its processes."""
+    from crossdet.api import train as run
+    from crossdet.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    record = run(loaded, output=output, resume=resume, overwrite=overwrite)
+    if json_file is not None:
+        _write_json(json_file, record)
+    where = output or loaded.output
+    out.print(
+        f"done: {where}  (model.safetensors, best.safetensors, metrics.json, steps.csv)", highlight=False
+    )
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help="run directory or .safetensors file")],
+    config: ConfigFile,
+    overrides: Overrides = None,
+    json_file: JsonFile = None,
+    classes: Annotated[
+        bool, typer.Option("--per-class", help="also print AP and AP50 of every class")
+    ] = False,
+) -> None:
+    """Score a detector on every dataset of a config, each on the classes that it labels."""
+    from crossdet.api import evaluate as score
+    from crossdet.api import metrics_table
+    from crossdet.config import load_config
+
+    metrics = score(run, load_config(config, overrides or []))
+    print(metrics_table(metrics))
+    if classes:
+        for name, row in metrics["datasets"].items():
+            out.print(_class_table(name, row["per_class"]))
+    default = run / f"eval_{config.stem}.json" if run.is_dir() else None
+    target = json_file or default
+    if target is not None:
+        _write_json(target, metrics)
+        out.print(f"numbers in {target}", highlight=False)
+
+
+@app.command()
+def predict(
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="weights file or run directory")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="files, folders or glob patterns")],
+    output: Output = Path("predictions"),
+    classes: Annotated[
+        str | None, typer.Option(metavar="A,B", help="look only for these classes (unified names)")
+    ] = None,
+    score: Annotated[float, typer.Option(min=0, max=1, help="lowest score to report")] = 0.3,
+    max_detections: Annotated[int, typer.Option(min=1, help="most detections per image")] = 100,
+    pictures: Annotated[bool, typer.Option(help="draw the detections into copies of the images")] = True,
+    coco: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="take image and category ids of the COCO results from this file"),
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Detect objects in images: drawn pictures, predictions.json and a COCO results file."""
+    from crossdet.predicting import predict_to_folder
+
+    names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
+    summary = predict_to_folder(
+        weights, images, output or Path("predictions"), names, score, max_detections, pictures, coco
+    )
+    for line in summary.unreadable:
+        out.print(f"[yellow]skipped[/yellow] {line}", highlight=False)
+    counts = ", ".join(f"{name} {count}" for name, count in summary.counts.items()) or "nothing"
+    out.print(f"{summary.images} images: {counts}", highlight=False)
+    out.print(f"{summary.folder}  (predictions.json, coco_results.json, pictures)", highlight=False)
+    if json_file is not None:
+        _write_json(json_file, json.loads((summary.folder / "predictions.json").read_text()))
+    if not summary.images:
+        raise RunError("none of the images could be read")
+
+
+@app.command()
+def demo(
+    output: Output = Path("demo"),
+    seed: Annotated[int, typer.Option(help="of the generated pictures and of both trainings")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="optimiser steps per training (default: the full demo)")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Generate three partially labelled datasets, train dataset-aware and naively, and compare (CPU, minutes)."""
+    from crossdet.demo import run_demo
+
+    result = run_demo(output or Path("demo"), seed, steps, out)
+    if json_file is not None:
+        _write_json(json_file, result)
+
+
+def _class_table(dataset: str, per_class: dict[str, dict[str, Any]]) -> Table:
+    table = Table(title=dataset, title_justify="left", box=None, pad_edge=False)
+    for column in ("class", "boxes", "AP", "AP50"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for name, row in per_class.items():
+        cells = ["-" if row[key] != row[key] else f"{100 * row[key]:.1f}" for key in ("AP", "AP50")]
+        table.add_row(name, str(row["boxes"]), *cells)
+    return table
+
+
+def _write_json(path: Path, content: Any) -> None:
+    from crossdet.jsonfiles import write_json
+
+    write_json(path, content)
+
+
+def main() -> None:
+    """Entry point: turns the package's errors into messages and exit codes."""
+    errors = Console(stderr=True)
+    try:
+        app()
+    except UserError as error:
+        errors.print(f"[bold red]error[/bold red] {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except RunError as error:
+        errors.print(f"[bold red]failed[/bold red] {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        sys.exit(1)
+
+
+def _plain(error: Exception) -> str:
+    return str(error).replace("[", r"\[")

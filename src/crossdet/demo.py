@@ -1,0 +1,338 @@
+"""`crossdet demo`: what missing labels do to a detector, in a few minutes on a CPU.
+
+Three generated datasets that label different things (faces, pedestrians, objects) and differ in look, as real
+ones do. Two detectors are trained on them with the same budget: dataset-aware, and by naive concatenation. A
+held-out set in all three looks carries all labels and shows what each of them really finds.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.table import Table
+
+from crossdet.api import train
+from crossdet.config import load_config
+from crossdet.data.index import Index
+from crossdet.data.reading import SplitFiles, read_split
+from crossdet.data.scenes import LOOKS, write_demo_datasets
+from crossdet.evaluation.coco import DetectionArrays, GroundTruth, coco_scores
+from crossdet.evaluation.run import EvalSettings, detect, ground_truth
+from crossdet.inference import load_detector
+from crossdet.jsonfiles import write_json
+from crossdet.pictures import class_colour, draw_boxes
+
+METHODS = ("aware", "naive")
+LABELLED_IN = {"face": {"faces"}, "person": {"peds", "objects"}}
+"""Looks whose training pictures label the class; all other classes are labelled in `objects` only."""
+CONFIDENT = 0.3
+PICTURES_PER_LOOK = 4
+
+
+def demo_config(plain: bool, seed: int, steps: int | None = None) -> dict[str, Any]:
+    """The config of both trainings, as it would stand in a YAML file beside the folder `data`."""
+    return {
+        "datasets": {
+            "faces": {
+                "format": "wider_face",
+                "train": {
+                    "images": "data/faces/images",
+                    "annotations": "data/faces/wider_face_train_bbx_gt.txt",
+                },
+                "val": {"images": "data/faces/images", "annotations": "data/faces/wider_face_val_bbx_gt.txt"},
+            },
+            "peds": {
+                "format": "wider_pedestrian",
+                "edition": 2018,
+                "train": {
+                    "images": "data/peds/images/train",
+                    "annotations": "data/peds/train_annotations.txt",
+                    "ignore": "data/peds/pedestrian_ignore_part_train.txt",
+                },
+                "val": {
+                    "images": "data/peds/images/val",
+                    "annotations": "data/peds/val_annotations.txt",
+                    "ignore": "data/peds/pedestrian_ignore_part_val.txt",
+                },
+            },
+            "objects": {
+                "format": "coco",
+                "train": {
+                    "images": "data/objects/images/train",
+                    "annotations": "data/objects/annotations/instances_train.json",
+                },
+                "val": {
+                    "images": "data/objects/images/val",
+                    "annotations": "data/objects/annotations/instances_val.json",
+                },
+            },
+        },
+        "labels": {"merge": {"person": ["peds/pedestrian", "objects/person"]}, "drop": ["peds/cyclist"]},
+        "model": {
+            "backbone": "regnetx_002",
+            "weights": "none",
+            "channels": 64,
+            "head_depth": 2,
+            "anchors": {"scales": [2, 3], "ratios": [0.7, 1.2, 2.2]},
+        },
+        "input": {"shorter": 160, "longer": 224},
+        "train": {
+            "epochs": 8,
+            "batch_size": 8,
+            "lr": 0.02,
+            "warmup_epochs": 0.5,
+            "clip_norm": 5.0,
+            "workers": 0,
+            "accelerator": "cpu",
+            "eval_every": 0,
+            "log_every": 113,
+            "plain": plain,
+            **({"max_steps": steps} if steps else {}),
+        },
+        "eval": {"batch_size": 16},
+        "seed": seed,
+    }
+
+
+@dataclass(frozen=True)
+class UnionTest:
+    """The fully labelled pictures: all classes in all looks. look_of: `[I]` position in LOOKS per image."""
+
+    index: Index
+    truth: GroundTruth
+    classes: tuple[str, ...]
+    look_of: NDArray[np.int64]
+
+
+def run_demo(folder: Path, seed: int, steps: int | None, console: Console) -> dict[str, Any]:
+    """Writes pictures, two runs, tables and side-by-side pictures into `folder`; returns the numbers.
+
+    steps: optimiser steps of each training; None = the whole schedule.
+    """
+    started = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    console.print("[bold]1/4[/bold] three generated datasets and a fully labelled test set")
+    write_demo_datasets(folder / "data", seed)
+    console.print(
+        "    faces: only faces are labelled; peds: only pedestrians; objects: persons, cars, dogs, signs, no faces"
+    )
+    found, test = {}, None
+    for number, method in enumerate(METHODS, 2):
+        what = "dataset-aware loss" if method == "aware" else "naive concatenation, same budget"
+        console.print(f"[bold]{number}/4[/bold] training: {what}")
+        config_file = folder / f"{method}.yaml"
+        content = demo_config(method == "naive", seed, steps)
+        config_file.write_text(yaml.safe_dump(content, sort_keys=False))
+        train(load_config(config_file), output=folder / "runs" / method, overwrite=True)
+        detector = load_detector(folder / "runs" / method, "cpu")
+        test = test or _union_test(folder / "data", detector.classes)
+        settings = EvalSettings(
+            detector.settings.shorter, detector.settings.longer, score_threshold=0.02, batch_size=16
+        )
+        found[method] = detect(detector.model, test.index, None, settings).detections
+    assert test is not None
+    console.print(
+        "[bold]4/4[/bold] comparison on the union test: 100 pictures of each look, every object labelled\n"
+    )
+    result = {method: _measure(test, found[method]) for method in METHODS}
+    _print_tables(result, test, console)
+    pictures = write_comparisons(folder / "pictures", test, found)
+    minutes = (time.monotonic() - started) / 60
+    content = {"seed": seed, "steps": steps, "minutes": minutes, "results": result}
+    write_json(folder / "demo.json", content)
+    console.print(f"pictures side by side: [bold]{pictures}[/bold]", highlight=False)
+    console.print(
+        f"configs to start from: {folder}/aware.yaml, naive.yaml; numbers: {folder}/demo.json; "
+        f"{minutes:.1f} minutes",
+        highlight=False,
+    )
+    return content
+
+
+def _union_test(data: Path, classes: tuple[str, ...]) -> UnionTest:
+    files = SplitFiles(
+        annotations=(data / "union_test/annotations/all.json",), images=(data / "union_test/images",)
+    )
+    index = read_split("coco", files)
+    class_ids = np.array([classes.index(name) for name in index.classes], np.int64)
+    names = [index.names[row] for row in range(len(index))]
+    look_of = np.array([next(i for i, look in enumerate(LOOKS) if n.startswith(look)) for n in names])
+    return UnionTest(index, ground_truth(index, class_ids, range(len(classes))), classes, look_of)
+
+
+def _measure(test: UnionTest, found: DetectionArrays) -> dict[str, Any]:
+    """AP50 per class and look, and how confidently the labelled objects are found."""
+    result: dict[str, Any] = {}
+    for look in ("all", *LOOKS):
+        chosen = np.ones(len(test.look_of), bool) if look == "all" else test.look_of == LOOKS.index(look)
+        truth, detections = _images(test.truth, found, chosen)
+        scores = coco_scores(truth, detections, range(len(test.classes)))
+        confidence = _confidence(truth, detections)
+        result[look] = {"mean": scores.scores["AP50"]} | {
+            name: {
+                "AP50": scores.per_class[c]["AP50"],
+                "boxes": scores.per_class[c]["boxes"],
+                "confident": _share(confidence[(truth.labels == c) & ~truth.crowd] >= CONFIDENT),
+            }
+            for c, name in enumerate(test.classes)
+        }
+    return result
+
+
+def _share(values: NDArray[np.bool_]) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _images(
+    truth: GroundTruth, found: DetectionArrays, chosen: NDArray[np.bool_]
+) -> tuple[GroundTruth, DetectionArrays]:
+    """Truth and detections of the chosen images, rows renumbered."""
+    new_row = np.cumsum(chosen) - 1
+    t, d = chosen[truth.image_of_box], chosen[found.image_of_box]
+    return (
+        GroundTruth(
+            image_ids=truth.image_ids[chosen],
+            boxes=truth.boxes[t],
+            labels=truth.labels[t],
+            crowd=truth.crowd[t],
+            area=truth.area[t],
+            image_of_box=new_row[truth.image_of_box[t]],
+        ),
+        DetectionArrays(
+            boxes=found.boxes[d],
+            scores=found.scores[d],
+            labels=found.labels[d],
+            image_of_box=new_row[found.image_of_box[d]],
+        ),
+    )
+
+
+def _confidence(truth: GroundTruth, found: DetectionArrays) -> NDArray[np.float64]:
+    """`[M]` the best score of a detection of the right class with IoU >= 0.5 for every labelled box, else 0."""
+    best = np.zeros(len(truth.boxes))
+    for row, (box, label, image) in enumerate(
+        zip(truth.boxes, truth.labels, truth.image_of_box, strict=True)
+    ):
+        same = np.flatnonzero((found.image_of_box == image) & (found.labels == label))
+        low = np.maximum(found.boxes[same, :2], box[:2])
+        high = np.minimum(found.boxes[same, 2:], box[2:])
+        inside = np.clip(high - low, 0, None).prod(1)
+        areas = (found.boxes[same, 2:] - found.boxes[same, :2]).prod(1) + (box[2:] - box[:2]).prod()
+        hits = same[inside >= 0.5 * (areas - inside)]
+        best[row] = found.scores[hits].max(initial=0)
+    return best
+
+
+def _print_tables(result: dict[str, Any], test: UnionTest, console: Console) -> None:
+    rows = sorted(test.classes, key=lambda name: (name != "face", name != "person"))
+    table = _table("AP50, dataset-aware / naive. * = look whose training pictures do not label the class")
+    for name in (*rows, "mean"):
+        cells = []
+        for look in ("all", *LOOKS):
+            values = [result[m][look][name] for m in METHODS]
+            numbers = values if name == "mean" else [v["AP50"] for v in values]
+            cells.append(_pair(numbers, name != "mean" and _foreign(name, look)))
+        table.add_row(name, *cells, style="bold" if name == "mean" else "")
+    console.print(table)
+    console.print()
+    table = _table(f"share of the labelled objects found with a score of at least {CONFIDENT}, aware / naive")
+    for name in rows:
+        cells = [
+            _pair([result[m][look][name]["confident"] for m in METHODS], _foreign(name, look))
+            for look in ("all", *LOOKS)
+        ]
+        table.add_row(name, *cells)
+    console.print(table)
+    console.print()
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2))
+    table.add_column("class")
+    for column in ("all looks", *(f"look: {look}" for look in LOOKS)):
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _foreign(name: str, look: str) -> bool:
+    return look != "all" and look not in LABELLED_IN.get(name, {"objects"})
+
+
+def _pair(values: list[float], foreign: bool) -> str:
+    aware, naive = ("-" if v != v else f"{100 * v:.1f}" for v in values)
+    return f"{'*' if foreign else ' '}{aware:>5} / {naive:>5}"
+
+
+# ------------------------------------------------------------------------------------------ pictures
+
+
+def write_comparisons(folder: Path, test: UnionTest, found: dict[str, DetectionArrays]) -> Path:
+    """Pictures of every look: what is there, what the naive and what the aware detector see."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    sheets = []
+    for number, look in enumerate(LOOKS):
+        rows = np.flatnonzero(test.look_of == number)[:PICTURES_PER_LOOK]
+        sheet = _stack([_comparison(test, found, int(row)) for row in rows])
+        sheet.save(folder / f"{look}.png")
+        sheets.append(_comparison(test, found, int(rows[0])))
+    _stack(sheets).save(folder / "overview.png")
+    return folder
+
+
+def _comparison(test: UnionTest, found: dict[str, DetectionArrays], row: int) -> Image.Image:
+    with Image.open(test.index.path(row)) as opened:
+        picture = opened.convert("RGB").resize(
+            (2 * opened.width, 2 * opened.height), Image.Resampling.LANCZOS
+        )
+    truth = test.truth
+    mine = np.flatnonzero((truth.image_of_box == row) & ~truth.crowd)
+    panels = [_panel(picture, "all objects", test.classes, truth.boxes[mine], truth.labels[mine], None)]
+    for method in ("naive", "aware"):
+        d = found[method]
+        mine = np.flatnonzero((d.image_of_box == row) & (d.scores >= CONFIDENT))
+        title = f"{'naive concatenation' if method == 'naive' else 'dataset-aware'}, score >= {CONFIDENT}"
+        panels.append(_panel(picture, title, test.classes, d.boxes[mine], d.labels[mine], d.scores[mine]))
+    sheet = Image.new(
+        "RGB", (sum(p.width for p in panels) + 8 * (len(panels) - 1), panels[0].height), "white"
+    )
+    for number, panel in enumerate(panels):
+        sheet.paste(panel, (number * (panel.width + 8), 0))
+    return sheet
+
+
+def _panel(
+    picture: Image.Image,
+    title: str,
+    classes: tuple[str, ...],
+    boxes: NDArray[Any],
+    labels: NDArray[Any],
+    scores: NDArray[Any] | None,
+) -> Image.Image:
+    texts = [classes[label] for label in labels.tolist()]
+    if scores is not None:
+        texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores.tolist(), strict=True)]
+    doubled = [(2 * x1, 2 * y1, 2 * x2, 2 * y2) for x1, y1, x2, y2 in boxes.tolist()]
+    drawn = draw_boxes(picture, doubled, texts, [class_colour(label) for label in labels.tolist()])
+    panel = Image.new("RGB", (drawn.width, drawn.height + 22), "white")
+    panel.paste(drawn, (0, 22))
+    ImageDraw.Draw(panel).text((4, 3), title, fill="black", font=ImageFont.load_default(14))
+    return panel
+
+
+def _stack(rows: list[Image.Image]) -> Image.Image:
+    sheet = Image.new("RGB", (rows[0].width, sum(r.height for r in rows) + 8 * (len(rows) - 1)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height + 8
+    return sheet

@@ -1,0 +1,146 @@
+"""`crossdet predict`: a detector over files, written as JSON, COCO results and drawn pictures."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from crossdet.errors import UserError
+from crossdet.inference import find_images, load_detector, predict_files
+from crossdet.jsonfiles import write_json
+from crossdet.pictures import class_colour, draw_boxes
+from crossdet.types import Detections
+
+
+@dataclass(frozen=True)
+class Summary:
+    """images: how many were read. counts: detections per class. unreadable: one line per lost image."""
+
+    folder: Path
+    images: int
+    counts: dict[str, int]
+    unreadable: list[str]
+
+
+@dataclass(frozen=True)
+class CocoIds:
+    """Ids of the COCO results file: of images by file name, of categories by class name."""
+
+    images: dict[str, int]
+    categories: dict[str, int]
+
+
+def predict_to_folder(
+    weights: Path,
+    images: Sequence[str],
+    folder: Path,
+    classes: Sequence[str] | None = None,
+    score_threshold: float = 0.3,
+    max_detections: int = 100,
+    pictures: bool = True,
+    coco: Path | None = None,
+) -> Summary:
+    """Detects in all images and writes `predictions.json`, `coco_results.json` and `pictures/` into `folder`.
+
+    coco: a COCO annotation file whose image and category ids the results shall use (images are found by file
+    name, categories by class name; other classes are left out of the results file). Without it images are
+    numbered from 1 in the order of `predictions.json`, and category = unified id + 1.
+
+    Raises `UserError` for weights, images or classes that do not exist.
+    """
+    detector = load_detector(weights)
+    files = find_images(images)
+    ids = None if coco is None else _coco_ids(coco)
+    entries: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    counts: Counter[str] = Counter()
+    lost: list[str] = []
+    drawn = _picture_names(files)
+    for file, picture, found in predict_files(detector, files, classes, score_threshold, max_detections):
+        if picture is None or isinstance(found, str):
+            lost.append(str(found))
+            continue
+        entry = _entry(file, picture.shape[2], picture.shape[1], found)
+        entries.append(entry)
+        counts.update(found.names or ())
+        results.extend(_coco_rows(entry, found, len(entries), ids))
+        if pictures:
+            target = folder / "pictures" / drawn[file]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draw_detections(Image.fromarray(picture.permute(1, 2, 0).numpy()), found).save(target, quality=92)
+    content = {
+        "weights": str(weights),
+        "classes": detector.classes,
+        "score_threshold": score_threshold,
+        "images": entries,
+        "unreadable": lost,
+    }
+    write_json(folder / "predictions.json", content)
+    write_json(folder / "coco_results.json", results)
+    return Summary(folder, len(entries), dict(counts.most_common()), lost)
+
+
+def draw_detections(image: Image.Image, found: Detections) -> Image.Image:
+    """A copy of the picture with boxes, class names and scores."""
+    names = found.names or [str(label) for label in found.labels.tolist()]
+    return draw_boxes(
+        image,
+        [(x1, y1, x2, y2) for x1, y1, x2, y2 in found.boxes.tolist()],
+        [f"{name} {score:.2f}" for name, score in zip(names, found.scores.tolist(), strict=True)],
+        [class_colour(label) for label in found.labels.tolist()],
+    )
+
+
+def _picture_names(files: Sequence[Path]) -> dict[Path, str]:
+    """A file name for every drawn picture; numbered where two inputs share a name."""
+    taken: Counter[str] = Counter()
+    names = {}
+    for file in files:
+        taken[file.stem] += 1
+        suffix = f"_{taken[file.stem]}" if taken[file.stem] > 1 else ""
+        names[file] = f"{file.stem}{suffix}.jpg"
+    return names
+
+
+def _entry(file: Path, width: int, height: int, found: Detections) -> dict[str, Any]:
+    rows = zip(found.boxes.tolist(), found.scores.tolist(), found.names or (), strict=True)
+    return {
+        "file": str(file),
+        "width": width,
+        "height": height,
+        "detections": [{"class": name, "score": score, "box_xyxy": box} for box, score, name in rows],
+    }
+
+
+def _coco_rows(
+    entry: dict[str, Any], found: Detections, number: int, ids: CocoIds | None
+) -> list[dict[str, Any]]:
+    image = number if ids is None else ids.images.get(Path(entry["file"]).name)
+    rows = []
+    for detection, label in zip(entry["detections"], found.labels.tolist(), strict=True):
+        category = label + 1 if ids is None else ids.categories.get(detection["class"])
+        if image is None or category is None:
+            continue
+        x1, y1, x2, y2 = detection["box_xyxy"]
+        bbox = [x1, y1, x2 - x1, y2 - y1]
+        rows.append({"image_id": image, "category_id": category, "bbox": bbox, "score": detection["score"]})
+    return rows
+
+
+def _coco_ids(path: Path) -> CocoIds:
+    try:
+        data = json.loads(path.read_text())
+        return CocoIds(
+            {Path(image["file_name"]).name: image["id"] for image in data["images"]},
+            {category["name"]: category["id"] for category in data["categories"]},
+        )
+    except OSError as error:
+        raise UserError(f"--coco {path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--coco {path}: no COCO annotation file ({error!r})") from None

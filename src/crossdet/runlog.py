@@ -1,0 +1,124 @@
+"""What a run says while it trains: lines on the terminal, `steps.csv`, TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+_COLUMNS = ["step", "epoch", "lr", "loss", "classification", "box", "gradient_norm", "images_per_second"]
+
+
+class RunLog:
+    """Lines on the terminal, `steps.csv` and TensorBoard; silent in all processes but the first."""
+
+    def __init__(self, fabric: Fabric, run_dir: Path, step: int) -> None:
+        self.fabric = fabric
+        self.active = fabric.is_global_zero
+        self.lost: set[str] = set()
+        self.steps_left, self.since, self.images, self.steps = 0, 0.0, 0, 0
+        if not self.active:
+            return
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path = run_dir / "steps.csv"
+        rows = []
+        if step and path.exists():  # rows after the state that is resumed will be written again
+            with path.open(newline="") as old:
+                rows = [row for row in csv.DictReader(old) if int(row["step"]) <= step]
+        self.file = path.open("w", newline="")
+        self.csv = csv.DictWriter(self.file, _COLUMNS)
+        self.csv.writeheader()
+        self.csv.writerows(rows)
+        self.file.flush()
+        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def start_epoch(self, steps_left: int, steps_after: int) -> None:
+        self.steps_left = steps_left + steps_after
+        self.since, self.images, self.steps = time.monotonic(), 0, 0
+
+    def unreadable(self, lines: tuple[str, ...]) -> None:
+        for line in lines:
+            if line not in self.lost:
+                self.lost.add(line)
+                print(f"skipped, another image takes its place: {line}", flush=True)
+
+    def step(
+        self,
+        step: int,
+        epoch: int,
+        step_in_epoch: int,
+        steps_in_epoch: int,
+        rate: float,
+        losses: dict[str, Tensor],
+        norm: Tensor | None,
+        images: int,
+        every: int,
+    ) -> None:
+        if not self.active:
+            return
+        self.images, self.steps = self.images + images, self.steps + 1
+        self.steps_left -= 1
+        if step % every and step_in_epoch != steps_in_epoch:
+            return
+        seconds = max(1e-9, time.monotonic() - self.since)
+        classification, box = float(losses["classification"]), float(losses["box"])
+        row = {
+            "step": step,
+            "epoch": epoch + 1,
+            "lr": rate,
+            "loss": classification + box,
+            "classification": classification,
+            "box": box,
+            "gradient_norm": "" if norm is None else float(norm),
+            "images_per_second": self.images / seconds,
+        }
+        self.csv.writerow(row)
+        self.file.flush()
+        for name in ("lr", "loss", "classification", "box", "images_per_second"):
+            self.board.add_scalar(f"train/{name}", row[name], step)
+        eta = _duration(self.steps_left * seconds / self.steps)
+        print(
+            f"epoch {epoch + 1} step {step_in_epoch}/{steps_in_epoch}  "
+            f"loss {classification + box:.4f} (class {classification:.4f}, box {box:.4f})  lr {rate:.2g}  "
+            f"{self.images / seconds:.1f} images/s  {eta} left",
+            flush=True,
+        )
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        if not self.active:
+            return
+        for name, values in record["datasets"].items():
+            print(
+                f"  {name}: {values['images']:.0f} images, {values['positives']:.0f} positive anchors, "
+                f"loss {values['loss']:.4f} per positive",
+                flush=True,
+            )
+            for key, value in values.items():
+                self.board.add_scalar(f"dataset/{name}/{key}", value, record["step"])
+        for key, value in _flat(record.get("metrics", {})):
+            self.board.add_scalar(f"eval/{key}", value, record["step"])
+
+    def close(self) -> None:
+        if self.active:
+            self.file.close()
+            self.board.close()
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{key}", float(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
