@@ -58,7 +58,7 @@ def check(
     report = inspect(loaded)
     print_report(report, out)
     if json_file is not None:
-        _write_json(json_file, report.to_json())
+        _write_json(json_file, json.loads(report.to_json()))
     if report.errors:
         raise typer.Exit(2)
     if pictures is not None:

@@ -133,10 +133,11 @@ class DatasetTotals:
         )
 
     def rows(self, sums: Tensor) -> dict[str, dict[str, float]]:
-        """Per dataset: loss per positive, positives and images."""
+        """Per dataset that gave images: loss per positive, positives and images."""
         return {
             name: {"loss": loss / max(1.0, positives), "positives": positives, "images": images}
             for name, (loss, positives, images) in zip(self.names, sums.T.tolist(), strict=True)
+            if images
         }
 
 
