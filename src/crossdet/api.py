@@ -65,10 +65,8 @@ def train(
     run_dir = Path(output or config.output or "runs/crossdet")
     sources = open_sources(config)
     _check_trainable(sources)
+    _check_run_dir(run_dir, config, resume, overwrite)
     fabric = build_fabric(config)
-    if fabric.is_global_zero:
-        _prepare_run_dir(run_dir, config, resume, overwrite)
-    fabric.barrier()
     seed_everything(config.seed, verbose=False)
     settings = detector_settings(config)
     detector = build_detector(
@@ -79,7 +77,11 @@ def train(
     )
     if config.train.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
-    fill = detector.mean.flatten().round().int().tolist()
+    fill = mean_colour(detector)
+    fabric.barrier()  # all processes have looked at what is in the run directory
+    if fabric.is_global_zero:
+        _make_run_dir(run_dir, config, resume)
+    fabric.barrier()
 
     def score(model: RetinaNet, when: str) -> dict[str, Any]:
         metrics = score_all(model, config, sources.space, sources.val, fabric, fill)
@@ -132,7 +134,7 @@ def evaluate(
         for name, index in indexes.items()
     }
     return _score(detector.model, config, detector.classes, indexes, ids, detector.settings.shorter,
-                  detector.settings.longer)  # fmt: skip
+                  detector.settings.longer, fill=mean_colour(detector.model))  # fmt: skip
 
 
 def predict(
@@ -173,6 +175,7 @@ def detector_settings(config: Config) -> DetectorSettings:
         backbone=model.backbone,
         channels=model.channels,
         head_depth=model.head_depth,
+        group_norm=model.group_norm,
         scales=model.anchors.scales,
         ratios=model.anchors.ratios,
         prior=model.prior,
@@ -269,6 +272,11 @@ def weights_metadata(config: Config, space: LabelSpace, settings: DetectorSettin
 # ------------------------------------------------------------------------------------------ evaluation
 
 
+def mean_colour(model: RetinaNet) -> list[int]:
+    """RGB 0..255 that the backbone normalises to zero: the colour of padding."""
+    return model.mean.flatten().round().int().tolist()
+
+
 def score_all(
     model: RetinaNet,
     config: Config,
@@ -357,23 +365,35 @@ def _check_trainable(sources: Sources) -> None:
         raise UserError("the training splits hold no box at all")
 
 
-def _prepare_run_dir(run_dir: Path, config: Config, resume: bool, overwrite: bool) -> None:
-    """Makes the run directory and writes the resolved config; refuses to mix two runs."""
+def _check_run_dir(run_dir: Path, config: Config, resume: bool, overwrite: bool) -> None:
+    """Refuses to mix two runs and to delete what is no run; changes nothing."""
     state = run_dir / STATE_FILE
-    if overwrite and not resume and run_dir.exists():
-        if not (run_dir / CONFIG_FILE).exists() and any(run_dir.iterdir()):
+    holds_run = (run_dir / CONFIG_FILE).exists()
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"{run_dir} is a file; choose another directory with --output")
+    if resume:
+        if state.exists():
+            _check_same_config(run_dir / CONFIG_FILE, config)
+            if load_state(state)["progress"]["finished"]:
+                raise UserError(f"{run_dir}: this run is finished; there is nothing to resume")
+    elif overwrite:
+        if run_dir.exists() and not holds_run and any(run_dir.iterdir()):
             raise UserError(f"{run_dir} is no run directory; it is not deleted, choose another `output`")
-        shutil.rmtree(run_dir)
-    if (run_dir / CONFIG_FILE).exists() and not resume:
+    elif holds_run:
         raise UserError(
             f"{run_dir} already holds a run; continue it with --resume, replace it with --overwrite, "
             f"or choose another directory with --output"
         )
-    if resume and state.exists():
-        _check_same_config(run_dir / CONFIG_FILE, config)
-        if load_state(state)["progress"]["finished"]:
-            raise UserError(f"{run_dir}: this run is finished; there is nothing to resume")
-    run_dir.mkdir(parents=True, exist_ok=True)
+
+
+def _make_run_dir(run_dir: Path, config: Config, resume: bool) -> None:
+    """Writes the resolved config into an empty run directory, or into the one that is resumed.
+
+    Called after `_check_run_dir`, and once all parts are built: a mistake in the config leaves no half-made run
+    behind and costs no earlier one.
+    """
+    if run_dir.exists() and (run_dir / CONFIG_FILE).exists() and not resume:
+        shutil.rmtree(run_dir)
     write_atomically(run_dir / CONFIG_FILE, dump_config(config).encode())
 
 

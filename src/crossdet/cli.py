@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from crossdet.errors import RunError, UserError
@@ -87,10 +88,10 @@ def train(
     record = run(loaded, output=output, resume=resume, overwrite=overwrite)
     if json_file is not None:
         _write_json(json_file, record)
-    where = output or loaded.output
-    out.print(
-        f"done: {where}  (model.safetensors, best.safetensors, metrics.json, steps.csv)", highlight=False
-    )
+    where = Path(output or loaded.output or ".")
+    files = ("model.safetensors", "best.safetensors", "metrics.json", "steps.csv")
+    written = ", ".join(name for name in files if (where / name).exists())
+    out.print(f"done: {escape(str(where))}  ({written})", highlight=False, soft_wrap=True)
 
 
 @app.command(name="eval")
@@ -117,7 +118,7 @@ def evaluate(
     target = json_file or default
     if target is not None:
         _write_json(target, metrics)
-        out.print(f"numbers in {target}", highlight=False)
+        out.print(f"numbers in {escape(str(target))}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -145,10 +146,11 @@ def predict(
         weights, images, output or Path("predictions"), names, score, max_detections, pictures, coco
     )
     for line in summary.unreadable:
-        out.print(f"[yellow]skipped[/yellow] {line}", highlight=False)
+        out.print(f"[yellow]skipped[/yellow] {escape(line)}", highlight=False, soft_wrap=True)
     counts = ", ".join(f"{name} {count}" for name, count in summary.counts.items()) or "nothing"
-    out.print(f"{summary.images} images: {counts}", highlight=False)
-    out.print(f"{summary.folder}  (predictions.json, coco_results.json, pictures)", highlight=False)
+    out.print(f"{summary.images} images: {escape(counts)}", highlight=False, soft_wrap=True)
+    folder = escape(str(summary.folder))
+    out.print(f"{folder}  (predictions.json, coco_results.json, pictures)", highlight=False, soft_wrap=True)
     if json_file is not None:
         _write_json(json_file, json.loads((summary.folder / "predictions.json").read_text()))
     if not summary.images:

@@ -88,7 +88,7 @@ class Detector:
         resized = [self._resize(picture, torch.zeros((0, 4)))[0] for picture in pictures]
         sizes = torch.tensor([picture.shape[1:] for picture in resized], dtype=torch.int64)
         height, width = (int(v) for v in sizes.amax(0))
-        stack = self.model.mean.to(torch.uint8).expand(len(resized), 3, height, width).clone()
+        stack = self.model.mean.round().to(torch.uint8).expand(len(resized), 3, height, width).clone()
         for row, picture in enumerate(resized):
             stack[row, :, : picture.shape[1], : picture.shape[2]] = picture.to(self.device)
         found = self.model.decode(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         RunError: the disk is full or not writable; the old file is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     staging = ""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, staging = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -30,22 +31,26 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         Path(staging).chmod(0o666 & ~_UMASK)  # mkstemp makes private files
         Path(staging).replace(path)
-        _sync_folder(path.parent)
+        staging = ""
     except OSError as error:
-        if staging:
-            Path(staging).unlink(missing_ok=True)
         raise RunError(
             f"{path} could not be written ({error.strerror or error}); "
             f"{'the file as it was before is kept' if path.exists() else 'nothing was written'}"
         ) from error
+    finally:
+        if staging:
+            Path(staging).unlink(missing_ok=True)
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    # The new file is in place already; not every file system can sync a folder.
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -21,7 +21,6 @@ class RunLog:
     def __init__(self, fabric: Fabric, run_dir: Path, step: int) -> None:
         self.fabric = fabric
         self.active = fabric.is_global_zero
-        self.lost: set[str] = set()
         self.steps_left, self.since, self.images, self.steps = 0, 0.0, 0, 0
         if not self.active:
             return
@@ -42,11 +41,9 @@ class RunLog:
         self.steps_left = steps_left + steps_after
         self.since, self.images, self.steps = time.monotonic(), 0, 0
 
-    def unreadable(self, lines: tuple[str, ...]) -> None:
-        for line in lines:
-            if line not in self.lost:
-                self.lost.add(line)
-                print(f"skipped, another image takes its place: {line}", flush=True)
+    def unreadable(self, line: str) -> None:
+        """Printed by the process that met it."""
+        print(f"skipped, another image takes its place: {line}", flush=True)
 
     def step(
         self,
@@ -101,6 +98,8 @@ class RunLog:
             )
             for key, value in values.items():
                 self.board.add_scalar(f"dataset/{name}/{key}", value, record["step"])
+        if record["unreadable"]:
+            print(f"  {record['unreadable']} images could not be read so far", flush=True)
         for key, value in _flat(record.get("metrics", {})):
             self.board.add_scalar(f"eval/{key}", value, record["step"])
 

@@ -109,7 +109,10 @@ def learning_rate(recipe: Recipe, epoch: float) -> float:
 
 @dataclass
 class Progress:
-    """Where a run stands: everything of the resumable state that is not a tensor."""
+    """Where a run stands: everything of the resumable state that is not a tensor.
+
+    unreadable: one line per image that could not be read so far.
+    """
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -117,6 +120,7 @@ class Progress:
     best: float = -math.inf
     finished: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
 
 
 class DatasetTotals:
@@ -224,7 +228,10 @@ def _train_epoch(
         losses: dict[str, Tensor] = {}
         for micro in range(recipe.accumulate):
             batch = next(stream).to(device, non_blocking=True)
-            logs.unreadable(batch.unreadable)
+            for line in batch.unreadable:
+                if line not in progress.unreadable:
+                    progress.unreadable.append(line)
+                    logs.unreadable(line)
             with fabric.no_backward_sync(step_module, enabled=micro + 1 < recipe.accumulate):
                 output = step_module(Sealed(batch))
                 loss = (output["classification"] + output["box"]) / recipe.accumulate
@@ -257,16 +264,26 @@ def _train_epoch(
             break
         run.save_if_due(recipe, stop)
     run.totals = None
+    progress.unreadable = _lines_of_all_ranks(fabric, progress.unreadable)
     return {
         "epoch": progress.epoch + 1,
         "step": progress.step,
         "datasets": totals.rows(_sum_over_ranks(fabric, totals.sums)),
+        "unreadable": len(progress.unreadable),
     }
 
 
 def _sum_over_ranks(fabric: Fabric, tensor: Tensor) -> Tensor:
     # all_reduce works in place on some strategies, and the local sums are still needed
     return cast(Tensor, fabric.all_reduce(tensor.clone(), reduce_op="sum"))
+
+
+def _lines_of_all_ranks(fabric: Fabric, lines: list[str]) -> list[str]:
+    if fabric.world_size == 1:
+        return lines
+    everyone: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(everyone, lines)
+    return list(dict.fromkeys(line for part in everyone for line in part))
 
 
 def _finish_epoch(

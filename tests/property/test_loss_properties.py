@@ -77,9 +77,7 @@ def cases(draw) -> Case:
     g = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
     pairs = draw(
         st.lists(
-            st.tuples(
-                st.integers(0, images - 1), st.integers(0, anchors - 1), st.integers(-1, count - 1)
-            ),
+            st.tuples(st.integers(0, images - 1), st.integers(0, anchors - 1), st.integers(-1, count - 1)),
             max_size=4,
         )
     )
@@ -146,7 +144,9 @@ def test_the_order_of_the_datasets_does_not_matter(case, foreground_negatives, d
 def test_permuted_classes_permute_the_gradient_and_nothing_else(case, foreground_negatives, data):
     space = case.space()
     count = len(space.classes)
-    shuffle = torch.tensor(data.draw(st.permutations(range(count))))  # new column j holds old class shuffle[j]
+    shuffle = torch.tensor(
+        data.draw(st.permutations(range(count)))
+    )  # new column j holds old class shuffle[j]
     new_id = torch.argsort(shuffle)
     avoid = case.avoid.clone()
     avoid[:, 2] = renumbered(avoid[:, 2], new_id)
@@ -182,9 +182,7 @@ def test_permuted_images_permute_the_sums(case, foreground_negatives, data):
         labels=case.labels[shuffle],
         avoid=avoid,
     )
-    same(
-        losses(moved, space, foreground_negatives), losses(case, space, foreground_negatives)[shuffle]
-    )
+    same(losses(moved, space, foreground_negatives), losses(case, space, foreground_negatives)[shuffle])
 
 
 @FEW

@@ -52,9 +52,8 @@ def brute_force(
                     continue
                 if (b, n, c) in avoided or (b, n, -1) in avoided:
                     continue
-                if label == BACKGROUND or not foreground_negatives:
-                    if not trusted[b, c]:
-                        continue
+                if (label == BACKGROUND or not foreground_negatives) and not trusted[b, c]:
+                    continue
                 if label != BACKGROUND and overlap is not None and overlap[label, c]:
                     continue
                 weight = 1.0
@@ -128,7 +127,14 @@ def test_value_is_the_brute_force_sum(seed):
 
 def test_random_cases_cover_what_they_should():
     """The cases above would prove little if they missed a rule."""
-    seen = {"ignore": 0, "empty avoid": 0, "avoid all on fg": 0, "avoid own class": 0, "avoid bg": 0, "twice": 0}
+    seen = {
+        "ignore": 0,
+        "empty avoid": 0,
+        "avoid all on fg": 0,
+        "avoid own class": 0,
+        "avoid bg": 0,
+        "twice": 0,
+    }
     for seed in range(70):
         case = random_case(seed)
         labels, avoid = case["labels"], case["avoid"]
@@ -182,9 +188,7 @@ def test_all_trusted_is_the_ordinary_focal_loss(foreground_negatives):
     trusted = torch.ones(3, 7, dtype=torch.bool)
     target = F.one_hot(labels.clamp(min=0), 7) * (labels >= 0)[..., None]
     kept = labels != IGNORE
-    wanted = sigmoid_focal_loss(
-        logits[kept], target[kept].double(), alpha=0.3, gamma=1.5, reduction="sum"
-    )
+    wanted = sigmoid_focal_loss(logits[kept], target[kept].double(), alpha=0.3, gamma=1.5, reduction="sum")
     found = dataset_aware_focal_loss(logits, labels, trusted, 0.3, 1.5, foreground_negatives)
     assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-12)
     for ours, theirs in zip(
@@ -222,7 +226,9 @@ def test_figure_4b_faces_and_pedestrians():
 
     # the variant that masks the foreground rows too loses exactly the two cross-dataset terms
     masked = image_focal_losses(logits, labels, trusted, foreground_negatives=False)
-    assert masked.tolist() == pytest.approx([by_hand[0] - negative(-0.4), by_hand[1] - negative(0.3)], rel=1e-13)
+    assert masked.tolist() == pytest.approx(
+        [by_hand[0] - negative(-0.4), by_hand[1] - negative(0.3)], rel=1e-13
+    )
 
     # naive concatenation takes the four untrusted background terms as negatives
     naive = image_focal_losses(logits, labels, torch.ones_like(trusted))
@@ -244,9 +250,7 @@ def background_id_loss(
         counts = targets != IGNORE
         for background in to_avoid:
             counts = counts & (targets != background)
-        loss = torch.where(
-            is_positive, -0.25 * (1 - p) ** 2 * p.log(), -0.75 * p**2 * (1 - p).log()
-        )
+        loss = torch.where(is_positive, -0.25 * (1 - p) ** 2 * p.log(), -0.75 * p**2 * (1 - p).log())
         total = total + loss[counts].sum()
     return total
 
@@ -254,7 +258,12 @@ def background_id_loss(
 @pytest.mark.parametrize("seed", range(8))
 def test_agrees_with_the_background_id_formulation(seed):
     space = LabelSpace.build(
-        {"coco": ["person", "car", "dog"], "peds": ["pedestrian"], "faces": ["face"], "aerial": ["ship", "car"]},
+        {
+            "coco": ["person", "car", "dog"],
+            "peds": ["pedestrian"],
+            "faces": ["face"],
+            "aerial": ["ship", "car"],
+        },
         merge={"person": ["coco/person", "peds/pedestrian"], "car": ["coco/car", "aerial/car"]},
         absent={"aerial": ["face"]},
         not_exhaustive={"aerial": ["car"]},
@@ -425,9 +434,7 @@ def test_shapes_that_do_not_fit(change, message):
 @pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0])
 def test_smooth_l1_by_hand(beta):
     difference = [0.02, -0.5, 0.0, 3.0]
-    expected = sum(
-        0.5 * d * d / beta if abs(d) < beta else abs(d) - beta / 2 for d in difference
-    )
+    expected = sum(0.5 * d * d / beta if abs(d) < beta else abs(d) - beta / 2 for d in difference)
     prediction = torch.tensor([difference, [1.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
     target = torch.tensor([[0.0] * 4, [1.0] * 4], dtype=torch.float64)
     assert smooth_l1(prediction, target, beta).tolist() == pytest.approx([expected, 0.0], rel=1e-12)

@@ -125,6 +125,7 @@ class ModelConfig(Section):
     weights: Weights = "imagenet"  # or `none`, or a file
     channels: Count = 256  # of the pyramid
     head_depth: CountOrZero = 4  # convolutions before each output
+    group_norm: StrictBool = False  # in pyramid and head; helps training from random weights
     anchors: AnchorsConfig = AnchorsConfig()
     positive_iou: Fraction = 0.5
     negative_iou: Fraction = 0.4  # between the two an anchor is ignored

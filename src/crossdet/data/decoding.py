@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
@@ -79,6 +79,8 @@ def _decode_with_pillow(data: bytes, path: Path, rotate: bool) -> Tensor:
                 grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
                 image = Image.fromarray(grey)
             array = np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:  # its message holds the address of `data`
+        raise UnreadableImage(f"{path}: this is no image of a known format") from None
     except Exception as error:  # on damaged files Pillow's decoders raise almost anything
         raise UnreadableImage(f"{path}: {error}") from None
     return torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous()

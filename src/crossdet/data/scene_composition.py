@@ -77,14 +77,14 @@ LOOK_SETTINGS: dict[str, Look] = {
         backdrop=plaza, horizon=(58, 72), slope=(1.08, 1.25), unit=(62, 160),
         persons=(0.03, 0.27, 0.35, 0.25, 0.10), facing=0.85,
         cars=(0.55, 0.45), dogs=(0.55, 0.40, 0.05), signs=(0.52, 0.40, 0.08), clutter=(2, 5), crowd=0.0,
-        shadow=60, tint=(1.08, 0.99, 0.86), contrast=(0.95, 1.1), saturation=1.08, noise=(1, 4),
-        blur=(0.0, 0.5), vignette=0.42,
+        shadow=60, tint=(1.05, 1.0, 0.92), contrast=(0.95, 1.1), saturation=1.05, noise=(1, 4),
+        blur=(0.0, 0.5), vignette=0.3,
     ),
     "peds": Look(
         backdrop=street, horizon=(12, 26), slope=(0.62, 0.74), unit=(54, 98),
         persons=(0.04, 0.18, 0.30, 0.28, 0.20), facing=0.6,
         cars=(0.40, 0.45, 0.15), dogs=(0.60, 0.35, 0.05), signs=(0.50, 0.40, 0.10), clutter=(2, 5), crowd=0.3,
-        shadow=34, tint=(0.90, 0.97, 1.06), contrast=(0.66, 0.82), saturation=0.55, noise=(5, 10),
+        shadow=34, tint=(0.94, 0.98, 1.04), contrast=(0.78, 0.92), saturation=0.72, noise=(3, 7),
         blur=(0.2, 0.7), vignette=0.0,
     ),
     "objects": Look(

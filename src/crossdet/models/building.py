@@ -21,6 +21,7 @@ class DetectorSettings:
     backbone: str = "resnet50"
     channels: int = 256
     head_depth: int = 4
+    group_norm: bool = False
     scales: tuple[float, ...] = (2.0, 3.0, 4.0)
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     prior: float = 0.01
@@ -70,6 +71,7 @@ def build_detector(
         num_classes,
         channels=settings.channels,
         head_depth=settings.head_depth,
+        group_norm=settings.group_norm,
         scales=settings.scales,
         ratios=settings.ratios,
         prior=settings.prior,

@@ -64,12 +64,20 @@ class CoarseLevels(ExtraFPNBlock):
         return [*results, p6, p7], [*names, "p6", "p7"]
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group norm with up to 32 groups, as torchvision's second RetinaNet has in its subnets."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(math.gcd(32, channels), channels)
+
+
 class Subnet(nn.Module):
     """`depth` 3x3 convolutions with ReLU and one that predicts; shared by all levels."""
 
-    def __init__(self, channels: int, depth: int, outputs: int) -> None:
+    def __init__(self, channels: int, depth: int, outputs: int, group_norm: bool = False) -> None:
         super().__init__()
         self.tower = nn.ModuleList(nn.Conv2d(channels, channels, 3, 1, 1) for _ in range(depth))
+        self.norms = nn.ModuleList(GroupNorm(channels) if group_norm else nn.Identity() for _ in range(depth))
         self.predict = nn.Conv2d(channels, outputs, 3, 1, 1)
         for conv in self.modules():
             if isinstance(conv, nn.Conv2d):
@@ -77,8 +85,8 @@ class Subnet(nn.Module):
                 nn.init.zeros_(cast(Tensor, conv.bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        for conv in self.tower:
-            x = F.relu(conv(x), inplace=True)
+        for conv, norm in zip(self.tower, self.norms, strict=True):
+            x = F.relu(norm(conv(x)), inplace=True)
         return self.predict(x)
 
 
@@ -88,6 +96,8 @@ class RetinaNet(nn.Module):
     Args:
         backbone: gives C3, C4, C5.
         num_classes: C, the classes of the union.
+        channels, head_depth: width of the pyramid, convolutions of a subnet before its prediction.
+        group_norm: normalise pyramid and subnets (training from random weights is slow without).
         scales, ratios: anchors; area (scale x stride)^2, ratio = height / width.
         prior: probability that every class starts with at every anchor (focal loss initialisation).
         positive_iou, negative_iou, low_quality_matches: see `label_anchors`.
@@ -105,6 +115,7 @@ class RetinaNet(nn.Module):
         num_classes: int,
         channels: int = 256,
         head_depth: int = 4,
+        group_norm: bool = False,
         scales: Sequence[float] = (2.0, 3.0, 4.0),
         ratios: Sequence[float] = (0.5, 1.0, 2.0),
         prior: float = 0.01,
@@ -121,12 +132,15 @@ class RetinaNet(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.fpn = FeaturePyramidNetwork(
-            backbone.channels, channels, extra_blocks=CoarseLevels(backbone.channels[-1], channels)
+            backbone.channels,
+            channels,
+            extra_blocks=CoarseLevels(backbone.channels[-1], channels),
+            norm_layer=GroupNorm if group_norm else None,
         )
         self.num_classes = num_classes
         self.num_anchors = len(scales) * len(ratios)
-        self.class_subnet = Subnet(channels, head_depth, self.num_anchors * num_classes)
-        self.box_subnet = Subnet(channels, head_depth, self.num_anchors * 4)
+        self.class_subnet = Subnet(channels, head_depth, self.num_anchors * num_classes, group_norm)
+        self.box_subnet = Subnet(channels, head_depth, self.num_anchors * 4, group_norm)
         nn.init.constant_(cast(Tensor, self.class_subnet.predict.bias), -math.log((1 - prior) / prior))
         self.positive_iou = positive_iou
         self.negative_iou = negative_iou

@@ -1,0 +1,5 @@
+"""`python -m crossdet`, and what torchrun starts."""
+
+from crossdet.cli import main
+
+main()

@@ -1,0 +1,58 @@
+"""Shared by all tests: caches of their own, one thread per process, and the tiny world with its trained run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the test processes fill the cores already
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+sys.path.insert(0, str(Path(__file__).parent / "e2e"))  # for worlds.py
+
+if TYPE_CHECKING:
+    from worlds import World
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run, how it was made, and what `train` returned and printed."""
+
+    folder: Path
+    settings: dict[str, Any]
+    record: dict[str, Any]
+    printed: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Indexes of the tests' datasets stay out of the user's cache."""
+    os.environ["CROSSDET_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    from worlds import make_world
+
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """16 epochs = 96 steps on the tiny world: enough to find the cars and the faces."""
+    import contextlib
+    import io
+
+    from crossdet import train
+
+    changes = {"train.epochs": 16, "train.eval_every": 8}
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        record = train(world.config(changes), output=folder)
+    return Trained(folder, changes, record, printed.getvalue())

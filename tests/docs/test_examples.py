@@ -1,0 +1,46 @@
+"""Every config in examples/ is resolved and trains two steps, on generated stand-ins for its data."""
+
+from pathlib import Path
+
+import pytest
+
+from crossdet import load_config, load_detector, train
+from crossdet.check import inspect
+
+from .stand_ins import TINY, coco, coco_classes, random_backbone, voc
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bench")
+    voc(root / "bccd", ["Platelets", "RBC", "WBC"], {"train": 8, "val": 4})
+    coco(root, "coco/images/train", "coco/annotations/instances_train.json", coco_classes(), 8, 1)
+    coco(root, "coco/images/val", "coco/annotations/instances_val.json", coco_classes(), 4, 2)
+    voc(root / "voc_animals", ["cat", "cow", "dog", "horse", "sheep"], {"train": 8, "val": 4})
+    random_backbone(root / "weights" / "mobilenetv2_100.imagenet.safetensors")
+    return root
+
+
+def test_there_are_examples():
+    assert {"bccd.yaml", "coco_voc.yaml"} <= {path.name for path in EXAMPLES}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_trains_two_steps(path, bench, tmp_path, monkeypatch):
+    monkeypatch.setenv("CROSSDET_BENCH", str(bench))
+    monkeypatch.setenv("CROSSDET_WEIGHTS", str(bench / "weights"))
+    config = load_config(path, TINY)
+    assert not inspect(config).errors
+    record = train(config, output=tmp_path / "run")
+    assert record["step"] == 2
+    assert set(record["metrics"]["datasets"]) == set(config.datasets)
+    assert load_detector(tmp_path / "run").classes
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_opens_with_command_time_and_result(path):
+    head = path.read_text().split("datasets:")[0]
+    for part in (f"crossdet train examples/{path.name}", "time:", "result:"):
+        assert part in head

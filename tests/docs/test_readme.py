@@ -1,0 +1,103 @@
+"""The README's config, commands and Python run as they stand, on generated stand-ins, with a tiny network."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from crossdet import cli
+
+from .stand_ins import TINY, coco, pictures, wider_face, wider_pedestrian
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+BACKBONE = ["model.backbone=mobilenetv3_small_050", "model.weights=none"]
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The folder that the README's config describes, and the config itself."""
+    root = tmp_path_factory.mktemp("readme")
+    for split, seed in (("train", 1), ("val", 2)):
+        wider_face(root, f"WIDER_{split}/images", f"wider_face_split/wider_face_{split}_bbx_gt.txt", 4, seed)
+        wider_pedestrian(
+            root,
+            f"pedestrian/{split}",
+            f"{split}_annotations.txt",
+            f"pedestrian_ignore_part_{split}.txt",
+            4,
+            seed + 2,
+        )
+        coco(root, f"{split}2017", f"annotations/instances_{split}2017.json", ["person", "car"], 4, seed + 4)
+    (text,) = blocks("yaml")
+    (root / "config.yaml").write_text(text)
+    pictures(root, ["street.jpg"], ["x"], 9)
+    pictures(root / "images", ["a.jpg", "b.jpg"], ["x"], 9)
+    return root
+
+
+def run(monkeypatch, words):
+    """Exit code of a command."""
+    monkeypatch.setattr(sys, "argv", words)
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
+
+def commands():
+    lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("crossdet ")]
+
+
+def test_the_readme_shows_every_step():
+    assert [words[1] for words in commands()] == ["check", "check", "train", "train", "eval", "predict"]
+
+
+def test_commands(world, monkeypatch, capsys):
+    monkeypatch.chdir(world)
+    shrink = [part for override in (*TINY, *BACKBONE) for part in ("--set", override)]
+    for words in commands():
+        # the first run has finished when the README's --resume comes: resuming it is refused, with a message
+        expected = 2 if "--resume" in words else 0
+        assert run(monkeypatch, words + ([] if words[1] == "predict" else shrink)) == expected, words
+    printed = capsys.readouterr()
+    assert "nothing to resume" in printed.err
+    for file in (
+        "runs/first/model.safetensors",
+        "runs/first/eval_config.json",
+        "predictions/predictions.json",
+    ):
+        assert (world / file).exists(), file
+    assert len(list((world / "pictures").glob("*.jpg"))) == 4
+
+
+def test_python(world, monkeypatch, tmp_path):
+    (code,) = blocks("python")
+    monkeypatch.chdir(world)
+    wanted = str(["train.epochs=1"]).replace("'", '"')
+    assert wanted in code
+    code = code.replace(wanted, repr([*TINY, *BACKBONE])).replace("runs/first", str(tmp_path / "run"))
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert set(names["metrics"]["datasets"]) == {"faces", "peds", "coco"}
+    assert names["space"].trusted("faces").tolist() == [False, False, True]
+
+
+def test_the_config_is_the_paper_recipe():
+    (text,) = blocks("yaml")
+    assert yaml.safe_load(text)["train"] == {"epochs": 20, "batch_size": 32, "lr": 0.04}
+
+
+def test_links_and_pictures_exist():
+    root = Path(__file__).parents[2]
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (root / target).exists(), target

@@ -1,0 +1,275 @@
+"""A run that was killed, interrupted, or ran out of disk continues as if nothing had happened: bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from worlds import crossdet, one_thread
+
+from crossdet import RunError, train
+from crossdet.checkpoint import load_state, save_state
+from crossdet.jsonfiles import write_atomically, write_json
+
+PAUSED = Path(__file__).parent / "paused_crossdet.py"
+CHANGES = {
+    "train.epochs": 2,
+    "train.checkpoint_steps": 2,
+    "train.ema": 0.9,
+    "augment.scale_jitter": [0.8, 1.2],
+}
+"""6 steps per epoch, the state is written after every second: a kill after step 9 falls back to step 8."""
+TIMEOUT = 120
+
+
+@pytest.fixture(scope="module")
+def config(world, tmp_path_factory) -> Path:
+    return world.write_config(tmp_path_factory.mktemp("config") / "config.yaml", CHANGES)
+
+
+@pytest.fixture(scope="module")
+def reference(config, tmp_path_factory) -> Path:
+    """The run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    done = crossdet("train", config, "--output", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def started(pause: int, flag: Path, *arguments: str | Path) -> subprocess.Popen[str]:
+    """`crossdet` in a process group of its own, standing still after optimiser step `pause`."""
+    process = subprocess.Popen(
+        [sys.executable, str(PAUSED), str(pause), str(flag), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=one_thread(),
+    )
+    end = time.monotonic() + TIMEOUT
+    while not flag.exists():
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()
+            raise AssertionError(f"step {pause} was not reached:\n{process.communicate()[0]}")
+        time.sleep(0.01)
+    return process
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    """`steps.csv` without the one column that depends on the clock."""
+    with (folder / "steps.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        del row["images_per_second"]
+    return rows
+
+
+def assert_equal_runs(folder: Path, reference: Path) -> None:
+    for name in ("model.safetensors", "best.safetensors", "metrics.json"):
+        assert (folder / name).read_bytes() == (reference / name).read_bytes(), name
+    assert table(folder) == table(reference)
+    a, b = (load_state(run / "state.pt") for run in (folder, reference))
+    assert a["progress"] == b["progress"]
+    for part in ("model", "average"):
+        assert all(torch.equal(a[part][name], b[part][name]) for name in b[part])
+
+
+def kill_at(step: int, folder: Path, flag: Path, *arguments: str | Path) -> None:
+    """SIGKILL after `step`; nothing is written or cleaned up by the process after that."""
+    process = started(step, flag, *arguments)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait(TIMEOUT) == -signal.SIGKILL
+    process.communicate()
+    flag.unlink()
+
+
+def test_killed_in_the_middle_of_an_epoch(config, reference, tmp_path):
+    """kill -9 after step 3 (state of step 2) and again, in the second epoch, after step 9 (state of step 8)."""
+    folder, flag = tmp_path / "run", tmp_path / "flag"
+    kill_at(3, folder, flag, "train", config, "--output", folder)
+    assert load_state(folder / "state.pt")["progress"]["step"] == 2
+    assert [row["step"] for row in table(folder)] == ["1", "2", "3"]
+    kill_at(9, folder, flag, "train", config, "--output", folder, "--resume")
+    state = load_state(folder / "state.pt")
+    assert (state["progress"]["epoch"], state["progress"]["step_in_epoch"]) == (1, 2)
+    assert state["totals"].sum() > 0  # what was counted of the epoch goes on being counted
+    assert not (folder / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
+    done = crossdet("train", config, "--output", folder, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(folder, reference)
+
+
+def test_killed_and_interrupted_with_workers(config, reference, tmp_path):
+    """Two loader processes that have read ahead: kill -9 after step 5, Ctrl-C after step 7.
+
+    The reference had no workers, which must make no difference.
+    """
+    folder, flag = tmp_path / "run", tmp_path / "flag"
+    command = ("train", config, "--output", folder, "--set", "train.workers=2")
+    kill_at(5, folder, flag, *command)
+    process = started(7, flag, *command, "--resume")
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the group
+    flag.unlink()
+    printed, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1, printed
+    assert "interrupted after step 7" in printed
+    assert "--resume" in printed
+    assert "Traceback" not in printed
+    assert load_state(folder / "state.pt")["progress"]["step"] == 7
+    done = crossdet(*command, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(folder, reference)
+
+
+def test_interrupted_in_this_process(world, tmp_path):
+    """The same from Python; the handlers that were there before are back afterwards."""
+    from crossdet.runlog import RunLog
+
+    log_step = RunLog.step
+
+    def ctrl_c(self: RunLog, number: int, *arguments: object) -> None:
+        log_step(self, number, *arguments)  # type: ignore[arg-type]
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    config = world.config({"train.max_steps": 5})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "step", ctrl_c)
+        with pytest.raises(RunError, match="interrupted after step 3; the state is saved in .* --resume"):
+            train(config, output=tmp_path / "run")
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    train(config, output=tmp_path / "run", resume=True)
+    train(config, output=tmp_path / "reference")
+    assert table(tmp_path / "run") == table(tmp_path / "reference")
+    for name in ("model.safetensors", "metrics.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "reference" / name).read_bytes()
+
+
+# ------------------------------------------------------------------------------------------ a full disk
+
+
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    file = tmp_path / "state.pt"
+    save_state(file, {"step": 1, "weights": torch.arange(4.0)})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", no_space)
+        with pytest.raises(
+            RunError, match=r"state\.pt could not be written \(No space left on device\); the file as it was"
+        ):
+            save_state(file, {"step": 2, "weights": torch.zeros(4)})
+        with pytest.raises(RunError, match=r"new\.pt could not be written .*; nothing was written"):
+            save_state(tmp_path / "new.pt", {})
+    assert names(tmp_path) == ["state.pt"]
+    state = load_state(file)
+    assert state["step"] == 1
+    assert torch.equal(state["weights"], torch.arange(4.0))
+
+
+def test_a_write_that_ends_in_the_middle_keeps_the_old_file(tmp_path, monkeypatch):
+    """The disk is full after 10 bytes."""
+    file = tmp_path / "file"
+    write_atomically(file, b"old")
+    fdopen = os.fdopen
+
+    class Short:
+        def __init__(self, handle: int, mode: str) -> None:
+            self.file = fdopen(handle, mode)
+
+        def __enter__(self) -> Short:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def write(self, data: bytes) -> None:
+            self.file.write(data[:10])
+            self.file.flush()
+            no_space()
+
+    monkeypatch.setattr(os, "fdopen", Short)
+    with pytest.raises(RunError, match="No space left on device"):
+        write_atomically(file, b"new" * 100)
+    assert file.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_second_ctrl_c_in_a_write_leaves_no_half_file(tmp_path, monkeypatch):
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "file", b"new")
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="numbers.json could not be written"):
+        write_json(tmp_path / "file" / "numbers.json", {})
+
+
+def test_a_file_system_that_cannot_sync_folders_is_no_error(tmp_path, monkeypatch):
+    """Some network file systems; the file itself is complete by then."""
+    fsync = os.fsync
+
+    def files_only(handle: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{handle}"):  # noqa: PTH112
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    write_atomically(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert names(tmp_path) == ["file"]
+
+
+def test_files_are_as_readable_as_others(tmp_path):
+    write_json(tmp_path / "ours.json", {"nan": float("nan"), "all": [1, float("inf"), "x", None]})
+    (tmp_path / "others.json").write_text("{}")
+    assert (tmp_path / "ours.json").stat().st_mode == (tmp_path / "others.json").stat().st_mode
+    assert json.loads((tmp_path / "ours.json").read_text()) == {"nan": None, "all": [1, None, "x", None]}
+
+
+def test_training_on_a_disk_that_fills_up_can_be_resumed(world, tmp_path, monkeypatch):
+    """The third checkpoint does not fit; with space again the run goes on from the second and ends the same."""
+    config = world.config({"train.max_steps": 5, "train.checkpoint_steps": 1})
+    saved: list[str] = []
+    fsync = os.fsync
+
+    def fills_up(handle: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{handle}")
+        if ".state.pt." in path:
+            saved.append(path)
+            if len(saved) == 3:
+                no_space()
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fills_up)
+        with pytest.raises(RunError, match=r"state\.pt could not be written \(No space left on device\)"):
+            train(config, output=tmp_path / "run")
+    assert load_state(tmp_path / "run" / "state.pt")["progress"]["step"] == 2
+    assert [name for name in names(tmp_path / "run") if name.startswith(".")] == []
+    train(config, output=tmp_path / "run", resume=True)
+    train(config, output=tmp_path / "reference")
+    weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("run", "reference")]
+    assert weights[0] == weights[1]

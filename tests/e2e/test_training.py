@@ -1,0 +1,494 @@
+"""A whole training through the Python API, and every rule of the run directory, on the tiny world."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from torch import Tensor
+
+from crossdet import Config, RunError, UserError, evaluate, load_config, load_detector, train
+from crossdet.api import build_fabric, detector_settings, recipe, training_data
+from crossdet.checkpoint import load_weights
+from crossdet.data.loading import collate, epoch_batches
+from crossdet.labels import LabelSpace
+from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.sources import open_sources
+from crossdet.training import Recipe, Sealed, TrainStep, learning_rate
+
+STEPS_PER_EPOCH = 6
+
+
+def run(world, folder: Path, changes: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+    return train(world.config({"train.max_steps": 3, **(changes or {})}), output=folder, **options)
+
+
+def weights(folder: Path, name: str = "model.safetensors") -> dict[str, Tensor]:
+    return load_weights(folder / name)[0]
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def steps(folder: Path) -> list[dict[str, str]]:
+    with (folder / "steps.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def short(world, tmp_path_factory) -> Path:
+    """Three steps with the defaults of `world`; what options change is measured against it."""
+    folder = tmp_path_factory.mktemp("short") / "run"
+    run(world, folder)
+    return folder
+
+
+# ----------------------------------------------------------------------------------- what a run leaves
+
+
+def test_run_directory_is_complete(trained):
+    files = {path.name for path in trained.folder.iterdir()}
+    assert files == {
+        "config.yaml",
+        "model.safetensors",
+        "best.safetensors",
+        "state.pt",
+        "metrics.json",
+        "steps.csv",
+        "tensorboard",
+    }
+    assert any("tfevents" in path.name for path in (trained.folder / "tensorboard").iterdir())
+
+
+def test_config_in_the_run_is_resolved_and_loads_again(trained, world):
+    loaded = load_config(trained.folder / "config.yaml")
+    wanted = world.config(trained.settings)
+    assert loaded.model_copy(update={"output": None}) == wanted
+    raw = yaml.safe_load((trained.folder / "config.yaml").read_text())
+    assert raw["train"]["momentum"] == 0.9  # the defaults are written out
+
+
+def test_weights_carry_what_predicting_needs(trained):
+    with safe_open(trained.folder / "model.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert LabelSpace.from_json(metadata["labels"]).classes == ("car", "face")
+    settings = DetectorSettings.from_json(metadata["model"])
+    assert (settings.channels, settings.scales) == (16, (2.0, 3.0))
+    assert json.loads(metadata["input"]) == {"shorter": 64, "longer": 96}
+    model = build_detector(settings, 2)
+    model.load_state_dict(weights(trained.folder))  # strict
+
+
+def test_state_is_read_without_running_code(trained):
+    state = torch.load(trained.folder / "state.pt", weights_only=True)
+    assert state["progress"]["finished"] is True
+    assert state["progress"]["step"] == 16 * STEPS_PER_EPOCH
+    momentum = state["optimizer"]["state"]
+    assert momentum
+    assert all(float(entry["momentum_buffer"].abs().sum()) > 0 for entry in momentum.values())
+
+
+def test_metrics_are_valid_json_with_null_for_undefined_numbers(trained):
+    def no_constant(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    metrics = json.loads((trained.folder / "metrics.json").read_text(), parse_constant=no_constant)
+    epochs = metrics["epochs"]
+    assert [record["epoch"] for record in epochs] == list(range(1, 17))
+    assert [i for i, record in enumerate(epochs, 1) if "metrics" in record] == [8, 16]  # eval_every
+    last = epochs[-1]["metrics"]
+    cars = last["datasets"]["cars"]
+    assert cars["APl"] is None  # there is no large car
+    assert math.isnan(trained.record["metrics"]["datasets"]["cars"]["APl"])
+    assert cars["AP"] == trained.record["metrics"]["datasets"]["cars"]["AP"]
+    aps = [last["datasets"][name]["AP"] for name in ("cars", "faces")]
+    assert last["mean"] == pytest.approx(sum(aps) / 2)
+    assert metrics["best"] == max(record["metrics"]["mean"] for record in epochs if "metrics" in record)
+
+
+def test_every_dataset_is_logged_every_epoch(trained):
+    metrics = json.loads((trained.folder / "metrics.json").read_text())
+    for record in metrics["epochs"]:
+        assert set(record["datasets"]) == {"cars", "faces"}
+        for row in record["datasets"].values():
+            assert row["images"] == 12  # an epoch draws every image once
+            assert row["positives"] >= 12
+            assert 0 < row["loss"] < 100
+
+
+def test_dataset_sums_equal_the_steps_of_an_epoch(trained):
+    """The loss per dataset and the loss per step are two groupings of the same terms; steps are normalised by
+    their positives, so with equal weights both means lie close together."""
+    metrics = json.loads((trained.folder / "metrics.json").read_text())
+    rows = steps(trained.folder)
+    for record in metrics["epochs"]:
+        of_epoch = [float(row["loss"]) for row in rows if int(row["epoch"]) == record["epoch"]]
+        parts = record["datasets"].values()
+        total = sum(p["loss"] * p["positives"] for p in parts) / sum(p["positives"] for p in parts)
+        assert total == pytest.approx(sum(of_epoch) / len(of_epoch), rel=0.25)
+
+
+def test_steps_table(trained):
+    rows = steps(trained.folder)
+    assert [int(row["step"]) for row in rows] == list(range(1, 16 * STEPS_PER_EPOCH + 1))
+    assert float(rows[0]["lr"]) == pytest.approx(0.02 * 0.001)  # the warm-up starts at warmup_factor
+    assert float(rows[-1]["lr"]) == pytest.approx(0.02)
+    for row in rows:
+        assert float(row["loss"]) == pytest.approx(float(row["classification"]) + float(row["box"]))
+        assert float(row["images_per_second"]) > 0
+        assert row["gradient_norm"] == ""
+
+
+def test_loss_falls_and_both_classes_are_found(trained):
+    losses = [float(row["loss"]) for row in steps(trained.folder)]
+    assert sum(losses[-6:]) < 0.5 * sum(losses[:6])
+    scores = trained.record["metrics"]["datasets"]
+    assert scores["cars"]["AP50"] > 0.5
+    assert scores["faces"]["AP50"] > 0.5
+
+
+def test_progress_is_printed(trained):
+    lines = trained.printed.splitlines()
+    assert sum("images/s" in line and " left" in line for line in lines) == 16 * STEPS_PER_EPOCH
+    assert sum("positive anchors" in line for line in lines) == 32
+    assert sum(line.startswith("evaluation, ") for line in lines) == 2
+
+
+def test_scores_of_the_run_are_those_of_its_weights(trained, world):
+    again = evaluate(trained.folder, world.config())
+    assert again["mean"] == pytest.approx(trained.record["metrics"]["mean"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("means", "kept"), [([0.1, 0.9, 0.3], 2), ([math.nan, 0.0, 0.0], 2), ([0.5, 0.6, 0.7], 3)]
+)
+def test_best_weights_are_those_of_the_best_evaluation(world, tmp_path, monkeypatch, means, kept):
+    """Of three epochs the one with the best mean is kept; the first of equals; NaN is never the best."""
+    seen: list[dict[str, Tensor]] = []
+
+    def scores(model, *_: Any) -> dict[str, Any]:
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"mean": means[len(seen) - 1], "datasets": {}}
+
+    monkeypatch.setattr("crossdet.api.score_all", scores)
+    run(world, tmp_path / "run", {"train.epochs": 3, "train.max_steps": None, "train.batch_size": 8})
+    assert same(weights(tmp_path / "run", "best.safetensors"), seen[kept - 1])
+    assert same(weights(tmp_path / "run"), seen[2])
+    assert not same(seen[0], seen[1])
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["best"] == means[kept - 1]
+
+
+# ------------------------------------------------------------------------------------------ the options
+
+
+def test_same_seed_same_weights_other_seed_other_weights(world, short, tmp_path):
+    run(world, tmp_path / "same")
+    run(world, tmp_path / "other", {"seed": 1})
+    assert same(weights(short), weights(tmp_path / "same"))
+    assert not same(weights(short), weights(tmp_path / "other"))
+
+
+def test_plain_trusts_the_background_of_every_dataset(world, short, tmp_path):
+    """Naive concatenation has more negatives: the same first batch costs more, and the weights differ."""
+    run(world, tmp_path / "plain", {"train.plain": True})
+    aware, plain = steps(short)[0], steps(tmp_path / "plain")[0]
+    assert float(plain["classification"]) > float(aware["classification"])
+    assert float(plain["box"]) == float(aware["box"])
+    assert not same(weights(short), weights(tmp_path / "plain"))
+
+
+def test_ema_is_the_running_average_of_the_weights(world, short, tmp_path):
+    """The file holds the average, the state both; one step back and the newest weights give the average."""
+    decay = 0.7
+    run(world, tmp_path / "one", {"train.max_steps": 1})
+    run(world, tmp_path / "two", {"train.max_steps": 2})
+    run(world, tmp_path / "ema", {"train.max_steps": 2, "train.ema": decay})
+    first, second, average = (weights(tmp_path / name) for name in ("one", "two", "ema"))
+    for name, value in average.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(
+                value, decay * first[name] + (1 - decay) * second[name], rtol=1e-4, atol=1e-6
+            )
+    state = torch.load(tmp_path / "ema" / "state.pt", weights_only=True)
+    assert same(state["model"], second)  # training itself is not changed by averaging
+    assert not same(average, second)
+
+
+def test_accumulation_counts_a_batch_in_parts(world, short, tmp_path):
+    """2 micro-batches of 2 are one step of 4 (each normalised by its own positives), not two steps."""
+    frozen = {"model.freeze_batch_norm": True}
+    run(world, tmp_path / "whole", frozen)
+    run(world, tmp_path / "parts", {**frozen, "train.accumulate": 2})
+    whole, parts = steps(tmp_path / "whole"), steps(tmp_path / "parts")
+    assert [row["step"] for row in parts] == ["1", "2", "3"]
+    assert [row["lr"] for row in parts] == [row["lr"] for row in whole]
+    assert float(parts[0]["loss"]) == pytest.approx(float(whole[0]["loss"]), rel=0.3)
+    assert float(parts[0]["loss"]) != float(whole[0]["loss"])
+    with (tmp_path / "parts" / "metrics.json").open() as file:
+        datasets = json.load(file)["epochs"][0]["datasets"]
+    assert sum(row["images"] for row in datasets.values()) == 12
+
+
+def test_accumulated_gradient_is_the_mean_over_micro_batches(world):
+    """What a step of two micro-batches adds up, computed by hand from two separate backward passes."""
+    config = world.config({"model.freeze_batch_norm": True})
+    parts = []
+    for loop in ("together", "apart"):
+        torch.manual_seed(0)
+        model, batch_a, batch_b = small_step(config)
+        gradients = []
+        for batch in (batch_a, batch_b):
+            output = model(Sealed(batch))
+            ((output["classification"] + output["box"]) / (2 if loop == "together" else 1)).backward()
+            if loop == "apart":
+                gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+                model.zero_grad()
+        if loop == "together":
+            parts.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        else:
+            parts.append([(a + b) / 2 for a, b in zip(*gradients, strict=True)])
+    for together, apart in zip(*parts, strict=True):
+        torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-6)
+
+
+def small_step(config: Config):
+    sources = open_sources(config, ["train"])
+    dataset = training_data(config, sources)
+    batches = epoch_batches(dataset.sizes(), dataset.draw_weights(), 2, 0, 0)
+    detector = build_detector(detector_settings(config), 2, None, config.model.weights)
+    detector.train()
+    return TrainStep(detector), *(collate([dataset[d] for d in batch]) for batch in batches[:2])
+
+
+def test_clipping_limits_the_step(world, short, tmp_path):
+    run(
+        world, tmp_path / "clipped", {"train.clip_norm": 0.01, "train.max_steps": 1, "train.warmup_epochs": 0}
+    )
+    run(world, tmp_path / "free", {"train.clip_norm": 1e9, "train.max_steps": 1, "train.warmup_epochs": 0})
+    torch.manual_seed(0)
+    norm = float(steps(tmp_path / "free")[0]["gradient_norm"])
+    assert norm > 0.1
+    assert float(steps(tmp_path / "clipped")[0]["gradient_norm"]) == pytest.approx(norm)  # before clipping
+    # both started from the same weights w: (w_free - w_clipped) = lr g (0.01 / norm - 1), so the bias of a
+    # layer that starts at zero has moved by the same ratio
+    name = "box_subnet.predict.bias"
+    free, clipped = weights(tmp_path / "free")[name], weights(tmp_path / "clipped")[name]
+    assert float(free.abs().max()) > 0
+    torch.testing.assert_close(clipped, free * (0.01 / norm), rtol=1e-3, atol=1e-9)
+
+
+def test_max_steps_ends_the_run_inside_an_epoch(short):
+    assert len(steps(short)) == 3
+    epochs = json.loads((short / "metrics.json").read_text())["epochs"]
+    assert [(r["epoch"], r["step"]) for r in epochs] == [(1, 3)]
+    assert "metrics" in epochs[0]  # the last epoch is evaluated
+    assert sum(row["images"] for row in epochs[0]["datasets"].values()) == 12
+
+
+def test_max_steps_in_a_later_epoch(world, tmp_path):
+    run(world, tmp_path / "run", {"train.max_steps": 8, "train.log_every": 4})
+    assert [row["step"] for row in steps(tmp_path / "run")] == [
+        "4",
+        "6",
+        "8",
+    ]  # every 4th and an epoch's last
+
+
+def test_learning_rate_schedule():
+    paper = Recipe()
+    assert learning_rate(paper, 0) == pytest.approx(0.04 * 0.001)
+    assert learning_rate(paper, 1) == pytest.approx(0.04 * (0.001 + 0.999 / 2))
+    assert learning_rate(paper, 2) == pytest.approx(0.04)
+    assert learning_rate(paper, 9.999) == pytest.approx(0.04)
+    assert learning_rate(paper, 10) == pytest.approx(0.004)
+    assert learning_rate(paper, 15) == pytest.approx(0.0004)
+
+
+def test_recipe_takes_every_value_of_the_config(world):
+    """A field of the recipe that the builder forgets would silently keep its default."""
+    changes = {
+        "train.epochs": 7,
+        "train.batch_size": 6,
+        "train.lr": 0.3,
+        "train.momentum": 0.8,
+        "train.weight_decay": 0.2,
+        "train.warmup_epochs": 1.5,
+        "train.warmup_factor": 0.25,
+        "train.steps": [3.0],
+        "train.step_factor": 0.5,
+        "train.max_steps": 9,
+        "train.clip_norm": 2.5,
+        "train.accumulate": 3,
+        "train.ema": 0.9,
+        "train.group_aspect": False,
+        "train.workers": 1,
+        "seed": 5,
+        "train.eval_every": 4,
+        "train.checkpoint_minutes": 3.0,
+        "train.checkpoint_steps": 11,
+        "train.log_every": 13,
+    }
+    made, default = vars(recipe(world.config(changes))), vars(Recipe())
+    assert {key for key in default if made[key] == default[key]} == set()
+    for key, value in changes.items():
+        want = tuple(value) if isinstance(value, list) else value
+        assert made[key.removeprefix("train.")] == want
+
+
+# ------------------------------------------------------------------------------------ the run directory
+
+
+def test_a_run_is_not_mixed_with_another(world, short, tmp_path):
+    before = (short / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"already holds a run; continue it with --resume.*--overwrite"):
+        run(world, short)
+    assert (short / "model.safetensors").read_bytes() == before
+
+
+def test_overwrite_replaces_a_run(world, short, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(short, folder)
+    (folder / "notes.txt").write_text("old")
+    run(world, folder, {"train.max_steps": 1}, overwrite=True)
+    assert len(steps(folder)) == 1
+    assert not (folder / "notes.txt").exists()
+
+
+def test_overwrite_deletes_nothing_that_is_no_run(world, tmp_path):
+    folder = tmp_path / "precious"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("ten years")
+    with pytest.raises(UserError, match="is no run directory; it is not deleted"):
+        run(world, folder, overwrite=True)
+    assert [p.name for p in folder.iterdir()] == ["thesis.tex"]
+    with pytest.raises(UserError, match="is a file"):
+        run(world, folder / "thesis.tex", overwrite=True)
+    assert (folder / "thesis.tex").read_text() == "ten years"
+
+
+def test_a_mistake_costs_neither_the_old_run_nor_the_new_name(world, short, tmp_path):
+    """A config that cannot be built leaves the run it should replace, and no half-made one."""
+    folder = tmp_path / "run"
+    shutil.copytree(short, folder)
+    wrong = {"model.backbone": "no_such_backbone"}
+    with pytest.raises(UserError, match="no_such_backbone"):
+        run(world, folder, wrong, overwrite=True)
+    assert same(weights(folder), weights(short))
+    with pytest.raises(UserError, match="no_such_backbone"):
+        run(world, tmp_path / "new", wrong)
+    assert not (tmp_path / "new").exists()
+
+
+def test_resume_refuses_another_config_and_names_the_key(world, short):
+    with pytest.raises(
+        UserError, match=r"another config; differing: train\.lr, loss\.gamma|loss\.gamma, train\.lr"
+    ):
+        run(world, short, {"train.lr": 0.5, "loss.gamma": 1.0}, resume=True)
+
+
+def test_resume_of_a_finished_run_says_so(world, short):
+    with pytest.raises(UserError, match="this run is finished; there is nothing to resume"):
+        run(world, short, resume=True)
+    # keys that change nothing may differ
+    with pytest.raises(UserError, match="finished"):
+        run(world, short, {"train.workers": 1, "train.log_every": 7, "eval.batch_size": 2}, resume=True)
+
+
+def test_resume_without_a_state_starts_at_the_beginning(world, short, tmp_path):
+    run(world, tmp_path / "run", resume=True)
+    assert same(weights(tmp_path / "run"), weights(short))
+
+
+def test_resume_with_a_damaged_state_says_so(world, short, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(short, folder)
+    state = (folder / "state.pt").read_bytes()
+    (folder / "state.pt").write_bytes(state[: len(state) // 2])
+    with pytest.raises(UserError, match=r"training state .*state\.pt cannot be read"):
+        run(world, folder, resume=True)
+
+
+# ----------------------------------------------------------------------------------------------- data
+
+
+def test_indexes_from_python_train_as_their_files(world, short, tmp_path):
+    settings = world.settings()
+    settings["train"]["max_steps"] = 3
+    settings["datasets"] = {
+        "cars": {"train": world.cars["train"], "val": world.cars["val"]},
+        "faces": {"train": world.faces["train"], "val": world.faces["val"]},
+    }
+    train(Config.from_dict(settings), output=tmp_path / "run")
+    assert same(weights(tmp_path / "run"), weights(short))
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    assert "an index of 12 images, given from Python" in text
+
+
+def test_without_val_there_are_no_scores(world, tmp_path):
+    folder = tmp_path / "run"
+    record = run(world, folder, {"datasets.cars.val": None, "datasets.faces.val": None})
+    assert "metrics" not in record
+    assert not (folder / "best.safetensors").exists()
+    assert json.loads((folder / "metrics.json").read_text())["best"] is None
+    assert load_detector(folder).classes == ("car", "face")
+
+
+def test_val_of_one_dataset_only(world, tmp_path):
+    record = run(world, tmp_path / "run", {"datasets.faces.val": None, "train.max_steps": 1})
+    assert set(record["metrics"]["datasets"]) == {"cars"}
+
+
+def test_config_without_train_is_refused(world, tmp_path):
+    with pytest.raises(UserError, match="no dataset of the config has a `train` split"):
+        run(world, tmp_path / "run", {"datasets.cars.train": None, "datasets.faces.train": None})
+
+
+def test_too_few_images_for_the_processes(world):
+    dataset = training_data(world.config(), open_sources(world.config()))
+    with pytest.raises(UserError, match="24 training images are too few for 25"):
+        epoch_batches(dataset.sizes(), dataset.draw_weights(), 4, 0, 0, min_batch=25)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_is_replaced_and_named_once(world, tmp_path, capsys, workers):
+    root = tmp_path / "world"
+    shutil.copytree(world.root, root)
+    broken = root / "cars" / "train_3.png"
+    broken.write_bytes(broken.read_bytes()[:150])
+    changes = {
+        "train.max_steps": 2 * STEPS_PER_EPOCH,
+        "train.workers": workers,
+        "datasets.cars.train.images": str(root / "cars"),
+    }
+    record = run(world, tmp_path / "run", changes)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "another image takes its place" in line]
+    assert len(lines) == 1  # though both epochs drew it
+    assert "train_3.png" in lines[0]
+    assert record["datasets"]["cars"]["images"] == 12  # the epoch stays complete
+    assert record["unreadable"] == 1
+
+
+def test_a_part_without_readable_images_stops_the_run(world, tmp_path):
+    root = tmp_path / "world"
+    shutil.copytree(world.root, root)
+    for file in (root / "cars").glob("train_*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(
+        RunError, match=r"12 images in a row cannot be read, the last one: .*the file is empty"
+    ):
+        run(world, tmp_path / "run", {"datasets.cars.train.images": str(root / "cars")})
+
+
+def test_cuda_is_refused_where_there_is_none(world, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="sees no GPU here; use auto or cpu"):
+        build_fabric(world.config({"train.accelerator": "cuda"}))

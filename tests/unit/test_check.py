@@ -1,0 +1,453 @@
+"""`inspect` on tiny generated datasets: everything it reports, and what a person reads of it."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from crossdet.check import inspect, print_report
+from crossdet.check.files import same_content
+from crossdet.config import Config
+from crossdet.data.coco import write_coco
+from crossdet.data.index import Index, IndexBuilder
+from crossdet.data.voc import write_voc
+from crossdet.data.wider_face import write_wider_face
+from crossdet.data.yolo import write_yolo
+from crossdet.errors import UserError
+from crossdet.types import Flag
+
+Rows = list[tuple[int, tuple[float, float, float, float], int]]
+BOX = (10, 10, 40, 40)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CROSSDET_CACHE", str(tmp_path / "cache"))
+
+
+def make(root: Path, classes: tuple[str, ...], images: list[Rows], seed: int = 0, **federated) -> Index:
+    """An index and its image files of random pixels, 64 x 48, named 0.png, 1.png, ...
+
+    images: per image its boxes as (label, xyxy, flags). federated: `negatives` and `not_exhaustive` per image.
+    """
+    rng = np.random.default_rng(seed)
+    builder = IndexBuilder(root)
+    root.mkdir(parents=True, exist_ok=True)
+    for number, rows in enumerate(images):
+        Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8)).save(root / f"{number}.png")
+        builder.image(f"{number}.png", 48, 64, **{key: lists[number] for key, lists in federated.items()})
+        for label, xyxy, flags in rows:
+            builder.box(xyxy, label, flags)
+    return builder.build(classes, federated=bool(federated))
+
+
+def one_box(count: int, label: int = 0) -> list[Rows]:
+    return [[(label, BOX, 0)] for _ in range(count)]
+
+
+def configured(datasets: dict, **sections) -> Config:
+    return Config.from_dict({"datasets": datasets, "input": {"shorter": 48, "longer": 80}, **sections})
+
+
+def printed(report, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    print_report(report, console)
+    return console.file.getvalue()
+
+
+def flat(text: str) -> str:
+    """The text with all white space folded, so that line breaks do not matter."""
+    return " ".join(text.split())
+
+
+@pytest.fixture
+def three_formats(tmp_path) -> Config:
+    """COCO with a crowd, an empty image and a box it leaves out; VOC with a difficult one; WIDER FACE."""
+    coco = make(
+        tmp_path / "coco",
+        ("person", "car"),
+        [[(0, BOX, 0), (1, BOX, 0), (0, (0, 0, 60, 40), int(Flag.CROWD))], [], [(0, BOX, 0)]],
+    )
+    write_coco(coco, tmp_path / "coco.json")
+    content = json.loads((tmp_path / "coco.json").read_text())
+    content["annotations"].append({**content["annotations"][0], "id": 99, "bbox": [5, 5, 0, 9]})
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    voc = make(tmp_path / "voc/JPEGImages", ("Cars",), [[(0, BOX, 0), (0, BOX, int(Flag.DIFFICULT))]], seed=1)
+    write_voc(voc, tmp_path / "voc", "train")
+    faces = make(tmp_path / "faces", ("face",), [*one_box(1), [(0, BOX, int(Flag.INVALID))]], seed=2)
+    write_wider_face(faces, tmp_path / "faces.txt")
+    val = make(tmp_path / "faces_val", ("face",), one_box(2), seed=3)
+    write_wider_face(val, tmp_path / "faces_val.txt")
+    return configured(
+        {
+            "coco": {
+                "format": "coco",
+                "train": {"images": tmp_path / "coco", "annotations": tmp_path / "coco.json"},
+            },
+            "voc": {
+                "format": "voc",
+                "train": {
+                    "images": tmp_path / "voc/JPEGImages",
+                    "annotations": tmp_path / "voc/Annotations",
+                    "image_set": "train",
+                },
+            },
+            "faces": {
+                "format": "wider_face",
+                "train": {"images": tmp_path / "faces", "annotations": tmp_path / "faces.txt"},
+                "val": {"images": tmp_path / "faces_val", "annotations": tmp_path / "faces_val.txt"},
+            },
+        },
+        labels={"absent": {"voc": ["face"]}},
+    )
+
+
+def test_splits_are_counted(three_formats):
+    report = inspect(three_formats)
+    splits = {(s.dataset, s.split): s for s in report.splits}
+    assert list(splits) == [("coco", "train"), ("voc", "train"), ("faces", "train"), ("faces", "val")]
+    coco, faces = splits["coco", "train"], splits["faces", "train"]
+    assert (coco.images, coco.empty_images, coco.boxes, coco.crowd) == (3, 1, 3, 1)
+    assert coco.boxes_per_class == {"person": 2, "car": 1}
+    assert [(reason, places.count) for reason, places in coco.skipped.items()] == [("box without area", 1)]
+    assert "annotations[4]" in coco.skipped["box without area"].first[0]
+    assert (splits["voc", "train"].boxes, splits["voc", "train"].difficult) == (2, 1)
+    assert (faces.images, faces.boxes, faces.invalid, faces.empty_images) == (2, 1, 1, 1)
+    assert all(s.files.checked == s.images and not s.files.bad for s in report.splits)
+    assert report.errors == ()
+
+
+def test_classes_and_their_states(three_formats):
+    report = inspect(three_formats)
+    classes = {c.name: c for c in report.classes}
+    assert classes["car"].sources == ("coco/car",)
+    assert classes["car"].states == {"coco": "labelled", "voc": "avoided", "faces": "avoided"}
+    assert classes["face"].states == {"coco": "avoided", "voc": "absent", "faces": "labelled"}
+    assert (classes["face"].train_boxes, classes["face"].trusting_images) == (1, 2 + 1)
+    assert report.likely_duplicates == (("coco/car", "voc/Cars"),)
+    assert any("likely the same class, not merged: coco/car and voc/Cars" in w for w in report.warnings)
+    assert report.train_images == report.avoiding_images == 6
+
+
+def test_the_printed_report(three_formats):
+    text = printed(inspect(three_formats))
+    lines = [line.rstrip() for line in text.splitlines()]
+    table = [line.split() for line in lines if line.startswith(("  coco ", "  voc ", "  faces "))]
+    assert ["coco", "train", "3", "1", "3", "2", "1", "0", "0"] in table
+    assert ["coco", "●", "●", "·", "·"] in table
+    assert ["voc", "·", "·", "●", "○"] in table
+    assert "avoided regions" not in text  # a column without any number is left out
+    assert "  faces, boxes train / val: face 1 / 2" in lines
+    assert "coco train, left out: 1 x box without area" in text
+    assert "  ○ known to be absent: background trusted" in lines
+    assert "◐" not in text
+    assert "6 of 6 training images (100%) have background that is avoided for at least one class." in flat(
+        text
+    )
+    assert "Image files: all 8 looked at are there and have the annotated size." in text
+    assert lines[-1].endswith("warning(s): training would run; read them first.")
+    assert max(map(len, lines)) <= 100
+
+
+def test_a_terminal_without_unicode(three_formats):
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), "ascii", errors="strict"), width=90)
+    print_report(inspect(three_formats), console)
+    console.file.flush()
+    assert b"# labelled" in console.file.buffer.getvalue()
+
+
+def test_json_holds_everything(three_formats):
+    content = json.loads(inspect(three_formats).to_json())
+    assert content["splits"][0]["boxes_per_class"] == {"person": 2, "car": 1}
+    assert content["classes"][3]["states"]["voc"] == "absent"
+    assert content["anchors"][0]["dataset"] == "coco"
+    assert content["max_images"] is None
+
+
+def test_no_torch(three_formats, tmp_path):
+    from crossdet.config import dump_config
+
+    (tmp_path / "config.yaml").write_text(dump_config(three_formats))
+    code = (
+        "import sys; from rich.console import Console; from crossdet.config import load_config\n"
+        "from crossdet.check import inspect, print_report\n"
+        f"print_report(inspect(load_config({str(tmp_path / 'config.yaml')!r})), Console())\n"
+        "assert 'torch' not in sys.modules and 'torchvision' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Whose background" in done.stdout
+
+
+def test_config_errors_stay_exceptions(tmp_path):
+    config = configured({"a": {"format": "coco", "train": {"images": tmp_path, "annotations": "gone.json"}}})
+    with pytest.raises(UserError, match=r"gone\.json does not exist"):
+        inspect(config)
+
+
+# ---------------------------------------------------------------------------------------------- image files
+
+
+def test_missing_broken_and_foreign_pictures(tmp_path):
+    index = make(tmp_path / "a", ("cat",), one_box(6))
+    (tmp_path / "a/0.png").unlink()
+    (tmp_path / "a/1.png").write_bytes(b"no picture")
+    Image.new("RGB", (48, 64)).save(tmp_path / "a/2.png")  # sideways, and nothing says so
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (48, 64)).save(tmp_path / "a/3.png", exif=exif)  # sideways, to be turned
+    report = inspect(configured({"a": {"train": index}}))
+    files = report.splits[0].files
+    assert files.checked == 6
+    assert files.missing.first == (str(tmp_path / "a/0.png"),)
+    assert files.unreadable.first == (str(tmp_path / "a/1.png"),)
+    assert files.contradicting.first == (
+        f"{tmp_path / 'a/2.png'}: the picture is 48x64, its annotation says 64x48",
+    )
+    assert f"a train: 1 of 6 image files are missing, such as {tmp_path / 'a/0.png'}" in report.warnings
+    assert len([w for w in report.warnings if "of 6 image files" in w]) == 3
+    assert report.errors == ()
+    assert "Image files: 3 of 6 cannot be used, see below." in printed(report)
+
+
+def test_a_yolo_image_that_cannot_be_read_is_named_once(tmp_path):
+    index = make(tmp_path / "images/train", ("cat",), one_box(3))
+    write_yolo(index, tmp_path, "train")
+    (tmp_path / "images/train/1.png").write_bytes(b"")
+    report = inspect(configured({"a": {"format": "yolo", "train": {"annotations": tmp_path / "data.yaml"}}}))
+    assert report.splits[0].skipped == {}
+    assert report.splits[0].files.unreadable.count == 1
+
+
+def test_nothing_usable_is_an_error(tmp_path):
+    index = make(tmp_path / "a", ("cat",), one_box(2))
+    for number in range(2):
+        (tmp_path / f"a/{number}.png").unlink()
+    report = inspect(configured({"a": {"train": index}}))
+    first = tmp_path / "a/0.png"
+    assert report.errors == (
+        f"datasets.a.train: none of its image files can be used (2 missing), such as {first}",
+    )
+    assert not [w for w in report.warnings if "missing" in w]
+    assert "1 error(s)" in printed(report)
+    assert "training would fail" in printed(report)
+
+
+def test_no_images_and_no_boxes(tmp_path):
+    empty = make(tmp_path / "a", ("cat",), [])
+    bare = make(tmp_path / "b", ("dog",), [[], []])
+    report = inspect(configured({"a": {"train": empty}, "b": {"train": bare, "val": bare}}))
+    assert "datasets.a.train: no images" in report.errors
+    assert "datasets.b.train: no boxes, so there is nothing to learn from it" in report.errors
+    assert "b val: no boxes, so it gives no score" in report.warnings
+    assert all(anchors.recall is None for anchors in report.anchors)
+    assert printed(report)
+
+
+def test_a_limit_on_the_files(tmp_path):
+    index = make(tmp_path / "a", ("cat",), one_box(9))
+    report = inspect(configured({"a": {"train": index}}), max_images=3)
+    assert report.splits[0].files.checked == 3
+    assert "a train: only 3 of 9 image files were looked at" in report.notes
+
+
+# ------------------------------------------------------------------------------------------------ duplicates
+
+
+def copy(source: Path, target: Path) -> None:
+    target.write_bytes(source.read_bytes())
+
+
+def test_leaks_and_shared_pictures(tmp_path):
+    a = make(tmp_path / "a", ("cat",), one_box(4))
+    a_val = make(tmp_path / "a_val", ("cat",), one_box(3), seed=1)
+    b = make(tmp_path / "b", ("dog",), one_box(4), seed=2)
+    copy(tmp_path / "a/1.png", tmp_path / "b/2.png")  # train and train
+    copy(tmp_path / "b/0.png", tmp_path / "a_val/0.png")  # train and another dataset's val
+    copy(tmp_path / "a/0.png", tmp_path / "a_val/1.png")  # train and its own val, twice
+    copy(tmp_path / "a/0.png", tmp_path / "a_val/2.png")
+    report = inspect(configured({"a": {"train": a, "val": a_val}, "b": {"train": b}}))
+    found = {(d.one, d.other): d for d in report.duplicates}
+    leak = found[("a", "train"), ("a", "val")]
+    assert (leak.leak, leak.pictures) == (True, 1)
+    assert leak.files == ((str(tmp_path / "a/0.png"), str(tmp_path / "a_val/1.png")),)
+    assert found[("a", "val"), ("b", "train")].leak
+    assert not found[("a", "train"), ("b", "train")].leak
+    assert found[("a", "val"), ("a", "val")].pictures == 1
+    assert len(found) == 4
+    assert [d.leak for d in report.duplicates] == [True, True, False, False]
+    leaks = [w for w in report.warnings if w.startswith("LEAK")]
+    assert leaks[0].startswith(
+        "LEAK: 1 picture of a val is also in a train, so scores on a val say little; such as"
+    )
+    assert leaks[1].startswith("LEAK: 1 picture of a val is also in b train")
+    assert any(n.startswith("1 picture is in a train and in b train, such as") for n in report.notes)
+    assert any(n.startswith("1 picture is more than once in a val, such as") for n in report.notes)
+    assert "LEAK: 1 picture of a val" in printed(report)
+
+
+def test_the_same_files_in_train_and_val(tmp_path):
+    index = make(tmp_path / "a", ("cat",), one_box(2))
+    (duplicate,) = inspect(configured({"a": {"train": index, "val": index}})).duplicates
+    assert (duplicate.leak, duplicate.pictures) == (True, 2)
+    assert duplicate.files[0] == (str(tmp_path / "a/0.png"),) * 2
+
+
+def test_equal_size_and_middle_are_not_enough(tmp_path):
+    """Files that agree in size, and in the part that is looked at first, but not at the end; empty files."""
+    contents = {"a": bytes(20_000), "b": bytes(19_999) + b"x", "c": bytes(20_000), "d": b"", "e": b""}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [str(tmp_path / name) for name in [*contents, "gone"]]
+    assert same_content(paths) == [[str(tmp_path / "a"), str(tmp_path / "c")]]
+
+
+# ------------------------------------------------------------------------------------- labels and the matrix
+
+
+def test_merged_dropped_and_in_part(tmp_path):
+    a = make(tmp_path / "a", ("car", "truck", "dog"), [[(0, BOX, 0), (1, BOX, 0)]])
+    b = make(tmp_path / "b", ("car", "cat"), [[(0, BOX, 0), (1, BOX, 0)]], seed=1)
+    labels = {
+        "merge": {"vehicle": ["a/car", "a/truck", "b/car"]},
+        "drop": ["a/dog"],
+        "not_exhaustive": {"b": ["cat"]},
+    }
+    report = inspect(configured({"a": {"train": a}, "b": {"train": b}}, labels=labels))
+    vehicle, cat = report.classes
+    assert (vehicle.sources, vehicle.train_boxes) == (("a/car", "a/truck", "b/car"), 3)
+    assert cat.states == {"a": "avoided", "b": "not exhaustive"}
+    assert report.dropped == ("a/dog",)
+    assert len(report.partial_merges) == 1
+    assert any(
+        w.startswith("merge of unlike classes: 'vehicle': b brings only 'car'") for w in report.warnings
+    )
+    assert any(w.startswith("no training image gives background for cat") for w in report.warnings)
+    assert not any("boxes of dog" in w for w in report.warnings)  # it is dropped
+    text = printed(report)
+    assert "  vehicle <- a/car, a/truck, b/car" in text
+    assert "dropped: a/dog" in text
+    assert "◐ labelled in part" in text
+
+
+def test_classes_without_training_boxes(tmp_path):
+    a = make(tmp_path / "a", ("cat", "dog"), one_box(1))
+    b = make(tmp_path / "b", ("cat", "dog"), one_box(1), seed=1)
+    report = inspect(
+        configured({"a": {"train": a}, "b": {"train": b}}, labels={"merge": {"same_names": True}})
+    )
+    assert "a train: no boxes of dog" in report.warnings
+    assert "no training boxes in any dataset for dog" in report.warnings
+    assert report.avoiding_images == 0
+    assert "No conflict: the background of every training image is a negative for every class." in flat(
+        printed(report)
+    )
+
+
+def test_many_classes_are_grouped(tmp_path):
+    a = make(tmp_path / "a", tuple(f"thing {i}" for i in range(30)), one_box(2))
+    b = make(tmp_path / "b", ("[bold]", "face"), one_box(3), seed=1)
+    report = inspect(
+        configured({"a": {"train": a}, "b": {"train": b}}, labels={"absent": {"b": ["thing 7"]}})
+    )
+    text = flat(printed(report, width=160))
+    assert "29 thing 0, thing 1, thing 2, thing 3, thing 4, thing 5 and 23 more a - b" in text
+    assert "1 thing 7 a b -" in text
+    assert "2 [bold], face b - a" in text
+    assert (
+        "a train: no boxes of thing 1, thing 2, thing 3, thing 4, thing 5, thing 6, thing 7, thing 8 and 21"
+        in text
+    )
+    assert len(json.loads(report.to_json())["classes"]) == 32
+
+
+def test_a_narrow_terminal_gets_the_matrix_in_blocks(tmp_path):
+    names = tuple(f"a long class name {i}" for i in range(8))
+    index = make(tmp_path / "a", names, one_box(1))
+    text = printed(inspect(configured({"a": {"train": index}})), width=60)
+    assert all(name in text for name in names)
+    assert sum(line.split().count("●") for line in text.splitlines() if line.startswith("  a ")) == 8
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 60
+
+
+def test_federated_images_trust_what_training_trusts(tmp_path):
+    """The counts against the rows that the hybrid dataset hands to training."""
+    from crossdet.data.hybrid import HybridDataset, Part
+    from crossdet.sources import open_sources
+
+    rng = np.random.default_rng(0)
+    lists = {
+        key: [rng.choice(6, rng.integers(0, 5), replace=False).tolist() for _ in range(12)]
+        for key in ("negatives", "not_exhaustive")
+    }
+    images = [[(int(c), BOX, 0) for c in rng.integers(0, 6, rng.integers(0, 5))] for _ in range(12)]
+    lvis = make(tmp_path / "a", tuple("abcdef"), images, **lists)
+    other = make(tmp_path / "b", ("a", "g"), one_box(2), seed=1)
+    labels = {
+        "merge": {"same_names": True},
+        "drop": ["lvis/b"],
+        "absent": {"lvis": ["g"]},
+        "not_exhaustive": {"lvis": ["c"]},
+    }
+    config = configured({"lvis": {"train": lvis}, "other": {"train": other}}, labels=labels)
+    report = inspect(config)
+    space = open_sources(config).space
+    parts = [
+        Part(x, row, space.ids(n, x.classes)) for row, (n, x) in enumerate([("lvis", lvis), ("other", other)])
+    ]
+    hybrid = HybridDataset(parts, space, lambda image, boxes: (image, boxes))
+    rows = [hybrid.annotations(*hybrid.locate(i))[1].numpy() for i in range(len(hybrid))]
+    assert [c.trusting_images for c in report.classes] == np.sum(rows, 0).tolist()
+    assert report.avoiding_images == sum(not row.all() for row in rows)
+    assert report.federated == ("lvis",)
+    states = {c.name: c.states["lvis"] for c in report.classes}
+    assert (states["a"], states["g"]) == ("per image", "absent")
+    assert "lvis (federated)" in printed(report)
+
+
+# --------------------------------------------------------------------------------------------------- anchors
+
+
+def test_anchor_recall_by_size(tmp_path):
+    """Pictures of 64 x 48 at an input of 96: boxes grow by two; one is an anchor, one is too small for any."""
+    rows = [(0, (2, 2, 10, 10), 0), (0, (20, 20, 22, 22), 0), (0, (0, 0, 40, 40), int(Flag.CROWD))]
+    index = make(tmp_path / "a", ("cat",), [rows])
+    config = configured({"a": {"train": index}}, input={"shorter": 96, "longer": 200})
+    (anchors,) = inspect(config).anchors
+    assert (anchors.boxes, anchors.recall) == (2, 0.5)
+    assert (anchors.small_boxes, anchors.small, anchors.medium_boxes, anchors.medium) == (2, 0.5, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("box", "hint"),
+    [
+        ((20, 20, 24, 24), "100% are smaller than the smallest anchor, 16 px: add a smaller scale to"),
+        ((20, 5, 27, 45), "100% are too tall for the anchors, height / width about 5.7: add that to"),
+        ((5, 20, 55, 28), "100% are too wide for the anchors, height / width about 0.16: add that to"),
+    ],
+)
+def test_low_recall_names_the_fix(tmp_path, box, hint):
+    index = make(tmp_path / "a", ("cat",), [[(0, box, 0)]])
+    report = inspect(configured({"a": {"train": index}}))
+    (warning,) = report.warnings
+    assert "a train: anchors reach only 0% of the boxes with IoU >= 0.5 (`model.positive_iou`)" in warning
+    assert hint in warning
+    assert "`model.anchors." in warning
+    assert "0% of 1" in printed(report)
+
+
+def test_notes(tmp_path):
+    index = make(tmp_path / "a", ("cat",), one_box(1))
+    plain = inspect(configured({"a": {"train": index}}, train={"plain": True}))
+    assert any("`train.plain` is on" in note for note in plain.notes)
+    assert "a has no `val` split: no score for it" in plain.notes
+    held_out = inspect(configured({"a": {"val": index}}))
+    assert any("can only evaluate" in note for note in held_out.notes)
+    assert held_out.anchors[0].split == "val"
+    assert "No errors, no warnings." in printed(held_out)

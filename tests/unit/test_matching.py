@@ -1,0 +1,291 @@
+"""Anchors, box coding and matching against full-matrix references."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.ops import box_iou
+
+from crossdet.models import matching
+from crossdet.models.anchors import STRIDES, cell_anchors, decode_boxes, encode_boxes, grid_anchors
+from crossdet.models.matching import label_anchors
+from crossdet.types import BACKGROUND, IGNORE, Annotations, Flag
+
+ALL_ANCHORS = torch.cat(
+    [
+        grid_anchors(cell_anchors(stride, [2, 3, 4], [0.5, 1, 2.44]), (128 // stride, 160 // stride), stride)
+        for stride in (8, 16, 32)
+    ]
+)
+
+
+def annotations(
+    boxes: Tensor | list, labels: Tensor | list | None = None, flags: Tensor | list | None = None
+) -> Annotations:
+    boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    count = len(boxes)
+    return Annotations(
+        boxes,
+        torch.as_tensor([0] * count if labels is None else labels, dtype=torch.int64),
+        torch.as_tensor([0] * count if flags is None else flags, dtype=torch.uint8),
+    )
+
+
+def random_boxes(count: int, seed: int, grid: float | None = None) -> Tensor:
+    """Boxes in an image of 160 x 128; with `grid` on multiples of it, so that IoUs tie."""
+    g = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=g) * torch.tensor([130.0, 100.0])
+    side = torch.rand(count, 2, generator=g) ** 2 * 70 + 4
+    boxes = torch.cat([corner, corner + side], 1)
+    return boxes if grid is None else (boxes / grid).round() * grid + torch.tensor([0, 0, grid, grid])
+
+
+def reference(
+    anchors: Tensor, boxes: Tensor, classes: Tensor, high: float, low: float, low_quality: bool
+) -> tuple[Tensor, Tensor]:
+    """torchvision's matcher on the whole matrix: labels `[N]` and the matched box of every foreground anchor.
+
+    A box that meets no anchor at all is left out: torchvision would call *every* anchor its best (IoU 0) and make
+    all of them positives of whatever box is first.
+    """
+    iou = box_iou(boxes, anchors)
+    meets = iou.amax(1) > 0
+    boxes, classes, iou = boxes[meets], classes[meets], iou[meets]
+    if not len(boxes):
+        return torch.full((len(anchors),), BACKGROUND), boxes
+    matches = Matcher(high, low, allow_low_quality_matches=low_quality)(iou)
+    labels = torch.where(
+        matches >= 0, classes[matches.clamp(min=0)], torch.where(matches == -1, BACKGROUND, IGNORE)
+    )
+    return labels, boxes[matches[matches >= 0]]
+
+
+# ------------------------------------------------------------------------------------------------ anchors
+
+
+def test_ratio_is_height_over_width():
+    """2.44 is a standing pedestrian, not a lying one."""
+    cells = cell_anchors(8, [2], [0.5, 1, 2.44])
+    width, height = (cells[:, 2:] - cells[:, :2]).unbind(1)
+    assert (height / width).tolist() == pytest.approx([0.5, 1, 2.44], rel=1e-6)
+    assert height[2] > width[2]
+
+
+def test_area_is_scale_times_stride_squared_and_not_rounded():
+    scales, ratios = [4, 5.03, 6.35], [0.5, 1.0, 2.44]
+    for stride in STRIDES:
+        cells = cell_anchors(stride, scales, ratios).double()
+        area = (cells[:, 2] - cells[:, 0]) * (cells[:, 3] - cells[:, 1])
+        assert area.tolist() == pytest.approx([(s * stride) ** 2 for _ in ratios for s in scales], rel=1e-6)
+        assert (cells[:, :2] + cells[:, 2:]).abs().max() == 0  # around the origin
+    # 2 * 8 at ratio 0.5 is 22.63 x 11.31; rounded base anchors would be 22 x 12
+    assert cell_anchors(8, [2], [0.5])[0].tolist() == pytest.approx(
+        [-11.3137, -5.6569, 11.3137, 5.6569], abs=1e-4
+    )
+
+
+def test_grid_centres_are_half_a_stride_from_the_border():
+    cells = cell_anchors(16, [2, 3], [1, 2])
+    anchors = grid_anchors(cells, (3, 5), 16).reshape(3, 5, 4, 4)
+    for i in range(3):
+        for j in range(5):
+            for a in range(4):
+                x1, y1, x2, y2 = anchors[i, j, a].tolist()
+                assert ((x1 + x2) / 2, (y1 + y2) / 2) == pytest.approx(((j + 0.5) * 16, (i + 0.5) * 16))
+                assert (x2 - x1, y2 - y1) == pytest.approx((cells[a, 2:] - cells[a, :2]).tolist(), rel=1e-6)
+
+
+def test_grid_is_symmetric_under_flips():
+    """So horizontal flips of an image see flipped anchors: no systematic shift of half a stride."""
+    anchors = grid_anchors(cell_anchors(8, [2, 4], [0.5, 1]), (4, 6), 8)
+    flipped = torch.stack([48 - anchors[:, 2], anchors[:, 1], 48 - anchors[:, 0], anchors[:, 3]], 1)
+    assert {tuple(a) for a in anchors.mul(64).round().int().tolist()} == {
+        tuple(a) for a in flipped.mul(64).round().int().tolist()
+    }
+
+
+# ------------------------------------------------------------------------------------------------ coding
+
+
+def test_encode_and_decode_are_inverse_and_torchvisions():
+    boxes = random_boxes(200, 1)
+    anchors = ALL_ANCHORS[torch.arange(200) * 7 % len(ALL_ANCHORS)]
+    deltas = encode_boxes(boxes, anchors)
+    torch.testing.assert_close(decode_boxes(deltas, anchors), boxes, rtol=1e-5, atol=1e-4)
+    coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
+    torch.testing.assert_close(deltas, coder.encode_single(boxes, anchors), rtol=1e-5, atol=1e-5)
+    wild = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)) * 3
+    torch.testing.assert_close(
+        decode_boxes(wild, anchors), coder.decode_single(wild, anchors), rtol=1e-5, atol=1e-3
+    )
+
+
+def test_deltas_by_hand_and_capped_scale():
+    anchor = torch.tensor([[10.0, 20.0, 30.0, 60.0]])  # 20 x 40 around (20, 40)
+    box = torch.tensor([[15.0, 30.0, 55.0, 40.0]])  # 40 x 10 around (35, 35)
+    assert encode_boxes(box, anchor)[0].tolist() == pytest.approx([0.75, -0.125, math.log(2), math.log(0.25)])
+    huge = decode_boxes(torch.tensor([[0.0, 0.0, 50.0, 50.0]]), anchor)[0]
+    assert (huge[2:] - huge[:2]).tolist() == pytest.approx([20 * 1000 / 16, 40 * 1000 / 16])
+
+
+# ------------------------------------------------------------------------------------------------ matching
+
+
+@pytest.mark.parametrize("low_quality", [True, False])
+@pytest.mark.parametrize("seed", range(12))
+def test_labels_are_those_of_the_full_matrix(seed, low_quality):
+    high, low = [(0.5, 0.4), (0.7, 0.3), (0.5, 0.5)][seed % 3]
+    count = [1, 3, 20, 80][seed % 4]
+    # every second case on a coarse grid with repeated boxes, so that many IoUs are equal
+    boxes = random_boxes(count, seed, grid=8.0 if seed % 2 else None)
+    boxes = torch.cat([boxes, boxes[: count // 3]])
+    classes = torch.arange(len(boxes)) % 7
+    labels, matched = reference(ALL_ANCHORS, boxes, classes, high, low, low_quality)
+    found = label_anchors(ALL_ANCHORS, [annotations(boxes, classes)], high, low, low_quality)
+    assert torch.equal(found.labels[0], labels)
+    assert torch.equal(found.boxes, matched)
+    assert found.avoid.shape == (0, 3)
+    assert (labels >= 0).any() or not low_quality
+
+
+@pytest.mark.parametrize("boxes_at_once", [1, 2, 7, 50])
+def test_chunks_change_nothing(monkeypatch, boxes_at_once):
+    """Ties between boxes of different chunks too: the first box wins."""
+    boxes = torch.cat([random_boxes(40, 5), random_boxes(40, 6, grid=8.0), random_boxes(40, 5)])
+    flags = torch.zeros(len(boxes), dtype=torch.uint8)
+    flags[::9] = int(Flag.IGNORE_REGION)
+    boxes[::9] += torch.tensor([-30.0, -30, 30, 30])
+    target = annotations(boxes, torch.arange(len(boxes)) % 11, flags)
+    whole = label_anchors(ALL_ANCHORS, [target, target])
+    monkeypatch.setattr(matching, "CHUNK_ENTRIES", boxes_at_once * len(ALL_ANCHORS))
+    parts = label_anchors(ALL_ANCHORS, [target, target])
+    assert torch.equal(parts.labels, whole.labels)
+    assert torch.equal(parts.boxes, whole.boxes)
+    assert torch.equal(parts.avoid, whole.avoid)
+    assert len(whole.avoid) > 100
+
+
+def test_two_thousand_boxes_are_memory_bounded(monkeypatch):
+    """2,000 faces: never a matrix of more than CHUNK_ENTRIES entries, and the same labels as the full matrix."""
+    boxes, classes = random_boxes(2000, 11), torch.arange(2000) % 5
+    widest = []
+
+    def watched(a: Tensor, b: Tensor) -> Tensor:
+        widest.append(len(a) * len(b))
+        return box_iou(a, b)
+
+    monkeypatch.setattr(matching, "box_iou", watched)
+    monkeypatch.setattr(matching, "CHUNK_ENTRIES", 300_000)
+    found = label_anchors(ALL_ANCHORS, [annotations(boxes, classes)])
+    assert sum(widest) == 2000 * len(ALL_ANCHORS)
+    assert max(widest) <= 300_000
+    assert torch.equal(found.labels[0], reference(ALL_ANCHORS, boxes, classes, 0.5, 0.4, True)[0])
+
+
+def test_thresholds_by_hand():
+    """IoU exactly at the thresholds: 0.5 is positive, 0.4 is ignored, just below it is background."""
+    anchors = torch.tensor(
+        [[0.0, 0, 10, 10], [0, 0, 10, 20], [0, 0, 10, 25], [0, 0, 10, 26], [50, 50, 60, 60]]
+    )
+    found = label_anchors(anchors, [annotations([[0, 0, 10, 10]], [3])])
+    assert found.labels.tolist() == [[3, 3, IGNORE, BACKGROUND, BACKGROUND]]
+    assert found.boxes.tolist() == [[0, 0, 10, 10]] * 2
+
+
+def test_low_quality_match_takes_the_box_that_is_best_for_the_anchor():
+    anchors = torch.tensor([[0.0, 0, 10, 10], [100, 100, 110, 110]])
+    # the first box meets only anchor 0, which is a better fit for the second box
+    target = annotations([[8, 8, 30, 30], [0, 0, 10, 9]], [1, 2])
+    found = label_anchors(anchors, [target])
+    assert found.labels.tolist() == [[2, BACKGROUND]]
+    assert found.boxes.tolist() == [[0, 0, 10, 9]]
+    alone = annotations([[8, 8, 30, 30]], [1])
+    assert label_anchors(anchors, [alone]).labels.tolist() == [[1, BACKGROUND]]
+    assert label_anchors(anchors, [alone], low_quality_matches=False).labels.tolist() == [[BACKGROUND] * 2]
+
+
+def test_box_that_meets_no_anchor_makes_no_positives():
+    """On purpose unlike torchvision, where all anchors tie at IoU 0 for such a box."""
+    anchors = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30]])
+    found = label_anchors(anchors, [annotations([[500, 500, 510, 510]], [0])])
+    assert found.labels.tolist() == [[BACKGROUND, BACKGROUND]]
+    assert found.boxes.shape == (0, 4)
+
+
+def test_images_without_boxes_and_order_of_the_batch():
+    full = annotations(random_boxes(5, 2), [0, 1, 2, 3, 4])
+    empty = annotations([])
+    found = label_anchors(ALL_ANCHORS, [empty, full, empty])
+    assert (found.labels[[0, 2]] == BACKGROUND).all()
+    alone = label_anchors(ALL_ANCHORS, [full])
+    assert torch.equal(found.labels[1], alone.labels[0])
+    assert torch.equal(found.boxes, alone.boxes)
+    none = label_anchors(ALL_ANCHORS, [empty])
+    assert none.boxes.shape == (0, 4)
+    assert none.avoid.shape == (0, 3)
+    assert none.avoid.dtype == torch.int64
+
+
+def test_boxes_are_in_the_order_of_the_foreground_anchors():
+    targets = [annotations(random_boxes(6, s), range(6)) for s in (3, 4)]
+    found = label_anchors(ALL_ANCHORS, targets)
+    image, anchor = (found.labels >= 0).nonzero(as_tuple=True)
+    assert len(found.boxes) == len(image)
+    for row, (i, a) in enumerate(zip(image.tolist(), anchor.tolist(), strict=True)):
+        label = int(found.labels[i, a])
+        assert torch.equal(found.boxes[row], targets[i].boxes[label])
+
+
+# ------------------------------------------------------------------------------------------------ regions
+
+
+@pytest.mark.parametrize(
+    "flag", [Flag.CROWD, Flag.IGNORE_REGION, Flag.AVOID, Flag.INVALID | Flag.IGNORE_REGION]
+)
+def test_region_covers_from_half_of_the_anchor(flag):
+    anchors = torch.tensor(
+        [[0.0, 0, 10, 10], [5, 0, 15, 10], [5.1, 0, 15.1, 10], [0, 0, 40, 40], [2, 2, 4, 4]]
+    )
+    target = annotations([[0, 0, 10, 10]], [6], [int(flag)])
+    found = label_anchors(anchors, [annotations([]), target])
+    assert (found.labels == BACKGROUND).all()  # never a positive, though anchor 0 is the very box
+    # all of anchor 0, exactly half of 1, less of 2; 1/16 of the large 3, whatever the IoU; all of the small 4
+    assert found.avoid.tolist() == [[1, 0, 6], [1, 1, 6], [1, 4, 6]]
+
+
+def test_region_of_no_class_and_several_regions():
+    anchors = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10]])
+    target = annotations(
+        [[0, 0, 12, 12], [0, 0, 40, 40], [19, 0, 31, 10]],
+        [2, -1, 3],
+        [int(Flag.CROWD), int(Flag.IGNORE_REGION), 0],
+    )
+    found = label_anchors(anchors, [target])
+    assert found.labels.tolist() == [[BACKGROUND, 3]]  # a region takes no object away
+    assert sorted(found.avoid.tolist()) == [[0, 0, -1], [0, 0, 2], [0, 1, -1]]
+
+
+def test_difficult_boxes_are_ordinary_objects():
+    target = annotations([[0, 0, 10, 10]], [1], [int(Flag.DIFFICULT)])
+    found = label_anchors(torch.tensor([[0.0, 0, 10, 10]]), [target])
+    assert found.labels.tolist() == [[1]]
+    assert not len(found.avoid)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_regions_are_those_of_the_full_matrix(seed):
+    regions = random_boxes(15, seed)
+    regions[:, 2:] += 40
+    labels = torch.arange(15) % 4 - 1
+    target = annotations(regions, labels, [int(Flag.IGNORE_REGION)] * 15)
+    found = label_anchors(ALL_ANCHORS, [target])
+    wanted = set()
+    for n, (ax1, ay1, ax2, ay2) in enumerate(ALL_ANCHORS.tolist()):
+        for (x1, y1, x2, y2), label in zip(regions.tolist(), labels.tolist(), strict=True):
+            inside = max(0, min(ax2, x2) - max(ax1, x1)) * max(0, min(ay2, y2) - max(ay1, y1))
+            if inside >= 0.5 * (ax2 - ax1) * (ay2 - ay1):
+                wanted.add((0, n, label))
+    assert {tuple(row) for row in found.avoid.tolist()} == wanted
+    assert len(wanted) > 20

@@ -1,0 +1,580 @@
+"""RetinaNet and its backbones: initialisation, pyramid, decoding, loss, weights."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from crossdet.errors import UserError
+from crossdet.models import backbones
+from crossdet.models.anchors import STRIDES
+from crossdet.models.backbones import Backbone, freeze_batch_norm, load_backbone_weights, read_state
+from crossdet.models.retinanet import CoarseLevels, Outputs, RetinaNet
+from crossdet.types import Annotations, Batch, Flag
+
+CLASSES = 4
+
+
+def make(classes: int = CLASSES, freeze: bool = True, **options) -> RetinaNet:
+    torch.manual_seed(0)
+    backbone = Backbone("mobilenetv2_100")
+    if freeze:
+        freeze_batch_norm(backbone)
+    options = {"channels": 32, "head_depth": 1} | options
+    return RetinaNet(backbone, classes, **options)
+
+
+@pytest.fixture(scope="module")
+def model() -> RetinaNet:
+    return make()
+
+
+def pictures(count: int, height: int, width: int, seed: int = 0) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, height, width), generator=g, dtype=torch.uint8)
+
+
+def make_batch(
+    images: Tensor, boxes: list[list[list[float]]], flags: int = 0, trusted: Tensor | None = None
+) -> Batch:
+    count = len(images)
+    sizes = torch.tensor([list(images.shape[2:])] * count)
+    targets = [
+        Annotations(
+            torch.tensor(rows, dtype=torch.float32).reshape(-1, 4),
+            torch.arange(len(rows)) % CLASSES,
+            torch.full((len(rows),), flags, dtype=torch.uint8),
+        )
+        for rows in boxes
+    ]
+    if trusted is None:
+        trusted = torch.ones(count, CLASSES, dtype=torch.bool)
+    rows = torch.arange(count)
+    return Batch(images, sizes, sizes, targets, trusted, rows, rows)
+
+
+# ------------------------------------------------------------------------------------------------ forward
+
+
+@pytest.mark.parametrize("prior", [0.01, 0.2])
+def test_every_class_starts_at_the_prior(prior):
+    outputs = make(prior=prior).eval()(pictures(1, 64, 96))
+    scores = torch.cat(outputs.logits, 1).sigmoid()
+    assert float(scores.detach().mean()) == pytest.approx(prior, rel=0.05)
+    assert float((scores - prior).detach().abs().mean()) < 0.2 * prior
+    assert float(torch.cat(outputs.deltas, 1).detach().abs().mean()) < 0.3  # boxes start near their anchors
+
+
+def test_first_loss_is_that_of_the_prior(model):
+    """What the prior is for: the background of the first step does not drown the positives."""
+    batch = make_batch(pictures(1, 64, 64), [[[10, 10, 42, 42]]])
+    sums = model.image_losses(model.features(batch.images), batch)
+    anchors = sum(len(a) for a in model.anchors(model(batch.images).grids))
+    assert float(sums.classification.detach()) < anchors * CLASSES * 0.75 * 0.012**2 * 0.013 + 1.3 * int(
+        sums.positives
+    )
+    assert float(sums.classification.detach()) > 0.25 * 0.98**2 * -math.log(0.012) * int(sums.positives)
+
+
+def test_p6_comes_from_c5():
+    """torchvision's block takes P5 when its channels equal those of C5."""
+    block = CoarseLevels(8, 8)
+    p5, c5 = torch.randn(1, 8, 4, 6), torch.randn(1, 8, 4, 6)
+    results, names = block([p5], [c5], ["c5"])
+    assert names == ["c5", "p6", "p7"]
+    assert torch.equal(results[0], p5)
+    assert torch.equal(results[1], block.p6(c5))
+    assert not torch.allclose(results[1], block.p6(p5))
+    assert torch.equal(results[2], block.p7(block.p6(c5).relu()))
+    assert [tuple(r.shape[2:]) for r in results] == [(4, 6), (2, 3), (1, 2)]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 97), (32, 160), (1, 1)])
+def test_grids_follow_the_padded_size(model, size):
+    """Any size is padded to a multiple of 32; the coarse levels round up."""
+    height, width = (-(-side // 32) * 32 for side in size)
+    features = model.features(pictures(2, *size))
+    want = []
+    for stride in STRIDES:
+        want.append((math.ceil(height / stride), math.ceil(width / stride)))
+    assert [tuple(f.shape) for f in features] == [(2, 32, h, w) for h, w in want]
+    outputs = model.head(features)
+    assert outputs.grids == want
+    for logits, deltas, anchors, (h, w) in zip(
+        outputs.logits, outputs.deltas, model.anchors(outputs.grids), want, strict=True
+    ):
+        assert logits.shape == (2, h * w * 9, CLASSES)
+        assert deltas.shape == (2, h * w * 9, 4)
+        assert anchors.shape == (h * w * 9, 4)
+
+
+def test_padding_is_zero_after_normalisation(model):
+    """An image padded by `features` is the image padded with the mean colour by hand."""
+    image = pictures(1, 40, 50).float()
+    padded = model.mean.expand(1, 3, 64, 64).clone()
+    padded[:, :, :40, :50] = image
+    for a, b in zip(model.features(image), model.features(padded), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_uint8_and_float_images_give_the_same(model):
+    image = pictures(1, 64, 64)
+    for a, b in zip(model.features(image), model.features(image.float()), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_logits_lie_anchor_by_anchor_in_grid_order(model):
+    """Row (i * W + j) * A + a of the logits is anchor a at grid position (i, j), as in `anchors`."""
+    features = model.features(pictures(1, 64, 96))
+    raw = model.class_subnet(features[0])[0]  # [A * C, H, W]
+    logits = model.head(features).logits[0][0]
+    for i, j, a, c in ((0, 0, 0, 0), (3, 7, 5, 2), (7, 11, 8, 3)):
+        assert float(logits[(i * 12 + j) * 9 + a, c].detach()) == pytest.approx(
+            float(raw[a * CLASSES + c, i, j].detach()), rel=1e-5
+        )
+
+
+def test_forward_does_not_depend_on_the_mode(model):
+    image = pictures(2, 64, 64)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with torch.no_grad():
+        training = model.train()(image)
+        evaluating = model.eval()(image)
+    for a, b in zip(
+        (*training.logits, *training.deltas), (*evaluating.logits, *evaluating.deltas), strict=True
+    ):
+        assert torch.equal(a, b)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_batch_norm_is_trained_unless_frozen():
+    model = make(freeze=False)
+    assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    before = model.backbone.body.bn1.running_mean.clone()
+    model.train().features(pictures(2, 64, 64))
+    assert not torch.equal(model.backbone.body.bn1.running_mean, before)
+    freeze_batch_norm(model.backbone)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    frozen = model.backbone.body.bn1.running_mean.clone()
+    model.train().features(pictures(2, 64, 64))
+    assert torch.equal(model.backbone.body.bn1.running_mean, frozen)
+    assert not any("bn" in name for name, p in model.backbone.named_parameters() if p.requires_grad)
+
+
+def test_state_holds_normalisation_and_no_derived_buffer(model):
+    names = set(model.state_dict())
+    assert {"mean", "std"} <= names
+    assert not any(n.startswith("cell_") or n == "overlap" for n in names)
+    assert model.mean.flatten().tolist() == pytest.approx([255 * m for m in model.backbone.mean])
+
+
+# ------------------------------------------------------------------------------------------------ decode
+
+
+def outputs_with(model: RetinaNet, found: list[tuple[int, int, int, float]], images: int = 1) -> Outputs:
+    """Outputs for 128 x 128 that are silent but for (level, row, class, logit), boxes = anchors."""
+    grids = [(math.ceil(128 / s), math.ceil(128 / s)) for s in STRIDES]
+    logits = [torch.full((images, h * w * model.num_anchors, CLASSES), -20.0) for h, w in grids]
+    deltas = [torch.zeros(images, h * w * model.num_anchors, 4) for h, w in grids]
+    for level, row, cls, logit in found:
+        logits[level][:, row, cls] = logit
+    return Outputs(logits, deltas, grids)
+
+
+def row_of(level: int, i: int, j: int, a: int = 3) -> int:
+    return (i * math.ceil(128 / STRIDES[level]) + j) * 9 + a
+
+
+SIZES = torch.tensor([[128, 128]])
+
+
+def test_nothing_found(model):
+    found = model.decode(outputs_with(model, []), SIZES)
+    assert len(found) == 1
+    assert found[0].boxes.shape == (0, 4)
+    assert found[0].boxes.dtype == torch.float32
+    assert found[0].scores.shape == found[0].labels.shape == (0,)
+    assert found[0].labels.dtype == torch.int64
+    some = outputs_with(model, [(0, 5, 1, 3.0)])
+    assert len(model.decode(some, SIZES, classes=[])[0]) == 0
+
+
+def test_boxes_are_the_anchors_by_falling_score(model):
+    rows = [(0, row_of(0, 8, 8), 2, 0.5), (1, row_of(1, 1, 1), 0, 2.0), (0, row_of(0, 3, 12), 2, 1.0)]
+    outputs = outputs_with(model, rows)
+    found = model.decode(outputs, SIZES)[0]
+    assert found.labels.tolist() == [0, 2, 2]
+    assert found.scores.tolist() == pytest.approx([1 / (1 + math.exp(-z)) for z in (2.0, 1.0, 0.5)])
+    anchors = model.anchors(outputs.grids)
+    want = torch.stack([anchors[1][rows[1][1]], anchors[0][rows[2][1]], anchors[0][rows[0][1]]])
+    torch.testing.assert_close(found.boxes, want.clamp(0, 128))
+
+
+def test_score_threshold_is_strict(model):
+    outputs = outputs_with(model, [(0, row_of(0, 4, 4), 0, 0.0), (0, row_of(0, 12, 12), 1, 0.01)])
+    assert model.decode(outputs, SIZES, score_threshold=0.5)[0].labels.tolist() == [1]
+    assert model.decode(outputs, SIZES, score_threshold=0.4999)[0].labels.tolist() == [1, 0]
+
+
+def test_nms_is_by_class(model):
+    """The same place: two classes stay, of one class the better anchor suppresses the other."""
+    here, shifted = row_of(0, 8, 8), row_of(0, 8, 8, 4)  # scales 2 and 3: IoU 4 / 9
+    outputs = outputs_with(
+        model, [(0, here, 0, 2.0), (0, here, 1, 1.0), (0, row_of(0, 8, 9), 0, 1.5), (0, shifted, 0, 0.5)]
+    )
+    # one step of 8 px beside a 16 px box: IoU 1 / 3
+    assert model.decode(outputs, SIZES, nms_iou=0.5)[0].labels.tolist() == [0, 0, 1, 0]
+    assert model.decode(outputs, SIZES, nms_iou=0.4)[0].labels.tolist() == [0, 0, 1]
+    assert model.decode(outputs, SIZES, nms_iou=0.3)[0].labels.tolist() == [0, 1]
+
+
+def test_cap_and_topk(model):
+    rows = [
+        (0, row_of(0, i, j), (i + j) % CLASSES, 0.1 * i + 0.01 * j)
+        for i in range(0, 16, 3)
+        for j in (2, 8, 14)
+    ]
+    rows += [(2, row_of(2, 1, 1), 0, -1.0)]
+    outputs = outputs_with(model, rows)
+    everything = model.decode(outputs, SIZES, score_threshold=0.1)[0]
+    assert len(everything) == 19
+    capped = model.decode(outputs, SIZES, score_threshold=0.1, max_detections=7)[0]
+    assert torch.equal(capped.boxes, everything.boxes[:7])
+    # top-k is per level: the weak candidate of another level stays
+    top = model.decode(outputs, SIZES, score_threshold=0.1, topk=2)[0]
+    assert top.scores.tolist() == [*everything.scores[:2].tolist(), float(everything.scores[-1])]
+
+
+def test_classes_are_applied_before_topk_and_cap(model):
+    """Another class never uses up the candidates of the classes asked for."""
+    strong = [(0, row_of(0, i, j), 0, 5.0) for i in (2, 7, 12) for j in (2, 7, 12)]
+    weak = [(0, row_of(0, 4, 4), 3, -1.0), (0, row_of(0, 10, 10), 1, -2.0)]
+    outputs = outputs_with(model, strong + weak)
+    limits = {"topk": 2, "max_detections": 2}
+    assert model.decode(outputs, SIZES, **limits)[0].labels.tolist() == [0, 0]
+    for classes in ([3, 1], torch.tensor([3, 1]), [1, 2, 3]):
+        found = model.decode(outputs, SIZES, classes=classes, **limits)[0]
+        assert found.labels.tolist() == [3, 1]  # unified ids, not positions in `classes`
+    # the same as looking at everything and throwing the others away, when nothing is limited
+    everything = model.decode(outputs, SIZES)[0]
+    chosen = model.decode(outputs, SIZES, classes=[1, 3])[0]
+    others = everything.labels != 0
+    assert torch.equal(chosen.boxes, everything.boxes[others])
+    assert torch.equal(chosen.scores, everything.scores[others])
+
+
+def test_boxes_are_clipped_to_the_image_and_not_to_its_padding(model):
+    outputs = outputs_with(model, [(2, row_of(2, 0, 3, 5), 0, 1.0), (0, row_of(0, 15, 15), 1, 2.0)], images=2)
+    sizes = torch.tensor([[128, 128], [100, 90]])
+    first, second = model.decode(outputs, sizes)
+    assert first.labels.tolist() == [1, 0]
+    assert first.boxes[1].tolist() == [48.0, 0.0, 128.0, 80.0]  # anchor of 128 px around (112, 16)
+    # of the second image only that box is left, cut at x = 90: the other lies in the padding
+    assert second.labels.tolist() == [0]
+    assert second.boxes[0].tolist() == [48.0, 0.0, 90.0, 80.0]
+
+
+def test_images_of_a_batch_are_decoded_apart(model):
+    images = pictures(3, 96, 64)
+    sizes = torch.tensor([[96, 64]] * 3)
+    with torch.no_grad():
+        outputs = model(images)
+        together = model.decode(outputs, sizes, score_threshold=0.0, topk=50, max_detections=20)
+    for i in range(3):
+        one = Outputs(
+            [x[i : i + 1] for x in outputs.logits], [x[i : i + 1] for x in outputs.deltas], outputs.grids
+        )
+        alone = model.decode(one, sizes[:1], score_threshold=0.0, topk=50, max_detections=20)[0]
+        assert len(alone) == 20
+        assert torch.equal(alone.boxes, together[i].boxes)
+        assert torch.equal(alone.labels, together[i].labels)
+
+
+# ------------------------------------------------------------------------------------------------ loss
+
+
+def test_batches_without_any_box(model):
+    batch = make_batch(pictures(2, 64, 64), [[], []])
+    model.zero_grad()
+    losses = model.loss(model.features(batch.images), batch)
+    sum(losses.values()).backward()
+    assert set(losses) == {"classification", "box"}
+    assert float(losses["box"].detach()) == 0.0
+    assert float(losses["classification"].detach()) > 0
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert all(g is not None and g.isfinite().all() for g in gradients.values())  # DDP needs one everywhere
+    assert (gradients["box_subnet.predict.weight"] == 0).all()
+
+
+def test_only_regions_and_nothing_trusted_is_a_loss_of_zero(model):
+    trusted = torch.zeros(1, CLASSES, dtype=torch.bool)
+    batch = make_batch(pictures(1, 64, 64), [[[0, 0, 60, 60]]], int(Flag.IGNORE_REGION), trusted)
+    losses = model.loss(model.features(batch.images), batch)
+    assert float(losses["classification"].detach()) == float(losses["box"].detach()) == 0.0
+
+
+@pytest.mark.parametrize("flag", [Flag.CROWD, Flag.IGNORE_REGION, Flag.AVOID])
+def test_regions_are_no_negatives_of_their_class(model, flag):
+    """A region over everything, of class 0: the other classes still learn from the background."""
+    batch = make_batch(pictures(1, 64, 64), [[[-999, -999, 999, 999]]], int(flag))
+    model.zero_grad()
+    sums = model.image_losses(model.features(batch.images), batch)
+    sums.classification.sum().backward()
+    bias = model.class_subnet.predict.bias.grad.reshape(9, CLASSES)
+    assert int(sums.positives) == 0
+    assert (bias[:, 0] == 0).all()
+    assert (bias[:, 1:] > 0).all()
+
+
+def test_normalised_by_the_positives_of_the_batch(model):
+    batch = make_batch(pictures(2, 64, 96), [[[5, 5, 40, 40], [50, 10, 80, 60]], [[20, 20, 40, 60]]])
+    features = model.features(batch.images)
+    sums = model.image_losses(features, batch)
+    losses = model.loss(features, batch)
+    assert sums.positives.min() > 0
+    total = int(sums.positives.sum())
+    assert float(losses["classification"].detach()) == pytest.approx(
+        float(sums.classification.detach().sum()) / total, rel=1e-5
+    )
+    assert float(losses["box"].detach()) == pytest.approx(float(sums.box.detach().sum()) / total, rel=1e-5)
+    for row in range(2):  # the sums of an image do not depend on the other one
+        alone = make_batch(batch.images[row : row + 1], [batch.targets[row].boxes.tolist()])
+        one = model.image_losses(model.features(alone.images), alone)
+        assert float(one.classification.detach()) == pytest.approx(
+            float(sums.classification[row].detach()), rel=1e-4
+        )
+        assert float(one.box.detach()) == pytest.approx(float(sums.box[row].detach()), rel=1e-4)
+
+
+def test_options_reach_the_losses():
+    batch = make_batch(
+        pictures(1, 64, 64),
+        [[[5, 5, 40, 40], [20, 20, 60, 60]]],
+        trusted=torch.tensor([[True, True, False, False]]),
+    )
+    overlap = torch.zeros(CLASSES, CLASSES, dtype=torch.bool)
+    overlap[0, 1] = overlap[1, 0] = True
+
+    def losses(**options) -> tuple[float, float]:
+        model = make(**options)
+        found = model.loss(model.features(batch.images), batch)
+        return float(found["classification"].detach()), float(found["box"].detach())
+
+    # a low prior makes the negatives of the foreground too small to see
+    plain = losses(prior=0.3)
+    assert losses(prior=0.3, foreground_negatives=False)[0] < plain[0]
+    assert losses(prior=0.3, overlap=overlap)[0] < plain[0]
+    assert losses(prior=0.3, overlap=torch.zeros_like(overlap)) == plain
+    assert losses(prior=0.3, alpha=0.5)[0] != plain[0]
+    assert losses(prior=0.3, gamma=0.0)[0] > plain[0]
+    assert losses(prior=0.3, box_weight=2.0) == pytest.approx((plain[0], 2 * plain[1]), rel=1e-5)
+    assert losses(prior=0.3, box_beta=0.0)[1] > plain[1]
+    assert losses(prior=0.3, positive_iou=0.9, negative_iou=0.2, low_quality_matches=False) != plain
+
+
+def test_untrusted_classes_get_no_gradient_without_foreground(model):
+    trusted = torch.tensor([[True, False, True, False]])
+    batch = make_batch(pictures(1, 64, 64), [[]], trusted=trusted)
+    model.zero_grad()
+    model.loss(model.features(batch.images), batch)["classification"].backward()
+    bias = model.class_subnet.predict.bias.grad.reshape(9, CLASSES)
+    assert (bias[:, [1, 3]] == 0).all()
+    assert (bias[:, [0, 2]] > 0).all()
+
+
+def test_head_runs_in_bfloat16_under_autocast_and_the_loss_in_float32(model):
+    batch = make_batch(pictures(2, 64, 64), [[[5, 5, 40, 40]], []])
+    seen = []
+    hooks = [
+        module.register_forward_hook(lambda m, args, out: seen.append(out.dtype))
+        for module in (*model.class_subnet.modules(), *model.box_subnet.modules())
+        if isinstance(module, nn.Conv2d)
+    ]
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            features = model.features(batch.images)
+            losses = model.loss(features, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert seen
+    assert set(seen) == {torch.bfloat16}
+    assert {f.dtype for f in features} == {torch.bfloat16}
+    exact = model.loss(model.features(batch.images), batch)
+    for name, value in losses.items():
+        assert value.dtype == torch.float32
+        assert float(value.detach()) == pytest.approx(float(exact[name].detach()), rel=0.03)
+
+
+# ------------------------------------------------------------------------------------------------ backbones
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "vit_small_patch16_224",
+            r"'vit_small_patch16_224' has features at strides \[16.*8, 16 and 32 are needed",
+        ),
+        ("swin_tiny_patch4_window7_224", r"gives .*NHWC features; NCHW is needed"),
+        ("nonsense_net", r"'nonsense_net' is no timm model with feature maps .*timm\.list_models\(\)"),
+        ("alexnet", r"model\.backbone: 'alexnet' is no timm model"),
+    ],
+)
+def test_backbones_that_do_not_fit_are_refused(name, message):
+    with pytest.raises(UserError, match=message):
+        Backbone(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("mobilenetv2_100", [32, 96, 320]),  # list starts at stride 2
+        ("resnet18", [128, 256, 512]),
+        ("convnext_atto", [80, 160, 320]),  # list starts at stride 4
+    ],
+)
+def test_maps_are_chosen_by_stride(name, channels):
+    backbone = Backbone(name).eval()
+    assert backbone.channels == channels
+    with torch.no_grad():
+        maps = backbone(torch.zeros(1, 3, 64, 96))
+    assert [tuple(m.shape) for m in maps] == [
+        (1, c, 64 // s, 96 // s) for c, s in zip(channels, (8, 16, 32), strict=True)
+    ]
+
+
+def test_maps_are_not_chosen_by_position(monkeypatch):
+    """A model whose list is not in order of stride still gives C3, C4, C5."""
+    real = backbones.timm.create_model
+    asked = []
+
+    def shuffled(name, **options):
+        model = real(name, **options)
+        if "out_indices" in options:
+            asked.append(options["out_indices"])
+        else:
+            monkeypatch.setattr(model.feature_info, "reduction", lambda: [16, 4, 32, 2, 8])
+        return model
+
+    monkeypatch.setattr(backbones.timm, "create_model", shuffled)
+    Backbone("resnet18")
+    assert asked == [(4, 0, 2)]
+
+
+def test_names_of_the_paper(monkeypatch):
+    created = []
+
+    def stop(name, **options):
+        created.append(name)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(backbones.timm, "create_model", stop)
+    for name in ("resnet50", "mobilenetv2", "mobilenet_v2"):
+        with pytest.raises(UserError):
+            Backbone(name)
+    assert created == ["resnet50.tv_in1k", "mobilenetv2_100", "mobilenetv2_100"]
+
+
+def test_weights_that_cannot_be_fetched(monkeypatch):
+    real = backbones.timm.create_model
+
+    def offline(name, pretrained=False, **options):
+        if pretrained:
+            raise OSError("no route to host")
+        return real(name, **options)
+
+    monkeypatch.setattr(backbones.timm, "create_model", offline)
+    with pytest.raises(
+        UserError, match=r"model\.weights: .*could not be fetched \(no route to host\).*weights: none"
+    ):
+        Backbone("resnet18", pretrained=True)
+    assert Backbone("resnet18").channels == [128, 256, 512]
+
+
+@pytest.fixture(scope="module")
+def trained_state() -> dict[str, Tensor]:
+    torch.manual_seed(7)
+    return {k: v.contiguous().clone() for k, v in Backbone("resnet18").body.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "checkpoint", "model"])
+def test_local_weights(tmp_path, trained_state, kind):
+    """Plain and wrapped dictionaries, with a classifier that is not needed; into trained and frozen norms."""
+    state = trained_state | {"fc.weight": torch.zeros(10, 512)}
+    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"checkpoint": {"state_dict": state}, "model": {"model": state}}.get(kind, state), path)
+    torch.manual_seed(8)
+    backbone, frozen = Backbone("resnet18"), Backbone("resnet18")
+    freeze_batch_norm(frozen)
+    assert not torch.equal(backbone.body.conv1.weight, state["conv1.weight"])
+    for loaded in (backbone, frozen):
+        load_backbone_weights(loaded, path)
+        for name, value in loaded.body.state_dict().items():
+            assert torch.equal(value, state[name]), name
+
+
+def test_torchvisions_names_of_a_resnet(tmp_path):
+    import torchvision
+
+    torch.manual_seed(9)
+    theirs = torchvision.models.resnet18().eval()
+    torch.save(theirs.state_dict(), tmp_path / "tv.pth")
+    backbone = Backbone("resnet18").eval()
+    load_backbone_weights(backbone, tmp_path / "tv.pth")
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        y = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
+        c5 = theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(y))))
+        torch.testing.assert_close(backbone(x)[-1], c5, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_do_not_fit(tmp_path, trained_state):
+    path = tmp_path / "w.safetensors"
+    less = {k: v for k, v in trained_state.items() if k != "layer1.0.conv1.weight"}
+    save_file(less | {"conv1.weight": torch.zeros(64, 3, 3, 3)}, path)
+    backbone = Backbone("resnet18")
+    before = backbone.body.conv1.weight.clone()
+    with pytest.raises(UserError, match=r"does not fit the backbone") as error:
+        load_backbone_weights(backbone, path)
+    message = str(error.value)
+    assert str(path) in message
+    assert f"1 of {len(trained_state)} entries missing (layer1.0.conv1.weight, ...)" in message
+    assert "1 of another shape (conv1.weight, ...)" in message
+    assert torch.equal(backbone.body.conv1.weight, before)
+
+
+class Dangerous:
+    """A pickle that would run code when loaded."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code from a weights file ran')",))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_that_cannot_be_read(tmp_path, suffix):
+    with pytest.raises(UserError, match="does not exist"):
+        read_state(tmp_path / f"missing{suffix}")
+    broken = tmp_path / f"broken{suffix}"
+    for content in (b"", b"this is no weights file at all"):
+        broken.write_bytes(content)
+        with pytest.raises(UserError, match=f"broken{suffix} cannot be read"):
+            read_state(broken)
+
+
+def test_pickles_run_no_code_and_must_hold_tensors(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save({"state_dict": Dangerous()}, path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_state(path)
+    torch.save({"epoch": 3}, path)
+    with pytest.raises(UserError, match="holds no plain dictionary of tensors"):
+        read_state(path)
+    torch.save([torch.zeros(1)], path)
+    with pytest.raises(UserError, match="holds no plain dictionary of tensors"):
+        read_state(path)
