@@ -10,7 +10,8 @@ demo: $(STAMP)
 	$(BIN)/crossdet demo
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	# one thread per worker: two workers with two threads each would fight for two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

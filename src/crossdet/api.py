@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -153,18 +154,30 @@ def predict(
 
 
 def build_fabric(config: Config) -> Fabric:
-    """Fabric for the config's devices and precision. Started by torchrun, it takes the ranks from there."""
+    """Fabric for the config's devices and precision. Started by torchrun, it takes the processes from there."""
     settings = config.train
     accelerator = settings.accelerator
     if accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError("train.accelerator: cuda, but torch sees no GPU here; use auto or cpu")
-    under_torchrun = torch.distributed.is_torchelastic_launched()
-    strategy = "ddp" if settings.devices > 1 or under_torchrun else "auto"
+    devices, nodes, strategy = settings.devices, 1, "ddp" if settings.devices > 1 else "auto"
+    if torch.distributed.is_torchelastic_launched():
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+        strategy = "ddp"
     fabric = Fabric(
-        accelerator=accelerator, devices=settings.devices, precision=settings.precision, strategy=strategy
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        precision=settings.precision,
+        strategy=strategy,
     )
     fabric.launch()
     return fabric
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for the run: true for the only process, and for rank 0 of several."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def detector_settings(config: Config) -> DetectorSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,23 @@ BEST_FILE = "best.safetensors"
 
 
 def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes tensors and string metadata (label space, model and input settings as JSON) as safetensors."""
+    """Writes tensors and string metadata (label space, model and input settings as JSON) as safetensors.
+
+    Equal weights and metadata give equal bytes.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_atomically(path, save(tensors, {"format": FORMAT, **metadata}))
+    write_atomically(path, _sorted_metadata(save(tensors, {"format": FORMAT, **metadata})))
+
+
+def _sorted_metadata(data: bytes) -> bytes:
+    # safetensors writes the metadata in an order that differs from process to process; the layout is 8 bytes
+    # with the length of the JSON header, the header, and the tensors at offsets that count from its end
+    size = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[size:]
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -81,11 +81,14 @@ def train(
     json_file: JsonFile = None,
 ) -> None:
     """Train one detector on all datasets of a config. Under torchrun it uses all its processes."""
+    from crossdet.api import is_first_process
     from crossdet.api import train as run
     from crossdet.config import load_config
 
     loaded = load_config(config, overrides or [])
     record = run(loaded, output=output, resume=resume, overwrite=overwrite)
+    if not is_first_process():
+        return
     if json_file is not None:
         _write_json(json_file, record)
     where = Path(output or loaded.output or ".")

@@ -78,7 +78,7 @@ def assert_equal_runs(folder: Path, reference: Path) -> None:
         assert (folder / name).read_bytes() == (reference / name).read_bytes(), name
     assert table(folder) == table(reference)
     a, b = (load_state(run / "state.pt") for run in (folder, reference))
-    assert a["progress"] == b["progress"]
+    assert repr(a["progress"]) == repr(b["progress"])  # NaN is not equal to itself
     for part in ("model", "average"):
         assert all(torch.equal(a[part][name], b[part][name]) for name in b[part])
 
@@ -93,16 +93,14 @@ def kill_at(step: int, folder: Path, flag: Path, *arguments: str | Path) -> None
 
 
 def test_killed_in_the_middle_of_an_epoch(config, reference, tmp_path):
-    """kill -9 after step 3 (state of step 2) and again, in the second epoch, after step 9 (state of step 8)."""
+    """kill -9 after step 9, the third of the second epoch; the state is that of step 8."""
     folder, flag = tmp_path / "run", tmp_path / "flag"
-    kill_at(3, folder, flag, "train", config, "--output", folder)
-    assert load_state(folder / "state.pt")["progress"]["step"] == 2
-    assert [row["step"] for row in table(folder)] == ["1", "2", "3"]
-    kill_at(9, folder, flag, "train", config, "--output", folder, "--resume")
+    kill_at(9, folder, flag, "train", config, "--output", folder)
+    assert [row["step"] for row in table(folder)] == [str(step) for step in range(1, 10)]
     state = load_state(folder / "state.pt")
     assert (state["progress"]["epoch"], state["progress"]["step_in_epoch"]) == (1, 2)
     assert state["totals"].sum() > 0  # what was counted of the epoch goes on being counted
-    assert not (folder / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
+    assert (folder / "model.safetensors").read_bytes() != (reference / "model.safetensors").read_bytes()
     done = crossdet("train", config, "--output", folder, "--resume")
     assert done.returncode == 0, done.stderr
     assert_equal_runs(folder, reference)
@@ -145,7 +143,7 @@ def test_interrupted_in_this_process(world, tmp_path):
     config = world.config({"train.max_steps": 5})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunLog, "step", ctrl_c)
-        with pytest.raises(RunError, match="interrupted after step 3; the state is saved in .* --resume"):
+        with pytest.raises(RunError, match=r"interrupted after step 3; the state is saved in .* --resume"):
             train(config, output=tmp_path / "run")
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     train(config, output=tmp_path / "run", resume=True)
@@ -223,7 +221,7 @@ def test_a_second_ctrl_c_in_a_write_leaves_no_half_file(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="numbers.json could not be written"):
+    with pytest.raises(RunError, match=r"numbers\.json could not be written"):
         write_json(tmp_path / "file" / "numbers.json", {})
 
 
@@ -256,7 +254,7 @@ def test_training_on_a_disk_that_fills_up_can_be_resumed(world, tmp_path, monkey
     fsync = os.fsync
 
     def fills_up(handle: int) -> None:
-        path = os.readlink(f"/proc/self/fd/{handle}")
+        path = str(Path(f"/proc/self/fd/{handle}").readlink())
         if ".state.pt." in path:
             saved.append(path)
             if len(saved) == 3:

@@ -75,8 +75,8 @@ class HybridDataset(Dataset[Sample]):
         plain: naive concatenation: every image trusts its background for every class.
         substitute: an unreadable image is replaced by the next readable one of its part (training). Otherwise
             (evaluation) it comes as a blank image with original size (0, 0), for which nothing is reported.
-        min_side: objects with a side below this many pixels after the transform are avoided, not learnt: no
-            anchor can match them, but they are no background either.
+        min_side: objects with a side below this many pixels after the transform are not learnt: they would turn
+            an anchor that is many times larger into a positive.
     """
 
     def __init__(

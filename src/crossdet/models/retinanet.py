@@ -165,7 +165,8 @@ class RetinaNet(nn.Module):
         x = (images.to(self.mean.dtype) - self.mean) / self.std
         # Zero after normalisation is the mean colour: a border that is as uninformative as can be.
         x = F.pad(x, (0, -width % SIZE_DIVISOR, 0, -height % SIZE_DIVISOR))
-        if self.fpn.inner_blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last):
+        # asked of a 3x3 weight: 1x1 ones count as contiguous in both formats
+        if self.fpn.layer_blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
         maps = self.backbone(x)
         return list(self.fpn({f"c{i + 3}": c for i, c in enumerate(maps)}).values())

@@ -1,0 +1,273 @@
+"""What goes wrong ends with a message, the right exit code, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from worlds import changed, crossdet, one_thread
+
+from crossdet import RunError, cli, train
+from crossdet.models.retinanet import RetinaNet
+
+
+def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str | Path):
+    """(exit code, stdout, stderr) of the command line, in this process: what `crossdet` itself starts."""
+    monkeypatch.setattr(sys, "argv", ["crossdet", *map(str, arguments)])
+    code: Any = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = end.code or 0
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    return lambda *arguments: run_cli(monkeypatch, capsys, *arguments)
+
+
+# ------------------------------------------------------------------------------------ non-finite losses
+
+
+def test_a_loss_that_explodes_ends_the_run_with_its_batch(world, tmp_path):
+    """In a process of its own, as a user sees it: exit code 1, the images named, the batch on disk."""
+    config = world.write_config(
+        tmp_path / "config.yaml",
+        {"train.lr": 1e12, "train.warmup_epochs": 0, "train.checkpoint_steps": 1},
+    )
+    done = crossdet("train", config, "--output", tmp_path / "run")
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "the loss is not finite at step" in done.stderr
+    assert "train.lr" in done.stderr
+    files = re.findall(r"(?:cars/|0--Parade/)train_\d+\.png", done.stderr)
+    assert len(files) == 4
+    batch = torch.load(tmp_path / "run" / "non_finite_batch_rank0.pt", weights_only=True)
+    assert batch["images"].shape == (4, 3, 64, 96)
+    assert batch["images"].dtype == torch.uint8
+    assert len(batch["boxes"]) == len(batch["labels"]) == len(batch["flags"]) == 4
+    assert all(boxes.shape == (1, 4) for boxes in batch["boxes"])
+    assert batch["trusted"].tolist() == [
+        [True, False] if "cars/" in file else [False, True] for file in batch["files"]
+    ]
+    assert [Path(file).name for file in batch["files"]] == [Path(file).name for file in files]
+    assert all(Path(file).is_file() for file in batch["files"])
+    assert str(tmp_path / "run" / "non_finite_batch_rank0.pt") in done.stderr
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_in_a_weight_is_found_before_the_step(world, tmp_path, monkeypatch, value):
+    """The step that would write it into every weight and its momentum is not taken."""
+    normalise, calls = RetinaNet.normalise, []
+
+    def poisoned(self: RetinaNet, sums: Any) -> dict[str, torch.Tensor]:
+        losses = normalise(self, sums)
+        calls.append(1)
+        return {**losses, "box": losses["box"] * (value if len(calls) == 4 else 1)}
+
+    monkeypatch.setattr(RetinaNet, "normalise", poisoned)
+    with pytest.raises(RunError, match=r"not finite at step 3 \(epoch 1\)"):
+        train(world.config({"train.checkpoint_steps": 3}), output=tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert state["progress"]["step"] == 3
+    assert all(bool(v.isfinite().all()) for v in state["model"].values())
+
+
+# ------------------------------------------------------------------------------------------- exit codes
+
+
+def broken_config(world, folder: Path, changes: dict[str, Any]) -> Path:
+    import yaml
+
+    path = folder / "broken.yaml"
+    path.write_text(yaml.safe_dump(changed(world.settings(), changes)))
+    return path
+
+
+MISTAKES = {
+    "missing config": (lambda w, t, f: ["train", f / "nowhere.yaml"], r"nowhere\.yaml"),
+    "unknown key": (
+        lambda w, t, f: ["train", broken_config(w, f, {"train.epoch": 3})],
+        r"train\.epoch.*epochs",
+    ),
+    "unknown key in --set": (
+        lambda w, t, f: ["train", w.write_config(f / "c.yaml"), "--set", "train.lrr=1"],
+        r"train\.lrr",
+    ),
+    "missing annotation file": (
+        lambda w, t, f: ["train", w.write_config(f / "c.yaml", {"datasets.cars.val.annotations": "gone.json"})],
+        r"datasets\.cars\.val.*gone\.json",
+    ),
+    "missing annotation file in check": (
+        lambda w, t, f: ["check", w.write_config(f / "c.yaml", {"datasets.cars.val.annotations": "gone.json"})],
+        r"datasets\.cars\.val.*gone\.json",
+    ),
+    "unknown class in a merge": (
+        lambda w, t, f: ["train", w.write_config(f / "c.yaml", {"labels.merge": {"x": ["cars/lorry"]}})],
+        r"lorry",
+    ),
+    "unknown backbone": (
+        lambda w, t, f: ["train", w.write_config(f / "c.yaml", {"model.backbone": "resnet_of_rome"})],
+        r"resnet_of_rome.*no timm model",
+    ),
+    "unknown class to predict": (
+        lambda w, t, f: ["predict", t.folder, w.root / "cars", "--classes", "car,lorry", "-o", f / "out"],
+        r"lorry.*car",
+    ),
+    "foreign weights": (
+        lambda w, t, f: ["predict", foreign_weights(f), w.root / "cars", "-o", f / "out"],
+        r"no crossdet weights file",
+    ),
+    "damaged weights": (
+        lambda w, t, f: ["predict", damaged(t, f), w.root / "cars", "-o", f / "out"],
+        r"damaged\.safetensors cannot be read",
+    ),
+    "missing weights": (
+        lambda w, t, f: ["eval", f / "none.safetensors", w.write_config(f / "c.yaml")],
+        r"none\.safetensors does not exist",
+    ),
+    "no images": (
+        lambda w, t, f: ["predict", t.folder, w.root / "cars", f / "*.jpg", "-o", f / "out"],
+        r"no image found for .*\*\.jpg",
+    ),
+    "not a COCO file": (
+        lambda w, t, f: ["predict", t.folder, w.root / "cars", "--coco", w.root / "faces_val.txt", "-o", f / "o"],
+        r"--coco .*faces_val\.txt: no COCO annotation file",
+    ),
+    "classes that the detector does not know": (
+        lambda w, t, f: ["eval", t.folder, w.write_config(f / "c.yaml", {"labels.merge": {"van": ["cars/car"]}})],
+        r"does not know the class\(es\) 'van'; it knows car, face",
+    ),
+    "a run is there": (
+        lambda w, t, f: ["train", w.write_config(f / "c.yaml"), "-o", t.folder],
+        r"already holds a run",
+    ),
+    "finished run": (
+        lambda w, t, f: ["train", w.write_config(f / "c.yaml", t.settings), "-o", t.folder, "--resume"],
+        r"finished",
+    ),
+    "no command of that name": (lambda w, t, f: ["trian", "x"], r"trian"),
+    "no such option": (lambda w, t, f: ["train", "x.yaml", "--epochs", "3"], r"--epochs"),
+}  # fmt: skip
+
+
+def foreign_weights(folder: Path) -> Path:
+    save_file({"weight": torch.zeros(2)}, folder / "foreign.safetensors", {"format": "pt"})
+    return folder / "foreign.safetensors"
+
+
+def damaged(trained, folder: Path) -> Path:
+    data = (trained.folder / "model.safetensors").read_bytes()
+    (folder / "damaged.safetensors").write_bytes(data[: len(data) // 2])
+    return folder / "damaged.safetensors"
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_users_mistake_is_a_message_and_exit_code_2(world, trained, tmp_path, command, mistake):
+    arguments, message = MISTAKES[mistake]
+    before = sorted(path.name for path in trained.folder.iterdir())
+    code, out, err = command(*arguments(world, trained, tmp_path))
+    assert code == 2, out + err
+    assert re.search(message, out + err, re.DOTALL), out + err
+    assert "Traceback" not in out + err
+    assert sorted(path.name for path in trained.folder.iterdir()) == before
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path):
+    done = crossdet("train", tmp_path / "nowhere.yaml")
+    assert done.returncode == 2
+    assert "nowhere.yaml" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert done.stdout == ""
+
+
+def test_a_failed_run_is_exit_code_1(world, trained, tmp_path, command):
+    """The input was accepted, the run failed: no picture can be read; the numbers cannot be written."""
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    code, out, err = command("predict", trained.folder, tmp_path / "a.png", "-o", tmp_path / "out")
+    assert code == 1
+    assert "none of the images could be read" in err
+    assert "a.png" in out
+    good = world.root / "cars" / "val_0.png"
+    blocked = tmp_path / "a.png" / "numbers.json"
+    code, _, err = command("predict", trained.folder, good, "-o", tmp_path / "out", "--json", blocked)
+    assert code == 1
+    assert "numbers.json could not be written" in err
+
+
+def test_names_with_brackets_are_printed_as_they_are(trained, tmp_path, command):
+    folder = tmp_path / "[red] things"
+    folder.mkdir()
+    Image.new("RGB", (64, 48)).save(folder / "a.png")
+    (folder / "[bold]b.png").write_bytes(b"")
+    code, out, err = command("predict", trained.folder, folder, "-o", folder / "out")
+    assert code == 0, err
+    assert f"{folder / '[bold]b.png'}: the file is empty" in out
+    assert f"{folder / 'out'}  (" in out
+    code, _, err = command("predict", folder / "[/x].safetensors", folder)
+    assert code == 2
+    assert "[red] things/[/x].safetensors does not exist" in err
+
+
+# ------------------------------------------------------------------------------------------ JSON files
+
+
+def strict(path: Path) -> Any:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{path}: {name} is no JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_json_files_hold_the_numbers_and_are_valid(world, trained, tmp_path, command):
+    config = world.write_config(tmp_path / "c.yaml", {"train.max_steps": 1})
+    numbers = tmp_path / "sub" / "numbers.json"  # the folder is made
+    assert command("train", config, "-o", tmp_path / "run", "--json", numbers)[0] == 0
+    assert strict(numbers)["step"] == 1
+    assert strict(numbers)["metrics"] == strict(tmp_path / "run" / "metrics.json")["epochs"][-1]["metrics"]
+    assert command("eval", trained.folder, config, "--json", numbers)[0] == 0
+    assert strict(numbers)["datasets"]["cars"]["APl"] is None
+    assert command("check", config, "--json", numbers)[0] == 0
+    assert strict(numbers)
+    pictures = world.root / "cars" / "val_*.png"
+    assert command("predict", trained.folder, pictures, "-o", tmp_path / "out", "--json", numbers)[0] == 0
+    assert strict(numbers) == strict(tmp_path / "out" / "predictions.json")
+
+
+# ------------------------------------------------------------------------------------- instant commands
+
+WITHOUT_TORCH = """
+import sys
+from crossdet.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = [name for name in ("torch", "torchvision", "timm", "lightning_fabric", "scipy") if name in sys.modules]
+assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["check", "CONFIG"]])
+def test_commands_that_start_without_torch(world, tmp_path, arguments):
+    config = world.write_config(tmp_path / "c.yaml")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *(str(config) if a == "CONFIG" else a for a in arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=one_thread(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
