@@ -117,10 +117,10 @@ def evaluate(
     """
     config = _as_config(config)
     detector = run_or_weights if isinstance(run_or_weights, Detector) else load_detector(run_or_weights)
+    if all(getattr(dataset, split) is None for dataset in config.datasets.values()):
+        raise UserError(f"no dataset of the config has a `{split}` split")
     sources = open_sources(config, [split])
     indexes: dict[str, Index] = getattr(sources, split)
-    if not indexes:
-        raise UserError(f"no dataset of the config has a `{split}` split")
     unknown = [name for name in sources.space.classes if name not in detector.classes]
     if unknown:
         raise UserError(

@@ -81,11 +81,13 @@ def train(
     json_file: JsonFile = None,
 ) -> None:
     """Train one detector on all datasets of a config. Under torchrun it uses all its processes."""
-    from crossdet.api import is_first_process
-    from crossdet.api import train as run
     from crossdet.config import load_config
 
-    loaded = load_config(config, overrides or [])
+    loaded = load_config(config, overrides or [])  # its mistakes are told before torch is imported
+
+    from crossdet.api import is_first_process
+    from crossdet.api import train as run
+
     record = run(loaded, output=output, resume=resume, overwrite=overwrite)
     if not is_first_process():
         return
@@ -108,11 +110,14 @@ def evaluate(
     ] = False,
 ) -> None:
     """Score a detector on every dataset of a config, each on the classes that it labels."""
-    from crossdet.api import evaluate as score
-    from crossdet.api import metrics_table
     from crossdet.config import load_config
 
-    metrics = score(run, load_config(config, overrides or []))
+    loaded = load_config(config, overrides or [])
+
+    from crossdet.api import evaluate as score
+    from crossdet.api import metrics_table
+
+    metrics = score(run, loaded)
     print(metrics_table(metrics))
     if classes:
         for name, row in metrics["datasets"].items():
@@ -167,12 +172,13 @@ def demo(
     steps: Annotated[
         int | None, typer.Option(min=1, help="optimiser steps per training (default: the full demo)")
     ] = None,
+    images: Annotated[int, typer.Option(min=8, help="generated training pictures per dataset")] = 300,
     json_file: JsonFile = None,
 ) -> None:
     """Generate three partially labelled datasets, train dataset-aware and naively, and compare (CPU, minutes)."""
     from crossdet.demo import run_demo
 
-    result = run_demo(output or Path("demo"), seed, steps, out)
+    result = run_demo(output or Path("demo"), out, seed, steps, images)
     if json_file is not None:
         _write_json(json_file, result)
 

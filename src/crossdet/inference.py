@@ -131,7 +131,7 @@ def as_tensor(image: AnyImage) -> Tensor:
             raise UserError(
                 f"image array: expected [H, W, 3] uint8 RGB, got {list(image.shape)} {image.dtype}"
             )
-        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # a copy: arrays may be read-only
     if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
         raise UserError(f"image tensor: expected [3, H, W] uint8 RGB, got {list(image.shape)} {image.dtype}")
     return image

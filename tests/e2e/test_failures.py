@@ -66,8 +66,8 @@ def test_a_loss_that_explodes_ends_the_run_with_its_batch(world, tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_in_a_weight_is_found_before_the_step(world, tmp_path, monkeypatch, value):
-    """The step that would write it into every weight and its momentum is not taken."""
+def test_a_bad_loss_is_found_before_its_step_is_taken(world, tmp_path, monkeypatch, value):
+    """It would be in every weight and its momentum afterwards."""
     normalise, calls = RetinaNet.normalise, []
 
     def poisoned(self: RetinaNet, sums: Any) -> dict[str, torch.Tensor]:

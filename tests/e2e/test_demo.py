@@ -1,0 +1,47 @@
+"""`crossdet demo` with a few pictures and two steps: everything it promises is written, nothing about how good."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from crossdet import cli, load_config, load_detector
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    words = ["demo", "-o", str(folder), "--steps", "2", "--images", "12"]
+    done = CliRunner().invoke(cli.app, [*words, "--json", str(folder.parent / "numbers.json")])
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+def test_numbers_of_both_methods_for_every_class_and_look(demo):
+    numbers = json.loads((demo / "demo.json").read_text())
+    assert json.loads((demo.parent / "numbers.json").read_text()) == numbers
+    for method in ("aware", "naive"):
+        for look in ("all", "faces", "peds", "objects"):
+            row = numbers["results"][method][look]
+            assert set(row) == {"mean", "face", "person", "car", "dog", "sign"}
+            assert row["person"]["boxes"] > 0
+
+
+def test_the_two_runs_differ_only_in_trust(demo):
+    aware, naive = (load_config(demo / f"{method}.yaml") for method in ("aware", "naive"))
+    assert aware.train.model_copy(update={"plain": True}) == naive.train
+    assert aware.model == naive.model
+    for method in ("aware", "naive"):
+        assert load_detector(demo / "runs" / method).classes == ("face", "person", "car", "dog", "sign")
+
+
+def test_pictures(demo):
+    assert {p.name for p in (demo / "pictures").glob("*.png")} == {
+        *("faces.png", "peds.png", "objects.png", "overview.png")
+    }
+
+
+def test_make_demo_runs_the_command():
+    text = (Path(__file__).parents[2] / "Makefile").read_text()
+    assert "demo: $(STAMP)\n\t$(BIN)/crossdet demo\n" in text

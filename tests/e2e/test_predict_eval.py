@@ -1,0 +1,461 @@
+"""A trained detector in use: from Python, on files, scored on every dataset."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from torchvision.ops import box_iou
+
+from crossdet import UserError, cli, evaluate, load_detector, predict
+from crossdet.api import mean_colour
+from crossdet.data.index import Index, IndexBuilder
+from crossdet.errors import LabelError
+from crossdet.evaluation.coco import DetectionArrays, coco_scores
+from crossdet.evaluation.run import EvalSettings, detect, ground_truth, score_dataset
+from crossdet.inference import find_images
+from crossdet.labels import DROPPED
+from crossdet.models.retinanet import RetinaNet
+from crossdet.types import Detections, Flag
+
+SCORE = 0.2
+
+
+@pytest.fixture(scope="module")
+def detector(trained):
+    return load_detector(trained.folder)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """(exit code, stdout) of the command line in this process."""
+
+    def run(*arguments: str | Path):
+        monkeypatch.setattr(sys, "argv", ["crossdet", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def picture(world, number: int = 0, dataset: str = "cars") -> Path:
+    index = getattr(world, dataset)["val"]
+    return index.path(number)
+
+
+def assert_same(a: Detections, b: Detections, exactly: bool = True) -> None:
+    assert a.names == b.names
+    if exactly:
+        assert torch.equal(a.boxes, b.boxes)
+        assert torch.equal(a.scores, b.scores)
+    else:
+        torch.testing.assert_close(a.boxes, b.boxes, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(a.scores, b.scores, rtol=1e-4, atol=1e-5)
+
+
+# --------------------------------------------------------------------------------------- from Python
+
+
+def test_an_image_may_be_a_path_a_pil_image_an_array_or_a_tensor(world, detector):
+    path = picture(world)
+    found = detector(path, score_threshold=SCORE)
+    assert len(found)
+    image = Image.open(path)
+    array = np.asarray(image)
+    for given in (str(path), image, array, torch.from_numpy(array.copy()).permute(2, 0, 1)):
+        assert_same(detector(given, score_threshold=SCORE), found)
+
+
+def test_what_is_no_picture_is_refused(detector, tmp_path):
+    for wrong in (
+        np.zeros((4, 4)),
+        np.zeros((4, 4, 3)),
+        torch.zeros(4, 4, 3, dtype=torch.uint8),
+        torch.zeros(3, 4, 4),
+    ):
+        with pytest.raises(UserError, match=r"expected \[.*\] uint8 RGB, got"):
+            detector(wrong)
+    with pytest.raises(UserError, match=r"gone\.png"):
+        detector(tmp_path / "gone.png")
+
+
+def test_both_classes_are_found_where_they_are(world, detector):
+    """Boxes are in pixels of the picture (which is resized from 64x48), names are the classes'."""
+    for name, index in (("car", world.cars["val"]), ("face", world.faces["val"])):
+        hits = 0
+        for row in range(len(index)):
+            found = detector(index.path(row), score_threshold=SCORE)
+            assert found.names is not None
+            boxes = found.boxes[[n == name for n in found.names]]
+            truth = torch.from_numpy(np.array(index.boxes[index.rows(row)]))
+            hits += bool(len(boxes) and box_iou(boxes, truth).max() > 0.5)
+            assert bool((found.boxes >= 0).all())
+            assert bool((found.boxes <= torch.tensor([64, 48, 64, 48])).all())
+            assert bool((found.scores[:-1] >= found.scores[1:]).all())
+            assert bool((found.scores > SCORE).all())
+        assert hits >= 4, name
+
+
+def test_boxes_follow_the_size_of_the_picture(world, detector):
+    """The same picture three times as large is resized to the same input, so its boxes are three times as large."""
+    small = Image.open(picture(world))
+    large = small.resize((small.width * 3, small.height * 3), Image.Resampling.NEAREST)
+    a, b = (detector(image, score_threshold=0.3, max_detections=2) for image in (small, large))
+    assert len(a)
+    assert a.names == b.names
+    torch.testing.assert_close(a.boxes * 3, b.boxes, rtol=0, atol=6)
+    assert float(b.boxes.max()) > 64
+
+
+def test_only_the_wanted_classes(world, detector):
+    both = detector(picture(world), score_threshold=0.01)
+    assert set(both.names) == {"car", "face"}
+    cars = detector(picture(world), ["car"], score_threshold=0.01)
+    assert set(cars.names) == {"car"}
+    assert set(cars.labels.tolist()) == {detector.space.id_of("car")}
+    assert len(detector(picture(world), ["car"], score_threshold=0.01, max_detections=1)) == 1
+    with pytest.raises(LabelError, match="lorry"):
+        detector(picture(world), ["lorry"])
+
+
+def test_a_batch_gives_what_single_calls_give(world, detector):
+    paths = [picture(world, row) for row in range(3)]
+    for found, path in zip(detector.batch(paths, score_threshold=SCORE), paths, strict=True):
+        assert_same(found, detector(path, score_threshold=SCORE), exactly=False)
+    listed = predict(detector, paths, score_threshold=SCORE)
+    assert [len(found) for found in listed] == [len(detector(path, score_threshold=SCORE)) for path in paths]
+
+
+def test_a_batch_of_different_sizes_gives_what_single_calls_give(world, detector):
+    """To the effect of padding: a picture that is alone ends at its border, in a batch it goes on in grey."""
+    tall = Image.open(picture(world, 1)).rotate(90, expand=True)
+    images = [Image.open(picture(world)), tall]
+    for found, image in zip(detector.batch(images, score_threshold=SCORE), images, strict=True):
+        alone = detector(image, score_threshold=SCORE)
+        assert len(alone)
+        assert len(found)
+        assert found.names[0] == alone.names[0]
+        assert float(box_iou(found.boxes[:1], alone.boxes[:1])) > 0.7
+        assert bool((found.boxes <= torch.tensor([*image.size, *image.size])).all())  # not in the padding
+
+
+def test_loading_by_file_or_folder_and_predict_by_path(world, trained, detector):
+    by_file = load_detector(trained.folder / "model.safetensors")
+    found = detector(picture(world), score_threshold=SCORE)
+    assert_same(by_file(picture(world), score_threshold=SCORE), found)
+    (by_name,) = predict(trained.folder, picture(world), score_threshold=SCORE)
+    assert_same(by_name, found)
+    assert not by_file.model.training
+
+
+# ------------------------------------------------------------------------------------ crossdet predict
+
+
+def test_predict_writes_json_coco_results_and_pictures(world, trained, detector, tmp_path, command):
+    """A folder, a glob and a file at once; the COCO results load beside their annotation file."""
+    inputs = [world.root / "faces" / "0--Parade" / "val_0.png", world.root / "cars" / "val_[01].png"]
+    out = tmp_path / "out"
+    truth = world.root / "cars_val.json"
+    code, printed = command("predict", trained.folder, *inputs, "-o", out, "--score", "0.05", "--coco", truth)
+    assert code == 0
+    assert "3 images: " in printed
+    content = json.loads((out / "predictions.json").read_text())
+    assert [Path(entry["file"]).name for entry in content["images"]] == [
+        "val_0.png",
+        "val_0.png",
+        "val_1.png",
+    ]
+    assert content["classes"] == ["car", "face"]
+    for entry in content["images"]:
+        assert (entry["width"], entry["height"]) == (64, 48)
+        found = detector(entry["file"], score_threshold=0.05)
+        assert [d["class"] for d in entry["detections"]] == list(found.names)
+        boxes = torch.tensor([d["box_xyxy"] for d in entry["detections"]])
+        torch.testing.assert_close(boxes, found.boxes, rtol=1e-4, atol=1e-3)
+    assert sorted(path.name for path in (out / "pictures").iterdir()) == [
+        "val_0.jpg",
+        "val_0_2.jpg",
+        "val_1.jpg",
+    ]
+    with Image.open(out / "pictures" / "val_1.jpg") as drawn:
+        assert drawn.size == (64, 48)
+        difference = np.asarray(drawn.convert("RGB")).astype(int) - np.asarray(
+            Image.open(content["images"][2]["file"])
+        )
+        assert (np.abs(difference) > 60).sum() > 50  # something was drawn
+    coco = COCO(str(truth))
+    results = coco.loadRes(str(out / "coco_results.json"))
+    cars = [d for e in content["images"] for d in e["detections"] if d["class"] == "car"]
+    assert len(results.anns) == len(cars)
+    assert {row["category_id"] for row in results.anns.values()} == {3}
+    first = next(iter(results.anns.values()))
+    x1, y1, x2, y2 = cars[0]["box_xyxy"]
+    assert first["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1])
+
+
+def test_predict_without_coco_numbers_images_and_classes(world, trained, tmp_path, command):
+    out = tmp_path / "out"
+    pattern = world.root / "cars" / "val_*.png"
+    assert command("predict", trained.folder, pattern, "-o", out, "--score", "0.05", "--no-pictures")[0] == 0
+    assert not (out / "pictures").exists()
+    entries = json.loads((out / "predictions.json").read_text())["images"]
+    rows = json.loads((out / "coco_results.json").read_text())
+    names = ["car", "face"]
+    assert [(row["image_id"], names[row["category_id"] - 1], row["score"]) for row in rows] == [
+        (number, d["class"], d["score"]) for number, e in enumerate(entries, 1) for d in e["detections"]
+    ]
+
+
+def test_predict_for_some_classes(world, trained, tmp_path, command):
+    out = tmp_path / "out"
+    given = ["--classes", " face ,", "--score", "0.02"]
+    assert command("predict", trained.folder, world.root / "cars", "-o", out, *given)[0] == 0
+    entries = json.loads((out / "predictions.json").read_text())["images"]
+    assert {d["class"] for e in entries for d in e["detections"]} == {"face"}
+
+
+def test_predict_reports_and_skips_what_it_cannot_read(world, trained, tmp_path, command):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for row in range(2):
+        (folder / f"{row}.png").write_bytes(picture(world, row).read_bytes())
+    (folder / "0a.png").write_bytes(picture(world).read_bytes()[:200])
+    (folder / "notes.txt").write_text("no image, and not taken for one")
+    code, printed = command("predict", trained.folder, folder, "-o", tmp_path / "out")
+    assert code == 0
+    assert printed.count("skipped") == 1
+    assert "0a.png" in printed
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [Path(entry["file"]).name for entry in content["images"]] == ["0.png", "1.png"]
+    assert len(content["unreadable"]) == 1
+    assert "notes.txt" not in printed
+
+
+def test_more_pictures_than_one_batch_keep_their_order(world, trained, detector, tmp_path, command):
+    code, _ = command("predict", trained.folder, world.root, "-o", tmp_path / "out", "--no-pictures")
+    assert code == 0
+    entries = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
+    assert [entry["file"] for entry in entries] == [str(p) for p in sorted(world.root.rglob("*.png"))]
+    for entry in entries[::7]:
+        best = detector(entry["file"], score_threshold=0.3).scores[:1].tolist()
+        assert [d["score"] for d in entry["detections"]][:1] == pytest.approx(best, rel=1e-3)
+
+
+def test_find_images(world, tmp_path, monkeypatch):
+    cars = world.root / "cars"
+    assert find_images([cars / "val_1.png", cars]) == [
+        cars / "val_1.png",
+        *[p for p in sorted(cars.glob("*.png")) if p.name != "val_1.png"],
+    ]
+    monkeypatch.chdir(world.root)
+    assert find_images(["cars/val_?.png"]) == [Path("cars") / f"val_{i}.png" for i in range(5)]
+    assert len(find_images(["**/train_1.png"])) == 2
+    with pytest.raises(UserError, match=r"no image found for x\.png, y\*"):
+        find_images(["x.png", "cars", "y*"])
+
+
+# --------------------------------------------------------------------------------------- crossdet eval
+
+
+def test_eval_prints_all_datasets_and_writes_json(world, trained, tmp_path, command):
+    config = world.write_config(tmp_path / "mine.yaml")
+    code, printed = command(
+        "eval", trained.folder, config, "--per-class", "--json", tmp_path / "numbers.json"
+    )
+    assert code == 0
+    metrics = json.loads((tmp_path / "numbers.json").read_text())
+    for name, scores in metrics["datasets"].items():
+        (row,) = [line for line in printed.splitlines() if line.startswith(f"{name} ") and "coco" in line]
+        assert f"{100 * scores['AP']:.1f}" in row.split()
+        assert f"{100 * scores['AP50']:.1f}" in row.split()
+    assert list(metrics["datasets"]) == ["cars", "faces"]
+    assert list(metrics["datasets"]["faces"]["per_class"]) == ["face"]
+    assert metrics["mean"] == pytest.approx(trained.record["metrics"]["mean"], abs=1e-6)
+
+
+def test_eval_of_a_run_directory_writes_beside_it(world, trained, tmp_path, command):
+    config = world.write_config(tmp_path / "mine.yaml")
+    target = trained.folder / "eval_mine.json"
+    try:
+        code, printed = command("eval", trained.folder, config)
+        assert code == 0
+        assert str(target) in printed
+        assert set(json.loads(target.read_text())["datasets"]) == {"cars", "faces"}
+    finally:
+        target.unlink(missing_ok=True)
+
+
+def test_decode_gets_the_classes_of_the_dataset_alone(world, trained, monkeypatch):
+    """Before top-k and caps, so that what other datasets call objects takes no place from them."""
+    seen = []
+    decode = RetinaNet.decode
+
+    def spy(self, outputs, sizes, classes=None, *rest, **named):
+        seen.append(classes)
+        return decode(self, outputs, sizes, classes, *rest, **named)
+
+    monkeypatch.setattr(RetinaNet, "decode", spy)
+    evaluate(trained.folder, world.config())
+    space = load_detector(trained.folder).space
+    car, face = space.id_of("car"), space.id_of("face")
+    assert seen == [[car], [car], [face], [face]]  # two batches of each
+
+
+def test_scores_equal_those_computed_by_hand(world, trained, detector):
+    """Single predictions, collected here, through `coco_scores`."""
+    metrics = evaluate(trained.folder, world.config())
+    for name, index in (("cars", world.cars["val"]), ("faces", world.faces["val"])):
+        only = [index.classes[0]]
+        found = [detector(index.path(i), only, score_threshold=0.05) for i in range(len(index))]
+        detections = DetectionArrays(
+            boxes=torch.cat([f.boxes for f in found]).numpy(),
+            scores=torch.cat([f.scores for f in found]).numpy(),
+            labels=np.full(sum(map(len, found)), 7),
+            image_of_box=np.repeat(np.arange(len(index)), [len(f) for f in found]),
+        )
+        truth = ground_truth(index, np.array([7]), [7])
+        wanted = coco_scores(truth, detections, [7]).scores
+        for score in ("AP", "AP50", "AR100"):
+            assert metrics["datasets"][name][score] == pytest.approx(wanted[score], abs=1e-6), (name, score)
+
+
+def test_a_detector_is_scored_on_other_datasets_by_class_name(world, trained, tmp_path):
+    """Fewer datasets, another order, a class dropped: ids of the config are not those of the detector."""
+    whole = evaluate(trained.folder, world.config())
+    other = world.settings()
+    other["datasets"] = {name: other["datasets"][name] for name in ("faces", "cars")}
+    del other["datasets"]["cars"]["train"]
+    scores = evaluate(trained.folder, world.config({"datasets": other["datasets"]}))
+    assert list(scores["datasets"]) == ["faces", "cars"]
+    for name in ("faces", "cars"):
+        assert repr(scores["datasets"][name]) == repr(whole["datasets"][name])  # NaN is not equal to itself
+    with pytest.raises(UserError, match="no dataset of the config has a `train` split"):
+        evaluate(trained.folder, world.config({"datasets.cars.train": None, "datasets.faces": None}), "train")
+
+
+def test_padding_has_the_colour_that_is_zero_to_the_network(world, trained, monkeypatch):
+    """In training's evaluation, in `evaluate` and in predictions alike (here the backbone's mean is 0.5)."""
+    import crossdet.evaluation.run as run
+
+    fills = []
+    loader = run.make_loader
+
+    def spy(dataset, batches, workers=0, pin=False, fill=None):
+        fills.append(tuple(fill))
+        return loader(dataset, batches, workers, pin, fill)
+
+    monkeypatch.setattr(run, "make_loader", spy)
+    evaluate(trained.folder, world.config())
+    model = load_detector(trained.folder).model
+    assert set(fills) == {tuple(mean_colour(model))}
+    pixel = torch.tensor(fills[0]).view(3, 1, 1)
+    assert float(((pixel - model.mean) / model.std).abs().max()) < 0.01
+
+
+def test_evaluation_leaves_the_mode_of_the_model(world, detector):
+    model = load_detector_copy(detector)
+    settings = EvalSettings(64, 96)
+    for mode in (True, False):
+        model.train(mode)
+        detect(model, world.cars["val"], [0], settings)
+        assert model.training is mode
+
+
+def load_detector_copy(detector) -> RetinaNet:
+    import copy
+
+    return copy.deepcopy(detector.model)
+
+
+def test_unreadable_images_count_as_empty_and_are_listed(world, detector, tmp_path):
+    index = world.cars["val"]
+    broken = Index(**{**vars(index), "root": str(tmp_path)})
+    for row in range(len(index)):
+        if row != 2:
+            (tmp_path / index.names[row]).write_bytes(index.path(row).read_bytes())
+    record = score_dataset(detector.model, broken, np.array([0]), ["car", "face"], EvalSettings(64, 96))
+    whole = score_dataset(detector.model, index, np.array([0]), ["car", "face"], EvalSettings(64, 96))
+    assert len(record["unreadable"]) == 1
+    assert index.names[2] in record["unreadable"][0]
+    assert record["images"] == 5
+    assert record["per_class"]["car"]["boxes"] == 5  # its box still counts, as missed
+    assert record["AR100"] < whole["AR100"]
+
+
+# ---------------------------------------------------------------------------------------- ground truth
+
+
+def flagged_index() -> Index:
+    builder = IndexBuilder("nowhere")
+    builder.image("a.png", 100, 100, image_id=10)
+    builder.box((0, 0, 10, 10), 0)
+    builder.box((0, 0, 20, 20), 1, Flag.CROWD, area=77.0)
+    builder.box((5, 5, 9, 9), 2)  # a class that the rules drop
+    builder.image("b.png", 100, 100, image_id=11)
+    builder.image("c.png", 100, 100, image_id=12)
+    builder.box((0, 0, 30, 30), -1, Flag.IGNORE_REGION)
+    builder.box((1, 1, 2, 2), 1, Flag.DIFFICULT)
+    builder.box((3, 3, 5, 5), 0, Flag.INVALID)
+    builder.box((7, 7, 7, 9), 0, Flag.INVALID, keep_invalid=True)  # no area
+    builder.box((40, 40, 60, 60), 1)
+    return builder.build(["a", "b", "dropped"])
+
+
+def test_ground_truth_in_unified_ids():
+    truth = ground_truth(flagged_index(), np.array([4, 6, DROPPED]), [4, 6])
+    rows = sorted(
+        zip(
+            truth.image_of_box.tolist(),
+            truth.labels.tolist(),
+            truth.crowd.tolist(),
+            truth.area.tolist(),
+            map(tuple, truth.boxes.tolist()),
+            strict=True,
+        )
+    )
+    assert rows == [
+        (0, 4, False, 100.0, (0, 0, 10, 10)),
+        (0, 6, True, 77.0, (0, 0, 20, 20)),
+        (2, 4, True, 4.0, (3, 3, 5, 5)),
+        (2, 4, True, 900.0, (0, 0, 30, 30)),  # a region of no class, once for every class
+        (2, 6, False, 400.0, (40, 40, 60, 60)),
+        (2, 6, True, 1.0, (1, 1, 2, 2)),
+        (2, 6, True, 900.0, (0, 0, 30, 30)),
+    ]
+    assert len(truth.image_ids) == 3  # an image without boxes can still be wrong
+
+
+def test_detections_on_regions_are_neither_right_nor_wrong():
+    """Of class 6: one right box; detections in the crowd and in the ignore region above it cost nothing."""
+    truth = ground_truth(flagged_index(), np.array([4, 6, DROPPED]), [4, 6])
+
+    def scores(*boxes: tuple[int, tuple[float, float, float, float], float]) -> float:
+        detections = DetectionArrays(
+            boxes=np.array([box for _, box, _ in boxes], np.float64),
+            scores=np.array([score for *_, score in boxes]),
+            labels=np.full(len(boxes), 6),
+            image_of_box=np.array([image for image, *_ in boxes]),
+        )
+        return coco_scores(truth, detections, [6]).scores["AP"]
+
+    right = (2, (40.0, 40.0, 60.0, 60.0), 0.5)
+    assert scores(right) == pytest.approx(1)
+    on_regions = [
+        (0, (0.0, 0.0, 9.0, 9.0), 0.9),
+        (0, (10.0, 10.0, 20.0, 20.0), 0.8),
+        (2, (2.0, 2.0, 29.0, 29.0), 0.7),
+    ]
+    assert scores(right, *on_regions) == pytest.approx(1)
+    assert scores(right, (1, (0.0, 0.0, 9.0, 9.0), 0.9)) == pytest.approx(
+        0.5
+    )  # in an image with no box at all
