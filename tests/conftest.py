@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # the test processes fill the cores already
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before torch is imported. Two threads that wait for each other on a busy machine made tiny trainings 100 times
+# slower; one is enough for them, and the test processes fill the cores already.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path.insert(0, str(Path(__file__).parent / "e2e"))  # for worlds.py
 

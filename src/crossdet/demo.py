@@ -41,41 +41,7 @@ TRAIN_IMAGES = 300
 def demo_config(plain: bool, seed: int, steps: int | None = None) -> dict[str, Any]:
     """The config of both trainings, as it would stand in a YAML file beside the folder `data`."""
     return {
-        "datasets": {
-            "faces": {
-                "format": "wider_face",
-                "train": {
-                    "images": "data/faces/images",
-                    "annotations": "data/faces/wider_face_train_bbx_gt.txt",
-                },
-                "val": {"images": "data/faces/images", "annotations": "data/faces/wider_face_val_bbx_gt.txt"},
-            },
-            "peds": {
-                "format": "wider_pedestrian",
-                "edition": 2018,
-                "train": {
-                    "images": "data/peds/images/train",
-                    "annotations": "data/peds/train_annotations.txt",
-                    "ignore": "data/peds/pedestrian_ignore_part_train.txt",
-                },
-                "val": {
-                    "images": "data/peds/images/val",
-                    "annotations": "data/peds/val_annotations.txt",
-                    "ignore": "data/peds/pedestrian_ignore_part_val.txt",
-                },
-            },
-            "objects": {
-                "format": "coco",
-                "train": {
-                    "images": "data/objects/images/train",
-                    "annotations": "data/objects/annotations/instances_train.json",
-                },
-                "val": {
-                    "images": "data/objects/images/val",
-                    "annotations": "data/objects/annotations/instances_val.json",
-                },
-            },
-        },
+        "datasets": _demo_datasets(),
         "labels": {"merge": {"person": ["peds/pedestrian", "objects/person"]}, "drop": ["peds/cyclist"]},
         "model": {
             "backbone": "regnetx_002",
@@ -102,6 +68,44 @@ def demo_config(plain: bool, seed: int, steps: int | None = None) -> dict[str, A
         },
         "eval": {"batch_size": 16},
         "seed": seed,
+    }
+
+
+def _demo_datasets() -> dict[str, Any]:
+    return {
+        "faces": {
+            "format": "wider_face",
+            "train": {
+                "images": "data/faces/images",
+                "annotations": "data/faces/wider_face_train_bbx_gt.txt",
+            },
+            "val": {"images": "data/faces/images", "annotations": "data/faces/wider_face_val_bbx_gt.txt"},
+        },
+        "peds": {
+            "format": "wider_pedestrian",
+            "edition": 2018,
+            "train": {
+                "images": "data/peds/images/train",
+                "annotations": "data/peds/train_annotations.txt",
+                "ignore": "data/peds/pedestrian_ignore_part_train.txt",
+            },
+            "val": {
+                "images": "data/peds/images/val",
+                "annotations": "data/peds/val_annotations.txt",
+                "ignore": "data/peds/pedestrian_ignore_part_val.txt",
+            },
+        },
+        "objects": {
+            "format": "coco",
+            "train": {
+                "images": "data/objects/images/train",
+                "annotations": "data/objects/annotations/instances_train.json",
+            },
+            "val": {
+                "images": "data/objects/images/val",
+                "annotations": "data/objects/annotations/instances_val.json",
+            },
+        },
     }
 
 
@@ -290,9 +294,16 @@ def write_comparisons(folder: Path, test: UnionTest, found: dict[str, DetectionA
         rows = np.flatnonzero(test.look_of == number)[:PICTURES_PER_LOOK]
         sheet = _stack([_comparison(test, found, int(row)) for row in rows])
         sheet.save(folder / f"{look}.png")
-        sheets.append(_comparison(test, found, int(rows[0])))
+        sheets.append(_comparison(test, found, _most_unlabelled(test, look)))
     _stack(sheets).save(folder / "overview.png")
     return folder
+
+
+def _most_unlabelled(test: UnionTest, look: str) -> int:
+    """The picture of a look with the most objects of classes that its training pictures do not label."""
+    foreign = np.array([_foreign(name, look) for name in test.classes])[test.truth.labels]
+    counts = np.bincount(test.truth.image_of_box[foreign & ~test.truth.crowd], minlength=len(test.look_of))
+    return int(np.where(test.look_of == LOOKS.index(look), counts, -1).argmax())
 
 
 def _comparison(test: UnionTest, found: dict[str, DetectionArrays], row: int) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+from crossdet.errors import RunError
+from crossdet.jsonfiles import write_atomically
 
 _COLUMNS = ["step", "epoch", "lr", "loss", "classification", "box", "gradient_norm", "images_per_second"]
 
@@ -30,11 +34,13 @@ class RunLog:
         if step and path.exists():  # rows after the state that is resumed will be written again
             with path.open(newline="") as old:
                 rows = [row for row in csv.DictReader(old) if int(row["step"]) <= step]
-        self.file = path.open("w", newline="")
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, _COLUMNS)
+        table.writeheader()
+        table.writerows(rows)
+        write_atomically(path, text.getvalue().encode())
+        self.file = path.open("a", newline="")
         self.csv = csv.DictWriter(self.file, _COLUMNS)
-        self.csv.writeheader()
-        self.csv.writerows(rows)
-        self.file.flush()
         self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
 
     def start_epoch(self, steps_left: int, steps_after: int) -> None:
@@ -75,8 +81,14 @@ class RunLog:
             "gradient_norm": "" if norm is None else float(norm),
             "images_per_second": self.images / seconds,
         }
-        self.csv.writerow(row)
-        self.file.flush()
+        try:
+            self.csv.writerow(row)
+            self.file.flush()
+        except OSError as error:
+            raise RunError(
+                f"{self.file.name} could not be written ({error.strerror or error}) at step {step}; the last "
+                f"saved state is kept, continue with --resume once there is room"
+            ) from error
         for name in ("lr", "loss", "classification", "box", "images_per_second"):
             self.board.add_scalar(f"train/{name}", row[name], step)
         eta = _duration(self.steps_left * seconds / self.steps)

@@ -223,30 +223,7 @@ def _train_epoch(
     )
     for step_in_epoch in range(progress.step_in_epoch, len(batches)):
         rate = learning_rate(recipe, progress.epoch + step_in_epoch / len(batches))
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
-        losses: dict[str, Tensor] = {}
-        for micro in range(recipe.accumulate):
-            batch = next(stream).to(device, non_blocking=True)
-            for line in batch.unreadable:
-                if line not in progress.unreadable:
-                    progress.unreadable.append(line)
-                    logs.unreadable(line)
-            with fabric.no_backward_sync(step_module, enabled=micro + 1 < recipe.accumulate):
-                output = step_module(Sealed(batch))
-                loss = (output["classification"] + output["box"]) / recipe.accumulate
-                _stop_if_not_finite(run, loss, batch, dataset)
-                fabric.backward(loss)
-            totals.add(batch.dataset_ids, output["image_loss"], output["image_positives"])
-            for name in ("classification", "box"):
-                losses[name] = losses.get(name, 0) + output[name].detach() / recipe.accumulate
-        norm = None
-        if recipe.clip_norm is not None:
-            norm = fabric.clip_gradients(step_module, run.optimizer, max_norm=recipe.clip_norm)
-        run.optimizer.step()
-        run.optimizer.zero_grad(set_to_none=True)
-        if run.average is not None:
-            run.average.update_parameters(run.detector)
+        losses, norm = _optimiser_step(run, step_module, stream, dataset, recipe, rate, totals, logs)
         progress.step_in_epoch, progress.step = step_in_epoch + 1, progress.step + 1
         logs.step(
             progress.step,
@@ -273,6 +250,44 @@ def _train_epoch(
     }
 
 
+def _optimiser_step(
+    run: _Run,
+    step_module: Any,
+    stream: Iterator[Batch],
+    dataset: HybridDataset,
+    recipe: Recipe,
+    rate: float,
+    totals: DatasetTotals,
+    logs: RunLog,
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Forward and backward of `accumulate` micro-batches and one update; the mean losses and the gradient norm."""
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    losses: dict[str, Tensor] = {}
+    for micro in range(recipe.accumulate):
+        batch = next(stream).to(run.fabric.device, non_blocking=True)
+        for line in batch.unreadable:
+            if line not in run.progress.unreadable:
+                run.progress.unreadable.append(line)
+                logs.unreadable(line)
+        with run.fabric.no_backward_sync(step_module, enabled=micro + 1 < recipe.accumulate):
+            output = step_module(Sealed(batch))
+            loss = (output["classification"] + output["box"]) / recipe.accumulate
+            _stop_if_not_finite(run, loss, batch, dataset)
+            run.fabric.backward(loss)
+        totals.add(batch.dataset_ids, output["image_loss"], output["image_positives"])
+        for name in ("classification", "box"):
+            losses[name] = losses.get(name, 0) + output[name].detach() / recipe.accumulate
+    norm = None
+    if recipe.clip_norm is not None:
+        norm = run.fabric.clip_gradients(step_module, run.optimizer, max_norm=recipe.clip_norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.average is not None:
+        run.average.update_parameters(run.detector)
+    return losses, norm
+
+
 def _sum_over_ranks(fabric: Fabric, tensor: Tensor) -> Tensor:
     # all_reduce works in place on some strategies, and the local sums are still needed
     return cast(Tensor, fabric.all_reduce(tensor.clone(), reduce_op="sum"))
@@ -290,6 +305,7 @@ def _finish_epoch(
     run: _Run, recipe: Recipe, record: dict[str, Any], evaluate: Evaluate | None, logs: RunLog
 ) -> None:
     """Evaluates if it is time, keeps the best weights, and writes the state at the epoch's end."""
+    run.stop_if_diverged()
     progress = run.progress
     progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
     last = progress.finished or progress.epoch == recipe.epochs
@@ -370,7 +386,23 @@ class _Run:
         if self.fabric.is_global_zero:
             save_weights(self.run_dir / name, self.final_detector().state_dict(), self.metadata)
 
+    def stop_if_diverged(self) -> None:
+        """The loss is checked before a step; the step itself can still overflow (alike on all ranks)."""
+        broken = [name for name, p in self.detector.named_parameters() if not bool(torch.isfinite(p).all())]
+        if broken:
+            raise RunError(
+                f"the weights are no longer finite after step {self.progress.step} ({broken[0]}"
+                f"{', ...' if len(broken) > 1 else ''}); nothing is saved, the last good state is kept. A lower "
+                f"`train.lr` or `train.clip_norm: 1.0` usually helps"
+            )
+
     def save_state(self) -> None:
+        """Everything that the next step depends on; the random state is for backbones with dropout."""
+        self.stop_if_diverged()
+        random_states: list[Any] = [torch.get_rng_state()]
+        if self.fabric.world_size > 1:
+            random_states = [None] * self.fabric.world_size
+            torch.distributed.all_gather_object(random_states, torch.get_rng_state())
         sums = None
         if self.totals is not None:  # every process keeps its own share; the file has room for the sum only
             sums = _sum_over_ranks(self.fabric, self.totals.sums)
@@ -383,6 +415,7 @@ class _Run:
                 "progress": dict(vars(self.progress)),
                 "totals": None if sums is None else sums.cpu(),
                 "names": None if self.totals is None else self.totals.names,
+                "random": random_states,
             }
             save_state(self.run_dir / STATE_FILE, state)
         self.saved_at = time.monotonic()
@@ -396,6 +429,8 @@ class _Run:
             self.average.load_state_dict(state["average"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.progress = Progress(**state["progress"])
+        if len(state["random"]) == self.fabric.world_size:
+            torch.set_rng_state(state["random"][self.fabric.global_rank])
         if state["totals"] is not None:
             self.totals = DatasetTotals(state["names"], self.fabric.device)
             if self.fabric.is_global_zero:

@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from worlds import changed, crossdet, one_thread
 
-from crossdet import RunError, cli, train
+from crossdet import RunError, cli, train, training
+from crossdet.checkpoint import load_state
 from crossdet.models.retinanet import RetinaNet
 
 
@@ -271,3 +272,21 @@ def test_commands_that_start_without_torch(world, tmp_path, arguments):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_weights_that_overflow_in_a_step_are_not_saved(world, tmp_path, monkeypatch):
+    """The loss of the step was finite, the update was not: the checkpoint due after it must not be written."""
+    update = training._optimiser_step
+
+    def overflow(run, *arguments):
+        result = update(run, *arguments)
+        if run.progress.step == 2:
+            with torch.no_grad():
+                run.detector.box_subnet.predict.weight.mul_(float("inf"))
+        return result
+
+    monkeypatch.setattr(training, "_optimiser_step", overflow)
+    config = world.config({"train.checkpoint_steps": 1, "train.epochs": 1})
+    with pytest.raises(RunError, match="no longer finite after step 3 .*last good state is kept"):
+        train(config, output=tmp_path / "run")
+    assert load_state(tmp_path / "run" / "state.pt")["progress"]["step"] == 2

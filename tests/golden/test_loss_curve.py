@@ -6,9 +6,9 @@ the curve; whoever means to change it writes the file anew and says so in the ch
     CROSSDET_WRITE_GOLDEN=1 python -m pytest tests/golden/test_loss_curve.py
 
 Sums come out in another order on other processors, torch builds and numbers of threads. Such rounding (1e-6) is
-fed back by every step, so the run is made insensitive: batch norm is frozen (batch statistics of four pictures
-amplify most: seen, 1e-6 became 2e-3), gradients are clipped, the steps are few, and the pictures are PNG, so that no JPEG decoder has a
-say. `test_rounding_does_not_move_the_curve` measures it: weights changed by 1e-5 stay 20 times below the
+fed back by every step, so the run is made insensitive: batch norm is frozen (with statistics of four pictures
+1e-6 became 2e-3), gradients are clipped, the steps are few, and the pictures are PNG, so that no JPEG decoder
+has a say. `test_rounding_does_not_move_the_curve` measures it: weights changed by 1e-5 stay 20 times below the
 tolerance of 2e-3, while the mistakes of `test_the_curve_notices` are all above it.
 """
 

@@ -11,7 +11,7 @@ from crossdet.errors import LabelError, UserError
 from crossdet.labels import DROPPED, check_class_names, fold
 
 
-@pytest.fixture()
+@pytest.fixture
 def space() -> LabelSpace:
     return LabelSpace.build(
         datasets={"coco": ["person", "car"], "peds": ["pedestrian"], "faces": ["face"], "aerial": ["ship"]},
@@ -154,8 +154,14 @@ def test_all_mistakes_at_once():
     ("rules", "message"),
     [
         ({"absent": {"a": ["car"]}}, "absent.a: [car]: but this dataset labels the class"),
-        ({"not_exhaustive": {"b": ["car"]}}, "not_exhaustive.b: [car]: this dataset does not label the class"),
-        ({"merge": {"person": ["a/car"]}}, "merge.person: b/person has the name of this group but is not in it"),
+        (
+            {"not_exhaustive": {"b": ["car"]}},
+            "not_exhaustive.b: [car]: this dataset does not label the class",
+        ),
+        (
+            {"merge": {"person": ["a/car"]}},
+            "merge.person: b/person has the name of this group but is not in it",
+        ),
         ({"merge": {"v": ["a/car"]}, "drop": ["a/car"]}, "'a/car' is also in `drop`"),
         ({"merge": {"same_names": "yes"}}, "merge.same_names: 'yes' is not true or false"),
         ({"drop": ["a/car", "b/person"]}, "drop: no class is left"),
@@ -189,9 +195,7 @@ def test_likely_duplicates():
         ("a/Traffic_Lights", "b/traffic light"),
         ("a/person", "b/People"),
     ]
-    merged = LabelSpace.build(
-        {"a": ["car", "truck"], "b": ["cars"]}, merge={"vehicle": ["a/car", "a/truck"]}
-    )
+    merged = LabelSpace.build({"a": ["car", "truck"], "b": ["cars"]}, merge={"vehicle": ["a/car", "a/truck"]})
     assert merged.likely_duplicates() == [("a/car", "b/cars")]
 
 
