@@ -287,6 +287,6 @@ def test_weights_that_overflow_in_a_step_are_not_saved(world, tmp_path, monkeypa
 
     monkeypatch.setattr(training, "_optimiser_step", overflow)
     config = world.config({"train.checkpoint_steps": 1, "train.epochs": 1})
-    with pytest.raises(RunError, match="no longer finite after step 3 .*last good state is kept"):
+    with pytest.raises(RunError, match=r"no longer finite after step 3 .*last good state is kept"):
         train(config, output=tmp_path / "run")
     assert load_state(tmp_path / "run" / "state.pt")["progress"]["step"] == 2
