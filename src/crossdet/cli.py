@@ -106,7 +106,7 @@ def evaluate(
     overrides: Overrides = None,
     json_file: JsonFile = None,
     classes: Annotated[
-        bool, typer.Option("--per-class", help="also print AP and AP50 of every class")
+        bool, typer.Option("--per-class", help="also print the scores of every class")
     ] = False,
 ) -> None:
     """Score a detector on every dataset of a config, each on the classes that it labels."""
@@ -185,10 +185,11 @@ def demo(
 
 def _class_table(dataset: str, per_class: dict[str, dict[str, Any]]) -> Table:
     table = Table(title=dataset, title_justify="left", box=None, pad_edge=False)
-    for column in ("class", "boxes", "AP", "AP50"):
+    for column in ("class", "boxes", "AP", "AP50", "found at 0.3"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for name, row in per_class.items():
-        cells = ["-" if row[key] != row[key] else f"{100 * row[key]:.1f}" for key in ("AP", "AP50")]
+        keys = ("AP", "AP50", "found_confidently")
+        cells = ["-" if row[key] != row[key] else f"{100 * row[key]:.1f}" for key in keys]
         table.add_row(name, str(row["boxes"]), *cells)
     return table
 

@@ -25,6 +25,7 @@ from crossdet.data.index import Index
 from crossdet.data.reading import SplitFiles, read_split
 from crossdet.data.scenes import LOOKS, write_demo_datasets
 from crossdet.evaluation.coco import DetectionArrays, GroundTruth, coco_scores
+from crossdet.evaluation.confidence import CONFIDENT, confident_share
 from crossdet.evaluation.run import EvalSettings, detect, ground_truth
 from crossdet.inference import load_detector
 from crossdet.jsonfiles import write_json
@@ -33,7 +34,6 @@ from crossdet.pictures import class_colour, draw_boxes
 METHODS = ("aware", "naive")
 LABELLED_IN = {"face": {"faces"}, "person": {"peds", "objects"}}
 """Looks whose training pictures label the class; all other classes are labelled in `objects` only."""
-CONFIDENT = 0.3
 PICTURES_PER_LOOK = 4
 TRAIN_IMAGES = 300
 
@@ -53,8 +53,8 @@ def demo_config(plain: bool, seed: int, steps: int | None = None) -> dict[str, A
         },
         "input": {"shorter": 160, "longer": 224},
         "train": {
-            "epochs": 7,
-            "steps": [5, 6.5],
+            "epochs": 6,
+            "steps": [4.5, 5.5],
             "batch_size": 8,
             "lr": 0.03,
             "warmup_epochs": 0.5,
@@ -185,20 +185,16 @@ def _measure(test: UnionTest, found: DetectionArrays) -> dict[str, Any]:
         chosen = np.ones(len(test.look_of), bool) if look == "all" else test.look_of == LOOKS.index(look)
         truth, detections = _images(test.truth, found, chosen)
         scores = coco_scores(truth, detections, range(len(test.classes)))
-        confidence = _confidence(truth, detections)
+        confident = confident_share(truth, detections, range(len(test.classes)))
         result[look] = {"mean": scores.scores["AP50"]} | {
             name: {
                 "AP50": scores.per_class[c]["AP50"],
                 "boxes": scores.per_class[c]["boxes"],
-                "confident": _share(confidence[(truth.labels == c) & ~truth.crowd] >= CONFIDENT),
+                "confident": confident[c],
             }
             for c, name in enumerate(test.classes)
         }
     return result
-
-
-def _share(values: NDArray[np.bool_]) -> float:
-    return float(values.mean()) if len(values) else float("nan")
 
 
 def _images(
@@ -223,22 +219,6 @@ def _images(
             image_of_box=new_row[found.image_of_box[d]],
         ),
     )
-
-
-def _confidence(truth: GroundTruth, found: DetectionArrays) -> NDArray[np.float64]:
-    """`[M]` the best score of a detection of the right class with IoU >= 0.5 for every labelled box, else 0."""
-    best = np.zeros(len(truth.boxes))
-    for row, (box, label, image) in enumerate(
-        zip(truth.boxes, truth.labels, truth.image_of_box, strict=True)
-    ):
-        same = np.flatnonzero((found.image_of_box == image) & (found.labels == label))
-        low = np.maximum(found.boxes[same, :2], box[:2])
-        high = np.minimum(found.boxes[same, 2:], box[2:])
-        inside = np.clip(high - low, 0, None).prod(1)
-        areas = (found.boxes[same, 2:] - found.boxes[same, :2]).prod(1) + (box[2:] - box[:2]).prod()
-        hits = same[inside >= 0.5 * (areas - inside)]
-        best[row] = found.scores[hits].max(initial=0)
-    return best
 
 
 def _print_tables(result: dict[str, Any], test: UnionTest, console: Console) -> None:

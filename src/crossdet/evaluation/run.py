@@ -16,6 +16,7 @@ from crossdet.data.index import Index
 from crossdet.data.loading import make_loader, sequential_batches
 from crossdet.data.transforms import Resize
 from crossdet.evaluation.coco import CocoScores, DetectionArrays, GroundTruth, coco_scores
+from crossdet.evaluation.confidence import confident_share
 from crossdet.inference import rescale
 from crossdet.labels import DROPPED, LabelSpace
 from crossdet.models.retinanet import RetinaNet
@@ -147,13 +148,18 @@ def score_dataset(
 ) -> dict[str, Any]:
     """COCO scores of one dataset on the classes that it labels, as a JSON-able record.
 
+    Per class also `found_confidently`: the share of its boxes found with a score of at least 0.3.
+
     class_ids: `[K]` unified id of each class of the index (DROPPED = -1). class_names: unified names by id.
     """
     classes = sorted({int(c) for c in class_ids if c != DROPPED})
     found = detect(model, index, classes, settings, **detect_options)
     truth = ground_truth(index, class_ids, classes)
     result = coco_scores(truth, found.detections, classes, settings.max_detections)
-    return record("coco", result, class_names, len(index), found.unreadable)
+    scores = record("coco", result, class_names, len(index), found.unreadable)
+    for class_id, share in confident_share(truth, found.detections, classes).items():
+        scores["per_class"][class_names[class_id]]["found_confidently"] = share
+    return scores
 
 
 def record(
