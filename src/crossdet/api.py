@@ -26,6 +26,7 @@ from crossdet.data.loading import epoch_batches, make_loader
 from crossdet.data.transforms import Augment
 from crossdet.errors import UserError
 from crossdet.evaluation.run import EvalSettings, score_dataset
+from crossdet.evaluation.showing import write_val_pictures
 from crossdet.inference import AnyImage, Detector, load_detector
 from crossdet.jsonfiles import write_atomically
 from crossdet.labels import DROPPED, LabelSpace
@@ -41,7 +42,7 @@ CONFIG_FILE = "config.yaml"
 
 # Keys that may differ between a run and its resumption without changing what it computes.
 _FREE_KEYS = ("output", "train.workers", "train.log_every", "train.checkpoint_minutes",
-              "train.checkpoint_steps", "train.max_steps", "eval.batch_size")  # fmt: skip
+              "train.checkpoint_steps", "eval.batch_size")  # fmt: skip
 
 
 def train(
@@ -90,7 +91,7 @@ def train(
             print(f"evaluation, {when}:\n{metrics_table(metrics)}", flush=True)
         return metrics
 
-    return fit(
+    record = fit(
         fabric,
         detector,
         training_data(config, sources),
@@ -102,6 +103,12 @@ def train(
         resume=resume,
         fill=fill,
     )
+    if fabric.is_global_zero and sources.val:
+        write_val_pictures(
+            load_detector(run_dir, fabric.device), sources.space, sources.val, run_dir / "pictures"
+        )
+    fabric.barrier()
+    return record
 
 
 def evaluate(
@@ -119,9 +126,12 @@ def evaluate(
     detector = run_or_weights if isinstance(run_or_weights, Detector) else load_detector(run_or_weights)
     if all(getattr(dataset, split) is None for dataset in config.datasets.values()):
         raise UserError(f"no dataset of the config has a `{split}` split")
-    sources = open_sources(config, [split])
+    trained_on = zip(detector.space.datasets, detector.space.sources, strict=True)
+    sources = open_sources(config, [split], {name: list(names) for name, names in trained_on})
     indexes: dict[str, Index] = getattr(sources, split)
-    unknown = [name for name in sources.space.classes if name not in detector.classes]
+    scored = {c for name, index in indexes.items() for c in sources.space.ids(name, index.classes).tolist()}
+    unknown = [sources.space.classes[c] for c in sorted(scored - {DROPPED})]
+    unknown = [name for name in unknown if name not in detector.classes]
     if unknown:
         raise UserError(
             f"the detector does not know the class(es) {', '.join(map(repr, unknown))}; it knows "
@@ -140,13 +150,13 @@ def evaluate(
 
 def predict(
     weights: str | Path | Detector,
-    images: AnyImage | list[AnyImage],
+    images: AnyImage | list[AnyImage] | tuple[AnyImage, ...],
     classes: Sequence[str] | None = None,
     score_threshold: float = 0.3,
 ) -> list[Detections]:
     """Detections of each image; see `crossdet.inference.Detector` for what an image may be."""
     detector = weights if isinstance(weights, Detector) else load_detector(weights)
-    many = images if isinstance(images, list) else [images]
+    many = list(images) if isinstance(images, list | tuple) else [images]
     return [detector(image, classes, score_threshold) for image in many]
 
 
@@ -259,7 +269,8 @@ def training_data(config: Config, sources: Sources) -> HybridDataset:
 def training_batches(config: Config | str | Path, count: int, epoch: int = 0) -> tuple[list[Batch], Sources]:
     """The first training batches of an epoch, exactly as training would see them (for looking at them)."""
     config = _as_config(config)
-    sources = open_sources(config, ["train"])
+    sources = open_sources(config)
+    _check_trainable(sources)
     dataset = training_data(config, sources)
     batches = epoch_batches(
         dataset.sizes(),
@@ -345,6 +356,7 @@ def _score(
         scores[name] = score_dataset(
             model, index, class_ids, class_names, replace(settings, max_detections=most), **detect_options
         )
+        scores[name]["wanted_protocols"] = list(config.datasets[name].protocol)
     known = [record["AP"] for record in scores.values() if record["AP"] == record["AP"]]
     return {"mean": sum(known) / len(known) if known else float("nan"), "datasets": scores}
 
@@ -358,6 +370,10 @@ def metrics_table(metrics: dict[str, Any]) -> str:
         cells = "".join(f"{'-' if row[c] != row[c] else format(100 * row[c], '.1f'):>7}" for c in columns)
         lost = f"  ({len(row['unreadable'])} images unreadable)" if row["unreadable"] else ""
         lines.append(f"{name:<{width}}  {row['protocol']:<8}  {row['images']:>6}{cells}{lost}")
+    for name, row in metrics["datasets"].items():
+        later = [protocol for protocol in row["wanted_protocols"] if protocol != row["protocol"]]
+        if later:
+            lines.append(f"{name}: {', '.join(later)} is not there yet, so the scores are COCO-style")
     return "\n".join(lines)
 
 

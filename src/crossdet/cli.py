@@ -41,13 +41,14 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", he
 @app.command()
 def check(
     config: ConfigFile,
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="folder for --pictures")] = Path(
+        "check_pictures"
+    ),
     overrides: Overrides = None,
     pictures: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="write some training batches as pictures, with boxes and avoided classes"
-        ),
-    ] = None,
+        bool,
+        typer.Option("--pictures", help="write training batches as pictures: boxes, flags, avoided classes"),
+    ] = False,
     batches: Annotated[int, typer.Option(min=1, help="how many batches --pictures draws")] = 2,
     json_file: JsonFile = None,
 ) -> None:
@@ -62,13 +63,13 @@ def check(
         _write_json(json_file, json.loads(report.to_json()))
     if report.errors:
         raise typer.Exit(2)
-    if pictures is not None:
+    if pictures:
         from crossdet.api import training_batches
         from crossdet.pictures import write_batch_pictures
 
         drawn, sources = training_batches(loaded, batches)
-        files = write_batch_pictures(drawn, sources.space, sources.space.datasets, pictures)
-        out.print(f"{len(files)} training pictures in {pictures}")
+        files = write_batch_pictures(drawn, sources.space, sources.space.datasets, folder)
+        out.print(f"{len(files)} training pictures in {escape(str(folder))}", highlight=False)
 
 
 @app.command()
@@ -94,7 +95,7 @@ def train(
     if json_file is not None:
         _write_json(json_file, record)
     where = Path(output or loaded.output or ".")
-    files = ("model.safetensors", "best.safetensors", "metrics.json", "steps.csv")
+    files = ("model.safetensors", "best.safetensors", "metrics.json", "steps.csv", "pictures")
     written = ", ".join(name for name in files if (where / name).exists())
     out.print(f"done: {escape(str(where))}  ({written})", highlight=False, soft_wrap=True)
 
@@ -138,7 +139,9 @@ def predict(
         str | None, typer.Option(metavar="A,B", help="look only for these classes (unified names)")
     ] = None,
     score: Annotated[float, typer.Option(min=0, max=1, help="lowest score to report")] = 0.3,
-    max_detections: Annotated[int, typer.Option(min=1, help="most detections per image")] = 100,
+    max_detections: Annotated[
+        int | None, typer.Option(min=1, help="most detections per image (default: as trained with)")
+    ] = None,
     pictures: Annotated[bool, typer.Option(help="draw the detections into copies of the images")] = True,
     coco: Annotated[
         Path | None,
@@ -209,6 +212,9 @@ def main() -> None:
         errors.print(f"[bold red]error[/bold red] {_plain(error)}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except RunError as error:
+        errors.print(f"[bold red]failed[/bold red] {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except OSError as error:
         errors.print(f"[bold red]failed[/bold red] {_plain(error)}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from crossdet.checkpoint import load_weights
 from crossdet.data.decoding import UnreadableImage, read_image
+from crossdet.data.loading import pad_images
 from crossdet.data.transforms import Resize
 from crossdet.errors import UserError
 from crossdet.labels import LabelSpace
@@ -39,12 +40,20 @@ class Detector:
     """A trained detector: `detector(image)` gives its `Detections` in pixels of that image.
 
     classes: the names that it knows. space: its label space, with the datasets that it was trained on.
+    decoding: topk, max_detections and nms_iou, as the config of its training had them; see `RetinaNet.decode`.
     """
 
-    def __init__(self, model: RetinaNet, space: LabelSpace, settings: InputSettings) -> None:
+    def __init__(
+        self,
+        model: RetinaNet,
+        space: LabelSpace,
+        settings: InputSettings,
+        decoding: Mapping[str, Any] | None = None,
+    ) -> None:
         self.model = model.eval()
         self.space = space
         self.settings = settings
+        self.decoding = dict(decoding or {})
         self._resize = Resize(settings.shorter, settings.longer)
 
     @property
@@ -58,15 +67,16 @@ class Detector:
     def __call__(
         self,
         image: AnyImage,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str] | str | None = None,
         score_threshold: float = 0.3,
-        max_detections: int = 100,
+        max_detections: int | None = None,
         **decode_options: Any,
     ) -> Detections:
         """Detections in one image, by falling score, with `names`.
 
         image: a file (EXIF orientation applied), PIL image, `[H, W, 3]` uint8 RGB array, or `[3, H, W]` uint8
-            RGB tensor. classes: names to look for; None = all.
+            RGB tensor. classes: names to look for; None = all. max_detections and further options: of
+            `RetinaNet.decode`; where not given as in `decoding`.
 
         Raises:
             UserError: unreadable file, unknown class, wrong array.
@@ -77,33 +87,41 @@ class Detector:
     def batch(
         self,
         images: Sequence[AnyImage],
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str] | str | None = None,
         score_threshold: float = 0.3,
-        max_detections: int = 100,
+        max_detections: int | None = None,
         **decode_options: Any,
     ) -> list[Detections]:
         """As `__call__`, for several images in one forward pass."""
-        chosen = None if classes is None else [self.space.id_of(name) for name in classes]
+        chosen = self._class_ids(classes)
+        options = self.decoding | decode_options
+        if max_detections is not None:
+            options["max_detections"] = max_detections
+        if not images:
+            return []
         pictures = [as_tensor(image) for image in images]
         resized = [self._resize(picture, torch.zeros((0, 4)))[0] for picture in pictures]
-        sizes = torch.tensor([picture.shape[1:] for picture in resized], dtype=torch.int64)
-        height, width = (int(v) for v in sizes.amax(0))
-        stack = self.model.mean.round().to(torch.uint8).expand(len(resized), 3, height, width).clone()
-        for row, picture in enumerate(resized):
-            stack[row, :, : picture.shape[1], : picture.shape[2]] = picture.to(self.device)
+        stack, sizes = pad_images(resized, self.model.mean.flatten().round().int().tolist())
         found = self.model.decode(
-            self.model(stack),
+            self.model(stack.to(self.device)),
             sizes.to(self.device),
             classes=chosen,
             score_threshold=score_threshold,
-            max_detections=max_detections,
-            **decode_options,
+            **options,
         )
         originals = torch.tensor([picture.shape[1:] for picture in pictures], dtype=torch.int64)
         return [
             self._named(rescale(d, size, original))
             for d, size, original in zip(found, sizes, originals, strict=True)
         ]
+
+    def _class_ids(self, classes: Sequence[str] | str | None) -> list[int] | None:
+        if classes is None:
+            return None
+        names = [classes] if isinstance(classes, str) else list(classes)
+        if not names:
+            raise UserError(f"classes: none given; the detector knows {', '.join(self.classes)}")
+        return [self.space.id_of(name) for name in names]
 
     def _named(self, detections: Detections) -> Detections:
         names = tuple(self.classes[label] for label in detections.labels.tolist())
@@ -126,6 +144,10 @@ def as_tensor(image: AnyImage) -> Tensor:
             raise UserError(str(error)) from None
     if isinstance(image, Image.Image):
         image = np.asarray(image.convert("RGB"))
+    if not isinstance(image, np.ndarray | Tensor):
+        raise UserError(f"image: expected a file, PIL image, array or tensor, got {type(image).__name__}")
+    if 0 in image.shape:
+        raise UserError(f"image: it has no pixels, shape {list(image.shape)}")
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise UserError(
@@ -154,7 +176,9 @@ def load_detector(path: str | Path, device: str | torch.device | None = None) ->
             f"{len(unexpected)} unexpected"
         )
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Detector(model.to(chosen), space, InputSettings(**json.loads(metadata["input"])))
+    limits = json.loads(metadata["eval"])
+    decoding = {key: limits[key] for key in ("topk", "max_detections", "nms_iou")}
+    return Detector(model.to(chosen), space, InputSettings(**json.loads(metadata["input"])), decoding)
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -174,7 +198,10 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
         else:
             root = Path(path.anchor) if path.is_absolute() else Path()
             pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else str(path)
-            files = sorted(p for p in root.glob(pattern) if p.is_file())
+            try:
+                files = sorted(p for p in root.glob(pattern) if p.is_file())
+            except (ValueError, NotImplementedError):  # such as a**.jpg
+                files = []
         if not files:
             empty.append(str(given))
         found.update(dict.fromkeys(files))
@@ -188,7 +215,7 @@ def predict_files(
     files: Sequence[Path],
     classes: Sequence[str] | None = None,
     score_threshold: float = 0.3,
-    max_detections: int = 100,
+    max_detections: int | None = None,
     batch_size: int = 8,
 ) -> Iterator[tuple[Path, Tensor | None, Detections | str]]:
     """(file, picture, detections) of every file in order; (file, None, reason) where it cannot be read.

@@ -14,22 +14,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.errors import LabelError, UserError, problem_list
+from crossdet.errors import LabelError, UserError
+from crossdet.label_rules import DROPPED, RuleReader, fold, quoted, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-DROPPED = -1
-"""Unified id of a source class that the label rules drop."""
+__all__ = ["DROPPED", "LabelSpace", "check_class_names", "fold"]
 
 Pairs = Sequence[Sequence[str]]
+Names = Sequence[str] | None
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class LabelSpace:
         cls,
         datasets: Mapping[str, Sequence[str]],
         merge: Mapping[str, Any] | None = None,
-        absent: Mapping[str, Sequence[str]] | None = None,
-        distinct: Sequence[str] = (),
-        drop: Sequence[str] | Mapping[str, Sequence[str]] = (),
-        not_exhaustive: Mapping[str, Sequence[str]] | None = None,
+        absent: Mapping[str, Names] | None = None,
+        distinct: Names = (),
+        drop: Names | Mapping[str, Names] = (),
+        not_exhaustive: Mapping[str, Names] | None = None,
         overlap: Pairs = (),
-        federated: Iterable[str] = (),
+        federated: Iterable[str] | None = (),
     ) -> LabelSpace:
         """Merges the datasets' classes.
 
@@ -73,11 +73,12 @@ class LabelSpace:
         overlap: pairs of unified classes that one box can show at once (a close-up face and its person).
         federated: datasets whose images say themselves what was verified (LVIS, Open Images).
 
+        Apart from `datasets` every argument may be None, and one name may stand for a list of one.
+
         Raises `LabelError` that lists all mistakes.
         """
-        return _Builder(datasets).build(
-            merge or {}, absent or {}, distinct, drop, not_exhaustive or {}, overlap, federated
-        )
+        rules = RuleReader(datasets).read(merge, absent, distinct, drop, not_exhaustive, overlap, federated)
+        return cls(**vars(rules))
 
     # ------------------------------------------------------------------ ids
 
@@ -98,7 +99,7 @@ class LabelSpace:
     def id_of(self, unified: str) -> int:
         """Unified id of a unified class name. Raises `LabelError` for an unknown name."""
         if unified not in self.classes:
-            raise LabelError(_unknown("class", unified, self.classes))
+            raise LabelError(unknown("class", unified, self.classes))
         return self.classes.index(unified)
 
     def ids(self, dataset: str, names: Sequence[str]) -> NDArray[np.int64]:
@@ -117,11 +118,18 @@ class LabelSpace:
     # ------------------------------------------------------------------ relations (numpy inside)
 
     @cached_property
+    def source_counts(self) -> NDArray[np.int64]:
+        """`[K, C]` how many of its own classes dataset k maps to unified class c."""
+        counts = np.zeros((len(self.datasets), len(self.classes)), np.int64)
+        for row, sources in enumerate(self.sources):
+            kept = [unified for unified in sources.values() if unified != DROPPED]
+            np.add.at(counts[row], kept, 1)
+        return counts
+
+    @cached_property
     def annotated_array(self) -> NDArray[np.bool_]:
         """`[K, C]` bool."""
-        annotated = np.zeros((len(self.datasets), len(self.classes)), bool)
-        for row, sources in enumerate(self.sources):
-            annotated[row, [unified for unified in sources.values() if unified != DROPPED]] = True
+        annotated: NDArray[np.bool_] = self.source_counts > 0
         return annotated
 
     @cached_property
@@ -155,6 +163,8 @@ class LabelSpace:
         The image-level arguments (unified ids) are for federated datasets: `negatives` were verified to be
         absent, `present` have boxes in the image, `not_exhaustive` are labelled only in part. An image trusts
         its verified negatives and the classes it has boxes of, minus its not-exhaustive ones, plus `absent`.
+        A class merged from several of the dataset's own is verified only where all of them are ("no car" says
+        nothing about trucks); `crossdet.data.federated.verified_classes` works that out from an index.
         """
         return self.trusted_row(self.dataset_index(dataset), negatives, present, not_exhaustive)
 
@@ -216,8 +226,8 @@ class LabelSpace:
             for row, names in joined.items():
                 if names != widest and (row, class_id) not in self.not_exhaustive_pairs:
                     hints.append(
-                        f"{name!r}: {self.datasets[row]} brings only {_names(names)}, not "
-                        f"{_names(widest - names)}; if its pictures show them, say "
+                        f"{name!r}: {self.datasets[row]} brings only {quoted(names)}, not "
+                        f"{quoted(widest - names)}; if its pictures show them, say "
                         f"`labels.not_exhaustive: {{{self.datasets[row]}: [{name}]}}`"
                     )
         return hints
@@ -274,249 +284,18 @@ class LabelSpace:
         )
 
 
-def fold(name: str) -> str:
-    """A class name without case, plural and separators: `Traffic_Lights` and `traffic light` are equal."""
-    words = name.casefold().replace("_", " ").replace("-", " ").split()
-    return " ".join(_singular(word) for word in words)
-
-
-def _singular(word: str) -> str:
-    if word in ("people", "persons"):
-        return "person"
-    if word.endswith("ies") and len(word) > 4:
-        return word[:-3] + "y"
-    if word.endswith(("ches", "shes", "sses", "xes")):
-        return word[:-2]
-    if word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 3:
-        return word[:-1]
-    return word
-
-
 def _tensor(array: NDArray[Any]) -> Tensor:
     import torch
 
     return torch.from_numpy(array.copy())
 
 
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in sorted(names))
-
-
-def _unknown(what: str, name: str, known: Sequence[str]) -> str:
-    close = get_close_matches(name, known, 1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    return f"unknown {what} {name!r}; {hint}"
-
-
-class _Builder:
-    """Collects the mistakes of all rules before it gives up; lives for one `LabelSpace.build`."""
-
-    def __init__(self, datasets: Mapping[str, Sequence[str]]) -> None:
-        self.names = {dataset: list(classes) for dataset, classes in datasets.items()}
-        self.problems: list[str] = []
-        if not datasets:
-            self.problems.append("datasets: none given")
-        for dataset, classes in self.names.items():
-            if not dataset or "/" in dataset:
-                self.problems.append(f"datasets: name {dataset!r} must not be empty or hold a '/'")
-            if not classes:
-                self.problems.append(f"datasets.{dataset}: no classes")
-            twice = sorted({name for name in classes if classes.count(name) > 1})
-            if twice:
-                self.problems.append(f"datasets.{dataset}: class {_names(twice)} is listed twice")
-        self.known = [f"{dataset}/{name}" for dataset, names in self.names.items() for name in names]
-
-    def build(
-        self,
-        merge: Mapping[str, Any],
-        absent: Mapping[str, Sequence[str]],
-        distinct: Sequence[str],
-        drop: Sequence[str] | Mapping[str, Sequence[str]],
-        not_exhaustive: Mapping[str, Sequence[str]],
-        overlap: Pairs,
-        federated: Iterable[str],
-    ) -> LabelSpace:
-        dropped = self._dropped(drop)
-        merged, same_names = self._merged(merge, dropped)
-        unified = self._unified_names(merged, same_names, self._distinct(distinct, merged, dropped), dropped)
-        classes = tuple(dict.fromkeys(unified[source] for source in self.known if source not in dropped))
-        if not classes and not self.problems:
-            self.problems.append("drop: no class is left")
-        sources = tuple(
-            {
-                name: DROPPED if f"{d}/{name}" in dropped else classes.index(unified[f"{d}/{name}"])
-                for name in names
-            }
-            for d, names in self.names.items()
-        )
-        space = LabelSpace(
-            datasets=tuple(self.names),
-            classes=classes,
-            sources=sources,
-            absent_pairs=self._pairs("absent", absent, classes),
-            not_exhaustive_pairs=self._pairs("not_exhaustive", not_exhaustive, classes),
-            overlap_pairs=self._overlap(overlap, classes),
-            federated=self._rows("federated", federated),
-        )
-        self._contradictions(space)
-        if self.problems:
-            raise LabelError(problem_list(f"labels: {len(self.problems)} mistake(s)", self.problems))
-        return space
-
-    def _source(self, key: str, source: Any) -> str | None:
-        if source in self.known:
-            return str(source)
-        self.problems.append(f"{key}: {_unknown('source class', str(source), self.known)}")
-        return None
-
-    def _dropped(self, drop: Sequence[str] | Mapping[str, Sequence[str]]) -> set[str]:
-        if isinstance(drop, Mapping):
-            drop = [f"{dataset}/{name}" for dataset, names in drop.items() for name in names]
-        return {source for entry in drop if (source := self._source("drop", entry))}
-
-    def _merged(self, merge: Mapping[str, Any], dropped: set[str]) -> tuple[dict[str, str], bool]:
-        """source -> unified name of its merge group; and whether identical names merge by themselves."""
-        merged: dict[str, str] = {}
-        same_names = merge.get("same_names", False)
-        if not isinstance(same_names, bool):
-            self.problems.append(f"merge.same_names: {same_names!r} is not true or false")
-        for target, members in merge.items():
-            if target == "same_names":
-                continue
-            if isinstance(members, str) or not isinstance(members, Sequence) or not members:
-                self.problems.append(
-                    f"merge.{target}: {members!r} is not a list of source classes 'dataset/name'"
-                )
-                continue
-            for member in members:
-                source = self._source(f"merge.{target}", member)
-                if source is None:
-                    continue
-                if source in merged:
-                    self.problems.append(
-                        f"merge.{target}: {source!r} is already merged into {merged[source]!r}"
-                    )
-                elif source in dropped:
-                    self.problems.append(
-                        f"merge.{target}: {source!r} is also in `drop`; take it out of one of them"
-                    )
-                else:
-                    merged[source] = target
-        return merged, bool(same_names)
-
-    def _distinct(self, distinct: Sequence[str], merged: Mapping[str, str], dropped: set[str]) -> set[str]:
-        chosen = set()
-        for entry in distinct:
-            matches = [s for s in self.known if entry in (s, s.split("/", 1)[1])]
-            free = [s for s in matches if s not in merged and s not in dropped]
-            if not matches:
-                names = sorted({s.split("/", 1)[1] for s in self.known})
-                self.problems.append(f"distinct: {_unknown('class', entry, names)}")
-            elif not free:
-                self.problems.append(
-                    f"distinct: {entry!r} is merged or dropped everywhere; take it out of one"
-                )
-            chosen.update(free)
-        return chosen
-
-    def _unified_names(
-        self, merged: Mapping[str, str], same_names: bool, distinct: set[str], dropped: set[str]
-    ) -> dict[str, str]:
-        unified: dict[str, str] = {}
-        holders: dict[str, list[str]] = {}
-        for source in self.known:
-            if source in dropped:
-                continue
-            name = source.split("/", 1)[1]
-            unified[source] = merged.get(source) or (source if source in distinct else name)
-            if source not in merged:
-                holders.setdefault(unified[source], []).append(source)
-        for name, sources in holders.items():
-            if name in merged.values() and not same_names:
-                self.problems.append(
-                    f"merge.{name}: {', '.join(sources)} has the name of this group but is not in it; "
-                    f"add it to the group, or list {name!r} under `distinct`"
-                )
-            elif len(sources) > 1 and not same_names:
-                self.problems.append(
-                    f"class {name!r} is in several datasets ({', '.join(sources)}): merge them "
-                    f"(`merge: {{{name}: [{', '.join(sources)}]}}` or `merge: {{same_names: true}}`) "
-                    f"or list {name!r} under `distinct`"
-                )
-        self._half_merged(merged, holders, distinct)
-        return unified
-
-    def _half_merged(
-        self, merged: Mapping[str, str], holders: Mapping[str, list[str]], distinct: set[str]
-    ) -> None:
-        """A name merged in one dataset and left alone in another would make the two each other's negatives."""
-        for source, group in merged.items():
-            dataset, name = source.split("/", 1)
-            for other in holders.get(name, []):
-                if name != group and other not in distinct and other.split("/", 1)[0] != dataset:
-                    self.problems.append(
-                        f"merge.{group}: {source} is in this group but {other}, of the same name, is not; "
-                        f"add it to the group, or list {name!r} under `distinct`"
-                    )
-
-    def _rows(self, key: str, datasets: Iterable[str]) -> frozenset[int]:
-        known = list(self.names)
-        rows = set()
-        for dataset in datasets:
-            if dataset in known:
-                rows.add(known.index(dataset))
-            else:
-                self.problems.append(f"{key}: {_unknown('dataset', dataset, known)}")
-        return frozenset(rows)
-
-    def _pairs(
-        self, key: str, entries: Mapping[str, Sequence[str]], classes: tuple[str, ...]
-    ) -> frozenset[tuple[int, int]]:
-        pairs = set()
-        for dataset, names in entries.items():
-            for row in self._rows(key, [dataset]):
-                for name in [names] if isinstance(names, str) else names:
-                    if name in classes:
-                        pairs.add((row, classes.index(name)))
-                    else:
-                        self.problems.append(f"{key}.{dataset}: {_unknown('unified class', name, classes)}")
-        return frozenset(pairs)
-
-    def _overlap(self, overlap: Pairs, classes: tuple[str, ...]) -> frozenset[tuple[int, int]]:
-        pairs = set()
-        for pair in overlap:
-            if isinstance(pair, str) or len(pair) != 2 or pair[0] == pair[1]:
-                self.problems.append(f"overlap: {pair!r} is not a pair of two different unified classes")
-                continue
-            unknown = [name for name in pair if name not in classes]
-            self.problems.extend(f"overlap: {_unknown('unified class', n, classes)}" for n in unknown)
-            if not unknown:
-                a, b = sorted(classes.index(name) for name in pair)
-                pairs.add((a, b))
-        return frozenset(pairs)
-
-    def _contradictions(self, space: LabelSpace) -> None:
-        if self.problems:
-            return
-        annotated = space.annotated_array
-        for row, c in sorted(space.absent_pairs):
-            where = f"{space.datasets[row]}: [{space.classes[c]}]"
-            if annotated[row, c]:
-                self.problems.append(f"absent.{where}: but this dataset labels the class")
-        for row, c in sorted(space.not_exhaustive_pairs):
-            where = f"{space.datasets[row]}: [{space.classes[c]}]"
-            if not annotated[row, c]:
-                self.problems.append(
-                    f"not_exhaustive.{where}: this dataset does not label the class at all, so it is "
-                    f"avoided already; take the entry out"
-                )
-
-
 def check_class_names(dataset: str, trained: Sequence[str], found: Sequence[str], where: str) -> None:
     """Raises `UserError` if a split brings classes that the training split does not know."""
-    unknown = [name for name in found if name not in trained]
-    if unknown:
+    strange = [name for name in found if name not in trained]
+    if strange:
         raise UserError(
-            f"{where}: class {_names(unknown)} is not among the classes of the training split of {dataset!r} "
-            f"({', '.join(trained)}); list all classes under `datasets.{dataset}.classes`"
+            f"{where}: class {quoted(strange)} is not among the classes of the training split of {dataset!r} "
+            f"({', '.join(trained)}); add the class to the training file's categories, or remove it from the "
+            f"val split; for voc list all classes under `datasets.{dataset}.classes`"
         )

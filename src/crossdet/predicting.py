@@ -12,9 +12,9 @@ from typing import Any
 from PIL import Image
 
 from crossdet.errors import UserError
+from crossdet.evaluation.showing import draw_detections
 from crossdet.inference import find_images, load_detector, predict_files
 from crossdet.jsonfiles import write_json
-from crossdet.pictures import class_colour, draw_boxes
 from crossdet.types import Detections
 
 
@@ -42,7 +42,7 @@ def predict_to_folder(
     folder: Path,
     classes: Sequence[str] | None = None,
     score_threshold: float = 0.3,
-    max_detections: int = 100,
+    max_detections: int | None = None,
     pictures: bool = True,
     coco: Path | None = None,
 ) -> Summary:
@@ -54,8 +54,12 @@ def predict_to_folder(
 
     Raises `UserError` for weights, images or classes that do not exist.
     """
-    detector = load_detector(weights)
     files = find_images(images)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder}: {error.strerror or error}") from None
+    detector = load_detector(weights)
     ids = None if coco is None else _coco_ids(coco)
     entries: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
@@ -86,25 +90,17 @@ def predict_to_folder(
     return Summary(folder, len(entries), dict(counts.most_common()), lost)
 
 
-def draw_detections(image: Image.Image, found: Detections) -> Image.Image:
-    """A copy of the picture with boxes, class names and scores."""
-    names = found.names or [str(label) for label in found.labels.tolist()]
-    return draw_boxes(
-        image,
-        [(x1, y1, x2, y2) for x1, y1, x2, y2 in found.boxes.tolist()],
-        [f"{name} {score:.2f}" for name, score in zip(names, found.scores.tolist(), strict=True)],
-        [class_colour(label) for label in found.labels.tolist()],
-    )
-
-
 def _picture_names(files: Sequence[Path]) -> dict[Path, str]:
-    """A file name for every drawn picture; numbered where two inputs share a name."""
-    taken: Counter[str] = Counter()
+    """A file name for every drawn picture; numbered where it is taken already."""
+    taken: set[str] = set()
     names = {}
     for file in files:
-        taken[file.stem] += 1
-        suffix = f"_{taken[file.stem]}" if taken[file.stem] > 1 else ""
-        names[file] = f"{file.stem}{suffix}.jpg"
+        name, number = file.stem, 1
+        while name in taken:
+            number += 1
+            name = f"{file.stem}_{number}"
+        taken.add(name)
+        names[file] = f"{name}.jpg"
     return names
 
 

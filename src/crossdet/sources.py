@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,13 @@ class Sources:
     val: dict[str, Index]
 
 
-def open_sources(config: Config, splits: Sequence[str] = SPLITS) -> Sources:
+def open_sources(
+    config: Config, splits: Sequence[str] = SPLITS, known_classes: Mapping[str, Sequence[str]] | None = None
+) -> Sources:
     """Reads the splits and merges the labels.
+
+    The label rules speak of all datasets, also of those that have none of the wanted `splits`: their class names
+    come from `known_classes` (dataset -> names, e.g. of a trained detector), else from their training files.
 
     Raises `UserError` with the mistakes of all datasets; label rules are looked at once all files are readable.
     """
@@ -46,7 +52,12 @@ def open_sources(config: Config, splits: Sequence[str] = SPLITS) -> Sources:
                 found[split][name] = _share(index, dataset) if split == "train" else index
     if problems:
         raise UserError(problem_list(f"{len(problems)} split(s) cannot be read", problems))
-    space = build_space(config, found["train"], found["val"])
+    names = dict(known_classes or {})
+    for name, dataset in config.datasets.items():
+        if "train" not in splits and name not in names and dataset.train is not None:
+            with suppress(UserError):  # the training files need not be here; then the other split has to do
+                names[name] = open_split(dataset, "train", dataset.train).classes
+    space = build_space(config, found["train"], found["val"], names)
     return Sources(space, found["train"], found["val"])
 
 
@@ -67,16 +78,21 @@ def open_split(dataset: DatasetConfig, split: str, given: SplitConfig | Index) -
     return read_split(dataset.format, files)
 
 
-def build_space(config: Config, train: dict[str, Index], val: dict[str, Index]) -> LabelSpace:
-    """Label space of the config over the classes that the indexes bring."""
+def build_space(
+    config: Config, train: dict[str, Index], val: dict[str, Index], known_classes: Mapping[str, Sequence[str]]
+) -> LabelSpace:
+    """Label space of the config over the classes that the indexes bring, or that are known without them."""
     classes: dict[str, Sequence[str]] = {}
     federated = []
     for name, dataset in config.datasets.items():
         indexes = [split[name] for split in (train, val) if name in split]
-        if not indexes:
+        if name not in train and name in known_classes:
+            classes[name] = known_classes[name]
+        elif indexes:
+            classes[name] = indexes[0].classes
+        else:
             continue
-        classes[name] = indexes[0].classes
-        for index in indexes[1:]:
+        for index in indexes:
             check_class_names(name, classes[name], index.classes, f"datasets.{name}.val")
         said = dataset.federated
         if said or (said is None and any(index.federated for index in indexes)):

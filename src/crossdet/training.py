@@ -27,7 +27,7 @@ from crossdet.checkpoint import (
     save_weights,
 )
 from crossdet.data.hybrid import HybridDataset
-from crossdet.data.loading import MicroBatches, epoch_batches, make_loader
+from crossdet.data.loading import MicroBatches, epoch_batches, make_loader, next_batch
 from crossdet.errors import RunError
 from crossdet.jsonfiles import write_json
 from crossdet.models.retinanet import RetinaNet
@@ -265,7 +265,7 @@ def _optimiser_step(
         group["lr"] = rate
     losses: dict[str, Tensor] = {}
     for micro in range(recipe.accumulate):
-        batch = next(stream).to(run.fabric.device, non_blocking=True)
+        batch = next_batch(stream).to(run.fabric.device, non_blocking=True)
         for line in batch.unreadable:
             if line not in run.progress.unreadable:
                 run.progress.unreadable.append(line)
@@ -399,10 +399,13 @@ class _Run:
     def save_state(self) -> None:
         """Everything that the next step depends on; the random state is for backbones with dropout."""
         self.stop_if_diverged()
-        random_states: list[Any] = [torch.get_rng_state()]
+        mine = [torch.get_rng_state()]
+        if self.fabric.device.type == "cuda":
+            mine.append(torch.cuda.get_rng_state(self.fabric.device))
+        random_states: list[Any] = [mine]
         if self.fabric.world_size > 1:
             random_states = [None] * self.fabric.world_size
-            torch.distributed.all_gather_object(random_states, torch.get_rng_state())
+            torch.distributed.all_gather_object(random_states, mine)
         sums = None
         if self.totals is not None:  # every process keeps its own share; the file has room for the sum only
             sums = _sum_over_ranks(self.fabric, self.totals.sums)
@@ -430,7 +433,10 @@ class _Run:
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.progress = Progress(**state["progress"])
         if len(state["random"]) == self.fabric.world_size:
-            torch.set_rng_state(state["random"][self.fabric.global_rank])
+            mine = state["random"][self.fabric.global_rank]
+            torch.set_rng_state(mine[0])
+            if self.fabric.device.type == "cuda" and len(mine) > 1:
+                torch.cuda.set_rng_state(mine[1], self.fabric.device)
         if state["totals"] is not None:
             self.totals = DatasetTotals(state["names"], self.fabric.device)
             if self.fabric.is_global_zero:

@@ -21,6 +21,12 @@ IGNORE = -2
 """Label of an anchor between the IoU thresholds: in no term of the loss."""
 
 
+PYRAMID_STRIDES = (8, 16, 32, 64, 128)
+"""Strides of the pyramid levels P3 to P7."""
+PAD_DIVISOR = 32
+"""Batches are padded to a multiple of the coarsest backbone stride; few different shapes occur, too."""
+
+
 class Flag(IntFlag):
     """What a box is besides an ordinary object; one uint8 bit set per box.
 

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torchvision.ops import box_iou
 
-from crossdet import UserError, cli, evaluate, load_detector, predict
+from crossdet import UserError, api, cli, evaluate, load_detector, predict, train
 from crossdet.api import mean_colour
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError
@@ -459,3 +459,55 @@ def test_detections_on_regions_are_neither_right_nor_wrong():
     assert scores(right, (1, (0.0, 0.0, 9.0, 9.0), 0.9)) == pytest.approx(
         0.5
     )  # in an image with no box at all
+
+
+# ------------------------------------------------------------------------------------ label rules and splits
+
+
+def train_only_config(world, tmp_path):
+    """The faces have no `val` split, but the label rules speak of them."""
+    changes = {"datasets.faces.val": None, "labels": {"merge": {"head": ["faces/face"]}}}
+    return world.config({**changes, "train.max_steps": 1})
+
+
+def test_label_rules_may_name_datasets_without_the_scored_split(world, tmp_path):
+    config = train_only_config(world, tmp_path)
+    train(config, output=tmp_path / "run")
+    assert set(evaluate(tmp_path / "run", config)["datasets"]) == {"cars"}
+
+
+def test_a_finished_run_holds_pictures_of_what_it_finds(trained):
+    names = [path.name for path in (trained.folder / "pictures").glob("*.jpg")]
+    assert {name.split("_")[0] for name in names} == {"cars", "faces"}
+
+
+def test_named_protocols_that_are_not_there_yet_say_so(world, tmp_path):
+    config = world.config({"datasets.faces.protocol": "wider_face", "train.max_steps": 1})
+    metrics = train(config, output=tmp_path / "run")["metrics"]
+    assert metrics["datasets"]["faces"]["protocol"] == "coco"
+    assert "faces: wider_face is not there yet, so the scores are COCO-style" in api.metrics_table(metrics)
+
+
+def test_decoding_limits_travel_with_the_weights(world, tmp_path):
+    train(
+        world.config({"eval.max_detections": 7, "eval.nms_iou": 0.4, "train.max_steps": 1}),
+        output=tmp_path / "r",
+    )
+    detector = load_detector(tmp_path / "r")
+    assert detector.decoding == {"topk": 1000, "max_detections": 7, "nms_iou": 0.4}
+    picture = np.zeros((48, 64, 3), np.uint8)
+    assert len(detector(picture, score_threshold=0.0)) == 7
+    assert len(detector(picture, score_threshold=0.0, max_detections=3)) == 3
+
+
+def test_odd_arguments_of_a_detector(trained):
+    detector = load_detector(trained.folder)
+    picture = np.zeros((48, 64, 3), np.uint8)
+    assert detector.batch([]) == []
+    assert len(detector(picture, classes="car")) == len(detector(picture, classes=["car"]))
+    with pytest.raises(UserError, match="none given"):
+        detector(picture, classes=[])
+    with pytest.raises(UserError, match="got NoneType"):
+        detector(None)
+    with pytest.raises(UserError, match="no pixels"):
+        detector(np.zeros((0, 64, 3), np.uint8))

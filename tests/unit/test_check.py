@@ -244,7 +244,7 @@ def test_no_images_and_no_boxes(tmp_path):
     bare = make(tmp_path / "b", ("dog",), [[], []])
     report = inspect(configured({"a": {"train": empty}, "b": {"train": bare, "val": bare}}))
     assert "datasets.a.train: no images" in report.errors
-    assert "datasets.b.train: no boxes, so there is nothing to learn from it" in report.errors
+    assert "datasets.b.train: no boxes; it only gives negatives from its background" in report.warnings
     assert "b val: no boxes, so it gives no score" in report.warnings
     assert all(anchors.recall is None for anchors in report.anchors)
     assert printed(report)

@@ -140,12 +140,12 @@ def test_wording(tmp_path, text, expected):
         ("a:", "`datasets.a`: expected `train`, `val` or both"),
         ("a: {format: coco, train: x.json}", '`datasets.a.train`: expected a mapping, got "x.json"'),
         (
-            "a: {format: coco, train: {}, protocol: voc}",
-            "protocol `voc` comes with a later release; use `coco`",
+            "a: {format: coco, train: {}, protocol: lvis}",
+            '`datasets.a.protocol`: expected one of coco, voc, wider_face, wider_pedestrian, got "lvis"',
         ),
         (
             "a: {format: coco, train: {}, protocol: [x]}",
-            '`datasets.a.protocol`: expected one of coco, got "x"',
+            '`datasets.a.protocol`: expected one of coco, voc, wider_face, wider_pedestrian, got "x"',
         ),
         ("a: {format: coco, train: {}, part: 3/2}", '`datasets.a.part`: expected "i/n" with i from 1 to n'),
         (
@@ -335,3 +335,11 @@ def test_an_index_from_python(tmp_path):
 def test_needs_no_torch():
     code = "import sys, crossdet.config; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_index_alone_is_a_dataset_to_train_on():
+    builder = IndexBuilder("/pictures")
+    builder.image("a.jpg", 10, 10)
+    config = Config.from_dict({"datasets": {"a": builder.build(["x"])}})
+    assert config.datasets["a"].train.classes == ("x",)
+    assert config.datasets["a"].val is None

@@ -26,6 +26,7 @@ from crossdet.data.loading import (
     epoch_batches,
     epoch_rows,
     make_loader,
+    next_batch,
     sequential_batches,
 )
 from crossdet.data.transforms import Augment, Resize, resized
@@ -760,3 +761,23 @@ def test_batches_are_the_same_for_any_number_of_workers(parts, space):
             assert torch.equal(x.labels, y.labels)
             assert torch.equal(x.flags, y.flags)
     assert sum(len(batch.unreadable) for batch in alone) == 1
+
+
+def test_loading_leaves_the_global_random_state_alone(parts, space):
+    """A resumed run opens the loader once more than one that ran through; dropout must not notice."""
+    dataset = HybridDataset(parts, space, Augment(64, 96, scale_jitter=(0.5, 1.5)))
+    before = torch.get_rng_state()
+    list(make_loader(dataset, [[Draw(0, 1), Draw(1, 2)]]))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_error_in_a_worker_comes_without_its_traceback():
+    def broken():
+        raise RunError(
+            "Caught RunError in DataLoader worker process 0.\nOriginal Traceback ...\n"
+            "crossdet.errors.RunError: 20 images in a row cannot be read, the last one: x.jpg"
+        )
+        yield
+
+    with pytest.raises(RunError, match=r"^20 images in a row cannot be read, the last one: x\.jpg$"):
+        next_batch(broken())

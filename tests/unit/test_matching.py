@@ -9,9 +9,9 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou
 
 from crossdet.models import matching
-from crossdet.models.anchors import STRIDES, cell_anchors, decode_boxes, encode_boxes, grid_anchors
+from crossdet.models.anchors import cell_anchors, decode_boxes, encode_boxes, grid_anchors
 from crossdet.models.matching import label_anchors
-from crossdet.types import BACKGROUND, IGNORE, Annotations, Flag
+from crossdet.types import BACKGROUND, IGNORE, PYRAMID_STRIDES, Annotations, Flag
 
 ALL_ANCHORS = torch.cat(
     [
@@ -75,7 +75,7 @@ def test_ratio_is_height_over_width():
 
 def test_area_is_scale_times_stride_squared_and_not_rounded():
     scales, ratios = [4, 5.03, 6.35], [0.5, 1.0, 2.44]
-    for stride in STRIDES:
+    for stride in PYRAMID_STRIDES:
         cells = cell_anchors(stride, scales, ratios).double()
         area = (cells[:, 2] - cells[:, 0]) * (cells[:, 3] - cells[:, 1])
         assert area.tolist() == pytest.approx([(s * stride) ** 2 for _ in ratios for s in scales], rel=1e-6)

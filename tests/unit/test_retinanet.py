@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from crossdet.errors import UserError
 from crossdet.models import backbones
-from crossdet.models.anchors import STRIDES
 from crossdet.models.backbones import Backbone, freeze_batch_norm, load_backbone_weights, read_state
 from crossdet.models.retinanet import CoarseLevels, Outputs, RetinaNet
-from crossdet.types import Annotations, Batch, Flag
+from crossdet.types import PYRAMID_STRIDES, Annotations, Batch, Flag
 
 CLASSES = 4
 
@@ -97,7 +96,7 @@ def test_grids_follow_the_padded_size(model, size):
     height, width = (-(-side // 32) * 32 for side in size)
     features = model.features(pictures(2, *size))
     want = []
-    for stride in STRIDES:
+    for stride in PYRAMID_STRIDES:
         want.append((math.ceil(height / stride), math.ceil(width / stride)))
     assert [tuple(f.shape) for f in features] == [(2, 32, h, w) for h, w in want]
     outputs = model.head(features)
@@ -175,7 +174,7 @@ def test_state_holds_normalisation_and_no_derived_buffer(model):
 
 def outputs_with(model: RetinaNet, found: list[tuple[int, int, int, float]], images: int = 1) -> Outputs:
     """Outputs for 128 x 128 that are silent but for (level, row, class, logit), boxes = anchors."""
-    grids = [(math.ceil(128 / s), math.ceil(128 / s)) for s in STRIDES]
+    grids = [(math.ceil(128 / s), math.ceil(128 / s)) for s in PYRAMID_STRIDES]
     logits = [torch.full((images, h * w * model.num_anchors, CLASSES), -20.0) for h, w in grids]
     deltas = [torch.zeros(images, h * w * model.num_anchors, 4) for h, w in grids]
     for level, row, cls, logit in found:
@@ -184,7 +183,7 @@ def outputs_with(model: RetinaNet, found: list[tuple[int, int, int, float]], ima
 
 
 def row_of(level: int, i: int, j: int, a: int = 3) -> int:
-    return (i * math.ceil(128 / STRIDES[level]) + j) * 9 + a
+    return (i * math.ceil(128 / PYRAMID_STRIDES[level]) + j) * 9 + a
 
 
 SIZES = torch.tensor([[128, 128]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,13 +20,14 @@ from crossdet.check.report import (
     Report,
     SplitReport,
 )
-from crossdet.config import Config
-from crossdet.data.anchor_stats import STRIDES, best_anchor_iou, resized_boxes, resized_sizes
-from crossdet.data.index import Index, Ragged
+from crossdet.config import SCORED_PROTOCOLS, Config
+from crossdet.data.anchor_stats import best_anchor_iou, resized_boxes, resized_sizes
+from crossdet.data.federated import verified_classes
+from crossdet.data.index import Index
 from crossdet.data.reading import IMAGE_REASONS
 from crossdet.labels import DROPPED, LabelSpace
 from crossdet.sources import SPLITS, Sources, open_sources
-from crossdet.types import REGION_FLAGS, Flag
+from crossdet.types import PYRAMID_STRIDES, REGION_FLAGS, Flag
 
 LOW_RECALL = 0.9
 """Below it boxes are missed by the anchors often enough to cost accuracy: a warning."""
@@ -87,7 +89,7 @@ def inspect(config: Config, max_images: int | None = None) -> Report:
         anchors=anchors,
         duplicates=duplicates,
         max_images=max_images,
-        errors=tuple(_errors(splits)),
+        errors=tuple(_errors(config, splits)),
         warnings=tuple(warnings),
         notes=tuple(_notes(config, sources, splits, duplicates)),
     )
@@ -182,7 +184,7 @@ class _Trusting(NamedTuple):
 def _trusting_images(space: LabelSpace, dataset: str, index: Index, ids: NDArray[np.int64]) -> _Trusting:
     """`[C]` images whose background is a negative for the class, and images that avoid some class.
 
-    The rule is `LabelSpace.trusted_row`, here for all images at once.
+    The rule is that of `HybridDataset`, here for all images at once.
     """
     row, classes = space.dataset_index(dataset), len(space.classes)
     always = ~space.avoid_array[row]
@@ -190,22 +192,9 @@ def _trusting_images(space: LabelSpace, dataset: str, index: Index, ids: NDArray
     if row not in space.federated:
         return _Trusting(per_class, 0 if always.all() else len(index))
 
-    def keys(images: NDArray[np.int64], labels: NDArray[np.integer]) -> NDArray[np.int64]:
-        unified = np.where(labels >= 0, ids[labels], DROPPED)
-        return np.unique((images * classes + unified)[unified != DROPPED])
-
-    def listed(lists: Ragged | None) -> NDArray[np.int64]:
-        if lists is None:
-            return np.zeros(0, np.int64)
-        return keys(np.repeat(np.arange(len(index)), np.diff(lists.offsets)), np.asarray(lists.values))
-
-    verified = np.union1d(keys(index.image_of_box(), np.asarray(index.labels)), listed(index.negatives))
-    verified = np.setdiff1d(verified, listed(index.not_exhaustive))
-    in_part = np.zeros(classes, bool)
-    in_part[[c for r, c in space.not_exhaustive_pairs if r == row]] = True
-    verified = verified[~(in_part | always)[verified % classes]]
-    per_class += np.bincount(verified % classes, minlength=classes)
-    per_image = np.bincount(verified // classes, minlength=len(index)) + int(always.sum())
+    images, verified = verified_classes(index, ids, space, row, range(len(index)))
+    per_class += np.bincount(verified, minlength=classes)
+    per_image = np.bincount(images, minlength=len(index)) + int(always.sum())
     return _Trusting(per_class, int((per_image < classes).sum()))
 
 
@@ -243,7 +232,7 @@ def _anchor_hint(config: Config, missed: NDArray[np.float64]) -> str:
     side = missed[:, 2:] - missed[:, :2]
     length = np.sqrt(side.prod(1))
     ratio = side[:, 1] / side[:, 0]
-    smallest, largest = min(scales) * STRIDES[0], max(scales) * STRIDES[-1]
+    smallest, largest = min(scales) * PYRAMID_STRIDES[0], max(scales) * PYRAMID_STRIDES[-1]
     small, large = length < smallest, length > largest
     kinds = {
         "small": small,
@@ -271,7 +260,10 @@ def _anchor_hint(config: Config, missed: NDArray[np.float64]) -> str:
 # ------------------------------------------------------------------------------- errors, warnings and notes
 
 
-def _errors(splits: Sequence[SplitReport]) -> Iterator[str]:
+def _errors(config: Config, splits: Sequence[SplitReport]) -> Iterator[str]:
+    weights = config.model.weights
+    if isinstance(weights, Path) and not weights.is_file():
+        yield f"model.weights: {weights} does not exist; give a file, `imagenet` or `none`"
     for split in splits:
         where = f"datasets.{split.dataset}.{split.split}"
         if not split.images:
@@ -282,12 +274,12 @@ def _errors(splits: Sequence[SplitReport]) -> Iterator[str]:
             counts = ", ".join(f"{places.count:,} {kind}" for kind, places in found.items() if places.count)
             first = next(places.first[0] for places in found.values() if places.count)
             yield f"{where}: none of its image files can be used ({counts}), such as {first}"
-        if split.images and split.split == "train" and not split.boxes:
-            yield f"{where}: no boxes, so there is nothing to learn from it"
 
 
 def _split_warnings(splits: Sequence[SplitReport], space: LabelSpace) -> Iterator[str]:
     for split in splits:
+        if split.images and split.split == "train" and not split.boxes:
+            yield f"datasets.{split.dataset}.train: no boxes; it only gives negatives from its background"
         where = f"{split.dataset} {split.split}"
         for what, places in (
             ("are missing", split.files.missing),
@@ -347,6 +339,10 @@ def _notes(
     for dataset in sources.train:
         if dataset not in sources.val:
             yield f"{dataset} has no `val` split: no score for it"
+    for name, dataset in config.datasets.items():
+        later = [protocol for protocol in dataset.protocol if protocol not in SCORED_PROTOCOLS]
+        if later:
+            yield f"{name}: the protocol {', '.join(later)} is not there yet; it is scored COCO-style"
     if config.train.plain:
         yield "`train.plain` is on: all background is a negative for every class, avoided or not"
     for split in splits:

@@ -5,7 +5,7 @@ the types of single values, `mistakes` turns pydantic's errors into sentences, `
 Nothing below `crossdet.api` knows these classes. No torch in here.
 """
 
-from crossdet.config.fields import KNOWN_PROTOCOLS, LATER_PROTOCOLS
+from crossdet.config.fields import KNOWN_PROTOCOLS, SCORED_PROTOCOLS
 from crossdet.config.files import dump_config, load_config
 from crossdet.config.schema import (
     AnchorsConfig,
@@ -23,7 +23,7 @@ from crossdet.config.schema import (
 
 __all__ = [
     "KNOWN_PROTOCOLS",
-    "LATER_PROTOCOLS",
+    "SCORED_PROTOCOLS",
     "AnchorsConfig",
     "AugmentConfig",
     "Config",

@@ -24,8 +24,9 @@ from pydantic_core import PydanticCustomError
 
 from crossdet.config.mistakes import show
 
-KNOWN_PROTOCOLS = frozenset({"coco"})
-LATER_PROTOCOLS = frozenset({"voc", "wider_face", "wider_pedestrian"})
+KNOWN_PROTOCOLS = frozenset({"coco", "voc", "wider_face", "wider_pedestrian"})
+SCORED_PROTOCOLS = frozenset({"coco"})
+"""The protocols that exist so far; a dataset with another one is scored COCO-style, and told so."""
 
 
 def _listed(value: Any) -> Any:
@@ -107,8 +108,6 @@ def _dropped(value: Any) -> Any:
 
 def _protocols(value: tuple[str, ...]) -> tuple[str, ...]:
     for name in value:
-        if name in LATER_PROTOCOLS - KNOWN_PROTOCOLS:
-            raise ValueError(f"protocol `{name}` comes with a later release; use `coco`")
         if name not in KNOWN_PROTOCOLS:
             raise ValueError(f"expected one of {', '.join(sorted(KNOWN_PROTOCOLS))}, got {show(name)}")
     return _filled(value)

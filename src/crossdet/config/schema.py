@@ -85,11 +85,17 @@ class DatasetConfig(Section):
     weight: Positive = 1.0  # factor on the probability of drawing one of its images
     repeat_threshold: OpenFraction | None = None  # LVIS repeat factors for classes rarer than this; null: off
     federated: StrictBool | None = None  # images say themselves what was verified; null: as the index says
-    classes: SomeNames | None = None  # read only these; null: all
+    classes: SomeNames | None = None  # VOC: all class names, where one split does not show them all
     difficult: Literal["positive", "ignore"] = "positive"  # what VOC's difficult objects are in training
     edition: Literal[2018, 2019] | None = None  # WIDER Pedestrian's layout
     part: Part | None = None  # "1/2": train on image rows 0, 2, 4, ...
     max_detections: Count | None = None  # in evaluation, per image; null: `eval.max_detections`
+
+    @model_validator(mode="before")
+    @classmethod
+    def _index_alone(cls, data: Any) -> Any:
+        """From Python an index alone is a dataset to train on."""
+        return {"train": data} if isinstance(data, Index) else data
 
     @property
     def part_of(self) -> tuple[int, int] | None:

@@ -11,9 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-STRIDES = (8, 16, 32, 64, 128)
-PAD_DIVISOR = 32
-"""Images are padded at the right and the bottom to a multiple of it; a batch of larger images adds anchors."""
+from crossdet.types import PAD_DIVISOR, PYRAMID_STRIDES
 
 _CHUNK = 16_384  # boxes at a time: the temporaries stay in the processor's cache
 
@@ -41,7 +39,7 @@ def best_anchor_iou(
     sizes: NDArray[np.integer],
     scales: Sequence[float],
     ratios: Sequence[float],
-    strides: Sequence[int] = STRIDES,
+    strides: Sequence[int] = PYRAMID_STRIDES,
 ) -> NDArray[np.float64]:
     """`[M]` exact IoU of every box with its best anchor, over all levels, positions and shapes.
 
@@ -100,7 +98,7 @@ def anchor_recall(
     sizes: NDArray[np.integer],
     scales: Sequence[float],
     ratios: Sequence[float],
-    strides: Sequence[int] = STRIDES,
+    strides: Sequence[int] = PYRAMID_STRIDES,
     iou: float = 0.5,
 ) -> float:
     """Share of boxes with an anchor of at least `iou`; arguments as of `best_anchor_iou`. NaN without boxes."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from crossdet.data.decoding import UnreadableImage, read_image
+from crossdet.data.federated import verified_classes
 from crossdet.data.index import Index
 from crossdet.errors import RunError
 from crossdet.labels import DROPPED, LabelSpace
@@ -164,19 +165,16 @@ class HybridDataset(Dataset[Sample]):
             labels=torch.from_numpy(unified[kept]),
             flags=torch.from_numpy(flags[kept]),
         )
-        return target, torch.from_numpy(self._trusted(part, image, unified[kept]))
+        return target, torch.from_numpy(self._trusted(part, image))
 
-    def _trusted(self, part: Part, image: int, present: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def _trusted(self, part: Part, image: int) -> NDArray[np.bool_]:
         if self.plain:
             return np.ones(len(self.space.classes), bool)
-        index = part.index
-        if index.negatives is None or index.not_exhaustive is None:
-            return self.space.trusted_row(part.row, present=present[present >= 0])
-        negatives, partial = (
-            [c for c in part.class_ids[lists[image]] if c != DROPPED]
-            for lists in (index.negatives, index.not_exhaustive)
-        )
-        return self.space.trusted_row(part.row, negatives, present[present >= 0], partial)
+        if part.row not in self.space.federated:
+            return self.space.trusted_row(part.row)
+        one = range(image, image + 1)
+        _, verified = verified_classes(part.index, part.class_ids, self.space, part.row, one)
+        return self.space.trusted_row(part.row, verified)
 
 
 def _annotated_size(index: Index, image: int) -> tuple[int, int]:

@@ -8,14 +8,12 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from crossdet.data.hybrid import Draw, HybridDataset, Sample
-from crossdet.errors import UserError
-from crossdet.types import Batch
-
-PAD_DIVISOR = 32
-"""Batches are padded to a multiple of it, so that few different shapes occur."""
+from crossdet.errors import RunError, UserError
+from crossdet.types import PAD_DIVISOR, Batch
 
 
 def epoch_rows(weights: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.int64]:
@@ -101,17 +99,23 @@ class MicroBatches(Sampler[list[Draw]]):
                 yield batch[micro * self.ranks + self.rank :: self.ranks * self.accumulate]
 
 
+def pad_images(pictures: Sequence[Tensor], fill: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """`[3, H, W]` uint8 pictures -> `[B, 3, H', W']` padded with `fill`, and their `[B, 2]` sizes before."""
+    sizes = torch.tensor([picture.shape[1:] for picture in pictures], dtype=torch.int64)
+    height, width = (int(-(-side // PAD_DIVISOR) * PAD_DIVISOR) for side in sizes.amax(0).tolist())
+    images = torch.empty((len(pictures), 3, height, width), dtype=torch.uint8)
+    images[:] = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1)
+    for row, picture in enumerate(pictures):
+        images[row, :, : picture.shape[1], : picture.shape[2]] = picture
+    return images, sizes
+
+
 def collate(samples: list[Sample], fill: Sequence[int] = (124, 116, 104)) -> Batch:
     """Samples -> `Batch`: images padded at the right and the bottom with the colour `fill`.
 
     `fill` is the mean colour of the backbone's normalisation, so that padding is close to zero after it.
     """
-    sizes = torch.tensor([sample.image.shape[1:] for sample in samples], dtype=torch.int64)
-    height, width = (int(-(-side // PAD_DIVISOR) * PAD_DIVISOR) for side in sizes.amax(0).tolist())
-    images = torch.empty((len(samples), 3, height, width), dtype=torch.uint8)
-    images[:] = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1)
-    for row, sample in enumerate(samples):
-        images[row, :, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
+    images, sizes = pad_images([sample.image for sample in samples], fill)
     return Batch(
         images=images,
         sizes=sizes,
@@ -138,7 +142,18 @@ def make_loader(
         num_workers=workers,
         collate_fn=partial(collate, fill=fill),
         pin_memory=pin_memory,
+        # else the loader draws its seed from the global generator: once more after a resume than without
+        generator=torch.Generator(),
     )
+
+
+def next_batch(batches: Iterator[Batch]) -> Batch:
+    """The next batch; an error of the package that a worker raised comes without the worker's traceback."""
+    try:
+        return next(batches)
+    except RunError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise RunError(last.removeprefix("crossdet.errors.RunError: ")) from None
 
 
 def sequential_batches(count: int, batch_size: int, rank: int = 0, ranks: int = 1) -> list[list[Draw]]:

@@ -8,9 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-STRIDES = (8, 16, 32, 64, 128)
-"""Strides of the pyramid levels P3 to P7."""
-
 _MAX_LOG_SCALE = math.log(1000 / 16)  # caps exp() at boxes of some thousand pixels, as everyone does
 
 

@@ -17,13 +17,10 @@ from torchvision.ops import FeaturePyramidNetwork, batched_nms
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from crossdet.losses import image_focal_losses, smooth_l1
-from crossdet.models.anchors import STRIDES, cell_anchors, decode_boxes, encode_boxes, grid_anchors
+from crossdet.models.anchors import cell_anchors, decode_boxes, encode_boxes, grid_anchors
 from crossdet.models.backbones import Backbone
 from crossdet.models.matching import AnchorLabels, label_anchors
-from crossdet.types import Batch, Detections
-
-SIZE_DIVISOR = 32
-"""Images are padded to a multiple of the coarsest backbone stride."""
+from crossdet.types import PAD_DIVISOR, PYRAMID_STRIDES, Batch, Detections
 
 
 class Outputs(NamedTuple):
@@ -152,7 +149,7 @@ class RetinaNet(nn.Module):
         self.box_weight = box_weight
         self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1) * 255)
-        for level, stride in enumerate(STRIDES):
+        for level, stride in enumerate(PYRAMID_STRIDES):
             self.register_buffer(f"cell_{level}", cell_anchors(stride, scales, ratios), persistent=False)
         some_overlap = overlap if overlap is not None and bool(overlap.any()) else None
         self.register_buffer("overlap", some_overlap, persistent=False)
@@ -164,7 +161,7 @@ class RetinaNet(nn.Module):
         height, width = images.shape[-2:]
         x = (images.to(self.mean.dtype) - self.mean) / self.std
         # Zero after normalisation is the mean colour: a border that is as uninformative as can be.
-        x = F.pad(x, (0, -width % SIZE_DIVISOR, 0, -height % SIZE_DIVISOR))
+        x = F.pad(x, (0, -width % PAD_DIVISOR, 0, -height % PAD_DIVISOR))
         # asked of a 3x3 weight: 1x1 ones count as contiguous in both formats
         if self.fpn.layer_blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
@@ -190,7 +187,7 @@ class RetinaNet(nn.Module):
     def anchors(self, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
         """`[H W A, 4]` xyxy anchors of every level."""
         return [
-            grid_anchors(self.get_buffer(f"cell_{level}"), grid, STRIDES[level])
+            grid_anchors(self.get_buffer(f"cell_{level}"), grid, PYRAMID_STRIDES[level])
             for level, grid in enumerate(grids)
         ]
 

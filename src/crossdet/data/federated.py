@@ -1,0 +1,55 @@
+"""Which unified classes the images of a federated dataset (LVIS, Open Images) verify. No torch in here."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdet.data.index import Index
+from crossdet.labels import DROPPED, LabelSpace
+
+Ids = NDArray[np.int64]
+
+
+def verified_classes(
+    index: Index, class_ids: Ids, space: LabelSpace, row: int, images: range
+) -> tuple[Ids, Ids]:
+    """Pairs (image, unified class), one array each, where the image's background is a negative for the class.
+
+    An image has verified a class of its dataset that it has boxes of or lists under `negatives`, unless it lists
+    it under `not_exhaustive`. It has verified a unified class if that is so for every class that the dataset
+    merges into it: an image without cars may show trucks, so it is no negative for `vehicle`. Classes under the
+    rule `labels.not_exhaustive` are left out; `absent` ones, which no image has to verify, do not appear.
+
+    Args:
+        index: the images, with or without `negatives`.
+        class_ids: `[K]` unified id of each of the index's classes, or `DROPPED`.
+        space: the label space, and the dataset's row in it.
+        row: see space.
+        images: consecutive rows of the index.
+    """
+    width = max(len(index.classes), 1)
+
+    def keys(values: NDArray[np.integer], offsets: Ids) -> Ids:
+        ends = np.asarray(offsets[images.start : images.stop + 1])
+        image = np.repeat(np.arange(images.start, images.stop), np.diff(ends))
+        position = np.asarray(values[ends[0] : ends[-1]], np.int64)
+        known: Ids = image[position >= 0] * width + position[position >= 0]
+        return known
+
+    verified = keys(index.labels, index.box_offsets)
+    if index.negatives is not None:
+        verified = np.concatenate([verified, keys(index.negatives.values, index.negatives.offsets)])
+    if index.not_exhaustive is not None:
+        in_part = keys(index.not_exhaustive.values, index.not_exhaustive.offsets)
+        verified = np.setdiff1d(verified, in_part)
+    verified = np.unique(verified)
+    image, unified = verified // width, class_ids[verified % width]
+    kept = unified != DROPPED
+    classes = max(len(space.classes), 1)
+    pairs, count = np.unique(image[kept] * classes + unified[kept], return_counts=True)
+    image, unified = pairs // classes, pairs % classes
+    usable = space.source_counts[row].copy()
+    usable[[c for r, c in space.not_exhaustive_pairs if r == row]] = -1  # never reached
+    complete = count == usable[unified]
+    return image[complete], unified[complete]

@@ -1,0 +1,331 @@
+"""The label rules as a person writes them -> numbers, with all mistakes in one message.
+
+`crossdet.labels.LabelSpace.build` is the way in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from crossdet.errors import LabelError, problem_list
+
+DROPPED = -1
+"""Unified id of a source class that the label rules drop."""
+
+RowClass = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ReadRules:
+    """What the rules come to; the fields are those of `LabelSpace`."""
+
+    datasets: tuple[str, ...]
+    classes: tuple[str, ...]
+    sources: tuple[Mapping[str, int], ...]
+    absent_pairs: frozenset[RowClass]
+    not_exhaustive_pairs: frozenset[RowClass]
+    overlap_pairs: frozenset[tuple[int, int]]
+    federated: frozenset[int]
+
+
+# ------------------------------------------------------------------------------------------- names and wording
+
+
+def fold(name: str) -> str:
+    """A class name without case, plural and separators: `Traffic_Lights` and `traffic light` are equal."""
+    words = name.casefold().replace("_", " ").replace("-", " ").split()
+    return " ".join(_singular(word) for word in words)
+
+
+def _singular(word: str) -> str:
+    if word in ("people", "persons"):
+        return "person"
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith(("ches", "shes", "sses", "xes")):
+        return word[:-2]
+    if word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 3:
+        return word[:-1]
+    return word
+
+
+def quoted(names: Iterable[str]) -> str:
+    """The names for a message, sorted."""
+    return ", ".join(repr(name) for name in sorted(names))
+
+
+def unknown(what: str, name: object, known: Sequence[str]) -> str:
+    """The message for a name that is not among the known ones."""
+    close = get_close_matches(str(name), known, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    return f"unknown {what} {name!r}; {hint}"
+
+
+# ------------------------------------------------------------------------------------------- reading
+
+
+class RuleReader:
+    """Collects the mistakes of all rules before it gives up; lives for one `LabelSpace.build`.
+
+    Every rule may be None (not given); where names are expected, one text is a list of one.
+    """
+
+    def __init__(self, datasets: Any) -> None:
+        self.problems: list[str] = []
+        self.names: dict[str, list[str]] = {}
+        for dataset, classes in self._items("datasets", datasets, "class names"):
+            self.names[dataset] = self._class_names(dataset, classes)
+        if not self.names and not self.problems:
+            self.problems.append("datasets: none given")
+        self.known = [f"{dataset}/{name}" for dataset, names in self.names.items() for name in names]
+
+    def read(
+        self,
+        merge: Any,
+        absent: Any,
+        distinct: Any,
+        drop: Any,
+        not_exhaustive: Any,
+        overlap: Any,
+        federated: Any,
+    ) -> ReadRules:
+        """Raises `LabelError` that lists all mistakes."""
+        dropped = self._dropped(drop)
+        merged, same_names = self._merged(merge, dropped)
+        unified = self._unified_names(merged, same_names, self._distinct(distinct, merged, dropped), dropped)
+        classes = tuple(dict.fromkeys(unified[source] for source in self.known if source not in dropped))
+        if not classes and not self.problems:
+            self.problems.append("drop: no class is left")
+        sources = tuple(
+            {
+                name: DROPPED if f"{d}/{name}" in dropped else classes.index(unified[f"{d}/{name}"])
+                for name in names
+            }
+            for d, names in self.names.items()
+        )
+        rules = ReadRules(
+            datasets=tuple(self.names),
+            classes=classes,
+            sources=sources,
+            absent_pairs=self._pairs("absent", absent, classes),
+            not_exhaustive_pairs=self._pairs("not_exhaustive", not_exhaustive, classes),
+            overlap_pairs=self._overlap(overlap, classes),
+            federated=self._rows("federated", self._texts("federated", federated)),
+        )
+        self._contradictions(rules)
+        if self.problems:
+            raise LabelError(problem_list(f"labels: {len(self.problems)} mistake(s)", self.problems))
+        return rules
+
+    # ------------------------------------------------------------------ what was given
+
+    def _texts(self, key: str, given: Any) -> list[str]:
+        """The names in a list of names; what is none is noted."""
+        if given is None:
+            return []
+        if isinstance(given, str):
+            return [given]
+        if not isinstance(given, Iterable) or isinstance(given, (Mapping, bytes)):
+            self.problems.append(f"{key}: {given!r} is not a list of names")
+            return []
+        entries = list(given)
+        self.problems.extend(f"{key}: {e!r} is not a text" for e in entries if not isinstance(e, str))
+        return [entry for entry in entries if isinstance(entry, str)]
+
+    def _items(self, key: str, given: Any, to: str) -> Iterator[tuple[str, Any]]:
+        """The entries of a map from names; what is none is noted."""
+        if given is None:
+            return
+        if not isinstance(given, Mapping):
+            self.problems.append(f"{key}: {given!r} is not a map from dataset to {to}")
+            return
+        for name, value in given.items():
+            if isinstance(name, str):
+                yield name, value
+            else:
+                self.problems.append(f"{key}: the key {name!r} is not a text")
+
+    def _class_names(self, dataset: str, given: Any) -> list[str]:
+        before = len(self.problems)
+        if not dataset or "/" in dataset:
+            self.problems.append(f"datasets: name {dataset!r} must not be empty or hold a '/'")
+        if isinstance(given, str):
+            self.problems.append(f"datasets.{dataset}: {given!r} is not a list of class names; write [{given}]")
+            return [given]
+        names = self._texts(f"datasets.{dataset}", given)
+        if not names and len(self.problems) == before:
+            self.problems.append(f"datasets.{dataset}: no classes")
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            self.problems.append(f"datasets.{dataset}: class {quoted(twice)} is listed twice")
+        return names
+
+    def _source(self, key: str, source: object) -> str | None:
+        if source in self.known:
+            return str(source)
+        self.problems.append(f"{key}: {unknown('source class', source, self.known)}")
+        return None
+
+    # ------------------------------------------------------------------ which source class becomes which
+
+    def _dropped(self, drop: Any) -> set[str]:
+        if isinstance(drop, Mapping):
+            entries = [
+                f"{dataset}/{name}"
+                for dataset, names in self._items("drop", drop, "class names")
+                for name in self._texts(f"drop.{dataset}", names)
+            ]
+        else:
+            entries = self._texts("drop", drop)
+        return {source for entry in entries if (source := self._source("drop", entry))}
+
+    def _merged(self, merge: Any, dropped: set[str]) -> tuple[dict[str, str], bool]:
+        """source -> unified name of its merge group; and whether identical names merge by themselves."""
+        merged: dict[str, str] = {}
+        same_names = False
+        if merge is not None and not isinstance(merge, Mapping):
+            self.problems.append(f"merge: {merge!r} is not a map from unified name to source classes")
+            return merged, same_names
+        for target, members in (merge or {}).items():
+            if target == "same_names":
+                same_names = members
+                if not isinstance(members, bool):
+                    self.problems.append(f"merge.same_names: {members!r} is not true or false")
+                continue
+            if not isinstance(target, str):
+                self.problems.append(f"merge: the name {target!r} is not a text")
+                continue
+            if isinstance(members, str) or not isinstance(members, Sequence) or not members:
+                self.problems.append(
+                    f"merge.{target}: {members!r} is not a list of source classes 'dataset/name'"
+                )
+                continue
+            for member in members:
+                source = self._source(f"merge.{target}", member)
+                if source is None:
+                    continue
+                if source in merged:
+                    self.problems.append(
+                        f"merge.{target}: {source!r} is already merged into {merged[source]!r}"
+                    )
+                elif source in dropped:
+                    self.problems.append(
+                        f"merge.{target}: {source!r} is also in `drop`; take it out of one of them"
+                    )
+                else:
+                    merged[source] = target
+        return merged, bool(same_names)
+
+    def _distinct(self, distinct: Any, merged: Mapping[str, str], dropped: set[str]) -> set[str]:
+        chosen = set()
+        for entry in self._texts("distinct", distinct):
+            matches = [s for s in self.known if entry in (s, s.split("/", 1)[1])]
+            free = [s for s in matches if s not in merged and s not in dropped]
+            if not matches:
+                names = sorted({s.split("/", 1)[1] for s in self.known})
+                self.problems.append(f"distinct: {unknown('class', entry, names)}")
+            elif not free:
+                self.problems.append(
+                    f"distinct: {entry!r} is merged or dropped everywhere; take it out of one"
+                )
+            chosen.update(free)
+        return chosen
+
+    def _unified_names(
+        self, merged: Mapping[str, str], same_names: bool, distinct: set[str], dropped: set[str]
+    ) -> dict[str, str]:
+        unified: dict[str, str] = {}
+        holders: dict[str, list[str]] = {}
+        for source in self.known:
+            if source in dropped:
+                continue
+            name = source.split("/", 1)[1]
+            unified[source] = merged.get(source) or (source if source in distinct else name)
+            if source not in merged:
+                holders.setdefault(unified[source], []).append(source)
+        for name, sources in holders.items():
+            if name in merged.values() and not same_names:
+                self.problems.append(
+                    f"merge.{name}: {', '.join(sources)} has the name of this group but is not in it; "
+                    f"add it to the group, or list {name!r} under `distinct`"
+                )
+            elif len(sources) > 1 and not same_names:
+                self.problems.append(
+                    f"class {name!r} is in several datasets ({', '.join(sources)}): merge them "
+                    f"(`merge: {{{name}: [{', '.join(sources)}]}}` or `merge: {{same_names: true}}`) "
+                    f"or list {name!r} under `distinct`"
+                )
+        self._half_merged(merged, holders, distinct)
+        return unified
+
+    def _half_merged(
+        self, merged: Mapping[str, str], holders: Mapping[str, list[str]], distinct: set[str]
+    ) -> None:
+        """A name merged in one dataset and left alone in another would make the two each other's negatives."""
+        for source, group in merged.items():
+            dataset, name = source.split("/", 1)
+            for other in holders.get(name, []):
+                if name != group and other not in distinct and other.split("/", 1)[0] != dataset:
+                    self.problems.append(
+                        f"merge.{group}: {source} is in this group but {other}, of the same name, is not; "
+                        f"add it to the group, or list {name!r} under `distinct`"
+                    )
+
+    # ------------------------------------------------------------------ what is said about unified classes
+
+    def _rows(self, key: str, datasets: Iterable[str]) -> frozenset[int]:
+        known = list(self.names)
+        rows = set()
+        for dataset in datasets:
+            if dataset in known:
+                rows.add(known.index(dataset))
+            else:
+                self.problems.append(f"{key}: {unknown('dataset', dataset, known)}")
+        return frozenset(rows)
+
+    def _pairs(self, key: str, given: Any, classes: tuple[str, ...]) -> frozenset[RowClass]:
+        pairs = set()
+        for dataset, names in self._items(key, given, "unified classes"):
+            for row in self._rows(key, [dataset]):
+                for name in self._texts(f"{key}.{dataset}", names):
+                    if name in classes:
+                        pairs.add((row, classes.index(name)))
+                    else:
+                        self.problems.append(f"{key}.{dataset}: {unknown('unified class', name, classes)}")
+        return frozenset(pairs)
+
+    def _overlap(self, overlap: Any, classes: tuple[str, ...]) -> frozenset[tuple[int, int]]:
+        pairs = set()
+        if overlap is not None and (isinstance(overlap, (str, Mapping)) or not isinstance(overlap, Iterable)):
+            self.problems.append(f"overlap: {overlap!r} is not a list of pairs of unified classes")
+            return frozenset()
+        for pair in overlap or ():
+            listed = isinstance(pair, Sequence) and not isinstance(pair, (str, bytes))
+            if not listed or len(pair) != 2 or pair[0] == pair[1]:
+                self.problems.append(f"overlap: {pair!r} is not a pair of two different unified classes")
+                continue
+            strange = [name for name in pair if name not in classes]
+            self.problems.extend(f"overlap: {unknown('unified class', n, classes)}" for n in strange)
+            if not strange:
+                a, b = sorted(classes.index(name) for name in pair)
+                pairs.add((a, b))
+        return frozenset(pairs)
+
+    def _contradictions(self, rules: ReadRules) -> None:
+        if self.problems:
+            return
+        for row, c in sorted(rules.absent_pairs):
+            if c in rules.sources[row].values():
+                where = f"{rules.datasets[row]}: [{rules.classes[c]}]"
+                self.problems.append(f"absent.{where}: but this dataset labels the class")
+        for row, c in sorted(rules.not_exhaustive_pairs):
+            if c not in rules.sources[row].values():
+                where = f"{rules.datasets[row]}: [{rules.classes[c]}]"
+                self.problems.append(
+                    f"not_exhaustive.{where}: this dataset does not label the class at all, so it is "
+                    f"avoided already; take the entry out"
+                )
