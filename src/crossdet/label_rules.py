@@ -154,7 +154,9 @@ class RuleReader:
         if not dataset or "/" in dataset:
             self.problems.append(f"datasets: name {dataset!r} must not be empty or hold a '/'")
         if isinstance(given, str):
-            self.problems.append(f"datasets.{dataset}: {given!r} is not a list of class names; write [{given}]")
+            self.problems.append(
+                f"datasets.{dataset}: {given!r} is not a list of class names; write [{given}]"
+            )
             return [given]
         names = self._texts(f"datasets.{dataset}", given)
         if not names and len(self.problems) == before:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossdet.types import BACKGROUND
+from crossdet.types import BACKGROUND, IGNORE
 
 
 def dataset_aware_focal_loss(
@@ -36,8 +36,11 @@ def dataset_aware_focal_loss(
       `foreground_negatives=False` only for the trusted c;
     - anchor labelled IGNORE: nothing.
 
+    "Exactly zero" holds for finite logits: an infinite or NaN one gives NaN (0 x inf) also where nothing is
+    trusted, so a broken forward pass is not hidden.
+
     Args:
-        logits: `[B, N, C]` floating point. Half types are computed in float32.
+        logits: `[B, N, C]` floating point, finite. Half types are computed in float32.
         labels: `[B, N]` int64, class id, `BACKGROUND` (-1) or `IGNORE` (-2).
         trusted: `[B, C]` bool; all true gives the ordinary focal loss (naive concatenation).
         alpha: weight of positives; negatives weigh 1 - alpha.
@@ -47,13 +50,16 @@ def dataset_aware_focal_loss(
         overlap: `[C, C]` bool: an object of one class is no negative for the other.
         avoid: `[P, 3]` int64 rows (image, anchor, class): this pair is no negative; class -1 = no class. A
             positive stays a positive.
-        negative_weight: broadcastable to `[B, 1, C]`, multiplies the negative terms.
+        negative_weight: broadcastable to `[B, 1, C]`, multiplies the negative terms; `[C]` is one weight per
+            class, `[B, 1, C]` one per image and class.
 
     Returns:
         Scalar: the sum, not divided by the number of positives; float64 for float64 logits, else float32.
 
     Raises:
-        ValueError: shapes do not fit together.
+        ValueError: shapes or types do not fit together. On CPU tensors also: a label or an entry of `avoid` is
+            out of range. On other devices that is not looked at, since it would wait for the device in every
+            step; there an id out of range ends in a device-side assertion or a wrong index.
     """
     return image_focal_losses(
         logits, labels, trusted, alpha, gamma, foreground_negatives, overlap, avoid, negative_weight
@@ -72,7 +78,8 @@ def image_focal_losses(
     negative_weight: Tensor | None = None,
 ) -> Tensor:
     """`[B]`: `dataset_aware_focal_loss` as one sum per image, so that the loss of each dataset can be logged."""
-    _check_shapes(logits, labels, trusted, overlap, avoid)
+    _check_shapes(logits, labels, trusted, overlap, avoid, negative_weight)
+    _check_ids_on_cpu(logits, labels, avoid)
     # Autocast would run the sums below, which are matrix products, in half precision.
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -160,21 +167,58 @@ def _sigmoid_power(logits: Tensor, exponent: float) -> Tensor:
 
 
 def _check_shapes(
-    logits: Tensor, labels: Tensor, trusted: Tensor, overlap: Tensor | None, avoid: Tensor | None
+    logits: Tensor,
+    labels: Tensor,
+    trusted: Tensor,
+    overlap: Tensor | None,
+    avoid: Tensor | None,
+    negative_weight: Tensor | None,
 ) -> None:
-    if logits.dim() != 3:
-        raise ValueError(f"logits: expected [B, N, C], got {list(logits.shape)}")
+    if logits.dim() != 3 or not logits.is_floating_point():
+        raise ValueError(f"logits: expected floating point [B, N, C], got {_shown(logits)}")
     images, anchors, classes = logits.shape
-    if labels.shape != (images, anchors):
-        raise ValueError(f"labels: expected [{images}, {anchors}] like the logits, got {list(labels.shape)}")
-    if trusted.shape != (images, classes) or trusted.dtype != torch.bool:
+    if labels.shape != (images, anchors) or labels.dtype != torch.int64:
         raise ValueError(
-            f"trusted: expected bool [{images}, {classes}], got {trusted.dtype} {list(trusted.shape)}"
+            f"labels: expected int64 [{images}, {anchors}] like the logits, got {_shown(labels)}"
         )
-    if overlap is not None and overlap.shape != (classes, classes):
-        raise ValueError(f"overlap: expected [{classes}, {classes}], got {list(overlap.shape)}")
-    if avoid is not None and (avoid.dim() != 2 or avoid.shape[1] != 3):
-        raise ValueError(f"avoid: expected [P, 3] rows (image, anchor, class), got {list(avoid.shape)}")
+    if trusted.shape != (images, classes) or trusted.dtype != torch.bool:
+        raise ValueError(f"trusted: expected bool [{images}, {classes}], got {_shown(trusted)}")
+    if overlap is not None and (overlap.shape != (classes, classes) or overlap.dtype != torch.bool):
+        raise ValueError(f"overlap: expected bool [{classes}, {classes}], got {_shown(overlap)}")
+    if avoid is not None and (avoid.dim() != 2 or avoid.shape[1] != 3 or avoid.dtype != torch.int64):
+        raise ValueError(f"avoid: expected int64 [P, 3] rows (image, anchor, class), got {_shown(avoid)}")
+    if negative_weight is not None:
+        wanted, given = (images, 1, classes), negative_weight.shape
+        fits = all(n in (1, want) for n, want in zip(reversed(given), reversed(wanted), strict=False))
+        if len(given) > 3 or not fits:
+            hint = "; write negative_weight[:, None]" if given == (images, classes) else ""
+            raise ValueError(
+                f"negative_weight: expected a shape broadcastable to [{images}, 1, {classes}], "
+                f"got {list(given)}{hint}"
+            )
+
+
+def _shown(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"
+
+
+def _check_ids_on_cpu(logits: Tensor, labels: Tensor, avoid: Tensor | None) -> None:
+    """Not on other devices: looking at values there would wait for all work queued so far."""
+    images, anchors, classes = logits.shape
+    if labels.device.type == "cpu" and labels.numel():
+        low, high = (int(v) for v in labels.aminmax())
+        if low < IGNORE or high >= classes:
+            bad = low if low < IGNORE else high
+            raise ValueError(
+                f"labels: {bad} is no class id (0 to {classes - 1}), BACKGROUND ({BACKGROUND}) or IGNORE ({IGNORE})"
+            )
+    if avoid is not None and avoid.device.type == "cpu" and len(avoid):
+        limits = (("image", 0, images), ("anchor", 0, anchors), ("class", -1, classes))
+        lows, highs = avoid.amin(0).tolist(), avoid.amax(0).tolist()
+        for (name, least, end), low, high in zip(limits, lows, highs, strict=True):
+            if low < least or high >= end:
+                bad = low if low < least else high
+                raise ValueError(f"avoid: {name} {bad} is not in {least} to {end - 1}")
 
 
 def smooth_l1(prediction: Tensor, target: Tensor, beta: float = 1 / 9) -> Tensor:

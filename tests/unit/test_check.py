@@ -383,14 +383,14 @@ def test_federated_images_trust_what_training_trusts(tmp_path):
 
     rng = np.random.default_rng(0)
     lists = {
-        key: [rng.choice(6, rng.integers(0, 5), replace=False).tolist() for _ in range(12)]
+        key: [rng.choice(6, rng.integers(0, 5), replace=False).tolist() for _ in range(40)]
         for key in ("negatives", "not_exhaustive")
     }
-    images = [[(int(c), BOX, 0) for c in rng.integers(0, 6, rng.integers(0, 5))] for _ in range(12)]
+    images = [[(int(c), BOX, 0) for c in rng.integers(0, 6, rng.integers(0, 5))] for _ in range(40)]
     lvis = make(tmp_path / "a", tuple("abcdef"), images, **lists)
     other = make(tmp_path / "b", ("a", "g"), one_box(2), seed=1)
     labels = {
-        "merge": {"same_names": True},
+        "merge": {"same_names": True, "d_or_e": ["lvis/d", "lvis/e"]},
         "drop": ["lvis/b"],
         "absent": {"lvis": ["g"]},
         "not_exhaustive": {"lvis": ["c"]},
@@ -405,6 +405,8 @@ def test_federated_images_trust_what_training_trusts(tmp_path):
     rows = [hybrid.annotations(*hybrid.locate(i))[1].numpy() for i in range(len(hybrid))]
     assert [c.trusting_images for c in report.classes] == np.sum(rows, 0).tolist()
     assert report.avoiding_images == sum(not row.all() for row in rows)
+    merged = space.id_of("d_or_e")  # both have to be verified
+    assert 0 < sum(row[merged] for row in rows) < sum(row[space.id_of("f")] for row in rows)
     assert report.federated == ("lvis",)
     states = {c.name: c.states["lvis"] for c in report.classes}
     assert (states["a"], states["g"]) == ("per image", "absent")

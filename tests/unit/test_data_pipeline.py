@@ -483,6 +483,52 @@ def test_federated_images(tmp_path):
     assert HybridDataset(dataset.parts, space, unchanged, plain=True)[2].trusted.all()
 
 
+def test_federated_images_and_merged_classes(tmp_path):
+    """Vehicle is verified where both car and truck are: "no car" does not say that there is no truck."""
+    space = LabelSpace.build(
+        {"lvis": ["car", "truck", "cat", "ship"], "v": ["van"], "w": ["tree"]},
+        merge={"vehicle": ["lvis/car", "lvis/truck", "v/van"]},
+        federated=["lvis"],
+        absent={"lvis": ["tree"]},
+        not_exhaustive={"lvis": ["ship"]},
+    )
+    cases = {  # boxes, negatives, not exhaustive -> vehicle
+        ((), (0,), ()): False,
+        ((), (1,), ()): False,
+        ((), (0, 1), ()): True,
+        ((0,), (), ()): False,
+        ((0, 0), (), ()): False,
+        ((0,), (1,), ()): True,
+        ((0,), (1, 1, 0), ()): True,
+        ((0, 1), (), ()): True,
+        ((0, 1), (), (0,)): False,
+        ((0,), (1,), (1,)): False,
+        ((), (0, 1, 3), (2,)): True,
+    }
+    index = build(
+        tmp_path / "f",
+        ["car", "truck", "cat", "ship"],
+        [[(BOX, c) for c in boxes] for boxes, _, _ in cases],
+        negatives=[list(negatives) for _, negatives, _ in cases],
+        not_exhaustive=[list(partial) for _, _, partial in cases],
+    )
+    dataset = HybridDataset([Part(index, 0, space.ids("lvis", index.classes))], space, unchanged)
+    rows = [dataset.annotations(0, row)[1].tolist() for row in range(len(cases))]
+    vehicle, cat, ship, tree = (space.id_of(name) for name in ("vehicle", "cat", "ship", "tree"))
+    assert [row[vehicle] for row in rows] == list(cases.values())
+    assert all(row[tree] and not row[cat] and not row[ship] for row in rows)  # absent; unverified; in part
+
+    # an index without the per-image lists: only boxes verify
+    plain = build(tmp_path / "p", ["truck", "car"], [[(BOX, 1)], [(BOX, 1), (BOX, 0)], []])
+    dataset = HybridDataset([Part(plain, 0, space.ids("lvis", plain.classes))], space, unchanged)
+    assert [dataset.annotations(0, row)[1][vehicle].item() for row in range(3)] == [False, True, False]
+
+    # a split whose files do not know truck at all cannot verify it
+    cars = build(tmp_path / "c", ["car"], [[(BOX, 0)], []], negatives=[[], [0]], not_exhaustive=[[], []])
+    dataset = HybridDataset([Part(cars, 0, space.ids("lvis", cars.classes))], space, unchanged)
+    assert not any(dataset.annotations(0, row)[1][vehicle] for row in range(2))
+
+
 def test_unreadable_images_are_replaced_and_reported(parts, space):
     broken = parts[1].index.path(1)
     broken.write_bytes(b"broken")

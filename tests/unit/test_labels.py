@@ -189,6 +189,96 @@ def test_bad_datasets(datasets, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("datasets", "messages"),
+    [
+        (None, ["datasets: none given"]),
+        ("car", ["datasets: 'car' is not a map from dataset to class names"]),
+        (["a"], ["datasets: ['a'] is not a map from dataset to class names"]),
+        ({"a": "car"}, ["datasets.a: 'car' is not a list of class names; write [car]"]),
+        ({"a": None}, ["datasets.a: no classes"]),
+        ({"a": 5}, ["datasets.a: 5 is not a list of names"]),
+        ({"a": ["car", 7]}, ["datasets.a: 7 is not a text"]),
+        ({"a": {"car": 0}}, ["datasets.a: {'car': 0} is not a list of names"]),
+        ({3: ["car"]}, ["datasets: the key 3 is not a text"]),
+    ],
+)
+def test_datasets_of_the_wrong_kind(datasets, messages):
+    with pytest.raises(LabelError) as error:
+        LabelSpace.build(datasets)
+    assert str(error.value).splitlines()[1:] == [f"  - {message}" for message in messages]
+
+
+BANKS = {"a": ["bank", "car"], "b": ["bank", "truck"]}
+
+
+@pytest.mark.parametrize(
+    ("one", "many"),
+    [
+        ({"drop": "a/bank"}, {"drop": ["a/bank"]}),
+        ({"drop": {"a": "bank"}}, {"drop": ["a/bank"]}),
+        ({"drop": ("a/bank",)}, {"drop": ["a/bank"]}),
+        ({"distinct": "bank"}, {"distinct": ["bank"]}),
+        ({"distinct": iter(["bank"])}, {"distinct": ["bank"]}),
+        ({"distinct": "bank", "absent": {"a": "truck"}}, {"distinct": ["bank"], "absent": {"a": ["truck"]}}),
+        (
+            {"distinct": ["bank"], "not_exhaustive": {"a": "car"}},
+            {"distinct": ["bank"], "not_exhaustive": {"a": ["car"]}},
+        ),
+        ({"distinct": ["bank"], "federated": "b"}, {"distinct": ["bank"], "federated": ["b"]}),
+        (
+            {
+                "merge": {"same_names": True},
+                "drop": None,
+                "distinct": None,
+                "absent": {"a": None},
+                "not_exhaustive": None,
+                "overlap": None,
+                "federated": None,
+            },
+            {"merge": {"same_names": True}},
+        ),
+        ({"merge": None, "absent": None, "drop": {"a": ["bank"], "b": None}}, {"drop": ["a/bank"]}),
+    ],
+)
+def test_one_name_is_a_list_of_one_and_none_is_nothing(one, many):
+    assert LabelSpace.build(BANKS, **one) == LabelSpace.build(BANKS, **many)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"overlap": [1]}, "overlap: 1 is not a pair of two different unified classes"),
+        ({"overlap": ["car"]}, "overlap: 'car' is not a pair"),
+        ({"overlap": "car"}, "overlap: 'car' is not a list of pairs"),
+        ({"overlap": 5}, "overlap: 5 is not a list of pairs"),
+        ({"overlap": [[1, "car"]]}, "overlap: unknown unified class 1"),
+        ({"overlap": [{"car", "truck"}]}, "is not a pair of two different unified classes"),
+        ({"absent": ["x"]}, "absent: ['x'] is not a map from dataset to unified classes"),
+        ({"absent": {5: ["car"]}}, "absent: the key 5 is not a text"),
+        ({"absent": {"b": 5}}, "absent.b: 5 is not a list of names"),
+        ({"absent": {"b": [5]}}, "absent.b: 5 is not a text"),
+        ({"not_exhaustive": "a"}, "not_exhaustive: 'a' is not a map"),
+        ({"distinct": 5}, "distinct: 5 is not a list of names"),
+        ({"distinct": [5]}, "distinct: 5 is not a text"),
+        ({"drop": 5}, "drop: 5 is not a list of names"),
+        ({"drop": {"a": 5}}, "drop.a: 5 is not a list of names"),
+        ({"drop": [["a", "bank"]]}, "drop: ['a', 'bank'] is not a text"),
+        ({"merge": ["a/bank"]}, "merge: ['a/bank'] is not a map from unified name to source classes"),
+        ({"merge": {True: ["a/bank"]}}, "merge: the name True is not a text"),
+        ({"merge": {"x": [5]}}, "merge.x: unknown source class 5"),
+        ({"merge": {"x": [["a"]]}}, "merge.x: unknown source class ['a']"),
+        ({"merge": {"x": {"a": 1}}}, "merge.x: {'a': 1} is not a list of source classes"),
+        ({"federated": 5}, "federated: 5 is not a list of names"),
+        ({"federated": [True]}, "federated: True is not a text"),
+    ],
+)
+def test_rules_of_the_wrong_kind(rules, message):
+    with pytest.raises(LabelError) as error:
+        LabelSpace.build(BANKS, **{"merge": {"same_names": True}} | rules)
+    assert message in str(error.value)
+
+
 def test_likely_duplicates():
     space = LabelSpace.build({"a": ["Traffic_Lights", "person"], "b": ["traffic light", "People", "cat"]})
     assert space.likely_duplicates() == [
@@ -219,8 +309,13 @@ def test_lookups_name_what_is_known(space):
 
 def test_classes_of_a_split_must_be_known():
     check_class_names("a", ["x", "y"], ["y"], "val.json")
-    with pytest.raises(UserError, match=r"list all classes under `datasets.a.classes`"):
+    with pytest.raises(UserError) as error:
         check_class_names("a", ["x"], ["x", "z"], "val.json")
+    assert str(error.value) == (
+        "val.json: class 'z' is not among the classes of the training split of 'a' (x); add the class to the "
+        "training file's categories, or remove it from the val split; for voc list all classes under "
+        "`datasets.a.classes`"
+    )
 
 
 names = st.lists(st.sampled_from("pqrstuvw"), min_size=1, max_size=5, unique=True)

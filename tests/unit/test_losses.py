@@ -398,11 +398,24 @@ def test_arguments_are_not_changed():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"logits": torch.zeros(4, 3)}, r"logits: expected \[B, N, C\], got \[4, 3\]"),
+        (
+            {"logits": torch.zeros(4, 3)},
+            r"logits: expected floating point \[B, N, C\], got torch.float32 \[4, 3\]",
+        ),
+        ({"logits": torch.zeros(2, 4, 3, dtype=torch.int64)}, r"logits: expected floating point"),
         (
             {"labels": torch.zeros(2, 5, dtype=torch.int64)},
-            r"labels: expected \[2, 4\] like the logits, got \[2, 5\]",
+            r"labels: expected int64 \[2, 4\] like the logits, got torch.int64 \[2, 5\]",
         ),
+        (
+            {"labels": torch.zeros(2, 4, dtype=torch.int32)},
+            r"labels: expected int64 \[2, 4\] like the logits, got torch.int32 \[2, 4\]",
+        ),
+        (
+            {"labels": torch.full((2, 4), 3)},
+            r"labels: 3 is no class id \(0 to 2\), BACKGROUND \(-1\) or IGNORE",
+        ),
+        ({"labels": torch.full((2, 4), -3)}, r"labels: -3 is no class id"),
         (
             {"trusted": torch.ones(2, 4, dtype=torch.bool)},
             r"trusted: expected bool \[2, 3\], got torch.bool \[2, 4\]",
@@ -411,13 +424,27 @@ def test_arguments_are_not_changed():
         ({"trusted": torch.ones(3, dtype=torch.bool)}, r"trusted: expected bool \[2, 3\]"),
         (
             {"overlap": torch.zeros(3, 2, dtype=torch.bool)},
-            r"overlap: expected \[3, 3\], got \[3, 2\]",
+            r"overlap: expected bool \[3, 3\], got torch.bool \[3, 2\]",
         ),
+        ({"overlap": torch.zeros(3, 3)}, r"overlap: expected bool \[3, 3\], got torch.float32 \[3, 3\]"),
         (
             {"avoid": torch.zeros(5, 2, dtype=torch.int64)},
-            r"avoid: expected \[P, 3\] rows \(image, anchor, class\), got \[5, 2\]",
+            r"avoid: expected int64 \[P, 3\] rows \(image, anchor, class\), got torch.int64 \[5, 2\]",
         ),
-        ({"avoid": torch.zeros(3, dtype=torch.int64)}, r"avoid: expected \[P, 3\]"),
+        ({"avoid": torch.zeros(3, dtype=torch.int64)}, r"avoid: expected int64 \[P, 3\]"),
+        ({"avoid": torch.zeros(1, 3, dtype=torch.int32)}, r"avoid: expected int64 \[P, 3\]"),
+        ({"avoid": torch.tensor([[0, 0, 0], [2, 0, 0]])}, r"avoid: image 2 is not in 0 to 1"),
+        ({"avoid": torch.tensor([[-1, 0, 0]])}, r"avoid: image -1 is not in 0 to 1"),
+        ({"avoid": torch.tensor([[0, 4, 0]])}, r"avoid: anchor 4 is not in 0 to 3"),
+        ({"avoid": torch.tensor([[0, 0, 3]])}, r"avoid: class 3 is not in -1 to 2"),
+        ({"avoid": torch.tensor([[0, 0, -2], [0, 0, -1]])}, r"avoid: class -2 is not in -1 to 2"),
+        (
+            {"negative_weight": torch.ones(2, 3)},
+            r"negative_weight: .* broadcastable to \[2, 1, 3\], got \[2, 3\]; write negative_weight\[:, None\]",
+        ),
+        ({"negative_weight": torch.ones(2, 4, 3)}, r"negative_weight: .* got \[2, 4, 3\]"),
+        ({"negative_weight": torch.ones(1, 2, 1, 3)}, r"negative_weight: .* got \[1, 2, 1, 3\]"),
+        ({"negative_weight": torch.ones(4)}, r"negative_weight: .* got \[4\]$"),
     ],
 )
 def test_shapes_that_do_not_fit(change, message):
@@ -429,6 +456,29 @@ def test_shapes_that_do_not_fit(change, message):
     assert float(dataset_aware_focal_loss(**good)) > 0
     with pytest.raises(ValueError, match=message):
         dataset_aware_focal_loss(**good | change)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 3), (1, 1, 3), (2, 1, 1), (2, 1, 3)])
+def test_weights_of_every_shape_that_fits(shape):
+    case = random_case(7) | {
+        "logits": torch.zeros(2, 4, 3, dtype=torch.float64),
+        "overlap": None,
+        "avoid": None,
+    }
+    case |= {"labels": torch.tensor([[0, -1, -1, -2], [-1, 2, -1, -1]])}
+    case |= {"trusted": torch.tensor([[True, False, True], [True, True, False]])}
+    weight = torch.rand(shape, dtype=torch.float64)
+    full = weight.expand(2, 1, 3).contiguous()
+    found = image_focal_losses(**case | {"negative_weight": weight})
+    assert torch.equal(found, image_focal_losses(**case | {"negative_weight": full}))
+
+
+def test_a_broken_logit_is_not_hidden():
+    """Exactly zero holds for finite logits only."""
+    logits = torch.zeros(1, 1, 2)
+    logits[0, 0, 1] = torch.inf
+    found = dataset_aware_focal_loss(logits, torch.tensor([[BACKGROUND]]), torch.tensor([[True, False]]))
+    assert found.isnan()
 
 
 @pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0])

@@ -477,6 +477,38 @@ def test_names_of_the_paper(monkeypatch):
     assert created == ["resnet50.tv_in1k", "mobilenetv2_100", "mobilenetv2_100"]
 
 
+class NotOnThisDisk(FileNotFoundError):
+    """Like LocalEntryNotFoundError of huggingface_hub: an OSError with a long text."""
+
+
+@pytest.mark.parametrize(
+    "error", [NotOnThisDisk("no such entry\npage 2"), KeyError("x"), AssertionError(), ImportError("lib")]
+)
+@pytest.mark.parametrize("name", ["hf-hub:foo/bar", "resnet18"])
+def test_whatever_timm_raises_is_an_error_of_the_user(name, error, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(backbones.timm, "create_model", fail)
+    with pytest.raises(UserError, match=rf"model\.backbone: '{name}' is no timm model") as found:
+        Backbone(name)
+    assert "page 2" not in str(found.value)
+    assert ("must be reachable" in str(found.value)) == (name != "resnet18")
+
+
+def test_a_model_that_fails_only_with_its_maps_chosen(monkeypatch):
+    real = backbones.timm.create_model
+
+    def picky(name, **options):
+        if "out_indices" in options:
+            raise AssertionError("choose others")
+        return real(name, **options)
+
+    monkeypatch.setattr(backbones.timm, "create_model", picky)
+    with pytest.raises(UserError, match=r"model\.backbone: 'resnet18' cannot be made \(choose others\)"):
+        Backbone("resnet18")
+
+
 def test_weights_that_cannot_be_fetched(monkeypatch):
     real = backbones.timm.create_model
 

@@ -339,8 +339,8 @@ def _notes(
     for dataset in sources.train:
         if dataset not in sources.val:
             yield f"{dataset} has no `val` split: no score for it"
-    for name, dataset in config.datasets.items():
-        later = [protocol for protocol in dataset.protocol if protocol not in SCORED_PROTOCOLS]
+    for name, dataset_config in config.datasets.items():
+        later = [protocol for protocol in dataset_config.protocol if protocol not in SCORED_PROTOCOLS]
         if later:
             yield f"{name}: the protocol {', '.join(later)} is not there yet; it is scored COCO-style"
     if config.train.plain:

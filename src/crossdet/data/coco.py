@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.data.index import Index, Ragged, Strings, raise_if_any
+from crossdet.data.index import Index, Ragged, Strings, raise_if_any, read_bytes
 from crossdet.types import Flag
 
 NOT_A_NUMBER = "box with a coordinate that is no number"
@@ -129,13 +130,19 @@ def _no_collection() -> Iterator[None]:
 
 def _load(annotations: Path) -> dict[str, Items]:
     """The JSON with its three sections checked to be lists of objects."""
+    content: Any = None
+    data = read_bytes(annotations)
     try:
-        content = json.loads(annotations.read_bytes())
+        content = json.loads(data)
     except json.JSONDecodeError as error:
         what = f"line {error.lineno} column {error.colno}: not valid JSON ({error.msg})"
         raise_if_any(annotations, [f"{what}; is the file complete, and is it the annotation file?"])
     except UnicodeDecodeError as error:
         raise_if_any(annotations, [f"byte {error.start}: not text in UTF-8; is it the annotation file?"])
+    except RecursionError:
+        raise_if_any(annotations, ["not usable JSON (nested too deeply); is it the annotation file?"])
+    except ValueError as error:  # a number of thousands of digits
+        raise_if_any(annotations, [f"not usable JSON ({error}); is it the annotation file?"])
     if not isinstance(content, dict):
         wanted = "an object with the keys `images`, `annotations` and `categories`"
         raise_if_any(annotations, [f"the file holds {_kind(content)}, expected {wanted}"])
@@ -209,7 +216,11 @@ def _categories(items: Items, problems: list[str]) -> tuple[NDArray[np.int64], t
     names = _column(items, "categories", "name", (str,), "a text", problems)
     first: dict[str, int] = {}
     for i, name in enumerate(names or ()):
-        if first.setdefault(name, i) != i:
+        if not _is_text(name):
+            problems.append(
+                f"categories[{i}].name: {_show(name)} holds half a character; write the name anew"
+            )
+        elif first.setdefault(name, i) != i:
             problems.append(
                 f"categories[{i}].name: {name!r} is already the name of categories[{first[name]}]; "
                 "rename one of the two or give their boxes one category_id"
@@ -223,7 +234,7 @@ def _file_names(items: Items, problems: list[str]) -> list[str]:
         name = item.get("file_name")
         if name is None and isinstance(url := item.get("coco_url"), str) and url.count("/") >= 2:
             name = "/".join(url.split("/")[-2:])  # LVIS: train2017/000000391895.jpg
-        if not isinstance(name, str) or not name:
+        if not name or not _is_text(name) or "\0" in name:
             problems.append(
                 f"images[{i}].file_name: {_show(item.get('file_name'))}, expected the image's path below "
                 "the images folder (or a `coco_url`)"
@@ -271,15 +282,9 @@ def _class_lists(items: Items, key: str, category_ids: NDArray[np.int64], proble
 def _boxes(items: Items, problems: list[str]) -> tuple[Floats, Floats, NDArray[np.uint8]]:
     """xyxy boxes, annotated areas (NaN = not given) and flags, all in the order of the file."""
     boxes = _four_numbers(items, problems)
-    boxes[:, 2:] += boxes[:, :2]
-    areas = [item.get("area") for item in items]
-    if set(map(type, areas)) - {int, float, type(None)}:
-        problems += [
-            f"annotations[{i}].area: {_show(area)}, expected a number (leave the key out for the box's area)"
-            for i, area in enumerate(areas)
-            if type(area) not in (int, float, type(None))
-        ]
-        areas = [None] * len(items)
+    with np.errstate(invalid="ignore"):  # inf - inf; such a box is left out later
+        boxes[:, 2:] += boxes[:, :2]
+    areas = _areas(items, problems)
     flags = np.zeros(len(items), np.uint8)
     for key, flag in (("iscrowd", Flag.CROWD), ("ignore", Flag.IGNORE_REGION)):
         values = [item.get(key, 0) for item in items]
@@ -295,7 +300,21 @@ def _boxes(items: Items, problems: list[str]) -> tuple[Floats, Floats, NDArray[n
             ]
         else:
             flags[np.array(values, bool)] |= np.uint8(flag)
-    return boxes, np.array(areas, np.float64), flags
+    return boxes, areas, flags
+
+
+def _areas(items: Items, problems: list[str]) -> Floats:
+    """NaN = not given."""
+    areas = [item.get("area") for item in items]
+    if set(map(type, areas)) <= {int, float, type(None)}:
+        with suppress(OverflowError):
+            return np.array(areas, np.float64)
+    problems += [
+        f"annotations[{i}].area: {_show(area)}, expected a number (leave the key out for the box's area)"
+        for i, area in enumerate(areas)
+        if area is not None and not _is_number(area)
+    ]
+    return np.full(len(items), np.nan)
 
 
 def _four_numbers(items: Items, problems: list[str]) -> Floats:
@@ -303,9 +322,10 @@ def _four_numbers(items: Items, problems: list[str]) -> Floats:
     if set(map(type, boxes)) <= {list} and set(map(len, boxes)) <= {4}:  # type: ignore[arg-type]
         flat = list(chain.from_iterable(boxes))  # type: ignore[arg-type]
         if set(map(type, flat)) <= {int, float}:
-            return np.array(flat, np.float64).reshape(-1, 4)
+            with suppress(OverflowError):
+                return np.array(flat, np.float64).reshape(-1, 4)
     for i, box in enumerate(boxes):
-        if type(box) is not list or len(box) != 4 or set(map(type, box)) - {int, float}:
+        if type(box) is not list or len(box) != 4 or not all(map(_is_number, box)):
             given = "missing key" if box is None else _show(box)
             problems.append(f"annotations[{i}].bbox: {given}, expected four numbers [x, y, width, height]")
     return np.zeros((len(items), 4))
@@ -371,8 +391,29 @@ def _report_duplicates(ids: NDArray[np.int64], section: str, key: str, problems:
         )
 
 
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that a float can hold (10**400 is none)."""
+    if type(value) is not int:
+        return type(value) is float
+    return abs(value) <= sys.float_info.max
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a text that can be written: JSON allows half a character, such as "\\ud800"."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _show(value: Any) -> str:
-    text = json.dumps(value, default=str)
+    try:
+        text = json.dumps(value, default=str)
+    except (RecursionError, ValueError):  # nested too deeply
+        text = f"{_kind(value)} that cannot be shown"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from crossdet.data import voc, yolo
 from crossdet.data.coco import clip_to_images, read_coco
-from crossdet.data.index import Index, cached, fingerprint, header_sizes
+from crossdet.data.index import Index, cached, fingerprint, header_sizes, pictures_stamp
 from crossdet.data.wider_face import read_wider_face
 from crossdet.data.wider_pedestrian import read_wider_pedestrian
 from crossdet.errors import UserError, problem_list
@@ -73,8 +73,11 @@ FORMATS: dict[str, Callable[[SplitFiles], Index]] = {
 
 
 def read_split(format: str, files: SplitFiles, cache: bool = True) -> Index:
-    """Reads a split, from the cache if its annotation files are unchanged; sizes come from the image headers
-    where the annotations give none. Paths may be relative to the working directory."""
+    """Reads a split, from the cache if its files are unchanged (see `_dependencies`).
+
+    Sizes come from the image headers where the annotations give none. Paths may be relative to the working
+    directory.
+    """
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}{_suggestion(format, list(FORMATS))}")
     files = replace(
@@ -242,15 +245,20 @@ def _yolo_key(files: SplitFiles) -> str:
     return files.image_set[0] if files.image_set else files.split
 
 
-def _dependencies(format: str, files: SplitFiles) -> tuple[Iterator[Path], list[str]]:
-    """Every annotation file that the index depends on, and names whose change also changes it."""
-    if format == "voc":
-        sets = _voc_sets(files)
-        entries = voc.list_entries(files.annotations, sets)
-        return iter([*sets, *(entry.xml for entry in entries)]), []
+def _dependencies(format: str, files: SplitFiles) -> tuple[Iterator[Path | str], list[str]]:
+    """Every file that the index depends on, and texts whose change also changes it.
+
+    Where sizes come from the image headers the pictures count too. COCO's sizes stand in its file, so its
+    pictures, which are many and may lie on a slow disk, are not looked at.
+    """
     if format == "yolo":
         found = yolo.list_files(files.annotations[0], _yolo_key(files))
         labels = [label for label in found.labels if label is not None]
-        return iter([*files.annotations, *found.lists, *labels]), [str(image) for image in found.images]
+        return iter([*files.annotations, *found.lists, *labels, *found.images]), []
+    stamps = [] if format == "coco" else [pictures_stamp(folder) for folder in files.images]
+    if format == "voc":
+        sets = _voc_sets(files)
+        entries = voc.list_entries(files.annotations, sets)
+        return iter([*sets, *(entry.xml for entry in entries)]), stamps
     lists = [Path(name) for name in files.image_set]
-    return iter([*files.annotations, *files.ignore, *lists]), []
+    return iter([*files.annotations, *files.ignore, *lists]), stamps

@@ -17,7 +17,16 @@ from xml.etree.ElementTree import Element, ElementTree, ParseError, SubElement, 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
-from crossdet.data.index import Index, IndexBuilder, header_sizes, raise_if_any
+from crossdet.data.index import (
+    Index,
+    IndexBuilder,
+    header_sizes,
+    is_there,
+    raise_if_any,
+    read_bytes,
+    read_lines,
+)
+from crossdet.errors import AnnotationError
 from crossdet.types import REGION_FLAGS, Flag
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
@@ -79,7 +88,7 @@ def read_voc(
     builder = IndexBuilder(root)
     for entry, image, file in zip(entries, parsed, files, strict=True):
         builder.image(Path(os.path.relpath(file, root)).as_posix(), *image.size)
-        if file.relative_to(images[entry.year]).as_posix() not in listings[entry.year]:
+        if Path(os.path.relpath(file, images[entry.year])).as_posix() not in listings[entry.year]:
             builder.skip("image not found", f"{entry.place}: {file}")
         elif image.size == (0, 0):
             builder.skip("image cannot be read", f"{entry.place}: {file}")
@@ -95,13 +104,16 @@ def list_entries(
     entries: list[Entry] = []
     noted: list[str] = [] if problems is None else problems
     for year, folder in enumerate(annotations):
-        xmls = {file.name for file in folder.iterdir() if file.suffix.lower() == ".xml"}
+        try:
+            xmls = {file.name for file in folder.iterdir() if file.suffix.lower() == ".xml"}
+        except OSError as error:
+            raise AnnotationError(f"{folder}: cannot be listed ({error.strerror})") from None
         if image_sets:
             listed = _image_set(image_sets[year], xmls, noted)
         else:
             listed = ((name[:-4], str(folder / name)) for name in sorted(xmls))
         for name, place in listed:
-            if f"{name}.xml" in xmls or (folder / f"{name}.xml").is_file():
+            if f"{name}.xml" in xmls or is_there(folder / f"{name}.xml"):
                 entries.append(Entry(name, folder / f"{name}.xml", year, place))
             else:
                 noted.append(
@@ -158,7 +170,7 @@ def _to_xml(index: Index, row: int, name: PurePosixPath) -> Element:
 def _image_set(file: Path, xmls: set[str], problems: list[str]) -> Iterator[tuple[str, str]]:
     """(id, place) of each line; a per-class set has a second column: -1 = the class is not in the image."""
     first: dict[str, int] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_lines(file), start=1):
         name = line.strip()
         if not name:
             continue
@@ -199,13 +211,19 @@ class _LineBuilder(TreeBuilder):
 def _parse(xml: Path, problems: list[str]) -> _Image:
     builder = _LineBuilder()
     try:
-        builder.parser.feed(xml.read_bytes())
+        builder.parser.feed(read_bytes(xml))
         root = builder.parser.close()
+    except AnnotationError as error:
+        problems.append(str(error))
+        return _Image()
     except ParseError as error:
         problems.append(f"{xml}:{error.position[0]}: malformed XML ({error}); repair or replace the file")
         return _Image()
     except DefusedXmlException as error:
         problems.append(f"{xml}: refused XML with entities ({error}); remove its DOCTYPE")
+        return _Image()
+    except (ValueError, LookupError) as error:
+        problems.append(f"{xml}:1: the XML's encoding cannot be read ({error}); save the file as UTF-8")
         return _Image()
     if root.tag != "annotation":
         problems.append(f"{xml}:1: the root element is <{root.tag}>, expected VOC's <annotation>")
@@ -219,12 +237,12 @@ def _parse(xml: Path, problems: list[str]) -> _Image:
 
 
 def _size(root: Element) -> tuple[int, int]:
-    """(height, width) as annotated, (0, 0) where missing or zero."""
+    """(height, width) as annotated, (0, 0) where missing or no size of a picture."""
     try:
         height, width = (int(float(root.findtext(f"size/{tag}") or 0)) for tag in ("height", "width"))
     except (ValueError, OverflowError):
         return 0, 0
-    return (height, width) if height > 0 and width > 0 else (0, 0)
+    return (height, width) if 0 < height < 2**31 and 0 < width < 2**31 else (0, 0)
 
 
 def _object(element: Element, place: str, problems: list[str]) -> _Object | None:

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from crossdet.data.index import Index, IndexBuilder, header_sizes, raise_if_any
+from crossdet.data.index import Index, IndexBuilder, header_sizes, raise_if_any, read_lines
 from crossdet.types import REGION_FLAGS, Flag
 
 ATTRIBUTES = ("blur", "expression", "illumination", "invalid", "occlusion", "pose")
 WIDTH = 4 + len(ATTRIBUTES)
+ATTRIBUTE_RANGE = np.iinfo(np.int16)
+MAX_DIGITS = 9  # of a number of faces
 
 
 @dataclass
@@ -36,7 +38,7 @@ def read_wider_face(annotations: Path, images: Path) -> Index:
     invalid, without area or wholly outside the image are flagged INVALID, so training ignores them.
     """
     problems: list[str] = []
-    lines = [line.strip() for line in annotations.read_text(encoding="utf-8-sig").splitlines()]
+    lines = [line.strip() for line in read_lines(annotations)]
     entries = _entries(lines, annotations, problems)
     raise_if_any(annotations, problems)
     builder = IndexBuilder(images)
@@ -47,9 +49,11 @@ def read_wider_face(annotations: Path, images: Path) -> Index:
             builder.skip("image cannot be read", f"{annotations}:{entry.line}: {images / entry.name}")
         for number, (x, y, w, h, *rest) in entry.rows:
             attributes = dict(zip(ATTRIBUTES, (int(v) for v in rest), strict=True))
-            empty = w <= 0 or h <= 0 or x + w <= 0 or y + h <= 0
+            # as the index holds it: an area that float32 loses is no area
+            left, top, right, bottom = _float32((x, y, x + w, y + h))
+            empty = right <= left or bottom <= top or right <= 0 or bottom <= 0
             if size is not None:
-                empty = empty or x >= size[1] or y >= size[0]
+                empty = empty or left >= size[1] or top >= size[0]
             builder.box(
                 (x, y, x + w, y + h),
                 label=0,
@@ -90,6 +94,12 @@ def write_wider_face(index: Index, path: Path) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
+def _float32(values: Sequence[float]) -> list[float]:
+    with np.errstate(over="ignore"):
+        rounded: list[float] = np.array(values, np.float64).astype(np.float32).tolist()
+    return rounded
+
+
 def _no_columns() -> dict[str, Any]:
     return {name: np.zeros(0, np.int16) for name in ATTRIBUTES}
 
@@ -127,7 +137,7 @@ def _entries(lines: Sequence[str], file: Path, problems: list[str]) -> list[_Ima
 def _read_faces(lines: Sequence[str], at: int, image: _Image, file: Path, problems: list[str]) -> int:
     """Reads the count line at `at` and the faces after it; returns the first line that is neither."""
     text = lines[at] if at < len(lines) else ""
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > MAX_DIGITS:
         given = repr(text) if at < len(lines) else "the end of the file"
         problems.append(
             f"{file}:{at + 1}: {given}, expected the number of faces of {image.name!r} (line {image.line})"
@@ -152,6 +162,11 @@ def _read_faces(lines: Sequence[str], at: int, image: _Image, file: Path, proble
             )
         elif not all(value.is_integer() for value in numbers[4:]):
             problems.append(f"{file}:{at + 1}: {lines[at]!r}, expected whole numbers after x y w h")
+        elif not all(ATTRIBUTE_RANGE.min <= value <= ATTRIBUTE_RANGE.max for value in numbers[4:]):
+            problems.append(
+                f"{file}:{at + 1}: {lines[at]!r}, expected {' '.join(ATTRIBUTES)} as small numbers "
+                f"({ATTRIBUTE_RANGE.min} to {ATTRIBUTE_RANGE.max}); is a number missing in between?"
+            )
         else:
             image.rows.append((at + 1, numbers))
         at += 1

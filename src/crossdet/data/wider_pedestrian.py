@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from crossdet.data.index import Index, IndexBuilder, raise_if_any
+from crossdet.data.index import Index, IndexBuilder, raise_if_any, read_lines
 from crossdet.errors import UserError
 from crossdet.types import REGION_FLAGS, Flag
 
@@ -113,7 +113,7 @@ def write_wider_pedestrian(index: Index, path: Path, ignore_path: Path, edition:
 
 def _lines(file: Path, problems: list[str]) -> list[_Line]:
     lines = []
-    for number, text in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, text in enumerate(read_lines(file), start=1):
         name, *words = text.split() or [""]
         if not name:
             continue
@@ -128,9 +128,7 @@ def _lines(file: Path, problems: list[str]) -> list[_Line]:
 
 def _unlisted(image_list: Path, known: set[str]) -> list[_Line]:
     """A line without objects for each image of the list that is not in `known`; its first column counts."""
-    names = [
-        text.split()[0] for text in image_list.read_text(encoding="utf-8-sig").splitlines() if text.strip()
-    ]
+    names = [text.split()[0] for text in read_lines(image_list) if text.strip()]
     return [_Line(name, [], str(image_list)) for name in dict.fromkeys(names) if name not in known]
 
 

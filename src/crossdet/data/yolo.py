@@ -17,22 +17,35 @@ from typing import Any
 import numpy as np
 import yaml
 
-from crossdet.data.index import Index, IndexBuilder, header_sizes, raise_if_any
-from crossdet.errors import UserError
+from crossdet.data.index import (
+    Index,
+    IndexBuilder,
+    header_sizes,
+    is_there,
+    raise_if_any,
+    read_lines,
+    read_text,
+)
+from crossdet.errors import AnnotationError, UserError
 from crossdet.types import REGION_FLAGS, Flag
 
 SUFFIXES = {".bmp", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
+SCALARS = (str, int, float, bool)
+MAX_DIGITS = 9  # of a class id
 OVERSHOOT = 0.01
 """How far outside 0..1 a coordinate may lie (rounding by annotation tools); the box is clipped then."""
 
 
 @dataclass(frozen=True)
 class YoloSplit:
-    """The files of one split: `labels[i]` belongs to `images[i]`, None where there is none."""
+    """The files of one split: `labels[i]` belongs to `images[i]`, None where there is none.
+
+    Both are texts: there may be 100,000, and making, comparing and splitting as many `Path`s takes seconds.
+    """
 
     classes: dict[int, str]
-    images: list[Path]
-    labels: list[Path | None]
+    images: list[str]
+    labels: list[str | None]
     lists: list[Path]
     keypoint_numbers: int
 
@@ -44,10 +57,10 @@ def read_yolo(data_yaml: Path, split: str) -> Index:
     position = {number: i for i, number in enumerate(files.classes)}
     root = _common_folder(files.images, data_yaml.parent)
     builder = IndexBuilder(root)
-    sizes = header_sizes(files.images)
+    sizes = header_sizes([Path(image) for image in files.images])
     for image, label, size in zip(files.images, files.labels, sizes, strict=True):
         builder.image(Path(os.path.relpath(image, root)).as_posix(), *(size or (0, 0)))
-        rows = _label_rows(label, files, problems) if label is not None else []
+        rows = _label_rows(Path(label), files, problems) if label is not None else []
         if size is None:
             builder.skip("image cannot be read", str(image))
             continue
@@ -72,15 +85,18 @@ def list_files(data_yaml: Path, split: str) -> YoloSplit:
         )
     raise_if_any(data_yaml, problems)
     given = content[split]
-    images: list[Path] = []
+    images: list[str] = []
     lists: list[Path] = []
     for entry in given if isinstance(given, list) else [given]:
+        if not isinstance(entry, SCALARS):
+            problems.append(f"`{split}`: {_show(entry)}, expected a folder or a .txt list of images")
+            continue
         images += _images_of(str(entry), data_yaml, content, f"`{split}`", lists, problems)
     raise_if_any(data_yaml, problems)
     images = list(dict.fromkeys(images))
     labels = _label_files(images)
     if images and not any(labels):
-        looked = " or ".join(str(c) for c in _label_candidates(images[0]))
+        looked = " or ".join(_label_candidates(images[0]))
         raise_if_any(
             data_yaml, [f"`{split}`: none of its {len(images)} images has a label file, such as {looked}"]
         )
@@ -131,14 +147,20 @@ def _write_data_yaml(index: Index, file: Path, split: str) -> None:
 
 
 def _load(data_yaml: Path) -> dict[str, Any]:
+    content: Any = None
+    text = read_text(data_yaml)
     try:
-        content = yaml.safe_load(data_yaml.read_text(encoding="utf-8-sig"))
+        content = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1} column {mark.column + 1}: " if mark else ""
         raise_if_any(data_yaml, [f"{place}not valid YAML ({error.problem})"])
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise_if_any(data_yaml, [f"not valid YAML ({error})"])
+    except (
+        Exception
+    ) as error:  # PyYAML's constructors raise almost anything (2024-13-45, `!!bool x`, `!!int ''`)
+        raise_if_any(data_yaml, [f"holds a value that cannot be read ({type(error).__name__}: {error})"])
     if not isinstance(content, dict):
         raise_if_any(data_yaml, ["expected the keys `train`, `val` and `names`"])
     return dict(content)
@@ -155,8 +177,12 @@ def _class_names(content: dict[str, Any], problems: list[str]) -> dict[int, str]
         return {}
     classes: dict[int, str] = {}
     for key, name in names.items():
-        if not str(key).isdecimal():
-            problems.append(f"names: {key!r}, expected a class id 0, 1, ...")
+        if not str(key).isdecimal() or len(str(key)) > MAX_DIGITS:
+            problems.append(f"names: {_show(key)}, expected a class id 0, 1, ...")
+        elif not isinstance(name, SCALARS):
+            problems.append(f"names[{key}]: {_show(name)}, expected a class name")
+        elif int(key) in classes:
+            problems.append(f"names: class id {int(key)} is listed twice")
         elif str(name) in classes.values():
             problems.append(
                 f"names[{key}]: {str(name)!r} is the name of another class too; rename one of them"
@@ -165,59 +191,77 @@ def _class_names(content: dict[str, Any], problems: list[str]) -> dict[int, str]
             classes[int(key)] = str(name)
     count = content.get("nc")
     if count is not None and count != len(names):
-        problems.append(f"nc: {count!r}, but `names` has {len(names)} classes; correct one of the two")
+        problems.append(f"nc: {_show(count)}, but `names` has {len(names)} classes; correct one of the two")
     return dict(sorted(classes.items()))
+
+
+def _show(value: Any) -> str:
+    """The value for a message; a list or map only by its kind: with YAML's aliases it may be endless."""
+    if isinstance(value, (list, dict)):
+        return f"a {'list' if isinstance(value, list) else 'map'}"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _images_of(
     entry: str, data_yaml: Path, content: dict[str, Any], key: str, lists: list[Path], problems: list[str]
-) -> list[Path]:
-    base = data_yaml.parent / str(content.get("path") or ".")
+) -> list[str]:
+    path = content.get("path") or "."
+    if not isinstance(path, SCALARS):
+        problems.append(f"path: {_show(path)}, expected the folder that the others are relative to")
+        return []
+    base = data_yaml.parent / str(path)
     source = base / entry
-    if not source.exists() and entry.startswith("../"):
+    if not is_there(source) and entry.startswith("../"):
         source = base / entry[3:]  # Roboflow writes `../train/images` for the folder beside data.yaml
     source = Path(os.path.normpath(source))
+    if not is_there(source):
+        problems.append(
+            f"{key}: {entry!r} is no folder and no file (looked for {source}); correct it or `path`"
+        )
+        return []
     if source.is_dir():
         found = [
-            Path(parent) / name
+            f"{parent}{os.sep}{name}"
             for parent, _, names in os.walk(source)
             for name in names
-            if os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - a Path per file costs seconds
+            if os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
         ]
         if not found:
             problems.append(f"{key}: the folder {source} has no image ({', '.join(sorted(SUFFIXES))})")
-        return sorted(found)
-    if source.is_file():
-        lists.append(source)
-        images = []
-        for line in source.read_text(encoding="utf-8-sig").splitlines():
-            if name := line.strip():
-                below = source.parent if name.startswith("./") or not (base / name).exists() else base
-                images.append(Path(os.path.normpath(below / name)))
-        return images
-    problems.append(f"{key}: {entry!r} is no folder and no file (looked for {source}); correct it or `path`")
-    return []
+        return sorted(found, key=lambda file: file.split(os.sep))  # noqa: PTH206 - folder by folder
+    lists.append(source)
+    images = []
+    for line in read_lines(source):
+        if name := line.strip():
+            below = source.parent if name.startswith("./") or not is_there(base / name) else base
+            images.append(os.path.normpath(below / name))
+    return images
 
 
-def _label_candidates(image: Path) -> list[Path]:
-    text = image.with_suffix(".txt").as_posix()
+def _label_candidates(image: str) -> list[str]:
+    text = os.path.splitext(image.replace(os.sep, "/"))[0] + ".txt"  # noqa: PTH122
     head, found, tail = text.rpartition("/images/")
-    return [Path(f"{head}/labels/{tail}"), Path(text)] if found else [Path(text)]
+    return [f"{head}/labels/{tail}", text] if found else [text]
 
 
-def _label_files(images: Sequence[Path]) -> list[Path | None]:
-    listed: dict[Path, set[str]] = {}
+def _label_files(images: Sequence[str]) -> list[str | None]:
+    listed: dict[str, set[str]] = {}
 
-    def exists(file: Path) -> bool:
-        if file.parent not in listed:
-            listed[file.parent] = set(os.listdir(file.parent)) if file.parent.is_dir() else set()  # noqa: PTH208
-        return file.name in listed[file.parent]
+    def exists(file: str) -> bool:
+        folder, _, name = file.rpartition("/")
+        if folder not in listed:
+            try:
+                listed[folder] = set(os.listdir(folder or "/"))  # noqa: PTH208
+            except (OSError, ValueError):
+                listed[folder] = set()
+        return name in listed[folder]
 
     return [next((c for c in _label_candidates(image) if exists(c)), None) for image in images]
 
 
-def _common_folder(images: Sequence[Path], default: Path) -> Path:
-    parents = {image.parent for image in images}
+def _common_folder(images: Sequence[str], default: Path) -> Path:
+    parents = {os.path.dirname(image) for image in images}  # noqa: PTH120
     return Path(os.path.commonpath(parents)) if parents else default
 
 
@@ -229,7 +273,12 @@ def _label_rows(
 ) -> list[tuple[str, int, tuple[float, float, float, float]]]:
     """(place, class id, xyxy relative to the image) of every line."""
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    try:
+        lines = read_lines(file)
+    except AnnotationError as error:
+        problems.append(str(error))
+        return []
+    for number, line in enumerate(lines, start=1):
         words, place = line.split(), f"{file}:{number}"
         if not words:
             continue

@@ -35,13 +35,14 @@ class Backbone(nn.Module):
         name = ALIASES.get(name, name)
         try:
             probe: Any = timm.create_model(name, features_only=True, pretrained=False)
-        except (RuntimeError, AttributeError, ValueError, TypeError) as error:
+            strides = list(probe.feature_info.reduction())
+        except Exception as error:  # the models raise what they like, and hub names what the network does
+            hub = " (a name with a hub must be reachable, also with `weights: none`)" if ":" in name else ""
             raise UserError(
-                f"model.backbone: {name!r} is no timm model with feature maps ({error}); "
+                f"model.backbone: {name!r} is no timm model with feature maps ({_reason(error)}){hub}; "
                 f"timm.list_models() names them, e.g. resnet50, mobilenetv2_100, convnext_tiny"
             ) from None
         # Chosen by what the maps are, not by their position: models start their lists at stride 2 or 4.
-        strides = list(probe.feature_info.reduction())
         positions = [strides.index(s) for s in FEATURE_STRIDES if s in strides]
         if len(positions) != len(FEATURE_STRIDES):
             raise UserError(
@@ -55,9 +56,9 @@ class Backbone(nn.Module):
             )
         except Exception as error:
             if not pretrained:
-                raise
+                raise UserError(f"model.backbone: {name!r} cannot be made ({_reason(error)})") from error
             raise UserError(
-                f"model.weights: the ImageNet weights of {name!r} could not be fetched ({error}); "
+                f"model.weights: the ImageNet weights of {name!r} could not be fetched ({_reason(error)}); "
                 f"give a local .safetensors or .pth file, or `weights: none`"
             ) from error
         self.body = body
@@ -68,6 +69,11 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return self.body(images)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of the error; the hub's errors are pages long."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def load_backbone_weights(backbone: Backbone, path: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +53,9 @@ def write_all(root: Path) -> dict[str, SplitFiles]:
 @pytest.mark.parametrize("format", sorted(FORMATS))
 def test_every_format(format: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = write_all(tmp_path)[format]
-    index = read_split(format, files)
     images = tmp_path / "images" / "train"
     want = sample_index(images, ("face",) if format == "wider_face" else ("cat", "dog"))
+    index = read_split(format, files)
     assert index.boxes.tolist() == want.boxes.tolist()
     assert index.sizes.tolist() == want.sizes.tolist()
     assert index.labels.tolist() == want.labels.tolist()
@@ -95,6 +98,57 @@ def test_cache_depends_on(format: str, file: str, tmp_path: Path, cache: Path) -
     touch(tmp_path / file)
     read_split(format, files)
     assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize("format", ["voc", "wider_face", "wider_pedestrian", "yolo"])
+@pytest.mark.parametrize("how", ["written over", "replaced", "kept"])
+def test_sizes_follow_the_images(format: str, how: str, tmp_path: Path, cache: Path) -> None:
+    """Pictures made smaller in place, with the annotations as they were; also in folders of their own."""
+    files = write_all(tmp_path)[format]
+    if format == "voc":
+        for xml in (tmp_path / "Annotations").iterdir():
+            xml.write_text(re.sub("<size>.*</size>", "", xml.read_text(), flags=re.DOTALL))
+    if format == "wider_pedestrian":  # finds images by name, below their folder
+        (tmp_path / "images/train/event").mkdir()
+        (tmp_path / "images/train/b.png").rename(tmp_path / "images/train/event/b.png")
+    assert read_split(format, files).sizes.tolist() == [[80, 100]] * 3
+    image = next((tmp_path / "images").rglob("b.png"))
+    if how == "written over":
+        with image.open("r+b") as file:
+            file.write(save_image(tmp_path / "small.png", 50, 40).read_bytes())
+            file.truncate()
+    elif how == "replaced":
+        save_image(tmp_path / "small.png", 50, 40).replace(image)
+    else:
+        image.with_name("notes.txt").write_text("results beside the pictures change nothing")
+    sizes = [[80, 100]] * 3 if how == "kept" else [[80, 100], [40, 50], [80, 100]]
+    assert read_split(format, files).sizes.tolist() == sizes
+    assert len(list(cache.iterdir())) == (1 if how == "kept" else 2)
+
+
+@pytest.mark.slow
+def test_many_pictures_open_from_the_cache_at_once(tmp_path: Path) -> None:
+    """As many as COCO's train2017 in a format whose pictures count; empty files, for only their state does."""
+    images = tmp_path / "images"
+    lines = []
+    for number in range(118):
+        (images / str(number)).mkdir(parents=True)
+        for nth in range(1000):
+            os.close(os.open(images / str(number) / f"{nth:012d}.jpg", os.O_CREAT))
+            lines.append(f"{number}/{nth:012d}.jpg\n0\n")
+    (tmp_path / "faces.txt").write_text("".join(lines))
+    builder = IndexBuilder(images)
+    for line in lines:
+        builder.image(line.split("\n")[0], 80, 100)
+    files = SplitFiles((tmp_path / "faces.txt",), (images,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FORMATS, "wider_face", lambda files: builder.build(["face"]))
+        read_split("wider_face", files)
+        patch.setitem(FORMATS, "wider_face", lambda files: pytest.fail("read again"))
+        start = time.process_time()  # the machine may be busy with something else
+        assert len(read_split("wider_face", files)) == 118_000
+        assert time.process_time() - start < 2
+    shutil.rmtree(images)  # pytest keeps the folders of the last three runs
 
 
 def test_new_yolo_image_is_seen(tmp_path: Path) -> None:

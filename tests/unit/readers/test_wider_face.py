@@ -71,6 +71,11 @@ def test_negative_size_and_outside_are_invalid(tmp_path: Path) -> None:
     assert len(index.boxes) == 5  # kept: the protocol counts them
 
 
+def test_an_area_that_float32_loses_is_none(tmp_path: Path) -> None:
+    text = "0--Parade/a.jpg\n2\n0 2 1 1.1920928955078125e-07 0 0 0 0 0 0\n99.99999999 0 5 5 0 0 0 0 0 0\n"
+    assert read(text, tmp_path).flags.tolist() == [Flag.INVALID] * 2
+
+
 def test_unreadable_image_is_counted(tmp_path: Path) -> None:
     index = read(TEXT, tmp_path, images=False)
     assert index.sizes.tolist() == [[0, 0]] * 3
