@@ -64,6 +64,7 @@ def test_run_directory_is_complete(trained):
         "state.pt",
         "metrics.json",
         "steps.csv",
+        "pictures",
         "tensorboard",
     }
     assert any("tfevents" in path.name for path in (trained.folder / "tensorboard").iterdir())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from crossdet.errors import UserError
 from crossdet.models import backbones
 from crossdet.models.backbones import Backbone, freeze_batch_norm, load_backbone_weights, read_state
-from crossdet.models.retinanet import CoarseLevels, Outputs, RetinaNet
+from crossdet.models.retinanet import CoarseLevels, GroupNorm, Outputs, RetinaNet
 from crossdet.types import PYRAMID_STRIDES, Annotations, Batch, Flag
 
 CLASSES = 4
@@ -623,3 +623,11 @@ def test_pickles_run_no_code_and_must_hold_tensors(tmp_path):
     torch.save([torch.zeros(1)], path)
     with pytest.raises(UserError, match="holds no plain dictionary of tensors"):
         read_state(path)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (64, 32), (48, 24), (16, 8), (6, 3), (3, 1)])
+def test_group_norm_has_at_least_two_channels_per_group(channels, groups):
+    """One image whose P7 is a single position can be trained on."""
+    norm = GroupNorm(channels)
+    assert norm.num_groups == groups
+    assert torch.isfinite(norm(torch.randn(1, channels, 1, 1))).all()

@@ -62,10 +62,14 @@ class CoarseLevels(ExtraFPNBlock):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm with up to 32 groups, as torchvision's second RetinaNet has in its subnets."""
+    """Group norm with up to 32 groups, as torchvision's second RetinaNet has in its subnets.
+
+    A group has at least two channels: P7 of a small image is a single position, and one value has no variance.
+    """
 
     def __init__(self, channels: int) -> None:
-        super().__init__(math.gcd(32, channels), channels)
+        most = max(1, min(32, channels // 2))
+        super().__init__(next(groups for groups in range(most, 0, -1) if channels % groups == 0), channels)
 
 
 class Subnet(nn.Module):
