@@ -223,7 +223,7 @@ def _images(
 
 def _print_tables(result: dict[str, Any], test: UnionTest, console: Console) -> None:
     rows = sorted(test.classes, key=lambda name: (name != "face", name != "person"))
-    table = _table("AP50, dataset-aware / naive. * = look whose training pictures do not label the class")
+    table = _table("AP50, aware / naive (* = not labelled in the training pictures of this look)")
     for name in (*rows, "mean"):
         cells = []
         for look in ("all", *LOOKS):
@@ -233,7 +233,7 @@ def _print_tables(result: dict[str, Any], test: UnionTest, console: Console) -> 
         table.add_row(name, *cells, style="bold" if name == "mean" else "")
     console.print(table)
     console.print()
-    table = _table(f"share of the labelled objects found with a score of at least {CONFIDENT}, aware / naive")
+    table = _table(f"share of the objects found with a score of at least {CONFIDENT}, aware / naive")
     for name in rows:
         cells = [
             _pair([result[m][look][name]["confident"] for m in METHODS], _foreign(name, look))

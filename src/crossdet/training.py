@@ -225,6 +225,7 @@ def _train_epoch(
         rate = learning_rate(recipe, progress.epoch + step_in_epoch / len(batches))
         losses, norm = _optimiser_step(run, step_module, stream, dataset, recipe, rate, totals, logs)
         progress.step_in_epoch, progress.step = step_in_epoch + 1, progress.step + 1
+        enough = recipe.max_steps is not None and progress.step >= recipe.max_steps
         logs.step(
             progress.step,
             progress.epoch,
@@ -234,9 +235,9 @@ def _train_epoch(
             losses,
             norm,
             len(batches[step_in_epoch]),
-            recipe.log_every,
+            1 if enough else recipe.log_every,
         )
-        if recipe.max_steps is not None and progress.step >= recipe.max_steps:
+        if enough:
             progress.finished = True
             break
         run.save_if_due(recipe, stop)
