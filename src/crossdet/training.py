@@ -279,6 +279,9 @@ def _optimiser_step(
         totals.add(batch.dataset_ids, output["image_loss"], output["image_positives"])
         for name in ("classification", "box"):
             losses[name] = losses.get(name, 0) + output[name].detach() / recipe.accumulate
+    if run.fabric.world_size > 1:  # each process knows its share only; what is logged is the loss of all
+        everyone = run.fabric.all_reduce(torch.stack(list(losses.values())), reduce_op="mean")
+        losses = dict(zip(losses, cast(Tensor, everyone).unbind(), strict=True))
     norm = None
     if recipe.clip_norm is not None:
         norm = run.fabric.clip_gradients(step_module, run.optimizer, max_norm=recipe.clip_norm)

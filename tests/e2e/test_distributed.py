@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ import torch
 import two_processes
 from worlds import one_thread
 
-from crossdet import evaluate, load_config
+from crossdet import evaluate, load_config, train
 
 SCRIPT = Path(two_processes.__file__)
 TIMEOUT = 240
@@ -113,3 +114,20 @@ def test_crossdet_train_under_torchrun(world, tmp_path):
         assert have["AR100"] == pytest.approx(want["AR100"], rel=0.05), name
         assert have["AP"] == pytest.approx(want["AP"], abs=0.005), name
         assert have["AR100"] > 0.1
+
+
+def test_the_logged_loss_is_that_of_all_processes(world, tmp_path):
+    """The first step on one global batch: two processes log what one process logs."""
+    changes = {"train.max_steps": 1, "model.freeze_batch_norm": True, "datasets.cars.val": None}
+    config = world.write_config(tmp_path / "config.yaml", {**changes, "datasets.faces.val": None})
+    script = tmp_path / "crossdet_main.py"
+    script.write_text("from crossdet.cli import main\nmain()\n")
+    done = torchrun(2, script, "train", config, "--output", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    train(load_config(config), output=tmp_path / "one")
+    for column in ("loss", "classification", "box"):
+        one, two = (
+            float(next(csv.DictReader((tmp_path / run / "steps.csv").open()))[column])
+            for run in ("one", "two")
+        )
+        assert two == pytest.approx(one, rel=1e-4), column
