@@ -79,14 +79,13 @@ def train(
     )
     if config.train.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
-    fill = mean_colour(detector)
     fabric.barrier()  # all processes have looked at what is in the run directory
     if fabric.is_global_zero:
         _make_run_dir(run_dir, config, resume)
     fabric.barrier()
 
     def score(model: RetinaNet, when: str) -> dict[str, Any]:
-        metrics = score_all(model, config, sources.space, sources.val, fabric, fill)
+        metrics = score_all(model, config, sources.space, sources.val, fabric)
         if fabric.is_global_zero:
             print(f"evaluation, {when}:\n{metrics_table(metrics)}", flush=True)
         return metrics
@@ -101,7 +100,6 @@ def train(
         evaluate=score if sources.val else None,
         metadata=weights_metadata(config, sources.space, settings),
         resume=resume,
-        fill=fill,
     )
     if fabric.is_global_zero and sources.val:
         write_val_pictures(
@@ -144,8 +142,8 @@ def evaluate(
         ]
         for name, index in indexes.items()
     }
-    return _score(detector.model, config, detector.classes, indexes, ids, detector.settings.shorter,
-                  detector.settings.longer, fill=mean_colour(detector.model))  # fmt: skip
+    size = detector.settings
+    return _score(detector.model, config, detector.classes, indexes, ids, size.shorter, size.longer)
 
 
 def predict(
@@ -296,18 +294,12 @@ def weights_metadata(config: Config, space: LabelSpace, settings: DetectorSettin
 # ------------------------------------------------------------------------------------------ evaluation
 
 
-def mean_colour(model: RetinaNet) -> list[int]:
-    """RGB 0..255 that the backbone normalises to zero: the colour of padding."""
-    return model.mean.flatten().round().int().tolist()
-
-
 def score_all(
     model: RetinaNet,
     config: Config,
     space: LabelSpace,
     indexes: dict[str, Index],
     fabric: Fabric,
-    fill: Sequence[int],
 ) -> dict[str, Any]:
     """Scores of all validation splits in training, under the run's precision and on all its processes."""
     ids = {name: space.ids(name, index.classes).tolist() for name, index in indexes.items()}
@@ -319,7 +311,6 @@ def score_all(
         ids,
         config.input.shorter,
         config.input.longer,
-        fill=fill,
         autocast=fabric.autocast(),
         rank=fabric.global_rank,
         ranks=fabric.world_size,

@@ -101,7 +101,7 @@ class Detector:
             return []
         pictures = [as_tensor(image) for image in images]
         resized = [self._resize(picture, torch.zeros((0, 4)))[0] for picture in pictures]
-        stack, sizes = pad_images(resized, self.model.mean.flatten().round().int().tolist())
+        stack, sizes = pad_images(resized, self.model.mean_colour)
         found = self.model.decode(
             self.model(stack.to(self.device)),
             sizes.to(self.device),

@@ -155,7 +155,6 @@ def fit(
     evaluate: Evaluate | None = None,
     metadata: dict[str, str] | None = None,
     resume: bool = False,
-    fill: Sequence[int] = (124, 116, 104),
 ) -> dict[str, Any]:
     """Trains `detector` on `dataset` and returns the last epoch's record (losses, metrics).
 
@@ -181,7 +180,7 @@ def fit(
     logs = RunLog(fabric, run_dir, run.progress.step)
     with _stop_signals() as stop:
         while run.progress.epoch < recipe.epochs and not run.progress.finished:
-            record = _train_epoch(run, step_module, dataset, dataset_names, recipe, logs, stop, fill)
+            record = _train_epoch(run, step_module, dataset, dataset_names, recipe, logs, stop)
             _finish_epoch(run, recipe, record, evaluate, logs)
     run.progress.finished = True
     run.save_state()
@@ -197,7 +196,6 @@ def _train_epoch(
     recipe: Recipe,
     logs: RunLog,
     stop: threading.Event,
-    fill: Sequence[int],
 ) -> dict[str, Any]:
     """The steps of one epoch (the rest of it, after a resume)."""
     fabric, progress, device = run.fabric, run.progress, run.fabric.device
@@ -213,7 +211,9 @@ def _train_epoch(
     micro_batches = MicroBatches(
         batches[progress.step_in_epoch :], recipe.accumulate, fabric.global_rank, fabric.world_size
     )
-    loader = make_loader(dataset, micro_batches, recipe.workers, device.type == "cuda", fill)
+    loader = make_loader(
+        dataset, micro_batches, recipe.workers, device.type == "cuda", run.detector.mean_colour
+    )
     totals = run.totals or DatasetTotals(dataset_names, device)
     run.totals = totals
     run.detector.train()

@@ -14,7 +14,6 @@ from pycocotools.coco import COCO
 from torchvision.ops import box_iou
 
 from crossdet import UserError, api, cli, evaluate, load_detector, predict, train
-from crossdet.api import mean_colour
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError
 from crossdet.evaluation.coco import DetectionArrays, coco_scores
@@ -357,7 +356,7 @@ def test_padding_has_the_colour_that_is_zero_to_the_network(world, trained, monk
     monkeypatch.setattr(run, "make_loader", spy)
     evaluate(trained.folder, world.config())
     model = load_detector(trained.folder).model
-    assert set(fills) == {tuple(mean_colour(model))}
+    assert set(fills) == {tuple(model.mean_colour)}
     pixel = torch.tensor(fills[0]).view(3, 1, 1)
     assert float(((pixel - model.mean) / model.std).abs().max()) < 0.01
 

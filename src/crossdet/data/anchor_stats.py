@@ -91,17 +91,3 @@ def _overlap(length: NDArray[np.float64], other: float, away: NDArray[np.float64
     common = np.minimum((length + other) / 2 - away, length)
     np.minimum(common, other, out=common)
     return np.maximum(common, 0, out=common)
-
-
-def anchor_recall(
-    boxes: NDArray[np.floating],
-    sizes: NDArray[np.integer],
-    scales: Sequence[float],
-    ratios: Sequence[float],
-    strides: Sequence[int] = PYRAMID_STRIDES,
-    iou: float = 0.5,
-) -> float:
-    """Share of boxes with an anchor of at least `iou`; arguments as of `best_anchor_iou`. NaN without boxes."""
-    if not len(boxes):
-        return float("nan")
-    return float((best_anchor_iou(boxes, sizes, scales, ratios, strides) >= iou).mean())

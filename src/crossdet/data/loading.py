@@ -15,6 +15,9 @@ from crossdet.data.hybrid import Draw, HybridDataset, Sample
 from crossdet.errors import RunError, UserError
 from crossdet.types import PAD_DIVISOR, Batch
 
+IMAGENET_MEAN = (124, 116, 104)
+"""RGB mean of ImageNet: what batches are padded with where no model says otherwise."""
+
 
 def epoch_rows(weights: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.int64]:
     """`[N]` image rows of one epoch of N = len(weights) draws, in random order.
@@ -110,7 +113,7 @@ def pad_images(pictures: Sequence[Tensor], fill: Sequence[int]) -> tuple[Tensor,
     return images, sizes
 
 
-def collate(samples: list[Sample], fill: Sequence[int] = (124, 116, 104)) -> Batch:
+def collate(samples: list[Sample], fill: Sequence[int] = IMAGENET_MEAN) -> Batch:
     """Samples -> `Batch`: images padded at the right and the bottom with the colour `fill`.
 
     `fill` is the mean colour of the backbone's normalisation, so that padding is close to zero after it.
@@ -133,7 +136,7 @@ def make_loader(
     batches: Sampler[list[Draw]] | Sequence[list[Draw]],
     workers: int = 0,
     pin_memory: bool = False,
-    fill: Sequence[int] = (124, 116, 104),
+    fill: Sequence[int] = IMAGENET_MEAN,
 ) -> DataLoader[Batch]:
     """A loader over given batches. Deterministic for any number of workers (see `HybridDataset`)."""
     return DataLoader(

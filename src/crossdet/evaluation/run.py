@@ -51,7 +51,6 @@ def detect(
     index: Index,
     classes: Sequence[int] | None,
     settings: EvalSettings,
-    fill: Sequence[int] = (124, 116, 104),
     autocast: AbstractContextManager[Any] | None = None,
     rank: int = 0,
     ranks: int = 1,
@@ -70,7 +69,9 @@ def detect(
     device = model.mean.device
     boxes, scores, labels, images, lost = [], [], [], [], []
     with autocast or nullcontext():
-        for batch in make_loader(dataset, batches, settings.workers, device.type == "cuda", fill):
+        for batch in make_loader(
+            dataset, batches, settings.workers, device.type == "cuda", model.mean_colour
+        ):
             outputs = model(batch.images.to(device, non_blocking=True))
             found = model.decode(
                 outputs,

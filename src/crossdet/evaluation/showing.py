@@ -28,9 +28,7 @@ def write_val_pictures(
     files = []
     for name, index in val.items():
         class_ids = space.ids(name, index.classes)
-        for image in np.unique(
-            np.linspace(0, len(index) - 1, min(PER_DATASET, len(index))).astype(int)
-        ).tolist():
+        for image in np.linspace(0, len(index) - 1, min(PER_DATASET, len(index))).astype(int).tolist():
             size = (int(index.sizes[image, 0]), int(index.sizes[image, 1]))
             try:
                 pixels = read_image(index.path(image), size)

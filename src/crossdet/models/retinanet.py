@@ -158,6 +158,11 @@ class RetinaNet(nn.Module):
         some_overlap = overlap if overlap is not None and bool(overlap.any()) else None
         self.register_buffer("overlap", some_overlap, persistent=False)
 
+    @property
+    def mean_colour(self) -> list[int]:
+        """RGB 0..255 that is normalised to (nearly) zero: the colour that batches are padded with."""
+        return self.mean.flatten().round().int().tolist()
+
     # ---------------------------------------------------------------- forward
 
     def features(self, images: Tensor) -> list[Tensor]:
