@@ -24,7 +24,8 @@ from crossdet.config import load_config
 from crossdet.data.index import Index
 from crossdet.data.reading import SplitFiles, read_split
 from crossdet.data.scenes import LOOKS, write_demo_datasets
-from crossdet.evaluation.coco import DetectionArrays, GroundTruth, coco_scores
+from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
+from crossdet.evaluation.coco import coco_scores
 from crossdet.evaluation.confidence import CONFIDENT, confident_share
 from crossdet.evaluation.run import EvalSettings, detect, ground_truth
 from crossdet.inference import load_detector

@@ -16,7 +16,8 @@ from torchvision.ops import box_iou
 from crossdet import UserError, api, cli, evaluate, load_detector, predict, train
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError
-from crossdet.evaluation.coco import DetectionArrays, coco_scores
+from crossdet.evaluation.arrays import DetectionArrays
+from crossdet.evaluation.coco import coco_scores
 from crossdet.evaluation.run import EvalSettings, detect, ground_truth, score_dataset
 from crossdet.inference import find_images
 from crossdet.labels import DROPPED

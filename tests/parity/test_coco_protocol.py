@@ -9,7 +9,8 @@ import pytest
 
 from crossdet.errors import UserError
 from crossdet.evaluation import coco
-from crossdet.evaluation.coco import DetectionArrays, GroundTruth, coco_scores
+from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
+from crossdet.evaluation.coco import coco_scores
 
 AREA_NAMES = ("", "s", "m", "l")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from crossdet.evaluation.coco import DetectionArrays, GroundTruth
+from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
 from crossdet.evaluation.confidence import best_scores, confident_share
 
 

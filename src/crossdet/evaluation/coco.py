@@ -14,66 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crossdet.errors import UserError
-
-Floats = NDArray[np.floating[Any]]
-Ints = NDArray[np.integer[Any]]
+from crossdet.evaluation.arrays import DetectionArrays, Floats, GroundTruth, Ints, check_rows
+from crossdet.evaluation.precision_recall import Curve
 
 PAIRS_AT_ONCE = 1_000_000
 """Image-class pairs per call of the evaluator, which keeps an object per pair: bounds the memory (LVIS)."""
 
+RECALLS = np.linspace(0.0, 1.0, 101)
 AREAS = {"": 0, "s": 1, "m": 2, "l": 3}
 """Suffix of a score's name -> position on the evaluator's area axis."""
-
-
-@dataclass(frozen=True)
-class GroundTruth:
-    """The annotations of a dataset: `I` images, `M` boxes.
-
-    image_ids: `[I]` integers, all different. Their order decides between equal scores of different images.
-    boxes: `[M, 4]` xyxy. labels: `[M]`, in the numbering of `class_ids`; others (-1) are not evaluated.
-    crowd: `[M]` bool. area: `[M]`, the annotated area. image_of_box: `[M]` rows of `image_ids`.
-    """
-
-    image_ids: Ints
-    boxes: Floats
-    labels: Ints
-    crowd: NDArray[np.bool_]
-    area: Floats
-    image_of_box: Ints
-
-    def __post_init__(self) -> None:
-        _check_columns("GroundTruth", self.boxes, labels=self.labels, crowd=self.crowd, area=self.area,
-                       image_of_box=self.image_of_box)  # fmt: skip
-        if len(np.unique(self.image_ids)) != len(self.image_ids):
-            raise UserError("ground truth: two images have the same id")
-        _check_rows("GroundTruth", self.image_of_box, len(self.image_ids))
-
-
-@dataclass(frozen=True)
-class DetectionArrays:
-    """The detections in all images of a `GroundTruth`, in any order.
-
-    boxes: `[N, 4]` xyxy. scores: `[N]`. labels: `[N]`. image_of_box: `[N]` rows of the truth's `image_ids`.
-    """
-
-    boxes: Floats
-    scores: Floats
-    labels: Ints
-    image_of_box: Ints
-
-    def __post_init__(self) -> None:
-        columns = {"scores": self.scores, "labels": self.labels, "image_of_box": self.image_of_box}
-        _check_columns("DetectionArrays", self.boxes, **columns)
-        bad = ~np.isfinite(self.scores)
-        if bad.any():
-            row = int(np.flatnonzero(bad)[0])
-            raise UserError(
-                f"detections: {int(bad.sum())} of {len(bad)} scores are no finite numbers, "
-                f"the first in row {row} ({self.scores[row]})"
-            )
 
 
 @dataclass(frozen=True)
@@ -83,10 +34,12 @@ class CocoScores:
     scores: AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl. All but AR1 and AR10 are for `max_detections`
         per class and image (AR100 too, whatever that limit is).
     per_class: class id -> AP, AP50 and `boxes`, the number of its boxes that are no crowds.
+    curves: precision at 101 recalls, mean over the classes: "AP" (mean over the IoU thresholds), "AP50", "AP75".
     """
 
     scores: dict[str, float]
     per_class: dict[int, dict[str, float | int]]
+    curves: dict[str, Curve]
 
 
 def coco_scores(
@@ -102,7 +55,7 @@ def coco_scores(
     """
     if max_detections < 1:
         raise UserError(f"max_detections: expected a number >= 1, got {max_detections}")
-    _check_rows("detections", detections.image_of_box, len(truth.image_ids))
+    check_rows("detections", detections.image_of_box, len(truth.image_ids))
     classes = np.unique(np.asarray(class_ids, np.int64))
     limits = [min(limit, max_detections) for limit in (1, 10, max_detections)]
     precision, recall = _curves(truth, detections, classes, limits)
@@ -118,7 +71,19 @@ def coco_scores(
             "AP50": _mean(precision[0, :, row, 0, 2]),
             "boxes": int(np.count_nonzero((truth.labels == class_id) & ~truth.crowd)),
         }
-    return CocoScores(scores, by_class)
+    curves = {
+        "AP": _curve(precision[..., 0, 2]),
+        "AP50": _curve(precision[:1, ..., 0, 2]),
+        "AP75": _curve(precision[5:6, ..., 0, 2]),
+    }
+    return CocoScores(scores, by_class, curves)
+
+
+def _curve(precision: Floats) -> Curve:
+    """Mean over IoU thresholds and classes of `[T, 101, K]`; classes without ground truth are marked with -1."""
+    known = precision[:, :, (precision > -1).all((0, 1))]
+    mean = known.mean((0, 2)) if known.size else np.full(len(RECALLS), np.nan)
+    return Curve(RECALLS, mean, float(mean.mean()))
 
 
 def _mean(values: Floats) -> float:
@@ -186,19 +151,3 @@ def _records(boxes: Floats, labels: Ints, images: Ints) -> list[dict[str, Any]]:
 
 def _silent(*_: object) -> None:
     pass
-
-
-def _check_columns(name: str, boxes: Floats, **columns: NDArray[Any]) -> None:
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"{name}.boxes: expected shape [*, 4], got {list(boxes.shape)}")
-    for column, values in columns.items():
-        if values.shape != (len(boxes),):
-            raise ValueError(f"{name}.{column}: expected shape [{len(boxes)}], got {list(values.shape)}")
-    if not np.isfinite(boxes).all():
-        raise UserError(f"{name}.boxes: some coordinates are no finite numbers")
-
-
-def _check_rows(name: str, rows: Ints, images: int) -> None:
-    if len(rows) and not 0 <= rows.min() <= rows.max() < images:
-        span = f"{rows.min()}..{rows.max()}"
-        raise UserError(f"{name}.image_of_box: expected image rows in 0..{images - 1}, got {span}")

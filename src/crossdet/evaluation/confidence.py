@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.evaluation.coco import DetectionArrays, GroundTruth
+from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
 
 CONFIDENT = 0.3
 """The score threshold of the reported share; also `crossdet predict`'s default."""

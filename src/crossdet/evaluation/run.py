@@ -15,7 +15,8 @@ from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.index import Index
 from crossdet.data.loading import make_loader, sequential_batches
 from crossdet.data.transforms import Resize
-from crossdet.evaluation.coco import CocoScores, DetectionArrays, GroundTruth, coco_scores
+from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
+from crossdet.evaluation.coco import CocoScores, coco_scores
 from crossdet.evaluation.confidence import confident_share
 from crossdet.inference import rescale
 from crossdet.labels import DROPPED, LabelSpace

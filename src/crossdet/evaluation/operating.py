@@ -1,0 +1,102 @@
+"""Which detections are right at home, and the score from which on a class is best reported.
+
+AP needs no threshold, a detector in use does. Per class it is the score with the best F1 on the validation data
+that label the class; it is stored with the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, GroundTruth
+from crossdet.evaluation.matching import best_overlaps, by_score, first_of_each, iou_with_offset
+
+IOU_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The detections of one split, `[N]` in the order of their `DetectionArrays`.
+
+    hits: true positives at IoU 0.5. counted: false where a detection is neither right nor wrong (it lies on a
+    crowd or ignored box). objects: class id -> boxes to find.
+    """
+
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    hits: Bools
+    counted: Bools
+    objects: dict[int, int]
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """threshold: between the lowest score reported and the next one. objects: boxes it was chosen on."""
+
+    threshold: float
+    f1: float
+    precision: float
+    recall: float
+    objects: int
+
+
+def judge(truth: GroundTruth, detections: DetectionArrays, classes: Sequence[int]) -> Judged:
+    """Compares detections with the boxes of their class: by falling score each takes the box with the largest IoU,
+    a second one on the same box is wrong."""
+    span = 1 + max([-1, *detections.labels.tolist(), *truth.labels.tolist()])
+    groups = detections.image_of_box * span + detections.labels
+    truth_groups = truth.image_of_box * span + truth.labels
+    boxes = detections.boxes.astype(np.float64)
+    objects = ~truth.crowd & (truth.labels >= 0)
+    best, iou = best_overlaps(
+        boxes, groups, truth.boxes[objects], truth_groups[objects], iou_with_offset(0.0)
+    )
+    passed = (best >= 0) & (iou >= IOU_THRESHOLD)
+    hits = first_of_each(best, passed, by_score(detections.scores))
+    regions = truth.crowd & (truth.labels >= 0)
+    _, inside = best_overlaps(boxes, groups, truth.boxes[regions], truth_groups[regions], covered_share)
+    counts = np.bincount(truth.labels[objects], minlength=span) if span else np.zeros(0, np.int64)
+    return Judged(
+        labels=detections.labels.astype(np.int64),
+        scores=detections.scores.astype(np.float64),
+        hits=hits,
+        counted=hits | (inside < IOU_THRESHOLD),
+        objects={c: int(counts[c]) if c < span else 0 for c in classes},
+    )
+
+
+def covered_share(boxes: Floats, truth: Floats) -> Floats:
+    """`[P]` share of each box's area inside its partner."""
+    sides = np.minimum(boxes[:, 2:], truth[:, 2:]) - np.maximum(boxes[:, :2], truth[:, :2])
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return np.divide(np.clip(sides, 0, None).prod(1), area, out=np.zeros(len(boxes)), where=area > 0)
+
+
+def best_f1(judged: Sequence[Judged], class_id: int) -> OperatingPoint | None:
+    """The operating point of a class over all splits that label it; None without a single right detection."""
+    objects = sum(j.objects.get(class_id, 0) for j in judged)
+    mine = [(j, (j.labels == class_id) & j.counted) for j in judged if class_id in j.objects]
+    if not mine or not objects:
+        return None
+    scores = np.concatenate([j.scores[rows] for j, rows in mine])
+    hits = np.concatenate([j.hits[rows] for j, rows in mine])
+    order = by_score(scores)
+    scores, right = scores[order], np.cumsum(hits[order])
+    if not len(right) or not right[-1]:
+        return None
+    reported = np.arange(1, len(scores) + 1)
+    f1 = 2 * right / (reported + objects)
+    f1[:-1][scores[:-1] == scores[1:]] = -1.0  # a threshold cannot separate equal scores
+    best = int(f1.argmax())
+    below = scores[best + 1] if best + 1 < len(scores) else 0.0
+    return OperatingPoint(
+        threshold=float((scores[best] + below) / 2),
+        f1=float(f1[best]),
+        precision=float(right[best] / reported[best]),
+        recall=float(right[best] / objects),
+        objects=objects,
+    )

@@ -1,0 +1,120 @@
+"""The PASCAL VOC protocol on arrays: AP per class by 11 points (VOC 2007) and by area (2010 and later).
+
+Source: Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", sec. 4.2, and the development kit
+(VOCevaldet.m). Per class all detections are ranked by score; equal scores stay in the given order. Each takes
+the object of its class in its image with the largest IoU, of boxes whose corner pixels belong to them. Where
+that IoU reaches the threshold: on a difficult object the detection does not count, any number of times; on an
+object not yet found it is right; else it is wrong. There is no second-best object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from crossdet.errors import UserError
+from crossdet.evaluation.arrays import (
+    Bools,
+    DetectionArrays,
+    Floats,
+    Ints,
+    check_columns,
+    check_rows,
+)
+from crossdet.evaluation.matching import best_overlaps, by_score, first_of_each, iou_with_offset
+from crossdet.evaluation.precision_recall import Curve, area_ap, eleven_point_ap, exact_curve
+
+
+@dataclass(frozen=True)
+class VocTruth:
+    """The objects of `images` images. boxes: `[M, 4]` xmin, ymin, xmax, ymax, the corner pixels inside the box.
+
+    labels: `[M]`. difficult: `[M]`, not counted. image_of_box: `[M]` rows in 0..images - 1.
+    """
+
+    images: int
+    boxes: Floats
+    labels: Ints
+    difficult: Bools
+    image_of_box: Ints
+
+    def __post_init__(self) -> None:
+        check_columns("VocTruth", self.boxes, labels=self.labels, difficult=self.difficult,
+                      image_of_box=self.image_of_box)  # fmt: skip
+        check_rows("VocTruth", self.image_of_box, self.images)
+
+
+@dataclass(frozen=True)
+class VocClass:
+    """area, eleven_point: AP of one class in 0..1, nan without objects. objects: how many are not difficult."""
+
+    area: float
+    eleven_point: float
+    objects: int
+    curve: Curve
+
+
+@dataclass(frozen=True)
+class VocScores:
+    """The means over the classes that have objects (nan if none has), and each class."""
+
+    map_area: float
+    map_11pt: float
+    per_class: dict[int, VocClass]
+
+
+def voc_scores(
+    truth: VocTruth,
+    detections: DetectionArrays,
+    class_ids: Sequence[int] | Ints,
+    iou_threshold: float = 0.5,
+    inclusive: bool = True,
+) -> VocScores:
+    """Scores for the classes `class_ids`; boxes of other classes are left out.
+
+    detections: boxes as those of `truth`, 1-based or 0-based alike. inclusive: an IoU equal to the threshold is
+    enough, as in the development kit; False: it must be larger, as in py-faster-rcnn and detectron2.
+
+    Raises `UserError` for detections in images that the truth does not have and for a threshold not in (0, 1].
+    """
+    if not 0 < iou_threshold <= 1:
+        raise UserError(f"IoU threshold: expected a number in (0, 1], got {iou_threshold}")
+    check_rows("detections", detections.image_of_box, truth.images)
+    per_class = {
+        int(c): _score_class(truth, detections, int(c), iou_threshold, inclusive)
+        for c in np.unique(class_ids)
+    }
+    known = [scores for scores in per_class.values() if scores.objects]
+    return VocScores(
+        map_area=float(np.mean([s.area for s in known])) if known else float("nan"),
+        map_11pt=float(np.mean([s.eleven_point for s in known])) if known else float("nan"),
+        per_class=per_class,
+    )
+
+
+def _score_class(
+    truth: VocTruth, detections: DetectionArrays, class_id: int, iou_threshold: float, inclusive: bool
+) -> VocClass:
+    mine, found = truth.labels == class_id, detections.labels == class_id
+    difficult = truth.difficult[mine]
+    objects = int((~difficult).sum())
+    best, iou = best_overlaps(
+        detections.boxes[found].astype(np.float64),
+        detections.image_of_box[found],
+        truth.boxes[mine].astype(np.float64),
+        truth.image_of_box[mine],
+        iou_with_offset(1.0),
+    )
+    passed = (best >= 0) & (iou >= iou_threshold if inclusive else iou > iou_threshold)
+    excused = passed.copy()
+    excused[passed] = difficult[best[passed]]
+    order = by_score(detections.scores[found])
+    hits = first_of_each(best, passed & ~excused, order)
+    recall, precision = exact_curve(hits[order], ~excused[order], objects)
+    if not objects:
+        nan = float("nan")
+        return VocClass(nan, nan, 0, Curve(recall, precision, nan))
+    area = area_ap(recall, precision)
+    return VocClass(area, eleven_point_ap(recall, precision), objects, Curve(recall, precision, area))

@@ -1,0 +1,156 @@
+"""The WIDER FACE protocol on arrays: AP on the easy, medium and hard faces.
+
+Source: Yang et al., "WIDER FACE: A Face Detection Benchmark", and the released evaluation (wider_eval.m). The
+scores of the whole set are scaled to 0..1 once. In each image the detections, by falling score, take the one face
+with the largest IoU among all faces, also those outside the setting; an IoU of 0.5 is enough. On a face outside
+the setting a detection does not count; on one not yet found it is right; else it is wrong. The curve is sampled
+at 1,000 thresholds, 0.999 to 0; AP is the area under it.
+
+Corners are x + w and y + h, and sides are again counted with + 1, so every box is one pixel larger than it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, Ints, check_columns, check_rows
+from crossdet.evaluation.matching import best_overlaps, by_score, first_of_each, iou_with_offset
+from crossdet.evaluation.precision_recall import Curve, area_ap
+
+THRESHOLDS = 1.0 - np.arange(1, 1001) / 1000
+IOU_THRESHOLD = 0.5
+SETTINGS = ("easy", "medium", "hard")
+
+Arithmetic = Literal["double", "matlab_int32"]
+"""double: as the Python ports. matlab_int32: the released MATLAB code, see `_int32_overlap` and `_scaled`."""
+
+
+@dataclass(frozen=True)
+class WiderFaceTruth:
+    """The faces of `images` images. boxes: `[M, 4]` x, y, w, h in pixels, as annotated, none left out.
+
+    image_of_box: `[M]` rows in 0..images - 1. kept: setting -> `[M]`, the faces that it counts.
+    """
+
+    images: int
+    boxes: Floats
+    image_of_box: Ints
+    kept: dict[str, Bools] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_columns("WiderFaceTruth", self.boxes, image_of_box=self.image_of_box, **self.kept)
+        check_rows("WiderFaceTruth", self.image_of_box, self.images)
+
+
+@dataclass(frozen=True)
+class WiderFaceScores:
+    """Per setting AP in 0..1 (nan where it counts no face), the number of faces, and the curve of 1,000 points."""
+
+    scores: dict[str, float]
+    faces: dict[str, int]
+    curves: dict[str, Curve]
+
+
+def wider_face_scores(
+    truth: WiderFaceTruth, detections: DetectionArrays, arithmetic: Arithmetic = "double"
+) -> WiderFaceScores:
+    """Scores of face detections; their order does not matter, their labels are not looked at.
+
+    detections: boxes `[N, 4]` x, y, w, h in pixels of the original images. Images without any face are left out
+    with their detections, as in the released code (the official lists have none).
+
+    Raises `UserError` for detections in images that the truth does not have.
+    """
+    check_rows("detections", detections.image_of_box, truth.images)
+    has_faces = np.zeros(truth.images, bool)
+    has_faces[truth.image_of_box] = True
+    scaled = _scaled(detections.scores, arithmetic).astype(np.float64)
+    order = by_score(scaled)
+    order = order[has_faces[detections.image_of_box[order]]]
+    boxes, scaled = _corners(detections.boxes[order]), scaled[order]
+    best, iou = best_overlaps(
+        boxes,
+        detections.image_of_box[order],
+        _corners(truth.boxes),
+        truth.image_of_box,
+        iou_with_offset(1.0) if arithmetic == "double" else _int32_overlap,
+    )
+    passed = iou >= IOU_THRESHOLD
+    first = first_of_each(best, passed, np.arange(len(order)))
+    # the detections from each threshold on are a prefix of `order`
+    until = np.searchsorted(-scaled, -THRESHOLDS, "right")
+    curves = {}
+    for setting, kept in truth.kept.items():
+        on_kept = kept[best] if len(kept) else np.zeros(len(best), bool)
+        proposals = _sampled(~passed | on_kept, until)
+        found = _sampled(first & on_kept, until)
+        curves[setting] = _curve(found, proposals, int(kept.sum()))
+    return WiderFaceScores(
+        scores={setting: curve.ap for setting, curve in curves.items()},
+        faces={setting: int(kept.sum()) for setting, kept in truth.kept.items()},
+        curves=curves,
+    )
+
+
+def _corners(boxes: Floats) -> NDArray[np.float64]:
+    corners = boxes.astype(np.float64)
+    corners[:, 2:] += corners[:, :2]
+    return corners
+
+
+def _scaled(scores: Floats, arithmetic: Arithmetic) -> Floats:
+    """Scores scaled by the smallest and largest of the whole set; 0 where these are equal.
+
+    The released code holds the two in single precision, starting from the smallest and largest positive single.
+    """
+    if not len(scores):
+        return scores.astype(np.float64)
+    if arithmetic == "double":
+        scores = scores.astype(np.float64)
+        low, high = scores.min(), scores.max()
+    else:
+        scores, limits = scores.astype(np.float32), np.finfo(np.float32)
+        low, high = min(scores.min(), limits.max), max(scores.max(), limits.tiny)
+    return (scores - low) / (high - low) if high > low else np.zeros_like(scores)
+
+
+def _sampled(counted: Bools, until: Ints) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(counted)])[until]
+
+
+def _curve(found: Ints, proposals: Ints, faces: int) -> Curve:
+    precision = np.divide(found, proposals, out=np.zeros(len(found)), where=proposals > 0)
+    if not faces:
+        return Curve(np.full(len(found), np.nan), precision, float("nan"))
+    recall = found / faces
+    return Curve(recall, precision, area_ap(recall, precision))
+
+
+def _int32_overlap(boxes: Floats, truth: Floats) -> Floats:
+    """IoU in MATLAB's int32 arithmetic, in which the released code computes since its boxes are int32.
+
+    Int32 with double gives int32, rounded half away from zero: corners of detections become whole numbers and
+    the quotient 0 or 1, so the first face with an IoU of 0.5 is taken, not the best one.
+    """
+    width = (
+        _rounded(np.minimum(boxes[:, 2], truth[:, 2])) - _rounded(np.maximum(boxes[:, 0], truth[:, 0])) + 1
+    )
+    height = (
+        _rounded(np.minimum(boxes[:, 3], truth[:, 3])) - _rounded(np.maximum(boxes[:, 1], truth[:, 1])) + 1
+    )
+    inside = width * height
+    sides = boxes[:, 2:] - boxes[:, :2] + 1
+    truth_sides = truth[:, 2:] - truth[:, :2] + 1
+    union = _rounded(truth_sides.prod(1) + sides.prod(1)) - inside
+    meet = (width > 0) & (height > 0)
+    # x / 0 is the largest int32 there: a match
+    quotient = np.divide(inside, union, out=np.ones(len(boxes)), where=union != 0)
+    return np.where(meet, _rounded(quotient), 0.0)
+
+
+def _rounded(values: Floats) -> Floats:
+    return np.trunc(values + np.copysign(0.5, values))
