@@ -8,6 +8,7 @@ large arrays, without a loop over images; only the first detection of each groun
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ def pairs(first_groups: Ints, second_groups: Ints) -> Iterator[tuple[NDArray[np.
     count = np.searchsorted(in_order, first_groups, "right") - start
     chunk_of_row = np.cumsum(count) // PAIRS_AT_ONCE
     bounds = [0, *(np.flatnonzero(np.diff(chunk_of_row)) + 1).tolist(), len(first_groups)]
-    for low, high in zip(bounds, bounds[1:], strict=False):
+    for low, high in pairwise(bounds):
         counts = count[low:high]
         total = int(counts.sum())
         if not total:
