@@ -57,3 +57,21 @@ def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     with contextlib.redirect_stdout(printed):
         record = train(world.config(changes), output=folder)
     return Trained(folder, changes, record, printed.getvalue())
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """(exit code, stdout) of the command line in this process."""
+
+    from crossdet import cli
+
+    def run(*arguments: str | Path) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["crossdet", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        return code, capsys.readouterr().out
+
+    return run

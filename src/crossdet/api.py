@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,23 @@ from lightning_fabric.utilities.seed import seed_everything
 from crossdet.checkpoint import STATE_FILE, load_state
 from crossdet.config import Config, dump_config, load_config
 from crossdet.data.hybrid import HybridDataset, Part
-from crossdet.data.index import Index
 from crossdet.data.loading import epoch_batches, make_loader
 from crossdet.data.transforms import Augment
 from crossdet.errors import UserError
-from crossdet.evaluation.run import EvalSettings, score_dataset
+from crossdet.evaluating import (
+    metrics_table,
+    score_splits,
+    splits_for_detector,
+    splits_for_training,
+    write_evaluation,
+)
 from crossdet.evaluation.showing import write_val_pictures
 from crossdet.inference import AnyImage, Detector, load_detector
 from crossdet.jsonfiles import write_atomically
-from crossdet.labels import DROPPED, LabelSpace
+from crossdet.labels import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.retinanet import RetinaNet
-from crossdet.sources import Sources, open_sources
+from crossdet.sources import Sources, classes_of, open_sources
 from crossdet.training import Recipe, fit
 from crossdet.types import Batch, Detections
 
@@ -84,8 +88,21 @@ def train(
         _make_run_dir(run_dir, config, resume)
     fabric.barrier()
 
+    splits = splits_for_training(sources)
+
     def score(model: RetinaNet, when: str) -> dict[str, Any]:
-        metrics = score_all(model, config, sources.space, sources.val, fabric)
+        size = config.input
+        metrics = score_splits(
+            model,
+            config,
+            splits,
+            sources.lists,
+            size.shorter,
+            size.longer,
+            autocast=fabric.autocast(),
+            rank=fabric.global_rank,
+            ranks=fabric.world_size,
+        ).metrics
         if fabric.is_global_zero:
             print(f"evaluation, {when}:\n{metrics_table(metrics)}", flush=True)
         return metrics
@@ -110,12 +127,16 @@ def train(
 
 
 def evaluate(
-    run_or_weights: str | Path | Detector, config: Config | str | Path, split: str = "val"
+    run_or_weights: str | Path | Detector,
+    config: Config | str | Path,
+    split: str = "val",
+    output: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Scores a trained detector on every dataset of `config`, each on the classes that it labels.
+    """Scores a trained detector on every dataset of `config`, each by its protocols on the classes it labels.
 
     The detector's classes are found by their unified names, so the config may hold other datasets than those it
-    was trained on.
+    was trained on. output: a folder for precision-recall curves (PNG and data) and for the detections in each
+    dataset's own layout.
 
     Raises:
         UserError: unreadable weights or data, or classes that the detector does not know.
@@ -124,33 +145,21 @@ def evaluate(
     detector = run_or_weights if isinstance(run_or_weights, Detector) else load_detector(run_or_weights)
     if all(getattr(dataset, split) is None for dataset in config.datasets.values()):
         raise UserError(f"no dataset of the config has a `{split}` split")
-    trained_on = zip(detector.space.datasets, detector.space.sources, strict=True)
-    sources = open_sources(config, [split], {name: list(names) for name, names in trained_on})
-    indexes: dict[str, Index] = getattr(sources, split)
-    scored = {c for name, index in indexes.items() for c in sources.space.ids(name, index.classes).tolist()}
-    unknown = [sources.space.classes[c] for c in sorted(scored - {DROPPED})]
-    unknown = [name for name in unknown if name not in detector.classes]
-    if unknown:
-        raise UserError(
-            f"the detector does not know the class(es) {', '.join(map(repr, unknown))}; it knows "
-            f"{', '.join(detector.classes)}. Merge them to known names under `labels.merge`, or drop them"
-        )
-    ids = {
-        name: [
-            DROPPED if c == DROPPED else detector.space.id_of(sources.space.classes[c])
-            for c in sources.space.ids(name, index.classes).tolist()
-        ]
-        for name, index in indexes.items()
-    }
+    sources = open_sources(config, [split], classes_of(detector.space))
+    splits = splits_for_detector(sources, getattr(sources, split), detector)
     size = detector.settings
-    return _score(detector.model, config, detector.classes, indexes, ids, size.shorter, size.longer)
+    evaluation = score_splits(detector.model, config, splits, sources.lists, size.shorter, size.longer)
+    if output is not None:
+        name = run_or_weights if isinstance(run_or_weights, str | Path) else "detector"
+        write_evaluation(Path(output), evaluation, Path(name).stem)
+    return evaluation.metrics
 
 
 def predict(
     weights: str | Path | Detector,
     images: AnyImage | list[AnyImage] | tuple[AnyImage, ...],
     classes: Sequence[str] | None = None,
-    score_threshold: float = 0.3,
+    score_threshold: float | None = None,
 ) -> list[Detections]:
     """Detections of each image; see `crossdet.inference.Detector` for what an image may be."""
     detector = weights if isinstance(weights, Detector) else load_detector(weights)
@@ -289,83 +298,6 @@ def weights_metadata(config: Config, space: LabelSpace, settings: DetectorSettin
         "input": json.dumps({"shorter": config.input.shorter, "longer": config.input.longer}),
         "eval": config.eval.model_dump_json(),
     }
-
-
-# ------------------------------------------------------------------------------------------ evaluation
-
-
-def score_all(
-    model: RetinaNet,
-    config: Config,
-    space: LabelSpace,
-    indexes: dict[str, Index],
-    fabric: Fabric,
-) -> dict[str, Any]:
-    """Scores of all validation splits in training, under the run's precision and on all its processes."""
-    ids = {name: space.ids(name, index.classes).tolist() for name, index in indexes.items()}
-    return _score(
-        model,
-        config,
-        space.classes,
-        indexes,
-        ids,
-        config.input.shorter,
-        config.input.longer,
-        autocast=fabric.autocast(),
-        rank=fabric.global_rank,
-        ranks=fabric.world_size,
-    )
-
-
-def _score(
-    model: RetinaNet,
-    config: Config,
-    class_names: Sequence[str],
-    indexes: dict[str, Index],
-    ids: dict[str, list[int]],
-    shorter: int,
-    longer: int,
-    **detect_options: Any,
-) -> dict[str, Any]:
-    import numpy as np
-
-    limits = config.eval
-    settings = EvalSettings(
-        shorter,
-        longer,
-        limits.score_threshold,
-        limits.topk,
-        limits.nms_iou,
-        limits.max_detections,
-        limits.batch_size,
-        config.train.workers,
-    )
-    scores = {}
-    for name, index in indexes.items():
-        most = config.datasets[name].max_detections or limits.max_detections
-        class_ids = np.array(ids[name], np.int64)
-        scores[name] = score_dataset(
-            model, index, class_ids, class_names, replace(settings, max_detections=most), **detect_options
-        )
-        scores[name]["wanted_protocols"] = list(config.datasets[name].protocol)
-    known = [record["AP"] for record in scores.values() if record["AP"] == record["AP"]]
-    return {"mean": sum(known) / len(known) if known else float("nan"), "datasets": scores}
-
-
-def metrics_table(metrics: dict[str, Any]) -> str:
-    """All datasets in one text table, values in percent."""
-    columns = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"]
-    width = max([len("dataset"), *(len(name) for name in metrics["datasets"])])
-    lines = [f"{'dataset':<{width}}  protocol  images" + "".join(f"{c:>7}" for c in columns)]
-    for name, row in metrics["datasets"].items():
-        cells = "".join(f"{'-' if row[c] != row[c] else format(100 * row[c], '.1f'):>7}" for c in columns)
-        lost = f"  ({len(row['unreadable'])} images unreadable)" if row["unreadable"] else ""
-        lines.append(f"{name:<{width}}  {row['protocol']:<8}  {row['images']:>6}{cells}{lost}")
-    for name, row in metrics["datasets"].items():
-        later = [protocol for protocol in row["wanted_protocols"] if protocol != row["protocol"]]
-        if later:
-            lines.append(f"{name}: {', '.join(later)} is not there yet, so the scores are COCO-style")
-    return "\n".join(lines)
 
 
 # ------------------------------------------------------------------------------------------ run directory

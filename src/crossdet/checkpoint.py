@@ -66,6 +66,13 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def update_metadata(path: Path, metadata: dict[str, str]) -> None:
+    """Adds entries to the metadata of a weights file; its tensors stay as they are. Raises as `load_weights`."""
+    path = path / WEIGHTS_FILE if path.is_dir() else path
+    tensors, known = load_weights(path)
+    save_weights(path, tensors, {**known, **metadata})
+
+
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Writes the training state; tensors and plain containers only, so that it loads with `weights_only`."""
     buffer = io.BytesIO()

@@ -106,19 +106,35 @@ def evaluate(
     config: ConfigFile,
     overrides: Overrides = None,
     json_file: JsonFile = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="where to write precision-recall curves and predictions (default: inside a run directory)",
+        ),
+    ] = None,
     classes: Annotated[
         bool, typer.Option("--per-class", help="also print the scores of every class")
     ] = False,
+    store: Annotated[
+        bool,
+        typer.Option(
+            "--store-thresholds", help="store the thresholds of best F1 in the weights file, for predict"
+        ),
+    ] = False,
 ) -> None:
-    """Score a detector on every dataset of a config, each on the classes that it labels."""
+    """Score a detector on every dataset of a config, by its own protocol, on the classes that it labels."""
     from crossdet.config import load_config
 
     loaded = load_config(config, overrides or [])
 
     from crossdet.api import evaluate as score
-    from crossdet.api import metrics_table
+    from crossdet.evaluating import metrics_table
 
-    metrics = score(run, loaded)
+    folder = output or (run / f"eval_{config.stem}" if run.is_dir() else None)
+    metrics = score(run, loaded, output=folder)
     print(metrics_table(metrics))
     if classes:
         for name, row in metrics["datasets"].items():
@@ -128,6 +144,13 @@ def evaluate(
     if target is not None:
         _write_json(target, metrics)
         out.print(f"numbers in {escape(str(target))}", highlight=False, soft_wrap=True)
+    if folder is not None:
+        out.print(f"curves and predictions in {escape(str(folder))}", highlight=False, soft_wrap=True)
+    if store:
+        from crossdet.checkpoint import update_metadata
+
+        update_metadata(run, {"operating": json.dumps(metrics["operating"])})
+        out.print(f"{len(metrics['operating'])} thresholds stored in {escape(str(run))}", highlight=False)
 
 
 @app.command()
@@ -138,7 +161,14 @@ def predict(
     classes: Annotated[
         str | None, typer.Option(metavar="A,B", help="look only for these classes (unified names)")
     ] = None,
-    score: Annotated[float, typer.Option(min=0, max=1, help="lowest score to report")] = 0.3,
+    score: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="lowest score to report (default: each class's own, from the weights, or 0.3)",
+        ),
+    ] = None,
     max_detections: Annotated[
         int | None, typer.Option(min=1, help="most detections per image (default: as trained with)")
     ] = None,
@@ -187,14 +217,21 @@ def demo(
 
 
 def _class_table(dataset: str, per_class: dict[str, dict[str, Any]]) -> Table:
+    """The numbers that the dataset's protocol has per class; counts as they are, ratios in percent."""
+    keys = list(dict.fromkeys(key for row in per_class.values() for key in row))
     table = Table(title=dataset, title_justify="left", box=None, pad_edge=False)
-    for column in ("class", "boxes", "AP", "AP50", "found at 0.3"):
-        table.add_column(column, justify="left" if column == "class" else "right")
+    for column in ("class", *keys):
+        title = "found at 0.3" if column == "found_confidently" else column
+        table.add_column(title, justify="left" if column == "class" else "right")
     for name, row in per_class.items():
-        keys = ("AP", "AP50", "found_confidently")
-        cells = ["-" if row[key] != row[key] else f"{100 * row[key]:.1f}" for key in keys]
-        table.add_row(name, str(row["boxes"]), *cells)
+        table.add_row(name, *(_cell(row[key]) for key in keys))
     return table
+
+
+def _cell(value: float) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return "-" if value != value else f"{100 * value:.1f}"
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -27,7 +27,8 @@ from crossdet.data.scenes import LOOKS, write_demo_datasets
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
 from crossdet.evaluation.coco import coco_scores
 from crossdet.evaluation.confidence import CONFIDENT, confident_share
-from crossdet.evaluation.run import EvalSettings, detect, ground_truth
+from crossdet.evaluation.protocols import Split, ground_truth
+from crossdet.evaluation.run import EvalSettings, detect
 from crossdet.inference import load_detector
 from crossdet.jsonfiles import write_json
 from crossdet.pictures import class_colour, draw_boxes
@@ -176,7 +177,7 @@ def _union_test(data: Path, classes: tuple[str, ...]) -> UnionTest:
     class_ids = np.array([classes.index(name) for name in index.classes], np.int64)
     names = [index.names[row] for row in range(len(index))]
     look_of = np.array([next(i for i, look in enumerate(LOOKS) if n.startswith(look)) for n in names])
-    return UnionTest(index, ground_truth(index, class_ids, range(len(classes))), classes, look_of)
+    return UnionTest(index, ground_truth(Split(index, class_ids, classes)), classes, look_of)
 
 
 def _measure(test: UnionTest, found: DetectionArrays) -> dict[str, Any]:

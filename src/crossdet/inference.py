@@ -25,6 +25,7 @@ from crossdet.models.retinanet import RetinaNet
 from crossdet.types import Detections
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+DEFAULT_THRESHOLD = 0.3
 AnyImage = str | Path | Image.Image | np.ndarray | Tensor
 
 
@@ -41,6 +42,8 @@ class Detector:
 
     classes: the names that it knows. space: its label space, with the datasets that it was trained on.
     decoding: topk, max_detections and nms_iou, as the config of its training had them; see `RetinaNet.decode`.
+    thresholds: class -> score from which on it is reported, the best F1 on validation data; `DEFAULT_THRESHOLD`
+        for classes that are not in it.
     """
 
     def __init__(
@@ -49,11 +52,13 @@ class Detector:
         space: LabelSpace,
         settings: InputSettings,
         decoding: Mapping[str, Any] | None = None,
+        thresholds: Mapping[str, float] | None = None,
     ) -> None:
         self.model = model.eval()
         self.space = space
         self.settings = settings
         self.decoding = dict(decoding or {})
+        self.thresholds = dict(thresholds or {})
         self._resize = Resize(settings.shorter, settings.longer)
 
     @property
@@ -68,15 +73,16 @@ class Detector:
         self,
         image: AnyImage,
         classes: Sequence[str] | str | None = None,
-        score_threshold: float = 0.3,
+        score_threshold: float | None = None,
         max_detections: int | None = None,
         **decode_options: Any,
     ) -> Detections:
         """Detections in one image, by falling score, with `names`.
 
         image: a file (EXIF orientation applied), PIL image, `[H, W, 3]` uint8 RGB array, or `[3, H, W]` uint8
-            RGB tensor. classes: names to look for; None = all. max_detections and further options: of
-            `RetinaNet.decode`; where not given as in `decoding`.
+            RGB tensor. classes: names to look for; None = all. score_threshold: one for all classes; None = each
+            class's own. max_detections and further options: of `RetinaNet.decode`; where not given as in
+            `decoding`.
 
         Raises:
             UserError: unreadable file, unknown class, wrong array.
@@ -88,13 +94,14 @@ class Detector:
         self,
         images: Sequence[AnyImage],
         classes: Sequence[str] | str | None = None,
-        score_threshold: float = 0.3,
+        score_threshold: float | None = None,
         max_detections: int | None = None,
         **decode_options: Any,
     ) -> list[Detections]:
         """As `__call__`, for several images in one forward pass."""
         chosen = self._class_ids(classes)
         options = self.decoding | decode_options
+        thresholds = torch.tensor(list(self.thresholds_used(score_threshold).values()), device=self.device)
         if max_detections is not None:
             options["max_detections"] = max_detections
         if not images:
@@ -106,7 +113,7 @@ class Detector:
             self.model(stack.to(self.device)),
             sizes.to(self.device),
             classes=chosen,
-            score_threshold=score_threshold,
+            score_threshold=thresholds,
             **options,
         )
         originals = torch.tensor([picture.shape[1:] for picture in pictures], dtype=torch.int64)
@@ -114,6 +121,12 @@ class Detector:
             self._named(rescale(d, size, original))
             for d, size, original in zip(found, sizes, originals, strict=True)
         ]
+
+    def thresholds_used(self, score_threshold: float | None) -> dict[str, float]:
+        """Class -> threshold that applies when this one is given."""
+        if score_threshold is not None:
+            return dict.fromkeys(self.classes, score_threshold)
+        return {name: self.thresholds.get(name, DEFAULT_THRESHOLD) for name in self.classes}
 
     def _class_ids(self, classes: Sequence[str] | str | None) -> list[int] | None:
         if classes is None:
@@ -177,8 +190,11 @@ def load_detector(path: str | Path, device: str | torch.device | None = None) ->
         )
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     limits = json.loads(metadata["eval"])
-    decoding = {key: limits[key] for key in ("topk", "max_detections", "nms_iou")}
-    return Detector(model.to(chosen), space, InputSettings(**json.loads(metadata["input"])), decoding)
+    decoding = {key: limits[key] for key in ("topk", "max_detections", "nms_iou") if limits[key] is not None}
+    points = json.loads(metadata.get("operating", "{}"))
+    thresholds = {name: float(point["threshold"]) for name, point in points.items()}
+    settings = InputSettings(**json.loads(metadata["input"]))
+    return Detector(model.to(chosen), space, settings, decoding, thresholds)
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -214,7 +230,7 @@ def predict_files(
     detector: Detector,
     files: Sequence[Path],
     classes: Sequence[str] | None = None,
-    score_threshold: float = 0.3,
+    score_threshold: float | None = None,
     max_detections: int | None = None,
     batch_size: int = 8,
 ) -> Iterator[tuple[Path, Tensor | None, Detections | str]]:

@@ -41,7 +41,7 @@ def predict_to_folder(
     images: Sequence[str],
     folder: Path,
     classes: Sequence[str] | None = None,
-    score_threshold: float = 0.3,
+    score_threshold: float | None = None,
     max_detections: int | None = None,
     pictures: bool = True,
     coco: Path | None = None,
@@ -82,6 +82,7 @@ def predict_to_folder(
         "weights": str(weights),
         "classes": detector.classes,
         "score_threshold": score_threshold,
+        "thresholds": detector.thresholds_used(score_threshold),
         "images": entries,
         "unreadable": lost,
     }

@@ -13,6 +13,7 @@ from crossdet.config import Config, DatasetConfig, SplitConfig
 from crossdet.data.index import Index
 from crossdet.data.reading import SplitFiles, read_split
 from crossdet.errors import UserError, problem_list
+from crossdet.evaluation.wider_face_lists import WiderFaceLists, read_wider_face_truth
 from crossdet.labels import LabelSpace, check_class_names
 
 SPLITS = ("train", "val")
@@ -20,11 +21,15 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Sources:
-    """Everything that is read before training. `train` and `val` hold the datasets that have such a split."""
+    """Everything that is read before training. `train` and `val` hold the datasets that have such a split.
+
+    lists: WIDER FACE's easy, medium and hard faces, of the datasets that name them (`val.lists`).
+    """
 
     space: LabelSpace
     train: dict[str, Index]
     val: dict[str, Index]
+    lists: dict[str, WiderFaceLists]
 
 
 def open_sources(
@@ -38,6 +43,7 @@ def open_sources(
     Raises `UserError` with the mistakes of all datasets; label rules are looked at once all files are readable.
     """
     found: dict[str, dict[str, Index]] = {split: {} for split in SPLITS}
+    lists: dict[str, WiderFaceLists] = {}
     problems: list[str] = []
     for name, dataset in config.datasets.items():
         for split in splits:
@@ -50,6 +56,11 @@ def open_sources(
                 problems.append(f"datasets.{name}.{split}: {_indented(str(error))}")
             else:
                 found[split][name] = _share(index, dataset) if split == "train" else index
+            if isinstance(given, SplitConfig) and given.lists is not None:
+                try:
+                    lists[name] = read_wider_face_truth(given.lists)
+                except UserError as error:
+                    problems.append(f"datasets.{name}.{split}.lists: {_indented(str(error))}")
     if problems:
         raise UserError(problem_list(f"{len(problems)} split(s) cannot be read", problems))
     names = dict(known_classes or {})
@@ -58,7 +69,12 @@ def open_sources(
             with suppress(UserError):  # the training files need not be here; then the other split has to do
                 names[name] = open_split(dataset, "train", dataset.train).classes
     space = build_space(config, found["train"], found["val"], names)
-    return Sources(space, found["train"], found["val"])
+    return Sources(space, found["train"], found["val"], lists)
+
+
+def classes_of(space: LabelSpace) -> dict[str, list[str]]:
+    """Dataset -> its own class names, of a label space (`known_classes` of `open_sources`)."""
+    return {name: list(names) for name, names in zip(space.datasets, space.sources, strict=True)}
 
 
 def open_split(dataset: DatasetConfig, split: str, given: SplitConfig | Index) -> Index:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import threading
@@ -322,9 +323,12 @@ def _finish_epoch(
         progress.best = max(progress.best, mean) if mean == mean else progress.best
     progress.history.append(record)
     logs.epoch(record)
-    run.save_weights(WEIGHTS_FILE)
+    # thresholds for `predict`, known only for weights that were evaluated
+    operating = record.get("metrics", {}).get("operating")
+    extra = {"operating": json.dumps(operating)} if operating else {}
+    run.save_weights(WEIGHTS_FILE, extra)
     if better:
-        run.save_weights(BEST_FILE)
+        run.save_weights(BEST_FILE, extra)
     if run.fabric.is_global_zero:
         write_json(run.run_dir / "metrics.json", {"best": progress.best, "epochs": progress.history})
     run.save_state()
@@ -386,9 +390,10 @@ class _Run:
             return self.detector
         return cast(RetinaNet, self.average.module)
 
-    def save_weights(self, name: str) -> None:
+    def save_weights(self, name: str, extra: dict[str, str]) -> None:
         if self.fabric.is_global_zero:
-            save_weights(self.run_dir / name, self.final_detector().state_dict(), self.metadata)
+            metadata = self.metadata | extra
+            save_weights(self.run_dir / name, self.final_detector().state_dict(), metadata)
 
     def stop_if_diverged(self) -> None:
         """The loss is checked before a step; the step itself can still overflow (alike on all ranks)."""

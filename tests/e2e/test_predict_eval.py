@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,13 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torchvision.ops import box_iou
 
-from crossdet import UserError, api, cli, evaluate, load_detector, predict, train
+from crossdet import UserError, evaluate, load_detector, predict, train
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.coco import coco_scores
-from crossdet.evaluation.run import EvalSettings, detect, ground_truth, score_dataset
+from crossdet.evaluation.protocols import Split, ground_truth
+from crossdet.evaluation.run import EvalSettings, detect, score_dataset
 from crossdet.inference import find_images
 from crossdet.labels import DROPPED
 from crossdet.models.retinanet import RetinaNet
@@ -30,22 +31,6 @@ SCORE = 0.2
 @pytest.fixture(scope="module")
 def detector(trained):
     return load_detector(trained.folder)
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """(exit code, stdout) of the command line in this process."""
-
-    def run(*arguments: str | Path):
-        monkeypatch.setattr(sys, "argv", ["crossdet", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        return code, capsys.readouterr().out
-
-    return run
 
 
 def picture(world, number: int = 0, dataset: str = "cars") -> Path:
@@ -291,8 +276,13 @@ def test_eval_of_a_run_directory_writes_beside_it(world, trained, tmp_path, comm
         assert code == 0
         assert str(target) in printed
         assert set(json.loads(target.read_text())["datasets"]) == {"cars", "faces"}
-    finally:
+        folder = trained.folder / "eval_mine"
+        assert f"curves and predictions in {folder}" in printed
+        assert (folder / "curves/cars_coco.png").stat().st_size > 5000
+        assert (folder / "predictions/faces/results.json").exists()
+    finally:  # other tests look at the same run
         target.unlink(missing_ok=True)
+        shutil.rmtree(trained.folder / "eval_mine", ignore_errors=True)
 
 
 def test_decode_gets_the_classes_of_the_dataset_alone(world, trained, monkeypatch):
@@ -323,7 +313,7 @@ def test_scores_equal_those_computed_by_hand(world, trained, detector):
             labels=np.full(sum(map(len, found)), 7),
             image_of_box=np.repeat(np.arange(len(index)), [len(f) for f in found]),
         )
-        truth = ground_truth(index, np.array([7]), [7])
+        truth = ground_truth(Split(index, np.array([7]), []))
         wanted = coco_scores(truth, detections, [7]).scores
         for score in ("AP", "AP50", "AR100"):
             assert metrics["datasets"][name][score] == pytest.approx(wanted[score], abs=1e-6), (name, score)
@@ -383,8 +373,10 @@ def test_unreadable_images_count_as_empty_and_are_listed(world, detector, tmp_pa
     for row in range(len(index)):
         if row != 2:
             (tmp_path / index.names[row]).write_bytes(index.path(row).read_bytes())
-    record = score_dataset(detector.model, broken, np.array([0]), ["car", "face"], EvalSettings(64, 96))
-    whole = score_dataset(detector.model, index, np.array([0]), ["car", "face"], EvalSettings(64, 96))
+    names, cars = ["car", "face"], np.array([0])
+    settings = EvalSettings(64, 96)
+    record = score_dataset(detector.model, Split(broken, cars, names), settings).record
+    whole = score_dataset(detector.model, Split(index, cars, names), settings).record
     assert len(record["unreadable"]) == 1
     assert index.names[2] in record["unreadable"][0]
     assert record["images"] == 5
@@ -412,7 +404,7 @@ def flagged_index() -> Index:
 
 
 def test_ground_truth_in_unified_ids():
-    truth = ground_truth(flagged_index(), np.array([4, 6, DROPPED]), [4, 6])
+    truth = ground_truth(Split(flagged_index(), np.array([4, 6, DROPPED]), []))
     rows = sorted(
         zip(
             truth.image_of_box.tolist(),
@@ -437,7 +429,7 @@ def test_ground_truth_in_unified_ids():
 
 def test_detections_on_regions_are_neither_right_nor_wrong():
     """Of class 6: one right box; detections in the crowd and in the ignore region above it cost nothing."""
-    truth = ground_truth(flagged_index(), np.array([4, 6, DROPPED]), [4, 6])
+    truth = ground_truth(Split(flagged_index(), np.array([4, 6, DROPPED]), []))
 
     def scores(*boxes: tuple[int, tuple[float, float, float, float], float]) -> float:
         detections = DetectionArrays(
@@ -479,13 +471,6 @@ def test_label_rules_may_name_datasets_without_the_scored_split(world, tmp_path)
 def test_a_finished_run_holds_pictures_of_what_it_finds(trained):
     names = [path.name for path in (trained.folder / "pictures").glob("*.jpg")]
     assert {name.split("_")[0] for name in names} == {"cars", "faces"}
-
-
-def test_named_protocols_that_are_not_there_yet_say_so(world, tmp_path):
-    config = world.config({"datasets.faces.protocol": "wider_face", "train.max_steps": 1})
-    metrics = train(config, output=tmp_path / "run")["metrics"]
-    assert metrics["datasets"]["faces"]["protocol"] == "coco"
-    assert "faces: wider_face is not there yet, so the scores are COCO-style" in api.metrics_table(metrics)
 
 
 def test_decoding_limits_travel_with_the_weights(world, tmp_path):

@@ -19,6 +19,7 @@ from crossdet import Config, RunError, UserError, evaluate, load_config, load_de
 from crossdet.api import build_fabric, detector_settings, recipe, training_data
 from crossdet.checkpoint import load_weights
 from crossdet.data.loading import collate, epoch_batches
+from crossdet.evaluating import Evaluation
 from crossdet.labels import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.sources import open_sources
@@ -176,11 +177,11 @@ def test_best_weights_are_those_of_the_best_evaluation(world, tmp_path, monkeypa
     """Of three epochs the one with the best mean is kept; the first of equals; NaN is never the best."""
     seen: list[dict[str, Tensor]] = []
 
-    def scores(model, *_: Any) -> dict[str, Any]:
+    def scores(model, *_: Any, **__: Any) -> Evaluation:
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
-        return {"mean": means[len(seen) - 1], "datasets": {}}
+        return Evaluation({"mean": means[len(seen) - 1], "datasets": {}}, {}, {})
 
-    monkeypatch.setattr("crossdet.api.score_all", scores)
+    monkeypatch.setattr("crossdet.api.score_splits", scores)
     run(world, tmp_path / "run", {"train.epochs": 3, "train.max_steps": None, "train.batch_size": 8})
     assert same(weights(tmp_path / "run", "best.safetensors"), seen[kept - 1])
     assert same(weights(tmp_path / "run"), seen[2])

@@ -50,7 +50,7 @@ def test_defaults_are_the_recipe_of_the_paper(tmp_path):
     assert (model.anchors.scales, model.anchors.ratios) == ((2, 3, 4), (0.5, 1, 2))
     assert (config.loss.alpha, config.loss.gamma, config.loss.box_beta) == (0.25, 2, 1 / 9)
     assert (config.input.shorter, config.input.longer, config.augment.flip) == (800, 1333, 0.5)
-    assert (config.eval.score_threshold, config.eval.nms_iou, config.eval.max_detections) == (0.05, 0.5, 100)
+    assert (config.eval.score_threshold, config.eval.nms_iou, config.eval.max_detections) == (None, 0.5, None)
     assert config.datasets["a"].protocol == ("coco",)
     assert config.seed == 0
 

@@ -5,7 +5,7 @@ the types of single values, `mistakes` turns pydantic's errors into sentences, `
 Nothing below `crossdet.api` knows these classes. No torch in here.
 """
 
-from crossdet.config.fields import KNOWN_PROTOCOLS, SCORED_PROTOCOLS
+from crossdet.config.fields import KNOWN_PROTOCOLS
 from crossdet.config.files import dump_config, load_config
 from crossdet.config.schema import (
     AnchorsConfig,
@@ -19,11 +19,11 @@ from crossdet.config.schema import (
     ModelConfig,
     SplitConfig,
     TrainConfig,
+    UnionTestConfig,
 )
 
 __all__ = [
     "KNOWN_PROTOCOLS",
-    "SCORED_PROTOCOLS",
     "AnchorsConfig",
     "AugmentConfig",
     "Config",
@@ -35,6 +35,7 @@ __all__ = [
     "ModelConfig",
     "SplitConfig",
     "TrainConfig",
+    "UnionTestConfig",
     "dump_config",
     "load_config",
 ]

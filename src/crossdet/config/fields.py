@@ -25,8 +25,6 @@ from pydantic_core import PydanticCustomError
 from crossdet.config.mistakes import show
 
 KNOWN_PROTOCOLS = frozenset({"coco", "voc", "wider_face", "wider_pedestrian"})
-SCORED_PROTOCOLS = frozenset({"coco"})
-"""The protocols that exist so far; a dataset with another one is scored COCO-style, and told so."""
 
 
 def _listed(value: Any) -> Any:
@@ -110,6 +108,8 @@ def _protocols(value: tuple[str, ...]) -> tuple[str, ...]:
     for name in value:
         if name not in KNOWN_PROTOCOLS:
             raise ValueError(f"expected one of {', '.join(sorted(KNOWN_PROTOCOLS))}, got {show(name)}")
+        if value.count(name) > 1:
+            raise ValueError(f"{show(name)} is named twice")
     return _filled(value)
 
 

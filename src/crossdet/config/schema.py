@@ -55,6 +55,9 @@ class Section(BaseModel):
 # ------------------------------------------------------------------------------------------- the sections
 
 
+Format = Literal["coco", "voc", "wider_face", "wider_pedestrian", "yolo"]
+
+
 class SplitConfig(Section):
     """Where one split lies. What is needed depends on the format; one value may stand for a list of one."""
 
@@ -62,17 +65,27 @@ class SplitConfig(Section):
     annotations: Files = ()  # annotation files or folders
     image_set: ImageSets = ()  # VOC: names such as `trainval`, or files
     ignore: Files = ()  # WIDER Pedestrian: files with ignore regions
+    lists: File | None = None  # WIDER FACE's protocol: folder of wider_{face,easy,medium,hard}_val.mat
+
+
+class UnionTestConfig(SplitConfig):
+    """Images on which every class is labelled, under its unified name; for `crossdet audit`."""
+
+    format: Format
+    classes: SomeNames | None = None
+    edition: Literal[2018, 2019] | None = None
 
 
 def _index_or_split(value: Any, handler: Callable[[Any], Any]) -> Any:
     return value if isinstance(value, Index) else handler(value)
 
 
-Format = Literal["coco", "voc", "wider_face", "wider_pedestrian", "yolo"]
 if TYPE_CHECKING:
     Split = SplitConfig | Index | None
+    UnionTest = UnionTestConfig | Index | None
 else:
     Split = Annotated[SplitConfig | None, WrapValidator(_index_or_split)]
+    UnionTest = Annotated[UnionTestConfig | None, WrapValidator(_index_or_split)]
 
 
 class DatasetConfig(Section):
@@ -200,10 +213,12 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
-    score_threshold: Fraction = 0.05
+    score_threshold: Fraction | None = None  # null: the protocol's (coco and voc 0.05, wider_* 0.01)
     topk: Count = 1000  # candidates per pyramid level
     nms_iou: Fraction = 0.5
-    max_detections: Count = 100  # per image
+    max_detections: Count | None = (
+        None  # per image; null: the protocol's (100, wider_face 750, ..._pedestrian 300)
+    )
     batch_size: Count = 8
 
 
@@ -218,6 +233,7 @@ class Config(Section):
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    union_test: UnionTest = None
     seed: CountOrZero = 0
     output: File | None = None  # run directory; null: runs/<name of the config file> in the current folder
 
@@ -257,6 +273,15 @@ def _dataset_problems(config: Config) -> Iterator[Problem]:
         files = isinstance(dataset.train, SplitConfig) or isinstance(dataset.val, SplitConfig)
         if dataset.format is None and files:
             yield Problem(((*at, "format"),), f"`{shown}.format` is missing: expected one of {formats}")
+        if "wider_face" not in dataset.protocol:
+            for split in ("train", "val"):
+                given = getattr(dataset, split)
+                if isinstance(given, SplitConfig) and given.lists is not None:
+                    yield Problem(
+                        ((*at, split, "lists"), (*at, "protocol")),
+                        f"`{shown}.{split}.lists` belongs to the protocol `wider_face`, got protocol "
+                        f"{', '.join(dataset.protocol)}",
+                    )
         if dataset.edition is not None and dataset.format != "wider_pedestrian":
             yield Problem(
                 ((*at, "edition"), (*at, "format")),

@@ -44,18 +44,22 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class _Object:
+class VocObject:
+    """corners: xmin, ymin, xmax, ymax as they stand, 1-based, both corners inside. place: "file:line"."""
+
     name: str
-    xyxy: tuple[float, float, float, float]
-    flags: int
+    corners: tuple[float, float, float, float]
+    difficult: bool
     place: str
 
 
 @dataclass
-class _Image:
+class VocImage:
+    """One XML. size: (height, width), (0, 0) where it gives none."""
+
     filename: str = ""
     size: tuple[int, int] = (0, 0)
-    objects: list[_Object] = field(default_factory=list)
+    objects: list[VocObject] = field(default_factory=list)
 
 
 def read_voc(
@@ -70,7 +74,7 @@ def read_voc(
     """
     problems: list[str] = []
     entries = list_entries(annotations, image_sets, problems)
-    parsed = [_parse(entry.xml, problems) for entry in entries]
+    parsed = [parse_xml(entry.xml, problems) for entry in entries]
     names = sorted({item.name for image in parsed for item in image.objects}) if classes is None else classes
     position = {name: i for i, name in enumerate(names)}
     problems += [
@@ -93,7 +97,9 @@ def read_voc(
         elif image.size == (0, 0):
             builder.skip("image cannot be read", f"{entry.place}: {file}")
         for item in image.objects:
-            builder.box(item.xyxy, position[item.name], item.flags, place=item.place)
+            xmin, ymin, xmax, ymax = item.corners
+            flags = int(Flag.DIFFICULT) if item.difficult else 0
+            builder.box((xmin - 1, ymin - 1, xmax, ymax), position[item.name], flags, place=item.place)
     return builder.build(names)
 
 
@@ -208,27 +214,28 @@ class _LineBuilder(TreeBuilder):
         return element
 
 
-def _parse(xml: Path, problems: list[str]) -> _Image:
+def parse_xml(xml: Path, problems: list[str]) -> VocImage:
+    """Reads one XML; what is wrong with it goes to `problems`, the objects concerned are left out."""
     builder = _LineBuilder()
     try:
         builder.parser.feed(read_bytes(xml))
         root = builder.parser.close()
     except AnnotationError as error:
         problems.append(str(error))
-        return _Image()
+        return VocImage()
     except ParseError as error:
         problems.append(f"{xml}:{error.position[0]}: malformed XML ({error}); repair or replace the file")
-        return _Image()
+        return VocImage()
     except DefusedXmlException as error:
         problems.append(f"{xml}: refused XML with entities ({error}); remove its DOCTYPE")
-        return _Image()
+        return VocImage()
     except (ValueError, LookupError) as error:
         problems.append(f"{xml}:1: the XML's encoding cannot be read ({error}); save the file as UTF-8")
-        return _Image()
+        return VocImage()
     if root.tag != "annotation":
         problems.append(f"{xml}:1: the root element is <{root.tag}>, expected VOC's <annotation>")
-        return _Image()
-    image = _Image((root.findtext("filename") or "").strip(), _size(root))
+        return VocImage()
+    image = VocImage((root.findtext("filename") or "").strip(), _size(root))
     for element in root.findall("object"):
         item = _object(element, f"{xml}:{builder.lines[element]}", problems)
         if item is not None:
@@ -245,7 +252,7 @@ def _size(root: Element) -> tuple[int, int]:
     return (height, width) if 0 < height < 2**31 and 0 < width < 2**31 else (0, 0)
 
 
-def _object(element: Element, place: str, problems: list[str]) -> _Object | None:
+def _object(element: Element, place: str, problems: list[str]) -> VocObject | None:
     name = (element.findtext("name") or "").strip()
     box = element.find("bndbox")
     difficult = (element.findtext("difficult") or "0").strip() or "0"
@@ -267,8 +274,7 @@ def _object(element: Element, place: str, problems: list[str]) -> _Object | None
             f"{place}: <bndbox> of {name!r} has {bad}, expected four numbers {', '.join(CORNERS)}"
         )
         return None
-    flags = Flag.DIFFICULT if difficult == "1" else 0
-    return _Object(name, (xmin - 1, ymin - 1, xmax, ymax), int(flags), place)
+    return VocObject(name, (xmin, ymin, xmax, ymax), difficult == "1", place)
 
 
 def _is_number(text: str) -> bool:
@@ -292,7 +298,7 @@ def _listing(folder: Path) -> set[str]:
 
 
 def _image_files(
-    entries: list[Entry], parsed: list[_Image], images: Sequence[Path], listings: list[set[str]]
+    entries: list[Entry], parsed: list[VocImage], images: Sequence[Path], listings: list[set[str]]
 ) -> list[Path]:
     """`filename` where that file exists and only one XML names it, else the file named as the XML."""
     named = Counter((entry.year, image.filename) for entry, image in zip(entries, parsed, strict=True))
@@ -313,7 +319,7 @@ def _image_name(name: str, filename: str, listing: set[str]) -> str:
     return f"{name}{SUFFIXES[0]}"
 
 
-def _read_missing_sizes(parsed: list[_Image], files: list[Path]) -> None:
+def _read_missing_sizes(parsed: list[VocImage], files: list[Path]) -> None:
     rows = [i for i, image in enumerate(parsed) if image.size == (0, 0)]
     for row, size in zip(rows, header_sizes([files[row] for row in rows]), strict=True):
         parsed[row].size = size or (0, 0)

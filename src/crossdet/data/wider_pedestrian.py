@@ -25,7 +25,9 @@ NUMBERS_PER_BOX = {2018: 5, 2019: 4}
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
+    """One image of a file: its name, the numbers after it as they stand, and the place ("file:line")."""
+
     name: str
     numbers: list[float]
     place: str
@@ -43,13 +45,9 @@ def read_wider_pedestrian(
     edition: 2018 or 2019; None = the one layout that the whole file fits. The images of 2019 lie in several
     folders that the annotations do not name: a name that is no file in `images` is looked up below it.
     """
-    problems: list[str] = []
-    lines = _lines(annotations, problems)
-    _report_duplicates(lines, problems)
-    raise_if_any(annotations, problems)
-    year = _edition(lines, annotations, edition)
-    region_of: dict[str, list[_Line]] = {}
-    for line in _ignore_lines(ignore) if ignore is not None else []:
+    lines, year = read_box_lines(annotations, edition)
+    region_of: dict[str, list[Line]] = {}
+    for line in read_ignore_lines(ignore) if ignore is not None else []:
         region_of.setdefault(line.name, []).append(line)
     if image_list is not None:
         lines += _unlisted(image_list, {line.name for line in lines})
@@ -111,28 +109,21 @@ def write_wider_pedestrian(index: Index, path: Path, ignore_path: Path, edition:
 # ------------------------------------------------------------------------------------------- text -> rows
 
 
-def _lines(file: Path, problems: list[str]) -> list[_Line]:
-    lines = []
-    for number, text in enumerate(read_lines(file), start=1):
-        name, *words = text.split() or [""]
-        if not name:
-            continue
-        try:
-            lines.append(_Line(name, [float(word) for word in words], f"{file}:{number}"))
-        except ValueError:
-            bad = next(word for word in words if not _is_number(word))
-            layouts = f"{LAYOUT[2018]} (2018) or {LAYOUT[2019]} (2019)"
-            problems.append(f"{file}:{number}: {bad!r} after {name!r} is no number; expected {layouts}")
-    return lines
+def read_box_lines(file: Path, edition: int | None = None) -> tuple[list[Line], int]:
+    """The images of an annotation file, all different, and its edition: as given, else as `read_wider_pedestrian`.
+
+    Every line has whole boxes in the layout of the edition, 2018 with class ids 1 and 2. The numbers may be
+    anything that `float` reads.
+    """
+    problems: list[str] = []
+    lines = _lines(file, problems)
+    _report_duplicates(lines, problems)
+    raise_if_any(file, problems)
+    return lines, _edition(lines, file, edition)
 
 
-def _unlisted(image_list: Path, known: set[str]) -> list[_Line]:
-    """A line without objects for each image of the list that is not in `known`; its first column counts."""
-    names = [text.split()[0] for text in read_lines(image_list) if text.strip()]
-    return [_Line(name, [], str(image_list)) for name in dict.fromkeys(names) if name not in known]
-
-
-def _ignore_lines(file: Path) -> list[_Line]:
+def read_ignore_lines(file: Path) -> list[Line]:
+    """The ignore regions of a file, `x y w h` each; an image may have several lines."""
     problems: list[str] = []
     lines = _lines(file, problems)
     problems += [
@@ -144,7 +135,28 @@ def _ignore_lines(file: Path) -> list[_Line]:
     return lines
 
 
-def _report_duplicates(lines: list[_Line], problems: list[str]) -> None:
+def _lines(file: Path, problems: list[str]) -> list[Line]:
+    lines = []
+    for number, text in enumerate(read_lines(file), start=1):
+        name, *words = text.split() or [""]
+        if not name:
+            continue
+        try:
+            lines.append(Line(name, [float(word) for word in words], f"{file}:{number}"))
+        except ValueError:
+            bad = next(word for word in words if not _is_number(word))
+            layouts = f"{LAYOUT[2018]} (2018) or {LAYOUT[2019]} (2019)"
+            problems.append(f"{file}:{number}: {bad!r} after {name!r} is no number; expected {layouts}")
+    return lines
+
+
+def _unlisted(image_list: Path, known: set[str]) -> list[Line]:
+    """A line without objects for each image of the list that is not in `known`; its first column counts."""
+    names = [text.split()[0] for text in read_lines(image_list) if text.strip()]
+    return [Line(name, [], str(image_list)) for name in dict.fromkeys(names) if name not in known]
+
+
+def _report_duplicates(lines: list[Line], problems: list[str]) -> None:
     first: dict[str, str] = {}
     for line in lines:
         if line.name in first:
@@ -154,7 +166,7 @@ def _report_duplicates(lines: list[_Line], problems: list[str]) -> None:
         first.setdefault(line.name, line.place)
 
 
-def _mistake(line: _Line, edition: int) -> str:
+def _mistake(line: Line, edition: int) -> str:
     """What in the line does not fit the edition's layout; "" = nothing."""
     step = NUMBERS_PER_BOX[edition]
     if len(line.numbers) % step:
@@ -167,7 +179,7 @@ def _mistake(line: _Line, edition: int) -> str:
     return f"{line.place}: class id {bad[0]:g}, expected 1 (pedestrian) or 2 (cyclist)" if bad else ""
 
 
-def _edition(lines: list[_Line], file: Path, given: int | None) -> int:
+def _edition(lines: list[Line], file: Path, given: int | None) -> int:
     """The edition of the file, checked on every line."""
     mistakes = {e: [m for line in lines if (m := _mistake(line, e))] for e in CLASSES}
     if given is not None:

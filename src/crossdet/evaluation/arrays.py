@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,19 @@ class DetectionArrays:
                 f"detections: {int(bad.sum())} of {len(bad)} scores are no finite numbers, "
                 f"the first in row {row} ({self.scores[row]})"
             )
+
+    def with_boxes(self, boxes: Floats) -> DetectionArrays:
+        """The same detections with other boxes `[N, 4]`, such as in another box format."""
+        return replace(self, boxes=boxes)
+
+    def above(self, threshold: float) -> DetectionArrays:
+        """Those that score more than the threshold."""
+        return self.take(np.flatnonzero(self.scores > threshold))
+
+    def take(self, rows: Ints, image_of_box: Ints | None = None) -> DetectionArrays:
+        """Some detections, in the order of `rows`. image_of_box: `[N]` other image rows of all detections."""
+        images = self.image_of_box if image_of_box is None else image_of_box
+        return DetectionArrays(self.boxes[rows], self.scores[rows], self.labels[rows], images[rows])
 
 
 def check_columns(name: str, boxes: Floats, **columns: NDArray[Any]) -> None:

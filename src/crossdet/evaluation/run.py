@@ -1,10 +1,10 @@
-"""Running a detector over the validation split of a dataset and scoring it by the dataset's protocol."""
+"""Running a detector over the validation split of a dataset and scoring it by the dataset's protocols."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,27 +15,38 @@ from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.index import Index
 from crossdet.data.loading import make_loader, sequential_batches
 from crossdet.data.transforms import Resize
-from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
-from crossdet.evaluation.coco import CocoScores, coco_scores
+from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.confidence import confident_share
+from crossdet.evaluation.operating import Judged, judge
+from crossdet.evaluation.precision_recall import Curve
+from crossdet.evaluation.protocols import LIMITS, Limits, Protocol, Split, ground_truth, score_split
 from crossdet.inference import rescale
 from crossdet.labels import DROPPED, LabelSpace
 from crossdet.models.retinanet import RetinaNet
-from crossdet.types import REGION_FLAGS, Flag
 
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """shorter, longer: network input. The others: see `RetinaNet.decode`."""
+    """shorter, longer: network input. The others: see `RetinaNet.decode`.
+
+    score_threshold, max_detections: None = as each protocol has it.
+    """
 
     shorter: int
     longer: int
-    score_threshold: float = 0.05
+    score_threshold: float | None = None
     topk: int = 1000
     nms_iou: float = 0.5
-    max_detections: int = 100
+    max_detections: int | None = None
     batch_size: int = 8
     workers: int = 0
+
+    def limits(self, protocol: Protocol) -> Limits:
+        own = LIMITS[protocol.name]
+        return Limits(
+            own.max_detections if self.max_detections is None else self.max_detections,
+            own.score_threshold if self.score_threshold is None else self.score_threshold,
+        )
 
 
 @dataclass(frozen=True)
@@ -58,13 +69,14 @@ def detect(
 ) -> Found:
     """Detections of the unified `classes` (None = all) in all images of `index`, in original pixels.
 
-    With several `ranks` each process takes its share of the images and all get the whole result. The model's
-    train/eval mode is restored.
+    Limits that `settings` leaves open are COCO's. With several `ranks` each process takes its share of the images
+    and all get the whole result. The model's train/eval mode is restored.
     """
     space = LabelSpace(("dataset",), ("object",), ({},))  # the ground truth is not needed to detect
     part = Part(index, 0, np.full(len(index.classes), DROPPED, np.int64))
     dataset = HybridDataset([part], space, Resize(settings.shorter, settings.longer), substitute=False)
     batches = sequential_batches(len(index), settings.batch_size, rank, ranks)
+    limits = settings.limits(Protocol("coco"))
     was_training = model.training
     model.eval()
     device = model.mean.device
@@ -78,9 +90,9 @@ def detect(
                 outputs,
                 batch.sizes.to(device),
                 classes,
-                settings.score_threshold,
+                limits.score_threshold,
                 settings.topk,
-                settings.max_detections,
+                limits.max_detections,
                 settings.nms_iou,
             )
             lost.extend(batch.unreadable)
@@ -116,62 +128,58 @@ def _gather(
     ]
 
 
-def ground_truth(index: Index, class_ids: NDArray[np.int64], classes: Sequence[int]) -> GroundTruth:
-    """The boxes of `index` in unified ids, for COCO-style scores.
+@dataclass(frozen=True)
+class DatasetScores:
+    """record: the numbers as they go into `metrics.json`. headline: of the first protocol, for the mean.
 
-    `class_ids [K]` maps the index's classes. Crowds, ignore regions, invalid and difficult boxes become crowd
-    boxes: a detection on them is neither right nor wrong. A region of no class counts for all `classes`.
+    curves: (protocol, curve name, curve). judged: the detections at home, for the operating points.
     """
-    labels = np.asarray(index.labels, np.int64)
-    unified = np.where(labels >= 0, class_ids[np.maximum(labels, 0)], -1)
-    ignored = (np.asarray(index.flags) & int(REGION_FLAGS | Flag.INVALID | Flag.DIFFICULT)) != 0
-    sides = index.boxes[:, 2:] - index.boxes[:, :2]
-    usable = (sides > 0).all(1) & ((labels < 0) | (unified != DROPPED))
-    regions = np.flatnonzero(usable & (labels < 0))
-    objects = np.flatnonzero(usable & (labels >= 0))
-    rows = np.concatenate([objects, np.repeat(regions, len(classes))])
-    return GroundTruth(
-        image_ids=np.arange(len(index), dtype=np.int64),
-        boxes=np.asarray(index.boxes)[rows].astype(np.float64),
-        labels=np.concatenate([unified[objects], np.tile(np.asarray(classes, np.int64), len(regions))]),
-        crowd=np.concatenate([ignored[objects], np.ones(len(regions) * len(classes), bool)]),
-        area=np.asarray(index.area)[rows].astype(np.float64),
-        image_of_box=index.image_of_box()[rows],
-    )
+
+    record: dict[str, Any]
+    headline: float
+    curves: list[tuple[str, str, Curve]]
+    judged: Judged
+    found: Found
 
 
 def score_dataset(
     model: RetinaNet,
-    index: Index,
-    class_ids: NDArray[np.int64],
-    class_names: Sequence[str],
+    split: Split,
     settings: EvalSettings,
+    protocols: Sequence[Protocol] = (Protocol("coco"),),
     **detect_options: Any,
-) -> dict[str, Any]:
-    """COCO scores of one dataset on the classes that it labels, as a JSON-able record.
+) -> DatasetScores:
+    """Scores of one dataset on the classes that it labels, by each of its protocols.
 
-    Per class also `found_confidently`: the share of its boxes found with a score of at least 0.3.
-
-    class_ids: `[K]` unified id of each class of the index (DROPPED = -1). class_names: unified names by id.
+    The record is flat for the first protocol and has the others under "further". Its `per_class` holds the
+    protocol's own numbers per class and `found_confidently`, the share of the boxes found with a score of at
+    least 0.3. The images are looked at once, with the widest limits; each protocol then takes what it may have.
     """
-    classes = sorted({int(c) for c in class_ids if c != DROPPED})
-    found = detect(model, index, classes, settings, **detect_options)
-    truth = ground_truth(index, class_ids, classes)
-    result = coco_scores(truth, found.detections, classes, settings.max_detections)
-    scores = record("coco", result, class_names, len(index), found.unreadable)
-    for class_id, share in confident_share(truth, found.detections, classes).items():
-        scores["per_class"][class_names[class_id]]["found_confidently"] = share
-    return scores
-
-
-def record(
-    protocol: str, result: CocoScores, class_names: Sequence[str], images: int, unreadable: Sequence[str]
-) -> dict[str, Any]:
-    """Scores of one dataset as they go into `metrics.json`; ratios in 0..1, not rounded."""
-    return {
-        "protocol": protocol,
-        **result.scores,
-        "per_class": {class_names[c]: dict(values) for c, values in result.per_class.items()},
-        "images": images,
-        "unreadable": list(unreadable),
-    }
+    limits = [settings.limits(protocol) for protocol in protocols]
+    widest = replace(
+        settings,
+        score_threshold=min(limit.score_threshold for limit in limits),
+        max_detections=max(limit.max_detections for limit in limits),
+    )
+    found = detect(model, split.index, split.classes, widest, **detect_options)
+    parts = [
+        score_split(protocol, split, found.detections.above(limit.score_threshold), limit.max_detections)
+        for protocol, limit in zip(protocols, limits, strict=True)
+    ]
+    truth = ground_truth(split)
+    record = dict(parts[0].record)
+    per_class = record.setdefault("per_class", {})
+    for class_id, share in confident_share(truth, found.detections, split.classes).items():
+        per_class.setdefault(split.names[class_id], {})["found_confidently"] = share
+    record |= {"images": len(split.index), "unreadable": list(found.unreadable)}
+    if notes := [note for part in parts for note in part.notes]:
+        record["notes"] = notes
+    if len(parts) > 1:
+        record["further"] = {part.record["protocol"]: part.record for part in parts[1:]}
+    curves = [
+        (p.name, name, curve)
+        for p, part in zip(protocols, parts, strict=True)
+        for name, curve in part.curves.items()
+    ]
+    judged = judge(truth, found.detections, split.classes)
+    return DatasetScores(record, parts[0].headline, curves, judged, found)

@@ -257,7 +257,7 @@ class RetinaNet(nn.Module):
         outputs: Outputs,
         sizes: Tensor,
         classes: Sequence[int] | Tensor | None = None,
-        score_threshold: float = 0.05,
+        score_threshold: float | Tensor = 0.05,
         topk: int = 1000,
         max_detections: int = 100,
         nms_iou: float = 0.5,
@@ -269,7 +269,7 @@ class RetinaNet(nn.Module):
             sizes: `[B, 2]` (height, width) of each image inside its padding.
             classes: unified ids to look for; applied before top-k, NMS and the cap, so that no other class
                 uses up candidates. None = all.
-            score_threshold: candidates must score more.
+            score_threshold: candidates must score more; a number, or `[C]` one per class.
             topk: candidates kept per level.
             max_detections: per image, after class-wise NMS at `nms_iou`.
         """
@@ -297,17 +297,20 @@ class RetinaNet(nn.Module):
         anchors: list[Tensor],
         size: Tensor,
         classes: Tensor | None,
-        score_threshold: float,
+        score_threshold: float | Tensor,
         topk: int,
         max_detections: int,
         nms_iou: float,
     ) -> Detections:
         boxes, scores, labels = [], [], []
+        if isinstance(score_threshold, Tensor) and classes is not None:
+            score_threshold = score_threshold[classes]
         for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True):
             if classes is not None:
                 level_logits = level_logits[:, classes]
-            level_scores = level_logits.float().sigmoid().flatten()
-            candidates = (level_scores > score_threshold).nonzero().squeeze(1)
+            level_scores = level_logits.float().sigmoid()
+            candidates = (level_scores > score_threshold).flatten().nonzero().squeeze(1)
+            level_scores = level_scores.flatten()
             kept, order = level_scores[candidates].sort(descending=True, stable=True)
             candidates = candidates[order[:topk]]
             width = level_logits.shape[1]

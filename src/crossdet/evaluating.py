@@ -1,0 +1,196 @@
+"""Scoring a detector on the splits of a config: every dataset by its own protocols, in one record and one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossdet.config import Config, DatasetConfig
+from crossdet.data.index import Index
+from crossdet.errors import UserError
+from crossdet.evaluation.curves import NamedCurve, write_run_curves
+from crossdet.evaluation.operating import best_f1
+from crossdet.evaluation.predictions import write_predictions
+from crossdet.evaluation.protocols import Protocol, Split
+from crossdet.evaluation.run import DatasetScores, EvalSettings, score_dataset
+from crossdet.evaluation.wider_face_lists import WiderFaceLists
+from crossdet.inference import Detector
+from crossdet.labels import DROPPED
+from crossdet.models.retinanet import RetinaNet
+from crossdet.sources import Sources
+
+COLUMNS = {
+    "coco": ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"),
+    "voc": ("mAP_area", "mAP_11pt"),
+    "wider_face": ("easy", "medium", "hard", "all"),
+}
+"""What the table shows of a protocol; WIDER Pedestrian's two metrics are named in full."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """metrics: the record of all datasets. scores, splits: by dataset."""
+
+    metrics: dict[str, Any]
+    scores: dict[str, DatasetScores]
+    splits: dict[str, Split]
+
+
+def score_splits(
+    model: RetinaNet,
+    config: Config,
+    splits: dict[str, Split],
+    lists: Mapping[str, WiderFaceLists],
+    shorter: int,
+    longer: int,
+    **detect_options: Any,
+) -> Evaluation:
+    """Scores of all splits.
+
+    The record: `mean` over the datasets of the first protocol's main number (COCO AP, VOC mAP by area, the mean of
+    WIDER FACE's settings, COCO-style AP on WIDER Pedestrian), `datasets`, and `operating`: per class the point
+    of best F1 over all datasets that label it.
+    """
+    limits = config.eval
+    settings = EvalSettings(
+        shorter,
+        longer,
+        limits.score_threshold,
+        limits.topk,
+        limits.nms_iou,
+        limits.max_detections,
+        limits.batch_size,
+        config.train.workers,
+    )
+    scores = {}
+    for name, split in splits.items():
+        dataset = config.datasets[name]
+        own = replace(settings, max_detections=dataset.max_detections or settings.max_detections)
+        try:
+            scores[name] = score_dataset(
+                model, split, own, protocols_of(dataset, lists.get(name)), **detect_options
+            )
+        except UserError as error:
+            raise UserError(f"datasets.{name}: {error}") from None
+    known = [s.headline for s in scores.values() if s.headline == s.headline]
+    metrics = {
+        "mean": sum(known) / len(known) if known else float("nan"),
+        "datasets": {name: s.record for name, s in scores.items()},
+        "operating": _operating_points(splits, scores),
+    }
+    return Evaluation(metrics, scores, splits)
+
+
+def protocols_of(dataset: DatasetConfig, lists: WiderFaceLists | None) -> list[Protocol]:
+    return [
+        Protocol(
+            name,
+            edition=dataset.edition if name == "wider_pedestrian" else None,
+            lists=lists if name == "wider_face" else None,
+        )
+        for name in dataset.protocol
+    ]
+
+
+def _operating_points(splits: dict[str, Split], scores: dict[str, DatasetScores]) -> dict[str, Any]:
+    """Class name -> operating point, for the classes with a right detection."""
+    judged = [s.judged for s in scores.values()]
+    names = next(iter(splits.values())).names if splits else ()
+    classes = sorted({c for split in splits.values() for c in split.classes})
+    points = {names[c]: best_f1(judged, c) for c in classes}
+    return {name: vars(point) for name, point in points.items() if point is not None}
+
+
+def splits_for_training(sources: Sources) -> dict[str, Split]:
+    """The validation splits in the label space of the config itself."""
+    space = sources.space
+    return {
+        name: Split(index, space.ids(name, index.classes), space.classes)
+        for name, index in sources.val.items()
+    }
+
+
+def splits_for_detector(
+    sources: Sources, indexes: Mapping[str, Index], detector: Detector
+) -> dict[str, Split]:
+    """The splits in the classes of a detector, found by their unified names.
+
+    Raises `UserError` for classes that the detector does not know.
+    """
+    space = sources.space
+    ids = {name: space.ids(name, index.classes).tolist() for name, index in indexes.items()}
+    used = sorted({c for row in ids.values() for c in row} - {DROPPED})
+    unknown = [space.classes[c] for c in used if space.classes[c] not in detector.classes]
+    if unknown:
+        raise UserError(
+            f"the detector does not know the class(es) {', '.join(map(repr, unknown))}; it knows "
+            f"{', '.join(detector.classes)}. Merge them to known names under `labels.merge`, or drop them"
+        )
+    return {
+        name: Split(
+            index,
+            np.array(
+                [DROPPED if c == DROPPED else detector.space.id_of(space.classes[c]) for c in ids[name]],
+                np.int64,
+            ),
+            detector.classes,
+        )
+        for name, index in indexes.items()
+    }
+
+
+# ------------------------------------------------------------------------------------------ what is written
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation, method: str) -> None:
+    """Precision-recall curves (`curves/`, PNG and data) and the detections in every dataset's own layout
+    (`predictions/DATASET`), ready for `crossdet score` and other tools."""
+    curves = [
+        NamedCurve(dataset, protocol, name, curve)
+        for dataset, scores in evaluation.scores.items()
+        for protocol, name, curve in scores.curves
+    ]
+    write_run_curves(folder / "curves", method, curves)
+    for dataset, scores in evaluation.scores.items():
+        write_predictions(
+            folder / "predictions" / dataset,
+            evaluation.splits[dataset],
+            scores.found.detections,
+            scores.record["protocol"],
+        )
+
+
+def metrics_table(metrics: dict[str, Any]) -> str:
+    """All datasets in one text table, a line per protocol, values in percent."""
+    rows = [
+        (name, record, row["images"])
+        for name, row in metrics["datasets"].items()
+        for record in (row, *row.get("further", {}).values())
+    ]
+    width = max([len("dataset"), *(len(name) for name, _, _ in rows)])
+    wide = max([len("protocol"), *(len(record["protocol"]) for _, record, _ in rows)])
+    lines = [f"{'dataset':<{width}}  images  {'protocol':<{wide}}  scores in percent"]
+    for name, record, images in rows:
+        cells = "  ".join(f"{label} {_percent(value)}" for label, value in _shown(record))
+        lines.append(f"{name:<{width}}  {images:>6}  {record['protocol']:<{wide}}  {cells}")
+    for name, row in metrics["datasets"].items():
+        if row["unreadable"]:
+            lines.append(f"{name}: {len(row['unreadable'])} images could not be read and count as empty")
+        lines += [f"{name}: {note}" for note in row.get("notes", ())]
+    return "\n".join(lines)
+
+
+def _shown(record: dict[str, Any]) -> Sequence[tuple[str, float]]:
+    if record["protocol"] == "wider_pedestrian":
+        challenge, style = record["challenge"], record["coco_style"]
+        shown = [(f"challenge {challenge['edition']} AP", challenge["AP"])]
+        return [*shown, *((f"COCO-style {key}", value) for key, value in style.items())]
+    return [(key, record[key]) for key in COLUMNS[record["protocol"]] if key in record]
+
+
+def _percent(value: float) -> str:
+    return f"{'-' if value != value else format(100 * value, '.1f'):>4}"
