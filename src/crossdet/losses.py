@@ -6,11 +6,17 @@ is Lin et al. (arXiv 1708.02002).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from crossdet.types import BACKGROUND, IGNORE
+
+CHUNK = 1 << 18
+"""Logits whose focal terms are computed at once on a CPU: a few such tensors fit into its cache."""
 
 
 def dataset_aware_focal_loss(
@@ -83,55 +89,91 @@ def image_focal_losses(
     # Autocast would run the sums below, which are matrix products, in half precision.
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        weight = trusted[:, None].to(logits.dtype)
+        weight = trusted.to(logits.dtype)
         if negative_weight is not None:
-            weight = weight * negative_weight.to(logits.dtype)
-        from_background = _background_sums(logits, labels, avoid, alpha, gamma)
-        per_image = (from_background * weight.squeeze(1)).sum(1)
+            factor = negative_weight.to(logits.dtype).broadcast_to(len(logits), 1, logits.shape[2])[:, 0]
+            weight = weight * factor
+        sums = background_focal_sums(logits, labels == BACKGROUND, avoid, alpha, gamma)
         image, anchor = (labels >= 0).nonzero(as_tuple=True)
-        negative = _foreground_negative_weights(
-            labels, trusted, image, anchor, foreground_negatives, overlap, avoid, logits.dtype
-        )
+        own = labels[image, anchor]
+        negative = foreground_negatives_of(
+            trusted, labels, image, anchor, foreground_negatives, overlap, avoid
+        ).to(logits.dtype)
         if negative_weight is not None:
-            negative = negative * negative_weight.to(logits.dtype).expand_as(weight)[image].squeeze(1)
-        from_foreground = _foreground_sums(
-            logits[image, anchor], labels[image, anchor], negative, alpha, gamma
-        )
-        return per_image.index_add(0, image, from_foreground)
+            negative = negative * factor[image]
+        terms = foreground_focal_terms(logits[image, anchor], own, negative, alpha, gamma)
+        return (sums * weight).sum(1).index_add(0, image, terms)
 
 
-def _background_sums(
-    logits: Tensor, labels: Tensor, avoid: Tensor | None, alpha: float, gamma: float
+def background_focal_sums(
+    logits: Tensor, background: Tensor, avoid: Tensor | None, alpha: float, gamma: float
 ) -> Tensor:
-    """`[B, C]`: the negative terms of the background anchors, before trust is applied."""
-    background = (labels == BACKGROUND).to(logits.dtype)
-    terms = _negative_terms(logits, alpha, gamma)
+    """`[B, C]`: the negative focal terms of the background anchors, summed over anchors, before trust is applied.
+
+    logits: `[B, N, C]` float32 or float64. background: `[B, N]` bool. avoid: as of `dataset_aware_focal_loss`.
+    """
     if avoid is not None and len(avoid):
         image, anchor, cls = avoid.unbind(1)
-        everywhere = cls < 0
-        background[image[everywhere], anchor[everywhere]] = 0
-        one = ~everywhere
-        terms = terms.index_put((image[one], anchor[one], cls[one]), terms.new_zeros(()))
-    # A product with a 0/1 row per image: its gradient is zero, exactly, wherever the row or the trust is zero,
-    # and no [B, N, C] mask has to exist.
-    return torch.bmm(background[:, None], terms).squeeze(1)
+        everywhere, one = cls < 0, cls >= 0
+        background = background.clone()
+        background[image[everywhere], anchor[everywhere]] = False
+        # so unlikely that term and gradient are zero, exactly
+        never = logits.new_tensor(-1e4)
+        logits = logits.index_put((image[one], anchor[one], cls[one]), never)
+    sums: Tensor = _BackgroundFocalSums.apply(logits, background.to(logits.dtype), alpha, gamma)
+    return sums
 
 
-def _foreground_negative_weights(
-    labels: Tensor,
+class _BackgroundFocalSums(torch.autograd.Function):
+    """Sum over anchors of `background * (1 - alpha) p^gamma softplus(logit)`, with its gradient computed along.
+
+    Written out because the step is bound by memory: autograd keeps five tensors of the logits' size and reads
+    each several times; here the terms of a few anchors stay in the cache, and one tensor, the gradient, is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, background: Tensor, alpha: float, gamma: float) -> Tensor:
+        images, anchors, classes = logits.shape
+        slope = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        sums = logits.new_zeros(images, 1, classes)
+        # on other devices every small piece would be a kernel launch
+        step = max(1, CHUNK // max(1, images * classes)) if logits.device.type == "cpu" else max(1, anchors)
+        for start in range(0, anchors, step):
+            piece = slice(start, start + step)
+            weight = background[:, piece, None] * (1 - alpha)
+            power, p, soft = _focal_parts(logits[:, piece], gamma)
+            sums.baddbmm_(weight.transpose(1, 2), power * soft)
+            if slope is not None:
+                # d(p^gamma softplus) = p^gamma (gamma (1 - p) softplus + p)
+                soft.mul_(gamma * (1 - p)).add_(p)
+                torch.mul(power.mul_(weight), soft, out=slope[:, piece])
+        if slope is not None:
+            ctx.save_for_backward(slope)
+        return sums.squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * grad[:, None], None, None, None
+
+
+def foreground_negatives_of(
     trusted: Tensor,
+    labels: Tensor,
     image: Tensor,
     anchor: Tensor,
     foreground_negatives: bool,
     overlap: Tensor | None,
     avoid: Tensor | None,
-    dtype: torch.dtype,
 ) -> Tensor:
-    """`[F, C]` 0/1: for which classes each foreground anchor is a negative (its own class not yet taken out)."""
-    own = labels[image, anchor]
-    allowed = torch.ones_like(trusted[image]) if foreground_negatives else trusted[image]
+    """`[F, C]` bool: for which classes each foreground anchor is a negative, its own class not yet taken out.
+
+    trusted: `[B, C]`. labels: `[B, N]`. image, anchor: `[F]` where the labels are classes.
+    """
+    allowed = trusted.new_ones(len(image), trusted.shape[1]) if foreground_negatives else trusted[image]
     if overlap is not None:
-        allowed = allowed & ~overlap[own]
+        allowed = allowed & ~overlap[labels[image, anchor]]
     if avoid is not None and len(avoid):
         row_of = labels.new_full(labels.shape, -1)
         row_of[image, anchor] = torch.arange(len(image), device=labels.device)
@@ -141,21 +183,30 @@ def _foreground_negative_weights(
         allowed = allowed.clone()
         allowed[everywhere] = False
         allowed[row[one], cls[one]] = False
-    return allowed.to(dtype)
+    return allowed
 
 
-def _foreground_sums(logits: Tensor, own: Tensor, negative: Tensor, alpha: float, gamma: float) -> Tensor:
-    """`[F]`: positive term of each foreground anchor's own class plus its negative terms."""
+def foreground_focal_terms(
+    logits: Tensor, own: Tensor, negative: Tensor, alpha: float, gamma: float
+) -> Tensor:
+    """`[F]`: positive term of each foreground anchor's own class plus its negative terms.
+
+    logits: `[F, C]`. own: `[F]` int64. negative: `[F, C]` weights of the negative terms; that of `own` is ignored.
+    """
     own = own[:, None]
     negative = negative.scatter(1, own, 0.0)
     own_logits = logits.gather(1, own).squeeze(1)
     positive = alpha * _sigmoid_power(-own_logits, gamma) * F.softplus(-own_logits)
-    return positive + (negative * _negative_terms(logits, alpha, gamma)).sum(1)
-
-
-def _negative_terms(logits: Tensor, alpha: float, gamma: float) -> Tensor:
     # -log(1 - p) = softplus(logit): finite for every finite logit
-    return (1 - alpha) * _sigmoid_power(logits, gamma) * F.softplus(logits)
+    terms = (1 - alpha) * _sigmoid_power(logits, gamma) * F.softplus(logits)
+    return positive + (negative * terms).sum(1)
+
+
+def _focal_parts(logits: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
+    """p^gamma, p and softplus(logit) = -log(1 - p), which is finite for every finite logit."""
+    p = torch.sigmoid(logits)
+    soft = F.softplus(logits)
+    return p * p if gamma == 2 else (gamma * F.logsigmoid(logits)).exp(), p, soft
 
 
 def _sigmoid_power(logits: Tensor, exponent: float) -> Tensor:
