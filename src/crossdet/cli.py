@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from crossdet.errors import RunError, UserError
+from crossdet.scoring.command import app as score_app
 
 app = typer.Typer(
     help="Train one object detector across datasets that label different things.",
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(score_app, name="score")
 out = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file")]
@@ -151,6 +153,55 @@ def evaluate(
 
         update_metadata(run, {"operating": json.dumps(metrics["operating"])})
         out.print(f"{len(metrics['operating'])} thresholds stored in {escape(str(run))}", highlight=False)
+
+
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help="run directory or .safetensors file")],
+    config: ConfigFile,
+    overrides: Overrides = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option("--against", metavar="RUN_OR_WEIGHTS", help="another detector, shown side by side"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="split to look at: val or train")] = "val",
+    output: Output = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Show what no protocol sees: detections of classes that a dataset does not label."""
+    from crossdet.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    if split not in ("val", "train"):
+        raise UserError(f"--split: expected val or train, got {split!r}")
+
+    from crossdet.auditing import audit_runs, audit_tables
+
+    folder = output or ((run if run.is_dir() else run.parent) / "audit")
+    content = audit_runs([run, *(against or [])], loaded, folder, split)
+    for table in audit_tables(content):
+        out.print(table)
+        out.print()
+    if json_file is not None:
+        _write_json(json_file, content)
+    files = "audit.html, audit.json, unlabelled_DATASET.json for review in a labelling tool"
+    out.print(f"{escape(str(folder))}  ({files})", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def curves(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="[NAME=]FILE...", help="curves.json of eval or score, or its folder"),
+    ],
+    output: Output = Path("curves"),
+) -> None:
+    """Draw the precision-recall curves of several runs or methods into one figure per dataset."""
+    from crossdet.evaluation.curves import overlay
+
+    named = [part.rpartition("=") for part in files]
+    for picture in overlay([(name or None, Path(file)) for name, _, file in named], output or Path("curves")):
+        out.print(escape(str(picture)), highlight=False, soft_wrap=True)
 
 
 @app.command()

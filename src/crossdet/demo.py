@@ -24,11 +24,13 @@ from crossdet.config import load_config
 from crossdet.data.index import Index
 from crossdet.data.reading import SplitFiles, read_split
 from crossdet.data.scenes import LOOKS, write_demo_datasets
+from crossdet.data.wider_face import read_wider_face
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
 from crossdet.evaluation.coco import coco_scores
 from crossdet.evaluation.confidence import CONFIDENT, confident_share
 from crossdet.evaluation.protocols import Split, ground_truth
 from crossdet.evaluation.run import EvalSettings, detect
+from crossdet.evaluation.wider_face_lists import write_wider_face_lists
 from crossdet.inference import load_detector
 from crossdet.jsonfiles import write_json
 from crossdet.pictures import class_colour, draw_boxes
@@ -36,6 +38,8 @@ from crossdet.pictures import class_colour, draw_boxes
 METHODS = ("aware", "naive")
 LABELLED_IN = {"face": {"faces"}, "person": {"peds", "objects"}}
 """Looks whose training pictures label the class; all other classes are labelled in `objects` only."""
+FACE_HEIGHTS = {"easy": 24, "medium": 18, "hard": 0}
+"""Least height in pixels of the faces that a setting counts."""
 PICTURES_PER_LOOK = 4
 TRAIN_IMAGES = 300
 
@@ -69,6 +73,11 @@ def demo_config(plain: bool, seed: int, steps: int | None = None) -> dict[str, A
             **({"max_steps": steps} if steps else {}),
         },
         "eval": {"batch_size": 16},
+        "union_test": {
+            "format": "coco",
+            "images": "data/union_test/images",
+            "annotations": "data/union_test/annotations/all.json",
+        },
         "seed": seed,
     }
 
@@ -81,7 +90,12 @@ def _demo_datasets() -> dict[str, Any]:
                 "images": "data/faces/images",
                 "annotations": "data/faces/wider_face_train_bbx_gt.txt",
             },
-            "val": {"images": "data/faces/images", "annotations": "data/faces/wider_face_val_bbx_gt.txt"},
+            "val": {
+                "images": "data/faces/images",
+                "annotations": "data/faces/wider_face_val_bbx_gt.txt",
+                "lists": "data/faces/ground_truth",
+            },
+            "protocol": "wider_face",
         },
         "peds": {
             "format": "wider_pedestrian",
@@ -96,6 +110,7 @@ def _demo_datasets() -> dict[str, Any]:
                 "annotations": "data/peds/val_annotations.txt",
                 "ignore": "data/peds/pedestrian_ignore_part_val.txt",
             },
+            "protocol": "wider_pedestrian",
         },
         "objects": {
             "format": "coco",
@@ -133,6 +148,7 @@ def run_demo(
     console.print("[bold]1/4[/bold] three generated datasets and a fully labelled test set")
     union = max(PICTURES_PER_LOOK, images // 3)
     write_demo_datasets(folder / "data", seed, images, max(2, images // 8), union)
+    _write_face_lists(folder / "data/faces")
     console.print(
         "    faces: only faces are labelled; peds: only pedestrians; objects: persons, cars, dogs, signs, no faces"
     )
@@ -166,7 +182,23 @@ def run_demo(
         f"{minutes:.1f} minutes",
         highlight=False,
     )
+    runs = folder / "runs"
+    console.print(
+        f"what fires where nobody looks: crossdet audit {runs}/aware {folder}/aware.yaml --against {runs}/naive",
+        highlight=False,
+        soft_wrap=True,
+    )
     return content
+
+
+def _write_face_lists(faces: Path) -> None:
+    """Easy, medium and hard faces in the layout of WIDER FACE's evaluation; here by their height alone."""
+    index = read_wider_face(faces / "wider_face_val_bbx_gt.txt", faces / "images")
+    boxes = np.array(index.boxes, np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    kept = {setting: boxes[:, 3] >= least for setting, least in FACE_HEIGHTS.items()}
+    names = [str(Path(index.names[row]).with_suffix("")) for row in range(len(index))]
+    write_wider_face_lists(faces / "ground_truth", names, boxes, index.image_of_box(), kept)
 
 
 def _union_test(data: Path, classes: tuple[str, ...]) -> UnionTest:

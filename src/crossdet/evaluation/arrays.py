@@ -70,6 +70,9 @@ class DetectionArrays:
         """Those that score more than the threshold."""
         return self.take(np.flatnonzero(self.scores > threshold))
 
+    def of_classes(self, classes: Ints) -> DetectionArrays:
+        return self.take(np.flatnonzero(np.isin(self.labels, classes)))
+
     def take(self, rows: Ints, image_of_box: Ints | None = None) -> DetectionArrays:
         """Some detections, in the order of `rows`. image_of_box: `[N]` other image rows of all detections."""
         images = self.image_of_box if image_of_box is None else image_of_box

@@ -1,0 +1,224 @@
+"""`crossdet audit`: runs one or several detectors over the datasets of a config, for all classes at once, and
+reports what no protocol sees (`evaluation.audit`) as numbers, one HTML page and files for a labelling tool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from crossdet.config import Config, UnionTestConfig
+from crossdet.data.index import Index
+from crossdet.data.reading import SplitFiles, read_split
+from crossdet.errors import UserError
+from crossdet.evaluating import splits_for_detector
+from crossdet.evaluation.audit import AuditedSplit, audit, to_json, union_scores
+from crossdet.evaluation.audit_page import AuditedRun, export_coco, write_page
+from crossdet.evaluation.protocols import Split, ground_truth
+from crossdet.evaluation.run import EvalSettings, detect
+from crossdet.inference import Detector, load_detector
+from crossdet.jsonfiles import write_json
+from crossdet.labels import DROPPED
+from crossdet.sources import Sources, classes_of, open_sources
+
+SCORE_THRESHOLD = 0.05
+MAX_DETECTIONS = 300
+"""Of all classes together; far more than there are objects, so that no class crowds out another."""
+
+
+def audit_runs(runs: Sequence[Path], config: Config, output: Path, split: str = "val") -> dict[str, Any]:
+    """Audits the detectors of `runs` on the `split` of every dataset of `config`, and on its `union_test`.
+
+    Writes `audit.html`, `audit.json` and, of the first run, `unlabelled_DATASET.json` into `output`; returns what
+    `audit.json` holds: run name -> numbers.
+
+    Raises:
+        UserError: unreadable weights or data, detectors of different classes, no dataset with such a split.
+    """
+    detectors = [load_detector(run) for run in runs]
+    names = _run_names(runs)
+    for name, detector in zip(names, detectors, strict=True):
+        if detector.classes != detectors[0].classes:
+            raise UserError(
+                f"{name} knows other classes ({', '.join(detector.classes)}) than {names[0]} "
+                f"({', '.join(detectors[0].classes)}); audit them one by one"
+            )
+    sources = open_sources(config, [split], classes_of(detectors[0].space))
+    indexes: dict[str, Index] = getattr(sources, split)
+    if not indexes:
+        raise UserError(f"no dataset of the config has a `{split}` split")
+    union = None if config.union_test is None else open_union_test(config.union_test, detectors[0])
+    audited = [
+        _audit(name, detector, sources, indexes, union, config)
+        for name, detector in zip(names, detectors, strict=True)
+    ]
+    content = {run.name: to_json(run.audit) | {"union_test": run.union} for run in audited}
+    for part in audited[0].splits:
+        export_coco(output / f"unlabelled_{part.name}.json", part, audited[0].audit)
+    write_json(output / "audit.json", content)
+    write_page(output / "audit.html", audited)
+    return content
+
+
+def _run_names(runs: Sequence[Path]) -> list[str]:
+    """The last part of each path, with what stands before it where two are equal."""
+    paths = [run.with_suffix("") if run.suffix == ".safetensors" else run for run in runs]
+    plain = [path.resolve().name for path in paths]
+    return [name if plain.count(name) == 1 else str(path) for name, path in zip(plain, paths, strict=True)]
+
+
+def _audit(
+    name: str,
+    detector: Detector,
+    sources: Sources,
+    indexes: dict[str, Index],
+    union: Split | None,
+    config: Config,
+) -> AuditedRun:
+    splits = [
+        AuditedSplit(
+            name=dataset,
+            index=split.index,
+            truth=ground_truth(split),
+            annotated=_in_detector(sources, detector, sources.space.annotated_array, dataset),
+            trusted=_in_detector(sources, detector, ~sources.space.avoid_array, dataset),
+            detections=detect(detector.model, split.index, None, _settings(detector, config)).detections,
+        )
+        for dataset, split in splits_for_detector(sources, indexes, detector).items()
+    ]
+    overlap = detector.space.overlap_array
+    found = audit(splits, detector.classes, overlap)
+    scores = None
+    if union is not None:
+        detections = detect(detector.model, union.index, None, _settings(detector, config)).detections
+        scores = union_scores(ground_truth(union), detections, found, overlap)
+    return AuditedRun(name, found, splits, scores)
+
+
+def _in_detector(
+    sources: Sources, detector: Detector, relation: NDArray[np.bool_], dataset: str
+) -> NDArray[np.bool_]:
+    """The dataset's row of a `[K, C]` relation of the config's label space, in the detector's classes."""
+    space = sources.space
+    row = relation[space.dataset_index(dataset)]
+    return np.array([name in space.classes and bool(row[space.id_of(name)]) for name in detector.classes])
+
+
+def _settings(detector: Detector, config: Config) -> EvalSettings:
+    size, limits = detector.settings, config.eval
+    return EvalSettings(
+        size.shorter,
+        size.longer,
+        SCORE_THRESHOLD,
+        limits.topk,
+        limits.nms_iou,
+        MAX_DETECTIONS,
+        limits.batch_size,
+        config.train.workers,
+    )
+
+
+def open_union_test(given: UnionTestConfig | Index, detector: Detector) -> Split:
+    """The fully labelled images in the detector's classes; classes that it does not know are left out.
+
+    Raises `UserError` where the files cannot be read or no class is known.
+    """
+    if isinstance(given, Index):
+        index = given
+    else:
+        files = SplitFiles(
+            annotations=given.annotations,
+            images=given.images,
+            image_set=tuple(str(name) for name in given.image_set),
+            ignore=given.ignore,
+            split="union_test",
+            classes=given.classes,
+            edition=given.edition,
+        )
+        index = read_split(given.format, files)
+    known = [detector.classes.index(c) if c in detector.classes else DROPPED for c in index.classes]
+    if set(known) <= {DROPPED}:
+        raise UserError(
+            f"union_test: none of its classes ({', '.join(index.classes)}) is one of the detector's "
+            f"({', '.join(detector.classes)}); it needs the unified names"
+        )
+    return Split(index, np.array(known, np.int64), detector.classes)
+
+
+# ------------------------------------------------------------------------------------------ tables
+
+
+def audit_tables(content: dict[str, Any]) -> list[Table]:
+    """What `audit_runs` returned, for the terminal: detections per image, findings, union test."""
+    runs = list(content)
+    return [
+        _per_image_table(content, runs),
+        *_findings_table(content[runs[0]]),
+        *_union_table(content, runs),
+    ]
+
+
+def _per_image_table(content: dict[str, Any], runs: list[str]) -> Table:
+    """A row per class and run."""
+    first = content[runs[0]]["foreign"]
+    datasets = list(dict.fromkeys(row["dataset"] for row in first))
+    table = _table(
+        "detections per image of classes that a dataset does not label\n"
+        "(in brackets: of these on objects labelled as something else)",
+        ["class", *(["run"] if len(runs) > 1 else []), *datasets],
+    )
+    rows = {(run, row["class"], row["dataset"]): row for run in runs for row in content[run]["foreign"]}
+    for name in dict.fromkeys(row["class"] for row in first):
+        for run in runs:
+            cells = [_cell(rows.get((run, name, dataset))) for dataset in datasets]
+            table.add_row(name if run == runs[0] else "", *([run] if len(runs) > 1 else []), *cells)
+    return table
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "labelled"
+    wrong = sum(row["on_labelled_objects"].values()) / max(1, row["images"])
+    return f"{row['per_image']:.2f} ({wrong:.2f})"
+
+
+def _findings_table(first: dict[str, Any]) -> list[Table]:
+    if not first["probably_unlabelled"]:
+        return []
+    table = _table("probably unlabelled objects (a guess on the high side)", ["dataset", "class", "objects"])
+    for row in first["probably_unlabelled"][:10]:
+        table.add_row(row["dataset"], row["class"], f"{row['count']:.0f}")
+    return [table]
+
+
+def _union_table(content: dict[str, Any], runs: list[str]) -> list[Table]:
+    unions = [content[run]["union_test"] for run in runs]
+    if None in unions:
+        return []
+    table = _table(
+        f"union test, {unions[0]['images']} images with every class labelled: {' / '.join(runs)}\n"
+        "(false positives per image, on objects of other classes and on background)",
+        ["class", "AP50", "on objects", "on background"],
+    )
+    keys = ("false_on_other_objects_per_image", "false_on_background_per_image")
+    for name in unions[0]["per_class"]:
+        rows = [union["per_class"][name] for union in unions]
+        wrong = [" / ".join(f"{row[key]:.2f}" for row in rows) for key in keys]
+        table.add_row(name, " / ".join(_percent(row["AP50"]) for row in rows), *wrong)
+    table.add_row("mean", " / ".join(_percent(union["AP50"]) for union in unions))
+    return [table]
+
+
+def _percent(value: float) -> str:
+    return "-" if value != value else f"{100 * value:.1f}"
+
+
+def _table(title: str, columns: list[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2))
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    return table

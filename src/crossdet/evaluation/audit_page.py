@@ -1,0 +1,341 @@
+"""The audit as one HTML page with the pictures in it, and its findings as COCO JSON for a labelling tool."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from crossdet.data.decoding import UnreadableImage, read_image
+from crossdet.evaluation.audit import BINS, Audit, AuditedSplit, Foreign
+from crossdet.jsonfiles import write_atomically, write_json
+
+CROP = 150
+"""Longer side of a crop in pixels."""
+CROPS = 12
+"""Per kind and run."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+STYLE = """
+:root{color-scheme:light dark}
+body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}
+table{border-collapse:collapse;margin:.8rem 0}th,td{padding:.25rem .7rem;border:1px solid #8886;text-align:right}
+th:first-child,td:first-child{text-align:left}td.home{opacity:.55}td.many{background:#d55e0033}td.lots{background:#d55e0077}
+section{border-top:1px solid #8886;margin-top:2rem;padding-top:.5rem}.crops{display:flex;flex-wrap:wrap;gap:.6rem}
+figure{margin:0;width:150px;font-size:12px;line-height:1.25}figure img{display:block;max-width:150px}
+figcaption{overflow-wrap:anywhere}.note{opacity:.75}svg{max-width:100%;height:auto}a{color:inherit}
+"""
+
+
+@dataclass(frozen=True)
+class AuditedRun:
+    """One detector: its name, audit and splits; union: of `union_scores`, None without a union test."""
+
+    name: str
+    audit: Audit
+    splits: list[AuditedSplit]
+    union: dict[str, Any] | None
+
+
+def write_page(file: Path, runs: Sequence[AuditedRun]) -> None:
+    """One self-contained HTML page; several runs side by side."""
+    pictures = _Pictures()
+    pairs = _pairs(runs)
+    body = [
+        "<h1>Audit: what no protocol sees</h1>",
+        "<p>Each dataset judges a detector only on the classes that it labels. This page counts the others: "
+        "detections of a class in datasets that do not label it, from the class's own threshold on (best F1 on the "
+        "data that label it). On an object that is labelled as something else such a detection is wrong. On "
+        "background it is a mistake or an unlabelled object: the crops show which.</p>",
+        _legend(runs),
+        _findings(runs),
+        _overview(runs),
+        _union_table(runs),
+        *(_section(runs, pair, pictures) for pair in pairs),
+    ]
+    if pictures.unreadable:
+        body.append(f"<p class=note>{len(pictures.unreadable)} pictures could not be read.</p>")
+    page = (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>crossdet audit</title><style>{STYLE}</style>{''.join(body)}</html>\n"
+    )
+    write_atomically(file, page.encode())
+
+
+def _pairs(runs: Sequence[AuditedRun]) -> list[tuple[int, str]]:
+    """(class, dataset) with a detection above its threshold in any run, most first."""
+    counts: dict[tuple[int, str], int] = {}
+    for run in runs:
+        for f in run.audit.foreign:
+            key = (f.class_id, f.dataset)
+            counts[key] = max(counts.get(key, 0), len(f.rows))
+    return sorted((key for key in counts if counts[key]), key=lambda key: -counts[key])
+
+
+def _of_pair(run: AuditedRun, pair: tuple[int, str]) -> Foreign:
+    return next(f for f in run.audit.foreign if (f.class_id, f.dataset) == pair)
+
+
+def _anchor(pair: tuple[int, str]) -> str:
+    return f"c{pair[0]}-{escape(pair[1], quote=True).replace(' ', '_')}"
+
+
+def _legend(runs: Sequence[AuditedRun]) -> str:
+    if len(runs) == 1:
+        return f"<p>Detector: <b>{escape(runs[0].name)}</b></p>"
+    names = " / ".join(_coloured(number, run.name) for number, run in enumerate(runs))
+    return f"<p>Where a cell holds several numbers they are in this order: {names}</p>"
+
+
+def _coloured(number: int, text: str) -> str:
+    return f"<b style='color:{COLOURS[number % len(COLOURS)]}'>{escape(text)}</b>"
+
+
+# ------------------------------------------------------------------------------------------ tables
+
+
+def _findings(runs: Sequence[AuditedRun]) -> str:
+    parts = ["<h2>Probably unlabelled objects</h2>"]
+    for number, run in enumerate(runs):
+        items = [
+            f"<li><a href='#{_anchor((f.class_id, f.dataset))}'><b>{escape(f.dataset)}</b> probably holds about "
+            f"{f.expected_unlabelled:.0f} unlabelled <b>{escape(run.audit.classes[f.class_id])}</b></a> "
+            f"({len(f.background)} detections on background in {f.images} pictures)</li>"
+            for f in run.audit.ranked()
+        ]
+        if len(runs) > 1:
+            parts.append(f"<p>seen by {_coloured(number, run.name)}</p>")
+        parts.append(f"<ol>{''.join(items)}</ol>" if items else "<p>None.</p>")
+    parts.append(
+        "<p class=note>The number assumes that a score means on this dataset what it means at home. Elsewhere a "
+        "detector is right less often, so take it as a guess on the high side.</p>"
+    )
+    return "".join(parts)
+
+
+def _overview(runs: Sequence[AuditedRun]) -> str:
+    datasets = [split.name for split in runs[0].splits]
+    head = "".join(f"<th>{escape(name)}</th>" for name in datasets)
+    rows = []
+    for class_id, name in enumerate(runs[0].audit.classes):
+        cells = []
+        for split in runs[0].splits:
+            if split.annotated[class_id]:
+                cells.append("<td class=home>labelled</td>")
+                continue
+            pair = (class_id, split.name)
+            values = [_of_pair(run, pair).per_image for run in runs]
+            top = max((value for value in values if value == value), default=0.0)
+            shade = " class=lots" if top >= 0.5 else " class=many" if top >= 0.05 else ""
+            text = " / ".join(f"{value:.2f}" for value in values)
+            cells.append(
+                f"<td{shade}><a href='#{_anchor(pair)}'>{text}</a></td>" if top else f"<td{shade}>{text}</td>"
+            )
+        thresholds = " / ".join(
+            f"{run.audit.home[class_id].threshold:.2f}" if class_id in run.audit.home else "0.30"
+            for run in runs
+        )
+        rows.append(f"<tr><td>{escape(name)}</td><td>{thresholds}</td>{''.join(cells)}</tr>")
+    return (
+        "<h2>Detections per picture of classes that the dataset does not label</h2>"
+        f"<table><tr><th>class</th><th>threshold</th>{head}</tr>{''.join(rows)}</table>"
+    )
+
+
+def _union_table(runs: Sequence[AuditedRun]) -> str:
+    unions = [run.union for run in runs if run.union is not None]
+    if len(unions) < len(runs) or not unions:
+        return ""
+
+    def row(name: str, values: list[list[float]]) -> str:
+        cells = "".join(
+            f"<td>{' / '.join('-' if v != v else f'{v:.3f}' for v in cell)}</td>" for cell in values
+        )
+        return f"<tr><td>{name}</td>{cells}</tr>"
+
+    keys = ("AP50", "AP", "false_on_other_objects_per_image", "false_on_background_per_image")
+    rows = [
+        row(escape(name), [[union["per_class"][name][key] for union in unions] for key in keys])
+        for name in unions[0]["per_class"]
+    ]
+    mean = row("mean", [[union[key] for union in unions] for key in keys[:2]])
+    return (
+        f"<h2>Union test: {unions[0]['images']} pictures in which every class is labelled</h2>"
+        "<table><tr><th>class</th><th>AP50</th><th>AP</th><th>false on other objects, per picture</th>"
+        f"<th>false on background, per picture</th></tr>{''.join(rows)}{mean}</table>"
+    )
+
+
+# ------------------------------------------------------------------------------------------ sections
+
+
+def _section(runs: Sequence[AuditedRun], pair: tuple[int, str], pictures: _Pictures) -> str:
+    name = escape(runs[0].audit.classes[pair[0]])
+    parts = [f"<section id='{_anchor(pair)}'><h3>{name} in {escape(pair[1])}</h3>"]
+    if _of_pair(runs[0], pair).absent:
+        parts.append(f"<p>{name} is declared absent here: every detection is wrong.</p>")
+    for number, run in enumerate(runs):
+        f = _of_pair(run, pair)
+        split = next(split for split in run.splits if split.name == pair[1])
+        if len(runs) > 1:
+            parts.append(f"<h4>{_coloured(number, run.name)}</h4>")
+        parts.append(f"<p>{_counts(f, run.audit.classes)}</p>{_histograms(run.audit, f, number)}")
+        for title, rows, boxes in (
+            ("on labelled objects", f.on_object, f.box),
+            ("on background", f.background, None),
+        ):
+            figures = []
+            for position, row in enumerate(rows[:CROPS].tolist()):
+                box = None if boxes is None else int(boxes[position])
+                figures.append(pictures.figure(split, row, box, run.audit.classes))
+            if figures:
+                parts.append(f"<p class=note>{title}</p><div class=crops>{''.join(figures)}</div>")
+    return "".join([*parts, "</section>"])
+
+
+def _counts(f: Foreign, classes: tuple[str, ...]) -> str:
+    kinds = sorted({*f.on_class.tolist()}, key=lambda c: -int((f.on_class == c).sum()))
+    on = ", ".join(f"{escape(classes[c])} {int((f.on_class == c).sum())}" for c in kinds)
+    return (
+        f"{len(f.rows)} detections above the threshold in {f.images} pictures: {len(f.on_object)} on labelled "
+        f"objects{f' ({on})' if on else ''}, {len(f.ignored)} in ignored regions, {len(f.background)} on "
+        f"background, of which about {f.expected_unlabelled:.1f} are unlabelled objects"
+    )
+
+
+def _histograms(found: Audit, f: Foreign, number: int) -> str:
+    """Scores of true positives at home (outline) and of all foreign detections (bars).
+
+    Square roots, since most foreign detections score next to nothing and would hide the others.
+    """
+    home = found.home.get(f.class_id)
+    width, height = 420, 90
+    step = width / BINS
+    bars = _bars(f.histogram.tolist(), lambda i, h: (
+        f"<rect x='{i * step + 1:.1f}' y='{height - h * height:.1f}' width='{step - 2:.1f}' "
+        f"height='{h * height:.1f}' fill='{COLOURS[number % len(COLOURS)]}' opacity='.65'/>"
+    ))  # fmt: skip
+    outline, line = "", ""
+    if home is not None:
+        outline = _bars(home.histogram.tolist(), lambda i, h: (
+            f"<rect x='{i * step + 1:.1f}' y='{height - h * height:.1f}' width='{step - 2:.1f}' "
+            f"height='{h * height:.1f}' fill='none' stroke='currentColor'/>"
+        ))  # fmt: skip
+        x = home.threshold * width
+        line = f"<line x1='{x:.1f}' x2='{x:.1f}' y1='0' y2='{height}' stroke='currentColor' stroke-dasharray='4'/>"
+    label = f"<text x='0' y='{height + 16}' font-size='11' fill='currentColor'>score 0</text>"
+    label += f"<text x='{width - 8}' y='{height + 16}' font-size='11' fill='currentColor'>1</text>"
+    return (
+        f"<svg viewBox='0 0 {width} {height + 22}' width='{width}' role=img>{bars}{outline}{line}{label}</svg>"
+        "<p class=note>filled: scores here; outline: scores of true positives at home; heights are "
+        "square roots, each to its own highest bar; dashed: threshold</p>"
+    )
+
+
+def _bars(counts: list[int], bar: Callable[[int, float], str]) -> str:
+    top = max([1, *counts])
+    return "".join(bar(i, math.sqrt(count / top)) for i, count in enumerate(counts) if count)
+
+
+class _Pictures:
+    """Crops of detections; keeps the last picture, since neighbours often lie in one."""
+
+    def __init__(self) -> None:
+        self.unreadable: set[str] = set()
+        self._path: Path | None = None
+        self._picture: Image.Image | None = None
+
+    def figure(self, split: AuditedSplit, row: int, box: int | None, classes: tuple[str, ...]) -> str:
+        """HTML of one crop: the detection in orange, the labelled object that it lies on in white."""
+        d, t, image = split.detections, split.truth, int(split.detections.image_of_box[row])
+        caption = f"{d.scores[row]:.2f} {escape(split.index.names[image])}"
+        other = None
+        if box is not None:
+            other = tuple(t.boxes[box].tolist())
+            name = escape(classes[int(t.labels[box])])
+            caption = f"{d.scores[row]:.2f} on {name}, {escape(split.index.names[image])}"
+        picture = self._open(split, image)
+        if picture is None:
+            return f"<figure><figcaption>{caption} (cannot be read)</figcaption></figure>"
+        data = base64.b64encode(_crop(picture, tuple(d.boxes[row].tolist()), other)).decode()
+        source = f"data:image/jpeg;base64,{data}"
+        return f"<figure><img src='{source}' alt=''><figcaption>{caption}</figcaption></figure>"
+
+    def _open(self, split: AuditedSplit, image: int) -> Image.Image | None:
+        path = split.index.path(image)
+        if path != self._path:
+            size = (int(split.index.sizes[image, 0]), int(split.index.sizes[image, 1]))
+            self._path = path
+            try:
+                self._picture = Image.fromarray(read_image(path, size).permute(1, 2, 0).numpy())
+            except UnreadableImage:
+                self._picture = None
+                self.unreadable.add(str(path))
+        return self._picture
+
+
+def _crop(picture: Image.Image, box: tuple[float, ...], other: tuple[float, ...] | None) -> bytes:
+    """JPEG of the box with half of its size around it, scaled to `CROP` pixels."""
+    x1, y1, x2, y2 = box
+    margin = 0.5 * max(x2 - x1, y2 - y1, 8)
+    left, top = max(0, int(x1 - margin)), max(0, int(y1 - margin))
+    right, bottom = min(picture.width, int(x2 + margin) + 1), min(picture.height, int(y2 + margin) + 1)
+    part = picture.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+    scale = CROP / max(part.size)
+    part = part.resize((max(1, round(part.width * scale)), max(1, round(part.height * scale))))
+    draw = ImageDraw.Draw(part)
+    for corners, colour in ((other, "white"), (box, "#ff6a00")):
+        if corners is not None:
+            moved = [(v - o) * scale for v, o in zip(corners, (left, top, left, top), strict=True)]
+            draw.rectangle(moved, outline=colour, width=2)
+    buffer = io.BytesIO()
+    part.convert("RGB").save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+# ------------------------------------------------------------------------------------------ export
+
+
+def export_coco(file: Path, split: AuditedSplit, found: Audit) -> int:
+    """The probable unlabelled objects of one split as COCO JSON, for review in a labelling tool; returns how many.
+
+    Background detections above their class's threshold, with `score` and `probability` (the precision at home).
+    Category = unified id + 1; images have the ids and names of the dataset. Classes declared absent are left out.
+    """
+    index, d = split.index, split.detections
+    annotations: list[dict[str, Any]] = []
+    for f in found.foreign:
+        if f.dataset != split.name or f.absent:
+            continue
+        for row, probability in zip(f.background.tolist(), f.probability.tolist(), strict=True):
+            x1, y1, x2, y2 = (float(v) for v in d.boxes[row])
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": int(index.image_ids[d.image_of_box[row]]),
+                    "category_id": f.class_id + 1,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": 0,
+                    "score": float(d.scores[row]),
+                    "probability": probability,
+                }
+            )
+    images = [
+        {
+            "id": int(index.image_ids[row]),
+            "file_name": index.names[row],
+            "height": int(index.sizes[row, 0]),
+            "width": int(index.sizes[row, 1]),
+        }
+        for row in range(len(index))
+    ]
+    categories = [{"id": c + 1, "name": name} for c, name in enumerate(found.classes)]
+    write_json(file, {"images": images, "categories": categories, "annotations": annotations})
+    return len(annotations)

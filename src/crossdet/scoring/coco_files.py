@@ -1,0 +1,237 @@
+"""COCO ground truth and results as pycocotools takes them: every box as it stands, nothing clipped or left out.
+
+`area` of an annotation is its own (the box area where missing), `iscrowd` decides alone what is a crowd:
+pycocotools overwrites `ignore`. Images rank by their id where scores are equal, then the results by their order.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdet.data.index import raise_if_any, read_bytes
+from crossdet.errors import AnnotationError
+from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Ints
+
+Items = list[dict[str, Any]]
+NUMBER, BOX = "a finite number", "four finite numbers [x, y, width, height]"
+FLOAT_MAX = 1.7976931348623157e308
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """truth: labels are category ids. names: category id -> name, all different; notes: what was left out."""
+
+    truth: GroundTruth
+    names: dict[int, str]
+    notes: list[str]
+
+
+def read_coco_truth(file: Path) -> CocoFile:
+    """Reads an instances file. Annotations of unknown images or categories are left out, as in pycocotools.
+
+    Raises `AnnotationError` with all mistakes of the file.
+    """
+    content = _load(file)
+    if not isinstance(content, dict):
+        wanted = "an object with `images`, `annotations` and `categories` (COCO instances file)"
+        raise AnnotationError(f"{file}: the file holds {_kind(content)}, expected {wanted}")
+    problems: list[str] = []
+    sections = {
+        key: _items(content.get(key), key, problems) for key in ("images", "annotations", "categories")
+    }
+    raise_if_any(file, problems)
+    image_ids = _ids(sections["images"], "images", "id", problems)
+    _report_duplicates(image_ids, "images", problems)
+    category_ids = _ids(sections["categories"], "categories", "id", problems)
+    _report_duplicates(category_ids, "categories", problems)
+    boxes = sections["annotations"]
+    images = _ids(boxes, "annotations", "image_id", problems)
+    labels = _ids(boxes, "annotations", "category_id", problems)
+    xywh = _boxes(boxes, "annotations", problems)
+    crowd = _column(boxes, "annotations", "iscrowd", lambda v: v in (None, 0, 1), "0 or 1", problems)
+    area = _column(boxes, "annotations", "area", lambda v: v is None or _is_finite(v), NUMBER, problems)
+    raise_if_any(file, problems)
+    rows = _rows(images, image_ids)
+    known = (rows >= 0) & np.isin(labels, category_ids)
+    given = np.array([math.nan if v is None else v for v in area], np.float64)
+    truth = GroundTruth(
+        image_ids=image_ids,
+        boxes=_corners(xywh[known]),
+        labels=labels[known],
+        crowd=np.array([bool(v) for v in crowd], bool)[known],
+        area=np.where(np.isnan(given), xywh[:, 2] * xywh[:, 3], given)[known],
+        image_of_box=rows[known],
+    )
+    notes = []
+    if (rows < 0).any():
+        notes.append(_left_out("annotations", "image_id", images[rows < 0], "images"))
+    if (unknown := ~np.isin(labels, category_ids)).any():
+        notes.append(_left_out("annotations", "category_id", labels[unknown], "categories"))
+    return CocoFile(truth, _names(sections["categories"], category_ids), notes)
+
+
+def read_coco_results(file: Path, coco: CocoFile) -> tuple[DetectionArrays, list[str]]:
+    """Reads a results list, and says what was left out: results of unknown categories.
+
+    Raises `AnnotationError` with all mistakes of the file, and for results of images that the truth lacks.
+    """
+    content = _load(file)
+    if not isinstance(content, list):
+        wanted = "the COCO results list [{image_id, category_id, bbox, score}, ...]"
+        raise AnnotationError(f"{file}: the file holds {_kind(content)}, expected {wanted}")
+    problems: list[str] = []
+    items = _items(content, "results", problems)
+    raise_if_any(file, problems)
+    images = _ids(items, "results", "image_id", problems)
+    labels = _ids(items, "results", "category_id", problems)
+    xywh = _boxes(items, "results", problems)
+    scores = _column(items, "results", "score", _is_finite, NUMBER, problems)
+    raise_if_any(file, problems)
+    rows = _rows(images, coco.truth.image_ids)
+    if (rows < 0).any():
+        first = int(np.flatnonzero(rows < 0)[0])
+        raise AnnotationError(
+            f"{file}: {int((rows < 0).sum())} of {len(rows)} results are of images that the ground truth does "
+            f"not have, the first results[{first}].image_id {images[first]}; are the two of the same split?"
+        )
+    known = np.isin(labels, list(coco.names))
+    notes = [] if known.all() else [_left_out("results", "category_id", labels[~known], "categories")]
+    detections = DetectionArrays(
+        _corners(xywh[known]), np.array(scores, np.float64)[known], labels[known], rows[known]
+    )
+    return detections, notes
+
+
+def _left_out(section: str, key: str, ids: NDArray[np.int64], known: str) -> str:
+    some = ", ".join(str(i) for i in np.unique(ids)[:5])
+    return f"{len(ids)} {section} left out: their {key} ({some}) is not among the ground truth's {known}"
+
+
+def _names(items: Items, ids: NDArray[np.int64]) -> dict[int, str]:
+    """Names by id, in the order of the file; a name that several have gets the id appended."""
+    names = [str(item.get("name", "")) for item in items]
+    counts = Counter(names)
+    return {
+        number: f"{name} ({number})" if counts[name] > 1 else name
+        for number, name in zip(ids.tolist(), names, strict=True)
+    }
+
+
+def _corners(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+
+
+# ------------------------------------------------------------------------------------------- JSON -> columns
+
+
+def _load(file: Path) -> Any:
+    data = read_bytes(file)
+    collecting = gc.isenabled()
+    gc.disable()  # walking millions of fresh dicts again and again doubles the time
+    try:
+        return json.loads(data)
+    except json.JSONDecodeError as error:
+        place = f"{file}:{error.lineno}: column {error.colno}"
+        raise AnnotationError(f"{place}: not valid JSON ({error.msg}); is the file complete?") from None
+    except UnicodeDecodeError as error:
+        raise AnnotationError(
+            f"{file}: byte {error.start}: not text in UTF-8; is it the JSON file?"
+        ) from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, a number of thousands of digits
+        raise AnnotationError(f"{file}: not usable JSON ({error})") from None
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _items(content: Any, section: str, problems: list[str]) -> Items:
+    """A list of objects."""
+    if not isinstance(content, list):
+        what = "missing key" if content is None else _kind(content)
+        problems.append(f"{section}: {what}, expected a list of objects")
+        return []
+    problems += [
+        f"{section}[{i}]: {_kind(item)}, expected an object"
+        for i, item in enumerate(content)
+        if type(item) is not dict
+    ]
+    return content
+
+
+def _column(
+    items: Items, section: str, key: str, good: Callable[[Any], bool], wanted: str, problems: list[str]
+) -> list[Any]:
+    """`key` of every item; those that are not good go to `problems`."""
+    values = [item.get(key) for item in items]
+    for i, value in enumerate(values):
+        if not good(value):
+            given = "missing key" if key not in items[i] else _show(value)
+            problems.append(f"{section}[{i}].{key}: {given}, expected {wanted}")
+    return values
+
+
+def _ids(items: Items, section: str, key: str, problems: list[str]) -> NDArray[np.int64]:
+    before = len(problems)
+    values = _column(items, section, key, _is_id, "a whole number", problems)
+    return np.zeros(len(items), np.int64) if len(problems) > before else np.array(values, np.int64)
+
+
+def _boxes(items: Items, section: str, problems: list[str]) -> NDArray[np.float64]:
+    """`[N, 4]` x, y, width, height."""
+    before = len(problems)
+    values = _column(items, section, "bbox", _is_box, BOX, problems)
+    if len(problems) > before:
+        return np.zeros((len(items), 4))
+    return np.array(values, np.float64).reshape(-1, 4)
+
+
+def _report_duplicates(ids: NDArray[np.int64], section: str, problems: list[str]) -> None:
+    if problems:
+        return
+    _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+    problems += [
+        f"{section}[{i}].id: {ids[i]} is already the id of {section}[{first[inverse[i]]}]"
+        for i in np.flatnonzero(first[inverse] != np.arange(len(ids))).tolist()
+    ]
+
+
+def _rows(wanted: Ints, ids: Ints) -> NDArray[np.int64]:
+    """Positions in `ids`, -1 for what is not there."""
+    if not len(ids):
+        return np.full(len(wanted), -1, np.int64)
+    order = np.argsort(ids)
+    rows = order[np.minimum(np.searchsorted(ids[order], wanted), len(ids) - 1)]
+    return np.where(ids[rows] == wanted, rows, -1)
+
+
+def _is_id(value: Any) -> bool:
+    whole = type(value) is int or (type(value) is float and value.is_integer())
+    return whole and abs(value) < 2**63
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= FLOAT_MAX  # false for NaN
+
+
+def _is_box(value: Any) -> bool:
+    return type(value) is list and len(value) == 4 and all(map(_is_finite, value))
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")

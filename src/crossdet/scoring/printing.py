@@ -1,0 +1,36 @@
+"""What `crossdet score` prints: a table in percent, and a line for each thing that a reader must know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+out = Console()
+
+
+def percent(value: float) -> str:
+    return "-" if value != value else f"{100 * value:.2f}"
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """The first column is text, the others are numbers."""
+    out.print(escape(title), highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for at, column in enumerate(columns):
+        table.add_column(escape(column), justify="right" if at else "left", no_wrap=at > 0)
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    out.print(table, highlight=False)
+
+
+def print_line(text: str) -> None:
+    out.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

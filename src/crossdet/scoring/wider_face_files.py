@@ -1,0 +1,127 @@
+"""WIDER FACE predictions: one text file per image, as the released evaluation reads them.
+
+PRED_DIR/<event>/<image>.txt: a line with the name (not used), a line with the count n, then n lines
+`x y w h score`, top-left corner and size in pixels of the original image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdet.data.index import raise_if_any, read_bytes
+from crossdet.errors import AnnotationError, UserError
+from crossdet.evaluation.arrays import DetectionArrays
+
+LAYOUT = "x y w h score"
+
+
+@dataclass(frozen=True)
+class WiderFacePredictions:
+    """detections: boxes x, y, w, h; rows of the names. missing: images without a file (no detections).
+
+    unknown: files below the folder that belong to none of the images.
+    """
+
+    detections: DetectionArrays
+    missing: list[str]
+    unknown: list[str]
+
+
+def read_wider_face_predictions(folder: Path, names: Sequence[str]) -> WiderFacePredictions:
+    """Reads the files of the images `names` ("event/image" without extension).
+
+    Raises `UserError` where none of them has a file, `AnnotationError` with every malformed file.
+    """
+    files = _files(folder)
+    missing = [name for name in names if name not in files]
+    unknown = sorted(str(files[name].relative_to(folder)) for name in files.keys() - set(names))
+    if len(missing) == len(names):
+        raise UserError(_wrong_folder(folder, names, unknown))
+    problems: list[str] = []
+    rows, found = [], []
+    for row, name in enumerate(names):
+        if name in files:
+            values = _read(files[name], problems)
+            rows.append(np.full(len(values), row, np.int64))
+            found.append(values)
+    raise_if_any(folder, problems)
+    values, images = np.concatenate(found), np.concatenate(rows)
+    detections = DetectionArrays(values[:, :4], values[:, 4], np.zeros(len(values), np.int64), images)
+    return WiderFacePredictions(detections, missing, unknown)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Path below the folder without `.txt` -> file, of the .txt files in the folder and in its subfolders."""
+    try:
+        entries = sorted(folder.iterdir())
+        below = [file for entry in entries if entry.is_dir() for file in sorted(entry.iterdir())]
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); expected a folder") from None
+    return {
+        file.relative_to(folder).as_posix().removesuffix(".txt"): file
+        for file in (*entries, *below)
+        if file.name.endswith(".txt")
+    }
+
+
+def _wrong_folder(folder: Path, names: Sequence[str], unknown: Sequence[str]) -> str:
+    wanted = f"such as {folder / names[0]}.txt" if names else "the lists have no image"
+    text = f"{folder}: no prediction file of any of the {len(names)} images ({wanted}); wrong folder?"
+    events = {name.rpartition("/")[0] for name in names}
+    inner = [entry for entry in sorted(folder.iterdir()) if any((entry / event).is_dir() for event in events)]
+    if inner:
+        return f"{text} The events lie in {inner[0]}"
+    return (
+        f"{text} Its {len(unknown)} .txt files belong to no image, such as {unknown[0]}" if unknown else text
+    )
+
+
+def _read(file: Path, problems: list[str]) -> NDArray[np.float64]:
+    """`[n, 5]` of one file; what is wrong with it goes to `problems`."""
+    nothing = np.zeros((0, 5))
+    try:
+        lines = read_bytes(file).rstrip().split(b"\n")
+    except AnnotationError as error:
+        problems.append(str(error))
+        return nothing
+    rows = [line.split() for line in lines[2:]]
+    try:
+        count = int(lines[1])
+    except (IndexError, ValueError):
+        given = repr(_shown(lines[1])) if len(lines) > 1 else "no line"
+        problems.append(f"{file}:2: {given}, expected the number of detections after the name on line 1")
+        return nothing
+    if count != len(rows):
+        problems.append(
+            f"{file}:2: the count is {count}, but {len(rows)} line(s) follow; correct one of the two"
+        )
+        return nothing
+    if all(len(row) == 5 for row in rows):
+        try:
+            values = np.array([float(word) for row in rows for word in row]).reshape(-1, 5)
+        except ValueError:
+            values = np.full((1, 5), np.nan)
+        if np.isfinite(values).all():
+            return values
+    problems += [
+        f"{file}:{number}: {_shown(lines[number - 1])!r}, expected five finite numbers {LAYOUT}"
+        for number, row in enumerate(rows, start=3)
+        if not _is_good(row)
+    ]
+    return nothing
+
+
+def _is_good(row: list[bytes]) -> bool:
+    try:
+        return len(row) == 5 and bool(np.isfinite([float(word) for word in row]).all())
+    except ValueError:
+        return False
+
+
+def _shown(line: bytes) -> str:
+    return line.strip().decode(errors="replace")
