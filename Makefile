@@ -22,6 +22,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/index.py
+	$(BIN)/python benchmarks/evaluation.py
 
 # Installed anew only when the pinned versions or the package's own requirements change.
 $(STAMP): constraints.txt pyproject.toml

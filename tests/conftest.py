@@ -14,7 +14,8 @@ import pytest
 # slower; one is enough for them, and the test processes fill the cores already.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-sys.path.insert(0, str(Path(__file__).parent / "e2e"))  # for worlds.py
+for folder in ("e2e", "parity"):  # for worlds.py and slow_references.py
+    sys.path.insert(0, str(Path(__file__).parent / folder))
 
 if TYPE_CHECKING:
     from worlds import World

@@ -95,7 +95,7 @@ def _audit(
     scores = None
     if union is not None:
         detections = detect(detector.model, union.index, None, _settings(detector, config)).detections
-        scores = union_scores(ground_truth(union), detections, found, overlap)
+        scores = union_scores(ground_truth(union), detections, union.classes, found, overlap)
     return AuditedRun(name, found, splits, scores)
 
 
@@ -201,10 +201,10 @@ def _union_table(content: dict[str, Any], runs: list[str]) -> list[Table]:
         return []
     table = _table(
         f"union test, {unions[0]['images']} images with every class labelled: {' / '.join(runs)}\n"
-        "(false positives per image, on objects of other classes and on background)",
-        ["class", "AP50", "on objects", "on background"],
+        "(false positives per image, on objects of other classes and elsewhere)",
+        ["class", "AP50", "on objects", "elsewhere"],
     )
-    keys = ("false_on_other_objects_per_image", "false_on_background_per_image")
+    keys = ("false_on_other_objects_per_image", "false_elsewhere_per_image")
     for name in unions[0]["per_class"]:
         rows = [union["per_class"][name] for union in unions]
         wrong = [" / ".join(f"{row[key]:.2f}" for row in rows) for key in keys]

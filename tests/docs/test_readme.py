@@ -5,10 +5,14 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from crossdet import cli
+from crossdet.evaluation.curves import NamedCurve, write_run_curves
+from crossdet.evaluation.precision_recall import Curve
+from crossdet.evaluation.wider_face_lists import write_wider_face_lists
 
 from .stand_ins import TINY, coco, pictures, wider_face, wider_pedestrian
 
@@ -39,7 +43,38 @@ def world(tmp_path_factory):
     (root / "config.yaml").write_text(text)
     pictures(root, ["street.jpg"], ["x"], 9)
     pictures(root / "images", ["a.jpg", "b.jpg"], ["x"], 9)
+    score_files(root)
     return root
+
+
+def score_files(root):
+    """What the `score` and `curves` commands of the README read: one image, one right detection each."""
+    write_wider_face_lists(
+        root / "eval_tools/ground_truth",
+        ["0--Parade/a"],
+        np.array([[5.0, 5, 20, 20]]),
+        np.array([0]),
+        dict.fromkeys(("easy", "medium", "hard"), np.array([True])),
+    )
+    object_ = "<object><name>car</name><bndbox>{}</bndbox></object>".format(
+        "".join(f"<{k}>{v}</{k}>" for k, v in (("xmin", 1), ("ymin", 1), ("xmax", 9), ("ymax", 9)))
+    )
+    files = {
+        "predictions/0--Parade/a.txt": "a\n1\n5 5 20 20 0.9\n",
+        "VOCdevkit/VOC2007/Annotations/1.xml": f"<annotation>{object_}</annotation>",
+        "VOCdevkit/VOC2007/ImageSets/Main/test.txt": "1\n",
+        "results/car.txt": "1 0.9 1 1 9 9\n",
+        "results.json": "[]",
+        "submission.txt": "",
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    write_run_curves(
+        root / "other",
+        "theirs",
+        [NamedCurve("ground_truth", "wider_face", "easy", Curve(np.ones(2), np.ones(2), 0.5))],
+    )
 
 
 def run(monkeypatch, words):
@@ -58,7 +93,9 @@ def commands():
 
 
 def test_the_readme_shows_every_step():
-    assert [words[1] for words in commands()] == ["check", "check", "train", "train", "eval", "predict"]
+    assert [words[1] for words in commands()] == [
+        "check", "check", "train", "train", "eval", "audit", "predict", *["score"] * 4, "curves",
+    ]  # fmt: skip
 
 
 def test_commands(world, monkeypatch, capsys):
@@ -67,13 +104,18 @@ def test_commands(world, monkeypatch, capsys):
     for words in commands():
         # the first run has finished when the README's --resume comes: resuming it is refused, with a message
         expected = 2 if "--resume" in words else 0
-        assert run(monkeypatch, words + ([] if words[1] == "predict" else shrink)) == expected, words
+        has_config = words[1] in ("check", "train", "eval", "audit")
+        assert run(monkeypatch, words + (shrink if has_config else [])) == expected, words
     printed = capsys.readouterr()
     assert "nothing to resume" in printed.err
     for file in (
         "runs/first/model.safetensors",
         "runs/first/eval_config.json",
+        "runs/first/eval_config/predictions/coco/results.json",
+        "runs/first/audit/audit.html",
         "predictions/predictions.json",
+        "faces.json",
+        "figures/ground_truth_wider_face.png",
     ):
         assert (world / file).exists(), file
     assert len(list((world / "pictures").glob("*.jpg"))) == 4

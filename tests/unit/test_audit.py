@@ -138,12 +138,13 @@ def test_declared_overlap_makes_a_box_shareable(world):
 
 def test_a_class_without_right_detections_has_the_default_threshold(tmp_path):
     only = [
-        split(tmp_path, "street", [CAR], truth=[(0, CAR, 0)], found=[(0, CAR, 90, 0.9), (0, DOG, 0, 0.31)])
+        split(tmp_path, "street", [CAR], truth=[(0, CAR, 0)], found=[(0, CAR, 90, 0.9), (0, DOG, 60, 0.31)])
     ]
     found = audit(only, CLASSES, NO_OVERLAP)
     assert found.home[CAR].threshold == 0.3
     assert len(of(found, "dog", "street").rows) == 1
-    assert of(found, "dog", "street").expected_unlabelled == 0.0
+    assert np.isnan(of(found, "dog", "street").expected_unlabelled)  # nothing is known about dogs at home
+    assert found.ranked() == []
 
 
 def test_calibration_pools_violators():
@@ -152,7 +153,9 @@ def test_calibration_pools_violators():
     assert precision.tolist() == [0.0, 0.5, 1.0]
     known = (starts, precision)
     assert precision_at(known, np.array([0.1, 0.2, 0.69, 0.7, 0.89, 0.95])).tolist() == [0, 0, 0, 0.5, 0.5, 1]
-    assert precision_at((np.zeros(0), np.zeros(0)), np.array([0.5])).tolist() == [0.0]
+    assert precision_at((np.zeros(0), np.zeros(0)), np.array([0.5])).tolist() == [
+        pytest.approx(np.nan, nan_ok=True)
+    ]
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=40))
@@ -185,15 +188,23 @@ def test_union_scores_count_foreign_false_positives(tmp_path, world):
             (1, FACE, 120, 0.4),
         ],
     )
-    scores = union_scores(test.truth, test.detections, found, NO_OVERLAP)
+    scores = union_scores(test.truth, test.detections, [CAR, DOG, FACE], found, NO_OVERLAP)
     assert scores["images"] == 2
     face = scores["per_class"]["face"]
     assert face["AP50"] == pytest.approx(0.5)  # the one on the dog comes first
     assert face["false_on_other_objects_per_image"] == 0.5
-    assert face["false_on_background_per_image"] == 0.5  # 0.4 is below the face's threshold
+    assert face["false_elsewhere_per_image"] == 0.5  # 0.4 is below the face's threshold
     assert scores["per_class"]["car"]["AP50"] == pytest.approx(1)
     assert scores["per_class"]["dog"]["AP50"] == 0
     assert scores["AP50"] == pytest.approx(0.5)
+
+
+def test_a_class_that_is_labelled_but_not_there_can_still_be_wrong(tmp_path, world):
+    found = audit(world, CLASSES, NO_OVERLAP)
+    test = split(tmp_path, "union", [DOG, FACE], truth=[(0, DOG, 40)], found=[(0, FACE, 40, 0.9)])
+    scores = union_scores(test.truth, test.detections, [DOG, FACE], found, NO_OVERLAP)["per_class"]
+    assert scores["face"]["false_on_other_objects_per_image"] == 0.5
+    assert np.isnan(scores["face"]["AP50"])
 
 
 def test_json_has_all_numbers(world):

@@ -96,8 +96,9 @@ class Foreign:
     def expected_unlabelled(self) -> float:
         """How many of the background detections are probably objects: the sum of their probabilities.
 
-        It assumes that the precision at home holds on this dataset. Elsewhere it is lower as a rule, so this is a
-        guess on the high side; the crops decide.
+        It assumes that the precision at home holds on this dataset. Elsewhere it is lower as a rule, so of the
+        detections counted here fewer are objects; objects that were not found at all are not in the number. The
+        crops decide. nan where nothing is known about the class at home.
         """
         return 0.0 if self.absent else float(self.probability.sum())
 
@@ -181,10 +182,10 @@ def calibrate(scores: Floats, hits: Bools) -> tuple[NDArray[np.float64], NDArray
 def precision_at(
     calibration: tuple[NDArray[np.float64], NDArray[np.float64]], scores: Floats
 ) -> NDArray[np.float64]:
-    """`[N]` calibrated precision; below the lowest known score as there, 0 where nothing is known."""
+    """`[N]` calibrated precision; below the lowest known score as there, nan where nothing is known."""
     starts, precision = calibration
     if not len(starts):
-        return np.zeros(len(scores))
+        return np.full(len(scores), np.nan)
     return precision[np.maximum(np.searchsorted(starts, scores, "right") - 1, 0)]
 
 
@@ -267,22 +268,22 @@ def where_detections_lie(
 
 
 def union_scores(
-    truth: GroundTruth, detections: DetectionArrays, found: Audit, overlap: Bools
+    truth: GroundTruth, detections: DetectionArrays, labelled: Sequence[int], found: Audit, overlap: Bools
 ) -> dict[str, Any]:
     """Scores on fully labelled images, all classes at once, so that foreign false positives cost what they cost.
 
-    AP and AP50 are means over the classes that have a box, with the best 100 detections of all classes per image.
-    Per class also its false positives above the threshold, per image: on objects of other classes, and on
-    background.
+    labelled: unified ids of the classes that the images label, also where none is to be seen. AP and AP50 are means
+    over those that have a box, with the best 100 detections of all classes per image. Per class also its false
+    positives above the threshold, per image: on objects of other classes, and elsewhere (background, a box too
+    far off, or an object found twice).
     """
     best = best_per_image(detections, 100)
-    classes = np.unique(truth.labels[~truth.crowd & (truth.labels >= 0)])
-    scores = coco_scores(truth, best, classes)
-    judged = judge(truth, detections, classes.tolist())
+    scores = coco_scores(truth, best, labelled)
+    judged = judge(truth, detections, labelled)
     _, on_object, _ = where_detections_lie(truth, detections, overlap)
     images = max(1, len(truth.image_ids))
     per_class = {}
-    for class_id in classes.tolist():
+    for class_id in labelled:
         threshold = found.home[class_id].threshold if class_id in found.home else DEFAULT_THRESHOLD
         wrong = (judged.labels == class_id) & ~judged.hits & judged.counted & (judged.scores > threshold)
         per_class[found.classes[class_id]] = {
@@ -290,7 +291,7 @@ def union_scores(
             "AP50": scores.per_class[class_id]["AP50"],
             "boxes": scores.per_class[class_id]["boxes"],
             "false_on_other_objects_per_image": float((wrong & on_object).sum() / images),
-            "false_on_background_per_image": float((wrong & ~on_object).sum() / images),
+            "false_elsewhere_per_image": float((wrong & ~on_object).sum() / images),
         }
     return {
         "images": len(truth.image_ids),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -21,12 +21,15 @@ CROP = 150
 """Longer side of a crop in pixels."""
 CROPS = 12
 """Per kind and run."""
+MOST_CROPS = 800
+"""In the whole page, of photographs about 7 MB; the pairs with the most detections come first."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 STYLE = """
 :root{color-scheme:light dark}
 body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;margin:.8rem 0}th,td{padding:.25rem .7rem;border:1px solid #8886;text-align:right}
 th:first-child,td:first-child{text-align:left}td.home{opacity:.55}td.many{background:#d55e0033}td.lots{background:#d55e0077}
+td{print-color-adjust:exact;-webkit-print-color-adjust:exact}figure,tr{break-inside:avoid}h3,h4{break-after:avoid}
 section{border-top:1px solid #8886;margin-top:2rem;padding-top:.5rem}.crops{display:flex;flex-wrap:wrap;gap:.6rem}
 figure{margin:0;width:150px;font-size:12px;line-height:1.25}figure img{display:block;max-width:150px}
 figcaption{overflow-wrap:anywhere}.note{opacity:.75}svg{max-width:100%;height:auto}a{color:inherit}
@@ -45,8 +48,8 @@ class AuditedRun:
 
 def write_page(file: Path, runs: Sequence[AuditedRun]) -> None:
     """One self-contained HTML page; several runs side by side."""
-    pictures = _Pictures()
     pairs = _pairs(runs)
+    crops, unreadable = _cut(runs, pairs)
     body = [
         "<h1>Audit: what no protocol sees</h1>",
         "<p>Each dataset judges a detector only on the classes that it labels. This page counts the others: "
@@ -56,16 +59,19 @@ def write_page(file: Path, runs: Sequence[AuditedRun]) -> None:
         _legend(runs),
         _findings(runs),
         _overview(runs),
+        _home_table(runs),
         _union_table(runs),
-        *(_section(runs, pair, pictures) for pair in pairs),
+        *(_section(runs, pair, crops) for pair in pairs),
     ]
-    if pictures.unreadable:
-        body.append(f"<p class=note>{len(pictures.unreadable)} pictures could not be read.</p>")
+    if unreadable:
+        names = "".join(f"<li>{escape(name)}</li>" for name in unreadable)
+        body.append(f"<p class=note>{len(unreadable)} pictures could not be read:</p><ul>{names}</ul>")
     page = (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>crossdet audit</title><style>{STYLE}</style>{''.join(body)}</html>\n"
     )
-    write_atomically(file, page.encode())
+    # a file name may hold bytes that are no UTF-8 (see `Strings`)
+    write_atomically(file, page.encode(errors="replace"))
 
 
 def _pairs(runs: Sequence[AuditedRun]) -> list[tuple[int, str]]:
@@ -82,8 +88,9 @@ def _of_pair(run: AuditedRun, pair: tuple[int, str]) -> Foreign:
     return next(f for f in run.audit.foreign if (f.class_id, f.dataset) == pair)
 
 
-def _anchor(pair: tuple[int, str]) -> str:
-    return f"c{pair[0]}-{escape(pair[1], quote=True).replace(' ', '_')}"
+def _anchor(runs: Sequence[AuditedRun], pair: tuple[int, str]) -> str:
+    """Of numbers: names may hold what a link cannot (%, #)."""
+    return f"c{pair[0]}-{[split.name for split in runs[0].splits].index(pair[1])}"
 
 
 def _legend(runs: Sequence[AuditedRun]) -> str:
@@ -104,8 +111,8 @@ def _findings(runs: Sequence[AuditedRun]) -> str:
     parts = ["<h2>Probably unlabelled objects</h2>"]
     for number, run in enumerate(runs):
         items = [
-            f"<li><a href='#{_anchor((f.class_id, f.dataset))}'><b>{escape(f.dataset)}</b> probably holds about "
-            f"{f.expected_unlabelled:.0f} unlabelled <b>{escape(run.audit.classes[f.class_id])}</b></a> "
+            f"<li><a href='#{_anchor(runs, (f.class_id, f.dataset))}'><b>{escape(f.dataset)}</b> probably holds "
+            f"about {f.expected_unlabelled:.0f} unlabelled <b>{escape(run.audit.classes[f.class_id])}</b></a> "
             f"({len(f.background)} detections on background in {f.images} pictures)</li>"
             for f in run.audit.ranked()
         ]
@@ -135,7 +142,9 @@ def _overview(runs: Sequence[AuditedRun]) -> str:
             shade = " class=lots" if top >= 0.5 else " class=many" if top >= 0.05 else ""
             text = " / ".join(f"{value:.2f}" for value in values)
             cells.append(
-                f"<td{shade}><a href='#{_anchor(pair)}'>{text}</a></td>" if top else f"<td{shade}>{text}</td>"
+                f"<td{shade}><a href='#{_anchor(runs, pair)}'>{text}</a></td>"
+                if top
+                else f"<td{shade}>{text}</td>"
             )
         thresholds = " / ".join(
             f"{run.audit.home[class_id].threshold:.2f}" if class_id in run.audit.home else "0.30"
@@ -145,6 +154,27 @@ def _overview(runs: Sequence[AuditedRun]) -> str:
     return (
         "<h2>Detections per picture of classes that the dataset does not label</h2>"
         f"<table><tr><th>class</th><th>threshold</th>{head}</tr>{''.join(rows)}</table>"
+    )
+
+
+def _home_table(runs: Sequence[AuditedRun]) -> str:
+    rows = []
+    for class_id, name in enumerate(runs[0].audit.classes):
+        homes = [run.audit.home.get(class_id) for run in runs]
+        points = [None if home is None else home.operating for home in homes]
+        if all(home is None for home in homes):
+            continue
+        cells = [
+            " / ".join("-" if point is None else f"{getattr(point, key):.3f}" for point in points)
+            for key in ("precision", "recall", "f1")
+        ]
+        cells.append(" / ".join("-" if home is None else f"{home.false_per_image:.2f}" for home in homes))
+        objects = next((str(point.objects) for point in points if point is not None), "-")
+        rows.append(f"<tr><td>{escape(name)}</td><td>{'</td><td>'.join([*cells, objects])}</td></tr>")
+    return (
+        "<h2>The same classes where they are labelled, at the same threshold</h2>"
+        "<table><tr><th>class</th><th>precision</th><th>recall</th><th>F1</th>"
+        f"<th>false positives per picture</th><th>objects</th></tr>{''.join(rows)}</table>"
     )
 
 
@@ -159,7 +189,7 @@ def _union_table(runs: Sequence[AuditedRun]) -> str:
         )
         return f"<tr><td>{name}</td>{cells}</tr>"
 
-    keys = ("AP50", "AP", "false_on_other_objects_per_image", "false_on_background_per_image")
+    keys = ("AP50", "AP", "false_on_other_objects_per_image", "false_elsewhere_per_image")
     rows = [
         row(escape(name), [[union["per_class"][name][key] for union in unions] for key in keys])
         for name in unions[0]["per_class"]
@@ -168,16 +198,16 @@ def _union_table(runs: Sequence[AuditedRun]) -> str:
     return (
         f"<h2>Union test: {unions[0]['images']} pictures in which every class is labelled</h2>"
         "<table><tr><th>class</th><th>AP50</th><th>AP</th><th>false on other objects, per picture</th>"
-        f"<th>false on background, per picture</th></tr>{''.join(rows)}{mean}</table>"
+        f"<th>false elsewhere, per picture</th></tr>{''.join(rows)}{mean}</table>"
     )
 
 
 # ------------------------------------------------------------------------------------------ sections
 
 
-def _section(runs: Sequence[AuditedRun], pair: tuple[int, str], pictures: _Pictures) -> str:
+def _section(runs: Sequence[AuditedRun], pair: tuple[int, str], crops: Crops) -> str:
     name = escape(runs[0].audit.classes[pair[0]])
-    parts = [f"<section id='{_anchor(pair)}'><h3>{name} in {escape(pair[1])}</h3>"]
+    parts = [f"<section id='{_anchor(runs, pair)}'><h3>{name} in {escape(pair[1])}</h3>"]
     if _of_pair(runs[0], pair).absent:
         parts.append(f"<p>{name} is declared absent here: every detection is wrong.</p>")
     for number, run in enumerate(runs):
@@ -186,26 +216,28 @@ def _section(runs: Sequence[AuditedRun], pair: tuple[int, str], pictures: _Pictu
         if len(runs) > 1:
             parts.append(f"<h4>{_coloured(number, run.name)}</h4>")
         parts.append(f"<p>{_counts(f, run.audit.classes)}</p>{_histograms(run.audit, f, number)}")
-        for title, rows, boxes in (
-            ("on labelled objects", f.on_object, f.box),
-            ("on background", f.background, None),
-        ):
-            figures = []
-            for position, row in enumerate(rows[:CROPS].tolist()):
-                box = None if boxes is None else int(boxes[position])
-                figures.append(pictures.figure(split, row, box, run.audit.classes))
+        for title, rows in (("on labelled objects", f.on_object), ("on background", f.background)):
+            figures = [
+                _figure(split, row, f, run.audit.classes, crops[number, pair[1], row])
+                for row in rows[:CROPS].tolist()
+                if (number, pair[1], row) in crops
+            ]
             if figures:
                 parts.append(f"<p class=note>{title}</p><div class=crops>{''.join(figures)}</div>")
+            elif len(rows):
+                parts.append(f"<p class=note>{title}: not shown, so that the page stays small</p>")
     return "".join([*parts, "</section>"])
 
 
 def _counts(f: Foreign, classes: tuple[str, ...]) -> str:
     kinds = sorted({*f.on_class.tolist()}, key=lambda c: -int((f.on_class == c).sum()))
     on = ", ".join(f"{escape(classes[c])} {int((f.on_class == c).sum())}" for c in kinds)
+    expected = f.expected_unlabelled
+    probably = "an unknown number are" if math.isnan(expected) else f"about {expected:.1f} are"
     return (
         f"{len(f.rows)} detections above the threshold in {f.images} pictures: {len(f.on_object)} on labelled "
         f"objects{f' ({on})' if on else ''}, {len(f.ignored)} in ignored regions, {len(f.background)} on "
-        f"background, of which about {f.expected_unlabelled:.1f} are unlabelled objects"
+        f"background, of which {probably} unlabelled objects"
     )
 
 
@@ -243,45 +275,75 @@ def _bars(counts: list[int], bar: Callable[[int, float], str]) -> str:
     return "".join(bar(i, math.sqrt(count / top)) for i, count in enumerate(counts) if count)
 
 
-class _Pictures:
-    """Crops of detections; keeps the last picture, since neighbours often lie in one."""
+# ------------------------------------------------------------------------------------------ crops
 
-    def __init__(self) -> None:
-        self.unreadable: set[str] = set()
-        self._path: Path | None = None
-        self._picture: Image.Image | None = None
 
-    def figure(self, split: AuditedSplit, row: int, box: int | None, classes: tuple[str, ...]) -> str:
-        """HTML of one crop: the detection in orange, the labelled object that it lies on in white."""
-        d, t, image = split.detections, split.truth, int(split.detections.image_of_box[row])
-        caption = f"{d.scores[row]:.2f} {escape(split.index.names[image])}"
-        other = None
-        if box is not None:
-            other = tuple(t.boxes[box].tolist())
-            name = escape(classes[int(t.labels[box])])
-            caption = f"{d.scores[row]:.2f} on {name}, {escape(split.index.names[image])}"
-        picture = self._open(split, image)
+Crops = Mapping[tuple[int, str, int], bytes | None]
+"""(number of the run, dataset, row of its detections) -> JPEG; None where the picture cannot be read."""
+
+
+def _shown(f: Foreign) -> Iterator[tuple[int, int | None]]:
+    """The detections to show and the truth rows of what they lie on."""
+    yield from zip(f.on_object[:CROPS].tolist(), f.box[:CROPS].tolist(), strict=True)
+    yield from ((row, None) for row in f.background[:CROPS].tolist())
+
+
+def _cut(runs: Sequence[AuditedRun], pairs: Sequence[tuple[int, str]]) -> tuple[Crops, list[str]]:
+    """The first `MOST_CROPS` crops in the order of the sections, and the pictures that could not be read.
+
+    Every picture is decoded once and only one is held at a time.
+    """
+    wanted: dict[tuple[str, int], list[tuple[int, AuditedSplit, int, int | None]]] = {}
+    count = 0
+    for pair in pairs:
+        for number, run in enumerate(runs):
+            split = next(split for split in run.splits if split.name == pair[1])
+            for row, box in _shown(_of_pair(run, pair)):
+                if count < MOST_CROPS:
+                    key = (pair[1], int(split.detections.image_of_box[row]))
+                    wanted.setdefault(key, []).append((number, split, row, box))
+                    count += 1
+    crops: dict[tuple[int, str, int], bytes | None] = {}
+    unreadable = []
+    for (dataset, image), shots in wanted.items():
+        picture = _open(shots[0][1], image)
         if picture is None:
-            return f"<figure><figcaption>{caption} (cannot be read)</figcaption></figure>"
-        data = base64.b64encode(_crop(picture, tuple(d.boxes[row].tolist()), other)).decode()
-        source = f"data:image/jpeg;base64,{data}"
-        return f"<figure><img src='{source}' alt=''><figcaption>{caption}</figcaption></figure>"
+            unreadable.append(f"{dataset}: {shots[0][1].index.names[image]}")
+        for number, split, row, box in shots:
+            other = None if box is None else tuple(split.truth.boxes[box].tolist())
+            cut = (
+                None
+                if picture is None
+                else _crop(picture, tuple(split.detections.boxes[row].tolist()), other)
+            )
+            crops[number, dataset, row] = cut
+    return crops, unreadable
 
-    def _open(self, split: AuditedSplit, image: int) -> Image.Image | None:
-        path = split.index.path(image)
-        if path != self._path:
-            size = (int(split.index.sizes[image, 0]), int(split.index.sizes[image, 1]))
-            self._path = path
-            try:
-                self._picture = Image.fromarray(read_image(path, size).permute(1, 2, 0).numpy())
-            except UnreadableImage:
-                self._picture = None
-                self.unreadable.add(str(path))
-        return self._picture
+
+def _open(split: AuditedSplit, image: int) -> Image.Image | None:
+    size = (int(split.index.sizes[image, 0]), int(split.index.sizes[image, 1]))
+    try:
+        return Image.fromarray(read_image(split.index.path(image), size).permute(1, 2, 0).numpy())
+    except UnreadableImage:
+        return None
+
+
+def _figure(split: AuditedSplit, row: int, f: Foreign, classes: tuple[str, ...], jpeg: bytes | None) -> str:
+    """HTML of one crop with score, the class of the object it lies on, and the picture's name."""
+    image = split.index.names[int(split.detections.image_of_box[row])]
+    on = [classes[c] for at, c in zip(f.on_object.tolist(), f.on_class.tolist(), strict=True) if at == row]
+    caption = f"{split.detections.scores[row]:.2f} {f'on {escape(on[0])}, ' if on else ''}{escape(image)}"
+    if jpeg is None:
+        return f"<figure><figcaption>{caption} (cannot be read)</figcaption></figure>"
+    source = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+    return f"<figure><img src='{source}' alt=''><figcaption>{caption}</figcaption></figure>"
 
 
 def _crop(picture: Image.Image, box: tuple[float, ...], other: tuple[float, ...] | None) -> bytes:
-    """JPEG of the box with half of its size around it, scaled to `CROP` pixels."""
+    """JPEG of the box with half of its size around it, scaled to `CROP` pixels.
+
+    The detection is drawn in orange, the labelled object that it lies on dashed in white.
+    """
     x1, y1, x2, y2 = box
     margin = 0.5 * max(x2 - x1, y2 - y1, 8)
     left, top = max(0, int(x1 - margin)), max(0, int(y1 - margin))
@@ -290,13 +352,24 @@ def _crop(picture: Image.Image, box: tuple[float, ...], other: tuple[float, ...]
     scale = CROP / max(part.size)
     part = part.resize((max(1, round(part.width * scale)), max(1, round(part.height * scale))))
     draw = ImageDraw.Draw(part)
-    for corners, colour in ((other, "white"), (box, "#ff6a00")):
-        if corners is not None:
-            moved = [(v - o) * scale for v, o in zip(corners, (left, top, left, top), strict=True)]
-            draw.rectangle(moved, outline=colour, width=2)
+    origin = (left, top, left, top)
+    draw.rectangle([(v - o) * scale for v, o in zip(box, origin, strict=True)], outline="#ff6a00", width=2)
+    if other is not None:
+        _dashed(draw, [(v - o) * scale for v, o in zip(other, origin, strict=True)])
     buffer = io.BytesIO()
     part.convert("RGB").save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
+
+
+def _dashed(draw: ImageDraw.ImageDraw, box: Sequence[float]) -> None:
+    """Four dashed sides in white; between the dashes a box below stays visible."""
+    x1, y1, x2, y2 = (round(v) for v in box)
+    for x in range(x1, x2 + 1, 10):
+        for y in (y1, y2):
+            draw.line((x, y, min(x + 5, x2), y), fill="white", width=2)
+    for y in range(y1, y2 + 1, 10):
+        for x in (x1, x2):
+            draw.line((x, y, x, min(y + 5, y2)), fill="white", width=2)
 
 
 # ------------------------------------------------------------------------------------------ export

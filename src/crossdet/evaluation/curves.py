@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 FORMAT = "crossdet-curves/1"
 DATA_FILE = "curves.json"
 MAX_POINTS = 2000
+LEGEND = 40
+"""Characters of a method's name that fit into a panel."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's palette, told apart also by the colour-blind; the line style changes after each round."""
 STYLES = ("-", "--", "-.", ":")
@@ -54,7 +56,7 @@ def write_run_curves(folder: Path, method: str, curves: Sequence[NamedCurve]) ->
 def overlay(files: Sequence[tuple[str | None, Path]], folder: Path) -> list[Path]:
     """Draws the curves of several `curves.json` into shared figures.
 
-    files: (name or None, file); without a name the stored one, with its folder where two are equal.
+    files: (name or None, file); without a name the stored one, with the name of its folder where two are equal.
 
     Raises:
         UserError: a file that is no such data, or no curve at all.
@@ -62,10 +64,11 @@ def overlay(files: Sequence[tuple[str | None, Path]], folder: Path) -> list[Path
     methods: list[Method] = []
     for given, file in files:
         stored, curves = read_curves(file / DATA_FILE if file.is_dir() else file)
-        name = given or stored
-        if any(name == other for other, _ in methods):
-            name = f"{name} ({file.parent if file.suffix else file})"
-        methods.append((name, curves))
+        taken = {name for name, _ in methods}
+        folder_name = (file if file.is_dir() else file.parent).resolve().name
+        names = [given or stored, f"{given or stored}, {folder_name}"]
+        names += [f"{names[1]} {number}" for number in range(2, len(files) + 2)]
+        methods.append((next(name for name in names if name not in taken), curves))
     drawn = draw_curves(folder, methods)
     if not drawn:
         raise UserError(f"no curve with an AP in {', '.join(str(file) for _, file in files)}")
@@ -192,7 +195,7 @@ def _draw_panel(panel: Axes, name: str, lines: Sequence[tuple[int, str, Curve]])
             color=COLOURS[row % len(COLOURS)],
             linewidth=1.4,
             marker="." if len(curve.recall) == 1 else None,
-            label=f"{method} (AP {curve.ap:.3f})",
+            label=f"{method if len(method) <= LEGEND else method[: LEGEND - 3] + '...'} (AP {curve.ap:.3f})",
         )
     panel.set(xlim=(0, 1.005), ylim=(0, 1.02), title=name, xlabel="recall", ylabel="precision")
     panel.grid(alpha=0.3)

@@ -29,7 +29,10 @@ FLOAT_MAX = 1.7976931348623157e308
 
 @dataclass(frozen=True)
 class CocoFile:
-    """truth: labels are category ids. names: category id -> name, all different; notes: what was left out."""
+    """truth: boxes x, y, width, height (`sized`), labels are category ids. names: category id -> name.
+
+    notes: what was left out.
+    """
 
     truth: GroundTruth
     names: dict[int, str]
@@ -66,7 +69,7 @@ def read_coco_truth(file: Path) -> CocoFile:
     given = np.array([math.nan if v is None else v for v in area], np.float64)
     truth = GroundTruth(
         image_ids=image_ids,
-        boxes=_corners(xywh[known]),
+        boxes=xywh[known],
         labels=labels[known],
         crowd=np.array([bool(v) for v in crowd], bool)[known],
         area=np.where(np.isnan(given), xywh[:, 2] * xywh[:, 3], given)[known],
@@ -106,9 +109,7 @@ def read_coco_results(file: Path, coco: CocoFile) -> tuple[DetectionArrays, list
         )
     known = np.isin(labels, list(coco.names))
     notes = [] if known.all() else [_left_out("results", "category_id", labels[~known], "categories")]
-    detections = DetectionArrays(
-        _corners(xywh[known]), np.array(scores, np.float64)[known], labels[known], rows[known]
-    )
+    detections = DetectionArrays(xywh[known], np.array(scores, np.float64)[known], labels[known], rows[known])
     return detections, notes
 
 
@@ -125,10 +126,6 @@ def _names(items: Items, ids: NDArray[np.int64]) -> dict[int, str]:
         number: f"{name} ({number})" if counts[name] > 1 else name
         for number, name in zip(ids.tolist(), names, strict=True)
     }
-
-
-def _corners(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
 
 
 # ------------------------------------------------------------------------------------------- JSON -> columns

@@ -68,7 +68,7 @@ def coco(
 
     truth = read_coco_truth(instances)
     detections, left_out = read_coco_results(results, truth)
-    found = coco_scores(truth.truth, detections, list(truth.names), max_detections)
+    found = coco_scores(truth.truth, detections, list(truth.names), max_detections, sized=True)
     per_class = {truth.names[number]: found.per_class[number] for number in truth.names}
     title = (
         f"COCO, {instances.name}: {len(truth.truth.image_ids)} images, {len(detections.scores)} detections"
@@ -252,7 +252,7 @@ def wider_pedestrian(
         raise UserError("--cyclists ignore: edition 2019 has no class ids, so cyclists cannot be told apart")
     detections = read_submission(predictions, annotations, files.images)
     challenge = challenge_scores(files.truth, detections, files.edition)
-    style = coco_scores(*coco_style(files, detections, cyclists == "ignore"), [0])
+    style = coco_scores(coco_style(files, cyclists == "ignore"), detections, [0], sized=True)
     ratios = {key: style.scores[key] for key in ("AP", "AP50", "AP75")}
     record = {
         "challenge": {

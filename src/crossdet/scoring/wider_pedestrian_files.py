@@ -81,28 +81,21 @@ def read_submission(file: Path, annotations: Path, images: Sequence[str]) -> Det
     return DetectionArrays(numbers[:, 1:], numbers[:, 0], np.zeros(len(rows), np.int64), rows)
 
 
-def coco_style(
-    files: PedestrianFiles, detections: DetectionArrays, ignore_cyclists: bool
-) -> tuple[GroundTruth, DetectionArrays]:
-    """The same as one class, 0, for the COCO protocol: ignore regions are crowd boxes, area is width * height.
+def coco_style(files: PedestrianFiles, ignore_cyclists: bool) -> GroundTruth:
+    """The same as one class, 0, for the COCO protocol, boxes x, y, w, h (`sized`).
+
+    Ignore regions are crowd boxes, area is width * height.
 
     ignore_cyclists: cyclists are crowd boxes, too; otherwise they are pedestrians.
     """
     truth = files.truth
     boxes = np.concatenate([truth.boxes, truth.regions])
     ignored = files.cyclist if ignore_cyclists else np.zeros(len(truth.boxes), bool)
-    ground_truth = GroundTruth(
+    return GroundTruth(
         image_ids=np.arange(truth.images),
-        boxes=_corners(boxes),
+        boxes=boxes,
         labels=np.zeros(len(boxes), np.int64),
         crowd=np.concatenate([ignored, np.ones(len(truth.regions), bool)]),
         area=boxes[:, 2] * boxes[:, 3],
         image_of_box=np.concatenate([truth.image_of_box, truth.image_of_region]),
     )
-    return ground_truth, detections.with_boxes(_corners(detections.boxes))
-
-
-def _corners(boxes: NDArray[np.floating]) -> NDArray[np.float64]:
-    corners = boxes.astype(np.float64)
-    corners[:, 2:] += corners[:, :2]
-    return corners

@@ -1,0 +1,140 @@
+"""Matching of all images at once against a double loop, and operating points by hand and by trying them all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from crossdet.evaluation import matching
+from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
+from crossdet.evaluation.matching import best_overlaps, first_of_each, iou_with_offset, pairs
+from crossdet.evaluation.operating import best_f1, judge
+
+
+def random_boxes(rng, count):
+    low = rng.integers(0, 30, (count, 2))
+    return np.concatenate([low, low + rng.integers(-1, 12, (count, 2))], 1).astype(float)
+
+
+def one_iou(a, b, offset):
+    w = min(a[2], b[2]) - max(a[0], b[0]) + offset
+    h = min(a[3], b[3]) - max(a[1], b[1]) + offset
+    if w <= 0 or h <= 0:
+        return 0.0
+    areas = [(c[2] - c[0] + offset) * (c[3] - c[1] + offset) for c in (a, b)]
+    union = sum(areas) - w * h
+    return w * h / union if union else 0.0
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1 << 18])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_best_overlaps_equal_a_double_loop_however_they_are_cut(monkeypatch, offset, at_once):
+    """Whole numbers make many ties: the first ground truth wins."""
+    monkeypatch.setattr(matching, "PAIRS_AT_ONCE", at_once)
+    rng = np.random.default_rng(3)
+    boxes, truth = random_boxes(rng, 60), random_boxes(rng, 40)
+    groups, truth_groups = rng.integers(0, 6, 60), rng.integers(1, 7, 40)
+    best, value = best_overlaps(boxes, groups, truth, truth_groups, iou_with_offset(offset))
+    for row in range(60):
+        wanted, wanted_value = -1, 0.0
+        for other in np.flatnonzero(truth_groups == groups[row]):
+            overlap = one_iou(boxes[row], truth[other], offset)
+            if wanted < 0 or overlap > wanted_value:
+                wanted, wanted_value = int(other), overlap
+        assert (best[row], value[row]) == (wanted, pytest.approx(wanted_value, abs=1e-15))
+
+
+def test_pairs_are_all_of_each_group_in_order():
+    first, second = np.array([5, 2, 5, 9]), np.array([2, 5, 7, 5])
+    got = [(int(a), int(b)) for x, y in pairs(first, second) for a, b in zip(x, y, strict=True)]
+    assert got == [(0, 1), (0, 3), (1, 0), (2, 1), (2, 3)]
+
+
+def test_nothing_to_match():
+    none, one = np.zeros((0, 4)), np.zeros((1, 4))
+    for boxes, truth in ((none, one), (one, none), (none, none)):
+        rows = np.zeros(len(boxes), int), np.zeros(len(truth), int)
+        best, value = best_overlaps(boxes, rows[0], truth, rows[1], iou_with_offset(0.0))
+        assert best.tolist() == [-1] * len(boxes)
+        assert value.tolist() == [0.0] * len(boxes)
+
+
+def test_the_first_that_passed_takes_its_target():
+    best = np.array([0, 0, 1, 0, -1])
+    passed = np.array([True, True, True, False, False])
+    order = np.array([4, 3, 1, 0, 2])
+    assert first_of_each(best, passed, order).tolist() == [False, True, True, False, False]
+
+
+# ------------------------------------------------------------------------------------------ operating points
+
+
+def judged_case(seed=0, count=40, ties=False):
+    rng = np.random.default_rng(seed)
+    low = rng.uniform(0, 300, (count, 2))
+    boxes = np.concatenate([low, low + 20], 1)
+    truth = GroundTruth(
+        image_ids=np.arange(3),
+        boxes=boxes,
+        labels=rng.integers(0, 2, count),
+        crowd=np.zeros(count, bool),
+        area=np.full(count, 400.0),
+        image_of_box=rng.integers(0, 3, count),
+    )
+    rows = rng.integers(0, count, 2 * count)
+    scores = rng.random(2 * count)
+    found = DetectionArrays(
+        boxes[rows] + rng.normal(0, 4, (2 * count, 4)),
+        np.round(scores, 1) if ties else scores,
+        truth.labels[rows],
+        truth.image_of_box[rows],
+    )
+    return truth, found
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_best_f1_is_the_best_of_all_thresholds(seed):
+    """Over two splits, with and without equal scores."""
+    parts = [judge(*judged_case(seed + 10 * k, ties=seed % 2 == 0), [0, 1]) for k in range(2)]
+    for class_id in (0, 1):
+        point = best_f1(parts, class_id)
+        scores = np.concatenate([p.scores[p.labels == class_id] for p in parts])
+        hits = np.concatenate([p.hits[p.labels == class_id] for p in parts])
+        objects = sum(p.objects[class_id] for p in parts)
+
+        def f1(threshold, scores=scores, hits=hits, objects=objects):
+            kept = scores > threshold
+            return 2 * hits[kept].sum() / (kept.sum() + objects)
+
+        assert point.f1 == pytest.approx(max(f1(t) for t in [0.0, *scores]))
+        assert f1(point.threshold) == pytest.approx(point.f1)
+        kept = scores > point.threshold
+        assert point.precision == pytest.approx(hits[kept].mean())
+        assert point.recall == pytest.approx(hits[kept].sum() / objects)
+        assert point.objects == objects
+
+
+def test_detections_on_crowds_are_not_counted():
+    """One right, one in the crowd, one wrong: F1 is best with the first alone, half-way to the wrong one."""
+    truth = GroundTruth(
+        np.arange(1),
+        np.array([[0, 0, 10, 10], [50, 50, 90, 90]], float),
+        np.array([0, 0]),
+        np.array([False, True]),
+        np.array([100.0, 1600.0]),
+        np.array([0, 0]),
+    )
+    found = DetectionArrays(
+        np.array([[0, 0, 10, 10], [55, 55, 65, 65], [0, 50, 10, 60]], float),
+        np.array([0.8, 0.9, 0.4]),
+        np.array([0, 0, 0]),
+        np.array([0, 0, 0]),
+    )
+    judged = judge(truth, found, [0, 3])
+    assert judged.hits.tolist() == [True, False, False]
+    assert judged.counted.tolist() == [True, False, True]
+    assert judged.objects == {0: 1, 3: 0}
+    point = best_f1([judged], 0)
+    assert (point.threshold, point.f1, point.objects) == (pytest.approx(0.6), 1.0, 1)
+    assert best_f1([judged], 3) is None
+    assert best_f1([], 0) is None
