@@ -202,6 +202,23 @@ def foreground_focal_terms(
     return positive + (negative * terms).sum(1)
 
 
+def foreground_focal_parts(
+    logits: Tensor, own: Tensor, negative: Tensor, alpha: float, gamma: float, with_slope: bool
+) -> tuple[Tensor, Tensor]:
+    """`foreground_focal_terms` `[F]` and, without autograd, their derivatives `[F, C]` by the logits."""
+    own = own[:, None]
+    weight = negative.scatter(1, own, 0.0) * (1 - alpha)
+    power, p, soft = _focal_parts(logits, gamma)
+    own_power, q, own_soft = _focal_parts(-logits.gather(1, own), gamma)
+    terms = (weight * power * soft).sum(1) + alpha * (own_power * own_soft).squeeze(1)
+    if not with_slope:
+        return terms, logits
+    # d(p^gamma softplus) = p^gamma (gamma (1 - p) softplus + p); of a positive the same in -logit
+    slope = soft.mul_(gamma * (1 - p)).add_(p).mul_(power).mul_(weight)
+    positive = -alpha * own_power * (gamma * (1 - q) * own_soft + q)
+    return terms, slope.scatter_(1, own, positive)
+
+
 def _focal_parts(logits: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
     """p^gamma, p and softplus(logit) = -log(1 - p), which is finite for every finite logit."""
     p = torch.sigmoid(logits)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +102,24 @@ class Annotations:
         return self._map(lambda tensor: tensor.pin_memory())
 
 
+class TrustGroup(NamedTuple):
+    """Images of a batch that trust the same classes. images: rows of the batch; classes: `[K]` int64, rising."""
+
+    images: tuple[int, ...]
+    classes: Tensor
+
+
+def trust_groups(trusted: Tensor) -> tuple[TrustGroup, ...]:
+    """The distinct rows of `trusted [B, C]`, in order of first appearance. Waits for the device of `trusted`."""
+    rows: dict[bytes, list[int]] = {}
+    on_cpu = trusted.cpu()
+    for image, row in enumerate(on_cpu.numpy()):
+        rows.setdefault(row.tobytes(), []).append(image)
+    return tuple(
+        TrustGroup(tuple(images), on_cpu[images[0]].nonzero().squeeze(1)) for images in rows.values()
+    )
+
+
 @dataclass(frozen=True)
 class Batch:
     """What one training or evaluation step sees.
@@ -114,6 +132,8 @@ class Batch:
     image_ids: `[B]` int64, row of the image in its hybrid dataset.
     dataset_ids: `[B]` int64, partition of the image; for logs and reports only, the loss never reads it.
     unreadable: what was replaced by another image because it could not be read, one line each.
+    trust_groups: images with equal rows of `trusted`; has_regions: whether a target has a region row. Both are
+        found when the batch is made on the CPU and travel with it, so that nobody has to ask the device.
     """
 
     images: Tensor
@@ -124,6 +144,8 @@ class Batch:
     image_ids: Tensor
     dataset_ids: Tensor
     unreadable: tuple[str, ...] = field(default=())
+    trust_groups: tuple[TrustGroup, ...] = field(default=())
+    has_regions: bool | None = None
 
     def __post_init__(self) -> None:
         import torch
@@ -137,6 +159,11 @@ class Batch:
         _expect("dataset_ids", self.dataset_ids, (count,), torch.int64)
         if len(self.targets) != count:
             raise ValueError(f"targets: expected {count} (one per image), got {len(self.targets)}")
+        if not self.trust_groups:
+            object.__setattr__(self, "trust_groups", trust_groups(self.trusted))
+        if self.has_regions is None:
+            found = any(bool((target.flags & int(REGION_FLAGS)).any()) for target in self.targets)
+            object.__setattr__(self, "has_regions", found)
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -154,6 +181,7 @@ class Batch:
             trusted=move(self.trusted),
             image_ids=move(self.image_ids),
             dataset_ids=move(self.dataset_ids),
+            trust_groups=tuple(group._replace(classes=move(group.classes)) for group in self.trust_groups),
         )
 
     def pin_memory(self) -> Batch:

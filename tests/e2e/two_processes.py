@@ -94,7 +94,7 @@ def head_dtypes(config: Config, dataset: HybridDataset) -> dict[str, str]:
 
         return hook
 
-    detector.class_subnet.register_forward_hook(note("class_subnet"))
+    detector.class_subnet.tower[-1].register_forward_hook(note("class_subnet"))
     detector.box_subnet.register_forward_hook(note("box_subnet"))
     detector.backbone.body.conv_stem.register_forward_hook(note("backbone"))
     module = fabric.setup(TrainStep(detector))

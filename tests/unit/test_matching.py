@@ -172,11 +172,13 @@ def test_two_thousand_boxes_are_memory_bounded(monkeypatch):
     boxes, classes = random_boxes(2000, 11), torch.arange(2000) % 5
     widest = []
 
-    def watched(a: Tensor, b: Tensor) -> Tensor:
-        widest.append(len(a) * len(b))
-        return box_iou(a, b)
+    iou = matching._iou
 
-    monkeypatch.setattr(matching, "box_iou", watched)
+    def watched(a: Tensor, b: Tensor) -> Tensor:
+        widest.append(a.shape[:2].numel() * len(b))
+        return iou(a, b)
+
+    monkeypatch.setattr(matching, "_iou", watched)
     monkeypatch.setattr(matching, "CHUNK_ENTRIES", 300_000)
     found = label_anchors(ALL_ANCHORS, [annotations(boxes, classes)])
     assert sum(widest) == 2000 * len(ALL_ANCHORS)
@@ -289,3 +291,23 @@ def test_regions_are_those_of_the_full_matrix(seed):
                 wanted.add((0, n, label))
     assert {tuple(row) for row in found.avoid.tolist()} == wanted
     assert len(wanted) > 20
+
+
+@pytest.mark.parametrize("entries", [1, 3000, 10**9])
+def test_images_with_very_different_numbers_of_boxes_are_matched_as_alone(monkeypatch, entries):
+    """However the batch is cut: the first boxes of all images together, the last of the crowded one alone."""
+    monkeypatch.setattr(matching, "CHUNK_ENTRIES", entries)
+    targets = []
+    for row, count in enumerate((3, 0, 40, 1, 17, 40)):
+        flags = torch.zeros(count, dtype=torch.uint8)
+        flags[::5] = int(Flag.CROWD)
+        targets.append(Annotations(random_boxes(count, 50 + row), torch.arange(count) % 7, flags))
+    together = label_anchors(ALL_ANCHORS, targets)
+    alone = [label_anchors(ALL_ANCHORS, [target]) for target in targets]
+    assert torch.equal(together.labels, torch.cat([one.labels for one in alone]))
+    assert torch.equal(together.boxes, torch.cat([one.boxes for one in alone]))
+    assert torch.equal(together.anchor, torch.cat([one.anchor for one in alone]))
+    wanted = [torch.cat([torch.full((len(o.avoid), 1), i), o.avoid[:, 1:]], 1) for i, o in enumerate(alone)]
+    assert sorted(together.avoid.tolist()) == sorted(torch.cat(wanted).tolist())
+    same = label_anchors(ALL_ANCHORS, targets, has_regions=True)
+    assert torch.equal(same.avoid, together.avoid)

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork, batched_nms
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
-from crossdet.losses import image_focal_losses, smooth_l1
+from crossdet.losses import smooth_l1
 from crossdet.models.anchors import cell_anchors, decode_boxes, encode_boxes, grid_anchors
 from crossdet.models.backbones import Backbone
 from crossdet.models.matching import AnchorLabels, label_anchors
+from crossdet.models.union_head import union_focal_losses
 from crossdet.types import PAD_DIVISOR, PYRAMID_STRIDES, Batch, Detections
 
 
@@ -86,9 +87,13 @@ class Subnet(nn.Module):
                 nn.init.zeros_(cast(Tensor, conv.bias))
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.predict(self.before_prediction(x))
+
+    def before_prediction(self, x: Tensor) -> Tensor:
+        """What the last convolution takes."""
         for conv, norm in zip(self.tower, self.norms, strict=True):
             x = F.relu(norm(conv(x)), inplace=True)
-        return self.predict(x)
+        return x
 
 
 class RetinaNet(nn.Module):
@@ -207,27 +212,36 @@ class RetinaNet(nn.Module):
         return self.normalise(self.image_losses(features, batch))
 
     def image_losses(self, features: list[Tensor], batch: Batch) -> ImageLosses:
-        """Loss sums per image, so that the loss of every dataset can be logged from the same numbers."""
-        outputs = self.head(features)
-        anchors = torch.cat(self.anchors(outputs.grids))
+        """Loss sums per image, so that the loss of every dataset can be logged from the same numbers.
+
+        Class logits are computed only where the loss needs them, see `union_focal_losses`.
+        """
+        anchors = torch.cat(self.anchors([(f.shape[-2], f.shape[-1]) for f in features]))
         labelled = label_anchors(
-            anchors, batch.targets, self.positive_iou, self.negative_iou, self.low_quality_matches
+            anchors,
+            batch.targets,
+            self.positive_iou,
+            self.negative_iou,
+            self.low_quality_matches,
+            batch.has_regions,
         )
-        classification = image_focal_losses(
-            torch.cat(outputs.logits, 1),
-            labelled.labels,
+        classification = union_focal_losses(
+            [self.class_subnet.before_prediction(f) for f in features],
+            self.class_subnet.predict,
+            labelled,
             batch.trusted,
+            batch.trust_groups,
             self.alpha,
             self.gamma,
             self.foreground_negatives,
             self.overlap,
-            labelled.avoid,
         )
-        box = self._box_losses(torch.cat(outputs.deltas, 1), anchors, labelled)
+        deltas = torch.cat([self._by_anchor(self.box_subnet(f), 4) for f in features], 1)
+        box = self._box_losses(deltas, anchors, labelled)
         return ImageLosses(classification, box, (labelled.labels >= 0).sum(1))
 
     def _box_losses(self, deltas: Tensor, anchors: Tensor, labelled: AnchorLabels) -> Tensor:
-        image, anchor = (labelled.labels >= 0).nonzero(as_tuple=True)
+        image, anchor = labelled.image, labelled.anchor
         wanted = encode_boxes(labelled.boxes, anchors[anchor])
         found = deltas[image, anchor]
         found = found if found.dtype == torch.float64 else found.float()

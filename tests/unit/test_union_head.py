@@ -1,0 +1,169 @@
+"""The class loss from slices of the last layer equals the one from all logits, in value and every gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from crossdet.losses import image_focal_losses
+from crossdet.models import union_head
+from crossdet.models.matching import AnchorLabels
+from crossdet.models.union_head import union_focal_losses
+from crossdet.types import BACKGROUND, IGNORE, trust_groups
+
+DEPTH, SHAPES = 5, 3
+GRIDS = [(6, 7), (3, 4), (2, 2), (1, 1)]
+ANCHORS = SHAPES * sum(h * w for h, w in GRIDS)
+
+
+class Case:
+    """Towers, layer and labels of a batch; foreground also in the corners and on the 1x1 level."""
+
+    def __init__(self, seed, images=5, classes=7, wide=False, regions=True, foreground=0.08):
+        g = torch.Generator().manual_seed(seed)
+        self.towers = [torch.randn(images, DEPTH, h, w, generator=g, dtype=torch.float64) for h, w in GRIDS]
+        self.predict = nn.Conv2d(DEPTH, SHAPES * classes, 3, padding=1).double()
+        if wide:
+            self.predict = self.predict.to(memory_format=torch.channels_last)
+            self.towers = [t.to(memory_format=torch.channels_last) for t in self.towers]
+        for tower in self.towers:
+            tower.requires_grad_()
+        kind = torch.rand(images, ANCHORS, generator=g)
+        labels = torch.full((images, ANCHORS), BACKGROUND)
+        labels[kind < 0.1 + foreground] = IGNORE
+        chosen = kind < foreground
+        chosen[:, [0, 3 * 7 - 1, 3 * 6 * 7 - 1, -1]] = (
+            foreground > 0
+        )  # corners of P3, the single cell of the last
+        labels[chosen] = torch.randint(0, classes, (int(chosen.sum()),), generator=g)
+        labels[-1][labels[-1] >= 0] = BACKGROUND  # one image without any object
+        image, anchor = (labels >= 0).nonzero(as_tuple=True)
+        avoid = torch.zeros((0, 3), dtype=torch.int64)
+        if regions:
+            avoid = torch.stack(
+                [
+                    torch.randint(0, images, (60,), generator=g),
+                    torch.randint(0, ANCHORS, (60,), generator=g),
+                    torch.randint(-1, classes, (60,), generator=g),
+                ],
+                1,
+            )
+        self.labelled = AnchorLabels(labels, image, anchor, torch.zeros(len(image), 4), avoid)
+        self.trusted = torch.rand(images, classes, generator=g) < 0.4
+        self.trusted[1] = self.trusted[3]  # two images of one dataset, not side by side
+        self.trusted[0] = False
+        self.overlap = torch.rand(classes, classes, generator=g) < 0.2
+        self.weight = torch.rand(images, generator=g, dtype=torch.float64)  # upstream gradients that differ
+
+    def full(self, foreground_negatives, overlap, gamma):
+        classes = self.trusted.shape[1]
+        logits = [self.predict(t).permute(0, 2, 3, 1).reshape(len(t), -1, classes) for t in self.towers]
+        return image_focal_losses(
+            torch.cat(logits, 1), self.labelled.labels, self.trusted, 0.25, gamma, foreground_negatives,
+            overlap, self.labelled.avoid,
+        )  # fmt: skip
+
+    def sliced(self, foreground_negatives, overlap, gamma):
+        return union_focal_losses(
+            self.towers, self.predict, self.labelled, self.trusted, trust_groups(self.trusted), 0.25, gamma,
+            foreground_negatives, overlap,
+        )  # fmt: skip
+
+    def gradients(self, losses):
+        leaves = [*self.towers, self.predict.weight, self.predict.bias]
+        return torch.autograd.grad((losses * self.weight).sum(), leaves)
+
+
+def assert_equal(case, foreground_negatives=True, overlap=None, gamma=2.0):
+    wanted, found = (f(foreground_negatives, overlap, gamma) for f in (case.full, case.sliced))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+    for one, other in zip(case.gradients(found), case.gradients(wanted), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("foreground_negatives", [True, False])
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_loss_and_gradients_are_those_of_all_logits(seed, wide, foreground_negatives):
+    """Borders, empty and equal trusted sets, positives of untrusted classes, avoided regions, overlap."""
+    case = Case(seed, wide=wide)
+    own = case.labelled.labels[case.labelled.image, case.labelled.anchor]
+    assert not case.trusted[case.labelled.image, own].all()  # some positives are of untrusted classes
+    assert_equal(case, foreground_negatives, case.overlap if seed % 2 else None, gamma=(2.0, 1.3)[seed // 2])
+
+
+def test_no_foreground_and_no_trusted_class_keep_the_parameters_in_the_graph():
+    case = Case(0, foreground=0)
+    assert len(case.labelled.image) == 0
+    assert_equal(case)
+    case.trusted[:] = False
+    gradients = case.gradients(case.sliced(True, None, 2.0))
+    assert all(bool((g == 0).all()) for g in gradients)
+    assert_equal(case)
+
+
+def test_everything_trusted_is_the_ordinary_focal_loss():
+    case = Case(3, regions=False)
+    case.trusted[:] = True
+    assert len(trust_groups(case.trusted)) == 1
+    assert_equal(case)
+
+
+@pytest.mark.parametrize("entries", [1, 20, 100])
+def test_chunks_of_the_foreground_change_nothing(monkeypatch, entries):
+    case = Case(5)
+    monkeypatch.setattr(union_head, "FOREGROUND_ENTRIES", entries)
+    assert_equal(case, overlap=case.overlap)
+
+
+def test_one_step_with_weight_decay_gives_the_same_weights():
+    steps = []
+    for name in ("full", "sliced"):
+        case = Case(7)
+        torch.manual_seed(0)
+        nn.init.normal_(case.predict.weight, std=0.2)  # logits below 20, where softplus stops being exact
+        nn.init.zeros_(case.predict.bias)
+        optimizer = torch.optim.SGD(case.predict.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+        for _ in range(2):
+            optimizer.zero_grad()
+            getattr(case, name)(True, None, 2.0).sum().backward()
+            optimizer.step()
+        steps.append(case.predict)
+    torch.testing.assert_close(steps[0].weight, steps[1].weight, rtol=0, atol=1e-10)
+    torch.testing.assert_close(steps[0].bias, steps[1].bias, rtol=0, atol=1e-10)
+
+
+def test_the_dense_gradient_is_exactly_zero_where_nothing_was_computed():
+    """A class that no image trusts, with foreground negatives off: its weights get no gradient at all."""
+    case = Case(2)
+    case.trusted[:, 4] = False
+    case.labelled.labels[case.labelled.labels == 4] = IGNORE
+    image, anchor = (case.labelled.labels >= 0).nonzero(as_tuple=True)
+    case.labelled = case.labelled._replace(image=image, anchor=anchor)
+    weight = case.gradients(case.sliced(False, None, 2.0))[len(GRIDS)]
+    assert bool((weight.view(SHAPES, 7, -1)[:, 4] == 0).all())
+    assert bool((weight != 0).any())
+
+
+def test_groups_are_the_distinct_rows():
+    trusted = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 0, 1], [1, 1, 1]], dtype=torch.bool)
+    groups = [(group.images, group.classes.tolist()) for group in trust_groups(trusted)]
+    assert groups == [((0, 2), [0, 2]), ((1,), []), ((3,), [0, 1, 2])]
+
+
+def test_only_the_needed_slices_are_convolved(monkeypatch):
+    """Never more output channels than the trusted classes of a group have."""
+    case = Case(1)
+    widths = []
+    conv2d = union_head.F.conv2d
+
+    def watched(x, weight, *args, **kwargs):
+        widths.append(len(weight))
+        return conv2d(x, weight, *args, **kwargs)
+
+    monkeypatch.setattr(union_head.F, "conv2d", watched)
+    case.sliced(True, None, 2.0)
+    sizes = {SHAPES * len(group.classes) for group in trust_groups(case.trusted)} - {0}
+    assert set(widths) == sizes
+    assert max(widths) < SHAPES * 7
