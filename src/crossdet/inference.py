@@ -109,8 +109,8 @@ class Detector:
         pictures = [as_tensor(image) for image in images]
         resized = [self._resize(picture, torch.zeros((0, 4)))[0] for picture in pictures]
         stack, sizes = pad_images(resized, self.model.mean_colour)
-        found = self.model.decode(
-            self.model(stack.to(self.device)),
+        found = self.model.find(
+            stack.to(self.device),
             sizes.to(self.device),
             classes=chosen,
             score_threshold=thresholds,

@@ -285,16 +285,16 @@ def test_eval_of_a_run_directory_writes_beside_it(world, trained, tmp_path, comm
         shutil.rmtree(trained.folder / "eval_mine", ignore_errors=True)
 
 
-def test_decode_gets_the_classes_of_the_dataset_alone(world, trained, monkeypatch):
+def test_the_search_gets_the_classes_of_the_dataset_alone(world, trained, monkeypatch):
     """Before top-k and caps, so that what other datasets call objects takes no place from them."""
     seen = []
-    decode = RetinaNet.decode
+    find = RetinaNet.find
 
-    def spy(self, outputs, sizes, classes=None, *rest, **named):
+    def spy(self, images, sizes, classes=None, *rest, **named):
         seen.append(classes)
-        return decode(self, outputs, sizes, classes, *rest, **named)
+        return find(self, images, sizes, classes, *rest, **named)
 
-    monkeypatch.setattr(RetinaNet, "decode", spy)
+    monkeypatch.setattr(RetinaNet, "find", spy)
     evaluate(trained.folder, world.config())
     space = load_detector(trained.folder).space
     car, face = space.id_of("car"), space.id_of("face")

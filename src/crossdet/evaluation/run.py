@@ -85,9 +85,8 @@ def detect(
         for batch in make_loader(
             dataset, batches, settings.workers, device.type == "cuda", model.mean_colour
         ):
-            outputs = model(batch.images.to(device, non_blocking=True))
-            found = model.decode(
-                outputs,
+            found = model.find(
+                batch.images.to(device, non_blocking=True),
                 batch.sizes.to(device),
                 classes,
                 limits.score_threshold,

@@ -23,6 +23,9 @@ from crossdet.models.matching import AnchorLabels, label_anchors
 from crossdet.models.union_head import union_focal_losses
 from crossdet.types import PAD_DIVISOR, PYRAMID_STRIDES, Batch, Detections
 
+LOGITS_AT_ONCE = 32_000_000
+"""Class logits of a batch and level held at once in `find` (128 MB)."""
+
 
 class Outputs(NamedTuple):
     """Per pyramid level: logits `[B, H W A, C]`, box deltas `[B, H W A, 4]`, grids (H, W)."""
@@ -288,55 +291,120 @@ class RetinaNet(nn.Module):
             max_detections: per image, after class-wise NMS at `nms_iou`.
         """
         anchors = self.anchors(outputs.grids)
-        chosen = None if classes is None else torch.as_tensor(classes, device=sizes.device, dtype=torch.int64)
+        chosen = self._chosen(classes, sizes.device)
+        found = []
+        for image in range(len(sizes)):
+            levels = []
+            for logits, deltas, boxes in zip(outputs.logits, outputs.deltas, anchors, strict=True):
+                columns = logits[image] if classes is None else logits[image][:, chosen]
+                best = _candidates(columns, chosen, score_threshold, topk)
+                levels.append(_with_boxes(best, deltas[image], boxes))
+            found.append(_detections(levels, sizes[image], max_detections, nms_iou))
+        return found
+
+    def find(
+        self,
+        images: Tensor,
+        sizes: Tensor,
+        classes: Sequence[int] | Tensor | None = None,
+        score_threshold: float | Tensor = 0.05,
+        topk: int = 1000,
+        max_detections: int = 100,
+        nms_iou: float = 0.5,
+    ) -> list[Detections]:
+        """What `decode(self(images), sizes, ...)` gives, without all logits: only those of `classes` are computed,
+        some classes at a time, so that 2,000 classes need no more memory than 100."""
+        features = self.features(images)
+        anchors = self.anchors([(f.shape[-2], f.shape[-1]) for f in features])
+        chosen = self._chosen(classes, sizes.device)
+        levels: list[list[Boxes]] = [[] for _ in sizes]
+        for level, boxes in zip(features, anchors, strict=True):
+            deltas = self._by_anchor(self.box_subnet(level), 4)
+            tower = self.class_subnet.before_prediction(level)
+            best: list[Candidates | None] = [None] * len(sizes)
+            for part in chosen.split(max(1, LOGITS_AT_ONCE // (len(sizes) * len(boxes)))):
+                logits = self._class_logits(tower, part)
+                for image in range(len(sizes)):
+                    more = _candidates(logits[image], part, score_threshold, topk)
+                    best[image] = _merge(best[image], more, topk)
+            for image, candidates in enumerate(best):
+                if candidates is not None:
+                    levels[image].append(_with_boxes(candidates, deltas[image], boxes))
         return [
-            self._decode_image(
-                [logits[i] for logits in outputs.logits],
-                [deltas[i] for deltas in outputs.deltas],
-                anchors,
-                sizes[i],
-                chosen,
-                score_threshold,
-                topk,
-                max_detections,
-                nms_iou,
-            )
-            for i in range(len(sizes))
+            _detections(parts, size, max_detections, nms_iou)
+            for parts, size in zip(levels, sizes, strict=True)
         ]
 
-    def _decode_image(
-        self,
-        logits: list[Tensor],
-        deltas: list[Tensor],
-        anchors: list[Tensor],
-        size: Tensor,
-        classes: Tensor | None,
-        score_threshold: float | Tensor,
-        topk: int,
-        max_detections: int,
-        nms_iou: float,
-    ) -> Detections:
-        boxes, scores, labels = [], [], []
-        if isinstance(score_threshold, Tensor) and classes is not None:
-            score_threshold = score_threshold[classes]
-        for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True):
-            if classes is not None:
-                level_logits = level_logits[:, classes]
-            level_scores = level_logits.float().sigmoid()
-            candidates = (level_scores > score_threshold).flatten().nonzero().squeeze(1)
-            level_scores = level_scores.flatten()
-            kept, order = level_scores[candidates].sort(descending=True, stable=True)
-            candidates = candidates[order[:topk]]
-            width = level_logits.shape[1]
-            anchor = candidates.div(width, rounding_mode="floor")
-            column = candidates % width
-            boxes.append(decode_boxes(level_deltas[anchor].float(), level_anchors[anchor]))
-            scores.append(kept[:topk])
-            labels.append(column if classes is None else classes[column])
-        all_boxes, all_scores, all_labels = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
-        high = torch.stack([size[1], size[0], size[1], size[0]]).to(all_boxes.dtype)
-        all_boxes = all_boxes.clamp(min=0).minimum(high)
-        visible = (all_boxes[:, 2:] > all_boxes[:, :2]).all(1)
-        all_boxes, all_scores, all_labels = all_boxes[visible], all_scores[visible], all_labels[visible]
-        keep = batched_nms(all_boxes, all_scores, all_labels, nms_iou)[:max_detections]
-        return Detections(all_boxes[keep], all_scores[keep], all_labels[keep])
+    def _chosen(self, classes: Sequence[int] | Tensor | None, device: torch.device) -> Tensor:
+        if classes is None:
+            return torch.arange(self.num_classes, device=device)
+        return torch.as_tensor(classes, device=device, dtype=torch.int64)
+
+    def _class_logits(self, tower: Tensor, classes: Tensor) -> Tensor:
+        """`[B, H W A, K]` logits of some classes."""
+        predict = self.class_subnet.predict
+        if not len(classes):
+            cells = tower.shape[-2] * tower.shape[-1]
+            return tower.new_zeros(len(tower), cells * self.num_anchors, 0)
+        if len(classes) == self.num_classes:
+            return self._by_anchor(predict(tower), self.num_classes)
+        first = torch.arange(self.num_anchors, device=classes.device)[:, None] * self.num_classes
+        rows = (first + classes).flatten()
+        bias = cast(Tensor, predict.bias)
+        return self._by_anchor(F.conv2d(tower, predict.weight[rows], bias[rows], padding=1), len(classes))
+
+
+class Candidates(NamedTuple):
+    """The best pairs of one level of one image: scores `[n]`, anchor rows `[n]`, unified class ids `[n]`."""
+
+    scores: Tensor
+    anchor: Tensor
+    label: Tensor
+
+
+class Boxes(NamedTuple):
+    """Decoded candidates: boxes `[n, 4]`, scores `[n]`, labels `[n]`."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+def _candidates(logits: Tensor, classes: Tensor, threshold: float | Tensor, topk: int) -> Candidates:
+    """The `topk` best pairs above the threshold of `logits [n, K]`; equal ones by anchor, then by class.
+
+    classes: `[K]` ids of the columns. threshold: a number, or `[C]` by class id.
+    """
+    scores = logits.float().sigmoid()
+    limit = threshold[classes] if isinstance(threshold, Tensor) else threshold
+    pairs = (scores > limit).flatten().nonzero().squeeze(1)
+    kept, order = scores.flatten()[pairs].sort(descending=True, stable=True)
+    pairs = pairs[order[:topk]]
+    width = max(1, logits.shape[1])
+    return Candidates(kept[:topk], pairs.div(width, rounding_mode="floor"), classes[pairs % width])
+
+
+def _merge(known: Candidates | None, more: Candidates, topk: int) -> Candidates:
+    if known is None:
+        return more
+    scores, anchor, label = (torch.cat(pair) for pair in zip(known, more, strict=True))
+    order = torch.argsort(anchor, stable=True)  # the classes come in order already
+    order = order[scores[order].sort(descending=True, stable=True).indices[:topk]]
+    return Candidates(scores[order], anchor[order], label[order])
+
+
+def _with_boxes(found: Candidates, deltas: Tensor, anchors: Tensor) -> Boxes:
+    """deltas, anchors: `[N, 4]` of the level."""
+    boxes = decode_boxes(deltas[found.anchor].float(), anchors[found.anchor])
+    return Boxes(boxes, found.scores, found.label)
+
+
+def _detections(levels: Sequence[Boxes], size: Tensor, max_detections: int, nms_iou: float) -> Detections:
+    """Boxes of all levels clipped to the image, class-wise NMS, and the cap. size: `[2]` (height, width)."""
+    boxes, scores, labels = (torch.cat(parts) for parts in zip(*levels, strict=True))
+    high = torch.stack([size[1], size[0], size[1], size[0]]).to(boxes.dtype)
+    boxes = boxes.clamp(min=0).minimum(high)
+    visible = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    boxes, scores, labels = boxes[visible], scores[visible], labels[visible]
+    keep = batched_nms(boxes, scores, labels, nms_iou)[:max_detections]
+    return Detections(boxes[keep], scores[keep], labels[keep])
