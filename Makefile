@@ -21,6 +21,8 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/union.py --full
 	$(BIN)/python benchmarks/index.py
 	$(BIN)/python benchmarks/evaluation.py
 

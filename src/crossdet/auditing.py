@@ -152,30 +152,44 @@ def open_union_test(given: UnionTestConfig | Index, detector: Detector) -> Split
 # ------------------------------------------------------------------------------------------ tables
 
 
-def audit_tables(content: dict[str, Any]) -> list[Table]:
-    """What `audit_runs` returned, for the terminal: detections per image, findings, union test."""
+def audit_tables(content: dict[str, Any]) -> list[tuple[str, Table]]:
+    """What `audit_runs` returned, for the terminal: (title, table) of detections per image, findings, union test."""
     runs = list(content)
-    return [
-        _per_image_table(content, runs),
-        *_findings_table(content[runs[0]]),
-        *_union_table(content, runs),
+    tables = [
+        (
+            "detections per image of classes that a dataset does not label\n"
+            "(in brackets: of these on objects labelled as something else)",
+            _per_image_table(content, runs),
+        )
     ]
+    if content[runs[0]]["probably_unlabelled"]:
+        tables.append(
+            (
+                f"probably unlabelled objects, as {runs[0]} sees it (a guess)",
+                _findings_table(content[runs[0]]),
+            )
+        )
+    unions = [content[run]["union_test"] for run in runs]
+    if None not in unions:
+        title = (
+            f"union test, {unions[0]['images']} images with every class labelled: {' / '.join(runs)}\n"
+            "(false positives per image: on objects of other classes, and elsewhere)"
+        )
+        tables.append((title, _union_table(unions)))
+    return tables
 
 
 def _per_image_table(content: dict[str, Any], runs: list[str]) -> Table:
     """A row per class and run."""
     first = content[runs[0]]["foreign"]
     datasets = list(dict.fromkeys(row["dataset"] for row in first))
-    table = _table(
-        "detections per image of classes that a dataset does not label\n"
-        "(in brackets: of these on objects labelled as something else)",
-        ["class", *(["run"] if len(runs) > 1 else []), *datasets],
-    )
+    several = len(runs) > 1
+    table = _table(["class", *(["run"] if several else []), *datasets])
     rows = {(run, row["class"], row["dataset"]): row for run in runs for row in content[run]["foreign"]}
     for name in dict.fromkeys(row["class"] for row in first):
         for run in runs:
             cells = [_cell(rows.get((run, name, dataset))) for dataset in datasets]
-            table.add_row(name if run == runs[0] else "", *([run] if len(runs) > 1 else []), *cells)
+            table.add_row(name if run == runs[0] else "", *([run] if several else []), *cells)
     return table
 
 
@@ -186,39 +200,30 @@ def _cell(row: dict[str, Any] | None) -> str:
     return f"{row['per_image']:.2f} ({wrong:.2f})"
 
 
-def _findings_table(first: dict[str, Any]) -> list[Table]:
-    if not first["probably_unlabelled"]:
-        return []
-    table = _table("probably unlabelled objects (a guess on the high side)", ["dataset", "class", "objects"])
+def _findings_table(first: dict[str, Any]) -> Table:
+    table = _table(["dataset", "class", "objects"])
     for row in first["probably_unlabelled"][:10]:
         table.add_row(row["dataset"], row["class"], f"{row['count']:.0f}")
-    return [table]
+    return table
 
 
-def _union_table(content: dict[str, Any], runs: list[str]) -> list[Table]:
-    unions = [content[run]["union_test"] for run in runs]
-    if None in unions:
-        return []
-    table = _table(
-        f"union test, {unions[0]['images']} images with every class labelled: {' / '.join(runs)}\n"
-        "(false positives per image, on objects of other classes and elsewhere)",
-        ["class", "AP50", "on objects", "elsewhere"],
-    )
+def _union_table(unions: list[dict[str, Any]]) -> Table:
+    table = _table(["class", "AP50", "on objects", "elsewhere"])
     keys = ("false_on_other_objects_per_image", "false_elsewhere_per_image")
     for name in unions[0]["per_class"]:
         rows = [union["per_class"][name] for union in unions]
         wrong = [" / ".join(f"{row[key]:.2f}" for row in rows) for key in keys]
         table.add_row(name, " / ".join(_percent(row["AP50"]) for row in rows), *wrong)
     table.add_row("mean", " / ".join(_percent(union["AP50"]) for union in unions))
-    return [table]
+    return table
 
 
 def _percent(value: float) -> str:
     return "-" if value != value else f"{100 * value:.1f}"
 
 
-def _table(title: str, columns: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2))
+def _table(columns: list[str]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     return table

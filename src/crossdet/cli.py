@@ -179,7 +179,8 @@ def audit(
 
     folder = output or ((run if run.is_dir() else run.parent) / "audit")
     content = audit_runs([run, *(against or [])], loaded, folder, split)
-    for table in audit_tables(content):
+    for title, table in audit_tables(content):
+        out.print(escape(title), highlight=False, soft_wrap=True)
         out.print(table)
         out.print()
     if json_file is not None:

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from crossdet.types import BACKGROUND, IGNORE
 
-CHUNK = 1 << 18
+CHUNK = 1 << 17
 """Logits whose focal terms are computed at once on a CPU: a few such tensors fit into its cache."""
 
 
@@ -93,7 +93,6 @@ def image_focal_losses(
         if negative_weight is not None:
             factor = negative_weight.to(logits.dtype).broadcast_to(len(logits), 1, logits.shape[2])[:, 0]
             weight = weight * factor
-        sums = background_focal_sums(logits, labels == BACKGROUND, avoid, alpha, gamma)
         image, anchor = (labels >= 0).nonzero(as_tuple=True)
         own = labels[image, anchor]
         negative = foreground_negatives_of(
@@ -101,8 +100,11 @@ def image_focal_losses(
         ).to(logits.dtype)
         if negative_weight is not None:
             negative = negative * factor[image]
-        terms = foreground_focal_terms(logits[image, anchor], own, negative, alpha, gamma)
-        return (sums * weight).sum(1).index_add(0, image, terms)
+        sums, terms = _FocalSums.apply(
+            logits, labels == BACKGROUND, avoid, (image, anchor, own, negative), alpha, gamma
+        )
+        per_image: Tensor = (sums * weight).sum(1).index_add(0, image, terms)
+        return per_image
 
 
 def background_focal_sums(
@@ -112,50 +114,89 @@ def background_focal_sums(
 
     logits: `[B, N, C]` float32 or float64. background: `[B, N]` bool. avoid: as of `dataset_aware_focal_loss`.
     """
-    if avoid is not None and len(avoid):
-        image, anchor, cls = avoid.unbind(1)
-        everywhere, one = cls < 0, cls >= 0
-        background = background.clone()
-        background[image[everywhere], anchor[everywhere]] = False
-        # so unlikely that term and gradient are zero, exactly
-        never = logits.new_tensor(-1e4)
-        logits = logits.index_put((image[one], anchor[one], cls[one]), never)
-    sums: Tensor = _BackgroundFocalSums.apply(logits, background.to(logits.dtype), alpha, gamma)
+    sums: Tensor = _FocalSums.apply(logits, background, avoid, None, alpha, gamma)[0]
     return sums
 
 
-class _BackgroundFocalSums(torch.autograd.Function):
-    """Sum over anchors of `background * (1 - alpha) p^gamma softplus(logit)`, with its gradient computed along.
+class _FocalSums(torch.autograd.Function):
+    """Sums `[B, C]` over the background anchors of `(1 - alpha) p^gamma softplus(logit)`, and terms `[F]` of the
+    foreground anchors, with the gradient computed along.
 
     Written out because the step is bound by memory: autograd keeps five tensors of the logits' size and reads
     each several times; here the terms of a few anchors stay in the cache, and one tensor, the gradient, is kept.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, background: Tensor, alpha: float, gamma: float) -> Tensor:
-        images, anchors, classes = logits.shape
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        background: Tensor,
+        avoid: Tensor | None,
+        foreground: tuple[Tensor, Tensor, Tensor, Tensor] | None,
+        alpha: float,
+        gamma: float,
+    ) -> tuple[Tensor, Tensor]:
         slope = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        sums = logits.new_zeros(images, 1, classes)
-        # on other devices every small piece would be a kernel launch
-        step = max(1, CHUNK // max(1, images * classes)) if logits.device.type == "cpu" else max(1, anchors)
-        for start in range(0, anchors, step):
-            piece = slice(start, start + step)
-            weight = background[:, piece, None] * (1 - alpha)
-            power, p, soft = _focal_parts(logits[:, piece], gamma)
-            sums.baddbmm_(weight.transpose(1, 2), power * soft)
-            if slope is not None:
-                # d(p^gamma softplus) = p^gamma (gamma (1 - p) softplus + p)
-                soft.mul_(gamma * (1 - p)).add_(p)
-                torch.mul(power.mul_(weight), soft, out=slope[:, piece])
+        sums = _background_sums(*_without_avoided(logits, background, avoid), slope, alpha, gamma)
+        if foreground is None:
+            place, terms, fore_slope = None, logits.new_zeros(0), None
+        else:
+            image, anchor, own, negative = foreground
+            place = image * logits.shape[1] + anchor
+            terms, fore_slope = foreground_focal_parts(
+                logits[image, anchor], own, negative, alpha, gamma, slope is not None
+            )
         if slope is not None:
-            ctx.save_for_backward(slope)
-        return sums.squeeze(1)
+            ctx.save_for_backward(slope, place, fore_slope)
+        return sums, terms
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
-        (slope,) = ctx.saved_tensors
-        return slope * grad[:, None], None, None, None
+    def backward(ctx: Any, grad_sums: Tensor, grad_terms: Tensor) -> tuple[Tensor | None, ...]:
+        slope, place, fore_slope = ctx.saved_tensors
+        # Fresh memory of this size costs as much as the loss, and a graph that is not kept needs `slope` no more.
+        grad = slope * grad_sums[:, None] if _graph_is_kept() else slope.mul_(grad_sums[:, None])
+        if place is not None:  # background and foreground are different anchors
+            grad.flatten(0, 1)[place] = fore_slope * grad_terms[:, None]
+        return grad, None, None, None, None, None
+
+
+def _graph_is_kept() -> bool:
+    """Whether the backward pass that runs was asked to retain the graph; true where torch does not tell."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if ask is None else bool(ask())
+
+
+def _without_avoided(logits: Tensor, background: Tensor, avoid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logits and 0/1 weights of the anchors with which an avoided pair has term and slope zero, exactly."""
+    if avoid is not None and len(avoid):
+        image, anchor, cls = avoid.unbind(1)
+        everywhere, one = cls < 0, cls >= 0
+        background = background.clone()
+        background[image[everywhere], anchor[everywhere]] = False
+        logits = logits.clone()
+        logits[image[one], anchor[one], cls[one]] = -1e4  # a probability of zero
+    return logits, background.to(logits.dtype)
+
+
+def _background_sums(
+    logits: Tensor, background: Tensor, slope: Tensor | None, alpha: float, gamma: float
+) -> Tensor:
+    """The sums; writes the derivatives by the logits into `slope`."""
+    images, anchors, classes = logits.shape
+    sums = logits.new_zeros(images, 1, classes)
+    # on other devices every small piece would be a kernel launch
+    step = max(1, CHUNK // max(1, images * classes)) if logits.device.type == "cpu" else max(1, anchors)
+    for start in range(0, anchors, step):
+        piece = slice(start, start + step)
+        weight = background[:, piece, None] * (1 - alpha)
+        power, p, soft = _focal_parts(logits[:, piece], gamma)
+        sums.baddbmm_(weight.transpose(1, 2), power * soft)
+        if slope is not None:
+            # d(p^gamma softplus) = p^gamma (gamma (1 - p) softplus + p)
+            soft.mul_(gamma).addcmul_(soft, p, value=-1).add_(p)
+            torch.mul(power.mul_(weight), soft, out=slope[:, piece])
+    return sums.squeeze(1)
 
 
 def foreground_negatives_of(

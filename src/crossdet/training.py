@@ -170,6 +170,7 @@ def fit(
         lr=recipe.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
+        fused=True,  # one pass over weights, gradients and momentum, and no temporary of the weights' size
     )
     step_module, optimizer = fabric.setup(TrainStep(detector), optimizer)
     average = None

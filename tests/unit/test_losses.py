@@ -488,3 +488,16 @@ def test_smooth_l1_by_hand(beta):
     prediction = torch.tensor([difference, [1.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
     target = torch.tensor([[0.0] * 4, [1.0] * 4], dtype=torch.float64)
     assert smooth_l1(prediction, target, beta).tolist() == pytest.approx([expected, 0.0], rel=1e-12)
+
+
+def test_a_kept_graph_can_be_differentiated_again():
+    """Without `retain_graph` the gradient reuses memory of the forward pass; with it every call gives the same."""
+    g = torch.Generator().manual_seed(3)
+    logits = torch.randn(2, 30, 4, generator=g).requires_grad_()
+    labels = torch.randint(-2, 4, (2, 30), generator=g)
+    trusted = torch.tensor([[True, False, True, True], [False, True, True, False]])
+    loss = dataset_aware_focal_loss(logits, labels, trusted)
+    first, second = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    (third,) = torch.autograd.grad(3 * loss, logits)
+    torch.testing.assert_close(third, 3 * first)
