@@ -153,7 +153,7 @@ def open_union_test(given: UnionTestConfig | Index, detector: Detector) -> Split
 
 
 def audit_tables(content: dict[str, Any]) -> list[tuple[str, Table]]:
-    """What `audit_runs` returned, for the terminal: (title, table) of detections per image, findings, union test."""
+    """What `audit_runs` returned, for the terminal: (title, table) per image, of findings, of the union test."""
     runs = list(content)
     tables = [
         (
