@@ -53,12 +53,12 @@ class Step(nn.Module):
     def all_logits(self, features: list[Tensor], batch: Batch) -> ImageLosses:
         model = self.detector
         outputs = model.head(features)
-        anchors = torch.cat(model.anchors(outputs.grids))
-        labelled = label_anchors(anchors, batch.targets, has_regions=False)
+        grid = model.anchor_grid(outputs.grids)
+        labelled = label_anchors(grid, batch.targets, has_regions=False)
         classification = image_focal_losses(
             torch.cat(outputs.logits, 1), labelled.labels, batch.trusted, avoid=labelled.avoid
         )
-        box = model._box_losses(torch.cat(outputs.deltas, 1), anchors, labelled)
+        box = model._box_losses(torch.cat(outputs.deltas, 1), grid.boxes, labelled)
         return ImageLosses(classification, box, (labelled.labels >= 0).sum(1))
 
 

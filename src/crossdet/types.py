@@ -102,6 +102,21 @@ class Annotations:
         return self._map(lambda tensor: tensor.pin_memory())
 
 
+class AnchorLabels(NamedTuple):
+    """What every anchor of a batch learns.
+
+    labels: `[B, N]` int64, class id, BACKGROUND or IGNORE. image, anchor: `[F]` int64, the foreground anchors, by
+    image and then by anchor. boxes: `[F, 4]` the box of each. avoid: `[P, 3]` int64 rows (image, anchor, class
+    or -1).
+    """
+
+    labels: Tensor
+    image: Tensor
+    anchor: Tensor
+    boxes: Tensor
+    avoid: Tensor
+
+
 class TrustGroup(NamedTuple):
     """Images of a batch that trust the same classes. images: rows of the batch; classes: `[K]` int64, rising."""
 

@@ -25,7 +25,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from crossdet.models.backbones import Backbone, freeze_batch_norm
 from crossdet.models.retinanet import Outputs, RetinaNet
-from crossdet.types import Annotations, Batch
+from crossdet.types import PYRAMID_STRIDES, Annotations, Batch
 
 HEIGHT, WIDTH, CLASSES = 128, 256, 5
 SCALES, RATIOS = (4.0, 5.03, 6.35), (0.5, 1.0, 2.0)
@@ -128,13 +128,13 @@ def make_pair(backbone: str, channels_of_c5: int) -> Pair:
     assert set(copied) == set(theirs.state_dict())
     theirs.load_state_dict(copied)
 
-    def their_anchors(grids: list[tuple[int, int]]) -> list[Tensor]:
-        blank = ImageList(torch.zeros(1, 3, HEIGHT, WIDTH), [(HEIGHT, WIDTH)])
-        maps = [torch.zeros(1, 1, *grid) for grid in grids]
-        whole = theirs.anchor_generator(blank, maps)[0]
-        return list(whole.split([h * w * len(SCALES) * len(RATIOS) for h, w in grids]))
-
-    ours.anchors = their_anchors
+    # their anchors are rounded and centred at the corner of a cell, ours at its middle
+    blank = ImageList(torch.zeros(1, 3, HEIGHT, WIDTH), [(HEIGHT, WIDTH)])
+    maps = [torch.zeros(1, 1, HEIGHT // stride, WIDTH // stride) for stride in PYRAMID_STRIDES]
+    whole = theirs.anchor_generator(blank, maps)[0]
+    for level, stride in enumerate(PYRAMID_STRIDES):
+        ours.register_buffer(f"cell_{level}", theirs.anchor_generator.cell_anchors[level] - stride / 2, False)
+    assert torch.equal(torch.cat(ours.anchors([m.shape[2:] for m in maps])), whole)
     return pair
 
 

@@ -8,17 +8,33 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou
 
-from crossdet.models import matching
-from crossdet.models.anchors import cell_anchors, decode_boxes, encode_boxes, grid_anchors
+from crossdet.models import matching, nearby
+from crossdet.models.anchors import (
+    AnchorGrid,
+    anchor_grid,
+    cell_anchors,
+    decode_boxes,
+    encode_boxes,
+    grid_anchors,
+)
 from crossdet.models.matching import label_anchors
 from crossdet.types import BACKGROUND, IGNORE, PYRAMID_STRIDES, Annotations, Flag
 
-ALL_ANCHORS = torch.cat(
-    [
-        grid_anchors(cell_anchors(stride, [2, 3, 4], [0.5, 1, 2.44]), (128 // stride, 160 // stride), stride)
-        for stride in (8, 16, 32)
-    ]
+STRIDES = (8, 16, 32)
+GRID = anchor_grid(
+    [cell_anchors(stride, [2, 3, 4], [0.5, 1, 2.44]) for stride in STRIDES],
+    [(128 // stride, 160 // stride) for stride in STRIDES],
+    STRIDES,
 )
+ALL_ANCHORS = GRID.boxes
+
+
+def loose(anchors: Tensor | list) -> AnchorGrid:
+    """Anchors anywhere: each is the only one of a level, around the centre (0.5, 0.5) of its one cell."""
+    anchors = torch.as_tensor(anchors, dtype=torch.float32)
+    found = anchor_grid([a[None] - 0.5 for a in anchors], [(1, 1)] * len(anchors), [1] * len(anchors))
+    assert torch.allclose(found.boxes, anchors, atol=1e-5)
+    return found
 
 
 def annotations(
@@ -143,47 +159,82 @@ def test_labels_are_those_of_the_full_matrix(seed, low_quality):
     boxes = torch.cat([boxes, boxes[: count // 3]])
     classes = torch.arange(len(boxes)) % 7
     labels, matched = reference(ALL_ANCHORS, boxes, classes, high, low, low_quality)
-    found = label_anchors(ALL_ANCHORS, [annotations(boxes, classes)], high, low, low_quality)
+    found = label_anchors(GRID, [annotations(boxes, classes)], high, low, low_quality)
     assert torch.equal(found.labels[0], labels)
     assert torch.equal(found.boxes, matched)
     assert found.avoid.shape == (0, 3)
     assert (labels >= 0).any() or not low_quality
 
 
-@pytest.mark.parametrize("boxes_at_once", [1, 2, 7, 50])
-def test_chunks_change_nothing(monkeypatch, boxes_at_once):
-    """Ties between boxes of different chunks too: the first box wins."""
+def watch_pairs(monkeypatch) -> list[int]:
+    """How many pairs each call of the pairwise overlap looks at."""
+    seen, intersection = [], matching._intersection
+
+    def watched(a: Tensor, b: Tensor) -> Tensor:
+        found = intersection(a, b)
+        seen.append(found.numel())
+        return found
+
+    monkeypatch.setattr(matching, "_intersection", watched)
+    return seen
+
+
+@pytest.mark.parametrize("entries", [1, 300, 3000])
+def test_pieces_change_nothing(monkeypatch, entries):
+    """Ties between boxes of different pieces too: the first box wins."""
     boxes = torch.cat([random_boxes(40, 5), random_boxes(40, 6, grid=8.0), random_boxes(40, 5)])
     flags = torch.zeros(len(boxes), dtype=torch.uint8)
     flags[::9] = int(Flag.IGNORE_REGION)
     boxes[::9] += torch.tensor([-30.0, -30, 30, 30])
     target = annotations(boxes, torch.arange(len(boxes)) % 11, flags)
-    whole = label_anchors(ALL_ANCHORS, [target, target])
-    monkeypatch.setattr(matching, "CHUNK_ENTRIES", boxes_at_once * len(ALL_ANCHORS))
-    parts = label_anchors(ALL_ANCHORS, [target, target])
+    whole = label_anchors(GRID, [target, target])
+    for module in (matching, nearby):
+        monkeypatch.setattr(module, "CHUNK_ENTRIES", entries)
+    parts = label_anchors(GRID, [target, target])
     assert torch.equal(parts.labels, whole.labels)
     assert torch.equal(parts.boxes, whole.boxes)
-    assert torch.equal(parts.avoid, whole.avoid)
+    assert sorted(parts.avoid.tolist()) == sorted(whole.avoid.tolist())
     assert len(whole.avoid) > 100
 
 
 def test_two_thousand_boxes_are_memory_bounded(monkeypatch):
-    """2,000 faces: never a matrix of more than CHUNK_ENTRIES entries, and the same labels as the full matrix."""
+    """Never more than CHUNK_ENTRIES pairs at once, few of all pairs, and the labels of the full matrix."""
     boxes, classes = random_boxes(2000, 11), torch.arange(2000) % 5
-    widest = []
+    seen = watch_pairs(monkeypatch)
+    for module in (matching, nearby):
+        monkeypatch.setattr(module, "CHUNK_ENTRIES", 20_000)
+    found = label_anchors(GRID, [annotations(boxes, classes)])
+    assert max(seen) <= 20_000
+    assert sum(seen) < 0.1 * 2000 * len(ALL_ANCHORS)
+    labels, matched = reference(ALL_ANCHORS, boxes, classes, 0.5, 0.4, True)
+    assert torch.equal(found.labels[0], labels)
+    assert torch.equal(found.boxes, matched)
 
-    iou = matching._iou
 
-    def watched(a: Tensor, b: Tensor) -> Tensor:
-        widest.append(a.shape[:2].numel() * len(b))
-        return iou(a, b)
-
-    monkeypatch.setattr(matching, "_iou", watched)
-    monkeypatch.setattr(matching, "CHUNK_ENTRIES", 300_000)
-    found = label_anchors(ALL_ANCHORS, [annotations(boxes, classes)])
-    assert sum(widest) == 2000 * len(ALL_ANCHORS)
-    assert max(widest) <= 300_000
-    assert torch.equal(found.labels[0], reference(ALL_ANCHORS, boxes, classes, 0.5, 0.4, True)[0])
+@pytest.mark.parametrize("low_quality", [True, False])
+@pytest.mark.parametrize("kind", ["tiny", "huge", "thin", "border", "outside"])
+def test_odd_boxes_are_matched_as_by_the_full_matrix(kind, low_quality):
+    """Where the best anchor of a box has a small IoU, many anchors tie, or windows end at the border."""
+    g = torch.Generator().manual_seed(len(kind))
+    corner = torch.rand(60, 2, generator=g) * torch.tensor([150.0, 120.0])
+    side = {
+        "tiny": torch.rand(60, 2, generator=g) * 3 + 0.2,
+        "huge": torch.rand(60, 2, generator=g) * 100 + 200,
+        "thin": torch.tensor([[150.0, 1.0]]).repeat(60, 1),
+        "border": torch.full((60, 2), 16.0),
+        "outside": torch.full((60, 2), 40.0),
+    }[kind]
+    if kind == "border":
+        corner = (corner / 160).round() * torch.tensor([144.0, 112.0])  # the four corners, many times
+    if kind == "outside":
+        corner = corner * 3 - 100
+    boxes = torch.cat([corner, corner + side], 1)
+    classes = torch.arange(60)
+    for anchors in (GRID, anchor_grid([cell_anchors(8, [0.3], [1.0])], [(16, 20)], [8])):
+        labels, matched = reference(anchors.boxes, boxes, classes, 0.5, 0.4, low_quality)
+        found = label_anchors(anchors, [annotations(boxes, classes)], low_quality_matches=low_quality)
+        assert torch.equal(found.labels[0], labels)
+        assert torch.equal(found.boxes, matched)
 
 
 def test_thresholds_by_hand():
@@ -191,7 +242,7 @@ def test_thresholds_by_hand():
     anchors = torch.tensor(
         [[0.0, 0, 10, 10], [0, 0, 10, 20], [0, 0, 10, 25], [0, 0, 10, 26], [50, 50, 60, 60]]
     )
-    found = label_anchors(anchors, [annotations([[0, 0, 10, 10]], [3])])
+    found = label_anchors(loose(anchors), [annotations([[0, 0, 10, 10]], [3])])
     assert found.labels.tolist() == [[3, 3, IGNORE, BACKGROUND, BACKGROUND]]
     assert found.boxes.tolist() == [[0, 0, 10, 10]] * 2
 
@@ -200,18 +251,20 @@ def test_low_quality_match_takes_the_box_that_is_best_for_the_anchor():
     anchors = torch.tensor([[0.0, 0, 10, 10], [100, 100, 110, 110]])
     # the first box meets only anchor 0, which is a better fit for the second box
     target = annotations([[8, 8, 30, 30], [0, 0, 10, 9]], [1, 2])
-    found = label_anchors(anchors, [target])
+    found = label_anchors(loose(anchors), [target])
     assert found.labels.tolist() == [[2, BACKGROUND]]
     assert found.boxes.tolist() == [[0, 0, 10, 9]]
     alone = annotations([[8, 8, 30, 30]], [1])
-    assert label_anchors(anchors, [alone]).labels.tolist() == [[1, BACKGROUND]]
-    assert label_anchors(anchors, [alone], low_quality_matches=False).labels.tolist() == [[BACKGROUND] * 2]
+    assert label_anchors(loose(anchors), [alone]).labels.tolist() == [[1, BACKGROUND]]
+    assert label_anchors(loose(anchors), [alone], low_quality_matches=False).labels.tolist() == [
+        [BACKGROUND] * 2
+    ]
 
 
 def test_box_that_meets_no_anchor_makes_no_positives():
     """On purpose unlike torchvision, where all anchors tie at IoU 0 for such a box."""
     anchors = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30]])
-    found = label_anchors(anchors, [annotations([[500, 500, 510, 510]], [0])])
+    found = label_anchors(loose(anchors), [annotations([[500, 500, 510, 510]], [0])])
     assert found.labels.tolist() == [[BACKGROUND, BACKGROUND]]
     assert found.boxes.shape == (0, 4)
 
@@ -219,12 +272,12 @@ def test_box_that_meets_no_anchor_makes_no_positives():
 def test_images_without_boxes_and_order_of_the_batch():
     full = annotations(random_boxes(5, 2), [0, 1, 2, 3, 4])
     empty = annotations([])
-    found = label_anchors(ALL_ANCHORS, [empty, full, empty])
+    found = label_anchors(GRID, [empty, full, empty])
     assert (found.labels[[0, 2]] == BACKGROUND).all()
-    alone = label_anchors(ALL_ANCHORS, [full])
+    alone = label_anchors(GRID, [full])
     assert torch.equal(found.labels[1], alone.labels[0])
     assert torch.equal(found.boxes, alone.boxes)
-    none = label_anchors(ALL_ANCHORS, [empty])
+    none = label_anchors(GRID, [empty])
     assert none.boxes.shape == (0, 4)
     assert none.avoid.shape == (0, 3)
     assert none.avoid.dtype == torch.int64
@@ -232,7 +285,7 @@ def test_images_without_boxes_and_order_of_the_batch():
 
 def test_boxes_are_in_the_order_of_the_foreground_anchors():
     targets = [annotations(random_boxes(6, s), range(6)) for s in (3, 4)]
-    found = label_anchors(ALL_ANCHORS, targets)
+    found = label_anchors(GRID, targets)
     image, anchor = (found.labels >= 0).nonzero(as_tuple=True)
     assert len(found.boxes) == len(image)
     for row, (i, a) in enumerate(zip(image.tolist(), anchor.tolist(), strict=True)):
@@ -251,7 +304,7 @@ def test_region_covers_from_half_of_the_anchor(flag):
         [[0.0, 0, 10, 10], [5, 0, 15, 10], [5.1, 0, 15.1, 10], [0, 0, 40, 40], [2, 2, 4, 4]]
     )
     target = annotations([[0, 0, 10, 10]], [6], [int(flag)])
-    found = label_anchors(anchors, [annotations([]), target])
+    found = label_anchors(loose(anchors), [annotations([]), target])
     assert (found.labels == BACKGROUND).all()  # never a positive, though anchor 0 is the very box
     # all of anchor 0, exactly half of 1, less of 2; 1/16 of the large 3, whatever the IoU; all of the small 4
     assert found.avoid.tolist() == [[1, 0, 6], [1, 1, 6], [1, 4, 6]]
@@ -264,14 +317,14 @@ def test_region_of_no_class_and_several_regions():
         [2, -1, 3],
         [int(Flag.CROWD), int(Flag.IGNORE_REGION), 0],
     )
-    found = label_anchors(anchors, [target])
+    found = label_anchors(loose(anchors), [target])
     assert found.labels.tolist() == [[BACKGROUND, 3]]  # a region takes no object away
     assert sorted(found.avoid.tolist()) == [[0, 0, -1], [0, 0, 2], [0, 1, -1]]
 
 
 def test_difficult_boxes_are_ordinary_objects():
     target = annotations([[0, 0, 10, 10]], [1], [int(Flag.DIFFICULT)])
-    found = label_anchors(torch.tensor([[0.0, 0, 10, 10]]), [target])
+    found = label_anchors(loose([[0.0, 0, 10, 10]]), [target])
     assert found.labels.tolist() == [[1]]
     assert not len(found.avoid)
 
@@ -282,7 +335,7 @@ def test_regions_are_those_of_the_full_matrix(seed):
     regions[:, 2:] += 40
     labels = torch.arange(15) % 4 - 1
     target = annotations(regions, labels, [int(Flag.IGNORE_REGION)] * 15)
-    found = label_anchors(ALL_ANCHORS, [target])
+    found = label_anchors(GRID, [target])
     wanted = set()
     for n, (ax1, ay1, ax2, ay2) in enumerate(ALL_ANCHORS.tolist()):
         for (x1, y1, x2, y2), label in zip(regions.tolist(), labels.tolist(), strict=True):
@@ -296,18 +349,19 @@ def test_regions_are_those_of_the_full_matrix(seed):
 @pytest.mark.parametrize("entries", [1, 3000, 10**9])
 def test_images_with_very_different_numbers_of_boxes_are_matched_as_alone(monkeypatch, entries):
     """However the batch is cut: the first boxes of all images together, the last of the crowded one alone."""
-    monkeypatch.setattr(matching, "CHUNK_ENTRIES", entries)
+    for module in (matching, nearby):
+        monkeypatch.setattr(module, "CHUNK_ENTRIES", entries)
     targets = []
     for row, count in enumerate((3, 0, 40, 1, 17, 40)):
         flags = torch.zeros(count, dtype=torch.uint8)
         flags[::5] = int(Flag.CROWD)
         targets.append(Annotations(random_boxes(count, 50 + row), torch.arange(count) % 7, flags))
-    together = label_anchors(ALL_ANCHORS, targets)
-    alone = [label_anchors(ALL_ANCHORS, [target]) for target in targets]
+    together = label_anchors(GRID, targets)
+    alone = [label_anchors(GRID, [target]) for target in targets]
     assert torch.equal(together.labels, torch.cat([one.labels for one in alone]))
     assert torch.equal(together.boxes, torch.cat([one.boxes for one in alone]))
     assert torch.equal(together.anchor, torch.cat([one.anchor for one in alone]))
     wanted = [torch.cat([torch.full((len(o.avoid), 1), i), o.avoid[:, 1:]], 1) for i, o in enumerate(alone)]
     assert sorted(together.avoid.tolist()) == sorted(torch.cat(wanted).tolist())
-    same = label_anchors(ALL_ANCHORS, targets, has_regions=True)
+    same = label_anchors(GRID, targets, has_regions=True)
     assert torch.equal(same.avoid, together.avoid)

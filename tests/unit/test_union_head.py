@@ -8,9 +8,8 @@ from torch import nn
 
 from crossdet.losses import image_focal_losses
 from crossdet.models import union_head
-from crossdet.models.matching import AnchorLabels
 from crossdet.models.union_head import union_focal_losses
-from crossdet.types import BACKGROUND, IGNORE, trust_groups
+from crossdet.types import BACKGROUND, IGNORE, AnchorLabels, trust_groups
 
 DEPTH, SHAPES = 5, 3
 GRIDS = [(6, 7), (3, 4), (2, 2), (1, 1)]

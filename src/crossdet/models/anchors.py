@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +37,29 @@ def grid_anchors(cell: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
     centre_y, centre_x = torch.meshgrid(y, x, indexing="ij")
     centres = torch.stack([centre_x, centre_y, centre_x, centre_y], -1).reshape(-1, 1, 4)
     return (centres + cell).reshape(-1, 4)
+
+
+class AnchorGrid(NamedTuple):
+    """All anchors of an image and the lattice they stand on.
+
+    boxes: `[N, 4]` xyxy, by level, row, column and shape. Per level: cells `[A, 4]` around the origin,
+    (rows, columns) and stride, see `grid_anchors`.
+    """
+
+    boxes: Tensor
+    cells: tuple[Tensor, ...]
+    grids: tuple[tuple[int, int], ...]
+    strides: tuple[int, ...]
+
+
+def anchor_grid(
+    cells: Sequence[Tensor], grids: Sequence[tuple[int, int]], strides: Sequence[int]
+) -> AnchorGrid:
+    """The anchors of all levels."""
+    boxes = [
+        grid_anchors(cell, grid, stride) for cell, grid, stride in zip(cells, grids, strides, strict=True)
+    ]
+    return AnchorGrid(torch.cat(boxes), tuple(cells), tuple(grids), tuple(strides))
 
 
 def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:

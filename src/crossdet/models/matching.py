@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,29 +10,25 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_area
 
-from crossdet.types import BACKGROUND, IGNORE, REGION_FLAGS, Annotations
+from crossdet.models.anchors import AnchorGrid
+from crossdet.models.nearby import CHUNK_ENTRIES, Lattice, largest_iou, lattice, pairs_overlapping
+from crossdet.types import BACKGROUND, IGNORE, REGION_FLAGS, AnchorLabels, Annotations
 
-CHUNK_ENTRIES = 4_000_000
-"""Box-anchor pairs held at once (16 MB per tensor): 2,000 faces must not need the whole matrix."""
 
+class Objects(NamedTuple):
+    """The objects (no regions) of a batch: boxes `[M, 4]`, classes `[M]`, images `[M]`, rising.
 
-class AnchorLabels(NamedTuple):
-    """What every anchor of a batch learns.
-
-    labels: `[B, N]` int64, class id, BACKGROUND or IGNORE. image, anchor: `[F]` int64, the foreground anchors, by
-    image and then by anchor. boxes: `[F, 4]` the box of each. avoid: `[P, 3]` int64 rows (image, anchor, class
-    or -1).
+    starts: `[B + 1]`, where the rows of each image begin and end.
     """
 
-    labels: Tensor
-    image: Tensor
-    anchor: Tensor
     boxes: Tensor
-    avoid: Tensor
+    classes: Tensor
+    images: Tensor
+    starts: Tensor
 
 
 def label_anchors(
-    anchors: Tensor,
+    grid: AnchorGrid,
     targets: Sequence[Annotations],
     positive_iou: float = 0.5,
     negative_iou: float = 0.4,
@@ -44,106 +40,132 @@ def label_anchors(
     An anchor takes the class of the box with its largest IoU if that is >= `positive_iou`; it is background
     below `negative_iou` and ignored in between (RetinaNet sec. 4). With `low_quality_matches` the anchors that
     are best for a box are kept whatever their IoU, so that no box is without an anchor; as in torchvision,
-    such an anchor still takes the box that is best for *it*.
+    such an anchor still takes the box that is best for *it*. Between equal IoUs the first box wins.
 
     Region rows (crowds, ignore regions, AVOID) are matched to nothing: an anchor covered by one
     (intersection / anchor area >= 0.5) is listed under `avoid`.
 
-    anchors: `[N, 4]` xyxy, the same for every image. targets: `B` annotations, pixels like the anchors.
-    has_regions: whether there is any region row; None = look, which waits for the device.
+    The result is that of the full matrix of boxes and anchors, but only pairs that can decide something are
+    looked at (`pairs_overlapping`), in pieces.
+
+    grid: `N` anchors, the same for every image. targets: `B` annotations, pixels like the anchors.
+    has_regions: whether there is any region row; None = look.
     """
+    images, anchors = len(targets), len(grid.boxes)
+    device = grid.boxes.device
     counts = torch.tensor([len(target) for target in targets])
-    order = counts.argsort(descending=True, stable=True)  # images with many boxes come first
-    ranked = [targets[row] for row in order.tolist()]
-    boxes = pad_sequence([t.boxes for t in ranked], batch_first=True)
-    classes = pad_sequence([t.labels for t in ranked], batch_first=True)
-    flags = pad_sequence([t.flags for t in ranked], batch_first=True)
-    device = anchors.device
-    row_of_image = order.argsort().to(device, non_blocking=True)
-    region = (flags & int(REGION_FLAGS)) != 0
-    exists = torch.arange(boxes.shape[1], device=device) < counts[order].to(device)[:, None]
-    matched, best, kept = _match(anchors, boxes, exists & ~region, counts[order], low_quality_matches)
-    labels = torch.where(
-        (best >= positive_iou) | kept,
-        classes.gather(1, matched) if classes.shape[1] else matched,
-        torch.where(best < negative_iou, BACKGROUND, IGNORE),
+    owner = torch.repeat_interleave(torch.arange(images), counts).to(device)
+    boxes, classes, flags = (
+        torch.cat([getattr(target, name) for target in targets]) for name in ("boxes", "labels", "flags")
     )
-    labels, matched = labels[row_of_image], matched[row_of_image]
-    image, anchor = (labels >= 0).nonzero(as_tuple=True)
-    chosen = boxes[row_of_image[image], matched[image, anchor]]
-    avoid = anchors.new_zeros((0, 3), dtype=torch.int64)
-    if has_regions is None:
-        has_regions = bool(region.any())
+    region = (flags & int(REGION_FLAGS)) != 0
+    has_regions = bool(region.any()) if has_regions is None else has_regions
+    shapes = lattice(grid)
+    avoid = torch.zeros((0, 3), dtype=torch.int64, device=device)
     if has_regions:
-        avoid = _covered(anchors, boxes, classes, region, order.to(device))
-    return AnchorLabels(labels, image, anchor, chosen, avoid)
-
-
-def _chunks(counts: Tensor, anchors: int) -> Iterator[tuple[int, int, int]]:
-    """(images, first box, end): columns of boxes to look at together, for as many images as have that many.
-
-    counts: `[B]` boxes per image, falling. One image with 2,000 boxes does not make the others wait.
-    """
-    most = int(counts[0]) if len(counts) else 0
-    start = 0
-    while start < most:
-        images = int((counts > start).sum())
-        # until the next image runs out of boxes, or as many as fit
-        until = int(counts[images - 1])
-        end = min(max(start + 1, until), start + max(1, CHUNK_ENTRIES // (images * anchors)))
-        yield images, start, end
-        start = end
+        avoid = _covered(grid, shapes, boxes[region], classes[region], owner[region])
+        boxes, classes, owner = boxes[~region], classes[~region], owner[~region]
+        counts = torch.bincount(owner, minlength=images).cpu()
+    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(device)
+    objects = Objects(boxes, classes, owner, starts)
+    best, matched, kept = _match(grid, shapes, objects, images, negative_iou, low_quality_matches)
+    labels = torch.where(best < negative_iou, BACKGROUND, IGNORE)
+    foreground = ((best >= positive_iou) | kept).nonzero().squeeze(1)
+    row = matched[foreground]
+    labels[foreground] = classes[row]
+    image = foreground.div(anchors, rounding_mode="floor")
+    return AnchorLabels(labels.view(images, anchors), image, foreground - image * anchors, boxes[row], avoid)
 
 
 def _match(
-    anchors: Tensor, boxes: Tensor, usable: Tensor, counts: Tensor, low_quality_matches: bool
+    grid: AnchorGrid,
+    shapes: Lattice,
+    objects: Objects,
+    images: int,
+    negative_iou: float,
+    low_quality_matches: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`[B, N]`: row of the best box of every anchor (0 where there is none), its IoU, and whether it is kept
-    because it is the best anchor of a box. Images by falling number of boxes."""
-    shape = (len(boxes), len(anchors))
-    best = anchors.new_zeros(shape)
-    matched = torch.zeros(shape, dtype=torch.int64, device=anchors.device)
-    kept = torch.zeros(shape, dtype=torch.bool, device=anchors.device)
-    for images, start, end in _chunks(counts, len(anchors)):
-        iou = _iou(boxes[:images, start:end], anchors)
-        iou = iou.masked_fill_(~usable[:images, start:end, None], 0)
-        chunk_best, column = iou.max(1)
-        better = chunk_best > best[:images]  # strict: the first box wins a tie
-        best[:images] = torch.where(better, chunk_best, best[:images])
-        matched[:images] = torch.where(better, column + start, matched[:images])
+    """`[B * N]` each: IoU of every anchor with its best box where it is at least `negative_iou` or the anchor is
+    the best of a box (else less than that), the row of the box, and whether it is the best of a box."""
+    count = len(grid.boxes)
+    best = grid.boxes.new_zeros(images * count)
+    matched = torch.zeros(images * count, dtype=torch.int64, device=best.device)
+    kept = torch.zeros(images * count, dtype=torch.bool, device=best.device)
+    boxes = objects.boxes
+    if not len(boxes):
+        return best, matched, kept
+    least = boxes.new_full((len(boxes),), negative_iou)
+    if low_quality_matches:
+        least = least.minimum(largest_iou(shapes, boxes))
+    for row, anchor in pairs_overlapping(shapes, boxes, _intersection_of(least, boxes, shapes)):
+        iou = _iou(boxes[row], grid.boxes[anchor])
+        key = objects.images[row] * count + anchor
+        before = best[key]
+        best.scatter_reduce_(0, key, iou, "amax")
+        wins = (iou == best[key]) & (iou > before)  # of earlier pieces the first box wins a tie
+        winner = key[wins]
+        matched[winner] = len(boxes)
+        matched.scatter_reduce_(0, winner, row[wins], "amin")
         if low_quality_matches:
-            best_of_box = iou.amax(2, keepdim=True)
-            kept[:images] |= ((iou == best_of_box) & (best_of_box > 0)).any(1)
-    return matched, best, kept
+            best_of_box = iou.new_zeros(len(boxes)).scatter_reduce_(0, row, iou, "amax")
+            kept[key[(iou == best_of_box[row]) & (iou > 0)]] = True
+    _rematch(grid, objects, best, matched, (kept & (best < negative_iou)).nonzero().squeeze(1))
+    return best, matched, kept
+
+
+def _intersection_of(iou: Tensor, boxes: Tensor, shapes: Lattice) -> Tensor:
+    """`[M, Q]` intersection that a box of `[M, 4]` and an anchor of a shape have at the IoU `[M]`."""
+    areas = box_area(boxes)[:, None] + shapes.width * shapes.height
+    return (iou / (1 + iou))[:, None] * areas
+
+
+def _rematch(grid: AnchorGrid, objects: Objects, best: Tensor, matched: Tensor, keys: Tensor) -> None:
+    """The best box of anchors that are kept in spite of a small IoU: any box of the image may be it."""
+    if not len(keys):
+        return
+    image = keys.div(len(grid.boxes), rounding_mode="floor")
+    anchors = grid.boxes[keys - image * len(grid.boxes)]
+    spans = (objects.starts[1:] - objects.starts[:-1]).tolist()
+    padded = pad_sequence(list(objects.boxes.split(spans)), batch_first=True)
+    areas = pad_sequence(list(box_area(objects.boxes).split(spans)), batch_first=True)
+    step = max(1, CHUNK_ENTRIES // padded.shape[1])
+    for start in range(0, len(keys), step):
+        piece = slice(start, start + step)
+        mine, some = image[piece], anchors[piece, None]
+        inside = _intersection(padded[mine], some)
+        # boxes of area 0 are padding
+        iou = torch.where(
+            areas[mine] > 0, inside / (areas[mine] + box_area(anchors[piece])[:, None] - inside), 0
+        )
+        value, column = iou.max(1)
+        best[keys[piece]] = value
+        matched[keys[piece]] = objects.starts[mine] + column
 
 
 def _iou(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """`[B, M, N]` IoU of boxes `[B, M, 4]` and anchors `[N, 4]`."""
+    """`[P]` IoU of pairs of boxes and anchors, `[P, 4]` each."""
     inside = _intersection(boxes, anchors)
-    areas = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
-    return inside / (areas[..., None] + box_area(anchors) - inside)
+    return inside / (box_area(boxes) + box_area(anchors) - inside)
 
 
 def _intersection(boxes: Tensor, anchors: Tensor) -> Tensor:
-    x1, y1, x2, y2 = (boxes[..., i, None] for i in range(4))
-    left, top, right, bottom = anchors.unbind(1)
+    """Of boxes and anchors `[..., 4]` that broadcast."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    left, top, right, bottom = anchors.unbind(-1)
     width = (torch.minimum(x2, right) - torch.maximum(x1, left)).clamp_(min=0)
     height = (torch.minimum(y2, bottom) - torch.maximum(y1, top)).clamp_(min=0)
     return width.mul_(height)
 
 
-def _covered(anchors: Tensor, boxes: Tensor, classes: Tensor, region: Tensor, order: Tensor) -> Tensor:
+def _covered(grid: AnchorGrid, shapes: Lattice, boxes: Tensor, classes: Tensor, images: Tensor) -> Tensor:
     """`[P, 3]` (image, anchor, class) of all region-anchor pairs with intersection / anchor area >= 0.5.
 
-    boxes, classes, region: `[B, M, ...]`; row i is image `order[i]`.
+    boxes `[R, 4]`, classes, images `[R]`: the regions.
     """
-    image, column = region.nonzero(as_tuple=True)
-    area = box_area(anchors)
-    rows = []
-    chunk = max(1, CHUNK_ENTRIES // max(1, len(anchors)))
-    for start in range(0, len(image), chunk):
-        part = image[start : start + chunk], column[start : start + chunk]
-        inside = _intersection(boxes[part], anchors)
-        one, anchor = (inside >= 0.5 * area).nonzero(as_tuple=True)
-        rows.append(torch.stack([order[part[0][one]], anchor, classes[part][one]], 1))
-    return torch.cat(rows) if rows else anchors.new_zeros((0, 3), dtype=torch.int64)
+    need = (0.5 * shapes.width * shapes.height).expand(len(boxes), -1)
+    rows = [torch.zeros((0, 3), dtype=torch.int64, device=boxes.device)]
+    for row, anchor in pairs_overlapping(shapes, boxes, need):
+        covered = _intersection(boxes[row], grid.boxes[anchor]) >= 0.5 * box_area(grid.boxes[anchor])
+        row, anchor = row[covered], anchor[covered]
+        rows.append(torch.stack([images[row], anchor, classes[row]], 1))
+    return torch.cat(rows)

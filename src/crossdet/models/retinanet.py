@@ -17,11 +17,18 @@ from torchvision.ops import FeaturePyramidNetwork, batched_nms
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from crossdet.losses import smooth_l1
-from crossdet.models.anchors import cell_anchors, decode_boxes, encode_boxes, grid_anchors
+from crossdet.models.anchors import (
+    AnchorGrid,
+    anchor_grid,
+    cell_anchors,
+    decode_boxes,
+    encode_boxes,
+    grid_anchors,
+)
 from crossdet.models.backbones import Backbone
-from crossdet.models.matching import AnchorLabels, label_anchors
+from crossdet.models.matching import label_anchors
 from crossdet.models.union_head import union_focal_losses
-from crossdet.types import PAD_DIVISOR, PYRAMID_STRIDES, Batch, Detections
+from crossdet.types import PAD_DIVISOR, PYRAMID_STRIDES, AnchorLabels, Batch, Detections
 
 LOGITS_AT_ONCE = 32_000_000
 """Class logits of a batch and level held at once in `find` (128 MB)."""
@@ -208,6 +215,11 @@ class RetinaNet(nn.Module):
             for level, grid in enumerate(grids)
         ]
 
+    def anchor_grid(self, grids: Sequence[tuple[int, int]]) -> AnchorGrid:
+        """The anchors of all levels in one tensor."""
+        cells = [self.get_buffer(f"cell_{level}") for level in range(len(grids))]
+        return anchor_grid(cells, grids, PYRAMID_STRIDES[: len(grids)])
+
     # ---------------------------------------------------------------- training
 
     def loss(self, features: list[Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -219,9 +231,9 @@ class RetinaNet(nn.Module):
 
         Class logits are computed only where the loss needs them, see `union_focal_losses`.
         """
-        anchors = torch.cat(self.anchors([(f.shape[-2], f.shape[-1]) for f in features]))
+        grid = self.anchor_grid([(f.shape[-2], f.shape[-1]) for f in features])
         labelled = label_anchors(
-            anchors,
+            grid,
             batch.targets,
             self.positive_iou,
             self.negative_iou,
@@ -240,7 +252,7 @@ class RetinaNet(nn.Module):
             self.overlap,
         )
         deltas = torch.cat([self._by_anchor(self.box_subnet(f), 4) for f in features], 1)
-        box = self._box_losses(deltas, anchors, labelled)
+        box = self._box_losses(deltas, grid.boxes, labelled)
         return ImageLosses(classification, box, (labelled.labels >= 0).sum(1))
 
     def _box_losses(self, deltas: Tensor, anchors: Tensor, labelled: AnchorLabels) -> Tensor:

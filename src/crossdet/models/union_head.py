@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from crossdet.losses import background_focal_sums, foreground_focal_parts, foreground_negatives_of
-from crossdet.models.matching import AnchorLabels
-from crossdet.types import BACKGROUND, TrustGroup
+from crossdet.types import BACKGROUND, AnchorLabels, TrustGroup
 
 FOREGROUND_ENTRIES = 8_000_000
 """Foreground anchors x classes held at once (32 MB per tensor)."""
