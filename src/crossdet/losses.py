@@ -168,15 +168,28 @@ def _graph_is_kept() -> bool:
 
 
 def _without_avoided(logits: Tensor, background: Tensor, avoid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Logits and 0/1 weights of the anchors with which an avoided pair has term and slope zero, exactly."""
-    if avoid is not None and len(avoid):
-        image, anchor, cls = avoid.unbind(1)
-        everywhere, one = cls < 0, cls >= 0
-        background = background.clone()
-        background[image[everywhere], anchor[everywhere]] = False
-        logits = logits.clone()
-        logits[image[one], anchor[one], cls[one]] = -1e4  # a probability of zero
-    return logits, background.to(logits.dtype)
+    """Logits and 0/1 weights of the anchors with which an avoided pair has term and slope zero, exactly.
+
+    Rows of `avoid` with image -1 mean nothing; they and the rows of the other kind are written into one entry too
+    many, since picking rows out would wait for the device.
+    """
+    weights = background.to(logits.dtype)
+    if avoid is None or not len(avoid):
+        return logits, weights
+    image, anchor, cls = avoid.unbind(1)
+    images, anchors, classes = logits.shape
+    place = image * anchors + anchor
+    weights = _with_entries(weights, torch.where((image >= 0) & (cls < 0), place, images * anchors), 0.0)
+    single = torch.where((image >= 0) & (cls >= 0), place * classes + cls, logits.numel())
+    return _with_entries(logits, single, -1e4), weights  # a probability of zero
+
+
+def _with_entries(tensor: Tensor, places: Tensor, value: float) -> Tensor:
+    """A copy of the tensor with some entries replaced; a place behind the last entry is lost."""
+    longer = tensor.new_empty(tensor.numel() + 1)
+    copy = longer[:-1].view(tensor.shape).copy_(tensor)
+    longer.index_fill_(0, places, value)
+    return copy
 
 
 def _background_sums(
@@ -219,11 +232,12 @@ def foreground_negatives_of(
         row_of = labels.new_full(labels.shape, -1)
         row_of[image, anchor] = torch.arange(len(image), device=labels.device)
         row, cls = row_of[avoid[:, 0], avoid[:, 1]], avoid[:, 2]
-        everywhere = row[(cls < 0) & (row >= 0)]
-        one = (cls >= 0) & (row >= 0)
-        allowed = allowed.clone()
-        allowed[everywhere] = False
-        allowed[row[one], cls[one]] = False
+        # one row too many takes what speaks of no foreground anchor or is of the other kind
+        longer = torch.cat([allowed, allowed.new_zeros(1, allowed.shape[1])])
+        spare = len(image)
+        longer.index_fill_(0, torch.where((row >= 0) & (cls < 0), row, spare), False)
+        longer[torch.where((row >= 0) & (cls >= 0), row, spare), cls.clamp(min=0)] = False
+        allowed = longer[:-1]
     return allowed
 
 

@@ -107,7 +107,8 @@ class AnchorLabels(NamedTuple):
 
     labels: `[B, N]` int64, class id, BACKGROUND or IGNORE. image, anchor: `[F]` int64, the foreground anchors, by
     image and then by anchor. boxes: `[F, 4]` the box of each. avoid: `[P, 3]` int64 rows (image, anchor, class
-    or -1).
+    or -1). per_shape: `[A]` how many foreground anchors have each shape, `anchor % A`; on the host, so that nobody
+    has to ask the device. Empty where it is not known.
     """
 
     labels: Tensor
@@ -115,6 +116,16 @@ class AnchorLabels(NamedTuple):
     anchor: Tensor
     boxes: Tensor
     avoid: Tensor
+    per_shape: tuple[int, ...] = ()
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> AnchorLabels:
+        return self._replace(
+            labels=function(self.labels),
+            image=function(self.image),
+            anchor=function(self.anchor),
+            boxes=function(self.boxes),
+            avoid=function(self.avoid),
+        )
 
 
 class TrustGroup(NamedTuple):
@@ -149,6 +160,7 @@ class Batch:
     unreadable: what was replaced by another image because it could not be read, one line each.
     trust_groups: images with equal rows of `trusted`; has_regions: whether a target has a region row. Both are
         found when the batch is made on the CPU and travel with it, so that nobody has to ask the device.
+    labelled: the anchors' labels, where the loader's workers have found them already (`label_batch`).
     """
 
     images: Tensor
@@ -161,6 +173,7 @@ class Batch:
     unreadable: tuple[str, ...] = field(default=())
     trust_groups: tuple[TrustGroup, ...] = field(default=())
     has_regions: bool | None = None
+    labelled: AnchorLabels | None = None
 
     def __post_init__(self) -> None:
         import torch
@@ -197,6 +210,7 @@ class Batch:
             image_ids=move(self.image_ids),
             dataset_ids=move(self.dataset_ids),
             trust_groups=tuple(group._replace(classes=move(group.classes)) for group in self.trust_groups),
+            labelled=None if self.labelled is None else self.labelled.map(move),
         )
 
     def pin_memory(self) -> Batch:
@@ -206,6 +220,9 @@ class Batch:
             images=self.images.pin_memory(),
             targets=[target.pin_memory() for target in self.targets],
             trusted=self.trusted.pin_memory(),
+            dataset_ids=self.dataset_ids.pin_memory(),
+            trust_groups=tuple(g._replace(classes=g.classes.pin_memory()) for g in self.trust_groups),
+            labelled=None if self.labelled is None else self.labelled.map(lambda t: t.pin_memory()),
         )
 
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from crossdet.types import PAD_DIVISOR, PYRAMID_STRIDES
+
 _MAX_LOG_SCALE = math.log(1000 / 16)  # caps exp() at boxes of some thousand pixels, as everyone does
 
 
@@ -37,6 +39,17 @@ def grid_anchors(cell: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
     centre_y, centre_x = torch.meshgrid(y, x, indexing="ij")
     centres = torch.stack([centre_x, centre_y, centre_x, centre_y], -1).reshape(-1, 1, 4)
     return (centres + cell).reshape(-1, 4)
+
+
+def pyramid_grids(height: int, width: int, levels: int) -> tuple[tuple[int, int], ...]:
+    """(rows, columns) of P3, P4, ... for an image of this size: padded to `PAD_DIVISOR`, then every level of the
+    backbone and every stride-2 convolution above it halves, rounding up."""
+    rows, columns = (-(-side // PAD_DIVISOR) * PAD_DIVISOR // PYRAMID_STRIDES[0] for side in (height, width))
+    grids = []
+    for _ in range(levels):
+        grids.append((rows, columns))
+        rows, columns = -(-rows // 2), -(-columns // 2)
+    return tuple(grids)
 
 
 class AnchorGrid(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -10,9 +11,38 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_area
 
-from crossdet.models.anchors import AnchorGrid
+from crossdet.models.anchors import AnchorGrid, anchor_grid, pyramid_grids
 from crossdet.models.nearby import CHUNK_ENTRIES, Lattice, largest_iou, lattice, pairs_overlapping
-from crossdet.types import BACKGROUND, IGNORE, REGION_FLAGS, AnchorLabels, Annotations
+from crossdet.types import (
+    BACKGROUND,
+    IGNORE,
+    PYRAMID_STRIDES,
+    REGION_FLAGS,
+    AnchorLabels,
+    Annotations,
+    Batch,
+)
+
+
+def label_batch(
+    batch: Batch,
+    cells: Sequence[Tensor],
+    positive_iou: float,
+    negative_iou: float,
+    low_quality_matches: bool,
+) -> Batch:
+    """The batch with its anchors labelled: what the loader's workers do.
+
+    So a training step neither matches nor waits for the device to count what was matched. cells: anchors per
+    pyramid level, see `grid_anchors`; the rest as of `label_anchors`.
+    """
+    grids = pyramid_grids(batch.images.shape[-2], batch.images.shape[-1], len(cells))
+    grid = anchor_grid(cells, grids, PYRAMID_STRIDES[: len(cells)])
+    labelled = label_anchors(
+        grid, batch.targets, positive_iou, negative_iou, low_quality_matches, batch.has_regions
+    )
+    per_shape = torch.bincount(labelled.anchor % len(cells[0]), minlength=len(cells[0])).tolist()
+    return replace(batch, labelled=labelled._replace(per_shape=tuple(per_shape)))
 
 
 class Objects(NamedTuple):

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -26,7 +27,7 @@ from crossdet.models.anchors import (
     grid_anchors,
 )
 from crossdet.models.backbones import Backbone
-from crossdet.models.matching import label_anchors
+from crossdet.models.matching import label_anchors, label_batch
 from crossdet.models.union_head import union_focal_losses
 from crossdet.types import PAD_DIVISOR, PYRAMID_STRIDES, AnchorLabels, Batch, Detections
 
@@ -222,6 +223,16 @@ class RetinaNet(nn.Module):
 
     # ---------------------------------------------------------------- training
 
+    def labeller(self) -> Callable[[Batch], Batch]:
+        """`label_batch` with this detector's anchors and thresholds, on the CPU: for the loader's workers."""
+        return partial(
+            label_batch,
+            cells=[self.get_buffer(f"cell_{level}").cpu() for level in range(len(PYRAMID_STRIDES))],
+            positive_iou=self.positive_iou,
+            negative_iou=self.negative_iou,
+            low_quality_matches=self.low_quality_matches,
+        )
+
     def loss(self, features: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Scalars `classification` and `box`, normalised by the positives of all ranks (see `normalise`)."""
         return self.normalise(self.image_losses(features, batch))
@@ -232,14 +243,16 @@ class RetinaNet(nn.Module):
         Class logits are computed only where the loss needs them, see `union_focal_losses`.
         """
         grid = self.anchor_grid([(f.shape[-2], f.shape[-1]) for f in features])
-        labelled = label_anchors(
-            grid,
-            batch.targets,
-            self.positive_iou,
-            self.negative_iou,
-            self.low_quality_matches,
-            batch.has_regions,
-        )
+        labelled = batch.labelled
+        if labelled is None:
+            labelled = label_anchors(
+                grid,
+                batch.targets,
+                self.positive_iou,
+                self.negative_iou,
+                self.low_quality_matches,
+                batch.has_regions,
+            )
         classification = union_focal_losses(
             [self.class_subnet.before_prediction(f) for f in features],
             self.class_subnet.predict,

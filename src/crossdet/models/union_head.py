@@ -85,11 +85,11 @@ def _background(
     device = weight.device
     order = [image for group in groups for image in group.images]
     images = [len(group.images) for group in groups]
-    sorted_already = order == list(range(len(order)))
-    place = torch.tensor(order, device=device)
+    sorted_already = order == list(range(len(order)))  # the loader sees to it
+    place = None if sorted_already else torch.tensor(order, device=device)
     # One gather of all images and one scatter of all gradients, instead of one per group.
-    parts = [(t if sorted_already else _take(t, place)).split(images) for t in towers]
-    labels = (labelled.labels if sorted_already else labelled.labels[place]) == BACKGROUND
+    parts = [(t if place is None else _take(t, place)).split(images) for t in towers]
+    labels = (labelled.labels if place is None else labelled.labels[place]) == BACKGROUND
     sums = []
     for number, (group, w, b) in enumerate(
         zip(groups, weight.split(counts), bias.split(counts), strict=True)
@@ -109,7 +109,8 @@ def _background(
                 total = total + background_focal_sums(logits, mine[:, piece], avoid, alpha, gamma).sum(1)
             start += anchors
         sums.append(total.expand(len(group.images)))
-    return torch.cat(sums)[torch.tensor(order, device=device).argsort()]
+    joined = torch.cat(sums)
+    return joined if place is None else joined[place.argsort()]
 
 
 def _take(maps: Tensor, images: Tensor) -> Tensor:
@@ -119,16 +120,17 @@ def _take(maps: Tensor, images: Tensor) -> Tensor:
 
 
 def _local(avoid: Tensor, group: TrustGroup, start: int, anchors: int) -> Tensor | None:
-    """The avoided pairs (image, anchor, class) of one group and level, counted within them."""
+    """The avoided pairs (image, anchor, class) counted within one group and level; image -1 for all others."""
     if not len(avoid):
         return None
     image, anchor, cls = avoid.unbind(1)
-    images = torch.tensor(group.images, device=avoid.device)
-    classes = group.classes.to(avoid.device)
-    row, column = (image[:, None] == images), (cls[:, None] == classes)
-    kept = row.any(1) & (anchor >= start) & (anchor < start + anchors) & ((cls < 0) | column.any(1))
+    column = cls[:, None] == group.classes.to(avoid.device)
+    rows = torch.full_like(image, -1)
+    for number, row in enumerate(group.images):
+        rows.masked_fill_(image == row, number)
+    here = (anchor >= start) & (anchor < start + anchors) & ((cls < 0) | column.any(1))
     column_of = torch.where(cls < 0, -1, column.to(torch.int8).argmax(1))
-    return torch.stack([row.to(torch.int8).argmax(1), anchor - start, column_of], 1)[kept]
+    return torch.stack([torch.where(here, rows, -1), anchor - start, column_of], 1)
 
 
 # ------------------------------------------------------------------------------------------ foreground
@@ -140,20 +142,21 @@ def _positions(towers: Sequence[Tensor], labelled: AnchorLabels, shapes: int) ->
     Returns:
         rows `[F, 9]` of the maps laid out as `[B * cells, D]`, and whether each lies inside its map.
     """
-    device = labelled.anchor.device
-    sizes = [(t.shape[-2], t.shape[-1]) for t in towers]
-    cells = torch.tensor([h * w for h, w in sizes]).cumsum(0)
     cell = labelled.anchor // shapes
-    level = torch.bucketize(cell, cells.to(device), right=True)
-    heights, widths = (torch.tensor(side, device=device)[level] for side in zip(*sizes, strict=True))
-    starts = torch.cat([cells.new_zeros(1), cells[:-1]]).to(device)[level]
+    starts, heights, widths = (torch.zeros_like(cell) for _ in range(3))
+    cells = 0
+    for tower in towers:  # numbers of the host go into the kernels; a table of them would wait for the device
+        here = cell >= cells
+        for table, value in ((starts, cells), (heights, tower.shape[-2]), (widths, tower.shape[-1])):
+            table.masked_fill_(here, value)
+        cells += tower.shape[-2] * tower.shape[-1]
     y, x = (cell - starts) // widths, (cell - starts) % widths
-    step = torch.arange(-1, 2, device=device)
+    step = torch.arange(-1, 2, device=cell.device)
     ys = (y[:, None] + step)[:, :, None].expand(-1, 3, 3)
     xs = (x[:, None] + step)[:, None, :].expand(-1, 3, 3)
     high, wide = heights[:, None, None], widths[:, None, None]
     inside = (ys >= 0) & (ys < high) & (xs >= 0) & (xs < wide)
-    rows = starts[:, None, None] + ys * wide + xs + (labelled.image * int(cells[-1]))[:, None, None]
+    rows = starts[:, None, None] + ys * wide + xs + (labelled.image * cells)[:, None, None]
     return torch.where(inside, rows, 0).flatten(1), inside.flatten(1)
 
 
@@ -236,7 +239,7 @@ def _chunks(ctx: Any, weight: Tensor, bias: Tensor, patches: Tensor, shape_of: T
     shapes = len(bias) // classes
     flat, flat_bias = _flat(weight, shapes), bias.view(shapes, classes)
     order = shape_of.argsort(stable=True)
-    counts = torch.bincount(shape_of, minlength=shapes).tolist()
+    counts = labelled.per_shape or torch.bincount(shape_of, minlength=shapes).tolist()
     step = max(1, FOREGROUND_ENTRIES // max(1, classes))
     end = 0
     for shape, count in enumerate(counts):
