@@ -237,6 +237,7 @@ def recipe(config: Config) -> Recipe:
         clip_norm=t.clip_norm,
         accumulate=t.accumulate,
         ema=t.ema,
+        compile=t.compile,
         group_aspect=t.group_aspect,
         workers=t.workers,
         seed=config.seed,

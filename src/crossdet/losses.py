@@ -6,6 +6,8 @@ is Lin et al. (arXiv 1708.02002).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ def dataset_aware_focal_loss(
     overlap: Tensor | None = None,
     avoid: Tensor | None = None,
     negative_weight: Tensor | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """Sum of the dataset-aware focal loss over images, anchors and classes.
 
@@ -58,6 +61,8 @@ def dataset_aware_focal_loss(
             positive stays a positive.
         negative_weight: broadcastable to `[B, 1, C]`, multiplies the negative terms; `[C]` is one weight per
             class, `[B, 1, C]` one per image and class.
+        compiled: run the innermost part through `torch.compile`; worth its start-up in long trainings. Needs a
+            C++ compiler (CPU) or Triton (GPU).
 
     Returns:
         Scalar: the sum, not divided by the number of positives; float64 for float64 logits, else float32.
@@ -68,7 +73,7 @@ def dataset_aware_focal_loss(
             step; there an id out of range ends in a device-side assertion or a wrong index.
     """
     return image_focal_losses(
-        logits, labels, trusted, alpha, gamma, foreground_negatives, overlap, avoid, negative_weight
+        logits, labels, trusted, alpha, gamma, foreground_negatives, overlap, avoid, negative_weight, compiled
     ).sum()
 
 
@@ -82,6 +87,7 @@ def image_focal_losses(
     overlap: Tensor | None = None,
     avoid: Tensor | None = None,
     negative_weight: Tensor | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """`[B]`: `dataset_aware_focal_loss` as one sum per image, so that the loss of each dataset can be logged."""
     _check_shapes(logits, labels, trusted, overlap, avoid, negative_weight)
@@ -101,20 +107,26 @@ def image_focal_losses(
         if negative_weight is not None:
             negative = negative * factor[image]
         sums, terms = _FocalSums.apply(
-            logits, labels == BACKGROUND, avoid, (image, anchor, own, negative), alpha, gamma
+            logits, labels == BACKGROUND, avoid, (image, anchor, own, negative), alpha, gamma, compiled
         )
         per_image: Tensor = (sums * weight).sum(1).index_add(0, image, terms)
         return per_image
 
 
 def background_focal_sums(
-    logits: Tensor, background: Tensor, avoid: Tensor | None, alpha: float, gamma: float
+    logits: Tensor,
+    background: Tensor,
+    avoid: Tensor | None,
+    alpha: float,
+    gamma: float,
+    compiled: bool = False,
 ) -> Tensor:
     """`[B, C]`: the negative focal terms of the background anchors, summed over anchors, before trust is applied.
 
-    logits: `[B, N, C]` float32 or float64. background: `[B, N]` bool. avoid: as of `dataset_aware_focal_loss`.
+    logits: `[B, N, C]` float32 or float64. background: `[B, N]` bool. avoid, compiled: as of
+    `dataset_aware_focal_loss`; rows of `avoid` with image -1 mean nothing.
     """
-    sums: Tensor = _FocalSums.apply(logits, background, avoid, None, alpha, gamma)[0]
+    sums: Tensor = _FocalSums.apply(logits, background, avoid, None, alpha, gamma, compiled)[0]
     return sums
 
 
@@ -135,9 +147,11 @@ class _FocalSums(torch.autograd.Function):
         foreground: tuple[Tensor, Tensor, Tensor, Tensor] | None,
         alpha: float,
         gamma: float,
+        compiled: bool,
     ) -> tuple[Tensor, Tensor]:
         slope = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        sums = _background_sums(*_without_avoided(logits, background, avoid), slope, alpha, gamma)
+        logits, weights = _without_avoided(logits, background, avoid)
+        sums = _background_sums(logits, weights, slope, alpha, gamma, compiled)
         if foreground is None:
             place, terms, fore_slope = None, logits.new_zeros(0), None
         else:
@@ -158,7 +172,7 @@ class _FocalSums(torch.autograd.Function):
         grad = slope * grad_sums[:, None] if _graph_is_kept() else slope.mul_(grad_sums[:, None])
         if place is not None:  # background and foreground are different anchors
             grad.flatten(0, 1)[place] = fore_slope * grad_terms[:, None]
-        return grad, None, None, None, None, None
+        return grad, None, None, None, None, None, None
 
 
 def _graph_is_kept() -> bool:
@@ -193,23 +207,54 @@ def _with_entries(tensor: Tensor, places: Tensor, value: float) -> Tensor:
 
 
 def _background_sums(
-    logits: Tensor, background: Tensor, slope: Tensor | None, alpha: float, gamma: float
+    logits: Tensor, background: Tensor, slope: Tensor | None, alpha: float, gamma: float, compiled: bool
 ) -> Tensor:
     """The sums; writes the derivatives by the logits into `slope`."""
     images, anchors, classes = logits.shape
     sums = logits.new_zeros(images, 1, classes)
+    add_piece = _compiled_piece() if compiled else _add_focal_piece
     # on other devices every small piece would be a kernel launch
     step = max(1, CHUNK // max(1, images * classes)) if logits.device.type == "cpu" else max(1, anchors)
     for start in range(0, anchors, step):
         piece = slice(start, start + step)
         weight = background[:, piece, None] * (1 - alpha)
-        power, p, soft = _focal_parts(logits[:, piece], gamma)
-        sums.baddbmm_(weight.transpose(1, 2), power * soft)
-        if slope is not None:
-            # d(p^gamma softplus) = p^gamma (gamma (1 - p) softplus + p)
-            soft.mul_(gamma).addcmul_(soft, p, value=-1).add_(p)
-            torch.mul(power.mul_(weight), soft, out=slope[:, piece])
+        add_piece(logits[:, piece], weight, sums, None if slope is None else slope[:, piece], gamma)
     return sums.squeeze(1)
+
+
+def _add_focal_piece(
+    logits: Tensor, weight: Tensor, sums: Tensor, slope: Tensor | None, gamma: float
+) -> None:
+    """Adds `weight p^gamma softplus(logit)` of some anchors to `sums [B, 1, C]`; writes the derivative.
+
+    logits, slope: `[B, n, C]`. weight: `[B, n, 1]`.
+    """
+    power, p, soft = _focal_parts(logits, gamma)
+    sums.baddbmm_(weight.transpose(1, 2), power * soft)
+    if slope is not None:
+        # d(p^gamma softplus) = p^gamma (gamma (1 - p) softplus + p)
+        soft.mul_(gamma).addcmul_(soft, p, value=-1).add_(p)
+        torch.mul(power.mul_(weight), soft, out=slope)
+
+
+@cache
+def _compiled_piece() -> Callable[[Tensor, Tensor, Tensor, Tensor | None, float], None]:
+    """`_add_focal_piece` fused into one pass over the logits, with one exponential and one logarithm each."""
+
+    def add_focal_piece(
+        logits: Tensor, weight: Tensor, sums: Tensor, slope: Tensor | None, gamma: float
+    ) -> None:
+        e = torch.exp(-logits.abs())  # finite for every logit
+        p = torch.where(logits >= 0, 1.0, e) / (1 + e)
+        soft = torch.relu(logits) + torch.log1p(e)
+        power = (
+            p * p if gamma == 2 else (gamma * (torch.clamp(logits, max=0) - torch.log1p(e))).exp()
+        ) * weight
+        sums.add_((power * soft).sum(1, keepdim=True))
+        if slope is not None:
+            slope.copy_(power * (gamma * (1 - p) * soft + p))
+
+    return torch.compile(add_focal_piece, dynamic=True)
 
 
 def foreground_negatives_of(

@@ -59,6 +59,7 @@ class Recipe:
     clip_norm: float | None = None
     accumulate: int = 1
     ema: float | None = None
+    compile: bool = False
     group_aspect: bool = True
     workers: int = 2
     seed: int = 0
@@ -82,16 +83,19 @@ class Sealed:
 class TrainStep(nn.Module):
     """The one forward that autocast and DDP see: features, head, losses."""
 
-    def __init__(self, detector: RetinaNet) -> None:
+    def __init__(self, detector: RetinaNet, compiled: bool = False) -> None:
+        """compiled: backbone and pyramid as one graph, and the focal terms as one kernel, by `torch.compile`."""
         super().__init__()
         self.detector = detector
+        self.compiled = compiled
+        self._features = torch.compile(detector.features) if compiled else detector.features
 
     def forward(self, batch: Batch | Sealed) -> dict[str, Tensor]:
         """Scalars `classification` and `box` to be summed and differentiated, and per image, detached,
         `image_loss [B]` (not normalised) and `image_positives [B]`, for the logs."""
         batch = batch.batch if isinstance(batch, Sealed) else batch
-        features = self.detector.features(batch.images)
-        sums = self.detector.image_losses(features, batch)
+        features = self._features(batch.images)
+        sums = self.detector.image_losses(features, batch, self.compiled)
         return {
             **self.detector.normalise(sums),
             "image_loss": (sums.classification + sums.box * self.detector.box_weight).detach(),
@@ -172,7 +176,7 @@ def fit(
         weight_decay=recipe.weight_decay,
         fused=True,  # one pass over weights, gradients and momentum, and no temporary of the weights' size
     )
-    step_module, optimizer = fabric.setup(TrainStep(detector), optimizer)
+    step_module, optimizer = fabric.setup(TrainStep(detector, recipe.compile), optimizer)
     average = None
     if recipe.ema is not None:
         average = AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
@@ -276,8 +280,9 @@ def _optimiser_step(
         with run.fabric.no_backward_sync(step_module, enabled=micro + 1 < recipe.accumulate):
             output = step_module(Sealed(batch))
             loss = (output["classification"] + output["box"]) / recipe.accumulate
-            _stop_if_not_finite(run, loss, batch, dataset)
             run.fabric.backward(loss)
+            # looks at the value, so it waits for the device: with the backward pass queued, before any update
+            _stop_if_not_finite(run, loss, batch, dataset)
         totals.add(batch.dataset_ids, output["image_loss"], output["image_positives"])
         for name in ("classification", "box"):
             losses[name] = losses.get(name, 0) + output[name].detach() / recipe.accumulate

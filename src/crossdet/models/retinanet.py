@@ -237,7 +237,7 @@ class RetinaNet(nn.Module):
         """Scalars `classification` and `box`, normalised by the positives of all ranks (see `normalise`)."""
         return self.normalise(self.image_losses(features, batch))
 
-    def image_losses(self, features: list[Tensor], batch: Batch) -> ImageLosses:
+    def image_losses(self, features: list[Tensor], batch: Batch, compiled: bool = False) -> ImageLosses:
         """Loss sums per image, so that the loss of every dataset can be logged from the same numbers.
 
         Class logits are computed only where the loss needs them, see `union_focal_losses`.
@@ -263,6 +263,7 @@ class RetinaNet(nn.Module):
             self.gamma,
             self.foreground_negatives,
             self.overlap,
+            compiled,
         )
         deltas = torch.cat([self._by_anchor(self.box_subnet(f), 4) for f in features], 1)
         box = self._box_losses(deltas, grid.boxes, labelled)

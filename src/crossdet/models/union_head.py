@@ -33,6 +33,7 @@ def union_focal_losses(
     gamma: float = 2.0,
     foreground_negatives: bool = True,
     overlap: Tensor | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """`[B]` dataset-aware focal loss per image, equal to `image_focal_losses` of all logits.
 
@@ -41,7 +42,7 @@ def union_focal_losses(
         predict: that layer, a 3x3 convolution with padding 1 to A * C channels, class fastest.
         labelled: of `label_anchors`, anchors by level, row, column and shape.
         trusted: `[B, C]` bool. groups: its distinct rows (`trust_groups(trusted)`).
-        alpha, gamma, foreground_negatives, overlap: see `dataset_aware_focal_loss`.
+        alpha, gamma, foreground_negatives, overlap, compiled: see `dataset_aware_focal_loss`.
     """
     classes = trusted.shape[1]
     shapes = predict.out_channels // classes
@@ -57,7 +58,9 @@ def union_focal_losses(
         negatives,
         (alpha, gamma),
     )
-    background = _background(towers, weight, bias, [len(r) for r in rows], labelled, groups, alpha, gamma)
+    background = _background(
+        towers, weight, bias, [len(r) for r in rows], labelled, groups, alpha, gamma, compiled
+    )
     losses: Tensor = background.index_add(0, labelled.image, terms.to(background.dtype))
     return losses
 
@@ -80,6 +83,7 @@ def _background(
     groups: Sequence[TrustGroup],
     alpha: float,
     gamma: float,
+    compiled: bool,
 ) -> Tensor:
     """`[B]` sums of the background anchors, each image over its own trusted classes."""
     device = weight.device
@@ -106,7 +110,8 @@ def _background(
                 logits = logits if logits.dtype == torch.float64 else logits.float()
                 avoid = _local(labelled.avoid, group, start, anchors)
                 piece = slice(start, start + anchors)
-                total = total + background_focal_sums(logits, mine[:, piece], avoid, alpha, gamma).sum(1)
+                terms = background_focal_sums(logits, mine[:, piece], avoid, alpha, gamma, compiled)
+                total = total + terms.sum(1)
             start += anchors
         sums.append(total.expand(len(group.images)))
     joined = torch.cat(sums)

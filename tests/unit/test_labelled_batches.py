@@ -1,0 +1,115 @@
+"""Batches that bring their anchor labels along: the same loss, and a step that reads nothing from the device."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+
+from crossdet.losses import image_focal_losses
+from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.retinanet import RetinaNet
+from crossdet.training import TrainStep
+from crossdet.types import BACKGROUND, IGNORE, Annotations, Batch, Flag
+
+CLASSES = 5
+
+
+@pytest.fixture(scope="module")
+def model() -> RetinaNet:
+    torch.manual_seed(0)
+    settings = DetectorSettings(backbone="resnet18", channels=16, head_depth=1, frozen_batch_norm=True)
+    return build_detector(settings, CLASSES).train()
+
+
+def make_batch(images: int = 3, size: tuple[int, int] = (96, 160), regions: bool = False) -> Batch:
+    """Images of two datasets, the first ones of one; every second image has a region of a class and one of none."""
+    g = torch.Generator().manual_seed(1)
+    targets = []
+    for image in range(images):
+        corner = torch.rand(6, 2, generator=g) * torch.tensor([size[1] * 0.6, size[0] * 0.6])
+        boxes = torch.cat([corner, corner + 8 + torch.rand(6, 2, generator=g) * 40], 1)
+        labels = torch.randint(0, CLASSES, (6,), generator=g)
+        flags = torch.zeros(6, dtype=torch.uint8)
+        if regions and image % 2 == 0:
+            flags[:2] = int(Flag.CROWD)
+            labels[1] = -1
+        targets.append(Annotations(boxes, labels, flags))
+    trusted = torch.zeros(images, CLASSES, dtype=torch.bool)
+    trusted[: images // 2 + 1, :2], trusted[images // 2 + 1 :, 2:] = True, True
+    pictures = torch.randint(0, 256, (images, 3, *size), generator=g, dtype=torch.uint8)
+    sizes, rows = torch.tensor([size] * images), torch.arange(images)
+    return Batch(pictures, sizes, sizes, targets, trusted, rows, rows % 2)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("size", [(96, 160), (32, 32), (100, 70), (257, 300)])
+def test_labels_found_before_are_those_found_in_the_step(model, size, regions):
+    """Also for sizes that `features` still pads, and for levels of a single position."""
+    batch = make_batch(size=size, regions=regions)
+    labelled = pickle.loads(pickle.dumps(model.labeller()))(batch)  # as it reaches a worker process
+    assert labelled.labelled is not None
+    assert sum(labelled.labelled.per_shape) == len(labelled.labelled.anchor) > 0
+    features = model.features(batch.images)
+    found, wanted = model.image_losses(features, labelled), model.image_losses(features, batch)
+    for a, b in zip(found, wanted, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_a_step_on_a_labelled_batch_reads_no_value(model, regions):
+    """On fake tensors, which have shapes but no values, everything that would wait for a device fails."""
+    batch = model.labeller()(make_batch(regions=regions))
+    step = TrainStep(model)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+
+        def fake(unlabelled: bool) -> Batch:
+            make = mode.from_tensor
+            return replace(
+                batch,
+                images=make(batch.images),
+                targets=[target._map(make) for target in batch.targets],
+                trusted=make(batch.trusted),
+                trust_groups=tuple(g._replace(classes=make(g.classes)) for g in batch.trust_groups),
+                labelled=None if unlabelled else batch.labelled.map(make),
+            )
+
+        losses = step(fake(unlabelled=False))
+        (losses["classification"] + losses["box"]).backward()
+        # the test can fail: matching counts what it finds
+        with pytest.raises(DynamicOutputShapeException):
+            step(fake(unlabelled=True))
+    model.zero_grad()
+
+
+def test_labels_travel_with_the_batch(model):
+    batch = model.labeller()(make_batch())
+    moved = batch.to("meta")
+    assert all(t.device.type == "meta" for t in moved.labelled[:5])
+    assert moved.labelled.per_shape == batch.labelled.per_shape
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+@pytest.mark.parametrize("gamma", [2.0, 1.5])
+def test_compiled_terms_are_the_same(gamma):
+    """Value and gradient, also where a probability is 0 or 1 in float32."""
+    g = torch.Generator().manual_seed(3)
+    logits = torch.randn(3, 400, 7, generator=g) * 4 - 2
+    logits[0, 0] = torch.tensor([200.0, -200.0, 90.0, -90.0, 20.0, -20.0, 0.0])
+    labels = torch.full((3, 400), BACKGROUND)
+    labels[:, 5::40], labels[:, 6::40] = 2, IGNORE
+    trusted = torch.rand(3, 7, generator=g) < 0.6
+    results = []
+    for compiled in (False, True):
+        leaf = logits.clone().requires_grad_()
+        losses = image_focal_losses(leaf, labels, trusted, gamma=gamma, compiled=compiled)
+        losses.sum().backward()
+        results.append((losses.detach(), leaf.grad))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-5, atol=1e-7)
+    assert torch.isfinite(results[1][1]).all()
