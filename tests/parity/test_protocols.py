@@ -337,6 +337,10 @@ def test_mistakes_in_the_arrays_are_told():
     world = World(2)
     with pytest.raises(UserError, match="no finite numbers"):
         DetectionArrays(np.zeros((1, 4)), np.array([np.nan]), np.zeros(1, int), np.zeros(1, int))
+    with pytest.raises(UserError, match=r"1 of 2 scores are no finite .* row 1 \(1e\+308\)"):
+        detections((0, -1e30, (0, 0, 1, 1)), (0, 1e308, (0, 0, 1, 1)))  # their distance is infinite
+    with pytest.raises(UserError, match=r"1 of 1 have coordinates .* row 0 \(0, 0, 1e\+200, 1e\+200\)"):
+        detections((0, 0.5, (0, 0, 1e200, 1e200)))  # its area is
     far = detections((0, 0.5, (0, 0, 1, 1)), (IMAGES, 0.5, (0, 0, 1, 1)))
     with pytest.raises(UserError, match=r"image rows in 0\.\.8, got 0\.\.9"):
         wider_face_scores(world.face_truth(), far)

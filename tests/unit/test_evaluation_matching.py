@@ -114,6 +114,18 @@ def test_best_f1_is_the_best_of_all_thresholds(seed):
         assert point.objects == objects
 
 
+def test_no_threshold_lies_where_no_detection_was_looked_at():
+    """One right detection, and the evaluation began at 0.05: half-way to there, not to 0."""
+    truth, found = judged_case(3, ties=False)
+    right = judge(truth, found, [0, 1])
+    best = int(np.flatnonzero(right.hits & (right.labels == 0))[0])
+    alone = [judge(truth, found.take(np.array([best])), [0, 1], floor) for floor in (0.05, 0.01)]
+    score = float(found.scores[best])
+    assert best_f1(alone[:1], 0).threshold == pytest.approx((score + 0.05) / 2)
+    assert best_f1(alone, 0).threshold == pytest.approx((score + 0.05) / 2)  # the stricter of two splits
+    assert best_f1(alone[1:], 0).threshold == pytest.approx((score + 0.01) / 2)
+
+
 def test_detections_on_crowds_are_not_counted():
     """One right, one in the crowd, one wrong: F1 is best with the first alone, half-way to the wrong one."""
     truth = GroundTruth(

@@ -14,6 +14,9 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 Bools = NDArray[np.bool_]
 
+LARGEST_COORDINATE, LARGEST_SCORE = 1e12, 1e30
+"""Beyond these the area of a box or a scaled score in single precision overflows, and a number would be wrong."""
+
 
 @dataclass(frozen=True)
 class GroundTruth:
@@ -54,12 +57,12 @@ class DetectionArrays:
     def __post_init__(self) -> None:
         columns = {"scores": self.scores, "labels": self.labels, "image_of_box": self.image_of_box}
         check_columns("DetectionArrays", self.boxes, **columns)
-        bad = ~np.isfinite(self.scores)
+        bad = ~(np.abs(self.scores) <= LARGEST_SCORE)
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
             raise UserError(
-                f"detections: {int(bad.sum())} of {len(bad)} scores are no finite numbers, "
-                f"the first in row {row} ({self.scores[row]})"
+                f"detections: {int(bad.sum())} of {len(bad)} scores are no finite numbers (at most "
+                f"{LARGEST_SCORE:g}), the first in row {row} ({self.scores[row]})"
             )
 
     def with_boxes(self, boxes: Floats) -> DetectionArrays:
@@ -85,8 +88,13 @@ def check_columns(name: str, boxes: Floats, **columns: NDArray[Any]) -> None:
     for column, values in columns.items():
         if values.shape != (len(boxes),):
             raise ValueError(f"{name}.{column}: expected shape [{len(boxes)}], got {list(values.shape)}")
-    if not np.isfinite(boxes).all():
-        raise UserError(f"{name}.boxes: some coordinates are no finite numbers")
+    bad = ~(np.abs(boxes) <= LARGEST_COORDINATE).all(1)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise UserError(
+            f"{name}.boxes: {int(bad.sum())} of {len(boxes)} have coordinates that are no finite numbers (at most "
+            f"{LARGEST_COORDINATE:g}), the first in row {row} ({', '.join(f'{v:g}' for v in boxes[row])})"
+        )
 
 
 def check_rows(name: str, rows: Ints, images: int) -> None:

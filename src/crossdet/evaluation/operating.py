@@ -23,7 +23,7 @@ class Judged:
     """The detections of one split, `[N]` in the order of their `DetectionArrays`.
 
     hits: true positives at IoU 0.5. counted: false where a detection is neither right nor wrong (it lies on a
-    crowd or ignored box). objects: class id -> boxes to find.
+    crowd or ignored box). objects: class id -> boxes to find. floor: what scores less was not looked at.
     """
 
     labels: NDArray[np.int64]
@@ -31,11 +31,14 @@ class Judged:
     hits: Bools
     counted: Bools
     objects: dict[int, int]
+    floor: float = 0.0
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """threshold: between the lowest score reported and the next one. objects: boxes it was chosen on."""
+    """threshold: half-way between the lowest score reported and the next one (or the floor). objects: boxes it was
+    chosen on.
+    """
 
     threshold: float
     f1: float
@@ -44,7 +47,9 @@ class OperatingPoint:
     objects: int
 
 
-def judge(truth: GroundTruth, detections: DetectionArrays, classes: Sequence[int]) -> Judged:
+def judge(
+    truth: GroundTruth, detections: DetectionArrays, classes: Sequence[int], floor: float = 0.0
+) -> Judged:
     """Compares detections with the boxes of their class: by falling score each takes the box with the largest IoU,
     a second one on the same box is wrong."""
     span = 1 + max([-1, *detections.labels.tolist(), *truth.labels.tolist()])
@@ -66,6 +71,7 @@ def judge(truth: GroundTruth, detections: DetectionArrays, classes: Sequence[int
         hits=hits,
         counted=hits | (inside < IOU_THRESHOLD),
         objects={c: int(counts[c]) if c < span else 0 for c in classes},
+        floor=floor,
     )
 
 
@@ -92,7 +98,7 @@ def best_f1(judged: Sequence[Judged], class_id: int) -> OperatingPoint | None:
     f1 = 2 * right / (reported + objects)
     f1[:-1][scores[:-1] == scores[1:]] = -1.0  # a threshold cannot separate equal scores
     best = int(f1.argmax())
-    below = scores[best + 1] if best + 1 < len(scores) else 0.0
+    below = scores[best + 1] if best + 1 < len(scores) else max(j.floor for j, _ in mine)
     return OperatingPoint(
         threshold=float((scores[best] + below) / 2),
         f1=float(f1[best]),

@@ -155,9 +155,10 @@ def score_dataset(
     least 0.3. The images are looked at once, with the widest limits; each protocol then takes what it may have.
     """
     limits = [settings.limits(protocol) for protocol in protocols]
+    floor = min(limit.score_threshold for limit in limits)
     widest = replace(
         settings,
-        score_threshold=min(limit.score_threshold for limit in limits),
+        score_threshold=floor,
         max_detections=max(limit.max_detections for limit in limits),
     )
     found = detect(model, split.index, split.classes, widest, **detect_options)
@@ -180,5 +181,5 @@ def score_dataset(
         for p, part in zip(protocols, parts, strict=True)
         for name, curve in part.curves.items()
     ]
-    judged = judge(truth, found.detections, split.classes)
+    judged = judge(truth, found.detections, split.classes, floor)
     return DatasetScores(record, parts[0].headline, curves, judged, found)

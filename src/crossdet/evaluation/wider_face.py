@@ -103,7 +103,8 @@ def _corners(boxes: Floats) -> NDArray[np.float64]:
 
 
 def _scaled(scores: Floats, arithmetic: Arithmetic) -> Floats:
-    """Scores scaled by the smallest and largest of the whole set; 0 where these are equal.
+    """Scores scaled by the smallest and largest of the whole set; 0 where these are equal (0 / 0 in the released
+    code, which then reports an AP of 0).
 
     The released code holds the two in single precision, starting from the smallest and largest positive single.
     """

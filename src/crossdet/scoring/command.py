@@ -93,7 +93,7 @@ def voc(
         Path,
         typer.Argument(
             metavar="DETS_DIR",
-            help="one CLASS.txt or ..._CLASS.txt per class, lines: image score xmin ymin xmax ymax (1-based)",
+            help="CLASS.txt or comp4_det_test_CLASS.txt, lines: image score xmin ymin xmax ymax, 1-based",
         ),
     ],
     image_set: Annotated[
@@ -181,6 +181,8 @@ def wider_face(
 
     Example: crossdet score wider_face eval_tools/ground_truth predictions --json scores.json
     """
+    import numpy as np
+
     from crossdet.evaluation.wider_face import wider_face_scores
     from crossdet.evaluation.wider_face_lists import read_wider_face_truth
     from crossdet.scoring.wider_face_files import read_wider_face_predictions
@@ -200,6 +202,11 @@ def wider_face(
     title = f"WIDER FACE, {arithmetic} arithmetic: {len(lists.names)} images, {count} detections"
     print_table(title, ("faces", "AP %", "number"), rows)
     notes = []
+    if count and np.ptp(read.detections.scores) == 0:
+        notes.append(
+            "all scores are equal: here every detection counts at the last threshold, the released code divides "
+            "0 by 0 and gives 0"
+        )
     if read.missing:
         known = f"{len(read.missing)} of {len(lists.names)} images have no prediction file"
         notes.append(f"{known} and count as without detections: {some(read.missing)}")

@@ -5,6 +5,7 @@ Boxes are 1-based with both corners inside, in both; nothing is rounded or shift
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from crossdet.evaluation.voc import VocTruth
 from crossdet.scoring.text_files import read_detection_lines
 
 LAYOUT = "image score xmin ymin xmax ymax"
+KIT_NAME = re.compile(r"comp\d+(?:_[^_]+)?_det_[^_]+_(?P<name>.+)")
+"""comp4_det_test_dog, also with py-faster-rcnn's salt. The class is all that follows the set: a name that merely
+ends in "_dog" may be another class, such as hot_dog, of which the ground truth has no object."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,18 @@ def read_voc_truth(folder: Path, image_set: str | None = None) -> VocFiles:
 
 
 def _image_set(folder: Path, given: str) -> Path:
-    file, named = Path(given), folder / "ImageSets" / "Main" / f"{given}.txt"
+    file, sets = Path(given), folder / "ImageSets" / "Main"
     if is_there(file) and not file.is_dir():
         return file
-    if is_there(named):
-        return named
-    names = sorted(path.stem for path in named.parent.glob("*.txt")) if named.parent.is_dir() else []
+    names = sorted(path.stem for path in sets.glob("*.txt")) if sets.is_dir() else []
+    if given in names:
+        return sets / f"{given}.txt"
     have = f"; the image sets there are {', '.join(names[:20])}" if names else ""
-    raise UserError(f"image set {given!r}: neither the file {file} nor {named} exists{have}")
+    raise UserError(f"image set {given!r}: neither the file {file} nor a set of that name in {sets}{have}")
 
 
 def read_voc_results(folder: Path, files: VocFiles) -> VocResults:
-    """Reads the results of each class: `<class>.txt`, or the one file whose name ends in `_<class>.txt`.
+    """Reads the results of each class: `<class>.txt`, or the kit's `comp4_det_test_<class>.txt`.
 
     Raises `UserError` where a class has several files or none has one, `AnnotationError` for malformed lines.
     """
@@ -127,7 +131,7 @@ def read_voc_results(folder: Path, files: VocFiles) -> VocResults:
 
 
 def _files(folder: Path, classes: Sequence[str]) -> tuple[dict[str, list[Path]], list[str]]:
-    """Class -> its files, and the names of the other .txt files. The longest fitting class name wins."""
+    """Class -> its files, and the names of the other .txt files."""
     try:
         texts = sorted(file for file in folder.iterdir() if file.name.endswith(".txt"))
     except OSError as error:
@@ -136,9 +140,10 @@ def _files(folder: Path, classes: Sequence[str]) -> tuple[dict[str, list[Path]],
     unknown = []
     for file in texts:
         stem = file.name.removesuffix(".txt")
-        fitting = [name for name in classes if stem == name or stem.endswith(f"_{name}")]
-        if fitting:
-            by_class[max(fitting, key=len)].append(file)
+        kit = KIT_NAME.fullmatch(stem)
+        name = kit["name"] if kit and stem not in by_class else stem
+        if name in by_class:
+            by_class[name].append(file)
         else:
             unknown.append(file.name)
     return by_class, unknown

@@ -110,13 +110,24 @@ def test_a_box_without_area_is_kept_as_it_stands(tmp_path: Path) -> None:
     assert record["per_class"]["cat"]["area"] == 0.5
 
 
-def test_the_kits_own_file_names_are_found_and_the_longest_class_name_wins(tmp_path: Path) -> None:
+def test_the_kits_own_file_names_are_found_with_their_whole_class_name(tmp_path: Path) -> None:
     voc, dets = dataset(
         tmp_path, comp4_det_test_cat="a 1 1 1 10 10\n", comp4_det_test_wild_cat="b 1 5 5 50 60\n"
     )
     write(voc / "Annotations" / "b.xml", xml(("wild_cat", (5, 5, 50, 60))))
     record, _ = scored(tmp_path, "voc", voc, dets)
     assert {name: row["area"] for name, row in record["per_class"].items()} == {"cat": 0.5, "wild_cat": 1}
+
+
+@pytest.mark.parametrize("other", ["wild_cat", "comp4_det_test_wild_cat", "comp3_salt_det_val_wild_cat"])
+def test_a_file_whose_name_only_ends_in_a_class_is_of_another_class(other: str, tmp_path: Path) -> None:
+    """No wild_cat is in the ground truth; its detections must not count as those of cat."""
+    voc, dets = dataset(tmp_path, **{other: "a 1 1 1 10 10\n", "comp4_a1-b2_det_test_dog": "b 1 5 5 50 60\n"})
+    record, printed = scored(tmp_path, "voc", voc, dets)
+    assert {name: row["area"] for name, row in record["per_class"].items()} == {"cat": 0, "dog": 1}
+    assert f"left out: {other}.txt" in printed
+    write(dets / "cat.txt", RIGHT_WRONG_RIGHT)
+    assert scored(tmp_path, "voc", voc, dets)[0]["per_class"]["cat"]["area"] == pytest.approx(5 / 6)
 
 
 def test_two_files_for_one_class_are_refused(tmp_path: Path) -> None:
@@ -154,6 +165,10 @@ def test_an_image_set_limits_the_images(tmp_path: Path) -> None:
     assert scored(tmp_path, "voc", voc, dets, "--image-set", "test")[0]["per_class"].keys() == {"cat", "dog"}
     message = refused("voc", voc, dets, "--image-set", "val")
     assert "image set 'val': neither the file val nor" in message
+    write(tmp_path / "notes.txt", "")
+    message = refused("voc", voc, dets, "--image-set", tmp_path / "gone.txt")
+    assert "image sets there are test" in message
+    assert "notes" not in message
     assert "the image sets there are test" in message
 
 

@@ -53,6 +53,7 @@ def test_faces_outside_the_setting_count_neither_way(tmp_path: Path) -> None:
     assert (record["images"], record["missing"], record["unknown"]) == (3, [], [])
     rows = [line.split() for line in printed.splitlines()]
     assert ["hard", "75.00", "4"] in rows
+    assert "all scores are equal: here every detection counts at the last threshold" in printed
 
 
 def test_a_false_positive_above_all_others(tmp_path: Path) -> None:
@@ -100,8 +101,9 @@ def test_missing_and_unknown_files_are_listed(tmp_path: Path) -> None:
 
 def test_no_detections_at_all_score_zero(tmp_path: Path) -> None:
     folder = predictions(tmp_path, "p_1\n0\n", "p_2\n0", NONE)
-    record, _ = scored(tmp_path, "wider_face", lists(tmp_path), folder)
+    record, printed = scored(tmp_path, "wider_face", lists(tmp_path), folder)
     assert (record["easy"], record["medium"], record["hard"]) == (0, 0, 0)
+    assert "all scores are equal" not in printed
 
 
 def test_a_setting_without_faces_has_no_number(tmp_path: Path) -> None:
