@@ -3,11 +3,13 @@
     python benchmarks/train_step.py [--backbone resnet50] [--batch 4] [--size 320 416] [--json FILE]
 
 A step is forward, loss, backward and SGD. The two models take turns in one process, so that whatever else the
-machine does hits both; the medians are compared. Both have ResNet-50 (all layers trainable, frozen batch norm,
+machine does hits both; the medians are compared. Both have the backbone (all layers trainable, frozen batch norm,
 random weights), FPN P3-P7 with 256 channels, 9 anchors and the same number of classes; ours has the
 dataset-aware loss with half of the classes avoided in every image, or, with `--datasets 10 --classes 1000`, a
 union: every image trusts the 100 classes of its own dataset. Each side runs in its own best memory format: the
-faster of contiguous and channels_last, which is tried first and printed. The optimiser is the same, fused SGD.
+faster of contiguous and channels_last, which is tried first and printed; with `--dtype best` each also in its
+faster number type, float32 or bfloat16 (autocast). `--compile` compares our compiled step instead. The optimiser is
+the same, fused SGD. Matching is inside both steps; in a real training ours is done by the loader's workers.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -33,6 +37,27 @@ from crossdet.training import TrainStep
 from crossdet.types import Annotations, Batch
 
 Step = Callable[[], float]
+TORCHVISION = {
+    # builder, where C3 to C5 come from, their channels
+    "resnet50": (torchvision.models.resnet50, ("layer2", "layer3", "layer4"), [512, 1024, 2048]),
+    "resnet18": (torchvision.models.resnet18, ("layer2", "layer3", "layer4"), [128, 256, 512]),
+    "mobilenetv2_100": (torchvision.models.mobilenet_v2, ("6", "13", "17"), [32, 96, 320]),
+}
+
+
+class Form(NamedTuple):
+    """How a side runs."""
+
+    channels_last: bool
+    bfloat16: bool
+
+    @property
+    def name(self) -> str:
+        layout = "channels_last" if self.channels_last else "contiguous"
+        return f"{'bfloat16' if self.bfloat16 else 'float32'}, {layout}"
+
+    def autocast(self, device: torch.device) -> Any:
+        return torch.autocast(device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
 
 
 def random_batch(
@@ -69,18 +94,19 @@ def optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
 
 
-def our_step(backbone: str, classes: int, batch: Batch, channels_last: bool) -> Step:
+def our_step(backbone: str, classes: int, batch: Batch, form: Form, compiled: bool = False) -> Step:
     torch.manual_seed(0)
     scales = tuple(4 * 2 ** (k / 3) for k in range(3))
     settings = DetectorSettings(backbone=backbone, scales=scales, frozen_batch_norm=True)
-    step = TrainStep(build_detector(settings, classes)).to(batch.images.device).train()
-    if channels_last:
+    step = TrainStep(build_detector(settings, classes).to(batch.images.device), compiled).train()
+    if form.channels_last:
         step = step.to(memory_format=torch.channels_last)
     sgd = optimizer(step)
 
     def run() -> float:
         sgd.zero_grad(set_to_none=True)
-        losses = step(batch)
+        with form.autocast(batch.images.device):
+            losses = step(batch)
         loss = losses["classification"] + losses["box"]
         loss.backward()
         sgd.step()
@@ -89,17 +115,13 @@ def our_step(backbone: str, classes: int, batch: Batch, channels_last: bool) -> 
     return run
 
 
-def torchvision_step(backbone: str, classes: int, batch: Batch, channels_last: bool) -> Step:
+def torchvision_step(backbone: str, classes: int, batch: Batch, form: Form) -> Step:
     torch.manual_seed(0)
-    builder = {
-        "resnet50": torchvision.models.resnet50,
-        "resnet18": torchvision.models.resnet18,
-    }[backbone]
+    builder, layers, channels = TORCHVISION[backbone]
     body = builder(weights=None, norm_layer=FrozenBatchNorm2d)
-    channels = [body.layer2[-1].conv1.in_channels, body.layer3[-1].conv1.in_channels, body.fc.in_features]
     pyramid = BackboneWithFPN(
-        body,
-        {"layer2": "0", "layer3": "1", "layer4": "2"},
+        body if hasattr(body, "layer2") else body.features,
+        {layer: str(number) for number, layer in enumerate(layers)},
         channels,
         256,
         extra_blocks=LastLevelP6P7(channels[-1], 256),
@@ -107,7 +129,7 @@ def torchvision_step(backbone: str, classes: int, batch: Batch, channels_last: b
     height, width = batch.images.shape[-2:]
     model = TorchvisionRetinaNet(pyramid, classes, min_size=height, max_size=max(height, width))
     model = model.to(batch.images.device).train()
-    if channels_last:
+    if form.channels_last:
         model = model.to(memory_format=torch.channels_last)
     sgd = optimizer(model)
     # its documented input: float images in 0..1 and a dictionary per image
@@ -115,7 +137,9 @@ def torchvision_step(backbone: str, classes: int, batch: Batch, channels_last: b
 
     def run() -> float:
         sgd.zero_grad(set_to_none=True)
-        loss = sum(model(list(batch.images.float() / 255), targets).values())
+        with form.autocast(batch.images.device):
+            losses = model(list(batch.images.float() / 255), targets)
+        loss = sum(losses.values())
         loss.backward()
         sgd.step()
         return float(loss.detach())
@@ -131,19 +155,24 @@ def seconds(step: Step, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def best_format(build: Callable[[bool], Step], device: torch.device) -> tuple[Step, str]:
-    """The step in the faster memory format, after warming both up."""
-    candidates = {"contiguous": build(False), "channels_last": build(True)}
-    times = {
-        name: min(seconds(step, device) for _ in range(3)) for name, step in candidates.items()
-    }  # the first call of three allocates
-    name = min(times, key=lambda n: times[n])
-    return candidates[name], name
+def best_form(build: Callable[[Form], Step], dtype: str, device: torch.device) -> tuple[Step, Form]:
+    """The step in the fastest of the allowed forms, after warming all up."""
+    halves = {"float32": [False], "bfloat16": [True], "best": [False, True]}[dtype]
+    best: tuple[float, Step, Form] | None = None
+    for form in (Form(last, half) for half in halves for last in (False, True)):
+        step = build(form)
+        taken = min(seconds(step, device) for _ in range(3))  # the first call of three allocates
+        if best is None or taken < best[0]:
+            best = taken, step, form
+    assert best is not None
+    return best[1], best[2]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--backbone", default="resnet50", choices=["resnet50", "resnet18"])
+    parser.add_argument("--backbone", default="resnet50", choices=sorted(TORCHVISION))
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "best"])
+    parser.add_argument("--compile", action="store_true", help="our step through torch.compile")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, nargs=2, default=(320, 416), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--classes", type=int, default=91)
@@ -154,9 +183,11 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     batch = random_batch(args.batch, tuple(args.size), args.classes, args.datasets, device)
-    ours, our_format = best_format(lambda last: our_step(args.backbone, args.classes, batch, last), device)
-    theirs, their_format = best_format(
-        lambda last: torchvision_step(args.backbone, args.classes, batch, last), device
+    ours, our_form = best_form(
+        lambda form: our_step(args.backbone, args.classes, batch, form, args.compile), args.dtype, device
+    )
+    theirs, their_form = best_form(
+        lambda form: torchvision_step(args.backbone, args.classes, batch, form), args.dtype, device
     )
     pairs = [(seconds(ours, device), seconds(theirs, device)) for _ in range(args.rounds)]
     ours_seconds = statistics.median(a for a, _ in pairs)
@@ -165,8 +196,8 @@ def main() -> None:
         "ours_seconds": ours_seconds,
         "torchvision_seconds": torchvision_seconds,
         "ratio": torchvision_seconds / ours_seconds,
-        "ours_format": our_format,
-        "torchvision_format": their_format,
+        "ours_form": our_form.name + (", compiled" if args.compile else ""),
+        "torchvision_form": their_form.name,
         "backbone": args.backbone,
         "batch": args.batch,
         "size": list(args.size),
@@ -180,8 +211,8 @@ def main() -> None:
     }
     print(
         f"{args.backbone}, batch {args.batch}, {args.size[0]}x{args.size[1]}, {args.classes} classes, {device}\n"
-        f"crossdet     {ours_seconds:8.3f} s per step ({our_format})\n"
-        f"torchvision  {torchvision_seconds:8.3f} s per step ({their_format})\n"
+        f"crossdet     {ours_seconds:8.3f} s per step ({result['ours_form']})\n"
+        f"torchvision  {torchvision_seconds:8.3f} s per step ({their_form.name})\n"
         f"ratio        {result['ratio']:8.3f} (torchvision over crossdet; median of {args.rounds} pairs)"
     )
     if args.json:
