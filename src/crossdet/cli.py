@@ -17,6 +17,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from crossdet.errors import RunError, UserError
+from crossdet.experiments.anchors_command import anchors
+from crossdet.experiments.paper_command import app as paper_app
+from crossdet.experiments.split_command import split
 from crossdet.scoring.command import app as score_app
 
 app = typer.Typer(
@@ -27,6 +30,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(score_app, name="score")
+app.add_typer(paper_app, name="paper")
 out = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file")]
@@ -266,6 +270,10 @@ def demo(
     result = run_demo(output or Path("demo"), out, seed, steps, images)
     if json_file is not None:
         _write_json(json_file, result)
+
+
+app.command()(split)
+app.command()(anchors)
 
 
 def _class_table(dataset: str, per_class: dict[str, dict[str, Any]]) -> Table:

@@ -94,7 +94,8 @@ def commands():
 
 def test_the_readme_shows_every_step():
     assert [words[1] for words in commands()] == [
-        "check", "check", "train", "train", "eval", "audit", "predict", *["score"] * 4, "curves",
+        "check", "check", "anchors", "train", "train", "eval", "audit", "predict", *["score"] * 4, "curves",
+        "paper", "paper",
     ]  # fmt: skip
 
 
@@ -104,7 +105,7 @@ def test_commands(world, monkeypatch, capsys):
     for words in commands():
         # the first run has finished when the README's --resume comes: resuming it is refused, with a message
         expected = 2 if "--resume" in words else 0
-        has_config = words[1] in ("check", "train", "eval", "audit")
+        has_config = words[1] in ("check", "anchors", "train", "eval", "audit")
         assert run(monkeypatch, words + (shrink if has_config else [])) == expected, words
     printed = capsys.readouterr()
     assert "nothing to resume" in printed.err

@@ -7,11 +7,14 @@ the area is (scale x s)^2, ratio = height / width, and the grid covers the padde
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.types import PAD_DIVISOR, PYRAMID_STRIDES
+from crossdet.data.index import Index
+from crossdet.labels import DROPPED
+from crossdet.types import PAD_DIVISOR, PYRAMID_STRIDES, REGION_FLAGS, Flag
 
 _CHUNK = 16_384  # boxes at a time: the temporaries stay in the processor's cache
 
@@ -34,6 +37,78 @@ def resized_boxes(
     return np.asarray(boxes, np.float64) * factor[:, [1, 0, 1, 0]]
 
 
+def learnt_boxes(
+    index: Index,
+    class_ids: NDArray[np.int64],
+    shorter: int,
+    longer: int,
+    difficult_as_region: bool = False,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The boxes that are positives in training: `[M, 4]` xyxy at the network's input, and `[M, 2]` (height, width)
+    of the image of each there.
+
+    Without regions, invalid boxes, dropped classes, and images whose size is unknown.
+
+    class_ids: `[K]` unified ids of the index's classes. difficult_as_region: without difficult boxes, too.
+    """
+    out = REGION_FLAGS | Flag.INVALID | (Flag.DIFFICULT if difficult_as_region else Flag(0))
+    labels, image = np.asarray(index.labels), index.image_of_box()
+    sizes = np.asarray(index.sizes, np.int64)
+    used = (labels >= 0) & ((np.asarray(index.flags) & int(out)) == 0) & (sizes[image] > 0).all(1)
+    used[used] = np.asarray(class_ids)[labels[used]] != DROPPED
+    image = image[used]
+    at_input = resized_sizes(np.maximum(sizes, 1), shorter, longer)
+    return resized_boxes(index.boxes[used], sizes[image], at_input[image]), at_input[image]
+
+
+@dataclass(frozen=True)
+class PlacedBoxes:
+    """Boxes, and how far the nearest anchor centre of every level is: all that the IoU with a shape depends on.
+
+    The intersection with an anchor is its overlap in x times its overlap in y, neither of which grows with the
+    distance of the centres: whatever the shape, the best position is the nearest column and the nearest row.
+
+    width, height: `[M]`. away: per level `[2, M]`, distance in x and in y. strides: of the levels.
+    """
+
+    width: NDArray[np.float64]
+    height: NDArray[np.float64]
+    away: tuple[NDArray[np.float64], ...]
+    strides: tuple[int, ...]
+
+
+def placed(
+    boxes: NDArray[np.floating], sizes: NDArray[np.integer], strides: Sequence[int] = PYRAMID_STRIDES
+) -> PlacedBoxes:
+    """boxes: `[M, 4]` xyxy in pixels of the network's input. sizes: `[M, 2]` (height, width) of the image of every
+    box at the network's input, before padding."""
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    centre = (boxes[:, :2] + boxes[:, 2:]).T / 2
+    width, height = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).T.copy()
+    grid = -(-np.asarray(sizes).reshape(-1, 2).T[::-1] // PAD_DIVISOR) * PAD_DIVISOR
+    away = []
+    for stride in strides:
+        nearest = np.clip(np.floor(centre / stride), 0, -(-grid // stride) - 1)
+        away.append(np.abs(centre - (nearest + 0.5) * stride))
+    return PlacedBoxes(width, height, tuple(away), tuple(strides))
+
+
+def best_placed_iou(
+    boxes: PlacedBoxes, scales: Sequence[float], ratios: Sequence[float]
+) -> NDArray[np.float64]:
+    """`[M]` exact IoU of every box with its best anchor, over all levels, positions and shapes."""
+    best = np.zeros(len(boxes.width))
+    area = boxes.width * boxes.height
+    for stride, (away_x, away_y) in zip(boxes.strides, boxes.away, strict=True):
+        for ratio in ratios:
+            for scale in scales:
+                anchor_area = (scale * stride) ** 2
+                inside = _overlap(boxes.width, scale * stride / ratio**0.5, away_x)
+                inside *= _overlap(boxes.height, scale * stride * ratio**0.5, away_y)
+                np.maximum(best, inside / (area + anchor_area - inside), out=best)
+    return best
+
+
 def best_anchor_iou(
     boxes: NDArray[np.floating],
     sizes: NDArray[np.integer],
@@ -41,49 +116,13 @@ def best_anchor_iou(
     ratios: Sequence[float],
     strides: Sequence[int] = PYRAMID_STRIDES,
 ) -> NDArray[np.float64]:
-    """`[M]` exact IoU of every box with its best anchor, over all levels, positions and shapes.
-
-    The intersection with an anchor is its overlap in x times its overlap in y, neither of which grows with the
-    distance of the centres: whatever the shape, the best position is the nearest column and the nearest row.
-
-    boxes: `[M, 4]` xyxy in pixels of the network's input. sizes: `[M, 2]` (height, width) of the image of every
-    box at the network's input, before padding.
-    """
+    """`best_placed_iou` of any number of boxes; `boxes` and `sizes` as for `placed`."""
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     best = np.zeros(len(boxes))
     for start in range(0, len(boxes), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        part = boxes[rows]
-        centre = (part[:, :2] + part[:, 2:]) / 2
-        side = np.maximum(part[:, 2:] - part[:, :2], 0)
-        padded = -(-np.asarray(sizes[rows])[:, ::-1] // PAD_DIVISOR) * PAD_DIVISOR
-        for stride in strides:
-            cells = -(-padded // stride)
-            nearest = np.clip(np.floor(centre / stride), 0, cells - 1)
-            distance = np.abs(centre - (nearest + 0.5) * stride)
-            _raise_to_best(best[rows], side, distance, scales, ratios, stride)
+        best[rows] = best_placed_iou(placed(boxes[rows], sizes[rows], strides), scales, ratios)
     return best
-
-
-def _raise_to_best(
-    best: NDArray[np.float64],
-    side: NDArray[np.float64],
-    distance: NDArray[np.float64],
-    scales: Sequence[float],
-    ratios: Sequence[float],
-    stride: int,
-) -> None:
-    """Raises `best` (in place) to the IoU with the anchors of one level; columns are x, y."""
-    width, height = side[:, 0].copy(), side[:, 1].copy()
-    away_x, away_y = distance[:, 0].copy(), distance[:, 1].copy()
-    area = width * height
-    for ratio in ratios:
-        for scale in scales:
-            anchor_area = (scale * stride) ** 2
-            anchor_width = scale * stride / ratio**0.5
-            anchor_height = scale * stride * ratio**0.5
-            inside = _overlap(width, anchor_width, away_x) * _overlap(height, anchor_height, away_y)
-            np.maximum(best, inside / (area + anchor_area - inside), out=best)
 
 
 def _overlap(length: NDArray[np.float64], other: float, away: NDArray[np.float64]) -> NDArray[np.float64]:

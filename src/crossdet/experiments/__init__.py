@@ -1,0 +1,1 @@
+"""Planning and comparing trainings: what the commands around `train` compute, and what they print."""

@@ -1,0 +1,60 @@
+"""`crossdet anchors`: which anchor scales and ratios fit the boxes of all datasets together. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from crossdet.errors import UserError
+
+_FIGURES = (".png", ".pdf", ".svg")
+
+
+def anchors(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="override a config value, e.g. --set input.shorter=600"
+        ),
+    ] = None,
+    scales: Annotated[
+        int | None, typer.Option(metavar="N", help="how many scales to propose (default: as the config)")
+    ] = None,
+    ratios: Annotated[
+        int | None, typer.Option(metavar="N", help="how many ratios to propose (default: as the config)")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="also write the numbers as JSON")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="draw the boxes of every dataset and the anchors among them"),
+    ] = None,
+) -> None:
+    """Propose anchor scales and ratios for the training boxes of all datasets, and compare them with the paper's.
+
+    Example: crossdet anchors config.yaml --scales 3 --ratios 2 --plot anchors.png
+    """
+    from crossdet.config import load_config
+    from crossdet.experiments.anchors import anchors_report, configured, training_boxes
+    from crossdet.experiments.anchors_showing import draw_anchors, print_anchors
+    from crossdet.jsonfiles import write_json
+
+    if plot is not None and plot.suffix.lower() not in _FIGURES:
+        raise UserError(f"--plot: expected a file name that ends in {', '.join(_FIGURES)}, got {plot}")
+    loaded = load_config(config, overrides or [])
+    data, without_boxes = training_boxes(loaded)
+    report = anchors_report(data, configured(loaded), scales, ratios, without_boxes)
+    out = Console()
+    print_anchors(report, out)
+    if json_file is not None:
+        write_json(json_file, report.to_json())
+        out.print(f"numbers in {escape(str(json_file))}", highlight=False, soft_wrap=True)
+    if plot is not None:
+        draw_anchors(plot, data, report)
+        out.print(f"figure in {escape(str(plot))}", highlight=False, soft_wrap=True)
