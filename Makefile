@@ -19,12 +19,9 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# about 40 minutes on 2 CPU cores; the report is bench/bench.md
 bench: $(STAMP)
-	$(BIN)/python benchmarks/train_step.py
-	$(BIN)/python benchmarks/loss.py
-	$(BIN)/python benchmarks/union.py --full
-	$(BIN)/python benchmarks/index.py
-	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python benchmarks/bench.py
 
 # Installed anew only when the pinned versions or the package's own requirements change.
 $(STAMP): constraints.txt pyproject.toml
