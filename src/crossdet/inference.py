@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ from crossdet.types import Detections
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 DEFAULT_THRESHOLD = 0.3
+BATCHES_AHEAD = 2
+"""Batches of a folder that are decoded and resized while the network looks at another."""
 AnyImage = str | Path | Image.Image | np.ndarray | Tensor
 
 
@@ -89,7 +94,6 @@ class Detector:
         """
         return self.batch([image], classes, score_threshold, max_detections, **decode_options)[0]
 
-    @torch.inference_mode()
     def batch(
         self,
         images: Sequence[AnyImage],
@@ -99,28 +103,45 @@ class Detector:
         **decode_options: Any,
     ) -> list[Detections]:
         """As `__call__`, for several images in one forward pass."""
-        chosen = self._class_ids(classes)
-        options = self.decoding | decode_options
-        thresholds = torch.tensor(list(self.thresholds_used(score_threshold).values()), device=self.device)
+        options = self.options(classes, score_threshold, max_detections, **decode_options)
+        pictures = [as_tensor(image) for image in images]
+        return self.find([(picture, self.resized(picture)) for picture in pictures], options)
+
+    def options(
+        self,
+        classes: Sequence[str] | str | None = None,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+        **decode_options: Any,
+    ) -> dict[str, Any]:
+        """The arguments of `batch` as `RetinaNet.find` takes them. Raises `UserError` for an unknown class."""
+        options = self.decoding | decode_options | {"classes": self._class_ids(classes)}
+        thresholds = list(self.thresholds_used(score_threshold).values())
+        options["score_threshold"] = torch.tensor(thresholds, device=self.device)
         if max_detections is not None:
             options["max_detections"] = max_detections
-        if not images:
-            return []
-        pictures = [as_tensor(image) for image in images]
-        resized = [self._resize(picture, torch.zeros((0, 4)))[0] for picture in pictures]
-        stack, sizes = pad_images(resized, self.model.mean_colour)
-        found = self.model.find(
-            stack.to(self.device),
-            sizes.to(self.device),
-            classes=chosen,
-            score_threshold=thresholds,
-            **options,
-        )
-        originals = torch.tensor([picture.shape[1:] for picture in pictures], dtype=torch.int64)
-        return [
-            self._named(rescale(d, size, original))
-            for d, size, original in zip(found, sizes, originals, strict=True)
-        ]
+        return options
+
+    def resized(self, picture: Tensor) -> Tensor:
+        """A `[3, H, W]` uint8 picture at the size at which the network looks at it."""
+        return self._resize(picture, torch.zeros((0, 4)))[0]
+
+    @torch.inference_mode()
+    def find(self, pictures: Sequence[tuple[Tensor, Tensor]], options: Mapping[str, Any]) -> list[Detections]:
+        """Detections in pairs (picture, the same `resized`) with the `options` of that method.
+
+        One forward pass; two where upright and lying pictures together would be mostly padding.
+        """
+        found: list[Detections | None] = [None] * len(pictures)
+        for rows in _alike([small for _, small in pictures]):
+            stack, sizes = pad_images([pictures[row][1] for row in rows], self.model.mean_colour)
+            if self.device.type == "cuda":
+                stack = stack.pin_memory().to(self.device, non_blocking=True)
+            raw = self.model.find(stack, sizes.to(self.device), **options)
+            for row, detections, size in zip(rows, raw, sizes, strict=True):
+                original = torch.tensor(pictures[row][0].shape[1:], dtype=torch.int64)
+                found[row] = self._named(rescale(detections, size, original))
+        return [detections for detections in found if detections is not None]
 
     def thresholds_used(self, score_threshold: float | None) -> dict[str, float]:
         """Class -> threshold that applies when this one is given."""
@@ -139,6 +160,21 @@ class Detector:
     def _named(self, detections: Detections) -> Detections:
         names = tuple(self.classes[label] for label in detections.labels.tolist())
         return Detections(detections.boxes, detections.scores, detections.labels, names)
+
+
+def _alike(pictures: Sequence[Tensor]) -> list[list[int]]:
+    """Rows of the pictures in one batch; in an upright and a lying one where that saves a fifth of the pixels."""
+
+    def padded(rows: Sequence[int]) -> int:
+        sides = [max(pictures[row].shape[axis] for row in rows) for axis in (1, 2)]
+        return len(rows) * sides[0] * sides[1]
+
+    everything = list(range(len(pictures)))
+    upright = [row for row in everything if pictures[row].shape[1] > pictures[row].shape[2]]
+    lying = [row for row in everything if row not in upright]
+    if upright and lying and padded(upright) + padded(lying) < 0.8 * padded(everything):
+        return [upright, lying]
+    return [everything] if everything else []
 
 
 def rescale(detections: Detections, size: Tensor, original: Tensor) -> Detections:
@@ -194,6 +230,7 @@ def load_detector(path: str | Path, device: str | torch.device | None = None) ->
     points = json.loads(metadata.get("operating", "{}"))
     thresholds = {name: float(point["threshold"]) for name, point in points.items()}
     settings = InputSettings(**json.loads(metadata["input"]))
+    model = model.to(memory_format=torch.channels_last)  # as batches come, and as training has it
     return Detector(model.to(chosen), space, settings, decoding, thresholds)
 
 
@@ -236,28 +273,30 @@ def predict_files(
 ) -> Iterator[tuple[Path, Tensor | None, Detections | str]]:
     """(file, picture, detections) of every file in order; (file, None, reason) where it cannot be read.
 
-    Files are decoded in threads, one batch ahead of the network.
+    Files are decoded and resized in threads, up to `BATCHES_AHEAD` batches ahead of the network: so many pictures
+    and one batch more are in memory, whatever the number of files.
     """
 
-    def read(file: Path) -> Tensor | str:
+    def prepare(file: Path) -> tuple[Tensor, Tensor] | str:
         try:
-            return read_image(file, upright=True)
+            picture = read_image(file, upright=True)
         except UnreadableImage as error:
             return str(error)
+        return picture, detector.resized(picture)
 
-    groups = [files[i : i + batch_size] for i in range(0, len(files), batch_size)]
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        ahead = [pool.submit(read, file) for file in groups[0]] if groups else []
-        for number, group in enumerate(groups):
-            pictures = [future.result() for future in ahead]
-            following = groups[number + 1] if number + 1 < len(groups) else []
-            ahead = [pool.submit(read, file) for file in following]
-            readable = [picture for picture in pictures if isinstance(picture, Tensor)]
-            detections = iter(
-                detector.batch(readable, classes, score_threshold, max_detections) if readable else []
-            )
-            for file, picture in zip(group, pictures, strict=True):
-                if isinstance(picture, Tensor):
-                    yield file, picture, next(detections)
-                else:
-                    yield file, None, picture
+    options = detector.options(classes, score_threshold, max_detections)
+    groups = (files[i : i + batch_size] for i in range(0, len(files), batch_size))
+    pool = ThreadPoolExecutor(max_workers=min(8, max(2, os.cpu_count() or 1)))
+    try:
+        ahead = deque(
+            [pool.submit(prepare, file) for file in group] for group in islice(groups, BATCHES_AHEAD)
+        )
+        for start in range(0, len(files), batch_size):
+            prepared = [future.result() for future in ahead.popleft()]
+            ahead.extend([pool.submit(prepare, file) for file in group] for group in islice(groups, 1))
+            pictures = [pair for pair in prepared if not isinstance(pair, str)]
+            found = iter(detector.find(pictures, options))
+            for file, pair in zip(files[start : start + batch_size], prepared, strict=True):
+                yield (file, None, pair) if isinstance(pair, str) else (file, pair[0], next(found))
+    finally:  # also when the caller takes no more
+        pool.shutdown(cancel_futures=True)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from crossdet.errors import UserError
 from crossdet.evaluation.showing import draw_detections
 from crossdet.inference import find_images, load_detector, predict_files
 from crossdet.jsonfiles import write_json
 from crossdet.types import Detections
+
+MAX_OPEN_DRAWINGS = 16
+"""Pictures that wait to be drawn and written; more would keep the decoded files in memory."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +71,17 @@ def predict_to_folder(
     counts: Counter[str] = Counter()
     lost: list[str] = []
     drawn = _picture_names(files)
-    for file, picture, found in predict_files(detector, files, classes, score_threshold, max_detections):
-        if picture is None or isinstance(found, str):
-            lost.append(str(found))
-            continue
-        entry = _entry(file, picture.shape[2], picture.shape[1], found)
-        entries.append(entry)
-        counts.update(found.names or ())
-        results.extend(_coco_rows(entry, found, len(entries), ids))
-        if pictures:
-            target = folder / "pictures" / drawn[file]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            draw_detections(Image.fromarray(picture.permute(1, 2, 0).numpy()), found).save(target, quality=92)
+    with _Drawing(folder / "pictures") as drawing:
+        for file, picture, found in predict_files(detector, files, classes, score_threshold, max_detections):
+            if picture is None or isinstance(found, str):
+                lost.append(str(found))
+                continue
+            entry = _entry(file, picture.shape[2], picture.shape[1], found)
+            entries.append(entry)
+            counts.update(found.names or ())
+            results.extend(_coco_rows(entry, found, len(entries), ids))
+            if pictures:
+                drawing.add(drawn[file], picture, found)
     content = {
         "weights": str(weights),
         "classes": detector.classes,
@@ -89,6 +93,35 @@ def predict_to_folder(
     write_json(folder / "predictions.json", content)
     write_json(folder / "coco_results.json", results)
     return Summary(folder, len(entries), dict(counts.most_common()), lost)
+
+
+class _Drawing:
+    """Draws and writes pictures in threads, so that the network need not wait; a few at a time are under way."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._pool = ThreadPoolExecutor(max_workers=2)
+        self._open: deque[Future[None]] = deque()
+
+    def __enter__(self) -> _Drawing:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=kind is not None)
+        if kind is None:
+            for done in self._open:
+                done.result()  # raises what writing has raised
+
+    def add(self, name: str, picture: Tensor, found: Detections) -> None:
+        """Raises what writing an earlier picture has raised."""
+        if len(self._open) == MAX_OPEN_DRAWINGS:
+            self._open.popleft().result()
+        self._open.append(self._pool.submit(self._draw, self.folder / name, picture, found))
+
+    @staticmethod
+    def _draw(target: Path, picture: Tensor, found: Detections) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draw_detections(Image.fromarray(picture.permute(1, 2, 0).numpy()), found).save(target, quality=92)
 
 
 def _picture_names(files: Sequence[Path]) -> dict[Path, str]:

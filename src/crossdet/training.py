@@ -218,7 +218,12 @@ def _train_epoch(
         batches[progress.step_in_epoch :], recipe.accumulate, fabric.global_rank, fabric.world_size
     )
     loader = make_loader(
-        dataset, micro_batches, recipe.workers, device.type == "cuda", run.detector.mean_colour
+        dataset,
+        micro_batches,
+        recipe.workers,
+        device.type == "cuda",
+        run.detector.mean_colour,
+        run.detector.labeller(),
     )
     totals = run.totals or DatasetTotals(dataset_names, device)
     run.totals = totals

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SMALL = "--datasets 1 3 --classes 5 --batch 2 --size 64 96 --backbone resnet18 --steps 1 --full"
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +39,28 @@ def test_union_benchmark(tmp_path):
 def test_loss_benchmark(tmp_path):
     """It compares its loss with the paper's formulas before it times anything."""
     command = [sys.executable, ROOT / "benchmarks/loss.py", "--rounds", "1", "--json", tmp_path / "l.json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "--crowd"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "l.json").read_text())["torchvision_over_crossdet"] > 1
+    result = json.loads((tmp_path / "l.json").read_text())
+    assert result["torchvision_over_crossdet"] > 1
+    assert result["crowd_adds_mb"] < 300
+
+
+def test_report_of_all_benchmarks(tmp_path):
+    """Step and floor at a tiny size, in processes of their own, and what could not be run left out of the targets."""
+    command = [sys.executable, ROOT / "benchmarks/bench.py", "--quick", "--output", tmp_path]
+    only = ["--only", "step_mobilenetv2", "floor_mobilenetv2"]
+    done = subprocess.run([*command, *only], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    content = json.loads((tmp_path / "bench.json").read_text())
+    step, floor = content["results"]["step_mobilenetv2"], content["results"]["floor_mobilenetv2"]
+    assert step["ratio"] == pytest.approx(step["torchvision_seconds"] / step["ours_seconds"])
+    assert floor["step_seconds"] > max(floor["compute_floor_seconds"], floor["memory_floor_seconds"]) > 0
+    # a 3x3 convolution of 256 to 9 x 91 channels at P3 alone: 2 x 9 x 256 x 819 x 8 x 12 operations, forward
+    assert floor["operations"] > 2 * 9 * 256 * 819 * 8 * 12
+    report = (tmp_path / "bench.md").read_text()
+    assert "| training step, MobileNetV2, float32 |" in report
+    assert "match + loss" not in report
+    wrong = subprocess.run([*command, "--only", "nothing"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "no benchmark nothing" in wrong.stderr

@@ -204,7 +204,8 @@ def test_plain_trusts_the_background_of_every_dataset(world, short, tmp_path):
     run(world, tmp_path / "plain", {"train.plain": True})
     aware, plain = steps(short)[0], steps(tmp_path / "plain")[0]
     assert float(plain["classification"]) > float(aware["classification"])
-    assert float(plain["box"]) == float(aware["box"])
+    # equal but for the order of the images: those that trust the same classes stand side by side
+    assert float(plain["box"]) == pytest.approx(float(aware["box"]), rel=1e-6)
     assert not same(weights(short), weights(tmp_path / "plain"))
 
 
@@ -331,6 +332,7 @@ def test_recipe_takes_every_value_of_the_config(world):
         "train.clip_norm": 2.5,
         "train.accumulate": 3,
         "train.ema": 0.9,
+        "train.compile": True,
         "train.group_aspect": False,
         "train.workers": 1,
         "seed": 5,

@@ -6,6 +6,7 @@ import random
 import struct
 import zlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +23,18 @@ from crossdet.data.hybrid import Draw, HybridDataset, Part, Sample
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.data.loading import (
     MicroBatches,
+    _reduce_batch,
     collate,
     epoch_batches,
     epoch_rows,
     make_loader,
     next_batch,
+    pad_images,
     sequential_batches,
 )
 from crossdet.data.transforms import Augment, Resize, resized
 from crossdet.errors import RunError, UserError
-from crossdet.types import Annotations, Flag
+from crossdet.types import AnchorLabels, Annotations, Flag
 
 # ------------------------------------------------------------------------------------------------ decoding
 
@@ -807,6 +810,64 @@ def test_batches_are_the_same_for_any_number_of_workers(parts, space):
             assert torch.equal(x.labels, y.labels)
             assert torch.equal(x.flags, y.flags)
     assert sum(len(batch.unreadable) for batch in alone) == 1
+
+
+def test_a_batch_is_stored_as_pictures_come_and_the_network_wants_it(tmp_path):
+    """Pictures of any memory layout; the batch is channels_last."""
+    flat = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, 40, 70), dtype=np.uint8))
+    interleaved = read_image(saved(tmp_path / "a.png", PICTURE))
+    assert interleaved.permute(1, 2, 0).is_contiguous()
+    images, sizes = pad_images([flat, interleaved, flat[:, :, ::2], flat.flip(2)], (1, 2, 3))
+    assert images.shape == (4, 3, 64, 96)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert sizes.tolist() == [[40, 70], [24, 40], [40, 35], [40, 70]]
+    expected = torch.tensor([1, 2, 3], dtype=torch.uint8).view(1, 3, 1, 1).repeat(4, 1, 64, 96)
+    for row, picture in enumerate([flat, as_tensor(PICTURE), flat[:, :, ::2], flat.flip(2)]):
+        expected[row, :, : picture.shape[1], : picture.shape[2]] = picture
+    assert torch.equal(images, expected)
+
+
+def test_only_what_is_large_takes_shared_memory_between_processes():
+    """All other tensors travel in the message: three per image, a file descriptor each, would cost more."""
+    anchor_labels = torch.arange(20_000).view(2, -1)
+    found = AnchorLabels(anchor_labels, *(torch.arange(3) for _ in range(4)), per_shape=(1, 2))
+    batch = collate(
+        [sample_of(40, 70, 9, 5), sample_of(64, 33, 7, 6)], (1, 2, 3), lambda b: replace(b, labelled=found)
+    )
+    function, (images, labels, message) = _reduce_batch(batch)
+    assert images is batch.images
+    assert labels is anchor_labels
+    assert len(message) < 4000
+    again = function(images, labels, message)
+    assert again.labelled.per_shape == (1, 2)
+    for a, b in zip(again.labelled[:5], found[:5], strict=True):
+        assert torch.equal(a, b)
+    for name in ("images", "sizes", "original_sizes", "trusted", "image_ids", "dataset_ids"):
+        assert torch.equal(getattr(again, name), getattr(batch, name))
+    assert (again.unreadable, again.has_regions) == (batch.unreadable, batch.has_regions)
+    for a, b in zip(again.targets, batch.targets, strict=True):
+        assert torch.equal(a.boxes, b.boxes)
+        assert torch.equal(a.labels, b.labels)
+        assert torch.equal(a.flags, b.flags)
+    for one, other in zip(again.trust_groups, batch.trust_groups, strict=True):
+        assert one.images == other.images
+        assert torch.equal(one.classes, other.classes)
+    again.targets[0].boxes.add_(1)  # not read-only
+
+
+def test_images_that_trust_the_same_classes_come_side_by_side():
+    """In the order in which the classes first come: what the loss would have to sort otherwise."""
+    wanted = [(True, False), (False, True), (True, False), (False, True), (False, False)]
+    samples = [
+        sample_of(40, 70, row, row)._replace(trusted=torch.tensor(trusted), image_id=row)
+        for row, trusted in enumerate(wanted)
+    ]
+    batch = collate(samples)
+    assert batch.image_ids.tolist() == [0, 2, 1, 3, 4]
+    assert [group.images for group in batch.trust_groups] == [(0, 1), (2, 3), (4,)]
+    for row, image in enumerate(batch.image_ids.tolist()):
+        assert batch.trusted[row].tolist() == list(wanted[image])
+        assert torch.equal(batch.targets[row].boxes, samples[image].target.boxes)
 
 
 def test_loading_leaves_the_global_random_state_alone(parts, space):

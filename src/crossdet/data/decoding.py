@@ -21,7 +21,7 @@ class UnreadableImage(Exception):
 
 
 def read_image(path: Path | str, annotated: Size | None = None, upright: bool = False) -> Tensor:
-    """`[3, H, W]` uint8 RGB.
+    """`[3, H, W]` uint8 RGB; in memory the channels lie side by side, which resizing is fastest on.
 
     torchvision decodes; Pillow reads what it cannot (BMP, TIFF, ...) and every PNG: torchvision's PNG decoder
     ends the process (a segmentation fault) at a damaged byte. 16-bit samples are scaled to 8.
@@ -83,4 +83,4 @@ def _decode_with_pillow(data: bytes, path: Path, rotate: bool) -> Tensor:
         raise UnreadableImage(f"{path}: this is no image of a known format") from None
     except Exception as error:  # on damaged files Pillow's decoders raise almost anything
         raise UnreadableImage(f"{path}: {error}") from None
-    return torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(array.copy()).permute(2, 0, 1)

@@ -154,14 +154,16 @@ class HybridDataset(Dataset[Sample]):
         """Targets in unified ids and original pixels, and the `[C]` trusted row, of one image of one part."""
         part = self.parts[number]
         index, rows = part.index, part.index.rows(image)
-        labels, flags = index.labels[rows].astype(np.int64), index.flags[rows].copy()
+        # plain arrays: every operation on a memory-mapped one makes another of its kind
+        boxes, own_labels, own_flags = map(np.asarray, (index.boxes, index.labels, index.flags))
+        labels, flags = own_labels[rows].astype(np.int64), own_flags[rows].copy()
         unified = np.where(labels >= 0, part.class_ids[labels], -1) if len(labels) else labels
         kept = (labels < 0) | (unified != DROPPED)
         flags[(flags & Flag.INVALID) != 0] |= np.uint8(Flag.IGNORE_REGION)
         if part.difficult_as_region:
             flags[(flags & Flag.DIFFICULT) != 0] |= np.uint8(Flag.AVOID)
         target = Annotations(
-            boxes=torch.from_numpy(index.boxes[rows][kept]),
+            boxes=torch.from_numpy(boxes[rows][kept]),
             labels=torch.from_numpy(unified[kept]),
             flags=torch.from_numpy(flags[kept]),
         )
@@ -184,12 +186,14 @@ def _annotated_size(index: Index, image: int) -> tuple[int, int]:
 def _after_transform(target: Annotations, boxes: Tensor, pixels: Tensor, min_side: float) -> Annotations:
     """Clips boxes to the image, drops the empty ones, and turns tiny objects into avoided regions."""
     height, width = pixels.shape[1:]
-    boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
-    sides = boxes[:, 2:] - boxes[:, :2]
-    kept = (sides > 0).all(1)
-    tiny = (sides < min_side).any(1)
-    flags = torch.where(tiny, target.flags | int(Flag.AVOID), target.flags)
-    return Annotations(boxes[kept], target.labels[kept], flags[kept])
+    # in NumPy: on a handful of boxes an operation of torch takes several times as long
+    high = np.array([width, height, width, height], np.float32)
+    clipped = np.minimum(np.maximum(boxes.numpy(), np.float32(0)), high)
+    shorter = (clipped[:, 2:] - clipped[:, :2]).min(1)
+    flags = target.flags.numpy() | np.where(shorter < min_side, np.uint8(Flag.AVOID), np.uint8(0))
+    kept = shorter > 0
+    arrays = (clipped[kept], target.labels.numpy()[kept], flags[kept])
+    return Annotations(*(torch.from_numpy(array) for array in arrays))
 
 
 def _repeat_factors(part: Part) -> NDArray[np.float64]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
+import math
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from crossdet.data.hybrid import Draw, HybridDataset, Sample
 from crossdet.errors import RunError, UserError
@@ -103,23 +109,48 @@ class MicroBatches(Sampler[list[Draw]]):
 
 
 def pad_images(pictures: Sequence[Tensor], fill: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """`[3, H, W]` uint8 pictures -> `[B, 3, H', W']` padded with `fill`, and their `[B, 2]` sizes before."""
+    """`[3, H, W]` uint8 pictures -> `[B, 3, H', W']` padded with `fill`, and their `[B, 2]` sizes before.
+
+    The batch is channels_last in memory, as decoders and resizing give the pictures and as the network wants them.
+    """
     sizes = torch.tensor([picture.shape[1:] for picture in pictures], dtype=torch.int64)
     height, width = (int(-(-side // PAD_DIVISOR) * PAD_DIVISOR) for side in sizes.amax(0).tolist())
-    images = torch.empty((len(pictures), 3, height, width), dtype=torch.uint8)
-    images[:] = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1)
-    for row, picture in enumerate(pictures):
-        images[row, :, : picture.shape[1], : picture.shape[2]] = picture
-    return images, sizes
+    rows = _new_bytes((len(pictures), height, width, 3))
+    line = torch.tensor(fill, dtype=torch.uint8).repeat(width)  # whole lines are copied faster than pixels
+    for canvas, picture in zip(rows, pictures, strict=True):
+        tall, wide = picture.shape[1:]
+        canvas[:tall, :wide] = picture.permute(1, 2, 0)
+        flat = canvas.view(height, 3 * width)
+        flat[:tall, 3 * wide :] = line[3 * wide :]
+        flat[tall:] = line
+    return rows.permute(0, 3, 1, 2), sizes
 
 
-def collate(samples: list[Sample], fill: Sequence[int] = IMAGENET_MEAN) -> Batch:
+def _new_bytes(shape: tuple[int, ...]) -> Tensor:
+    """An uninitialised uint8 tensor; in a worker it lies in shared memory from the start, which saves a copy."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own collate has it
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+def collate(
+    samples: list[Sample],
+    fill: Sequence[int] = IMAGENET_MEAN,
+    finish: Callable[[Batch], Batch] | None = None,
+) -> Batch:
     """Samples -> `Batch`: images padded at the right and the bottom with the colour `fill`.
 
-    `fill` is the mean colour of the backbone's normalisation, so that padding is close to zero after it.
+    `fill` is the mean colour of the backbone's normalisation, so that padding is close to zero after it. Images
+    that trust the same classes come side by side, where the loss needs them. finish: what else is done to the
+    batch in the worker (the detector's `labeller`).
     """
+    groups: dict[bytes, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.trusted.numpy().tobytes(), []).append(sample)
+    samples = [sample for group in groups.values() for sample in group]
     images, sizes = pad_images([sample.image for sample in samples], fill)
-    return Batch(
+    batch = Batch(
         images=images,
         sizes=sizes,
         original_sizes=torch.tensor([sample.original_size for sample in samples], dtype=torch.int64),
@@ -129,6 +160,40 @@ def collate(samples: list[Sample], fill: Sequence[int] = IMAGENET_MEAN) -> Batch
         dataset_ids=torch.tensor([sample.dataset_id for sample in samples], dtype=torch.int64),
         unreadable=tuple(line for sample in samples for line in sample.unreadable),
     )
+    return batch if finish is None else finish(batch)
+
+
+class _ArraysInline(pickle.Pickler):
+    """Pickles tensors as NumPy arrays, by value."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
+
+
+def _reduce_batch(batch: Batch) -> tuple[Any, ...]:
+    """How a batch goes from a worker to the training process: images and anchor labels in shared memory.
+
+    The rest is in the message. Otherwise every one of its small tensors (three per image) would take a file descriptor and a connection of
+    its own, which together cost a tenth of what decoding does.
+    """
+    message = io.BytesIO()
+    rest = {f.name: getattr(batch, f.name) for f in fields(Batch) if f.name != "images"}
+    labels = None
+    if batch.labelled is not None:
+        labels = batch.labelled.labels
+        rest["labelled"] = batch.labelled._replace(labels=labels[:0])
+    _ArraysInline(message, protocol=5).dump(rest)
+    return _rebuild_batch, (batch.images, labels, message.getvalue())
+
+
+def _rebuild_batch(images: Tensor, labels: Tensor | None, rest: bytes) -> Batch:
+    values = pickle.loads(rest)
+    if labels is not None:
+        values["labelled"] = values["labelled"]._replace(labels=labels)
+    return Batch(images=images, **values)
+
+
+ForkingPickler.register(Batch, _reduce_batch)
 
 
 def make_loader(
@@ -137,13 +202,17 @@ def make_loader(
     workers: int = 0,
     pin_memory: bool = False,
     fill: Sequence[int] = IMAGENET_MEAN,
+    finish: Callable[[Batch], Batch] | None = None,
 ) -> DataLoader[Batch]:
-    """A loader over given batches. Deterministic for any number of workers (see `HybridDataset`)."""
+    """A loader over given batches. Deterministic for any number of workers (see `HybridDataset`).
+
+    fill, finish: see `collate`.
+    """
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # items are samples, what comes out is what collate makes of them
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=partial(collate, fill=fill),
+        collate_fn=partial(collate, fill=fill, finish=finish),
         pin_memory=pin_memory,
         # else the loader draws its seed from the global generator: once more after a resume than without
         generator=torch.Generator(),

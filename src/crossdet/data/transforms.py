@@ -9,6 +9,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+_MIRRORED, _SIGNS = [2, 1, 0, 3], [-1, 1, -1, 1]
+
 
 def resized(height: int, width: int, shorter: int, longer: int, scale: float = 1.0) -> tuple[int, int]:
     """(height, width) with the shorter side `shorter * scale`, but the longer side at most `longer * scale`."""
@@ -53,7 +55,7 @@ class Augment:
         if float(torch.rand(())) < self.flip:
             image = F.horizontal_flip(image)
             width = image.shape[2]
-            boxes = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+            boxes = boxes.new_tensor([width, 0, width, 0]) + boxes[:, _MIRRORED] * boxes.new_tensor(_SIGNS)
         return image, boxes
 
 

@@ -186,10 +186,11 @@ class RetinaNet(nn.Module):
         height, width = images.shape[-2:]
         x = (images.to(self.mean.dtype) - self.mean) / self.std
         # Zero after normalisation is the mean colour: a border that is as uninformative as can be.
-        x = F.pad(x, (0, -width % PAD_DIVISOR, 0, -height % PAD_DIVISOR))
-        # asked of a 3x3 weight: 1x1 ones count as contiguous in both formats
-        if self.fpn.layer_blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last):
-            x = x.contiguous(memory_format=torch.channels_last)
+        if height % PAD_DIVISOR or width % PAD_DIVISOR:
+            x = F.pad(x, (0, -width % PAD_DIVISOR, 0, -height % PAD_DIVISOR))
+        # The weights decide the layout. Asked of a 3x3 weight: 1x1 ones count as contiguous in both formats.
+        wide = self.fpn.layer_blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last if wide else torch.contiguous_format)
         maps = self.backbone(x)
         return list(self.fpn({f"c{i + 3}": c for i, c in enumerate(maps)}).values())
 

@@ -1,0 +1,128 @@
+"""A folder on its way through the detector: ahead of the network but bounded, in order, nothing lost."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from crossdet import LabelSpace, inference, predicting
+from crossdet.inference import BATCHES_AHEAD, Detector, InputSettings, predict_files
+from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.types import Detections
+
+FILES = 23
+
+
+@pytest.fixture(scope="module")
+def detector():
+    torch.manual_seed(0)
+    space = LabelSpace.build(datasets={"a": ["x", "y"]})
+    settings = DetectorSettings(backbone="test_efficientnet", channels=8, head_depth=1, prior=0.3)
+    return Detector(
+        build_detector(settings, 2), space, InputSettings(64, 128), thresholds={"x": 0.0, "y": 0.0}
+    )
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Lying and upright pictures in turns, each with colours of its own; the sixth is no picture."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    paths = []
+    for number in range(FILES):
+        size = (48, 96) if number % 2 else (96, 48)
+        path = folder / f"{number:02d}.png"
+        pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+        paths.append(path)
+    paths[5].write_bytes(b"no picture")
+    return paths
+
+
+def test_a_folder_gives_what_single_pictures_give_in_order(detector, files):
+    for batch_size in (1, 4, 100):
+        rows = list(predict_files(detector, files, max_detections=5, batch_size=batch_size))
+        assert [path for path, _, _ in rows] == files
+        for number, (path, pixels, found) in enumerate(rows):
+            if number == 5:
+                assert pixels is None
+                assert str(path) in found
+                continue
+            alone = detector(path, max_detections=5)
+            assert torch.equal(pixels, inference.as_tensor(path))
+            assert len(found) == 5
+            torch.testing.assert_close(found.scores, alone.scores, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found.boxes, alone.boxes, rtol=1e-3, atol=1e-2)
+    assert list(predict_files(detector, [])) == []
+    assert [row[1] for row in predict_files(detector, [files[5]])] == [None]
+
+
+def test_upright_and_lying_pictures_are_batched_apart(detector, files, monkeypatch):
+    """Together they would be squares; one of a kind, and nearly square ones, stay together."""
+    shapes = []
+    find = detector.model.find
+
+    def seen(images, *args, **kwargs):
+        shapes.append(tuple(images.shape))
+        return find(images, *args, **kwargs)
+
+    monkeypatch.setattr(detector.model, "find", seen)
+    assert len(detector.batch(files[:4], max_detections=3)) == 4
+    assert sorted(shapes) == [(2, 3, 64, 128), (2, 3, 128, 64)]
+    shapes.clear()
+    detector.batch([files[1], files[3]])
+    detector.batch([torch.zeros(3, 64, 60, dtype=torch.uint8), torch.zeros(3, 60, 64, dtype=torch.uint8)])
+    assert shapes == [(2, 3, 64, 128), (2, 3, 96, 96)]
+
+
+def test_files_are_prepared_ahead_but_not_all_at_once(detector, files, monkeypatch):
+    """When the first batch comes out, the following ones are read already; never more than the bound."""
+    read, finished = inference.read_image, threading.Semaphore(0)
+    begun = []
+
+    def counting(path, **options):
+        begun.append(path)
+        try:
+            return read(path, **options)
+        finally:
+            finished.release()
+
+    monkeypatch.setattr(inference, "read_image", counting)
+    stream = predict_files(detector, files, batch_size=2)
+    for taken in range(3):
+        next(stream)
+        bound = 2 * (taken // 2 + 1 + BATCHES_AHEAD)
+        while len(begun) < bound:  # all of them are read without anybody asking for more
+            assert finished.acquire(timeout=10)
+        assert len(begun) == bound
+    threads = {thread.name for thread in threading.enumerate() if thread.name.startswith("ThreadPool")}
+    assert threads
+    stream.close()  # a caller who has seen enough leaves no threads behind
+    assert len(begun) <= bound
+    assert not {t.name for t in threading.enumerate() if t.name.startswith("ThreadPool")} & threads
+
+
+def test_options_are_checked_before_anything_is_read(detector, files):
+    with pytest.raises(inference.UserError, match="z"):
+        next(predict_files(detector, files, classes=["z"]))
+
+
+def test_pictures_are_written_in_threads_and_errors_come_back(tmp_path, monkeypatch):
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), ())
+    picture = torch.full((3, 20, 30), 90, dtype=torch.uint8)
+    with predicting._Drawing(tmp_path / "out") as drawing:
+        for number in range(3 * predicting.MAX_OPEN_DRAWINGS):
+            drawing.add(f"{number}.jpg", picture, nothing)
+            assert len(drawing._open) <= predicting.MAX_OPEN_DRAWINGS
+    assert len(list((tmp_path / "out").iterdir())) == 3 * predicting.MAX_OPEN_DRAWINGS
+    (tmp_path / "file").write_text("")
+
+    def draw_into_a_file(count):
+        with predicting._Drawing(tmp_path / "file") as drawing:
+            for _ in range(count):
+                drawing.add("x.jpg", picture, nothing)
+
+    for count in (1, 2 * predicting.MAX_OPEN_DRAWINGS):  # found at the end, found on the way
+        with pytest.raises(OSError, match="file"):
+            draw_into_a_file(count)
