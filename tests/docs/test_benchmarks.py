@@ -47,7 +47,7 @@ def test_loss_benchmark(tmp_path):
 
 
 def test_report_of_all_benchmarks(tmp_path):
-    """Step and floor at a tiny size, in processes of their own, and what could not be run left out of the targets."""
+    """Step and floor at a tiny size, in processes of their own; targets of what was not run are left out."""
     command = [sys.executable, ROOT / "benchmarks/bench.py", "--quick", "--output", tmp_path]
     only = ["--only", "step_mobilenetv2", "floor_mobilenetv2"]
     done = subprocess.run([*command, *only], capture_output=True, text=True, check=False)

@@ -173,8 +173,8 @@ class _ArraysInline(pickle.Pickler):
 def _reduce_batch(batch: Batch) -> tuple[Any, ...]:
     """How a batch goes from a worker to the training process: images and anchor labels in shared memory.
 
-    The rest is in the message. Otherwise every one of its small tensors (three per image) would take a file descriptor and a connection of
-    its own, which together cost a tenth of what decoding does.
+    The rest is in the message. Otherwise every one of its small tensors (three per image) would take a file
+    descriptor and a connection of its own, which together cost a tenth of what decoding does.
     """
     message = io.BytesIO()
     rest = {f.name: getattr(batch, f.name) for f in fields(Batch) if f.name != "images"}
