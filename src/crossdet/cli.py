@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from crossdet.errors import RunError, UserError
+from crossdet.experiments.ablation_command import app as ablation_app
 from crossdet.experiments.anchors_command import anchors
 from crossdet.experiments.paper_command import app as paper_app
 from crossdet.experiments.split_command import split
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(score_app, name="score")
 app.add_typer(paper_app, name="paper")
+app.add_typer(ablation_app, name="ablation")
 out = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file")]

@@ -150,8 +150,8 @@ class _FocalSums(torch.autograd.Function):
         compiled: bool,
     ) -> tuple[Tensor, Tensor]:
         slope = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        logits, weights = _without_avoided(logits, background, avoid)
-        sums = _background_sums(logits, weights, slope, alpha, gamma, compiled)
+        masked, weights = _without_avoided(logits, background, avoid)
+        sums = _background_sums(masked, weights, slope, alpha, gamma, compiled)
         if foreground is None:
             place, terms, fore_slope = None, logits.new_zeros(0), None
         else:

@@ -88,7 +88,8 @@ class TrainStep(nn.Module):
         super().__init__()
         self.detector = detector
         self.compiled = compiled
-        self._features = torch.compile(detector.features) if compiled else detector.features
+        # dynamic: batches come in many sizes, and a graph for each would take minutes each
+        self._features = torch.compile(detector.features, dynamic=True) if compiled else detector.features
 
     def forward(self, batch: Batch | Sealed) -> dict[str, Tensor]:
         """Scalars `classification` and `box` to be summed and differentiated, and per image, detached,

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from crossdet.losses import image_focal_losses
@@ -113,3 +114,20 @@ def test_compiled_terms_are_the_same(gamma):
     torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=0)
     torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-5, atol=1e-7)
     assert torch.isfinite(results[1][1]).all()
+
+
+def test_compiled_features_are_not_compiled_for_every_shape(model, monkeypatch):
+    """Six sizes and two numbers of images: the second shape makes the graph a dynamic one, and that is all."""
+    counter = CompileCounter()
+    whole = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: whole(function, backend=counter, **options)
+    )
+    step = TrainStep(model, compiled=True)
+    for images in (2, 3):
+        for size in ((64, 96), (96, 64), (96, 96), (128, 160), (64, 128), (160, 96)):
+            pictures = make_batch(images, size).images
+            wanted = model.features(pictures)
+            for found, level in zip(step._features(pictures), wanted, strict=True):
+                torch.testing.assert_close(found, level)
+    assert 1 <= counter.frame_count <= 4

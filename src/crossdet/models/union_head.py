@@ -94,12 +94,17 @@ def _background(
     # One gather of all images and one scatter of all gradients, instead of one per group.
     parts = [(t if place is None else _take(t, place)).split(images) for t in towers]
     labels = (labelled.labels if place is None else labelled.labels[place]) == BACKGROUND
+    avoided, first = labelled.avoid, 0
+    if place is not None and len(avoided):
+        avoided = torch.cat([place.argsort()[avoided[:, :1]], avoided[:, 1:]], 1)
     sums = []
     for number, (group, w, b) in enumerate(
         zip(groups, weight.split(counts), bias.split(counts), strict=True)
     ):
         start, total = 0, _wide(towers[0]).new_zeros(())
         mine = labels.split(images)[number]
+        avoid = _in_group(avoided, first, images[number], group.classes)
+        first += images[number]
         for level in parts:
             maps = level[number]
             cells = maps.shape[-2] * maps.shape[-1]
@@ -108,9 +113,9 @@ def _background(
             if anchors:
                 logits = F.conv2d(maps, w, b, padding=1).permute(0, 2, 3, 1).reshape(len(maps), -1, width)
                 logits = logits if logits.dtype == torch.float64 else logits.float()
-                avoid = _local(labelled.avoid, group, start, anchors)
                 piece = slice(start, start + anchors)
-                terms = background_focal_sums(logits, mine[:, piece], avoid, alpha, gamma, compiled)
+                here = _in_level(avoid, start, anchors)
+                terms = background_focal_sums(logits, mine[:, piece], here, alpha, gamma, compiled)
                 total = total + terms.sum(1)
             start += anchors
         sums.append(total.expand(len(group.images)))
@@ -124,18 +129,27 @@ def _take(maps: Tensor, images: Tensor) -> Tensor:
     return taken.contiguous(memory_format=torch.channels_last) if wide else taken
 
 
-def _local(avoid: Tensor, group: TrustGroup, start: int, anchors: int) -> Tensor | None:
-    """The avoided pairs (image, anchor, class) counted within one group and level; image -1 for all others."""
+def _in_group(avoid: Tensor, first: int, images: int, classes: Tensor) -> Tensor:
+    """Avoided pairs `[P, 3]` (image, anchor, class), counted within some images in a row and their classes.
+
+    Image -1 for pairs of others: picking rows out would wait for the device.
+    """
+    if not len(avoid) or not len(classes):
+        return avoid[:0]
+    image, anchor, cls = avoid.unbind(1)
+    column = cls[:, None] == classes.to(avoid.device)
+    here = (image >= first) & (image < first + images) & ((cls < 0) | column.any(1))
+    column_of = torch.where(cls < 0, -1, column.to(torch.int8).argmax(1))
+    return torch.stack([torch.where(here, image - first, -1), anchor, column_of], 1)
+
+
+def _in_level(avoid: Tensor, start: int, anchors: int) -> Tensor | None:
+    """The same, counted within the anchors of one level."""
     if not len(avoid):
         return None
     image, anchor, cls = avoid.unbind(1)
-    column = cls[:, None] == group.classes.to(avoid.device)
-    rows = torch.full_like(image, -1)
-    for number, row in enumerate(group.images):
-        rows.masked_fill_(image == row, number)
-    here = (anchor >= start) & (anchor < start + anchors) & ((cls < 0) | column.any(1))
-    column_of = torch.where(cls < 0, -1, column.to(torch.int8).argmax(1))
-    return torch.stack([torch.where(here, rows, -1), anchor - start, column_of], 1)
+    here = (anchor >= start) & (anchor < start + anchors)
+    return torch.stack([torch.where(here, image, -1), anchor - start, cls], 1)
 
 
 # ------------------------------------------------------------------------------------------ foreground

@@ -1,0 +1,345 @@
+"""The ablation: the methods, their configs on a split, and the queue of methods x seeds.
+
+No torch before a training or a measurement starts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossdet.config import Config, UnionTestConfig, load_config
+from crossdet.config.mistakes import suggest
+from crossdet.errors import RunError, UserError, problem_list
+from crossdet.experiments import jobs, measure
+from crossdet.experiments.split_files import MARKER
+from crossdet.experiments.split_files import TOOL as SPLIT_TOOL
+from crossdet.jsonfiles import write_json
+
+TOOL = "crossdet ablation"
+ROOT = "SPLIT"
+"""Stands for the split's folder in stored configs."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train on a split.
+
+    base: name of the split's config. overrides: on top of it. merged: classes that several parts label are one
+    class; where no class is shared this changes nothing. part: the only part it sees (an expert).
+    """
+
+    name: str
+    title: str
+    base: str
+    overrides: tuple[str, ...] = ()
+    merged: bool = True
+    part: str | None = None
+
+
+METHODS: tuple[Method, ...] = (
+    Method("naive", "naive concatenation", "naive", merged=False),
+    Method("aware", "aware (paper)", "aware"),
+    Method("same_positives", "reference: same positives", "same_positives"),
+    Method("full", "reference: full labels", "full"),
+    Method("naive_merged", "naive, merged labels", "naive"),
+    Method(
+        "aware_no_foreground",
+        "aware without foreground negatives",
+        "aware",
+        ("loss.foreground_negatives=false",),
+    ),
+    Method("aware_distinct", "aware without merging", "aware", merged=False),
+)
+"""In the order of the queue, without the experts."""
+SAME_WITHOUT_SHARED = {"naive_merged": "naive", "aware_distinct": "aware"}
+"""Where no class is shared the first is the same training as the second."""
+
+
+def expert(part: str) -> Method:
+    return Method(f"expert_{part}", f"expert: {part}", f"expert_{part}", part=part)
+
+
+@dataclass(frozen=True)
+class SplitFolder:
+    """A folder that `crossdet split` wrote.
+
+    summary: its `split.json` without what only splitting needs. runs: where its trainings go.
+    """
+
+    folder: Path
+    summary: Mapping[str, Any]
+    runs: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def parts(self) -> Mapping[str, Mapping[str, Any]]:
+        parts: Mapping[str, Mapping[str, Any]] = self.summary["parts"]
+        return parts
+
+    @property
+    def roots(self) -> dict[Path, str]:
+        return {self.folder: ROOT, self.runs: "RUNS"}
+
+    def run_dir(self, method: Method, seed: int) -> Path:
+        return self.runs / f"{method.name}_seed{seed}"
+
+
+def open_split_folder(folder: Path, runs: Path | None = None) -> SplitFolder:
+    """runs: None is `runs` in the folder. Raises `UserError` where there is no split, or an unfinished one."""
+    content = jobs.read_json(folder / MARKER)
+    if content.get("tool") != SPLIT_TOOL:
+        raise UserError(f"{folder} holds no split; `crossdet split CONFIG ... --output {folder}` makes one")
+    if not content.get("complete"):
+        raise UserError(f"{folder}: the split was not written to its end; make it again with --overwrite")
+    summary = {k: v for k, v in content.items() if k not in ("tool", "complete", "wrote")}
+    return SplitFolder(folder, summary, runs or folder / "runs")
+
+
+def shared_classes(summary: Mapping[str, Any]) -> list[str]:
+    """Classes that several parts label."""
+    names = [name for part in summary["parts"].values() for name in part["classes"]]
+    return [name for name in dict.fromkeys(names) if names.count(name) > 1]
+
+
+def methods_of(summary: Mapping[str, Any]) -> list[Method]:
+    """The methods that differ on a split, in the order of the queue."""
+    same = {} if shared_classes(summary) else SAME_WITHOUT_SHARED
+    return [*(method for method in METHODS if method.name not in same), *map(expert, summary["parts"])]
+
+
+def stands_for(method: Method, summary: Mapping[str, Any]) -> list[str]:
+    """The methods that are this training on the split, itself first."""
+    same = {} if shared_classes(summary) else SAME_WITHOUT_SHARED
+    return [method.name, *(other for other, name in same.items() if name == method.name)]
+
+
+def chosen_methods(
+    names: Sequence[str], summary: Mapping[str, Any], say: Callable[[str], None] = print
+) -> list[Method]:
+    """The methods of these names, all without names; `expert` stands for all experts.
+
+    Says which of them are the same training. Raises `UserError` for unknown names.
+    """
+    possible = {method.name: method for method in methods_of(summary)}
+    same = {} if shared_classes(summary) else SAME_WITHOUT_SHARED
+    for other, name in same.items():
+        if not names or other in names:
+            say(f"no class is labelled by several parts: {other} is the same training as {name}")
+    wanted: list[Method] = []
+    problems = []
+    for name in names:
+        known = same.get(name, name)
+        found = [m for m in possible.values() if m.name == known or (name == "expert" and m.part)]
+        if not found:
+            problems.append(
+                f"--methods {name}: unknown method; {suggest(name, [*possible, *same], 'methods')}"
+            )
+        wanted += found
+    if problems:
+        raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
+    return list(dict.fromkeys(wanted)) if names else list(possible.values())
+
+
+# ------------------------------------------------------------------------------------------- configs
+
+
+def resolve(split: SplitFolder, method: Method, seed: int, overrides: Sequence[str] = ()) -> Config:
+    """The validated config of one training; overrides of the user come last but for the length of experts.
+
+    Raises `ConfigError`.
+    """
+    file = split.folder / f"{method.base}.yaml"
+    shared = shared_classes(split.summary)
+    distinct = [f"labels.distinct={json.dumps(shared)}"] if shared and not method.merged else []
+    words = [*method.overrides, *distinct, f"seed={seed}", *overrides]
+    config = load_config(file, words)
+    if method.part is not None:
+        config = load_config(file, [*words, *_as_many_steps(config, split.parts, method.part)])
+    return config
+
+
+def _as_many_steps(config: Config, parts: Mapping[str, Mapping[str, Any]], part: str) -> list[str]:
+    """An expert sees fewer images: the schedule is stretched to as many optimiser steps as the union has."""
+    train = config.train
+    if train.max_steps is not None:
+        return []
+    factor = sum(row["images"] for row in parts.values()) / parts[part]["images"]
+    return [
+        f"train.epochs={round(train.epochs * factor)}",
+        f"train.steps={[round(step * factor, 4) for step in train.steps]}",
+        f"train.warmup_epochs={round(train.warmup_epochs * factor, 4)}",
+    ]
+
+
+# ------------------------------------------------------------------------------------------- queue
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training and its JSON. what: its config as it is compared. given: the user's overrides."""
+
+    split: SplitFolder
+    method: Method
+    seed: int
+    config: Config
+    what: dict[str, Any]
+    given: tuple[str, ...]
+    file: Path
+
+    @property
+    def run_dir(self) -> Path:
+        return self.split.run_dir(self.method, self.seed)
+
+    @property
+    def title(self) -> str:
+        return f"{self.split.name}, {self.method.name}, seed {self.seed}"
+
+    @property
+    def on_this_data(self) -> dict[str, Any]:
+        """What a run directory is compared by: runs stay where a split is replaced."""
+        return {**self.what, "split": dict(self.split.summary)}
+
+
+def run_ablation(
+    split: SplitFolder,
+    results: Path,
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    overrides: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+    train: bool = True,
+    again: bool = False,
+) -> list[Path]:
+    """Trains and measures what has no JSON yet, all methods with the first seed first; returns the JSONs.
+
+    An unfinished training is continued; a finished one, also one of a plain `crossdet train`, is only measured. A
+    training that diverges is a result and does not stop the others. train: false measures what has finished and
+    trains nothing. again: measure finished trainings anew, also where there is a JSON.
+
+    Raises:
+        UserError: mistakes in configs or data, or runs and results of other settings.
+        RunError: an interruption; run again to go on.
+    """
+    if jobs.processes() > 1:
+        raise UserError("the ablation runs on one device; start it without torchrun")
+    queue = [_job(split, results, method, seed, overrides) for seed in seeds for method in methods]
+    _check_all(queue, again)
+    test = None
+    written = []
+    for number, job in enumerate(queue, 1):
+        title = f"[{number}/{len(queue)}] {job.title}"
+        if job.file.exists() and not again:
+            say(f"{title}: finished, skipped")
+            written.append(job.file)
+            continue
+        record, diverged = jobs.finished_record(job.run_dir), None
+        if record is None and (not train or (again and job.file.exists())):
+            say(f"{title}: no finished training, left out")
+            continue
+        say(f"{title}: measured" if record else title)
+        if record is None:
+            record, diverged = _train(job)
+        if diverged:
+            say(f"{title}: diverged: {diverged}")
+        test = test or measure.open_union_test(split.folder, split.parts)
+        write_json(job.file, _result(job, record, diverged, test))
+        written.append(job.file)
+    return written
+
+
+def _job(split: SplitFolder, results: Path, method: Method, seed: int, overrides: Sequence[str]) -> Job:
+    config = resolve(split, method, seed, overrides)
+    file = results / split.name / f"{method.name}_seed{seed}.json"
+    given = tuple(jobs.without_roots(_without_folders(text), split.roots) for text in overrides)
+    return Job(split, method, seed, config, jobs.comparable(config, split.roots), given, file)
+
+
+def _without_folders(override: str) -> str:
+    key, _, value = override.partition("=")
+    return f"{key}={Path(value).name if Path(value).is_absolute() else value}"
+
+
+def _check_all(queue: Sequence[Job], again: bool) -> None:
+    """Raises `UserError` with every result and run directory that was made with other settings or data."""
+    problems = []
+    for job in queue:
+        try:
+            if job.file.exists():
+                before = jobs.read_json(job.file)
+                jobs.check_same(job.what, before.get("config"), job.file)
+                if before.get("summary") != job.split.summary:
+                    problems.append(f"{job.file} is of another split; use another folder with --output")
+            if (again or not job.file.exists()) and (job.run_dir / "config.yaml").exists():
+                jobs.check_same(job.on_this_data, _settings_of_run(job), job.run_dir)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(problem_list(f"{len(problems)} training(s) cannot be used", problems))
+
+
+def _settings_of_run(job: Job) -> dict[str, Any]:
+    """The settings of a run directory, of the queue or of a plain `crossdet train`."""
+    note = jobs.read_json(job.run_dir / jobs.NOTE)
+    if isinstance(note.get("config"), dict):
+        return dict(note["config"])
+    config = load_config(job.run_dir / "config.yaml")
+    test, roots = config.union_test, dict(job.split.roots)
+    if isinstance(test, UnionTestConfig) and test.annotations:
+        roots[test.annotations[0].parents[1]] = ROOT  # where the split lay when the run was made
+    return jobs.comparable(config, roots)
+
+
+def _train(job: Job) -> tuple[dict[str, Any] | None, str | None]:
+    """(last record, None), or (None, what happened) of a training that diverged."""
+    try:
+        return jobs.train_on(job.config, job.run_dir, job.on_this_data), None
+    except RunError as error:
+        if not jobs.is_divergence(error):
+            raise RunError(f"{error} (of the ablation's queue: run the same command again)") from error
+        return None, jobs.without_roots(str(error), job.split.roots)
+
+
+def _result(
+    job: Job, record: Mapping[str, Any] | None, diverged: str | None, test: measure.UnionTest
+) -> dict[str, Any]:
+    """What is written down of one training. record: of its last epoch; None where it diverged."""
+    note = jobs.read_json(job.run_dir / jobs.NOTE)
+    epochs = jobs.read_json(job.run_dir / "metrics.json").get("epochs", [])
+    rows = measure.read_steps(job.run_dir)
+    train = job.config.train
+    content: dict[str, Any] = {
+        "tool": TOOL,
+        "split": job.split.name,
+        "summary": dict(job.split.summary),
+        "method": job.method.name,
+        "title": job.method.title,
+        "stands_for": stands_for(job.method, job.split.summary),
+        "seed": job.seed,
+        "overrides": list(job.given),
+        "epochs": record["epoch"] if record else None,
+        "steps": record["step"] if record else (int(rows[-1]["step"]) if rows else 0),
+        "diverged": diverged,
+        "metrics": {k: v for k, v in (record or {}).get("metrics", {}).items() if k != "operating"},
+        "protocols": measure.own_numbers((record or {}).get("metrics", {}), job.split.parts),
+        "curve": measure.learning_curve(epochs, job.split.parts),
+        "stability": measure.stability(rows, train.warmup_epochs, train.clip_norm),
+        "union": None,
+        "seconds": note.get("seconds"),
+        "training_seconds": measure.training_seconds(rows, epochs),
+        "hardware": note.get("hardware") or jobs.hardware(),
+        "hardware_is": "of the training" if note else "of the measurement",
+        "version": {"training": note.get("version"), "measurement": jobs.version()},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "config": job.what,
+    }
+    if record:
+        content["union"] = measure.measure_union(job.run_dir, test, job.split.parts, job.config.eval)
+    return content

@@ -1,0 +1,361 @@
+"""The JSONs of the ablation: reading them, what the tables show of them, and differences between methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from crossdet.errors import UserError
+from crossdet.experiments import jobs
+from crossdet.experiments.ablation import TOOL, methods_of
+
+Run = Mapping[str, Any]
+Keys = tuple[str, ...]
+EXPERTS = "experts"
+BEYOND = 2.0
+"""A difference counts from so many pooled standard deviations on."""
+PAIRS = (
+    ("aware", "naive"),
+    ("same_positives", "naive"),
+    ("aware", "same_positives"),
+    ("full", "same_positives"),
+    ("aware", "aware_no_foreground"),
+    ("aware", "aware_distinct"),
+    ("naive_merged", "naive"),
+    ("aware", "naive_merged"),
+    ("aware", EXPERTS),
+)
+"""Differences that are shown where both were run."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """The JSONs of one split. runs: method -> seed -> JSON. summary: of `split.json`."""
+
+    name: str
+    summary: Mapping[str, Any]
+    runs: Mapping[str, Mapping[int, Run]]
+
+    @property
+    def looks(self) -> list[str]:
+        return list(dict.fromkeys(part["look"] for part in self.summary["parts"].values()))
+
+    @property
+    def classes(self) -> list[str]:
+        return list(dict.fromkeys(c for part in self.summary["parts"].values() for c in part["classes"]))
+
+    def is_home(self, name: str, look: str) -> bool:
+        """Whether some part with this look labels the class."""
+        return any(p["look"] == look and name in p["classes"] for p in self.summary["parts"].values())
+
+    def places(self) -> list[tuple[str, str]]:
+        """Key and words of what is measured apart where looks differ; nothing where every class is at home."""
+        if all(self.is_home(name, look) for name in self.classes for look in self.looks):
+            return []
+        return [("home", "where labelled"), ("foreign", "in a foreign look")]
+
+    def title(self, method: str) -> str:
+        if method == EXPERTS:
+            return "experts (each part by its own model)"
+        known = {m.name: m.title for m in methods_of(self.summary)}
+        return known.get(method) or next(iter(self.runs[method].values()))["title"]
+
+    def of(self, method: str) -> Mapping[int, Run]:
+        return experts_together(self) if method == EXPERTS else self.runs.get(method, {})
+
+    def methods(self) -> list[str]:
+        """Those that can be run on this split, experts aside, and others that have a JSON."""
+        possible = [m.name for m in methods_of(self.summary) if m.part is None]
+        experts = {m.name for m in methods_of(self.summary) if m.part is not None}
+        return [*possible, *(name for name in self.runs if name not in experts and name not in possible)]
+
+    def experts(self) -> list[str]:
+        return [m.name for m in methods_of(self.summary) if m.part is not None]
+
+
+def read_results(folder: Path) -> Results:
+    """Raises `UserError` where there is no result, or results of different splits."""
+    runs: dict[str, dict[int, Run]] = {}
+    summary = None
+    for file in sorted(folder.glob("*_seed*.json")):
+        content = jobs.read_json(file)
+        if content.get("tool") != TOOL or not {"method", "seed", "summary", "union"} <= content.keys():
+            raise UserError(f"{file}: not a result of `crossdet ablation run`; move it away")
+        summary = summary or content["summary"]
+        if content["summary"] != summary:
+            raise UserError(f"{folder}: {file.name} is of another split than the others; move it away")
+        runs.setdefault(content["method"], {})[int(content["seed"])] = content
+    if summary is None:
+        raise UserError(f"{folder}: no result of `crossdet ablation run`")
+    return Results(folder.resolve().name, summary, runs)
+
+
+def read_all(folder: Path) -> list[Results]:
+    """The results of all splits in a results folder, by conflict. Raises `UserError` where there is none."""
+    folders = sorted({file.parent for file in folder.glob("*/*_seed*.json")})
+    found = [read_results(one) for one in folders]
+    if not found:
+        raise UserError(f"{folder}: no results of `crossdet ablation run` in the folders below it")
+    return sorted(found, key=lambda one: (float(one.summary["conflict"]), one.name))
+
+
+def experts_together(results: Results) -> dict[int, Run]:
+    """Seed -> the experts as if they were one detector: every dataset and class by the one that was trained on it.
+
+    A class that several know is the mean of them. The union AP only where all experts have been run.
+    """
+    names = results.experts()
+    together: dict[int, Run] = {}
+    for seed in sorted({seed for name in names for seed in results.runs.get(name, {})}):
+        known = [results.runs[name][seed] for name in names if seed in results.runs.get(name, {})]
+        known = [run for run in known if run["union"]]
+        per_class: dict[str, Any] = {}
+        for c in results.classes:
+            rows = [run["union"]["per_class"][c] for run in known if c in run["union"]["per_class"]]
+            if rows:
+                per_class[c] = {key: _mean([row[key] for row in rows]) for key in ("AP", "AP50")}
+        everything = len(known) == len(names) and len(per_class) == len(results.classes)
+        union = {key: _mean([row[key] for row in per_class.values()]) for key in ("AP", "AP50") if everything}
+        protocols = {name: value for run in known for name, value in run["protocols"].items()}
+        together[seed] = {
+            "seed": seed,
+            "union": {"complete": everything, **union, "per_class": per_class},
+            "protocols": protocols,
+        }
+    return together
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return mean(known) if known else None
+
+
+# ------------------------------------------------------------------------------------------- numbers
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measure. path: where a run's JSON has it. scale: 100 for percent."""
+
+    title: str
+    path: Keys
+    scale: float = 100.0
+    digits: int = 1
+
+    def values(self, runs: Mapping[int, Run]) -> dict[int, float]:
+        """Seed -> value, of the runs that have one."""
+        found = {seed: value_at(run, self.path) for seed, run in runs.items()}
+        return {seed: self.scale * value for seed, value in found.items() if value is not None}
+
+
+UNION_AP, UNION_AP50 = Column("union AP", ("union", "AP")), Column("union AP50", ("union", "AP50"))
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table: columns over methods. note: what a reader must know."""
+
+    key: str
+    title: str
+    columns: tuple[Column, ...]
+    methods: tuple[str, ...]
+    note: str = ""
+
+
+def value_at(run: Run, path: Keys) -> float | None:
+    """The number of a run; None where it has none. An expert knows not all classes: it has no union number."""
+    of_all = path[0] == "union" and path[1] not in ("per_class", "per_look")
+    if of_all and not (run.get("union") or {}).get("complete", True):
+        return None
+    value: Any = run
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return None if value is None or value != value else float(value)
+
+
+def sections(results: Results) -> list[Section]:
+    """All tables of a split; columns without any value are left out."""
+    rows = (*results.methods(), EXPERTS)
+    made = [
+        Section(
+            "scores", "AP of each part's own classes, and on the union test", _scores(results), rows, SCORES
+        ),
+        Section(
+            "confidence", "Confidence, and false positives per image", _confidence(results), rows, CONFIDENCE
+        ),
+        Section("calibration", "Are scores of different classes comparable", CALIBRATION, rows, ONE_RANKING),
+        *(
+            Section(
+                f"classes_{key}",
+                f"{key} per class on the union test",
+                tuple(Column(c, ("union", "per_class", c, key)) for c in results.classes),
+                rows,
+            )
+            for key in ("AP", "AP50")
+        ),
+        Section("looks", "AP50 per class and look on the union test", _looks(results), rows, FOREIGN),
+        Section("training", "Training", TRAINING, (*results.methods(), *results.experts()), STABILITY),
+    ]
+    return [kept for one in made if (kept := _with_values(results, one)).columns]
+
+
+SCORES = "union test: fully labelled, every look, all classes at once, best 100 detections per image"
+CONFIDENCE = (
+    "in brackets: the score threshold; own: each class's best F1 on the run's own validation data, which for the "
+    "references shows all classes"
+)
+ONE_RANKING = "one ranking: falls where scores do not mean the same; frequent classes count more in it"
+FOREIGN = "*: no part with this look labels the class"
+STABILITY = (
+    "gradient norms are those before clipping; loss spikes: logged losses after the warm-up above three times the "
+    "median of the 20 before"
+)
+CALIBRATION = (
+    Column("AP50, mean of classes", ("union", "AP50")),
+    Column("AP50, all classes in one ranking", ("union", "pooled_AP50")),
+    Column("calibration error", ("union", "calibration_error")),
+    Column("range of best thresholds", ("union", "threshold_range"), 1, 3),
+)
+TRAINING = (
+    Column("steps", ("steps",), 1, 0),
+    Column("gradient norm, median", ("stability", "gradient_norm_median"), 1, 2),
+    Column("99 %", ("stability", "gradient_norm_p99"), 1, 2),
+    Column("largest", ("stability", "gradient_norm_max"), 1, 2),
+    Column("clipped steps, %", ("stability", "clipped")),
+    Column("loss spikes", ("stability", "loss_spikes"), 1, 1),
+    Column("minutes of steps", ("training_seconds",), 1 / 60, 1),
+)
+
+
+def _scores(results: Results) -> tuple[Column, ...]:
+    parts = [Column(name, ("protocols", name)) for name in results.summary["parts"]]
+    places = [Column(f"AP50 {text}", ("union", f"{key}_AP50")) for key, text in results.places()]
+    return (*parts, UNION_AP, UNION_AP50, *places)
+
+
+def _confidence(results: Results) -> tuple[Column, ...]:
+    places = [
+        Column(f"found at 0.3 {text}", ("union", f"{key}_found_confidently"))
+        for key, text in results.places()
+    ]
+    false = [
+        Column(f"{what} ({threshold})", ("union", "false_positives", key, where), 1, 2)
+        for threshold, key in (("own", "own_threshold"), ("0.3", "confident"))
+        for where, what in (("on_other_objects", "on other objects"), ("elsewhere", "elsewhere"))
+    ]
+    return (
+        Column("recall at precision 0.9", ("union", "recall_at_precision")),
+        Column("found at 0.3", ("union", "found_confidently")),
+        *places,
+        Column("mean best score", ("union", "best_score"), 1, 3),
+        *false,
+    )
+
+
+def _looks(results: Results) -> tuple[Column, ...]:
+    if len(results.looks) < 2:
+        return ()
+    return tuple(
+        Column(
+            f"{name}, {look}{'' if results.is_home(name, look) else ' *'}",
+            ("union", "per_look", look, "per_class", name, "AP50"),
+        )
+        for name in results.classes
+        for look in results.looks
+    )
+
+
+def _with_values(results: Results, section: Section) -> Section:
+    runs = [results.of(name) for name in section.methods]
+    columns = tuple(c for c in section.columns if any(c.values(many) for many in runs))
+    methods = section.methods
+    if not any(c.values(results.of(EXPERTS)) for c in columns):
+        methods = tuple(name for name in methods if name != EXPERTS)
+    return Section(section.key, section.title, columns, methods, section.note)
+
+
+# ------------------------------------------------------------------------------------------- differences
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two methods on the seeds that both have, in percent points.
+
+    std: of the paired differences. pooled: standard deviation over the seeds, pooled of both methods. beyond:
+    whether the mean is more than `BEYOND` pooled ones from 0; None with one seed.
+    """
+
+    seeds: tuple[int, ...]
+    mean: float
+    std: float | None
+    pooled: float | None
+    beyond: bool | None
+
+
+def pooled_std(*groups: Sequence[float]) -> float | None:
+    """Square root of the mean variance, weighted by degrees of freedom; None without any."""
+    freedom = sum(len(group) - 1 for group in groups)
+    if freedom < 1:
+        return None
+    return math.sqrt(sum((len(g) - 1) * stdev(g) ** 2 for g in groups if len(g) > 1) / freedom)
+
+
+def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference | None:
+    """a - b, paired by seed; None without a common seed."""
+    seeds = tuple(sorted(a.keys() & b.keys()))
+    if not seeds:
+        return None
+    one, two = [a[s] for s in seeds], [b[s] for s in seeds]
+    deltas = [x - y for x, y in zip(one, two, strict=True)]
+    spread = pooled_std(one, two)
+    return Difference(
+        seeds,
+        mean(deltas),
+        stdev(deltas) if len(deltas) > 1 else None,
+        spread,
+        None if spread is None else abs(mean(deltas)) > BEYOND * spread,
+    )
+
+
+def recovered_share(
+    naive: Mapping[int, float], aware: Mapping[int, float], reference: Mapping[int, float]
+) -> dict[str, Any]:
+    """How much of the gap naive -> reference the aware method recovers, on the seeds that all three have.
+
+    share: None where the gap is not more than twice the pooled spread of the two; `why` says so.
+    """
+    seeds = sorted(naive.keys() & aware.keys() & reference.keys())
+    result: dict[str, Any] = {"seeds": seeds, "share": None, "gap": None, "pooled": None, "why": ""}
+    if not seeds:
+        return result | {"why": "not all three have been run"}
+    low, mine, high = ([group[s] for s in seeds] for group in (naive, aware, reference))
+    gap, spread = mean(high) - mean(low), pooled_std(low, high)
+    result |= {"gap": gap, "pooled": spread}
+    if spread is None:
+        return result | {"why": "one seed, no spread"}
+    if gap <= BEYOND * spread:
+        return result | {
+            "why": f"the gap of {gap:.1f} is not more than twice the pooled spread of {spread:.1f}"
+        }
+    return result | {"share": (mean(mine) - mean(low)) / gap}
+
+
+def recovered(results: Results) -> dict[str, Any]:
+    """`recovered_share` of union AP."""
+    naive, aware, reference = (UNION_AP.values(results.of(m)) for m in ("naive", "aware", "same_positives"))
+    return recovered_share(naive, aware, reference)
+
+
+def differences(results: Results) -> list[tuple[str, str, Column, Difference]]:
+    """All pairs of `PAIRS` that were run, on union AP and AP50."""
+    found = []
+    for a, b in PAIRS:
+        for column in (UNION_AP, UNION_AP50):
+            delta = difference(column.values(results.of(a)), column.values(results.of(b)))
+            if delta is not None:
+                found.append((a, b, column, delta))
+    return found

@@ -1,0 +1,219 @@
+"""The ablation's numbers as tables: for the terminal, as Markdown and as JSON. Everything comes from the JSONs.
+
+Values are mean and standard deviation over the seeds; what was not run, or cannot be measured, is blank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from crossdet.experiments.ablation import methods_of, stands_for
+from crossdet.experiments.ablation_results import (
+    UNION_AP,
+    Results,
+    Run,
+    Section,
+    difference,
+    differences,
+    recovered,
+    sections,
+)
+
+# ------------------------------------------------------------------------------------------- text
+
+
+def spread(values: Iterable[float], digits: int = 1) -> str:
+    """`34.9`, or mean ± standard deviation of several seeds; blank without any."""
+    many = list(values)
+    if not many:
+        return ""
+    return f"{mean(many):.{digits}f}" + (f" ± {stdev(many):.{digits}f}" if len(many) > 1 else "")
+
+
+def _seeds(runs: Mapping[int, Run]) -> str:
+    """`3`, or `2 (1 diverged)`; blank without any."""
+    lost = sum(bool(run.get("diverged")) for run in runs.values())
+    return f"{len(runs) - lost}" + (f" ({lost} diverged)" if lost else "") if runs else ""
+
+
+def grid(results: Results, section: Section) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells of a table."""
+    lines = []
+    for name in section.methods:
+        runs = results.of(name)
+        cells = [spread(c.values(runs).values(), c.digits) for c in section.columns]
+        lines.append([results.title(name), _seeds(runs), *cells])
+    return ["method", "seeds", *(c.title for c in section.columns)], lines
+
+
+def difference_grid(results: Results) -> tuple[list[str], list[list[str]]]:
+    lines = []
+    for a, b, column, delta in differences(results):
+        verdict = "" if delta.beyond is None else "yes" if delta.beyond else "no"
+        text = f"{delta.mean:+.1f}" + ("" if delta.std is None else f" ± {delta.std:.1f}")
+        pooled = "" if delta.pooled is None else f"{delta.pooled:.1f}"
+        lines.append([f"{a} - {b}", column.title, text, str(len(delta.seeds)), pooled, verdict])
+    return [
+        "difference",
+        "of",
+        "percent points, paired by seed",
+        "seeds",
+        "pooled spread",
+        "beyond twice that",
+    ], lines
+
+
+def recovered_text(results: Results) -> str:
+    found = recovered(results)
+    share = "undefined: " + found["why"] if found["share"] is None else f"{100 * found['share']:.0f} %"
+    many = f" ({len(found['seeds'])} seeds; gap {found['gap']:.1f})" if found["share"] is not None else ""
+    return f"recovered share of the gap naive -> same positives, on union AP: {share}{many}"
+
+
+def notes(results: Results) -> list[str]:
+    """What the numbers are made of."""
+    summary = results.summary
+    parts = "; ".join(
+        f"{name}: {', '.join(p['classes'])} ({p['images']} images, look {p['look']})"
+        for name, p in summary["parts"].items()
+    )
+    runs = [run for many in results.runs.values() for run in many.values()]
+    lines = [
+        f"{results.name}: {parts}; conflict: {100 * summary['conflict']:.0f} % of the images show an "
+        f"unlabelled object; {summary['val_images']} test images in {len(results.looks)} look(s)",
+        f"{len(runs)} trainings, {len({run['seed'] for run in runs})} seed(s); hardware: "
+        + ", ".join(sorted({_machine(run["hardware"]) for run in runs})),
+        "values: mean ± standard deviation over the seeds, in percent where nothing else is said; blank: not run",
+    ]
+    if given := sorted({", ".join(run["overrides"]) for run in runs if run.get("overrides")}):
+        lines.append(f"settings other than the split's: {'; '.join(given)}")
+    for method in methods_of(summary):
+        same = stands_for(method, summary)[1:]
+        if same:
+            lines.append(
+                f"{method.name} stands for {', '.join(same)}, too: no class is labelled by several parts"
+            )
+    lines += [
+        f"{run['method']}, seed {run['seed']}, diverged: {run['diverged'].splitlines()[0]}"
+        for run in runs
+        if run["diverged"]
+    ]
+    return lines
+
+
+def _machine(hardware: Mapping[str, Any]) -> str:
+    return str(hardware.get("gpu") or f"{hardware.get('cpus', '?')} CPU cores")
+
+
+def markdown(results: Results) -> str:
+    """All tables of a split."""
+    lines = [f"### Ablation on {results.name}", "", *(f"- {note}" for note in notes(results)), ""]
+    lines += [f"- **{recovered_text(results)}**", ""]
+    for section in sections(results):
+        lines += [f"**{section.title}**", "", *markdown_table(*grid(results, section)), ""]
+        lines += [f"({section.note})", ""] if section.note else []
+    if differences(results):
+        lines += ["**Differences**", "", *markdown_table(*difference_grid(results)), ""]
+    return "\n".join(lines)
+
+
+def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    def line(parts: Iterable[str]) -> str:
+        return f"| {' | '.join(part.replace('|', '/') for part in parts)} |"
+
+    return [line(headers), line("---" for _ in headers), *(line(row) for row in rows)]
+
+
+def rich_tables(results: Results) -> list[Table]:
+    grids = [(section.title, *grid(results, section)) for section in sections(results)]
+    return [
+        _rich(title, headers, rows)
+        for title, headers, rows in [*grids, ("Differences", *difference_grid(results))]
+    ]
+
+
+def _rich(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    shown = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
+    for number, name in enumerate(headers):
+        shown.add_column(escape(name), justify="right" if number else "left", no_wrap=not number)
+    for row in rows:
+        shown.add_row(*map(escape, row))
+    return shown
+
+
+def as_json(results: Results) -> dict[str, Any]:
+    """The tables with every seed's number, not rounded; `scale` as in the text (percent)."""
+    return {
+        "split": results.name,
+        "summary": dict(results.summary),
+        "recovered": recovered(results),
+        "differences": [
+            {"a": a, "b": b, "of": column.title, **vars(delta)}
+            for a, b, column, delta in differences(results)
+        ],
+        "tables": {
+            section.key: {
+                "title": section.title,
+                "rows": {name: _row(section, results.of(name)) for name in section.methods},
+            }
+            for section in sections(results)
+        },
+        "notes": notes(results),
+    }
+
+
+def _row(section: Section, runs: Mapping[int, Run]) -> dict[str, Any]:
+    row = {}
+    for column in section.columns:
+        seeds = column.values(runs)
+        many = list(seeds.values())
+        row[column.title] = {
+            "mean": mean(many) if many else None,
+            "std": stdev(many) if len(many) > 1 else None,
+            "n": len(many),
+            "seeds": seeds,
+        }
+    return row
+
+
+# ------------------------------------------------------------------------------------------- sweep
+
+SWEPT = ("naive", "aware", "same_positives", "full")
+
+
+def sweep_grid(splits: Sequence[Results]) -> tuple[list[str], list[list[str]]]:
+    """A row per split, by looks and conflict: union AP of the methods, and what aware recovers."""
+    rows = []
+    for one in sorted(splits, key=lambda split: (split.looks, split.summary["conflict"])):
+        values = {name: UNION_AP.values(one.of(name)) for name in SWEPT}
+        delta = difference(values["aware"], values["naive"])
+        share = recovered(one)
+        rows.append(
+            [
+                one.name,
+                ", ".join(one.looks),
+                str(sum(part["images"] for part in one.summary["parts"].values())),
+                f"{100 * one.summary['conflict']:.0f}",
+                *(spread(values[name].values()) for name in SWEPT),
+                ""
+                if delta is None
+                else f"{delta.mean:+.1f}" + ("" if delta.std is None else f" ± {delta.std:.1f}"),
+                "undefined" if share["share"] is None else f"{100 * share['share']:.0f} %",
+            ]
+        )
+    headers = ["split", "looks", "images", "conflict, %", *SWEPT, "aware - naive", "recovered"]
+    return headers, rows
+
+
+def sweep_markdown(splits: Sequence[Results]) -> str:
+    head = "**Union AP over the share of images that show an unlabelled object** (percent)"
+    return "\n".join([head, "", *markdown_table(*sweep_grid(splits)), ""])
+
+
+def sweep_table(splits: Sequence[Results]) -> Table:
+    return _rich("union AP over the share of images that show an unlabelled object", *sweep_grid(splits))

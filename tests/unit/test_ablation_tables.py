@@ -1,0 +1,223 @@
+"""The ablation's tables, differences and figures, from made-up JSONs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from crossdet.errors import UserError
+from crossdet.experiments.ablation_figures import (
+    curve_points,
+    draw_learning_curves,
+    draw_sweep,
+    sweep_points,
+)
+from crossdet.experiments.ablation_results import (
+    EXPERTS,
+    difference,
+    pooled_std,
+    read_all,
+    read_results,
+    recovered,
+    recovered_share,
+    sections,
+)
+from crossdet.experiments.ablation_tables import as_json, grid, markdown, recovered_text, sweep_grid
+from crossdet.jsonfiles import write_json
+
+
+def summary_of(parts: dict[str, list[str]], conflict: float = 1.0, look: str = "original") -> dict[str, Any]:
+    rows = {
+        name: {"classes": c, "look": "original", "images": 10 + 5 * i}
+        for i, (name, c) in enumerate(parts.items())
+    }
+    rows[next(reversed(rows))]["look"] = look
+    return {"parts": rows, "conflict": conflict, "conflict_by": "choose", "val_images": 4, "seed": 0}
+
+
+APART = summary_of({"left": ["a"], "right": ["b", "c"]}, look="grey_dark")
+SHARED = summary_of({"left": ["a", "b"], "right": ["b", "c"]})
+
+
+# ------------------------------------------------------------------------------------------- differences
+
+
+def test_pooled_spread_and_paired_differences_by_hand() -> None:
+    assert pooled_std([1.0, 3.0], [2.0, 2.0, 2.0]) == pytest.approx((2 / 3) ** 0.5)
+    assert pooled_std([1.0], [2.0]) is None
+    delta = difference({0: 10.0, 1: 12.0, 7: 99.0}, {0: 8.0, 1: 9.0, 2: 0.0})
+    assert delta is not None
+    assert (delta.seeds, delta.mean, delta.std) == ((0, 1), 2.5, pytest.approx(0.5**0.5))
+    assert delta.pooled == pytest.approx(((2 + 0.5) / 2) ** 0.5)
+    assert delta.beyond is True  # 2.5 > 2 * 1.118
+    assert difference({0: 1.0}, {1: 1.0}) is None
+    one = difference({0: 5.0}, {0: 1.0})
+    assert one is not None
+    assert one.beyond is None
+
+
+def test_the_recovered_share_and_when_it_is_undefined() -> None:
+    naive, reference = {0: 10.0, 1: 12.0}, {0: 20.0, 1: 22.0}  # gap 10, pooled spread 1.41
+    found = recovered_share(naive, {0: 18.0, 1: 20.0, 2: 0.0}, reference)
+    assert found["share"] == pytest.approx(0.8)
+    assert (found["seeds"], found["gap"]) == ([0, 1], 10)
+    close = recovered_share(naive, naive, {0: 12.8, 1: 14.8})
+    assert close["share"] is None
+    assert close["why"] == "the gap of 2.8 is not more than twice the pooled spread of 1.4"
+    assert recovered_share(naive, naive, {0: 12.9, 1: 14.9})["share"] == 0  # just beyond 2 * 1.414
+    assert (
+        recovered_share(reference, naive, naive)["share"] is None
+    )  # the reference is worse: no gap to recover
+    assert recovered_share({0: 1.0}, {0: 2.0}, {0: 9.0})["why"] == "one seed, no spread"
+    assert recovered_share({}, {0: 2.0}, {0: 9.0})["why"] == "not all three have been run"
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def result(
+    method: str, seed: int, ap: float | None, summary: dict[str, Any], split: str = "toys"
+) -> dict[str, Any]:
+    """A JSON as the queue writes it, with the numbers that matter here; ap None: it diverged."""
+    part = method.removeprefix("expert_")
+    known = (
+        summary["parts"][part]["classes"]
+        if part != method
+        else sorted({c for p in summary["parts"].values() for c in p["classes"]})
+    )
+    looks = list(dict.fromkeys(p["look"] for p in summary["parts"].values()))
+    union = None if ap is None else {
+        "complete": part == method, "AP": ap, "AP50": ap + 0.2, "pooled_AP50": None,
+        "per_class": {c: {"AP": ap, "AP50": ap + 0.2} for c in known},
+        "per_look": {look: {"per_class": {c: {"AP50": ap} for c in known}} for look in looks},
+    }  # fmt: skip
+    trained = [part] if part != method else list(summary["parts"])
+    curve = [
+        {"epoch": e, "step": 10 * e, "datasets": dict.fromkeys(trained, e * (ap or 0) / 2)} for e in (1, 2)
+    ]
+    return {
+        "tool": "crossdet ablation", "split": split, "summary": summary, "method": method, "title": method,
+        "seed": seed, "steps": 20, "diverged": "the loss is not finite at step 9" if ap is None else None,
+        "union": union, "protocols": {} if ap is None else dict.fromkeys(trained, ap), "curve": curve,
+        "training_seconds": 120.0, "overrides": ["train.lr=0.04"],
+        "stability": {"gradient_norm_median": None, "loss_spikes": 1, "clipped": 0.5},
+        "hardware": {"cpus": 2, "gpu": None},
+    }  # fmt: skip
+
+
+def write_results(folder: Path, values: dict[str, list[float | None]], summary: dict[str, Any]) -> Path:
+    for method, many in values.items():
+        for seed, ap in enumerate(many):
+            write_json(folder / f"{method}_seed{seed}.json", result(method, seed, ap, summary, folder.name))
+    return folder
+
+
+VALUES: dict[str, list[float | None]] = {
+    "naive": [0.10, 0.12],
+    "aware": [0.18, 0.20],
+    "same_positives": [0.20, 0.22],
+    "full": [0.3, None],
+    "expert_left": [0.4],
+    "expert_right": [0.1],
+}
+
+
+def cell(text: tuple[list[str], list[list[str]]], row: str, column: str) -> str:
+    headers, rows = text
+    return next(line for line in rows if line[0] == row)[headers.index(column)]
+
+
+def test_tables_show_mean_spread_and_blanks(tmp_path: Path) -> None:
+    found = read_results(write_results(tmp_path / "toys", VALUES, APART))
+    shown = {s.key: s for s in sections(found)}
+    scores = grid(found, shown["scores"])
+    assert cell(scores, "naive concatenation", "union AP") == "11.0 ± 1.4"
+    assert cell(scores, "naive concatenation", "seeds") == "2"
+    assert cell(scores, "reference: full labels", "union AP") == "30.0"
+    assert cell(scores, "reference: full labels", "seeds") == "1 (1 diverged)"
+    assert cell(scores, "aware without foreground negatives", "union AP") == ""
+    # every part and class by its expert; the mean over the classes a, b, c
+    together = found.title(EXPERTS)
+    assert (cell(scores, together, "left"), cell(scores, together, "right")) == ("40.0", "10.0")
+    assert cell(scores, together, "union AP") == "20.0"
+    training = grid(found, shown["training"])
+    assert cell(training, "expert: left", "minutes of steps") == "2.0"
+    assert "gradient norm, median" not in training[0]  # nobody has one
+    looks = grid(found, shown["looks"])[0]
+    assert {"a, original", "a, grey_dark *", "b, original *", "c, grey_dark"} <= set(looks)
+    assert "calibration" in shown
+    assert "confidence" not in shown  # these JSONs hold no such number
+    text = markdown(found)
+    assert "80 % (2 seeds; gap 10.0)" in text
+    assert "| aware - naive | union AP | +8.0 ± 0.0 | 2 | 1.4 | yes |" in text
+    assert "full, seed 1, diverged: the loss is not finite at step 9" in text
+    assert "naive stands for naive_merged, too" in text
+    assert "settings other than the split's: train.lr=0.04" in text
+    content = json.loads(json.dumps(as_json(found)))
+    assert content["tables"]["scores"]["rows"]["naive"]["union AP"]["seeds"] == {"0": 10.0, "1": 12.0}
+    assert content["recovered"]["share"] == pytest.approx(0.8)
+
+
+def test_half_of_the_experts_make_no_union(tmp_path: Path) -> None:
+    found = read_results(write_results(tmp_path / "toys", {"naive": [0.1], "expert_left": [0.4]}, APART))
+    scores = grid(found, sections(found)[0])
+    assert cell(scores, found.title(EXPERTS), "left") == "40.0"
+    assert cell(scores, found.title(EXPERTS), "right") == ""
+    assert cell(scores, found.title(EXPERTS), "union AP") == ""
+    assert recovered_text(found).endswith("undefined: not all three have been run")
+
+
+def test_foreign_files_and_mixed_splits_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no result"):
+        read_results(tmp_path)
+    folder = write_results(tmp_path / "toys", {"naive": [0.1]}, APART)
+    write_json(folder / "aware_seed0.json", result("aware", 0, 0.2, SHARED))
+    with pytest.raises(UserError, match="of another split"):
+        read_results(folder)
+    write_json(folder / "aware_seed0.json", {"method": "aware"})
+    with pytest.raises(UserError, match=r"aware_seed0\.json: not a result"):
+        read_results(folder)
+
+
+# ------------------------------------------------------------------------------------------- figures
+
+
+def test_the_sweep_over_conflict(tmp_path: Path) -> None:
+    for look in ("original", "grey_dark"):
+        for conflict in (0.0, 0.5):
+            summary = summary_of({"left": ["a"], "right": ["b"]}, conflict, look)
+            values = {
+                "naive": [0.3 - conflict / 5, 0.32 - conflict / 5],
+                "aware": [0.3],
+                "same_positives": [0.31, 0.33],
+            }
+            write_results(tmp_path / f"{look}_{conflict:g}", values, summary)  # type: ignore[arg-type]
+    splits = read_all(tmp_path)
+    assert [one.summary["conflict"] for one in splits] == [0, 0, 0.5, 0.5]
+    headers, rows = sweep_grid(splits)
+    assert [row[0] for row in rows] == ["original_0", "original_0.5", "grey_dark_0", "grey_dark_0.5"]
+    assert rows[1][headers.index("naive")] == "21.0 ± 1.4"
+    assert rows[1][headers.index("full")] == ""
+    assert rows[0][headers.index("recovered")] == "undefined"
+    one_look = [one for one in splits if one.looks == ["original"]]
+    assert sweep_points(one_look, "naive") == {0: [30, 32], 50: pytest.approx([20, 22])}
+    draw_sweep(splits, tmp_path / "sweep.png")
+    width, height = Image.open(tmp_path / "sweep.png").size
+    assert width > 2 * height * 0.9  # two panels
+    with pytest.raises(UserError, match=r"ends in \.png"):
+        draw_sweep(splits, tmp_path / "sweep.txt")
+    with pytest.raises(UserError, match="no results"):
+        read_all(tmp_path / "nothing")
+
+
+def test_learning_curves(tmp_path: Path) -> None:
+    found = read_results(write_results(tmp_path / "toys", VALUES, APART))
+    assert curve_points(found.runs["naive"], "left") == {10: [5, 6], 20: [10, 12]}
+    assert curve_points(found.runs["expert_left"], "right") == {}
+    draw_learning_curves(found, tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").size[0] > 1000
+    assert recovered(found)["share"] == pytest.approx(0.8)
