@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint check-types bench clean
+.PHONY: demo test lint check-types bench results clean
 
 demo: $(STAMP)
 	$(BIN)/crossdet demo
@@ -22,6 +22,10 @@ lint: $(STAMP)
 # about 40 minutes on 2 CPU cores; the report is bench/bench.md
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench.py
+
+# tables and figures of docs/results.md and docs/performance.md, from the JSONs in docs/data
+results: $(STAMP)
+	$(BIN)/python docs/make_results.py
 
 # Installed anew only when the pinned versions or the package's own requirements change.
 $(STAMP): constraints.txt pyproject.toml

@@ -5,9 +5,9 @@
 Phases of the step (one after the other, medians): labelling the anchors, forward of backbone and pyramid, forward
 of the subnets with the loss, backward, optimiser. Floor: floating point operations of the convolutions and matrix
 products, counted while they run, over the rate that this machine reaches in a large matrix product; and bytes that
-must be moved at least, over the bandwidth of a large copy: every convolution's input, weight and output once, and
-twice more in the backward pass. Elementwise operations are not in the floor. `--top` prints the operators
-with the most time of their own.
+must be moved at least, over the bandwidth of a large copy: input, weight and output once of every convolution
+module (the class logits, computed in slices, are left out), and twice more in the backward pass. Elementwise
+operations are not in the floor. `--top` prints the operators with the most time of their own.
 """
 
 from __future__ import annotations

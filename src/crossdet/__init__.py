@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from crossdet.config import Config, load_config
     from crossdet.data.index import Index
     from crossdet.errors import CrossdetError, RunError, UserError
+    from crossdet.extending import extend
     from crossdet.labels import LabelSpace
     from crossdet.types import Annotations, Batch, Detections
 
@@ -24,6 +25,7 @@ _HOME = {
     "evaluate": "crossdet.api",
     "predict": "crossdet.api",
     "load_detector": "crossdet.api",
+    "extend": "crossdet.extending",
     "Index": "crossdet.data.index",
     "Annotations": "crossdet.types",
     "Batch": "crossdet.types",
@@ -35,7 +37,7 @@ _HOME = {
 
 __all__ = [
     "Annotations", "Batch", "Config", "CrossdetError", "Detections", "Index", "LabelSpace", "RunError",
-    "UserError", "evaluate", "load_config", "load_detector", "predict", "train",
+    "UserError", "evaluate", "extend", "load_config", "load_detector", "predict", "train",
 ]  # fmt: skip
 
 

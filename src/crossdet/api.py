@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,23 @@ from crossdet.data.loading import epoch_batches, make_loader
 from crossdet.data.transforms import Augment
 from crossdet.errors import UserError
 from crossdet.evaluating import (
+    Evaluation,
     metrics_table,
     score_splits,
     splits_for_detector,
     splits_for_training,
     write_evaluation,
 )
+from crossdet.evaluation.protocols import Split
 from crossdet.evaluation.showing import write_val_pictures
 from crossdet.inference import AnyImage, Detector, load_detector
 from crossdet.jsonfiles import write_atomically
 from crossdet.labels import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.retinanet import RetinaNet
+from crossdet.recipe import Recipe
 from crossdet.sources import Sources, classes_of, open_sources
-from crossdet.training import Recipe, fit
+from crossdet.training import FurtherLoss, fit
 from crossdet.types import Batch, Detections
 
 __all__ = ["evaluate", "load_detector", "predict", "train", "training_batches"]
@@ -46,7 +49,7 @@ CONFIG_FILE = "config.yaml"
 
 # Keys that may differ between a run and its resumption without changing what it computes.
 _FREE_KEYS = ("output", "train.workers", "train.log_every", "train.checkpoint_minutes",
-              "train.checkpoint_steps", "eval.batch_size")  # fmt: skip
+              "train.checkpoint_steps", "eval.batch_size", "extend.tolerance")  # fmt: skip
 
 
 def train(
@@ -67,11 +70,11 @@ def train(
         UserError: a mistake in the config or the data, found before training starts.
         RunError: non-finite loss, interruption (resumable), full disk.
     """
-    config = _as_config(config)
-    run_dir = Path(output or config.output or "runs/crossdet")
+    config = as_config(config)
+    run_dir = run_directory(config, output)
     sources = open_sources(config)
-    _check_trainable(sources)
-    _check_run_dir(run_dir, config, resume, overwrite)
+    check_trainable(sources)
+    check_run_dir(run_dir, config, resume, overwrite)
     fabric = build_fabric(config)
     seed_everything(config.seed, verbose=False)
     settings = detector_settings(config)
@@ -81,28 +84,38 @@ def train(
         torch.from_numpy(sources.space.overlap_array),
         config.model.weights,
     )
+    make_run_dir(fabric, run_dir, config, resume)
+    metadata = weights_metadata(config, sources.space, settings)
+    return train_detector(
+        fabric, config, sources, detector, training_data(config, sources), run_dir, metadata, resume
+    )
+
+
+def train_detector(
+    fabric: Fabric,
+    config: Config,
+    sources: Sources,
+    detector: RetinaNet,
+    dataset: HybridDataset,
+    run_dir: Path,
+    metadata: dict[str, str],
+    resume: bool,
+    operating: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    after_step: Callable[[], None] | None = None,
+    further_loss: FurtherLoss | None = None,
+) -> dict[str, Any]:
+    """Trains built parts, evaluates on the validation splits, draws their pictures; returns the last record.
+
+    operating: the operating points that are found -> those that are stored. after_step, further_loss: see
+    `fit`.
+    """
     if config.train.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
-    fabric.barrier()  # all processes have looked at what is in the run directory
-    if fabric.is_global_zero:
-        _make_run_dir(run_dir, config, resume)
-    fabric.barrier()
-
     splits = splits_for_training(sources)
 
     def score(model: RetinaNet, when: str) -> dict[str, Any]:
-        size = config.input
-        metrics = score_splits(
-            model,
-            config,
-            splits,
-            sources.lists,
-            size.shorter,
-            size.longer,
-            autocast=fabric.autocast(),
-            rank=fabric.global_rank,
-            ranks=fabric.world_size,
-        ).metrics
+        metrics = score_detector(fabric, config, sources, model, splits).metrics
+        metrics["operating"] = operating(metrics.get("operating", {}))
         if fabric.is_global_zero:
             print(f"evaluation, {when}:\n{metrics_table(metrics)}", flush=True)
         return metrics
@@ -110,13 +123,15 @@ def train(
     record = fit(
         fabric,
         detector,
-        training_data(config, sources),
+        dataset,
         list(sources.space.datasets),
         recipe(config),
         run_dir,
         evaluate=score if sources.val else None,
-        metadata=weights_metadata(config, sources.space, settings),
+        metadata=metadata,
         resume=resume,
+        after_step=after_step,
+        further_loss=further_loss,
     )
     if fabric.is_global_zero and sources.val:
         write_val_pictures(
@@ -124,6 +139,23 @@ def train(
         )
     fabric.barrier()
     return record
+
+
+def score_detector(
+    fabric: Fabric, config: Config, sources: Sources, model: RetinaNet, splits: dict[str, Split]
+) -> Evaluation:
+    """Scores of a network on validation splits, at the precision and by all processes of a training."""
+    return score_splits(
+        model,
+        config,
+        splits,
+        sources.lists,
+        config.input.shorter,
+        config.input.longer,
+        autocast=fabric.autocast(),
+        rank=fabric.global_rank,
+        ranks=fabric.world_size,
+    )
 
 
 def evaluate(
@@ -141,7 +173,7 @@ def evaluate(
     Raises:
         UserError: unreadable weights or data, or classes that the detector does not know.
     """
-    config = _as_config(config)
+    config = as_config(config)
     detector = run_or_weights if isinstance(run_or_weights, Detector) else load_detector(run_or_weights)
     if all(getattr(dataset, split) is None for dataset in config.datasets.values()):
         raise UserError(f"no dataset of the config has a `{split}` split")
@@ -276,9 +308,9 @@ def training_data(config: Config, sources: Sources) -> HybridDataset:
 
 def training_batches(config: Config | str | Path, count: int, epoch: int = 0) -> tuple[list[Batch], Sources]:
     """The first training batches of an epoch, exactly as training would see them (for looking at them)."""
-    config = _as_config(config)
+    config = as_config(config)
     sources = open_sources(config)
-    _check_trainable(sources)
+    check_trainable(sources)
     dataset = training_data(config, sources)
     batches = epoch_batches(
         dataset.sizes(),
@@ -304,11 +336,17 @@ def weights_metadata(config: Config, space: LabelSpace, settings: DetectorSettin
 # ------------------------------------------------------------------------------------------ run directory
 
 
-def _as_config(config: Config | str | Path) -> Config:
+def as_config(config: Config | str | Path) -> Config:
+    """The config itself, or the one in a file."""
     return config if isinstance(config, Config) else load_config(config)
 
 
-def _check_trainable(sources: Sources) -> None:
+def run_directory(config: Config, output: str | Path | None) -> Path:
+    return Path(output or config.output or "runs/crossdet")
+
+
+def check_trainable(sources: Sources) -> None:
+    """Raises `UserError` if there is nothing to train on."""
     if not sources.train:
         raise UserError("no dataset of the config has a `train` split")
     empty = [name for name, index in sources.train.items() if not len(index)]
@@ -318,8 +356,13 @@ def _check_trainable(sources: Sources) -> None:
         raise UserError("the training splits hold no box at all")
 
 
-def _check_run_dir(run_dir: Path, config: Config, resume: bool, overwrite: bool) -> None:
-    """Refuses to mix two runs and to delete what is no run; changes nothing."""
+def check_run_dir(
+    run_dir: Path, config: Config, resume: bool, overwrite: bool, last_file: str = STATE_FILE
+) -> None:
+    """Refuses to mix two runs and to delete what is no run; changes nothing.
+
+    last_file: without it a run whose training is finished can still be resumed.
+    """
     state = run_dir / STATE_FILE
     holds_run = (run_dir / CONFIG_FILE).exists()
     if run_dir.exists() and not run_dir.is_dir():
@@ -327,7 +370,7 @@ def _check_run_dir(run_dir: Path, config: Config, resume: bool, overwrite: bool)
     if resume:
         if state.exists():
             _check_same_config(run_dir / CONFIG_FILE, config)
-            if load_state(state)["progress"]["finished"]:
+            if load_state(state)["progress"]["finished"] and (run_dir / last_file).exists():
                 raise UserError(f"{run_dir}: this run is finished; there is nothing to resume")
     elif overwrite:
         if run_dir.exists() and not holds_run and any(run_dir.iterdir()):
@@ -339,15 +382,18 @@ def _check_run_dir(run_dir: Path, config: Config, resume: bool, overwrite: bool)
         )
 
 
-def _make_run_dir(run_dir: Path, config: Config, resume: bool) -> None:
+def make_run_dir(fabric: Fabric, run_dir: Path, config: Config, resume: bool) -> None:
     """Writes the resolved config into an empty run directory, or into the one that is resumed.
 
-    Called after `_check_run_dir`, and once all parts are built: a mistake in the config leaves no half-made run
+    Called after `check_run_dir`, and once all parts are built: a mistake in the config leaves no half-made run
     behind and costs no earlier one.
     """
-    if run_dir.exists() and (run_dir / CONFIG_FILE).exists() and not resume:
-        shutil.rmtree(run_dir)
-    write_atomically(run_dir / CONFIG_FILE, dump_config(config).encode())
+    fabric.barrier()  # all processes have looked at what is in the run directory
+    if fabric.is_global_zero:
+        if run_dir.exists() and (run_dir / CONFIG_FILE).exists() and not resume:
+            shutil.rmtree(run_dir)
+        write_atomically(run_dir / CONFIG_FILE, dump_config(config).encode())
+    fabric.barrier()
 
 
 def _check_same_config(path: Path, config: Config) -> None:

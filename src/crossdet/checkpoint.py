@@ -15,10 +15,10 @@ from torch import Tensor
 
 from crossdet.errors import UserError
 from crossdet.jsonfiles import write_atomically
+from crossdet.provenance import FORMAT, check_format
+from crossdet.provenance import WEIGHTS_FILE as WEIGHTS_FILE
 
-FORMAT = "crossdet/1"
 STATE_FILE = "state.pt"
-WEIGHTS_FILE = "model.safetensors"
 BEST_FILE = "best.safetensors"
 
 
@@ -58,11 +58,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"weights file {path} does not exist") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"weights file {path} cannot be read: {error}") from None
-    if metadata.get("format") != FORMAT:
-        raise UserError(
-            f"{path} is no crossdet weights file (format {metadata.get('format')!r}, expected {FORMAT!r}); "
-            f"backbone weights go under `model.weights` of a config"
-        )
+    check_format(path, metadata)
     return tensors, metadata
 
 

@@ -1,7 +1,7 @@
 """The command line: thin, every command is a few calls into the package.
 
-Exit codes: 0 ok, 1 the run failed, 2 the user's mistake (message only, no traceback). Torch is imported inside
-the commands that need it, so `--help` and `check` are instant.
+Exit codes: 0 ok, 1 the run failed, 2 the user's mistake (message only, no traceback), 3 `extend` forgot more than
+its tolerance. Torch is imported inside the commands that need it, so `--help` and `check` are instant.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from crossdet.experiments.ablation_command import app as ablation_app
 from crossdet.experiments.anchors_command import anchors
 from crossdet.experiments.paper_command import app as paper_app
 from crossdet.experiments.split_command import split
+from crossdet.extend_command import extend
+from crossdet.labels_command import labels
 from crossdet.scoring.command import app as score_app
 
 app = typer.Typer(
@@ -48,7 +50,10 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", he
 
 @app.command()
 def check(
-    config: ConfigFile,
+    config: Annotated[
+        Path,
+        typer.Argument(metavar="CONFIG", help="YAML config file; or trained weights, or a run directory"),
+    ],
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="folder for --pictures")] = Path(
         "check_pictures"
     ),
@@ -60,10 +65,19 @@ def check(
     batches: Annotated[int, typer.Option(min=1, help="how many batches --pictures draws")] = 2,
     json_file: JsonFile = None,
 ) -> None:
-    """Read everything before any training: data, merged labels, avoidance matrix, anchors, duplicates."""
-    from crossdet.check import inspect, print_report
+    """Read everything before any training: data, merged labels, avoidance matrix, anchors, duplicates.
+
+    Of trained weights: their classes, label rules, thresholds, and the generations that they come from.
+    """
+    from crossdet.check import inspect, inspect_weights, print_report, print_weights
     from crossdet.config import load_config
 
+    if config.is_dir() or config.suffix == ".safetensors":
+        known = inspect_weights(config)
+        print_weights(known, out)
+        if json_file is not None:
+            _write_json(json_file, json.loads(known.to_json()))
+        return
     loaded = load_config(config, overrides or [])
     report = inspect(loaded)
     print_report(report, out)
@@ -274,6 +288,8 @@ def demo(
         _write_json(json_file, result)
 
 
+app.command()(extend)
+app.command()(labels)
 app.command()(split)
 app.command()(anchors)
 

@@ -34,6 +34,10 @@ class RunError(CrossdetError, RuntimeError):
     """A run that failed although its input was accepted."""
 
 
+class Diverged(RunError):
+    """The loss or the weights left the finite numbers: the training is at fault, not the machine."""
+
+
 def problem_list(heading: str, problems: Iterable[str]) -> str:
     """`heading` followed by one indented line per problem: all mistakes at once, not the first one only."""
     return "\n".join([heading, *(f"  - {problem}" for problem in problems)])

@@ -286,26 +286,14 @@ def foreground_negatives_of(
     return allowed
 
 
-def foreground_focal_terms(
-    logits: Tensor, own: Tensor, negative: Tensor, alpha: float, gamma: float
-) -> Tensor:
-    """`[F]`: positive term of each foreground anchor's own class plus its negative terms.
-
-    logits: `[F, C]`. own: `[F]` int64. negative: `[F, C]` weights of the negative terms; that of `own` is ignored.
-    """
-    own = own[:, None]
-    negative = negative.scatter(1, own, 0.0)
-    own_logits = logits.gather(1, own).squeeze(1)
-    positive = alpha * _sigmoid_power(-own_logits, gamma) * F.softplus(-own_logits)
-    # -log(1 - p) = softplus(logit): finite for every finite logit
-    terms = (1 - alpha) * _sigmoid_power(logits, gamma) * F.softplus(logits)
-    return positive + (negative * terms).sum(1)
-
-
 def foreground_focal_parts(
     logits: Tensor, own: Tensor, negative: Tensor, alpha: float, gamma: float, with_slope: bool
 ) -> tuple[Tensor, Tensor]:
-    """`foreground_focal_terms` `[F]` and, without autograd, their derivatives `[F, C]` by the logits."""
+    """`[F]`: positive term of each foreground anchor's own class plus its negative terms; and, if asked, their
+    derivatives `[F, C]` by the logits (else anything). Not for autograd.
+
+    logits: `[F, C]`. own: `[F]` int64. negative: `[F, C]` weights of the negative terms; that of `own` is ignored.
+    """
     own = own[:, None]
     weight = negative.scatter(1, own, 0.0) * (1 - alpha)
     power, p, soft = _focal_parts(logits, gamma)
@@ -324,14 +312,6 @@ def _focal_parts(logits: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
     p = torch.sigmoid(logits)
     soft = F.softplus(logits)
     return p * p if gamma == 2 else (gamma * F.logsigmoid(logits)).exp(), p, soft
-
-
-def _sigmoid_power(logits: Tensor, exponent: float) -> Tensor:
-    if exponent == 2:  # the paper's value, and a product is several times faster
-        p = torch.sigmoid(logits)
-        return p * p
-    # not sigmoid().pow(): its gradient is NaN for exponents below 1 where the sigmoid underflows to 0
-    return (exponent * F.logsigmoid(logits)).exp()
 
 
 def _check_shapes(

@@ -130,10 +130,10 @@ def _picture_names(files: Sequence[Path]) -> dict[Path, str]:
     names = {}
     for file in files:
         name, number = file.stem, 1
-        while name in taken:
+        while name.casefold() in taken:  # one file where the file system ignores case
             number += 1
             name = f"{file.stem}_{number}"
-        taken.add(name)
+        taken.add(name.casefold())
         names[file] = f"{name}.jpg"
     return names
 

@@ -14,6 +14,7 @@ from crossdet.data.index import Index
 from crossdet.data.reading import SplitFiles, read_split
 from crossdet.errors import UserError, problem_list
 from crossdet.evaluation.wider_face_lists import WiderFaceLists, read_wider_face_truth
+from crossdet.label_edits import grown
 from crossdet.labels import LabelSpace, check_class_names
 
 SPLITS = ("train", "val")
@@ -33,12 +34,16 @@ class Sources:
 
 
 def open_sources(
-    config: Config, splits: Sequence[str] = SPLITS, known_classes: Mapping[str, Sequence[str]] | None = None
+    config: Config,
+    splits: Sequence[str] = SPLITS,
+    known_classes: Mapping[str, Sequence[str]] | None = None,
+    known: LabelSpace | None = None,
 ) -> Sources:
     """Reads the splits and merges the labels.
 
     The label rules speak of all datasets, also of those that have none of the wanted `splits`: their class names
     come from `known_classes` (dataset -> names, e.g. of a trained detector), else from their training files.
+    known: a label space that the config's datasets and rules extend (`label_edits.grown`), instead of a new one.
 
     Raises `UserError` with the mistakes of all datasets; label rules are looked at once all files are readable.
     """
@@ -55,7 +60,7 @@ def open_sources(
             except UserError as error:
                 problems.append(f"datasets.{name}.{split}: {_indented(str(error))}")
             else:
-                found[split][name] = _share(index, dataset) if split == "train" else index
+                found[split][name] = share_of(index, dataset) if split == "train" else index
             if isinstance(given, SplitConfig) and given.lists is not None:
                 try:
                     lists[name] = read_wider_face_truth(given.lists)
@@ -63,12 +68,12 @@ def open_sources(
                     problems.append(f"datasets.{name}.{split}.lists: {_indented(str(error))}")
     if problems:
         raise UserError(problem_list(f"{len(problems)} split(s) cannot be read", problems))
-    names = dict(known_classes or {})
+    names = dict(known_classes or ({} if known is None else classes_of(known)))
     for name, dataset in config.datasets.items():
         if "train" not in splits and name not in names and dataset.train is not None:
             with suppress(UserError):  # the training files need not be here; then the other split has to do
                 names[name] = open_split(dataset, "train", dataset.train).classes
-    space = build_space(config, found["train"], found["val"], names)
+    space = build_space(config, found["train"], found["val"], names, known)
     return Sources(space, found["train"], found["val"], lists)
 
 
@@ -95,9 +100,14 @@ def open_split(dataset: DatasetConfig, split: str, given: SplitConfig | Index) -
 
 
 def build_space(
-    config: Config, train: dict[str, Index], val: dict[str, Index], known_classes: Mapping[str, Sequence[str]]
+    config: Config,
+    train: dict[str, Index],
+    val: dict[str, Index],
+    known_classes: Mapping[str, Sequence[str]],
+    known: LabelSpace | None = None,
 ) -> LabelSpace:
-    """Label space of the config over the classes that the indexes bring, or that are known without them."""
+    """Label space of the config over the classes that the indexes bring, or that are known without them; what
+    becomes of `known` by them, where it is given."""
     classes: dict[str, Sequence[str]] = {}
     federated = []
     for name, dataset in config.datasets.items():
@@ -114,10 +124,13 @@ def build_space(
         if said or (said is None and any(index.federated for index in indexes)):
             federated.append(name)
     rules: dict[str, Any] = {key: getattr(config.labels, key) for key in type(config.labels).model_fields}
+    if known is not None:
+        return grown(known, classes, federated=federated, **rules)
     return LabelSpace.build(classes, federated=federated, **rules)
 
 
-def _share(index: Index, dataset: DatasetConfig) -> Index:
+def share_of(index: Index, dataset: DatasetConfig) -> Index:
+    """The training images that `part` of the config leaves."""
     if dataset.part_of is None:
         return index
     remainder, divisor = dataset.part_of

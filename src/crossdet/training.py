@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -29,44 +26,19 @@ from crossdet.checkpoint import (
 )
 from crossdet.data.hybrid import HybridDataset
 from crossdet.data.loading import MicroBatches, epoch_batches, make_loader, next_batch
-from crossdet.errors import RunError
+from crossdet.errors import Diverged, RunError, UserError
 from crossdet.jsonfiles import write_json
 from crossdet.models.retinanet import RetinaNet
+from crossdet.recipe import Recipe as Recipe
+from crossdet.recipe import learning_rate as learning_rate
 from crossdet.runlog import RunLog
+from crossdet.stopping import stop_signals
 from crossdet.types import Batch
 
 Evaluate = Callable[[RetinaNet, str], dict[str, Any]]
 """(detector, when) -> metrics; the number under "mean" decides which weights are the best."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train; the defaults are the paper's (sec. 4.1.2).
-
-    batch_size: images per optimiser step, over all processes and accumulation. Epochs are N = all images draws.
-    """
-
-    epochs: int = 20
-    batch_size: int = 32
-    lr: float = 0.04
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup_epochs: float = 2.0
-    warmup_factor: float = 0.001
-    steps: tuple[float, ...] = (10, 15)
-    step_factor: float = 0.1
-    max_steps: int | None = None
-    clip_norm: float | None = None
-    accumulate: int = 1
-    ema: float | None = None
-    compile: bool = False
-    group_aspect: bool = True
-    workers: int = 2
-    seed: int = 0
-    eval_every: int = 1
-    checkpoint_minutes: float = 10.0
-    checkpoint_steps: int | None = None
-    log_every: int = 20
+FurtherLoss = Callable[[RetinaNet, list[Tensor], Batch], Tensor]
+"""(detector, its features of the batch, batch) -> a scalar that is added to the class loss."""
 
 
 class Sealed:
@@ -83,11 +55,14 @@ class Sealed:
 class TrainStep(nn.Module):
     """The one forward that autocast and DDP see: features, head, losses."""
 
-    def __init__(self, detector: RetinaNet, compiled: bool = False) -> None:
+    def __init__(
+        self, detector: RetinaNet, compiled: bool = False, further_loss: FurtherLoss | None = None
+    ) -> None:
         """compiled: backbone and pyramid as one graph, and the focal terms as one kernel, by `torch.compile`."""
         super().__init__()
         self.detector = detector
         self.compiled = compiled
+        self.further_loss = further_loss
         # dynamic: batches come in many sizes, and a graph for each would take minutes each
         self._features = torch.compile(detector.features, dynamic=True) if compiled else detector.features
 
@@ -97,20 +72,15 @@ class TrainStep(nn.Module):
         batch = batch.batch if isinstance(batch, Sealed) else batch
         features = self._features(batch.images)
         sums = self.detector.image_losses(features, batch, self.compiled)
+        losses = self.detector.normalise(sums)
+        if self.further_loss is not None:
+            further = self.further_loss(self.detector, features, batch)
+            losses["classification"] = losses["classification"] + further
         return {
-            **self.detector.normalise(sums),
+            **losses,
             "image_loss": (sums.classification + sums.box * self.detector.box_weight).detach(),
             "image_positives": sums.positives,
         }
-
-
-def learning_rate(recipe: Recipe, epoch: float) -> float:
-    """Learning rate at a fractional epoch: linear warm-up from `warmup_factor`, then steps."""
-    rate = recipe.lr * recipe.step_factor ** sum(epoch >= step for step in recipe.steps)
-    if epoch < recipe.warmup_epochs:
-        progress = epoch / recipe.warmup_epochs
-        rate *= recipe.warmup_factor + (1 - recipe.warmup_factor) * progress
-    return rate
 
 
 @dataclass
@@ -161,31 +131,37 @@ def fit(
     evaluate: Evaluate | None = None,
     metadata: dict[str, str] | None = None,
     resume: bool = False,
+    after_step: Callable[[], None] | None = None,
+    further_loss: FurtherLoss | None = None,
 ) -> dict[str, Any]:
-    """Trains `detector` on `dataset` and returns the last epoch's record (losses, metrics).
+    """Trains `detector` (what of it requires a gradient) and returns the last epoch's record (losses, metrics).
 
     Writes into `run_dir`: `state.pt` (resumable), `model.safetensors` (newest weights), `best.safetensors`,
     `metrics.json`, `steps.csv`, TensorBoard logs. With `resume` it continues exactly where `state.pt` stands.
+    after_step: called after every update of the weights, before they are averaged or saved.
 
     Raises:
         RunError: non-finite loss (the batch is saved), interruption, or a file that cannot be written.
     """
+    # Fabric cannot clip gradients that a fused optimiser unscales itself
+    scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
     optimizer = torch.optim.SGD(
         [p for p in detector.parameters() if p.requires_grad],
         lr=recipe.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
-        fused=True,  # one pass over weights, gradients and momentum, and no temporary of the weights' size
+        # one pass over weights, gradients and momentum, and no temporary of the weights' size
+        fused=not (scaled and recipe.clip_norm is not None),
     )
-    step_module, optimizer = fabric.setup(TrainStep(detector, recipe.compile), optimizer)
+    step_module, optimizer = fabric.setup(TrainStep(detector, recipe.compile, further_loss), optimizer)
     average = None
     if recipe.ema is not None:
         average = AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-    run = _Run(fabric, detector, optimizer, average, run_dir, metadata or {}, Progress())
+    run = _Run(fabric, detector, optimizer, average, run_dir, metadata or {}, Progress(), after_step)
     if resume and (run_dir / STATE_FILE).exists():
         run.restore()
     logs = RunLog(fabric, run_dir, run.progress.step)
-    with _stop_signals() as stop:
+    with stop_signals() as stop:
         while run.progress.epoch < recipe.epochs and not run.progress.finished:
             record = _train_epoch(run, step_module, dataset, dataset_names, recipe, logs, stop)
             _finish_epoch(run, recipe, record, evaluate, logs)
@@ -228,7 +204,8 @@ def _train_epoch(
     )
     totals = run.totals or DatasetTotals(dataset_names, device)
     run.totals = totals
-    run.detector.train()
+    # a frozen backbone stays in evaluation mode, or its batch norm would go on counting
+    run.detector.train(any(p.requires_grad for p in run.detector.backbone.parameters()))
     stream = iter(loader)
     logs.start_epoch(
         len(batches) - progress.step_in_epoch, (recipe.epochs - progress.epoch - 1) * len(batches)
@@ -284,7 +261,7 @@ def _optimiser_step(
                 run.progress.unreadable.append(line)
                 logs.unreadable(line)
         with run.fabric.no_backward_sync(step_module, enabled=micro + 1 < recipe.accumulate):
-            output = step_module(Sealed(batch))
+            output = _forward(step_module, batch)
             loss = (output["classification"] + output["box"]) / recipe.accumulate
             run.fabric.backward(loss)
             # looks at the value, so it waits for the device: with the backward pass queued, before any update
@@ -299,10 +276,25 @@ def _optimiser_step(
     if recipe.clip_norm is not None:
         norm = run.fabric.clip_gradients(step_module, run.optimizer, max_norm=recipe.clip_norm)
     run.optimizer.step()
+    if run.after_step is not None:
+        run.after_step()
     run.optimizer.zero_grad(set_to_none=True)
     if run.average is not None:
         run.average.update_parameters(run.detector)
     return losses, norm
+
+
+def _forward(step_module: Any, batch: Batch) -> dict[str, Tensor]:
+    """Raises `UserError` where `torch.compile` finds no compiler."""
+    try:
+        output: dict[str, Tensor] = step_module(Sealed(batch))
+    except torch._dynamo.exc.TorchDynamoException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"train.compile: torch.compile failed here ({reason}); it needs a C++ compiler on a CPU, Triton on a "
+            f"GPU. Install it, or set train.compile=false"
+        ) from None
+    return output
 
 
 def _sum_over_ranks(fabric: Fabric, tensor: Tensor) -> Tensor:
@@ -371,7 +363,7 @@ def _stop_if_not_finite(run: _Run, loss: Tensor, batch: Batch, dataset: HybridDa
             "step": run.progress.step,
         },
     )
-    raise RunError(
+    raise Diverged(
         f"the loss is not finite at step {run.progress.step} (epoch {run.progress.epoch + 1}); the batch is "
         f"saved in {file}, its images: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}. A lower "
         f"`train.lr`, a longer `train.warmup_epochs` or `train.clip_norm: 1.0` usually helps; the last saved "
@@ -393,6 +385,7 @@ class _Run:
     run_dir: Path
     metadata: dict[str, str]
     progress: Progress
+    after_step: Callable[[], None] | None = None
     totals: DatasetTotals | None = None
     saved_at: float = field(default_factory=time.monotonic)
 
@@ -411,7 +404,7 @@ class _Run:
         """The loss is checked before a step; the step itself can still overflow (alike on all ranks)."""
         broken = [name for name, p in self.detector.named_parameters() if not bool(torch.isfinite(p).all())]
         if broken:
-            raise RunError(
+            raise Diverged(
                 f"the weights are no longer finite after step {self.progress.step} ({broken[0]}"
                 f"{', ...' if len(broken) > 1 else ''}); nothing is saved, the last good state is kept. A lower "
                 f"`train.lr` or `train.clip_norm: 1.0` usually helps"
@@ -479,24 +472,3 @@ class _Run:
                 f"interrupted after step {self.progress.step}; the state is saved in {self.run_dir}, "
                 f"continue with the same command and --resume"
             )
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM ask the loop to save and stop after the step; a second Ctrl-C ends it at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

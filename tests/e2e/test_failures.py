@@ -236,7 +236,7 @@ def test_json_files_hold_the_numbers_and_are_valid(world, trained, tmp_path, com
     assert command("train", config, "-o", tmp_path / "run", "--json", numbers)[0] == 0
     assert strict(numbers)["step"] == 1
     assert strict(numbers)["metrics"] == strict(tmp_path / "run" / "metrics.json")["epochs"][-1]["metrics"]
-    assert command("eval", trained.folder, config, "--json", numbers)[0] == 0
+    assert command("eval", trained.folder, config, "-o", tmp_path / "eval", "--json", numbers)[0] == 0
     assert strict(numbers)["datasets"]["cars"]["APl"] is None
     assert command("check", config, "--json", numbers)[0] == 0
     assert strict(numbers)

@@ -6,7 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from test_distributed import torchrun
 from torchvision.models._meta import _COCO_CATEGORIES
 from typer.testing import CliRunner
@@ -20,6 +23,8 @@ from crossdet.experiments.paper import Experiment as PaperExperiment
 from crossdet.experiments.paper import Place, resolve
 from crossdet.experiments.paper_command import app
 from crossdet.experiments.paper_rows import DATASETS, TRAININGS
+from crossdet.inference import Detector
+from crossdet.types import Detections
 
 IMAGES = 8
 TWO_STEPS = ("--images", IMAGES, "--set", "train.max_steps=2")
@@ -89,6 +94,35 @@ def test_faces_are_easy_medium_and_hard_at_mini_scale_too(results):
     content = json.loads((results / "mini" / "face_mobilenetv2_small_seed0.json").read_text())
     assert {"easy", "medium", "hard"} <= set(content["metrics"]["datasets"]["faces"])
     assert "notes" not in content["metrics"]["datasets"]["faces"]
+
+
+def test_pictures_have_a_row_per_dataset_with_all_classes(results, tmp_path, monkeypatch):
+    """Figure 6, on a detector that finds one box of every class in every picture."""
+    run = results / "mini" / "coco_face_ped_resnet50_seed0"
+
+    def everything(detector, image, score_threshold=None):
+        ids = torch.arange(len(detector.classes))
+        boxes = torch.tensor([[20.0, 20, 90, 90]]).repeat(len(ids), 1) + 8 * ids[:, None]
+        return Detections(boxes, torch.full((len(ids),), 0.9), ids, detector.classes)
+
+    file = tmp_path / "new/figure6.png"
+    words = ("pictures", run, run.with_suffix(".yaml"), "-o", file, "--columns", 2)
+    command(*words, "--score", 1)
+    with Image.open(file) as opened:
+        empty = np.asarray(opened.convert("RGB")).astype(int)
+    assert len(empty) == 3 * (320 + 22)  # faces, peds and coco
+    monkeypatch.setattr(Detector, "__call__", everything)
+    command(*words)
+    with Image.open(file) as opened:
+        drawn = np.asarray(opened.convert("RGB")).astype(int)
+    assert drawn.shape == empty.shape
+    changed = (np.abs(drawn - empty).sum(2) > 60).reshape(3, 320 + 22, -1)
+    for row in changed:  # in each row both pictures, and nothing in the line above them
+        assert row[22:, : row.shape[1] // 2].any()
+        assert row[22:, row.shape[1] // 2 :].any()
+        assert not row[:22].any()
+    with pytest.raises(UserError, match=r"expected a \.png or \.jpg"):
+        command(*words[:3], "-o", tmp_path / "figure6.svg")
 
 
 def test_finished_ones_are_skipped_and_other_settings_are_refused(results, data):

@@ -255,7 +255,7 @@ def test_find_images(world, tmp_path, monkeypatch):
 def test_eval_prints_all_datasets_and_writes_json(world, trained, tmp_path, command):
     config = world.write_config(tmp_path / "mine.yaml")
     code, printed = command(
-        "eval", trained.folder, config, "--per-class", "--json", tmp_path / "numbers.json"
+        "eval", trained.folder, config, "--per-class", "-o", tmp_path, "--json", tmp_path / "numbers.json"
     )
     assert code == 0
     metrics = json.loads((tmp_path / "numbers.json").read_text())

@@ -138,7 +138,7 @@ def test_without_lists_the_valid_faces_are_one_setting_and_the_table_says_so(
     world, trained, tmp_path, command
 ):
     config = world.write_config(tmp_path / "c.yaml", {"datasets.faces.protocol": "wider_face"})
-    code, printed = command("eval", trained.folder, config, "--json", tmp_path / "n.json")
+    code, printed = command("eval", trained.folder, config, "-o", tmp_path, "--json", tmp_path / "n.json")
     assert code == 0
     faces = json.loads((tmp_path / "n.json").read_text())["datasets"]["faces"]
     assert 0.3 < faces["all"] <= 1

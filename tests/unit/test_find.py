@@ -29,7 +29,7 @@ def images():
 
 
 @pytest.mark.parametrize("entries", [1, 20_000, 10**9])
-@pytest.mark.parametrize("classes", [None, [3], [9, 0, 4, 5], []])
+@pytest.mark.parametrize("classes", [None, [3], [9, 0, 4, 5], [*range(CLASSES)][::-1], [3] * CLASSES, []])
 @pytest.mark.parametrize("per_class", [False, True])
 def test_find_equals_decode_of_all_logits(monkeypatch, model, images, entries, classes, per_class):
     """However many classes are looked at together; a threshold for all or one per class; top-k and caps bind."""

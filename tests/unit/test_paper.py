@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 from crossdet.config import Config, load_config
 from crossdet.errors import ConfigError, UserError
 from crossdet.experiments import paper_data
+from crossdet.experiments.jobs import check_same
 from crossdet.experiments.paper import (
     Experiment,
     Place,
-    _check_same,
     comparable,
     experiments_of,
     find_rows,
@@ -302,10 +302,10 @@ def test_the_data_folder_and_the_machine_are_no_part_of_an_experiment(tmp_path, 
     assert config.train.devices == 8
     assert comparable(config, there.root) == one
     assert str(tmp_path) not in json.dumps(one)
-    _check_same(one, one | {"key_of_an_older_version": 1}, tmp_path)
+    check_same(one, one | {"key_of_an_older_version": 1}, tmp_path)
     changed = comparable(resolve(experiment, there, overrides=["train.lr=0.1"]), there.root)
     with pytest.raises(UserError, match=r"differing: train\.lr\. "):
-        _check_same(changed, one, tmp_path)
+        check_same(changed, one, tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "5")
     with pytest.raises(ConfigError, match=r"multiple of accumulate x devices = 5"):
         resolve(experiment, there)

@@ -1,6 +1,7 @@
 """`crossdet check`: everything that can be known before training, from annotations and image headers. No torch.
 
 `report` holds what is found, `inspection` finds it, `files` looks at the image files, `printing` shows it.
+`weights` does the same for trained weights.
 """
 
 from crossdet.check.inspection import inspect
@@ -14,6 +15,7 @@ from crossdet.check.report import (
     Report,
     SplitReport,
 )
+from crossdet.check.weights import WeightsReport, inspect_weights, print_weights
 
 __all__ = [
     "AnchorReport",
@@ -23,6 +25,9 @@ __all__ = [
     "Places",
     "Report",
     "SplitReport",
+    "WeightsReport",
     "inspect",
+    "inspect_weights",
     "print_report",
+    "print_weights",
 ]

@@ -223,6 +223,17 @@ class EvalConfig(Section):
     batch_size: Count = 8
 
 
+class ExtendConfig(Section):
+    """`crossdet extend`: how a trained detector learns more (docs/extend.md)."""
+
+    mode: Literal["replay", "distill", "frozen"] = "replay"
+    tolerance: NotNegative | None = 0.5  # points an old class may lose before exit status 3; null: any
+    uncertain_from: Fraction = 0.25  # of a class's threshold: scores between the two are avoided
+    pseudo: StrictBool = True  # distill: what the old detector finds becomes labels of its classes
+    match: NotNegative = 0.0  # distill: weight of matching the old detector's logits; 0: off
+    trust: StrictBool = True  # distill: the background that the old detector leaves is a negative
+
+
 class Config(Section):
     """The whole file. Make it with `load_config` or `Config.from_dict`: they report mistakes readably."""
 
@@ -235,6 +246,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     union_test: UnionTest = None
+    extend: ExtendConfig | None = None
     seed: CountOrZero = 0
     output: File | None = None  # run directory; null: runs/<name of the config file> in the current folder
 

@@ -1,4 +1,7 @@
-"""Which unified classes the images of a federated dataset (LVIS, Open Images) verify. No torch in here."""
+"""Which unified classes the images of a federated dataset (LVIS, Open Images) verify, and LVIS' repeat factors.
+
+No torch in here.
+"""
 
 from __future__ import annotations
 
@@ -53,3 +56,19 @@ def verified_classes(
     usable[[c for r, c in space.not_exhaustive_pairs if r == row]] = -1  # never reached
     complete = count == usable[unified]
     return image[complete], unified[complete]
+
+
+def repeat_factors(index: Index, threshold: float | None) -> NDArray[np.float64]:
+    """`[I]` repeat factor of every image: max over its classes of max(1, sqrt(t / f)) (LVIS, sec. 4.2).
+
+    f is the share of the images that show the class, t the threshold; None: all factors are 1.
+    """
+    factors = np.ones(len(index))
+    if threshold is None or not len(index.boxes):
+        return factors
+    image, label = index.image_of_box(), np.asarray(index.labels)
+    pairs = np.unique(np.stack([image, label], 1)[label >= 0], axis=0)
+    share = np.bincount(pairs[:, 1], minlength=len(index.classes)) / len(index)
+    class_factor = np.maximum(1.0, np.sqrt(threshold / np.maximum(share, 1e-12)))
+    np.maximum.at(factors, pairs[:, 0], class_factor[pairs[:, 1]])
+    return factors

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from crossdet.data.decoding import UnreadableImage, read_image
-from crossdet.data.federated import verified_classes
+from crossdet.data.federated import repeat_factors, verified_classes
 from crossdet.data.index import Index
 from crossdet.errors import RunError
 from crossdet.labels import DROPPED, LabelSpace
@@ -111,7 +111,9 @@ class HybridDataset(Dataset[Sample]):
 
     def draw_weights(self) -> NDArray[np.float64]:
         """`[N]` how often each image is drawn, up to a common factor: dataset weight x repeat factor."""
-        return np.concatenate([part.weight * _repeat_factors(part) for part in self.parts])
+        return np.concatenate(
+            [part.weight * repeat_factors(part.index, part.repeat_threshold) for part in self.parts]
+        )
 
     def __getitem__(self, draw: Draw | int) -> Sample:
         row, seed = draw if isinstance(draw, Draw) else (draw, 0)
@@ -194,20 +196,3 @@ def _after_transform(target: Annotations, boxes: Tensor, pixels: Tensor, min_sid
     kept = shorter > 0
     arrays = (clipped[kept], target.labels.numpy()[kept], flags[kept])
     return Annotations(*(torch.from_numpy(array) for array in arrays))
-
-
-def _repeat_factors(part: Part) -> NDArray[np.float64]:
-    """`[I]` repeat factor of every image: max over its classes of max(1, sqrt(t / f)) (LVIS, sec. 4.2).
-
-    f is the share of the part's images that show the class, t the threshold.
-    """
-    index = part.index
-    factors = np.ones(len(index))
-    if part.repeat_threshold is None or not len(index.boxes):
-        return factors
-    image, label = index.image_of_box(), np.asarray(index.labels)
-    pairs = np.unique(np.stack([image, label], 1)[label >= 0], axis=0)
-    share = np.bincount(pairs[:, 1], minlength=len(index.classes)) / len(index)
-    class_factor = np.maximum(1.0, np.sqrt(part.repeat_threshold / np.maximum(share, 1e-12)))
-    np.maximum.at(factors, pairs[:, 0], class_factor[pairs[:, 1]])
-    return factors

@@ -128,9 +128,10 @@ def pad_images(pictures: Sequence[Tensor], fill: Sequence[int]) -> tuple[Tensor,
 
 def _new_bytes(shape: tuple[int, ...]) -> Tensor:
     """An uninitialised uint8 tensor; in a worker it lies in shared memory from the start, which saves a copy."""
-    if get_worker_info() is None:
+    new_shared = getattr(torch.UntypedStorage, "_new_shared", None)  # what torch's own collate uses
+    if get_worker_info() is None or new_shared is None:
         return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own collate has it
+    storage = new_shared(math.prod(shape))
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from crossdet.data.decoding import UnreadableImage, read_image
 from crossdet.data.index import Index
@@ -15,6 +15,7 @@ from crossdet.pictures import class_colour, draw_boxes
 from crossdet.types import REGION_FLAGS, Detections
 
 PER_DATASET = 8
+GAP, TITLE = 6, 22
 
 
 def write_val_pictures(
@@ -29,15 +30,12 @@ def write_val_pictures(
     for name, index in val.items():
         class_ids = space.ids(name, index.classes)
         for image in np.linspace(0, len(index) - 1, min(PER_DATASET, len(index))).astype(int).tolist():
-            size = (int(index.sizes[image, 0]), int(index.sizes[image, 1]))
-            try:
-                pixels = read_image(index.path(image), size)
-            except UnreadableImage:
+            picture = _picture(index, image)
+            if picture is None:
                 continue
-            picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
             pair = [
                 _labelled(picture, index, image, class_ids, space.classes),
-                draw_detections(picture, detector(pixels)),
+                draw_detections(picture, detector(picture)),
             ]
             sheet = Image.new("RGB", (2 * picture.width + 6, picture.height), "white")
             for column, part in enumerate(pair):
@@ -45,6 +43,47 @@ def write_val_pictures(
             files.append(folder / f"{name}_{image:06d}.jpg")
             sheet.save(files[-1], quality=90)
     return files
+
+
+def draw_by_dataset(
+    detector: Detector, val: dict[str, Index], columns: int, score: float | None = None, height: int = 320
+) -> Image.Image:
+    """A sheet with a row of pictures per dataset and the detections of *all* classes drawn (paper, fig. 6).
+
+    columns: pictures per dataset, evenly spread over the split; unreadable ones are replaced by the next. score:
+    one threshold for all classes; None = each class's own. height: of a row in pixels.
+    """
+    rows = []
+    for name, index in val.items():
+        panels: list[Image.Image] = []
+        for start in (
+            np.linspace(0, len(index), min(columns, len(index)), endpoint=False).astype(int).tolist()
+        ):
+            picture = next(filter(None, (_picture(index, row) for row in range(start, len(index)))), None)
+            if picture is None:
+                continue
+            found = draw_detections(picture, detector(picture, score_threshold=score))
+            width = max(1, round(found.width * height / found.height))
+            panels.append(found.resize((width, height), Image.Resampling.LANCZOS))
+        rows.append((name, panels))
+    width = max([1, *(sum(p.width + GAP for p in panels) for _, panels in rows)])
+    sheet = Image.new("RGB", (width, len(rows) * (height + TITLE)), "white")
+    for line, (name, panels) in enumerate(rows):
+        top, left = line * (height + TITLE), 0
+        ImageDraw.Draw(sheet).text((2, top + 3), name, fill="black", font=ImageFont.load_default(14))
+        for panel in panels:
+            sheet.paste(panel, (left, top + TITLE))
+            left += panel.width + GAP
+    return sheet
+
+
+def _picture(index: Index, image: int) -> Image.Image | None:
+    """None where it cannot be read."""
+    size = (int(index.sizes[image, 0]), int(index.sizes[image, 1]))
+    try:
+        return Image.fromarray(read_image(index.path(image), size).permute(1, 2, 0).numpy())
+    except UnreadableImage:
+        return None
 
 
 def _labelled(

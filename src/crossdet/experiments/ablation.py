@@ -14,7 +14,7 @@ from typing import Any
 
 from crossdet.config import Config, UnionTestConfig, load_config
 from crossdet.config.mistakes import suggest
-from crossdet.errors import RunError, UserError, problem_list
+from crossdet.errors import Diverged, RunError, UserError, problem_list
 from crossdet.experiments import jobs, measure
 from crossdet.experiments.split_files import MARKER
 from crossdet.experiments.split_files import TOOL as SPLIT_TOOL
@@ -302,7 +302,7 @@ def _train(job: Job) -> tuple[dict[str, Any] | None, str | None]:
     try:
         return jobs.train_on(job.config, job.run_dir, job.on_this_data), None
     except RunError as error:
-        if not jobs.is_divergence(error):
+        if not isinstance(error, Diverged):
             raise RunError(f"{error} (of the ablation's queue: run the same command again)") from error
         return None, jobs.without_roots(str(error), job.split.roots)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from crossdet.errors import UserError
 from crossdet.evaluation.curves import COLOURS, STYLES
+from crossdet.experiments.ablation import METHODS
 from crossdet.experiments.ablation_results import UNION_AP, Results, Run
 from crossdet.experiments.ablation_tables import SWEPT
 from crossdet.jsonfiles import write_atomically
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
     from crossdet.experiments.ablation import SplitFolder
     from crossdet.experiments.measure import UnionTest
 
-ORDER = ("naive", "aware", "same_positives", "full", "naive_merged", "aware_no_foreground", "aware_distinct")
+ORDER = tuple(method.name for method in METHODS)
 """A method has the same colour in all figures."""
 SIDE = 420
 """Pixels to which the shorter side of a picture is enlarged, so that text has room."""
 LINE = 22
+PICTURES = (".png", ".jpg", ".jpeg")
+FIGURES = (*PICTURES, ".svg", ".pdf")
 
 Points = Mapping[float, Sequence[float]]
 """x -> values of the seeds."""
@@ -51,14 +54,14 @@ def _figure(width: float, height: float) -> Figure:
 
 def _save(figure: Figure, file: Path) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=file.suffix.lstrip(".").lower() or "png", dpi=150)
+    figure.savefig(buffer, format=file.suffix[1:].lower(), dpi=150)
     write_atomically(file, buffer.getvalue())
 
 
-def check_image_file(file: Path) -> None:
-    """Raises `UserError` unless the name ends as a picture's."""
-    if file.suffix.lower() not in (".png", ".jpg", ".jpeg", ".svg", ".pdf"):
-        raise UserError(f"{file}: expected a file name that ends in .png (or .jpg, .svg, .pdf)")
+def check_image_file(file: Path, suffixes: Sequence[str] = FIGURES) -> None:
+    """Raises `UserError` unless the name ends in one of these."""
+    if file.suffix.lower() not in suffixes:
+        raise UserError(f"{file}: expected a file name that ends in {', '.join(suffixes)}")
 
 
 def _draw_line(panel: Axes, points: Points, method: str, label: str, marker: str | None = None) -> None:
@@ -207,7 +210,7 @@ def draw_pictures(
 
     from crossdet.experiments.measure import open_union_test
 
-    check_image_file(file)
+    check_image_file(file, PICTURES)
     test = open_union_test(split.folder, split.parts)
     rows = _rows_of_picture(test, image)
     found = [_found(split, run, test, rows) for _, run in runs]

@@ -80,7 +80,7 @@ class Results:
 def read_results(folder: Path) -> Results:
     """Raises `UserError` where there is no result, or results of different splits."""
     runs: dict[str, dict[int, Run]] = {}
-    summary = None
+    summary, overrides = None, None
     for file in sorted(folder.glob("*_seed*.json")):
         content = jobs.read_json(file)
         if content.get("tool") != TOOL or not {"method", "seed", "summary", "union"} <= content.keys():
@@ -88,6 +88,13 @@ def read_results(folder: Path) -> Results:
         summary = summary or content["summary"]
         if content["summary"] != summary:
             raise UserError(f"{folder}: {file.name} is of another split than the others; move it away")
+        given = content.get("overrides", [])
+        overrides = given if overrides is None else overrides
+        if given != overrides:
+            raise UserError(
+                f"{folder}: {file.name} was made with --set {given or 'nothing'}, others with "
+                f"{overrides or 'nothing'}; they cannot be compared, keep them in different folders"
+            )
         runs.setdefault(content["method"], {})[int(content["seed"])] = content
     if summary is None:
         raise UserError(f"{folder}: no result of `crossdet ablation run`")

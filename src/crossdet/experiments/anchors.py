@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from crossdet.config import Config
 from crossdet.data.anchor_stats import best_anchor_iou, best_placed_iou, learnt_boxes, placed
+from crossdet.data.federated import repeat_factors
 from crossdet.data.index import Index
 from crossdet.errors import UserError
 from crossdet.sources import SPLITS, open_sources
@@ -180,7 +181,7 @@ def training_boxes(config: Config) -> tuple[list[DatasetBoxes], tuple[str, ...]]
         as_region = dataset.difficult == "ignore"
         boxes, sizes = learnt_boxes(index, ids, config.input.shorter, config.input.longer, as_region)
         if len(boxes):
-            drawn = dataset.weight * float(_repeat_factors(index, dataset.repeat_threshold).sum())
+            drawn = dataset.weight * float(repeat_factors(index, dataset.repeat_threshold).sum())
             found.append((name, index, boxes, sizes, drawn))
         else:
             empty.append(name)
@@ -192,19 +193,6 @@ def training_boxes(config: Config) -> tuple[list[DatasetBoxes], tuple[str, ...]]
     total = sum(drawn for *_, drawn in found)
     rows = [DatasetBoxes(n, len(index), drawn / total, b, s) for n, index, b, s, drawn in found]
     return rows, tuple(empty)
-
-
-def _repeat_factors(index: Index, threshold: float | None) -> NDArray[np.float64]:
-    """`[I]` `HybridDataset.draw_weights` without the dataset's weight (that module needs torch)."""
-    factors = np.ones(len(index))
-    if threshold is None or not len(index.boxes):
-        return factors
-    image, label = index.image_of_box(), np.asarray(index.labels)
-    pairs = np.unique(np.stack([image, label], 1)[label >= 0], axis=0)
-    share = np.bincount(pairs[:, 1], minlength=len(index.classes)) / len(index)
-    of_class = np.maximum(1.0, np.sqrt(threshold / np.maximum(share, 1e-12)))
-    np.maximum.at(factors, pairs[:, 0], of_class[pairs[:, 1]])
-    return factors
 
 
 # -------------------------------------------------------------------------------------------------- search

@@ -18,7 +18,7 @@ import yaml
 
 import crossdet
 from crossdet.config import Config, dump_config
-from crossdet.errors import RunError, UserError
+from crossdet.errors import UserError
 from crossdet.jsonfiles import write_atomically, write_json
 
 MACHINE_KEYS = {"output", "train.devices", "train.workers", "train.accelerator", "train.log_every",
@@ -27,9 +27,6 @@ MACHINE_KEYS = {"output", "train.devices", "train.workers", "train.accelerator",
 
 NOTE = "experiment.json"
 """In a run directory: what a queue knows of a training that has not ended."""
-
-DIVERGED = ("is not finite", "no longer finite")
-"""In the message of a `RunError`: the training is at fault, not the machine."""
 
 
 # ------------------------------------------------------------------------------------------- the same settings
@@ -80,7 +77,9 @@ def differences(a: Any, b: Any, at: str = "") -> Iterator[str]:
 
 def check_same(now: Mapping[str, Any], before: Any, where: Path) -> None:
     """Raises `UserError` with the keys of `comparable` configs that differ."""
-    changed = list(differences(before, dict(now))) if isinstance(before, dict) else ["config"]
+    if not isinstance(before, dict):
+        raise UserError(f"{where}: no settings can be read from it; move it away, or use another folder")
+    changed = list(differences(before, dict(now)))
     if changed:
         raise UserError(
             f"{where} was made with other settings; differing: {', '.join(changed)}. Use the same settings, or "
@@ -119,14 +118,19 @@ def train_on(config: Config, run_dir: Path, what: Mapping[str, Any]) -> dict[str
     Raises `UserError` where the directory holds a run of other settings, and what `crossdet.api.train` raises.
     """
     from crossdet.api import train
+    from crossdet.checkpoint import STATE_FILE
 
+    if config.train.devices > 1 and processes() == 1:
+        raise UserError(
+            f"train.devices: {config.train.devices}: start a queue on several devices by torchrun, which sets it"
+        )
     note = run_dir / NOTE
     before = read_json(note)
     if before:
         check_same(what, before.get("config"), run_dir)
     if (record := finished_record(run_dir)) is not None:
         return record
-    if (run_dir / "state.pt").exists():
+    if (run_dir / STATE_FILE).exists():
         # the data may lie elsewhere than where the run was begun, and the number of devices may be another
         write_atomically(run_dir / "config.yaml", dump_config(config).encode())
     known = {"config": what, "hardware": hardware(), "version": version()}
@@ -138,11 +142,6 @@ def train_on(config: Config, run_dir: Path, what: Mapping[str, Any]) -> dict[str
     finally:
         if is_first():
             write_json(note, {**known, "seconds": earlier + time.monotonic() - started})
-
-
-def is_divergence(error: RunError) -> bool:
-    """Whether the loss or the weights left the finite numbers: a result, and no reason to stop a queue."""
-    return any(words in str(error) for words in DIVERGED)
 
 
 # ------------------------------------------------------------------------------------------- where and by what

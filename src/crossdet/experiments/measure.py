@@ -109,7 +109,7 @@ def open_union_test(split_dir: Path, parts: Mapping[str, Mapping[str, Any]]) -> 
     looks = np.array([PurePosixPath(index.names[row]).parts[0] for row in range(len(index))])
     home = {
         look: frozenset(c for p in parts.values() if p["look"] == look for c in p["classes"])
-        for look in looks
+        for look in dict.fromkeys(looks.tolist())
     }
     truth = ground_truth(Split(index, np.arange(len(index.classes)), index.classes))
     return UnionTest(index, truth, tuple(index.classes), looks, home)
@@ -367,7 +367,7 @@ def stability(
 
 
 def training_seconds(rows: Sequence[Mapping[str, str]], epochs: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds spent in training steps, without evaluation and start-up: images of every epoch / its logged rate."""
+    """Seconds of training without evaluation: images of every epoch / its logged rate."""
     rate = {int(row["epoch"]): float(row["images_per_second"]) for row in rows}  # the last row of each epoch
     return sum(
         sum(part["images"] for part in record["datasets"].values()) / rate[record["epoch"]]

@@ -5,11 +5,7 @@ No torch before a training starts: naming, resolving and listing experiments is 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +15,10 @@ from typing import Any, Literal
 
 import yaml
 
-import crossdet
 from crossdet.config import Config, SplitConfig, dump_config, load_config
 from crossdet.config.mistakes import suggest
-from crossdet.errors import RunError, UserError, problem_list
-from crossdet.experiments import paper_data
+from crossdet.errors import Diverged, RunError, UserError, problem_list
+from crossdet.experiments import jobs, paper_data
 from crossdet.experiments.paper_rows import (
     COCO_NAMES,
     DATASETS,
@@ -45,10 +40,6 @@ from crossdet.experiments.paper_rows import (
 from crossdet.jsonfiles import write_atomically, write_json
 
 Scale = Literal["full", "mini"]
-
-_MACHINE = {"output", "train.devices", "train.workers", "train.accelerator", "train.log_every",
-            "train.checkpoint_minutes", "train.checkpoint_steps", "eval.batch_size"}  # fmt: skip
-"""Keys that may differ between the machines on which one experiment runs."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +170,7 @@ def resolve(experiment: Experiment, place: Place, seed: int = 0, overrides: Sequ
     """
     root = place.root.absolute()
     values = settings(experiment, root, seed, place.images)
-    devices = [f"train.devices={processes()}"] if processes() > 1 else []
+    devices = [f"train.devices={jobs.processes()}"] if jobs.processes() > 1 else []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{experiment.stem(seed)}.yaml"
         file.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -249,16 +240,6 @@ def _image_count(experiment: Experiment, root: Path, images: int) -> int:
 # ------------------------------------------------------------------------------------------- running
 
 
-def processes() -> int:
-    """How many processes torchrun has started; 1 without it."""
-    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-
-
-def is_first() -> bool:
-    """Whether this process writes the results."""
-    return processes() == 1 or os.environ["RANK"] == "0"
-
-
 def run_queue(
     experiments: Sequence[Experiment],
     place: Place,
@@ -275,15 +256,15 @@ def run_queue(
         UserError: mistakes in configs or data, or results of other settings in the output folder.
         RunError: an interruption (run again to go on), or trainings that diverged.
     """
-    jobs = [(experiment, seed) for seed in seeds for experiment in experiments]
-    configs = {job: resolve(job[0], place, job[1], overrides) for job in jobs}
-    finished = {job: _finished(job[0], place, job[1], configs[job]) for job in jobs}
-    open_jobs = [job for job in jobs if not finished[job]]
+    todo = [(experiment, seed) for seed in seeds for experiment in experiments]
+    configs = {job: resolve(job[0], place, job[1], overrides) for job in todo}
+    finished = {job: _finished(job[0], place, job[1], configs[job]) for job in todo}
+    open_jobs = [job for job in todo if not finished[job]]
     _prepare([experiment for experiment, _ in open_jobs], place)
     _check_files([configs[job] for job in open_jobs])
     results, diverged = [], []
-    for number, (experiment, seed) in enumerate(jobs, 1):
-        title = f"[{number}/{len(jobs)}] {experiment.name}, {experiment.scale}, seed {seed}"
+    for number, (experiment, seed) in enumerate(todo, 1):
+        title = f"[{number}/{len(todo)}] {experiment.name}, {experiment.scale}, seed {seed}"
         result = _folder(experiment, place) / f"{experiment.stem(seed)}.json"
         if finished[experiment, seed]:
             say(f"{title}: finished, skipped")
@@ -292,7 +273,7 @@ def run_queue(
             try:
                 run_one(experiment, place, seed, configs[experiment, seed])
             except RunError as error:
-                if not any(words in str(error) for words in ("is not finite", "no longer finite")):
+                if not isinstance(error, Diverged):
                     raise RunError(f"{error} (for the paper's queue: run the same command again)") from error
                 diverged.append(f"{experiment.stem(seed)}: {error}")
                 say(f"{title}: {error}")
@@ -305,45 +286,18 @@ def run_queue(
 
 def run_one(experiment: Experiment, place: Place, seed: int, config: Config) -> None:
     """Trains or goes on training, and writes config and JSON; with several processes the first one writes."""
-    from crossdet.api import train
-
     folder, stem = _folder(experiment, place), experiment.stem(seed)
-    run_dir = folder / stem
-    what, note = comparable(config, place.root), run_dir / "experiment.json"
-    before = _read_json(note)
-    record = _finished_record(run_dir)
-    if (run_dir / "state.pt").exists():
-        _check_same(what, before.get("config"), run_dir)
-        # the data may lie elsewhere than where the run was begun, and the number of devices may be another
-        write_atomically(run_dir / "config.yaml", dump_config(config).encode())
-    if is_first():
+    what = comparable(config, place.root)
+    record = jobs.train_on(config, folder / stem, what)
+    if jobs.is_first():
         write_atomically(folder / f"{stem}.yaml", dump_config(config).encode())
-        write_json(note, {"config": what, "seconds": before.get("seconds", 0.0)})
-    started = time.monotonic()
-    try:
-        if record is None:
-            record = train(config, output=run_dir, resume=True)
-    finally:
-        seconds = before.get("seconds", 0.0) + time.monotonic() - started
-        if is_first():
-            write_json(note, {"config": what, "seconds": seconds})
-    if is_first():
-        write_json(folder / f"{stem}.json", _result(experiment, place, seed, config, record, seconds))
+        note = jobs.read_json(folder / stem / jobs.NOTE)
+        write_json(folder / f"{stem}.json", _result(experiment, seed, config, record, what, note))
 
 
 def comparable(config: Config, root: Path) -> dict[str, Any]:
-    """The config as plain values, paths below the data folder as `DATA/...`, without what belongs to a machine."""
-    plain = yaml.safe_load(dump_config(config))
-
-    def cleaned(value: Any, at: str) -> Any:
-        if isinstance(value, dict):
-            return {k: cleaned(v, f"{at}{k}.") for k, v in value.items() if f"{at}{k}" not in _MACHINE}
-        if isinstance(value, list):
-            return [cleaned(item, at) for item in value]
-        return value.replace(f"{root.absolute()}/", "DATA/") if isinstance(value, str) else value
-
-    result: dict[str, Any] = cleaned(plain, "")
-    return result
+    """The config as it is compared and stored, paths below the data folder as `DATA/...`."""
+    return jobs.comparable(config, {root: "DATA"})
 
 
 def _folder(experiment: Experiment, place: Place) -> Path:
@@ -351,54 +305,24 @@ def _folder(experiment: Experiment, place: Place) -> Path:
 
 
 def _finished(experiment: Experiment, place: Place, seed: int, config: Config) -> bool:
-    """Whether there is a result. Raises `UserError` if it is one of other settings."""
+    """Whether there is a result. Raises `UserError` if it is of other settings, or the run is not of this queue."""
     file = _folder(experiment, place) / f"{experiment.stem(seed)}.json"
     if not file.exists():
+        run_dir = file.with_suffix("")
+        if (run_dir / "state.pt").exists() and not jobs.read_json(run_dir / jobs.NOTE):
+            raise UserError(
+                f"{run_dir} holds a run that `crossdet paper` did not make, or has lost its {jobs.NOTE}; move it "
+                f"away, or use another folder with --output"
+            )
         return False
-    _check_same(comparable(config, place.root), _read_json(file).get("config"), file)
+    jobs.check_same(comparable(config, place.root), jobs.read_json(file).get("config"), file)
     return True
-
-
-def _check_same(now: dict[str, Any], before: Any, where: Path) -> None:
-    """Keys that only one of the two knows come from another version of the package and do not count."""
-    changed = list(_differences(before, now)) if isinstance(before, dict) else ["config"]
-    if changed:
-        raise UserError(
-            f"{where} was made with other settings; differing: {', '.join(changed)}. Use the same settings, or "
-            f"another folder with --output"
-        )
-
-
-def _differences(a: Any, b: Any, at: str = "") -> list[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        if at in ("datasets.", "labels.merge.") and a.keys() != b.keys():
-            return [at.rstrip(".")]
-        return [text for key in a if key in b for text in _differences(a[key], b[key], f"{at}{key}.")]
-    return [] if a == b else [at.rstrip(".")]
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _finished_record(run_dir: Path) -> dict[str, Any] | None:
-    """The last record of a run that was finished but not yet written down."""
-    from crossdet.checkpoint import STATE_FILE, load_state
-
-    if not (run_dir / STATE_FILE).exists():
-        return None
-    progress = load_state(run_dir / STATE_FILE)["progress"]
-    return dict(progress["history"][-1]) if progress["finished"] and progress["history"] else None
 
 
 def _prepare(experiments: Sequence[Experiment], place: Place) -> None:
     """Writes the generated pictures that are needed, where they are missing."""
     generated = [e for e in experiments if e.scale == "mini" and not e.photos]
-    if processes() > 1 and any(e.scale == "mini" for e in experiments):
+    if jobs.processes() > 1 and any(e.scale == "mini" for e in experiments):
         raise UserError("mini experiments take minutes on one device; start them without torchrun")
     names = {name for experiment in generated for name in experiment.training.datasets}
     if names - {"VOC"}:
@@ -427,9 +351,14 @@ def _check_files(configs: Sequence[Config]) -> None:
 
 
 def _result(
-    experiment: Experiment, place: Place, seed: int, config: Config, record: dict[str, Any], seconds: float
+    experiment: Experiment,
+    seed: int,
+    config: Config,
+    record: Mapping[str, Any],
+    what: Mapping[str, Any],
+    note: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What is written down of a finished training."""
+    """What is written down of a finished training. note: what `jobs.train_on` kept of it."""
     from crossdet.sources import open_sources
 
     sources = open_sources(config)
@@ -452,32 +381,9 @@ def _result(
         "epochs": record["epoch"],
         "steps": record["step"],
         "metrics": {key: value for key, value in record.get("metrics", {}).items() if key != "operating"},
-        "seconds": round(seconds, 1),
-        "hardware": _hardware(),
-        "version": {"crossdet": crossdet.__version__, "source": source_hash()},
+        "seconds": round(note.get("seconds", 0.0), 1),
+        "hardware": note.get("hardware", {}),
+        "version": note.get("version", {}),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "config": comparable(config, place.root),
+        "config": what,
     }
-
-
-def _hardware() -> dict[str, Any]:
-    import torch
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "machine": platform.machine(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "gpu": gpu,
-        "processes": processes(),
-        "torch": torch.__version__,
-    }
-
-
-def source_hash() -> str:
-    """Of the package's own files, so that a number can be traced to its code also where there is no git."""
-    folder = Path(crossdet.__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(file.relative_to(folder).as_posix().encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]

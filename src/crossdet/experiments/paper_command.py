@@ -148,7 +148,8 @@ def run(
     """Train and evaluate; a queue that skips what is finished and goes on where it was stopped."""
     if everything == bool(names):
         raise UserError("name rows, trainings or tables, or give --all")
-    from crossdet.experiments.paper import Place, experiments_of, find_rows, is_first, run_queue
+    from crossdet.experiments.jobs import is_first
+    from crossdet.experiments.paper import Place, experiments_of, find_rows, run_queue
 
     rows = find_rows(names) if names else list(ROWS)
     experiments = experiments_of(rows, scale.value, data)
@@ -184,6 +185,36 @@ def table(
         write_atomically(markdown_file, markdown(found).encode())
     if json_file is not None:
         write_json(json_file, as_json(found))
+
+
+@app.command()
+def pictures(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help="run directory or weights file")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file with val splits")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.png")] = Path("figure6.png"),
+    columns: Annotated[int, typer.Option(min=1, help="pictures per dataset")] = 4,
+    score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="lowest score drawn (default: each class's own)")
+    ] = None,
+) -> None:
+    """Figure 6: a row of pictures per dataset, with what is found of all classes of the union."""
+    from crossdet.config import load_config
+
+    loaded = load_config(config)
+
+    from crossdet.evaluation.showing import draw_by_dataset
+    from crossdet.inference import load_detector
+    from crossdet.sources import classes_of, open_sources
+
+    detector = load_detector(run_dir)
+    sources = open_sources(loaded, ["val"], classes_of(detector.space))
+    if not sources.val:
+        raise UserError(f"{config}: no dataset has a `val` split")
+    if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise UserError(f"--output {output}: expected a .png or .jpg file")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draw_by_dataset(detector, sources.val, columns, score).save(output)
+    _say(str(output))
 
 
 def gpu_hours(training: Training, images_per_second: float) -> float:

@@ -129,9 +129,7 @@ def _dataset_name(config: Config, wanted: str | None) -> str:
 
 def _open(config: Config, name: str) -> tuple[Index, Index]:
     """Both splits; of the training split the images that `part` leaves."""
-    import numpy as np
-
-    from crossdet.sources import open_split
+    from crossdet.sources import open_split, share_of
 
     dataset, indexes, problems = config.datasets[name], {}, []
     for split_name in ("train", "val"):
@@ -142,11 +140,7 @@ def _open(config: Config, name: str) -> tuple[Index, Index]:
             problems.append(f"datasets.{name}.{split_name}: " + str(error).replace("\n", "\n    "))
     if problems:
         raise UserError(problem_list(f"{len(problems)} split(s) cannot be read", problems))
-    train = indexes["train"]
-    if dataset.part_of is not None:
-        remainder, divisor = dataset.part_of
-        train = train.take(np.arange(remainder, len(train), divisor, dtype=np.int64))
-    return train, indexes["val"]
+    return share_of(indexes["train"], dataset), indexes["val"]
 
 
 def _print(record: dict[str, Any], folder: Path, name: str) -> None:

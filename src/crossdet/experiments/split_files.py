@@ -156,7 +156,9 @@ def _pictures(plan: SplitPlan) -> Iterator[_Picture]:
             made.add(name)
     for look in looks_of(plan):
         for row, name in enumerate(_val_names(plan, look)):
-            yield _Picture(plan.val, row, look, name)
+            if name not in made:
+                yield _Picture(plan.val, row, look, name)
+            made.add(name)
 
 
 def _write_pictures(pictures: list[_Picture], folder: Path, seed: int) -> None:
@@ -180,6 +182,8 @@ def _write_one(picture: _Picture, target: Path, seed: int) -> str:
             return f"{source}: does not exist"
         try:
             os.link(source.resolve(), target)
+        except FileExistsError:  # to write into a link would change the original
+            return f"{source}: another picture lies in its place, {target}; rename one of the two"
         except OSError:  # another file system, or one without links
             shutil.copyfile(source, target)
         return ""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork, batched_nms
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
+from crossdet.errors import UserError
 from crossdet.losses import smooth_l1
 from crossdet.models.anchors import (
     AnchorGrid,
@@ -254,6 +255,11 @@ class RetinaNet(nn.Module):
                 self.low_quality_matches,
                 batch.has_regions,
             )
+        elif labelled.labels.shape[1] != len(grid.boxes):
+            raise UserError(
+                f"model.backbone: its maps are {list(grid.grids)} for images of {tuple(batch.images.shape[-2:])}; "
+                f"they must halve from stride to stride, rounding up. Use another backbone"
+            )
         classification = union_focal_losses(
             [self.class_subnet.before_prediction(f) for f in features],
             self.class_subnet.predict,
@@ -363,9 +369,10 @@ class RetinaNet(nn.Module):
         ]
 
     def _chosen(self, classes: Sequence[int] | Tensor | None, device: torch.device) -> Tensor:
+        """`[K]` ids, rising and each once, which `_class_logits` and `_merge` count on."""
         if classes is None:
             return torch.arange(self.num_classes, device=device)
-        return torch.as_tensor(classes, device=device, dtype=torch.int64)
+        return torch.as_tensor(classes, dtype=torch.int64).unique().to(device)
 
     def _class_logits(self, tower: Tensor, classes: Tensor) -> Tensor:
         """`[B, H W A, K]` logits of some classes."""

@@ -101,7 +101,7 @@ def _background(
     for number, (group, w, b) in enumerate(
         zip(groups, weight.split(counts), bias.split(counts), strict=True)
     ):
-        start, total = 0, _wide(towers[0]).new_zeros(())
+        start, total = 0, torch.zeros((), dtype=_wide_type(towers[0]), device=device)
         mine = labels.split(images)[number]
         avoid = _in_group(avoided, first, images[number], group.classes)
         first += images[number]
@@ -218,7 +218,7 @@ class _UnionLayer(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.negatives, ctx.exponents = negatives, exponents
         ctx.save_for_backward(weight, bias, patches, shape_of, rows)
-        terms = _wide(patches).new_zeros(len(patches))
+        terms = patches.new_zeros(len(patches), dtype=_wide_type(patches))
         with torch.autocast(weight.device.type, enabled=False):
             for _, _, picked, parts in _chunks(ctx, weight, bias, patches, shape_of):
                 terms[picked] = parts(False)[0]
@@ -230,7 +230,7 @@ class _UnionLayer(torch.autograd.Function):
         weight, bias, patches, shape_of, rows = ctx.saved_tensors
         with torch.autocast(weight.device.type, enabled=False):
             dense, dense_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-            grad_patches = torch.zeros_like(patches, dtype=_wide(patches).dtype)
+            grad_patches = torch.zeros_like(patches, dtype=_wide_type(patches))
             shapes = len(bias) // ctx.negatives[0].shape[1]
             into, into_bias = _flat(dense, shapes), dense_bias.view(shapes, -1)
             for shape, flat, picked, parts in _chunks(ctx, weight, bias, patches, shape_of):
@@ -244,7 +244,12 @@ class _UnionLayer(torch.autograd.Function):
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return tensor.to(_wide_type(tensor))
+
+
+def _wide_type(tensor: Tensor) -> torch.dtype:
+    """What is summed in: half types in single precision."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _chunks(ctx: Any, weight: Tensor, bias: Tensor, patches: Tensor, shape_of: Tensor) -> Any:

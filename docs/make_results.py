@@ -1,0 +1,83 @@
+"""Writes every table and figure of docs/results.md and docs/performance.md anew from the JSONs in docs/data.
+
+    make results
+
+A block between `<!-- results: NAME -->` and `<!-- end -->` belongs to this script; the words around it are written
+by hand. NAME is `paper N` (a table of the paper), `ablation SPLIT` (with a figure of its learning curves), `sweep`
+(with a figure) or `bench` (ratios and targets of `make bench`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from crossdet.experiments.ablation_figures import draw_learning_curves, draw_sweep
+from crossdet.experiments.ablation_results import read_all, read_results
+from crossdet.experiments.ablation_tables import markdown as ablation_markdown
+from crossdet.experiments.ablation_tables import sweep_markdown
+from crossdet.experiments.paper_tables import markdown as paper_markdown
+from crossdet.experiments.paper_tables import paper_table
+from crossdet.jsonfiles import write_atomically
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("docs/results.md", "docs/performance.md")
+BLOCK = re.compile(r"(<!-- results: (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.S)
+
+
+def block(name: str, data: Path, images: Path) -> str:
+    """The Markdown of one block; draws its figure into `images`."""
+    kind, _, rest = name.partition(" ")
+    if kind == "paper":
+        return paper_markdown(paper_table(rest, data / "paper"))
+    if kind == "ablation":
+        results = read_results(data / "ablation" / rest)
+        file = images / f"curves_{rest}.png"
+        draw_learning_curves(results, file)
+        return f"{ablation_markdown(results)}\n![Learning curves]({_link(file)})\n"
+    if kind == "sweep":
+        splits = read_all(data / "ablation")
+        file = images / "sweep.png"
+        draw_sweep(splits, file)
+        return f"{sweep_markdown(splits)}\n![Union AP over the conflict]({_link(file)})\n"
+    if kind == "bench":
+        sys.path.insert(0, str(ROOT / "benchmarks"))
+        from bench import targets_table
+
+        file = data / "bench.json"
+        if not file.exists():
+            raise SystemExit(f"{file} is not there; `make bench` writes bench/bench.json")
+        content = json.loads(file.read_text())
+        about = ", ".join(f"{key} {value}" for key, value in content["machine"].items())
+        return f"{about}\n\n" + "\n".join(targets_table(content["results"])) + "\n"
+    raise SystemExit(f"unknown block {name!r}")
+
+
+def _link(file: Path) -> str:
+    return f"images/{file.name}"
+
+
+def page(text: str, data: Path, images: Path) -> str:
+    """The page with all its blocks made anew. Ends the script where a block has no end."""
+    starts = re.findall(r"<!-- results: .*", text)
+    if len(starts) != len(BLOCK.findall(text)):
+        raise SystemExit(f"{len(starts)} blocks begin, {len(BLOCK.findall(text))} end: {', '.join(starts)}")
+    return BLOCK.sub(lambda m: f"{m[1]}{block(m['name'], data, images).strip()}\n{m[3]}", text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, default=ROOT / "docs/data")
+    parser.add_argument("--images", type=Path, default=ROOT / "docs/images")
+    args = parser.parse_args()
+    for name in PAGES:
+        file = ROOT / name
+        write_atomically(file, page(file.read_text(), args.data, args.images).encode())
+        print(name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""`crossdet check WEIGHTS`: what a trained detector knows and where it comes from. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from crossdet.labels import LabelSpace
+from crossdet.provenance import Generation, generations, read_metadata, weights_path
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """classes: unified name -> source classes `dataset/name`. thresholds: class -> score from which on
+    `predict` reports it, where known. labels: the label space as it is stored. model, input: settings.
+    """
+
+    file: str
+    classes: dict[str, list[str]]
+    thresholds: dict[str, float]
+    labels: dict[str, Any]
+    model: dict[str, Any]
+    input: dict[str, int]
+    generations: list[Generation]
+
+    def to_json(self) -> str:
+        """The whole report as JSON text; keys are the field names."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+
+def inspect_weights(path: Path) -> WeightsReport:
+    """Reads the metadata of a weights file or run directory. Raises `UserError` if it is none."""
+    metadata = read_metadata(path)
+    space = LabelSpace.from_json(metadata["labels"])
+    points = json.loads(metadata.get("operating", "{}"))
+    return WeightsReport(
+        file=str(weights_path(path)),
+        classes={name: space.sources_of(c) for c, name in enumerate(space.classes)},
+        thresholds={name: float(point["threshold"]) for name, point in points.items()},
+        labels=json.loads(metadata["labels"]),
+        model=json.loads(metadata["model"]),
+        input=json.loads(metadata["input"]),
+        generations=generations(metadata),
+    )
+
+
+def print_weights(report: WeightsReport, console: Console) -> None:
+    """Classes with ids, sources and thresholds, label rules, model, and the generations."""
+    model = report.model
+    console.print(Text(report.file, style="bold"), soft_wrap=True)
+    console.print(
+        Text(
+            f"{model['backbone']}, {len(report.classes)} classes; input: shorter side "
+            f"{report.input['shorter']}, longer at most {report.input['longer']} pixels"
+        ),
+        soft_wrap=True,
+    )
+    table = Table(title="Classes", title_justify="left", box=None, pad_edge=False)
+    for title in ("id", "class", "threshold", "labelled by"):
+        table.add_column(title, justify="right" if title in ("id", "threshold") else "left")
+    for number, (name, sources) in enumerate(report.classes.items()):
+        threshold = report.thresholds.get(name)
+        shown = "-" if threshold is None else f"{threshold:.3f}"
+        table.add_row(str(number), Text(name), shown, Text(", ".join(sources)))
+    console.print(table)
+    for line in _rules(report.labels):
+        console.print(Text(line), soft_wrap=True)
+    console.print(Text("Generations", style="italic"))
+    for number, generation in enumerate(report.generations):
+        for line in _generation_lines(number, generation):
+            console.print(Text(line), soft_wrap=True)
+
+
+def _rules(labels: dict[str, Any]) -> Iterator[str]:
+    datasets, classes = labels["datasets"], labels["classes"]
+    for rule in ("absent", "not_exhaustive"):
+        for row, c in labels[rule]:
+            yield f"{rule.replace('_', ' ')}: {classes[c]} in {datasets[row]}"
+    for a, b in labels["overlap"]:
+        yield f"overlap: {classes[a]} and {classes[b]}"
+    for row in labels["federated"]:
+        yield f"federated: {datasets[row]}"
+
+
+def _generation_lines(number: int, generation: Generation) -> Iterator[str]:
+    when = f", {generation.when}" if generation.when else ""
+    version = f", crossdet {generation.version}" if generation.version else ""
+    parent = f", from {generation.parent[:12]}" if generation.parent else ""
+    yield f"{number}: {generation.mode}{when}{version}{parent}, {len(generation.classes)} classes"
+    for name, classes in generation.datasets.items():
+        yield f"   {name}: {', '.join(classes)}"
+    for edit in generation.edits:
+        yield f"   {edit}"
+    for score in generation.scores:
+        value = "-" if score.value is None else f"{100 * score.value:.1f}"
+        yield f"   {score.name} on {score.dataset}: {score.number} {value}"

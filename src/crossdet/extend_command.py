@@ -1,0 +1,68 @@
+"""`crossdet extend`: more classes or more data for a trained detector, and what it forgot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+FORGOTTEN = 3
+"""Exit status of a run that succeeded but lost more than the tolerance."""
+
+
+def extend(
+    run: Annotated[Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help="run directory or .safetensors file")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file")],
+    mode: Annotated[
+        str | None, typer.Option(help="replay, distill or frozen (default: `extend.mode` of the config)")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0, help="points an old class may lose before the exit status is 3 (default: 0.5)"),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="override a config value, e.g. --set train.lr=0.01"),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="where to write")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="continue the run in the output directory")] = False,
+    overwrite: Annotated[bool, typer.Option(help="replace the run in the output directory")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="also write the numbers as JSON")
+    ] = None,
+) -> None:
+    """Extend a trained detector by the classes and data of a config, keeping its old classes.
+
+    Exit status 3: the run succeeded, but an old class lost more than the tolerance.
+
+    Example: crossdet extend runs/first more.yaml --mode distill --output runs/second
+    """
+    from crossdet.config import load_config
+
+    given = [("mode", mode), ("tolerance", tolerance)]
+    options = [f"extend.{key}={value}" for key, value in given if value is not None]
+    loaded = load_config(config, [*(overrides or []), *options])
+
+    from crossdet.api import is_first_process
+    from crossdet.extending import extend as extended
+    from crossdet.forgetting import warning_of
+    from crossdet.jsonfiles import write_json
+
+    record = extended(run, loaded, output=output, resume=resume, overwrite=overwrite)
+    report = record["forgetting"]
+    if is_first_process():
+        if json_file is not None:
+            write_json(json_file, record)
+        where = Path(output or loaded.output or ".")
+        files = "model.safetensors, forgetting.json, generations.png, metrics.json"
+        Console().print(f"done: {escape(str(where))}  ({files})", highlight=False, soft_wrap=True)
+        if report["regressions"]:
+            text = f"[bold yellow]warning[/bold yellow] {escape(warning_of(report))}"
+            Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+    if report["regressions"]:
+        raise typer.Exit(FORGOTTEN)

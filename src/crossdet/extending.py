@@ -1,0 +1,415 @@
+"""`crossdet extend`: a trained detector and a config -> the same detector for more classes, and what it
+forgot.
+
+The label space grows by name (`label_edits.grown`), the old classes' weights are carried over bit for bit
+(`models.class_rows`), and what follows is an ordinary training: one loss, one data path. The modes differ in
+what they train on and in what is trained: `replay` nothing else, `distill` adds the old detector's labels to
+the images (`pseudo`), `frozen` trains the new classes' rows alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.utilities.seed import seed_everything
+
+from crossdet.api import (
+    as_config,
+    build_fabric,
+    check_run_dir,
+    check_trainable,
+    detector_settings,
+    make_run_dir,
+    run_directory,
+    score_detector,
+    train_detector,
+    training_data,
+    weights_metadata,
+)
+from crossdet.checkpoint import load_weights, update_metadata
+from crossdet.config import Config, ExtendConfig
+from crossdet.data.index import load_index, save_index
+from crossdet.errors import UserError, problem_list
+from crossdet.evaluating import splits_for_training
+from crossdet.evaluation.protocols import Split
+from crossdet.evaluation.run import EvalSettings, detect
+from crossdet.forgetting import changes, changes_table, draw_generations, main_numbers, to_json
+from crossdet.inference import DEFAULT_THRESHOLD, Detector, load_detector
+from crossdet.jsonfiles import write_json
+from crossdet.labels import DROPPED, LabelSpace
+from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.class_rows import carry_over, train_new_classes_only
+from crossdet.models.logit_matching import logit_matching
+from crossdet.provenance import (
+    WEIGHTS_FILE,
+    Generation,
+    Score,
+    file_digest,
+    generations,
+    new_generation,
+    to_metadata,
+    weights_path,
+)
+from crossdet.pseudo import taught_classes, taught_space, with_pseudo_labels
+from crossdet.sources import Sources, open_sources
+
+START_FILE = "extend.json"
+"""What an extension began with: its generation, and the parent's scores. A resumed run goes on with it."""
+REPORT_FILE = "forgetting.json"
+PLOT_FILE = "generations.png"
+TEACHER_FOLDER = "teacher_labels"
+MOST_DETECTIONS = 300
+"""Of all its classes that the teacher may report per image."""
+
+
+def extend(
+    run_or_weights: str | Path,
+    config: Config | str | Path,
+    output: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Extends a trained detector by what `config` brings, and reports what became of its old classes.
+
+    The config holds the datasets to train on and to be scored on (new ones, old ones, or parts of old ones)
+    and the label rules that say how their classes fit into the old ones; `config.extend` says how. Model and
+    input settings are those of the weights: the config leaves them out or repeats them.
+
+    Besides what `train` writes: `forgetting.json`, `generations.png`, and the generations in the weights'
+    metadata.
+
+    Returns:
+        the last record of the training; under "forgetting" the report, with `regressions` beyond the
+        tolerance.
+
+    Raises:
+        UserError: a config that contradicts the weights, or any other mistake, before training starts.
+        RunError: as `train`.
+    """
+    parent = Path(run_or_weights)
+    tensors, metadata = load_weights(parent)
+    config = with_settings_of(metadata, as_config(config))
+    choice = config.extend or ExtendConfig()
+    run_dir = run_directory(config, output)
+    if weights_path(parent).resolve().parent == run_dir.resolve():
+        raise UserError(f"{run_dir} holds the weights to extend; choose another directory with --output")
+    known = LabelSpace.from_json(metadata["labels"])
+    sources = open_sources(config, known=known)
+    check_trainable(sources)
+    note = _check_mode(choice, known, sources)
+    history = [*generations(metadata), _generation(choice.mode, parent, sources, run_dir, resume)]
+    check_run_dir(run_dir, config, resume, overwrite, REPORT_FILE)
+
+    fabric = build_fabric(config)
+    seed_everything(config.seed, verbose=False)
+    settings = detector_settings(config)
+    overlap = torch.from_numpy(sources.space.overlap_array)
+    detector = build_detector(settings, len(sources.space.classes), overlap)
+    carry_over(detector, tensors, len(known.classes))
+    after_step = None
+    if choice.mode == "frozen":
+        after_step = train_new_classes_only(detector, len(known.classes))
+    make_run_dir(fabric, run_dir, config, resume)
+    if note and fabric.is_global_zero:
+        print(note, flush=True)
+    old = _in_layout(load_detector(parent, fabric.device), config)
+    before = _start(fabric, config, sources, old, history[-1], run_dir, resume)
+    taught = sources
+    further_loss = None
+    if choice.mode == "distill" and choice.pseudo:
+        taught = _taught(fabric, config, sources, old, choice, run_dir, resume)
+    if choice.mode == "distill" and choice.match:
+        further_loss = logit_matching(old.model, choice.match)
+    del old
+
+    points: dict[str, Any] = json.loads(metadata.get("operating", "{}"))
+    written = weights_metadata(config, sources.space, settings) | to_metadata(history)
+    record = train_detector(
+        fabric,
+        config,
+        sources,
+        detector,
+        training_data(config, taught),
+        run_dir,
+        written | {"operating": json.dumps(points)},
+        resume,
+        _stored_points(points, frozen=choice.mode == "frozen"),
+        after_step,
+        further_loss,
+    )
+    after = _after(fabric, config, sources, known, run_dir, record)
+    return record | {"forgetting": _report(fabric, run_dir, history, before, after, choice.tolerance)}
+
+
+# ------------------------------------------------------------------------------------------ before training
+
+
+def with_settings_of(metadata: Mapping[str, str], config: Config) -> Config:
+    """The config with the model and input settings of the weights.
+
+    What the config says itself under `model` and `input` must be the same (`model.weights` is not used);
+    `loss` and `eval` are those of the weights where the config says nothing.
+
+    Raises:
+        UserError: lists the keys that contradict.
+    """
+    settings = asdict(DetectorSettings.from_json(metadata["model"]))
+    settings["freeze_batch_norm"] = settings.pop("frozen_batch_norm")
+    anchors = {key: settings[key] for key in ("scales", "ratios")}
+    size = json.loads(metadata["input"])
+    fixed: list[tuple[str, Any, dict[str, Any]]] = [
+        ("model", config.model, settings),
+        ("model.anchors", config.model.anchors, anchors),
+        ("input", config.input, size),
+    ]
+    problems = []
+    for name, section, values in fixed:
+        for key in sorted(section.model_fields_set & values.keys()):
+            said = getattr(section, key)
+            if said is not None and said != values[key]:
+                problems.append(f"`{name}.{key}`: {_shown(said)}, but the weights have {_shown(values[key])}")
+    if problems:
+        raise UserError(
+            problem_list(
+                "the config contradicts the weights; leave these keys out, they come from there", problems
+            )
+        )
+
+    def filled(section: Any, values: Mapping[str, Any]) -> Any:
+        missing = {key: values[key] for key in type(section).model_fields if key in values}
+        return section.model_copy(
+            update={key: value for key, value in missing.items() if key not in section.model_fields_set}
+        )
+
+    model = config.model.model_copy(
+        update={key: value for key, value in settings.items() if key in type(config.model).model_fields}
+        | {"anchors": config.model.anchors.model_copy(update=anchors)}
+    )
+    limits = {key: value for key, value in json.loads(metadata["eval"]).items() if key != "batch_size"}
+    return config.model_copy(
+        update={
+            "model": model,
+            "input": config.input.model_copy(update=size),
+            "loss": filled(config.loss, settings),
+            "eval": filled(config.eval, limits),
+            "extend": config.extend or ExtendConfig(),
+        }
+    )
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str)
+
+
+def _check_mode(choice: ExtendConfig, known: LabelSpace, sources: Sources) -> str | None:
+    """Refuses what cannot work; returns a note about what probably will not."""
+    mode = choice.mode
+    if mode == "distill" and not choice.pseudo and not choice.match:
+        raise UserError("extend: the mode distill needs `pseudo: true`, a weight under `match`, or both")
+    new = sources.space.classes[len(known.classes) :]
+    if mode == "frozen" and not new:
+        raise UserError(
+            f"extend.mode: frozen trains new classes only, and the config brings none (the weights know "
+            f"{', '.join(known.classes)}); use replay or distill"
+        )
+    learnt = {
+        int(c) for name, index in sources.train.items() for c in sources.space.ids(name, index.classes)
+    } - {DROPPED}
+    forgotten = [name for c, name in enumerate(known.classes) if c not in learnt]
+    if mode == "replay" and forgotten:
+        return (
+            f"note: replay without training images of {', '.join(forgotten)}: give the old datasets again (a "
+            f"share is `part: 1/4`), or use the mode distill or frozen"
+        )
+    return None
+
+
+def _generation(mode: str, parent: Path, sources: Sources, run_dir: Path, resume: bool) -> Generation:
+    """The generation that this run makes; of a resumed run the one that it began with."""
+    digest = file_digest(parent)
+    start = run_dir / START_FILE
+    if resume and start.exists():
+        begun = Generation.from_dict(json.loads(start.read_text())["generation"])
+        if begun.parent != digest:
+            raise UserError(
+                f"{run_dir}: the run was started from other weights than {parent} are now (SHA-256 "
+                f"{begun.parent}); give those, or start a new run with --output"
+            )
+        return begun
+    datasets = {name: list(index.classes) for name, index in sources.train.items()}
+    return new_generation(mode, datasets, sources.space, digest)
+
+
+def _in_layout(detector: Detector, config: Config) -> Detector:
+    """The detector in the memory layout of the training, so that equal weights give equal numbers."""
+    wide = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    detector.model.to(memory_format=wide)
+    return detector
+
+
+def _start(
+    fabric: Fabric,
+    config: Config,
+    sources: Sources,
+    old: Detector,
+    generation: Generation,
+    run_dir: Path,
+    resume: bool,
+) -> list[Score]:
+    """What the old detector scores on its classes; kept in the run directory with the generation."""
+    file = run_dir / START_FILE
+    if resume and file.exists():
+        return [Score(**score) for score in json.loads(file.read_text())["before"]]
+    splits = _splits_of(sources, old.space)
+    scores: list[Score] = []
+    if splits:
+        metrics = score_detector(fabric, config, sources, old.model, splits).metrics
+        scores = main_numbers(metrics, _names(splits))
+    if fabric.is_global_zero:
+        write_json(file, {"generation": asdict(generation), "before": [asdict(s) for s in scores]})
+    fabric.barrier()
+    return scores
+
+
+def _splits_of(sources: Sources, known: LabelSpace) -> dict[str, Split]:
+    """The validation splits as far as old classes go; datasets without any are left out."""
+    splits = {}
+    for name, split in splits_for_training(sources).items():
+        ids = np.where(split.class_ids < len(known.classes), split.class_ids, DROPPED)
+        if (ids != DROPPED).any():
+            splits[name] = replace(split, class_ids=ids)
+    return splits
+
+
+def _names(splits: Mapping[str, Split]) -> dict[str, list[str]]:
+    return {name: [split.names[c] for c in split.classes] for name, split in splits.items()}
+
+
+def _stored_points(points: dict[str, Any], frozen: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Thresholds of classes that no validation data speak of stay; with frozen old classes all old ones do."""
+    return lambda found: {**found, **points} if frozen else {**points, **found}
+
+
+# ------------------------------------------------------------------------------------------ the teacher
+
+
+def _taught(
+    fabric: Fabric,
+    config: Config,
+    sources: Sources,
+    old: Detector,
+    choice: ExtendConfig,
+    run_dir: Path,
+    resume: bool,
+) -> Sources:
+    """The training splits with the old detector's labels, and the label space that knows of them.
+
+    Found once; a resumed run reads what it found.
+    """
+    space, known = sources.space, len(old.classes)
+    confident = np.array([old.thresholds.get(name, DEFAULT_THRESHOLD) for name in old.classes])
+    uncertain = choice.uncertain_from * confident
+    settings = EvalSettings(
+        config.input.shorter,
+        config.input.longer,
+        score_threshold=float(max(0.01, uncertain.min())),
+        topk=config.eval.topk,
+        nms_iou=config.eval.nms_iou,
+        max_detections=MOST_DETECTIONS,
+        batch_size=config.eval.batch_size,
+        workers=config.train.workers,
+    )
+    train, taught = dict(sources.train), {}
+    for name, index in sources.train.items():
+        classes = taught_classes(space, name, known)
+        if not classes:
+            continue
+        taught[name] = classes
+        folder = run_dir / TEACHER_FOLDER / name
+        if not (resume and folder.exists()):
+            found = detect(
+                old.model,
+                index,
+                classes,
+                settings,
+                autocast=fabric.autocast(),
+                rank=fabric.global_rank,
+                ranks=fabric.world_size,
+            )
+            labelled = with_pseudo_labels(
+                index,
+                space.ids(name, index.classes),
+                found.detections,
+                classes,
+                space.classes,
+                confident,
+                uncertain,
+                space.overlap_array,
+            )
+            if fabric.is_global_zero:
+                shutil.rmtree(folder, ignore_errors=True)
+                save_index(labelled, folder)
+                added = labelled.flags[np.asarray(labelled.labels) >= len(index.classes)]
+                print(
+                    f"teacher on {name}: {int((added == 0).sum())} objects, {int((added != 0).sum())} uncertain",
+                    flush=True,
+                )
+        fabric.barrier()
+        train[name] = load_index(folder)
+    return replace(sources, space=taught_space(space, taught, choice.trust), train=train)
+
+
+# ------------------------------------------------------------------------------------------ afterwards
+
+
+def _after(
+    fabric: Fabric, config: Config, sources: Sources, known: LabelSpace, run_dir: Path, record: dict[str, Any]
+) -> list[Score]:
+    """The main numbers of all classes.
+
+    Of a dataset with old and new classes the old ones are looked at again without the new, as before: the new
+    classes' detections would take places under the protocol's limit per image.
+    """
+    if "metrics" not in record:
+        return []
+    splits = splits_for_training(sources)
+    scores = main_numbers(record["metrics"], _names(splits))
+    old = _splits_of(sources, known)
+    mixed = {name: split for name, split in old.items() if split.classes != splits[name].classes}
+    if mixed:
+        model = _in_layout(load_detector(run_dir, fabric.device), config).model
+        again = main_numbers(score_detector(fabric, config, sources, model, mixed).metrics, _names(mixed))
+        alone = {(score.name, score.dataset): score for score in again}
+        scores = [alone.get((score.name, score.dataset), score) for score in scores]
+    return scores
+
+
+def _report(
+    fabric: Fabric,
+    run_dir: Path,
+    history: list[Generation],
+    before: list[Score],
+    after: list[Score],
+    tolerance: float | None,
+) -> dict[str, Any]:
+    """Prints the report and writes it: JSON, plot, and the scores into the weights' metadata."""
+    found = changes(before, after)
+    content = to_json(found, tolerance)
+    if fabric.is_global_zero:
+        history = [*history[:-1], replace(history[-1], scores=tuple(after))]
+        update_metadata(run_dir / WEIGHTS_FILE, to_metadata(history))
+        numbers = run_dir / "metrics.json"
+        write_json(numbers, json.loads(numbers.read_text()) | {"forgetting": content})
+        draw_generations(run_dir / PLOT_FILE, history, before)
+        write_json(run_dir / REPORT_FILE, content)  # the last file: with it the run is complete
+        print(f"before and after, in points:\n{changes_table(found)}", flush=True)
+    fabric.barrier()
+    return content

@@ -1,0 +1,164 @@
+"""What an extended detector forgot: per class before, after and difference, and its way through the
+generations.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossdet.jsonfiles import write_atomically
+from crossdet.provenance import Generation, Score
+
+WIDER_FACE = ("easy", "medium", "hard", "all")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One class on one dataset, 0..1. before: None for a class that the weights did not know, or without a
+    number.
+    """
+
+    name: str
+    dataset: str
+    number: str
+    before: float | None
+    after: float | None
+
+    @property
+    def difference(self) -> float | None:
+        """after - before; None where one of them is missing."""
+        return None if self.before is None or self.after is None else self.after - self.before
+
+
+def main_numbers(metrics: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> list[Score]:
+    """The main number of every class of every dataset, by the dataset's first protocol.
+
+    COCO: AP. VOC: AP by area. WIDER Pedestrian: COCO-style AP. WIDER FACE: mean of the settings that it has.
+
+    metrics: the record of `score_splits`. names: dataset -> the classes that were looked at.
+    """
+    scores = []
+    for dataset, record in metrics["datasets"].items():
+        for name in names[dataset]:
+            protocol = record["protocol"]
+            if protocol == "wider_face":
+                values = [record[key] for key in WIDER_FACE if key in record and record[key] == record[key]]
+                number, value = "AP", sum(values) / len(values) if values else math.nan
+            else:
+                number = "AP area" if protocol == "voc" else "AP"
+                row = record["per_class"].get(name, {})
+                value = row.get("area" if protocol == "voc" else "AP", math.nan)
+            scores.append(Score(name, dataset, f"{protocol} {number}", value if value == value else None))
+    return scores
+
+
+def changes(before: Sequence[Score], after: Sequence[Score]) -> list[Change]:
+    """Pairs the scores by class and dataset, in the order of `after`."""
+    known = {(score.name, score.dataset): score.value for score in before}
+    return [Change(s.name, s.dataset, s.number, known.get((s.name, s.dataset)), s.value) for s in after]
+
+
+def regressions(found: Sequence[Change], tolerance: float | None) -> list[Change]:
+    """What fell by more than `tolerance` points (hundredths of the main number); None: nothing counts."""
+    if tolerance is None:
+        return []
+    # rounded: 0.515 - 0.510 is a little more than half a point in binary
+    return [c for c in found if c.difference is not None and round(-100 * c.difference, 9) > tolerance]
+
+
+def to_json(found: Sequence[Change], tolerance: float | None) -> dict[str, Any]:
+    """The report as plain values; ratios in 0..1, the tolerance in points."""
+    return {
+        "tolerance": tolerance,
+        "classes": [vars(c) | {"difference": c.difference} for c in found],
+        "regressions": [f"{c.name} on {c.dataset}" for c in regressions(found, tolerance)],
+    }
+
+
+def changes_table(found: Sequence[Change]) -> str:
+    """The report as text, in points."""
+    head = ("class", "dataset", "number", "before", "after", "difference")
+    rows = [
+        (c.name, c.dataset, c.number, _points(c.before), _points(c.after),
+         _points(c.difference, "+.1f"))
+        for c in found
+    ]  # fmt: skip
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    lines = []
+    for row in (head, *rows):
+        cells = [
+            cell.ljust(width) if column < 3 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _points(value: float | None, form: str = ".1f") -> str:
+    return "-" if value is None else format(100 * value, form)
+
+
+def warning_of(report: Mapping[str, Any]) -> str:
+    """One sentence about the regressions of `to_json`."""
+    lost = [
+        f"{c['name']} on {c['dataset']} {_points(c['difference'], '+.1f')}"
+        for c in report["classes"]
+        if f"{c['name']} on {c['dataset']}" in report["regressions"]
+    ]
+    return f"forgotten more than the tolerance of {report['tolerance']:g} points: {', '.join(lost)}"
+
+
+# ------------------------------------------------------------------------------------------- over generations
+
+
+def histories(
+    history: Sequence[Generation], before: Sequence[Score]
+) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """(class, dataset) -> its points (generation, score).
+
+    history: the last one with its scores. before: what its parent scored on today's data; a generation's own
+    record counts more.
+    """
+    lines: dict[tuple[str, str], dict[int, float]] = {}
+    parent = len(history) - 2
+    found = [(parent, score) for score in before]
+    found += [(number, score) for number, generation in enumerate(history) for score in generation.scores]
+    for number, score in found:
+        if score.value is not None:
+            lines.setdefault((score.name, score.dataset), {})[number] = score.value
+    return {key: sorted(points.items()) for key, points in lines.items()}
+
+
+def draw_generations(path: Path, history: Sequence[Generation], before: Sequence[Score]) -> None:
+    """A PNG: the main number of every class over the generations."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from crossdet.evaluation.curves import COLOURS, STYLES
+
+    lines = histories(history, before)
+    figure = Figure(figsize=(max(6.0, 3 + 1.2 * len(history)), 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for row, ((name, dataset), points) in enumerate(sorted(lines.items(), key=lambda item: item[1][0][0])):
+        axes.plot(
+            [number for number, _ in points],
+            [100 * value for _, value in points],
+            STYLES[row // len(COLOURS) % len(STYLES)],
+            color=COLOURS[row % len(COLOURS)],
+            marker="o",
+            label=f"{name} ({dataset})",
+        )
+    axes.set_xticks(range(len(history)), [f"{n}: {generation.mode}" for n, generation in enumerate(history)])
+    axes.set(ylim=(0, 102), xlabel="generation", ylabel="main number of the protocol, points")
+    axes.grid(alpha=0.3)
+    if lines:
+        figure.legend(loc="outside right upper", fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    write_atomically(path, buffer.getvalue())

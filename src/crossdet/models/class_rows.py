@@ -1,0 +1,111 @@
+"""The rows of the class subnet's last layer: carried into a larger union, merged, or held fixed while others
+train.
+
+The layer has A * C outputs, class fastest (A anchor shapes, C classes): a larger C interleaves old and new
+rows, so rows are addressed by (shape, class) everywhere here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from crossdet.errors import UserError
+from crossdet.models.retinanet import RetinaNet
+
+WEIGHT, BIAS = "class_subnet.predict.weight", "class_subnet.predict.bias"
+
+
+def carry_over(model: RetinaNet, state: Mapping[str, Tensor], classes: int) -> None:
+    """Copies the weights of a detector of the first `classes` classes into `model`, bit for bit.
+
+    The rows of further classes stay as they are: newly made, with the prior as bias.
+
+    Raises:
+        UserError: the weights are of another architecture.
+    """
+    own = model.state_dict()
+    wrong = [
+        name
+        for name, tensor in own.items()
+        if name not in (WEIGHT, BIAS) and (name not in state or state[name].shape != tensor.shape)
+    ]
+    wrong += [name for name in state if name not in own]
+    shapes = model.num_anchors
+    wrong += [name for name in (WEIGHT, BIAS) if name not in state or len(state[name]) != shapes * classes]
+    if wrong:
+        raise UserError(
+            f"the weights do not fit their own description: {len(wrong)} entries differ ({wrong[0]}, ...)"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name in (WEIGHT, BIAS):
+                by_class(tensor, shapes)[:, :classes] = by_class(state[name], shapes)
+            else:
+                tensor.copy_(state[name])
+
+
+def by_class(rows: Tensor, shapes: int) -> Tensor:
+    """`[A, C, ...]` view of `[A * C, ...]` rows."""
+    return rows.unflatten(0, (shapes, len(rows) // shapes))
+
+
+def merge_rows(
+    state: Mapping[str, Tensor], groups: Sequence[Sequence[int]], classes: int, prior: float
+) -> dict[str, Tensor]:
+    """The weights of a detector whose class g is made of the old classes `groups[g]`.
+
+    A group of one keeps its rows bit for bit. The logit of a group of n is the sum of its members' logits
+    minus (n - 1) times the logit of the prior: what every row says above "nothing there" adds up. Rows that
+    never learnt anything merge to such a row, and the order of scores is that of the mean logit. An object of
+    exclusive classes keeps nearly the score of its own row.
+    """
+    shapes = len(state[BIAS]) // classes
+    weight, bias = by_class(state[WEIGHT], shapes), by_class(state[BIAS], shapes)
+    weights = [weight[:, group[0]] if len(group) == 1 else weight[:, list(group)].sum(1) for group in groups]
+    nothing = -math.log((1 - prior) / prior)
+    biases = [
+        bias[:, group[0]] if len(group) == 1 else bias[:, list(group)].sum(1) - (len(group) - 1) * nothing
+        for group in groups
+    ]
+    merged = dict(state)
+    merged[WEIGHT] = torch.stack(weights, 1).flatten(0, 1).contiguous()
+    merged[BIAS] = torch.stack(biases, 1).flatten(0, 1).contiguous()
+    return merged
+
+
+def train_new_classes_only(model: RetinaNet, classes: int) -> Callable[[], None]:
+    """Freezes everything but the rows of the classes after the first `classes`.
+
+    Of the class subnet's last layer the old rows get no gradient, so that they take no part in its norm. The
+    function returned is to be called after every optimiser step: it writes the old rows back bit for bit,
+    since weight decay and momentum move also what has no gradient.
+    """
+    shapes = model.num_anchors
+    predict = model.class_subnet.predict
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+
+    def only_new(gradient: Tensor) -> Tensor:
+        masked = gradient.clone()
+        by_class(masked, shapes)[:, :classes] = 0
+        return masked
+
+    kept = {}
+    for name in ("weight", "bias"):
+        rows = getattr(predict, name)
+        kept[name] = by_class(rows.detach(), shapes)[:, :classes].clone()
+        rows.requires_grad_(True)
+        rows.register_hook(only_new)
+
+    @torch.no_grad()
+    def restore() -> None:
+        for name in kept:
+            rows = by_class(getattr(predict, name).detach(), shapes)
+            kept[name] = kept[name].to(rows.device)
+            rows[:, :classes] = kept[name]
+
+    return restore

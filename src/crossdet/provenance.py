@@ -1,0 +1,129 @@
+"""Where a weights file comes from: its generations, and its description without loading tensors. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from crossdet.errors import UserError
+from crossdet.labels import LabelSpace
+
+FORMAT = "crossdet/1"
+WEIGHTS_FILE = "model.safetensors"
+KEY = "provenance"
+"""Of the weights' metadata: the generations as JSON, oldest first."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One class on one dataset. number: the main number of the dataset's protocol; value: 0..1, None if
+    undefined.
+    """
+
+    name: str
+    dataset: str
+    number: str
+    value: float | None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One training, extension or edit.
+
+    mode: train, replay, distill, frozen or labels. datasets: those that it was trained on -> their own class
+    names. classes: the unified classes afterwards. parent: SHA-256 of the weights file that it started from.
+    when: ISO 8601, UTC. version: of crossdet. scores: at its end. edits: what `crossdet labels` did. None,
+    empty: not known, not so.
+    """
+
+    mode: str
+    datasets: dict[str, list[str]]
+    classes: list[str]
+    parent: str | None = None
+    when: str | None = None
+    version: str | None = None
+    scores: tuple[Score, ...] = ()
+    edits: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Generation:
+        known = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
+        scores = tuple(Score(**score) for score in data.get("scores", ()))
+        return replace(cls(**known), scores=scores, edits=tuple(data.get("edits", ())))
+
+
+def new_generation(
+    mode: str,
+    datasets: Mapping[str, Sequence[str]],
+    space: LabelSpace,
+    parent: str,
+    edits: Sequence[str] = (),
+) -> Generation:
+    """The generation that begins now."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        release: str | None = version("crossdet")
+    except PackageNotFoundError:  # run from its sources, without an installation
+        release = None
+    given = {name: list(classes) for name, classes in datasets.items()}
+    return Generation(mode, given, list(space.classes), parent, now, release, edits=tuple(edits))
+
+
+def generations(metadata: Mapping[str, str]) -> list[Generation]:
+    """The generations of a weights file; weights that `crossdet train` wrote are the first one."""
+    if KEY in metadata:
+        return [Generation.from_dict(entry) for entry in json.loads(metadata[KEY])]
+    space = LabelSpace.from_json(metadata["labels"])
+    datasets = {name: list(sources) for name, sources in zip(space.datasets, space.sources, strict=True)}
+    return [Generation("train", datasets, list(space.classes))]
+
+
+def to_metadata(history: Sequence[Generation]) -> dict[str, str]:
+    """The entry of the weights' metadata."""
+    return {KEY: json.dumps([asdict(generation) for generation in history])}
+
+
+def weights_path(path: Path) -> Path:
+    """The weights file itself, of a file or a run directory."""
+    return path / WEIGHTS_FILE if path.is_dir() else path
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a weights file (or of that in a run directory)."""
+    with weights_path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a weights file or run directory, without its tensors.
+
+    Raises:
+        UserError: missing, damaged, or not written by crossdet.
+    """
+    path = weights_path(path)
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"weights file {path} does not exist") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"weights file {path} cannot be read: {error}") from None
+    check_format(path, metadata)
+    return dict(metadata)
+
+
+def check_format(path: Path, metadata: Mapping[str, str]) -> None:
+    """Raises `UserError` if the metadata is not that of crossdet's weights."""
+    if metadata.get("format") != FORMAT:
+        raise UserError(
+            f"{path} is no crossdet weights file (format {metadata.get('format')!r}, expected {FORMAT!r}); "
+            f"backbone weights go under `model.weights` of a config"
+        )

@@ -1,0 +1,61 @@
+"""`crossdet labels`: classes of a trained detector renamed and merged, without training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from crossdet.checkpoint import load_weights, save_weights
+from crossdet.label_edits import edited
+from crossdet.labels import LabelSpace
+from crossdet.models.building import DetectorSettings
+from crossdet.models.class_rows import merge_rows
+from crossdet.provenance import file_digest, generations, new_generation, to_metadata
+
+
+def relabel(
+    weights: Path,
+    output: Path,
+    renames: Sequence[tuple[str, str]] = (),
+    merges: Sequence[tuple[str, Sequence[str]]] = (),
+) -> LabelSpace:
+    """Writes the weights with classes renamed and merged to `output`; returns their label space.
+
+    Label rules, rows of the head (`merge_rows`), thresholds and provenance follow. A merged class is reported
+    from the lowest threshold of its members on, until `crossdet eval --store-thresholds` finds a better one.
+
+    renames: (old, new). merges: (new, classes that it joins).
+
+    Raises:
+        UserError: unreadable weights, or a list of all mistakes in the names.
+    """
+    tensors, metadata = load_weights(weights)
+    space = LabelSpace.from_json(metadata["labels"])
+    changed, groups = edited(space, renames, merges)
+    prior = DetectorSettings.from_json(metadata["model"]).prior
+    edits = [f"rename {old}={new}" for old, new in renames]
+    edits += [f"merge {new}={','.join(members)}" for new, members in merges]
+    history = [*generations(metadata), new_generation("labels", {}, changed, file_digest(weights), edits)]
+    metadata = {key: value for key, value in metadata.items() if key != "format"}
+    metadata |= {"labels": changed.to_json(), **to_metadata(history)}
+    if "operating" in metadata:
+        points = _points(json.loads(metadata["operating"]), space, changed, groups)
+        metadata["operating"] = json.dumps(points)
+    save_weights(output, merge_rows(tensors, groups, len(space.classes), prior), metadata)
+    return changed
+
+
+def _points(
+    points: dict[str, Any], old: LabelSpace, new: LabelSpace, groups: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """Operating points by new names; of a merged class the threshold alone is known."""
+    changed: dict[str, Any] = {}
+    for name, group in zip(new.classes, groups, strict=True):
+        known = [points[old.classes[c]] for c in group if old.classes[c] in points]
+        if len(group) == 1 and known:
+            changed[name] = known[0]
+        elif known:
+            changed[name] = {"threshold": min(point["threshold"] for point in known)}
+    return changed

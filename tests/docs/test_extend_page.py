@@ -1,0 +1,64 @@
+"""The config and the commands of docs/extend.md run as they stand, on generated stand-ins, with a tiny network."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from crossdet import cli, load_detector, train
+from crossdet.config import Config
+
+from .stand_ins import TINY, coco, wider_face
+
+PAGE = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder that the page's config describes, and runs/first, trained on its coco alone."""
+    root = tmp_path_factory.mktemp("extend")
+    for split, seed in (("train", 1), ("val", 2)):
+        wider_face(root, f"WIDER_{split}/images", f"wider_face_split/wider_face_{split}_bbx_gt.txt", 4, seed)
+        coco(root, f"{split}2017", f"annotations/instances_{split}2017.json", ["person", "car"], 8, seed + 4)
+    (text,) = blocks("yaml")
+    (root / "more.yaml").write_text(text)
+    splits = {
+        split: {"images": f"{split}2017", "annotations": f"annotations/instances_{split}2017.json"}
+        for split in ("train", "val")
+    }
+    first = {
+        "datasets": {"coco": {"format": "coco", **splits}},
+        "model": {"backbone": "test_efficientnet", "weights": "none", "channels": 16, "head_depth": 1},
+        "input": {"shorter": 64, "longer": 96},
+        "train": {"epochs": 1, "max_steps": 2, "batch_size": 2, "workers": 0, "accelerator": "cpu"},
+    }
+    train(Config.from_dict(first, root), output=root / "runs" / "first")
+    return root
+
+
+def test_commands(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    # model and input stand in the weights; a network that learnt nothing may lose everything
+    shrink = [part for o in TINY if not o.startswith(("model", "input")) for part in ("--set", o)]
+    lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    commands = [shlex.split(line) for line in lines if line]
+    assert [words[1] for words in commands] == ["check", *["extend"] * 4, "labels", "labels"]
+    for words in commands:
+        extra = [*shrink, "--tolerance", "100"] if words[1] == "extend" else []
+        monkeypatch.setattr(sys, "argv", words + extra)
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        assert code == 0, (words, capsys.readouterr().err)
+    assert load_detector("runs/third", "cpu").classes == ("person", "car", "face")
+    assert load_detector("renamed.safetensors", "cpu").classes == ("person", "automobile")
+    assert load_detector("merged.safetensors", "cpu").classes == ("thing",)
+    assert (folder / "runs/second/generations.png").exists()

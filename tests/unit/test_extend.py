@@ -1,0 +1,410 @@
+"""The parts of extending a detector: rows carried over or held, the teacher's labels, the report, provenance."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from crossdet import Config, LabelSpace, UserError
+from crossdet.check import inspect_weights
+from crossdet.checkpoint import save_weights
+from crossdet.data.index import IndexBuilder
+from crossdet.evaluation.arrays import DetectionArrays
+from crossdet.extending import with_settings_of
+from crossdet.forgetting import (
+    changes,
+    changes_table,
+    draw_generations,
+    histories,
+    main_numbers,
+    regressions,
+    to_json,
+    warning_of,
+)
+from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.class_rows import BIAS, WEIGHT, carry_over, train_new_classes_only
+from crossdet.models.logit_matching import bernoulli_divergence, logit_matching
+from crossdet.provenance import Generation, Score, generations, new_generation, to_metadata
+from crossdet.pseudo import taught_classes, taught_space, with_pseudo_labels
+from crossdet.types import Annotations, Batch, Flag
+
+SETTINGS = DetectorSettings(
+    backbone="test_efficientnet", channels=16, head_depth=1, scales=(2.0, 3.0), ratios=(0.6, 1.0),
+    frozen_batch_norm=False, prior=0.05,
+)  # fmt: skip
+SHAPES = 4
+
+
+# ----------------------------------------------------------------------------------------- rows of the head
+
+
+def test_rows_are_carried_over_by_shape_and_class():
+    torch.manual_seed(0)
+    old, new = build_detector(SETTINGS, 2), build_detector(SETTINGS, 5)
+    with torch.no_grad():
+        for tensor in old.state_dict().values():  # also the batch-norm statistics, as after a training
+            tensor.add_(torch.rand(tensor.shape) if tensor.is_floating_point() else 3)
+        old.class_subnet.predict.bias.copy_(torch.arange(8.0))  # shape 0: 0, 1; shape 1: 2, 3; ...
+    fresh = {name: tensor.clone() for name, tensor in new.state_dict().items()}
+    carry_over(new, old.state_dict(), 2)
+    state = new.state_dict()
+    for name, tensor in old.state_dict().items():
+        if name not in (WEIGHT, BIAS):
+            assert torch.equal(state[name], tensor), name
+    prior = -math.log(0.95 / 0.05)
+    rows = state[BIAS].view(SHAPES, 5)
+    assert rows[:, :2].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert torch.allclose(rows[:, 2:], torch.full((SHAPES, 3), prior))
+    weights = state[WEIGHT].view(SHAPES, 5, 16, 3, 3)
+    assert torch.equal(weights[:, :2], old.state_dict()[WEIGHT].view(SHAPES, 2, 16, 3, 3))
+    assert torch.equal(weights[:, 2:], fresh[WEIGHT].view(SHAPES, 5, 16, 3, 3)[:, 2:])
+    images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        for a, b in zip(old.eval()(images).logits, new.eval()(images).logits, strict=True):
+            torch.testing.assert_close(b[..., :2], a)
+
+
+def test_weights_of_another_architecture_are_refused():
+    other = build_detector(SETTINGS, 2).state_dict()
+    with pytest.raises(UserError, match="do not fit"):
+        carry_over(build_detector(SETTINGS, 5), other, 3)
+    del other["fpn.layer_blocks.0.0.weight"]
+    with pytest.raises(UserError, match=r"1 entries differ \(fpn"):
+        carry_over(build_detector(SETTINGS, 5), other, 2)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_frozen_rows_stand_still_under_momentum_and_weight_decay(layout):
+    torch.manual_seed(0)
+    model = build_detector(SETTINGS, 3)
+    restore = train_new_classes_only(model, 2)
+    model.to(memory_format=layout)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert len(trained) == 2
+    optimizer = torch.optim.SGD(trained, lr=0.5, momentum=0.9, weight_decay=0.1)
+    for _ in range(3):
+        features = model.features(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
+        outputs = model.head(features)
+        sum(logits.square().sum() for logits in outputs.logits).backward()
+        gradients = model.class_subnet.predict.weight.grad.unflatten(0, (SHAPES, 3))
+        assert not gradients[:, :2].any()
+        assert gradients[:, 2].any()
+        optimizer.step()
+        assert not torch.equal(model.state_dict()[WEIGHT], before[WEIGHT])
+        restore()
+        optimizer.zero_grad()
+    for name in (WEIGHT, BIAS):
+        rows, old = (s[name].unflatten(0, (SHAPES, 3)) for s in (model.state_dict(), before))
+        assert torch.equal(rows[:, :2], old[:, :2])
+        assert not torch.equal(rows[:, 2], old[:, 2])
+
+
+# ----------------------------------------------------------------------------------------- matched logits
+
+
+def test_divergence_by_hand():
+    wanted = torch.tensor([0.0, 2.0, -30.0, 5.0], dtype=torch.float64)
+    found = torch.tensor([0.0, -1.0, -30.0, 5.0], dtype=torch.float64)
+    p, q = wanted.sigmoid()[1], found.sigmoid()[1]
+    by_hand = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    assert torch.allclose(bernoulli_divergence(wanted, found), torch.stack([q * 0, by_hand, q * 0, q * 0]))
+    assert torch.isfinite(bernoulli_divergence(torch.tensor([1e4, -1e4]), torch.tensor([-1e4, 1e4]))).all()
+
+
+def test_matching_is_zero_at_the_start_and_pulls_back():
+    """Equal old rows: no loss; after a change of an old row the gradient points back, new rows are free."""
+    torch.manual_seed(0)
+    teacher, model = build_detector(SETTINGS, 2), build_detector(SETTINGS, 3).eval()
+    carry_over(model, teacher.state_dict(), 2)
+    loss = logit_matching(teacher, 2.0)
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    size, rows = torch.tensor([[64, 96]] * 2), torch.arange(2)
+    empty = Annotations(
+        torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
+    )
+    batch = Batch(images, size, size, [empty] * 2, torch.ones(2, 3, dtype=torch.bool), rows, rows * 0)
+
+    def value() -> torch.Tensor:
+        return loss(model, model.features(images), batch)
+
+    assert abs(float(value().detach())) < 1e-6
+    bias = model.class_subnet.predict.bias
+    with torch.no_grad():
+        by_class = bias.view(SHAPES, 3)
+        by_class[:, 0] += 1
+        by_class[:, 2] += 1  # a new class: nobody's business
+    moved = value()
+    moved.backward()
+    assert float(moved.detach()) > 1e-3
+    gradient = bias.grad.view(SHAPES, 3)
+    assert (gradient[:, 0] > 0).all()
+    assert torch.allclose(gradient[:, 1], torch.zeros(SHAPES), atol=1e-6)
+    assert not gradient[:, 2].any()
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+# ----------------------------------------------------------------------------------------- the teacher
+
+
+@pytest.fixture
+def space() -> LabelSpace:
+    return LabelSpace.build(
+        {"old": ["car", "face"], "new": ["sign", "helmet"], "sea": ["ship"]},
+        absent={"sea": ["car"]},
+        overlap=[["face", "helmet"]],
+    )
+
+
+def test_the_teacher_labels_what_the_dataset_does_not(space):
+    assert taught_classes(space, "new", 2) == [0, 1]
+    assert taught_classes(space, "sea", 2) == [1]
+    assert taught_classes(space, "old", 2) == []
+
+
+def test_trust_in_the_teacher_is_a_switch(space):
+    trusting = taught_space(space, {"new": [0, 1]}, trust=True)
+    assert trusting.trusted_array("new").tolist() == [True, True, True, True, False]
+    assert trusting.ids("new", ["sign", "helmet", "car (teacher)", "face (teacher)"]).tolist() == [2, 3, 0, 1]
+    careful = taught_space(space, {"new": [0, 1]}, trust=False)
+    assert careful.trusted_array("new").tolist() == [False, False, True, True, False]
+    for taught in (trusting, careful):
+        assert (taught.avoid_array[[0, 2]] == space.avoid_array[[0, 2]]).all()
+    assert space.sources[1] == {"sign": 2, "helmet": 3}  # unchanged
+
+
+def test_pseudo_labels_by_hand(space):
+    builder = IndexBuilder("/pictures")
+    for name in ("a.png", "b.png", "c.png"):
+        builder.image(name, 100, 100)
+        if name == "b.png":
+            builder.box((0, 0, 20, 20), 0)  # sign
+            builder.box((50, 50, 70, 70), 1)  # helmet
+            builder.box((80, 0, 100, 20), -1, Flag.IGNORE_REGION)
+    index = builder.build(["sign", "helmet"])
+    index = replace(index, columns={"extra": np.array([1, 7, 7], np.int16)})
+    rows = [  # image, class, score, box
+        (2, 0, 0.60, (10, 10, 30, 30)),  # confident car
+        (0, 1, 0.20, (10, 10, 30, 30)),  # uncertain face
+        (0, 1, 0.09, (60, 60, 80, 80)),  # below the band
+        (1, 0, 0.90, (0, 0, 20, 22)),  # car on a labelled sign: the sign wins
+        (1, 1, 0.50, (50, 50, 70, 72)),  # face on a helmet, which may overlap: as confident as it must be
+        (1, 0, 0.45, (0, 60, 20, 80)),  # uncertain car
+        (1, 1, 0.80, (80, 0, 100, 20)),  # a region is no object
+    ]
+    found = DetectionArrays(
+        boxes=np.array([r[3] for r in rows], np.float32),
+        scores=np.array([r[2] for r in rows], np.float32),
+        labels=np.array([r[1] for r in rows]),
+        image_of_box=np.array([r[0] for r in rows]),
+    )
+    confident, uncertain = np.array([0.6, 0.5]), np.array([0.3, 0.1])
+    labelled = with_pseudo_labels(
+        index, space.ids("new", index.classes), found, [0, 1], space.classes, confident, uncertain,
+        space.overlap_array,
+    )  # fmt: skip
+    assert labelled.classes == ("sign", "helmet", "car (teacher)", "face (teacher)")
+    assert labelled.box_offsets.tolist() == [0, 1, 7, 8]
+    got = [
+        (int(i), int(label), int(flag), tuple(box))
+        for i, label, flag, box in zip(
+            labelled.image_of_box(), labelled.labels, labelled.flags, labelled.boxes.tolist(), strict=True
+        )
+    ]
+    assert got == [
+        (0, 3, Flag.AVOID, (10, 10, 30, 30)),
+        (1, 0, 0, (0, 0, 20, 20)),
+        (1, 1, 0, (50, 50, 70, 70)),
+        (1, -1, Flag.IGNORE_REGION, (80, 0, 100, 20)),
+        (1, 3, 0, (50, 50, 70, 72)),
+        (1, 2, Flag.AVOID, (0, 60, 20, 80)),
+        (1, 3, 0, (80, 0, 100, 20)),
+        (2, 2, 0, (10, 10, 30, 30)),
+    ]
+    assert labelled.columns["extra"].tolist() == [0, 1, 7, 7, 0, 0, 0, 0]  # rows as above
+    assert labelled.area.tolist() == [400, 400, 400, 400, 440, 400, 400, 400]
+    assert (labelled.boxes.dtype, labelled.labels.dtype, labelled.flags.dtype) == (
+        index.boxes.dtype,
+        index.labels.dtype,
+        index.flags.dtype,
+    )
+    assert len(labelled.category_ids) == len(set(labelled.category_ids.tolist())) == 4
+
+
+# ----------------------------------------------------------------------------------------- the report
+
+METRICS = {
+    "datasets": {
+        "a": {"protocol": "coco", "per_class": {"car": {"AP": 0.5, "AP50": 0.9}, "dog": {"AP": math.nan}}},
+        "b": {"protocol": "voc", "per_class": {"car": {"area": 0.6, "11pt": 0.7}}},
+        "c": {"protocol": "wider_face", "easy": 0.9, "medium": 0.8, "hard": 0.4, "per_class": {"face": {}}},
+        "d": {"protocol": "wider_pedestrian", "per_class": {"person": {"AP": 0.2, "AP50": 0.4}}},
+    }
+}  # fmt: skip
+NAMES = {"a": ["car", "dog"], "b": ["car"], "c": ["face"], "d": ["person"]}
+
+
+def test_the_main_number_is_that_of_the_protocol():
+    scores = main_numbers(METRICS, NAMES)
+    assert [(s.name, s.dataset, s.number) for s in scores] == [
+        ("car", "a", "coco AP"),
+        ("dog", "a", "coco AP"),
+        ("car", "b", "voc AP area"),
+        ("face", "c", "wider_face AP"),
+        ("person", "d", "wider_pedestrian AP"),
+    ]
+    assert [s.value for s in scores] == [0.5, None, 0.6, pytest.approx(0.7), 0.2]
+
+
+def test_differences_and_tolerance():
+    after = main_numbers(METRICS, NAMES)
+    before = [
+        Score("car", "a", "coco AP", 0.505),  # lost 0.5 points: within a tolerance of 0.5
+        Score("car", "b", "voc AP area", 0.612),  # lost 1.2
+        Score("dog", "a", "coco AP", 0.1),  # no number any more
+        Score("gone", "z", "coco AP", 0.9),  # its dataset is not in the config
+    ]
+    found = changes(before, after)
+    assert [c.name for c in found] == ["car", "dog", "car", "face", "person"]
+    assert found[0].difference == pytest.approx(-0.005)
+    assert [c.difference for c in found[1:2] + found[3:]] == [None, None, None]
+    assert [(c.name, c.dataset) for c in regressions(found, 0.5)] == [("car", "b")]
+    assert [(c.name, c.dataset) for c in regressions(found, 0.4)] == [("car", "a"), ("car", "b")]
+    assert regressions(found, None) == []
+    lines = changes_table(found).splitlines()
+    assert lines[0].split() == ["class", "dataset", "number", "before", "after", "difference"]
+    assert lines[3].split() == ["car", "b", "voc", "AP", "area", "61.2", "60.0", "-1.2"]
+    assert lines[4].split() == ["face", "c", "wider_face", "AP", "-", "70.0", "-"]
+    report = to_json(found, 0.5)
+    assert report["regressions"] == ["car on b"]
+    assert report["classes"][0]["difference"] == pytest.approx(-0.005)
+    assert warning_of(report) == "forgotten more than the tolerance of 0.5 points: car on b -1.2"
+
+
+def test_lines_over_generations(tmp_path):
+    def one(mode: str, **scores: float) -> Generation:
+        return Generation(mode, {}, [], scores=tuple(Score(n, "d", "coco AP", v) for n, v in scores.items()))
+
+    history = [one("train"), one("replay", car=0.5), one("frozen", car=0.4, dog=0.3)]
+    # measured today, the parent has 0.45; its own record counts more
+    before = [Score("car", "d", "coco AP", 0.45), Score("car", "e", "coco AP", 0.2)]
+    lines = histories(history, before)
+    assert lines == {
+        ("car", "d"): [(1, 0.5), (2, 0.4)],
+        ("dog", "d"): [(2, 0.3)],
+        ("car", "e"): [(1, 0.2)],
+    }
+    draw_generations(tmp_path / "plot.png", history, before)
+    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+
+
+# ----------------------------------------------------------------------------------------- provenance
+
+
+def test_generations_survive_the_metadata(space):
+    first = generations({"labels": space.to_json()})
+    assert [(g.mode, g.parent, g.when) for g in first] == [("train", None, None)]
+    assert first[0].datasets == {"old": ["car", "face"], "new": ["sign", "helmet"], "sea": ["ship"]}
+    second = new_generation("replay", {"new": ("sign",)}, space, "ab" * 32)
+    assert second.when is not None
+    assert second.when.endswith("+00:00")
+    history = [*first, second, Generation("labels", {}, ["x"], "cd", edits=("rename a=b",))]
+    history[1] = Generation(**{**vars(second), "scores": (Score("car", "old", "coco AP", 0.5),)})
+    assert generations(to_metadata(history)) == history
+
+
+def test_weights_are_described_without_torch(space, tmp_path):
+    history = [Generation("train", {"old": ["car"]}, ["car"]), Generation("frozen", {}, ["car"], "ab" * 32)]
+    metadata = {
+        "labels": space.to_json(),
+        "model": SETTINGS.to_json(),
+        "input": json.dumps({"shorter": 64, "longer": 96}),
+        "operating": json.dumps({"car": {"threshold": 0.25, "f1": 1.0}}),
+        **to_metadata(history),
+    }  # fmt: skip
+    file = tmp_path / "model.safetensors"
+    save_weights(file, {"a": torch.zeros(1)}, metadata)
+    report = inspect_weights(tmp_path)
+    assert report.classes["car"] == ["old/car"]
+    assert report.thresholds == {"car": 0.25}
+    code = (
+        "import sys; from crossdet import cli; sys.argv = ['crossdet', 'check', sys.argv[1]]\n"
+        "try: cli.main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for part in (
+        "test_efficientnet, 5 classes",
+        "0.250",
+        "1: frozen, from abababababab",
+        "overlap: face and helmet",
+    ):
+        assert part in done.stdout, part
+    (tmp_path / "other.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(UserError, match="cannot be read"):
+        inspect_weights(tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="does not exist"):
+        inspect_weights(tmp_path / "none.safetensors")
+
+
+# ----------------------------------------------------------------------------------------- settings
+
+METADATA = {
+    "model": SETTINGS.to_json(),
+    "input": json.dumps({"shorter": 64, "longer": 96}),
+    "eval": json.dumps({"topk": 77, "nms_iou": 0.4, "max_detections": 9, "score_threshold": None, "batch_size": 3}),
+}  # fmt: skip
+
+
+def config(**sections) -> Config:
+    builder = IndexBuilder("/pictures")
+    builder.image("a.png", 10, 10)
+    builder.box((0, 0, 5, 5), 0)
+    return Config.from_dict({"datasets": {"new": builder.build(["sign"])}, **sections})
+
+
+def test_model_and_input_come_from_the_weights():
+    filled = with_settings_of(METADATA, config(eval={"topk": 5}, loss={"gamma": 1.5}))
+    assert (filled.model.backbone, filled.model.channels, filled.model.prior) == (
+        "test_efficientnet",
+        16,
+        0.05,
+    )
+    assert filled.model.anchors.scales == (2.0, 3.0)
+    assert filled.model.freeze_batch_norm is False
+    assert (filled.input.shorter, filled.input.longer) == (64, 96)
+    assert (filled.eval.topk, filled.eval.nms_iou, filled.eval.max_detections) == (5, 0.4, 9)
+    assert filled.eval.batch_size == 8
+    assert (filled.loss.gamma, filled.loss.alpha) == (1.5, 0.25)
+    assert filled.extend is not None
+    assert filled.extend.mode == "replay"
+
+
+def test_repeating_the_settings_is_no_contradiction():
+    said = {"backbone": "test_efficientnet", "channels": 16, "weights": "none", "freeze_batch_norm": None}
+    with_settings_of(METADATA, config(model={**said, "anchors": {"scales": [2, 3], "ratios": [0.6, 1]}}))
+
+
+def test_settings_that_contradict_are_listed():
+    with pytest.raises(UserError) as error:
+        with_settings_of(
+            METADATA,
+            config(
+                model={"channels": 256, "anchors": {"scales": [4]}}, input={"shorter": 800, "longer": 96000}
+            ),
+        )
+    text = str(error.value)
+    assert "`model.channels`: 256, but the weights have 16" in text
+    assert "`model.anchors.scales`: [4.0], but the weights have [2.0, 3.0]" in text
+    assert "`input.shorter`: 800, but the weights have 64" in text

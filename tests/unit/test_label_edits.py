@@ -1,0 +1,356 @@
+"""A label space that grows by name and refuses contradictions; classes renamed and merged with their rows."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from crossdet import LabelSpace, UserError, load_detector
+from crossdet.checkpoint import load_weights, save_weights
+from crossdet.errors import LabelError
+from crossdet.label_edits import edited, grown
+from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.class_rows import BIAS, WEIGHT, merge_rows
+from crossdet.provenance import generations, read_metadata
+from crossdet.relabelling import relabel
+
+
+@pytest.fixture
+def known() -> LabelSpace:
+    return LabelSpace.build(
+        {"coco": ["person", "car", "bank", "tie"], "peds": ["pedestrian", "bank"], "aerial": ["ship"]},
+        merge={"person": ["coco/person", "peds/pedestrian"]},
+        distinct=["bank"],
+        drop=["coco/tie"],
+        absent={"aerial": ["person"]},
+        overlap=[["person", "car"]],
+    )
+
+
+KNOWN = ("person", "car", "coco/bank", "peds/bank", "ship")
+
+
+def test_growing_keeps_ids_rows_and_rules(known):
+    assert known.classes == KNOWN
+    space = grown(
+        known,
+        {"animals": ["zebra", "human"], "coco": ["antenna", "person", "car", "bank", "tie"]},
+        merge={"person": ["animals/human"]},
+        absent={"aerial": ["zebra"]},
+        overlap=[["person", "zebra"]],
+    )
+    # a class that an old dataset gained comes after all old ones, although its dataset is the first
+    assert space.classes == (*KNOWN, "antenna", "zebra")
+    assert space.datasets == ("coco", "peds", "aerial", "animals")
+    assert space.sources[:3] == (
+        {"person": 0, "car": 1, "bank": 2, "tie": -1, "antenna": 5},
+        {"pedestrian": 0, "bank": 3},
+        {"ship": 4},
+    )
+    assert space.index("animals", "human") == 0
+    assert (space.annotated_array[:3, :5] == known.annotated_array).all()
+    assert (space.avoid_array[:3, :5] == known.avoid_array).all()
+    assert space.overlap_pairs == {(0, 1), (0, 6)}
+    assert space.absent_pairs == {(2, 0), (2, 6)}
+
+
+@pytest.mark.parametrize("order", [["b", "a"], ["a", "b"]])
+def test_old_ids_do_not_depend_on_the_order_of_the_config(known, order):
+    given = {"a": ["x"], "b": ["y"]}
+    space = grown(known, {name: given[name] for name in order})
+    assert space.classes == (*KNOWN, *(given[name][0] for name in order))
+
+
+def test_growing_by_nothing_changes_nothing(known):
+    assert grown(known, {}) == known
+    same = grown(known, {"peds": ["pedestrian", "bank"]}, distinct=["bank"], drop=["coco/tie"])
+    assert same == known
+
+
+def test_what_is_labelled_in_part_or_federated_stays_so():
+    known = LabelSpace.build(
+        {"a": ["car"], "b": ["car2"], "lvis": ["cup"]},
+        merge={"car": ["a/car", "b/car2"]},
+        not_exhaustive={"b": ["car"]},
+        federated=["lvis"],
+    )
+    space = grown(known, {"lvis": ["cup"], "c": ["plane", "auto"]}, merge={"car": ["c/auto"]},
+                  not_exhaustive={"c": ["plane"]}, federated=["lvis"])  # fmt: skip
+    assert space.classes == ("car", "cup", "plane")
+    assert space.federated == {2}
+    assert space.not_exhaustive_pairs == {(1, 0), (3, 2)}
+    with pytest.raises(
+        LabelError, match=r"datasets\.lvis: is federated in the weights and not in the config"
+    ):
+        grown(known, {"lvis": ["cup"]})
+
+
+def test_growing_twice(known):
+    once = grown(known, {"a": ["x"]})
+    twice = grown(once, {"b": ["z", "x"]}, merge={"same_names": True})
+    assert twice.classes == (*KNOWN, "x", "z")
+    assert twice.index("b", "x") == 5
+
+
+def test_an_old_name_must_be_merged_or_distinct(known):
+    with pytest.raises(LabelError, match=r"merge\.car: new/car has the name of this group but is not in it"):
+        grown(known, {"new": ["car"]})
+    assert grown(known, {"new": ["car"]}, merge={"car": ["new/car"]}).index("new", "car") == 1
+    assert grown(known, {"new": ["car"]}, merge={"same_names": True}).index("new", "car") == 1
+    assert grown(known, {"new": ["car"]}, distinct=["car"]).classes == (*KNOWN, "new/car")
+    # a source name of a merged class counts as well
+    with pytest.raises(LabelError, match="peds/pedestrian is in this group but new/pedestrian"):
+        grown(known, {"new": ["pedestrian"]})
+
+
+CONTRADICTIONS = {
+    "renamed": (
+        {"coco": ["person", "car", "bank", "tie"]},
+        {"merge": {"automobile": ["coco/car"]}},
+        r"merge\.automobile: the weights know coco/car as 'car', not as 'automobile'; `crossdet labels`",
+    ),
+    "merged otherwise": (
+        {"new": ["walker", "pedestrian"]},
+        {"merge": {"walker": ["new/walker", "new/pedestrian"]}},
+        r"merge\.walker: new/pedestrian would be 'walker', but the weights know peds/pedestrian as 'person'",
+    ),
+    "name of a group": (
+        {"new": ["walker"]},
+        {"merge": {"pedestrian": ["new/walker"]}},
+        r"merge\.pedestrian: the weights know peds/pedestrian as 'person'; use that class",
+    ),
+    "dropped": (
+        {"coco": ["person", "car", "bank", "tie"]},
+        {"drop": ["coco/car"]},
+        r"drop: the weights learnt coco/car as 'car'",
+    ),
+    "no longer dropped": (
+        {"coco": ["person", "car", "bank", "tie"]},
+        {"merge": {"tie": ["coco/tie"]}},
+        r"merge\.tie: the weights dropped coco/tie",
+    ),
+    "lost": (
+        {"coco": ["person", "bank"]},
+        {},
+        r"datasets\.coco: the weights know it with class 'car', which its files no longer",
+    ),
+    "distinct": (
+        {"coco": ["person", "car", "bank", "tie"]},
+        {"distinct": ["car"]},
+        r"distinct: 'car' would be a class of its own, but the weights know coco/car as 'car'",
+    ),
+    "federated": ({"aerial": ["ship"]}, {"federated": ["aerial"]}, r"datasets\.aerial: is federated"),
+    "absent": (
+        {"aerial": ["ship", "human"]},
+        {"merge": {"person": ["aerial/human"]}},
+        r"together with those of the weights: .*\n.*absent\.aerial: \[person\]: but this dataset labels",
+    ),
+    "absent, new rule": (
+        {"peds": ["pedestrian", "bank"]},
+        {"absent": {"peds": ["person"]}},
+        r"absent\.peds: \[person\]: but this dataset labels the class",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_a_contradiction_is_named(known, case):
+    datasets, rules, message = CONTRADICTIONS[case]
+    with pytest.raises(LabelError, match=message):
+        grown(known, datasets, **rules)
+
+
+def test_all_contradictions_at_once(known):
+    with pytest.raises(LabelError, match=r"2 contradiction\(s\)") as error:
+        grown(
+            known,
+            {"coco": ["person", "car", "bank", "tie"]},
+            merge={"automobile": ["coco/car"]},
+            drop=["coco/person"],
+        )
+    assert str(error.value).count("\n  - ") == 2
+
+
+def test_another_meaning_can_be_declared(known):
+    """`distinct` says that a name means something else in the new dataset, merged or not."""
+    space = grown(known, {"new": ["pedestrian"]}, merge={"toy": ["new/pedestrian"]}, distinct=["pedestrian"])
+    assert space.classes == (*KNOWN, "toy")
+
+
+# ------------------------------------------------------------------------------------ renaming and merging
+
+
+def test_renaming_keeps_everything_else(known):
+    space, groups = edited(known, [("car", "auto"), ("ship", "car")], [])
+    assert space.classes == ("person", "auto", "coco/bank", "peds/bank", "car")
+    assert groups == ((0,), (1,), (2,), (3,), (4,))
+    assert space == LabelSpace(**{**vars_of(known), "classes": space.classes})
+
+
+def vars_of(space: LabelSpace) -> dict:
+    return {name: getattr(space, name) for name in LabelSpace.__dataclass_fields__}
+
+
+def test_merging_moves_ids_and_rules(known):
+    space, groups = edited(known, [("car", "auto")], [("bank", ["peds/bank", "coco/bank"])])
+    assert space.classes == ("person", "auto", "bank", "ship")
+    assert groups == ((0,), (1,), (3, 2), (4,))
+    assert space.sources == (
+        {"person": 0, "car": 1, "bank": 2, "tie": -1},
+        {"pedestrian": 0, "bank": 2},
+        {"ship": 3},
+    )
+    assert space.absent_pairs == {(2, 0)}
+    assert space.overlap_pairs == {(0, 1)}
+    assert not space.not_exhaustive_pairs  # synonyms: labelling one of them is enough
+
+
+def test_merging_unlike_sets_avoids_what_is_labelled_in_part():
+    space = LabelSpace.build(
+        {"a": ["car", "truck"], "b": ["auto"], "c": ["auto2"], "d": ["x"]},
+        merge={"car": ["a/car", "b/auto", "c/auto2"]},
+        absent={"c": ["truck"], "d": ["car", "truck"]},
+        overlap=[["car", "truck"], ["x", "truck"]],
+    )
+    merged, groups = edited(space, [], [("vehicle", ["car", "truck"])])
+    assert merged.classes == ("vehicle", "x")
+    assert groups == ((0, 1), (2,))
+    rows = {name: (bool(merged.annotated_array[k, 0]), bool(merged.avoid_array[k, 0]))
+            for k, name in enumerate(merged.datasets)}  # fmt: skip
+    assert rows == {
+        "a": (True, False),
+        "b": (True, True),  # its trucks are not labelled
+        "c": (True, False),  # it has no trucks
+        "d": (False, False),  # it has neither
+    }
+    assert merged.overlap_pairs == {(0, 1)}
+
+
+def test_all_mistakes_of_an_edit_at_once(known):
+    with pytest.raises(UserError) as error:
+        edited(
+            known,
+            [("cat", "dog"), ("car", "ship"), ("person", "")],
+            [("all", ["person"]), ("b", ["coco/bank", "coco/bank"])],
+        )
+    text = str(error.value)
+    for part in (
+        "unknown class 'cat'",
+        "'ship' would be the name of 2 classes",
+        "a class needs a name",
+        "merge 'all': expected at least two classes, got person",
+        "class 'coco/bank' is named 2 times",
+        "class 'person' is named 2 times",
+    ):
+        assert part in text, part
+
+
+SETTINGS = DetectorSettings(backbone="test_efficientnet", channels=16, head_depth=1, frozen_batch_norm=False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = build_detector(SETTINGS, 5)
+    with torch.no_grad():  # as if it had learnt something
+        model.class_subnet.predict.weight.normal_(0, 0.3)
+        model.class_subnet.predict.bias.add_(torch.randn(45))
+    return model.eval()
+
+
+def test_merged_rows_add_up_above_the_prior(model):
+    """For any input: the logit is the sum of the members' minus that of the prior; other classes bit for bit."""
+    state = merge_rows(model.state_dict(), [[0], [3, 2], [1], [4]], 5, SETTINGS.prior)
+    merged = build_detector(SETTINGS, 4)
+    merged.load_state_dict(state)
+    images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        old, new = model(images), merged.eval()(images)
+    prior = math.log(SETTINGS.prior / (1 - SETTINGS.prior))
+    for before, after in zip(old.logits, new.logits, strict=True):
+        torch.testing.assert_close(
+            after[..., 1], before[..., 3] + before[..., 2] - prior, atol=1e-4, rtol=1e-5
+        )
+    rows, merged_rows = (s[WEIGHT].view(9, c, 16, 3, 3) for s, c in ((model.state_dict(), 5), (state, 4)))
+    for here, there in ((0, 0), (2, 1), (3, 4)):
+        assert torch.equal(merged_rows[:, here], rows[:, there])
+
+
+def test_rows_that_learnt_nothing_merge_to_such_a_row():
+    fresh = build_detector(SETTINGS, 3)
+    state = merge_rows(fresh.state_dict(), [[0, 1, 2]], 3, SETTINGS.prior)
+    assert torch.allclose(state[BIAS].sigmoid(), torch.full((9,), SETTINGS.prior), atol=1e-6)
+
+
+def save(path, model, space, **more):
+    metadata = {
+        "labels": space.to_json(),
+        "model": SETTINGS.to_json(),
+        "input": json.dumps({"shorter": 64, "longer": 96}),
+        "eval": json.dumps({"topk": 100, "nms_iou": 0.5, "max_detections": None, "score_threshold": None}),
+    }
+    save_weights(path, model.state_dict(), metadata | more)
+    return path
+
+
+def test_relabelled_weights_predict_under_their_new_names(known, model, tmp_path):
+    points = {"car": {"threshold": 0.4}, "coco/bank": {"threshold": 0.5}, "peds/bank": {"threshold": 0.2}}
+    old = save(tmp_path / "old.safetensors", model, known, operating=json.dumps(points))
+    before = old.read_bytes()
+    new = tmp_path / "new.safetensors"
+    relabel(old, new, [("car", "auto")], [("bank", ["coco/bank", "peds/bank"])])
+    detector, parent = load_detector(new, "cpu"), load_detector(old, "cpu")
+    assert detector.classes == ("person", "auto", "bank", "ship")
+    assert detector.thresholds == {"auto": 0.4, "bank": 0.2}
+    picture = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    for there, here in (("car", "auto"), ("ship", "ship")):
+        a, b = parent(picture, there, 0.0), detector(picture, here, 0.0)
+        assert len(a)
+        assert torch.equal(a.boxes, b.boxes)
+        assert torch.equal(a.scores, b.scores)
+    history = generations(read_metadata(new))
+    assert [g.mode for g in history] == ["train", "labels"]
+    assert history[1].edits == ("rename car=auto", "merge bank=coco/bank,peds/bank")
+    assert history[0].datasets["peds"] == ["pedestrian", "bank"]
+    assert old.read_bytes() == before
+    assert load_weights(new)[1]["input"] == load_weights(old)[1]["input"]
+
+
+def test_command(known, model, tmp_path, command, capsys):
+    old = save(tmp_path / "old.safetensors", model, known)
+    code, printed = command("labels", old, "--rename", "car=auto", "--merge", "bank=coco/bank,peds/bank")
+    assert code == 0
+    assert "4 classes: person, auto, bank, ship" in printed
+    assert load_detector(tmp_path / "relabelled.safetensors", "cpu").classes[1] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to do"),
+        (["--rename", "car"], "expected OLD=NEW"),
+        (["--merge", "x="], "expected NEW=A,B"),
+        (["--rename", "a=b", "-o", "x.pt"], "ends in .safetensors"),
+        (["--rename", "nothing=b"], "unknown class 'nothing'"),
+    ],
+)
+def test_mistakes_of_the_command(known, model, tmp_path, monkeypatch, capsys, arguments, message):
+    import sys
+
+    from crossdet import cli
+
+    old = save(tmp_path / "old.safetensors", model, known)
+    monkeypatch.setattr(sys, "argv", ["crossdet", "labels", str(old), *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["old.safetensors"]
+
+
+def test_the_weights_are_never_overwritten(known, model, tmp_path, command):
+    old = save(tmp_path / "old.safetensors", model, known)
+    assert command("labels", old, "--rename", "car=auto", "-o", old)[0] == 2
