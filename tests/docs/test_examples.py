@@ -1,10 +1,12 @@
 """Every config in examples/ is resolved and trains two steps, on generated stand-ins for its data."""
 
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
-from crossdet import load_config, load_detector, train
+from crossdet import cli, load_config, load_detector, train
 from crossdet.check import inspect
 
 from .stand_ins import TINY, coco, coco_classes, random_backbone, voc
@@ -44,3 +46,17 @@ def test_example_opens_with_command_time_and_result(path):
     head = path.read_text().split("datasets:")[0]
     for part in (f"crossdet train examples/{path.name}", "time:", "result:"):
         assert part in head
+
+
+def test_the_split_in_the_head_of_its_example(bench, tmp_path, monkeypatch):
+    """As it stands there; the stand-ins show every class in every picture."""
+    monkeypatch.setenv("CROSSDET_BENCH", str(bench))
+    monkeypatch.setenv("CROSSDET_WEIGHTS", str(bench / "weights"))
+    (example,) = [path for path in EXAMPLES if path.stem == "bccd_full"]
+    (line,) = [row for row in example.read_text().splitlines() if "crossdet split" in row and "--part" in row]
+    monkeypatch.chdir(tmp_path)
+    words = line.strip("# ").replace("examples/bccd_full.yaml", str(example))
+    monkeypatch.setattr(sys, "argv", shlex.split(words))
+    cli.app(standalone_mode=False)
+    for name in ("aware", "naive", "same_positives", "full", "expert_red", "expert_white"):
+        assert not inspect(load_config(tmp_path / "bccd_look" / f"{name}.yaml")).errors
