@@ -16,6 +16,7 @@ from crossdet.config import Config, UnionTestConfig, load_config
 from crossdet.config.mistakes import suggest
 from crossdet.errors import Diverged, RunError, UserError, problem_list
 from crossdet.experiments import jobs, measure
+from crossdet.experiments.split_configs import as_many_steps
 from crossdet.experiments.split_files import MARKER
 from crossdet.experiments.split_files import TOOL as SPLIT_TOOL
 from crossdet.jsonfiles import write_json
@@ -162,21 +163,9 @@ def resolve(split: SplitFolder, method: Method, seed: int, overrides: Sequence[s
     words = [*method.overrides, *distinct, f"seed={seed}", *overrides]
     config = load_config(file, words)
     if method.part is not None:
-        config = load_config(file, [*words, *_as_many_steps(config, split.parts, method.part)])
+        factor = sum(row["images"] for row in split.parts.values()) / split.parts[method.part]["images"]
+        config = load_config(file, [*words, *as_many_steps(config.train, factor)])
     return config
-
-
-def _as_many_steps(config: Config, parts: Mapping[str, Mapping[str, Any]], part: str) -> list[str]:
-    """An expert sees fewer images: the schedule is stretched to as many optimiser steps as the union has."""
-    train = config.train
-    if train.max_steps is not None:
-        return []
-    factor = sum(row["images"] for row in parts.values()) / parts[part]["images"]
-    return [
-        f"train.epochs={round(train.epochs * factor)}",
-        f"train.steps={[round(step * factor, 4) for step in train.steps]}",
-        f"train.warmup_epochs={round(train.warmup_epochs * factor, 4)}",
-    ]
 
 
 # ------------------------------------------------------------------------------------------- queue

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from crossdet.config import Config
+from crossdet.config.schema import TrainConfig
 from crossdet.experiments.split import Part, SplitPlan
 
 SECTIONS = ("model", "loss", "input", "augment", "train", "eval")
@@ -85,15 +86,26 @@ def _shared(plan: SplitPlan) -> bool:
     return len(names) != len(set(names))
 
 
+def as_many_steps(train: TrainConfig, factor: float) -> list[str]:
+    """Overrides that stretch the schedule `factor` times: an expert sees fewer images, so fewer steps per epoch.
+
+    None where the steps are given as such.
+    """
+    if train.max_steps is not None:
+        return []
+    return [
+        f"train.epochs={round(train.epochs * factor)}",
+        f"train.steps={[round(step * factor, 4) for step in train.steps]}",
+        f"train.warmup_epochs={round(train.warmup_epochs * factor, 4)}",
+    ]
+
+
 def _same_steps(sections: Mapping[str, Any], factor: float) -> str:
-    """How an expert gets as many optimiser steps as the others; "" where the steps are given as such."""
-    train = sections.get("train", {})
-    if "max_steps" in train:
+    """The lines that say how an expert gets as many optimiser steps as the others; "" where it has them."""
+    words = as_many_steps(TrainConfig(**sections.get("train", {})), factor)
+    if not words:
         return ""
-    epochs = round(train.get("epochs", 20) * factor)
-    steps = [round(step * factor, 4) for step in train.get("steps", [10.0, 15.0])]
-    warmup = round(train.get("warmup_epochs", 2.0) * factor, 4)
-    shown = f"--set train.epochs={epochs} --set 'train.steps={steps}' --set train.warmup_epochs={warmup}"
+    shown = " ".join(f"--set '{word}'" if " " in word else f"--set {word}" for word in words)
     return f"\n# Fewer images, so fewer optimiser steps; as many as the others:\n#   {shown}"
 
 
