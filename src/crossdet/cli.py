@@ -19,6 +19,7 @@ from rich.table import Table
 from crossdet.errors import RunError, UserError
 from crossdet.experiments.ablation_command import app as ablation_app
 from crossdet.experiments.anchors_command import anchors
+from crossdet.experiments.lifelong_command import app as lifelong_app
 from crossdet.experiments.paper_command import app as paper_app
 from crossdet.experiments.split_command import split
 from crossdet.extend_command import extend
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.add_typer(score_app, name="score")
 app.add_typer(paper_app, name="paper")
 app.add_typer(ablation_app, name="ablation")
+app.add_typer(lifelong_app, name="lifelong")
 out = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file")]
@@ -278,12 +280,28 @@ def demo(
         int | None, typer.Option(min=1, help="optimiser steps per training (default: the full demo)")
     ] = None,
     images: Annotated[int, typer.Option(min=8, help="generated training pictures per dataset")] = 300,
+    test_images: Annotated[
+        int | None,
+        typer.Option(min=4, help="fully labelled test pictures per look (default: a third of --images)"),
+    ] = None,
+    data_only: Annotated[
+        bool, typer.Option(help="write the pictures and the configs aware, naive and full; train nothing")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Generate three partially labelled datasets, train dataset-aware and naively, and compare (CPU, minutes)."""
-    from crossdet.demo import run_demo
+    from crossdet.demo import run_demo, write_demo_world
 
-    result = run_demo(output or Path("demo"), out, seed, steps, images)
+    folder = output or Path("demo")
+    if data_only:
+        if json_file is not None:
+            raise UserError("--json: with --data-only there are no numbers to write")
+        write_demo_world(folder, seed, steps, images, test_images)
+        out.print(
+            f"pictures: {folder}/data; configs: {folder}/aware.yaml, naive.yaml, full.yaml (all labels)"
+        )
+        return
+    result = run_demo(folder, out, seed, steps, images, test_images)
     if json_file is not None:
         _write_json(json_file, result)
 

@@ -82,6 +82,19 @@ def demo_config(plain: bool, seed: int, steps: int | None = None) -> dict[str, A
     }
 
 
+def full_config(seed: int, steps: int | None = None) -> dict[str, Any]:
+    """The same recipe on the same pictures with all their labels: what `crossdet split` can deal out anew."""
+    config = demo_config(False, seed, steps)
+    test = config.pop("union_test")
+    del config["labels"]
+    streets = {
+        "format": "coco",
+        "train": {"images": "data", "annotations": "data/full/train.json"},
+        "val": {key: test[key] for key in ("images", "annotations")},
+    }
+    return config | {"datasets": {"streets": streets}}
+
+
 def _demo_datasets() -> dict[str, Any]:
     return {
         "faces": {
@@ -136,19 +149,41 @@ class UnionTest:
     look_of: NDArray[np.int64]
 
 
+def write_demo_world(
+    folder: Path,
+    seed: int = 0,
+    steps: int | None = None,
+    images: int = TRAIN_IMAGES,
+    test_images: int | None = None,
+) -> int:
+    """Writes the pictures and their labels into `folder/data` and the configs `aware.yaml`, `naive.yaml` and
+    `full.yaml` beside it; returns the test pictures per look (test_images; None = a third of `images`)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    union = max(PICTURES_PER_LOOK, images // 3) if test_images is None else test_images
+    write_demo_datasets(folder / "data", seed, images, max(2, images // 8), union)
+    _write_face_lists(folder / "data/faces")
+    configs = {method: demo_config(method == "naive", seed, steps) for method in METHODS}
+    for name, content in (configs | {"full": full_config(seed, steps)}).items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return union
+
+
 def run_demo(
-    folder: Path, console: Console, seed: int = 0, steps: int | None = None, images: int = TRAIN_IMAGES
+    folder: Path,
+    console: Console,
+    seed: int = 0,
+    steps: int | None = None,
+    images: int = TRAIN_IMAGES,
+    test_images: int | None = None,
 ) -> dict[str, Any]:
     """Writes pictures, two runs, tables and side-by-side pictures into `folder`; returns the numbers.
 
     steps: optimiser steps of each training; None = the whole schedule. images: training pictures per dataset.
+    test_images: fully labelled pictures per look, None = a third of `images`.
     """
     started = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
     console.print("[bold]1/4[/bold] three generated datasets and a fully labelled test set")
-    union = max(PICTURES_PER_LOOK, images // 3)
-    write_demo_datasets(folder / "data", seed, images, max(2, images // 8), union)
-    _write_face_lists(folder / "data/faces")
+    union = write_demo_world(folder, seed, steps, images, test_images)
     console.print(
         "    faces: only faces are labelled; peds: only pedestrians; objects: persons, cars, dogs, signs, no faces"
     )
@@ -157,8 +192,6 @@ def run_demo(
         what = "dataset-aware loss" if method == "aware" else "naive concatenation, same budget"
         console.print(f"[bold]{number}/4[/bold] training: {what}")
         config_file = folder / f"{method}.yaml"
-        content = demo_config(method == "naive", seed, steps)
-        config_file.write_text(yaml.safe_dump(content, sort_keys=False))
         train(load_config(config_file), output=folder / "runs" / method, overwrite=True)
         detector = load_detector(folder / "runs" / method, "cpu")
         test = test or _union_test(folder / "data", detector.classes)
@@ -178,7 +211,7 @@ def run_demo(
     write_json(folder / "demo.json", content)
     console.print(f"pictures side by side: [bold]{pictures}[/bold]", highlight=False)
     console.print(
-        f"configs to start from: {folder}/aware.yaml, naive.yaml; numbers: {folder}/demo.json; "
+        f"configs to start from: {folder}/aware.yaml, naive.yaml, full.yaml; numbers: {folder}/demo.json; "
         f"{minutes:.1f} minutes",
         highlight=False,
     )

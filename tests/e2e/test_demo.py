@@ -45,3 +45,26 @@ def test_pictures(demo):
 def test_make_demo_runs_the_command():
     text = (Path(__file__).parents[2] / "Makefile").read_text()
     assert "demo: $(STAMP)\n\t$(BIN)/crossdet demo\n" in text
+
+
+def test_data_only_gives_a_world_that_split_can_deal_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["demo", "-o", "world", "--data-only", "--images", "12", "--test-images", "4"]
+    done = CliRunner().invoke(cli.app, words)
+    assert done.exit_code == 0, done.output
+    assert not (tmp_path / "world/runs").exists()
+    full = json.loads((tmp_path / "world/data/full/train.json").read_text())
+    assert len(full["images"]) == 3 * 12
+    assert {c["name"] for c in full["categories"]} == {"face", "person", "car", "dog", "sign"}
+    partial = json.loads((tmp_path / "world/data/objects/annotations/instances_train.json").read_text())
+    names = {c["id"]: c["name"] for c in full["categories"]}
+    of_objects = {image["id"] for image in full["images"] if image["file_name"].startswith("objects/")}
+    seen = [a for a in full["annotations"] if a["image_id"] in of_objects and not a["iscrowd"]]
+    without_faces = sorted(a["bbox"] for a in seen if names[a["category_id"]] != "face")
+    assert without_faces == sorted(a["bbox"] for a in partial["annotations"] if not a["iscrowd"])
+    assert any(names[a["category_id"]] == "face" for a in seen)
+    parts = ["--part", "faces=face", "--part", "rest=person,car,dog,sign", "--look", "faces=warm"]
+    done = CliRunner().invoke(cli.app, ["split", "world/full.yaml", *parts, "--output", "halves"])
+    assert done.exit_code == 0, done.output
+    summary = json.loads((tmp_path / "halves/split.json").read_text())
+    assert summary["train_images"] == 36 and summary["val_images"] == 12

@@ -34,7 +34,7 @@ from crossdet.types import Flag
 __all__ = ["CLASSES", "LOOKS", "Scene", "make_scene", "write_demo_datasets"]
 
 SPLITS = ("train", "val", "union")
-FOLDERS = ("faces", "peds", "objects", "union_test")
+FOLDERS = ("faces", "peds", "objects", "full", "union_test")
 MARKER = "demo_datasets.json"
 EVENTS = ("0--Parade", "1--Handshaking", "4--Dancing", "13--Interview", "50--Celebration_Or_Party")
 CATEGORY_IDS = {"person": 1, "car": 3, "sign": 13, "dog": 18, "face": 91}
@@ -180,6 +180,9 @@ def _annotate(root: Path, parts: dict[str, list[_Labels]]) -> Summary:
         write_coco(objects, root / "objects" / "annotations" / f"instances_{split}.json")
         for name, index in zip(LOOKS, (faces, peds, objects), strict=True):
             note(f"{name}/{split}", index)
+    full = _index(parts["train"], {name: name for name in CLASSES}, root)
+    write_coco(full, root / "full" / "train.json")
+    note("full/train", full)
     union = _index(parts["union"], {name: name for name in CLASSES})
     write_coco(union, root / "union_test" / "annotations" / "all.json")
     note("union_test/all", union)
@@ -191,12 +194,22 @@ def _annotate(root: Path, parts: dict[str, list[_Labels]]) -> Summary:
     return summary
 
 
-def _index(parts: Sequence[_Labels], names: dict[str, str], crowd_flag: Flag = Flag.CROWD) -> Index:
-    """The labels of some classes only, under a dataset's own names; crowds where persons are labelled."""
+def _index(
+    parts: Sequence[_Labels],
+    names: dict[str, str],
+    folder: Path | None = None,
+    crowd_flag: Flag = Flag.CROWD,
+) -> Index:
+    """The labels of some classes only, under a dataset's own names; crowds where persons are labelled.
+
+    folder: of all pictures, None = that of the first one.
+    """
     classes = list(names)
-    builder = IndexBuilder(parts[0].picture.folder if parts else "")
+    folder = folder or (parts[0].picture.folder if parts else Path())
+    builder = IndexBuilder(folder)
     for row, part in enumerate(parts):
-        builder.image(part.picture.name, HEIGHT, WIDTH, image_id=row + 1)
+        name = (part.picture.folder / part.picture.name).relative_to(folder).as_posix()
+        builder.image(name, HEIGHT, WIDTH, image_id=row + 1)
         for name, box in part.objects:
             if name in names:
                 builder.box(box, classes.index(name))
@@ -222,7 +235,7 @@ def _sha(file: Path) -> str:
 
 
 def _texts(folder: Path) -> list[Path]:
-    return sorted([*folder.glob("*.txt"), *folder.glob("annotations/*.json")])
+    return sorted([*folder.glob("*.txt"), *folder.glob("*.json"), *folder.glob("annotations/*.json")])
 
 
 def _read_marker(marker: Path) -> dict[str, Any] | None:
