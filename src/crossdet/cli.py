@@ -20,6 +20,7 @@ from crossdet.errors import RunError, UserError
 from crossdet.experiments.ablation_command import app as ablation_app
 from crossdet.experiments.anchors_command import anchors
 from crossdet.experiments.lifelong_command import app as lifelong_app
+from crossdet.experiments.orientation_command import app as orientation_app
 from crossdet.experiments.paper_command import app as paper_app
 from crossdet.experiments.split_command import split
 from crossdet.extend_command import extend
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.add_typer(score_app, name="score")
 app.add_typer(paper_app, name="paper")
 app.add_typer(ablation_app, name="ablation")
+app.add_typer(orientation_app, name="orientation")
 app.add_typer(lifelong_app, name="lifelong")
 out = Console()
 
@@ -46,6 +48,9 @@ Overrides = Annotated[
 ]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="also write the numbers as JSON")
+]
+Fold = Annotated[
+    bool, typer.Option(help="report directions of a class, and its classes per dataset, as one class")
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="where to write")]
 
@@ -148,6 +153,7 @@ def evaluate(
             "--store-thresholds", help="store the thresholds of best F1 in the weights file, for predict"
         ),
     ] = False,
+    fold: Fold = True,
 ) -> None:
     """Score a detector on every dataset of a config, by its own protocol, on the classes that it labels."""
     from crossdet.config import load_config
@@ -158,7 +164,7 @@ def evaluate(
     from crossdet.evaluating import metrics_table
 
     folder = output or (run / f"eval_{config.stem}" if run.is_dir() else None)
-    metrics = score(run, loaded, output=folder)
+    metrics = score(run, loaded, output=folder, fold=fold)
     print(metrics_table(metrics))
     if classes:
         for name, row in metrics["datasets"].items():
@@ -251,6 +257,7 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE", help="take image and category ids of the COCO results from this file"),
     ] = None,
+    fold: Fold = True,
     json_file: JsonFile = None,
 ) -> None:
     """Detect objects in images: drawn pictures, predictions.json and a COCO results file."""
@@ -258,7 +265,7 @@ def predict(
 
     names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
     summary = predict_to_folder(
-        weights, images, output or Path("predictions"), names, score, max_detections, pictures, coco
+        weights, images, output or Path("predictions"), names, score, max_detections, pictures, coco, fold
     )
     for line in summary.unreadable:
         out.print(f"[yellow]skipped[/yellow] {escape(line)}", highlight=False, soft_wrap=True)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crossdet.config import Config, DatasetConfig
 from crossdet.data.index import Index
+from crossdet.data.rotation import without_direction_classes
 from crossdet.errors import UserError
 from crossdet.evaluation.curves import NamedCurve, write_run_curves
 from crossdet.evaluation.operating import best_f1
@@ -18,6 +20,7 @@ from crossdet.evaluation.predictions import write_predictions
 from crossdet.evaluation.protocols import Protocol, Split
 from crossdet.evaluation.run import DatasetScores, EvalSettings, score_dataset
 from crossdet.evaluation.wider_face_lists import WiderFaceLists
+from crossdet.folds import NO_ANGLE, Folding
 from crossdet.inference import Detector
 from crossdet.labels import DROPPED
 from crossdet.models.retinanet import RetinaNet
@@ -47,6 +50,7 @@ def score_splits(
     lists: Mapping[str, WiderFaceLists],
     shorter: int,
     longer: int,
+    folding: Folding | None = None,
     **detect_options: Any,
 ) -> Evaluation:
     """Scores of all splits.
@@ -72,7 +76,7 @@ def score_splits(
         own = replace(settings, max_detections=dataset.max_detections or settings.max_detections)
         try:
             scores[name] = score_dataset(
-                model, split, own, protocols_of(dataset, lists.get(name)), **detect_options
+                model, split, own, protocols_of(dataset, lists.get(name)), folding, **detect_options
             )
         except UserError as error:
             raise UserError(f"datasets.{name}: {error}") from None
@@ -106,41 +110,58 @@ def _operating_points(splits: dict[str, Split], scores: dict[str, DatasetScores]
 
 
 def splits_for_training(sources: Sources) -> dict[str, Split]:
-    """The validation splits in the label space of the config itself."""
-    space = sources.space
+    """The validation splits in the label space of the config itself; in folded classes where it has such."""
+    space, folding = sources.space, sources.space.folding
+    ids = {name: space.ids(name, index.classes) for name, index in sources.val.items()}
+    if folding is None:
+        return {name: Split(index, ids[name], space.classes) for name, index in sources.val.items()}
     return {
-        name: Split(index, space.ids(name, index.classes), space.classes)
+        name: Split(
+            index,
+            np.where(ids[name] == DROPPED, DROPPED, folding.of[ids[name]]),
+            folding.names,
+            _angles(folding, ids[name].tolist()),
+        )
         for name, index in sources.val.items()
     }
 
 
 def splits_for_detector(
-    sources: Sources, indexes: Mapping[str, Index], detector: Detector
+    sources: Sources, indexes: Mapping[str, Index], detector: Detector, fold: bool = False
 ) -> dict[str, Split]:
     """The splits in the classes of a detector, found by their unified names.
 
+    fold: in its folded classes, where it has such. A class with directions or datasets that the detector does not
+    tell apart is found by the name without them.
+
     Raises `UserError` for classes that the detector does not know.
     """
-    space = sources.space
+    space, theirs = sources.space, detector.space.folding if fold else None
+    known = detector.classes if theirs is None else theirs.names
     ids = {name: space.ids(name, index.classes).tolist() for name, index in indexes.items()}
     used = sorted({c for row in ids.values() for c in row} - {DROPPED})
-    unknown = [space.classes[c] for c in used if space.classes[c] not in detector.classes]
+    own = space.folding
+    names = {c: (space.classes[c], *([own.names[own.of[c]]] if own else [])) for c in used}
+    position = {c: next((known.index(n) for n in names[c] if n in known), DROPPED) for c in used}
+    unknown = [space.classes[c] for c in used if position[c] == DROPPED]
     if unknown:
         raise UserError(
             f"the detector does not know the class(es) {', '.join(map(repr, unknown))}; it knows "
-            f"{', '.join(detector.classes)}. Merge them to known names under `labels.merge`, or drop them"
+            f"{', '.join(known)}. Merge them to known names under `labels.merge`, or drop them"
         )
     return {
         name: Split(
             index,
-            np.array(
-                [DROPPED if c == DROPPED else detector.space.id_of(space.classes[c]) for c in ids[name]],
-                np.int64,
-            ),
-            detector.classes,
+            np.array([position.get(c, DROPPED) for c in ids[name]], np.int64),
+            known,
+            None if own is None or theirs is None else _angles(own, ids[name]),
         )
         for name, index in indexes.items()
     }
+
+
+def _angles(folding: Folding, ids: Sequence[int]) -> NDArray[np.int64]:
+    return np.array([NO_ANGLE if c == DROPPED else int(folding.angles[c]) for c in ids], np.int64)
 
 
 # ------------------------------------------------------------------------------------------ what is written
@@ -156,12 +177,12 @@ def write_evaluation(folder: Path, evaluation: Evaluation, method: str) -> None:
     ]
     write_run_curves(folder / "curves", method, curves)
     for dataset, scores in evaluation.scores.items():
-        write_predictions(
-            folder / "predictions" / dataset,
-            evaluation.splits[dataset],
-            scores.found.detections,
-            scores.record["protocol"],
-        )
+        split, layout = evaluation.splits[dataset], scores.record["protocol"]
+        if split.angles is not None and (split.angles != NO_ANGLE).any():
+            split = replace(split, index=without_direction_classes(split.index))
+        if split.index.turned is not None and split.index.turned.degrees.any():
+            layout = "coco"  # the others go by names of files, which stand for several turned pictures
+        write_predictions(folder / "predictions" / dataset, split, scores.found.detections, layout)
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
@@ -178,6 +199,8 @@ def metrics_table(metrics: dict[str, Any]) -> str:
         cells = "  ".join(f"{label} {_percent(value)}" for label, value in _shown(record))
         lines.append(f"{name:<{width}}  {images:>6}  {record['protocol']:<{wide}}  {cells}")
     for name, row in metrics["datasets"].items():
+        if "orientation" in row:
+            lines.append(f"{name}: {_orientation(row['orientation'])}")
         if row["unreadable"]:
             lines.append(f"{name}: {len(row['unreadable'])} images could not be read and count as empty")
         lines += [f"{name}: {note}" for note in row.get("notes", ())]
@@ -190,6 +213,14 @@ def _shown(record: dict[str, Any]) -> Sequence[tuple[str, float]]:
         shown = [(f"challenge {challenge['edition']} AP", challenge["AP"])]
         return [*shown, *((f"COCO-style {key}", value) for key, value in style.items())]
     return [(key, record[key]) for key in COLUMNS[record["protocol"]] if key in record]
+
+
+def _orientation(found: dict[str, Any]) -> str:
+    accuracy, error = found["accuracy"], found["mean_error"]
+    return (
+        f"direction right for {_percent(accuracy).strip()} % of the {found['found']} objects found "
+        f"(of {found['objects']}), mean error {'-' if error != error else format(error, '.0f')} degrees"
+    )
 
 
 def _percent(value: float) -> str:

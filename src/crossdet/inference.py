@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 from crossdet.checkpoint import load_weights
 from crossdet.data.decoding import UnreadableImage, read_image
@@ -29,6 +30,8 @@ from crossdet.types import Detections
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 DEFAULT_THRESHOLD = 0.3
+MAX_DETECTIONS, NMS_IOU = 100, 0.5
+"""Of `RetinaNet.decode`, where nothing else is said."""
 BATCHES_AHEAD = 2
 """Batches of a folder that are decoded and resized while the network looks at another."""
 AnyImage = str | Path | Image.Image | np.ndarray | Tensor
@@ -49,6 +52,7 @@ class Detector:
     decoding: topk, max_detections and nms_iou, as the config of its training had them; see `RetinaNet.decode`.
     thresholds: class -> score from which on it is reported, the best F1 on validation data; `DEFAULT_THRESHOLD`
         for classes that are not in it.
+    fold: the directions of a class, and its classes per dataset, are reported as one class (docs/orientation.md).
     """
 
     def __init__(
@@ -58,17 +62,24 @@ class Detector:
         settings: InputSettings,
         decoding: Mapping[str, Any] | None = None,
         thresholds: Mapping[str, float] | None = None,
+        fold: bool = True,
     ) -> None:
         self.model = model.eval()
         self.space = space
         self.settings = settings
         self.decoding = dict(decoding or {})
         self.thresholds = dict(thresholds or {})
+        self.folding = space.folding if fold else None
         self._resize = Resize(settings.shorter, settings.longer)
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.space.classes
+
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """The names that `Detections.labels` number: `classes`, folded where there is something to fold."""
+        return self.classes if self.folding is None else self.folding.names
 
     @property
     def device(self) -> torch.device:
@@ -116,7 +127,8 @@ class Detector:
     ) -> dict[str, Any]:
         """The arguments of `batch` as `RetinaNet.find` takes them. Raises `UserError` for an unknown class."""
         options = self.decoding | decode_options | {"classes": self._class_ids(classes)}
-        thresholds = list(self.thresholds_used(score_threshold).values())
+        used = list(self.thresholds_used(score_threshold).values())
+        thresholds = used if self.folding is None else [used[c] for c in self.folding.of]
         options["score_threshold"] = torch.tensor(thresholds, device=self.device)
         if max_detections is not None:
             options["max_detections"] = max_detections
@@ -133,6 +145,10 @@ class Detector:
         One forward pass; two where upright and lying pictures together would be mostly padding.
         """
         found: list[Detections | None] = [None] * len(pictures)
+        limit = options.get("max_detections", MAX_DETECTIONS)
+        nms_iou = options.get("nms_iou", NMS_IOU)
+        if self.folding is not None:
+            options = {**options, "max_detections": limit * self.folding.largest}
         for rows in _alike([small for _, small in pictures]):
             stack, sizes = pad_images([pictures[row][1] for row in rows], self.model.mean_colour)
             if self.device.type == "cuda":
@@ -140,14 +156,19 @@ class Detector:
             raw = self.model.find(stack, sizes.to(self.device), **options)
             for row, detections, size in zip(rows, raw, sizes, strict=True):
                 original = torch.tensor(pictures[row][0].shape[1:], dtype=torch.int64)
-                found[row] = self._named(rescale(detections, size, original))
+                found[row] = self._named(rescale(detections, size, original), limit, nms_iou)
         return [detections for detections in found if detections is not None]
 
     def thresholds_used(self, score_threshold: float | None) -> dict[str, float]:
         """Class -> threshold that applies when this one is given."""
         if score_threshold is not None:
-            return dict.fromkeys(self.classes, score_threshold)
-        return {name: self.thresholds.get(name, DEFAULT_THRESHOLD) for name in self.classes}
+            return dict.fromkeys(self.reported, score_threshold)
+        one = self.space.folding if self.folding is None else None
+        whole = {name: one.names[one.of[c]] if one else name for c, name in enumerate(self.reported)}
+        return {
+            name: self.thresholds.get(name, self.thresholds.get(whole[name], DEFAULT_THRESHOLD))
+            for name in self.reported
+        }
 
     def _class_ids(self, classes: Sequence[str] | str | None) -> list[int] | None:
         if classes is None:
@@ -155,11 +176,20 @@ class Detector:
         names = [classes] if isinstance(classes, str) else list(classes)
         if not names:
             raise UserError(f"classes: none given; the detector knows {', '.join(self.classes)}")
-        return [self.space.id_of(name) for name in names]
+        members = {fold.name: list(fold.members) for fold in self.space.folds}
+        return [c for name in names for c in members.get(name) or [self.space.id_of(name)]]
 
-    def _named(self, detections: Detections) -> Detections:
-        names = tuple(self.classes[label] for label in detections.labels.tolist())
-        return Detections(detections.boxes, detections.scores, detections.labels, names)
+    def _named(self, found: Detections, limit: int, nms_iou: float) -> Detections:
+        """With names; of one object that is found as several members of a fold the best one is left."""
+        boxes, scores, labels, angles = found.boxes, found.scores, found.labels, None
+        if self.folding is not None:
+            one = torch.from_numpy(self.folding.of)[labels]
+            keep = batched_nms(boxes, scores, one, nms_iou)[:limit]
+            if self.folding.has_angles:
+                angles = torch.from_numpy(self.folding.angles)[labels[keep]]
+            boxes, scores, labels = boxes[keep], scores[keep], one[keep]
+        names = tuple(self.reported[label] for label in labels.tolist())
+        return Detections(boxes, scores, labels, names, angles)
 
 
 def _alike(pictures: Sequence[Tensor]) -> list[list[int]]:
@@ -208,8 +238,8 @@ def as_tensor(image: AnyImage) -> Tensor:
     return image
 
 
-def load_detector(path: str | Path, device: str | torch.device | None = None) -> Detector:
-    """A detector from a weights file or a run directory; on the GPU where there is one.
+def load_detector(path: str | Path, device: str | torch.device | None = None, fold: bool = True) -> Detector:
+    """A detector from a weights file or a run directory; on the GPU where there is one. fold: see `Detector`.
 
     Raises:
         UserError: missing, damaged or foreign file.
@@ -231,7 +261,7 @@ def load_detector(path: str | Path, device: str | torch.device | None = None) ->
     thresholds = {name: float(point["threshold"]) for name, point in points.items()}
     settings = InputSettings(**json.loads(metadata["input"]))
     model = model.to(memory_format=torch.channels_last)  # as batches come, and as training has it
-    return Detector(model.to(chosen), space, settings, decoding, thresholds)
+    return Detector(model.to(chosen), space, settings, decoding, thresholds, fold)
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:

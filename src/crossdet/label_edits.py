@@ -231,6 +231,10 @@ def edited(
     Raises:
         UserError: lists unknown names, names used twice, and names that would stand for two classes.
     """
+    if space.folds:
+        raise UserError(
+            "these weights have directions or classes per dataset, which cannot be renamed or merged"
+        )
     problems = _edit_problems(space, renames, merges)
     if problems:
         raise UserError(problem_list(f"{len(problems)} mistake(s); the classes are unchanged", problems))

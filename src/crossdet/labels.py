@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.errors import LabelError, UserError
+from crossdet.folds import Fold, Folding
 from crossdet.label_rules import DROPPED, RuleReader, fold, quoted, unknown
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class LabelSpace:
 
     datasets: names, in the order of the rows. classes: unified names, in the order of first appearance.
     sources: per dataset, source class name -> unified id, `DROPPED` for dropped classes.
+    folds: classes that are one class in several directions or datasets (`label_members.with_members`).
+    directions: row of a dataset -> the directions that its source classes `name@DEGREES` have.
     """
 
     datasets: tuple[str, ...]
@@ -47,6 +50,8 @@ class LabelSpace:
     not_exhaustive_pairs: frozenset[tuple[int, int]] = frozenset()
     overlap_pairs: frozenset[tuple[int, int]] = frozenset()
     federated: frozenset[int] = frozenset()
+    folds: tuple[Fold, ...] = ()
+    directions: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -114,6 +119,11 @@ class LabelSpace:
             for name, unified in sources.items()
             if unified == class_id
         ]
+
+    @cached_property
+    def folding(self) -> Folding | None:
+        """How `folds` put classes together; None without any."""
+        return Folding.build(self.classes, self.folds)
 
     # ------------------------------------------------------------------ relations (numpy inside)
 
@@ -263,6 +273,8 @@ class LabelSpace:
                 "not_exhaustive": sorted(self.not_exhaustive_pairs),
                 "overlap": sorted(self.overlap_pairs),
                 "federated": sorted(self.federated),
+                **({"folds": [vars(fold) for fold in self.folds]} if self.folds else {}),
+                **({"directions": sorted(self.directions.items())} if self.directions else {}),
             }
         )
 
@@ -281,6 +293,8 @@ class LabelSpace:
             not_exhaustive_pairs=pairs("not_exhaustive"),
             overlap_pairs=pairs("overlap"),
             federated=frozenset(data["federated"]),
+            folds=tuple(Fold.from_plain(fold) for fold in data.get("folds", ())),
+            directions={int(row): tuple(angles) for row, angles in data.get("directions", ())},
         )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from crossdet.errors import UserError
 from crossdet.evaluation.showing import draw_detections
+from crossdet.folds import NO_ANGLE
 from crossdet.inference import find_images, load_detector, predict_files
 from crossdet.jsonfiles import write_json
 from crossdet.types import Detections
@@ -50,12 +51,15 @@ def predict_to_folder(
     max_detections: int | None = None,
     pictures: bool = True,
     coco: Path | None = None,
+    fold: bool = True,
 ) -> Summary:
     """Detects in all images and writes `predictions.json`, `coco_results.json` and `pictures/` into `folder`.
 
     coco: a COCO annotation file whose image and category ids the results shall use (images are found by file
     name, categories by class name; other classes are left out of the results file). Without it images are
     numbered from 1 in the order of `predictions.json`, and category = unified id + 1.
+    fold: directions of a class, and its classes per dataset, are reported as one class; each detection of a class
+    with directions says its `angle` in degrees counter-clockwise.
 
     Raises `UserError` for weights, images or classes that do not exist.
     """
@@ -64,7 +68,7 @@ def predict_to_folder(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {folder}: {error.strerror or error}") from None
-    detector = load_detector(weights)
+    detector = load_detector(weights, fold=fold)
     ids = None if coco is None else _coco_ids(coco)
     entries: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
@@ -84,7 +88,7 @@ def predict_to_folder(
                 drawing.add(drawn[file], picture, found)
     content = {
         "weights": str(weights),
-        "classes": detector.classes,
+        "classes": detector.reported,
         "score_threshold": score_threshold,
         "thresholds": detector.thresholds_used(score_threshold),
         "images": entries,
@@ -140,11 +144,16 @@ def _picture_names(files: Sequence[Path]) -> dict[Path, str]:
 
 def _entry(file: Path, width: int, height: int, found: Detections) -> dict[str, Any]:
     rows = zip(found.boxes.tolist(), found.scores.tolist(), found.names or (), strict=True)
+    detections = [{"class": name, "score": score, "box_xyxy": box} for box, score, name in rows]
+    if found.angles is not None:
+        for detection, angle in zip(detections, found.angles.tolist(), strict=True):
+            if angle != NO_ANGLE:
+                detection["angle"] = angle
     return {
         "file": str(file),
         "width": width,
         "height": height,
-        "detections": [{"class": name, "score": score, "box_xyxy": box} for box, score, name in rows],
+        "detections": detections,
     }
 
 

@@ -12,9 +12,11 @@ import numpy as np
 from crossdet.config import Config, DatasetConfig, SplitConfig
 from crossdet.data.index import Index
 from crossdet.data.reading import SplitFiles, read_split
+from crossdet.data.rotation import rotated
 from crossdet.errors import UserError, problem_list
 from crossdet.evaluation.wider_face_lists import WiderFaceLists, read_wider_face_truth
 from crossdet.label_edits import grown
+from crossdet.label_members import with_members
 from crossdet.labels import LabelSpace, check_class_names
 
 SPLITS = ("train", "val")
@@ -74,12 +76,29 @@ def open_sources(
             with suppress(UserError):  # the training files need not be here; then the other split has to do
                 names[name] = open_split(dataset, "train", dataset.train).classes
     space = build_space(config, found["train"], found["val"], names, known)
-    return Sources(space, found["train"], found["val"], lists)
+    train, val = (
+        {name: turned(index, config.datasets[name], split) for name, index in found[split].items()}
+        for split in SPLITS
+    )
+    return Sources(space, train, val, lists)
+
+
+def turned(index: Index, dataset: DatasetConfig, split: str) -> Index:
+    """The pictures in the directions that the config wants, with the classes of these."""
+    wanted = dataset.directions if split == "train" else dataset.val_directions
+    classes = dataset.directions if dataset.direction_classes else None
+    if wanted is None and classes is None:
+        return index
+    return rotated(index, wanted or (0,), dataset.direction_box, classes)
 
 
 def classes_of(space: LabelSpace) -> dict[str, list[str]]:
-    """Dataset -> its own class names, of a label space (`known_classes` of `open_sources`)."""
-    return {name: list(names) for name, names in zip(space.datasets, space.sources, strict=True)}
+    """Dataset -> its own class names, of a label space (`known_classes` of `open_sources`); without directions."""
+    found = {}
+    for row, (name, sources) in enumerate(zip(space.datasets, space.sources, strict=True)):
+        end = f"@{space.directions[row][0]}" if row in space.directions else ""
+        found[name] = [source.removesuffix(end) for source in sources if source.endswith(end)]
+    return found
 
 
 def open_split(dataset: DatasetConfig, split: str, given: SplitConfig | Index) -> Index:
@@ -124,9 +143,20 @@ def build_space(
         if said or (said is None and any(index.federated for index in indexes)):
             federated.append(name)
     rules: dict[str, Any] = {key: getattr(config.labels, key) for key in type(config.labels).model_fields}
+    per_dataset = rules.pop("per_dataset")
+    directions = {
+        name: dataset.directions
+        for name, dataset in config.datasets.items()
+        if name in classes and dataset.directions is not None and dataset.direction_classes
+    }
     if known is not None:
+        if known.folds or per_dataset or directions:
+            raise UserError(
+                "a detector with `direction_classes` or `labels.per_dataset` cannot be extended, nor can one be "
+                "extended by them; train it anew"
+            )
         return grown(known, classes, federated=federated, **rules)
-    return LabelSpace.build(classes, federated=federated, **rules)
+    return with_members(LabelSpace.build(classes, federated=federated, **rules), per_dataset, directions)
 
 
 def share_of(index: Index, dataset: DatasetConfig) -> Index:

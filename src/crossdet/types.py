@@ -161,6 +161,8 @@ class Batch:
     trust_groups: images with equal rows of `trusted`; has_regions: whether a target has a region row. Both are
         found when the batch is made on the CPU and travel with it, so that nobody has to ask the device.
     labelled: the anchors' labels, where the loader's workers have found them already (`label_batch`).
+    background_weight: `[B, C]` float32, factor on the negatives that the background of an image gives for a
+        class: below 1 where a teacher and no person says what is background (`crossdet.pseudo`). None: all 1.
     """
 
     images: Tensor
@@ -174,6 +176,7 @@ class Batch:
     trust_groups: tuple[TrustGroup, ...] = field(default=())
     has_regions: bool | None = None
     labelled: AnchorLabels | None = None
+    background_weight: Tensor | None = None
 
     def __post_init__(self) -> None:
         import torch
@@ -185,6 +188,9 @@ class Batch:
         _expect("trusted", self.trusted, (count, None), torch.bool)
         _expect("image_ids", self.image_ids, (count,), torch.int64)
         _expect("dataset_ids", self.dataset_ids, (count,), torch.int64)
+        if self.background_weight is not None:
+            shape = (count, self.trusted.shape[1])
+            _expect("background_weight", self.background_weight, shape, torch.float32)
         if len(self.targets) != count:
             raise ValueError(f"targets: expected {count} (one per image), got {len(self.targets)}")
         if not self.trust_groups:
@@ -211,6 +217,7 @@ class Batch:
             dataset_ids=move(self.dataset_ids),
             trust_groups=tuple(group._replace(classes=move(group.classes)) for group in self.trust_groups),
             labelled=None if self.labelled is None else self.labelled.map(move),
+            background_weight=None if self.background_weight is None else move(self.background_weight),
         )
 
     def pin_memory(self) -> Batch:
@@ -223,6 +230,7 @@ class Batch:
             dataset_ids=self.dataset_ids.pin_memory(),
             trust_groups=tuple(g._replace(classes=g.classes.pin_memory()) for g in self.trust_groups),
             labelled=None if self.labelled is None else self.labelled.map(lambda t: t.pin_memory()),
+            background_weight=None if self.background_weight is None else self.background_weight.pin_memory(),
         )
 
 
@@ -232,12 +240,14 @@ class Detections:
 
     boxes: `[N, 4]` float32 xyxy pixels; scores: `[N]` float32 in 0..1; labels: `[N]` int64 unified class ids.
     names: the class names of the labels, where the maker knows them (`load_detector` does).
+    angles: `[N]` int64 degrees counter-clockwise, -1 where a class has no directions; None where no class has.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
     names: tuple[str, ...] | None = None
+    angles: Tensor | None = None
 
     def __post_init__(self) -> None:
         import torch
@@ -248,6 +258,8 @@ class Detections:
         _expect("labels", self.labels, (count,), torch.int64)
         if self.names is not None and len(self.names) != count:
             raise ValueError(f"names: expected {count}, got {len(self.names)}")
+        if self.angles is not None:
+            _expect("angles", self.angles, (count,), torch.int64)
 
     def __len__(self) -> int:
         return self.boxes.shape[0]

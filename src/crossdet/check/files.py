@@ -14,6 +14,7 @@ import numpy as np
 
 from crossdet.check.report import FIRST, DuplicateReport, FileReport, Places
 from crossdet.data.index import Index, header_sizes
+from crossdet.data.rotation import pictures
 
 Split = tuple[str, str]
 """(dataset, "train" or "val")."""
@@ -24,9 +25,9 @@ _SAMPLE_BYTES = 4096
 
 def image_paths(index: Index, max_images: int | None = None) -> dict[int, Path]:
     """Image row -> file; with `max_images` so many rows, evenly spread."""
-    rows = np.arange(len(index))
+    rows = pictures(index)
     if max_images is not None and max_images < len(rows):
-        rows = np.unique(np.linspace(0, len(rows) - 1, max_images).astype(np.int64))
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, max_images).astype(np.int64))]
     return {row: index.path(row) for row in rows.tolist()}
 
 
@@ -35,8 +36,9 @@ def look_at_files(index: Index, paths: Mapping[int, Path]) -> FileReport:
     missing: list[str] = []
     unreadable: list[str] = []
     contradicting: list[str] = []
+    sizes = index.sizes if index.turned is None else index.turned.sizes
     for (row, path), have in zip(paths.items(), header_sizes(list(paths.values())), strict=True):
-        height, width = (int(side) for side in index.sizes[row])
+        height, width = (int(side) for side in sizes[row])
         if have is None:
             (unreadable if path.exists() else missing).append(str(path))
         elif 0 in (height, width) or have == (height, width):

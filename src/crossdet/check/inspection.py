@@ -25,6 +25,7 @@ from crossdet.data.anchor_stats import best_anchor_iou, resized_boxes, resized_s
 from crossdet.data.federated import verified_classes
 from crossdet.data.index import Index
 from crossdet.data.reading import IMAGE_REASONS
+from crossdet.data.rotation import pictures
 from crossdet.labels import DROPPED, LabelSpace
 from crossdet.sources import SPLITS, Sources, open_sources
 from crossdet.types import PYRAMID_STRIDES, REGION_FLAGS, Flag
@@ -81,7 +82,7 @@ def inspect(config: Config, max_images: int | None = None) -> Report:
         ),
         splits=splits,
         classes=classes,
-        train_images=sum(len(index) for index in sources.train.values()),
+        train_images=sum(len(pictures(index)) for index in sources.train.values()),
         avoiding_images=avoiding,
         likely_duplicates=tuple(likely),
         partial_merges=tuple(partial),

@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from crossdet.config.mistakes import show
+from crossdet.data.turning import EQUAL_STEPS, direction_problem, equal_directions
 
 KNOWN_PROTOCOLS = frozenset({"coco", "voc", "wider_face", "wider_pedestrian"})
 
@@ -68,6 +69,15 @@ def _weights(value: Any, info: ValidationInfo) -> str | Path:
     if not isinstance(value, (str, os.PathLike)):
         raise ValueError(f"expected `imagenet`, `none` or a path, got {show(value)}")
     return _path(value, info)
+
+
+def _teachers(value: Any, info: ValidationInfo) -> str | tuple[Path, ...]:
+    if value == "self":
+        return "self"
+    entries = _listed(value)
+    if not isinstance(entries, tuple) or not entries:
+        raise ValueError(f"expected `self` or a list of runs or weights files, got {show(value)}")
+    return tuple(_path(entry, info) for entry in entries)
 
 
 def _merge(value: Any) -> dict[str, tuple[str, ...] | bool]:
@@ -132,6 +142,19 @@ def _part(value: str) -> str:
     return value
 
 
+def _directions(value: Any) -> tuple[int, ...]:
+    """`4` is short for 0, 90, 180, 270."""
+    if isinstance(value, int) and not isinstance(value, bool) and value in EQUAL_STEPS:
+        return equal_directions(value)
+    listed = list(value) if isinstance(value, (list, tuple)) else None
+    whole = listed is not None and all(isinstance(d, int) and not isinstance(d, bool) for d in listed)
+    if listed is None or not whole or direction_problem(listed):
+        raise ValueError(
+            f"expected 4, 8, 12 or a list of different whole degrees from 0 to 359, got {show(value)}"
+        )
+    return tuple(sorted(listed))
+
+
 def _dataset_name(value: str) -> str:
     if not value or "/" in value:
         raise ValueError(f'expected a dataset name that is not empty and has no "/", got {show(value)}')
@@ -162,6 +185,7 @@ Names = Annotated[tuple[Text, ...], BeforeValidator(_listed)]
 SomeNames = Annotated[Names, AfterValidator(_filled)]
 Protocols = Annotated[tuple[Text, ...], BeforeValidator(_listed), AfterValidator(_protocols)]
 Part = Annotated[StrictStr, AfterValidator(_part)]
+Directions = Annotated[tuple[int, ...], PlainValidator(_directions)]
 Accelerator = Annotated[Literal["auto", "cpu", "cuda"], BeforeValidator(_accelerator)]
 
 MergeGroups = Annotated[dict[str, tuple[str, ...] | bool], PlainValidator(_merge)]
@@ -173,3 +197,4 @@ File = Annotated[Path, PlainValidator(_path)]
 Files = Annotated[tuple[File, ...], BeforeValidator(_listed)]
 ImageSets = Annotated[tuple[Annotated[str, PlainValidator(_image_set)], ...], BeforeValidator(_listed)]
 Weights = Annotated[str | Path, PlainValidator(_weights)]
+Teachers = Annotated[str | tuple[Path, ...], PlainValidator(_teachers)]

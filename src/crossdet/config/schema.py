@@ -16,6 +16,7 @@ from crossdet.config.fields import (
     Count,
     CountOrZero,
     DatasetName,
+    Directions,
     Epochs,
     File,
     Files,
@@ -33,6 +34,7 @@ from crossdet.config.fields import (
     Range,
     SomeNames,
     SourceClasses,
+    Teachers,
     Text,
     Weights,
 )
@@ -103,6 +105,10 @@ class DatasetConfig(Section):
     edition: Literal[2018, 2019] | None = None  # WIDER Pedestrian's layout
     part: Part | None = None  # "1/2": train on image rows 0, 2, 4, ...
     max_detections: Count | None = None  # in evaluation, per image; null: `eval.max_detections`
+    directions: Directions | None = None  # train: turn each draw to one of 4, 8, 12 or [degrees, ...]
+    direction_classes: StrictBool = True  # every direction is a class of its own, `name@DEGREES`
+    direction_box: Literal["enclosing", "centred"] = "enclosing"  # see docs/orientation.md
+    val_directions: Directions | None = None  # val: every picture in all of these; null: as it is
 
     @model_validator(mode="before")
     @classmethod
@@ -129,6 +135,7 @@ class LabelsConfig(Section):
     distinct: Names = ()  # equal names that mean different things
     drop: SourceClasses = ()  # source classes that are not learnt
     overlap: Pairs = ()  # classes that may share one box
+    per_dataset: Names = ()  # classes with one member per dataset, reported as one
 
 
 class AnchorsConfig(Section):
@@ -234,6 +241,22 @@ class ExtendConfig(Section):
     trust: StrictBool = True  # distill: the background that the old detector leaves is a negative
 
 
+class PseudoConfig(Section):
+    """A teacher labels what datasets leave unlabelled; off where there is no such section (docs/config.md)."""
+
+    teachers: Teachers = ()  # runs or weights files; `self`: the network in training, or its average (`ema`)
+    from_epoch: Count | None = None  # self: first after so many epochs; null: after half of them
+    every: Count | None = None  # self: and again after so many more; null: a quarter of all
+    beta: Positive = 1.0  # a class's threshold is that of the best F-beta on validation data that label it
+    uncertain_from: Fraction = 0.25  # of the threshold: scores between the two are avoided
+    negative_weight: Fraction = 1.0  # of the background that the teacher leaves; 0: it stays avoided
+
+    def schedule(self, epochs: int) -> tuple[int, int]:
+        """(from_epoch, every) of a training of so many epochs."""
+        first = max(1, epochs // 2) if self.from_epoch is None else self.from_epoch
+        return first, max(1, epochs // 4) if self.every is None else self.every
+
+
 class Config(Section):
     """The whole file. Make it with `load_config` or `Config.from_dict`: they report mistakes readably."""
 
@@ -247,6 +270,7 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     union_test: UnionTest = None
     extend: ExtendConfig | None = None
+    pseudo: PseudoConfig | None = None
     seed: CountOrZero = 0
     output: File | None = None  # run directory; null: runs/<name of the config file> in the current folder
 
@@ -265,6 +289,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         problems = [*_dataset_problems(self), *_label_problems(self), *_recipe_problems(self)]
+        problems += _pseudo_problems(self)
         if problems:
             texts = "; ".join(problem.text for problem in problems)
             raise PydanticCustomError("contradictions", "{texts}", {"texts": texts, "problems": problems})
@@ -300,6 +325,35 @@ def _dataset_problems(config: Config) -> Iterator[Problem]:
                 ((*at, "edition"), (*at, "format")),
                 f"`{shown}.edition`: only the format `wider_pedestrian` has editions, got {dataset.edition}",
             )
+        yield from _direction_problems(config, name, dataset)
+
+
+def _direction_problems(config: Config, name: str, dataset: DatasetConfig) -> Iterator[Problem]:
+    at: Key = ("datasets", name)
+    shown, given = dotted(at), dataset.directions
+    if given is not None and dataset.direction_classes:
+        lost = sorted({-d % 360 for d in given} - set(given))
+        if config.augment.flip and lost:
+            yield Problem(
+                ((*at, "directions"), ("augment", "flip")),
+                f"`{shown}.directions`: mirrored pictures also show {', '.join(map(str, lost))} degrees; add them, "
+                f"or set `augment.flip` to 0",
+            )
+        unknown = sorted(set(dataset.val_directions or (0,)) - set(given))
+        if dataset.val is not None and unknown:
+            yield Problem(
+                ((*at, "val_directions"), (*at, "directions")),
+                f"`{shown}.val_directions`: {', '.join(map(str, unknown))} degrees are not among `directions` "
+                f"{list(given)}, so there is no class for them",
+            )
+    if given is not None and dataset.direction_classes and config.pseudo is not None:
+        text = f"`pseudo` labels no directions; set `{shown}.direction_classes` to false, or remove one of the two"
+        yield Problem((("pseudo",), (*at, "directions")), text)
+    if isinstance(dataset.val, SplitConfig) and dataset.val.lists is not None and dataset.val_directions:
+        yield Problem(
+            ((*at, "val_directions"), (*at, "val", "lists")),
+            f"`{shown}.val_directions`: `val.lists` are of upright pictures; leave out one of the two",
+        )
 
 
 def _label_problems(config: Config) -> Iterator[Problem]:
@@ -315,6 +369,9 @@ def _label_problems(config: Config) -> Iterator[Problem]:
             elif dataset not in names:
                 text = f"no dataset {show(dataset)} (in {show(entry)}); {suggest(dataset, names, 'datasets')}"
                 yield Problem((at, ("datasets", dataset)), f"`{dotted(at)}`: {text}")
+    if labels.per_dataset and config.pseudo is not None:
+        text = "`pseudo` labels no classes per dataset; leave out `labels.per_dataset` or `pseudo`"
+        yield Problem((("pseudo",), ("labels", "per_dataset")), text)
     for rule in ("absent", "not_exhaustive"):
         for dataset in getattr(labels, rule):
             at = ("labels", rule, dataset)
@@ -346,3 +403,24 @@ def _recipe_problems(config: Config) -> Iterator[Problem]:
     if size.shorter > size.longer:
         keys = ["input.shorter", "input.longer"]
         yield wrong(keys, f"at most `input.longer` = {size.longer}", size.shorter)
+
+
+def _pseudo_problems(config: Config) -> Iterator[Problem]:
+    pseudo, epochs = config.pseudo, config.train.epochs
+    if pseudo is None:
+        return
+    if config.train.plain:
+        text = "`pseudo`: with `train.plain` all background is trusted already; remove one of the two"
+        yield Problem((("pseudo",), ("train", "plain")), text)
+    if not pseudo.teachers:
+        text = "`pseudo.teachers` is missing: expected `self` or a list of runs or weights files"
+        yield Problem((("pseudo", "teachers"), ("pseudo",)), text)
+    elif pseudo.teachers != "self":
+        for key in ("from_epoch", "every"):
+            if getattr(pseudo, key) is not None:
+                text = f"`pseudo.{key}` is for `teachers: self`; others label once, before the training"
+                yield Problem((("pseudo", key), ("pseudo", "teachers")), text)
+    elif pseudo.schedule(epochs)[0] >= epochs:
+        text = f"expected less than `train.epochs` = {epochs}, got {pseudo.schedule(epochs)[0]}"
+        keys: tuple[Key, ...] = (("pseudo", "from_epoch"), ("train", "epochs"), ("pseudo",))
+        yield Problem(keys, f"`pseudo.from_epoch`: {text}")

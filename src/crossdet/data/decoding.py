@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
+from crossdet.data.index import Index
+from crossdet.data.turning import canvas
+
 Size = tuple[int, int]
 
+TURN_FILL = (124, 116, 104)
+"""RGB of the corners that turning uncovers: ImageNet's mean, close to zero after normalisation, as padding is."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -48,6 +54,44 @@ def read_image(path: Path | str, annotated: Size | None = None, upright: bool = 
     have = "x".join(map(str, _size(image)[::-1]))
     want = "x".join(map(str, annotated[::-1]))
     raise UnreadableImage(f"{path}: the picture is {have}, its annotation says {want}")
+
+
+def read_row(index: Index, row: int) -> Tensor:
+    """The picture of a row of an index, as `read_image` gives it, turned where the index says so.
+
+    Raises `UnreadableImage`.
+    """
+    turned = index.turned
+    sizes = index.sizes if turned is None else turned.sizes
+    annotated = int(sizes[row, 0]), int(sizes[row, 1])
+    if turned is None:
+        return read_image(index.path(row), annotated)
+    if 0 in annotated:
+        raise UnreadableImage(f"{index.path(row)}: its size was unknown, so its boxes could not be turned")
+    return turn(read_image(index.path(row), annotated), int(turned.degrees[row]))
+
+
+def turn(image: Tensor, degrees: int, fill: tuple[int, int, int] = TURN_FILL) -> Tensor:
+    """`[3, H, W]` uint8 turned counter-clockwise on a canvas that holds all of it (`turning.canvas`).
+
+    Multiples of 90 move pixels, other angles interpolate bilinearly and fill the corners.
+    """
+    if degrees % 90 == 0:
+        return torch.rot90(image, degrees // 90 % 4, (1, 2))
+    height, width = _size(image)
+    tall, wide = canvas(np.array([[height, width]]), np.array([degrees]))[0].tolist()
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    # where a point of the canvas comes from: turned back about the centres
+    x0 = width / 2 - cos * wide / 2 + sin * tall / 2
+    y0 = height / 2 - sin * wide / 2 - cos * tall / 2
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy()).transform(
+        (wide, tall),
+        Image.Transform.AFFINE,
+        (cos, -sin, x0, sin, cos, y0),
+        resample=Image.Resampling.BILINEAR,
+        fillcolor=fill,
+    )
+    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
 
 
 def _size(image: Tensor) -> Size:

@@ -7,7 +7,7 @@ no dataset name is known here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,15 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from crossdet.data.decoding import UnreadableImage, read_image
+from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.data.federated import repeat_factors, verified_classes
 from crossdet.data.index import Index
+from crossdet.data.rotation import pictures, rows_per_picture
 from crossdet.errors import RunError
+from crossdet.folds import NO_CLASS, mirror_map
 from crossdet.labels import DROPPED, LabelSpace
 from crossdet.types import Annotations, Flag
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
+CORNER = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
 MAX_SUBSTITUTES = 20
 """Unreadable images in a row after which something is wrong with the disk, not with an image."""
 
@@ -37,6 +40,8 @@ class Part:
     class_ids: `[K]` unified id of each of the index's classes; `DROPPED` where the rules drop it.
     weight: sampling weight of its images. repeat_threshold: LVIS' repeat factors for rare classes.
     difficult_as_region: boxes marked difficult are avoided instead of learnt.
+    one_direction: of a turned index (`data.rotation`) each picture is one row here, and every draw takes one of its
+        directions at random: an epoch is as long as without. False: every row of the index is a row here.
     """
 
     index: Index
@@ -45,6 +50,17 @@ class Part:
     weight: float = 1.0
     repeat_threshold: float | None = None
     difficult_as_region: bool = False
+    one_direction: bool = False
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Rows of the index that the rows here begin with."""
+        return pictures(self.index) if self.one_direction else np.arange(len(self.index), dtype=np.int64)
+
+    @property
+    def turns(self) -> int:
+        """Rows of the index per row here."""
+        return rows_per_picture(self.index) if self.one_direction else 1
 
 
 class Draw(NamedTuple):
@@ -95,34 +111,37 @@ class HybridDataset(Dataset[Sample]):
         self.plain = plain
         self.substitute = substitute
         self.min_side = min_side
-        self.starts = np.concatenate([[0], np.cumsum([len(part.index) for part in parts])]).astype(np.int64)
+        self.turns = [part.turns for part in parts]
+        counts = [len(part.index) // turns for part, turns in zip(parts, self.turns, strict=True)]
+        self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self.mirrored = mirror_map(len(space.classes), space.folds)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def locate(self, row: int) -> tuple[int, int]:
-        """(part, image row in the part's index) of a row of the hybrid dataset."""
+        """(part, image row in the part's index) of a row of the hybrid dataset; the first of several directions."""
         part = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return part, row - int(self.starts[part])
+        return part, (row - int(self.starts[part])) * self.turns[part]
 
     def sizes(self) -> NDArray[np.int32]:
         """`[N, 2]` (height, width) of all images, 0 where unknown."""
-        return np.concatenate([part.index.sizes for part in self.parts])
+        return np.concatenate([part.index.sizes[part.rows] for part in self.parts])
 
     def draw_weights(self) -> NDArray[np.float64]:
         """`[N]` how often each image is drawn, up to a common factor: dataset weight x repeat factor."""
-        return np.concatenate(
-            [part.weight * repeat_factors(part.index, part.repeat_threshold) for part in self.parts]
-        )
+        return np.concatenate([part.weight * _repeat_factors(part) for part in self.parts])
 
     def __getitem__(self, draw: Draw | int) -> Sample:
         row, seed = draw if isinstance(draw, Draw) else (draw, 0)
         number, image = self.locate(row)
-        part, lost = self.parts[number], []
-        for step in range(min(MAX_SUBSTITUTES, len(part.index))):
-            candidate = (image + step) % len(part.index)
+        part, turns, lost = self.parts[number], self.turns[number], []
+        if turns > 1:
+            image += int(np.random.default_rng(seed).integers(turns))
+        for step in range(min(MAX_SUBSTITUTES, len(part.index) // turns)):
+            candidate = (image + step * turns) % len(part.index)
             try:
-                pixels = read_image(part.index.path(candidate), _annotated_size(part.index, candidate))
+                pixels = read_row(part.index, candidate)
             except UnreadableImage as error:
                 lost.append(str(error))
                 if not self.substitute:
@@ -141,13 +160,17 @@ class HybridDataset(Dataset[Sample]):
         # resumed one continues with the pictures it would have seen.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
-            pixels, boxes = self.transform(pixels, target.boxes)
+            # a pixel in the corner goes along: it shows whether the picture was mirrored
+            pixels, boxes = self.transform(pixels, torch.cat([target.boxes, CORNER]))
+        if self.mirrored is not None and float(boxes[-1, 0]) > 0:
+            target = replace(target, labels=_mirrored(target.labels, self.mirrored))
+        boxes = boxes[:-1]
         return Sample(
             image=pixels,
             original_size=original,
             target=_after_transform(target, boxes, pixels, self.min_side),
             trusted=trusted,
-            image_id=int(self.starts[number]) + image,
+            image_id=int(self.starts[number]) + image // self.turns[number],
             dataset_id=self.parts[number].row,
             unreadable=tuple(lost),
         )
@@ -181,8 +204,21 @@ class HybridDataset(Dataset[Sample]):
         return self.space.trusted_row(part.row, verified)
 
 
-def _annotated_size(index: Index, image: int) -> tuple[int, int]:
-    return int(index.sizes[image, 0]), int(index.sizes[image, 1])
+def _repeat_factors(part: Part) -> NDArray[np.float64]:
+    index = part.index if part.turns == 1 else part.index.take(part.rows)
+    return repeat_factors(index, part.repeat_threshold)
+
+
+def _mirrored(labels: Tensor, becomes: NDArray[np.int64]) -> Tensor:
+    own = labels.numpy()
+    if not len(own):
+        return labels
+    mirrored = np.where(own >= 0, becomes[own], own)
+    if ((own >= 0) & (mirrored == NO_CLASS)).any():
+        raise ValueError(
+            "a mirrored picture shows a direction that is no class; do not flip, or add the direction"
+        )
+    return torch.from_numpy(mirrored)
 
 
 def _after_transform(target: Annotations, boxes: Tensor, pixels: Tensor, min_side: float) -> Annotations:

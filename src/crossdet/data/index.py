@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossdet.data.turning import Turned
 from crossdet.errors import AnnotationError, problem_list
 
 CACHE_VERSION = 1
@@ -86,10 +87,10 @@ class Index:
     boxes: `[M, 4]` float32 xyxy, absolute pixels, zero-based, half-open (a box [0, 0, w, h] covers the image).
     labels: `[M]` int32 in 0..K-1, or -1 for a region of no class in particular (ignore regions).
     flags: `[M]` uint8, bits of `crossdet.types.Flag`.
-    area: `[M]` float32; the annotated area, else the box area.
-    columns: further per-box columns of a format (WIDER FACE's attributes), each `[M]`.
+    area: `[M]` float32; the annotated area, else the box area. columns: further ones per box (WIDER FACE), `[M]`.
     negatives, not_exhaustive: per-image class lists of a federated dataset (LVIS); None otherwise.
     skipped: what the reader left out, reason -> places ("file:line: value"), for `crossdet check`.
+    turned: how far the pictures are turned (`data.rotation`); sizes and boxes are those of the turned ones.
     """
 
     classes: tuple[str, ...]
@@ -107,6 +108,7 @@ class Index:
     negatives: Ragged | None = None
     not_exhaustive: Ragged | None = None
     skipped: dict[str, list[str]] = field(default_factory=dict)
+    turned: Turned | None = None
 
     def __post_init__(self) -> None:
         images, boxes = len(self.names), len(self.boxes)
@@ -172,6 +174,7 @@ class Index:
             negatives=ragged(self.negatives),
             not_exhaustive=ragged(self.not_exhaustive),
             skipped=self.skipped,
+            turned=None if self.turned is None else self.turned.take(images),
         )
 
 
@@ -466,7 +469,7 @@ def load_index(folder: Path) -> Index:
         return loaded
 
     plain = {f.name for f in fields(Index)} - {
-        "classes", "root", "names", "columns", "negatives", "not_exhaustive", "skipped"
+        "classes", "root", "names", "columns", "negatives", "not_exhaustive", "skipped", "turned"
     }  # fmt: skip
     return Index(
         classes=tuple(meta["classes"]),
@@ -480,7 +483,7 @@ def load_index(folder: Path) -> Index:
         if meta["federated"]
         else None,
         skipped=meta["skipped"],
-        **{name: array(name) for name in plain},
+        **{name: array(name) for name in plain},  # type: ignore[arg-type]
     )
 
 

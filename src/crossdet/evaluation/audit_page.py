@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from crossdet.data.decoding import UnreadableImage, read_image
+from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.evaluation.audit import BINS, Audit, AuditedSplit, Foreign
 from crossdet.jsonfiles import write_atomically, write_json
 
@@ -321,9 +321,8 @@ def _cut(runs: Sequence[AuditedRun], pairs: Sequence[tuple[int, str]]) -> tuple[
 
 
 def _open(split: AuditedSplit, image: int) -> Image.Image | None:
-    size = (int(split.index.sizes[image, 0]), int(split.index.sizes[image, 1]))
     try:
-        return Image.fromarray(read_image(split.index.path(image), size).permute(1, 2, 0).numpy())
+        return Image.fromarray(read_row(split.index, image).permute(1, 2, 0).numpy())
     except UnreadableImage:
         return None
 

@@ -60,12 +60,14 @@ class Protocol:
 class Split:
     """A split as the protocols see it. class_ids: `[K]` unified id of each class of the index, DROPPED = -1.
 
-    classes: the unified ids that it labels. names: unified names by id.
+    classes: the unified ids that it labels. names: unified names by id. Where classes are folded all ids are folded
+    ones, and angles `[K]` says which direction each class of the index has (`folds.NO_ANGLE` = none).
     """
 
     index: Index
     class_ids: NDArray[np.int64]
     names: Sequence[str]
+    angles: NDArray[np.int64] | None = None
 
     @property
     def classes(self) -> list[int]:

@@ -18,8 +18,10 @@ from crossdet.data.transforms import Resize
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.confidence import confident_share
 from crossdet.evaluation.operating import Judged, judge
+from crossdet.evaluation.orientation import fold_detections, orientation_scores
 from crossdet.evaluation.precision_recall import Curve
 from crossdet.evaluation.protocols import LIMITS, Limits, Protocol, Split, ground_truth, score_split
+from crossdet.folds import Folding
 from crossdet.inference import rescale
 from crossdet.labels import DROPPED, LabelSpace
 from crossdet.models.retinanet import RetinaNet
@@ -51,10 +53,14 @@ class EvalSettings:
 
 @dataclass(frozen=True)
 class Found:
-    """What a detector found in a split. unreadable: images that could not be read; they count as empty."""
+    """What a detector found in a split. unreadable: images that could not be read; they count as empty.
+
+    degrees: `[N]` direction of each where folded classes have some.
+    """
 
     detections: DetectionArrays
     unreadable: tuple[str, ...]
+    degrees: NDArray[np.int64] | None = None
 
 
 @torch.inference_mode()
@@ -141,11 +147,26 @@ class DatasetScores:
     found: Found
 
 
+def _detect_folded(
+    model: RetinaNet, split: Split, settings: EvalSettings, folding: Folding | None, **options: Any
+) -> Found:
+    """`detect` for the classes of a split, in folded ids where there is a `folding`: all members are looked for,
+    and so many more detections are kept before they are folded as there are members."""
+    if folding is None:
+        return detect(model, split.index, split.classes, settings, **options)
+    assert settings.max_detections is not None
+    more = replace(settings, max_detections=settings.max_detections * folding.largest)
+    found = detect(model, split.index, folding.members(split.classes), more, **options)
+    folded, degrees = fold_detections(found.detections, folding, settings.nms_iou)
+    return Found(folded, found.unreadable, degrees if folding.has_angles else None)
+
+
 def score_dataset(
     model: RetinaNet,
     split: Split,
     settings: EvalSettings,
     protocols: Sequence[Protocol] = (Protocol("coco"),),
+    folding: Folding | None = None,
     **detect_options: Any,
 ) -> DatasetScores:
     """Scores of one dataset on the classes that it labels, by each of its protocols.
@@ -153,6 +174,9 @@ def score_dataset(
     The record is flat for the first protocol and has the others under "further". Its `per_class` holds the
     protocol's own numbers per class and `found_confidently`, the share of the boxes found with a score of at
     least 0.3. The images are looked at once, with the widest limits; each protocol then takes what it may have.
+
+    folding: of the model's classes; the ids of the split are then folded ones. Where its classes have directions
+    the record gets `orientation` (`orientation_scores`).
     """
     limits = [settings.limits(protocol) for protocol in protocols]
     floor = min(limit.score_threshold for limit in limits)
@@ -161,7 +185,7 @@ def score_dataset(
         score_threshold=floor,
         max_detections=max(limit.max_detections for limit in limits),
     )
-    found = detect(model, split.index, split.classes, widest, **detect_options)
+    found = _detect_folded(model, split, widest, folding, **detect_options)
     parts = [
         score_split(protocol, split, found.detections.above(limit.score_threshold), limit.max_detections)
         for protocol, limit in zip(protocols, limits, strict=True)
@@ -172,6 +196,10 @@ def score_dataset(
     for class_id, share in confident_share(truth, found.detections, split.classes).items():
         per_class.setdefault(split.names[class_id], {})["found_confidently"] = share
     record |= {"images": len(split.index), "unreadable": list(found.unreadable)}
+    if found.degrees is not None and (
+        directions := orientation_scores(split, found.detections, found.degrees)
+    ):
+        record["orientation"] = directions
     if notes := [note for part in parts for note in part.notes]:
         record["notes"] = notes
     if len(parts) > 1:

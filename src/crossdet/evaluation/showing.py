@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from crossdet.data.decoding import UnreadableImage, read_image
+from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.data.index import Index
+from crossdet.folds import NO_ANGLE
 from crossdet.inference import Detector
 from crossdet.labels import LabelSpace
 from crossdet.pictures import class_colour, draw_boxes
@@ -79,9 +80,8 @@ def draw_by_dataset(
 
 def _picture(index: Index, image: int) -> Image.Image | None:
     """None where it cannot be read."""
-    size = (int(index.sizes[image, 0]), int(index.sizes[image, 1]))
     try:
-        return Image.fromarray(read_image(index.path(image), size).permute(1, 2, 0).numpy())
+        return Image.fromarray(read_row(index, image).permute(1, 2, 0).numpy())
     except UnreadableImage:
         return None
 
@@ -103,6 +103,9 @@ def _labelled(
 def draw_detections(image: Image.Image, found: Detections) -> Image.Image:
     """A copy of the picture with boxes, class names and scores."""
     names = found.names or [str(label) for label in found.labels.tolist()]
+    if found.angles is not None:
+        pairs = zip(names, found.angles.tolist(), strict=True)
+        names = [name if angle == NO_ANGLE else f"{name} {angle}°" for name, angle in pairs]
     return draw_boxes(
         image,
         [(x1, y1, x2, y2) for x1, y1, x2, y2 in found.boxes.tolist()],
