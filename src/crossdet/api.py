@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,18 @@ from crossdet.evaluating import (
     write_evaluation,
 )
 from crossdet.evaluation.protocols import Split
+from crossdet.evaluation.run import EvalSettings
 from crossdet.evaluation.showing import write_val_pictures
 from crossdet.inference import AnyImage, Detector, load_detector
 from crossdet.jsonfiles import write_atomically
 from crossdet.labels import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.retinanet import RetinaNet
+from crossdet.pseudo import TEACHER_FOLDER
 from crossdet.recipe import Recipe
 from crossdet.sources import Sources, classes_of, open_sources
-from crossdet.training import FurtherLoss, fit
+from crossdet.teaching import Lesson, Taught, open_teachers, taught_epochs
+from crossdet.training import DataOfEpoch, EpochData, FurtherLoss, fit
 from crossdet.types import Batch, Detections
 
 __all__ = ["evaluate", "load_detector", "predict", "train", "training_batches"]
@@ -76,6 +80,10 @@ def train(
     check_trainable(sources)
     check_run_dir(run_dir, config, resume, overwrite)
     fabric = build_fabric(config)
+    begun = resume and (run_dir / STATE_FILE).exists()
+    lesson, teachers = lesson_of(config, sources), []
+    if lesson is not None and not begun:
+        teachers = open_teachers(lesson, lambda path: load_detector(path, fabric.device))
     seed_everything(config.seed, verbose=False)
     settings = detector_settings(config)
     detector = build_detector(
@@ -86,8 +94,25 @@ def train(
     )
     make_run_dir(fabric, run_dir, config, resume)
     metadata = weights_metadata(config, sources.space, settings)
+
+    def taught_data(taught: Taught) -> EpochData:
+        labelled = replace(sources, space=taught.space, train=taught.train)
+        return EpochData(training_data(config, labelled), taught.background_weight)
+
+    data_of = None
+    if lesson is not None:
+        data_of = taught_epochs(fabric, lesson, teachers, run_dir / TEACHER_FOLDER, begun, taught_data)
+    del teachers  # their memory is for the training
     return train_detector(
-        fabric, config, sources, detector, training_data(config, sources), run_dir, metadata, resume
+        fabric,
+        config,
+        sources,
+        detector,
+        training_data(config, sources),
+        run_dir,
+        metadata,
+        resume,
+        data_of=data_of,
     )
 
 
@@ -103,11 +128,12 @@ def train_detector(
     operating: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     after_step: Callable[[], None] | None = None,
     further_loss: FurtherLoss | None = None,
+    data_of: DataOfEpoch | None = None,
 ) -> dict[str, Any]:
     """Trains built parts, evaluates on the validation splits, draws their pictures; returns the last record.
 
-    operating: the operating points that are found -> those that are stored. after_step, further_loss: see
-    `fit`.
+    operating: the operating points that are found -> those that are stored. after_step, further_loss, data_of:
+    see `fit`.
     """
     if config.train.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
@@ -132,6 +158,7 @@ def train_detector(
         resume=resume,
         after_step=after_step,
         further_loss=further_loss,
+        data_of=data_of,
     )
     if fabric.is_global_zero and sources.val:
         write_val_pictures(
@@ -152,6 +179,7 @@ def score_detector(
         sources.lists,
         config.input.shorter,
         config.input.longer,
+        sources.space.folding,
         autocast=fabric.autocast(),
         rank=fabric.global_rank,
         ranks=fabric.world_size,
@@ -163,12 +191,14 @@ def evaluate(
     config: Config | str | Path,
     split: str = "val",
     output: str | Path | None = None,
+    fold: bool = True,
 ) -> dict[str, Any]:
     """Scores a trained detector on every dataset of `config`, each by its protocols on the classes it labels.
 
     The detector's classes are found by their unified names, so the config may hold other datasets than those it
     was trained on. output: a folder for precision-recall curves (PNG and data) and for the detections in each
-    dataset's own layout.
+    dataset's own layout. fold: the directions of a class, and its classes per dataset, are judged as one class
+    (docs/orientation.md); False: each for itself.
 
     Raises:
         UserError: unreadable weights or data, or classes that the detector does not know.
@@ -178,9 +208,11 @@ def evaluate(
     if all(getattr(dataset, split) is None for dataset in config.datasets.values()):
         raise UserError(f"no dataset of the config has a `{split}` split")
     sources = open_sources(config, [split], classes_of(detector.space))
-    splits = splits_for_detector(sources, getattr(sources, split), detector)
-    size = detector.settings
-    evaluation = score_splits(detector.model, config, splits, sources.lists, size.shorter, size.longer)
+    splits = splits_for_detector(sources, getattr(sources, split), detector, fold)
+    size, folding = detector.settings, detector.space.folding if fold else None
+    evaluation = score_splits(
+        detector.model, config, splits, sources.lists, size.shorter, size.longer, folding
+    )
     if output is not None:
         name = run_or_weights if isinstance(run_or_weights, str | Path) else "detector"
         write_evaluation(Path(output), evaluation, Path(name).stem)
@@ -294,6 +326,7 @@ def training_data(config: Config, sources: Sources) -> HybridDataset:
                 weight=dataset.weight,
                 repeat_threshold=dataset.repeat_threshold,
                 difficult_as_region=dataset.difficult == "ignore",
+                one_direction=True,
             )
         )
     transform = Augment(
@@ -304,6 +337,36 @@ def training_data(config: Config, sources: Sources) -> HybridDataset:
         photometric=config.augment.photometric,
     )
     return HybridDataset(parts, space, transform, plain=config.train.plain)
+
+
+def teacher_settings(config: Config) -> EvalSettings:
+    """How a teacher looks at images: as large as the network in training, with the limits of `eval`."""
+    return EvalSettings(
+        config.input.shorter,
+        config.input.longer,
+        topk=config.eval.topk,
+        nms_iou=config.eval.nms_iou,
+        batch_size=config.eval.batch_size,
+        workers=config.train.workers,
+    )
+
+
+def lesson_of(config: Config, sources: Sources) -> Lesson | None:
+    """What teachers do in a joint training; None without them."""
+    pseudo = config.pseudo
+    if pseudo is None:
+        return None
+    return Lesson(
+        sources.space,
+        sources.train,
+        splits_for_training(sources),
+        teacher_settings(config),
+        () if isinstance(pseudo.teachers, str) else pseudo.teachers,
+        pseudo.schedule(config.train.epochs) if pseudo.teachers == "self" else None,
+        pseudo.beta,
+        pseudo.uncertain_from,
+        pseudo.negative_weight,
+    )
 
 
 def training_batches(config: Config | str | Path, count: int, epoch: int = 0) -> tuple[list[Batch], Sources]:

@@ -10,7 +10,6 @@ the images (`pseudo`), `frozen` trains the new classes' rows alone.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,17 +29,16 @@ from crossdet.api import (
     make_run_dir,
     run_directory,
     score_detector,
+    teacher_settings,
     train_detector,
     training_data,
     weights_metadata,
 )
 from crossdet.checkpoint import load_weights, update_metadata
 from crossdet.config import Config, ExtendConfig
-from crossdet.data.index import load_index, save_index
 from crossdet.errors import UserError, problem_list
 from crossdet.evaluating import splits_for_training
 from crossdet.evaluation.protocols import Split
-from crossdet.evaluation.run import EvalSettings, detect
 from crossdet.forgetting import changes, changes_table, draw_generations, main_numbers, to_json
 from crossdet.inference import DEFAULT_THRESHOLD, Detector, load_detector
 from crossdet.jsonfiles import write_json
@@ -58,16 +56,13 @@ from crossdet.provenance import (
     to_metadata,
     weights_path,
 )
-from crossdet.pseudo import taught_classes, taught_space, with_pseudo_labels
+from crossdet.pseudo import TEACHER_FOLDER, Teacher, label_images, taught_space
 from crossdet.sources import Sources, open_sources
 
 START_FILE = "extend.json"
 """What an extension began with: its generation, and the parent's scores. A resumed run goes on with it."""
 REPORT_FILE = "forgetting.json"
 PLOT_FILE = "generations.png"
-TEACHER_FOLDER = "teacher_labels"
-MOST_DETECTIONS = 300
-"""Of all its classes that the teacher may report per image."""
 
 
 def extend(
@@ -97,6 +92,8 @@ def extend(
     parent = Path(run_or_weights)
     tensors, metadata = load_weights(parent)
     config = with_settings_of(metadata, as_config(config))
+    if config.pseudo is not None:
+        raise UserError("pseudo: this section is for `crossdet train`; here it is `extend: {mode: distill}`")
     choice = config.extend or ExtendConfig()
     run_dir = run_directory(config, output)
     if weights_path(parent).resolve().parent == run_dir.resolve():
@@ -314,57 +311,20 @@ def _taught(
 
     Found once; a resumed run reads what it found.
     """
-    space, known = sources.space, len(old.classes)
-    confident = np.array([old.thresholds.get(name, DEFAULT_THRESHOLD) for name in old.classes])
-    uncertain = choice.uncertain_from * confident
-    settings = EvalSettings(
-        config.input.shorter,
-        config.input.longer,
-        score_threshold=float(max(0.01, uncertain.min())),
-        topk=config.eval.topk,
-        nms_iou=config.eval.nms_iou,
-        max_detections=MOST_DETECTIONS,
-        batch_size=config.eval.batch_size,
-        workers=config.train.workers,
+    thresholds = {c: old.thresholds.get(name, DEFAULT_THRESHOLD) for c, name in enumerate(old.classes)}
+    teacher = Teacher(
+        "the old detector", old.model, {c: c for c in thresholds}, teacher_settings(config), thresholds
     )
-    train, taught = dict(sources.train), {}
-    for name, index in sources.train.items():
-        classes = taught_classes(space, name, known)
-        if not classes:
-            continue
-        taught[name] = classes
-        folder = run_dir / TEACHER_FOLDER / name
-        if not (resume and folder.exists()):
-            found = detect(
-                old.model,
-                index,
-                classes,
-                settings,
-                autocast=fabric.autocast(),
-                rank=fabric.global_rank,
-                ranks=fabric.world_size,
-            )
-            labelled = with_pseudo_labels(
-                index,
-                space.ids(name, index.classes),
-                found.detections,
-                classes,
-                space.classes,
-                confident,
-                uncertain,
-                space.overlap_array,
-            )
-            if fabric.is_global_zero:
-                shutil.rmtree(folder, ignore_errors=True)
-                save_index(labelled, folder)
-                added = labelled.flags[np.asarray(labelled.labels) >= len(index.classes)]
-                print(
-                    f"teacher on {name}: {int((added == 0).sum())} objects, {int((added != 0).sum())} uncertain",
-                    flush=True,
-                )
-        fabric.barrier()
-        train[name] = load_index(folder)
-    return replace(sources, space=taught_space(space, taught, choice.trust), train=train)
+    train, taught = label_images(
+        fabric,
+        [teacher],
+        sources.space,
+        sources.train,
+        choice.uncertain_from,
+        run_dir / TEACHER_FOLDER,
+        keep=resume,
+    )
+    return replace(sources, space=taught_space(sources.space, taught, choice.trust), train=train)
 
 
 # ------------------------------------------------------------------------------------------ afterwards

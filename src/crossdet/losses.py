@@ -32,6 +32,7 @@ def dataset_aware_focal_loss(
     avoid: Tensor | None = None,
     negative_weight: Tensor | None = None,
     compiled: bool = False,
+    background_weight: Tensor | None = None,
 ) -> Tensor:
     """Sum of the dataset-aware focal loss over images, anchors and classes.
 
@@ -63,6 +64,8 @@ def dataset_aware_focal_loss(
             class, `[B, 1, C]` one per image and class.
         compiled: run the innermost part through `torch.compile`; worth its start-up in long trainings. Needs a
             C++ compiler (CPU) or Triton (GPU).
+        background_weight: `[B, C]` floating point, multiplies the negative terms of background anchors, and not
+            those of labelled objects: how far the background is trusted where it is not a person who labelled.
 
     Returns:
         Scalar: the sum, not divided by the number of positives; float64 for float64 logits, else float32.
@@ -73,7 +76,17 @@ def dataset_aware_focal_loss(
             step; there an id out of range ends in a device-side assertion or a wrong index.
     """
     return image_focal_losses(
-        logits, labels, trusted, alpha, gamma, foreground_negatives, overlap, avoid, negative_weight, compiled
+        logits,
+        labels,
+        trusted,
+        alpha,
+        gamma,
+        foreground_negatives,
+        overlap,
+        avoid,
+        negative_weight,
+        compiled,
+        background_weight,
     ).sum()
 
 
@@ -88,9 +101,10 @@ def image_focal_losses(
     avoid: Tensor | None = None,
     negative_weight: Tensor | None = None,
     compiled: bool = False,
+    background_weight: Tensor | None = None,
 ) -> Tensor:
     """`[B]`: `dataset_aware_focal_loss` as one sum per image, so that the loss of each dataset can be logged."""
-    _check_shapes(logits, labels, trusted, overlap, avoid, negative_weight)
+    _check_shapes(logits, labels, trusted, overlap, avoid, negative_weight, background_weight)
     _check_ids_on_cpu(logits, labels, avoid)
     # Autocast would run the sums below, which are matrix products, in half precision.
     with torch.autocast(logits.device.type, enabled=False):
@@ -99,6 +113,8 @@ def image_focal_losses(
         if negative_weight is not None:
             factor = negative_weight.to(logits.dtype).broadcast_to(len(logits), 1, logits.shape[2])[:, 0]
             weight = weight * factor
+        if background_weight is not None:
+            weight = weight * background_weight.to(weight.dtype)
         image, anchor = (labels >= 0).nonzero(as_tuple=True)
         own = labels[image, anchor]
         negative = foreground_negatives_of(
@@ -321,6 +337,7 @@ def _check_shapes(
     overlap: Tensor | None,
     avoid: Tensor | None,
     negative_weight: Tensor | None,
+    background_weight: Tensor | None,
 ) -> None:
     if logits.dim() != 3 or not logits.is_floating_point():
         raise ValueError(f"logits: expected floating point [B, N, C], got {_shown(logits)}")
@@ -344,6 +361,12 @@ def _check_shapes(
                 f"negative_weight: expected a shape broadcastable to [{images}, 1, {classes}], "
                 f"got {list(given)}{hint}"
             )
+    if background_weight is not None and (
+        background_weight.shape != (images, classes) or not background_weight.is_floating_point()
+    ):
+        raise ValueError(
+            f"background_weight: expected floating point [{images}, {classes}], got {_shown(background_weight)}"
+        )
 
 
 def _shown(tensor: Tensor) -> str:

@@ -1,26 +1,37 @@
-"""A trained detector as a teacher: what it finds in images becomes labels of classes that their dataset
-lacks.
+"""Trained detectors as teachers: what they find in images becomes labels of classes that their dataset lacks.
 
-Confident detections become objects, its uncertain ones AVOID regions of their class. What a person labelled
-always wins: a detection on a labelled object of another class is left out, since the object says that it is
-not that class.
+Confident detections become objects, uncertain ones AVOID regions of their class, and what is left of the background
+may count as a negative. What a person labelled always wins: a detection on a labelled object of another class is
+left out, since the object says that it is not that class. Who teaches is for others to say: `crossdet extend` has
+the detector that is extended, joint training what `teaching.py` chooses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
-from crossdet.data.index import Index
+from crossdet.data.index import Index, load_index, save_index
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats
 from crossdet.evaluation.matching import iou_with_offset, pairs
+from crossdet.evaluation.run import EvalSettings, detect
 from crossdet.labels import DROPPED, LabelSpace
+from crossdet.models.retinanet import RetinaNet
 from crossdet.types import REGION_FLAGS, Flag
 
+TEACHER_FOLDER = "teacher_labels"
+"""In the run directory: the training images' indexes with the teachers' labels."""
+MOST_DETECTIONS = 300
+"""Of all its classes that a teacher may report per image."""
+LEAST_SCORE = 0.01
+"""What scores less is never looked at."""
 SAME_BOX = 0.5
 """IoU from which on a detection and a labelled object are the same thing."""
 
@@ -32,14 +43,14 @@ def teacher_name(unified: str) -> str:
     return f"{unified} (teacher)"
 
 
-def taught_classes(space: LabelSpace, dataset: str, known: int) -> list[int]:
-    """Those of the first `known` classes that the teacher labels in a dataset.
+def taught_classes(space: LabelSpace, dataset: str, known: Iterable[int]) -> list[int]:
+    """Those of the `known` classes that a teacher labels in a dataset, rising.
 
     It labels what the dataset does not label at all and is not known not to contain.
     """
     row = space.dataset_index(dataset)
     wanted = space.avoid_array[row] & ~space.annotated_array[row]
-    return [c for c in range(known) if wanted[c]]
+    return [c for c in sorted(known) if wanted[c]]
 
 
 def taught_space(space: LabelSpace, taught: Mapping[str, Sequence[int]], trust: bool) -> LabelSpace:
@@ -123,3 +134,107 @@ def _on_labelled_objects(index: Index, class_ids: Ids, found: DetectionArrays, o
         same = iou(boxes[detection], truth[object_]) >= SAME_BOX
         on[detection[same & ~overlap[labels[detection], of[object_]]]] = True
     return on
+
+
+# ------------------------------------------------------------------------------------------ labelling images
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A detector as a teacher.
+
+    own_ids: unified class -> its own id, of the classes that it knows. settings: of its input, and limits.
+    thresholds: unified class -> score from which on a detection is an object; of others it labels nothing.
+    """
+
+    name: str
+    model: RetinaNet
+    own_ids: Mapping[int, int]
+    settings: EvalSettings
+    thresholds: Mapping[int, float] = field(default_factory=dict)
+
+
+def label_images(
+    fabric: Fabric,
+    teachers: Sequence[Teacher],
+    space: LabelSpace,
+    train: Mapping[str, Index],
+    uncertain_from: float,
+    folder: Path,
+    keep: bool = False,
+) -> tuple[dict[str, Index], dict[str, list[int]]]:
+    """The training splits with the teachers' labels, kept in `folder/DATASET`, and dataset -> the classes taught.
+
+    No two teachers have a threshold of the same class. A detection from `uncertain_from` times the threshold on is
+    an AVOID region. keep: what lies in the folder is taken.
+    """
+    taken = {c: score for teacher in teachers for c, score in teacher.thresholds.items()}
+    confident = np.full(len(space.classes), np.inf)
+    confident[list(taken)] = list(taken.values())
+    labelled, taught = dict(train), {}
+    for name, index in train.items():
+        classes = taught_classes(space, name, taken)
+        if not classes:
+            continue
+        taught[name], place = classes, folder / name
+        if not (keep and place.exists()):
+            parts = []
+            for teacher in teachers:
+                mine = [c for c in classes if c in teacher.thresholds]
+                floor = uncertain_from * min([teacher.thresholds[c] for c in mine], default=1.0)
+                parts.append(find(fabric, teacher, index, mine, max(LEAST_SCORE, floor)))
+            more = with_pseudo_labels(
+                index,
+                space.ids(name, index.classes),
+                _joined(parts),
+                classes,
+                space.classes,
+                confident,
+                uncertain_from * confident,
+                space.overlap_array,
+            )
+            if fabric.is_global_zero:
+                shutil.rmtree(place, ignore_errors=True)
+                save_index(more, place)
+                added = more.flags[np.asarray(more.labels) >= len(index.classes)]
+                print(
+                    f"teacher on {name}: {int((added == 0).sum())} objects, {int((added != 0).sum())} uncertain",
+                    flush=True,
+                )
+        fabric.barrier()
+        labelled[name] = open_labelled(place, index)
+    return labelled, taught
+
+
+def open_labelled(place: Path, index: Index) -> Index:
+    """What `label_images` kept of a split. index: the split without the labels; how its pictures are turned is said
+    by the config and not in the folder.
+    """
+    return replace(load_index(place), turned=index.turned)
+
+
+def find(
+    fabric: Fabric, teacher: Teacher, index: Index, classes: Sequence[int], floor: float
+) -> DetectionArrays:
+    """What a teacher finds of unified classes, in unified ids."""
+    own = [teacher.own_ids[c] for c in classes]
+    settings = replace(teacher.settings, score_threshold=floor, max_detections=MOST_DETECTIONS)
+    if not own:
+        return DetectionArrays(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    found = detect(
+        teacher.model,
+        index,
+        own,
+        settings,
+        autocast=fabric.autocast(),
+        rank=fabric.global_rank,
+        ranks=fabric.world_size,
+    ).detections
+    unified = np.zeros(1 + max(own), np.int64)
+    unified[own] = classes
+    return replace(found, labels=unified[found.labels])
+
+
+def _joined(parts: Sequence[DetectionArrays]) -> DetectionArrays:
+    columns = ("boxes", "scores", "labels", "image_of_box")
+    return DetectionArrays(*(np.concatenate([getattr(part, column) for part in parts]) for column in columns))

@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -28,6 +29,7 @@ from crossdet.data.hybrid import HybridDataset
 from crossdet.data.loading import MicroBatches, epoch_batches, make_loader, next_batch
 from crossdet.errors import Diverged, RunError, UserError
 from crossdet.jsonfiles import write_json
+from crossdet.models.matching import label_and_weigh
 from crossdet.models.retinanet import RetinaNet
 from crossdet.recipe import Recipe as Recipe
 from crossdet.recipe import learning_rate as learning_rate
@@ -39,6 +41,18 @@ Evaluate = Callable[[RetinaNet, str], dict[str, Any]]
 """(detector, when) -> metrics; the number under "mean" decides which weights are the best."""
 FurtherLoss = Callable[[RetinaNet, list[Tensor], Batch], Tensor]
 """(detector, its features of the batch, batch) -> a scalar that is added to the class loss."""
+
+
+class EpochData(NamedTuple):
+    """What an epoch trains on. background_weight: `[K, C]` float32 by dataset, see `Batch`; None: all 1."""
+
+    dataset: HybridDataset
+    background_weight: Tensor | None = None
+
+
+DataOfEpoch = Callable[[int, int, RetinaNet], EpochData]
+"""(epoch from 0, its steps done, the weights that count) -> what the epoch trains on. Exact resuming wants the same
+answer of the same weights, and after the first step the one of before it."""
 
 
 class Sealed:
@@ -133,12 +147,14 @@ def fit(
     resume: bool = False,
     after_step: Callable[[], None] | None = None,
     further_loss: FurtherLoss | None = None,
+    data_of: DataOfEpoch | None = None,
 ) -> dict[str, Any]:
     """Trains `detector` (what of it requires a gradient) and returns the last epoch's record (losses, metrics).
 
     Writes into `run_dir`: `state.pt` (resumable), `model.safetensors` (newest weights), `best.safetensors`,
     `metrics.json`, `steps.csv`, TensorBoard logs. With `resume` it continues exactly where `state.pt` stands.
-    after_step: called after every update of the weights, before they are averaged or saved.
+    after_step: called after every update of the weights, before they are averaged or saved. data_of: what each
+    epoch trains on instead of `dataset`.
 
     Raises:
         RunError: non-finite loss (the batch is saved), interruption, or a file that cannot be written.
@@ -161,9 +177,12 @@ def fit(
     if resume and (run_dir / STATE_FILE).exists():
         run.restore()
     logs = RunLog(fabric, run_dir, run.progress.step)
+    data = EpochData(dataset)
     with stop_signals() as stop:
         while run.progress.epoch < recipe.epochs and not run.progress.finished:
-            record = _train_epoch(run, step_module, dataset, dataset_names, recipe, logs, stop)
+            if data_of is not None:
+                data = data_of(run.progress.epoch, run.progress.step_in_epoch, run.final_detector())
+            record = _train_epoch(run, step_module, data, dataset_names, recipe, logs, stop)
             _finish_epoch(run, recipe, record, evaluate, logs)
     run.progress.finished = True
     run.save_state()
@@ -174,7 +193,7 @@ def fit(
 def _train_epoch(
     run: _Run,
     step_module: Any,
-    dataset: HybridDataset,
+    data: EpochData,
     dataset_names: Sequence[str],
     recipe: Recipe,
     logs: RunLog,
@@ -182,6 +201,9 @@ def _train_epoch(
 ) -> dict[str, Any]:
     """The steps of one epoch (the rest of it, after a resume)."""
     fabric, progress, device = run.fabric, run.progress, run.fabric.device
+    dataset, finish = data.dataset, run.detector.labeller()
+    if data.background_weight is not None:
+        finish = partial(label_and_weigh, label=finish, weights=data.background_weight)
     batches = epoch_batches(
         dataset.sizes(),
         dataset.draw_weights(),
@@ -200,7 +222,7 @@ def _train_epoch(
         recipe.workers,
         device.type == "cuda",
         run.detector.mean_colour,
-        run.detector.labeller(),
+        finish,
     )
     totals = run.totals or DatasetTotals(dataset_names, device)
     run.totals = totals

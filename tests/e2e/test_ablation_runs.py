@@ -115,6 +115,26 @@ def test_finished_ones_are_skipped_and_other_settings_are_refused(results, toys)
     assert after == before
 
 
+def test_the_experts_teach_and_are_trained_before(results, toys, tmp_path):
+    """After two steps they find nothing right: nothing is taught, and that is told."""
+    words = ("run", toys, "--methods", "aware_pseudo,aware_pseudo_self", "--seeds", "0", "-o", tmp_path)
+    text = command(*words, *TWO_STEPS)
+    assert "aware_pseudo, seed 0: it is taught by expert_right, in the queue as well" in text
+    content = read(tmp_path / "toys/aware_pseudo_seed0.json")
+    assert content["taught"]["teachers"] == ["expert_left_seed0", "expert_right_seed0"]
+    assert set(content["taught"]["datasets"]) <= {"left", "right"}
+    assert content["config"]["pseudo"]["teachers"] == ["expert_left_seed0", "expert_right_seed0"]
+    assert str(toys) not in json.dumps(content)
+    assert read(tmp_path / "toys/aware_pseudo_self_seed0.json")["taught"] is None  # over before it began
+    table = command("table", tmp_path / "toys")
+    assert "aware, labels by the experts" in table
+    assert "aware, labels by itself" in table
+    shutil.rmtree(toys / "runs/aware_pseudo_seed0")
+    words = ("run", toys, "--methods", "aware_pseudo", "--seeds", "0", "-o", tmp_path / "other")
+    with pytest.raises(UserError, match=r"runs/expert_left_seed0 was made with other settings"):
+        command(*words, *TWO_STEPS, "--set", "train.lr=0.5")
+
+
 def test_a_run_of_plain_train_is_measured_as_it_is(toys, tmp_path):
     run_dir = toys / "runs/aware_seed5"
     config = load_config(toys / "aware.yaml", ["seed=5", "train.max_steps=2", "train.log_every=1"])

@@ -228,7 +228,7 @@ def test_an_interrupted_extension_continues_exactly(world, signs, trained, tmp_p
             extend(trained.folder, parsed, output=tmp_path / "run")
     started = (tmp_path / "run" / "extend.json").read_bytes()
     with pytest.MonkeyPatch.context() as patch:  # what the teacher found is kept
-        patch.setattr("crossdet.extending.detect", None)
+        patch.setattr("crossdet.pseudo.detect", None)
         extend(trained.folder, parsed, output=tmp_path / "run", resume=True)
     extend(trained.folder, parsed, output=tmp_path / "reference")
     assert (tmp_path / "run" / "extend.json").read_bytes() == started

@@ -258,3 +258,49 @@ def test_more_trust_never_lowers_the_loss(case):
     untrusted = (~case.trusted(space)).any(1) & (case.labels == BACKGROUND).any(1)
     if not len(case.avoid):
         assert torch.equal(naive > aware + 1e-12, untrusted)
+
+
+def weighed(
+    case: Case, trusted: Tensor, weight: Tensor | None, foreground_negatives: bool
+) -> tuple[Tensor, Tensor]:
+    """Losses per image and the gradient by the logits."""
+    leaf = case.logits.clone().requires_grad_()
+    found = image_focal_losses(
+        leaf, case.labels, trusted, foreground_negatives=foreground_negatives, overlap=case.space().overlap,
+        avoid=case.avoid, background_weight=weight,
+    )  # fmt: skip
+    found.sum().backward()
+    return found.detach(), leaf.grad
+
+
+@FEW
+@given(cases(), st.booleans(), st.data())
+def test_background_weights_lie_between_avoided_and_trusted(case, foreground_negatives, data):
+    """Some pairs (image, class) that the data avoid become trusted by a teacher, with a weight.
+
+    Weight 1 is trusted, 0 is avoided where foreground negatives do not depend on trust, and between the two loss
+    and gradient are linear; where the weight is 1 nothing changes.
+    """
+    avoided = case.trusted(case.space())
+    taught = torch.tensor([[data.draw(st.booleans()) for _ in row] for row in avoided.tolist()]) & ~avoided
+    trusted = avoided | taught
+
+    def at(weight: float) -> tuple[Tensor, Tensor]:
+        table = torch.ones(avoided.shape).masked_fill(taught, weight)
+        return weighed(case, trusted, table, foreground_negatives)
+
+    whole, none = weighed(case, trusted, None, foreground_negatives), at(0.0)
+    for one, other in zip(at(1.0), whole, strict=True):
+        assert torch.equal(one, other)
+    if foreground_negatives:
+        for one, other in zip(none, weighed(case, avoided, None, True), strict=True):
+            assert torch.equal(one, other)
+    share = data.draw(st.sampled_from([0.25, 0.5, 0.75]))  # exact in float32
+    for part, low, high in zip(at(share), none, whole, strict=True):
+        same(part, low + share * (high - low))
+    gradient = at(share)[1]
+    elsewhere = ~(taught[:, None] & (case.labels == BACKGROUND)[..., None])
+    assert torch.equal(
+        gradient[elsewhere], whole[1][elsewhere]
+    )  # labelled objects and others' classes keep 1
+    assert (none[1][~elsewhere] == 0).all()

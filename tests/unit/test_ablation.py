@@ -12,12 +12,13 @@ import yaml
 
 from crossdet.data.coco import write_coco
 from crossdet.data.index import IndexBuilder
-from crossdet.errors import UserError
+from crossdet.errors import Diverged, UserError
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
 from crossdet.evaluation.coco import coco_scores
 from crossdet.evaluation.operating import judge
 from crossdet.experiments import jobs
 from crossdet.experiments.ablation import (
+    FURTHER,
     METHODS,
     SplitFolder,
     chosen_methods,
@@ -25,6 +26,7 @@ from crossdet.experiments.ablation import (
     methods_of,
     open_split_folder,
     resolve,
+    run_ablation,
     stands_for,
 )
 from crossdet.experiments.measure import (
@@ -350,6 +352,64 @@ def test_settings_are_compared_without_what_belongs_to_a_machine(tmp_path: Path)
     changed = jobs.comparable(resolve(split, METHODS[1], 0, ["train.lr=1.0"]), split.roots)
     with pytest.raises(UserError, match=r"other settings; differing: model\.weights, train\.lr"):
         jobs.check_same(changed, plain, tmp_path)
+
+
+def test_taught_methods_are_run_where_they_are_named(tmp_path: Path) -> None:
+    split = split_folder(tmp_path, SHARED)
+    assert not {m.name for m in chosen_methods([], SHARED, print)} & {m.name for m in FURTHER}
+    by_experts, by_itself = chosen_methods(["aware_pseudo", "aware_pseudo_self"], SHARED, print)
+    taught = resolve(split, by_experts, 3)
+    assert taught.pseudo is not None
+    runs = tmp_path / "runs"
+    assert taught.pseudo.teachers == (runs / "expert_left_seed3", runs / "expert_right_seed3")
+    itself = resolve(split, by_itself, 3).pseudo
+    assert itself is not None
+    assert itself.teachers == "self"
+    assert resolve(split, METHODS[1], 3).pseudo is None
+
+
+def test_the_queue_has_the_teachers_before_those_who_are_taught(tmp_path: Path, monkeypatch) -> None:
+    """Those without a finished run are added; where one diverged nobody is taught; a lost run is told."""
+    split = split_folder(tmp_path, SHARED)
+    (tmp_path / "expert_left.yaml").write_text((tmp_path / "expert_right.yaml").read_text())
+    trained: list[str] = []
+    finished: set[str] = set()
+
+    def train(config: Any, run_dir: Path, what: Any) -> dict[str, Any]:
+        trained.append(run_dir.name)
+        if run_dir.name == "expert_right_seed1":
+            raise Diverged("the loss is not finite")
+        finished.add(run_dir.name)
+        return {"epoch": 1, "step": 1}
+
+    monkeypatch.setattr(jobs, "train_on", train)
+    monkeypatch.setattr(jobs, "finished_record", lambda run: {"step": 1} if run.name in finished else None)
+    monkeypatch.setattr("crossdet.experiments.measure.open_union_test", lambda *_: "test")
+    monkeypatch.setattr("crossdet.experiments.ablation._result", lambda job, record, diverged, _: {
+        "config": job.what, "summary": job.split.summary, "diverged": diverged
+    })  # fmt: skip
+    said: list[str] = []
+    methods = chosen_methods(["aware_pseudo", "aware", "expert_right"], SHARED, print)
+    finished.add("expert_left_seed0")
+    files = run_ablation(split, tmp_path / "out", methods, [0, 1], say=said.append)
+    assert trained == [
+        "aware_seed0", "expert_right_seed0", "aware_pseudo_seed0",
+        "aware_seed1", "expert_right_seed1", "expert_left_seed1",
+    ]  # fmt: skip
+    assert len(files) == 6
+    assert any("aware_pseudo, seed 1: it is taught by expert_left, in the queue as well" in s for s in said)
+    assert any("left out; no finished training of what is to teach it: expert_right" in s for s in said)
+    what = json.loads((tmp_path / "out" / tmp_path.name / "aware_pseudo_seed0.json").read_text())["config"]
+    assert what["pseudo"]["teachers"] == ["expert_left_seed0", "expert_right_seed0"]
+    # nothing is added for what is finished, and the same settings elsewhere are the same
+    trained.clear()
+    run_ablation(split, tmp_path / "out", methods[:1], [0], say=said.append)
+    assert trained == []
+    # a teacher with a result whose run is gone would not be trained again
+    finished.clear()
+    (tmp_path / "out" / tmp_path.name / "aware_pseudo_seed0.json").unlink()
+    with pytest.raises(UserError, match=r"its teacher expert_right has a result, .*but no finished run"):
+        run_ablation(split, tmp_path / "out", methods[:1], [0], say=said.append)
 
 
 def test_a_folder_without_a_split_is_told(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from crossdet.evaluation import matching
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
 from crossdet.evaluation.matching import best_overlaps, first_of_each, iou_with_offset, pairs
-from crossdet.evaluation.operating import best_f1, judge
+from crossdet.evaluation.operating import best_f1, best_f_beta, f_beta, judge
 
 
 def random_boxes(rng, count):
@@ -150,3 +150,27 @@ def test_detections_on_crowds_are_not_counted():
     assert (point.threshold, point.f1, point.objects) == (pytest.approx(0.6), 1.0, 1)
     assert best_f1([judged], 3) is None
     assert best_f1([], 0) is None
+
+
+def test_f_beta_moves_the_threshold_by_hand():
+    """Of four objects the first detection is right, then one wrong and two right, in a row of falling scores."""
+    boxes = np.array([[20.0 * i, 0, 20 * i + 10, 10] for i in range(4)])
+    truth = GroundTruth(
+        np.arange(1), boxes, np.zeros(4, int), np.zeros(4, bool), np.full(4, 100.0), np.zeros(4, int)
+    )
+    found = DetectionArrays(
+        boxes[[0, 1, 1, 2]] + np.array([[0.0], [500.0], [0.0], [0.0]]),
+        np.array([0.9, 0.7, 0.5, 0.3]),
+        np.zeros(4, int),
+        np.zeros(4, int),
+    )
+    judged = [judge(truth, found, [0], 0.1)]
+    # precision, recall after each: (1, 1/4) (1/2, 1/4) (2/3, 1/2) (3/4, 3/4)
+    careful, balanced, eager = (best_f_beta(judged, 0, beta) for beta in (0.25, 1.0, 4.0))
+    assert balanced == best_f1(judged, 0)
+    assert (balanced.precision, balanced.recall, balanced.threshold) == (0.75, 0.75, pytest.approx(0.2))
+    assert (careful.precision, careful.recall, careful.threshold) == (1.0, 0.25, pytest.approx(0.8))
+    assert careful.f1 == pytest.approx(0.4)
+    assert eager == balanced
+    assert f_beta(careful, 0.25) == pytest.approx(1.0625 * 0.25 / (0.0625 + 0.25))
+    assert f_beta(careful, 1.0) == pytest.approx(careful.f1)

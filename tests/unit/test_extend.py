@@ -164,9 +164,9 @@ def space() -> LabelSpace:
 
 
 def test_the_teacher_labels_what_the_dataset_does_not(space):
-    assert taught_classes(space, "new", 2) == [0, 1]
-    assert taught_classes(space, "sea", 2) == [1]
-    assert taught_classes(space, "old", 2) == []
+    assert taught_classes(space, "new", range(2)) == [0, 1]
+    assert taught_classes(space, "sea", range(2)) == [1]
+    assert taught_classes(space, "old", range(2)) == []
 
 
 def test_trust_in_the_teacher_is_a_switch(space):

@@ -55,18 +55,20 @@ class Case:
         self.overlap = torch.rand(classes, classes, generator=g) < 0.2
         self.weight = torch.rand(images, generator=g, dtype=torch.float64)  # upstream gradients that differ
 
+        self.background_weight = None
+
     def full(self, foreground_negatives, overlap, gamma):
         classes = self.trusted.shape[1]
         logits = [self.predict(t).permute(0, 2, 3, 1).reshape(len(t), -1, classes) for t in self.towers]
         return image_focal_losses(
             torch.cat(logits, 1), self.labelled.labels, self.trusted, 0.25, gamma, foreground_negatives,
-            overlap, self.labelled.avoid,
+            overlap, self.labelled.avoid, background_weight=self.background_weight,
         )  # fmt: skip
 
     def sliced(self, foreground_negatives, overlap, gamma):
         return union_focal_losses(
             self.towers, self.predict, self.labelled, self.trusted, trust_groups(self.trusted), 0.25, gamma,
-            foreground_negatives, overlap,
+            foreground_negatives, overlap, background_weight=self.background_weight,
         )  # fmt: skip
 
     def gradients(self, losses):
@@ -90,6 +92,18 @@ def test_loss_and_gradients_are_those_of_all_logits(seed, wide, foreground_negat
     own = case.labelled.labels[case.labelled.image, case.labelled.anchor]
     assert not case.trusted[case.labelled.image, own].all()  # some positives are of untrusted classes
     assert_equal(case, foreground_negatives, case.overlap if seed % 2 else None, gamma=(2.0, 1.3)[seed // 2])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_weighed_background_is_that_of_all_logits(seed):
+    """Images with equal trust and different weights: a person labelled the class here, a teacher there."""
+    case = Case(seed)
+    plain = case.sliced(True, None, 2.0)
+    case.background_weight = torch.rand(case.trusted.shape, generator=torch.Generator().manual_seed(seed))
+    assert_equal(case, overlap=case.overlap)
+    assert not torch.allclose(case.sliced(True, None, 2.0), plain)
+    case.background_weight = torch.ones(case.trusted.shape)
+    assert torch.equal(case.sliced(True, None, 2.0), plain)
 
 
 def test_no_foreground_and_no_trusted_class_keep_the_parameters_in_the_graph():

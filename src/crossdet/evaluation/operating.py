@@ -1,7 +1,7 @@
 """Which detections are right at home, and the score from which on a class is best reported.
 
 AP needs no threshold, a detector in use does. Per class it is the score with the best F1 on the validation data
-that label the class; it is stored with the weights.
+that label the class; it is stored with the weights. A teacher's threshold may be that of another F-beta.
 """
 
 from __future__ import annotations
@@ -84,6 +84,17 @@ def covered_share(boxes: Floats, truth: Floats) -> Floats:
 
 def best_f1(judged: Sequence[Judged], class_id: int) -> OperatingPoint | None:
     """The operating point of a class over all splits that label it; None without a single right detection."""
+    return best_f_beta(judged, class_id, 1.0)
+
+
+def f_beta(point: OperatingPoint, beta: float) -> float:
+    """(1 + beta²) P R / (beta² P + R) (van Rijsbergen): recall counts beta times as much as precision."""
+    weighed = beta**2 * point.precision + point.recall
+    return (1 + beta**2) * point.precision * point.recall / weighed if weighed else 0.0
+
+
+def best_f_beta(judged: Sequence[Judged], class_id: int, beta: float) -> OperatingPoint | None:
+    """As `best_f1`, with the threshold of the best F-beta."""
     objects = sum(j.objects.get(class_id, 0) for j in judged)
     mine = [(j, (j.labels == class_id) & j.counted) for j in judged if class_id in j.objects]
     if not mine or not objects:
@@ -95,13 +106,13 @@ def best_f1(judged: Sequence[Judged], class_id: int) -> OperatingPoint | None:
     if not len(right) or not right[-1]:
         return None
     reported = np.arange(1, len(scores) + 1)
-    f1 = 2 * right / (reported + objects)
-    f1[:-1][scores[:-1] == scores[1:]] = -1.0  # a threshold cannot separate equal scores
-    best = int(f1.argmax())
+    value = (1 + beta**2) * right / (reported + beta**2 * objects)
+    value[:-1][scores[:-1] == scores[1:]] = -1.0  # a threshold cannot separate equal scores
+    best = int(value.argmax())
     below = scores[best + 1] if best + 1 < len(scores) else max(j.floor for j, _ in mine)
     return OperatingPoint(
         threshold=float((scores[best] + below) / 2),
-        f1=float(f1[best]),
+        f1=float(2 * right[best] / (reported[best] + objects)),
         precision=float(right[best] / reported[best]),
         recall=float(right[best] / objects),
         objects=objects,

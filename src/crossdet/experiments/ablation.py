@@ -31,7 +31,8 @@ class Method:
     """One way to train on a split.
 
     base: name of the split's config. overrides: on top of it. merged: classes that several parts label are one
-    class; where no class is shared this changes nothing. part: the only part it sees (an expert).
+    class; where no class is shared this changes nothing. part: the only part it sees (an expert). taught: its
+    teachers are the experts of the same seed, which are trained before.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Method:
     overrides: tuple[str, ...] = ()
     merged: bool = True
     part: str | None = None
+    taught: bool = False
 
 
 METHODS: tuple[Method, ...] = (
@@ -57,6 +59,11 @@ METHODS: tuple[Method, ...] = (
     Method("aware_distinct", "aware without merging", "aware", merged=False),
 )
 """In the order of the queue, without the experts."""
+FURTHER: tuple[Method, ...] = (
+    Method("aware_pseudo", "aware, labels by the experts", "aware", taught=True),
+    Method("aware_pseudo_self", "aware, labels by itself", "aware", ("pseudo.teachers=self",)),
+)
+"""Methods that are run where they are named only; the tables show them where they were run."""
 SAME_WITHOUT_SHARED = {"naive_merged": "naive", "aware_distinct": "aware"}
 """Where no class is shared the first is the same training as the second."""
 
@@ -125,11 +132,11 @@ def stands_for(method: Method, summary: Mapping[str, Any]) -> list[str]:
 def chosen_methods(
     names: Sequence[str], summary: Mapping[str, Any], say: Callable[[str], None] = print
 ) -> list[Method]:
-    """The methods of these names, all without names; `expert` stands for all experts.
+    """The methods of these names, all but `FURTHER` without names; `expert` stands for all experts.
 
     Says which of them are the same training. Raises `UserError` for unknown names.
     """
-    possible = {method.name: method for method in methods_of(summary)}
+    possible = {method.name: method for method in (*methods_of(summary), *FURTHER)}
     same = {} if shared_classes(summary) else SAME_WITHOUT_SHARED
     for other, name in same.items():
         if not names or other in names:
@@ -146,7 +153,7 @@ def chosen_methods(
         wanted += found
     if problems:
         raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
-    return list(dict.fromkeys(wanted)) if names else list(possible.values())
+    return list(dict.fromkeys(wanted)) if names else methods_of(summary)
 
 
 # ------------------------------------------------------------------------------------------- configs
@@ -160,7 +167,11 @@ def resolve(split: SplitFolder, method: Method, seed: int, overrides: Sequence[s
     file = split.folder / f"{method.base}.yaml"
     shared = shared_classes(split.summary)
     distinct = [f"labels.distinct={json.dumps(shared)}"] if shared and not method.merged else []
-    words = [*method.overrides, *distinct, f"seed={seed}", *overrides]
+    teachers = []
+    if method.taught:
+        runs = [str(split.run_dir(expert(part), seed).absolute()) for part in split.parts]
+        teachers = [f"pseudo.teachers={json.dumps(runs)}"]
+    words = [*method.overrides, *teachers, *distinct, f"seed={seed}", *overrides]
     config = load_config(file, words)
     if method.part is not None:
         factor = sum(row["images"] for row in split.parts.values()) / split.parts[method.part]["images"]
@@ -173,7 +184,8 @@ def resolve(split: SplitFolder, method: Method, seed: int, overrides: Sequence[s
 
 @dataclass(frozen=True)
 class Job:
-    """One training and its JSON. what: its config as it is compared. given: the user's overrides."""
+    """One training and its JSON. what: its config as it is compared. given: the user's overrides. teachers: of a
+    taught method, the experts of its seed."""
 
     split: SplitFolder
     method: Method
@@ -182,10 +194,21 @@ class Job:
     what: dict[str, Any]
     given: tuple[str, ...]
     file: Path
+    teachers: tuple[Job, ...] = ()
 
     @property
     def run_dir(self) -> Path:
         return self.split.run_dir(self.method, self.seed)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing to train."""
+        return self.file.exists() or jobs.finished_record(self.run_dir) is not None
+
+    @property
+    def missing_teachers(self) -> list[Job]:
+        """Those that have no finished run."""
+        return [job for job in self.teachers if jobs.finished_record(job.run_dir) is None]
 
     @property
     def title(self) -> str:
@@ -211,7 +234,8 @@ def run_ablation(
 
     An unfinished training is continued; a finished one, also one of a plain `crossdet train`, is only measured. A
     training that diverges is a result and does not stop the others. train: false measures what has finished and
-    trains nothing. again: measure finished trainings anew, also where there is a JSON.
+    trains nothing. again: measure finished trainings anew, also where there is a JSON. The experts that teach a
+    method are trained before it.
 
     Raises:
         UserError: mistakes in configs or data, or runs and results of other settings.
@@ -219,7 +243,7 @@ def run_ablation(
     """
     if jobs.processes() > 1:
         raise UserError("the ablation runs on one device; start it without torchrun")
-    queue = [_job(split, results, method, seed, overrides) for seed in seeds for method in methods]
+    queue = _queue(split, results, methods, seeds, overrides, say if train else None)
     _check_all(queue, again)
     test = None
     written = []
@@ -233,6 +257,10 @@ def run_ablation(
         if record is None and (not train or (again and job.file.exists())):
             say(f"{title}: no finished training, left out")
             continue
+        if record is None and (missing := job.missing_teachers):
+            names = ", ".join(teacher.method.name for teacher in missing)
+            say(f"{title}: left out; no finished training of what is to teach it: {names}")
+            continue
         say(f"{title}: measured" if record else title)
         if record is None:
             record, diverged = _train(job)
@@ -244,11 +272,52 @@ def run_ablation(
     return written
 
 
+def _queue(
+    split: SplitFolder,
+    results: Path,
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    overrides: Sequence[str],
+    say: Callable[[str], None] | None,
+) -> list[Job]:
+    """All methods of one seed after the other, those who are taught last; with the experts that are missing for
+    them, which is said (None: without)."""
+    queue: list[Job] = []
+    for seed in seeds:
+        mine = [_job(split, results, method, seed, overrides) for method in methods]
+        taught = [job for job in mine if job.method.taught]
+        missing = [teacher for job in taught if not job.is_done for teacher in job.missing_teachers]
+        added = [teacher for teacher in missing if teacher.method not in methods] if say else []
+        if say and added:
+            names = ", ".join(teacher.method.name for teacher in added)
+            say(f"{taught[0].title}: it is taught by {names}, in the queue as well")
+        queue += [*(job for job in mine if not job.method.taught), *added, *taught]
+    return queue
+
+
 def _job(split: SplitFolder, results: Path, method: Method, seed: int, overrides: Sequence[str]) -> Job:
     config = resolve(split, method, seed, overrides)
     file = results / split.name / f"{method.name}_seed{seed}.json"
     given = tuple(jobs.without_roots(_without_folders(text), split.roots) for text in overrides)
-    return Job(split, method, seed, config, jobs.comparable(config, split.roots), given, file)
+    teachers = map(expert, split.parts) if method.taught else ()
+    return Job(
+        split,
+        method,
+        seed,
+        config,
+        _comparable(config, split.roots),
+        given,
+        file,
+        tuple(_job(split, results, teacher, seed, overrides) for teacher in teachers),
+    )
+
+
+def _comparable(config: Config, roots: Mapping[Path, str]) -> dict[str, Any]:
+    """`jobs.comparable`; a teacher counts by the name of its run."""
+    what = jobs.comparable(config, roots)
+    if config.pseudo is not None and not isinstance(config.pseudo.teachers, str):
+        what["pseudo"]["teachers"] = [path.name for path in config.pseudo.teachers]
+    return what
 
 
 def _without_folders(override: str) -> str:
@@ -268,10 +337,27 @@ def _check_all(queue: Sequence[Job], again: bool) -> None:
                     problems.append(f"{job.file} is of another split; use another folder with --output")
             if (again or not job.file.exists()) and (job.run_dir / "config.yaml").exists():
                 jobs.check_same(job.on_this_data, _settings_of_run(job), job.run_dir)
+            _check_teachers(job)
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError(problem_list(f"{len(problems)} training(s) cannot be used", problems))
+
+
+def _check_teachers(job: Job) -> None:
+    """Raises `UserError` where a teacher was made with other settings, or has a result but no run here: then it
+    would not be trained."""
+    if job.is_done:
+        return
+    for teacher in job.teachers:
+        if (teacher.run_dir / "config.yaml").exists():
+            jobs.check_same(teacher.on_this_data, _settings_of_run(teacher), teacher.run_dir)
+    for teacher in job.missing_teachers:
+        if teacher.file.exists() and not jobs.read_json(teacher.file).get("diverged"):
+            raise UserError(
+                f"{job.title}: its teacher {teacher.method.name} has a result, {teacher.file}, but no finished run "
+                f"in {job.split.runs}; put the run there, or move the result away to train it again"
+            )
 
 
 def _settings_of_run(job: Job) -> dict[str, Any]:
@@ -283,7 +369,7 @@ def _settings_of_run(job: Job) -> dict[str, Any]:
     test, roots = config.union_test, dict(job.split.roots)
     if isinstance(test, UnionTestConfig) and test.annotations:
         roots[test.annotations[0].parents[1]] = ROOT  # where the split lay when the run was made
-    return jobs.comparable(config, roots)
+    return _comparable(config, roots)
 
 
 def _train(job: Job) -> tuple[dict[str, Any] | None, str | None]:
@@ -300,6 +386,8 @@ def _result(
     job: Job, record: Mapping[str, Any] | None, diverged: str | None, test: measure.UnionTest
 ) -> dict[str, Any]:
     """What is written down of one training. record: of its last epoch; None where it diverged."""
+    from crossdet.teaching import last_taught
+
     note = jobs.read_json(job.run_dir / jobs.NOTE)
     epochs = jobs.read_json(job.run_dir / "metrics.json").get("epochs", [])
     rows = measure.read_steps(job.run_dir)
@@ -320,6 +408,7 @@ def _result(
         "protocols": measure.own_numbers((record or {}).get("metrics", {}), job.split.parts),
         "curve": measure.learning_curve(epochs, job.split.parts),
         "stability": measure.stability(rows, train.warmup_epochs, train.clip_norm),
+        "taught": _without_runs(last_taught(job.run_dir), job.split),
         "union": None,
         "seconds": note.get("seconds"),
         "training_seconds": measure.training_seconds(rows, epochs),
@@ -332,3 +421,13 @@ def _result(
     if record:
         content["union"] = measure.measure_union(job.run_dir, test, job.split.parts, job.config.eval)
     return content
+
+
+def _without_runs(taught: dict[str, Any] | None, split: SplitFolder) -> dict[str, Any] | None:
+    """Who labelled what, with teachers by the names of their runs."""
+    if taught is None:
+        return None
+    text = json.dumps(taught)
+    for folder in dict.fromkeys((split.runs.absolute(), split.runs.resolve())):
+        text = text.replace(json.dumps(f"{folder}/")[1:-1], "")
+    return dict(json.loads(text))

@@ -43,7 +43,8 @@ def run(
             "--methods",
             metavar="A,B",
             help="naive, aware, same_positives, full, naive_merged, aware_no_foreground, aware_distinct, expert "
-            "(all of them), expert_PART; default: all that differ on the split",
+            "(all of them), expert_PART; default: all of these that differ on the split. Also aware_pseudo (after "
+            "the experts), aware_pseudo_self",
         ),
     ] = None,
     seeds: Annotated[list[str] | None, typer.Option("--seeds", metavar="N,M", help="default: 0,1,2")] = None,

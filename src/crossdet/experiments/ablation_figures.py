@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from crossdet.errors import UserError
 from crossdet.evaluation.curves import COLOURS, STYLES
-from crossdet.experiments.ablation import METHODS
+from crossdet.experiments.ablation import FURTHER, METHODS
 from crossdet.experiments.ablation_results import UNION_AP, Results, Run
 from crossdet.experiments.ablation_tables import SWEPT
 from crossdet.jsonfiles import write_atomically
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from crossdet.experiments.ablation import SplitFolder
     from crossdet.experiments.measure import UnionTest
 
-ORDER = tuple(method.name for method in METHODS)
+ORDER = tuple(method.name for method in (*METHODS, *FURTHER))
 """A method has the same colour in all figures."""
 SIDE = 420
 """Pixels to which the shorter side of a picture is enlarged, so that text has room."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from crossdet.errors import UserError
 from crossdet.experiments import jobs
-from crossdet.experiments.ablation import TOOL, methods_of
+from crossdet.experiments.ablation import FURTHER, TOOL, methods_of
 
 Run = Mapping[str, Any]
 Keys = tuple[str, ...]
@@ -28,6 +28,9 @@ PAIRS = (
     ("naive_merged", "naive"),
     ("aware", "naive_merged"),
     ("aware", EXPERTS),
+    ("aware_pseudo", "aware"),
+    ("aware_pseudo_self", "aware"),
+    ("aware_pseudo", "same_positives"),
 )
 """Differences that are shown where both were run."""
 
@@ -61,7 +64,7 @@ class Results:
     def title(self, method: str) -> str:
         if method == EXPERTS:
             return "experts (each part by its own model)"
-        known = {m.name: m.title for m in methods_of(self.summary)}
+        known = {m.name: m.title for m in (*methods_of(self.summary), *FURTHER)}
         return known.get(method) or next(iter(self.runs[method].values()))["title"]
 
     def of(self, method: str) -> Mapping[int, Run]:

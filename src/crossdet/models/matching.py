@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -43,6 +43,11 @@ def label_batch(
     )
     per_shape = torch.bincount(labelled.anchor % len(cells[0]), minlength=len(cells[0])).tolist()
     return replace(batch, labelled=labelled._replace(per_shape=tuple(per_shape)))
+
+
+def label_and_weigh(batch: Batch, label: Callable[[Batch], Batch], weights: Tensor) -> Batch:
+    """The batch labelled, with the background weights of each image's dataset; `weights [K, C]` by dataset."""
+    return replace(label(batch), background_weight=weights[batch.dataset_ids])
 
 
 class Objects(NamedTuple):

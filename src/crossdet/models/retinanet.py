@@ -271,6 +271,7 @@ class RetinaNet(nn.Module):
             self.foreground_negatives,
             self.overlap,
             compiled,
+            batch.background_weight,
         )
         deltas = torch.cat([self._by_anchor(self.box_subnet(f), 4) for f in features], 1)
         box = self._box_losses(deltas, grid.boxes, labelled)

@@ -34,6 +34,7 @@ def union_focal_losses(
     foreground_negatives: bool = True,
     overlap: Tensor | None = None,
     compiled: bool = False,
+    background_weight: Tensor | None = None,
 ) -> Tensor:
     """`[B]` dataset-aware focal loss per image, equal to `image_focal_losses` of all logits.
 
@@ -42,7 +43,8 @@ def union_focal_losses(
         predict: that layer, a 3x3 convolution with padding 1 to A * C channels, class fastest.
         labelled: of `label_anchors`, anchors by level, row, column and shape.
         trusted: `[B, C]` bool. groups: its distinct rows (`trust_groups(trusted)`).
-        alpha, gamma, foreground_negatives, overlap, compiled: see `dataset_aware_focal_loss`.
+        alpha, gamma, foreground_negatives, overlap, compiled, background_weight: see
+            `dataset_aware_focal_loss`.
     """
     classes = trusted.shape[1]
     shapes = predict.out_channels // classes
@@ -59,7 +61,16 @@ def union_focal_losses(
         (alpha, gamma),
     )
     background = _background(
-        towers, weight, bias, [len(r) for r in rows], labelled, groups, alpha, gamma, compiled
+        towers,
+        weight,
+        bias,
+        [len(r) for r in rows],
+        labelled,
+        groups,
+        alpha,
+        gamma,
+        compiled,
+        background_weight,
     )
     losses: Tensor = background.index_add(0, labelled.image, terms.to(background.dtype))
     return losses
@@ -84,6 +95,7 @@ def _background(
     alpha: float,
     gamma: float,
     compiled: bool,
+    background_weight: Tensor | None,
 ) -> Tensor:
     """`[B]` sums of the background anchors, each image over its own trusted classes."""
     device = weight.device
@@ -105,6 +117,9 @@ def _background(
         mine = labels.split(images)[number]
         avoid = _in_group(avoided, first, images[number], group.classes)
         first += images[number]
+        if background_weight is not None:
+            # images of a group may differ: what one dataset labels a teacher labels in another
+            weights = _of_group(background_weight, group)
         for level in parts:
             maps = level[number]
             cells = maps.shape[-2] * maps.shape[-1]
@@ -116,11 +131,19 @@ def _background(
                 piece = slice(start, start + anchors)
                 here = _in_level(avoid, start, anchors)
                 terms = background_focal_sums(logits, mine[:, piece], here, alpha, gamma, compiled)
+                if background_weight is not None:
+                    terms = terms * weights.to(terms.dtype)
                 total = total + terms.sum(1)
             start += anchors
         sums.append(total.expand(len(group.images)))
     joined = torch.cat(sums)
     return joined if place is None else joined[place.argsort()]
+
+
+def _of_group(table: Tensor, group: TrustGroup) -> Tensor:
+    """`[images, K]` part of `table [B, C]`, without waiting for the device."""
+    rows = torch.stack([table[image] for image in group.images])
+    return rows.index_select(1, group.classes.to(table.device, non_blocking=True))
 
 
 def _take(maps: Tensor, images: Tensor) -> Tensor:

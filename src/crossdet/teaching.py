@@ -1,0 +1,304 @@
+"""Teachers in joint training: experts, or the network itself, label what the datasets leave unlabelled.
+
+A class has the teacher that finds it best on the validation data that label it, with the threshold of the best
+F-beta there: an expert, once before the training, or the network in training, again and again. What they find is
+kept in the run directory (`pseudo.label_images`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from crossdet.data.index import Index
+from crossdet.errors import UserError, problem_list
+from crossdet.evaluation.operating import OperatingPoint, best_f_beta, f_beta, judge
+from crossdet.evaluation.protocols import Split, ground_truth
+from crossdet.evaluation.run import EvalSettings
+from crossdet.inference import Detector
+from crossdet.jsonfiles import write_json
+from crossdet.labels import LabelSpace
+from crossdet.models.retinanet import RetinaNet
+from crossdet.pseudo import (
+    LEAST_SCORE,
+    TEACHER_FOLDER,
+    Teacher,
+    find,
+    label_images,
+    open_labelled,
+    taught_classes,
+    taught_space,
+    teacher_name,
+)
+from crossdet.training import DataOfEpoch, EpochData
+
+TAUGHT_FILE = "taught.json"
+"""Beside the indexes with the labels: who labelled what. Written last, so that with it they are complete."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is taught in a joint training, and how.
+
+    train, splits: training images, and validation images that the thresholds are found on. settings: of the
+    network in training as a teacher; others have their own input size. schedule: (epochs after which the network
+    itself is the teacher for the first time, and after how many it is again); None: those at `paths` are. beta: a
+    threshold is that of the best F-beta. negative_weight: of the background that the teachers leave; 0: it stays
+    avoided.
+    """
+
+    space: LabelSpace
+    train: Mapping[str, Index]
+    splits: Mapping[str, Split]
+    settings: EvalSettings
+    paths: Sequence[Path] = ()
+    schedule: tuple[int, int] | None = None
+    beta: float = 1.0
+    uncertain_from: float = 0.25
+    negative_weight: float = 1.0
+
+    def wanted(self) -> set[int]:
+        """Classes that some dataset can be taught."""
+        known = range(len(self.space.classes))
+        return {c for name in self.train for c in taught_classes(self.space, name, known)}
+
+    def check(self, teachable: Iterable[int]) -> None:
+        """Raises `UserError` unless one of the classes is wanted and has validation data."""
+        wanted = self.wanted() & set(teachable)
+        if not wanted:
+            raise UserError(
+                "pseudo: no dataset leaves a class unlabelled that a teacher knows; remove the section, or name "
+                "other teachers"
+            )
+        if not any(wanted & set(split.classes) for split in self.splits.values()):
+            names = ", ".join(self.space.classes[c] for c in sorted(wanted))
+            raise UserError(
+                f"pseudo: the threshold of a class is found on validation images that label it, and there are none "
+                f"of {names}; give a dataset that labels them a `val` split"
+            )
+
+
+@dataclass(frozen=True)
+class Taught:
+    """The training data with the teachers' labels: label space, indexes, and `[K, C]` weights of the background
+    by dataset (None: all 1).
+    """
+
+    space: LabelSpace
+    train: dict[str, Index]
+    background_weight: Tensor | None
+
+
+def as_teacher(name: str, detector: Detector, space: LabelSpace, settings: EvalSettings) -> Teacher:
+    """A detector for the classes of `space` that it knows by their unified names; `UserError` without any."""
+    own_ids = {space.id_of(c): own for own, c in enumerate(detector.classes) if c in space.classes}
+    if not own_ids:
+        raise UserError(
+            f"{name} knows {', '.join(detector.classes)}, none of the classes of this training "
+            f"({', '.join(space.classes)})"
+        )
+    shorter, longer = detector.settings.shorter, detector.settings.longer
+    return Teacher(name, detector.model, own_ids, replace(settings, shorter=shorter, longer=longer))
+
+
+def open_teachers(lesson: Lesson, load: Callable[[Path], Detector]) -> list[Teacher]:
+    """The detectors at `lesson.paths`; none where the network in training teaches itself.
+
+    Raises `UserError` that lists those that cannot be used, or where there is nothing to teach.
+    """
+    if lesson.schedule is not None:
+        lesson.check(range(len(lesson.space.classes)))
+        return []
+    teachers, problems = list[Teacher](), []
+    for path in lesson.paths:
+        try:
+            teachers.append(as_teacher(str(path), load(path), lesson.space, lesson.settings))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(problem_list(f"pseudo.teachers: {len(problems)} teacher(s) cannot be used", problems))
+    lesson.check(c for teacher in teachers for c in teacher.own_ids)
+    return teachers
+
+
+def teach(fabric: Fabric, lesson: Lesson, teachers: Sequence[Teacher], folder: Path) -> Taught:
+    """Finds the thresholds, labels the training images, and keeps both in `folder`, for `read_taught`.
+
+    A class that no teacher detects right on its validation data is not taught and stays avoided.
+    """
+    chosen, points = _best_teachers(fabric, lesson, teachers)
+    train, taught = label_images(fabric, chosen, lesson.space, lesson.train, lesson.uncertain_from, folder)
+    names = lesson.space.classes
+    if fabric.is_global_zero:
+        for c in sorted(lesson.wanted()):
+            print(_told(names[c], *points[c]) if c in points else f"no teacher of {names[c]}", flush=True)
+        content = {
+            "teachers": [teacher.name for teacher in teachers],
+            "classes": {names[c]: {"teacher": name, **vars(point)} for c, (name, point) in points.items()},
+            "datasets": {
+                name: {names[c]: _added(train[name], names[c]) for c in classes}
+                for name, classes in taught.items()
+            },
+        }
+        write_json(folder / TAUGHT_FILE, content)
+    fabric.barrier()
+    return _as_taught(lesson, train, taught)
+
+
+def read_taught(lesson: Lesson, folder: Path) -> Taught | None:
+    """What `teach` kept in a folder; None where it did not come to its end."""
+    if not (folder / TAUGHT_FILE).exists():
+        return None
+    content = json.loads((folder / TAUGHT_FILE).read_text())["datasets"]
+    taught = {name: [lesson.space.id_of(c) for c in classes] for name, classes in content.items()}
+    train = {
+        name: open_labelled(folder / name, i) if name in taught else i for name, i in lesson.train.items()
+    }
+    return _as_taught(lesson, train, taught)
+
+
+def last_taught(run_dir: Path) -> dict[str, Any] | None:
+    """Who labelled what, of the newest labels in a run directory; None without teachers."""
+    files = list((run_dir / TEACHER_FOLDER).glob(f"**/{TAUGHT_FILE}"))
+    newest = max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
+    return None if newest is None else dict(json.loads(newest.read_text()))
+
+
+def _best_teachers(
+    fabric: Fabric, lesson: Lesson, teachers: Sequence[Teacher]
+) -> tuple[list[Teacher], dict[int, tuple[str, OperatingPoint]]]:
+    """Every class for the teacher with the best F-beta, the first of equal ones; class -> (teacher, point)."""
+    wanted, best = lesson.wanted(), dict[int, tuple[int, OperatingPoint]]()
+    for number, teacher in enumerate(teachers):
+        judged = []
+        for split in lesson.splits.values():
+            classes = [c for c in split.classes if c in teacher.own_ids and c in wanted]
+            if classes:
+                found = find(fabric, teacher, split.index, classes, LEAST_SCORE)
+                judged.append(judge(ground_truth(split), found, classes, LEAST_SCORE))
+        for c in sorted(wanted & teacher.own_ids.keys()):
+            point = best_f_beta(judged, c, lesson.beta)
+            if point is None:
+                continue
+            if c not in best or f_beta(point, lesson.beta) > f_beta(best[c][1], lesson.beta):
+                best[c] = (number, point)
+    chosen = [
+        replace(teacher, thresholds={c: point.threshold for c, (of, point) in best.items() if of == number})
+        for number, teacher in enumerate(teachers)
+    ]
+    return chosen, {c: (teachers[number].name, point) for c, (number, point) in best.items()}
+
+
+def _told(name: str, teacher: str, point: OperatingPoint) -> str:
+    return (
+        f"teacher of {name}: {teacher}, objects from a score of {point.threshold:.2f} on (precision "
+        f"{point.precision:.2f}, recall {point.recall:.2f} on {point.objects} validation objects)"
+    )
+
+
+def _added(index: Index, name: str) -> dict[str, int]:
+    """How many objects and uncertain regions of a class a teacher added."""
+    flags = np.asarray(index.flags)[np.asarray(index.labels) == index.classes.index(teacher_name(name))]
+    return {"objects": int((flags == 0).sum()), "uncertain": int((flags != 0).sum())}
+
+
+def _as_taught(lesson: Lesson, train: dict[str, Index], taught: Mapping[str, Sequence[int]]) -> Taught:
+    space = taught_space(lesson.space, taught, trust=lesson.negative_weight > 0)
+    return Taught(space, train, background_weights(lesson.space, taught, lesson.negative_weight))
+
+
+def background_weights(
+    space: LabelSpace, taught: Mapping[str, Sequence[int]], weight: float
+) -> Tensor | None:
+    """`[K, C]` float32: `weight` for the classes that a dataset is taught, else 1; None where that is 1, too, and
+    where the weight is 0, since then the background is not trusted at all.
+    """
+    if weight in (0, 1) or not taught:
+        return None
+    table = torch.ones(len(space.datasets), len(space.classes))
+    for name, classes in taught.items():
+        table[space.dataset_index(name), list(classes)] = weight
+    return table
+
+
+def taught_epochs(
+    fabric: Fabric,
+    lesson: Lesson,
+    teachers: Sequence[Teacher],
+    folder: Path,
+    begun: bool,
+    data: Callable[[Taught], EpochData],
+) -> DataOfEpoch:
+    """What each epoch trains on. teachers: they label now, unless the training has `begun` with their labels, which
+    lie in `folder`; without `lesson.schedule`. data: what is trained on labels.
+
+    Raises `UserError` where labels that a resumed run needs are gone.
+    """
+    if not begun and fabric.is_global_zero:
+        shutil.rmtree(folder, ignore_errors=True)
+    fabric.barrier()
+    if lesson.schedule is not None:
+        return _taught_by_itself(fabric, lesson, lesson.schedule, folder, data)
+    taught = read_taught(lesson, folder) if begun else teach(fabric, lesson, teachers, folder)
+    if taught is None:
+        raise _gone(folder)
+    fixed = data(taught)
+
+    def data_of(_epoch: int, _step: int, _model: RetinaNet) -> EpochData:
+        return fixed
+
+    return data_of
+
+
+def _gone(folder: Path) -> UserError:
+    return UserError(f"{folder}: the labels that this run trains on are gone; start it anew with --overwrite")
+
+
+def _taught_by_itself(
+    fabric: Fabric,
+    lesson: Lesson,
+    schedule: tuple[int, int],
+    folder: Path,
+    data: Callable[[Taught], EpochData],
+) -> DataOfEpoch:
+    """The network in training labels the images after `schedule[0]` epochs, and again after every `schedule[1]`.
+
+    Labels are found by the weights between two epochs, which are in the resumable state, and kept in
+    `folder/epoch_N` while they are in use; so a resumed run finds or reads the same.
+    """
+    first, every = schedule
+    untaught = data(Taught(lesson.space, dict(lesson.train), None))
+    made: dict[int, EpochData] = {}
+
+    def data_of(epoch: int, step: int, model: RetinaNet) -> EpochData:
+        if epoch < first:
+            return untaught
+        since = epoch - (epoch - first) % every
+        if since in made:
+            return made[since]
+        place = folder / f"epoch_{since}"
+        taught = read_taught(lesson, place)
+        if taught is None:
+            if step or epoch > since:
+                raise _gone(place)
+            own_ids = {c: c for c in range(len(lesson.space.classes))}
+            teacher = Teacher(f"the network after {since} epochs", model, own_ids, lesson.settings)
+            taught = teach(fabric, lesson, [teacher], place)
+        made.clear()
+        made[since] = data(taught)
+        if fabric.is_global_zero:
+            for old in folder.glob("epoch_*"):
+                if old != place:
+                    shutil.rmtree(old, ignore_errors=True)
+        return made[since]
+
+    return data_of

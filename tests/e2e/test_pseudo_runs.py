@@ -1,0 +1,155 @@
+"""Joint training with teachers on the tiny world: experts, the network itself, and runs that are interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from crossdet import RunError, UserError, extend, train
+from crossdet.checkpoint import load_weights
+from crossdet.data.index import load_index
+from crossdet.labels import LabelSpace
+from crossdet.models.retinanet import RetinaNet
+from crossdet.relabelling import relabel
+from crossdet.runlog import RunLog
+from crossdet.teaching import last_taught
+
+SHORT = {"train.epochs": 2, "train.eval_every": 0}
+ITSELF = {
+    "pseudo.teachers": "self",
+    "pseudo.from_epoch": 7,
+    "pseudo.negative_weight": 0.5,
+    "train.epochs": 9,
+    "train.eval_every": 0,
+    "train.lr": 0.05,
+    "train.clip_norm": 5.0,
+    "train.ema": 0.8,
+}
+"""Six steps per epoch: labels are found once, after step 42 (`every` is a quarter of the epochs: 2)."""
+
+
+def interrupted(config: Any, folder: Path, step: int) -> None:
+    log_step = RunLog.step
+
+    def ctrl_c(self: RunLog, number: int, *arguments: object) -> None:
+        log_step(self, number, *arguments)  # type: ignore[arg-type]
+        if number == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "step", ctrl_c)
+        with pytest.raises(RunError, match=f"interrupted after step {step}"):
+            train(config, output=folder)
+
+
+def assert_same(one: Path, other: Path) -> None:
+    assert (one / "metrics.json").read_bytes() == (other / "metrics.json").read_bytes()
+    a, b = load_weights(one)[0], load_weights(other)[0]
+    assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_experts_fill_in_what_is_missing(world, trained, tmp_path, capsys):
+    """One expert has learnt nothing: the other has both classes. A resumed run needs neither."""
+    weights = tmp_path / "teacher.safetensors"
+    shutil.copy(trained.folder / "model.safetensors", weights)
+    train(world.config({"train.max_steps": 1}), output=tmp_path / "untrained")
+    teachers = [str(tmp_path / "untrained"), str(weights)]
+    config = world.config({**SHORT, "pseudo.teachers": teachers, "pseudo.negative_weight": 0.5})
+
+    seen = []
+    losses = RetinaNet.image_losses
+
+    def watched(self: RetinaNet, features: Any, batch: Any, *more: Any) -> Any:
+        seen.append((batch.dataset_ids, batch.trusted, batch.background_weight))
+        return losses(self, features, batch, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RetinaNet, "image_losses", watched)
+        record = train(config, output=tmp_path / "run")
+    assert "teacher of car: " in capsys.readouterr().out
+    for ids, trusted, weight in seen:
+        assert trusted.all()
+        assert torch.equal(weight, torch.tensor([[1.0, 0.5], [0.5, 1.0]])[ids])  # cars: faces by the teacher
+    told = last_taught(tmp_path / "run")
+    assert {row["teacher"] for row in told["classes"].values()} == {str(weights)}
+    for name, other in (("cars", "face"), ("faces", "car")):
+        index = load_index(tmp_path / "run" / "teacher_labels" / name)
+        added = np.asarray(index.labels) == 1
+        objects = added & (np.asarray(index.flags) == 0)
+        assert index.classes[1] == f"{other} (teacher)"
+        assert 6 <= objects.sum() <= 18  # one in each of 12 pictures
+        assert np.median(index.area[objects]) == pytest.approx({"car": 24 * 14, "face": 256}[other], rel=0.5)
+        assert told["datasets"][name][other]["objects"] == objects.sum()
+    # the weights do not speak of teachers, and the run is scored as any other
+    space = LabelSpace.from_json(load_weights(tmp_path / "run")[1]["labels"])
+    assert space.avoid_array.sum() == 2
+    assert record["metrics"]["datasets"].keys() == {"cars", "faces"}
+
+    interrupted(config, tmp_path / "stopped", 8)
+    weights.unlink()
+    train(config, output=tmp_path / "stopped", resume=True)
+    assert_same(tmp_path / "stopped", tmp_path / "run")
+
+
+def test_the_network_labels_for_itself_and_goes_on_exactly(world, tmp_path, monkeypatch, capsys):
+    config = world.config(ITSELF)
+    train(config, output=tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert "teacher of car: the network after 7 epochs" in printed
+    told = last_taught(tmp_path / "run")
+    assert sum(n for row in told["datasets"].values() for c in row.values() for n in c.values()) > 0
+
+    interrupted(config, tmp_path / "middle", 45)  # in the epoch that is trained on the first labels
+    with monkeypatch.context() as patch:
+        patch.setattr("crossdet.pseudo.detect", None)  # they are read
+        train(config, output=tmp_path / "middle", resume=True)
+    assert_same(tmp_path / "middle", tmp_path / "run")
+
+    with monkeypatch.context() as patch:  # the disk is full when the labels have been found
+
+        def full(*_: Any) -> None:
+            raise RunError("no space")
+
+        patch.setattr("crossdet.teaching.write_json", full)
+        with pytest.raises(RunError, match="no space"):
+            train(config, output=tmp_path / "full")
+    train(config, output=tmp_path / "full", resume=True)
+    assert_same(tmp_path / "full", tmp_path / "run")
+
+
+def test_without_the_section_nothing_changes(world, tmp_path):
+    """A run that ends before its first labels is the run without teachers, bit for bit."""
+    train(world.config({"train.max_steps": 3}), output=tmp_path / "plain")
+    assert not (tmp_path / "plain" / "teacher_labels").exists()
+    late = {"pseudo.teachers": "self", "pseudo.from_epoch": 1, "train.max_steps": 3}
+    train(world.config(late), output=tmp_path / "late")  # ends before the first labels
+    a, b = load_weights(tmp_path / "plain")[0], load_weights(tmp_path / "late")[0]
+    assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_teachers_of_no_use_are_told_before_anything_is_trained(world, trained, tmp_path):
+    foreign = tmp_path / "foreign.safetensors"
+    relabel(trained.folder, foreign, [("car", "lorry"), ("face", "head")])
+    paths = [str(tmp_path / "nowhere"), str(foreign)]
+    with pytest.raises(UserError) as told:
+        train(world.config({"pseudo.teachers": paths}), output=tmp_path / "run")
+    assert "pseudo.teachers: 2 teacher(s) cannot be used" in str(told.value)
+    assert "nowhere" in str(told.value)
+    assert "foreign.safetensors knows lorry, head, none of the classes of this training (car, face)" in str(
+        told.value
+    )
+    absent = {"labels.absent": {"cars": ["face"], "faces": ["car"]}}
+    with pytest.raises(UserError, match="no dataset leaves a class unlabelled"):
+        train(world.config({"pseudo.teachers": str(trained.folder), **absent}), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=r"is for `crossdet train`; here it is `extend: \{mode: distill\}`"):
+        extend(trained.folder, world.config({"pseudo.teachers": "self"}), output=tmp_path / "run")
+    assert json.loads((trained.folder / "metrics.json").read_text())["epochs"]

@@ -1,0 +1,275 @@
+"""Teachers in joint training: who teaches which class, what is refused, and when the network teaches itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from crossdet import Config, LabelSpace, UserError
+from crossdet.data.index import IndexBuilder
+from crossdet.errors import ConfigError
+from crossdet.evaluation.arrays import DetectionArrays
+from crossdet.evaluation.protocols import Split
+from crossdet.evaluation.run import EvalSettings, Found
+from crossdet.models.matching import label_and_weigh
+from crossdet.pseudo import Teacher, label_images
+from crossdet.teaching import (
+    Lesson,
+    Taught,
+    background_weights,
+    last_taught,
+    read_taught,
+    taught_epochs,
+    teach,
+)
+from crossdet.training import EpochData
+from crossdet.types import Annotations, Batch
+
+SETTINGS = EvalSettings(64, 96)
+CAR, FACE = [10.0, 10, 30, 30], [60.0, 10, 70, 20]
+
+
+def index_of(root: Path, name: str, box: list[float], images: int = 2) -> Any:
+    """Every image has one labelled box."""
+    builder = IndexBuilder(root)
+    for number in range(images):
+        builder.image(f"{number}.png", 100, 100, image_id=number + 1)
+        builder.box(tuple(box), 0)
+    return builder.build([name])
+
+
+@pytest.fixture
+def lesson(tmp_path) -> Lesson:
+    """`cars` labels cars and `faces` faces; every image shows both."""
+    space = LabelSpace.build({"cars": ["car"], "faces": ["face"]})
+    indexes = {
+        "cars": index_of(tmp_path, "car", CAR),
+        "faces": index_of(tmp_path, "face", FACE),
+    }
+    splits = {
+        name: Split(index, space.ids(name, index.classes), space.classes) for name, index in indexes.items()
+    }
+    return Lesson(space, indexes, splits, SETTINGS)
+
+
+def found(rows: list[tuple[list[float], float, int]], images: int = 2) -> DetectionArrays:
+    """The same (box, score, label) in every image."""
+    return DetectionArrays(
+        np.array([box for box, _, _ in rows] * images).reshape(-1, 4),
+        np.array([score for _, score, _ in rows] * images),
+        np.array([label for _, _, label in rows] * images, np.int64),
+        np.repeat(np.arange(images), len(rows)),
+    )
+
+
+@pytest.fixture
+def detections(monkeypatch) -> dict[str, list[tuple[list[float], float, int]]]:
+    """What each model (a word here) finds, in its own ids; to be filled by the test."""
+    say: dict[str, list[tuple[list[float], float, int]]] = {}
+
+    def detect(model: Any, index: Any, classes: Any, settings: Any, **_: Any) -> Found:
+        assert settings.max_detections == 300
+        rows = [row for row in say[model] if row[2] in classes and row[1] > settings.score_threshold]
+        return Found(found(rows, len(index)), ())
+
+    monkeypatch.setattr("crossdet.pseudo.detect", detect)
+    return say
+
+
+def fabric() -> Fabric:
+    return Fabric(accelerator="cpu", devices=1)
+
+
+def teacher(name: str, own_ids: dict[int, int]) -> Teacher:
+    return Teacher(name, name, own_ids, SETTINGS)  # type: ignore[arg-type]
+
+
+def labels(index: Any) -> list[tuple[str, int]]:
+    return [(index.classes[label], int(flag)) for label, flag in zip(index.labels, index.flags, strict=True)]
+
+
+# ------------------------------------------------------------------------------------------ who teaches
+
+
+def test_each_class_has_the_teacher_that_finds_it_best(lesson, detections, tmp_path, capsys):
+    """`blind` finds cars beside wrong ones; `good` knows both, faces under its id 0, and an uncertain car."""
+    wrong, unsure = [0.0, 70, 20, 90], [40.0, 60, 55, 75]
+    detections["blind"] = [(CAR, 0.6, 0), (wrong, 0.8, 0)]
+    detections["good"] = [(CAR, 0.9, 1), (FACE, 0.7, 0), (unsure, 0.2, 1), (wrong, 0.05, 1)]
+    teachers = [teacher("blind", {0: 0}), teacher("good", {0: 1, 1: 0})]
+    taught = teach(fabric(), lesson, teachers, tmp_path / "labels")
+    # half-way to the next score: 0.55 of cars, (0.7 + 0.01) / 2 of faces
+    assert labels(taught.train["faces"]) == [("face", 0), ("car (teacher)", 0), ("car (teacher)", 16)] * 2
+    assert labels(taught.train["cars"]) == [("car", 0), ("face (teacher)", 0)] * 2
+    assert taught.background_weight is None
+    assert not taught.space.avoid_array.any()
+    assert lesson.space.avoid_array.sum() == 2
+    told = last_taught(tmp_path)
+    assert told is None
+    (tmp_path / "labels").rename(tmp_path / "teacher_labels")
+    told = last_taught(tmp_path)
+    assert {name: row["teacher"] for name, row in told["classes"].items()} == {"car": "good", "face": "good"}
+    assert told["classes"]["car"]["threshold"] == pytest.approx(0.55)
+    assert told["datasets"]["faces"] == {"car": {"objects": 2, "uncertain": 2}}
+    assert "teacher of car: good, objects from a score of 0.55 on (precision 1.00" in capsys.readouterr().out
+    # the same from disk, without looking again
+    detections.clear()
+    again = read_taught(lesson, tmp_path / "teacher_labels")
+    assert again is not None
+    assert again.space == taught.space
+    assert labels(again.train["faces"]) == labels(taught.train["faces"])
+
+
+def test_two_experts_share_a_dataset(lesson, detections, tmp_path):
+    """A third dataset labels signs; each expert knows one class, both as 0."""
+    space = LabelSpace.build({"cars": ["car"], "faces": ["face"], "signs": ["sign"]})
+    train = {**lesson.train, "signs": index_of(tmp_path, "sign", [80.0, 80, 90, 90])}
+    detections["a"], detections["b"] = [(CAR, 0.9, 0)], [(FACE, 0.8, 0)]
+    three = Lesson(space, train, lesson.splits, SETTINGS)
+    taught = teach(fabric(), three, [teacher("a", {0: 0}), teacher("b", {1: 0})], tmp_path / "labels")
+    assert labels(taught.train["signs"]) == [("sign", 0), ("car (teacher)", 0), ("face (teacher)", 0)] * 2
+    # nobody knows signs: they stay avoided
+    assert np.argwhere(taught.space.avoid_array).tolist() == [[0, 2], [1, 2]]
+
+
+def test_a_class_that_is_never_found_right_stays_avoided(lesson, detections, tmp_path, capsys):
+    detections["poor"] = [(FACE, 0.9, 0), ([0.0, 0, 5, 5], 0.9, 1)]
+    taught = teach(fabric(), lesson, [teacher("poor", {0: 0, 1: 1})], tmp_path / "labels")
+    assert taught.train == lesson.train
+    assert taught.space == lesson.space
+    assert "no teacher of car\nno teacher of face\n" in capsys.readouterr().out
+
+
+def test_a_labelled_object_wins_over_the_teacher(lesson, detections, tmp_path):
+    """The expert takes the labelled face for a car, too: that is left out, and the anchors stay negatives."""
+    one = Teacher("t", "t", {0: 0}, SETTINGS, {0: 0.5})  # type: ignore[arg-type]
+    detections["t"] = [(FACE, 0.9, 0), (CAR, 0.8, 0)]
+    train, taught = label_images(fabric(), [one], lesson.space, lesson.train, 0.25, tmp_path / "labels")
+    assert taught == {"faces": [0]}
+    assert labels(train["faces"]) == [("face", 0), ("car (teacher)", 0)] * 2
+    assert np.allclose(np.asarray(train["faces"].boxes)[1], CAR)
+
+
+# ------------------------------------------------------------------------------------------ weights
+
+
+def test_weights_of_the_background(lesson, detections, tmp_path):
+    space = lesson.space
+    assert background_weights(space, {"cars": [1]}, 1.0) is None
+    assert background_weights(space, {"cars": [1]}, 0.0) is None
+    table = background_weights(space, {"cars": [1]}, 0.25)
+    assert table.tolist() == [[1.0, 0.25], [1.0, 1.0]]
+    detections["good"] = [(CAR, 0.9, 0)]
+    none = Lesson(space, lesson.train, lesson.splits, SETTINGS, negative_weight=0.0)
+    taught = teach(fabric(), none, [teacher("good", {0: 0})], tmp_path / "labels")
+    assert labels(taught.train["faces"])[1] == ("car (teacher)", 0)
+    assert np.array_equal(taught.space.avoid_array, space.avoid_array)  # positives only
+
+
+def test_batches_carry_the_weights_of_their_datasets():
+    nothing = Annotations(
+        torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
+    )
+    size = torch.full((2, 2), 32)
+    ids = torch.tensor([1, 0])
+    batch = Batch(
+        torch.zeros(2, 3, 32, 32, dtype=torch.uint8), size, size, [nothing] * 2,
+        torch.ones(2, 2, dtype=torch.bool), ids, ids,
+    )  # fmt: skip
+    weights = torch.tensor([[1.0, 0.5], [0.25, 1.0]])
+    weighed = label_and_weigh(batch, lambda b: b, weights)
+    assert weighed.background_weight.tolist() == [[0.25, 1.0], [1.0, 0.5]]
+    assert weighed.to("cpu").background_weight.tolist() == [[0.25, 1.0], [1.0, 0.5]]
+    assert batch.background_weight is None
+    with pytest.raises(ValueError, match="background_weight"):
+        label_and_weigh(batch, lambda b: b, weights.double())
+
+
+# ------------------------------------------------------------------------------------------ by itself
+
+
+def test_the_network_teaches_itself_on_schedule(lesson, detections, tmp_path):
+    """After 2 epochs and after every 3 more; resumed runs read, and never find anew in the middle of an epoch."""
+    detections["net"] = [(CAR, 0.9, 0), (FACE, 0.9, 1)]
+    own = Lesson(lesson.space, lesson.train, lesson.splits, SETTINGS, schedule=(2, 3))
+    folder = tmp_path / "labels"
+
+    def start(begun: bool) -> Any:
+        return taught_epochs(fabric(), own, [], folder, begun, lambda t: EpochData(t))  # type: ignore[arg-type]
+
+    def seen(data_of: Any, epoch: int, step: int = 0) -> Taught:
+        return data_of(epoch, step, "net").dataset
+
+    run = start(False)
+    assert seen(run, 0).train == seen(run, 1).train == dict(lesson.train)
+    assert not folder.exists()
+    second = seen(run, 2)
+    assert len(labels(second.train["cars"])) == 4
+    assert seen(run, 3) is seen(run, 4) is second
+    assert [f.name for f in folder.iterdir()] == ["epoch_2"]
+    detections["net"] = [(CAR, 0.9, 0)]
+    assert labels(seen(start(True), 4, 7).train["cars"]) == labels(second.train["cars"])
+    assert len(labels(seen(run, 5).train["cars"])) == 2  # the network forgot faces
+    assert [f.name for f in folder.iterdir()] == ["epoch_5"]
+    (folder / "epoch_5" / "taught.json").unlink()  # killed while labelling: found once more
+    assert len(labels(seen(start(True), 5).train["faces"])) == 4
+    (folder / "epoch_5" / "taught.json").unlink()
+    for epoch, step in ((5, 1), (6, 0)):
+        with pytest.raises(UserError, match=r"epoch_5: the labels that this run trains on are gone"):
+            seen(start(True), epoch, step)
+    start(False)
+    assert not folder.exists()  # nothing of an earlier run is taken
+
+
+def test_what_cannot_be_taught_is_told(lesson):
+    with pytest.raises(UserError, match="no dataset leaves a class unlabelled that a teacher knows"):
+        lesson.check([])
+    blind = Lesson(lesson.space, lesson.train, {"cars": lesson.splits["cars"]}, SETTINGS)
+    blind.check([0, 1])
+    with pytest.raises(UserError, match=r"there are none of face; give a dataset .* a `val` split"):
+        blind.check([1])
+
+
+# ------------------------------------------------------------------------------------------ config
+
+
+def config(lesson: Lesson, **sections: Any) -> Config:
+    return Config.from_dict({"datasets": dict(lesson.train), **sections})
+
+
+def test_the_section_of_the_config(lesson, tmp_path):
+    assert config(lesson).pseudo is None
+    own = config(lesson, pseudo={"teachers": "self"}, train={"epochs": 30}).pseudo
+    assert own.schedule(30) == (15, 7)
+    assert own.schedule(2) == (1, 1)
+    fixed = config(lesson, pseudo={"teachers": "self", "from_epoch": 3, "every": 2}).pseudo
+    assert fixed.schedule(30) == (3, 2)
+    one = Config.from_dict({"datasets": dict(lesson.train), "pseudo": {"teachers": "runs/a"}}, base=tmp_path)
+    assert one.pseudo.teachers == (tmp_path / "runs/a",)
+
+
+@pytest.mark.parametrize(
+    ("pseudo", "train", "message"),
+    [
+        ({"teachers": []}, {}, "`pseudo.teachers`: expected `self` or a list of runs or weights files"),
+        ({"teachers": ["a"], "every": 2}, {}, "`pseudo.every` is for `teachers: self`"),
+        ({"teachers": "self", "from_epoch": 20}, {}, "expected less than `train.epochs` = 20, got 20"),
+        ({"teachers": "self"}, {"epochs": 1}, "`pseudo.from_epoch`: expected less than `train.epochs` = 1"),
+        ({"teachers": "self"}, {"plain": True}, "with `train.plain` all background is trusted already"),
+        (
+            {"teachers": "self", "negative_weight": 2.0},
+            {},
+            "`pseudo.negative_weight`: expected a number <= 1",
+        ),
+        ({"beta": 2.0}, {}, "`pseudo.teachers` is missing: expected `self` or a list"),
+    ],
+)
+def test_mistakes_of_the_section(lesson, pseudo, train, message):
+    with pytest.raises(ConfigError) as told:
+        config(lesson, pseudo=pseudo, train=train)
+    assert message in str(told.value)
