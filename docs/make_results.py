@@ -3,8 +3,9 @@
     make results
 
 A block between `<!-- results: NAME -->` and `<!-- end -->` belongs to this script; the words around it are written
-by hand. NAME is `paper N` (a table of the paper), `ablation SPLIT` (with a figure of its learning curves), `sweep`
-(with a figure) or `bench` (ratios and targets of `make bench`).
+by hand. NAME is `paper N` (a table of the paper), `ablation SPLIT` (with a figure of its learning curves), `sweep
+FOLDER` (all splits in a folder, with a figure), `lifelong NAME` (a sequence, with a figure of its generations),
+`orientation NAME`, or `bench` (ratios and targets of `make bench`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from crossdet.experiments.ablation_figures import draw_learning_curves, draw_swe
 from crossdet.experiments.ablation_results import read_all, read_results
 from crossdet.experiments.ablation_tables import markdown as ablation_markdown
 from crossdet.experiments.ablation_tables import sweep_markdown
+from crossdet.experiments.lifelong_figure import draw_generations
+from crossdet.experiments.lifelong_results import read_results as read_sequence
+from crossdet.experiments.lifelong_tables import markdown as lifelong_markdown
+from crossdet.experiments.orientation_tables import markdown as orientation_markdown
+from crossdet.experiments.orientation_tables import read_runs as read_orientation
 from crossdet.experiments.paper_tables import markdown as paper_markdown
 from crossdet.experiments.paper_tables import paper_table
 from crossdet.jsonfiles import write_atomically
@@ -39,10 +45,17 @@ def block(name: str, data: Path, images: Path) -> str:
         draw_learning_curves(results, file)
         return f"{ablation_markdown(results)}\n![Learning curves]({_link(file)})\n"
     if kind == "sweep":
-        splits = read_all(data / "ablation")
-        file = images / "sweep.png"
+        splits = read_all(data / rest)
+        file = images / f"{rest.replace('/', '_')}.png"
         draw_sweep(splits, file)
         return f"{sweep_markdown(splits)}\n![Union AP over the conflict]({_link(file)})\n"
+    if kind == "lifelong":
+        sequence = read_sequence(data / "lifelong" / rest)
+        file = images / f"lifelong_{rest}.png"
+        draw_generations(sequence, file)
+        return f"{lifelong_markdown(sequence)}\n![AP50 over the generations]({_link(file)})\n"
+    if kind == "orientation":
+        return orientation_markdown(read_orientation(data / "orientation" / rest))
     if kind == "bench":
         sys.path.insert(0, str(ROOT / "benchmarks"))
         from bench import targets_table

@@ -11,6 +11,7 @@ from crossdet.data.index import Index, IndexBuilder
 from crossdet.data.voc import write_voc
 from crossdet.data.wider_face import write_wider_face
 from crossdet.data.wider_pedestrian import write_wider_pedestrian
+from crossdet.data.yolo import write_yolo
 
 # Overrides that shrink any config to two steps of a tiny network; a random backbone has no frozen statistics.
 TINY = ["input.shorter=64", "input.longer=96", "model.channels=16", "model.head_depth=1", "train.batch_size=2",
@@ -46,6 +47,12 @@ def voc(root: Path, classes: list[str], counts: dict[str, int]) -> None:
     for seed, (split, count) in enumerate(counts.items()):
         names = [f"{split}_{i}.jpg" for i in range(count)]
         write_voc(pictures(root / "JPEGImages", names, classes, seed), root, split)
+
+
+def yolo(root: Path, classes: list[str], counts: dict[str, int]) -> None:
+    for seed, (split, count) in enumerate(counts.items()):
+        names = [f"{split}_{i}.jpg" for i in range(count)]
+        write_yolo(pictures(root / "images" / split, names, classes, seed), root, split)
 
 
 def wider_face(root: Path, images: str, annotations: str, count: int, seed: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 from crossdet import cli, load_config, load_detector, train
 from crossdet.check import inspect
 
-from .stand_ins import TINY, coco, coco_classes, random_backbone, voc
+from .stand_ins import TINY, coco, coco_classes, random_backbone, voc, yolo
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 
@@ -21,6 +21,11 @@ def bench(tmp_path_factory):
     coco(root, "coco/images/train", "coco/annotations/instances_train.json", coco_classes(), 8, 1)
     coco(root, "coco/images/val", "coco/annotations/instances_val.json", coco_classes(), 4, 2)
     voc(root / "voc_animals", ["cat", "cow", "dog", "horse", "sheep"], {"train": 8, "val": 4})
+    yolo(root / "dice", ["one", "two", "three"], {"train": 8, "val": 4})
+    for folder, classes in (("playing_cards", ["king", "ace"]), ("aquarium", ["fish", "shark"])):
+        for seed, (split, count) in enumerate({"train": 8, "val": 4}.items()):
+            annotations = f"{folder}/annotations/instances_{split}.json"
+            coco(root, f"{folder}/images/{split}", annotations, classes, count, seed)
     random_backbone(root / "weights" / "mobilenetv2_100.imagenet.safetensors")
     return root
 

@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,24 +125,31 @@ def train_on(config: Config, run_dir: Path, what: Mapping[str, Any]) -> dict[str
         raise UserError(
             f"train.devices: {config.train.devices}: start a queue on several devices by torchrun, which sets it"
         )
-    note = run_dir / NOTE
-    before = read_json(note)
-    if before:
+    if before := read_json(run_dir / NOTE):
         check_same(what, before.get("config"), run_dir)
     if (record := finished_record(run_dir)) is not None:
         return record
     if (run_dir / STATE_FILE).exists():
         # the data may lie elsewhere than where the run was begun, and the number of devices may be another
         write_atomically(run_dir / "config.yaml", dump_config(config).encode())
-    known = {"config": what, "hardware": hardware(), "version": version()}
-    started, earlier = time.monotonic(), before.get("seconds", 0.0)
-    if is_first():
-        write_json(note, {**known, "seconds": earlier})
-    try:
+    with noted(run_dir, {"config": what}):
         return train(config, output=run_dir, resume=True)
+
+
+@contextmanager
+def noted(run_dir: Path, known: Mapping[str, Any]) -> Iterator[None]:
+    """Keeps in `NOTE` what is known of the training within, the machine and version of this attempt, and the
+    seconds of all attempts, however they end."""
+    note = run_dir / NOTE
+    content = {**known, "hardware": hardware(), "version": version()}
+    started, earlier = time.monotonic(), read_json(note).get("seconds", 0.0)
+    if is_first():
+        write_json(note, {**content, "seconds": earlier})
+    try:
+        yield
     finally:
         if is_first():
-            write_json(note, {**known, "seconds": earlier + time.monotonic() - started})
+            write_json(note, {**content, "seconds": earlier + time.monotonic() - started})
 
 
 # ------------------------------------------------------------------------------------------- where and by what

@@ -1,0 +1,257 @@
+"""A lifelong sequence as an experiment: a queue of methods x generations x seeds, one JSON each.
+
+The first generation is trained once per seed. From there every method goes its own way, each generation from the
+weights file of the one before alone; joint training on everything is the ceiling. No torch before a training
+starts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crossdet.config import Config
+from crossdet.errors import Diverged, RunError, UserError, problem_list
+from crossdet.experiments import jobs
+from crossdet.experiments.lifelong_plan import (
+    JOINT,
+    START,
+    Method,
+    Plan,
+    Settings,
+    check_share,
+    make_plan,
+    read_union_test,
+    resolve,
+    restricted,
+    roots_of,
+    what_of,
+)
+from crossdet.jsonfiles import write_json
+from crossdet.provenance import WEIGHTS_FILE, file_digest
+
+if TYPE_CHECKING:
+    from crossdet.experiments.lifelong_measure import Looker
+
+TOOL = "crossdet lifelong"
+REPORT_FILE = "forgetting.json"
+"""The last file of an extension: without it the run has not ended."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One generation of a method and its JSON. parent: weights that it starts from; None: random or ImageNet's.
+
+    what: its config and the sequence, as compared. roots: names of this machine's folders.
+    """
+
+    method: Method
+    seed: int
+    generation: int
+    config: Config
+    what: dict[str, Any]
+    file: Path
+    run_dir: Path
+    parent: Path | None
+    roots: Mapping[Path, str]
+
+    @property
+    def title(self) -> str:
+        return f"{self.method.name}, generation {self.generation}, seed {self.seed}"
+
+    @property
+    def weights(self) -> Path:
+        return self.run_dir / WEIGHTS_FILE
+
+    @property
+    def note(self) -> dict[str, Any]:
+        return jobs.read_json(self.run_dir / jobs.NOTE)
+
+
+def run_lifelong(
+    settings: Settings,
+    results: Path,
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    groups: Sequence[str] = (),
+    every_joint: bool = False,
+    runs: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> list[Path]:
+    """Trains and measures what has no JSON in `results` yet, all methods with the first seed first.
+
+    groups: the datasets of each generation; none: one at a time, as the config has them. every_joint: joint
+    training for every generation, else for the last. runs: where the trainings go; None: `runs` in `results`. An
+    unfinished training is continued. One that diverges is a result; what would start from it is left out.
+
+    Returns:
+        the JSONs.
+
+    Raises:
+        UserError: mistakes in config, data or sequence, or runs and results of other settings.
+        RunError: an interruption; run again to go on.
+    """
+    if jobs.processes() > 1:
+        raise UserError("a lifelong sequence runs on one device; start it without torchrun")
+    check_share(settings.share)
+    config = settings.config()
+    plan = make_plan(config, groups, methods)
+    union = read_union_test(config, plan)
+    for number, (names, new) in enumerate(zip(plan.generations, plan.classes, strict=True), 1):
+        say(f"generation {number}: {', '.join(names)}; new classes: {', '.join(new) or 'none'}")
+    queue = _queue(settings, plan, results, runs or results / "runs", methods, seeds, every_joint)
+    _check_all(queue)
+    looker: Looker | None = None
+    written = []
+    for number, job in enumerate(queue, 1):
+        title = f"[{number}/{len(queue)}] {job.title}"
+        if job.file.exists():
+            say(f"{title}: finished, skipped")
+            written.append(job.file)
+            continue
+        if job.parent is not None and not job.parent.exists():
+            say(f"{title}: left out, the generation before has no weights")
+            continue
+        say(title)
+        record, diverged = _train(job)
+        if diverged:
+            say(f"{title}: diverged: {diverged}")
+        content = _result(job, record, diverged, plan, settings)
+        if record is not None:
+            from crossdet.experiments.lifelong_measure import Looker, measure_generation
+
+            looker = looker or Looker(config.eval)
+            seen = restricted(config, plan, plan.datasets(job.generation), job.generation)
+            content |= measure_generation(job.weights, job.parent, seen, union, looker)
+        write_json(job.file, content)
+        written.append(job.file)
+    return written
+
+
+# ------------------------------------------------------------------------------------------- queue
+
+
+def _queue(
+    settings: Settings,
+    plan: Plan,
+    results: Path,
+    runs: Path,
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    every_joint: bool,
+) -> list[Job]:
+    """In the order of training: what starts from a generation comes after it."""
+    last = len(plan.generations)
+    roots = roots_of(settings.config(), runs)
+
+    def job(method: Method, seed: int, generation: int) -> Job:
+        name = f"{method.name}_seed{seed}_gen{generation}"
+        before = START if generation == 2 else method
+        parent = runs / f"{before.name}_seed{seed}_gen{generation - 1}" / WEIGHTS_FILE
+        config = resolve(settings, plan, method, seed, generation)
+        return Job(
+            method=method,
+            seed=seed,
+            generation=generation,
+            config=config,
+            what=what_of(config, plan, roots),
+            file=results / f"{name}.json",
+            run_dir=runs / name,
+            parent=None if method.mode is None else parent,
+            roots=roots,
+        )
+
+    queue = []
+    for seed in seeds:
+        queue.append(job(START, seed, 1))
+        for method in methods:
+            first = last if method is JOINT and not every_joint else 2
+            queue += [job(method, seed, generation) for generation in range(first, last + 1)]
+    return queue
+
+
+def _check_all(queue: Sequence[Job]) -> None:
+    """Raises `UserError` with every result and run directory of other settings or from other weights."""
+    problems = []
+    for job in queue:
+        parent = file_digest(job.parent) if job.parent is not None and job.parent.exists() else None
+        try:
+            if job.file.exists():
+                before = jobs.read_json(job.file)
+                jobs.check_same(job.what, before.get("config"), job.file)
+                if parent is not None and before.get("parent") != parent:
+                    problems.append(f"{job.file} was made from other weights than {job.parent}; move it away")
+            elif job.note:
+                jobs.check_same(job.what, job.note.get("config"), job.run_dir)
+                if parent is not None and job.note.get("parent") != parent:
+                    problems.append(
+                        f"{job.run_dir} was begun from other weights than {job.parent}; move it away"
+                    )
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(problem_list(f"{len(problems)} training(s) cannot be used", problems))
+
+
+# ------------------------------------------------------------------------------------------- one training
+
+
+def _train(job: Job) -> tuple[dict[str, Any] | None, str | None]:
+    """(last record, None), or (None, what happened) of a training that diverged."""
+    try:
+        if job.parent is None:
+            return jobs.train_on(job.config, job.run_dir, job.what), None
+        return _extend_on(job, job.parent), None
+    except RunError as error:
+        if not isinstance(error, Diverged):
+            raise RunError(f"{error} (of the sequence's queue: run the same command again)") from error
+        return None, jobs.without_roots(str(error), job.roots)
+
+
+def _extend_on(job: Job, parent: Path) -> dict[str, Any]:
+    """As `jobs.train_on`, for an extension."""
+    from crossdet.extending import extend
+
+    record = jobs.finished_record(job.run_dir)
+    if record is not None and (job.run_dir / REPORT_FILE).exists():
+        return record
+    with jobs.noted(job.run_dir, {"config": job.what, "parent": file_digest(parent)}):
+        return extend(parent, job.config, output=job.run_dir, resume=True)
+
+
+def _result(
+    job: Job, record: Mapping[str, Any] | None, diverged: str | None, plan: Plan, settings: Settings
+) -> dict[str, Any]:
+    """What is written down of one training, without what is measured."""
+    report = job.run_dir / REPORT_FILE
+    return {
+        "tool": TOOL,
+        "name": settings.file.stem,
+        "sequence": plan.to_json(),
+        "method": job.method.name,
+        "title": job.method.title,
+        "seed": job.seed,
+        "generation": job.generation,
+        "overrides": [_portable(text, job.roots) for text in settings.overrides],
+        "extend_overrides": [_portable(text, job.roots) for text in settings.extend_overrides],
+        "share": settings.share,
+        "parent": job.note.get("parent"),
+        "epochs": record["epoch"] if record else None,
+        "steps": record["step"] if record else None,
+        "diverged": diverged,
+        "forgetting": json.loads(report.read_text()) if report.exists() else None,
+        "seconds": job.note.get("seconds"),
+        "hardware": job.note.get("hardware"),
+        "version": {"training": job.note.get("version"), "measurement": jobs.version()},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "config": job.what,
+    }
+
+
+def _portable(override: str, roots: Mapping[Path, str]) -> str:
+    key, _, value = override.partition("=")
+    return jobs.without_roots(f"{key}={Path(value).name if Path(value).is_absolute() else value}", roots)

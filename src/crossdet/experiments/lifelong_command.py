@@ -1,0 +1,163 @@
+"""`crossdet lifelong`: datasets that arrive one after the other, and what each way of learning them forgets."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from crossdet.errors import UserError
+
+app = typer.Typer(
+    name="lifelong",
+    help="Datasets that arrive one after the other: what each mode of `extend` keeps and learns: run, table, plot.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+out = Console()
+wide = Console(width=max(200, out.width))
+"""For tables: a narrow terminal breaks their lines, which is better than to cut names."""
+
+ResultsDir = Annotated[Path, typer.Argument(metavar="DIR", help="folder with the JSONs of one sequence")]
+
+
+class JointChoice(StrEnum):
+    last = "last"
+    every = "every"
+
+
+class PlaceChoice(StrEnum):
+    val = "val"
+    union = "union"
+
+
+@app.command()
+def run(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="YAML config file; its datasets arrive in their order")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="JSONs go here")],
+    generation: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--generation",
+            metavar="A,B",
+            help="datasets that arrive together; once per generation, in order (default: one dataset each)",
+        ),
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--methods", metavar="A,B", help="fine_tune, replay, distill, frozen, joint (default: all)"
+        ),
+    ] = None,
+    seeds: Annotated[list[str] | None, typer.Option("--seeds", metavar="N,M", help="default: 0,1,2")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="override a config value of all trainings"),
+    ] = None,
+    extend_overrides: Annotated[
+        list[str] | None,
+        typer.Option("--extend-set", metavar="KEY=VALUE", help="override a config value of the extensions"),
+    ] = None,
+    share: Annotated[
+        str, typer.Option("--replay-share", metavar="N/M", help="of the old images that replay sees")
+    ] = "1/4",
+    joint: Annotated[
+        JointChoice,
+        typer.Option("--joint", help="train on everything so far for the last generation, or every"),
+    ] = JointChoice.last,
+    runs: Annotated[
+        Path | None, typer.Option("--runs", metavar="DIR", help="where the trainings go (default: DIR/runs)")
+    ] = None,
+) -> None:
+    """Train and measure; a queue that skips what is finished and goes on where it was stopped.
+
+    Example: crossdet lifelong run all.yaml --generation faces --generation peds,objects --seeds 0,1,2 -o lifelong
+    """
+    from crossdet.experiments.lifelong import run_lifelong
+    from crossdet.experiments.lifelong_plan import Settings, chosen_methods
+
+    def say(text: str) -> None:
+        out.print(escape(text), highlight=False, soft_wrap=True, style="bold")
+
+    settings = Settings(config, tuple(overrides or ()), tuple(extend_overrides or ()), share)
+    files = run_lifelong(
+        settings,
+        output,
+        chosen_methods(_words(methods)),
+        _numbers(seeds),
+        generation or (),
+        joint is JointChoice.every,
+        runs,
+        say,
+    )
+    for file in files:
+        _say(str(file))
+
+
+@app.command()
+def table(
+    results: ResultsDir,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="also write as Markdown")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="also write the numbers as JSON")
+    ] = None,
+) -> None:
+    """What old classes lost, what new ones reached, every class from its arrival to the end, and what is asked."""
+    from crossdet.experiments.lifelong_results import read_results
+    from crossdet.experiments.lifelong_tables import as_json, markdown, notes, rich_tables
+    from crossdet.jsonfiles import write_atomically, write_json
+
+    found = read_results(results)
+    for shown in rich_tables(found):
+        wide.print(shown, highlight=False)
+        out.print()
+    for line in notes(found):
+        _say(line)
+    if markdown_file is not None:
+        write_atomically(markdown_file, markdown(found).encode())
+    if json_file is not None:
+        write_json(json_file, as_json(found))
+
+
+@app.command()
+def plot(
+    results: ResultsDir,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.png", help="where to draw")],
+    place: Annotated[
+        PlaceChoice | None,
+        typer.Option(
+            "--on", help="validation images or union test (default: the union test, if there is one)"
+        ),
+    ] = None,
+) -> None:
+    """Draw AP50 over the generations: a panel per class, a line per method, a band over the seeds."""
+    from crossdet.experiments.lifelong_figure import draw_generations
+    from crossdet.experiments.lifelong_results import read_results
+
+    draw_generations(read_results(results), output, None if place is None else place.value)
+    _say(str(output))
+
+
+def _words(given: list[str] | None) -> list[str]:
+    """The option may be repeated, and each may hold several words: `A,B` or `A B`."""
+    return list(dict.fromkeys(word for text in given or [] for word in text.replace(",", " ").split()))
+
+
+def _numbers(given: list[str] | None) -> list[int]:
+    words = _words(given) or ["0", "1", "2"]
+    wrong = [word for word in words if not word.isdecimal()]
+    if wrong:
+        raise UserError(f"--seeds {', '.join(wrong)}: expected whole numbers from 0 on, such as 0,1,2")
+    return [int(word) for word in words]
+
+
+def _say(text: str) -> None:
+    out.print(escape(text), highlight=False, soft_wrap=True)

@@ -1,0 +1,181 @@
+"""What a generation of a lifelong sequence is judged by: AP of every class, and what the old ones lost against the
+weights that the generation started from.
+
+Detections are of all classes at once: the best 300 of an image are looked for, the best 100 per image and class
+count. On `val` a class is judged on the images of the datasets that label it, together; on `union` on all images of
+the union test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from crossdet.auditing import open_union_test
+from crossdet.checkpoint import load_weights
+from crossdet.config import Config
+from crossdet.data.index import Index
+from crossdet.evaluating import splits_for_detector
+from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
+from crossdet.evaluation.bootstrap import Paired, paired_bootstrap
+from crossdet.evaluation.coco import coco_scores
+from crossdet.evaluation.protocols import Split, ground_truth
+from crossdet.evaluation.run import detect
+from crossdet.experiments.measure import eval_settings
+from crossdet.inference import Detector, load_detector
+from crossdet.labels import LabelSpace
+from crossdet.models.class_rows import BIAS, WEIGHT, by_class
+from crossdet.provenance import file_digest
+from crossdet.sources import classes_of, open_sources
+
+VAL, UNION = "val", "union"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Images on which detectors are judged together. parts: name -> split, whose images follow each other.
+
+    truth: of all parts. strata: `[I]` number of the part. classes: the ids that are labelled in some part.
+    """
+
+    parts: dict[str, Split]
+    truth: GroundTruth
+    strata: NDArray[np.int64]
+    classes: list[int]
+
+
+def place_of(parts: dict[str, Split]) -> Place:
+    """Joins splits; a class is judged in those that label it."""
+    truths = [ground_truth(split) for split in parts.values()]
+    counts = [len(split.index) for split in parts.values()]
+    starts = np.concatenate([[0], np.cumsum(counts)])[: len(counts)]
+    columns = {
+        name: np.concatenate([getattr(truth, name) for truth in truths])
+        for name in ("boxes", "labels", "crowd", "area")
+    }
+    images = np.concatenate([t.image_of_box + start for t, start in zip(truths, starts, strict=True)])
+    truth = GroundTruth(image_ids=np.arange(sum(counts)), image_of_box=images, **columns)
+    classes = sorted({c for split in parts.values() for c in split.classes})
+    return Place(parts, truth, np.repeat(np.arange(len(counts)), counts), classes)
+
+
+class Looker:
+    """Runs detectors over splits; what the same weights found in a split is remembered."""
+
+    def __init__(self, limits: Any) -> None:
+        self.limits = limits
+        self._found: dict[tuple[str, str], DetectionArrays] = {}
+
+    def look(self, detector: Detector, digest: str, place: Place) -> DetectionArrays:
+        """Detections of a place, image rows as in its truth; of each part only those of classes that it labels."""
+        found, start = [], 0
+        for name, split in place.parts.items():
+            mine = self._in(detector, digest, name, split.index).of_classes(np.array(split.classes, np.int64))
+            found.append(replace(mine, image_of_box=mine.image_of_box + start))
+            start += len(split.index)
+        return DetectionArrays(
+            *(
+                np.concatenate([getattr(one, column) for one in found])
+                for column in ("boxes", "scores", "labels", "image_of_box")
+            )
+        )
+
+    def _in(self, detector: Detector, digest: str, name: str, index: Index) -> DetectionArrays:
+        key = (digest, name)
+        if key not in self._found:
+            settings = eval_settings(detector, self.limits)
+            self._found[key] = detect(detector.model, index, None, settings).detections
+        return self._found[key]
+
+
+def measure_generation(
+    weights: Path, parent: Path | None, config: Config, union: Index | None, looker: Looker
+) -> dict[str, Any]:
+    """The numbers of one weights file.
+
+    parent: the weights that it was extended from; None: none. config: of all datasets so far. union: fully
+    labelled images.
+
+    Returns:
+        `datasets` (per dataset AP, AP50), `val` and `union` (AP and AP50 of every class and their mean; None
+        where there is no such test, or none of its classes is known yet), and of an extension `old` (per place the
+        old classes before and after, with the interval of the difference) and `old_weights_unchanged`.
+    """
+    detector = load_detector(weights)
+    sources = open_sources(config, ["val"], classes_of(detector.space))
+    splits = splits_for_detector(sources, sources.val, detector)
+    places = {VAL: place_of(splits)} if splits else {}
+    if union is not None and set(union.classes) & set(detector.classes):
+        # no dataset's name holds a slash
+        places[UNION] = place_of({f"/{UNION}": open_union_test(union, detector)})
+    digest = file_digest(weights)
+    found = {name: looker.look(detector, digest, place) for name, place in places.items()}
+    result: dict[str, Any] = {"classes": list(detector.classes), VAL: None, UNION: None}
+    for name, place in places.items():
+        result[name] = _scores(place.truth, found[name], place.classes, detector.classes)
+    result["datasets"] = {
+        name: _headline(looker.look(detector, digest, place_of({name: split})), split)
+        for name, split in splits.items()
+    }
+    if parent is not None:
+        old = load_detector(parent)
+        before = {name: looker.look(old, file_digest(parent), place) for name, place in places.items()}
+        result["old"] = {
+            name: _old_classes(place, before[name], found[name], detector.classes, len(old.classes))
+            for name, place in places.items()
+        }
+        result["old_weights_unchanged"] = unchanged(parent, weights)
+    return result
+
+
+def _scores(
+    truth: GroundTruth, found: DetectionArrays, classes: Sequence[int], names: Sequence[str]
+) -> dict[str, Any]:
+    scores = coco_scores(truth, found, classes)
+    return {
+        "images": len(truth.image_ids),
+        "AP": scores.scores["AP"],
+        "AP50": scores.scores["AP50"],
+        "per_class": {names[c]: dict(row) for c, row in scores.per_class.items()},
+    }
+
+
+def _headline(found: DetectionArrays, split: Split) -> dict[str, float]:
+    scores = coco_scores(ground_truth(split), found, split.classes, per_class=False).scores
+    return {key: scores[key] for key in ("AP", "AP50")}
+
+
+def _old_classes(
+    place: Place, before: DetectionArrays, after: DetectionArrays, names: Sequence[str], known: int
+) -> dict[str, Any]:
+    """The first `known` classes before and after, and the 95 % interval of the difference."""
+    classes = [c for c in place.classes if c < known]
+    result = paired_bootstrap(place.truth, before, after, classes, strata=place.strata)
+    return {
+        "classes": {names[c]: _plain(row) for c, row in result.per_class.items()},
+        "mean": _plain(result.mean),
+    }
+
+
+def _plain(row: dict[str, Paired]) -> dict[str, dict[str, float]]:
+    return {key: asdict(paired) | {"difference": paired.difference} for key, paired in row.items()}
+
+
+def unchanged(parent: Path, weights: Path) -> bool:
+    """Whether all that the parent's classes are computed from is the same bit for bit."""
+    (old, before), (new, after) = load_weights(parent), load_weights(weights)
+    known, all_classes = (len(LabelSpace.from_json(data["labels"]).classes) for data in (before, after))
+    shapes = len(old[BIAS]) // known
+    if old.keys() != new.keys() or len(new[BIAS]) != shapes * all_classes:
+        return False
+    rows = all(
+        torch.equal(by_class(new[name], shapes)[:, :known], by_class(old[name], shapes))
+        for name in (WEIGHT, BIAS)
+    )
+    return rows and all(torch.equal(new[name], old[name]) for name in old if name not in (WEIGHT, BIAS))

@@ -1,0 +1,327 @@
+"""A lifelong sequence: which datasets arrive in which generation, how each method learns them, and the config of
+every training. No torch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossdet.config import Config, DatasetConfig, ExtendConfig, SplitConfig, load_config
+from crossdet.config.mistakes import suggest
+from crossdet.data.index import Index
+from crossdet.data.reading import SplitFiles, read_split
+from crossdet.errors import LabelError, UserError, problem_list
+from crossdet.experiments.jobs import comparable
+from crossdet.labels import DROPPED, LabelSpace
+from crossdet.sources import classes_of, open_sources
+
+LR_SHARE = 0.25
+"""Of the config's learning rate: an extension begins with it, unless --extend-set says otherwise."""
+SHARE = "1/4"
+"""Of the old images that replay sees."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to learn what arrives.
+
+    mode: of `crossdet extend`; None: a training from the start. replays: old images are seen again.
+    overrides: on top of the config. slower: with `LR_SHARE` of the learning rate.
+    """
+
+    name: str
+    title: str
+    mode: str | None
+    replays: bool = False
+    overrides: tuple[str, ...] = ()
+    slower: bool = True
+
+
+START = Method("start", "first generation", None)
+JOINT = Method("joint", "joint training on everything", None)
+METHODS: tuple[Method, ...] = (
+    # all background trusted, as where nobody thinks of the old classes
+    Method("fine_tune", "fine-tuning on the newest", "replay", overrides=("train.plain=true",)),
+    Method("replay", "replay", "replay", replays=True),
+    Method("distill", "distill, no old images", "distill"),
+    Method("frozen", "frozen", "frozen", slower=False),
+    JOINT,
+)
+
+
+def chosen_methods(names: Sequence[str]) -> list[Method]:
+    """The methods of these names, all without names. Raises `UserError` for unknown ones."""
+    known = {method.name: method for method in METHODS}
+    problems = [
+        f"--methods {name}: unknown method; {suggest(name, list(known), 'methods')}"
+        for name in names
+        if name not in known
+    ]
+    if problems:
+        raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
+    return [known[name] for name in dict.fromkeys(names)] if names else list(METHODS)
+
+
+# ------------------------------------------------------------------------------------------- the sequence
+
+
+@dataclass(frozen=True)
+class Plan:
+    """generations: datasets that arrive, by generation. classes: unified classes that they bring, old ones aside.
+
+    sources: dataset -> its own class names.
+    """
+
+    generations: tuple[tuple[str, ...], ...]
+    classes: tuple[tuple[str, ...], ...]
+    sources: Mapping[str, Sequence[str]]
+
+    def datasets(self, generation: int) -> list[str]:
+        """All that have arrived by a generation, counted from 1."""
+        return [name for arrived in self.generations[:generation] for name in arrived]
+
+    def known(self, generation: int) -> list[str]:
+        """The classes after a generation."""
+        return [name for new in self.classes[:generation] for name in new]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"generations": [*map(list, self.generations)], "classes": [*map(list, self.classes)]}
+
+
+def order_of_arrival(config: Config, groups: Sequence[str]) -> list[list[str]]:
+    """Datasets by generation: one at a time as the config has them, or as grouped (`peds,objects`).
+
+    Raises `UserError` for unknown, missing and repeated datasets, and for fewer than two generations.
+    """
+    names = list(config.datasets)
+    given = [[name.strip() for name in text.split(",") if name.strip()] for text in groups]
+    order = [group for group in given if group] or [[name] for name in names]
+    listed = [name for group in order for name in group]
+    problems = [
+        f"--generation: no dataset {name!r}; {suggest(name, names, 'datasets')}"
+        for name in dict.fromkeys(listed)
+        if name not in names
+    ]
+    problems += [
+        f"--generation: {name!r} arrives {listed.count(name)} times"
+        for name in dict.fromkeys(listed)
+        if listed.count(name) > 1
+    ]
+    problems += [
+        f"--generation: {name!r} is in no generation; add it, or take it out of the config"
+        for name in names
+        if name not in listed
+    ]
+    if not problems and len(order) < 2:
+        problems = ["a sequence needs at least two generations; the config has one dataset"]
+    problems += [
+        f"datasets.{name}: no `train` split, it cannot be learnt"
+        for name in names
+        if config.datasets[name].train is None
+    ]
+    if config.union_test is None:
+        problems += [
+            f"datasets.{name}: no `val` split and no `union_test`, what is forgotten of it cannot be measured"
+            for name in names
+            if config.datasets[name].val is None
+        ]
+    if problems:
+        raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
+    return order
+
+
+def make_plan(config: Config, groups: Sequence[str], methods: Sequence[Method]) -> Plan:
+    """Reads all data and grows the label space through all generations as the trainings will: a mistake in the
+    label rules is told before the first of them.
+
+    Raises `UserError`.
+    """
+    order = order_of_arrival(config, groups)
+    sources = open_sources(config)
+    space, names = sources.space, classes_of(sources.space)
+    classes: list[list[str]] = []
+    for group in order:
+        known = [name for new in classes for name in new]
+        mine = {c for name in group for c in space.sources[space.dataset_index(name)].values()} - {DROPPED}
+        classes.append([name for c, name in enumerate(space.classes) if c in mine and name not in known])
+    plan = Plan(tuple(map(tuple, order)), tuple(map(tuple, classes)), names)
+    problems = [
+        f"--methods frozen: generation {number} ({', '.join(group)}) brings no new class, there is nothing to train"
+        for number, (group, new) in enumerate(zip(order, classes, strict=True), 1)
+        if number > 1 and not new and any(method.mode == "frozen" for method in methods)
+    ]
+    grown: LabelSpace | None = None
+    for generation in range(1, len(order) + 1):
+        try:
+            step = restricted(config, plan, plan.datasets(generation), generation)
+            grown = open_sources(step, known=grown).space
+        except LabelError as error:
+            problems.append(f"generation {generation} ({', '.join(order[generation - 1])}): {error}")
+            break
+        if set(grown.classes) != set(plan.known(generation)):
+            problems.append(
+                f"generation {generation}: its classes are {', '.join(grown.classes)}, but with all datasets at "
+                f"once they are {', '.join(plan.known(generation))}; make the names the same by `labels.merge`"
+            )
+            break
+    if problems:
+        raise UserError(problem_list(f"{len(problems)} mistake(s) in the sequence", problems))
+    return plan
+
+
+def read_union_test(config: Config, plan: Plan) -> Index | None:
+    """The fully labelled images of the config; None without.
+
+    Raises `UserError` where they cannot be read, or show no class of the sequence.
+    """
+    given = config.union_test
+    if given is None or isinstance(given, Index):
+        return given
+    files = SplitFiles(
+        annotations=given.annotations,
+        images=given.images,
+        image_set=tuple(str(name) for name in given.image_set),
+        ignore=given.ignore,
+        split="union_test",
+        classes=given.classes,
+        edition=given.edition,
+    )
+    index = read_split(given.format, files)
+    known = plan.known(len(plan.generations))
+    if not set(index.classes) & set(known):
+        raise UserError(
+            f"union_test: none of its classes ({', '.join(index.classes)}) is one of the sequence "
+            f"({', '.join(known)}); it needs the unified names"
+        )
+    return index
+
+
+def restricted(config: Config, plan: Plan, names: Sequence[str], generation: int) -> Config:
+    """The config with some of its datasets, and what its label rules say of them and of the classes that there are
+    by the generation."""
+    known, labels = set(plan.known(generation)), config.labels
+    arrived = plan.datasets(generation)
+    own = {text for name in arrived for c in plan.sources[name] for text in (c, f"{name}/{c}")}
+
+    def of(source: str) -> bool:
+        return source.partition("/")[0] in names
+
+    merge = {
+        target: members if isinstance(members, bool) else kept
+        for target, members in labels.merge.items()
+        if isinstance(members, bool) or (kept := tuple(filter(of, members)))
+    }
+    rules: dict[str, Any] = {
+        "merge": merge,
+        "absent": _of_known(labels.absent, names, known),
+        "not_exhaustive": _of_known(labels.not_exhaustive, names, known),
+        "distinct": tuple(entry for entry in labels.distinct if entry in own),
+        "drop": tuple(filter(of, labels.drop)),
+        "overlap": tuple(pair for pair in labels.overlap if set(pair) <= known),
+    }
+    return config.model_copy(
+        update={
+            "datasets": {name: config.datasets[name] for name in names},
+            "labels": labels.model_copy(update=rules),
+        }
+    )
+
+
+def _of_known(
+    rule: Mapping[str, tuple[str, ...]], datasets: Sequence[str], known: Collection[str]
+) -> dict[str, tuple[str, ...]]:
+    kept = {name: tuple(c for c in rule[name] if c in known) for name in datasets if name in rule}
+    return {name: classes for name, classes in kept.items() if classes}
+
+
+# ------------------------------------------------------------------------------------------- configs
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user gave. overrides: of all trainings; extend_overrides: of extensions, on top."""
+
+    file: Path
+    overrides: tuple[str, ...] = ()
+    extend_overrides: tuple[str, ...] = ()
+    share: str = SHARE
+
+    def config(self, more: Sequence[str] = ()) -> Config:
+        return load_config(self.file, [*self.overrides, *more])
+
+
+def resolve(settings: Settings, plan: Plan, method: Method, seed: int, generation: int) -> Config:
+    """The config of one training: of all datasets so far, or of an extension by the newest.
+
+    An extension keeps old datasets for what was forgotten (`val`), and for training only where it replays.
+
+    Raises `ConfigError`.
+    """
+    if method.mode is None:
+        config = settings.config([f"seed={seed}"])
+        return restricted(config, plan, plan.datasets(generation), generation)
+    words = list(method.overrides)
+    if method.slower:
+        words.append(f"train.lr={settings.config().train.lr * LR_SHARE!r}")
+    config = settings.config([*words, *settings.extend_overrides, f"seed={seed}"])
+    datasets = dict(config.datasets)
+    for name in plan.datasets(generation - 1):
+        datasets[name] = (
+            with_share(datasets[name], settings.share)
+            if method.replays
+            else datasets[name].model_copy(update={"train": None, "part": None})
+        )
+    names = [
+        name
+        for name in plan.datasets(generation)
+        if datasets[name].train is not None or datasets[name].val is not None
+    ]
+    extend = (config.extend or ExtendConfig()).model_copy(update={"mode": method.mode})
+    return restricted(
+        config.model_copy(update={"datasets": datasets, "extend": extend}), plan, names, generation
+    )
+
+
+def check_share(share: str) -> None:
+    """Raises `UserError` unless it is `1/4`, `2/3` or such: the n-th of so many parts, as `part` has it."""
+    first, count = map(int, share.split("/")) if re.fullmatch(r"[1-9]\d*/[1-9]\d*", share) else (2, 1)
+    if first > count:
+        raise UserError(
+            f"--replay-share {share}: expected the n-th of so many parts, such as 1/4; 1/1: all images"
+        )
+
+
+def with_share(dataset: DatasetConfig, share: str) -> DatasetConfig:
+    """The dataset with a share of what it trains on; the share of a `part` is a part again."""
+    first, count = map(int, share.split("/"))
+    remainder, divisor = dataset.part_of or (0, 1)
+    part = f"{remainder + divisor * (first - 1) + 1}/{divisor * count}"
+    return dataset.model_copy(update={"part": None if part == "1/1" else part})
+
+
+# ------------------------------------------------------------------------------------------- to compare
+
+
+def roots_of(config: Config, runs: Path) -> dict[Path, str]:
+    """What stands for this machine's folders in stored configs: the one of the runs, and that of all data."""
+    splits = [split for d in config.datasets.values() for split in (d.train, d.val)] + [config.union_test]
+    files = [
+        file.absolute().parent
+        for split in splits
+        if isinstance(split, SplitConfig)
+        for file in (*split.images, *split.annotations, *split.ignore, *filter(None, [split.lists]))
+    ]
+    roots = {runs: "RUNS"}
+    if files:
+        roots[Path(os.path.commonpath(files))] = "DATA"
+    return roots
+
+
+def what_of(config: Config, plan: Plan, roots: Mapping[Path, str]) -> dict[str, Any]:
+    """The config and the sequence as plain values that can be compared between machines."""
+    return {**comparable(config, roots), "sequence": plan.to_json()}
