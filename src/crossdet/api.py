@@ -281,6 +281,7 @@ def detector_settings(config: Config) -> DetectorSettings:
         foreground_negatives=loss.foreground_negatives,
         box_beta=loss.box_beta,
         box_weight=loss.box_weight,
+        normaliser=loss.normaliser,
         frozen_batch_norm=model.weights != "none" if frozen is None else frozen,
     )
 

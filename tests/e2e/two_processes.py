@@ -8,7 +8,7 @@ Writes OUT_<rank>.pt with everything the test compares.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -36,6 +36,7 @@ def compute(config: Config) -> dict[str, Any]:
         "rank": fabric.global_rank,
         "world_size": fabric.world_size,
         **gradients(config, fabric, dataset),
+        "by_image": gradients(config, fabric, dataset, "image")["gradients"],
         "weights": three_steps(config, fabric, dataset),
         "dtypes": head_dtypes(config, dataset),
     }
@@ -55,9 +56,12 @@ def share(fabric: Fabric, dataset: HybridDataset, rows: list[int]) -> Batch:
     return collate([dataset[draw] for draw in mine])
 
 
-def gradients(config: Config, fabric: Fabric, dataset: HybridDataset) -> dict[str, Any]:
+def gradients(
+    config: Config, fabric: Fabric, dataset: HybridDataset, normaliser: Literal["batch", "image"] = "batch"
+) -> dict[str, Any]:
     """Gradients of one step in float64: what differs between one process and two is not rounding."""
     detector = detector_of(config).double()
+    detector.normaliser = normaliser
     module = fabric.setup(TrainStep(detector))
     batch = share(fabric, dataset, GLOBAL_BATCHES[0])
     output = module(Sealed(batch))

@@ -204,6 +204,11 @@ def test_batches_are_normalised_by_all_their_positives(pair):
     assert float(found["classification"]) == pytest.approx(float(sums.classification.sum() / positives.sum()))
     assert float(found["box"]) == pytest.approx(float(sums.box.sum() / positives.sum()))
     assert float(found["classification"]) != pytest.approx(float(wanted["classification"]), rel=1e-3)
+    ours.normaliser = "image"
+    found = ours.loss(features, batch)
+    ours.normaliser = "batch"
+    assert float(found["classification"]) == pytest.approx(float(wanted["classification"]), rel=1e-4)
+    assert float(found["box"]) == pytest.approx(float(wanted["bbox_regression"]), rel=1e-4)
 
 
 @torch.inference_mode()

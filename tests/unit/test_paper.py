@@ -187,7 +187,7 @@ def class_names(experiment: Experiment) -> dict[str, list[str]]:
 
 
 def space_of(config: Config, experiment: Experiment) -> LabelSpace:
-    rules = {key: getattr(config.labels, key) for key in type(config.labels).model_fields}
+    rules = config.labels.model_dump(exclude={"per_dataset"})
     return LabelSpace.build(class_names(experiment), **rules)
 
 

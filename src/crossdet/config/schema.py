@@ -166,6 +166,7 @@ class LossConfig(Section):
     foreground_negatives: StrictBool = True  # an object is a negative for all other datasets' classes
     box_beta: NotNegative = 1 / 9  # of smooth L1; 0: L1
     box_weight: NotNegative = 1.0
+    normaliser: Literal["batch", "image"] = "batch"  # positives that the sums are divided by
 
 
 class InputConfig(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -33,6 +33,7 @@ class DetectorSettings:
     foreground_negatives: bool = True
     box_beta: float = 1 / 9
     box_weight: float = 1.0
+    normaliser: Literal["batch", "image"] = "batch"
     frozen_batch_norm: bool = True
 
     def to_json(self) -> str:
@@ -84,4 +85,5 @@ def build_detector(
         overlap=overlap,
         box_beta=settings.box_beta,
         box_weight=settings.box_weight,
+        normaliser=settings.normaliser,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -121,6 +121,7 @@ class RetinaNet(nn.Module):
         positive_iou, negative_iou, low_quality_matches: see `label_anchors`.
         alpha, gamma, foreground_negatives, overlap: see `dataset_aware_focal_loss`.
         box_beta, box_weight: corner and weight of the smooth L1 box loss.
+        normaliser: "batch" or "image", see `normalise`.
     """
 
     mean: Tensor
@@ -146,6 +147,7 @@ class RetinaNet(nn.Module):
         overlap: Tensor | None = None,
         box_beta: float = 1 / 9,
         box_weight: float = 1.0,
+        normaliser: Literal["batch", "image"] = "batch",
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -168,6 +170,7 @@ class RetinaNet(nn.Module):
         self.foreground_negatives = foreground_negatives
         self.box_beta = box_beta
         self.box_weight = box_weight
+        self.normaliser = normaliser
         self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1) * 255)
         for level, stride in enumerate(PYRAMID_STRIDES):
@@ -236,7 +239,7 @@ class RetinaNet(nn.Module):
         )
 
     def loss(self, features: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Scalars `classification` and `box`, normalised by the positives of all ranks (see `normalise`)."""
+        """Scalars `classification` and `box`, see `normalise`."""
         return self.normalise(self.image_losses(features, batch))
 
     def image_losses(self, features: list[Tensor], batch: Batch, compiled: bool = False) -> ImageLosses:
@@ -286,19 +289,24 @@ class RetinaNet(nn.Module):
         return found.new_zeros(len(deltas)).index_add(0, image, losses)
 
     def normalise(self, sums: ImageLosses) -> dict[str, Tensor]:
-        """Sums of this micro-batch on all ranks divided by max(1, its positives on all ranks).
+        """The two losses of this micro-batch, to be averaged over the ranks as DDP does with gradients.
 
-        DDP averages gradients over the ranks, so the local sum is multiplied by their number.
+        `normaliser` "batch": the sums of all ranks divided by max(1, their positives) (RetinaNet sec. 4). "image":
+        each image's sums divided by max(1, its own positives), and the mean over the images of all ranks, as in
+        torchvision; a dataset with many objects per image then weighs no more than one with few.
         """
-        positives = sums.positives.sum().to(sums.classification.dtype)
+        positives = sums.positives.to(sums.classification.dtype)
+        by_image = self.normaliser == "image"
+        share = 1 / positives.clamp(min=1) if by_image else torch.ones_like(positives)
+        count = positives.new_full((), len(positives)) if by_image else positives.sum()
         ranks = 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             ranks = torch.distributed.get_world_size()
-            torch.distributed.all_reduce(positives)
-        scale = ranks / positives.clamp(min=1)
+            torch.distributed.all_reduce(count)
+        scale = ranks / count.clamp(min=1)
         return {
-            "classification": sums.classification.sum() * scale,
-            "box": sums.box.sum() * scale * self.box_weight,
+            "classification": (sums.classification * share).sum() * scale,
+            "box": (sums.box * share).sum() * scale * self.box_weight,
         }
 
     # ---------------------------------------------------------------- inference
