@@ -4,14 +4,13 @@ generations.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossdet.jsonfiles import write_atomically
+from crossdet.figures import line_look, new_figure, save_figure
 from crossdet.provenance import Generation, Score
 
 WIDER_FACE = ("easy", "medium", "hard", "all")
@@ -136,29 +135,20 @@ def histories(
 
 def draw_generations(path: Path, history: Sequence[Generation], before: Sequence[Score]) -> None:
     """A PNG: the main number of every class over the generations."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from crossdet.evaluation.curves import COLOURS, STYLES
-
     lines = histories(history, before)
-    figure = Figure(figsize=(max(6.0, 3 + 1.2 * len(history)), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(6.0, 3 + 1.2 * len(history)), 4.2)
     axes = figure.subplots()
     for row, ((name, dataset), points) in enumerate(sorted(lines.items(), key=lambda item: item[1][0][0])):
         axes.plot(
             [number for number, _ in points],
             [100 * value for _, value in points],
-            STYLES[row // len(COLOURS) % len(STYLES)],
-            color=COLOURS[row % len(COLOURS)],
             marker="o",
             label=f"{name} ({dataset})",
+            **line_look(row),
         )
     axes.set_xticks(range(len(history)), [f"{n}: {generation.mode}" for n, generation in enumerate(history)])
     axes.set(ylim=(0, 102), xlabel="generation", ylabel="main number of the protocol, points")
     axes.grid(alpha=0.3)
     if lines:
         figure.legend(loc="outside right upper", fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    write_atomically(path, buffer.getvalue())
+    save_figure(figure, path)

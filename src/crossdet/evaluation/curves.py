@@ -3,7 +3,6 @@ WIDER FACE publishes its results (the paper's fig. 5)."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 
 from crossdet.errors import UserError
 from crossdet.evaluation.precision_recall import Curve
-from crossdet.jsonfiles import write_atomically, write_json
+from crossdet.figures import line_look, new_figure, save_figure
+from crossdet.jsonfiles import write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,9 +28,6 @@ DATA_FILE = "curves.json"
 MAX_POINTS = 2000
 LEGEND = 40
 """Characters of a method's name that fit into a panel."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's palette, told apart also by the colour-blind; the line style changes after each round."""
-STYLES = ("-", "--", "-.", ":")
 
 
 @dataclass(frozen=True)
@@ -147,21 +144,16 @@ def draw_curves(folder: Path, methods: Sequence[Method]) -> list[Path]:
         figure = draw_figure(dataset, protocol, methods)
         if figure is None:
             continue
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
         name = re.sub(r"[^\w.-]+", "_", f"{dataset}_{protocol}")
         taken = {file.stem for file in files}
         number = next(n for n in range(1, len(files) + 2) if (name if n == 1 else f"{name}_{n}") not in taken)
         files.append(folder / f"{name if number == 1 else f'{name}_{number}'}.png")
-        write_atomically(files[-1], buffer.getvalue())
+        save_figure(figure, files[-1])
     return files
 
 
 def draw_figure(dataset: str, protocol: str, methods: Sequence[Method]) -> Figure | None:
     """The figure of one dataset and protocol; None where no curve has an AP."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     known = [
         (row, method, c)
         for row, (method, curves) in enumerate(methods)
@@ -173,8 +165,7 @@ def draw_figure(dataset: str, protocol: str, methods: Sequence[Method]) -> Figur
         return None
     columns = len(names) if len(names) <= 4 else math.ceil(math.sqrt(len(names)))
     rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(0.4 + 3.4 * columns, 0.5 + 3.3 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(0.4 + 3.4 * columns, 0.5 + 3.3 * rows)
     figure.suptitle(f"{dataset}, {protocol}")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, name in zip(panels, names, strict=False):
@@ -187,15 +178,13 @@ def draw_figure(dataset: str, protocol: str, methods: Sequence[Method]) -> Figur
 def _draw_panel(panel: Axes, name: str, lines: Sequence[tuple[int, str, Curve]]) -> None:
     """A method keeps its colour in all panels; the legend is ordered by AP."""
     for row, method, curve in sorted(lines, key=lambda line: -line[2].ap):
-        style = STYLES[row // len(COLOURS) % len(STYLES)]
-        drawn = curve.recall, curve.precision
         panel.plot(
-            *drawn,
-            style,
-            color=COLOURS[row % len(COLOURS)],
+            curve.recall,
+            curve.precision,
             linewidth=1.4,
             marker="." if len(curve.recall) == 1 else None,
             label=f"{method if len(method) <= LEGEND else method[: LEGEND - 3] + '...'} (AP {curve.ap:.3f})",
+            **line_look(row),
         )
     panel.set(xlim=(0, 1.005), ylim=(0, 1.02), title=name, xlabel="recall", ylabel="precision")
     panel.grid(alpha=0.3)

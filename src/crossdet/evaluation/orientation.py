@@ -23,6 +23,20 @@ def fold_detections(
     """Detections of a split in folded classes, with NMS among the members of each, and the `[N]` degrees of the
     members that are left (NO_ANGLE where they are no directions)."""
     labels = folding.of[detections.labels]
+    chosen = rows_after_nms(detections, labels, nms_iou)
+    folded = DetectionArrays(
+        detections.boxes[chosen],
+        detections.scores[chosen],
+        labels[chosen],
+        detections.image_of_box[chosen],
+    )
+    return folded, folding.angles[detections.labels[chosen]]
+
+
+def rows_after_nms(
+    detections: DetectionArrays, labels: NDArray[np.int64], nms_iou: float
+) -> NDArray[np.int64]:
+    """The rows, ascending, that NMS in each image and class leaves. labels: `[N]`, not the detections' own."""
     rows = [np.zeros(0, np.int64)]
     order = np.argsort(detections.image_of_box, kind="stable")
     starts = np.flatnonzero(np.diff(detections.image_of_box[order], prepend=-1))
@@ -34,14 +48,7 @@ def fold_detections(
             nms_iou,
         )
         rows.append(mine[kept.numpy()])
-    chosen = np.sort(np.concatenate(rows))
-    folded = DetectionArrays(
-        detections.boxes[chosen],
-        detections.scores[chosen],
-        labels[chosen],
-        detections.image_of_box[chosen],
-    )
-    return folded, folding.angles[detections.labels[chosen]]
+    return np.sort(np.concatenate(rows))
 
 
 def angular_error(a: Ints, b: Ints) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from crossdet.config import Config, UnionTestConfig, load_config
 from crossdet.config.mistakes import suggest
-from crossdet.errors import Diverged, RunError, UserError, problem_list
+from crossdet.errors import UserError, problem_list
 from crossdet.experiments import jobs, measure
 from crossdet.experiments.split_configs import as_many_steps
 from crossdet.experiments.split_files import MARKER
@@ -340,8 +340,7 @@ def _check_all(queue: Sequence[Job], again: bool) -> None:
             _check_teachers(job)
         except UserError as error:
             problems.append(str(error))
-    if problems:
-        raise UserError(problem_list(f"{len(problems)} training(s) cannot be used", problems))
+    jobs.refuse(problems)
 
 
 def _check_teachers(job: Job) -> None:
@@ -373,13 +372,11 @@ def _settings_of_run(job: Job) -> dict[str, Any]:
 
 
 def _train(job: Job) -> tuple[dict[str, Any] | None, str | None]:
-    """(last record, None), or (None, what happened) of a training that diverged."""
-    try:
-        return jobs.train_on(job.config, job.run_dir, job.on_this_data), None
-    except RunError as error:
-        if not isinstance(error, Diverged):
-            raise RunError(f"{error} (of the ablation's queue: run the same command again)") from error
-        return None, jobs.without_roots(str(error), job.split.roots)
+    """As `jobs.outcome`."""
+    record, diverged = jobs.outcome(
+        lambda: jobs.train_on(job.config, job.run_dir, job.on_this_data), "the ablation's queue"
+    )
+    return record, diverged and jobs.without_roots(diverged, job.split.roots)
 
 
 def _result(

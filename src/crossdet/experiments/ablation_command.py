@@ -6,11 +6,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from crossdet.errors import UserError
 from crossdet.evaluation.confidence import CONFIDENT
+from crossdet.experiments.options import (
+    FigureFile,
+    JsonFile,
+    MarkdownFile,
+    Overrides,
+    Seeds,
+    say,
+    say_bold,
+    seed_numbers,
+    show_tables,
+    wide,
+    words,
+)
 
 app = typer.Typer(
     name="ablation",
@@ -18,19 +28,9 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-out = Console()
-wide = Console(width=max(200, out.width))
-"""For tables: a narrow terminal breaks their lines, which is better than to cut names."""
-
 SplitDir = Annotated[Path, typer.Argument(metavar="SPLIT_DIR", help="folder that `crossdet split` wrote")]
 SplitResults = Annotated[
     Path, typer.Argument(metavar="RESULTS_DIR/SPLIT", help="folder with the JSONs of one split")
-]
-MarkdownFile = Annotated[
-    Path | None, typer.Option("--markdown", metavar="FILE", help="also write as Markdown")
-]
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="also write the numbers as JSON")
 ]
 
 
@@ -47,7 +47,7 @@ def run(
             "the experts), aware_pseudo_self",
         ),
     ] = None,
-    seeds: Annotated[list[str] | None, typer.Option("--seeds", metavar="N,M", help="default: 0,1,2")] = None,
+    seeds: Seeds = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="RESULTS_DIR", help="JSONs go to RESULTS_DIR/SPLIT")
     ] = Path("results"),
@@ -55,10 +55,7 @@ def run(
         Path | None,
         typer.Option("--runs", metavar="DIR", help="where the trainings go (default: SPLIT_DIR/runs)"),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="override a config value of all trainings"),
-    ] = None,
+    overrides: Overrides = None,
     measure_only: Annotated[
         bool, typer.Option("--measure-only", help="train nothing; measure the trainings that have finished")
     ] = False,
@@ -73,16 +70,19 @@ def run(
     from crossdet.experiments.ablation import chosen_methods, open_split_folder, run_ablation
 
     split = open_split_folder(split_dir, runs)
-    chosen = chosen_methods(_words(methods), split.summary, _say)
-
-    def say(text: str) -> None:
-        out.print(escape(text), highlight=False, soft_wrap=True, style="bold")
-
+    chosen = chosen_methods(words(methods), split.summary, say)
     files = run_ablation(
-        split, output, chosen, _numbers(seeds), overrides or [], say, train=not measure_only, again=again
+        split,
+        output,
+        chosen,
+        seed_numbers(seeds),
+        overrides or [],
+        say_bold,
+        train=not measure_only,
+        again=again,
     )
     for file in files:
-        _say(str(file))
+        say(str(file))
 
 
 @app.command()
@@ -93,11 +93,9 @@ def table(results: SplitResults, markdown_file: MarkdownFile = None, json_file: 
     from crossdet.jsonfiles import write_atomically, write_json
 
     found = read_results(results)
-    for shown in rich_tables(found):
-        wide.print(shown, highlight=False)
-        out.print()
+    show_tables(rich_tables(found))
     for line in [recovered_text(found), *notes(found)]:
-        _say(line)
+        say(line)
     if markdown_file is not None:
         write_atomically(markdown_file, markdown(found).encode())
     if json_file is not None:
@@ -107,14 +105,14 @@ def table(results: SplitResults, markdown_file: MarkdownFile = None, json_file: 
 @app.command()
 def curves(
     results: SplitResults,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.png", help="where to draw")],
+    output: FigureFile,
 ) -> None:
     """Draw the learning curves: a panel per part, a line per method, a band over the seeds."""
     from crossdet.experiments.ablation_figures import draw_learning_curves
     from crossdet.experiments.ablation_results import read_results
 
     draw_learning_curves(read_results(results), output)
-    _say(str(output))
+    say(str(output))
 
 
 @app.command()
@@ -137,7 +135,7 @@ def sweep(
     wide.print(sweep_table(splits), highlight=False)
     if plot is not None:
         draw_sweep(splits, plot)
-        _say(str(plot))
+        say(str(plot))
     if markdown_file is not None:
         write_atomically(markdown_file, sweep_markdown(splits).encode())
 
@@ -147,7 +145,7 @@ def pictures(
     split_dir: SplitDir,
     run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="run directory")],
     run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="another one")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.png", help="where to draw")],
+    output: FigureFile,
     image: Annotated[
         int | None,
         typer.Option(min=0, help="number of the test picture (default: one with many unlabelled objects)"),
@@ -160,21 +158,4 @@ def pictures(
 
     runs = [(run.resolve().name, run) for run in (run_a, run_b)]
     draw_pictures(open_split_folder(split_dir), runs, output, score, image)
-    _say(str(output))
-
-
-def _words(given: list[str] | None) -> list[str]:
-    """The option may be repeated, and each may hold several words: `A,B` or `A B`."""
-    return list(dict.fromkeys(word for text in given or [] for word in text.replace(",", " ").split()))
-
-
-def _numbers(given: list[str] | None) -> list[int]:
-    words = _words(given) or ["0", "1", "2"]
-    wrong = [word for word in words if not word.isdecimal()]
-    if wrong:
-        raise UserError(f"--seeds {', '.join(wrong)}: expected whole numbers from 0 on, such as 0,1,2")
-    return [int(word) for word in words]
-
-
-def _say(text: str) -> None:
-    out.print(escape(text), highlight=False, soft_wrap=True)
+    say(str(output))

@@ -12,15 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.errors import UserError
-from crossdet.evaluation.curves import COLOURS, STYLES
 from crossdet.experiments.ablation import FURTHER, METHODS
 from crossdet.experiments.ablation_results import UNION_AP, Results, Run
 from crossdet.experiments.ablation_tables import SWEPT
+from crossdet.figures import PICTURES, check_image_file, line_look, new_figure, save_figure
 from crossdet.jsonfiles import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from PIL import Image
 
     from crossdet.experiments.ablation import SplitFolder
@@ -31,37 +30,9 @@ ORDER = tuple(method.name for method in (*METHODS, *FURTHER))
 SIDE = 420
 """Pixels to which the shorter side of a picture is enlarged, so that text has room."""
 LINE = 22
-PICTURES = (".png", ".jpg", ".jpeg")
-FIGURES = (*PICTURES, ".svg", ".pdf")
 
 Points = Mapping[float, Sequence[float]]
 """x -> values of the seeds."""
-
-
-def _style(method: str) -> dict[str, Any]:
-    row = ORDER.index(method) if method in ORDER else len(ORDER)
-    return {"color": COLOURS[row % len(COLOURS)], "linestyle": STYLES[row // len(COLOURS) % len(STYLES)]}
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, file: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=file.suffix[1:].lower(), dpi=150)
-    write_atomically(file, buffer.getvalue())
-
-
-def check_image_file(file: Path, suffixes: Sequence[str] = FIGURES) -> None:
-    """Raises `UserError` unless the name ends in one of these."""
-    if file.suffix.lower() not in suffixes:
-        raise UserError(f"{file}: expected a file name that ends in {', '.join(suffixes)}")
 
 
 def _draw_line(panel: Axes, points: Points, method: str, label: str, marker: str | None = None) -> None:
@@ -69,7 +40,7 @@ def _draw_line(panel: Axes, points: Points, method: str, label: str, marker: str
     x = sorted(points)
     middle = np.array([mean(points[at]) for at in x])
     width = np.array([stdev(points[at]) if len(points[at]) > 1 else 0.0 for at in x])
-    style = _style(method)
+    style = line_look(ORDER.index(method) if method in ORDER else len(ORDER))
     panel.plot(
         x, middle, label=label, linewidth=1.6, marker=marker or ("." if len(x) == 1 else None), **style
     )
@@ -97,7 +68,7 @@ def draw_learning_curves(results: Results, file: Path) -> None:
     }
     if not lines:
         raise UserError(f"{results.name}: no run was evaluated, there is no learning curve")
-    figure = _figure(0.6 + 4.6 * len(parts), 4.0)
+    figure = new_figure(0.6 + 4.6 * len(parts), 4.0)
     figure.suptitle(
         f"{results.name}: AP of each part's own classes, mean and standard deviation over the seeds"
     )
@@ -116,7 +87,7 @@ def draw_learning_curves(results: Results, file: Path) -> None:
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
         panel.legend(loc="lower right", fontsize=7, framealpha=0.7)
-    _save(figure, file)
+    save_figure(figure, file)
 
 
 def curve_points(runs: Mapping[int, Run], part: str) -> dict[float, list[float]]:
@@ -152,7 +123,7 @@ def draw_sweep(splits: Sequence[Results], file: Path) -> None:
             panels.setdefault(sweep_key(one), []).append(one)
     if not panels:
         raise UserError("no split with a union AP; `crossdet ablation run` measures it")
-    figure = _figure(0.6 + 4.6 * len(panels), 4.2)
+    figure = new_figure(0.6 + 4.6 * len(panels), 4.2)
     figure.suptitle(
         "union AP (all classes, all looks) over the share of images that show an unlabelled object"
     )
@@ -167,7 +138,7 @@ def draw_sweep(splits: Sequence[Results], file: Path) -> None:
         )
         panel.grid(alpha=0.3)
         panel.legend(loc="best", fontsize=8, framealpha=0.7)
-    _save(figure, file)
+    save_figure(figure, file)
 
 
 def sweep_points(splits: Sequence[Results], method: str) -> dict[float, list[float]]:

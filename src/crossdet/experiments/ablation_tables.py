@@ -5,11 +5,10 @@ Values are mean and standard deviation over the seeds; what was not run, or cann
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from crossdet.experiments.ablation import methods_of, stands_for
@@ -23,16 +22,7 @@ from crossdet.experiments.ablation_results import (
     recovered,
     sections,
 )
-
-# ------------------------------------------------------------------------------------------- text
-
-
-def spread(values: Iterable[float], digits: int = 1) -> str:
-    """`34.9`, or mean ± standard deviation of several seeds; blank without any."""
-    many = list(values)
-    if not many:
-        return ""
-    return f"{mean(many):.{digits}f}" + (f" ± {stdev(many):.{digits}f}" if len(many) > 1 else "")
+from crossdet.experiments.tables import machines, markdown_table, rich_table, spread
 
 
 def _seeds(runs: Mapping[int, Run]) -> str:
@@ -86,8 +76,7 @@ def notes(results: Results) -> list[str]:
     lines = [
         f"{results.name}: {parts}; conflict: {100 * summary['conflict']:.0f} % of the images show an "
         f"unlabelled object; {summary['val_images']} test images in {len(results.looks)} look(s)",
-        f"{len(runs)} trainings, {len({run['seed'] for run in runs})} seed(s); hardware: "
-        + ", ".join(sorted({_machine(run["hardware"]) for run in runs})),
+        f"{len(runs)} trainings, {len({run['seed'] for run in runs})} seed(s); hardware: {machines(runs)}",
         "values: mean ± standard deviation over the seeds, in percent where nothing else is said; blank: not run",
     ]
     if given := sorted({", ".join(run["overrides"]) for run in runs if run.get("overrides")}):
@@ -106,10 +95,6 @@ def notes(results: Results) -> list[str]:
     return lines
 
 
-def _machine(hardware: Mapping[str, Any]) -> str:
-    return str(hardware.get("gpu") or f"{hardware.get('cpus', '?')} CPU cores")
-
-
 def markdown(results: Results) -> str:
     """All tables of a split."""
     lines = [f"### Ablation on {results.name}", "", *(f"- {note}" for note in notes(results)), ""]
@@ -122,28 +107,12 @@ def markdown(results: Results) -> str:
     return "\n".join(lines)
 
 
-def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    def line(parts: Iterable[str]) -> str:
-        return f"| {' | '.join(part.replace('|', '/') for part in parts)} |"
-
-    return [line(headers), line("---" for _ in headers), *(line(row) for row in rows)]
-
-
 def rich_tables(results: Results) -> list[Table]:
     grids = [(section.title, *grid(results, section)) for section in sections(results)]
     return [
-        _rich(title, headers, rows)
+        rich_table(title, headers, rows)
         for title, headers, rows in [*grids, ("Differences", *difference_grid(results))]
     ]
-
-
-def _rich(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    shown = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
-    for number, name in enumerate(headers):
-        shown.add_column(escape(name), justify="right" if number else "left", no_wrap=not number)
-    for row in rows:
-        shown.add_row(*map(escape, row))
-    return shown
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -216,4 +185,4 @@ def sweep_markdown(splits: Sequence[Results]) -> str:
 
 
 def sweep_table(splits: Sequence[Results]) -> Table:
-    return _rich("union AP over the share of images that show an unlabelled object", *sweep_grid(splits))
+    return rich_table("union AP over the share of images that show an unlabelled object", *sweep_grid(splits))

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from crossdet.errors import UserError
+from crossdet.experiments.options import JsonFile, out, say
 
 _FIGURES = (".png", ".pdf", ".svg")
 
@@ -28,9 +27,7 @@ def anchors(
     ratios: Annotated[
         int | None, typer.Option(metavar="N", help="how many ratios to propose (default: as the config)")
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="also write the numbers as JSON")
-    ] = None,
+    json_file: JsonFile = None,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="FILE.png", help="draw the boxes of every dataset and the anchors among them"),
@@ -50,11 +47,10 @@ def anchors(
     loaded = load_config(config, overrides or [])
     data, without_boxes = training_boxes(loaded)
     report = anchors_report(data, configured(loaded), scales, ratios, without_boxes)
-    out = Console()
     print_anchors(report, out)
     if json_file is not None:
         write_json(json_file, report.to_json())
-        out.print(f"numbers in {escape(str(json_file))}", highlight=False, soft_wrap=True)
+        say(f"numbers in {json_file}")
     if plot is not None:
         draw_anchors(plot, data, report)
-        out.print(f"figure in {escape(str(plot))}", highlight=False, soft_wrap=True)
+        say(f"figure in {plot}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import ascii_uppercase
@@ -23,7 +22,7 @@ from crossdet.experiments.anchors import (
     DatasetBoxes,
     SettingReport,
 )
-from crossdet.jsonfiles import write_atomically
+from crossdet.figures import new_figure, save_figure
 from crossdet.types import PYRAMID_STRIDES
 
 if TYPE_CHECKING:
@@ -148,13 +147,9 @@ def draw_anchors(file: Path, data: Sequence[DatasetBoxes], report: AnchorsReport
     Boxes that no anchor of the proposal reaches are drawn in another colour.
     The format is that of the file's suffix.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = min(len(data), 3)
     rows = -(-len(data) // columns)
-    figure = Figure(figsize=(0.6 + 4.2 * columns, 0.9 + 3.4 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(0.6 + 4.2 * columns, 0.9 + 3.4 * rows)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for panel, dataset in zip(panels, data, strict=False):
         _draw_panel(panel, dataset, report)
@@ -165,9 +160,7 @@ def draw_anchors(file: Path, data: Sequence[DatasetBoxes], report: AnchorsReport
         panel.set_xlabel("side at the input (root of the area), px")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, markerscale=1.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=file.suffix[1:].lower(), dpi=150)
-    write_atomically(file, buffer.getvalue())
+    save_figure(figure, file)
 
 
 def _draw_panel(panel: Axes, data: DatasetBoxes, report: AnchorsReport) -> None:

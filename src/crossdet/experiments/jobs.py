@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import yaml
 
 import crossdet
 from crossdet.config import Config, dump_config
-from crossdet.errors import UserError
+from crossdet.errors import Diverged, RunError, UserError, problem_list
 from crossdet.jsonfiles import write_atomically, write_json
 
 MACHINE_KEYS = {"output", "train.devices", "train.workers", "train.accelerator", "train.log_every",
@@ -97,6 +97,12 @@ def read_json(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def refuse(problems: Sequence[str]) -> None:
+    """Raises `UserError` with all that `check_same` and the like have found in a queue; nothing without any."""
+    if problems:
+        raise UserError(problem_list(f"{len(problems)} training(s) cannot be used", problems))
+
+
 # ------------------------------------------------------------------------------------------- training
 
 
@@ -134,6 +140,19 @@ def train_on(config: Config, run_dir: Path, what: Mapping[str, Any]) -> dict[str
         write_atomically(run_dir / "config.yaml", dump_config(config).encode())
     with noted(run_dir, {"config": what}):
         return train(config, output=run_dir, resume=True)
+
+
+def outcome(train: Callable[[], dict[str, Any]], queue: str) -> tuple[dict[str, Any] | None, str | None]:
+    """(what `train` returns, None), or (None, what happened) of a training that diverged, which is a result.
+
+    Raises `RunError` of an interruption, with the advice to run `queue` (as in "of the ablation's queue") again.
+    """
+    try:
+        return train(), None
+    except Diverged as error:
+        return None, str(error)
+    except RunError as error:
+        raise RunError(f"{error} (of {queue}: run the same command again)") from error
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossdet.config import Config
-from crossdet.errors import Diverged, RunError, UserError, problem_list
+from crossdet.errors import UserError
 from crossdet.experiments import jobs
 from crossdet.experiments.lifelong_plan import (
     JOINT,
@@ -193,34 +193,29 @@ def _check_all(queue: Sequence[Job]) -> None:
                     )
         except UserError as error:
             problems.append(str(error))
-    if problems:
-        raise UserError(problem_list(f"{len(problems)} training(s) cannot be used", problems))
+    jobs.refuse(problems)
 
 
 # ------------------------------------------------------------------------------------------- one training
 
 
 def _train(job: Job) -> tuple[dict[str, Any] | None, str | None]:
-    """(last record, None), or (None, what happened) of a training that diverged."""
-    try:
-        if job.parent is None:
-            return jobs.train_on(job.config, job.run_dir, job.what), None
-        return _extend_on(job, job.parent), None
-    except RunError as error:
-        if not isinstance(error, Diverged):
-            raise RunError(f"{error} (of the sequence's queue: run the same command again)") from error
-        return None, jobs.without_roots(str(error), job.roots)
+    """As `jobs.outcome`."""
+    record, diverged = jobs.outcome(lambda: _train_on(job), "the sequence's queue")
+    return record, diverged and jobs.without_roots(diverged, job.roots)
 
 
-def _extend_on(job: Job, parent: Path) -> dict[str, Any]:
-    """As `jobs.train_on`, for an extension."""
+def _train_on(job: Job) -> dict[str, Any]:
+    """`jobs.train_on`, and the same for an extension."""
+    if job.parent is None:
+        return jobs.train_on(job.config, job.run_dir, job.what)
     from crossdet.extending import extend
 
     record = jobs.finished_record(job.run_dir)
     if record is not None and (job.run_dir / REPORT_FILE).exists():
         return record
-    with jobs.noted(job.run_dir, {"config": job.what, "parent": file_digest(parent)}):
-        return extend(parent, job.config, output=job.run_dir, resume=True)
+    with jobs.noted(job.run_dir, {"config": job.what, "parent": file_digest(job.parent)}):
+        return extend(job.parent, job.config, output=job.run_dir, resume=True)
 
 
 def _result(

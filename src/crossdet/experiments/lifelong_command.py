@@ -7,10 +7,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from crossdet.errors import UserError
+from crossdet.experiments.options import (
+    FigureFile,
+    JsonFile,
+    MarkdownFile,
+    Overrides,
+    RunsDir,
+    Seeds,
+    say,
+    say_bold,
+    seed_numbers,
+    show_tables,
+    words,
+)
 
 app = typer.Typer(
     name="lifelong",
@@ -18,10 +28,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-out = Console()
-wide = Console(width=max(200, out.width))
-"""For tables: a narrow terminal breaks their lines, which is better than to cut names."""
-
 ResultsDir = Annotated[Path, typer.Argument(metavar="DIR", help="folder with the JSONs of one sequence")]
 
 
@@ -55,11 +61,8 @@ def run(
             "--methods", metavar="A,B", help="fine_tune, replay, distill, frozen, joint (default: all)"
         ),
     ] = None,
-    seeds: Annotated[list[str] | None, typer.Option("--seeds", metavar="N,M", help="default: 0,1,2")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="override a config value of all trainings"),
-    ] = None,
+    seeds: Seeds = None,
+    overrides: Overrides = None,
     extend_overrides: Annotated[
         list[str] | None,
         typer.Option("--extend-set", metavar="KEY=VALUE", help="override a config value of the extensions"),
@@ -71,9 +74,7 @@ def run(
         JointChoice,
         typer.Option("--joint", help="train on everything so far for the last generation, or every"),
     ] = JointChoice.last,
-    runs: Annotated[
-        Path | None, typer.Option("--runs", metavar="DIR", help="where the trainings go (default: DIR/runs)")
-    ] = None,
+    runs: RunsDir = None,
 ) -> None:
     """Train and measure; a queue that skips what is finished and goes on where it was stopped.
 
@@ -82,45 +83,32 @@ def run(
     from crossdet.experiments.lifelong import run_lifelong
     from crossdet.experiments.lifelong_plan import Settings, chosen_methods
 
-    def say(text: str) -> None:
-        out.print(escape(text), highlight=False, soft_wrap=True, style="bold")
-
     settings = Settings(config, tuple(overrides or ()), tuple(extend_overrides or ()), share)
     files = run_lifelong(
         settings,
         output,
-        chosen_methods(_words(methods)),
-        _numbers(seeds),
+        chosen_methods(words(methods)),
+        seed_numbers(seeds),
         generation or (),
         joint is JointChoice.every,
         runs,
-        say,
+        say_bold,
     )
     for file in files:
-        _say(str(file))
+        say(str(file))
 
 
 @app.command()
-def table(
-    results: ResultsDir,
-    markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="also write as Markdown")
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="also write the numbers as JSON")
-    ] = None,
-) -> None:
+def table(results: ResultsDir, markdown_file: MarkdownFile = None, json_file: JsonFile = None) -> None:
     """What old classes lost, what new ones reached, every class from its arrival to the end, and what is asked."""
     from crossdet.experiments.lifelong_results import read_results
     from crossdet.experiments.lifelong_tables import as_json, markdown, notes, rich_tables
     from crossdet.jsonfiles import write_atomically, write_json
 
     found = read_results(results)
-    for shown in rich_tables(found):
-        wide.print(shown, highlight=False)
-        out.print()
+    show_tables(rich_tables(found))
     for line in notes(found):
-        _say(line)
+        say(line)
     if markdown_file is not None:
         write_atomically(markdown_file, markdown(found).encode())
     if json_file is not None:
@@ -130,7 +118,7 @@ def table(
 @app.command()
 def plot(
     results: ResultsDir,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.png", help="where to draw")],
+    output: FigureFile,
     place: Annotated[
         PlaceChoice | None,
         typer.Option(
@@ -143,21 +131,4 @@ def plot(
     from crossdet.experiments.lifelong_results import read_results
 
     draw_generations(read_results(results), output, None if place is None else place.value)
-    _say(str(output))
-
-
-def _words(given: list[str] | None) -> list[str]:
-    """The option may be repeated, and each may hold several words: `A,B` or `A B`."""
-    return list(dict.fromkeys(word for text in given or [] for word in text.replace(",", " ").split()))
-
-
-def _numbers(given: list[str] | None) -> list[int]:
-    words = _words(given) or ["0", "1", "2"]
-    wrong = [word for word in words if not word.isdecimal()]
-    if wrong:
-        raise UserError(f"--seeds {', '.join(wrong)}: expected whole numbers from 0 on, such as 0,1,2")
-    return [int(word) for word in words]
-
-
-def _say(text: str) -> None:
-    out.print(escape(text), highlight=False, soft_wrap=True)
+    say(str(output))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
@@ -10,11 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crossdet.errors import UserError
-from crossdet.evaluation.curves import COLOURS
-from crossdet.experiments.ablation_figures import check_image_file
 from crossdet.experiments.lifelong_plan import JOINT, METHODS
 from crossdet.experiments.lifelong_results import Results
-from crossdet.jsonfiles import write_atomically
+from crossdet.figures import COLOURS, check_image_file, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,9 +44,6 @@ def draw_generations(results: Results, file: Path, place: str | None = None) -> 
 
     place: `val` or `union`; None: the union test where there is one. Raises `UserError` without any number there.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     check_image_file(file)
     known = results.places()
     if not known or (place is not None and place not in known):
@@ -60,8 +54,7 @@ def draw_generations(results: Results, file: Path, place: str | None = None) -> 
     panels = [(name, class_lines(results, chosen, name)) for name in [ALL, *results.known(results.last)]]
     columns = min(COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(0.8 + 2.5 * columns, 1.0 + 2.2 * lines), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(0.8 + 2.5 * columns, 1.0 + 2.2 * lines)
     axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     for panel, (name, methods) in zip(axes.ravel(), panels, strict=False):
         for method, points in methods.items():
@@ -84,9 +77,7 @@ def draw_generations(results: Results, file: Path, place: str | None = None) -> 
     figure.legend(
         handles.values(), handles.keys(), loc="outside upper center", ncols=min(5, len(handles)), fontsize=8
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=file.suffix[1:].lower(), dpi=150)
-    write_atomically(file, buffer.getvalue())
+    save_figure(figure, file)
 
 
 def _draw(panel: Axes, points: dict[int, list[float]], method: str, label: str) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
-from crossdet.experiments.ablation_tables import markdown_table, spread
 from crossdet.experiments.lifelong_plan import JOINT
 from crossdet.experiments.lifelong_results import (
     PLACES,
@@ -19,6 +17,7 @@ from crossdet.experiments.lifelong_results import (
     old_classes,
     unchanged,
 )
+from crossdet.experiments.tables import machines, markdown_table, rich_table, spread
 
 Grid = tuple[list[str], list[list[str]]]
 OLD_NOTE = (
@@ -150,11 +149,10 @@ def notes(results: Results) -> list[str]:
         f"{number}: {', '.join(names)} ({', '.join(new) or 'no new class'})"
         for number, (names, new) in enumerate(arrivals, 1)
     )
-    machines = sorted({_machine(run.get("hardware") or {}) for run in runs})
     first = runs[0]
     lines = [
         f"{results.name}: {order}",
-        f"{len(runs)} trainings, {len(results.seeds)} seed(s); hardware: {', '.join(machines)}",
+        f"{len(runs)} trainings, {len(results.seeds)} seed(s); hardware: {machines(runs)}",
         f"replay sees {first['share']} of the old images; AP50 in percent, mean ± standard deviation over the "
         "seeds; blank: not run",
         OLD_NOTE,
@@ -171,10 +169,6 @@ def notes(results: Results) -> list[str]:
     return lines
 
 
-def _machine(hardware: Mapping[str, Any]) -> str:
-    return str(hardware.get("gpu") or f"{hardware.get('cpus', '?')} CPU cores")
-
-
 def markdown(results: Results) -> str:
     """All tables."""
     lines = [f"### Lifelong sequence {results.name}", "", *(f"- {note}" for note in notes(results)), ""]
@@ -184,16 +178,7 @@ def markdown(results: Results) -> str:
 
 
 def rich_tables(results: Results) -> list[Table]:
-    return [_rich(title, headers, rows) for title, (headers, rows) in grids(results)]
-
-
-def _rich(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    shown = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
-    for number, name in enumerate(headers):
-        shown.add_column(escape(name), justify="right" if number else "left", no_wrap=not number)
-    for row in rows:
-        shown.add_row(*map(escape, row))
-    return shown
+    return [rich_table(title, headers, rows) for title, (headers, rows) in grids(results)]
 
 
 def as_json(results: Results) -> dict[str, Any]:

@@ -133,21 +133,9 @@ def folded(detections: DetectionArrays, ids: NDArray[np.int64], nms_iou: float) 
     known = ids[ids >= 0]
     if len(np.unique(known)) == len(known):
         return kept
-    import torch
-    from torchvision.ops import batched_nms
+    from crossdet.evaluation.orientation import rows_after_nms
 
-    labels = ids[kept.labels]
-    rows = [np.zeros(0, np.int64)]
-    for image in np.unique(kept.image_of_box):
-        mine = np.flatnonzero(kept.image_of_box == image)
-        chosen = batched_nms(
-            torch.from_numpy(kept.boxes[mine].astype(np.float32)),
-            torch.from_numpy(kept.scores[mine].astype(np.float32)),
-            torch.from_numpy(labels[mine]),
-            nms_iou,
-        )
-        rows.append(mine[chosen.numpy()])
-    return kept.take(np.sort(np.concatenate(rows)))
+    return kept.take(rows_after_nms(kept, ids[kept.labels], nms_iou))
 
 
 def union_measures(

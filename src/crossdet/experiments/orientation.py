@@ -18,7 +18,7 @@ import numpy as np
 
 from crossdet.config import Config, SplitConfig, load_config
 from crossdet.config.mistakes import suggest
-from crossdet.errors import Diverged, RunError, UserError, problem_list
+from crossdet.errors import UserError, problem_list
 from crossdet.experiments import jobs
 from crossdet.jsonfiles import write_json
 
@@ -196,18 +196,13 @@ def _check_all(queue: Sequence[Job]) -> None:
                 jobs.check_same(job.what, before.get("config"), place)
             except UserError as error:
                 problems.append(str(error))
-    if problems:
-        raise UserError(problem_list(f"{len(problems)} training(s) cannot be used", problems))
+    jobs.refuse(problems)
 
 
 def _train(job: Job) -> tuple[dict[str, Any] | None, str | None]:
-    """(last record, None), or (None, what happened) of a training that diverged."""
-    try:
-        return jobs.train_on(job.config, job.run_dir, job.what), None
-    except Diverged as error:
-        return None, str(error).replace(f"{job.run_dir}", job.run_dir.name)
-    except RunError as error:
-        raise RunError(f"{error} (of a queue: run the same command again)") from error
+    """As `jobs.outcome`."""
+    record, diverged = jobs.outcome(lambda: jobs.train_on(job.config, job.run_dir, job.what), "a queue")
+    return record, diverged and diverged.replace(f"{job.run_dir}", job.run_dir.name)
 
 
 def _result(

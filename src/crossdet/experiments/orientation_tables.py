@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from crossdet.errors import UserError
 from crossdet.experiments import jobs
-from crossdet.experiments.ablation_tables import spread
 from crossdet.experiments.orientation import DOMAINS, METHODS, ROLLS, TOOL, Method
+from crossdet.experiments.tables import rich_table, spread
 
 Run = Mapping[str, Any]
 Value = Callable[[Run], float | None]
@@ -112,15 +111,7 @@ def _average(values: Iterable[float | None]) -> float | None:
 
 
 def rich_tables(runs: Sequence[Run]) -> list[Table]:
-    tables = []
-    for title, headers, lines in grids(runs):
-        table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
-        for header in headers:
-            table.add_column(escape(header), justify="left" if header == "method" else "right")
-        for line in lines:
-            table.add_row(*map(escape, line))
-        tables.append(table)
-    return tables
+    return [rich_table(*grid) for grid in grids(runs)]
 
 
 def markdown(runs: Sequence[Run]) -> str:

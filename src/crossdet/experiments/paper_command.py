@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from crossdet.errors import UserError
+from crossdet.experiments.options import JsonFile, say, say_bold, wide
 from crossdet.experiments.paper_rows import (
     BACKBONES,
     CONTRADICTIONS,
@@ -42,9 +42,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-out = Console()
-wide = Console(width=max(200, out.width))
-"""For tables: a narrow terminal breaks their lines, which is better than to cut names."""
 
 
 class ScaleChoice(StrEnum):
@@ -61,9 +58,6 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="override a config value, e.g. --set train.accumulate=4"),
 ]
 Images = Annotated[int, typer.Option("--images", min=8, help="mini: generated training pictures per dataset")]
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="also write the numbers as JSON")
-]
 
 
 @app.command(name="list")
@@ -90,14 +84,14 @@ def list_rows(
         for row in (row for row in ROWS if row.table == table_key):
             shown.add_row(*map(escape, [*_row_cells(row), *([_hours(row, speeds)] if speeds else [])]))
     wide.print(shown, highlight=False)
-    _say(f"\n{len(ROWS)} rows, {len(TRAININGS)} trainings; rows with the same training share one run.")
+    say(f"\n{len(ROWS)} rows, {len(TRAININGS)} trainings; rows with the same training share one run.")
     if speeds:
         known = [t for t in TRAININGS.values() if t.backbone in speeds]
         total = sum(gpu_hours(training, speeds[training.backbone]) for training in known)
-        _say(f"GPU hours of {len(known)} trainings: {total:,.0f} (training alone, without evaluation).")
-    _say("\nContradictions and gaps, and what is run:")
+        say(f"GPU hours of {len(known)} trainings: {total:,.0f} (training alone, without evaluation).")
+    say("\nContradictions and gaps, and what is run:")
     for number, entry in CONTRADICTIONS.items():
-        _say(f"({number}) {entry.problem}. Run: {entry.reading}")
+        say(f"({number}) {entry.problem}. Run: {entry.reading}")
     if json_file is not None:
         content = {
             "rows": [row_as_json(row) for row in ROWS],
@@ -155,14 +149,14 @@ def run(
     experiments = experiments_of(rows, scale.value, data)
     place = Place(data, output, images)
 
-    def say(text: str) -> None:
+    def announce(text: str) -> None:
         if is_first():
-            out.print(escape(text), highlight=False, soft_wrap=True, style="bold")
+            say_bold(text)
 
-    files = run_queue(experiments, place, list(dict.fromkeys(seeds or [0])), overrides or [], say)
+    files = run_queue(experiments, place, list(dict.fromkeys(seeds or [0])), overrides or [], announce)
     if is_first():
         for file in files:
-            _say(str(file))
+            say(str(file))
 
 
 @app.command()
@@ -180,7 +174,7 @@ def table(
     found = paper_table(number.removeprefix("t"), results)
     wide.print(rich_table(found), highlight=False)
     for line in notes(found):
-        _say(line)
+        say(line)
     if markdown_file is not None:
         write_atomically(markdown_file, markdown(found).encode())
     if json_file is not None:
@@ -214,7 +208,7 @@ def pictures(
         raise UserError(f"--output {output}: expected a .png or .jpg file")
     output.parent.mkdir(parents=True, exist_ok=True)
     draw_by_dataset(detector, sources.val, columns, score).save(output)
-    _say(str(output))
+    say(str(output))
 
 
 def gpu_hours(training: Training, images_per_second: float) -> float:
@@ -266,7 +260,3 @@ def _numbers(values: Mapping[str, float | None]) -> str:
     if None in values.values():
         return "curve"
     return "/".join(str(value) for value in values.values())
-
-
-def _say(text: str) -> None:
-    out.print(escape(text), highlight=False, soft_wrap=True)

@@ -26,6 +26,7 @@ from crossdet.experiments.paper_rows import (
     Row,
     Training,
 )
+from crossdet.experiments.tables import markdown_table, spread
 
 SCALES = ("full", "mini")
 RECORD_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -159,15 +160,8 @@ def _cell(table: PaperTable, row: Row, column: tuple[str, str]) -> str:
         return ""
     printed = row.values[dataset][metric]
     texts = ["" if printed is None else str(printed)]
-    texts += [spread(list(table.ours(row, column, scale).values())) for scale in table.scales]
+    texts += [spread(table.ours(row, column, scale).values()) for scale in table.scales]
     return " / ".join(texts)
-
-
-def spread(values: Sequence[float]) -> str:
-    """`34.9`, or mean and standard deviation of several seeds; blank without any."""
-    if not values:
-        return ""
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def caption(table: PaperTable) -> str:
@@ -208,15 +202,8 @@ def _machine(hardware: Mapping[str, Any]) -> str:
 
 
 def markdown(table: PaperTable) -> str:
-    names = headers(table)
-    lines = [f"**{caption(table)}**", ""]
-    lines += [_line(names), _line("---" for _ in names)]
-    lines += [_line(cells(table, row)) for row in table.rows]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes(table)), ""])
-
-
-def _line(parts: Iterable[str]) -> str:
-    return f"| {' | '.join(parts)} |"
+    lines = markdown_table(headers(table), [cells(table, row) for row in table.rows])
+    return "\n".join([f"**{caption(table)}**", "", *lines, "", *(f"- {note}" for note in notes(table)), ""])
 
 
 def rich_table(table: PaperTable) -> Table:

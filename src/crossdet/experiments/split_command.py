@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from crossdet.errors import UserError, problem_list
+from crossdet.experiments.options import JsonFile, out, say
 
 if TYPE_CHECKING:
     from crossdet.config import Config
@@ -59,9 +60,7 @@ def split(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a config value")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="replace the split in the output directory")] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="also write the numbers as JSON")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Make partially labelled datasets out of one that is labelled in full, and configs to compare on them.
 
@@ -144,11 +143,9 @@ def _open(config: Config, name: str) -> tuple[Index, Index]:
 
 
 def _print(record: dict[str, Any], folder: Path, name: str) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    out = Console()
     columns = ("part", "look", "images", "conflict", "labelled", "not labelled")
     table = Table(box=None, pad_edge=False, padding=(0, 2))
     for at, column in enumerate(columns):
@@ -172,4 +169,4 @@ def _print(record: dict[str, Any], folder: Path, name: str) -> None:
         f"{folder}  (aware.yaml, naive.yaml, same_positives.yaml, full.yaml, expert_*.yaml, split.json)"
     )
     for line in lines:
-        out.print(escape(line), highlight=False, soft_wrap=True)
+        say(line)
