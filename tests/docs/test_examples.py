@@ -26,6 +26,8 @@ def bench(tmp_path_factory):
         for seed, (split, count) in enumerate({"train": 8, "val": 4}.items()):
             annotations = f"{folder}/annotations/instances_{split}.json"
             coco(root, f"{folder}/images/{split}", annotations, classes, count, seed)
+    for seed, (split, count) in enumerate({"train": 8, "val": 4}.items()):
+        coco(root, "heads/images", f"heads/{split}.json", ["head"], count, seed)
     random_backbone(root / "weights" / "mobilenetv2_100.imagenet.safetensors")
     return root
 
@@ -37,6 +39,7 @@ def test_there_are_examples():
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_trains_two_steps(path, bench, tmp_path, monkeypatch):
     monkeypatch.setenv("CROSSDET_BENCH", str(bench))
+    monkeypatch.setenv("CROSSDET_HEADS", str(bench / "heads"))
     monkeypatch.setenv("CROSSDET_WEIGHTS", str(bench / "weights"))
     config = load_config(path, TINY)
     assert not inspect(config).errors
