@@ -3,7 +3,7 @@
     make results
 
 A block between `<!-- results: NAME -->` and `<!-- end -->` belongs to this script; the words around it are written
-by hand. NAME is `paper N` (a table of the paper), `ablation SPLIT` (with a figure of its learning curves), `sweep
+by hand. NAME is `paper N` (a table of the paper), `ablation SPLIT` (with a figure, if there are learning curves), `sweep
 FOLDER` (all splits in a folder, with a figure), `lifelong NAME` (a sequence, with a figure of its generations),
 `orientation NAME`, or `bench` (ratios and targets of `make bench`).
 """
@@ -41,9 +41,12 @@ def block(name: str, data: Path, images: Path) -> str:
         return paper_markdown(paper_table(rest, data / "paper"))
     if kind == "ablation":
         results = read_results(data / "ablation" / rest)
+        tables = ablation_markdown(results)
+        if all(len(run["curve"]) < 2 for runs in results.runs.values() for run in runs.values()):
+            return tables
         file = images / f"curves_{rest}.png"
         draw_learning_curves(results, file)
-        return f"{ablation_markdown(results)}\n![Learning curves]({_link(file)})\n"
+        return f"{tables}\n![Learning curves]({_link(file)})\n"
     if kind == "sweep":
         splits = read_all(data / rest)
         file = images / f"{rest.replace('/', '_')}.png"

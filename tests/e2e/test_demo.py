@@ -67,4 +67,5 @@ def test_data_only_gives_a_world_that_split_can_deal_out(tmp_path, monkeypatch):
     done = CliRunner().invoke(cli.app, ["split", "world/full.yaml", *parts, "--output", "halves"])
     assert done.exit_code == 0, done.output
     summary = json.loads((tmp_path / "halves/split.json").read_text())
-    assert summary["train_images"] == 36 and summary["val_images"] == 12
+    assert summary["train_images"] == 36
+    assert summary["val_images"] == 12
