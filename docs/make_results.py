@@ -3,8 +3,8 @@
     make results
 
 A block between `<!-- results: NAME -->` and `<!-- end -->` belongs to this script; the words around it are written
-by hand. NAME is `paper N` (a table of the paper), `ablation SPLIT` (with a figure, if there are learning curves), `sweep
-FOLDER` (all splits in a folder, with a figure), `lifelong NAME` (a sequence, with a figure of its generations),
+by hand. NAME is `paper N` (a table of the paper), `ablation SPLIT` (with a figure, if there are learning curves),
+`sweep FOLDER` (all splits in a folder, with a figure), `lifelong NAME` (a sequence, with a figure),
 `orientation NAME`, or `bench` (ratios and targets of `make bench`).
 """
 
