@@ -13,7 +13,6 @@ from rich.table import Table
 
 from crossdet.config import Config, UnionTestConfig
 from crossdet.data.index import Index
-from crossdet.data.reading import SplitFiles, read_split
 from crossdet.errors import UserError
 from crossdet.evaluating import splits_for_detector
 from crossdet.evaluation.audit import AuditedSplit, audit, to_json, union_scores
@@ -23,7 +22,7 @@ from crossdet.evaluation.run import EvalSettings, detect
 from crossdet.inference import Detector, load_detector
 from crossdet.jsonfiles import write_json
 from crossdet.labels import DROPPED
-from crossdet.sources import Sources, classes_of, open_sources
+from crossdet.sources import Sources, classes_of, open_sources, union_test_index
 
 SCORE_THRESHOLD = 0.05
 MAX_DETECTIONS = 300
@@ -127,19 +126,7 @@ def open_union_test(given: UnionTestConfig | Index, detector: Detector) -> Split
 
     Raises `UserError` where the files cannot be read or no class is known.
     """
-    if isinstance(given, Index):
-        index = given
-    else:
-        files = SplitFiles(
-            annotations=given.annotations,
-            images=given.images,
-            image_set=tuple(str(name) for name in given.image_set),
-            ignore=given.ignore,
-            split="union_test",
-            classes=given.classes,
-            edition=given.edition,
-        )
-        index = read_split(given.format, files)
+    index = union_test_index(given)
     known = [detector.classes.index(c) if c in detector.classes else DROPPED for c in index.classes]
     if set(known) <= {DROPPED}:
         raise UserError(

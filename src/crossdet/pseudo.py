@@ -83,8 +83,8 @@ def with_pseudo_labels(
 
     class_ids: `[K]` unified ids of the index's classes, or `DROPPED`. found: the detections, in original
     pixels. taught: the classes to label, names: unified names by id. confident, uncertain: `[C]` a score of
-    at least `confident` is an object, one of at least `uncertain` an AVOID
-        region. overlap: `[C, C]`, pairs that one box can show at once.
+    at least `confident` is an object, one of at least `uncertain` an AVOID region. overlap: `[C, C]`, pairs that
+    one box can show at once.
     """
     position = np.full(len(names), -1, np.int64)
     position[list(taught)] = len(index.classes) + np.arange(len(taught))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from crossdet.config import Config, DatasetConfig, SplitConfig
+from crossdet.config import Config, DatasetConfig, SplitConfig, UnionTestConfig
 from crossdet.data.index import Index
 from crossdet.data.reading import SplitFiles, read_split
 from crossdet.data.rotation import rotated
@@ -106,16 +106,29 @@ def open_split(dataset: DatasetConfig, split: str, given: SplitConfig | Index) -
     if isinstance(given, Index):
         return given
     assert dataset.format is not None  # checked by the config
+    return _read(dataset.format, given, split, dataset.classes, dataset.edition)
+
+
+def union_test_index(given: UnionTestConfig | Index) -> Index:
+    """The fully labelled images of a config; `UserError` where their files cannot be read."""
+    if isinstance(given, Index):
+        return given
+    return _read(given.format, given, "union_test", given.classes, given.edition)
+
+
+def _read(
+    format_name: str, given: SplitConfig, split: str, classes: tuple[str, ...] | None, edition: int | None
+) -> Index:
     files = SplitFiles(
         annotations=given.annotations,
         images=given.images,
         image_set=tuple(str(name) for name in given.image_set),
         ignore=given.ignore,
         split=split,
-        classes=dataset.classes,
-        edition=dataset.edition,
+        classes=classes,
+        edition=edition,
     )
-    return read_split(dataset.format, files)
+    return read_split(format_name, files)
 
 
 def build_space(

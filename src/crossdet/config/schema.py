@@ -126,7 +126,7 @@ class DatasetConfig(Section):
 
 
 class LabelsConfig(Section):
-    """The label rules; the keys are the arguments of `LabelSpace.build`."""
+    """The label rules; the keys are the arguments of `LabelSpace.build`, but for `per_dataset`."""
 
     # unified name -> source classes `dataset/name`; `same_names: true` merges all identical names
     merge: MergeGroups = Field(default_factory=dict)

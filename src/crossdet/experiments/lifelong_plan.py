@@ -14,11 +14,10 @@ from typing import Any
 from crossdet.config import Config, DatasetConfig, ExtendConfig, SplitConfig, load_config
 from crossdet.config.mistakes import suggest
 from crossdet.data.index import Index
-from crossdet.data.reading import SplitFiles, read_split
 from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.experiments.jobs import comparable
 from crossdet.labels import DROPPED, LabelSpace
-from crossdet.sources import classes_of, open_sources
+from crossdet.sources import classes_of, open_sources, union_test_index
 
 LR_SHARE = 0.25
 """Of the config's learning rate: an extension begins with it, unless --extend-set says otherwise."""
@@ -179,19 +178,9 @@ def read_union_test(config: Config, plan: Plan) -> Index | None:
 
     Raises `UserError` where they cannot be read, or show no class of the sequence.
     """
-    given = config.union_test
-    if given is None or isinstance(given, Index):
-        return given
-    files = SplitFiles(
-        annotations=given.annotations,
-        images=given.images,
-        image_set=tuple(str(name) for name in given.image_set),
-        ignore=given.ignore,
-        split="union_test",
-        classes=given.classes,
-        edition=given.edition,
-    )
-    index = read_split(given.format, files)
+    if config.union_test is None or isinstance(config.union_test, Index):
+        return config.union_test
+    index = union_test_index(config.union_test)
     known = plan.known(len(plan.generations))
     if not set(index.classes) & set(known):
         raise UserError(
