@@ -295,6 +295,15 @@ def test_without_shared_classes_merging_is_no_experiment() -> None:
     assert said == ["no class is labelled by several parts: naive_merged is the same training as naive"]
     assert stands_for(METHODS[0], APART) == ["naive", "naive_merged"]
     assert stands_for(METHODS[0], SHARED) == ["naive"]
+    marked = {**SHARED, "conflict_by": "mark"}  # the marks are of merged classes
+    assert "naive" not in [m.name for m in methods_of(marked)]
+    assert [m.name for m in chosen_methods(["naive", "aware"], marked, said.append)] == [
+        "naive_merged",
+        "aware",
+    ]
+    assert (
+        said[1] == "marked objects are regions of merged classes: naive is the same training as naive_merged"
+    )
     with pytest.raises(
         UserError, match=r"(?s)--methods awre: unknown method; did you mean `aware`.*--methods x"
     ):

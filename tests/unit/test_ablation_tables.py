@@ -214,6 +214,36 @@ def test_the_sweep_over_conflict(tmp_path: Path) -> None:
         read_all(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("parts", [{"left": ["a"], "right": ["b"]}, {"left": ["a", "b"], "right": ["b"]}])
+def test_levels_by_marks_share_their_trainings(tmp_path: Path, parts: dict[str, list[str]]) -> None:
+    come = {**summary_of(parts, 0.9), "conflict_wanted": 1.0}
+    values: dict[str, list[float | None]] = {"aware": [0.3, 0.31], "same_positives": [0.28], "full": [0.5]}
+    naive = (
+        "naive_merged" if "b" in parts["left"] else "naive"
+    )  # where b is shared, `naive` is another training
+    write_results(tmp_path / "all", {**values, "naive": [0.01], naive: [0.2]}, come)
+    half = {**come, "conflict": 0.5, "conflict_by": "mark", "conflict_wanted": 0.5}
+    write_results(tmp_path / "half", {naive: [0.24, 0.26]}, half)
+    write_results(tmp_path / "painted", {"naive": [0.1]}, {**half, "conflict_by": "erase"})
+    headers, rows = sweep_grid(read_all(tmp_path))
+    shown = {row[0]: dict(zip(headers, row, strict=True)) for row in rows}
+    assert list(shown) == ["all, all marked", "half", "painted", "all"]
+    assert [shown[name]["naive"] for name in shown] == ["28.0", "25.0 ± 1.4", "10.0", "20.0"]
+    for name in ("all, all marked", "half", "all"):
+        assert (shown[name]["aware"], shown[name]["same_positives"]) == ("30.5 ± 0.7", "28.0")
+    assert (shown["painted"]["aware"], shown["painted"]["full"]) == ("", "")
+    draw_sweep(read_all(tmp_path), tmp_path / "sweep.png")
+
+
+def test_marks_of_another_deal_share_nothing(tmp_path: Path) -> None:
+    come = {**summary_of({"left": ["a"], "right": ["b"]}), "conflict_wanted": 1.0}
+    write_results(tmp_path / "all", {"aware": [0.3], "same_positives": [0.28]}, come)
+    half = {**come, "conflict": 0.5, "conflict_by": "mark", "seed": 1}
+    write_results(tmp_path / "half", {"naive": [0.24]}, half)
+    headers, rows = sweep_grid(read_all(tmp_path))
+    assert [(row[0], row[headers.index("aware")]) for row in rows] == [("half", ""), ("all", "30.0")]
+
+
 def test_learning_curves(tmp_path: Path) -> None:
     found = read_results(write_results(tmp_path / "toys", VALUES, APART))
     assert curve_points(found.runs["naive"], "left") == {10: [5, 6], 20: [10, 12]}

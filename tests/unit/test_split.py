@@ -25,7 +25,7 @@ from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import UserError
 from crossdet.experiments import assignment
 from crossdet.experiments.looks import LOOKS, can_be_erased, erase, mask_of, read_picture, with_look
-from crossdet.experiments.split import SplitPlan, split_dataset, summary
+from crossdet.experiments.split import METHODS, SplitPlan, split_dataset, summary
 from crossdet.experiments.split_command import split
 from crossdet.experiments.split_files import write_split
 from crossdet.types import Flag
@@ -58,12 +58,12 @@ def plan_of(shown: list[set[str]], parts: dict[str, list[str]] = PARTS, **option
 
 
 def conflicts_by_hand(plan: SplitPlan, shown: list[set[str]]) -> dict[str, int]:
-    """Images of every part that show an object which is neither labelled nor painted over."""
+    """Images of every part that show an object which is neither labelled nor marked nor painted over."""
     counts = {}
     for part in plan.parts:
-        painted = set(part.erased_images.tolist())
+        cleared = {*part.erased_images.tolist(), *part.marked_images.tolist()}
         counts[part.name] = sum(
-            1 for row in part.images.tolist() if row not in painted and shown[row] - set(part.classes)
+            1 for row in part.images.tolist() if row not in cleared and shown[row] - set(part.classes)
         )
     return counts
 
@@ -136,7 +136,7 @@ def test_the_same_seed_gives_the_same_plan_and_another_one_does_not() -> None:
 # ------------------------------------------------------------------------------------------- conflict
 
 
-@given(count=st.integers(4, 40), seed=st.integers(0, 99), method=st.sampled_from(["choose", "erase"]))
+@given(count=st.integers(4, 40), seed=st.integers(0, 99), method=st.sampled_from(METHODS))
 @settings(max_examples=40, deadline=None)
 def test_conflict_as_the_data_come_is_counted_right(count: int, seed: int, method: Any) -> None:
     shown = mixed(count, seed)
@@ -148,9 +148,10 @@ def test_conflict_as_the_data_come_is_counted_right(count: int, seed: int, metho
     for part in plan.parts:
         assert record["parts"][part.name]["conflict"] == by_hand[part.name] / len(part.images)
         assert not len(part.erased_images)
+        assert not len(part.marked_images)
 
 
-@given(seed=st.integers(0, 300), wanted=st.integers(0, 12), method=st.sampled_from(["choose", "erase"]))
+@given(seed=st.integers(0, 300), wanted=st.integers(0, 12), method=st.sampled_from(METHODS))
 @settings(max_examples=80, deadline=None)
 def test_the_wanted_conflict_is_met_exactly_or_refused(seed: int, wanted: int, method: Any) -> None:
     shown = mixed(24, seed)
@@ -271,6 +272,25 @@ def test_less_conflict_paints_over_more_of_the_same_images() -> None:
             assert one.parts[p].images.tolist() == next_one.parts[p].images.tolist()
             assert (one.parts[p].labelled == next_one.parts[p].labelled).all()
             assert set(one.parts[p].erased_images.tolist()) < set(next_one.parts[p].erased_images.tolist())
+
+
+def test_less_conflict_marks_more_of_the_same_images_as_they_come() -> None:
+    shown = mixed(40, 3)
+    plans = [plan_of(shown, conflict=level, method="mark") for level in (1.0, 0.4, 0.3, 0.0)]
+    as_they_come = plan_of(shown)
+    for one, next_one in itertools.pairwise([as_they_come, *plans]):
+        for p in (0, 1):
+            assert one.parts[p].images.tolist() == next_one.parts[p].images.tolist()
+            assert (one.parts[p].labelled == next_one.parts[p].labelled).all()
+            assert not next_one.parts[p].erased.any()
+    for one, next_one in itertools.pairwise(plans):
+        for p in (0, 1):
+            assert set(one.parts[p].marked_images.tolist()) < set(next_one.parts[p].marked_images.tolist())
+    for part in plans[-1].parts:  # at 0 every foreign object of the part
+        inside = np.isin(plans[-1].train.image_of_box(), part.images)
+        assert (part.marked == (inside & ~part.labelled)).all()
+    with pytest.raises(UserError, match=r"0\.99 cannot be reached by marking; possible is: left 0\.00 to "):
+        plan_of(shown, conflict=0.99, method="mark")
 
 
 def test_a_refusal_names_the_range_and_its_ends_are_accepted() -> None:
@@ -552,6 +572,50 @@ def test_crowds_of_a_reference_are_no_negatives_of_their_class_only(source: Path
             own = PARTS[sources.space.datasets[dataset]]
             crowd = (target.flags & int(Flag.CROWD)) != 0
             assert crowd.tolist() == [CLASSES[label] not in own for label in target.labels.tolist()]
+
+
+@pytest.mark.parametrize("parts", [BOTH, ("--part", "left=a,b", "--part", "right=b,c")])
+def test_naive_with_everything_marked_sees_what_same_positives_sees(
+    source: Path, tmp_path: Path, parts: tuple[str, ...]
+) -> None:
+    """Level 0 of a sweep by marks; at 0.5 half of the pictures differ, in nothing but crowds."""
+    from crossdet.api import training_batches
+
+    def seen(folder: Path, name: str) -> dict[tuple[int, int], tuple[Any, ...]]:
+        config = load_config(folder / f"{name}.yaml", ["augment.flip=0"])
+        batches, sources = training_batches(config, 4)
+        assert sources.space.classes == ("a", "b", "c")
+        found = {}
+        for batch in batches:
+            for row, target in enumerate(batch.targets):
+                key = int(batch.dataset_ids[row]), int(batch.image_ids[row])
+                what = (target.boxes.tolist(), target.labels.tolist(), target.flags.tolist())
+                found[key] = (*what, batch.trusted[row].tolist())
+        return found
+
+    marked, half = tmp_path / "marked", tmp_path / "half"
+    for folder, level in ((marked, "0"), (half, "0.5")):
+        options = ("--conflict", level, "--conflict-by", "mark", "--output", folder)
+        code, text = run(source / "toys.yaml", *parts, *options)
+        assert code == 0, text
+        assert "marked: " in text
+    reference = seen(marked, "same_positives")
+    assert len(reference) == 16
+    assert seen(marked, "naive") == reference
+    assert seen(half, "same_positives") == reference
+    partly = seen(half, "naive")
+    assert 0 < sum(partly[key] != reference[key] for key in reference) < 16
+    for key, (_boxes, labels, flags, trusted) in partly.items():
+        assert all(trusted)
+        own = [(a, f) for a, f in zip(labels, flags, strict=True) if not f & int(Flag.CROWD)]
+        whole = zip(reference[key][1], reference[key][2], strict=True)
+        assert own == [(a, f) for a, f in whole if not f & int(Flag.CROWD)]
+    report = inspect(load_config(half / "naive.yaml"))
+    assert report.errors == ()
+    record = json.loads((half / "split.json").read_text())
+    assert record["conflict"] == 0.5
+    assert sum(row["boxes_marked"] for row in record["parts"].values()) > 0
+    assert not any(row["boxes_erased"] for row in record["parts"].values())
 
 
 def test_all_configs_pass_check_and_share_one_recipe(source: Path, tmp_path: Path) -> None:

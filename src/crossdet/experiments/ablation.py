@@ -66,6 +66,8 @@ FURTHER: tuple[Method, ...] = (
 """Methods that are run where they are named only; the tables show them where they were run."""
 SAME_WITHOUT_SHARED = {"naive_merged": "naive", "aware_distinct": "aware"}
 """Where no class is shared the first is the same training as the second."""
+SAME_WHERE_MARKED = {"naive": "naive_merged"}
+"""On a split by `mark`: what is marked are regions of merged classes."""
 
 
 def expert(part: str) -> Method:
@@ -117,15 +119,24 @@ def shared_classes(summary: Mapping[str, Any]) -> list[str]:
     return [name for name in dict.fromkeys(names) if names.count(name) > 1]
 
 
+def same_trainings(summary: Mapping[str, Any]) -> tuple[Mapping[str, str], str]:
+    """Method -> the method whose training it is on the split; and why."""
+    if not shared_classes(summary):
+        return SAME_WITHOUT_SHARED, "no class is labelled by several parts"
+    if summary.get("conflict_by") == "mark":
+        return SAME_WHERE_MARKED, "marked objects are regions of merged classes"
+    return {}, ""
+
+
 def methods_of(summary: Mapping[str, Any]) -> list[Method]:
     """The methods that differ on a split, in the order of the queue."""
-    same = {} if shared_classes(summary) else SAME_WITHOUT_SHARED
+    same, _ = same_trainings(summary)
     return [*(method for method in METHODS if method.name not in same), *map(expert, summary["parts"])]
 
 
 def stands_for(method: Method, summary: Mapping[str, Any]) -> list[str]:
     """The methods that are this training on the split, itself first."""
-    same = {} if shared_classes(summary) else SAME_WITHOUT_SHARED
+    same, _ = same_trainings(summary)
     return [method.name, *(other for other, name in same.items() if name == method.name)]
 
 
@@ -137,10 +148,10 @@ def chosen_methods(
     Says which of them are the same training. Raises `UserError` for unknown names.
     """
     possible = {method.name: method for method in (*methods_of(summary), *FURTHER)}
-    same = {} if shared_classes(summary) else SAME_WITHOUT_SHARED
+    same, why = same_trainings(summary)
     for other, name in same.items():
         if not names or other in names:
-            say(f"no class is labelled by several parts: {other} is the same training as {name}")
+            say(f"{why}: {other} is the same training as {name}")
     wanted: list[Method] = []
     problems = []
     for name in names:

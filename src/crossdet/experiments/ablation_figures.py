@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from crossdet.errors import UserError
 from crossdet.experiments.ablation import FURTHER, METHODS
-from crossdet.experiments.ablation_results import UNION_AP, Results, Run
+from crossdet.experiments.ablation_results import UNION_AP, Results, Run, all_levels, sweep_key
 from crossdet.experiments.ablation_tables import SWEPT
 from crossdet.figures import PICTURES, check_image_file, line_look, new_figure, save_figure
 from crossdet.jsonfiles import write_atomically
@@ -103,14 +103,6 @@ def curve_points(runs: Mapping[int, Run], part: str) -> dict[float, list[float]]
 # ------------------------------------------------------------------------------------------- conflict sweep
 
 
-def sweep_key(results: Results) -> tuple[str, ...]:
-    """What the levels of one sweep have in common: every part's classes, look and number of images."""
-    parts = results.summary["parts"]
-    return tuple(
-        f"{name}: {', '.join(p['classes'])}; {p['look']}; {p['images']}" for name, p in parts.items()
-    )
-
-
 def draw_sweep(splits: Sequence[Results], file: Path) -> None:
     """Union AP over the share of images in conflict: a panel per set of looks (and of parts and sizes).
 
@@ -118,7 +110,7 @@ def draw_sweep(splits: Sequence[Results], file: Path) -> None:
     """
     check_image_file(file)
     panels: dict[tuple[str, ...], list[Results]] = {}
-    for one in splits:
+    for one in all_levels(splits):
         if any(UNION_AP.values(one.of(method)) for method in SWEPT):
             panels.setdefault(sweep_key(one), []).append(one)
     if not panels:

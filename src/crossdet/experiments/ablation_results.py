@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from crossdet.errors import UserError
 from crossdet.experiments import jobs
-from crossdet.experiments.ablation import FURTHER, TOOL, methods_of
+from crossdet.experiments.ablation import FURTHER, TOOL, methods_of, shared_classes
 
 Run = Mapping[str, Any]
 Keys = tuple[str, ...]
@@ -111,6 +111,61 @@ def read_all(folder: Path) -> list[Results]:
     if not found:
         raise UserError(f"{folder}: no results of `crossdet ablation run` in the folders below it")
     return sorted(found, key=lambda one: (float(one.summary["conflict"]), one.name))
+
+
+def sweep_key(results: Results) -> tuple[str, ...]:
+    """What the levels of one sweep have in common: every part's classes, look and number of images."""
+    parts = results.summary["parts"]
+    return tuple(
+        f"{name}: {', '.join(p['classes'])}; {p['look']}; {p['images']}" for name, p in parts.items()
+    )
+
+
+def all_levels(splits: Sequence[Results]) -> list[Results]:
+    """The splits; levels made by `mark` with what other levels say of them.
+
+    All levels of one deal have the same pictures and labelled objects, so aware, full and same positives are the
+    same trainings at each, and with everything marked naive training is same positives: that level, 0, is added.
+    Where classes are shared, naive training is the merged one at every level, since marks are of merged classes.
+    """
+    found: dict[tuple[str, ...], list[Results]] = {}
+    for one in splits:
+        found.setdefault(_deal(one), []).append(one)
+    return [level for many in found.values() for level in _completed(many)]
+
+
+def _deal(results: Results) -> tuple[str, ...]:
+    """What splits that differ by marks alone have in common; a split of another kind has its own."""
+    summary = results.summary
+    as_they_come = summary.get("conflict_by") == "choose" and summary.get("conflict_wanted") == 1
+    if not (as_they_come or summary.get("conflict_by") == "mark"):
+        return (results.name,)
+    labelled = [str(part.get("boxes_labelled")) for part in summary["parts"].values()]
+    run = next(run for runs in results.runs.values() for run in runs.values())
+    return (*sweep_key(results), *labelled, str(summary.get("seed")), str(run.get("overrides")))
+
+
+def _completed(levels: Sequence[Results]) -> list[Results]:
+    if not any(one.summary.get("conflict_by") == "mark" for one in levels):
+        return list(levels)
+    merged = bool(shared_classes(levels[0].summary))
+    known: dict[str, Mapping[int, Run]] = {}
+    for one in levels:
+        known |= {name: runs for name, runs in one.runs.items() if not name.startswith("naive")}
+    made = []
+    for one in levels:
+        naive = one.runs.get("naive_merged" if merged else "naive")
+        made.append(replace(one, runs={**known, **({"naive": naive} if naive else {})}))
+    if "same_positives" in known and all(one.summary["conflict"] for one in levels):
+        come = max(levels, key=lambda one: float(one.summary["conflict"]))
+        made.append(
+            Results(
+                f"{come.name}, all marked",
+                {**come.summary, "conflict": 0.0},
+                {**known, "naive": known["same_positives"]},
+            )
+        )
+    return made
 
 
 def experts_together(results: Results) -> dict[int, Run]:

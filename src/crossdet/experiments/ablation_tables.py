@@ -11,12 +11,13 @@ from typing import Any
 
 from rich.table import Table
 
-from crossdet.experiments.ablation import methods_of, stands_for
+from crossdet.experiments.ablation import methods_of, same_trainings, stands_for
 from crossdet.experiments.ablation_results import (
     UNION_AP,
     Results,
     Run,
     Section,
+    all_levels,
     difference,
     differences,
     recovered,
@@ -84,9 +85,7 @@ def notes(results: Results) -> list[str]:
     for method in methods_of(summary):
         same = stands_for(method, summary)[1:]
         if same:
-            lines.append(
-                f"{method.name} stands for {', '.join(same)}, too: no class is labelled by several parts"
-            )
+            lines.append(f"{method.name} stands for {', '.join(same)}, too: {same_trainings(summary)[1]}")
     lines += [
         f"{run['method']}, seed {run['seed']}, diverged: {run['diverged'].splitlines()[0]}"
         for run in runs
@@ -158,7 +157,7 @@ SWEPT = ("naive", "aware", "same_positives", "full")
 def sweep_grid(splits: Sequence[Results]) -> tuple[list[str], list[list[str]]]:
     """A row per split, by looks and conflict: union AP of the methods, and what aware recovers."""
     rows = []
-    for one in sorted(splits, key=lambda split: (split.looks, split.summary["conflict"])):
+    for one in sorted(all_levels(splits), key=lambda split: (split.looks, split.summary["conflict"])):
         values = {name: UNION_AP.values(one.of(name)) for name in SWEPT}
         delta = difference(values["aware"], values["naive"])
         share = recovered(one)

@@ -31,8 +31,8 @@ from crossdet.experiments.looks import LOOKS, ORIGINAL, can_be_erased
 from crossdet.label_rules import unknown
 from crossdet.types import REGION_FLAGS, Flag
 
-Method = Literal["choose", "erase"]
-METHODS: tuple[Method, ...] = ("choose", "erase")
+Method = Literal["choose", "erase", "mark"]
+METHODS: tuple[Method, ...] = ("choose", "erase", "mark")
 NO_LOOK = "none"
 """Another word for `ORIGINAL` where looks are given."""
 RESERVED = ("images", "test", "runs")
@@ -48,8 +48,10 @@ class Part:
 
     classes: what it labels, in the dataset's order. look: a key of `LOOKS`, or `ORIGINAL`.
     images: rows of the training index, rising. erased_images: those of them in which all objects of other
-    classes are painted over. conflict_images: those that show at least one object that the part does not label.
+    classes are painted over. marked_images: those in which they are marked as regions of their class.
+    conflict_images: those that show at least one object that the part neither labels nor marks.
     labelled: `[M]` boxes of its images and classes, and regions of no class. erased: `[M]` boxes painted over.
+    marked: `[M]` boxes marked.
     """
 
     name: str
@@ -57,9 +59,11 @@ class Part:
     look: str
     images: Rows
     erased_images: Rows
+    marked_images: Rows
     conflict_images: Rows
     labelled: Bools
     erased: Bools
+    marked: Bools
 
     @property
     def conflict(self) -> float:
@@ -105,7 +109,9 @@ def split_dataset(
     method: how less conflict is reached. "choose": images move to parts that label all they show; the sizes stay,
         the labelled objects per class stay as near as swaps can bring them to those of `conflict=1`. "erase":
         foreign objects are painted over, in more images for less conflict; all levels (also 1) have the same deal,
-        one with few images in which a foreign object lies under labelled ones and cannot be painted over.
+        one with few images in which a foreign object lies under labelled ones and cannot be painted over. "mark":
+        foreign objects are marked as regions of their class, in more images for less conflict: pictures and
+        labelled objects are those of `conflict=1` at every level.
     images: training images per part, with which some may stay unused; None: all are used, and the sizes differ
         by at most one. To be compared, levels of conflict need the same.
 
@@ -150,20 +156,22 @@ def _planned(
     if method == "erase":  # also at conflict 1: all levels have the same images
         stuck = in_conflict & ~_erasable(train, own)
         home = balance(avoid(home, stuck, rng), stuck, boxes, as_they_come, own, rng)
-    elif conflict < 1:
+    elif method == "choose" and conflict < 1:
         chosen = choose(home, in_conflict, conflict, rng)
         if chosen is None:
             raise _Unreachable(_reach_of_choosing(home, in_conflict, names, share, conflict, images, seed))
         home = balance(chosen, in_conflict, boxes, as_they_come, own, rng)
     rows = [members(home, p) for p in range(len(names))]
-    erased = [np.zeros(0, np.int64) for _ in names]
-    if method == "erase" and conflict < 1:
+    none = [np.zeros(0, np.int64) for _ in names]
+    cleared = none
+    if method != "choose" and conflict < 1:
         most = largest_size_with(stuck, share, conflict, seed, fewer=True)
-        erased = _to_erase(rows, in_conflict, stuck, names, conflict, most, rng)
+        cleared = _to_clear(rows, in_conflict, stuck, names, conflict, method, most, rng)
+    erased, marked = (cleared, none) if method == "erase" else (none, cleared)
     made = []
     for p, name in enumerate(names):
         in_part = np.isin(train.image_of_box(), rows[p])
-        of_class = (train.labels < 0) | own[p][train.labels]
+        foreign = (train.labels >= 0) & ~own[p][train.labels]
         made.append(
             Part(
                 name=name,
@@ -171,9 +179,11 @@ def _planned(
                 look=looks.get(name, ORIGINAL),
                 images=rows[p],
                 erased_images=erased[p],
-                conflict_images=np.setdiff1d(rows[p][in_conflict[p, rows[p]]], erased[p]),
-                labelled=in_part & of_class,
-                erased=np.isin(train.image_of_box(), erased[p]) & ~of_class,
+                marked_images=marked[p],
+                conflict_images=np.setdiff1d(rows[p][in_conflict[p, rows[p]]], cleared[p]),
+                labelled=in_part & ~foreign,
+                erased=np.isin(train.image_of_box(), erased[p]) & foreign,
+                marked=np.isin(train.image_of_box(), marked[p]) & foreign,
             )
         )
     return SplitPlan(train, val, tuple(made), share, conflict, method, seed, as_they_come)
@@ -189,24 +199,25 @@ def objects_per_image(index: Index, every: bool = False) -> NDArray[np.int64]:
     return counts
 
 
-# ------------------------------------------------------------------------------------------- painting over
+# ------------------------------------------------------------------------------------------- painting over, marking
 
 
-def _to_erase(
+def _to_clear(
     rows: Sequence[Rows],
     in_conflict: Bools,
     stuck: Bools,
     names: Sequence[str],
     conflict: float,
+    method: Method,
     most: int,
     rng: np.random.Generator,
 ) -> list[Rows]:
-    """Per part the images in which foreign objects are painted over, rising.
+    """Per part the images in which foreign objects are painted over or marked, rising.
 
     The order in which images are taken does not depend on `conflict`: an image without foreign objects at one
     level has none at any lower level. most: images per part with which the level could be had.
     """
-    erased, problems = [], []
+    cleared, problems = [], []
     for p, name in enumerate(names):
         bad = rows[p][in_conflict[p, rows[p]]]
         possible = bad[~stuck[p, bad]]
@@ -214,7 +225,7 @@ def _to_erase(
         wanted = nearest(conflict * len(rows[p]))
         order = rng.permutation(possible)
         if under <= wanted <= len(bad):
-            erased.append(np.sort(order[: len(bad) - wanted]))
+            cleared.append(np.sort(order[: len(bad) - wanted]))
         else:
             why = f" (in {under} image(s) foreign objects lie under objects that it labels)" if under else ""
             problems.append(
@@ -222,10 +233,11 @@ def _to_erase(
             )
     if problems:
         raise _Unreachable(
-            f"--conflict {conflict:g} cannot be reached by painting over; possible is: {'; '.join(problems)}"
+            f"--conflict {conflict:g} cannot be reached by {'marking' if method == 'mark' else 'painting over'}; "
+            f"possible is: {'; '.join(problems)}"
             + (f"; or take --images {most} or fewer" if 0 < most < min(len(one) for one in rows) else "")
         )
-    return erased
+    return cleared
 
 
 def _erasable(train: Index, own: Bools) -> Bools:
@@ -331,7 +343,7 @@ def _reach_of_choosing(
     equal = "no equal share" if both is None else f"equal shares {_span(*both, max(sizes))}"
     most = largest_size_with(in_conflict, share, conflict, seed)
     fewer = f"--images {most} or fewer" if 0 < most < (images or max(sizes)) else ""
-    ways = " or ".join(filter(None, [fewer, "--conflict-by erase"]))
+    ways = " or ".join(filter(None, [fewer, "--conflict-by mark", "--conflict-by erase"]))
     return (
         f"--conflict {conflict:g} cannot be reached by choosing among the images, with {max(sizes)} per part: "
         f"possible are {equal} (each part alone: {per_part}); take {ways}"
@@ -372,6 +384,7 @@ def summary(plan: SplitPlan) -> dict[str, Any]:
                 "conflict": part.conflict,
                 "conflict_images": len(part.conflict_images),
                 "erased_images": len(part.erased_images),
+                **({"marked_images": len(part.marked_images)} if plan.method == "mark" else {}),
                 "boxes_labelled": _counts(plan.train, part.labelled, part.classes),
                 "boxes_labelled_as_the_data_come": {
                     name: int(plan.labels_as_they_come[p, classes.index(name)]) for name in part.classes
@@ -382,6 +395,7 @@ def summary(plan: SplitPlan) -> dict[str, Any]:
                     [name for name in classes if name not in part.classes],
                 ),
                 "boxes_erased": int(part.erased.sum()),
+                **({"boxes_marked": int(part.marked.sum())} if plan.method == "mark" else {}),
             }
             for p, part in enumerate(plan.parts)
         },

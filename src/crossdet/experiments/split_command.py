@@ -40,9 +40,10 @@ def split(
         ),
     ] = 1.0,
     conflict_by: Annotated[
-        Literal["choose", "erase"],
+        Literal["choose", "erase", "mark"],
         typer.Option(
-            help="lower conflict by moving images between parts, or by painting over what is not labelled",
+            help="lower conflict by moving images between parts, by painting over what is not labelled, or by "
+            "marking it as regions that naive training avoids",
         ),
     ] = "choose",
     images: Annotated[
@@ -165,6 +166,9 @@ def _print(record: dict[str, Any], folder: Path, name: str) -> None:
     if erased := sum(row["erased_images"] for row in record["parts"].values()):
         boxes = sum(row["boxes_erased"] for row in record["parts"].values())
         lines.append(f"painted over: {boxes} objects in {erased} images")
+    if marked := sum(row.get("marked_images", 0) for row in record["parts"].values()):
+        boxes = sum(row["boxes_marked"] for row in record["parts"].values())
+        lines.append(f"marked: {boxes} objects in {marked} images (naive.yaml avoids them)")
     lines.append(
         f"{folder}  (aware.yaml, naive.yaml, same_positives.yaml, full.yaml, expert_*.yaml, split.json)"
     )

@@ -41,7 +41,9 @@ def write_configs(
             folder,
             method,
             _WHAT[method],
-            _config(plan.parts, method, sections, protocols, shared=_shared(plan)),
+            _config(
+                plan.parts, method, sections, protocols, shared=_shared(plan), marked=plan.method == "mark"
+            ),
         )
     total = sum(len(part.images) for part in plan.parts)
     for part in plan.parts:
@@ -51,11 +53,17 @@ def write_configs(
 
 
 def _config(
-    parts: Sequence[Part], method: str, sections: Mapping[str, Any], protocols: Sequence[str], shared: bool
+    parts: Sequence[Part],
+    method: str,
+    sections: Mapping[str, Any],
+    protocols: Sequence[str],
+    shared: bool,
+    marked: bool = False,
 ) -> dict[str, Any]:
     train, val = {
         "full": ("train_full", "val_full"),
         "same_positives": ("train_same_positives", "val_full"),
+        "naive": ("train_marked" if marked else "train", "val"),
     }.get(method, ("train", "val"))
     # the protocols of faces and pedestrians read more than COCO files hold
     scored = [name for name in protocols if name in ("coco", "voc")] or ["coco"]
@@ -70,7 +78,7 @@ def _config(
             for part in parts
         }
     }
-    if shared or val == "val_full":
+    if shared or val == "val_full" or train == "train_marked":
         content["labels"] = {"merge": {"same_names": True}}
     content |= {name: dict(sections[name]) for name in SECTIONS if sections.get(name)}
     content["train"] = {**content.get("train", {}), "plain": method == "naive"}
