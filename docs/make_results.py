@@ -5,7 +5,8 @@
 A block between `<!-- results: NAME -->` and `<!-- end -->` belongs to this script; the words around it are written
 by hand. NAME is `paper N` (a table of the paper), `ablation SPLIT` (with a figure, if there are learning curves),
 `sweep FOLDER` (all splits in a folder, with a figure), `lifelong NAME` (a sequence, with a figure),
-`orientation NAME`, or `bench` (ratios and targets of `make bench`).
+`orientation NAME`, `curves NAME` (figures from the JSON that `crossdet curves --data` wrote), or `bench` (ratios
+and targets of `make bench`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
+from crossdet.evaluation.curves import overlay
 from crossdet.experiments.ablation_figures import draw_learning_curves, draw_sweep
 from crossdet.experiments.ablation_results import read_all, read_results
 from crossdet.experiments.ablation_tables import markdown as ablation_markdown
@@ -59,6 +63,11 @@ def block(name: str, data: Path, images: Path) -> str:
         return f"{lifelong_markdown(sequence)}\n![AP50 over the generations]({_link(file)})\n"
     if kind == "orientation":
         return orientation_markdown(read_orientation(data / "orientation" / rest))
+    if kind == "curves":
+        with tempfile.TemporaryDirectory() as folder:
+            drawn = overlay([(None, data / "curves" / f"{rest}.json")], Path(folder))
+            files = [shutil.copyfile(one, images / f"{rest}_{one.name}") for one in drawn]
+        return "\n".join(f"![Precision and recall, {rest}]({_link(file)})" for file in files) + "\n"
     if kind == "bench":
         sys.path.insert(0, str(ROOT / "benchmarks"))
         from bench import targets_table

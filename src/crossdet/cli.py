@@ -224,12 +224,21 @@ def curves(
         typer.Argument(metavar="[NAME=]FILE...", help="curves.json of eval or score, or its folder"),
     ],
     output: Output = Path("curves"),
+    dataset: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="draw only this dataset; may be repeated")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="write what was drawn into one small JSON, which this command draws again"
+        ),
+    ] = None,
 ) -> None:
     """Draw the precision-recall curves of several runs or methods into one figure per dataset."""
     from crossdet.evaluation.curves import overlay
 
-    named = [part.rpartition("=") for part in files]
-    for picture in overlay([(name or None, Path(file)) for name, _, file in named], output or Path("curves")):
+    named = [(name or None, Path(file)) for name, _, file in (part.rpartition("=") for part in files)]
+    for picture in overlay(named, output or Path("curves"), dataset or (), data):
         out.print(escape(str(picture)), highlight=False, soft_wrap=True)
 
 

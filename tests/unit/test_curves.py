@@ -51,6 +51,31 @@ def test_data_survives_writing_and_reading(tmp_path):
         assert repr(float(one.curve.ap)) == repr(other.curve.ap)
 
 
+def test_an_overlay_is_drawn_again_from_its_small_file(tmp_path):
+    for number, name in enumerate(("one", "two")):
+        more = NamedCurve("coco", "coco", "AP50", curve(0.3))
+        write_curves(tmp_path / f"{name}.json", name, [*faces(0.9, 0.8, 0.5 + number / 7), more])
+    large = NamedCurve("faces", "wider_face", "hard", curve(0.61234567, 1500))
+    write_curves(tmp_path / "three.json", "three", [large])
+    files = [(None, tmp_path / f"{name}.json") for name in ("one", "two", "three")]
+    small = tmp_path / "small.json"
+    (first,) = overlay(files, tmp_path / "first", ["faces"], small)
+    assert first.name == "faces_wider_face.png"
+    (again,) = overlay([(None, small)], tmp_path / "again")
+    assert again.name == first.name
+    stored = json.loads(small.read_text())["methods"]
+    assert [row["method"] for row in stored] == ["one", "two", "three"]
+    assert [row["ap"] for row in stored[1]["curves"]] == [0.9, 0.8, 0.5 + 1 / 7]
+    assert 100 < len(stored[2]["curves"][0]["recall"]) <= 300
+    assert stored[2]["curves"][0]["ap"] == 0.61234567
+    difference = np.asarray(Image.open(first), float) - np.asarray(Image.open(again), float)
+    assert np.abs(difference).mean() < 0.5  # of 255: rounding moves lines by less than a pixel
+    with pytest.raises(UserError, match=r"--dataset fases: no curves of it; there are some of faces, coco"):
+        overlay(files, tmp_path / "none", ["fases"])
+    with pytest.raises(UserError, match="curves of 3 methods, expected those of one"):
+        read_curves(small)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.integers(MAX_POINTS + 1, 30_000))
 def test_thinned_curves_look_the_same(seed, points):

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMAT = "crossdet-curves/1"
+OVERLAY = "crossdet-curves-overlay/1"
+"""Several methods in one small file: what an overlay drew."""
 DATA_FILE = "curves.json"
 MAX_POINTS = 2000
+OVERLAY_POINTS, OVERLAY_DIGITS = 300, 4
 LEGEND = 40
 """Characters of a method's name that fit into a panel."""
 
@@ -50,25 +53,45 @@ def write_run_curves(folder: Path, method: str, curves: Sequence[NamedCurve]) ->
     return [folder / DATA_FILE, *draw_curves(folder, [(method, curves)])]
 
 
-def overlay(files: Sequence[tuple[str | None, Path]], folder: Path) -> list[Path]:
+def overlay(
+    files: Sequence[tuple[str | None, Path]],
+    folder: Path,
+    datasets: Sequence[str] = (),
+    data: Path | None = None,
+) -> list[Path]:
     """Draws the curves of several `curves.json` into shared figures.
 
-    files: (name or None, file); without a name the stored one, with the name of its folder where two are equal.
+    files: (name or None, file); without a name the stored one, with the name of its folder where two are equal. A
+        file may also be the `data` of an earlier overlay, with all its methods.
+    datasets: draw only these. data: a small JSON with what was drawn (300 points per curve, 4 digits).
 
     Raises:
-        UserError: a file that is no such data, or no curve at all.
+        UserError: a file that is no such data, an unknown dataset, or no curve at all.
     """
     methods: list[Method] = []
     for given, file in files:
-        stored, curves = read_curves(file / DATA_FILE if file.is_dir() else file)
-        taken = {name for name, _ in methods}
-        folder_name = (file if file.is_dir() else file.parent).resolve().name
-        names = [given or stored, f"{given or stored}, {folder_name}"]
-        names += [f"{names[1]} {number}" for number in range(2, len(files) + 2)]
-        methods.append((next(name for name in names if name not in taken), curves))
+        for stored, curves in _methods_of(file / DATA_FILE if file.is_dir() else file):
+            taken = {name for name, _ in methods}
+            folder_name = (file if file.is_dir() else file.parent).resolve().name
+            names = [given or stored, f"{given or stored}, {folder_name}"]
+            names += [f"{names[1]} {number}" for number in range(2, len(files) + len(taken) + 2)]
+            methods.append((next(name for name in names if name not in taken), curves))
+    known = list(dict.fromkeys(c.dataset for _, curves in methods for c in curves))
+    if strange := [name for name in datasets if name not in known]:
+        raise UserError(
+            f"--dataset {', '.join(strange)}: no curves of it; there are some of {', '.join(known) or 'none'}"
+        )
+    if datasets:
+        methods = [(name, [c for c in curves if c.dataset in datasets]) for name, curves in methods]
     drawn = draw_curves(folder, methods)
     if not drawn:
         raise UserError(f"no curve with an AP in {', '.join(str(file) for _, file in files)}")
+    if data is not None:
+        rows = [
+            {"method": name, "curves": _rows(curves, OVERLAY_POINTS, OVERLAY_DIGITS)}
+            for name, curves in methods
+        ]
+        write_json(data, {"format": OVERLAY, "methods": rows})
     return drawn
 
 
@@ -77,30 +100,36 @@ def overlay(files: Sequence[tuple[str | None, Path]], folder: Path) -> list[Path
 
 def write_curves(file: Path, method: str, curves: Sequence[NamedCurve]) -> None:
     """JSON; a curve of more than 2,000 points is thinned to those that shape it, its AP is that of all points."""
+    write_json(file, {"format": FORMAT, "method": method, "curves": _rows(curves, MAX_POINTS)})
+
+
+def _rows(curves: Sequence[NamedCurve], points: int, digits: int | None = None) -> list[dict[str, Any]]:
     rows = []
     for named in curves:
-        kept = _shaping_points(named.curve)
+        kept = _shaping_points(named.curve, points)
+        values = named.curve.recall[kept], named.curve.precision[kept]
+        recall, precision = values if digits is None else (np.round(value, digits) for value in values)
         rows.append(
             {
                 "dataset": named.dataset,
                 "protocol": named.protocol,
                 "name": named.name,
                 "ap": named.curve.ap,
-                "recall": named.curve.recall[kept].tolist(),
-                "precision": named.curve.precision[kept].tolist(),
+                "recall": recall.tolist(),
+                "precision": precision.tolist(),
             }
         )
-    write_json(file, {"format": FORMAT, "method": method, "curves": rows})
+    return rows
 
 
-def _shaping_points(curve: Curve) -> NDArray[np.int64]:
-    """Rows of at most `MAX_POINTS` points, evenly along the drawn length of the curve, with both ends."""
+def _shaping_points(curve: Curve, points: int = MAX_POINTS) -> NDArray[np.int64]:
+    """Rows of at most `points` points, evenly along the drawn length of the curve, with both ends."""
     count = len(curve.recall)
-    if count <= MAX_POINTS:
+    if count <= points:
         return np.arange(count)
     steps = np.abs(np.diff(curve.recall)) + np.abs(np.diff(curve.precision))
     length = np.concatenate([[0.0], np.cumsum(np.nan_to_num(steps))])
-    wanted = np.linspace(0, length[-1], MAX_POINTS - 1)
+    wanted = np.linspace(0, length[-1], points - 1)
     return np.unique(np.concatenate([np.searchsorted(length, wanted), [count - 1]]))
 
 
@@ -110,11 +139,20 @@ def read_curves(file: Path) -> tuple[str, list[NamedCurve]]:
     Raises:
         UserError: names the file and what is wrong in it.
     """
+    methods = _methods_of(file)
+    if len(methods) != 1:
+        raise UserError(f"{file}: curves of {len(methods)} methods, expected those of one")
+    return methods[0]
+
+
+def _methods_of(file: Path) -> list[tuple[str, list[NamedCurve]]]:
+    """The methods of a file of `write_curves` (one) or of the data of `overlay`."""
     try:
         content = json.loads(file.read_text())
-        if content.get("format") != FORMAT:
+        if content.get("format") not in (FORMAT, OVERLAY):
             raise UserError(f"{file}: no precision-recall curves (format {content.get('format')!r})")
-        return str(content["method"]), [_curve(row) for row in content["curves"]]
+        rows = content["methods"] if content["format"] == OVERLAY else [content]
+        return [(str(row["method"]), [_curve(one) for one in row["curves"]]) for row in rows]
     except OSError as error:
         raise UserError(f"{file}: {error.strerror or error}") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
