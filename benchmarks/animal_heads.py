@@ -5,7 +5,12 @@
 keypoints.json and the images are the dataset's download. A picture is taken if every animal in it shows all of
 eyes, ear bases and nose, and if every head is upright: the line from eyes and ears down to the nose is within
 `--roll` degrees of the vertical. The head's box is that of the five points, widened by `WIDEN` of its longer
-side all around and cut at the picture's edge. Pictures are scaled to a shorter side of `--shorter` pixels.
+side all around and cut at the picture's edge.
+
+Every picture is cropped to a square: its shape then says nothing of how it is turned, and all directions have the
+same canvas. The side is the picture's shorter one; the place is drawn, by a generator seeded with the picture's
+name, among those that hold all heads. Pictures without such a place are left out. Crops are scaled to `--side`
+pixels.
 
 Writes `train.json`, `val.json` (COCO, one class `head`) and `images/`.
 """
@@ -52,6 +57,19 @@ def head_box(points: list[list[float]], width: int, height: int) -> Box:
     )
 
 
+def square_window(boxes: list[Box], width: int, height: int, name: str) -> tuple[int, int, int] | None:
+    """(left, top, side) in whole pixels, each place that holds all boxes as likely; None where none does."""
+    side, random_of_picture = min(width, height), random.Random(name)
+    corner = []
+    for axis, length in enumerate((width, height)):
+        first = max(0, math.ceil(max(box[axis + 2] for box in boxes)) - side)
+        last = min(length - side, math.floor(min(box[axis] for box in boxes)))
+        if first > last:
+            return None
+        corner.append(random_of_picture.randint(first, last))
+    return corner[0], corner[1], side
+
+
 def upright(content: dict[str, Any], most: float) -> list[tuple[str, list[list[list[float]]]]]:
     """(file name, points of every animal) of the pictures that can be used, in the order of their ids."""
     animals: dict[str, list[Any]] = defaultdict(list)
@@ -62,35 +80,53 @@ def upright(content: dict[str, Any], most: float) -> list[tuple[str, list[list[l
     return [(name, animals[image]) for image, name in content["images"].items() if image in good]
 
 
+def usable(
+    found: list[tuple[str, list[list[list[float]]]]], images: Path
+) -> list[tuple[str, list[list[list[float]]], tuple[int, int, int]]]:
+    """(file name, points of every animal, window) of the pictures with a square that holds all heads."""
+    kept = []
+    for name, heads in found:
+        with Image.open(images / name) as image:
+            width, height = image.size
+        window = square_window([head_box(points, width, height) for points in heads], width, height, name)
+        if window is not None:
+            kept.append((name, heads, window))
+    return kept
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("keypoints", type=Path)
     parser.add_argument("images", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path("animal_heads"))
-    parser.add_argument("--train", type=int, default=1200, help="pictures to train on")
+    parser.add_argument("--train", type=int, default=1400, help="pictures to train on")
     parser.add_argument("--val", type=int, default=400, help="pictures to judge on")
-    parser.add_argument("--shorter", type=int, default=160)
+    parser.add_argument("--side", type=int, default=160, help="pixels of the square pictures")
     parser.add_argument("--roll", type=float, default=30.0)
     args = parser.parse_args()
     found = upright(json.loads(args.keypoints.read_text()), args.roll)
-    random.Random(0).shuffle(found)
-    if len(found) < args.train + args.val:
-        raise SystemExit(f"{len(found)} upright pictures, fewer than {args.train} + {args.val}")
+    kept = usable(found, args.images)
+    print(
+        f"{len(found)} upright pictures; {len(found) - len(kept)} left out, no square holds all their heads"
+    )
+    random.Random(0).shuffle(kept)
+    if len(kept) < args.train + args.val:
+        raise SystemExit(f"{len(kept)} pictures can be used, fewer than {args.train} + {args.val}")
     folder = args.output / "images"
     folder.mkdir(parents=True, exist_ok=True)
-    splits = {"train": found[: args.train], "val": found[args.train : args.train + args.val]}
+    splits = {"train": kept[: args.train], "val": kept[args.train : args.train + args.val]}
     for split, pictures in splits.items():
         builder = IndexBuilder(folder)
-        for number, (name, heads) in enumerate(pictures, 1):
+        for number, (name, heads, (left, top, side)) in enumerate(pictures, 1):
             with Image.open(args.images / name) as image:
-                factor = args.shorter / min(image.size)
-                width, height = (max(1, round(side * factor)) for side in image.size)
-                scaled = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+                crop = image.convert("RGB").crop((left, top, left + side, top + side))
+            scaled = crop.resize((args.side, args.side), Image.Resampling.BICUBIC)
             scaled.save(folder / f"{Path(name).stem}.jpg", quality=92)
-            builder.image(f"{Path(name).stem}.jpg", height, width, image_id=number)
+            builder.image(f"{Path(name).stem}.jpg", args.side, args.side, image_id=number)
+            factor = args.side / side
             for points in heads:
-                small = [[x * factor, y * factor, visible] for x, y, visible in points]
-                builder.box(head_box(small, width, height), 0)
+                moved = [[(x - left) * factor, (y - top) * factor, visible] for x, y, visible in points]
+                builder.box(head_box(moved, args.side, args.side), 0)
         write_coco(builder.build(["head"], [1]), args.output / f"{split}.json")
         print(f"{split}: {len(pictures)} pictures")
 

@@ -129,12 +129,15 @@ def train_detector(
     after_step: Callable[[], None] | None = None,
     further_loss: FurtherLoss | None = None,
     data_of: DataOfEpoch | None = None,
+    fixed_statistics: bool = False,
 ) -> dict[str, Any]:
     """Trains built parts, evaluates on the validation splits, draws their pictures; returns the last record.
 
-    operating: the operating points that are found -> those that are stored. after_step, further_loss, data_of:
-    see `fit`.
+    operating: the operating points that are found -> those that are stored. after_step, further_loss, data_of,
+    fixed_statistics: see `fit`.
     """
+    if fabric.is_global_zero and config.train.early_decay is not None:
+        print(f"warning: {config.train.early_decay}", flush=True)
     if config.train.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
     splits = splits_for_training(sources)
@@ -159,6 +162,7 @@ def train_detector(
         after_step=after_step,
         further_loss=further_loss,
         data_of=data_of,
+        fixed_statistics=fixed_statistics,
     )
     if fabric.is_global_zero and sources.val:
         write_val_pictures(

@@ -132,7 +132,7 @@ def splits_for_detector(
     """The splits in the classes of a detector, found by their unified names.
 
     fold: in its folded classes, where it has such. A class with directions or datasets that the detector does not
-    tell apart is found by the name without them.
+    tell apart is found by the name without them; the splits then say the directions, as with folded classes.
 
     Raises `UserError` for classes that the detector does not know.
     """
@@ -154,7 +154,7 @@ def splits_for_detector(
             index,
             np.array([position.get(c, DROPPED) for c in ids[name]], np.int64),
             known,
-            None if own is None or theirs is None else _angles(own, ids[name]),
+            _angles(own, ids[name]) if own is not None and fold else None,
         )
         for name, index in indexes.items()
     }

@@ -3,8 +3,8 @@ forgot.
 
 The label space grows by name (`label_edits.grown`), the old classes' weights are carried over bit for bit
 (`models.class_rows`), and what follows is an ordinary training: one loss, one data path. The modes differ in
-what they train on and in what is trained: `replay` nothing else, `distill` adds the old detector's labels to
-the images (`pseudo`), `frozen` trains the new classes' rows alone.
+what they train on and in what is trained: `replay` nothing else, `distill` holds the old detector's answers on the
+new images (`logit_matching`) or adds its labels to them (`pseudo`), `frozen` trains the new classes' rows alone.
 """
 
 from __future__ import annotations
@@ -141,6 +141,7 @@ def extend(
         _stored_points(points, frozen=choice.mode == "frozen"),
         after_step,
         further_loss,
+        fixed_statistics=choice.fixed_statistics,
     )
     after = _after(fabric, config, sources, known, run_dir, record)
     return record | {"forgetting": _report(fabric, run_dir, history, before, after, choice.tolerance)}
@@ -210,7 +211,7 @@ def _check_mode(choice: ExtendConfig, known: LabelSpace, sources: Sources) -> st
     """Refuses what cannot work; returns a note about what probably will not."""
     mode = choice.mode
     if mode == "distill" and not choice.pseudo and not choice.match:
-        raise UserError("extend: the mode distill needs `pseudo: true`, a weight under `match`, or both")
+        raise UserError("extend: the mode distill needs a weight under `match`, `pseudo: true`, or both")
     new = sources.space.classes[len(known.classes) :]
     if mode == "frozen" and not new:
         raise UserError(

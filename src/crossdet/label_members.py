@@ -7,6 +7,7 @@ no face of any direction in its background.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 from crossdet.data.turning import direction_name
 from crossdet.errors import LabelError, problem_list
@@ -19,16 +20,21 @@ Member = tuple[int | None, int | None]
 
 
 def with_members(
-    space: LabelSpace, per_dataset: Sequence[str] = (), directions: Mapping[str, Sequence[int]] | None = None
+    space: LabelSpace,
+    per_dataset: Sequence[str] = (),
+    directions: Mapping[str, Sequence[int]] | None = None,
+    open_members: bool = False,
 ) -> LabelSpace:
     """The label space with members in place of some classes, and with the `folds` that put them together again.
 
     per_dataset: unified classes with one member `name@DATASET` per dataset that labels them.
     directions: dataset -> the directions (degrees) that its classes have, as `rotated(..., classes=...)` makes
         them; its source classes are then called `name@DEGREES`, too.
+    open_members: members of one class that differ by their dataset alone may share a box (`overlap`): an object of
+        one is no negative for the other.
 
-    Members are negatives of each other on labelled objects, as any two classes are. Both at once gives
-    `name@DATASET@DEGREES`.
+    Members are negatives of each other on labelled objects, as any two classes are, but for those. Both at once
+    gives `name@DATASET@DEGREES`; different directions stay negatives, also of different datasets.
 
     Raises `LabelError` that lists all mistakes.
     """
@@ -52,7 +58,7 @@ def with_members(
         datasets=space.datasets,
         classes=tuple(names),
         sources=sources,
-        **_relations(space, sources, flat),
+        **_relations(space, sources, flat, open_members),
         federated=space.federated,
         folds=tuple(
             Fold(
@@ -125,9 +131,15 @@ def _sources(
 
 
 def _relations(
-    space: LabelSpace, sources: Sequence[Mapping[str, int]], flat: Sequence[tuple[int, Member]]
+    space: LabelSpace,
+    sources: Sequence[Mapping[str, int]],
+    flat: Sequence[tuple[int, Member]],
+    open_members: bool,
 ) -> dict[str, frozenset[tuple[int, int]]]:
-    """absent, not exhaustive and overlapping pairs such that every member is avoided where its class was."""
+    """absent, not exhaustive and overlapping pairs such that every member is avoided where its class was.
+
+    open_members: members of a class that differ in their dataset, not in their direction, overlap as well.
+    """
     absent, in_part = set(), set()
     for row, own in enumerate(sources):
         labelled = set(own.values())
@@ -145,6 +157,9 @@ def _relations(
         for a in of_class[one]
         for b in of_class[other]
     }
+    if open_members:
+        for members in of_class.values():
+            overlap |= {(a, b) for a, b in combinations(members, 2) if flat[a][1][1] == flat[b][1][1]}
     return {
         "absent_pairs": frozenset(absent),
         "not_exhaustive_pairs": frozenset(in_part),

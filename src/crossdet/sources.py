@@ -156,7 +156,7 @@ def build_space(
         if said or (said is None and any(index.federated for index in indexes)):
             federated.append(name)
     rules: dict[str, Any] = {key: getattr(config.labels, key) for key in type(config.labels).model_fields}
-    per_dataset = rules.pop("per_dataset")
+    per_dataset, open_members = rules.pop("per_dataset"), rules.pop("open_members")
     directions = {
         name: dataset.directions
         for name, dataset in config.datasets.items()
@@ -169,7 +169,8 @@ def build_space(
                 "extended by them; train it anew"
             )
         return grown(known, classes, federated=federated, **rules)
-    return with_members(LabelSpace.build(classes, federated=federated, **rules), per_dataset, directions)
+    space = LabelSpace.build(classes, federated=federated, **rules)
+    return with_members(space, per_dataset, directions, open_members)
 
 
 def share_of(index: Index, dataset: DatasetConfig) -> Index:

@@ -148,13 +148,15 @@ def fit(
     after_step: Callable[[], None] | None = None,
     further_loss: FurtherLoss | None = None,
     data_of: DataOfEpoch | None = None,
+    fixed_statistics: bool = False,
 ) -> dict[str, Any]:
     """Trains `detector` (what of it requires a gradient) and returns the last epoch's record (losses, metrics).
 
     Writes into `run_dir`: `state.pt` (resumable), `model.safetensors` (newest weights), `best.safetensors`,
     `metrics.json`, `steps.csv`, TensorBoard logs. With `resume` it continues exactly where `state.pt` stands.
     after_step: called after every update of the weights, before they are averaged or saved. data_of: what each
-    epoch trains on instead of `dataset`.
+    epoch trains on instead of `dataset`. fixed_statistics: batch norm of the backbone uses its running statistics
+    and leaves them as they are; its scale and shift train.
 
     Raises:
         RunError: non-finite loss (the batch is saved), interruption, or a file that cannot be written.
@@ -173,7 +175,7 @@ def fit(
     average = None
     if recipe.ema is not None:
         average = AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-    run = _Run(fabric, detector, optimizer, average, run_dir, metadata or {}, Progress(), after_step)
+    run = _Run(fabric, detector, optimizer, average, run_dir, metadata or {}, after_step, fixed_statistics)
     if resume and (run_dir / STATE_FILE).exists():
         run.restore()
     logs = RunLog(fabric, run_dir, run.progress.step)
@@ -217,17 +219,15 @@ def _train_epoch(
         batches[progress.step_in_epoch :], recipe.accumulate, fabric.global_rank, fabric.world_size
     )
     loader = make_loader(
-        dataset,
-        micro_batches,
-        recipe.workers,
-        device.type == "cuda",
-        run.detector.mean_colour,
-        finish,
+        dataset, micro_batches, recipe.workers, device.type == "cuda", run.detector.mean_colour, finish
     )
     totals = run.totals or DatasetTotals(dataset_names, device)
     run.totals = totals
     # a frozen backbone stays in evaluation mode, or its batch norm would go on counting
     run.detector.train(any(p.requires_grad for p in run.detector.backbone.parameters()))
+    for module in run.detector.backbone.modules() if run.fixed_statistics else ():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
     stream = iter(loader)
     logs.start_epoch(
         len(batches) - progress.step_in_epoch, (recipe.epochs - progress.epoch - 1) * len(batches)
@@ -406,8 +406,9 @@ class _Run:
     average: AveragedModel | None
     run_dir: Path
     metadata: dict[str, str]
-    progress: Progress
     after_step: Callable[[], None] | None = None
+    fixed_statistics: bool = False
+    progress: Progress = field(default_factory=Progress)
     totals: DatasetTotals | None = None
     saved_at: float = field(default_factory=time.monotonic)
 

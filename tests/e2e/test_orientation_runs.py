@@ -93,6 +93,19 @@ def test_the_queue(world: World, tmp_path: Path, command: Any) -> None:
         assert row["images"] == 20
         assert list(row["rolls"]) == ["0", "90", "180", "270"]
         assert (row["orientation"] is not None) == (content["method"] == "directions")
+        assert row["found"]["objects"] == 20
+        assert ("looks" in content) == (content["method"] == "upright")
+    looks = json.loads(files[0].read_text())["looks"]["cars"]
+    assert (looks["images"], looks["looks"], looks["orientation"]["objects"]) == (20, 4, 20)
+    assert list(looks["rolls"]) == ["0", "90", "180", "270"]
+    # a detector that knows no directions, on turned pictures: categories are those of the file
+    evaluate(
+        output / "runs/upright_seed0",
+        world.config({**TURNED, "eval.score_threshold": 0.0}),
+        output=tmp_path / "e",
+    )
+    rows = json.loads((tmp_path / "e/predictions/cars/results.json").read_text())
+    assert {row["category_id"] for row in rows} == {3}
     before = [f.stat().st_mtime_ns for f in files]
     assert run_orientation(file, output, [0], ["directions"], words, say=said.append) == files[2:]
     assert said[-1].endswith("finished, skipped")
@@ -102,9 +115,12 @@ def test_the_queue(world: World, tmp_path: Path, command: Any) -> None:
     text = markdown(read_runs(output))
     assert "| directions as classes | 1 |" in text
     assert "AP50 at 270°" in text
+    assert "| upright, 4 looks (4 x inference) | 1 |" in text
+    assert "Optimiser steps of every training: 2." in text
     code, shown = command("orientation", "table", output, "--markdown", tmp_path / "table.md")
     assert code == 0
     assert "rotation as augmentation" in shown
+    assert "Optimiser steps of every training: 2." in shown
     assert (tmp_path / "table.md").read_text() == text
 
 
@@ -116,11 +132,17 @@ def test_classes_per_dataset(world: World, tmp_path: Path) -> None:
     file = tmp_path / "domains.yaml"
     file.write_text(yaml.safe_dump(settings))
     files = run_orientation(file, tmp_path / "out", [0], overrides=["train.max_steps=2"], say=lambda _: None)
-    assert [f.stem for f in files] == ["merged_seed0", "per_dataset_seed0"]
-    detector = load_detector(tmp_path / "out/runs/per_dataset_seed0")
-    assert detector.classes == ("thing@cars", "thing@faces")
-    assert detector.reported == ("thing",)
-    assert "| classes per dataset, folded | 1 |" in markdown(read_runs(tmp_path / "out"))
+    assert [f.stem for f in files] == ["merged_seed0", "per_dataset_seed0", "per_dataset_open_seed0"]
+    for name, overlap in (("per_dataset", set()), ("per_dataset_open", {(0, 1)})):
+        detector = load_detector(tmp_path / f"out/runs/{name}_seed0")
+        assert detector.classes == ("thing@cars", "thing@faces")
+        assert detector.reported == ("thing",)
+        assert detector.space.overlap_pairs == overlap
+    text = markdown(read_runs(tmp_path / "out"))
+    assert "| classes per dataset, folded | 1 |" in text
+    assert "| the same, no negatives of each other | 1 |" in text
+    assert "cars AP, split" in text
+    assert "alone (thing)." in text
 
 
 def test_nothing_to_compare(world: World, tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ import torch
 from crossdet import Config, LabelSpace, UserError
 from crossdet.check import inspect_weights
 from crossdet.checkpoint import save_weights
+from crossdet.config import ExtendConfig
 from crossdet.data.index import IndexBuilder
+from crossdet.errors import ConfigError
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.extending import with_settings_of
 from crossdet.forgetting import (
@@ -30,10 +32,9 @@ from crossdet.forgetting import (
 )
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.class_rows import BIAS, WEIGHT, carry_over, train_new_classes_only
-from crossdet.models.logit_matching import bernoulli_divergence, logit_matching
 from crossdet.provenance import Generation, Score, generations, new_generation, to_metadata
 from crossdet.pseudo import taught_classes, taught_space, with_pseudo_labels
-from crossdet.types import Annotations, Batch, Flag
+from crossdet.types import Flag
 
 SETTINGS = DetectorSettings(
     backbone="test_efficientnet", channels=16, head_depth=1, scales=(2.0, 3.0), ratios=(0.6, 1.0),
@@ -107,50 +108,6 @@ def test_frozen_rows_stand_still_under_momentum_and_weight_decay(layout):
         assert not torch.equal(rows[:, 2], old[:, 2])
 
 
-# ----------------------------------------------------------------------------------------- matched logits
-
-
-def test_divergence_by_hand():
-    wanted = torch.tensor([0.0, 2.0, -30.0, 5.0], dtype=torch.float64)
-    found = torch.tensor([0.0, -1.0, -30.0, 5.0], dtype=torch.float64)
-    p, q = wanted.sigmoid()[1], found.sigmoid()[1]
-    by_hand = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
-    assert torch.allclose(bernoulli_divergence(wanted, found), torch.stack([q * 0, by_hand, q * 0, q * 0]))
-    assert torch.isfinite(bernoulli_divergence(torch.tensor([1e4, -1e4]), torch.tensor([-1e4, 1e4]))).all()
-
-
-def test_matching_is_zero_at_the_start_and_pulls_back():
-    """Equal old rows: no loss; after a change of an old row the gradient points back, new rows are free."""
-    torch.manual_seed(0)
-    teacher, model = build_detector(SETTINGS, 2), build_detector(SETTINGS, 3).eval()
-    carry_over(model, teacher.state_dict(), 2)
-    loss = logit_matching(teacher, 2.0)
-    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
-    size, rows = torch.tensor([[64, 96]] * 2), torch.arange(2)
-    empty = Annotations(
-        torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
-    )
-    batch = Batch(images, size, size, [empty] * 2, torch.ones(2, 3, dtype=torch.bool), rows, rows * 0)
-
-    def value() -> torch.Tensor:
-        return loss(model, model.features(images), batch)
-
-    assert abs(float(value().detach())) < 1e-6
-    bias = model.class_subnet.predict.bias
-    with torch.no_grad():
-        by_class = bias.view(SHAPES, 3)
-        by_class[:, 0] += 1
-        by_class[:, 2] += 1  # a new class: nobody's business
-    moved = value()
-    moved.backward()
-    assert float(moved.detach()) > 1e-3
-    gradient = bias.grad.view(SHAPES, 3)
-    assert (gradient[:, 0] > 0).all()
-    assert torch.allclose(gradient[:, 1], torch.zeros(SHAPES), atol=1e-6)
-    assert not gradient[:, 2].any()
-    assert all(p.grad is None for p in teacher.parameters())
-
-
 # ----------------------------------------------------------------------------------------- the teacher
 
 
@@ -219,14 +176,14 @@ def test_pseudo_labels_by_hand(space):
         )
     ]
     assert got == [
-        (0, 3, Flag.AVOID, (10, 10, 30, 30)),
+        (0, 3, Flag.AVOID | Flag.TEACHER, (10, 10, 30, 30)),
         (1, 0, 0, (0, 0, 20, 20)),
         (1, 1, 0, (50, 50, 70, 70)),
         (1, -1, Flag.IGNORE_REGION, (80, 0, 100, 20)),
-        (1, 3, 0, (50, 50, 70, 72)),
-        (1, 2, Flag.AVOID, (0, 60, 20, 80)),
-        (1, 3, 0, (80, 0, 100, 20)),
-        (2, 2, 0, (10, 10, 30, 30)),
+        (1, 3, Flag.TEACHER, (50, 50, 70, 72)),
+        (1, 2, Flag.AVOID | Flag.TEACHER, (0, 60, 20, 80)),
+        (1, 3, Flag.TEACHER, (80, 0, 100, 20)),
+        (2, 2, Flag.TEACHER, (10, 10, 30, 30)),
     ]
     assert labelled.columns["extra"].tolist() == [0, 1, 7, 7, 0, 0, 0, 0]  # rows as above
     assert labelled.area.tolist() == [400, 400, 400, 400, 440, 400, 400, 400]
@@ -408,3 +365,14 @@ def test_settings_that_contradict_are_listed():
     assert "`model.channels`: 256, but the weights have 16" in text
     assert "`model.anchors.scales`: [4.0], but the weights have [2.0, 3.0]" in text
     assert "`input.shorter`: 800, but the weights have 64" in text
+
+
+def test_without_old_images_the_old_detector_is_held_and_labels_nothing_by_default():
+    """And its labels are trusted only together with labels."""
+    said = config().extend or ExtendConfig()
+    assert (said.match, said.pseudo, said.trust, said.fixed_statistics) == (1.0, False, False, True)
+    with pytest.raises(ConfigError, match=r"`extend.trust`: it is about the labels of `extend.pseudo`"):
+        config(extend={"mode": "distill", "trust": True})
+    both = config(extend={"mode": "distill", "trust": True, "pseudo": True, "match": 0}).extend
+    assert both is not None
+    assert (both.match, both.pseudo, both.trust) == (0, True, True)

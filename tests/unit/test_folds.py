@@ -11,6 +11,7 @@ from crossdet.config import Config
 from crossdet.data.index import IndexBuilder
 from crossdet.data.rotation import rotated
 from crossdet.errors import ConfigError, LabelError, UserError
+from crossdet.evaluating import splits_for_detector
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.orientation import angular_error, fold_detections, orientation_scores
 from crossdet.evaluation.protocols import Protocol, Split, score_split
@@ -71,6 +72,30 @@ def test_one_class_per_dataset():
     assert both.folds[0].angles == (0, 90, 0, 90)
 
 
+def test_open_members_differ_by_their_dataset_alone():
+    """Of face, split into datasets and directions, only the same direction of different datasets may share a box;
+    what overlaps anyway stays."""
+    known = base(not_exhaustive={"people": ["face"]})
+    closed, opened = (with_members(known, ["face"], open_members=given) for given in (False, True))
+    assert closed.overlap_pairs == {(0, 2), (1, 2)}  # each face with person
+    assert opened.overlap_pairs == {(0, 1), (0, 2), (1, 2)}
+    assert np.array_equal(closed.avoid_array, opened.avoid_array)
+    assert (opened.folds, opened.sources) == (closed.folds, closed.sources)
+    turned = {"faces": (0, 90), "people": (0, 90)}
+    both = with_members(known, ["face"], turned, open_members=True)
+    assert both.classes[:4] == ("face@faces@0", "face@faces@90", "face@people@0", "face@people@90")
+    among = {pair for pair in both.overlap_pairs if max(pair) < 4}
+    assert among == {(0, 2), (1, 3)}
+    assert both.overlap_array[2, 0]
+    assert not both.overlap_array[0, 3]
+    # directions alone, and classes that are not split, know nothing of it
+    for per_dataset in ([], ["face"]):
+        for directions in ({}, turned):
+            plain, opened = (with_members(known, per_dataset, directions, given) for given in (False, True))
+            more = opened.overlap_pairs - plain.overlap_pairs
+            assert len(more) == (0 if not per_dataset else 2 if directions else 1)
+
+
 def test_without_members_nothing_changes():
     assert with_members(base()) == base()
     assert "folds" not in base().to_json()
@@ -121,6 +146,18 @@ def small_index(folder="."):
 def test_wording(changes, text):
     with pytest.raises(ConfigError, match=text):
         Config.from_dict(settings(small_index(), a=changes))
+
+
+def test_open_members_in_the_config():
+    def opened(**labels):
+        both = {name: {"train": small_index()} for name in "ab"}
+        merge = {"face": ["a/face", "b/face"]}
+        return open_sources(Config.from_dict({"datasets": both, "labels": {"merge": merge, **labels}})).space
+
+    assert opened(per_dataset=["face"]).overlap_pairs == frozenset()
+    assert opened(per_dataset=["face"], open_members=True).overlap_pairs == {(0, 1)}
+    with pytest.raises(ConfigError, match=r"`labels.open_members` is about .* `labels.per_dataset`"):
+        opened(open_members=True)
 
 
 def test_sources_are_turned_as_the_config_says():
@@ -213,6 +250,18 @@ def network():
     torch.manual_seed(0)
     made = DetectorSettings(backbone="test_efficientnet", channels=8, head_depth=1, prior=0.3)
     return build_detector(made, 5)
+
+
+def test_a_detector_without_directions_is_judged_on_turned_pictures(network):
+    """Its classes are found by their names without directions, and the split still says the directions."""
+    sources = open_sources(
+        Config.from_dict(settings(small_index(), a={"directions": 4, "val_directions": 4}))
+    )
+    plain = Detector(network, LabelSpace.build({"z": ["b", "face", "c", "d", "e"]}), InputSettings(64, 64))
+    for fold, angles in ((True, [0, 90, 180, 270]), (False, None)):
+        split = splits_for_detector(sources, sources.val, plain, fold=fold)["a"]
+        assert split.class_ids.tolist() == [1] * 4
+        assert (None if split.angles is None else split.angles.tolist()) == angles
 
 
 def test_a_detector_reports_folded_classes(network):

@@ -187,7 +187,7 @@ def class_names(experiment: Experiment) -> dict[str, list[str]]:
 
 
 def space_of(config: Config, experiment: Experiment) -> LabelSpace:
-    rules = config.labels.model_dump(exclude={"per_dataset"})
+    rules = config.labels.model_dump(exclude={"per_dataset", "open_members"})
     return LabelSpace.build(class_names(experiment), **rules)
 
 

@@ -70,6 +70,7 @@ def inspect(config: Config, max_images: int | None = None) -> Report:
           "name under `labels.distinct`" for a, b in likely),
         *(f"merge of unlike classes: {text}" for text in partial),
         *_anchor_warnings(anchors, config.model.positive_iou),
+        *filter(None, [config.train.early_decay if sources.train else None]),
     ]  # fmt: skip
     return Report(
         datasets=space.datasets,

@@ -126,7 +126,7 @@ class DatasetConfig(Section):
 
 
 class LabelsConfig(Section):
-    """The label rules; the keys are the arguments of `LabelSpace.build`, but for `per_dataset`."""
+    """The label rules; the keys are the arguments of `LabelSpace.build`, but for the last two."""
 
     # unified name -> source classes `dataset/name`; `same_names: true` merges all identical names
     merge: MergeGroups = Field(default_factory=dict)
@@ -136,6 +136,7 @@ class LabelsConfig(Section):
     drop: SourceClasses = ()  # source classes that are not learnt
     overlap: Pairs = ()  # classes that may share one box
     per_dataset: Names = ()  # classes with one member per dataset, reported as one
+    open_members: StrictBool = False  # the members of `per_dataset` are no negatives of each other's objects
 
 
 class AnchorsConfig(Section):
@@ -220,6 +221,19 @@ class TrainConfig(Section):
             return data  # reported by the field itself
         return {"warmup_epochs": epochs / 10, "steps": [epochs / 2, epochs * 3 / 4], **data}
 
+    @property
+    def early_decay(self) -> str | None:
+        """A warning where the learning rate has fallen for the last time before half of the epochs; steps that are
+        written down stay where they are when `epochs` grows.
+        """
+        if not self.steps or self.step_factor == 1 or self.steps[-1] >= self.epochs / 2:
+            return None
+        return (
+            f"`train.steps`: from epoch {self.steps[-1]:g} of {self.epochs} on the learning rate is "
+            f"{self.step_factor ** len(self.steps):g} of `train.lr`; steps that are written down do not grow with "
+            f"`train.epochs`: set both, or leave `train.steps` out"
+        )
+
 
 class EvalConfig(Section):
     score_threshold: Fraction | None = None  # null: the protocol's (coco and voc 0.05, wider_* 0.01)
@@ -236,25 +250,30 @@ class ExtendConfig(Section):
 
     mode: Literal["replay", "distill", "frozen"] = "replay"
     tolerance: NotNegative | None = 0.5  # points an old class may lose before exit status 3; null: any
-    uncertain_from: Fraction = 0.25  # of a class's threshold: scores between the two are avoided
-    pseudo: StrictBool = True  # distill: what the old detector finds becomes labels of its classes
-    match: NotNegative = 0.0  # distill: weight of matching the old detector's logits; 0: off
-    trust: StrictBool = True  # distill: the background that the old detector leaves is a negative
+    fixed_statistics: StrictBool = True  # batch norm of the backbone keeps the weights' running statistics
+    match: NotNegative = 1.0  # distill: weight of matching the old detector's logits and boxes; 0: off
+    pseudo: StrictBool = False  # distill: what the old detector finds becomes labels of its classes
+    uncertain_from: Fraction = 0.25  # pseudo: of a class's threshold; scores between the two are avoided
+    trust: StrictBool = False  # pseudo: the background that the old detector leaves is a negative
 
 
 class PseudoConfig(Section):
     """A teacher labels what datasets leave unlabelled; off where there is no such section (docs/config.md)."""
 
     teachers: Teachers = ()  # runs or weights files; `self`: the network in training, or its average (`ema`)
-    from_epoch: Count | None = None  # self: first after so many epochs; null: after half of them
+    from_epoch: Count | None = None  # self: first after so many epochs; null: after half of them and one more
     every: Count | None = None  # self: and again after so many more; null: a quarter of all
     beta: Positive = 1.0  # a class's threshold is that of the best F-beta on validation data that label it
     uncertain_from: Fraction = 0.25  # of the threshold: scores between the two are avoided
     negative_weight: Fraction = 1.0  # of the background that the teacher leaves; 0: it stays avoided
 
     def schedule(self, epochs: int) -> tuple[int, int]:
-        """(from_epoch, every) of a training of so many epochs."""
-        first = max(1, epochs // 2) if self.from_epoch is None else self.from_epoch
+        """(from_epoch, every) of a training of so many epochs.
+
+        By default an epoch after the default learning rate falls, at 1/2 and 3/4 of them: before a fall the
+        weights are at their noisiest.
+        """
+        first = max(1, min(epochs // 2 + 1, epochs - 1)) if self.from_epoch is None else self.from_epoch
         return first, max(1, epochs // 4) if self.every is None else self.every
 
 
@@ -290,7 +309,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         problems = [*_dataset_problems(self), *_label_problems(self), *_recipe_problems(self)]
-        problems += _pseudo_problems(self)
+        problems += [*_pseudo_problems(self), *_extend_problems(self)]
         if problems:
             texts = "; ".join(problem.text for problem in problems)
             raise PydanticCustomError("contradictions", "{texts}", {"texts": texts, "problems": problems})
@@ -373,6 +392,9 @@ def _label_problems(config: Config) -> Iterator[Problem]:
     if labels.per_dataset and config.pseudo is not None:
         text = "`pseudo` labels no classes per dataset; leave out `labels.per_dataset` or `pseudo`"
         yield Problem((("pseudo",), ("labels", "per_dataset")), text)
+    if labels.open_members and not labels.per_dataset:
+        text = "`labels.open_members` is about the classes of `labels.per_dataset`, which names none"
+        yield Problem((("labels", "open_members"),), text)
     for rule in ("absent", "not_exhaustive"):
         for dataset in getattr(labels, rule):
             at = ("labels", rule, dataset)
@@ -425,3 +447,10 @@ def _pseudo_problems(config: Config) -> Iterator[Problem]:
         text = f"expected less than `train.epochs` = {epochs}, got {pseudo.schedule(epochs)[0]}"
         keys: tuple[Key, ...] = (("pseudo", "from_epoch"), ("train", "epochs"), ("pseudo",))
         yield Problem(keys, f"`pseudo.from_epoch`: {text}")
+
+
+def _extend_problems(config: Config) -> Iterator[Problem]:
+    extend = config.extend
+    if extend is not None and extend.trust and not extend.pseudo:
+        text = "it is about the labels of `extend.pseudo`, which is off; set `pseudo: true`, or leave `trust` out"
+        yield Problem((("extend", "trust"), ("extend", "pseudo")), f"`extend.trust`: {text}")

@@ -1,4 +1,7 @@
-"""Folded classes in evaluation: detections of members as one class, and how often their direction is right."""
+"""Folded classes in evaluation: detections of members as one class, and how often their direction is right.
+
+Also what needs no directions in training: a detector of upright objects that looks at every roll of a picture.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import batched_nms
 
-from crossdet.evaluation.arrays import DetectionArrays, Ints
+from crossdet.data.index import Index
+from crossdet.data.rotation import rows_per_picture
+from crossdet.data.turning import canvas, turn_boxes
+from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, GroundTruth, Ints
 from crossdet.evaluation.confidence import CONFIDENT
 from crossdet.evaluation.matching import best_overlaps, by_score, first_of_each, iou_with_offset
 from crossdet.evaluation.operating import IOU_THRESHOLD
@@ -51,6 +57,57 @@ def rows_after_nms(
     return np.sort(np.concatenate(rows))
 
 
+def all_looks(
+    index: Index, detections: DetectionArrays, centred: bool, nms_iou: float
+) -> tuple[DetectionArrays, NDArray[np.int64]] | None:
+    """What a detector finds in a picture that it looks at in all D directions, for every row of a turned index, and
+    the `[N]` degrees of each.
+
+    The looks at a row are all rows of its picture, so the detections are those in all rows. One in the row at a
+    degrees is turned by b - a onto the row at b degrees. The detector takes what it finds for upright, so in that
+    row it is an object turned by b - a. NMS in each image and class.
+
+    centred: the boxes are turned as `direction_box: centred` does, see `turning.turn_boxes`. At multiples of 90
+    degrees they are exact. None where the index is not turned, or a look is missing: b - a must be one of the
+    directions for all a and b, as in 4, 8 or 12.
+    """
+    count = rows_per_picture(index)
+    if index.turned is None or count < 2:
+        return None
+    degrees = index.turned.degrees.astype(np.int64)
+    directions = set(degrees[:count].tolist())
+    if any((b - a) % 360 not in directions for a in directions for b in directions):
+        return None
+    seen = np.asarray(detections.image_of_box, np.int64)
+    boxes, images, angles = [], [], []
+    for place in range(count):
+        image = seen // count * count + place
+        angle = (degrees[image] - degrees[seen]) % 360
+        boxes.append(_onto(detections.boxes, index.sizes[seen], index.sizes[image], angle, centred))
+        images.append(image)
+        angles.append(angle)
+    everything = DetectionArrays(
+        np.concatenate(boxes),
+        np.tile(detections.scores, count),
+        np.tile(detections.labels, count),
+        np.concatenate(images),
+    )
+    kept = rows_after_nms(everything, np.asarray(everything.labels, np.int64), nms_iou)
+    return everything.take(kept), np.concatenate(angles)[kept]
+
+
+def _onto(
+    boxes: Floats, before: Ints, after: Ints, degrees: NDArray[np.int64], centred: bool
+) -> NDArray[np.float32]:
+    """Boxes on canvases of sizes `before [N, 2]`, turned onto canvases of sizes `after [N, 2]`, centre on centre.
+
+    A turned canvas that is turned once more is larger than the picture turned by both at once.
+    """
+    moved = turn_boxes(boxes, before, degrees, np.full(len(boxes), centred))
+    shift = (after - canvas(before, degrees))[:, ::-1] / 2
+    return (moved + np.tile(shift, 2)).astype(np.float32)
+
+
 def angular_error(a: Ints, b: Ints) -> NDArray[np.int64]:
     """Degrees between directions, 0..180."""
     apart = np.abs(np.asarray(a, np.int64) - np.asarray(b, np.int64)) % 360
@@ -71,6 +128,32 @@ def orientation_scores(split: Split, detections: DetectionArrays, degrees: Ints)
         return None
     truth, angles = ground_truth(split), _object_angles(split)
     objects = np.flatnonzero(~truth.crowd & (truth.labels >= 0) & (angles != NO_ANGLE))
+    hits, found = _hits(truth, objects, detections, np.asarray(degrees) != NO_ANGLE)
+    error = angular_error(np.asarray(degrees)[hits], angles[found])
+    sure = detections.scores[hits] >= CONFIDENT
+    return {"objects": len(objects), **_summary(error), "confident": _summary(error[sure])}
+
+
+def found_objects(split: Split, detections: DetectionArrays) -> dict[str, Any]:
+    """How many objects (no crowds) are found, whatever their direction: found as in `orientation_scores`, whose
+    numbers are of these alone.
+
+    `share`: of the `objects`, by a detection of any score; `confident`: with a score of at least 0.3. nan without
+    objects.
+    """
+    truth = ground_truth(split)
+    objects = np.flatnonzero(~truth.crowd & (truth.labels >= 0))
+    hits, _ = _hits(truth, objects, detections, np.ones(len(detections.scores), bool))
+    sure = int((detections.scores[hits] >= CONFIDENT).sum())
+    of = len(objects) or float("nan")
+    return {"objects": len(objects), "share": len(hits) / of, "confident": sure / of}
+
+
+def _hits(
+    truth: GroundTruth, objects: NDArray[np.int64], detections: DetectionArrays, usable: Bools
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the `usable` detections that find one of the `objects` (rows of the truth), at most one for each, and
+    the rows of the truth that they find."""
     width = 1 + max([0, *detections.labels.tolist(), *truth.labels.tolist()])
     best, iou = best_overlaps(
         detections.boxes.astype(np.float64),
@@ -79,11 +162,9 @@ def orientation_scores(split: Split, detections: DetectionArrays, degrees: Ints)
         (truth.image_of_box * width + truth.labels)[objects],
         iou_with_offset(0.0),
     )
-    right = (best >= 0) & (iou >= IOU_THRESHOLD) & (np.asarray(degrees) != NO_ANGLE)
+    right = (best >= 0) & (iou >= IOU_THRESHOLD) & usable
     hits = np.flatnonzero(first_of_each(best, right, by_score(detections.scores)))
-    error = angular_error(np.asarray(degrees)[hits], angles[objects][best[hits]])
-    sure = detections.scores[hits] >= CONFIDENT
-    return {"objects": len(objects), **_summary(error), "confident": _summary(error[sure])}
+    return hits, objects[best[hits]]
 
 
 def _object_angles(split: Split) -> NDArray[np.int64]:

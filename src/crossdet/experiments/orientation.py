@@ -46,7 +46,10 @@ METHODS = (
     Method("directions", "directions as classes", ROLLS),
     Method("merged", "merged classes", DOMAINS),
     Method("per_dataset", "classes per dataset, folded", DOMAINS),
+    Method("per_dataset_open", "the same, no negatives of each other", DOMAINS),
 )
+LOOKS_OF = "upright"
+"""The method that is also measured with a look at every roll of a picture."""
 
 
 def turning(config: Config) -> dict[str, tuple[int, ...]]:
@@ -71,8 +74,8 @@ def overrides_of(method: Method, config: Config) -> list[str]:
 
     Validation during the training is upright, or the first direction where 0 is none: it is not what is compared.
     """
-    words = [] if method.asks == DOMAINS else ["labels.per_dataset=[]"]
-    if method.name == "merged":
+    words = [f"labels.open_members={json.dumps(method.name == 'per_dataset_open')}"]
+    if method.asks == ROLLS or method.name == "merged":
         words.append("labels.per_dataset=[]")
     for name, directions in turning(config).items():
         at = f"datasets.{name}"
@@ -91,7 +94,7 @@ def measured_config(file: Path, overrides: Sequence[str], config: Config) -> Con
     for name, directions in turning(config).items():
         at = f"datasets.{name}"
         words += [f"{at}.direction_classes=true", f"{at}.val_directions={list(directions)}"]
-    return load_config(file, [*words, "labels.per_dataset=[]"])
+    return load_config(file, [*words, "labels.per_dataset=[]", "labels.open_members=false"])
 
 
 # ------------------------------------------------------------------------------------------- queue
@@ -99,7 +102,8 @@ def measured_config(file: Path, overrides: Sequence[str], config: Config) -> Con
 
 @dataclass(frozen=True)
 class Job:
-    """One training and its JSON. what: its config as it is compared."""
+    """One training and its JSON. what: its config as it is compared. split_classes: `labels.per_dataset` of the
+    base config, also of methods that do without."""
 
     method: Method
     seed: int
@@ -107,6 +111,7 @@ class Job:
     what: dict[str, Any]
     run_dir: Path
     file: Path
+    split_classes: tuple[str, ...] = ()
 
 
 def run_orientation(
@@ -143,7 +148,8 @@ def run_orientation(
             config = load_config(config_file, words)
             what = jobs.comparable(config, roots)
             place = (runs or output / "runs") / name
-            queue.append(Job(method, seed, config, what, place, output / f"{name}.json"))
+            file = output / f"{name}.json"
+            queue.append(Job(method, seed, config, what, place, file, tuple(base.labels.per_dataset)))
     _check_all(queue)
     for number, job in enumerate(queue, 1):
         title = f"[{number}/{len(queue)}] {job.method.name}, seed {job.seed}"
@@ -154,7 +160,8 @@ def run_orientation(
         record, diverged = _train(job)
         if diverged:
             say(f"{title}: diverged: {diverged}")
-        measures = measure(job.run_dir, judged_by) if record else None
+        looks = job.method.name == LOOKS_OF
+        measures = measure(job.run_dir, judged_by, looks) if record else {"datasets": None}
         write_json(job.file, _result(job, config_file.stem, record, diverged, measures))
     return [job.file for job in queue]
 
@@ -210,7 +217,7 @@ def _result(
     name: str,
     record: Mapping[str, Any] | None,
     diverged: str | None,
-    measures: Mapping[str, Any] | None,
+    measures: Mapping[str, Any],
 ) -> dict[str, Any]:
     note = jobs.read_json(job.run_dir / jobs.NOTE)
     return {
@@ -222,7 +229,8 @@ def _result(
         "epochs": record["epoch"] if record else None,
         "steps": record["step"] if record else None,
         "diverged": diverged,
-        "datasets": measures,
+        "split_classes": list(job.split_classes),
+        **measures,
         "seconds": note.get("seconds"),
         "hardware": note.get("hardware"),
         "version": {"training": note.get("version"), "measurement": jobs.version()},
@@ -234,9 +242,13 @@ def _result(
 # ------------------------------------------------------------------------------------------- measuring
 
 
-def measure(run_dir: Path, config: Config) -> dict[str, Any]:
-    """Dataset -> COCO numbers of folded classes over all its validation pictures, the same of every roll
-    (`rolls`: degrees -> AP, AP50), and how right the directions are (`orientation`, where the detector knows any).
+def measure(run_dir: Path, config: Config, looks: bool = False) -> dict[str, Any]:
+    """`datasets`: dataset -> COCO numbers of folded classes over all its validation pictures, the same of every
+    roll (`rolls`: degrees -> AP, AP50), how many objects are `found`, and how right the directions are
+    (`orientation`, where the detector knows any).
+
+    looks: also `looks`, the same numbers of a detector that looks at every roll of a picture, where the roll at
+    which it finds an object says the object's direction (`looked_all_around`); of the datasets where it can.
     """
     from crossdet.evaluating import splits_for_detector
     from crossdet.evaluation.protocols import Protocol
@@ -255,18 +267,54 @@ def measure(run_dir: Path, config: Config) -> dict[str, Any]:
         batch_size=limits.batch_size,
         workers=config.train.workers,
     )
-    found = {}
+    found: dict[str, Any] = {"datasets": {}, **({"looks": {}} if looks else {})}
     for name, split in splits_for_detector(sources, sources.val, detector, fold=True).items():
         scores = score_dataset(detector.model, split, settings, (Protocol("coco"),), detector.space.folding)
-        record = scores.record
-        found[name] = {
-            "images": len(split.index),
-            **{key: record[key] for key in ("AP", "AP50", "AP75", "per_class")},
-            "rolls": per_roll(split, scores.found.detections),
+        detections, record = scores.found.detections, scores.record
+        found["datasets"][name] = {
+            **_numbers(split, record, detections),
             "orientation": record.get("orientation"),
             "unreadable": len(record["unreadable"]),
         }
+        centred = config.datasets[name].direction_box == "centred"
+        if looks and (row := looked_all_around(split, detections, centred, limits.nms_iou)) is not None:
+            found["looks"][name] = row
     return found
+
+
+def looked_all_around(
+    split: Split, detections: DetectionArrays, centred: bool, nms_iou: float
+) -> dict[str, Any] | None:
+    """The numbers of `measure`, and how many `looks` a picture takes, of a detector without directions that looks
+    at all rolls of a picture (`evaluation.orientation.all_looks`); None where the directions do not allow it.
+
+    detections: in all pictures of the split, the looks among them. NMS over all looks, then as any other detector.
+    """
+    from crossdet.data.rotation import rows_per_picture
+    from crossdet.evaluation.orientation import all_looks, orientation_scores
+    from crossdet.evaluation.protocols import LIMITS, Protocol, score_split
+
+    seen = all_looks(split.index, detections, centred, nms_iou)
+    if seen is None:
+        return None
+    found, degrees = seen
+    record = score_split(Protocol("coco"), split, found, LIMITS["coco"].max_detections).record
+    return {
+        **_numbers(split, record, found),
+        "orientation": orientation_scores(split, found, degrees),
+        "looks": rows_per_picture(split.index),
+    }
+
+
+def _numbers(split: Split, record: Mapping[str, Any], detections: DetectionArrays) -> dict[str, Any]:
+    from crossdet.evaluation.orientation import found_objects
+
+    return {
+        "images": len(split.index),
+        **{key: record[key] for key in ("AP", "AP50", "AP75", "per_class")},
+        "rolls": per_roll(split, detections),
+        "found": found_objects(split, detections),
+    }
 
 
 def per_roll(split: Split, detections: DetectionArrays) -> dict[int, dict[str, float]]:

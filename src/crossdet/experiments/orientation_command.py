@@ -13,6 +13,7 @@ from crossdet.experiments.options import (
     RunsDir,
     Seeds,
     say,
+    say_bold,
     seed_numbers,
     show_tables,
     words,
@@ -42,8 +43,8 @@ def run(
         typer.Option(
             "--methods",
             metavar="A,B",
-            help="upright, rotated, directions (datasets with `directions`); merged, per_dataset "
-            "(`labels.per_dataset`); default: all that the config can compare",
+            help="upright, rotated, directions (datasets with `directions`); merged, per_dataset, "
+            "per_dataset_open (`labels.per_dataset`); default: all that the config can compare",
         ),
     ] = None,
     seeds: Seeds = None,
@@ -67,10 +68,15 @@ def table(
     markdown_file: MarkdownFile = None,
 ) -> None:
     """AP over all rolls and per roll, and how often the direction is right: mean and spread over the seeds."""
-    from crossdet.experiments.orientation_tables import markdown, read_runs, rich_tables
+    from crossdet.experiments.orientation_tables import markdown, notes, read_runs, rich_tables
     from crossdet.jsonfiles import write_atomically
 
     found = read_runs(results)
     show_tables(rich_tables(found))
+    said, wrong = notes(found)
+    for line in said:
+        say(line)
+    for line in wrong:
+        say_bold(line)
     if markdown_file is not None:
         write_atomically(markdown_file, markdown(found).encode())

@@ -1,8 +1,12 @@
-"""The JSONs of `crossdet orientation run` as tables: mean and standard deviation over the seeds."""
+"""The JSONs of `crossdet orientation run` as tables: mean and standard deviation over the seeds.
+
+Below the tables stands what makes their lines comparable, or that something does not.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +14,12 @@ from rich.table import Table
 
 from crossdet.errors import UserError
 from crossdet.experiments import jobs
-from crossdet.experiments.orientation import DOMAINS, METHODS, ROLLS, TOOL, Method
+from crossdet.experiments.orientation import DOMAINS, LOOKS_OF, METHODS, ROLLS, TOOL, Method
 from crossdet.experiments.tables import rich_table, spread
 
 Run = Mapping[str, Any]
 Value = Callable[[Run], float | None]
+SHOWN = ("AP", "AP50")
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -40,11 +45,26 @@ def grids(runs: Sequence[Run]) -> list[tuple[str, list[str], list[list[str]]]]:
         if not methods:
             continue
         columns = _roll_columns(runs) if asks == ROLLS else _domain_columns(runs)
-        lines = [_line(method, runs, columns) for method in methods]
+        lines: list[list[str]] = []
+        for method in methods:
+            lines.append(_line(method, runs, columns))
+            if method.name == LOOKS_OF and (looks := _looks(runs)):
+                lines.append(_line(*looks, columns))
         made.append(
             (f"{runs[0]['name']}: {title}", ["method", "seeds", *(name for name, _, _ in columns)], lines)
         )
     return made
+
+
+def _looks(runs: Sequence[Run]) -> tuple[Method, list[Run]] | None:
+    """What was measured with several looks at a picture, as a method of its own and its runs; None without any."""
+    made = [run for run in runs if run.get("looks")]
+    if not made:
+        return None
+    counts = sorted({row["looks"] for run in made for row in run["looks"].values()})
+    number = " or ".join(map(str, counts))
+    method = Method("looks", f"upright, {number} looks ({number} x inference)", ROLLS)
+    return method, [{**run, "method": method.name, "datasets": run["looks"]} for run in made]
 
 
 def _line(method: Method, runs: Sequence[Run], columns: Sequence[tuple[str, Value, float]]) -> list[str]:
@@ -63,9 +83,11 @@ def _roll_columns(runs: Sequence[Run]) -> list[tuple[str, Value, float]]:
         ("AP", _mean("AP"), 100),
         ("AP50", _mean("AP50"), 100),
         *((f"AP50 at {d}°", _mean("rolls", str(d), "AP50"), 100) for d in degrees),
-        ("direction right %", _mean("orientation", "accuracy"), 100),
-        ("of score >= 0.3 %", _mean("orientation", "confident", "accuracy"), 100),
+        ("found %", _mean("found", "share"), 100),
+        ("direction right, of found %", _mean("orientation", "accuracy"), 100),
         ("mean error °", _mean("orientation", "mean_error"), 1),
+        ("found at 0.3 %", _mean("found", "confident"), 100),
+        ("direction right, of found at 0.3 %", _mean("orientation", "confident", "accuracy"), 100),
     ]
 
 
@@ -73,8 +95,25 @@ def _domain_columns(runs: Sequence[Run]) -> list[tuple[str, Value, float]]:
     names = list(dict.fromkeys(name for run in runs for name in run["datasets"] or {}))
     columns: list[tuple[str, Value, float]] = [("AP", _mean("AP"), 100), ("AP50", _mean("AP50"), 100)]
     for name in names:
-        columns += [(f"{name} {key}", _of(name, key), 100) for key in ("AP", "AP50")]
+        columns += [(f"{name} {key}", _of(name, key), 100) for key in SHOWN]
+        split = [c for c in split_classes(runs) if any(c in _per_class(run, name) for run in runs)]
+        columns += [(f"{name} {key}, split", _of_classes(name, key, split), 100) for key in SHOWN if split]
     return columns
+
+
+def split_classes(runs: Sequence[Run]) -> list[str]:
+    """The classes that `labels.per_dataset` splits, by the name of them all."""
+    return sorted({name for run in runs for name in run.get("split_classes", ())})
+
+
+def _per_class(run: Run, dataset: str) -> Mapping[str, Any]:
+    row = (run["datasets"] or {}).get(dataset) or {}
+    return row.get("per_class") or {}
+
+
+def _of_classes(dataset: str, key: str, names: Sequence[str]) -> Value:
+    """The mean over some classes of a dataset."""
+    return lambda run: _average(_at(_per_class(run, dataset), (name, key)) for name in names)
 
 
 def _rows(run: Run) -> list[Mapping[str, Any]]:
@@ -107,6 +146,51 @@ def _average(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+# ------------------------------------------------------------------------------------------- comparable
+
+
+def notes(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
+    """(what a reader must know, what makes the lines of the tables incomparable)."""
+    said, wrong = [], []
+    if names := split_classes(runs):
+        said.append(f"split: mean over the classes of `labels.per_dataset` alone ({', '.join(names)}).")
+    steps: dict[int, list[str]] = {}
+    for run in runs:
+        if run["steps"] and not run["diverged"]:
+            steps.setdefault(run["steps"], []).append(_title(run))
+    if len(steps) == 1:
+        said.append(f"Optimiser steps of every training: {next(iter(steps))}.")
+    elif steps:
+        groups = "; ".join(f"{count}: {', '.join(titles)}" for count, titles in sorted(steps.items()))
+        wrong.append(f"OPTIMISER STEPS DIFFER, the lines cannot be compared. {groups}.")
+    for run in runs[1:]:
+        changed = list(jobs.differences(_common(runs[0]), _common(run)))
+        if changed:
+            wrong.append(
+                f"SETTINGS DIFFER between {_title(runs[0])} and {_title(run)}, the lines cannot be compared: "
+                f"{', '.join(changed)}."
+            )
+    return said, wrong
+
+
+def _title(run: Run) -> str:
+    return f"{run['method']} (seed {run['seed']})"
+
+
+def _common(run: Run) -> dict[str, Any]:
+    """The config without what methods and seeds differ in; `directions` only where the method has none."""
+    config = deepcopy(dict(run["config"]))
+    config.pop("seed", None)
+    for key in ("per_dataset", "open_members"):
+        config.get("labels", {}).pop(key, None)
+    for dataset in config.get("datasets", {}).values():
+        for key in ("direction_classes", "val_directions"):
+            dataset.pop(key, None)
+        if dataset.get("directions") is None:
+            dataset.pop("directions", None)
+    return config
+
+
 # ------------------------------------------------------------------------------------------- showing
 
 
@@ -121,8 +205,9 @@ def markdown(runs: Sequence[Run]) -> str:
         rows = [f"| {' | '.join(line)} |" for line in lines]
         parts.append("\n".join([f"**{title}**", "", f"| {' | '.join(headers)} |", f"|{rule}|", *rows]))
     machines = sorted({_machine(run) for run in runs})
-    steps = sorted({str(run["steps"]) for run in runs if run["steps"]})
-    parts.append(f"Optimiser steps: {', '.join(steps)}. {'; '.join(machines)}.")
+    said, wrong = notes(runs)
+    parts += [f"**{line}**" for line in wrong]
+    parts.append(" ".join([*said, f"{'; '.join(machines)}."]))
     return "\n\n".join(parts) + "\n"
 
 
