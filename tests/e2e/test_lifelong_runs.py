@@ -23,6 +23,7 @@ from crossdet.data.index import IndexBuilder
 from crossdet.errors import RunError, UserError
 from crossdet.experiments.lifelong_command import app
 from crossdet.experiments.lifelong_measure import Looker, measure_generation, unchanged
+from crossdet.experiments.lifelong_plan import UnionTest
 from crossdet.models.class_rows import WEIGHT, by_class
 from crossdet.provenance import file_digest, generations, read_metadata
 
@@ -54,16 +55,18 @@ def config_file(world, tmp_path_factory) -> Path:
         box = drawn.boxes[row].tolist()
         builder.box(box, 0)
         builder.box((box[0], box[1], box[0] + 8, box[1] + 8), 1)
-    write_coco(builder.build(("face", "corner")), root / "more.json")
+    more = builder.build(("face", "corner"))
+    write_coco(more, root / "more.json")
+    write_coco(more.take(np.array([0, 2, 3])), root / "some.json")
     settings = world.settings()
-    more = {"images": str(root / "more"), "annotations": str(root / "more.json")}
-    settings["datasets"]["more"] = {"format": "coco", "train": dict(more), "val": dict(more)}
+    files = {"images": str(root / "more"), "annotations": str(root / "more.json")}
+    settings["datasets"]["more"] = {"format": "coco", "train": dict(files), "val": dict(files)}
     settings["labels"] = {
         "merge": {"face": ["faces/face", "more/face"]},
         "overlap": [["face", "corner"]],
         "absent": {"cars": ["corner"]},
     }
-    settings["union_test"] = {"format": "coco", **more}
+    settings["union_test"] = {"format": "coco", **files}
     settings["train"] |= {"max_steps": 2, "eval_every": 0}
     (root / "all.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     return root / "all.yaml"
@@ -72,7 +75,8 @@ def config_file(world, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def results(config_file) -> Path:
     output = config_file.parent / "results"
-    command("run", config_file, "--seeds", "0", "-o", output, "--replay-share", "1/3")
+    place = f"some={config_file.parent / 'some.json'}"
+    command("run", config_file, "--seeds", "0", "-o", output, "--replay-share", "1/3", "--place", place)
     return output
 
 
@@ -98,6 +102,16 @@ def test_a_json_per_method_and_generation(results, config_file):
         if is_extension:
             assert set(content["old"]["val"]["classes"]) == set(known[:-1])
             assert content["forgetting"]["classes"]
+            # `faces` and `more` label no car, and `more` labels faces anew
+            for place in filter(content.get, ("val", "union")):
+                row = content["old"][place]
+                assert set(row["unlabelled"]["classes"]) == {"car"} & set(row["classes"])
+                assert row["worst"] in [*row["classes"], None]
+        assert content["queue"] == {"seeds": [0], "methods": [*METHODS], "every_joint": False}
+        if content["union"] is not None:
+            part = content["union_parts"]["some"]
+            assert part["images"] == 3
+            assert set(part["per_class"]) == set(content["union"]["per_class"])
     frozen = read(results / "frozen_seed0_gen3.json")
     assert frozen["old_weights_unchanged"] is True
     row = frozen["old"]["val"]["mean"]["AP50"]
@@ -126,8 +140,9 @@ def test_what_each_method_trains_on(results):
     assert trained_on("joint_seed0_gen3") == {"cars": None, "faces": None, "more": None}
     for method in ("fine_tune", "distill", "frozen"):
         config = load_config(results / f"runs/{method}_seed0_gen3/config.yaml")
-        assert trained_on(f"{method}_seed0_gen3") == {"more": None}
+        assert list(config.datasets) == ["more"]  # no old images, for validation neither
         assert config.train.plain is (method == "fine_tune")
+        assert config.extend.fixed_statistics is (method != "fine_tune")
         assert config.train.lr == (0.02 if method == "frozen" else 0.005)
     assert load_config(results / "runs/joint_seed0_gen3/config.yaml").train.lr == 0.02
     # a rule about a class that is not there yet waits for it
@@ -151,7 +166,8 @@ def test_numbers_are_those_of_eval(trained, worse, world):
     config = world.config({"datasets.faces.protocol": "coco"})
     looker = Looker(config.eval)
     parent, union = trained.folder / "model.safetensors", world.cars["val"]
-    content = measure_generation(worse, parent, config, union, looker)
+    test = UnionTest(union, {"some": [3, 0]})
+    content = measure_generation(worse, parent, config, test, looker, ["faces"])
     assert content["old_weights_unchanged"] is False
     for weights, key in ((parent, "before"), (worse, "after")):
         metrics = evaluate(weights, config)["datasets"]
@@ -173,6 +189,27 @@ def test_numbers_are_those_of_eval(trained, worse, world):
     # the union test shows the pictures of `cars`, with `car` alone
     assert content["union"]["per_class"]["car"] == content["val"]["per_class"]["car"]
     assert set(content["old"]["union"]["classes"]) == {"car"}
+    # the newest dataset labels faces, so the rest of the old classes is `car`
+    rest = content["old"]["val"]["unlabelled"]
+    assert (rest["classes"], rest["mean"]["AP50"]) == (["car"], car)
+    assert content["old"]["val"]["worst"] == "car"
+    some = UnionTest(union.take(np.array([3, 0])))
+    assert (
+        content["union_parts"]["some"]
+        == measure_generation(worse, None, config, some, Looker(config.eval))["union"]
+    )
+
+
+def test_validation_images_as_a_union_test(trained, world):
+    """Every class is judged on the images of both datasets; the pictures of one show unlabelled cars or faces."""
+    config = world.config()
+    weights = trained.folder / "model.safetensors"
+    content = measure_generation(weights, None, config, UnionTest(vals=config), Looker(config.eval))
+    val, union = content["val"], content["union"]
+    assert union["images"] == val["images"] == 10
+    for name in ("car", "face"):
+        assert union["per_class"][name]["boxes"] == val["per_class"][name]["boxes"]
+        assert 0 < union["per_class"][name]["AP50"] < val["per_class"][name]["AP50"]
 
 
 def test_weights_are_compared_bit_for_bit(trained, worse, results):
@@ -235,12 +272,16 @@ def test_an_interrupted_queue_goes_on_and_other_weights_are_noticed(
 
 
 def test_a_diverged_generation_is_a_result_and_ends_its_chain(results, config_file, tmp_path):
+    """One step per epoch: the first, with a learning rate of 0, leaves weights that are good."""
     shutil.copytree(results / "runs/start_seed0_gen1", tmp_path / "runs/start_seed0_gen1")
-    wild = ("train.lr=1e30", "train.warmup_epochs=0", "train.max_steps=4")
+    wild = ("lr=1e30", "batch_size=16", "epochs=4", "warmup_epochs=4", "warmup_factor=0", "max_steps=4")
+    wild = tuple(f"replay:train.{text}" for text in wild)
     words = ("run", config_file, "--seeds", "0", "-o", tmp_path, "--methods", "replay")
     text = command(*words, *(word for key in wild for word in ("--extend-set", key)))
     assert "diverged: the loss is not finite" in text
-    assert "generation 3, seed 0: left out" in text
+    assert "generation 3, seed 0: left out, the generation before diverged" in text
+    assert (tmp_path / "runs/replay_seed0_gen2/model.safetensors").exists()
+    assert not (tmp_path / "runs/replay_seed0_gen3").exists()
     content = read(tmp_path / "replay_seed0_gen2.json")
     assert "not finite" in content["diverged"]
     assert "val" not in content
@@ -253,6 +294,7 @@ def test_table_and_figure(results, tmp_path):
     assert "What is asked" in text
     page = (tmp_path / "t.md").read_text()
     assert "| corner | 3 |" in page
+    assert "by part of the union test" in page
     assert "1: cars (car); 2: faces (face); 3: more (corner)" in page
     content = read(tmp_path / "t.json")
     assert set(content["places"]["val"]["methods"]) == set(METHODS)
@@ -268,6 +310,10 @@ def test_mistakes_are_told_before_any_training(config_file, tmp_path, world):
 
     with pytest.raises(UserError, match=r"--methods replai: unknown method; did you mean `replay`"):
         run("--methods", "replai")
+    with pytest.raises(
+        UserError, match=r"--extend-set replai:train\.lr=1: no extension is called 'replai'; did you"
+    ):
+        run("--extend-set", "replai:train.lr=1")
     with pytest.raises(
         UserError, match=r"(?s)3 mistake.*no dataset 'car'.*'faces' arrives 2.*'cars' is in no"
     ):

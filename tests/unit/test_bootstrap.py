@@ -151,6 +151,19 @@ def test_classes_without_objects_and_detectors_without_detections():
     assert np.isnan(paired_bootstrap(truth, good, good, [], resamples=2).mean["AP"].before)
 
 
+def test_means_of_some_classes_are_of_the_same_draws():
+    truth, good, bad = world(5)
+    subsets = {"all": [2, 0, 1], "one": [1], "two": [0, 2], "none": []}
+    result = paired_bootstrap(truth, good, bad, range(CLASSES), resamples=50, subsets=subsets)
+    assert result.subsets["all"]["AP50"].low == pytest.approx(result.mean["AP50"].low)
+    assert result.subsets["one"] == result.per_class[1]
+    assert np.isnan(result.subsets["none"]["AP"].low)
+    two, rows = result.subsets["two"]["AP"], [result.per_class[c]["AP"] for c in (0, 2)]
+    assert two.difference == pytest.approx(np.mean([row.difference for row in rows]))
+    again = paired_bootstrap(truth, good, bad, [0, 2], resamples=50)
+    assert two == again.mean["AP"]
+
+
 def test_strata_keep_their_sizes():
     groups = np.array([0, 1, 1, 0, 1, 2])
     draws = drawn(groups, 100, 0)

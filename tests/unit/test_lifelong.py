@@ -1,125 +1,22 @@
-"""The plan of a lifelong sequence, and its numbers from made-up JSONs, by hand."""
+"""The numbers and tables of a lifelong sequence, by hand from made-up JSONs."""
 
 from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crossdet import Config
-from crossdet.config.schema import DatasetConfig
-from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import UserError
+from crossdet.experiments.lifelong_asked import asked
 from crossdet.experiments.lifelong_figure import ALL, class_lines, draw_generations
-from crossdet.experiments.lifelong_plan import (
-    METHODS,
-    Plan,
-    chosen_methods,
-    make_plan,
-    order_of_arrival,
-    restricted,
-    roots_of,
-    with_share,
-)
-from crossdet.experiments.lifelong_results import asked, old_classes, read_results
-from crossdet.experiments.lifelong_tables import class_grid, markdown, mean_grid, notes, old_grid
+from crossdet.experiments.lifelong_plan import Plan
+from crossdet.experiments.lifelong_results import kept_to_end, old_classes, read_results, worst_class
+from crossdet.experiments.lifelong_tables import as_json, class_grid, markdown, mean_grid, notes, old_grid
 from crossdet.jsonfiles import write_json
-
-
-def index(*classes: str) -> Index:
-    builder = IndexBuilder("nowhere")
-    builder.image("a.png", 10, 10)
-    builder.box((1, 1, 5, 5), 0)
-    return builder.build(classes)
-
-
-def config(datasets: dict[str, list[str]], **sections: Any) -> Config:
-    rows = {name: {"train": index(*c), "val": index(*c)} for name, c in datasets.items()}
-    return Config.from_dict({"datasets": rows, **sections})
-
-
-THREE = {"a": ["cat", "dog"], "b": ["dog", "owl"], "c": ["hound", "cat"]}
-LABELS = {
-    "merge": {"dog": ["a/dog", "b/dog", "c/hound"]},
-    "distinct": ["cat"],
-    "overlap": [["dog", "owl"]],
-    "absent": {"a": ["owl", "c/cat"]},
-    "not_exhaustive": {"b": ["dog"]},
-}
-
-
-# ------------------------------------------------------------------------------------------- the plan
-
-
-@pytest.mark.parametrize(
-    ("part", "share", "expected"),
-    [(None, "1/4", "1/4"), (None, "1/1", None), ("1/2", "1/2", "1/4"), ("2/3", "3/4", "8/12")],
-)
-def test_a_share_of_a_part_is_a_part(part, share, expected):
-    dataset = DatasetConfig(train=index("x"), part=part)
-    shared = with_share(dataset, share)
-    assert shared.part == expected
-    rows = list(range(240))
-    remainder, divisor = dataset.part_of or (0, 1)
-    of_part = [r for r in rows if r % divisor == remainder]
-    first, count = map(int, share.split("/"))
-    remainder, divisor = shared.part_of or (0, 1)
-    assert [r for r in rows if r % divisor == remainder] == of_part[first - 1 :: count]
-
-
-def test_classes_arrive_with_their_datasets():
-    plan = make_plan(config(THREE, labels=LABELS), (), METHODS)
-    assert plan.generations == (("a",), ("b",), ("c",))
-    assert plan.classes == (("a/cat", "dog"), ("owl",), ("c/cat",))
-    assert plan.datasets(2) == ["a", "b"]
-    assert plan.known(3) == ["a/cat", "dog", "owl", "c/cat"]
-    grouped = make_plan(config(THREE, labels=LABELS), ("c", "a, b"), METHODS)
-    assert grouped.classes == (("dog", "c/cat"), ("a/cat", "owl"))
-
-
-def test_rules_wait_for_what_they_speak_of():
-    whole = config(THREE, labels=LABELS)
-    plan = make_plan(whole, (), ())
-    one = restricted(whole, plan, ["a"], 1).labels
-    assert (one.merge, one.distinct, one.overlap) == ({"dog": ("a/dog",)}, ("cat",), ())
-    assert (one.absent, one.not_exhaustive) == ({}, {})
-    two = restricted(whole, plan, ["a", "b"], 2).labels
-    assert two.merge == {"dog": ("a/dog", "b/dog")}
-    assert (two.overlap, two.absent) == ((("dog", "owl"),), {"a": ("owl",)})
-    assert two.not_exhaustive == {"b": ("dog",)}
-    # an extension that leaves the old images out
-    assert restricted(whole, plan, ["c"], 3).labels.merge == {"dog": ("c/hound",)}
-    assert restricted(whole, plan, ["a", "b", "c"], 3).labels == whole.labels
-
-
-def test_mistakes_in_the_sequence():
-    with pytest.raises(UserError, match="at least two generations"):
-        order_of_arrival(config({"a": ["x"]}), ())
-    with pytest.raises(UserError, match=r"--methods repaly: unknown method; did you mean `replay`"):
-        chosen_methods(["repaly"])
-    without = config(THREE, labels=LABELS)
-    rows = {name: d.model_copy(update={"val": None}) for name, d in without.datasets.items()}
-    with pytest.raises(UserError, match=r"(?s)3 mistake.*datasets\.a: no `val` split and no `union_test`"):
-        order_of_arrival(without.model_copy(update={"datasets": rows}), ())
-    with pytest.raises(UserError, match=r"class 'dog' is in several datasets"):
-        make_plan(config({"a": ["dog"], "b": ["dog"]}), (), ())
-    with pytest.raises(UserError, match=r"frozen: generation 2 \(b\) brings no new class"):
-        make_plan(config({"a": ["dog"], "b": ["dog"]}, labels={"merge": {"same_names": True}}), (), METHODS)
-
-
-def test_stored_settings_do_not_name_the_machine(tmp_path):
-    def split(name: str) -> dict[str, str]:
-        return {"images": str(tmp_path / name / "images"), "annotations": str(tmp_path / name / "all.json")}
-
-    rows = {name: {"format": "coco", "train": split(name)} for name in ("a", "b")}
-    roots = roots_of(Config.from_dict({"datasets": rows}), tmp_path / "runs")
-    assert roots == {tmp_path / "runs": "RUNS", tmp_path: "DATA"}
-
-
-# ------------------------------------------------------------------------------------------- the numbers
 
 PLAN = Plan((("one",), ("two",)), (("a", "b"), ("c",)), {})
 
@@ -136,6 +33,7 @@ def result(
         "overrides": [],
         "extend_overrides": [],
         "share": "1/4",
+        "queue": {"seeds": [0, 1], "methods": ["replay", "joint"], "every_joint": False},
         "diverged": None,
         "hardware": {"cpus": 2},
         "val": {"per_class": {name: {"AP50": value} for name, value in per_class.items()}},
@@ -144,28 +42,47 @@ def result(
     }
 
 
-def old(before: float, after: float, low: float, high: float) -> dict[str, Any]:
-    row = {"AP50": {"before": before, "after": after, "low": low, "high": high}}
-    return {"old": {"val": {"classes": {"a": row, "b": row}, "mean": row}}}
+Row = tuple[float, float, float, float]
+"""Before, after, low, high."""
+
+
+def old(mean: Row, classes: dict[str, Row], unlabelled: Sequence[str] = ("b",)) -> dict[str, Any]:
+    """The mean of the unlabelled ones is that of the first."""
+
+    def row(values: Row | None) -> dict[str, Any]:
+        return {"AP50": dict(zip(("before", "after", "low", "high"), values or [None] * 4, strict=True))}
+
+    rest = {"classes": [*unlabelled], "mean": row(classes[unlabelled[0]] if unlabelled else None)}
+    place = {"classes": {n: row(c) for n, c in classes.items()}, "mean": row(mean), "unlabelled": rest}
+    return {"old": {"val": place}}
+
+
+def write(folder: Path, *contents: dict[str, Any]) -> None:
+    for content in contents:
+        write_json(folder / "{method}_seed{seed}_gen{generation}.json".format(**content), content)
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Any:
-    contents = [
+    alone = {"queue": {"seeds": [0], "methods": ["distill", "frozen", "fine_tune"], "every_joint": False}}
+    same = old((0.7, 0.7, 0, 0), {"a": (0.8, 0.8, 0, 0), "b": (0.6, 0.6, 0, 0)})
+    replay = [
+        old((0.7, 0.69, -0.03, 0.01), {"a": (0.8, 0.8, -0.01, 0.02), "b": (0.6, 0.58, -0.06, 0.02)}),
+        old((0.5, 0.5, -0.01, 0.01), {"a": (0.6, 0.6, -0.02, 0.02), "b": (0.4, 0.4, -0.02, 0.02)}),
+    ]
+    distill = old((0.7, 0.6, -0.15, -0.05), {"a": (0.8, 0.6, -0.25, -0.1), "b": (0.6, 0.6, -0.05, 0.05)})
+    write(
+        tmp_path,
         result("start", 0, 1, {"a": 0.8, "b": 0.6}),
         result("start", 1, 1, {"a": 0.6, "b": 0.4}),
-        result("replay", 0, 2, {"a": 0.8, "b": 0.58, "c": 0.5}, **old(0.7, 0.69, -0.03, 0.01)),
-        result("replay", 1, 2, {"a": 0.6, "b": 0.4, "c": 0.4}, **old(0.5, 0.5, -0.01, 0.01)),
-        result("distill", 0, 2, {"a": 0.6, "b": 0.6, "c": 0.5}, **old(0.7, 0.6, -0.15, -0.05)),
+        result("replay", 0, 2, {"a": 0.8, "b": 0.58, "c": 0.5}, **replay[0]),
+        result("replay", 1, 2, {"a": 0.6, "b": 0.4, "c": 0.4}, **replay[1]),
+        result("distill", 0, 2, {"a": 0.6, "b": 0.6, "c": 0.5}, **distill, **alone),
         result("joint", 0, 2, {"a": 0.9, "b": 0.7, "c": 0.5}),
         result("joint", 1, 2, {"a": 0.9, "b": 0.7, "c": 0.5}),
-        result(
-            "frozen", 0, 2, {"a": 0.8, "b": 0.6, "c": 0.1}, old_weights_unchanged=True, **old(0.7, 0.7, 0, 0)
-        ),
-        result("fine_tune", 0, 2, {}, diverged="the loss is not finite\nsaved", val=None),
-    ]
-    for content in contents:
-        write_json(tmp_path / "{method}_seed{seed}_gen{generation}.json".format(**content), content)
+        result("frozen", 0, 2, {"a": 0.8, "b": 0.6, "c": 0.1}, old_weights_unchanged=True, **same, **alone),
+        result("fine_tune", 0, 2, {}, **alone | {"diverged": "the loss is not finite\nsaved", "val": None}),
+    )
     return read_results(tmp_path)
 
 
@@ -173,33 +90,112 @@ def test_old_classes_and_shares_by_hand(results):
     replay = old_classes(results, "replay", 2, "val")
     assert [round(one.difference, 6) for one in replay.values()] == [-1.0, 0.0]
     assert not any(one.is_loss for one in replay.values())
+    name, differences = worst_class(replay)
+    assert (name, differences) == ("b", pytest.approx([-2.0, 0.0]))
+    rest = old_classes(results, "replay", 2, "val", unlabelled=True)
+    assert [round(one.difference, 6) for one in rest.values()] == [-2.0, 0.0]
     (distill,) = old_classes(results, "distill", 2, "val").values()
     assert distill.is_loss
-    assert distill.lost == ("a", "b")
+    assert distill.lost == ("a",)
+    assert old_classes(results, "distill", 2, "val", unlabelled=True)[0].lost == ()
     assert results.of_joint("replay", 2, "val") == pytest.approx({0: 1.0, 1: 0.8})
     assert results.by_seed("replay", 2, "val", ["a", "b", "c"])[0] == pytest.approx((80 + 58 + 50) / 3)
     assert results.by_seed("replay", 1, "val", ["a", "b"]) == pytest.approx({0: 70, 1: 50})  # start's
     assert results.by_seed("fine_tune", 2, "val", ["a"]) == {}
     assert results.places() == ["val"]
+    assert results.wanted("replay") == {2: {0, 1}}
+    assert results.wanted("distill") == {2: {0}}
 
 
 def test_what_is_asked_by_hand(results):
-    loss, significant, of_joint, kept, frozen = asked(results, "val")
-    assert (loss.value, loss.met) == ("0.5 lost", True)  # mean of 1.0 and 0.0
-    assert (significant.value, significant.met) == ("0 of 2 generations and seeds", True)
-    assert (of_joint.value, of_joint.met) == ("90 %", False)
-    assert (kept.value, kept.met) == ("86 %", False)  # 0.6 / 0.7
-    assert (frozen.value, frozen.met) == ("1 of 1 generations and seeds", True)
+    rows = [(one.value, one.met) for one in asked(results, "val")]
+    assert rows == [
+        ("0.50 ± 0.50 lost in generation 2; the images allow 3.00", True),  # mean of 1.0 and 0.0
+        ("1.00 ± 1.00 lost by b in generation 2", False),
+        ("0 of 2 generations and seeds", True),
+        (
+            "1.00 ± 1.00 lost in generation 2; the images allow 6.00",
+            False,
+        ),  # b: the new images do not label it
+        ("0 of 2 generations and seeds", True),
+        ("90.0 ± 10.0 % in generation 2", False),
+        ("85.7 % in generation 2", False),  # 0.6 / 0.7
+        ("85.7 % in generation 2", False),  # from the arrival on: (0.6 + 0.6) / (0.8 + 0.6)
+        ("100.0 % in generation 2", True),
+        ("100.0 % in generation 2", True),
+        ("1 of 1 generations and seeds", True),
+    ]
+
+
+def test_nothing_is_met_before_all_that_was_asked_for_is_there(results, tmp_path):
+    (tmp_path / "replay_seed1_gen2.json").unlink()
+    loss, worst, significant, *_ = rows = asked(read_results(tmp_path), "val")
+    assert (loss.value, loss.met) == ("1.00 lost in generation 2; the images allow 3.00; 1 of 2", None)
+    assert (worst.met, significant.met) == (None, None)
+    assert (significant.value, significant.have, significant.wanted) == (
+        "0 of 1 generations and seeds; 1 of 2", 1, 2,
+    )  # fmt: skip
+    assert rows[5].value == "100.0 % in generation 2; 1 of 2"
+    assert [one.met for one in rows[6:]] == [False, False, True, True, True]  # distill and frozen: one seed
+    (tmp_path / "replay_seed0_gen2.json").unlink()
+    assert [(one.value, one.met) for one in asked(read_results(tmp_path), "val")[:3]] == [("", None)] * 3
+    # a result of which no queue is known: all seeds that there are
+    write(tmp_path, result("start", 2, 1, {"a": 0.5, "b": 0.5}, queue=None))
+    write(tmp_path, result("replay", 2, 2, {"a": 0.5, "b": 0.5}, queue=None))
+    assert read_results(tmp_path).wanted("replay") == {2: {0, 1, 2}}
+
+
+def test_classes_with_new_labels_do_not_hide_what_the_others_lose(tmp_path, monkeypatch):
+    """a is labelled again in the last generation, b is not."""
+    plan = Plan((("one",), ("two",), ("three",)), (("a",), ("b",), ("c",)), {})
+    monkeypatch.setitem(globals(), "PLAN", plan)
+    queue = {"queue": {"seeds": [0], "methods": ["distill"], "every_joint": False}}
+    second = old((0.5, 0.5, 0, 0), {"a": (0.5, 0.5, 0, 0)}, ("a",))
+    third = old((0.5, 0.5, -0.02, 0.02), {"a": (0.5, 0.7, 0.1, 0.3), "b": (0.5, 0.3, -0.3, -0.1)})
+    write(
+        tmp_path,
+        result("start", 0, 1, {"a": 0.5}, **queue),
+        result("distill", 0, 2, {"a": 0.5, "b": 0.5}, **queue, **second),
+        result("distill", 0, 3, {"a": 0.7, "b": 0.3, "c": 0.5}, **queue, **third),
+    )
+    results = read_results(tmp_path)
+    assert kept_to_end(results, "distill", "val") == pytest.approx({0: 1.0})
+    assert kept_to_end(results, "distill", "val", unlabelled=True) == pytest.approx({0: 0.6})
+    found = {one.text: (one.value, one.met) for one in asked(results, "val") if one.value}
+    assert found == {
+        "distill: old classes keep 90 % of their AP50 in a generation, no old images": (
+            "100.0 % in generation 2", True,
+        ),
+        "distill: classes keep 90 % of their AP50 from their arrival to the end": (
+            "100.0 % in generation 3", True,
+        ),
+        "distill: old classes without new labels keep 90 % of their AP50 in a generation, no old images": (
+            "60.0 % in generation 3", False,
+        ),
+        "distill: classes that never get new labels keep 90 % of their AP50 from their arrival to the end": (
+            "60.0 % in generation 3", False,
+        ),
+    }  # fmt: skip
+    rows = old_grid(results, "val")[1]
+    assert [row[9:11] for row in rows] == [["", "a 0.00"], ["-20.00", "b -20.00"]]
+    content = as_json(results)["places"]["val"]["methods"]["distill"]
+    assert content["old_unlabelled"][3][0]["difference"] == pytest.approx(-20)
+    assert content["worst_class"][3]["class"] == "b"
+    # in a generation that labels all old classes again there is nothing without new labels
+    third = old((0.5, 0.5, 0, 0), {"a": (0.5, 0.7, 0, 0), "b": (0.5, 0.3, 0, 0)}, ())
+    write(tmp_path, result("distill", 0, 3, {"a": 0.7, "b": 0.3, "c": 0.5}, **queue, **third))
+    rest = [one for one in asked(read_results(tmp_path), "val") if "without new labels keep" in one.text]
+    assert [(one.value, one.met, one.wanted) for one in rest] == [("100.0 % in generation 2", True, 1)]
 
 
 def test_tables_by_hand(results):
     rows = {row[0]: row[1:] for row in old_grid(results, "val")[1]}
     assert "fine-tuning on the newest" not in rows
     assert rows["replay"] == [
-        "2", "2", "60.0 ± 14.1", "59.5 ± 13.4", "-0.5 ± 0.7", "-2.0 to +1.0", "0 of 2", "99 %",
-        "45.0 ± 7.1", "90 %", "",
+        "2", "2", "60.0 ± 14.1", "59.5 ± 13.4", "-0.50 ± 0.71", "-2.00 to +1.00", "0 of 2", "99 %",
+        "-1.00 ± 1.41", "b -1.00 ± 1.41", "45.0 ± 7.1", "90 %", "",
     ]  # fmt: skip
-    assert rows["distill, no old images"][6] == "1 of 1 (a, b)"
+    assert rows["distill, no old images"][6] == "1 of 1 (a)"
     assert rows["frozen"][-1] == "yes"
     means = {row[0]: row[1:] for row in mean_grid(results, "val")[1]}
     assert means["joint training on everything"][1] == "70.0 ± 0.0"
@@ -217,6 +213,15 @@ def test_tables_by_hand(results):
     assert "**What is asked on the validation images" in markdown(results)
 
 
+def test_parts_of_the_union_test_are_a_table(tmp_path):
+    parts = {"dark": {"AP50": 0.25, "per_class": {}}, "bright": {"AP50": 0.75, "per_class": {}}}
+    write(tmp_path, result("start", 0, 1, {}), result("replay", 0, 2, {}, union_parts=parts))
+    page = markdown(read_results(tmp_path))
+    assert "by part of the union test**" in page
+    assert "| replay | 25.0 | 75.0 |" in page
+    assert as_json(read_results(tmp_path))["union_parts"]["dark"]["replay"][2] == {0: 25.0}
+
+
 def test_lines_of_the_figure(results, tmp_path):
     lines = class_lines(results, "val", "c")
     assert lines["replay"] == {2: [50.0, 40.0]}
@@ -231,9 +236,18 @@ def test_lines_of_the_figure(results, tmp_path):
 
 
 def test_results_that_cannot_be_read_together(tmp_path):
-    write_json(tmp_path / "start_seed0_gen1.json", result("start", 0, 1, {}))
-    write_json(tmp_path / "replay_seed0_gen2.json", result("replay", 0, 2, {}, share="1/2"))
-    with pytest.raises(UserError, match=r"start_seed0_gen1\.json has another share"):
+    own = {"share": "1/2", "extend_overrides": ["train.lr=0.1"]}
+    write(tmp_path, result("start", 0, 1, {}), result("distill", 0, 2, {}), result("replay", 0, 2, {}, **own))
+    found = notes(read_results(tmp_path))  # each method has settings of its own
+    assert "settings other than the config's, of replay: train.lr=0.1" in found
+    assert not any("of distill" in note for note in found)
+    write(tmp_path, result("replay", 1, 2, {}, **own | {"share": "1/4"}))
+    with pytest.raises(
+        UserError, match=r"replay_seed1_gen2\.json has another share than the others of replay"
+    ):
+        read_results(tmp_path)
+    write(tmp_path, result("replay", 1, 2, {}, **own | {"overrides": ["train.epochs=1"]}))
+    with pytest.raises(UserError, match=r"replay_seed1_gen2\.json has another overrides than the others "):
         read_results(tmp_path)
     write_json(tmp_path / "replay_seed0_gen2.json", {"tool": "another"})
     with pytest.raises(UserError, match=r"not a result of `crossdet lifelong run`"):

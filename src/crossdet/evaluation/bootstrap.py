@@ -10,8 +10,8 @@ images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,10 +63,11 @@ class Paired:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """per_class: class id -> "AP" and "AP50". mean: of the classes, draw by draw."""
+    """per_class: class id -> "AP" and "AP50". mean: of the classes, draw by draw. subsets: name -> mean of some."""
 
     per_class: dict[int, dict[str, Paired]]
     mean: dict[str, Paired]
+    subsets: dict[str, dict[str, Paired]] = field(default_factory=dict)
 
 
 def paired_bootstrap(
@@ -78,12 +79,14 @@ def paired_bootstrap(
     seed: int = 0,
     strata: Ints | None = None,
     max_detections: int = 100,
+    subsets: Mapping[str, Sequence[int]] | None = None,
 ) -> Bootstrap:
     """Intervals of after - before for the classes `class_ids`.
 
     strata: `[I]` group of every image, such as its dataset; as many images are drawn from each group as it has.
-    None: one group. max_detections: per class and image, best first. A draw without an object of a class says
-    nothing about it and is left out of its interval.
+    None: one group. max_detections: per class and image, best first. subsets: name -> some of the classes, whose
+    mean is wanted too, from the same draws. A draw without an object of a class says nothing about it and is left
+    out of its interval.
 
     Raises `UserError` for detections in images that the truth does not have, `ValueError` for wrong shapes.
     """
@@ -98,8 +101,16 @@ def paired_bootstrap(
         pair = [class_matches(truth, one, class_id, max_detections) for one in (before, after)]
         aps = np.stack([average_precision(matches, draws) for matches in pair])
         found[class_id] = np.stack([aps.mean(2), aps[..., 0]], axis=2)
-    every = np.stack(list(found.values())) if found else np.full((1, 2, len(draws), 2), np.nan)
-    return Bootstrap({c: _paired(values) for c, values in found.items()}, _paired(_known_mean(every)))
+
+    def mean_of(ids: Sequence[int]) -> dict[str, Paired]:
+        rows = [found[c] for c in ids] or [np.full((2, len(draws), len(NUMBERS)), np.nan)]
+        return _paired(_known_mean(np.stack(rows)))
+
+    return Bootstrap(
+        {c: _paired(values) for c, values in found.items()},
+        mean_of(classes),
+        {name: mean_of(ids) for name, ids in (subsets or {}).items()},
+    )
 
 
 def _paired(values: Floats) -> dict[str, Paired]:

@@ -23,7 +23,8 @@ from crossdet.experiments.lifelong_plan import (
     Method,
     Plan,
     Settings,
-    check_share,
+    UnionTest,
+    check_settings,
     make_plan,
     read_union_test,
     resolve,
@@ -86,7 +87,8 @@ def run_lifelong(
 
     groups: the datasets of each generation; none: one at a time, as the config has them. every_joint: joint
     training for every generation, else for the last. runs: where the trainings go; None: `runs` in `results`. An
-    unfinished training is continued. One that diverges is a result; what would start from it is left out.
+    unfinished training is continued. One that diverges is a result; what would start from it is left out, though
+    weights of its last good epoch are there.
 
     Returns:
         the JSONs.
@@ -97,39 +99,64 @@ def run_lifelong(
     """
     if jobs.processes() > 1:
         raise UserError("a lifelong sequence runs on one device; start it without torchrun")
-    check_share(settings.share)
+    check_settings(settings)
     config = settings.config()
     plan = make_plan(config, groups, methods)
-    union = read_union_test(config, plan)
+    union = read_union_test(config, plan, settings)
     for number, (names, new) in enumerate(zip(plan.generations, plan.classes, strict=True), 1):
         say(f"generation {number}: {', '.join(names)}; new classes: {', '.join(new) or 'none'}")
     queue = _queue(settings, plan, results, runs or results / "runs", methods, seeds, every_joint)
-    _check_all(queue)
-    looker: Looker | None = None
+    _check_all(queue, settings)
+    asked = {"seeds": [*seeds], "methods": [m.name for m in methods], "every_joint": every_joint}
+    measure = _measurer(config, plan, union)
     written = []
+    dead: dict[Path, str] = {}
     for number, job in enumerate(queue, 1):
         title = f"[{number}/{len(queue)}] {job.title}"
+        if (reason := _left_out(job, dead)) is not None:
+            say(f"{title}: left out, {reason}")
+            dead[job.weights] = "the generation before was left out"
+            continue
         if job.file.exists():
             say(f"{title}: finished, skipped")
-            written.append(job.file)
-            continue
-        if job.parent is not None and not job.parent.exists():
-            say(f"{title}: left out, the generation before has no weights")
-            continue
-        say(title)
-        record, diverged = _train(job)
+            diverged = jobs.read_json(job.file).get("diverged")
+        else:
+            say(f"{title}: {job.method.remark}" if job.method.remark else title)
+            record, diverged = _train(job)
+            content = _result(job, record, diverged, plan, settings) | {"queue": asked}
+            if record is not None:
+                content |= measure(job)
+            write_json(job.file, content)
+        written.append(job.file)
         if diverged:
             say(f"{title}: diverged: {diverged}")
-        content = _result(job, record, diverged, plan, settings)
-        if record is not None:
-            from crossdet.experiments.lifelong_measure import Looker, measure_generation
-
-            looker = looker or Looker(config.eval)
-            seen = restricted(config, plan, plan.datasets(job.generation), job.generation)
-            content |= measure_generation(job.weights, job.parent, seen, union, looker)
-        write_json(job.file, content)
-        written.append(job.file)
+            dead[job.weights] = "the generation before diverged"
     return written
+
+
+def _measurer(config: Config, plan: Plan, union: UnionTest) -> Callable[[Job], dict[str, Any]]:
+    """Training -> the numbers of its weights. What weights found in a split is remembered."""
+    looker: Looker | None = None
+
+    def measure(job: Job) -> dict[str, Any]:
+        nonlocal looker
+        from crossdet.experiments.lifelong_measure import Looker, measure_generation
+
+        looker = looker or Looker(config.eval)
+        seen = restricted(config, plan, plan.datasets(job.generation), job.generation)
+        newest = plan.generations[job.generation - 1]
+        return measure_generation(job.weights, job.parent, seen, union, looker, newest)
+
+    return measure
+
+
+def _left_out(job: Job, dead: Mapping[Path, str]) -> str | None:
+    """Why a training cannot start; None: it can, or has ended. dead: weights that nothing may start from."""
+    if job.parent is None:
+        return None
+    if job.parent in dead:
+        return dead[job.parent]
+    return None if job.file.exists() or job.parent.exists() else "the generation before has no weights"
 
 
 # ------------------------------------------------------------------------------------------- queue
@@ -174,8 +201,9 @@ def _queue(
     return queue
 
 
-def _check_all(queue: Sequence[Job]) -> None:
-    """Raises `UserError` with every result and run directory of other settings or from other weights."""
+def _check_all(queue: Sequence[Job], settings: Settings) -> None:
+    """Raises `UserError` with every result and run directory of other settings, from other weights, or from weights
+    of a training that diverged."""
     problems = []
     for job in queue:
         parent = file_digest(job.parent) if job.parent is not None and job.parent.exists() else None
@@ -185,6 +213,9 @@ def _check_all(queue: Sequence[Job]) -> None:
                 jobs.check_same(job.what, before.get("config"), job.file)
                 if parent is not None and before.get("parent") != parent:
                     problems.append(f"{job.file} was made from other weights than {job.parent}; move it away")
+                problems += _of_diverged(job)
+                if before.get("union_of_val", False) != settings.union_of_val:
+                    problems.append(f"{job.file} was measured with the other choice of --union-of-val")
             elif job.note:
                 jobs.check_same(job.what, job.note.get("config"), job.run_dir)
                 if parent is not None and job.note.get("parent") != parent:
@@ -194,6 +225,16 @@ def _check_all(queue: Sequence[Job]) -> None:
         except UserError as error:
             problems.append(str(error))
     jobs.refuse(problems)
+
+
+def _of_diverged(job: Job) -> list[str]:
+    """What is wrong with a result whose parent diverged."""
+    if job.parent is None:
+        return []
+    before = job.file.with_name(f"{job.parent.parent.name}.json")
+    if not jobs.read_json(before).get("diverged"):
+        return []
+    return [f"{job.file} was made from weights of a training that diverged ({before.name}); move it away"]
 
 
 # ------------------------------------------------------------------------------------------- one training
@@ -232,8 +273,10 @@ def _result(
         "seed": job.seed,
         "generation": job.generation,
         "overrides": [_portable(text, job.roots) for text in settings.overrides],
-        "extend_overrides": [_portable(text, job.roots) for text in settings.extend_overrides],
-        "share": settings.share,
+        "extend_overrides": [_portable(text, job.roots) for text in settings.of_extensions(job.method)],
+        "share": settings.share if job.method.replays else None,
+        "replay_weight": settings.replay_weight if job.method.replays else None,
+        "union_of_val": settings.union_of_val,
         "parent": job.note.get("parent"),
         "epochs": record["epoch"] if record else None,
         "steps": record["step"] if record else None,

@@ -41,39 +41,73 @@ class PlaceChoice(StrEnum):
     union = "union"
 
 
+Generations = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--generation",
+        metavar="A,B",
+        help="datasets that arrive together; once per generation, in order (default: one dataset each)",
+    ),
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option("--methods", metavar="A,B", help="fine_tune, replay, distill, frozen, joint (default: all)"),
+]
+ExtendOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--extend-set",
+        metavar="[METHOD:]KEY=VALUE",
+        help="override a config value of the extensions, or of one method's: replay:train.lr=0.01",
+    ),
+]
+ReplayShare = Annotated[
+    str,
+    typer.Option(
+        "--replay-share",
+        metavar="N/M",
+        help="of the old images that replay sees: the N-th of M parts, the next one with each seed",
+    ),
+]
+ReplayWeight = Annotated[
+    float, typer.Option("--replay-weight", metavar="W", help="factor on the chance of these to be drawn")
+]
+UnionOfVal = Annotated[
+    bool,
+    typer.Option(
+        "--union-of-val",
+        help="the val images of all datasets are a union test: none shows a class that its dataset does not label",
+    ),
+]
+Places = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--place",
+        metavar="NAME=FILE",
+        help="also judge the images of the union test that FILE lists by themselves; once per place",
+    ),
+]
+
+
 @app.command()
 def run(
     config: Annotated[
         Path, typer.Argument(metavar="CONFIG", help="YAML config file; its datasets arrive in their order")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="JSONs go here")],
-    generation: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--generation",
-            metavar="A,B",
-            help="datasets that arrive together; once per generation, in order (default: one dataset each)",
-        ),
-    ] = None,
-    methods: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--methods", metavar="A,B", help="fine_tune, replay, distill, frozen, joint (default: all)"
-        ),
-    ] = None,
+    generation: Generations = None,
+    methods: Methods = None,
     seeds: Seeds = None,
     overrides: Overrides = None,
-    extend_overrides: Annotated[
-        list[str] | None,
-        typer.Option("--extend-set", metavar="KEY=VALUE", help="override a config value of the extensions"),
-    ] = None,
-    share: Annotated[
-        str, typer.Option("--replay-share", metavar="N/M", help="of the old images that replay sees")
-    ] = "1/4",
+    extend_overrides: ExtendOverrides = None,
+    share: ReplayShare = "1/4",
+    replay_weight: ReplayWeight = 1.0,
     joint: Annotated[
         JointChoice,
         typer.Option("--joint", help="train on everything so far for the last generation, or every"),
     ] = JointChoice.last,
+    union_of_val: UnionOfVal = False,
+    places: Places = None,
     runs: RunsDir = None,
 ) -> None:
     """Train and measure; a queue that skips what is finished and goes on where it was stopped.
@@ -83,7 +117,15 @@ def run(
     from crossdet.experiments.lifelong import run_lifelong
     from crossdet.experiments.lifelong_plan import Settings, chosen_methods
 
-    settings = Settings(config, tuple(overrides or ()), tuple(extend_overrides or ()), share)
+    settings = Settings(
+        config,
+        tuple(overrides or ()),
+        tuple(extend_overrides or ()),
+        share,
+        replay_weight,
+        union_of_val,
+        tuple(places or ()),
+    )
     files = run_lifelong(
         settings,
         output,

@@ -4,14 +4,22 @@ every training. No torch.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crossdet.config import Config, DatasetConfig, ExtendConfig, SplitConfig, load_config
+from crossdet.config import (
+    Config,
+    DatasetConfig,
+    ExtendConfig,
+    SplitConfig,
+    UnionTestConfig,
+    load_config,
+)
 from crossdet.config.mistakes import suggest
 from crossdet.data.index import Index
 from crossdet.errors import LabelError, UserError, problem_list
@@ -22,7 +30,7 @@ from crossdet.sources import classes_of, open_sources, union_test_index
 LR_SHARE = 0.25
 """Of the config's learning rate: an extension begins with it, unless --extend-set says otherwise."""
 SHARE = "1/4"
-"""Of the old images that replay sees."""
+"""Of the old images that replay sees; the n-th part with seed 0, the next with seed 1."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Method:
     """One way to learn what arrives.
 
     mode: of `crossdet extend`; None: a training from the start. replays: old images are seen again.
-    overrides: on top of the config. slower: with `LR_SHARE` of the learning rate.
+    overrides: on top of the config. slower: with `LR_SHARE` of the learning rate. remark: said before a training.
     """
 
     name: str
@@ -39,13 +47,20 @@ class Method:
     replays: bool = False
     overrides: tuple[str, ...] = ()
     slower: bool = True
+    remark: str = ""
 
 
 START = Method("start", "first generation", None)
 JOINT = Method("joint", "joint training on everything", None)
 METHODS: tuple[Method, ...] = (
-    # all background trusted, as where nobody thinks of the old classes
-    Method("fine_tune", "fine-tuning on the newest", "replay", overrides=("train.plain=true",)),
+    # all background trusted and batch norm adapted, as where nobody thinks of the old classes
+    Method(
+        "fine_tune",
+        "fine-tuning on the newest",
+        "replay",
+        overrides=("train.plain=true", "extend.fixed_statistics=false"),
+        remark="without old images on purpose: the note of `extend` about them, below, can be ignored",
+    ),
     Method("replay", "replay", "replay", replays=True),
     Method("distill", "distill, no old images", "distill"),
     Method("frozen", "frozen", "frozen", slower=False),
@@ -173,13 +188,31 @@ def make_plan(config: Config, groups: Sequence[str], methods: Sequence[Method]) 
     return plan
 
 
-def read_union_test(config: Config, plan: Plan) -> Index | None:
-    """The fully labelled images of the config; None without.
+@dataclass(frozen=True)
+class UnionTest:
+    """What stands for fully labelled images. index: of the config's `union_test`. parts: name -> rows of it.
+
+    vals: a config whose `val` images, all together, are taken for fully labelled ones.
+    """
+
+    index: Index | None = None
+    parts: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    vals: Config | None = None
+
+
+def read_union_test(config: Config, plan: Plan, settings: Settings) -> UnionTest:
+    """The fully labelled images of the config; nothing without.
 
     Raises `UserError` where they cannot be read, or show no class of the sequence.
     """
-    if config.union_test is None or isinstance(config.union_test, Index):
-        return config.union_test
+    if settings.union_of_val:
+        if config.union_test is not None or settings.places:
+            raise UserError("--union-of-val: takes the place of `union_test` and --place; leave these out")
+        return UnionTest(vals=restricted(config, plan, list(config.datasets), len(plan.generations)))
+    if config.union_test is None:
+        if settings.places:
+            raise UserError("--place: a part of the `union_test`, but the config has none")
+        return UnionTest()
     index = union_test_index(config.union_test)
     known = plan.known(len(plan.generations))
     if not set(index.classes) & set(known):
@@ -187,7 +220,33 @@ def read_union_test(config: Config, plan: Plan) -> Index | None:
             f"union_test: none of its classes ({', '.join(index.classes)}) is one of the sequence "
             f"({', '.join(known)}); it needs the unified names"
         )
-    return index
+    return UnionTest(index, _union_parts(config.union_test, index, settings.places))
+
+
+def _union_parts(given: UnionTestConfig | Index, index: Index, places: Sequence[str]) -> dict[str, list[int]]:
+    """NAME=FILE -> NAME: rows of the union test's images that FILE lists. Raises `UserError` with all mistakes."""
+    rows = {index.names[row]: row for row in range(len(index))}
+    parts: dict[str, list[int]] = {}
+    problems = []
+    for text in places:
+        name, _, file = text.partition("=")
+        if not name or not file or name in parts:
+            problems.append(f"--place {text}: expected NAME=FILE, each name once")
+        elif isinstance(given, Index):
+            problems.append(f"--place {text}: `union_test` is no files")
+        else:
+            key = "image_set" if given.format == "voc" else "annotations"
+            part = union_test_index(given.model_copy(update={key: (Path(file),)}))
+            names = [part.names[row] for row in range(len(part))]
+            foreign = [one for one in names if one not in rows]
+            if foreign or not names:
+                problems.append(
+                    f"--place {text}: {len(foreign)} of {len(names)} images are not in `union_test`"
+                )
+            parts[name] = [rows[one] for one in names if one in rows]
+    if problems:
+        raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
+    return parts
 
 
 def restricted(config: Config, plan: Plan, names: Sequence[str], generation: int) -> Config:
@@ -233,21 +292,63 @@ def _of_known(
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user gave. overrides: of all trainings; extend_overrides: of extensions, on top."""
+    """What the user gave. overrides: of all trainings; extend_overrides: of extensions, on top: `key=value`, or
+    `method:key=value` of one method. share, replay_weight: of the old images that replay sees, and the factor on
+    their chance to be drawn. union_of_val, places: see `read_union_test`.
+    """
 
     file: Path
     overrides: tuple[str, ...] = ()
     extend_overrides: tuple[str, ...] = ()
     share: str = SHARE
+    replay_weight: float = 1.0
+    union_of_val: bool = False
+    places: tuple[str, ...] = ()
 
     def config(self, more: Sequence[str] = ()) -> Config:
         return load_config(self.file, [*self.overrides, *more])
+
+    def of_extensions(self, method: Method) -> list[str]:
+        """The overrides of one method's extensions, those of all methods first."""
+        if method.mode is None:
+            return []
+        given = [override_of(text) for text in self.extend_overrides]
+        return [text for wanted in (None, method.name) for name, text in given if name == wanted]
+
+
+def override_of(text: str) -> tuple[str | None, str]:
+    """(method, `key=value`) of an override; method: None without one. What holds a dot is a key, since a dataset's
+    name may hold a colon."""
+    method, colon, rest = text.partition(":")
+    return (method, rest) if colon and not set(method) & set(".=") else (None, text)
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises `UserError` with all mistakes in what is no config value."""
+    problems = []
+    share, weight = settings.share, settings.replay_weight
+    first, count = map(int, share.split("/")) if re.fullmatch(r"[1-9]\d*/[1-9]\d*", share) else (2, 1)
+    if first > count:
+        problems.append(
+            f"--replay-share {share}: expected the n-th of so many parts, such as 1/4; 1/1: all images"
+        )
+    if not (weight > 0 and math.isfinite(weight)):
+        problems.append(f"--replay-weight {weight:g}: expected a number > 0")
+    known = [method.name for method in METHODS if method.mode is not None]
+    for text in settings.extend_overrides:
+        name, _ = override_of(text)
+        if name is not None and name not in known:
+            hint = suggest(name, known, "extensions")
+            problems.append(f"--extend-set {text}: no extension is called {name!r}; {hint}")
+    if problems:
+        raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
 
 
 def resolve(settings: Settings, plan: Plan, method: Method, seed: int, generation: int) -> Config:
     """The config of one training: of all datasets so far, or of an extension by the newest.
 
-    An extension keeps old datasets for what was forgotten (`val`), and for training only where it replays.
+    An extension has old datasets only where it replays: without, their `val` images are none of its business
+    either, or they would set its thresholds.
 
     Raises `ConfigError`.
     """
@@ -257,39 +358,33 @@ def resolve(settings: Settings, plan: Plan, method: Method, seed: int, generatio
     words = list(method.overrides)
     if method.slower:
         words.append(f"train.lr={settings.config().train.lr * LR_SHARE!r}")
-    config = settings.config([*words, *settings.extend_overrides, f"seed={seed}"])
-    datasets = dict(config.datasets)
-    for name in plan.datasets(generation - 1):
-        datasets[name] = (
-            with_share(datasets[name], settings.share)
-            if method.replays
-            else datasets[name].model_copy(update={"train": None, "part": None})
-        )
-    names = [
-        name
-        for name in plan.datasets(generation)
-        if datasets[name].train is not None or datasets[name].val is not None
-    ]
+    config = settings.config([*words, *settings.of_extensions(method), f"seed={seed}"])
+    datasets, names = dict(config.datasets), list(plan.generations[generation - 1])
+    if method.replays:
+        old = plan.datasets(generation - 1)
+        datasets |= {name: replayed(datasets[name], settings, seed) for name in old}
+        names = [*old, *names]
     extend = (config.extend or ExtendConfig()).model_copy(update={"mode": method.mode})
     return restricted(
         config.model_copy(update={"datasets": datasets, "extend": extend}), plan, names, generation
     )
 
 
-def check_share(share: str) -> None:
-    """Raises `UserError` unless it is `1/4`, `2/3` or such: the n-th of so many parts, as `part` has it."""
-    first, count = map(int, share.split("/")) if re.fullmatch(r"[1-9]\d*/[1-9]\d*", share) else (2, 1)
-    if first > count:
-        raise UserError(
-            f"--replay-share {share}: expected the n-th of so many parts, such as 1/4; 1/1: all images"
-        )
+def replayed(dataset: DatasetConfig, settings: Settings, seed: int) -> DatasetConfig:
+    """An old dataset as replay sees it."""
+    shared = with_share(dataset, settings.share, seed)
+    return shared.model_copy(update={"weight": shared.weight * settings.replay_weight})
 
 
-def with_share(dataset: DatasetConfig, share: str) -> DatasetConfig:
-    """The dataset with a share of what it trains on; the share of a `part` is a part again."""
+def with_share(dataset: DatasetConfig, share: str, seed: int = 0) -> DatasetConfig:
+    """The dataset with a share of what it trains on; the share of a `part` is a part again.
+
+    Each seed has the next share, so that the seeds' spread is also that of which images are kept.
+    """
     first, count = map(int, share.split("/"))
     remainder, divisor = dataset.part_of or (0, 1)
-    part = f"{remainder + divisor * (first - 1) + 1}/{divisor * count}"
+    number = (first - 1 + seed) % count
+    part = f"{remainder + divisor * number + 1}/{divisor * count}"
     return dataset.model_copy(update={"part": None if part == "1/1" else part})
 
 

@@ -20,9 +20,8 @@ PLACES = {
     UNION: "on the union test",
     VAL: "on the validation images of the datasets that label a class",
 }
-LEAST_OF_JOINT, LEAST_KEPT, MOST_LOST = 0.95, 0.90, 0.5
-"""What is asked of replay (new classes, share of joint training), of distill (old classes, share of before), and of
-replay again (old classes, points)."""
+EXTENSIONS = tuple(method.name for method in METHODS if method.mode is not None)
+REPLAYING = tuple(method.name for method in METHODS if method.replays)
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,24 @@ class Results:
         return [place for place in PLACES if any(run.get(place) for run in self.runs.values())]
 
     def run(self, method: str, seed: int, generation: int) -> Run | None:
-        """The JSON, the common first generation for every method; None without one, or where it diverged."""
-        found = self.runs.get((START.name if generation == 1 else method, seed, generation))
-        return None if found is None or found.get("diverged") else found
+        """The JSON, the common first generation for every method; None without one, or where it diverged, or what
+        it started from did."""
+        first = 1 if method in EXTENSIONS else generation
+        chain = [
+            self.runs.get((START.name if g == 1 else method, seed, g)) for g in range(first, generation + 1)
+        ]
+        return None if any(one and one.get("diverged") for one in chain) else chain[-1]
+
+    def wanted(self, method: str) -> dict[int, set[int]]:
+        """Generation -> seeds that a queue was asked to train, by the JSONs that it wrote."""
+        found: dict[int, set[int]] = {}
+        for run in self.runs.values():
+            queue = run.get("queue") or {"seeds": self.seeds, "methods": self.methods()}
+            if method in queue["methods"]:
+                every = method != JOINT.name or queue.get("every_joint")
+                for generation in range(2 if every else self.last, self.last + 1):
+                    found.setdefault(generation, set()).update(queue["seeds"])
+        return found
 
     def known(self, generation: int) -> list[str]:
         return [name for new in self.classes[:generation] for name in new]
@@ -82,6 +96,29 @@ class Results:
         found = {s: self.mean_of(method, s, generation, place, names) for s in self.seeds}
         return {seed: value for seed, value in found.items() if value is not None}
 
+    def part_names(self) -> list[str]:
+        """The parts of the union test that were judged by themselves."""
+        return list(
+            dict.fromkeys(name for run in self.runs.values() for name in run.get("union_parts") or {})
+        )
+
+    def part_by_seed(self, method: str, generation: int, part: str) -> dict[int, float]:
+        """Seed -> mean AP50 of all classes so far on a part of the union test, in points."""
+        found = {s: self.run(method, s, generation) for s in self.seeds}
+        rows = {s: (run.get("union_parts") or {}).get(part) for s, run in found.items() if run}
+        return {s: 100 * row[NUMBER] for s, row in rows.items() if row and row[NUMBER] is not None}
+
+    def old_names(self, generation: int, place: str, unlabelled: bool = False) -> list[str] | None:
+        """The old classes with objects in a place; unlabelled: that the newest datasets do not label. None: no
+        extension tells."""
+        for method in EXTENSIONS:
+            for seed in self.seeds:
+                old = ((self.run(method, seed, generation) or {}).get("old") or {}).get(place)
+                if old and (not unlabelled or "unlabelled" in old):
+                    names = old["unlabelled"]["classes"] if unlabelled else old["classes"]
+                    return [n for n in names if old["classes"][n][NUMBER]["before"] is not None]
+        return None
+
     def of_joint(self, method: str, generation: int, place: str) -> dict[int, float]:
         """Seed -> AP50 of the new classes as a share of what joint training on the same datasets gives them."""
         new = self.new(generation)
@@ -97,18 +134,26 @@ def read_results(folder: Path) -> Results:
         content = jobs.read_json(file)
         if content.get("tool") != TOOL or not {"method", "seed", "generation", "sequence"} <= content.keys():
             raise UserError(f"{file}: not a result of `crossdet lifelong run`; move it away")
-        first = first or content
-        for key in ("sequence", "overrides", "extend_overrides", "share"):
-            if content.get(key) != first.get(key):
-                raise UserError(
-                    f"{folder}: {file.name} has another {key} than the others ({content.get(key)}, not "
-                    f"{first.get(key)}); they cannot be compared, keep them in different folders"
-                )
+        first, method = first or content, content["method"]
+        of_method = next((run for (name, _, _), run in runs.items() if name == method), content)
+        _check_comparable(file, content, first, ("sequence", "overrides", "union_of_val"), "others")
+        if method in EXTENSIONS:
+            keys = ("extend_overrides", *(("share", "replay_weight") if method in REPLAYING else ()))
+            _check_comparable(file, content, of_method, keys, f"others of {method}")
         runs[content["method"], int(content["seed"]), int(content["generation"])] = content
     if first is None:
         raise UserError(f"{folder}: no result of `crossdet lifelong run`")
     sequence = first["sequence"]
     return Results(folder.resolve().name, sequence["generations"], sequence["classes"], runs)
+
+
+def _check_comparable(file: Path, content: Run, other: Run, keys: Sequence[str], who: str) -> None:
+    for key in keys:
+        if content.get(key) != other.get(key):
+            raise UserError(
+                f"{file.parent}: {file.name} has another {key} than the {who} ({content.get(key)}, not "
+                f"{other.get(key)}); they cannot be compared, keep them in different folders"
+            )
 
 
 # ------------------------------------------------------------------------------------------- old classes
@@ -119,6 +164,7 @@ class Old:
     """The old classes of one extension, mean AP50 in points.
 
     low, high: 95 % interval of after - before over the images. lost: the classes whose interval lies below 0.
+    differences: of every class.
     """
 
     before: float
@@ -126,6 +172,7 @@ class Old:
     low: float | None
     high: float | None
     lost: tuple[str, ...]
+    differences: Mapping[str, float]
 
     @property
     def difference(self) -> float:
@@ -136,99 +183,59 @@ class Old:
         return self.high is not None and self.high < 0
 
 
-def old_classes(results: Results, method: str, generation: int, place: str) -> dict[int, Old]:
-    """Seed -> the old classes against the weights that the generation started from; empty for joint training."""
+def old_classes(
+    results: Results, method: str, generation: int, place: str, unlabelled: bool = False
+) -> dict[int, Old]:
+    """Seed -> the old classes against the weights that the generation started from; empty for joint training.
+
+    unlabelled: only those that the newest datasets do not label.
+    """
     found = {}
     for seed in results.seeds:
         content = ((results.run(method, seed, generation) or {}).get("old") or {}).get(place)
-        if not content or content["mean"][NUMBER]["before"] is None:
+        of = content and (content.get("unlabelled") if unlabelled else content)
+        if not content or not of or of["mean"][NUMBER]["before"] is None:
             continue
-        row = content["mean"][NUMBER]
+        row = of["mean"][NUMBER]
         low, high = (None if row[key] is None else 100 * row[key] for key in ("low", "high"))
-        lost = tuple(
-            name
-            for name, c in content["classes"].items()
-            if c[NUMBER]["high"] is not None and c[NUMBER]["high"] < 0
-        )
-        found[seed] = Old(100 * row["before"], 100 * row["after"], low, high, lost)
+        rows = {name: content["classes"][name][NUMBER] for name in of["classes"]}
+        known = {name: one for name, one in rows.items() if one["before"] is not None}
+        lost = tuple(name for name, one in known.items() if one["high"] is not None and one["high"] < 0)
+        differences = {name: 100 * (one["after"] - one["before"]) for name, one in known.items()}
+        found[seed] = Old(100 * row["before"], 100 * row["after"], low, high, lost, differences)
     return found
 
 
-def unchanged(results: Results, method: str, generation: int) -> list[bool]:
-    """Of every seed whether the old weights are the same bit for bit."""
-    runs = [results.run(method, seed, generation) for seed in results.seeds]
-    return [run["old_weights_unchanged"] for run in runs if run and "old_weights_unchanged" in run]
+def worst_class(old: Mapping[int, Old]) -> tuple[str, list[float]] | None:
+    """The class that lost most, by the mean over the seeds, and its differences; None without classes."""
+    names = dict.fromkeys(name for one in old.values() for name in one.differences)
+    by_class = {n: [o.differences[n] for o in old.values() if n in o.differences] for n in names}
+    name = min(by_class, key=lambda n: mean(by_class[n]), default=None)
+    return None if name is None else (name, by_class[name])
 
 
-# ------------------------------------------------------------------------------------------- what is asked
+def kept_to_end(results: Results, method: str, place: str, unlabelled: bool = False) -> dict[int, float]:
+    """Seed -> mean AP50 after the last generation of all classes that were there before it, as a share of what they
+    had when they arrived. unlabelled: of those that no later dataset labels."""
+    later = {g: set(results.old_names(g, place, unlabelled) or ()) for g in range(2, results.last + 1)}
+    arrived = {
+        name: g
+        for g in range(1, results.last)
+        for name in results.new(g)
+        if all(name in later[after] for after in range(g + 1, results.last + 1))
+    }
+    shares = {}
+    for seed in results.seeds:
+        ends = [results.value(method, seed, results.last, place, name) for name in arrived]
+        starts = [results.value(method, seed, g, place, name) for name, g in arrived.items()]
+        pairs = [(s, e) for s, e in zip(starts, ends, strict=True) if s is not None and e is not None]
+        if pairs and len(pairs) == len(arrived) and sum(s for s, _ in pairs):
+            shares[seed] = sum(e for _, e in pairs) / sum(s for s, _ in pairs)
+    return shares
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One requirement. value: what came out, over the seeds and the worst generation. met: None where not run."""
-
-    text: str
-    value: str
-    met: bool | None
-
-
-def asked(results: Results, place: str) -> list[Asked]:
-    """The requirements on the modes, each in its worst generation."""
-    extensions = range(2, results.last + 1)
-    rows = []
-    replay = [old_classes(results, "replay", g, place) for g in extensions]
-    losses = [mean(-old.difference for old in seeds.values()) for seeds in replay if seeds]
-    rows.append(
-        _asked(
-            f"replay: old classes lose at most {MOST_LOST:g} AP50 in a generation, mean over the seeds",
-            [(max(losses), f"{max(losses):.1f} lost")] if losses else [],
-            lambda lost: lost <= MOST_LOST,
-        )
-    )
-    many = [old for seeds in replay for old in seeds.values()]
-    count = sum(old.is_loss for old in many)
-    rows.append(
-        _asked(
-            "replay: no loss of the old classes' mean that is significant over images",
-            [(count, f"{count} of {len(many)} generations and seeds")] if many else [],
-            lambda number: number == 0,
-        )
-    )
-    shares = [mean(found.values()) for g in extensions if (found := results.of_joint("replay", g, place))]
-    rows.append(
-        _asked(
-            f"replay: new classes reach {100 * LEAST_OF_JOINT:.0f} % of joint training",
-            [(min(shares), f"{100 * min(shares):.0f} %")] if shares else [],
-            lambda share: share >= LEAST_OF_JOINT,
-        )
-    )
-    distill = [old_classes(results, "distill", g, place) for g in extensions]
-    kept = [mean(o.after / o.before for o in seeds.values() if o.before) for seeds in distill if _any(seeds)]
-    rows.append(
-        _asked(
-            f"distill: old classes keep {100 * LEAST_KEPT:.0f} % of their AP50 in a generation, no old images",
-            [(min(kept), f"{100 * min(kept):.0f} %")] if kept else [],
-            lambda share: share >= LEAST_KEPT,
-        )
-    )
-    same = [one for g in extensions for one in unchanged(results, "frozen", g)]
-    rows.append(
-        _asked(
-            "frozen: the weights of old classes are the same bit for bit",
-            [(all(same), f"{sum(same)} of {len(same)} generations and seeds")] if same else [],
-            bool,
-        )
-    )
-    return rows
-
-
-def _any(seeds: Mapping[int, Old]) -> bool:
-    return any(old.before for old in seeds.values())
-
-
-def _asked(text: str, found: Sequence[tuple[Any, str]], holds: Any) -> Asked:
-    """found: the value and how it is written; empty where nothing was run."""
-    if not found:
-        return Asked(text, "", None)
-    (value, shown), *_ = found
-    return Asked(text, shown, bool(holds(value)))
+def unchanged(results: Results, method: str, generation: int) -> dict[int, bool]:
+    """Seed -> whether the old weights are the same bit for bit."""
+    runs = {seed: results.run(method, seed, generation) for seed in results.seeds}
+    key = "old_weights_unchanged"
+    return {seed: run[key] for seed, run in runs.items() if run and key in run}

@@ -8,14 +8,19 @@ from typing import Any
 
 from rich.table import Table
 
+from crossdet.experiments.lifelong_asked import asked
 from crossdet.experiments.lifelong_plan import JOINT
 from crossdet.experiments.lifelong_results import (
+    EXTENSIONS,
     PLACES,
+    REPLAYING,
     Old,
     Results,
-    asked,
+    Run,
+    kept_to_end,
     old_classes,
     unchanged,
+    worst_class,
 )
 from crossdet.experiments.tables import machines, markdown_table, rich_table, spread
 
@@ -23,53 +28,57 @@ Grid = tuple[list[str], list[list[str]]]
 OLD_NOTE = (
     "old: mean AP50 of the old classes, against the weights that the generation started from; interval: 95 %, "
     "paired bootstrap over the images, ends averaged over the seeds; significant: seeds whose interval lies below "
-    "0, and classes for which this holds in any seed; of joint: new classes against joint training on the same "
-    "datasets"
+    "0, and classes for which this holds in any seed; without new labels: the difference of the old classes that "
+    "the newest datasets do not label, blank where these are all; worst class: by its mean over the seeds; of "
+    "joint: new classes against joint training on the same datasets"
+)
+ASKED_NOTE = (
+    "what is asked: point estimates, the mean over the seeds ± its standard error, in the worst generation; the "
+    "images allow: the largest loss within any seed's interval; yes or no only where every generation and seed "
+    "that was asked for is there, else how many are"
 )
 
 
 def old_grid(results: Results, place: str) -> Grid:
     """A row per method and extension."""
-    rows = []
-    for method in results.methods():
-        if method == JOINT.name:
-            continue
-        for generation in range(2, results.last + 1):
-            old = old_classes(results, method, generation, place)
-            new = results.by_seed(method, generation, place, results.new(generation))
-            share = results.of_joint(method, generation, place)
-            if not old and not new:
-                continue
-            same = unchanged(results, method, generation)
-            rows.append(
-                [
-                    results.title(method),
-                    str(generation),
-                    str(max(len(old), len(new))),
-                    spread(one.before for one in old.values()),
-                    spread(one.after for one in old.values()),
-                    spread(one.difference for one in old.values()),
-                    _interval(old),
-                    _significant(old),
-                    f"{100 * mean(one.after / one.before for one in old.values()):.0f} %"
-                    if _all(old)
-                    else "",
-                    spread(new.values()),
-                    f"{100 * mean(share.values()):.0f} %" if share else "",
-                    ("yes" if all(same) else "no") if same else "",
-                ]
-            )
-    headers = [
-        "method",
-        "generation",
-        "seeds",
-        "old before",
-        "old after",
-        "difference",
-        "interval",
-        "significant",
+    rows = [
+        row
+        for method in EXTENSIONS
+        for generation in range(2, results.last + 1)
+        if (row := _old_row(results, method, generation, place)) is not None
     ]
-    return [*headers, "kept", "new", "of joint", "old weights unchanged"], rows
+    headers = ["method", "generation", "seeds", "old before", "old after", "difference", "interval"]
+    headers += ["significant", "kept", "without new labels", "worst class"]
+    return [*headers, "new", "of joint", "old weights unchanged"], rows
+
+
+def _old_row(results: Results, method: str, generation: int, place: str) -> list[str] | None:
+    old = old_classes(results, method, generation, place)
+    new = results.by_seed(method, generation, place, results.new(generation))
+    if not old and not new:
+        return None
+    names = [results.old_names(generation, place, unlabelled) for unlabelled in (False, True)]
+    rest = old_classes(results, method, generation, place, unlabelled=True) if names[0] != names[1] else {}
+    share = results.of_joint(method, generation, place)
+    same = unchanged(results, method, generation)
+    worst = worst_class(old)
+    kept = f"{100 * mean(one.after / one.before for one in old.values()):.0f} %" if _all(old) else ""
+    return [
+        results.title(method),
+        str(generation),
+        str(max(len(old), len(new))),
+        spread(one.before for one in old.values()),
+        spread(one.after for one in old.values()),
+        spread((one.difference for one in old.values()), 2),
+        _interval(old),
+        _significant(old),
+        kept,
+        spread((one.difference for one in rest.values()), 2),
+        "" if worst is None else f"{worst[0]} {spread(worst[1], 2)}",
+        spread(new.values()),
+        f"{100 * mean(share.values()):.0f} %" if share else "",
+        ("yes" if all(same.values()) else "no") if same else "",
+    ]
 
 
 def _all(old: Mapping[int, Old]) -> bool:
@@ -80,7 +89,7 @@ def _interval(old: Mapping[int, Old]) -> str:
     ends = [(one.low, one.high) for one in old.values() if one.low is not None and one.high is not None]
     if not ends:
         return ""
-    return f"{mean(low for low, _ in ends):+.1f} to {mean(high for _, high in ends):+.1f}"
+    return f"{mean(low for low, _ in ends):+.2f} to {mean(high for _, high in ends):+.2f}"
 
 
 def _significant(old: Mapping[int, Old]) -> str:
@@ -128,8 +137,19 @@ def asked_grid(results: Results, place: str) -> Grid:
     return ["asked, in the worst generation", "found", "met"], rows
 
 
+def part_grid(results: Results) -> Grid:
+    """Mean AP50 of all classes on the parts of the union test, after the last generation."""
+    parts = results.part_names()
+    rows = []
+    for method in results.methods():
+        cells = [spread(results.part_by_seed(method, results.last, part).values()) for part in parts]
+        rows.append([results.title(method), *cells])
+    return ["method", *parts], rows
+
+
 def grids(results: Results) -> list[tuple[str, Grid]]:
-    """Title and table, of every place."""
+    """Title and table, of every place and of the parts of the union test."""
+    parts = "Mean AP50 of all classes after the last generation, by part of the union test"
     return [
         (f"{title} {PLACES[place]}", grid(results, place))
         for place in results.places()
@@ -139,7 +159,7 @@ def grids(results: Results) -> list[tuple[str, Grid]]:
             ("AP50 when a class arrived and at the end", class_grid),
             ("What is asked", asked_grid),
         )
-    ]
+    ] + ([(parts, part_grid(results))] if results.part_names() else [])
 
 
 def notes(results: Results) -> list[str]:
@@ -149,23 +169,42 @@ def notes(results: Results) -> list[str]:
         f"{number}: {', '.join(names)} ({', '.join(new) or 'no new class'})"
         for number, (names, new) in enumerate(arrivals, 1)
     )
-    first = runs[0]
     lines = [
         f"{results.name}: {order}",
         f"{len(runs)} trainings, {len(results.seeds)} seed(s); hardware: {machines(runs)}",
-        f"replay sees {first['share']} of the old images; AP50 in percent, mean ± standard deviation over the "
-        "seeds; blank: not run",
+        "AP50 in percent, mean ± standard deviation over the seeds; blank: not run",
         OLD_NOTE,
+        ASKED_NOTE,
     ]
-    for key, what in (("overrides", "all trainings"), ("extend_overrides", "extensions")):
-        if first.get(key):
-            lines.append(f"settings other than the config's, of {what}: {', '.join(first[key])}")
-    lines += [
-        f"{run['method']}, generation {run['generation']}, seed {run['seed']}, diverged: "
-        f"{run['diverged'].splitlines()[0]}"
-        for run in runs
-        if run.get("diverged")
-    ]
+    if runs[0].get("union_of_val"):
+        lines.append("union test: the validation images of all datasets together, taken for fully labelled")
+    if runs[0].get("overrides"):
+        lines.append(f"settings other than the config's, of all trainings: {', '.join(runs[0]['overrides'])}")
+    for method in results.methods():
+        mine = next(run for run in runs if run["method"] == method)
+        lines += _settings(method, mine)
+    return lines + _failures(results)
+
+
+def _settings(method: str, run: Run) -> list[str]:
+    lines = []
+    if method in REPLAYING:
+        weight = run.get("replay_weight") or 1
+        drawn = "" if weight == 1 else f", each {weight:g} times as likely to be drawn as another image"
+        lines.append(f"{method} sees {run['share']} of the old images, with each seed the next part{drawn}")
+    if method in EXTENSIONS and run.get("extend_overrides"):
+        lines.append(f"settings other than the config's, of {method}: {', '.join(run['extend_overrides'])}")
+    return lines
+
+
+def _failures(results: Results) -> list[str]:
+    lines = []
+    for (method, seed, generation), run in results.runs.items():
+        title = f"{method}, generation {generation}, seed {seed}"
+        if run.get("diverged"):
+            lines.append(f"{title}, diverged: {run['diverged'].splitlines()[0]}")
+        elif results.run(method, seed, generation) is None:
+            lines.append(f"{title}: not counted, it started from weights of a training that diverged")
     return lines
 
 
@@ -183,7 +222,6 @@ def rich_tables(results: Results) -> list[Table]:
 
 def as_json(results: Results) -> dict[str, Any]:
     """Every seed's numbers, in points and ratios, not rounded."""
-    extensions = range(2, results.last + 1)
     return {
         "name": results.name,
         "generations": [list(names) for names in results.generations],
@@ -191,28 +229,40 @@ def as_json(results: Results) -> dict[str, Any]:
         "places": {
             place: {
                 "asked": [vars(one) for one in asked(results, place)],
-                "methods": {
-                    method: {
-                        "old": {
-                            g: {
-                                seed: vars(one) | {"difference": one.difference}
-                                for seed, one in old_classes(results, method, g, place).items()
-                            }
-                            for g in extensions
-                        },
-                        "share_of_joint": {g: results.of_joint(method, g, place) for g in extensions},
-                        "AP50": {
-                            name: {
-                                g: results.by_seed(method, g, place, [name])
-                                for g in range(1, results.last + 1)
-                            }
-                            for name in results.known(results.last)
-                        },
-                    }
-                    for method in results.methods()
-                },
+                "methods": {method: _of_method(results, method, place) for method in results.methods()},
             }
             for place in results.places()
         },
+        "union_parts": {
+            part: {
+                method: {g: results.part_by_seed(method, g, part) for g in range(1, results.last + 1)}
+                for method in results.methods()
+            }
+            for part in results.part_names()
+        },
         "notes": notes(results),
+    }
+
+
+def _of_method(results: Results, method: str, place: str) -> dict[str, Any]:
+    extensions = range(2, results.last + 1)
+
+    def old(generation: int, unlabelled: bool) -> dict[int, Any]:
+        found = old_classes(results, method, generation, place, unlabelled)
+        return {seed: vars(one) | {"difference": one.difference} for seed, one in found.items()}
+
+    def worst(generation: int) -> dict[str, Any] | None:
+        found = worst_class(old_classes(results, method, generation, place))
+        return None if found is None else {"class": found[0], "differences": found[1]}
+
+    return {
+        "old": {g: old(g, False) for g in extensions},
+        "old_unlabelled": {g: old(g, True) for g in extensions},
+        "worst_class": {g: worst(g) for g in extensions},
+        "kept_to_end": kept_to_end(results, method, place) if method in EXTENSIONS else {},
+        "share_of_joint": {g: results.of_joint(method, g, place) for g in extensions},
+        "AP50": {
+            name: {g: results.by_seed(method, g, place, [name]) for g in range(1, results.last + 1)}
+            for name in results.known(results.last)
+        },
     }
