@@ -2,7 +2,8 @@
 
 Confident detections become objects, uncertain ones AVOID regions of their class, and what is left of the background
 may count as a negative. What a person labelled always wins: a detection on a labelled object of another class is
-left out, since the object says that it is not that class. Who teaches is for others to say: `crossdet extend` has
+left out, since the object says that it is not that class, and an uncertain one takes no negatives from the object
+(`Flag.TEACHER`). Who teaches is for others to say: `crossdet extend` has
 the detector that is extended, joint training what `teaching.py` chooses.
 """
 
@@ -93,7 +94,7 @@ def with_pseudo_labels(
     wanted &= ~_on_labelled_objects(index, class_ids, found, overlap)
     kept = np.flatnonzero(wanted)
     labels, scores = labels[kept], found.scores[kept]
-    flags = np.where(scores >= confident[labels], 0, int(Flag.AVOID)).astype(np.uint8)
+    flags = np.where(scores >= confident[labels], Flag.TEACHER, Flag.TEACHER | Flag.AVOID).astype(np.uint8)
     boxes = np.asarray(found.boxes, np.float32)[kept]
     image = np.concatenate([index.image_of_box(), np.asarray(found.image_of_box, np.int64)[kept]])
     order = np.argsort(image, kind="stable")
@@ -197,9 +198,9 @@ def label_images(
                 shutil.rmtree(place, ignore_errors=True)
                 save_index(more, place)
                 added = more.flags[np.asarray(more.labels) >= len(index.classes)]
+                uncertain = int(((added & Flag.AVOID) != 0).sum())
                 print(
-                    f"teacher on {name}: {int((added == 0).sum())} objects, {int((added != 0).sum())} uncertain",
-                    flush=True,
+                    f"teacher on {name}: {len(added) - uncertain} objects, {uncertain} uncertain", flush=True
                 )
         fabric.barrier()
         labelled[name] = open_labelled(place, index)

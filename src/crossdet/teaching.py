@@ -40,6 +40,7 @@ from crossdet.pseudo import (
     teacher_name,
 )
 from crossdet.training import DataOfEpoch, EpochData
+from crossdet.types import Flag
 
 TAUGHT_FILE = "taught.json"
 """Beside the indexes with the labels: who labelled what. Written last, so that with it they are complete."""
@@ -208,7 +209,8 @@ def _told(name: str, teacher: str, point: OperatingPoint) -> str:
 def _added(index: Index, name: str) -> dict[str, int]:
     """How many objects and uncertain regions of a class a teacher added."""
     flags = np.asarray(index.flags)[np.asarray(index.labels) == index.classes.index(teacher_name(name))]
-    return {"objects": int((flags == 0).sum()), "uncertain": int((flags != 0).sum())}
+    uncertain = int(((flags & Flag.AVOID) != 0).sum())
+    return {"objects": len(flags) - uncertain, "uncertain": uncertain}
 
 
 def _as_taught(lesson: Lesson, train: dict[str, Index], taught: Mapping[str, Sequence[int]]) -> Taught:

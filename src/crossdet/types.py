@@ -34,6 +34,8 @@ class Flag(IntFlag):
     (intersection / anchor area >= 0.5) is no negative for the row's label (label -1: for no class).
     DIFFICULT boxes are ordinary positives unless the config says otherwise. INVALID boxes become
     IGNORE_REGION in training; the evaluation protocols read the flags they need.
+    TEACHER boxes are those that a detector labelled (`crossdet.pseudo`): such a region takes no negatives from
+    objects without the flag.
     """
 
     CROWD = 1
@@ -41,6 +43,7 @@ class Flag(IntFlag):
     DIFFICULT = 4
     INVALID = 8
     AVOID = 16
+    TEACHER = 32
 
 
 REGION_FLAGS = Flag.CROWD | Flag.IGNORE_REGION | Flag.AVOID

@@ -118,12 +118,15 @@ def test_finished_ones_are_skipped_and_other_settings_are_refused(results, toys)
 def test_the_experts_teach_and_are_trained_before(results, toys, tmp_path):
     """After two steps they find nothing right: nothing is taught, and that is told."""
     words = ("run", toys, "--methods", "aware_pseudo,aware_pseudo_self", "--seeds", "0", "-o", tmp_path)
-    text = command(*words, *TWO_STEPS)
+    text = command(*words, *TWO_STEPS, "--set", "pseudo.beta=0.5")  # which the experts do not know
     assert "aware_pseudo, seed 0: it is taught by expert_right, in the queue as well" in text
     content = read(tmp_path / "toys/aware_pseudo_seed0.json")
     assert content["taught"]["teachers"] == ["expert_left_seed0", "expert_right_seed0"]
     assert set(content["taught"]["datasets"]) <= {"left", "right"}
     assert content["config"]["pseudo"]["teachers"] == ["expert_left_seed0", "expert_right_seed0"]
+    assert (content["steps"], content["steps_with_teachers"]) == (2, 6)
+    assert "pseudo.beta=0.5" in content["overrides"]
+    assert not any("pseudo" in text for text in read(tmp_path / "toys/expert_right_seed0.json")["overrides"])
     assert str(toys) not in json.dumps(content)
     assert read(tmp_path / "toys/aware_pseudo_self_seed0.json")["taught"] is None  # over before it began
     table = command("table", tmp_path / "toys")

@@ -12,21 +12,18 @@ import yaml
 
 from crossdet.data.coco import write_coco
 from crossdet.data.index import IndexBuilder
-from crossdet.errors import Diverged, UserError
+from crossdet.errors import ConfigError, Diverged, UserError
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
 from crossdet.evaluation.coco import coco_scores
 from crossdet.evaluation.operating import judge
 from crossdet.experiments import jobs
-from crossdet.experiments.ablation import (
+from crossdet.experiments.ablation import SplitFolder, open_split_folder, resolve, run_ablation
+from crossdet.experiments.ablation_methods import (
     FURTHER,
     METHODS,
-    SplitFolder,
     chosen_methods,
     expert,
     methods_of,
-    open_split_folder,
-    resolve,
-    run_ablation,
     stands_for,
 )
 from crossdet.experiments.measure import (
@@ -375,6 +372,45 @@ def test_taught_methods_are_run_where_they_are_named(tmp_path: Path) -> None:
     assert itself is not None
     assert itself.teachers == "self"
     assert resolve(split, METHODS[1], 3).pseudo is None
+    assert taught.pseudo.negative_weight == itself.negative_weight == 1
+    names = ["aware_pseudo_positives", "aware_pseudo_self_positives"]
+    positives = [resolve(split, method, 3).pseudo for method in chosen_methods(names, SHARED, print)]
+    assert [p and p.negative_weight for p in positives] == [0, 0]
+    assert [p and p.teachers for p in positives] == [taught.pseudo.teachers, "self"]
+
+
+def test_overrides_of_teachers_reach_those_who_have_some(tmp_path: Path) -> None:
+    split = split_folder(tmp_path, SHARED)
+    words = ["pseudo.negative_weight=0.5", "train.lr=0.01"]
+    for method in (METHODS[0], METHODS[1], expert("right")):
+        config = resolve(split, method, 0, words)
+        assert config.pseudo is None
+        assert config.train.lr == 0.01
+    for method in FURTHER[:2]:
+        taught = resolve(split, method, 0, words).pseudo
+        assert taught is not None
+        assert taught.negative_weight == 0.5
+    with pytest.raises(ConfigError, match="negativ_weight"):
+        resolve(split, FURTHER[0], 0, ["pseudo.negativ_weight=0.5"])
+
+
+def test_overrides_of_teachers_that_make_no_sense_are_told(tmp_path: Path) -> None:
+    split = split_folder(tmp_path, SHARED)
+
+    def run(names: list[str], override: str) -> None:
+        run_ablation(split, tmp_path / "out", chosen_methods(names, SHARED, print), [0], [override])
+
+    with pytest.raises(
+        UserError, match=r"beta=2: none of the methods has teachers; name one of aware_pseudo,"
+    ):
+        run(["aware", "expert"], "pseudo.beta=2")
+    with pytest.raises(
+        UserError, match=r"1 mistake.*\n.*aware_pseudo_positives has its own pseudo\.negative_w"
+    ):
+        run(["aware_pseudo", "aware_pseudo_positives"], "pseudo.negative_weight=0.5")
+    for override in ("pseudo.teachers=self", "pseudo={beta: 2.0}"):
+        with pytest.raises(UserError, match=r"aware_pseudo has its own pseudo\.teachers; leave out one"):
+            run(["aware_pseudo"], override)
 
 
 def test_the_queue_has_the_teachers_before_those_who_are_taught(tmp_path: Path, monkeypatch) -> None:
@@ -395,7 +431,7 @@ def test_the_queue_has_the_teachers_before_those_who_are_taught(tmp_path: Path, 
     monkeypatch.setattr(jobs, "finished_record", lambda run: {"step": 1} if run.name in finished else None)
     monkeypatch.setattr("crossdet.experiments.measure.open_union_test", lambda *_: "test")
     monkeypatch.setattr("crossdet.experiments.ablation._result", lambda job, record, diverged, _: {
-        "config": job.what, "summary": job.split.summary, "diverged": diverged
+        "config": job.what, "summary": job.split.summary, "diverged": diverged, "overrides": job.given
     })  # fmt: skip
     said: list[str] = []
     methods = chosen_methods(["aware_pseudo", "aware", "expert_right"], SHARED, print)
@@ -414,6 +450,22 @@ def test_the_queue_has_the_teachers_before_those_who_are_taught(tmp_path: Path, 
     trained.clear()
     run_ablation(split, tmp_path / "out", methods[:1], [0], say=said.append)
     assert trained == []
+    # another method with the same teachers, which are trained once; settings of teachers are not theirs
+    trained.clear()
+    both = chosen_methods(["aware_pseudo", "aware_pseudo_self", "aware"], SHARED, print)
+    more = ["train.lr=0.01", "pseudo.beta=0.5"]
+    out = tmp_path / "more"
+    methods_with = [*both, FURTHER[2]]
+    finished.clear()
+    files = run_ablation(split, out, methods_with, [0], more, say=said.append)
+    assert trained == [
+        "aware_pseudo_self_seed0", "aware_seed0", "expert_left_seed0", "expert_right_seed0",
+        "aware_pseudo_seed0", "aware_pseudo_positives_seed0",
+    ]  # fmt: skip
+    for file in files:
+        content = json.loads(file.read_text())
+        assert content["overrides"] == (more if "pseudo" in file.name else more[:1])
+        assert (content["config"]["pseudo"] is not None) == ("pseudo" in file.name)
     # a teacher with a result whose run is gone would not be trained again
     finished.clear()
     (tmp_path / "out" / tmp_path.name / "aware_pseudo_seed0.json").unlink()

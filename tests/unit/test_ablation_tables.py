@@ -16,9 +16,12 @@ from crossdet.experiments.ablation_figures import (
     draw_sweep,
     sweep_points,
 )
+from crossdet.experiments.ablation_methods import FURTHER
 from crossdet.experiments.ablation_results import (
     EXPERTS,
+    UNION_AP,
     difference,
+    differences,
     pooled_std,
     read_all,
     read_results,
@@ -181,6 +184,60 @@ def test_foreign_files_and_mixed_splits_are_told(tmp_path: Path) -> None:
     write_json(folder / "aware_seed0.json", {"method": "aware"})
     with pytest.raises(UserError, match=r"aware_seed0\.json: not a result"):
         read_results(folder)
+
+
+def test_settings_of_teachers_are_compared_among_those_who_have_some(tmp_path: Path) -> None:
+    folder = write_results(tmp_path / "toys", {"aware": [0.1], "expert_left": [0.2]}, APART)
+
+    def write(method: str, *overrides: str) -> None:
+        content = {**result(method, 0, 0.3, APART), "overrides": list(overrides)}
+        write_json(folder / f"{method}_seed0.json", content)
+
+    write("aware_pseudo", "train.lr=0.04", "pseudo.beta=0.5")
+    write("aware_pseudo_self_positives", "train.lr=0.04", "pseudo.beta=0.5")
+    text = markdown(read_results(folder))
+    assert "settings other than the split's: train.lr=0.04\n" in text
+    assert "of methods with teachers also: pseudo.beta=0.5\n" in text
+    write("aware_pseudo_self_positives", "train.lr=0.04")
+    with pytest.raises(
+        UserError,
+        match=r"self_positives_seed0\.json was made with --set nothing, others with \['pseudo\.beta",
+    ):
+        read_results(folder)
+    write("aware_pseudo_self_positives", "pseudo.beta=0.5")
+    with pytest.raises(UserError, match=r"self_positives_seed0\.json was made with --set nothing, others"):
+        read_results(folder)
+
+
+def test_taught_methods_with_their_differences_and_the_steps_of_their_teachers(tmp_path: Path) -> None:
+    values: dict[str, list[float | None]] = {"aware": [0.2], "same_positives": [0.25], "expert_left": [0.1]}
+    folder = write_results(tmp_path / "toys", values, APART)
+    training = next(s for s in sections(read_results(folder)) if s.key == "training")
+    assert "steps with teachers" not in [*(c.title for c in training.columns), training.note]
+    scores = {
+        "aware_pseudo": 0.3, "aware_pseudo_positives": 0.28, "aware_pseudo_self": 0.26,
+        "aware_pseudo_self_positives": 0.21,
+    }  # fmt: skip
+    for method, ap in scores.items():
+        more = {} if "self" in method else {"steps_with_teachers": 60}
+        write_json(folder / f"{method}_seed0.json", {**result(method, 0, ap, APART), **more})
+    found = read_results(folder)
+    assert found.methods()[-4:] == [m.name for m in FURTHER]
+    training = next(s for s in sections(found) if s.key == "training")
+    shown = grid(found, training)
+    for method, steps in (
+        ("aware, labels by the experts", "60"),
+        ("aware, labels by itself", ""),
+        ("aware (paper)", ""),
+    ):
+        assert (cell(shown, method, "steps"), cell(shown, method, "steps with teachers")) == ("20", steps)
+    assert "steps with teachers: " in training.note
+    gaps = {(a, b): d.mean for a, b, column, d in differences(found) if column == UNION_AP}
+    assert gaps[("aware_pseudo_positives", "aware")] == pytest.approx(8)
+    assert gaps[("aware_pseudo_self_positives", "aware")] == pytest.approx(1)
+    assert gaps[("aware_pseudo", "aware_pseudo_self")] == pytest.approx(4)
+    assert gaps[("aware_pseudo_self", "same_positives")] == pytest.approx(1)
+    assert gaps[("aware_pseudo", "aware_pseudo_positives")] == pytest.approx(2)
 
 
 # ------------------------------------------------------------------------------------------- figures

@@ -310,6 +310,21 @@ def test_region_covers_from_half_of_the_anchor(flag):
     assert found.avoid.tolist() == [[1, 0, 6], [1, 1, 6], [1, 4, 6]]
 
 
+def test_a_teacher_has_no_doubt_about_what_a_person_labelled():
+    """Four anchors inside all regions: of a person's object, of a teacher's, between the thresholds, background."""
+    anchors = [[0, 0, 20, 20], [40, 0, 60, 20], [0, 40, 20, 60], [40, 40, 60, 60]]
+    boxes = [anchors[0], anchors[1], [0, 40, 20, 49], *[[0, 0, 64, 64]] * 2]
+    teacher = int(Flag.TEACHER)
+    flags = [0, teacher, 0, teacher | int(Flag.AVOID), int(Flag.AVOID)]
+    some = annotations(boxes, [5, 6, 5, 7, 8], flags)
+    other = annotations(anchors[:2], [5, 6])  # of another image
+    found = label_anchors(loose(anchors), [other, some], low_quality_matches=False)
+    assert found.labels.tolist() == [[5, 6, BACKGROUND, BACKGROUND], [5, 6, IGNORE, BACKGROUND]]
+    by_teacher = [[1, anchor, 7] for anchor in (1, 2, 3)]
+    by_person = [[1, anchor, 8] for anchor in range(4)]
+    assert sorted(found.avoid.tolist()) == sorted([*by_teacher, *by_person])
+
+
 def test_region_of_no_class_and_several_regions():
     anchors = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10]])
     target = annotations(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from crossdet.errors import ConfigError
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.protocols import Split
 from crossdet.evaluation.run import EvalSettings, Found
-from crossdet.models.matching import label_and_weigh
+from crossdet.losses import dataset_aware_focal_loss
+from crossdet.models.anchors import anchor_grid, cell_anchors
+from crossdet.models.matching import label_anchors, label_and_weigh
 from crossdet.pseudo import Teacher, label_images
 from crossdet.teaching import (
     Lesson,
@@ -28,7 +31,7 @@ from crossdet.teaching import (
     teach,
 )
 from crossdet.training import EpochData
-from crossdet.types import Annotations, Batch
+from crossdet.types import BACKGROUND, Annotations, Batch
 
 SETTINGS = EvalSettings(64, 96)
 CAR, FACE = [10.0, 10, 30, 30], [60.0, 10, 70, 20]
@@ -104,8 +107,8 @@ def test_each_class_has_the_teacher_that_finds_it_best(lesson, detections, tmp_p
     teachers = [teacher("blind", {0: 0}), teacher("good", {0: 1, 1: 0})]
     taught = teach(fabric(), lesson, teachers, tmp_path / "labels")
     # half-way to the next score: 0.55 of cars, (0.7 + 0.01) / 2 of faces
-    assert labels(taught.train["faces"]) == [("face", 0), ("car (teacher)", 0), ("car (teacher)", 16)] * 2
-    assert labels(taught.train["cars"]) == [("car", 0), ("face (teacher)", 0)] * 2
+    assert labels(taught.train["faces"]) == [("face", 0), ("car (teacher)", 32), ("car (teacher)", 48)] * 2
+    assert labels(taught.train["cars"]) == [("car", 0), ("face (teacher)", 32)] * 2
     assert taught.background_weight is None
     assert not taught.space.avoid_array.any()
     assert lesson.space.avoid_array.sum() == 2
@@ -132,7 +135,7 @@ def test_two_experts_share_a_dataset(lesson, detections, tmp_path):
     detections["a"], detections["b"] = [(CAR, 0.9, 0)], [(FACE, 0.8, 0)]
     three = Lesson(space, train, lesson.splits, SETTINGS)
     taught = teach(fabric(), three, [teacher("a", {0: 0}), teacher("b", {1: 0})], tmp_path / "labels")
-    assert labels(taught.train["signs"]) == [("sign", 0), ("car (teacher)", 0), ("face (teacher)", 0)] * 2
+    assert labels(taught.train["signs"]) == [("sign", 0), ("car (teacher)", 32), ("face (teacher)", 32)] * 2
     # nobody knows signs: they stay avoided
     assert np.argwhere(taught.space.avoid_array).tolist() == [[0, 2], [1, 2]]
 
@@ -151,7 +154,7 @@ def test_a_labelled_object_wins_over_the_teacher(lesson, detections, tmp_path):
     detections["t"] = [(FACE, 0.9, 0), (CAR, 0.8, 0)]
     train, taught = label_images(fabric(), [one], lesson.space, lesson.train, 0.25, tmp_path / "labels")
     assert taught == {"faces": [0]}
-    assert labels(train["faces"]) == [("face", 0), ("car (teacher)", 0)] * 2
+    assert labels(train["faces"]) == [("face", 0), ("car (teacher)", 32)] * 2
     assert np.allclose(np.asarray(train["faces"].boxes)[1], CAR)
 
 
@@ -167,8 +170,56 @@ def test_weights_of_the_background(lesson, detections, tmp_path):
     detections["good"] = [(CAR, 0.9, 0)]
     none = Lesson(space, lesson.train, lesson.splits, SETTINGS, negative_weight=0.0)
     taught = teach(fabric(), none, [teacher("good", {0: 0})], tmp_path / "labels")
-    assert labels(taught.train["faces"])[1] == ("car (teacher)", 0)
+    assert labels(taught.train["faces"])[1] == ("car (teacher)", 32)
     assert np.array_equal(taught.space.avoid_array, space.avoid_array)  # positives only
+
+
+def targets_of(index: Any, space: LabelSpace, dataset: str) -> Annotations:
+    """Of the first image, in unified ids."""
+    rows = slice(0, index.box_offsets[1])
+    ids = space.ids(dataset, index.classes)[np.asarray(index.labels[rows])]
+    boxes, flags = (torch.from_numpy(np.array(column[rows])) for column in (index.boxes, index.flags))
+    return Annotations(boxes, torch.from_numpy(ids), flags)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_without_weight_only_the_confident_boxes_are_learnt(lesson, detections, tmp_path, weight):
+    """The gradient with the teacher's labels against that of plain avoidance: an image of `faces` with a labelled
+    face, a confident car, and uncertain ones, of which one is around the face."""
+    unsure, around = [40.0, 60, 70, 80], [50.0, 0, 80, 30]
+    detections["good"] = [(CAR, 0.9, 0), (unsure, 0.2, 0), (around, 0.2, 0)]
+    some = replace(lesson, negative_weight=weight)
+    taught = teach(fabric(), some, [teacher("good", {0: 0})], tmp_path / "labels")
+    assert labels(taught.train["faces"])[:4] == [
+        ("face", 0), ("car (teacher)", 32), ("car (teacher)", 48), ("car (teacher)", 48)
+    ]  # fmt: skip
+    grid = anchor_grid([cell_anchors(8, [1, 2, 3], [0.5, 1, 2])], [(12, 12)], [8])
+    values = torch.randn(1, len(grid.boxes), 2, generator=torch.Generator().manual_seed(0))
+
+    def learnt(index: Any, space: LabelSpace) -> tuple[torch.Tensor, torch.Tensor]:
+        """Anchor labels `[N]` and the gradient `[N, 2]`."""
+        found = label_anchors(grid, [targets_of(index, space, "faces")])
+        logits = values.clone().requires_grad_()
+        trusted = space.trusted("faces")[None]
+        dataset_aware_focal_loss(logits, found.labels, trusted, avoid=found.avoid).backward()
+        return found.labels[0], logits.grad[0]
+
+    before, plain = learnt(lesson.train["faces"], lesson.space)
+    after, grad = learnt(taught.train["faces"], taught.space)
+    cars, faces, background = after == 0, after == 1, after == BACKGROUND
+    assert torch.equal(faces, before == 1)
+    assert torch.equal(grad[faces], plain[faces])
+    assert (grad[faces, 0] > 0).all()
+    assert (before[cars] == BACKGROUND).all()
+    assert (plain[before == BACKGROUND, 0] == 0).all()
+    assert (grad[cars, 0] < 0).all()
+    if weight:  # all background but that of the uncertain car
+        assert 0.5 < (grad[background, 0] > 0).float().mean() < 1
+    else:
+        same = before == after
+        assert torch.equal(grad[same], plain[same])
+        assert (grad[background, 0] == 0).all()
+    assert torch.equal(grad[background, 1], plain[background, 1])
 
 
 def test_batches_carry_the_weights_of_their_datasets():
@@ -245,8 +296,13 @@ def config(lesson: Lesson, **sections: Any) -> Config:
 def test_the_section_of_the_config(lesson, tmp_path):
     assert config(lesson).pseudo is None
     own = config(lesson, pseudo={"teachers": "self"}, train={"epochs": 30}).pseudo
-    assert own.schedule(30) == (15, 7)
+    assert own.schedule(30) == (16, 7)
     assert own.schedule(2) == (1, 1)
+    assert own.schedule(3) == (2, 1)
+    for epochs in range(4, 50, 4):  # an epoch after both falls of the default learning rate
+        falls = Config.from_dict({"datasets": dict(lesson.train), "train": {"epochs": epochs}}).train.steps
+        first, every = own.schedule(epochs)
+        assert (first, first + every) == (falls[0] + 1, falls[1] + 1)
     fixed = config(lesson, pseudo={"teachers": "self", "from_epoch": 3, "every": 2}).pseudo
     assert fixed.schedule(30) == (3, 2)
     one = Config.from_dict({"datasets": dict(lesson.train), "pseudo": {"teachers": "runs/a"}}, base=tmp_path)

@@ -1,4 +1,4 @@
-"""The ablation: the methods, their configs on a split, and the queue of methods x seeds.
+"""The ablation: the configs of its methods on a split, and the queue of methods x seeds.
 
 No torch before a training or a measurement starts.
 """
@@ -13,9 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from crossdet.config import Config, UnionTestConfig, load_config
-from crossdet.config.mistakes import suggest
-from crossdet.errors import UserError, problem_list
+from crossdet.errors import UserError
 from crossdet.experiments import jobs, measure
+from crossdet.experiments.ablation_methods import (
+    Method,
+    check_teaching,
+    expert,
+    reaching,
+    shared_classes,
+    stands_for,
+)
 from crossdet.experiments.split_configs import as_many_steps
 from crossdet.experiments.split_files import MARKER
 from crossdet.experiments.split_files import TOOL as SPLIT_TOOL
@@ -24,54 +31,6 @@ from crossdet.jsonfiles import write_json
 TOOL = "crossdet ablation"
 ROOT = "SPLIT"
 """Stands for the split's folder in stored configs."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way to train on a split.
-
-    base: name of the split's config. overrides: on top of it. merged: classes that several parts label are one
-    class; where no class is shared this changes nothing. part: the only part it sees (an expert). taught: its
-    teachers are the experts of the same seed, which are trained before.
-    """
-
-    name: str
-    title: str
-    base: str
-    overrides: tuple[str, ...] = ()
-    merged: bool = True
-    part: str | None = None
-    taught: bool = False
-
-
-METHODS: tuple[Method, ...] = (
-    Method("naive", "naive concatenation", "naive", merged=False),
-    Method("aware", "aware (paper)", "aware"),
-    Method("same_positives", "reference: same positives", "same_positives"),
-    Method("full", "reference: full labels", "full"),
-    Method("naive_merged", "naive, merged labels", "naive"),
-    Method(
-        "aware_no_foreground",
-        "aware without foreground negatives",
-        "aware",
-        ("loss.foreground_negatives=false",),
-    ),
-    Method("aware_distinct", "aware without merging", "aware", merged=False),
-)
-"""In the order of the queue, without the experts."""
-FURTHER: tuple[Method, ...] = (
-    Method("aware_pseudo", "aware, labels by the experts", "aware", taught=True),
-    Method("aware_pseudo_self", "aware, labels by itself", "aware", ("pseudo.teachers=self",)),
-)
-"""Methods that are run where they are named only; the tables show them where they were run."""
-SAME_WITHOUT_SHARED = {"naive_merged": "naive", "aware_distinct": "aware"}
-"""Where no class is shared the first is the same training as the second."""
-SAME_WHERE_MARKED = {"naive": "naive_merged"}
-"""On a split by `mark`: what is marked are regions of merged classes."""
-
-
-def expert(part: str) -> Method:
-    return Method(f"expert_{part}", f"expert: {part}", f"expert_{part}", part=part)
 
 
 @dataclass(frozen=True)
@@ -113,65 +72,12 @@ def open_split_folder(folder: Path, runs: Path | None = None) -> SplitFolder:
     return SplitFolder(folder, summary, runs or folder / "runs")
 
 
-def shared_classes(summary: Mapping[str, Any]) -> list[str]:
-    """Classes that several parts label."""
-    names = [name for part in summary["parts"].values() for name in part["classes"]]
-    return [name for name in dict.fromkeys(names) if names.count(name) > 1]
-
-
-def same_trainings(summary: Mapping[str, Any]) -> tuple[Mapping[str, str], str]:
-    """Method -> the method whose training it is on the split; and why."""
-    if not shared_classes(summary):
-        return SAME_WITHOUT_SHARED, "no class is labelled by several parts"
-    if summary.get("conflict_by") == "mark":
-        return SAME_WHERE_MARKED, "marked objects are regions of merged classes"
-    return {}, ""
-
-
-def methods_of(summary: Mapping[str, Any]) -> list[Method]:
-    """The methods that differ on a split, in the order of the queue."""
-    same, _ = same_trainings(summary)
-    return [*(method for method in METHODS if method.name not in same), *map(expert, summary["parts"])]
-
-
-def stands_for(method: Method, summary: Mapping[str, Any]) -> list[str]:
-    """The methods that are this training on the split, itself first."""
-    same, _ = same_trainings(summary)
-    return [method.name, *(other for other, name in same.items() if name == method.name)]
-
-
-def chosen_methods(
-    names: Sequence[str], summary: Mapping[str, Any], say: Callable[[str], None] = print
-) -> list[Method]:
-    """The methods of these names, all but `FURTHER` without names; `expert` stands for all experts.
-
-    Says which of them are the same training. Raises `UserError` for unknown names.
-    """
-    possible = {method.name: method for method in (*methods_of(summary), *FURTHER)}
-    same, why = same_trainings(summary)
-    for other, name in same.items():
-        if not names or other in names:
-            say(f"{why}: {other} is the same training as {name}")
-    wanted: list[Method] = []
-    problems = []
-    for name in names:
-        known = same.get(name, name)
-        found = [m for m in possible.values() if m.name == known or (name == "expert" and m.part)]
-        if not found:
-            problems.append(
-                f"--methods {name}: unknown method; {suggest(name, [*possible, *same], 'methods')}"
-            )
-        wanted += found
-    if problems:
-        raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
-    return list(dict.fromkeys(wanted)) if names else methods_of(summary)
-
-
 # ------------------------------------------------------------------------------------------- configs
 
 
 def resolve(split: SplitFolder, method: Method, seed: int, overrides: Sequence[str] = ()) -> Config:
-    """The validated config of one training; overrides of the user come last but for the length of experts.
+    """The validated config of one training; overrides of the user come last but for the length of experts. Those
+    of `pseudo` do not reach methods without teachers.
 
     Raises `ConfigError`.
     """
@@ -182,7 +88,7 @@ def resolve(split: SplitFolder, method: Method, seed: int, overrides: Sequence[s
     if method.taught:
         runs = [str(split.run_dir(expert(part), seed).absolute()) for part in split.parts]
         teachers = [f"pseudo.teachers={json.dumps(runs)}"]
-    words = [*method.overrides, *teachers, *distinct, f"seed={seed}", *overrides]
+    words = [*method.overrides, *teachers, *distinct, f"seed={seed}", *reaching(method, overrides)]
     config = load_config(file, words)
     if method.part is not None:
         factor = sum(row["images"] for row in split.parts.values()) / split.parts[method.part]["images"]
@@ -195,8 +101,8 @@ def resolve(split: SplitFolder, method: Method, seed: int, overrides: Sequence[s
 
 @dataclass(frozen=True)
 class Job:
-    """One training and its JSON. what: its config as it is compared. given: the user's overrides. teachers: of a
-    taught method, the experts of its seed."""
+    """One training and its JSON. what: its config as it is compared. given: the user's overrides that reach it.
+    teachers: of a taught method, the experts of its seed."""
 
     split: SplitFolder
     method: Method
@@ -249,11 +155,12 @@ def run_ablation(
     method are trained before it.
 
     Raises:
-        UserError: mistakes in configs or data, or runs and results of other settings.
+        UserError: mistakes in overrides, configs or data, or runs and results of other settings.
         RunError: an interruption; run again to go on.
     """
     if jobs.processes() > 1:
         raise UserError("the ablation runs on one device; start it without torchrun")
+    check_teaching(methods, overrides)
     queue = _queue(split, results, methods, seeds, overrides, say if train else None)
     _check_all(queue, again)
     test = None
@@ -297,19 +204,24 @@ def _queue(
     for seed in seeds:
         mine = [_job(split, results, method, seed, overrides) for method in methods]
         taught = [job for job in mine if job.method.taught]
-        missing = [teacher for job in taught if not job.is_done for teacher in job.missing_teachers]
-        added = [teacher for teacher in missing if teacher.method not in methods] if say else []
-        if say and added:
-            names = ", ".join(teacher.method.name for teacher in added)
-            say(f"{taught[0].title}: it is taught by {names}, in the queue as well")
-        queue += [*(job for job in mine if not job.method.taught), *added, *taught]
+        added: dict[str, Job] = {}
+        for job in taught:
+            if say is None or job.is_done:
+                continue
+            missing = [one for one in job.missing_teachers if one.method not in methods]
+            if missing:
+                names = ", ".join(one.method.name for one in missing)
+                say(f"{job.title}: it is taught by {names}, in the queue as well")
+            added |= {one.method.name: one for one in missing}
+        queue += [*(job for job in mine if not job.method.taught), *added.values(), *taught]
     return queue
 
 
 def _job(split: SplitFolder, results: Path, method: Method, seed: int, overrides: Sequence[str]) -> Job:
     config = resolve(split, method, seed, overrides)
     file = results / split.name / f"{method.name}_seed{seed}.json"
-    given = tuple(jobs.without_roots(_without_folders(text), split.roots) for text in overrides)
+    mine = reaching(method, overrides)
+    given = tuple(jobs.without_roots(_without_folders(text), split.roots) for text in mine)
     teachers = map(expert, split.parts) if method.taught else ()
     return Job(
         split,
@@ -400,6 +312,7 @@ def _result(
     epochs = jobs.read_json(job.run_dir / "metrics.json").get("epochs", [])
     rows = measure.read_steps(job.run_dir)
     train = job.config.train
+    steps = record["step"] if record else (int(rows[-1]["step"]) if rows else 0)
     content: dict[str, Any] = {
         "tool": TOOL,
         "split": job.split.name,
@@ -410,7 +323,8 @@ def _result(
         "seed": job.seed,
         "overrides": list(job.given),
         "epochs": record["epoch"] if record else None,
-        "steps": record["step"] if record else (int(rows[-1]["step"]) if rows else 0),
+        "steps": steps,
+        "steps_with_teachers": _with_teachers(job, steps),
         "diverged": diverged,
         "metrics": {k: v for k, v in (record or {}).get("metrics", {}).items() if k != "operating"},
         "protocols": measure.own_numbers((record or {}).get("metrics", {}), job.split.parts),
@@ -429,6 +343,13 @@ def _result(
     if record:
         content["union"] = measure.measure_union(job.run_dir, test, job.split.parts, job.config.eval)
     return content
+
+
+def _with_teachers(job: Job, steps: int) -> int | None:
+    """The steps and those of its teachers; None without any, and where one of them has no finished run here."""
+    records = [jobs.finished_record(teacher.run_dir) for teacher in job.teachers]
+    known = [int(record["step"]) for record in records if record is not None]
+    return steps + sum(known) if known and len(known) == len(records) else None
 
 
 def _without_runs(taught: dict[str, Any] | None, split: SplitFolder) -> dict[str, Any] | None:

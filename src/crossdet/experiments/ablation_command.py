@@ -43,8 +43,8 @@ def run(
             "--methods",
             metavar="A,B",
             help="naive, aware, same_positives, full, naive_merged, aware_no_foreground, aware_distinct, expert "
-            "(all of them), expert_PART; default: all of these that differ on the split. Also aware_pseudo (after "
-            "the experts), aware_pseudo_self",
+            "(all of them), expert_PART; default: all of these that differ on the split. Also aware_pseudo and "
+            "aware_pseudo_positives (after the experts), aware_pseudo_self, aware_pseudo_self_positives",
         ),
     ] = None,
     seeds: Seeds = None,
@@ -67,7 +67,8 @@ def run(
 
     Example: crossdet ablation run halves --methods naive,aware,same_positives,full --seeds 0,1,2
     """
-    from crossdet.experiments.ablation import chosen_methods, open_split_folder, run_ablation
+    from crossdet.experiments.ablation import open_split_folder, run_ablation
+    from crossdet.experiments.ablation_methods import chosen_methods
 
     split = open_split_folder(split_dir, runs)
     chosen = chosen_methods(words(methods), split.summary, say)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.errors import UserError
-from crossdet.experiments.ablation import FURTHER, METHODS
+from crossdet.experiments.ablation_methods import FURTHER, METHODS
 from crossdet.experiments.ablation_results import UNION_AP, Results, Run, all_levels, sweep_key
 from crossdet.experiments.ablation_tables import SWEPT
 from crossdet.figures import PICTURES, check_image_file, line_look, new_figure, save_figure

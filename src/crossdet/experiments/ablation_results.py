@@ -11,7 +11,8 @@ from typing import Any
 
 from crossdet.errors import UserError
 from crossdet.experiments import jobs
-from crossdet.experiments.ablation import FURTHER, TOOL, methods_of, shared_classes
+from crossdet.experiments.ablation import TOOL
+from crossdet.experiments.ablation_methods import FURTHER, methods_of, of_teachers, shared_classes
 
 Run = Mapping[str, Any]
 Keys = tuple[str, ...]
@@ -31,6 +32,11 @@ PAIRS = (
     ("aware_pseudo", "aware"),
     ("aware_pseudo_self", "aware"),
     ("aware_pseudo", "same_positives"),
+    ("aware_pseudo_self", "same_positives"),
+    ("aware_pseudo", "aware_pseudo_self"),
+    ("aware_pseudo_positives", "aware"),
+    ("aware_pseudo_self_positives", "aware"),
+    ("aware_pseudo", "aware_pseudo_positives"),
 )
 """Differences that are shown where both were run."""
 
@@ -73,6 +79,7 @@ class Results:
     def methods(self) -> list[str]:
         """Those that can be run on this split, experts aside, and others that have a JSON."""
         possible = [m.name for m in methods_of(self.summary) if m.part is None]
+        possible += [m.name for m in FURTHER if m.name in self.runs]
         experts = {m.name for m in methods_of(self.summary) if m.part is not None}
         return [*possible, *(name for name in self.runs if name not in experts and name not in possible)]
 
@@ -81,9 +88,10 @@ class Results:
 
 
 def read_results(folder: Path) -> Results:
-    """Raises `UserError` where there is no result, or results of different splits."""
+    """Raises `UserError` where there is no result, or results of different splits or settings."""
     runs: dict[str, dict[int, Run]] = {}
-    summary, overrides = None, None
+    files: dict[str, Run] = {}
+    summary = None
     for file in sorted(folder.glob("*_seed*.json")):
         content = jobs.read_json(file)
         if content.get("tool") != TOOL or not {"method", "seed", "summary", "union"} <= content.keys():
@@ -91,17 +99,36 @@ def read_results(folder: Path) -> Results:
         summary = summary or content["summary"]
         if content["summary"] != summary:
             raise UserError(f"{folder}: {file.name} is of another split than the others; move it away")
-        given = content.get("overrides", [])
-        overrides = given if overrides is None else overrides
-        if given != overrides:
-            raise UserError(
-                f"{folder}: {file.name} was made with --set {given or 'nothing'}, others with "
-                f"{overrides or 'nothing'}; they cannot be compared, keep them in different folders"
-            )
+        files[file.name] = content
         runs.setdefault(content["method"], {})[int(content["seed"])] = content
     if summary is None:
         raise UserError(f"{folder}: no result of `crossdet ablation run`")
+    taught = {name: run for name, run in files.items() if _has_teachers(run)}
+    _check_overrides(folder, {name: given_settings(run)[0] for name, run in files.items()})
+    _check_overrides(folder, {name: given_settings(run)[1] for name, run in taught.items()})
     return Results(folder.resolve().name, summary, runs)
+
+
+def given_settings(run: Run) -> tuple[list[str], list[str]]:
+    """The user's overrides of a training: those of every method, and those of methods with teachers alone."""
+    given = run.get("overrides", [])
+    return [t for t in given if not of_teachers(t)], [t for t in given if of_teachers(t)]
+
+
+def _has_teachers(run: Run) -> bool:
+    known = {method.name for method in FURTHER if method.own_teaching}
+    return run["method"] in known or bool(given_settings(run)[1])
+
+
+def _check_overrides(folder: Path, given: Mapping[str, list[str]]) -> None:
+    """Raises `UserError` unless all files were made with the same. given: file -> overrides."""
+    first = next(iter(given.values()), [])
+    for name, mine in given.items():
+        if mine != first:
+            raise UserError(
+                f"{folder}: {name} was made with --set {mine or 'nothing'}, others with {first or 'nothing'}; "
+                f"they cannot be compared, keep them in different folders"
+            )
 
 
 def read_all(folder: Path) -> list[Results]:
@@ -142,7 +169,7 @@ def _deal(results: Results) -> tuple[str, ...]:
         return (results.name,)
     labelled = [str(part.get("boxes_labelled")) for part in summary["parts"].values()]
     run = next(run for runs in results.runs.values() for run in runs.values())
-    return (*sweep_key(results), *labelled, str(summary.get("seed")), str(run.get("overrides")))
+    return (*sweep_key(results), *labelled, str(summary.get("seed")), str(given_settings(run)[0]))
 
 
 def _completed(levels: Sequence[Results]) -> list[Results]:
@@ -245,6 +272,8 @@ def value_at(run: Run, path: Keys) -> float | None:
 def sections(results: Results) -> list[Section]:
     """All tables of a split; columns without any value are left out."""
     rows = (*results.methods(), EXPERTS)
+    with_teachers = any(WITH_TEACHERS.values(results.of(name)) for name in results.methods())
+    stability = f"{STABILITY}; {TEACHERS}" if with_teachers else STABILITY
     made = [
         Section(
             "scores", "AP of each part's own classes, and on the union test", _scores(results), rows, SCORES
@@ -263,7 +292,7 @@ def sections(results: Results) -> list[Section]:
             for key in ("AP", "AP50")
         ),
         Section("looks", "AP50 per class and look on the union test", _looks(results), rows, FOREIGN),
-        Section("training", "Training", TRAINING, (*results.methods(), *results.experts()), STABILITY),
+        Section("training", "Training", TRAINING, (*results.methods(), *results.experts()), stability),
     ]
     return [kept for one in made if (kept := _with_values(results, one)).columns]
 
@@ -279,6 +308,8 @@ STABILITY = (
     "gradient norms are those before clipping; loss spikes: logged losses after the warm-up above three times the "
     "median of the 20 before"
 )
+TEACHERS = "steps with teachers: with those of the experts that label for it"
+WITH_TEACHERS = Column("steps with teachers", ("steps_with_teachers",), 1, 0)
 CALIBRATION = (
     Column("AP50, mean of classes", ("union", "AP50")),
     Column("AP50, all classes in one ranking", ("union", "pooled_AP50")),
@@ -287,6 +318,7 @@ CALIBRATION = (
 )
 TRAINING = (
     Column("steps", ("steps",), 1, 0),
+    WITH_TEACHERS,
     Column("gradient norm, median", ("stability", "gradient_norm_median"), 1, 2),
     Column("99 %", ("stability", "gradient_norm_p99"), 1, 2),
     Column("largest", ("stability", "gradient_norm_max"), 1, 2),

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from crossdet.experiments.ablation import methods_of, same_trainings, stands_for
+from crossdet.experiments.ablation_methods import methods_of, same_trainings, stands_for
 from crossdet.experiments.ablation_results import (
     UNION_AP,
     Results,
@@ -20,6 +20,7 @@ from crossdet.experiments.ablation_results import (
     all_levels,
     difference,
     differences,
+    given_settings,
     recovered,
     sections,
 )
@@ -80,8 +81,11 @@ def notes(results: Results) -> list[str]:
         f"{len(runs)} trainings, {len({run['seed'] for run in runs})} seed(s); hardware: {machines(runs)}",
         "values: mean ± standard deviation over the seeds, in percent where nothing else is said; blank: not run",
     ]
-    if given := sorted({", ".join(run["overrides"]) for run in runs if run.get("overrides")}):
-        lines.append(f"settings other than the split's: {'; '.join(given)}")
+    of_all, of_taught = ({text for run in runs for text in given_settings(run)[i]} for i in (0, 1))
+    if of_all:
+        lines.append(f"settings other than the split's: {', '.join(sorted(of_all))}")
+    if of_taught:
+        lines.append(f"of methods with teachers also: {', '.join(sorted(of_taught))}")
     for method in methods_of(summary):
         same = stands_for(method, summary)[1:]
         if same:

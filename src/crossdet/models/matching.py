@@ -21,6 +21,7 @@ from crossdet.types import (
     AnchorLabels,
     Annotations,
     Batch,
+    Flag,
 )
 
 
@@ -78,7 +79,8 @@ def label_anchors(
     such an anchor still takes the box that is best for *it*. Between equal IoUs the first box wins.
 
     Region rows (crowds, ignore regions, AVOID) are matched to nothing: an anchor covered by one
-    (intersection / anchor area >= 0.5) is listed under `avoid`.
+    (intersection / anchor area >= 0.5) is listed under `avoid`. A teacher's region (`Flag.TEACHER`) says nothing
+    about objects that no teacher labelled: their anchors are not listed for it.
 
     The result is that of the full matrix of boxes and anchors, but only pairs that can decide something are
     looked at (`pairs_overlapping`), in pieces.
@@ -93,13 +95,16 @@ def label_anchors(
     boxes, classes, flags = (
         torch.cat([getattr(target, name) for target in targets]) for name in ("boxes", "labels", "flags")
     )
-    region = (flags & int(REGION_FLAGS)) != 0
+    region, taught = ((flags & int(bits)) != 0 for bits in (REGION_FLAGS, Flag.TEACHER))
     has_regions = bool(region.any()) if has_regions is None else has_regions
     shapes = lattice(grid)
-    avoid = torch.zeros((0, 3), dtype=torch.int64, device=device)
+    avoid = doubtful = torch.zeros((0, 3), dtype=torch.int64, device=device)
     if has_regions:
-        avoid = _covered(grid, shapes, boxes[region], classes[region], owner[region])
-        boxes, classes, owner = boxes[~region], classes[~region], owner[~region]
+        avoid, doubtful = (
+            _covered(grid, shapes, boxes[some], classes[some], owner[some])
+            for some in (region & ~taught, region & taught)
+        )
+        boxes, classes, owner, taught = boxes[~region], classes[~region], owner[~region], taught[~region]
         counts = torch.bincount(owner, minlength=images).cpu()
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(device)
     objects = Objects(boxes, classes, owner, starts)
@@ -108,6 +113,10 @@ def label_anchors(
     foreground = ((best >= positive_iou) | kept).nonzero().squeeze(1)
     row = matched[foreground]
     labels[foreground] = classes[row]
+    if len(doubtful):
+        sure = torch.zeros_like(kept)
+        sure[foreground] = ~taught[row]
+        avoid = torch.cat([avoid, doubtful[~sure[doubtful[:, 0] * anchors + doubtful[:, 1]]]])
     image = foreground.div(anchors, rounding_mode="floor")
     return AnchorLabels(labels.view(images, anchors), image, foreground - image * anchors, boxes[row], avoid)
 
