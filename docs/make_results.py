@@ -3,8 +3,9 @@
     make results
 
 A block between `<!-- results: NAME -->` and `<!-- end -->` belongs to this script; the words around it are written
-by hand. NAME is `paper N` (a table of the paper), `ablation SPLIT` (with a figure, if there are learning curves),
-`sweep FOLDER` (all splits in a folder, with a figure), `lifelong NAME` (a sequence, with a figure),
+by hand. NAME is `paper N` (a table of the paper; `paper N FOLDER`: of other results), `ablation SPLIT` (with a
+figure, if there are learning curves), `sweep FOLDER` (all splits in a folder, with a figure), `lifelong NAME` (a
+sequence, with a figure),
 `orientation NAME`, `curves NAME` (figures from the JSON that `crossdet curves --data` wrote), or `bench` (ratios
 and targets of `make bench`).
 """
@@ -42,7 +43,8 @@ def block(name: str, data: Path, images: Path) -> str:
     """The Markdown of one block; draws its figure into `images`."""
     kind, _, rest = name.partition(" ")
     if kind == "paper":
-        return paper_markdown(paper_table(rest, data / "paper"))
+        table, _, folder = rest.partition(" ")
+        return paper_markdown(paper_table(table, data / (folder or "paper")))
     if kind == "ablation":
         results = read_results(data / "ablation" / rest)
         tables = ablation_markdown(results)
