@@ -4,8 +4,8 @@
 
 A block between `<!-- results: NAME -->` and `<!-- end -->` belongs to this script; the words around it are written
 by hand. NAME is `paper N` (a table of the paper; `paper N FOLDER`: of other results), `ablation SPLIT` (with a
-figure, if there are learning curves), `sweep FOLDER` (all splits in a folder, with a figure), `lifelong NAME` (a
-sequence, with a figure),
+figure, if there are learning curves), `sweep FOLDER` (all splits in a folder, with a figure),
+`stability FOLDER` (scores and training of one split), `lifelong NAME` (a sequence, with a figure),
 `orientation NAME`, `curves NAME` (figures from the JSON that `crossdet curves --data` wrote), or `bench` (ratios
 and targets of `make bench`).
 """
@@ -53,6 +53,8 @@ def block(name: str, data: Path, images: Path) -> str:
         file = images / f"curves_{rest}.png"
         draw_learning_curves(results, file)
         return f"{tables}\n![Learning curves]({_link(file)})\n"
+    if kind == "stability":
+        return ablation_markdown(read_results(data / rest), only=("scores", "training"))
     if kind == "sweep":
         splits = read_all(data / rest)
         file = images / f"{rest.replace('/', '_')}.png"

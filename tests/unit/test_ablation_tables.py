@@ -271,6 +271,16 @@ def test_the_sweep_over_conflict(tmp_path: Path) -> None:
         read_all(tmp_path / "nothing")
 
 
+def test_some_tables_alone_without_what_was_not_run(tmp_path: Path) -> None:
+    found = read_results(write_results(tmp_path / "toys", {"naive": [0.1], "aware": [0.2]}, APART))
+    text = markdown(found, only=("training",))
+    assert text.startswith("**Training**")
+    assert "naive concatenation | 1 |" in text
+    assert "full labels" not in text
+    assert "**AP" not in text
+    assert "Differences" not in text
+
+
 @pytest.mark.parametrize("parts", [{"left": ["a"], "right": ["b"]}, {"left": ["a", "b"], "right": ["b"]}])
 def test_levels_by_marks_share_their_trainings(tmp_path: Path, parts: dict[str, list[str]]) -> None:
     come = {**summary_of(parts, 0.9), "conflict_wanted": 1.0}

@@ -98,14 +98,20 @@ def notes(results: Results) -> list[str]:
     return lines
 
 
-def markdown(results: Results) -> str:
-    """All tables of a split."""
-    lines = [f"### Ablation on {results.name}", "", *(f"- {note}" for note in notes(results)), ""]
-    lines += [f"- **{recovered_text(results)}**", ""]
+def markdown(results: Results, only: Sequence[str] = ()) -> str:
+    """All tables of a split. only: those of these keys, without head, differences, and methods that were not run."""
+    lines = []
+    if not only:
+        lines = [f"### Ablation on {results.name}", "", *(f"- {note}" for note in notes(results)), ""]
+        lines += [f"- **{recovered_text(results)}**", ""]
     for section in sections(results):
-        lines += [f"**{section.title}**", "", *markdown_table(*grid(results, section)), ""]
+        if only and section.key not in only:
+            continue
+        headers, rows = grid(results, section)
+        rows = [row for row in rows if row[1]] if only else rows
+        lines += [f"**{section.title}**", "", *markdown_table(headers, rows), ""]
         lines += [f"({section.note})", ""] if section.note else []
-    if differences(results):
+    if differences(results) and not only:
         lines += ["**Differences**", "", *markdown_table(*difference_grid(results)), ""]
     return "\n".join(lines)
 
