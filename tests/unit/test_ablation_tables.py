@@ -28,6 +28,7 @@ from crossdet.experiments.ablation_results import (
     recovered,
     recovered_share,
     sections,
+    value_at,
 )
 from crossdet.experiments.ablation_tables import as_json, grid, markdown, recovered_text, sweep_grid
 from crossdet.jsonfiles import write_json
@@ -269,6 +270,13 @@ def test_the_sweep_over_conflict(tmp_path: Path) -> None:
         draw_sweep(splits, tmp_path / "sweep.txt")
     with pytest.raises(UserError, match="no results"):
         read_all(tmp_path / "nothing")
+
+
+def test_loss_spikes_are_blank_where_no_loss_was_judged() -> None:
+    path = ("stability", "loss_spikes")
+    assert value_at({"stability": {"loss_spikes": 0, "losses_judged": 3}}, path) == 0
+    assert value_at({"stability": {"loss_spikes": 0, "losses_judged": 0}}, path) is None
+    assert value_at({"stability": None}, path) is None
 
 
 def test_some_tables_alone_without_what_was_not_run(tmp_path: Path) -> None:

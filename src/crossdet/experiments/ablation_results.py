@@ -263,6 +263,8 @@ def value_at(run: Run, path: Keys) -> float | None:
     of_all = path[0] == "union" and path[1] not in ("per_class", "per_look")
     if of_all and not (run.get("union") or {}).get("complete", True):
         return None
+    if path == ("stability", "loss_spikes") and (run.get("stability") or {}).get("losses_judged") == 0:
+        return None  # none was looked at: too few logged losses
     value: Any = run
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -319,6 +321,7 @@ CALIBRATION = (
 TRAINING = (
     Column("steps", ("steps",), 1, 0),
     WITH_TEACHERS,
+    Column("logged steps", ("stability", "logged"), 1, 0),
     Column("gradient norm, median", ("stability", "gradient_norm_median"), 1, 2),
     Column("99 %", ("stability", "gradient_norm_p99"), 1, 2),
     Column("largest", ("stability", "gradient_norm_max"), 1, 2),

@@ -99,7 +99,7 @@ def notes(results: Results) -> list[str]:
 
 
 def markdown(results: Results, only: Sequence[str] = ()) -> str:
-    """All tables of a split. only: those of these keys, without head, differences, and methods that were not run."""
+    """All tables of a split. only: those with these keys, without head, differences and methods not run."""
     lines = []
     if not only:
         lines = [f"### Ablation on {results.name}", "", *(f"- {note}" for note in notes(results)), ""]
