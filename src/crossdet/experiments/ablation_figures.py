@@ -149,7 +149,7 @@ def _sweep_title(results: Results) -> str:
     images = sorted({p["images"] for p in parts})
     classes = " | ".join(", ".join(p["classes"]) for p in parts)
     title = f"{looks}\n{'-'.join(map(str, images))} images per part"
-    return f"{title}; {classes}" if len(classes) <= 40 else title
+    return f"{title}\n{classes}" if len(classes) <= 40 else title
 
 
 # ------------------------------------------------------------------------------------------- pictures
