@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from crossdet.config import Config, load_config
 from crossdet.errors import ConfigError, UserError
 from crossdet.experiments import paper_data
+from crossdet.experiments.ablation_methods import FURTHER, METHODS
 from crossdet.experiments.jobs import check_same
 from crossdet.experiments.paper import (
     Experiment,
@@ -357,6 +359,8 @@ def test_list_shows_every_row_and_every_contradiction(tmp_path):
         assert row.name in text
     for number in CONTRADICTIONS:
         assert f"({number}) " in text
+    for method in (*METHODS, *FURTHER):
+        assert re.search(rf"^  {method.name} +{re.escape(method.title)}$", text, re.M)
     line = next(line for line in text.splitlines() if line.startswith("t1/coco_resnet50 "))
     assert line.rstrip().endswith(" 6.6")  # 118,287 x 20 / 100 / 3,600
     content = json.loads((tmp_path / "rows.json").read_text())

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from crossdet.errors import UserError
+from crossdet.experiments.ablation_methods import FURTHER, METHODS
 from crossdet.experiments.options import JsonFile, say, say_bold, wide
 from crossdet.experiments.paper_rows import (
     BACKBONES,
@@ -72,8 +73,9 @@ def list_rows(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """All rows of tables 1-6 and the curves of figure 5, and where the paper contradicts itself."""
+    """All rows of tables 1-6, the curves of figure 5 and the ablation, and where the paper contradicts itself."""
     speeds = _speeds(throughput or [])
+    ablation = [(m.name, m.title) for m in (*METHODS, *FURTHER)] + [("expert_PART", "one part alone")]
     shown = Table(box=None, pad_edge=False)
     for name in ("row", "data", "backbone", "ratios", "scales", "merge", "paper", "notes"):
         shown.add_column(name, no_wrap=True)
@@ -89,12 +91,19 @@ def list_rows(
         known = [t for t in TRAININGS.values() if t.backbone in speeds]
         total = sum(gpu_hours(training, speeds[training.backbone]) for training in known)
         say(f"GPU hours of {len(known)} trainings: {total:,.0f} (training alone, without evaluation).")
+    say(
+        "\nThe ablation that the paper left out: `crossdet ablation run SPLIT` on a dataset of `crossdet split`"
+    )
+    width = max(len(method) for method, _ in ablation)
+    for method, title in ablation:
+        say(f"  {method:{width}}  {title}")
     say("\nContradictions and gaps, and what is run:")
     for number, entry in CONTRADICTIONS.items():
         say(f"({number}) {entry.problem}. Run: {entry.reading}")
     if json_file is not None:
         content = {
             "rows": [row_as_json(row) for row in ROWS],
+            "ablation": dict(ablation),
             "contradictions": {str(n): vars(entry) for n, entry in CONTRADICTIONS.items()},
         }
         write_json(json_file, content)
