@@ -310,6 +310,15 @@ def test_levels_by_marks_share_their_trainings(tmp_path: Path, parts: dict[str, 
     draw_sweep(read_all(tmp_path), tmp_path / "sweep.png")
 
 
+def test_seeds_of_several_levels_are_put_together(tmp_path: Path) -> None:
+    come = {**summary_of({"left": ["a"], "right": ["b"]}), "conflict_wanted": 1.0}
+    half = {**come, "conflict": 0.5, "conflict_by": "mark", "conflict_wanted": 0.5}
+    write_results(tmp_path / "all", {"aware": [0.3]}, come)
+    write_results(tmp_path / "half", {"aware": [0.3, 0.32]}, half)
+    headers, rows = sweep_grid(read_all(tmp_path))
+    assert [row[headers.index("aware")] for row in rows] == ["31.0 ± 1.4", "31.0 ± 1.4"]
+
+
 def test_marks_of_another_deal_share_nothing(tmp_path: Path) -> None:
     come = {**summary_of({"left": ["a"], "right": ["b"]}), "conflict_wanted": 1.0}
     write_results(tmp_path / "all", {"aware": [0.3], "same_positives": [0.28]}, come)

@@ -176,9 +176,11 @@ def _completed(levels: Sequence[Results]) -> list[Results]:
     if not any(one.summary.get("conflict_by") == "mark" for one in levels):
         return list(levels)
     merged = bool(shared_classes(levels[0].summary))
-    known: dict[str, Mapping[int, Run]] = {}
+    known: dict[str, dict[int, Run]] = {}
     for one in levels:
-        known |= {name: runs for name, runs in one.runs.items() if not name.startswith("naive")}
+        for name, runs in one.runs.items():
+            if not name.startswith("naive"):
+                known.setdefault(name, {}).update(runs)
     made = []
     for one in levels:
         naive = one.runs.get("naive_merged" if merged else "naive")
