@@ -27,7 +27,7 @@ from crossdet.evaluation.bootstrap import Paired, paired_bootstrap
 from crossdet.evaluation.coco import coco_scores
 from crossdet.evaluation.protocols import Split, ground_truth
 from crossdet.evaluation.run import detect
-from crossdet.experiments.lifelong_plan import UnionTest
+from crossdet.experiments.lifelong_plan import UNION, VAL, UnionTest
 from crossdet.experiments.measure import eval_settings
 from crossdet.inference import Detector, load_detector
 from crossdet.labels import DROPPED, LabelSpace
@@ -35,7 +35,6 @@ from crossdet.models.class_rows import BIAS, WEIGHT, by_class
 from crossdet.provenance import file_digest
 from crossdet.sources import classes_of, open_sources
 
-VAL, UNION = "val", "union"
 UNLABELLED = "unlabelled"
 
 

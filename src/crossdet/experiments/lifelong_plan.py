@@ -27,6 +27,8 @@ from crossdet.experiments.jobs import comparable
 from crossdet.labels import DROPPED, LabelSpace
 from crossdet.sources import classes_of, open_sources, union_test_index
 
+VAL, UNION = "val", "union"
+"""Places where a generation is judged."""
 LR_SHARE = 0.25
 """Of the config's learning rate: an extension begins with it, unless --extend-set says otherwise."""
 SHARE = "1/4"

@@ -11,10 +11,9 @@ from typing import Any
 from crossdet.errors import UserError
 from crossdet.experiments import jobs
 from crossdet.experiments.lifelong import TOOL
-from crossdet.experiments.lifelong_plan import JOINT, METHODS, START
+from crossdet.experiments.lifelong_plan import JOINT, METHODS, START, UNION, VAL
 
 Run = Mapping[str, Any]
-VAL, UNION = "val", "union"
 NUMBER = "AP50"
 PLACES = {
     UNION: "on the union test",
