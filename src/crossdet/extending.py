@@ -46,6 +46,7 @@ from crossdet.labels import DROPPED, LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.class_rows import carry_over, train_new_classes_only
 from crossdet.models.logit_matching import logit_matching
+from crossdet.models.subnets import Adapter
 from crossdet.provenance import (
     WEIGHTS_FILE,
     Generation,
@@ -107,7 +108,7 @@ def extend(
 
     fabric = build_fabric(config)
     seed_everything(config.seed, verbose=False)
-    settings = detector_settings(config)
+    settings = replace(detector_settings(config), adapters=_adapters(choice, known, metadata))
     overlap = torch.from_numpy(sources.space.overlap_array)
     detector = build_detector(settings, len(sources.space.classes), overlap)
     carry_over(detector, tensors, len(known.classes))
@@ -207,11 +208,24 @@ def _shown(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
+def _adapters(choice: ExtendConfig, known: LabelSpace, metadata: Mapping[str, str]) -> tuple[Adapter, ...]:
+    """Those of the weights, and that of this extension. Where old rows train, too, they may use all channels."""
+    old = DetectorSettings.from_json(metadata["model"]).adapters
+    if choice.mode != "frozen":
+        return tuple(adapter._replace(first=0) for adapter in old)
+    return (*old, Adapter(len(known.classes), choice.adapter)) if choice.adapter else old
+
+
 def _check_mode(choice: ExtendConfig, known: LabelSpace, sources: Sources) -> str | None:
     """Refuses what cannot work; returns a note about what probably will not."""
     mode = choice.mode
     if mode == "distill" and not choice.pseudo and not choice.match:
         raise UserError("extend: the mode distill needs a weight under `match`, `pseudo: true`, or both")
+    if mode != "frozen" and choice.adapter:
+        raise UserError(
+            f"extend.adapter: {choice.adapter}, but only the mode frozen has adapters, and this is {mode}; "
+            f"leave it out"
+        )
     new = sources.space.classes[len(known.classes) :]
     if mode == "frozen" and not new:
         raise UserError(

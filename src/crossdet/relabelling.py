@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from crossdet.checkpoint import load_weights, save_weights
 from crossdet.label_edits import edited
 from crossdet.labels import LabelSpace
 from crossdet.models.building import DetectorSettings
-from crossdet.models.class_rows import merge_rows
+from crossdet.models.class_rows import merge_rows, merged_adapters
 from crossdet.provenance import file_digest, generations, new_generation, to_metadata
 
 
@@ -34,16 +35,17 @@ def relabel(
     tensors, metadata = load_weights(weights)
     space = LabelSpace.from_json(metadata["labels"])
     changed, groups = edited(space, renames, merges)
-    prior = DetectorSettings.from_json(metadata["model"]).prior
+    settings = DetectorSettings.from_json(metadata["model"])
+    settings = replace(settings, adapters=merged_adapters(settings.adapters, groups))
     edits = [f"rename {old}={new}" for old, new in renames]
     edits += [f"merge {new}={','.join(members)}" for new, members in merges]
     history = [*generations(metadata), new_generation("labels", {}, changed, file_digest(weights), edits)]
     metadata = {key: value for key, value in metadata.items() if key != "format"}
-    metadata |= {"labels": changed.to_json(), **to_metadata(history)}
+    metadata |= {"labels": changed.to_json(), "model": settings.to_json(), **to_metadata(history)}
     if "operating" in metadata:
         points = _points(json.loads(metadata["operating"]), space, changed, groups)
         metadata["operating"] = json.dumps(points)
-    save_weights(output, merge_rows(tensors, groups, len(space.classes), prior), metadata)
+    save_weights(output, merge_rows(tensors, groups, len(space.classes), settings.prior), metadata)
     return changed
 
 

@@ -24,9 +24,12 @@ from crossdet.checkpoint import load_weights, update_metadata
 from crossdet.data.coco import write_coco
 from crossdet.data.decoding import read_image
 from crossdet.data.index import Index, IndexBuilder, load_index
+from crossdet.experiments.lifelong_measure import unchanged
 from crossdet.inference import Detector
 from crossdet.labels import LabelSpace
-from crossdet.models.class_rows import BIAS, WEIGHT
+from crossdet.models.building import DetectorSettings
+from crossdet.models.class_rows import ADAPTERS, BIAS, WEIGHT, by_class
+from crossdet.models.subnets import Adapter
 from crossdet.provenance import generations
 from crossdet.relabelling import relabel
 
@@ -101,10 +104,11 @@ def found(detector: Detector, files: list[Path], **options: Any) -> list[Any]:
 # ------------------------------------------------------------------------------------------ frozen
 
 
-@pytest.fixture(scope="module")
-def frozen(world, signs, trained, tmp_path_factory) -> Path:
+@pytest.fixture(scope="module", params=[0, 8], ids=["rows", "adapter"])
+def frozen(request, world, signs, trained, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("frozen") / "run"
     changes = {"extend.mode": "frozen", "train.ema": 0.5, "train.weight_decay": 0.1, "train.lr": 0.05}
+    changes["extend.adapter"] = request.param
     record = extend(trained.folder, config(world, signs, changes, old="val"), output=folder)
     (folder / "record.json").write_text(json.dumps(record["forgetting"]))
     return folder
@@ -112,13 +116,17 @@ def frozen(world, signs, trained, tmp_path_factory) -> Path:
 
 def test_frozen_changes_no_old_weight(frozen, trained):
     old, new = tensors(trained.folder), tensors(frozen)
-    assert old.keys() == new.keys()
+    added = {name for name in new if name.startswith(ADAPTERS)}
+    assert old.keys() == new.keys() - added
     for name in old:
         if name not in (WEIGHT, BIAS):
             assert torch.equal(old[name], new[name]), name
     for name in (WEIGHT, BIAS):
-        before, after = old[name].unflatten(0, (SHAPES, 2)), new[name].unflatten(0, (SHAPES, 3))
-        assert torch.equal(after[:, :2], before), name
+        before, after = by_class(old[name], SHAPES), by_class(new[name], SHAPES)[:, :2]
+        assert torch.equal(after[:, :, : before.shape[2]] if name == WEIGHT else after, before), name
+    width = old[WEIGHT].shape[1]
+    assert new[WEIGHT].shape[1] == width + (8 if added else 0)
+    assert not by_class(new[WEIGHT], SHAPES)[:, :2, width:].any()
     assert any("running_mean" in name for name in old)  # they are among those that stand still
     prior = -float(torch.log(torch.tensor(0.99 / 0.01)))
     assert not torch.allclose(new[BIAS].view(SHAPES, 3)[:, 2], torch.full((SHAPES,), prior))
@@ -380,6 +388,45 @@ def test_distill_only_where_something_is_unlabelled(world, signs, trained, tmp_p
     changes["train.max_steps"] = 1
     extend(trained.folder, config(world, signs, changes, old="none"), output=tmp_path / "run")
     assert not (tmp_path / "run" / "teacher_labels").exists()
+
+
+# ------------------------------------------------------------------------------------------ after an adapter
+
+
+def test_what_follows_an_adapter(world, signs, trained, tmp_path):
+    """A second frozen extension beside it; one that trains old rows, too; classes merged across its border."""
+    changes = {"extend.mode": "frozen", "extend.adapter": 4, "train.max_steps": 2}
+    first = tmp_path / "first"
+    extend(trained.folder, config(world, signs, changes, old="none"), output=first)
+    again = settings(world, signs, changes, old="none")
+    again["datasets"] = {"late": {**again["datasets"]["signs"]}}
+    again["labels"] = {"merge": {"late_sign": ["late/sign"]}, "distinct": ["sign"]}
+    extend(first, Config.from_dict(again), output=tmp_path / "second")
+    assert unchanged(first, tmp_path / "second")
+    assert adapters(tmp_path / "second") == (Adapter(2, 4), Adapter(3, 4))
+
+    changes = {"extend.mode": "replay", "train.max_steps": 2}
+    extend(first, config(world, signs, changes, old="all"), output=tmp_path / "third")
+    assert adapters(tmp_path / "third") == (Adapter(0, 4),)
+    assert not unchanged(first, tmp_path / "third")
+    rows = by_class(tensors(tmp_path / "third")[WEIGHT], SHAPES)
+    assert rows[:, :2, -4:].any()
+
+    merged = tmp_path / "merged.safetensors"
+    relabel(first, merged, (), [("thing", ["face", "sign"])])
+    assert adapters(merged) == (Adapter(1, 4),)
+    assert load_detector(merged, "cpu").classes == ("car", "thing")
+
+
+def adapters(weights: Path) -> tuple[Adapter, ...]:
+    return DetectorSettings.from_json(load_weights(weights)[1]["model"]).adapters
+
+
+def test_an_adapter_is_for_frozen_extensions(world, signs, trained, tmp_path):
+    parsed = config(world, signs, {"extend.mode": "replay", "extend.adapter": 4})
+    with pytest.raises(UserError, match="4, but only the mode frozen has adapters, and this is replay"):
+        extend(trained.folder, parsed, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # ------------------------------------------------------------------------------------------ after renaming

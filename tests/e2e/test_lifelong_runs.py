@@ -27,7 +27,7 @@ from crossdet.experiments.lifelong_plan import UnionTest
 from crossdet.models.class_rows import WEIGHT, by_class
 from crossdet.provenance import file_digest, generations, read_metadata
 
-METHODS = ("fine_tune", "replay", "distill", "frozen", "joint")
+METHODS = ("fine_tune", "replay", "distill", "frozen", "frozen_adapter", "joint")
 CHAINS = METHODS[:-1]
 
 
@@ -112,10 +112,11 @@ def test_a_json_per_method_and_generation(results, config_file):
             part = content["union_parts"]["some"]
             assert part["images"] == 3
             assert set(part["per_class"]) == set(content["union"]["per_class"])
-    frozen = read(results / "frozen_seed0_gen3.json")
-    assert frozen["old_weights_unchanged"] is True
-    row = frozen["old"]["val"]["mean"]["AP50"]
-    assert (row["difference"], row["low"], row["high"]) == (0, 0, 0)
+    for name in ("frozen", "frozen_adapter"):
+        frozen = read(results / f"{name}_seed0_gen3.json")
+        assert frozen["old_weights_unchanged"] is True
+        row = frozen["old"]["val"]["mean"]["AP50"]
+        assert (row["difference"], row["low"], row["high"]) == (0, 0, 0)
     assert read(results / "replay_seed0_gen3.json")["old_weights_unchanged"] is False
 
 
@@ -138,12 +139,13 @@ def test_what_each_method_trains_on(results):
     assert trained_on("start_seed0_gen1") == {"cars": None}
     assert trained_on("replay_seed0_gen3") == {"cars": "1/3", "faces": "1/3", "more": None}
     assert trained_on("joint_seed0_gen3") == {"cars": None, "faces": None, "more": None}
-    for method in ("fine_tune", "distill", "frozen"):
+    for method in ("fine_tune", "distill", "frozen", "frozen_adapter"):
         config = load_config(results / f"runs/{method}_seed0_gen3/config.yaml")
         assert list(config.datasets) == ["more"]  # no old images, for validation neither
         assert config.train.plain is (method == "fine_tune")
         assert config.extend.fixed_statistics is (method != "fine_tune")
-        assert config.train.lr == (0.02 if method == "frozen" else 0.005)
+        assert config.train.lr == (0.02 if "frozen" in method else 0.005)
+        assert config.extend.adapter == (32 if method == "frozen_adapter" else 0)
     assert load_config(results / "runs/joint_seed0_gen3/config.yaml").train.lr == 0.02
     # a rule about a class that is not there yet waits for it
     assert load_config(results / "runs/replay_seed0_gen2/config.yaml").labels.absent == {}
@@ -223,12 +225,12 @@ def test_weights_are_compared_bit_for_bit(trained, worse, results):
 def test_finished_ones_are_skipped_and_other_settings_are_refused(results, config_file):
     before = {file: file.stat().st_mtime_ns for file in results.rglob("*") if file.is_file()}
     words = ("run", config_file, "--seeds", "0", "-o", results)
-    assert command(*words, "--replay-share", "1/3").count("finished, skipped") == 10
+    assert command(*words, "--replay-share", "1/3").count("finished, skipped") == 12
     with pytest.raises(UserError, match=r"(?s)2 training\(s\) cannot be used.*datasets\.cars\.part"):
         command(*words)
-    with pytest.raises(UserError, match=r"(?s)8 training\(s\) cannot be used.*differing: train\.lr"):
+    with pytest.raises(UserError, match=r"(?s)10 training\(s\) cannot be used.*differing: train\.lr"):
         command(*words, "--replay-share", "1/3", "--extend-set", "train.lr=0.5")
-    with pytest.raises(UserError, match=r"(?s)5 training\(s\) cannot be used.*sequence\.generations"):
+    with pytest.raises(UserError, match=r"(?s)6 training\(s\) cannot be used.*sequence\.generations"):
         command(*words, "--replay-share", "1/3", "--generation", "faces", "--generation", "cars,more")
     after = {file: file.stat().st_mtime_ns for file in results.rglob("*") if file.is_file()}
     assert after == before

@@ -32,6 +32,7 @@ from crossdet.forgetting import (
 )
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.class_rows import BIAS, WEIGHT, carry_over, train_new_classes_only
+from crossdet.models.subnets import Adapter
 from crossdet.provenance import Generation, Score, generations, new_generation, to_metadata
 from crossdet.pseudo import taught_classes, taught_space, with_pseudo_labels
 from crossdet.types import Flag
@@ -281,7 +282,7 @@ def test_weights_are_described_without_torch(space, tmp_path):
     history = [Generation("train", {"old": ["car"]}, ["car"]), Generation("frozen", {}, ["car"], "ab" * 32)]
     metadata = {
         "labels": space.to_json(),
-        "model": SETTINGS.to_json(),
+        "model": replace(SETTINGS, adapters=(Adapter(3, 8),)).to_json(),
         "input": json.dumps({"shorter": 64, "longer": 96}),
         "operating": json.dumps({"car": {"threshold": 0.25, "f1": 1.0}}),
         **to_metadata(history),
@@ -306,6 +307,7 @@ def test_weights_are_described_without_torch(space, tmp_path):
         "0.250",
         "1: frozen, from abababababab",
         "overlap: face and helmet",
+        "adapter: 8 channels for ",
     ):
         assert part in done.stdout, part
     (tmp_path / "other.safetensors").write_bytes(b"x" * 100)

@@ -175,7 +175,7 @@ def resolved(settings: Settings, names: Sequence[str], seed: int = 0) -> dict[st
 
 def test_only_replay_knows_old_datasets(files):
     found = resolved(Settings(files, replay_weight=3.0), [m.name for m in METHODS], seed=1)
-    for name in ("fine_tune", "distill", "frozen"):
+    for name in ("fine_tune", "distill", "frozen", "frozen_adapter"):
         assert list(found[name].datasets) == ["c"]
     replay = found["replay"].datasets
     assert {name: (d.part, d.weight) for name, d in replay.items()} == {
@@ -196,11 +196,12 @@ def test_methods_have_overrides_of_their_own(files):
     check_settings(settings)
     found = resolved(settings, [m.name for m in METHODS])
     assert {name: c.train.lr for name, c in found.items()} == {
-        "fine_tune": 0.02, "replay": 0.015, "distill": 0.02, "frozen": 0.02, "joint": 0.04,
+        "fine_tune": 0.02, "replay": 0.015, "distill": 0.02, "frozen": 0.02, "frozen_adapter": 0.02,
+        "joint": 0.04,
     }  # fmt: skip
     matched = {name for name, c in found.items() if c.extend is not None and c.extend.match == 5}
     assert matched == {"distill"}
-    assert [c.datasets["c"].weight for c in found.values()] == [2, 2, 2, 2, 1]
+    assert [c.datasets["c"].weight for c in found.values()] == [2, 2, 2, 2, 2, 1]
     with pytest.raises(
         UserError, match=r"(?s)3 mistake.*--replay-weight nan.*'repaly'; did you mean `replay`.*'joint'"
     ):

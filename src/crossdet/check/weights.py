@@ -70,12 +70,17 @@ def print_weights(report: WeightsReport, console: Console) -> None:
         shown = "-" if threshold is None else f"{threshold:.3f}"
         table.add_row(str(number), Text(name), shown, Text(", ".join(sources)))
     console.print(table)
-    for line in _rules(report.labels):
+    for line in (*_adapters(model, list(report.classes)), *_rules(report.labels)):
         console.print(Text(line), soft_wrap=True)
     console.print(Text("Generations", style="italic"))
     for number, generation in enumerate(report.generations):
         for line in _generation_lines(number, generation):
             console.print(Text(line), soft_wrap=True)
+
+
+def _adapters(model: dict[str, Any], classes: list[str]) -> Iterator[str]:
+    for first, channels in model.get("adapters", ()):
+        yield f"adapter: {channels} channels for {', '.join(classes[first:])}"
 
 
 def _rules(labels: dict[str, Any]) -> Iterator[str]:

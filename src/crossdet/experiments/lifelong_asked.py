@@ -57,17 +57,12 @@ def asked(results: Results, place: str) -> list[Asked]:
         )
     )
     rows += [row for unlabelled in subsets for row in _kept(results, place, unlabelled)]
-    wanted = results.wanted("frozen")
-    same = {g: unchanged(results, "frozen", g) for g in wanted}
-    rows.append(
-        _counted(
-            "frozen: the weights of old classes are the same bit for bit",
-            same,
-            wanted,
-            bool,
-            all_of_them=True,
-        )
-    )
+    for name, title in (("frozen", "frozen"), ("frozen_adapter", "frozen, with an adapter")):
+        wanted = results.wanted(name)
+        if wanted or name == "frozen":
+            same = {g: unchanged(results, name, g) for g in wanted}
+            asked = f"{title}: the weights of old classes are the same bit for bit"
+            rows.append(_counted(asked, same, wanted, bool, all_of_them=True))
     return rows
 
 

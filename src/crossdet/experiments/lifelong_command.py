@@ -51,7 +51,11 @@ Generations = Annotated[
 ]
 Methods = Annotated[
     list[str] | None,
-    typer.Option("--methods", metavar="A,B", help="fine_tune, replay, distill, frozen, joint (default: all)"),
+    typer.Option(
+        "--methods",
+        metavar="A,B",
+        help="fine_tune, replay, distill, frozen, frozen_adapter, joint (default: all)",
+    ),
 ]
 ExtendOverrides = Annotated[
     list[str] | None,

@@ -31,7 +31,7 @@ from crossdet.experiments.lifelong_plan import UNION, VAL, UnionTest
 from crossdet.experiments.measure import eval_settings
 from crossdet.inference import Detector, load_detector
 from crossdet.labels import DROPPED, LabelSpace
-from crossdet.models.class_rows import BIAS, WEIGHT, by_class
+from crossdet.models.class_rows import ADAPTERS, BIAS, WEIGHT, by_class
 from crossdet.provenance import file_digest
 from crossdet.sources import classes_of, open_sources
 
@@ -245,10 +245,14 @@ def unchanged(parent: Path, weights: Path) -> bool:
     (old, before), (new, after) = load_weights(parent), load_weights(weights)
     known, all_classes = (len(LabelSpace.from_json(data["labels"]).classes) for data in (before, after))
     shapes = len(old[BIAS]) // known
-    if old.keys() != new.keys() or len(new[BIAS]) != shapes * all_classes:
+    added = {name for name in new if name not in old and name.startswith(ADAPTERS)}
+    if old.keys() != new.keys() - added or len(new[BIAS]) != shapes * all_classes:
         return False
-    rows = all(
-        torch.equal(by_class(new[name], shapes)[:, :known], by_class(old[name], shapes))
-        for name in (WEIGHT, BIAS)
+    bias, weight = (by_class(new[name], shapes)[:, :known] for name in (BIAS, WEIGHT))
+    width = old[WEIGHT].shape[1]
+    return (
+        torch.equal(bias, by_class(old[BIAS], shapes))
+        and torch.equal(weight[:, :, :width], by_class(old[WEIGHT], shapes))
+        and not weight[:, :, width:].any()  # what adapters add to these rows
+        and all(torch.equal(new[name], old[name]) for name in old if name not in (WEIGHT, BIAS))
     )
-    return rows and all(torch.equal(new[name], old[name]) for name in old if name not in (WEIGHT, BIAS))

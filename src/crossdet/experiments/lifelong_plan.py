@@ -66,6 +66,9 @@ METHODS: tuple[Method, ...] = (
     Method("replay", "replay", "replay", replays=True),
     Method("distill", "distill, no old images", "distill"),
     Method("frozen", "frozen", "frozen", slower=False),
+    Method(
+        "frozen_adapter", "frozen, with an adapter", "frozen", overrides=("extend.adapter=32",), slower=False
+    ),
     JOINT,
 )
 

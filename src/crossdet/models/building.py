@@ -12,6 +12,7 @@ from torch import Tensor
 from crossdet.errors import UserError
 from crossdet.models.backbones import Backbone, freeze_batch_norm, load_backbone_weights
 from crossdet.models.retinanet import RetinaNet
+from crossdet.models.subnets import Adapter
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class DetectorSettings:
     box_weight: float = 1.0
     normaliser: Literal["batch", "image"] = "batch"
     frozen_batch_norm: bool = True
+    adapters: tuple[Adapter, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -44,6 +46,7 @@ class DetectorSettings:
         data: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()
         }
+        data["adapters"] = tuple(Adapter(*entry) for entry in data.get("adapters", ()))
         try:
             return cls(**data)
         except TypeError as error:
@@ -86,4 +89,5 @@ def build_detector(
         box_beta=settings.box_beta,
         box_weight=settings.box_weight,
         normaliser=settings.normaliser,
+        adapters=settings.adapters,
     )

@@ -15,23 +15,29 @@ from torch import Tensor
 
 from crossdet.errors import UserError
 from crossdet.models.retinanet import RetinaNet
+from crossdet.models.subnets import Adapter
 
 WEIGHT, BIAS = "class_subnet.predict.weight", "class_subnet.predict.bias"
+ADAPTERS = "class_subnet.adapters."
 
 
 def carry_over(model: RetinaNet, state: Mapping[str, Tensor], classes: int) -> None:
     """Copies the weights of a detector of the first `classes` classes into `model`, bit for bit.
 
-    The rows of further classes stay as they are: newly made, with the prior as bias.
+    The rows of further classes stay as they are, newly made, with the prior as bias; so do adapters that the
+    weights do not have, and the old rows have zeros at their channels.
 
     Raises:
         UserError: the weights are of another architecture.
     """
     own = model.state_dict()
-    wrong = [
-        name
+    shared = {
+        name: tensor
         for name, tensor in own.items()
-        if name not in (WEIGHT, BIAS) and (name not in state or state[name].shape != tensor.shape)
+        if name not in (WEIGHT, BIAS) and (name in state or not name.startswith(ADAPTERS))
+    }
+    wrong = [
+        name for name, tensor in shared.items() if name not in state or state[name].shape != tensor.shape
     ]
     wrong += [name for name in state if name not in own]
     shapes = model.num_anchors
@@ -41,11 +47,12 @@ def carry_over(model: RetinaNet, state: Mapping[str, Tensor], classes: int) -> N
             f"the weights do not fit their own description: {len(wrong)} entries differ ({wrong[0]}, ...)"
         )
     with torch.no_grad():
-        for name, tensor in own.items():
-            if name in (WEIGHT, BIAS):
-                by_class(tensor, shapes)[:, :classes] = by_class(state[name], shapes)
-            else:
-                tensor.copy_(state[name])
+        for name, tensor in shared.items():
+            tensor.copy_(state[name])
+        by_class(own[BIAS], shapes)[:, :classes] = by_class(state[BIAS], shapes)
+        rows, known = by_class(own[WEIGHT], shapes)[:, :classes], by_class(state[WEIGHT], shapes)
+        rows[:, :, : known.shape[2]] = known
+        rows[:, :, known.shape[2] :] = 0
 
 
 def by_class(rows: Tensor, shapes: int) -> Tensor:
@@ -77,8 +84,20 @@ def merge_rows(
     return merged
 
 
+def merged_adapters(adapters: Sequence[Adapter], groups: Sequence[Sequence[int]]) -> tuple[Adapter, ...]:
+    """The adapters of the detector that `merge_rows` makes: each begins at the first class with a member that
+    uses it.
+    """
+    begins = [
+        next((new for new, group in enumerate(groups) if max(group) >= adapter.first), len(groups))
+        for adapter in adapters
+    ]
+    return tuple(adapter._replace(first=first) for adapter, first in zip(adapters, begins, strict=True))
+
+
 def train_new_classes_only(model: RetinaNet, classes: int) -> Callable[[], None]:
-    """Freezes everything but the rows of the classes after the first `classes`.
+    """Freezes everything but the rows of the classes after the first `classes`, and their adapter if they have
+    one.
 
     Of the class subnet's last layer the old rows get no gradient, so that they take no part in its norm. The
     function returned is to be called after every optimiser step: it writes the old rows back bit for bit,
@@ -88,6 +107,8 @@ def train_new_classes_only(model: RetinaNet, classes: int) -> Callable[[], None]
     predict = model.class_subnet.predict
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    if model.adapters and model.adapters[-1].first == classes:
+        model.class_subnet.adapters[-1].requires_grad_(True)
 
     def only_new(gradient: Tensor) -> Tensor:
         masked = gradient.clone()

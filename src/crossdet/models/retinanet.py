@@ -29,6 +29,7 @@ from crossdet.models.anchors import (
 )
 from crossdet.models.backbones import Backbone
 from crossdet.models.matching import label_anchors, label_batch
+from crossdet.models.subnets import Adapter, GroupNorm, Subnet
 from crossdet.models.union_head import union_focal_losses
 from crossdet.types import PAD_DIVISOR, PYRAMID_STRIDES, AnchorLabels, Batch, Detections
 
@@ -74,40 +75,6 @@ class CoarseLevels(ExtraFPNBlock):
         return [*results, p6, p7], [*names, "p6", "p7"]
 
 
-class GroupNorm(nn.GroupNorm):
-    """Group norm with up to 32 groups, as torchvision's second RetinaNet has in its subnets.
-
-    A group has at least two channels: P7 of a small image is a single position, and one value has no variance.
-    """
-
-    def __init__(self, channels: int) -> None:
-        most = max(1, min(32, channels // 2))
-        super().__init__(next(groups for groups in range(most, 0, -1) if channels % groups == 0), channels)
-
-
-class Subnet(nn.Module):
-    """`depth` 3x3 convolutions with ReLU and one that predicts; shared by all levels."""
-
-    def __init__(self, channels: int, depth: int, outputs: int, group_norm: bool = False) -> None:
-        super().__init__()
-        self.tower = nn.ModuleList(nn.Conv2d(channels, channels, 3, 1, 1) for _ in range(depth))
-        self.norms = nn.ModuleList(GroupNorm(channels) if group_norm else nn.Identity() for _ in range(depth))
-        self.predict = nn.Conv2d(channels, outputs, 3, 1, 1)
-        for conv in self.modules():
-            if isinstance(conv, nn.Conv2d):
-                nn.init.normal_(conv.weight, std=0.01)
-                nn.init.zeros_(cast(Tensor, conv.bias))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.predict(self.before_prediction(x))
-
-    def before_prediction(self, x: Tensor) -> Tensor:
-        """What the last convolution takes."""
-        for conv, norm in zip(self.tower, self.norms, strict=True):
-            x = F.relu(norm(conv(x)), inplace=True)
-        return x
-
-
 class RetinaNet(nn.Module):
     """One-stage detector for C classes: backbone, pyramid P3-P7, class subnet, box subnet.
 
@@ -122,6 +89,7 @@ class RetinaNet(nn.Module):
         alpha, gamma, foreground_negatives, overlap: see `dataset_aware_focal_loss`.
         box_beta, box_weight: corner and weight of the smooth L1 box loss.
         normaliser: "batch" or "image", see `normalise`.
+        adapters: of frozen extensions, see `Adapter`; the classes that each begins at do not fall.
     """
 
     mean: Tensor
@@ -148,6 +116,7 @@ class RetinaNet(nn.Module):
         box_beta: float = 1 / 9,
         box_weight: float = 1.0,
         normaliser: Literal["batch", "image"] = "batch",
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -159,7 +128,9 @@ class RetinaNet(nn.Module):
         )
         self.num_classes = num_classes
         self.num_anchors = len(scales) * len(ratios)
-        self.class_subnet = Subnet(channels, head_depth, self.num_anchors * num_classes, group_norm)
+        self.adapters = tuple(adapters)
+        widths = [adapter.channels for adapter in adapters]
+        self.class_subnet = Subnet(channels, head_depth, self.num_anchors * num_classes, group_norm, widths)
         self.box_subnet = Subnet(channels, head_depth, self.num_anchors * 4, group_norm)
         nn.init.constant_(cast(Tensor, self.class_subnet.predict.bias), -math.log((1 - prior) / prior))
         self.positive_iou = positive_iou
@@ -200,8 +171,10 @@ class RetinaNet(nn.Module):
 
     def head(self, features: list[Tensor]) -> Outputs:
         """All logits and box deltas of every level."""
+        all_classes = self._chosen(None, features[0].device)
+        towers = [self.class_subnet.before_prediction(f) for f in features]
         return Outputs(
-            logits=[self._by_anchor(self.class_subnet(f), self.num_classes) for f in features],
+            logits=[self._class_logits(tower, all_classes) for tower in towers],
             deltas=[self._by_anchor(self.box_subnet(f), 4) for f in features],
             grids=[(f.shape[-2], f.shape[-1]) for f in features],
         )
@@ -384,7 +357,27 @@ class RetinaNet(nn.Module):
         return torch.as_tensor(classes, dtype=torch.int64).unique().to(device)
 
     def _class_logits(self, tower: Tensor, classes: Tensor) -> Tensor:
-        """`[B, H W A, K]` logits of some classes."""
+        """`[B, H W A, K]` logits of some classes, rising and each once.
+
+        Classes from before an adapter are computed without it, by the same call as before there was one: adding
+        its zeros in the same convolution could change the order of a sum, and so the last bit.
+        """
+        if not self.adapters:
+            return self._rows_of_logits(tower, classes)
+        begins = [adapter.first for adapter in self.adapters]
+        if len(classes) == self.num_classes:
+            borders = begins
+        else:
+            borders = torch.searchsorted(classes, torch.tensor(begins, device=classes.device)).tolist()
+        width = tower.shape[1] - sum(adapter.channels for adapter in self.adapters)
+        parts = []
+        for group, adapter in zip(classes.tensor_split(borders), [*self.adapters, None], strict=True):
+            if len(group):
+                parts.append(self._rows_of_logits(tower[:, :width], group))
+            width += adapter.channels if adapter is not None else 0
+        return torch.cat(parts, 2) if parts else self._rows_of_logits(tower, classes)
+
+    def _rows_of_logits(self, tower: Tensor, classes: Tensor) -> Tensor:
         predict = self.class_subnet.predict
         if not len(classes):
             cells = tower.shape[-2] * tower.shape[-1]
@@ -393,8 +386,8 @@ class RetinaNet(nn.Module):
             return self._by_anchor(predict(tower), self.num_classes)
         first = torch.arange(self.num_anchors, device=classes.device)[:, None] * self.num_classes
         rows = (first + classes).flatten()
-        bias = cast(Tensor, predict.bias)
-        return self._by_anchor(F.conv2d(tower, predict.weight[rows], bias[rows], padding=1), len(classes))
+        weight, bias = predict.weight[rows, : tower.shape[1]], cast(Tensor, predict.bias)[rows]
+        return self._by_anchor(F.conv2d(tower, weight, bias, padding=1), len(classes))
 
 
 class Candidates(NamedTuple):

@@ -1,0 +1,182 @@
+"""Class towers of their own for the classes of a frozen extension."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from crossdet.losses import image_focal_losses
+from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.class_rows import (
+    BIAS,
+    WEIGHT,
+    by_class,
+    carry_over,
+    merge_rows,
+    merged_adapters,
+    train_new_classes_only,
+)
+from crossdet.models.retinanet import RetinaNet
+from crossdet.models.subnets import Adapter
+from crossdet.types import Annotations, Batch
+
+SETTINGS = DetectorSettings(
+    backbone="test_efficientnet", channels=16, head_depth=1, group_norm=True, scales=(2.0, 3.0), ratios=(0.6, 1.0),
+    frozen_batch_norm=False,
+)  # fmt: skip
+SHAPES = 4
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+IMAGES = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+SIZES = torch.tensor([[64, 96], [50, 90]])
+
+
+def made(classes: int, *adapters: Adapter) -> RetinaNet:
+    return build_detector(replace(SETTINGS, adapters=adapters), classes).eval()
+
+
+def grown(parent: RetinaNet, classes: int, *adapters: Adapter) -> RetinaNet:
+    """The parent with more classes, all rows as if learnt."""
+    child = made(classes, *adapters)
+    with torch.no_grad():
+        child.class_subnet.predict.weight.normal_(0, 0.3)
+    carry_over(child, parent.state_dict(), parent.num_classes)
+    return child
+
+
+@pytest.fixture
+def generations() -> list[RetinaNet]:
+    """Two classes; one more with an adapter of 6 channels; one more with another of 4."""
+    torch.manual_seed(0)
+    first = made(2)
+    torch.nn.init.normal_(first.class_subnet.predict.weight, std=0.3)
+    second = grown(first, 3, Adapter(2, 6))
+    return [first, second, grown(second, 4, Adapter(2, 6), Adapter(3, 4))]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_old_classes_are_bit_identical(generations, layout):
+    models = [model.to(memory_format=layout) for model in generations]
+    with torch.inference_mode():
+        outputs = [model(IMAGES) for model in models]
+        for known, (old, new) in zip((2, 3), itertools.pairwise(outputs), strict=True):
+            for a, b in zip(old.logits, new.logits, strict=True):
+                assert torch.equal(b[..., :known], a)
+            before, after = models[known - 2], models[known - 1]
+            for a, b in zip(
+                before.find(IMAGES, SIZES, score_threshold=0.0),
+                after.find(IMAGES, SIZES, range(known), score_threshold=0.0),
+                strict=True,
+            ):
+                assert len(a.boxes) > 10
+                assert torch.equal(a.boxes, b.boxes)
+                assert torch.equal(a.scores, b.scores)
+                assert torch.equal(a.labels, b.labels)
+
+
+@pytest.mark.parametrize("classes", [None, [0], [3], [1, 2], [0, 3], [2, 3], []])
+def test_find_gives_what_decode_of_all_logits_gives(generations, classes):
+    model = generations[-1]
+    with torch.inference_mode():
+        found = model.find(IMAGES, SIZES, classes)
+        wanted = model.decode(model(IMAGES), SIZES, classes)
+    for a, b in zip(found, wanted, strict=True):
+        assert torch.equal(a.labels, b.labels)
+        torch.testing.assert_close(a.scores, b.scores)
+        torch.testing.assert_close(a.boxes, b.boxes)
+
+
+def test_the_loss_is_that_of_these_logits(generations):
+    """Training computes all rows at once, inference each class with its own channels: the same by the zeros."""
+    model = generations[-1].double()
+    boxes = torch.tensor([[8.0, 8, 40, 40], [50, 20, 80, 50]])
+    targets = [
+        Annotations(boxes[: len(ids)], torch.tensor(ids), torch.zeros(len(ids), dtype=torch.uint8))
+        for ids in ([3, 1], [2])
+    ]
+    trusted = torch.tensor([[True, True, False, True], [False, False, True, False]])
+    rows = torch.arange(2)
+    batch = model.labeller()(Batch(IMAGES, SIZES, SIZES, targets, trusted, rows, rows))
+    features = model.features(IMAGES)
+    logits = torch.cat(model.head(features).logits, 1)
+    wanted = image_focal_losses(logits, batch.labelled.labels, trusted)
+    found = model.image_losses(features, batch).classification
+    torch.testing.assert_close(found, wanted)
+    gradients = [
+        torch.autograd.grad(loss.sum(), list(model.class_subnet.adapters.parameters()), retain_graph=True)
+        for loss in (found, wanted)
+    ]
+    for a, b in zip(*gradients, strict=True):
+        assert a.abs().max() > 0
+        torch.testing.assert_close(a, b)
+
+
+def test_only_the_newest_adapter_and_rows_train(generations):
+    model = generations[-1]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    restore = train_new_classes_only(model, 3)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.5, momentum=0.9, weight_decay=0.1)
+    for _ in range(3):
+        outputs = model(IMAGES)
+        sum(logits.square().sum() for logits in outputs.logits).backward()
+        optimizer.step()
+        restore()
+        optimizer.zero_grad()
+    after = model.state_dict()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    own = {name for name in after if name.startswith("class_subnet.adapters.1.")}
+    assert own
+    assert changed == {WEIGHT, BIAS, *own}
+    for name in (WEIGHT, BIAS):
+        assert torch.equal(by_class(after[name], SHAPES)[:, :3], by_class(before[name], SHAPES)[:, :3])
+    assert not by_class(after[WEIGHT], SHAPES)[:, :2, 16:].any()
+    assert not by_class(after[WEIGHT], SHAPES)[:, 2, 22:].any()
+
+
+def test_later_all_rows_may_use_all_channels(generations):
+    """What a replay extension starts from: the adapters begin at class 0, and nothing has changed yet."""
+    parent = generations[-1]
+    child = grown(parent, 5, Adapter(0, 6), Adapter(0, 4))
+    rows, known = (by_class(m.state_dict()[WEIGHT], SHAPES) for m in (child, parent))
+    assert torch.equal(rows[:, :4], known)
+    with torch.inference_mode():
+        for a, b in zip(parent(IMAGES).logits, child(IMAGES).logits, strict=True):
+            torch.testing.assert_close(b[..., :4], a)
+
+
+def test_adapters_of_merged_classes():
+    """Two old classes, one with the first adapter, two with both."""
+    adapters = (Adapter(2, 6), Adapter(3, 4))
+    assert merged_adapters(adapters, [[0], [1], [2], [3], [4]]) == adapters
+    assert merged_adapters(adapters, [[0, 1], [2], [3], [4]]) == (Adapter(1, 6), Adapter(2, 4))
+    assert merged_adapters(adapters, [[0, 2], [1], [3], [4]]) == (Adapter(0, 6), Adapter(2, 4))
+    assert merged_adapters(adapters, [[0], [4, 1], [2], [3]]) == (Adapter(1, 6), Adapter(1, 4))
+
+
+def test_merged_rows_take_their_channels_along(generations):
+    model, groups = generations[-1], [[0], [1, 3], [2]]
+    state = merge_rows(model.state_dict(), groups, 4, SETTINGS.prior)
+    merged = made(3, *merged_adapters(model.adapters, groups))
+    merged.load_state_dict(state)
+    prior = torch.logit(torch.tensor(SETTINGS.prior))
+    with torch.inference_mode():
+        for before, after in zip(model(IMAGES).logits, merged(IMAGES).logits, strict=True):
+            wanted = torch.stack([before[..., 0], before[..., 1] + before[..., 3] - prior, before[..., 2]], 2)
+            torch.testing.assert_close(after, wanted, atol=1e-4, rtol=1e-5)
+
+
+def test_settings_know_the_adapters():
+    settings = replace(SETTINGS, adapters=(Adapter(2, 6),))
+    assert DetectorSettings.from_json(settings.to_json()) == settings
+    older = {key: value for key, value in json.loads(SETTINGS.to_json()).items() if key != "adapters"}
+    assert DetectorSettings.from_json(json.dumps(older)) == SETTINGS
+
+
+def test_an_adapter_has_a_convolution_where_subnets_have_none():
+    model = build_detector(replace(SETTINGS, head_depth=0, adapters=(Adapter(1, 4),)), 2)
+    assert len(model.class_subnet.adapters[0].tower) == 1
+    assert len(model(IMAGES).logits) == 5
