@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from crossdet.config import Config, dump_config, load_config
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.loading import epoch_batches, make_loader
 from crossdet.data.transforms import Augment
-from crossdet.errors import UserError
+from crossdet.errors import ConfigError, UserError
 from crossdet.evaluating import (
     Evaluation,
     metrics_table,
@@ -468,6 +469,8 @@ def _check_same_config(path: Path, config: Config) -> None:
     if not path.exists():
         return
     before, now = yaml.safe_load(path.read_text()), yaml.safe_load(dump_config(config))
+    with suppress(ConfigError):  # keys that are newer than the run had their defaults
+        before = yaml.safe_load(dump_config(load_config(path)))
     changed = [key for key in _differences(before, now) if not key.startswith(_FREE_KEYS)]
     if changed:
         raise UserError(

@@ -4,7 +4,8 @@ forgot.
 The label space grows by name (`label_edits.grown`), the old classes' weights are carried over bit for bit
 (`models.class_rows`), and what follows is an ordinary training: one loss, one data path. The modes differ in
 what they train on and in what is trained: `replay` nothing else, `distill` holds the old detector's answers on the
-new images (`logit_matching`) or adds its labels to them (`pseudo`), `frozen` trains the new classes' rows alone.
+new images (`logit_matching`) or adds its labels to them (`pseudo`), `frozen` trains the rows of the new
+classes alone, or with an adapter.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def extend(
     known = LabelSpace.from_json(metadata["labels"])
     sources = open_sources(config, known=known)
     check_trainable(sources)
-    note = _check_mode(choice, known, sources)
+    note = _check_mode(choice, known, sources, config.model.group_norm)
     history = [*generations(metadata), _generation(choice.mode, parent, sources, run_dir, resume)]
     check_run_dir(run_dir, config, resume, overwrite, REPORT_FILE)
 
@@ -216,7 +217,7 @@ def _adapters(choice: ExtendConfig, known: LabelSpace, metadata: Mapping[str, st
     return (*old, Adapter(len(known.classes), choice.adapter)) if choice.adapter else old
 
 
-def _check_mode(choice: ExtendConfig, known: LabelSpace, sources: Sources) -> str | None:
+def _check_mode(choice: ExtendConfig, known: LabelSpace, sources: Sources, group_norm: bool) -> str | None:
     """Refuses what cannot work; returns a note about what probably will not."""
     mode = choice.mode
     if mode == "distill" and not choice.pseudo and not choice.match:
@@ -226,6 +227,8 @@ def _check_mode(choice: ExtendConfig, known: LabelSpace, sources: Sources) -> st
             f"extend.adapter: {choice.adapter}, but only the mode frozen has adapters, and this is {mode}; "
             f"leave it out"
         )
+    if group_norm and choice.adapter == 1:
+        raise UserError("extend.adapter: 1, but group norm needs at least two channels; take 2 or more")
     new = sources.space.classes[len(known.classes) :]
     if mode == "frozen" and not new:
         raise UserError(

@@ -21,10 +21,12 @@ from worlds import CAR, FACE, HEIGHT, WIDTH, changed
 
 from crossdet import Config, RunError, UserError, cli, extend, load_detector, train
 from crossdet.checkpoint import load_weights, update_metadata
+from crossdet.config import ExtendConfig
 from crossdet.data.coco import write_coco
 from crossdet.data.decoding import read_image
 from crossdet.data.index import Index, IndexBuilder, load_index
 from crossdet.experiments.lifelong_measure import unchanged
+from crossdet.extending import _check_mode
 from crossdet.inference import Detector
 from crossdet.labels import LabelSpace
 from crossdet.models.building import DetectorSettings
@@ -427,6 +429,13 @@ def test_an_adapter_is_for_frozen_extensions(world, signs, trained, tmp_path):
     with pytest.raises(UserError, match="4, but only the mode frozen has adapters, and this is replay"):
         extend(trained.folder, parsed, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_channel_cannot_be_a_group():
+    known = LabelSpace.build({"cars": ["car"]})
+    one = ExtendConfig(mode="frozen", adapter=1)
+    with pytest.raises(UserError, match="group norm needs at least two channels"):
+        _check_mode(one, known, None, group_norm=True)
 
 
 # ------------------------------------------------------------------------------------------ after renaming

@@ -323,7 +323,7 @@ def test_mistakes_are_told_before_any_training(config_file, tmp_path, world):
     for share in ("5/4", "0/4", "a quarter"):
         with pytest.raises(UserError, match=r"--replay-share .*: expected the n-th of so many parts"):
             run("--replay-share", share)
-    with pytest.raises(UserError, match=r"frozen: generation 2 \(faces\) brings no new class"):
+    with pytest.raises(UserError, match=r"frozen,frozen_adapter: generation 2 \(faces\) brings no new class"):
         run("--generation", "more", "--generation", "faces", "--generation", "cars")
     with pytest.raises(UserError, match=r"--seeds x"):
         command("run", config_file, "--seeds", "x", "-o", tmp_path / "none")

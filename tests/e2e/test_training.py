@@ -399,6 +399,18 @@ def test_resume_refuses_another_config_and_names_the_key(world, short):
         run(world, short, {"train.lr": 0.5, "loss.gamma": 1.0}, resume=True)
 
 
+def test_a_key_that_is_newer_than_the_run_had_its_default(world, short, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(short, folder)
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    del written["train"]["group_aspect"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(written))
+    with pytest.raises(UserError, match="nothing to resume"):
+        run(world, folder, resume=True)
+    with pytest.raises(UserError, match=r"another config; differing: train\.group_aspect"):
+        run(world, folder, {"train.group_aspect": False}, resume=True)
+
+
 def test_resume_of_a_finished_run_says_so(world, short):
     with pytest.raises(UserError, match="this run is finished; there is nothing to resume"):
         run(world, short, resume=True)

@@ -307,7 +307,7 @@ def test_weights_are_described_without_torch(space, tmp_path):
         "0.250",
         "1: frozen, from abababababab",
         "overlap: face and helmet",
-        "adapter: 8 channels for ",
+        "adapter: 8 channels for helmet, ship",
     ):
         assert part in done.stdout, part
     (tmp_path / "other.safetensors").write_bytes(b"x" * 100)

@@ -122,7 +122,7 @@ def test_mistakes_in_the_sequence():
         order_of_arrival(without.model_copy(update={"datasets": rows}), ())
     with pytest.raises(UserError, match=r"class 'dog' is in several datasets"):
         make_plan(config({"a": ["dog"], "b": ["dog"]}), (), ())
-    with pytest.raises(UserError, match=r"frozen: generation 2 \(b\) brings no new class"):
+    with pytest.raises(UserError, match=r"frozen,frozen_adapter: generation 2 \(b\) brings no new class"):
         make_plan(config({"a": ["dog"], "b": ["dog"]}, labels={"merge": {"same_names": True}}), (), METHODS)
 
 
@@ -201,6 +201,9 @@ def test_methods_have_overrides_of_their_own(files):
     }  # fmt: skip
     matched = {name for name, c in found.items() if c.extend is not None and c.extend.match == 5}
     assert matched == {"distill"}
+    for wide in (found, resolved(Settings(files, ("extend.adapter=16",)), [m.name for m in METHODS])):
+        adapters = {name: c.extend.adapter for name, c in wide.items() if name != "joint"}
+        assert adapters == dict.fromkeys(adapters, 0) | {"frozen_adapter": 32}
     assert [c.datasets["c"].weight for c in found.values()] == [2, 2, 2, 2, 2, 1]
     with pytest.raises(
         UserError, match=r"(?s)3 mistake.*--replay-weight nan.*'repaly'; did you mean `replay`.*'joint'"

@@ -61,8 +61,8 @@ def asked(results: Results, place: str) -> list[Asked]:
         wanted = results.wanted(name)
         if wanted or name == "frozen":
             same = {g: unchanged(results, name, g) for g in wanted}
-            asked = f"{title}: the weights of old classes are the same bit for bit"
-            rows.append(_counted(asked, same, wanted, bool, all_of_them=True))
+            text = f"{title}: the weights of old classes are the same bit for bit"
+            rows.append(_counted(text, same, wanted, bool, all_of_them=True))
     return rows
 
 

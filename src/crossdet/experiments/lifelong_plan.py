@@ -65,7 +65,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method("replay", "replay", "replay", replays=True),
     Method("distill", "distill, no old images", "distill"),
-    Method("frozen", "frozen", "frozen", slower=False),
+    Method("frozen", "frozen", "frozen", overrides=("extend.adapter=0",), slower=False),
     Method(
         "frozen_adapter", "frozen, with an adapter", "frozen", overrides=("extend.adapter=32",), slower=False
     ),
@@ -168,11 +168,13 @@ def make_plan(config: Config, groups: Sequence[str], methods: Sequence[Method]) 
         known = [name for new in classes for name in new]
         mine = {c for name in group for c in space.sources[space.dataset_index(name)].values()} - {DROPPED}
         classes.append([name for c, name in enumerate(space.classes) if c in mine and name not in known])
+    frozen = ",".join(method.name for method in methods if method.mode == "frozen")
     plan = Plan(tuple(map(tuple, order)), tuple(map(tuple, classes)), names)
     problems = [
-        f"--methods frozen: generation {number} ({', '.join(group)}) brings no new class, there is nothing to train"
+        f"--methods {frozen}: generation {number} ({', '.join(group)}) brings no new class, there is nothing "
+        "to train"
         for number, (group, new) in enumerate(zip(order, classes, strict=True), 1)
-        if number > 1 and not new and any(method.mode == "frozen" for method in methods)
+        if number > 1 and not new and frozen
     ]
     grown: LabelSpace | None = None
     for generation in range(1, len(order) + 1):
@@ -369,7 +371,8 @@ def resolve(settings: Settings, plan: Plan, method: Method, seed: int, generatio
         old = plan.datasets(generation - 1)
         datasets |= {name: replayed(datasets[name], settings, seed) for name in old}
         names = [*old, *names]
-    extend = (config.extend or ExtendConfig()).model_copy(update={"mode": method.mode})
+    own = {"mode": method.mode} | ({} if method.mode == "frozen" else {"adapter": 0})
+    extend = (config.extend or ExtendConfig()).model_copy(update=own)
     return restricted(
         config.model_copy(update={"datasets": datasets, "extend": extend}), plan, names, generation
     )

@@ -46,8 +46,8 @@ class DetectorSettings:
         data: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()
         }
-        data["adapters"] = tuple(Adapter(*entry) for entry in data.get("adapters", ()))
         try:
+            data["adapters"] = tuple(Adapter(*entry) for entry in data.get("adapters", ()))
             return cls(**data)
         except TypeError as error:
             raise UserError(
