@@ -211,10 +211,10 @@ def _shown(value: Any) -> str:
 
 def _adapters(choice: ExtendConfig, known: LabelSpace, metadata: Mapping[str, str]) -> tuple[Adapter, ...]:
     """Those of the weights, and that of this extension. Where old rows train, too, they may use all channels."""
-    old = DetectorSettings.from_json(metadata["model"]).adapters
+    old, count = DetectorSettings.from_json(metadata["model"]).adapters, len(known.classes)
     if choice.mode != "frozen":
         return tuple(adapter._replace(first=0) for adapter in old)
-    return (*old, Adapter(len(known.classes), choice.adapter)) if choice.adapter else old
+    return (*old, Adapter(count, choice.adapter, count)) if choice.adapter else old
 
 
 def _check_mode(choice: ExtendConfig, known: LabelSpace, sources: Sources, group_norm: bool) -> str | None:

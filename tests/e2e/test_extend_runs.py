@@ -405,18 +405,18 @@ def test_what_follows_an_adapter(world, signs, trained, tmp_path):
     again["labels"] = {"merge": {"late_sign": ["late/sign"]}, "distinct": ["sign"]}
     extend(first, Config.from_dict(again), output=tmp_path / "second")
     assert unchanged(first, tmp_path / "second")
-    assert adapters(tmp_path / "second") == (Adapter(2, 4), Adapter(3, 4))
+    assert adapters(tmp_path / "second") == (Adapter(2, 4, 2), Adapter(3, 4, 3))
 
     changes = {"extend.mode": "replay", "train.max_steps": 2}
     extend(first, config(world, signs, changes, old="all"), output=tmp_path / "third")
-    assert adapters(tmp_path / "third") == (Adapter(0, 4),)
+    assert adapters(tmp_path / "third") == (Adapter(0, 4, 2),)
     assert not unchanged(first, tmp_path / "third")
     rows = by_class(tensors(tmp_path / "third")[WEIGHT], SHAPES)
     assert rows[:, :2, -4:].any()
 
     merged = tmp_path / "merged.safetensors"
     relabel(first, merged, (), [("thing", ["face", "sign"])])
-    assert adapters(merged) == (Adapter(1, 4),)
+    assert adapters(merged) == (Adapter(1, 4, 2),)
     assert load_detector(merged, "cpu").classes == ("car", "thing")
 
 

@@ -49,21 +49,34 @@ def grown(parent: RetinaNet, classes: int, *adapters: Adapter) -> RetinaNet:
     return child
 
 
+def made_batch(model: RetinaNet) -> Batch:
+    """Objects of the classes 3 and 1 in the first image, of class 2 in the second."""
+    boxes = torch.tensor([[8.0, 8, 40, 40], [50, 20, 80, 50]])
+    targets = [
+        Annotations(boxes[: len(ids)], torch.tensor(ids), torch.zeros(len(ids), dtype=torch.uint8))
+        for ids in ([3, 1], [2])
+    ]
+    trusted = torch.tensor([[True, True, False, True], [False, False, True, False]])
+    rows = torch.arange(2)
+    return model.labeller()(Batch(IMAGES, SIZES, SIZES, targets, trusted, rows, rows))
+
+
 @pytest.fixture
 def generations() -> list[RetinaNet]:
     """Two classes; one more with an adapter of 6 channels; one more with another of 4."""
     torch.manual_seed(0)
     first = made(2)
     torch.nn.init.normal_(first.class_subnet.predict.weight, std=0.3)
-    second = grown(first, 3, Adapter(2, 6))
-    return [first, second, grown(second, 4, Adapter(2, 6), Adapter(3, 4))]
+    second = grown(first, 3, Adapter(2, 6, 2))
+    return [first, second, grown(second, 4, Adapter(2, 6, 2), Adapter(3, 4, 3))]
 
 
 def poisoned(model: RetinaNet) -> RetinaNet:
     """With NaN in the newest adapter: times a weight of zero it is NaN, too, so whatever looks at it shows it."""
     with torch.no_grad():
-        for parameter in model.class_subnet.adapters[-1].parameters():
-            parameter.fill_(torch.nan)
+        for module in (model.class_subnet.adapters[-1], model.box_adapters[-1]):
+            for parameter in module.parameters():
+                parameter.fill_(torch.nan)
     return model
 
 
@@ -101,14 +114,8 @@ def test_find_gives_what_decode_of_all_logits_gives(generations, classes):
 def test_the_loss_is_that_of_these_logits(generations):
     """Training computes all rows at once, inference each class with its own channels: the same by the zeros."""
     model = generations[-1].double()
-    boxes = torch.tensor([[8.0, 8, 40, 40], [50, 20, 80, 50]])
-    targets = [
-        Annotations(boxes[: len(ids)], torch.tensor(ids), torch.zeros(len(ids), dtype=torch.uint8))
-        for ids in ([3, 1], [2])
-    ]
-    trusted = torch.tensor([[True, True, False, True], [False, False, True, False]])
-    rows = torch.arange(2)
-    batch = model.labeller()(Batch(IMAGES, SIZES, SIZES, targets, trusted, rows, rows))
+    batch = made_batch(model)
+    trusted = batch.trusted
     features = model.features(IMAGES)
     logits = torch.cat(model.head(features).logits, 1)
     wanted = image_focal_losses(logits, batch.labelled.labels, trusted)
@@ -123,22 +130,58 @@ def test_the_loss_is_that_of_these_logits(generations):
         torch.testing.assert_close(a, b)
 
 
+def test_each_class_has_the_boxes_of_its_own_subnet(generations):
+    """Bias alone: the box subnet and the adapters move every anchor by 0, 1 and 2 of its widths."""
+    model = generations[-1]
+    subnets = [model.box_subnet, *model.box_adapters]
+    with torch.no_grad():
+        for number, subnet in enumerate(subnets):
+            subnet.predict.weight.zero_()
+            subnet.predict.bias.zero_().view(SHAPES, 4)[:, 0] = number
+    batch = made_batch(model)
+    with torch.inference_mode():
+        outputs = model(IMAGES)
+        anchors = torch.cat(model.anchors(outputs.grids))
+        wide = (SIZES * 100, None, 0.0, 1000, 100, 1.0)
+        for found in (model.decode(outputs, *wide), model.find(IMAGES, *wide)):
+            centres, widths = found[0].boxes[:, ::2].mean(1), found[0].boxes[:, 2] - found[0].boxes[:, 0]
+            moved = torch.tensor([0.0, 0.0, 1.0, 2.0])[found[0].labels]
+            inside = found[0].boxes[:, 0] > 0
+            assert {*found[0].labels[inside].tolist()} == {0, 1, 2, 3}
+            back = centres - moved * widths
+            nearest = (back[:, None] - anchors[:, ::2].mean(1)).abs().amin(1)
+            assert (nearest[inside] < 1e-2).all()
+        losses = model.image_losses(model.features(IMAGES), batch).box
+    assert losses.shape == (2,)
+    with (
+        torch.no_grad()
+    ):  # the box of class 1 comes from the first subnet, those of 2 and 3 from the adapters
+        model.box_adapters[1].predict.bias.fill_(torch.nan)
+        assert model.image_losses(model.features(IMAGES), batch).box.isnan().tolist() == [True, False]
+        model.box_adapters[1].predict.bias.zero_()
+        model.box_subnet.predict.bias.fill_(torch.nan)
+        assert model.image_losses(model.features(IMAGES), batch).box.isnan().tolist() == [True, False]
+        model.box_subnet.predict.bias.zero_()
+        model.box_adapters[0].predict.bias.fill_(torch.nan)
+        assert model.image_losses(model.features(IMAGES), batch).box.isnan().tolist() == [False, True]
+
+
 def test_only_the_newest_adapter_and_rows_train(generations):
     model = generations[-1]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     restore = train_new_classes_only(model, 3)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.5, momentum=0.9, weight_decay=0.1)
+    batch = made_batch(model)
     for _ in range(3):
-        outputs = model(IMAGES)
-        sum(logits.square().sum() for logits in outputs.logits).backward()
+        sum(model.loss(model.features(IMAGES), batch).values()).backward()
         optimizer.step()
         restore()
         optimizer.zero_grad()
     after = model.state_dict()
     changed = {name for name in after if not torch.equal(after[name], before[name])}
-    own = {name for name in after if name.startswith("class_subnet.adapters.1.")}
-    assert own
+    own = {name for name in after if name.startswith(("class_subnet.adapters.1.", "box_adapters.1."))}
+    assert len(own) > 8
     assert changed == {WEIGHT, BIAS, *own}
     for name in (WEIGHT, BIAS):
         assert torch.equal(by_class(after[name], SHAPES)[:, :3], by_class(before[name], SHAPES)[:, :3])
@@ -149,7 +192,7 @@ def test_only_the_newest_adapter_and_rows_train(generations):
 def test_later_all_rows_may_use_all_channels(generations):
     """What a replay extension starts from: the adapters begin at class 0, and nothing has changed yet."""
     parent = generations[-1]
-    child = grown(parent, 5, Adapter(0, 6), Adapter(0, 4))
+    child = grown(parent, 5, Adapter(0, 6, 2), Adapter(0, 4, 3))
     rows, known = (by_class(m.state_dict()[WEIGHT], SHAPES) for m in (child, parent))
     assert torch.equal(rows[:, :4], known)
     with torch.inference_mode():
@@ -159,11 +202,11 @@ def test_later_all_rows_may_use_all_channels(generations):
 
 def test_adapters_of_merged_classes():
     """Two old classes, one with the first adapter, two with both."""
-    adapters = (Adapter(2, 6), Adapter(3, 4))
+    adapters = (Adapter(2, 6, 2), Adapter(3, 4, 3))
     assert merged_adapters(adapters, [[0], [1], [2], [3], [4]]) == adapters
-    assert merged_adapters(adapters, [[0, 1], [2], [3], [4]]) == (Adapter(1, 6), Adapter(2, 4))
-    assert merged_adapters(adapters, [[0, 2], [1], [3], [4]]) == (Adapter(0, 6), Adapter(2, 4))
-    assert merged_adapters(adapters, [[0], [4, 1], [2], [3]]) == (Adapter(1, 6), Adapter(1, 4))
+    assert merged_adapters(adapters, [[0, 1], [2], [3], [4]]) == (Adapter(1, 6, 1), Adapter(2, 4, 2))
+    assert merged_adapters(adapters, [[0, 2], [1], [3], [4]]) == (Adapter(0, 6, 2), Adapter(2, 4, 2))
+    assert merged_adapters(adapters, [[0], [4, 1], [2], [3]]) == (Adapter(1, 6, 2), Adapter(1, 4, 3))
 
 
 def test_merged_rows_take_their_channels_along(generations):
@@ -179,16 +222,16 @@ def test_merged_rows_take_their_channels_along(generations):
 
 
 def test_settings_know_the_adapters():
-    settings = replace(SETTINGS, adapters=(Adapter(2, 6),))
+    settings = replace(SETTINGS, adapters=(Adapter(2, 6, 2),))
     assert DetectorSettings.from_json(settings.to_json()) == settings
     older = {key: value for key, value in json.loads(SETTINGS.to_json()).items() if key != "adapters"}
     assert DetectorSettings.from_json(json.dumps(older)) == SETTINGS
-    newer = json.loads(settings.to_json()) | {"adapters": [[2, 6, "more"]]}
+    newer = json.loads(settings.to_json()) | {"adapters": [[2, 6, 2, "more"]]}
     with pytest.raises(UserError, match="written by another version"):
         DetectorSettings.from_json(json.dumps(newer))
 
 
 def test_an_adapter_has_a_convolution_where_subnets_have_none():
-    model = build_detector(replace(SETTINGS, head_depth=0, adapters=(Adapter(1, 4),)), 2)
+    model = build_detector(replace(SETTINGS, head_depth=0, adapters=(Adapter(1, 4, 1),)), 2)
     assert len(model.class_subnet.adapters[0].tower) == 1
     assert len(model(IMAGES).logits) == 5

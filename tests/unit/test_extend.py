@@ -282,7 +282,7 @@ def test_weights_are_described_without_torch(space, tmp_path):
     history = [Generation("train", {"old": ["car"]}, ["car"]), Generation("frozen", {}, ["car"], "ab" * 32)]
     metadata = {
         "labels": space.to_json(),
-        "model": replace(SETTINGS, adapters=(Adapter(3, 8),)).to_json(),
+        "model": replace(SETTINGS, adapters=(Adapter(3, 8, 3),)).to_json(),
         "input": json.dumps({"shorter": 64, "longer": 96}),
         "operating": json.dumps({"car": {"threshold": 0.25, "f1": 1.0}}),
         **to_metadata(history),
@@ -307,7 +307,7 @@ def test_weights_are_described_without_torch(space, tmp_path):
         "0.250",
         "1: frozen, from abababababab",
         "overlap: face and helmet",
-        "adapter: 8 channels for helmet, ship",
+        "adapter of 8 channels: scores of helmet, ship; boxes of helmet, ship",
     ):
         assert part in done.stdout, part
     (tmp_path / "other.safetensors").write_bytes(b"x" * 100)

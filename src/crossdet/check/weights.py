@@ -79,8 +79,13 @@ def print_weights(report: WeightsReport, console: Console) -> None:
 
 
 def _adapters(model: dict[str, Any], classes: list[str]) -> Iterator[str]:
-    for first, channels in model.get("adapters", ()):
-        yield f"adapter: {channels} channels for {', '.join(classes[first:])}"
+    adapters = model.get("adapters", ())
+    ends = [boxes for _, _, boxes in adapters[1:]] + [len(classes)]
+    for (first, channels, boxes), end in zip(adapters, ends, strict=False):
+        yield (
+            f"adapter of {channels} channels: scores of {', '.join(classes[first:])}; boxes of "
+            f"{', '.join(classes[boxes:end]) or 'none'}"
+        )
 
 
 def _rules(labels: dict[str, Any]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from crossdet.models.retinanet import RetinaNet
 from crossdet.models.subnets import Adapter
 
 WEIGHT, BIAS = "class_subnet.predict.weight", "class_subnet.predict.bias"
-ADAPTERS = "class_subnet.adapters."
+ADAPTERS = ("class_subnet.adapters.", "box_adapters.")
 
 
 def carry_over(model: RetinaNet, state: Mapping[str, Tensor], classes: int) -> None:
@@ -85,14 +85,19 @@ def merge_rows(
 
 
 def merged_adapters(adapters: Sequence[Adapter], groups: Sequence[Sequence[int]]) -> tuple[Adapter, ...]:
-    """The adapters of the detector that `merge_rows` makes: each begins at the first class with a member that
-    uses it.
+    """The adapters of the detector that `merge_rows` makes.
+
+    The class tower of each begins at the first class with a member that uses it. A merged class has the boxes of
+    its earliest member, by the old ids.
     """
-    begins = [
-        next((new for new, group in enumerate(groups) if max(group) >= adapter.first), len(groups))
+
+    def begin(old: int, member: Callable[[Sequence[int]], int]) -> int:
+        return next((new for new, group in enumerate(groups) if member(group) >= old), len(groups))
+
+    return tuple(
+        adapter._replace(first=begin(adapter.first, max), boxes=begin(adapter.boxes, min))
         for adapter in adapters
-    ]
-    return tuple(adapter._replace(first=first) for adapter, first in zip(adapters, begins, strict=True))
+    )
 
 
 def train_new_classes_only(model: RetinaNet, classes: int) -> Callable[[], None]:
@@ -109,6 +114,7 @@ def train_new_classes_only(model: RetinaNet, classes: int) -> Callable[[], None]
         parameter.requires_grad_(False)
     if model.adapters and model.adapters[-1].first == classes:
         model.class_subnet.adapters[-1].requires_grad_(True)
+        model.box_adapters[-1].requires_grad_(True)
 
     def only_new(gradient: Tensor) -> Tensor:
         masked = gradient.clone()

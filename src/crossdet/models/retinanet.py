@@ -38,7 +38,7 @@ LOGITS_AT_ONCE = 32_000_000
 
 
 class Outputs(NamedTuple):
-    """Per pyramid level: logits `[B, H W A, C]`, box deltas `[B, H W A, 4]`, grids (H, W)."""
+    """Per pyramid level: logits `[B, H W A, C]`, box deltas `[B, H W A, 4]` (4 more per adapter), grids (H, W)."""
 
     logits: list[Tensor]
     deltas: list[Tensor]
@@ -89,11 +89,12 @@ class RetinaNet(nn.Module):
         alpha, gamma, foreground_negatives, overlap: see `dataset_aware_focal_loss`.
         box_beta, box_weight: corner and weight of the smooth L1 box loss.
         normaliser: "batch" or "image", see `normalise`.
-        adapters: of frozen extensions, see `Adapter`; the classes that each begins at do not fall.
+        adapters: of frozen extensions, oldest first, see `Adapter`.
     """
 
     mean: Tensor
     std: Tensor
+    box_subnet_of: Tensor
     overlap: Tensor | None
 
     def __init__(
@@ -130,8 +131,14 @@ class RetinaNet(nn.Module):
         self.num_anchors = len(scales) * len(ratios)
         self.adapters = tuple(adapters)
         widths = [adapter.channels for adapter in adapters]
-        self.class_subnet = Subnet(channels, head_depth, self.num_anchors * num_classes, group_norm, widths)
-        self.box_subnet = Subnet(channels, head_depth, self.num_anchors * 4, group_norm)
+        outputs = self.num_anchors * num_classes
+        self.class_subnet = Subnet(channels, channels, head_depth, outputs, group_norm, widths)
+        self.box_subnet = Subnet(channels, channels, head_depth, self.num_anchors * 4, group_norm)
+        self.box_adapters = nn.ModuleList(
+            Subnet(channels, width, max(1, head_depth), self.num_anchors * 4, group_norm) for width in widths
+        )
+        box_subnets = [sum(c >= adapter.boxes for adapter in adapters) for c in range(num_classes)]
+        self.register_buffer("box_subnet_of", torch.tensor(box_subnets), persistent=False)
         nn.init.constant_(cast(Tensor, self.class_subnet.predict.bias), -math.log((1 - prior) / prior))
         self.positive_iou = positive_iou
         self.negative_iou = negative_iou
@@ -175,7 +182,7 @@ class RetinaNet(nn.Module):
         towers = [self.class_subnet.before_prediction(f) for f in features]
         return Outputs(
             logits=[self._class_logits(tower, all_classes) for tower in towers],
-            deltas=[self._by_anchor(self.box_subnet(f), 4) for f in features],
+            deltas=[self._deltas(f) for f in features],
             grids=[(f.shape[-2], f.shape[-1]) for f in features],
         )
 
@@ -249,14 +256,14 @@ class RetinaNet(nn.Module):
             compiled,
             batch.background_weight,
         )
-        deltas = torch.cat([self._by_anchor(self.box_subnet(f), 4) for f in features], 1)
+        deltas = torch.cat([self._deltas(f) for f in features], 1)
         box = self._box_losses(deltas, grid.boxes, labelled)
         return ImageLosses(classification, box, (labelled.labels >= 0).sum(1))
 
     def _box_losses(self, deltas: Tensor, anchors: Tensor, labelled: AnchorLabels) -> Tensor:
         image, anchor = labelled.image, labelled.anchor
         wanted = encode_boxes(labelled.boxes, anchors[anchor])
-        found = deltas[image, anchor]
+        found = self._boxes_of(deltas[image, anchor], labelled.labels[image, anchor])
         found = found if found.dtype == torch.float64 else found.float()
         losses = smooth_l1(found, wanted.to(found.dtype), self.box_beta)
         return found.new_zeros(len(deltas)).index_add(0, image, losses)
@@ -313,7 +320,7 @@ class RetinaNet(nn.Module):
             for logits, deltas, boxes in zip(outputs.logits, outputs.deltas, anchors, strict=True):
                 columns = logits[image] if classes is None else logits[image][:, chosen]
                 best = _candidates(columns, chosen, score_threshold, topk)
-                levels.append(_with_boxes(best, deltas[image], boxes))
+                levels.append(self._with_boxes(best, deltas[image], boxes))
             found.append(_detections(levels, sizes[image], max_detections, nms_iou))
         return found
 
@@ -334,7 +341,7 @@ class RetinaNet(nn.Module):
         chosen = self._chosen(classes, sizes.device)
         levels: list[list[Boxes]] = [[] for _ in sizes]
         for level, boxes in zip(features, anchors, strict=True):
-            deltas = self._by_anchor(self.box_subnet(level), 4)
+            deltas = self._deltas(level)
             tower = self.class_subnet.before_prediction(level)
             best: list[Candidates | None] = [None] * len(sizes)
             for part in chosen.split(max(1, LOGITS_AT_ONCE // (len(sizes) * len(boxes)))):
@@ -344,7 +351,7 @@ class RetinaNet(nn.Module):
                     best[image] = _merge(best[image], more, topk)
             for image, candidates in enumerate(best):
                 if candidates is not None:
-                    levels[image].append(_with_boxes(candidates, deltas[image], boxes))
+                    levels[image].append(self._with_boxes(candidates, deltas[image], boxes))
         return [
             _detections(parts, size, max_detections, nms_iou)
             for parts, size in zip(levels, sizes, strict=True)
@@ -355,6 +362,24 @@ class RetinaNet(nn.Module):
         if classes is None:
             return torch.arange(self.num_classes, device=device)
         return torch.as_tensor(classes, dtype=torch.int64).unique().to(device)
+
+    def _deltas(self, features: Tensor) -> Tensor:
+        """`[B, H W A, 4 (1 + adapters)]`: those of the box subnet, and of each adapter's."""
+        subnets = [self.box_subnet, *self.box_adapters]
+        parts = [self._by_anchor(subnet(features), 4) for subnet in subnets]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+    def _boxes_of(self, deltas: Tensor, labels: Tensor) -> Tensor:
+        """`[n, 4]` of `deltas [n, 4 (1 + adapters)]` by the box subnets of the classes `labels [n]`."""
+        if not self.adapters:
+            return deltas
+        rows = torch.arange(len(deltas), device=deltas.device)
+        return deltas.unflatten(1, (-1, 4))[rows, self.box_subnet_of[labels]]
+
+    def _with_boxes(self, found: Candidates, deltas: Tensor, anchors: Tensor) -> Boxes:
+        """deltas: of `_deltas`; anchors: `[N, 4]`; both of the level."""
+        chosen = self._boxes_of(deltas[found.anchor], found.label)
+        return Boxes(decode_boxes(chosen.float(), anchors[found.anchor]), found.scores, found.label)
 
     def _class_logits(self, tower: Tensor, classes: Tensor) -> Tensor:
         """`[B, H W A, K]` logits of some classes, rising and each once.
@@ -427,12 +452,6 @@ def _merge(known: Candidates | None, more: Candidates, topk: int) -> Candidates:
     order = torch.argsort(anchor, stable=True)  # the classes come in order already
     order = order[scores[order].sort(descending=True, stable=True).indices[:topk]]
     return Candidates(scores[order], anchor[order], label[order])
-
-
-def _with_boxes(found: Candidates, deltas: Tensor, anchors: Tensor) -> Boxes:
-    """deltas, anchors: `[N, 4]` of the level."""
-    boxes = decode_boxes(deltas[found.anchor].float(), anchors[found.anchor])
-    return Boxes(boxes, found.scores, found.label)
 
 
 def _detections(levels: Sequence[Boxes], size: Tensor, max_detections: int, nms_iou: float) -> Detections:

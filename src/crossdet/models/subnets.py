@@ -11,14 +11,17 @@ from torch import Tensor, nn
 
 
 class Adapter(NamedTuple):
-    """Channels of their own for the classes from `first` on, see `Subnet`.
+    """What a frozen extension adds: a class tower and a box subnet, both of so many channels.
 
-    Of a frozen extension `first` is the number of old classes: their rows have zeros there. 0 where all classes
-    were trained since.
+    first: the classes from here on use the class tower, see `Subnet`; the rows of those before have zeros there. 0
+    where all classes were trained since.
+    boxes: the classes from here on, up to the next adapter's, have their boxes from the box subnet. The boxes that
+    the old classes taught the old one need not fit new ones.
     """
 
     first: int
     channels: int
+    boxes: int
 
 
 class GroupNorm(nn.GroupNorm):
@@ -57,15 +60,18 @@ class Subnet(Tower):
 
     def __init__(
         self,
+        in_channels: int,
         channels: int,
         depth: int,
         outputs: int,
         group_norm: bool = False,
         adapters: Sequence[int] = (),
     ) -> None:
-        super().__init__(channels, channels, depth, group_norm)
+        super().__init__(in_channels, channels, depth, group_norm)
         self.predict = nn.Conv2d(channels + sum(adapters), outputs, 3, 1, 1)
-        self.adapters = nn.ModuleList(Tower(channels, width, max(1, depth), group_norm) for width in adapters)
+        self.adapters = nn.ModuleList(
+            Tower(in_channels, width, max(1, depth), group_norm) for width in adapters
+        )
         for conv in self.modules():
             if isinstance(conv, nn.Conv2d):
                 nn.init.normal_(conv.weight, std=0.01)
