@@ -235,6 +235,11 @@ def _check_mode(choice: ExtendConfig, known: LabelSpace, sources: Sources, group
             f"extend.mode: frozen trains new classes only, and the config brings none (the weights know "
             f"{', '.join(known.classes)}); use replay or distill"
         )
+    if mode == "frozen" and not choice.adapter:
+        return (
+            "note: boxes of the new classes come from what the old ones taught; if theirs have other shapes they "
+            "need some of their own, `--set extend.adapter=32`"
+        )
     learnt = {
         int(c) for name, index in sources.train.items() for c in sources.space.ids(name, index.classes)
     } - {DROPPED}

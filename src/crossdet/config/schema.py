@@ -255,7 +255,7 @@ class ExtendConfig(Section):
     pseudo: StrictBool = False  # distill: what the old detector finds becomes labels of its classes
     uncertain_from: Fraction = 0.25  # pseudo: of a class's threshold; scores between the two are avoided
     trust: StrictBool = False  # pseudo: the background that the old detector leaves is a negative
-    adapter: CountOrZero = 0  # frozen: channels of the new classes' own class tower; 0: none
+    adapter: CountOrZero = 0  # frozen: channels of the new classes' own tower and box subnet; 0: none
 
 
 class PseudoConfig(Section):
