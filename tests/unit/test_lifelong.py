@@ -15,7 +15,15 @@ from crossdet.experiments.lifelong_asked import asked
 from crossdet.experiments.lifelong_figure import ALL, class_lines, draw_generations
 from crossdet.experiments.lifelong_plan import Plan
 from crossdet.experiments.lifelong_results import kept_to_end, old_classes, read_results, worst_class
-from crossdet.experiments.lifelong_tables import as_json, class_grid, markdown, mean_grid, notes, old_grid
+from crossdet.experiments.lifelong_tables import (
+    as_json,
+    class_grid,
+    class_part_grid,
+    markdown,
+    mean_grid,
+    notes,
+    old_grid,
+)
 from crossdet.jsonfiles import write_json
 
 PLAN = Plan((("one",), ("two",)), (("a", "b"), ("c",)), {})
@@ -220,6 +228,26 @@ def test_parts_of_the_union_test_are_a_table(tmp_path):
     assert "by part of the union test**" in page
     assert "| replay | 25.0 | 75.0 |" in page
     assert as_json(read_results(tmp_path))["union_parts"]["dark"]["replay"][2] == {0: 25.0}
+
+
+def test_classes_on_parts_of_the_union_test_are_a_table(tmp_path):
+    def parts(**dark: float) -> dict[str, Any]:
+        per_class = {name: {"AP50": value} for name, value in dark.items()}
+        dark_part = {"AP50": 0.5, "per_class": per_class}
+        return {"union_parts": {"dark": dark_part, "bright": {"AP50": None, "per_class": {}}}}
+
+    write(
+        tmp_path,
+        result("start", 0, 1, {}, **parts(a=0.5, b=0.75)),
+        result("replay", 0, 2, {}, **parts(a=0.125, b=0.625, c=1.0)),
+    )
+    header, rows = class_part_grid(read_results(tmp_path))
+    assert header == ["class", "arrives", "part", "replay"]
+    assert rows == [  # of the other part nothing is known
+        ["a", "1", "dark", "50.0 → 12.5"],
+        ["b", "1", "dark", "75.0 → 62.5"],
+        ["c", "2", "dark", "100.0"],
+    ]
 
 
 def test_lines_of_the_figure(results, tmp_path):

@@ -78,8 +78,10 @@ class Results:
         return list(self.classes[generation - 1])
 
     def value(self, method: str, seed: int, generation: int, place: str, name: str) -> float | None:
-        """AP50 of one class in points."""
-        row = ((self.run(method, seed, generation) or {}).get(place) or {}).get("per_class", {}).get(name, {})
+        """AP50 of one class in points. place: `val`, `union`, or a part of the union test."""
+        run = self.run(method, seed, generation) or {}
+        measured = run.get(place) if place in (VAL, UNION) else (run.get("union_parts") or {}).get(place)
+        row = (measured or {}).get("per_class", {}).get(name, {})
         return None if row.get(NUMBER) is None else 100 * float(row[NUMBER])
 
     def mean_of(

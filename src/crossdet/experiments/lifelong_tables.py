@@ -115,18 +115,35 @@ def mean_grid(results: Results, place: str) -> Grid:
 
 def class_grid(results: Results, place: str) -> Grid:
     """A row per class: its AP50 when it arrived and after the last generation."""
-    methods = results.methods()
-    rows = []
-    for arrived in range(1, results.last + 1):
-        for name in results.new(arrived):
-            cells = []
-            for method in methods:
-                ends = [results.by_seed(method, g, place, [name]) for g in (arrived, results.last)]
-                first, end = (spread(one.values()) for one in ends)
-                arrow = bool(first and end) and arrived < results.last and method != JOINT.name
-                cells.append(f"{first} → {end}" if arrow else end)
-            rows.append([name, str(arrived), *cells])
-    return ["class", "arrives", *map(results.title, methods)], rows
+    rows = [
+        [name, str(arrived), *_ends(results, place, name, arrived)]
+        for arrived in range(1, results.last + 1)
+        for name in results.new(arrived)
+    ]
+    return ["class", "arrives", *map(results.title, results.methods())], rows
+
+
+def class_part_grid(results: Results) -> Grid:
+    """The same on the parts of the union test, a row per class and part."""
+    rows = [
+        [name, str(arrived), part, *cells]
+        for arrived in range(1, results.last + 1)
+        for name in results.new(arrived)
+        for part in results.part_names()
+        if any(cells := _ends(results, part, name, arrived))
+    ]
+    return ["class", "arrives", "part", *map(results.title, results.methods())], rows
+
+
+def _ends(results: Results, place: str, name: str, arrived: int) -> list[str]:
+    """A class's AP50 when it arrived and at the end, by method."""
+    cells = []
+    for method in results.methods():
+        ends = [results.by_seed(method, g, place, [name]) for g in (arrived, results.last)]
+        first, end = (spread(one.values()) for one in ends)
+        arrow = bool(first and end) and arrived < results.last and method != JOINT.name
+        cells.append(f"{first} → {end}" if arrow else end)
+    return cells
 
 
 def asked_grid(results: Results, place: str) -> Grid:
@@ -150,6 +167,7 @@ def part_grid(results: Results) -> Grid:
 def grids(results: Results) -> list[tuple[str, Grid]]:
     """Title and table, of every place and of the parts of the union test."""
     parts = "Mean AP50 of all classes after the last generation, by part of the union test"
+    by_class = "AP50 when a class arrived and at the end, by part of the union test"
     return [
         (f"{title} {PLACES[place]}", grid(results, place))
         for place in results.places()
@@ -159,7 +177,7 @@ def grids(results: Results) -> list[tuple[str, Grid]]:
             ("AP50 when a class arrived and at the end", class_grid),
             ("What is asked", asked_grid),
         )
-    ] + ([(parts, part_grid(results))] if results.part_names() else [])
+    ] + ([(parts, part_grid(results)), (by_class, class_part_grid(results))] if results.part_names() else [])
 
 
 def notes(results: Results) -> list[str]:
