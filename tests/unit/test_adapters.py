@@ -153,9 +153,8 @@ def test_each_class_has_the_boxes_of_its_own_subnet(generations):
             assert (nearest[inside] < 1e-2).all()
         losses = model.image_losses(model.features(IMAGES), batch).box
     assert losses.shape == (2,)
-    with (
-        torch.no_grad()
-    ):  # the box of class 1 comes from the first subnet, those of 2 and 3 from the adapters
+    # the box of class 1 comes from the first subnet, those of 2 and 3 from the adapters
+    with torch.no_grad():
         model.box_adapters[1].predict.bias.fill_(torch.nan)
         assert model.image_losses(model.features(IMAGES), batch).box.isnan().tolist() == [True, False]
         model.box_adapters[1].predict.bias.zero_()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from crossdet.experiments.lifelong_plan import JOINT
+from crossdet.experiments.lifelong_plan import JOINT, METHODS
 from crossdet.experiments.lifelong_results import (
     Results,
     kept_to_end,
@@ -57,11 +57,11 @@ def asked(results: Results, place: str) -> list[Asked]:
         )
     )
     rows += [row for unlabelled in subsets for row in _kept(results, place, unlabelled)]
-    for name, title in (("frozen", "frozen"), ("frozen_adapter", "frozen, with an adapter")):
-        wanted = results.wanted(name)
-        if wanted or name == "frozen":
-            same = {g: unchanged(results, name, g) for g in wanted}
-            text = f"{title}: the weights of old classes are the same bit for bit"
+    for method in (method for method in METHODS if method.mode == "frozen"):
+        wanted = results.wanted(method.name)
+        if wanted or method.name == "frozen":
+            same = {g: unchanged(results, method.name, g) for g in wanted}
+            text = f"{method.title}: the weights of old classes are the same bit for bit"
             rows.append(_counted(text, same, wanted, bool, all_of_them=True))
     return rows
 
