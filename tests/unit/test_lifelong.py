@@ -17,6 +17,7 @@ from crossdet.experiments.lifelong_plan import Plan
 from crossdet.experiments.lifelong_results import kept_to_end, old_classes, read_results, worst_class
 from crossdet.experiments.lifelong_tables import (
     as_json,
+    asked_grid,
     class_grid,
     class_part_grid,
     markdown,
@@ -184,6 +185,8 @@ def test_classes_with_new_labels_do_not_hide_what_the_others_lose(tmp_path, monk
             "60.0 % in generation 3", False,
         ),
     }  # fmt: skip
+    shown = [row[0] for row in asked_grid(results, "val")[1]]  # nothing of replay, which nobody asked for
+    assert shown == list(found)
     rows = old_grid(results, "val")[1]
     assert [row[9:11] for row in rows] == [["", "a 0.00"], ["-20.00", "b -20.00"]]
     content = as_json(results)["places"]["val"]["methods"]["distill"]

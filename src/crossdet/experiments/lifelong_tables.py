@@ -147,9 +147,11 @@ def _ends(results: Results, place: str, name: str, arrived: int) -> list[str]:
 
 
 def asked_grid(results: Results, place: str) -> Grid:
+    """Without what is asked of methods that the queue was not asked for."""
     rows = [
         [one.text, one.value, "" if one.met is None else "yes" if one.met else "no"]
         for one in asked(results, place)
+        if one.wanted
     ]
     return ["asked, in the worst generation", "found", "met"], rows
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from rich.table import Table
@@ -15,7 +16,7 @@ from rich.table import Table
 from crossdet.errors import UserError
 from crossdet.experiments import jobs
 from crossdet.experiments.orientation import DOMAINS, LOOKS_OF, METHODS, ROLLS, TOOL, Method
-from crossdet.experiments.tables import rich_table, spread
+from crossdet.experiments.tables import machines, rich_table, spread
 
 Run = Mapping[str, Any]
 Value = Callable[[Run], float | None]
@@ -204,12 +205,9 @@ def markdown(runs: Sequence[Run]) -> str:
         rule = "|".join(["---", *("---:" for _ in headers[1:])])
         rows = [f"| {' | '.join(line)} |" for line in lines]
         parts.append("\n".join([f"**{title}**", "", f"| {' | '.join(headers)} |", f"|{rule}|", *rows]))
-    machines = sorted({_machine(run) for run in runs})
     said, wrong = notes(runs)
     parts += [f"**{line}**" for line in wrong]
-    parts.append(" ".join([*said, f"{'; '.join(machines)}."]))
+    times = [run["seconds"] / 60 for run in runs if run.get("seconds")]
+    said += [f"{mean(times):.1f} minutes per training."] if times else []
+    parts.append(" ".join([*said, f"Hardware: {machines(runs)}."]))
     return "\n\n".join(parts) + "\n"
-
-
-def _machine(run: Run) -> str:
-    return ", ".join(f"{key} {value}" for key, value in (run["hardware"] or {}).items())

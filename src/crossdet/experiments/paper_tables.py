@@ -26,7 +26,7 @@ from crossdet.experiments.paper_rows import (
     Row,
     Training,
 )
-from crossdet.experiments.tables import markdown_table, spread
+from crossdet.experiments.tables import machines, markdown_table, spread
 
 SCALES = ("full", "mini")
 RECORD_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -180,10 +180,10 @@ def notes(table: PaperTable) -> list[str]:
             continue
         seeds = len({int(result["seed"]) for result in results})
         data = ", ".join(sorted({str(result.get("data")) for result in results}))
-        machines = ", ".join(sorted({_machine(result.get("hardware", {})) for result in results}))
         minutes = mean(float(result.get("seconds", 0)) for result in results) / 60
         lines.append(
-            f"{scale}: {data}; {len(results)} run(s), {seeds} seed(s), {minutes:.1f} minutes each; {machines}"
+            f"{scale}: {data}; {len(results)} run(s), {seeds} seed(s), {minutes:.1f} minutes each; "
+            f"{machines(results)}"
         )
         if scale == "mini":
             lines.append(
@@ -194,11 +194,6 @@ def notes(table: PaperTable) -> list[str]:
         entry = CONTRADICTIONS[number]
         lines.append(f"({number}) {entry.problem}. Run: {entry.reading}")
     return lines
-
-
-def _machine(hardware: Mapping[str, Any]) -> str:
-    many = int(hardware.get("processes", 1))
-    return f"{many} x {hardware['gpu']}" if hardware.get("gpu") else f"{hardware.get('cpus', '?')} CPU cores"
 
 
 def markdown(table: PaperTable) -> str:

@@ -19,9 +19,15 @@ def spread(values: Iterable[float], digits: int = 1) -> str:
 
 
 def machines(runs: Iterable[Mapping[str, Any]]) -> str:
-    """What the trainings ran on, from `hardware` of their JSONs: each GPU, or number of CPU cores, once."""
-    known = [run.get("hardware") or {} for run in runs]
-    return ", ".join(sorted({str(one.get("gpu") or f"{one.get('cpus', '?')} CPU cores") for one in known}))
+    """What the trainings ran on, from `hardware` of their JSONs: each kind of GPU with its number, or number of CPU
+    cores, once."""
+
+    def machine(hardware: Mapping[str, Any]) -> str:
+        if hardware.get("gpu"):
+            return f"{hardware.get('processes', 1)} x {hardware['gpu']}"
+        return f"{hardware.get('cpus', '?')} CPU cores"
+
+    return ", ".join(sorted({machine(run.get("hardware") or {}) for run in runs}))
 
 
 def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
