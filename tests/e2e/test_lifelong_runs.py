@@ -27,7 +27,7 @@ from crossdet.experiments.lifelong_plan import UnionTest
 from crossdet.models.class_rows import WEIGHT, by_class
 from crossdet.provenance import file_digest, generations, read_metadata
 
-METHODS = ("fine_tune", "replay", "distill", "frozen", "frozen_adapter", "joint")
+METHODS = ("fine_tune", "replay", "distill", "distill_replay", "frozen", "frozen_adapter", "joint")
 CHAINS = METHODS[:-1]
 
 
@@ -137,7 +137,8 @@ def test_what_each_method_trains_on(results):
         return {key: d.part for key, d in config.datasets.items() if d.train is not None}
 
     assert trained_on("start_seed0_gen1") == {"cars": None}
-    assert trained_on("replay_seed0_gen3") == {"cars": "1/3", "faces": "1/3", "more": None}
+    for method in ("replay", "distill_replay"):
+        assert trained_on(f"{method}_seed0_gen3") == {"cars": "1/3", "faces": "1/3", "more": None}
     assert trained_on("joint_seed0_gen3") == {"cars": None, "faces": None, "more": None}
     for method in ("fine_tune", "distill", "frozen", "frozen_adapter"):
         config = load_config(results / f"runs/{method}_seed0_gen3/config.yaml")
@@ -225,12 +226,12 @@ def test_weights_are_compared_bit_for_bit(trained, worse, results):
 def test_finished_ones_are_skipped_and_other_settings_are_refused(results, config_file):
     before = {file: file.stat().st_mtime_ns for file in results.rglob("*") if file.is_file()}
     words = ("run", config_file, "--seeds", "0", "-o", results)
-    assert command(*words, "--replay-share", "1/3").count("finished, skipped") == 12
-    with pytest.raises(UserError, match=r"(?s)2 training\(s\) cannot be used.*datasets\.cars\.part"):
+    assert command(*words, "--replay-share", "1/3").count("finished, skipped") == 14
+    with pytest.raises(UserError, match=r"(?s)4 training\(s\) cannot be used.*datasets\.cars\.part"):
         command(*words)
-    with pytest.raises(UserError, match=r"(?s)10 training\(s\) cannot be used.*differing: train\.lr"):
+    with pytest.raises(UserError, match=r"(?s)12 training\(s\) cannot be used.*differing: train\.lr"):
         command(*words, "--replay-share", "1/3", "--extend-set", "train.lr=0.5")
-    with pytest.raises(UserError, match=r"(?s)6 training\(s\) cannot be used.*sequence\.generations"):
+    with pytest.raises(UserError, match=r"(?s)7 training\(s\) cannot be used.*sequence\.generations"):
         command(*words, "--replay-share", "1/3", "--generation", "faces", "--generation", "cars,more")
     after = {file: file.stat().st_mtime_ns for file in results.rglob("*") if file.is_file()}
     assert after == before

@@ -173,13 +173,18 @@ def resolved(settings: Settings, names: Sequence[str], seed: int = 0) -> dict[st
     return {name: resolve(settings, plan, method(name), seed, 3) for name in names}
 
 
-def test_only_replay_knows_old_datasets(files):
+def test_only_methods_that_replay_know_old_datasets(files):
     found = resolved(Settings(files, replay_weight=3.0), [m.name for m in METHODS], seed=1)
     for name in ("fine_tune", "distill", "frozen", "frozen_adapter"):
         assert list(found[name].datasets) == ["c"]
-    replay = found["replay"].datasets
-    assert {name: (d.part, d.weight) for name, d in replay.items()} == {
-        "a": ("2/4", 3.0), "b": ("2/4", 3.0), "c": (None, 1.0),
+    for name in ("replay", "distill_replay"):
+        assert {name: (d.part, d.weight) for name, d in found[name].datasets.items()} == {
+            "a": ("2/4", 3.0), "b": ("2/4", 3.0), "c": (None, 1.0),
+        }  # fmt: skip
+    modes = {name: c.extend.mode for name, c in found.items() if c.extend is not None and name != "joint"}
+    assert modes == {
+        "fine_tune": "replay", "replay": "replay", "distill": "distill", "distill_replay": "distill",
+        "frozen": "frozen", "frozen_adapter": "frozen",
     }  # fmt: skip
     fine_tune, distill = found["fine_tune"], found["distill"]
     assert (fine_tune.train.plain, distill.train.plain) == (True, False)
@@ -196,15 +201,15 @@ def test_methods_have_overrides_of_their_own(files):
     check_settings(settings)
     found = resolved(settings, [m.name for m in METHODS])
     assert {name: c.train.lr for name, c in found.items()} == {
-        "fine_tune": 0.02, "replay": 0.015, "distill": 0.02, "frozen": 0.02, "frozen_adapter": 0.02,
-        "joint": 0.04,
+        "fine_tune": 0.02, "replay": 0.015, "distill": 0.02, "distill_replay": 0.02, "frozen": 0.02,
+        "frozen_adapter": 0.02, "joint": 0.04,
     }  # fmt: skip
     matched = {name for name, c in found.items() if c.extend is not None and c.extend.match == 5}
     assert matched == {"distill"}
     for wide in (found, resolved(Settings(files, ("extend.adapter=16",)), [m.name for m in METHODS])):
         adapters = {name: c.extend.adapter for name, c in wide.items() if name != "joint"}
         assert adapters == dict.fromkeys(adapters, 0) | {"frozen_adapter": 32}
-    assert [c.datasets["c"].weight for c in found.values()] == [2, 2, 2, 2, 2, 1]
+    assert [c.datasets["c"].weight for c in found.values()] == [2, 2, 2, 2, 2, 2, 1]
     with pytest.raises(
         UserError, match=r"(?s)3 mistake.*--replay-weight nan.*'repaly'; did you mean `replay`.*'joint'"
     ):

@@ -54,7 +54,7 @@ Methods = Annotated[
     typer.Option(
         "--methods",
         metavar="A,B",
-        help="fine_tune, replay, distill, frozen, frozen_adapter, joint (default: all)",
+        help="fine_tune, replay, distill, distill_replay, frozen, frozen_adapter, joint (default: all)",
     ),
 ]
 ExtendOverrides = Annotated[
@@ -70,7 +70,7 @@ ReplayShare = Annotated[
     typer.Option(
         "--replay-share",
         metavar="N/M",
-        help="of the old images that replay sees: the N-th of M parts, the next one with each seed",
+        help="of the old images for replay and distill_replay: the N-th of M parts, the next with each seed",
     ),
 ]
 ReplayWeight = Annotated[

@@ -65,6 +65,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method("replay", "replay", "replay", replays=True),
     Method("distill", "distill, no old images", "distill"),
+    Method("distill_replay", "distill and replay", "distill", replays=True),
     Method("frozen", "frozen", "frozen", overrides=("extend.adapter=0",), slower=False),
     Method(
         "frozen_adapter", "frozen, with an adapter", "frozen", overrides=("extend.adapter=32",), slower=False
