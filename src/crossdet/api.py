@@ -41,6 +41,7 @@ from crossdet.jsonfiles import write_atomically
 from crossdet.labels import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.retinanet import RetinaNet
+from crossdet.provenance import START_FILE
 from crossdet.pseudo import TEACHER_FOLDER
 from crossdet.recipe import Recipe
 from crossdet.sources import Sources, classes_of, open_sources
@@ -81,8 +82,14 @@ def train(
     check_trainable(sources)
     check_run_dir(run_dir, config, resume, overwrite)
     fabric = build_fabric(config)
+    if resume and (run_dir / START_FILE).exists():
+        raise UserError(
+            f"{run_dir} is an extension; resume it with `crossdet extend`, its weights and its config"
+        )
     begun = resume and (run_dir / STATE_FILE).exists()
     lesson, teachers = lesson_of(config, sources), []
+    if lesson is not None:
+        _check_teachers_stay(lesson, run_dir)
     if lesson is not None and not begun:
         teachers = open_teachers(lesson, lambda path: load_detector(path, fabric.device))
     seed_everything(config.seed, verbose=False)
@@ -437,10 +444,9 @@ def check_run_dir(
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"{run_dir} is a file; choose another directory with --output")
     if resume:
-        if state.exists():
-            _check_same_config(run_dir / CONFIG_FILE, config)
-            if load_state(state)["progress"]["finished"] and (run_dir / last_file).exists():
-                raise UserError(f"{run_dir}: this run is finished; there is nothing to resume")
+        _check_same_config(run_dir / CONFIG_FILE, config)
+        if state.exists() and load_state(state)["progress"]["finished"] and (run_dir / last_file).exists():
+            raise UserError(f"{run_dir}: this run is finished; there is nothing to resume")
     elif overwrite:
         if run_dir.exists() and not holds_run and any(run_dir.iterdir()):
             raise UserError(f"{run_dir} is no run directory; it is not deleted, choose another `output`")
@@ -463,6 +469,16 @@ def make_run_dir(fabric: Fabric, run_dir: Path, config: Config, resume: bool) ->
             shutil.rmtree(run_dir)
         write_atomically(run_dir / CONFIG_FILE, dump_config(config).encode())
     fabric.barrier()
+
+
+def _check_teachers_stay(lesson: Lesson, run_dir: Path) -> None:
+    """Raises `UserError` where the run would take the place of a teacher."""
+    inside = [str(path) for path in lesson.paths if path.resolve().is_relative_to(run_dir.resolve())]
+    if inside:
+        raise UserError(
+            f"pseudo.teachers: {', '.join(inside)} would be replaced by this run, {run_dir}; choose another "
+            f"directory with --output"
+        )
 
 
 def _check_same_config(path: Path, config: Config) -> None:

@@ -158,6 +158,8 @@ def evaluate(
     """Score a detector on every dataset of a config, by its own protocol, on the classes that it labels."""
     from crossdet.config import load_config
 
+    if store and not fold:
+        raise UserError("--store-thresholds: they are kept for whole classes; leave out --no-fold")
     loaded = load_config(config, overrides or [])
 
     from crossdet.api import evaluate as score
@@ -178,8 +180,12 @@ def evaluate(
         out.print(f"curves and predictions in {escape(str(folder))}", highlight=False, soft_wrap=True)
     if store:
         from crossdet.checkpoint import update_metadata
+        from crossdet.provenance import read_metadata
 
-        update_metadata(run, {"operating": json.dumps(metrics["operating"])})
+        stored = json.loads(
+            read_metadata(run).get("operating", "{}")
+        )  # classes that the config lacks keep theirs
+        update_metadata(run, {"operating": json.dumps(stored | metrics["operating"])})
         out.print(f"{len(metrics['operating'])} thresholds stored in {escape(str(run))}", highlight=False)
 
 

@@ -49,6 +49,7 @@ from crossdet.models.class_rows import carry_over, train_new_classes_only
 from crossdet.models.logit_matching import logit_matching
 from crossdet.models.subnets import Adapter
 from crossdet.provenance import (
+    START_FILE,
     WEIGHTS_FILE,
     Generation,
     Score,
@@ -61,8 +62,6 @@ from crossdet.provenance import (
 from crossdet.pseudo import TEACHER_FOLDER, Teacher, label_images, taught_space
 from crossdet.sources import Sources, open_sources
 
-START_FILE = "extend.json"
-"""What an extension began with: its generation, and the parent's scores. A resumed run goes on with it."""
 REPORT_FILE = "forgetting.json"
 PLOT_FILE = "generations.png"
 
@@ -109,7 +108,8 @@ def extend(
 
     fabric = build_fabric(config)
     seed_everything(config.seed, verbose=False)
-    settings = replace(detector_settings(config), adapters=_adapters(choice, known, metadata))
+    adapters = _adapters(choice, len(known.classes), len(sources.space.classes), metadata)
+    settings = replace(detector_settings(config), adapters=adapters)
     overlap = torch.from_numpy(sources.space.overlap_array)
     detector = build_detector(settings, len(sources.space.classes), overlap)
     carry_over(detector, tensors, len(known.classes))
@@ -209,17 +209,28 @@ def _shown(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
-def _adapters(choice: ExtendConfig, known: LabelSpace, metadata: Mapping[str, str]) -> tuple[Adapter, ...]:
-    """Those of the weights, and that of this extension. Where old rows train, too, they may use all channels."""
-    old, count = DetectorSettings.from_json(metadata["model"]).adapters, len(known.classes)
+def _adapters(
+    choice: ExtendConfig, known: int, classes: int, metadata: Mapping[str, str]
+) -> tuple[Adapter, ...]:
+    """Those of the weights, and that of this extension for the classes from `known` on. Where old rows train, too,
+    they may use all channels."""
+    old = DetectorSettings.from_json(metadata["model"]).adapters
     if choice.mode != "frozen":
         return tuple(adapter._replace(first=0) for adapter in old)
-    return (*old, Adapter(count, choice.adapter, count)) if choice.adapter else old
+    return (*old, Adapter(known, choice.adapter, known, classes)) if choice.adapter else old
 
 
 def _check_mode(choice: ExtendConfig, known: LabelSpace, sources: Sources, group_norm: bool) -> str | None:
     """Refuses what cannot work; returns a note about what probably will not."""
     mode = choice.mode
+    unused = [
+        f"`{key}`" for key in ("pseudo", "match") if getattr(choice, key) != getattr(ExtendConfig(), key)
+    ]
+    if mode != "distill" and unused:
+        raise UserError(
+            f"extend: {' and '.join(unused)} of the mode distill, but this is {mode}; say `--mode distill`, or "
+            f"leave it out"
+        )
     if mode == "distill" and not choice.pseudo and not choice.match:
         raise UserError("extend: the mode distill needs a weight under `match`, `pseudo: true`, or both")
     if mode != "frozen" and choice.adapter:

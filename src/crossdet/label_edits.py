@@ -302,6 +302,12 @@ def _edit_problems(
             )
     given = [new for _, new in renames] + [new for new, _ in merges]
     problems += ["a class needs a name that is not empty" for new in given if not new.strip()]
+    problems += [
+        f"{new!r}: `{sign}` {use} and cannot be in a name"
+        for new in given
+        for sign, use in ((",", "separates classes"), ("@", "stands before a direction or a dataset"))
+        if sign in new
+    ]
     final = Counter([*(name for name in space.classes if name not in used), *given])
     problems += [
         f"{name!r} would be the name of {count} classes" for name, count in final.items() if count > 1

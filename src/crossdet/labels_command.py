@@ -53,8 +53,8 @@ def labels(
     if output is not None and output.suffix != ".safetensors":
         problems.append(f"--output: expected a file name that ends in .safetensors, got {output}")
     target = output or (weights if weights.is_dir() else weights.parent) / "relabelled.safetensors"
-    if target.resolve() == weights.resolve():
-        problems.append(f"--output: {target} are the weights themselves; give another file")
+    if target.exists():
+        problems.append(f"--output: {target} exists; remove it, or give another file")
     if problems:
         raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
 

@@ -18,6 +18,8 @@ from crossdet.labels import LabelSpace
 
 FORMAT = "crossdet/1"
 WEIGHTS_FILE = "model.safetensors"
+START_FILE = "extend.json"
+"""What an extension began with: its generation, and the parent's scores. A resumed run goes on with it."""
 KEY = "provenance"
 """Of the weights' metadata: the generations as JSON, oldest first."""
 

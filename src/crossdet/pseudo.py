@@ -19,7 +19,7 @@ import numpy as np
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
-from crossdet.data.index import Index, load_index, save_index
+from crossdet.data.index import Index, Ragged, load_index, save_index
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats
 from crossdet.evaluation.matching import iou_with_offset, pairs
 from crossdet.evaluation.run import EvalSettings, detect
@@ -83,7 +83,8 @@ def with_pseudo_labels(
     after.
 
     class_ids: `[K]` unified ids of the index's classes, or `DROPPED`. found: the detections, in original
-    pixels. taught: the classes to label, names: unified names by id. confident, uncertain: `[C]` a score of
+    pixels. taught: the classes to label (of a federated dataset each image counts as verified for them: the teacher
+    has looked at all), names: unified names by id. confident, uncertain: `[C]` a score of
     at least `confident` is an object, one of at least `uncertain` an AVOID region. overlap: `[C, C]`, pairs that
     one box can show at once.
     """
@@ -119,6 +120,17 @@ def with_pseudo_labels(
         columns={
             name: joined(column, np.zeros(len(kept), column.dtype)) for name, column in index.columns.items()
         },
+        negatives=None if index.negatives is None else _in_all(index.negatives, position[list(taught)]),
+    )
+
+
+def _in_all(lists: Ragged, more: Ids) -> Ragged:
+    """The lists of all images with some values more in each."""
+    images = np.arange(len(lists.offsets) - 1)
+    image = np.concatenate([np.repeat(images, np.diff(lists.offsets)), np.repeat(images, len(more))])
+    values = np.concatenate([lists.values, np.tile(more.astype(lists.values.dtype), len(images))])
+    return Ragged(
+        values[np.argsort(image, kind="stable")], lists.offsets + len(more) * np.arange(len(lists.offsets))
     )
 
 

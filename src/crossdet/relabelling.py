@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from crossdet.checkpoint import load_weights, save_weights
+from crossdet.errors import UserError
 from crossdet.label_edits import edited
 from crossdet.labels import LabelSpace
 from crossdet.models.building import DetectorSettings
 from crossdet.models.class_rows import merge_rows, merged_adapters
-from crossdet.provenance import file_digest, generations, new_generation, to_metadata
+from crossdet.provenance import file_digest, generations, new_generation, to_metadata, weights_path
 
 
 def relabel(
@@ -30,8 +31,11 @@ def relabel(
     renames: (old, new). merges: (new, classes that it joins).
 
     Raises:
-        UserError: unreadable weights, or a list of all mistakes in the names.
+        UserError: unreadable weights, an output that is the weights themselves, or a list of all mistakes in the
+            names.
     """
+    if output.resolve() == weights_path(weights).resolve():
+        raise UserError(f"{output}: these are the weights themselves; give another file")
     tensors, metadata = load_weights(weights)
     space = LabelSpace.from_json(metadata["labels"])
     changed, groups = edited(space, renames, merges)

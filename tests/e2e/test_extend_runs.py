@@ -295,6 +295,18 @@ def test_a_resumed_run_wants_the_same_weights(world, signs, trained, tmp_path):
         extend(weights, parsed, output=tmp_path / "run", resume=True)
 
 
+def test_a_run_without_a_checkpoint_is_resumed_with_its_own_settings_only(world, signs, trained, tmp_path):
+    """What an extension found before its first step depends on the config: scores, labels, its mode."""
+    run = tmp_path / "run"
+    extend(trained.folder, config(world, signs, {"train.max_steps": 1}, old="none"), output=run)
+    (run / "state.pt").unlink()
+    other = config(world, signs, {"train.max_steps": 1, "extend.mode": "distill"}, old="val")
+    with pytest.raises(UserError, match=r"another config; differing: datasets\.cars.*extend\.mode"):
+        extend(trained.folder, other, output=run, resume=True)
+    with pytest.raises(UserError, match="is an extension; resume it with `crossdet extend`"):
+        train(run / "config.yaml", output=run, resume=True)
+
+
 # ------------------------------------------------------------------------------------------ distill
 
 
@@ -405,18 +417,18 @@ def test_what_follows_an_adapter(world, signs, trained, tmp_path):
     again["labels"] = {"merge": {"late_sign": ["late/sign"]}, "distinct": ["sign"]}
     extend(first, Config.from_dict(again), output=tmp_path / "second")
     assert unchanged(first, tmp_path / "second")
-    assert adapters(tmp_path / "second") == (Adapter(2, 4, 2), Adapter(3, 4, 3))
+    assert adapters(tmp_path / "second") == (Adapter(2, 4, 2, 3), Adapter(3, 4, 3, 4))
 
     changes = {"extend.mode": "replay", "train.max_steps": 2}
     extend(first, config(world, signs, changes, old="all"), output=tmp_path / "third")
-    assert adapters(tmp_path / "third") == (Adapter(0, 4, 2),)
+    assert adapters(tmp_path / "third") == (Adapter(0, 4, 2, 3),)
     assert not unchanged(first, tmp_path / "third")
     rows = by_class(tensors(tmp_path / "third")[WEIGHT], SHAPES)
     assert rows[:, :2, -4:].any()
 
     merged = tmp_path / "merged.safetensors"
     relabel(first, merged, (), [("thing", ["face", "sign"])])
-    assert adapters(merged) == (Adapter(1, 4, 2),)
+    assert adapters(merged) == (Adapter(1, 4, 2, 2),)
     assert load_detector(merged, "cpu").classes == ("car", "thing")
 
 
@@ -540,6 +552,8 @@ def test_contradictions_are_told_before_anything_is_trained(world, signs, traine
         ({"labels.merge": {"auto": ["cars/car"]}}, "the weights know cars/car as 'car', not as 'auto'"),
         ({"extend.mode": "other"}, "`extend.mode`: expected 'replay', 'distill' or 'frozen'"),
         ({"extend.trust": True}, "`extend.trust`: it is about the labels of `extend.pseudo`, which is off"),
+        ({"extend.pseudo": True}, "`pseudo` of the mode distill, but this is replay"),
+        ({"extend.match": 5, "extend.mode": "frozen"}, "`match` of the mode distill, but this is frozen"),
     ):
         file = write(tmp_path / "config.yaml", settings(world, signs, changes))
         done = crossdet("extend", trained.folder, file, "--output", tmp_path / "run")

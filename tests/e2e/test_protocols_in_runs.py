@@ -272,14 +272,17 @@ def test_a_class_has_its_own_threshold(trained, world):
 def test_eval_stores_the_thresholds_of_another_evaluation(world, trained, tmp_path, command):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes((trained.folder / "model.safetensors").read_bytes())
-    update_metadata(weights, {"operating": "{}"})
-    assert load_detector(weights).thresholds == {}
+    update_metadata(
+        weights, {"operating": json.dumps({"car": {"threshold": 0.99}, "face": {"threshold": 0.7}})}
+    )
     config = world.write_config(tmp_path / "cars.yaml", {"datasets.faces.val": None})
     code, printed = command("eval", weights, config, "--store-thresholds", "--json", tmp_path / "n.json")
     assert code == 0
     assert "1 thresholds stored" in printed
     points = json.loads((tmp_path / "n.json").read_text())["operating"]
-    assert load_detector(weights).thresholds == {"car": points["car"]["threshold"]}
+    # the config has no faces to judge: their threshold stays
+    assert load_detector(weights).thresholds == {"car": points["car"]["threshold"], "face": 0.7}
+    assert command("eval", weights, config, "--store-thresholds", "--no-fold")[0] == 2
     before, after = load_weights(trained.folder), load_weights(weights)
     assert all(bool((before[0][name] == tensor).all()) for name, tensor in after[0].items())
     assert {k: v for k, v in after[1].items() if k != "operating"} == {

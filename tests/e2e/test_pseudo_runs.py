@@ -147,6 +147,12 @@ def test_teachers_of_no_use_are_told_before_anything_is_trained(world, trained, 
     assert "foreign.safetensors knows lorry, head, none of the classes of this training (car, face)" in str(
         told.value
     )
+    inside = tmp_path / "inside"
+    shutil.copytree(trained.folder, inside)
+    itself = world.config({"pseudo.teachers": [str(inside)]})
+    with pytest.raises(UserError, match="inside would be replaced by this run"):
+        train(itself, output=inside, overwrite=True)
+    assert (inside / "model.safetensors").exists()
     absent = {"labels.absent": {"cars": ["face"], "faces": ["car"]}}
     with pytest.raises(UserError, match="no dataset leaves a class unlabelled"):
         train(world.config({"pseudo.teachers": str(trained.folder), **absent}), output=tmp_path / "run")

@@ -206,6 +206,20 @@ def test_adapters_of_merged_classes():
     assert merged_adapters(adapters, [[0, 1], [2], [3], [4]]) == (Adapter(1, 6, 1), Adapter(2, 4, 2))
     assert merged_adapters(adapters, [[0, 2], [1], [3], [4]]) == (Adapter(0, 6, 2), Adapter(2, 4, 2))
     assert merged_adapters(adapters, [[0], [4, 1], [2], [3]]) == (Adapter(1, 6, 2), Adapter(1, 4, 3))
+    ends = (Adapter(2, 6, 2, 3), Adapter(3, 4, 3, 5))
+    assert merged_adapters(ends, [[0], [1], [2], [3], [4]]) == ends
+    assert merged_adapters(ends, [[0], [1], [2], [3, 4]]) == (Adapter(2, 6, 2, 3), Adapter(3, 4, 3, 4))
+    assert merged_adapters(ends, [[0, 2], [1], [3], [4]]) == (
+        Adapter(0, 6, 2, 2),
+        Adapter(2, 4, 2, 4),
+    )  # no boxes
+
+
+def test_later_classes_have_the_boxes_of_the_wide_subnet():
+    ends = (Adapter(2, 6, 2, 3), Adapter(3, 4, 3, 4))
+    assert made(6, *ends).box_subnet_of.tolist() == [0, 0, 1, 2, 0, 0]
+    assert made(6, Adapter(2, 6, 2), Adapter(3, 4, 3)).box_subnet_of.tolist() == [0, 0, 1, 2, 2, 2]
+    assert made(4, Adapter(0, 6, 2, 2)).box_subnet_of.tolist() == [0, 0, 0, 0]
 
 
 def test_merged_rows_take_their_channels_along(generations):
@@ -225,7 +239,7 @@ def test_settings_know_the_adapters():
     assert DetectorSettings.from_json(settings.to_json()) == settings
     older = {key: value for key, value in json.loads(SETTINGS.to_json()).items() if key != "adapters"}
     assert DetectorSettings.from_json(json.dumps(older)) == SETTINGS
-    newer = json.loads(settings.to_json()) | {"adapters": [[2, 6, 2, "more"]]}
+    newer = json.loads(settings.to_json()) | {"adapters": [[2, 6, 2, 3, "more"]]}
     with pytest.raises(UserError, match="written by another version"):
         DetectorSettings.from_json(json.dumps(newer))
 

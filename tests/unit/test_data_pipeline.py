@@ -19,6 +19,7 @@ from torch import Tensor
 
 from crossdet import LabelSpace
 from crossdet.data.decoding import UnreadableImage, read_image
+from crossdet.data.federated import repeat_factors
 from crossdet.data.hybrid import Draw, HybridDataset, Part, Sample
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.data.loading import (
@@ -621,6 +622,8 @@ def test_repeat_factors_and_weights(tmp_path, space):
     plain = Part(index, 0, ids)
     weights = HybridDataset([repeated, plain], space, unchanged).draw_weights()
     assert weights.tolist() == pytest.approx([3.0] * 6 + [3.0 * 2.0, 3.0] + [1.0] * 8)
+    taught = replace(index, flags=np.where(index.labels == 1, Flag.TEACHER, index.flags))
+    assert repeat_factors(taught, 0.5).tolist() == [1.0] * 8  # what a teacher found does not count
 
 
 # ------------------------------------------------------------------------------------------------ sampling

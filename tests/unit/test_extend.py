@@ -16,7 +16,7 @@ from crossdet import Config, LabelSpace, UserError
 from crossdet.check import inspect_weights
 from crossdet.checkpoint import save_weights
 from crossdet.config import ExtendConfig
-from crossdet.data.index import IndexBuilder
+from crossdet.data.index import IndexBuilder, Ragged
 from crossdet.errors import ConfigError
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.extending import with_settings_of
@@ -194,6 +194,15 @@ def test_pseudo_labels_by_hand(space):
         index.flags.dtype,
     )
     assert len(labelled.category_ids) == len(set(labelled.category_ids.tolist())) == 4
+    assert labelled.negatives is None
+    # of a federated dataset the teacher has verified its classes in every image
+    lists = Ragged.pack([[1], [], [0]])
+    federated = with_pseudo_labels(
+        replace(index, negatives=lists, not_exhaustive=Ragged.pack([[], [], []])),
+        space.ids("new", index.classes), found, [0, 1], space.classes, confident, uncertain, space.overlap_array,
+    )  # fmt: skip
+    assert federated.negatives is not None
+    assert [federated.negatives[row].tolist() for row in range(3)] == [[1, 2, 3], [2, 3], [0, 2, 3]]
 
 
 # ----------------------------------------------------------------------------------------- the report

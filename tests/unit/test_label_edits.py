@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -229,6 +230,11 @@ def test_merging_unlike_sets_avoids_what_is_labelled_in_part():
     assert merged.overlap_pairs == {(0, 1)}
 
 
+def test_names_hold_no_signs_with_a_meaning(known):
+    with pytest.raises(UserError, match=r"(?s)'a,b': `,` separates.*'car@90': `@` stands before"):
+        edited(known, [("car", "a,b")], [("car@90", ["coco/bank", "peds/bank"])])
+
+
 def test_all_mistakes_of_an_edit_at_once(known):
     with pytest.raises(UserError) as error:
         edited(
@@ -353,4 +359,13 @@ def test_mistakes_of_the_command(known, model, tmp_path, monkeypatch, capsys, ar
 
 def test_the_weights_are_never_overwritten(known, model, tmp_path, command):
     old = save(tmp_path / "old.safetensors", model, known)
+    before = old.read_bytes()
     assert command("labels", old, "--rename", "car=auto", "-o", old)[0] == 2
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(old, run / "model.safetensors")
+    assert command("labels", run, "--rename", "car=auto", "-o", run / "model.safetensors")[0] == 2
+    with pytest.raises(UserError, match="these are the weights themselves"):
+        relabel(run, run / "model.safetensors", [("car", "auto")])
+    assert command("labels", run, "--rename", "car=auto", "-o", old)[0] == 2  # other weights, neither
+    assert old.read_bytes() == (run / "model.safetensors").read_bytes() == before

@@ -80,8 +80,9 @@ def print_weights(report: WeightsReport, console: Console) -> None:
 
 def _adapters(model: dict[str, Any], classes: list[str]) -> Iterator[str]:
     adapters = model.get("adapters", ())
-    ends = [boxes for _, _, boxes in adapters[1:]] + [len(classes)]
-    for (first, channels, boxes), end in zip(adapters, ends, strict=False):
+    later = [boxes for _, _, boxes, *_ in adapters[1:]] + [len(classes)]
+    for (first, channels, boxes, *until), next_one in zip(adapters, later, strict=False):
+        end = until[0] if until and until[0] is not None else next_one
         yield (
             f"adapter of {channels} channels: scores of {', '.join(classes[first:])}; boxes of "
             f"{', '.join(classes[boxes:end]) or 'none'}"

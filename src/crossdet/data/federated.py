@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from crossdet.data.index import Index
 from crossdet.labels import DROPPED, LabelSpace
+from crossdet.types import Flag
 
 Ids = NDArray[np.int64]
 
@@ -61,13 +62,15 @@ def verified_classes(
 def repeat_factors(index: Index, threshold: float | None) -> NDArray[np.float64]:
     """`[I]` repeat factor of every image: max over its classes of max(1, sqrt(t / f)) (LVIS, sec. 4.2).
 
-    f is the share of the images that show the class, t the threshold; None: all factors are 1.
+    f is the share of the images that show the class, t the threshold; None: all factors are 1. What a teacher
+    labelled does not count: where it rarely finds what is not there would be drawn most.
     """
     factors = np.ones(len(index))
     if threshold is None or not len(index.boxes):
         return factors
     image, label = index.image_of_box(), np.asarray(index.labels)
-    pairs = np.unique(np.stack([image, label], 1)[label >= 0], axis=0)
+    counts = (label >= 0) & ((np.asarray(index.flags) & Flag.TEACHER) == 0)
+    pairs = np.unique(np.stack([image, label], 1)[counts], axis=0)
     share = np.bincount(pairs[:, 1], minlength=len(index.classes)) / len(index)
     class_factor = np.maximum(1.0, np.sqrt(threshold / np.maximum(share, 1e-12)))
     np.maximum.at(factors, pairs[:, 0], class_factor[pairs[:, 1]])

@@ -372,7 +372,11 @@ def resolve(settings: Settings, plan: Plan, method: Method, seed: int, generatio
         old = plan.datasets(generation - 1)
         datasets |= {name: replayed(datasets[name], settings, seed) for name in old}
         names = [*old, *names]
-    own = {"mode": method.mode} | ({} if method.mode == "frozen" else {"adapter": 0})
+    own: dict[str, Any] = {"mode": method.mode}
+    if method.mode != "frozen":
+        own["adapter"] = 0
+    if method.mode != "distill":  # the config's `extend` may be meant for distill
+        own |= {key: getattr(ExtendConfig(), key) for key in ("match", "pseudo", "trust")}
     extend = (config.extend or ExtendConfig()).model_copy(update=own)
     return restricted(
         config.model_copy(update={"datasets": datasets, "extend": extend}), plan, names, generation

@@ -95,7 +95,11 @@ def merged_adapters(adapters: Sequence[Adapter], groups: Sequence[Sequence[int]]
         return next((new for new, group in enumerate(groups) if member(group) >= old), len(groups))
 
     return tuple(
-        adapter._replace(first=begin(adapter.first, max), boxes=begin(adapter.boxes, min))
+        adapter._replace(
+            first=begin(adapter.first, max),
+            boxes=begin(adapter.boxes, min),
+            until=None if adapter.until is None else begin(adapter.until, min),
+        )
         for adapter in adapters
     )
 

@@ -137,7 +137,10 @@ class RetinaNet(nn.Module):
         self.box_adapters = nn.ModuleList(
             Subnet(channels, width, max(1, head_depth), self.num_anchors * 4, group_norm) for width in widths
         )
-        box_subnets = [sum(c >= adapter.boxes for adapter in adapters) for c in range(num_classes)]
+        box_subnets = [
+            max((i for i, adapter in enumerate(adapters, 1) if adapter.has_boxes_of(c)), default=0)
+            for c in range(num_classes)
+        ]
         self.register_buffer("box_subnet_of", torch.tensor(box_subnets), persistent=False)
         nn.init.constant_(cast(Tensor, self.class_subnet.predict.bias), -math.log((1 - prior) / prior))
         self.positive_iou = positive_iou
