@@ -64,7 +64,11 @@ def block(name: str, data: Path, images: Path) -> str:
         sequence = read_sequence(data / "lifelong" / rest)
         file = images / f"lifelong_{rest}.png"
         draw_generations(sequence, file)
-        return f"{lifelong_markdown(sequence)}\n![AP50 over the generations]({_link(file)})\n"
+        tables = lifelong_markdown(sequence)
+        folded = (
+            f"<details>\n<summary>All tables of {rest}</summary>\n\n{tables}\n</details>"  # a hundred lines
+        )
+        return f"![AP50 over the generations]({_link(file)})\n\n{folded}\n"
     if kind == "orientation":
         return orientation_markdown(read_orientation(data / "orientation" / rest))
     if kind == "curves":

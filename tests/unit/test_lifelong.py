@@ -119,11 +119,11 @@ def test_old_classes_and_shares_by_hand(results):
 def test_what_is_asked_by_hand(results):
     rows = [(one.value, one.met) for one in asked(results, "val")]
     assert rows == [
-        ("0.50 ± 0.50 lost in generation 2; the images allow 3.00", True),  # mean of 1.0 and 0.0
+        ("0.50 ± 0.50 lost in generation 2; within the intervals at most 3.00", True),  # mean of 1.0 and 0.0
         ("1.00 ± 1.00 lost by b in generation 2", False),
         ("0 of 2 generations and seeds", True),
         (
-            "1.00 ± 1.00 lost in generation 2; the images allow 6.00",
+            "1.00 ± 1.00 lost in generation 2; within the intervals at most 6.00",
             False,
         ),  # b: the new images do not label it
         ("0 of 2 generations and seeds", True),
@@ -139,7 +139,9 @@ def test_what_is_asked_by_hand(results):
 def test_nothing_is_met_before_all_that_was_asked_for_is_there(results, tmp_path):
     (tmp_path / "replay_seed1_gen2.json").unlink()
     loss, worst, significant, *_ = rows = asked(read_results(tmp_path), "val")
-    assert (loss.value, loss.met) == ("1.00 lost in generation 2; the images allow 3.00; 1 of 2", None)
+    assert (loss.value, loss.met) == (
+        "1.00 lost in generation 2; within the intervals at most 3.00; 1 of 2", None,
+    )  # fmt: skip
     assert (worst.met, significant.met) == (None, None)
     assert (significant.value, significant.have, significant.wanted) == (
         "0 of 1 generations and seeds; 1 of 2", 1, 2,
@@ -299,6 +301,6 @@ def test_the_block_of_the_results_page(results, tmp_path):
     for file in tmp_path.glob("*.json"):
         shutil.copy(file, folder)
     text = module.block("lifelong toys", tmp_path / "data", tmp_path / "images")
-    assert text.startswith("### Lifelong sequence toys")
-    assert "](images/lifelong_toys.png)" in text
+    assert text.startswith("![AP50 over the generations](images/lifelong_toys.png)\n\n<details>")
+    assert "### Lifelong sequence toys" in text
     assert (tmp_path / "images/lifelong_toys.png").exists()

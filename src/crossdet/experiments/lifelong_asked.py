@@ -84,7 +84,7 @@ def _losses(results: Results, place: str, unlabelled: bool) -> list[Asked]:
     worst = {g: row for g, seeds in found.items() if (row := worst_class(seeds)) is not None}
 
     def lost(values: Sequence[float], g: int) -> str:
-        return f"{_spread(values)} lost in generation {g}; the images allow {max([*lows, 0.0]):.2f}"
+        return f"{_lost(values)} in generation {g}; within the intervals at most {_most(lows):.2f}"
 
     rows = [
         _judged(
@@ -114,10 +114,19 @@ def _losses(results: Results, place: str, unlabelled: bool) -> list[Asked]:
                 wanted,
                 max,
                 _little,
-                lambda values, g: f"{_spread(values)} lost by {worst[g][0]} in generation {g}",
+                lambda values, g: f"{_lost(values)} by {worst[g][0]} in generation {g}",
             ),
         )
     return rows
+
+
+def _lost(values: Sequence[float]) -> str:
+    gained = mean(values) < 0
+    return f"{_spread([-v for v in values])} gained" if gained else f"{_spread(values)} lost"
+
+
+def _most(losses: Sequence[float]) -> float:
+    return max([0.0, *losses])
 
 
 def _little(lost: float) -> bool:

@@ -33,9 +33,9 @@ OLD_NOTE = (
     "joint: new classes against joint training on the same datasets"
 )
 ASKED_NOTE = (
-    "what is asked: point estimates, the mean over the seeds ± its standard error, in the worst generation; the "
-    "images allow: the largest loss within any seed's interval; yes or no only where every generation and seed "
-    "that was asked for is there, else how many are"
+    "what is asked: point estimates, the mean over the seeds ± its standard error, in the worst generation; within "
+    "the intervals: the largest loss that the interval of any seed reaches; yes or no only where every generation "
+    "and seed that was asked for is there, else how many are"
 )
 
 
