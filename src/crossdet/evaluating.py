@@ -216,6 +216,8 @@ def _shown(record: dict[str, Any]) -> Sequence[tuple[str, float]]:
 
 
 def _orientation(found: dict[str, Any]) -> str:
+    if not found["found"]:
+        return f"direction: none of the {found['objects']} objects was found"
     accuracy, error = found["accuracy"], found["mean_error"]
     return (
         f"direction right for {_percent(accuracy).strip()} % of the {found['found']} objects found "
