@@ -19,7 +19,7 @@ import yaml
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.seed import seed_everything
 
-from crossdet.checkpoint import STATE_FILE, load_state
+from crossdet.checkpoint import STATE_FILE, load_state, update_metadata
 from crossdet.config import Config, dump_config, load_config
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.loading import epoch_batches, make_loader
@@ -27,6 +27,7 @@ from crossdet.data.transforms import Augment
 from crossdet.errors import ConfigError, UserError
 from crossdet.evaluating import (
     Evaluation,
+    judged_classes,
     metrics_table,
     score_splits,
     splits_for_detector,
@@ -36,12 +37,13 @@ from crossdet.evaluating import (
 from crossdet.evaluation.protocols import Split
 from crossdet.evaluation.run import EvalSettings
 from crossdet.evaluation.showing import write_val_pictures
+from crossdet.forgetting import main_numbers
 from crossdet.inference import AnyImage, Detector, load_detector
 from crossdet.jsonfiles import write_atomically
 from crossdet.labels import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.retinanet import RetinaNet
-from crossdet.provenance import START_FILE
+from crossdet.provenance import START_FILE, first_generation, to_metadata
 from crossdet.pseudo import TEACHER_FOLDER
 from crossdet.recipe import Recipe
 from crossdet.sources import Sources, classes_of, open_sources
@@ -101,7 +103,9 @@ def train(
         config.model.weights,
     )
     make_run_dir(fabric, run_dir, config, resume)
-    metadata = weights_metadata(config, sources.space, settings)
+    datasets = {name: list(index.classes) for name, index in sources.train.items()}
+    history = [first_generation(datasets, sources.space)]
+    metadata = weights_metadata(config, sources.space, settings) | to_metadata(history)
 
     def taught_data(taught: Taught) -> EpochData:
         labelled = replace(sources, space=taught.space, train=taught.train)
@@ -111,7 +115,7 @@ def train(
     if lesson is not None:
         data_of = taught_epochs(fabric, lesson, teachers, run_dir / TEACHER_FOLDER, begun, taught_data)
     del teachers  # their memory is for the training
-    return train_detector(
+    record = train_detector(
         fabric,
         config,
         sources,
@@ -122,6 +126,11 @@ def train(
         resume,
         data_of=data_of,
     )
+    if fabric.is_global_zero and "metrics" in record and not sources.space.folds:
+        scores = main_numbers(record["metrics"], judged_classes(splits_for_training(sources)))
+        update_metadata(run_dir, to_metadata([replace(history[0], scores=tuple(scores))]))
+    fabric.barrier()
+    return record
 
 
 def train_detector(

@@ -109,6 +109,11 @@ def _operating_points(splits: dict[str, Split], scores: dict[str, DatasetScores]
     return {name: vars(point) for name, point in points.items() if point is not None}
 
 
+def judged_classes(splits: Mapping[str, Split]) -> dict[str, list[str]]:
+    """Dataset -> the classes that its split judges."""
+    return {name: [split.names[c] for c in split.classes] for name, split in splits.items()}
+
+
 def splits_for_training(sources: Sources) -> dict[str, Split]:
     """The validation splits in the label space of the config itself; in folded classes where it has such."""
     space, folding = sources.space, sources.space.folding

@@ -11,7 +11,7 @@ classes alone, or with an adapter.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,9 @@ from crossdet.api import (
 from crossdet.checkpoint import load_weights, update_metadata
 from crossdet.config import Config, ExtendConfig
 from crossdet.errors import UserError, problem_list
-from crossdet.evaluating import splits_for_training
+from crossdet.evaluating import judged_classes, splits_for_training
 from crossdet.evaluation.protocols import Split
-from crossdet.forgetting import changes, changes_table, draw_generations, main_numbers, to_json
+from crossdet.forgetting import changes, draw_generations, main_numbers, report_text, to_json
 from crossdet.inference import DEFAULT_THRESHOLD, Detector, load_detector
 from crossdet.jsonfiles import write_json
 from crossdet.labels import DROPPED, LabelSpace
@@ -146,7 +146,8 @@ def extend(
         fixed_statistics=choice.fixed_statistics,
     )
     after = _after(fabric, config, sources, known, run_dir, record)
-    return record | {"forgetting": _report(fabric, run_dir, history, before, after, choice.tolerance)}
+    report = _report(fabric, run_dir, history, known.classes, before, after, choice.tolerance)
+    return record | {"forgetting": report}
 
 
 # ------------------------------------------------------------------------------------------ before training
@@ -303,7 +304,7 @@ def _start(
     scores: list[Score] = []
     if splits:
         metrics = score_detector(fabric, config, sources, old.model, splits).metrics
-        scores = main_numbers(metrics, _names(splits))
+        scores = main_numbers(metrics, judged_classes(splits))
     if fabric.is_global_zero:
         write_json(file, {"generation": asdict(generation), "before": [asdict(s) for s in scores]})
     fabric.barrier()
@@ -318,10 +319,6 @@ def _splits_of(sources: Sources, known: LabelSpace) -> dict[str, Split]:
         if (ids != DROPPED).any():
             splits[name] = replace(split, class_ids=ids)
     return splits
-
-
-def _names(splits: Mapping[str, Split]) -> dict[str, list[str]]:
-    return {name: [split.names[c] for c in split.classes] for name, split in splits.items()}
 
 
 def _stored_points(points: dict[str, Any], frozen: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -375,12 +372,14 @@ def _after(
     if "metrics" not in record:
         return []
     splits = splits_for_training(sources)
-    scores = main_numbers(record["metrics"], _names(splits))
+    scores = main_numbers(record["metrics"], judged_classes(splits))
     old = _splits_of(sources, known)
     mixed = {name: split for name, split in old.items() if split.classes != splits[name].classes}
     if mixed:
         model = _in_layout(load_detector(run_dir, fabric.device), config).model
-        again = main_numbers(score_detector(fabric, config, sources, model, mixed).metrics, _names(mixed))
+        again = main_numbers(
+            score_detector(fabric, config, sources, model, mixed).metrics, judged_classes(mixed)
+        )
         alone = {(score.name, score.dataset): score for score in again}
         scores = [alone.get((score.name, score.dataset), score) for score in scores]
     return scores
@@ -390,13 +389,14 @@ def _report(
     fabric: Fabric,
     run_dir: Path,
     history: list[Generation],
+    old: Sequence[str],
     before: list[Score],
     after: list[Score],
     tolerance: float | None,
 ) -> dict[str, Any]:
     """Prints the report and writes it: JSON, plot, and the scores into the weights' metadata."""
     found = changes(before, after)
-    content = to_json(found, tolerance)
+    content = to_json(found, tolerance, old)
     if fabric.is_global_zero:
         history = [*history[:-1], replace(history[-1], scores=tuple(after))]
         update_metadata(run_dir / WEIGHTS_FILE, to_metadata(history))
@@ -404,6 +404,6 @@ def _report(
         write_json(numbers, json.loads(numbers.read_text()) | {"forgetting": content})
         draw_generations(run_dir / PLOT_FILE, history, before)
         write_json(run_dir / REPORT_FILE, content)  # the last file: with it the run is complete
-        print(f"before and after, in points:\n{changes_table(found)}", flush=True)
+        print(report_text(found, old), flush=True)
     fabric.barrier()
     return content

@@ -70,17 +70,32 @@ def regressions(found: Sequence[Change], tolerance: float | None) -> list[Change
     return [c for c in found if c.difference is not None and round(-100 * c.difference, 9) > tolerance]
 
 
-def to_json(found: Sequence[Change], tolerance: float | None) -> dict[str, Any]:
-    """The report as plain values; ratios in 0..1, the tolerance in points."""
+def unmeasured(found: Sequence[Change], old: Sequence[str]) -> list[str]:
+    """Those of the `old` classes that no dataset has a number of before and after."""
+    measured = {c.name for c in found if c.difference is not None}
+    return [name for name in old if name not in measured]
+
+
+def to_json(found: Sequence[Change], tolerance: float | None, old: Sequence[str] = ()) -> dict[str, Any]:
+    """The report as plain values; ratios in 0..1, the tolerance in points. old: the classes known before."""
     return {
         "tolerance": tolerance,
+        "unmeasured": unmeasured(found, old),
         "classes": [vars(c) | {"difference": c.difference} for c in found],
         "regressions": [f"{c.name} on {c.dataset}" for c in regressions(found, tolerance)],
     }
 
 
+def report_text(found: Sequence[Change], old: Sequence[str]) -> str:
+    """The report for people: a table, and what it cannot say."""
+    lines = [f"before and after, in points:\n{changes_table(found)}"] if found else []
+    if unknown := unmeasured(found, old):
+        lines.append(f"not measured, no `val` split shows them: {', '.join(unknown)}")
+    return "\n".join(lines)
+
+
 def changes_table(found: Sequence[Change]) -> str:
-    """The report as text, in points."""
+    """One line per class and dataset, in points."""
     head = ("class", "dataset", "number", "before", "after", "difference")
     rows = [
         (c.name, c.dataset, c.number, _points(c.before), _points(c.after),
@@ -134,21 +149,30 @@ def histories(
 
 
 def draw_generations(path: Path, history: Sequence[Generation], before: Sequence[Score]) -> None:
-    """A PNG: the main number of every class over the generations."""
+    """A PNG: the main number of every class over the generations; none where there is no number at all.
+
+    A class has one colour, whatever generation it is drawn in; each dataset that judges it a line style.
+    """
     lines = histories(history, before)
+    if not lines:
+        return
+    classes = [name for generation in history for name in generation.classes]
+    names = list(dict.fromkeys([*classes, *(name for name, _ in lines)]))
+    datasets = list(dict.fromkeys(dataset for _, dataset in lines))
+    styles = ("-", "--", ":", "-.")
     figure = new_figure(max(6.0, 3 + 1.2 * len(history)), 4.2)
     axes = figure.subplots()
-    for row, ((name, dataset), points) in enumerate(sorted(lines.items(), key=lambda item: item[1][0][0])):
+    for (name, dataset), points in sorted(lines.items(), key=lambda line: (names.index(line[0][0]), line[0])):
+        look = line_look(names.index(name)) | {"linestyle": styles[datasets.index(dataset) % len(styles)]}
         axes.plot(
             [number for number, _ in points],
             [100 * value for _, value in points],
             marker="o",
             label=f"{name} ({dataset})",
-            **line_look(row),
+            **look,
         )
     axes.set_xticks(range(len(history)), [f"{n}: {generation.mode}" for n, generation in enumerate(history)])
     axes.set(ylim=(0, 102), xlabel="generation", ylabel="main number of the protocol, points")
     axes.grid(alpha=0.3)
-    if lines:
-        figure.legend(loc="outside right upper", fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     save_figure(figure, path)

@@ -42,7 +42,8 @@ class Generation:
 
     mode: train, replay, distill, frozen or labels. datasets: those that it was trained on -> their own class
     names. classes: the unified classes afterwards. parent: SHA-256 of the weights file that it started from.
-    when: ISO 8601, UTC. version: of crossdet. scores: at its end. edits: what `crossdet labels` did. None,
+    when: ISO 8601, UTC; not kept of a first training, whose weights depend on data and settings alone. version: of
+    crossdet. scores: at its end. edits: what `crossdet labels` did. None,
     empty: not known, not so.
     """
 
@@ -71,12 +72,21 @@ def new_generation(
 ) -> Generation:
     """The generation that begins now."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    try:
-        release: str | None = version("crossdet")
-    except PackageNotFoundError:  # run from its sources, without an installation
-        release = None
     given = {name: list(classes) for name, classes in datasets.items()}
-    return Generation(mode, given, list(space.classes), parent, now, release, edits=tuple(edits))
+    return Generation(mode, given, list(space.classes), parent, now, _version(), edits=tuple(edits))
+
+
+def first_generation(datasets: Mapping[str, Sequence[str]], space: LabelSpace) -> Generation:
+    """That of `crossdet train`. Without a time: equal trainings write equal files."""
+    given = {name: list(classes) for name, classes in datasets.items()}
+    return Generation("train", given, list(space.classes), version=_version())
+
+
+def _version() -> str | None:
+    try:
+        return version("crossdet")
+    except PackageNotFoundError:  # run from its sources, without an installation
+        return None
 
 
 def generations(metadata: Mapping[str, str]) -> list[Generation]:

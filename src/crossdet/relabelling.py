@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,14 @@ from crossdet.label_edits import edited
 from crossdet.labels import LabelSpace
 from crossdet.models.building import DetectorSettings
 from crossdet.models.class_rows import merge_rows, merged_adapters
-from crossdet.provenance import file_digest, generations, new_generation, to_metadata, weights_path
+from crossdet.provenance import (
+    Generation,
+    file_digest,
+    generations,
+    new_generation,
+    to_metadata,
+    weights_path,
+)
 
 
 def relabel(
@@ -43,7 +50,8 @@ def relabel(
     settings = replace(settings, adapters=merged_adapters(settings.adapters, groups))
     edits = [f"rename {old}={new}" for old, new in renames]
     edits += [f"merge {new}={','.join(members)}" for new, members in merges]
-    history = [*generations(metadata), new_generation("labels", {}, changed, file_digest(weights), edits)]
+    history = _renamed(generations(metadata), dict(renames))
+    history.append(new_generation("labels", {}, changed, file_digest(weights), edits))
     metadata = {key: value for key, value in metadata.items() if key != "format"}
     metadata |= {"labels": changed.to_json(), "model": settings.to_json(), **to_metadata(history)}
     if "operating" in metadata:
@@ -51,6 +59,15 @@ def relabel(
         metadata["operating"] = json.dumps(points)
     save_weights(output, merge_rows(tensors, groups, len(space.classes), settings.prior), metadata)
     return changed
+
+
+def _renamed(history: Sequence[Generation], names: Mapping[str, str]) -> list[Generation]:
+    """The generations with their scores under today's names. Members of a merged class keep theirs: no number of it
+    is known."""
+    return [
+        replace(one, scores=tuple(replace(s, name=names.get(s.name, s.name)) for s in one.scores))
+        for one in history
+    ]
 
 
 def _points(

@@ -376,9 +376,9 @@ def test_distill_without_any_old_dataset(world, signs, trained, tmp_path, capsys
     values["train"]["steps"] = [1.0]
     extend(trained.folder, Config.from_dict(values), output=tmp_path / "one")
     assert "warning: `train.steps`: from epoch 1 of 4 on the learning rate is 0.1" in capsys.readouterr().out
-    del values["datasets"]["signs"]["val"]
+    values["datasets"]["signs"] = {key: value for key, value in signs.items() if key != "val"}
     record = extend(trained.folder, Config.from_dict(values), output=tmp_path / "two")
-    assert record["forgetting"] == {"tolerance": 0.5, "classes": [], "regressions": []}
+    assert record["forgetting"] == {"tolerance": 0.5, "unmeasured": OLD, "classes": [], "regressions": []}
     before = json.loads(load_weights(trained.folder)[1]["operating"])
     assert before.keys() == set(OLD)
     for folder in (tmp_path / "one", tmp_path / "two"):
@@ -519,13 +519,16 @@ def test_three_generations_from_the_weights_alone(world, signs, tmp_path, crossd
     done = crossdet("check", weights, "--json", tmp_path / "weights.json")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    for part in ("0: train, 1 classes", "   cars: car", "   faces: face", "   signs: sign"):
+    assert any(line.startswith("0: train, ") and line.endswith(", 1 classes") for line in lines)
+    for part in ("   cars: car", "   faces: face", "   signs: sign"):
         assert part in lines, part
     assert [line.split(",")[0] for line in lines if line[:2] in ("0:", "1:", "2:")] == [
         "0: train", "1: replay", "2: frozen",
     ]  # fmt: skip
     told = json.loads((tmp_path / "weights.json").read_text())["generations"]
     assert [len(g["classes"]) for g in told] == [1, 2, 3]
+    assert [[s["name"] for s in g["scores"]] for g in told] == [["car"], ["face"], ["sign"]]
+    assert all(g["version"] for g in told)
     assert all(len(g["parent"]) == 64 for g in told[1:])
 
 

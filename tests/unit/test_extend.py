@@ -11,9 +11,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from crossdet import Config, LabelSpace, UserError
-from crossdet.check import inspect_weights
+from crossdet.check import inspect_weights, print_weights
 from crossdet.checkpoint import save_weights
 from crossdet.config import ExtendConfig
 from crossdet.data.index import IndexBuilder, Ragged
@@ -27,6 +28,7 @@ from crossdet.forgetting import (
     histories,
     main_numbers,
     regressions,
+    report_text,
     to_json,
     warning_of,
 )
@@ -249,7 +251,14 @@ def test_differences_and_tolerance():
     assert lines[0].split() == ["class", "dataset", "number", "before", "after", "difference"]
     assert lines[3].split() == ["car", "b", "voc", "AP", "area", "61.2", "60.0", "-1.2"]
     assert lines[4].split() == ["face", "c", "wider_face", "AP", "-", "70.0", "-"]
-    report = to_json(found, 0.5)
+    report = to_json(found, 0.5, ["dog", "gone", "car"])
+    assert report["unmeasured"] == ["dog", "gone"]
+    told = report_text(found, ["dog", "car"]).splitlines()
+    assert (told[0], told[-1]) == (
+        "before and after, in points:",
+        "not measured, no `val` split shows them: dog",
+    )
+    assert report_text([], ["car"]) == "not measured, no `val` split shows them: car"  # no empty table
     assert report["regressions"] == ["car on b"]
     assert report["classes"][0]["difference"] == pytest.approx(-0.005)
     assert warning_of(report) == "forgotten more than the tolerance of 0.5 points: car on b -1.2"
@@ -270,6 +279,8 @@ def test_lines_over_generations(tmp_path):
     }
     draw_generations(tmp_path / "plot.png", history, before)
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+    draw_generations(tmp_path / "empty.png", [one("train"), one("replay")], [])
+    assert not (tmp_path / "empty.png").exists()
 
 
 # ----------------------------------------------------------------------------------------- provenance
@@ -285,6 +296,28 @@ def test_generations_survive_the_metadata(space):
     history = [*first, second, Generation("labels", {}, ["x"], "cd", edits=("rename a=b",))]
     history[1] = Generation(**{**vars(second), "scores": (Score("car", "old", "coco AP", 0.5),)})
     assert generations(to_metadata(history)) == history
+
+
+def test_a_generation_tells_how_names_were_read(tmp_path):
+    space = LabelSpace.build(
+        {"peds": ["pedestrian", "cyclist"], "old": ["car"]},
+        merge={"person": ["peds/pedestrian"]}, drop=["peds/cyclist"],
+    )  # fmt: skip
+    read = {"peds": ["pedestrian", "cyclist"], "old": ["car", "no longer there"], "elsewhere": ["x"]}
+    metadata = {
+        "labels": space.to_json(), "model": SETTINGS.to_json(), "input": json.dumps({"shorter": 64, "longer": 96}),
+        **to_metadata([Generation("train", read, ["person", "car"])]),
+    }  # fmt: skip
+    save_weights(tmp_path / "model.safetensors", {"a": torch.zeros(1)}, metadata)
+    console = Console(record=True, width=120)
+    print_weights(inspect_weights(tmp_path), console)
+    lines = console.export_text().splitlines()
+    for part in (
+        "   peds: pedestrian -> person, cyclist (dropped)",
+        "   old: car, no longer there",
+        "   elsewhere: x",
+    ):
+        assert part in [line.rstrip() for line in lines], part
 
 
 def test_weights_are_described_without_torch(space, tmp_path):

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from crossdet import LabelSpace, UserError, load_detector
-from crossdet.checkpoint import load_weights, save_weights
+from crossdet.checkpoint import load_weights, save_weights, update_metadata
 from crossdet.errors import LabelError
 from crossdet.label_edits import edited, grown
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.class_rows import BIAS, WEIGHT, merge_rows
-from crossdet.provenance import generations, read_metadata
+from crossdet.provenance import Score, generations, read_metadata, to_metadata
 from crossdet.relabelling import relabel
 
 
@@ -305,6 +306,8 @@ def save(path, model, space, **more):
 def test_relabelled_weights_predict_under_their_new_names(known, model, tmp_path):
     points = {"car": {"threshold": 0.4}, "coco/bank": {"threshold": 0.5}, "peds/bank": {"threshold": 0.2}}
     old = save(tmp_path / "old.safetensors", model, known, operating=json.dumps(points))
+    first = replace(generations(read_metadata(old))[0], scores=(Score("car", "coco", "coco AP", 0.5),))
+    update_metadata(old, to_metadata([first]))
     before = old.read_bytes()
     new = tmp_path / "new.safetensors"
     relabel(old, new, [("car", "auto")], [("bank", ["coco/bank", "peds/bank"])])
@@ -321,6 +324,7 @@ def test_relabelled_weights_predict_under_their_new_names(known, model, tmp_path
     assert [g.mode for g in history] == ["train", "labels"]
     assert history[1].edits == ("rename car=auto", "merge bank=coco/bank,peds/bank")
     assert history[0].datasets["peds"] == ["pedestrian", "bank"]
+    assert history[0].scores == (Score("auto", "coco", "coco AP", 0.5),)  # one line in the plot
     assert old.read_bytes() == before
     assert load_weights(new)[1]["input"] == load_weights(old)[1]["input"]
 

@@ -74,7 +74,7 @@ def print_weights(report: WeightsReport, console: Console) -> None:
         console.print(Text(line), soft_wrap=True)
     console.print(Text("Generations", style="italic"))
     for number, generation in enumerate(report.generations):
-        for line in _generation_lines(number, generation):
+        for line in _generation_lines(number, generation, report.labels):
             console.print(Text(line), soft_wrap=True)
 
 
@@ -100,15 +100,27 @@ def _rules(labels: dict[str, Any]) -> Iterator[str]:
         yield f"federated: {datasets[row]}"
 
 
-def _generation_lines(number: int, generation: Generation) -> Iterator[str]:
+def _generation_lines(number: int, generation: Generation, labels: dict[str, Any]) -> Iterator[str]:
     when = f", {generation.when}" if generation.when else ""
     version = f", crossdet {generation.version}" if generation.version else ""
     parent = f", from {generation.parent[:12]}" if generation.parent else ""
     yield f"{number}: {generation.mode}{when}{version}{parent}, {len(generation.classes)} classes"
     for name, classes in generation.datasets.items():
-        yield f"   {name}: {', '.join(classes)}"
+        yield f"   {name}: {', '.join(_read_as(labels, name, c) for c in classes)}"
     for edit in generation.edits:
         yield f"   {edit}"
     for score in generation.scores:
         value = "-" if score.value is None else f"{100 * score.value:.1f}"
         yield f"   {score.name} on {score.dataset}: {score.number} {value}"
+
+
+def _read_as(labels: dict[str, Any], dataset: str, name: str) -> str:
+    """A dataset's own class with what the weights read it as today: `cyclist (dropped)`, `pedestrian -> person`."""
+    if dataset not in labels["datasets"]:
+        return name
+    unified = labels["sources"][labels["datasets"].index(dataset)].get(name)
+    if unified is None:
+        return name
+    if unified < 0:
+        return f"{name} (dropped)"
+    return name if labels["classes"][unified] == name else f"{name} -> {labels['classes'][unified]}"
