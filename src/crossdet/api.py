@@ -40,13 +40,14 @@ from crossdet.evaluation.showing import write_val_pictures
 from crossdet.forgetting import main_numbers
 from crossdet.inference import AnyImage, Detector, load_detector
 from crossdet.jsonfiles import write_atomically
+from crossdet.label_members import lonely_members
 from crossdet.labels import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.retinanet import RetinaNet
 from crossdet.provenance import START_FILE, first_generation, to_metadata
 from crossdet.pseudo import TEACHER_FOLDER
 from crossdet.recipe import Recipe
-from crossdet.sources import Sources, classes_of, open_sources
+from crossdet.sources import Sources, open_sources
 from crossdet.teaching import Lesson, Taught, open_teachers, taught_epochs
 from crossdet.training import DataOfEpoch, EpochData, FurtherLoss, fit
 from crossdet.types import Batch, Detections
@@ -155,6 +156,8 @@ def train_detector(
     """
     if fabric.is_global_zero and config.train.early_decay is not None:
         print(f"warning: {config.train.early_decay}", flush=True)
+    if fabric.is_global_zero:
+        print(*(f"warning: {text}\n" for text in lonely_members(sources.space)), sep="", end="", flush=True)
     if config.train.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
     splits = splits_for_training(sources)
@@ -217,18 +220,20 @@ def evaluate(
     """Scores a trained detector on every dataset of `config`, each by its protocols on the classes it labels.
 
     The detector's classes are found by their unified names, so the config may hold other datasets than those it
-    was trained on. output: a folder for precision-recall curves (PNG and data) and for the detections in each
-    dataset's own layout. fold: the directions of a class, and its classes per dataset, are judged as one class
-    (docs/orientation.md); False: each for itself.
+    was trained on; datasets that it was trained on mean what they meant, and the label rules may name them.
+
+    output: a folder for precision-recall curves (PNG and data) and for the detections in each dataset's own layout.
+    fold: the directions of a class, and its classes per dataset, are judged as one class (docs/orientation.md);
+    False: each for itself.
 
     Raises:
         UserError: unreadable weights or data, or classes that the detector does not know.
     """
-    config = as_config(config)
     detector = run_or_weights if isinstance(run_or_weights, Detector) else load_detector(run_or_weights)
+    config = as_config(config, detector.space.datasets)
     if all(getattr(dataset, split) is None for dataset in config.datasets.values()):
         raise UserError(f"no dataset of the config has a `{split}` split")
-    sources = open_sources(config, [split], classes_of(detector.space))
+    sources = open_sources(config, [split], detector=detector.space)
     splits = splits_for_detector(sources, getattr(sources, split), detector, fold)
     size, folding = detector.settings, detector.space.folding if fold else None
     evaluation = score_splits(
@@ -391,10 +396,15 @@ def lesson_of(config: Config, sources: Sources) -> Lesson | None:
     )
 
 
-def training_batches(config: Config | str | Path, count: int, epoch: int = 0) -> tuple[list[Batch], Sources]:
-    """The first training batches of an epoch, exactly as training would see them (for looking at them)."""
+def training_batches(
+    config: Config | str | Path, count: int, epoch: int = 0, known: LabelSpace | None = None
+) -> tuple[list[Batch], Sources]:
+    """The first training batches of an epoch, exactly as training would see them (for looking at them).
+
+    known: the label space that an extension grows.
+    """
     config = as_config(config)
-    sources = open_sources(config)
+    sources = open_sources(config, known=known)
     check_trainable(sources)
     dataset = training_data(config, sources)
     batches = epoch_batches(
@@ -421,9 +431,9 @@ def weights_metadata(config: Config, space: LabelSpace, settings: DetectorSettin
 # ------------------------------------------------------------------------------------------ run directory
 
 
-def as_config(config: Config | str | Path) -> Config:
-    """The config itself, or the one in a file."""
-    return config if isinstance(config, Config) else load_config(config)
+def as_config(config: Config | str | Path, known_datasets: Sequence[str] = ()) -> Config:
+    """The config itself, or the one in a file. known_datasets: see `load_config`."""
+    return config if isinstance(config, Config) else load_config(config, known_datasets=known_datasets)
 
 
 def run_directory(config: Config, output: str | Path | None) -> Path:

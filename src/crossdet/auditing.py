@@ -22,7 +22,7 @@ from crossdet.evaluation.run import EvalSettings, detect
 from crossdet.inference import Detector, load_detector
 from crossdet.jsonfiles import write_json
 from crossdet.labels import DROPPED
-from crossdet.sources import Sources, classes_of, open_sources, union_test_index
+from crossdet.sources import Sources, open_sources, union_test_index
 
 SCORE_THRESHOLD = 0.05
 MAX_DETECTIONS = 300
@@ -46,7 +46,7 @@ def audit_runs(runs: Sequence[Path], config: Config, output: Path, split: str = 
                 f"{name} knows other classes ({', '.join(detector.classes)}) than {names[0]} "
                 f"({', '.join(detectors[0].classes)}); audit them one by one"
             )
-    sources = open_sources(config, [split], classes_of(detectors[0].space))
+    sources = open_sources(config, [split], detector=detectors[0].space)
     indexes: dict[str, Index] = getattr(sources, split)
     if not indexes:
         raise UserError(f"no dataset of the config has a `{split}` split")

@@ -17,6 +17,7 @@ from crossdet.errors import UserError
 from crossdet.jsonfiles import write_atomically
 from crossdet.provenance import FORMAT, check_format
 from crossdet.provenance import WEIGHTS_FILE as WEIGHTS_FILE
+from crossdet.weights_argument import check_weights
 
 STATE_FILE = "state.pt"
 BEST_FILE = "best.safetensors"
@@ -48,6 +49,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         UserError: missing, damaged, or not written by crossdet.
     """
+    check_weights(path)
     if path.is_dir():
         path = path / WEIGHTS_FILE
     try:

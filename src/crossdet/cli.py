@@ -47,7 +47,8 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="override a config value, e.g. --set train.lr=0.01"),
 ]
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="also write the numbers as JSON")
+    Path | None,
+    typer.Option("--json", metavar="FILE", dir_okay=False, help="also write the numbers as JSON"),
 ]
 Fold = Annotated[
     bool, typer.Option(help="report directions of a class, and its classes per dataset, as one class")
@@ -61,10 +62,17 @@ def check(
         Path,
         typer.Argument(metavar="CONFIG", help="YAML config file; or trained weights, or a run directory"),
     ],
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="folder for --pictures")] = Path(
-        "check_pictures"
-    ),
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="folder for --pictures (default: check_pictures)"),
+    ] = None,
     overrides: Overrides = None,
+    extends: Annotated[
+        Path | None,
+        typer.Option(
+            "--extends", metavar="WEIGHTS", help="read the config as `crossdet extend WEIGHTS CONFIG` would"
+        ),
+    ] = None,
     pictures: Annotated[
         bool,
         typer.Option("--pictures", help="write training batches as pictures: boxes, flags, avoided classes"),
@@ -75,18 +83,27 @@ def check(
     """Read everything before any training: data, merged labels, avoidance matrix, anchors, duplicates.
 
     Of trained weights: their classes, label rules, thresholds, and the generations that they come from.
+    A config that extends weights: --extends WEIGHTS.
     """
-    from crossdet.check import inspect, inspect_weights, print_report, print_weights
+    from crossdet.check import inspect, inspect_extension, inspect_weights, print_report, print_weights
     from crossdet.config import load_config
+    from crossdet.weights_argument import check_weights, known_space, means_weights
 
-    if config.is_dir() or config.suffix == ".safetensors":
+    weights = means_weights(config)
+    _check_arguments(config, weights, folder, pictures, overrides, extends)
+    if weights:
+        check_weights(config)
         known = inspect_weights(config)
         print_weights(known, out)
         if json_file is not None:
             _write_json(json_file, json.loads(known.to_json()))
         return
-    loaded = load_config(config, overrides or [])
-    report = inspect(loaded)
+    grown = None if extends is None else known_space(extends)
+    loaded = load_config(config, overrides or [], () if grown is None else grown.datasets)
+    if extends is None:
+        report = inspect(loaded)
+    else:
+        report, loaded = inspect_extension(loaded, extends)
     print_report(report, out)
     if json_file is not None:
         _write_json(json_file, json.loads(report.to_json()))
@@ -96,9 +113,34 @@ def check(
         from crossdet.api import training_batches
         from crossdet.pictures import write_batch_pictures
 
-        drawn, sources = training_batches(loaded, batches)
-        files = write_batch_pictures(drawn, sources.space, sources.space.datasets, folder)
-        out.print(f"{len(files)} training pictures in {escape(str(folder))}", highlight=False)
+        target = folder or Path("check_pictures")
+        drawn, sources = training_batches(loaded, batches, known=grown)
+        files = write_batch_pictures(drawn, sources.space, sources.space.datasets, target)
+        out.print(f"{len(files)} training pictures in {escape(str(target))}", highlight=False)
+
+
+def _check_arguments(
+    config: Path,
+    weights: bool,
+    folder: Path | None,
+    pictures: bool,
+    overrides: list[str] | None,
+    extends: Path | None,
+) -> None:
+    """Refuses what `check` would have to ignore. weights: CONFIG is trained weights."""
+    if folder is not None and not pictures:
+        hint = ""
+        if weights and folder.is_file():
+            hint = f"; to check a config that extends weights: `crossdet check {folder} --extends {config}`"
+        raise UserError(
+            f"unexpected argument {folder}: a second one is the folder of --pictures, which is not given{hint}"
+        )
+    given = [("--pictures", pictures), ("--set", overrides), ("--extends", extends)]
+    ignored = [name for name, value in given if value]
+    if weights and ignored:
+        raise UserError(
+            f"{', '.join(ignored)}: for a config, but {config} is no YAML file; name the config first"
+        )
 
 
 @app.command()
@@ -157,10 +199,12 @@ def evaluate(
 ) -> None:
     """Score a detector on every dataset of a config, by its own protocol, on the classes that it labels."""
     from crossdet.config import load_config
+    from crossdet.weights_argument import check_order, known_space
 
     if store and not fold:
         raise UserError("--store-thresholds: they are kept for whole classes; leave out --no-fold")
-    loaded = load_config(config, overrides or [])
+    check_order("eval", run, config)
+    loaded = load_config(config, overrides or [], known_space(run).datasets)
 
     from crossdet.api import evaluate as score
     from crossdet.evaluating import metrics_table
@@ -182,9 +226,8 @@ def evaluate(
         from crossdet.checkpoint import update_metadata
         from crossdet.provenance import read_metadata
 
-        stored = json.loads(
-            read_metadata(run).get("operating", "{}")
-        )  # classes that the config lacks keep theirs
+        # classes that the config lacks keep theirs
+        stored = json.loads(read_metadata(run).get("operating", "{}"))
         update_metadata(run, {"operating": json.dumps(stored | metrics["operating"])})
         out.print(f"{len(metrics['operating'])} thresholds stored in {escape(str(run))}", highlight=False)
 
@@ -204,8 +247,10 @@ def audit(
 ) -> None:
     """Show what no protocol sees: detections of classes that a dataset does not label."""
     from crossdet.config import load_config
+    from crossdet.weights_argument import check_order, known_space
 
-    loaded = load_config(config, overrides or [])
+    check_order("audit", run, config)
+    loaded = load_config(config, overrides or [], known_space(run).datasets)
     if split not in ("val", "train"):
         raise UserError(f"--split: expected val or train, got {split!r}")
 

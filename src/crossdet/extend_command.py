@@ -33,7 +33,8 @@ def extend(
     resume: Annotated[bool, typer.Option(help="continue the run in the output directory")] = False,
     overwrite: Annotated[bool, typer.Option(help="replace the run in the output directory")] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="also write the numbers as JSON")
+        Path | None,
+        typer.Option("--json", metavar="FILE", dir_okay=False, help="also write the numbers as JSON"),
     ] = None,
 ) -> None:
     """Extend a trained detector by the classes and data of a config, keeping its old classes.
@@ -43,10 +44,12 @@ def extend(
     Example: crossdet extend runs/first more.yaml --mode distill --output runs/second
     """
     from crossdet.config import load_config
+    from crossdet.weights_argument import check_order, known_space
 
+    check_order("extend", run, config)
     given = [("mode", mode), ("tolerance", tolerance)]
     options = [f"extend.{key}={value}" for key, value in given if value is not None]
-    loaded = load_config(config, [*(overrides or []), *options])
+    loaded = load_config(config, [*(overrides or []), *options], known_space(run).datasets)
 
     from crossdet.api import is_first_process
     from crossdet.extending import extend as extended

@@ -43,6 +43,7 @@ from crossdet.evaluation.protocols import Split
 from crossdet.forgetting import changes, draw_generations, main_numbers, report_text, to_json
 from crossdet.inference import DEFAULT_THRESHOLD, Detector, load_detector
 from crossdet.jsonfiles import write_json
+from crossdet.label_edits import growth
 from crossdet.labels import DROPPED, LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.class_rows import carry_over, train_new_classes_only
@@ -92,17 +93,15 @@ def extend(
     """
     parent = Path(run_or_weights)
     tensors, metadata = load_weights(parent)
-    config = with_settings_of(metadata, as_config(config))
-    if config.pseudo is not None:
-        raise UserError("pseudo: this section is for `crossdet train`; here it is `extend: {mode: distill}`")
+    known = LabelSpace.from_json(metadata["labels"])
+    config = with_settings_of(metadata, as_config(config, known.datasets))
     choice = config.extend or ExtendConfig()
     run_dir = run_directory(config, output)
     if weights_path(parent).resolve().parent == run_dir.resolve():
         raise UserError(f"{run_dir} holds the weights to extend; choose another directory with --output")
-    known = LabelSpace.from_json(metadata["labels"])
     sources = open_sources(config, known=known)
     check_trainable(sources)
-    note = _check_mode(choice, known, sources, config.model.group_norm)
+    note = check_mode(choice, known, sources, config.model.group_norm)
     history = [*generations(metadata), _generation(choice.mode, parent, sources, run_dir, resume)]
     check_run_dir(run_dir, config, resume, overwrite, REPORT_FILE)
 
@@ -117,8 +116,8 @@ def extend(
     if choice.mode == "frozen":
         after_step = train_new_classes_only(detector, len(known.classes))
     make_run_dir(fabric, run_dir, config, resume)
-    if note and fabric.is_global_zero:
-        print(note, flush=True)
+    if fabric.is_global_zero:
+        print(*growth(known, sources.space), *filter(None, [note]), sep="\n", flush=True)
     old = _in_layout(load_detector(parent, fabric.device), config)
     before = _start(fabric, config, sources, old, history[-1], run_dir, resume)
     taught = sources
@@ -160,8 +159,10 @@ def with_settings_of(metadata: Mapping[str, str], config: Config) -> Config:
     `loss` and `eval` are those of the weights where the config says nothing.
 
     Raises:
-        UserError: lists the keys that contradict.
+        UserError: lists the keys that contradict; or the section is not for extensions (`pseudo`).
     """
+    if config.pseudo is not None:
+        raise UserError("pseudo: this section is for `crossdet train`; here it is `extend: {mode: distill}`")
     settings = asdict(DetectorSettings.from_json(metadata["model"]))
     settings["freeze_batch_norm"] = settings.pop("frozen_batch_norm")
     anchors = {key: settings[key] for key in ("scales", "ratios")}
@@ -221,8 +222,8 @@ def _adapters(
     return (*old, Adapter(known, choice.adapter, known, classes)) if choice.adapter else old
 
 
-def _check_mode(choice: ExtendConfig, known: LabelSpace, sources: Sources, group_norm: bool) -> str | None:
-    """Refuses what cannot work; returns a note about what probably will not."""
+def check_mode(choice: ExtendConfig, known: LabelSpace, sources: Sources, group_norm: bool) -> str | None:
+    """Refuses what cannot work (`UserError`); returns a note about what probably will not."""
     mode = choice.mode
     unused = [
         f"`{key}`" for key in ("pseudo", "match") if getattr(choice, key) != getattr(ExtendConfig(), key)

@@ -85,6 +85,24 @@ def grown(
     return _with_classes(space, (*known.classes, *new))
 
 
+def growth(known: LabelSpace, space: LabelSpace) -> list[str]:
+    """What a grown label space brings, for people: its new classes, and what joins the known ones.
+
+    A class with other source names than its own is shown with them, so that a slip in a name of `merge` is seen.
+    """
+    old = {source for c in range(len(known.classes)) for source in known.sources_of(c)}
+    new, joined = [], []
+    for c, name in enumerate(space.classes):
+        sources = [source for source in space.sources_of(c) if source not in old]
+        if c < len(known.classes):
+            joined += [f"{name} <- {', '.join(sources)}"] if sources else []
+        else:
+            plain = all(name in (source, source.partition("/")[2]) for source in sources)
+            new.append(name if plain else f"{name} <- {', '.join(sources)}")
+    lines = [f"new classes: {'; '.join(new) or 'none'}"]
+    return [*lines, f"into known classes: {'; '.join(joined)}"] if joined else lines
+
+
 def _with_classes(space: LabelSpace, classes: tuple[str, ...]) -> LabelSpace:
     """The same space with its classes in another order."""
     ids = {old: classes.index(name) for old, name in enumerate(space.classes)}

@@ -76,6 +76,16 @@ def with_members(
     )
 
 
+def lonely_members(space: LabelSpace) -> list[str]:
+    """Warnings about classes of `per_dataset` that only one dataset labels: there is nothing to tell apart."""
+    return [
+        f"labels.per_dataset: {fold.name!r} is labelled in {fold.datasets[0]} alone, so it only becomes "
+        f"{space.classes[fold.members[0]]!r}, and such weights cannot be extended; leave it out of the list"
+        for fold in space.folds
+        if fold.datasets is not None and len(set(fold.datasets)) == 1
+    ]
+
+
 def _problems(
     space: LabelSpace, per_dataset: Sequence[str], turned: Mapping[int, tuple[int, ...]]
 ) -> list[str]:

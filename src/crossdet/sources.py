@@ -13,7 +13,7 @@ from crossdet.config import Config, DatasetConfig, SplitConfig, UnionTestConfig
 from crossdet.data.index import Index
 from crossdet.data.reading import SplitFiles, read_split
 from crossdet.data.rotation import rotated
-from crossdet.errors import UserError, problem_list
+from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.evaluation.wider_face_lists import WiderFaceLists, read_wider_face_truth
 from crossdet.label_edits import grown
 from crossdet.label_members import with_members
@@ -40,12 +40,15 @@ def open_sources(
     splits: Sequence[str] = SPLITS,
     known_classes: Mapping[str, Sequence[str]] | None = None,
     known: LabelSpace | None = None,
+    detector: LabelSpace | None = None,
 ) -> Sources:
     """Reads the splits and merges the labels.
 
     The label rules speak of all datasets, also of those that have none of the wanted `splits`: their class names
     come from `known_classes` (dataset -> names, e.g. of a trained detector), else from their training files.
     known: a label space that the config's datasets and rules extend (`label_edits.grown`), instead of a new one.
+    detector: that of a detector which is to be scored. The config is read as one that extends it, so that an
+    extension's own config can be used; where it contradicts the detector, by itself.
 
     Raises `UserError` with the mistakes of all datasets; label rules are looked at once all files are readable.
     """
@@ -70,12 +73,16 @@ def open_sources(
                     problems.append(f"datasets.{name}.{split}.lists: {_indented(str(error))}")
     if problems:
         raise UserError(problem_list(f"{len(problems)} split(s) cannot be read", problems))
-    names = dict(known_classes or ({} if known is None else classes_of(known)))
+    trained = known or detector
+    names = dict(known_classes or ({} if trained is None else classes_of(trained)))
     for name, dataset in config.datasets.items():
         if "train" not in splits and name not in names and dataset.train is not None:
             with suppress(UserError):  # the training files need not be here; then the other split has to do
                 names[name] = open_split(dataset, "train", dataset.train).classes
-    space = build_space(config, found["train"], found["val"], names, known)
+    if detector is None:
+        space = build_space(config, found["train"], found["val"], names, known)
+    else:
+        space = _space_to_score(config, found["train"], found["val"], names, detector)
     train, val = (
         {name: turned(index, config.datasets[name], split) for name, index in found[split].items()}
         for split in SPLITS
@@ -171,6 +178,26 @@ def build_space(
         return grown(known, classes, federated=federated, **rules)
     space = LabelSpace.build(classes, federated=federated, **rules)
     return with_members(space, per_dataset, directions, open_members)
+
+
+def _space_to_score(
+    config: Config,
+    train: dict[str, Index],
+    val: dict[str, Index],
+    known_classes: Mapping[str, Sequence[str]],
+    detector: LabelSpace,
+) -> LabelSpace:
+    """Label space of a config that a detector is scored on; see `open_sources`."""
+    directions = any(d.directions and d.direction_classes for d in config.datasets.values())
+    if detector.folds or config.labels.per_dataset or directions:  # such label spaces cannot grow
+        return build_space(config, train, val, known_classes)
+    try:
+        return build_space(config, train, val, known_classes, detector)
+    except LabelError as error:
+        try:
+            return build_space(config, train, val, known_classes)
+        except LabelError:
+            raise error from None
 
 
 def share_of(index: Index, dataset: DatasetConfig) -> Index:

@@ -26,7 +26,7 @@ from crossdet.data.coco import write_coco
 from crossdet.data.decoding import read_image
 from crossdet.data.index import Index, IndexBuilder, load_index
 from crossdet.experiments.lifelong_measure import unchanged
-from crossdet.extending import _check_mode
+from crossdet.extending import check_mode
 from crossdet.inference import Detector
 from crossdet.labels import LabelSpace
 from crossdet.models.building import DetectorSettings
@@ -447,7 +447,7 @@ def test_a_channel_cannot_be_a_group():
     known = LabelSpace.build({"cars": ["car"]})
     one = ExtendConfig(mode="frozen", adapter=1)
     with pytest.raises(UserError, match="group norm needs at least two channels"):
-        _check_mode(one, known, None, group_norm=True)
+        check_mode(one, known, None, group_norm=True)
 
 
 # ------------------------------------------------------------------------------------------ after renaming
@@ -569,3 +569,79 @@ def test_contradictions_are_told_before_anything_is_trained(world, signs, traine
 def test_the_weights_are_not_written_over(world, signs, trained):
     with pytest.raises(UserError, match="holds the weights to extend"):
         extend(trained.folder, config(world, signs), output=trained.folder, overwrite=True)
+
+
+# ------------------------------------------------------------------------------------------ configs of extensions
+
+
+def test_rules_may_name_what_only_the_weights_know(world, signs, trained, tmp_path, crossdet):
+    """Old datasets and classes that the config leaves out, in every command that has the weights."""
+    rules = {"labels.absent": {"cars": ["sign"]}, "labels.overlap": [["sign", "car"]]}
+    values = settings(world, signs, {**rules, "train.max_steps": 1}, old="none")
+    file, run = write(tmp_path / "more.yaml", values), tmp_path / "run"
+    done = crossdet("extend", trained.folder, file, "--output", run)
+    assert done.returncode == 0, done.stderr
+    assert "new classes: sign\n" in done.stdout
+    space = load_detector(run, "cpu").space
+    assert space.absent_pairs == {(space.dataset_index("cars"), space.id_of("sign"))}
+    for words in (
+        ("eval", run, file),
+        ("eval", run, run / "config.yaml"),
+        ("check", file, "--extends", trained.folder),
+    ):
+        done = crossdet(*words)
+        assert done.returncode == 0, done.stderr
+    assert "new classes: sign" in done.stdout
+    done = crossdet("check", file)  # nothing says which weights these are
+    assert done.returncode == 2
+    assert 'no dataset "cars"' in done.stderr
+    assert "--extends WEIGHTS" in done.stderr
+    values["labels"] = {"absent": {"carz": ["sign"]}, "merge": {"car": ["signs/sign", "bikes/bike"]}}
+    done = crossdet("extend", trained.folder, write(file, values), "--output", tmp_path / "other")
+    assert done.returncode == 2
+    for part in ('no dataset "carz"; did you mean `cars`', 'no dataset "bikes"'):
+        assert part in done.stderr, part
+    values["labels"] = {"merge": {"cra": ["signs/sign"]}}  # a slip is seen before the training
+    done = crossdet("extend", trained.folder, write(file, values), "--output", tmp_path / "other")
+    assert "new classes: cra <- signs/sign\n" in done.stdout
+    values["labels"] = {"merge": {"car": ["cars/car", "signs/sign"]}}
+    done = crossdet("check", write(file, values), "--extends", trained.folder)
+    assert done.returncode == 0, done.stderr
+    assert "into known classes: car <- signs/sign" in done.stdout
+
+
+def test_arguments_that_are_something_else(world, signs, trained, tmp_path, crossdet):
+    file = write(tmp_path / "more.yaml", settings(world, signs))
+    other = tmp_path / "numbers.json"
+    other.write_text('{"a": 1}')
+    (tmp_path / "empty").mkdir()
+    for words, message in (
+        (
+            ("extend", file, trained.folder),
+            "the weights come first, then the config, such as `crossdet extend",
+        ),
+        (("extend", other, file), "numbers.json is no crossdet weights file; expected a .safetensors file"),
+        (("extend", tmp_path / "empty", file), "empty holds no model.safetensors"),
+        (("labels", file, "--rename", "a=b"), "more.yaml is no crossdet weights file"),
+        (("check", trained.folder / "state.pt"), "state.pt is no crossdet weights file"),
+        (("check", trained.folder, file), f"`crossdet check {file} --extends {trained.folder}`"),
+        (("check", trained.folder, "--pictures"), "--pictures: for a config"),
+        (("eval", trained.folder, file, "--json", tmp_path), "directory."),
+    ):
+        done = crossdet(*words)
+        assert done.returncode == 2, (words, done)
+        assert message in " ".join(done.stderr.split()), (message, done.stderr)
+        assert "Traceback" not in done.stderr
+
+
+def test_check_looks_at_teachers_and_members(world, trained, tmp_path, crossdet):
+    missing = world.write_config(tmp_path / "a.yaml", {"pseudo.teachers": [str(tmp_path / "nowhere")]})
+    done = crossdet("check", missing)
+    assert done.returncode == 2
+    assert "pseudo.teachers: " in done.stdout
+    there = world.write_config(tmp_path / "b.yaml", {"pseudo.teachers": [str(trained.folder)]})
+    done = crossdet("check", there)
+    assert done.returncode == 0, done.stdout
+    assert "knows car, face" in " ".join(done.stdout.split())
+    alone = world.write_config(tmp_path / "c.yaml", {"labels.per_dataset": ["car"]})
+    assert "'car' is labelled in cars alone" in " ".join(crossdet("check", alone).stdout.split())

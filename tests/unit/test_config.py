@@ -115,13 +115,20 @@ def test_fixed_and_strict():
             "`labels.merge.x`: expected a list of source classes `dataset/name`, got {}",
         ),
         ("labels: {merge: {x: car}}", '`labels.merge.x`: expected `dataset/name`, got "car"'),
-        ("labels: {drop: [b/car]}", '`labels.drop`: no dataset "b" (in "b/car"); known datasets: a'),
+        (
+            "labels: {drop: [b/car]}",
+            '`labels.drop`: no dataset "b" (in "b/car"); known datasets: a (those of weights to extend: `crossdet '
+            "check CONFIG --extends WEIGHTS`)",
+        ),
         ("labels: {overlap: [[x]]}", '`labels.overlap[0]`: expected two values, got ["x"]'),
         (
             "labels: {distinct: [1]}",
             "`labels.distinct[0]`: expected text (quote what YAML reads as something else), got 1",
         ),
-        ("labels: {absent: {aa: [x]}}", '`labels.absent.aa`: no dataset "aa"; did you mean `a`?'),
+        (
+            "labels: {absent: {aa: [x]}}",
+            '`labels.absent.aa`: no dataset "aa"; did you mean `a`?',
+        ),
     ],
 )
 def test_wording(tmp_path, text, expected):

@@ -14,7 +14,7 @@ from crossdet import Config
 from crossdet.config.schema import DatasetConfig
 from crossdet.data.coco import write_coco
 from crossdet.data.index import Index, IndexBuilder
-from crossdet.errors import UserError
+from crossdet.errors import ConfigError, UserError
 from crossdet.experiments import jobs, lifelong, lifelong_measure
 from crossdet.experiments.lifelong_plan import (
     METHODS,
@@ -204,6 +204,8 @@ def test_methods_have_overrides_of_their_own(files):
         "fine_tune": 0.02, "replay": 0.015, "distill": 0.02, "distill_replay": 0.02, "frozen": 0.02,
         "frozen_adapter": 0.02, "joint": 0.04,
     }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"--extend-set replay:train\.lrr=0\.1: unknown key `train\.lrr`"):
+        resolved(Settings(files, extend_overrides=("replay:train.lrr=0.1",)), ["replay"])
     matched = {name for name, c in found.items() if c.extend is not None and c.extend.match == 5}
     assert matched == {"distill"}
     for wide in (found, resolved(Settings(files, ("extend.adapter=16",)), [m.name for m in METHODS])):

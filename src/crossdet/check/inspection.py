@@ -20,12 +20,15 @@ from crossdet.check.report import (
     Report,
     SplitReport,
 )
+from crossdet.check.teachers import look_at_teachers
 from crossdet.config import Config
 from crossdet.data.anchor_stats import best_anchor_iou, resized_boxes, resized_sizes
 from crossdet.data.federated import verified_classes
 from crossdet.data.index import Index
 from crossdet.data.reading import IMAGE_REASONS
 from crossdet.data.rotation import pictures
+from crossdet.errors import LabelError
+from crossdet.label_members import lonely_members
 from crossdet.labels import DROPPED, LabelSpace
 from crossdet.sources import SPLITS, Sources, open_sources
 from crossdet.types import PYRAMID_STRIDES, REGION_FLAGS, Flag
@@ -46,7 +49,18 @@ def inspect(config: Config, max_images: int | None = None) -> Report:
 
     Raises `UserError` with all mistakes of the config's files and label rules.
     """
-    sources = open_sources(config)
+    try:
+        sources = open_sources(config)
+    except LabelError as error:
+        raise LabelError(
+            f"{error}\nOf a config for `crossdet extend`: `crossdet check CONFIG --extends WEIGHTS`, which knows "
+            f"the names of the weights"
+        ) from None
+    return report_on(config, sources, max_images)
+
+
+def report_on(config: Config, sources: Sources, max_images: int | None = None, old: int = 0) -> Report:
+    """The report on what was read. old: so many classes are known to the weights that the config extends."""
     indexes = {(name, s): getattr(sources, s)[name] for name in config.datasets for s in SPLITS
                if name in getattr(sources, s)}  # fmt: skip
     paths = {split: image_paths(index, max_images) for split, index in indexes.items()}
@@ -62,15 +76,17 @@ def inspect(config: Config, max_images: int | None = None) -> Report:
     duplicates = tuple(find_duplicates({split: found.values() for split, found in paths.items()}))
     space = sources.space
     partial, likely = space.partial_merges(), space.likely_duplicates()
+    teacher_errors, teacher_notes = look_at_teachers(config, sources)
     warnings = [
         *_leak_warnings(duplicates),
         *_split_warnings(splits, space),
-        *_class_warnings(sources, classes, config.train.plain),
+        *_class_warnings(sources, classes, old, config.train.plain),
         *(f"likely the same class, not merged: {a} and {b}; merge them under `labels.merge`, or list the "
           "name under `labels.distinct`" for a, b in likely),
         *(f"merge of unlike classes: {text}" for text in partial),
         *_anchor_warnings(anchors, config.model.positive_iou),
         *filter(None, [config.train.early_decay if sources.train else None]),
+        *lonely_members(space),
     ]  # fmt: skip
     return Report(
         datasets=space.datasets,
@@ -91,9 +107,9 @@ def inspect(config: Config, max_images: int | None = None) -> Report:
         anchors=anchors,
         duplicates=duplicates,
         max_images=max_images,
-        errors=tuple(_errors(config, splits)),
+        errors=(*_errors(config, splits, extends=old > 0), *teacher_errors),
         warnings=tuple(warnings),
-        notes=tuple(_notes(config, sources, splits, duplicates)),
+        notes=(*_notes(config, sources, splits, duplicates), *teacher_notes),
     )
 
 
@@ -262,9 +278,9 @@ def _anchor_hint(config: Config, missed: NDArray[np.float64]) -> str:
 # ------------------------------------------------------------------------------- errors, warnings and notes
 
 
-def _errors(config: Config, splits: Sequence[SplitReport]) -> Iterator[str]:
+def _errors(config: Config, splits: Sequence[SplitReport], extends: bool) -> Iterator[str]:
     weights = config.model.weights
-    if isinstance(weights, Path) and not weights.is_file():
+    if isinstance(weights, Path) and not weights.is_file() and not extends:  # an extension does not use them
         yield f"model.weights: {weights} does not exist; give a file, `imagenet` or `none`"
     for split in splits:
         where = f"datasets.{split.dataset}.{split.split}"
@@ -300,10 +316,10 @@ def _split_warnings(splits: Sequence[SplitReport], space: LabelSpace) -> Iterato
                 yield f"{where}: no boxes of {_listed(none)}"
 
 
-def _class_warnings(sources: Sources, classes: Sequence[ClassReport], plain: bool) -> Iterator[str]:
+def _class_warnings(sources: Sources, classes: Sequence[ClassReport], old: int, plain: bool) -> Iterator[str]:
     if not sources.train:
         return
-    unlearnt = [c.name for c in classes if not c.train_boxes and len(c.sources) > 1]
+    unlearnt = [c.name for c in classes[old:] if not c.train_boxes and len(c.sources) > 1]
     if unlearnt:
         yield f"no training boxes in any dataset for {_listed(unlearnt)}"
     blind = [c.name for c in classes if not c.trusting_images and c.train_boxes]

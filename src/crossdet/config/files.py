@@ -38,11 +38,14 @@ for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver(_FLOAT, _EXPONENT, list("-+0123456789"))
 
 
-def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: Path | str, overrides: Sequence[str] = (), known_datasets: Sequence[str] = ()
+) -> Config:
     """Reads a config file.
 
     path: the YAML file; its folder is the base of relative paths, also of those in overrides.
     overrides: `a.b=value`, the value in YAML; a key of the file or of its schema (`datasets.faces.weight=2`).
+    known_datasets: those of trained weights that the config is about; its label rules may name them, too.
 
     Raises `ConfigError`: the file cannot be read or is no YAML mapping; else one error that lists all
     mistakes with line (or override), key, value and what is expected.
@@ -51,7 +54,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     data, places, problems = _read(path)
     for text in overrides:
         problems += _override(data, places, text)
-    config, found = validated(Config, data, path.absolute().parent)
+    config, found = validated(Config, data, path.absolute().parent, known_datasets)
     lines = [p.text for p in problems] + [f"{_place(p, places)}{p.text}" for p in found]
     if config is None or lines:
         raise ConfigError(problem_list(f"{path}: {len(lines)} mistake(s)", lines))

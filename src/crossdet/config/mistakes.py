@@ -41,18 +41,21 @@ _EXPECTED = {
 }
 
 
-def validated(kind: type[Model], data: dict[str, Any], base: Path) -> tuple[Model | None, list[Problem]]:
+def validated(
+    kind: type[Model], data: dict[str, Any], base: Path, known_datasets: Sequence[str] = ()
+) -> tuple[Model | None, list[Problem]]:
     """The model made of `data`, or None and its mistakes.
 
-    base: folder of relative paths.
+    base: folder of relative paths. known_datasets: see `load_config`.
     pydantic checks single values first and contradictions between them only if all are good; the second
     round, without the bad values, finds the contradictions that have nothing to do with them.
     """
     problems: list[Problem] = []
     broken: set[Key] = set()
+    context = {"base": base, "known_datasets": known_datasets}
     for _ in range(2):
         try:
-            model = kind.model_validate(_without(data, broken), context={"base": base})
+            model = kind.model_validate(_without(data, broken), context=context)
             return (None if problems else model), problems
         except ValidationError as error:
             found = [p for item in error.errors(include_url=False) for p in _problems(dict(item), data, kind)]

@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StrictBool, WrapValidator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    StrictBool,
+    ValidationInfo,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from crossdet.config.fields import (
@@ -296,20 +305,25 @@ class Config(Section):
     output: File | None = None  # run directory; null: runs/<name of the config file> in the current folder
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], base: Path | None = None) -> Config:
-        """A config from plain values. base: folder of relative paths (default: the current one).
+    def from_dict(
+        cls, data: Mapping[str, Any], base: Path | None = None, known_datasets: Sequence[str] = ()
+    ) -> Config:
+        """A config from plain values.
+
+        base: folder of relative paths (default: the current one). known_datasets: see `load_config`.
 
         Raises `ConfigError` that lists all mistakes.
         """
-        config, problems = validated(cls, dict(data), base or Path.cwd())
+        config, problems = validated(cls, dict(data), base or Path.cwd(), known_datasets)
         if config is None:
             texts = [problem.text for problem in problems]
             raise ConfigError(problem_list(f"config: {len(texts)} mistake(s)", texts))
         return config
 
     @model_validator(mode="after")
-    def _consistent(self) -> Config:
-        problems = [*_dataset_problems(self), *_label_problems(self), *_recipe_problems(self)]
+    def _consistent(self, info: ValidationInfo) -> Config:
+        known = (info.context or {}).get("known_datasets", ())
+        problems = [*_dataset_problems(self), *_label_problems(self, known), *_recipe_problems(self)]
         problems += [*_pseudo_problems(self), *_extend_problems(self)]
         if problems:
             texts = "; ".join(problem.text for problem in problems)
@@ -377,9 +391,20 @@ def _direction_problems(config: Config, name: str, dataset: DatasetConfig) -> It
         )
 
 
-def _label_problems(config: Config) -> Iterator[Problem]:
-    """Rules that name a dataset there is none of; whether the classes exist is for `LabelSpace.build`."""
-    labels, names = config.labels, list(config.datasets)
+def _label_problems(config: Config, known: Sequence[str]) -> Iterator[Problem]:
+    """Rules that name a dataset there is none of; whether the classes exist is for `LabelSpace.build`.
+
+    known: datasets of trained weights, which the rules may name as well.
+    """
+    labels, names = config.labels, list(dict.fromkeys([*config.datasets, *known]))
+
+    def missing(dataset: str) -> str:
+        found = suggest(dataset, names, "datasets")
+        slip = known or "did you mean" in found
+        return found + (
+            "" if slip else " (those of weights to extend: `crossdet check CONFIG --extends WEIGHTS`)"
+        )
+
     rules: list[tuple[Key, Sequence[str]]] = [(("labels", "drop"), labels.drop)]
     rules += [(("labels", "merge", k), v) for k, v in labels.merge.items() if isinstance(v, tuple)]
     for at, entries in rules:
@@ -388,7 +413,7 @@ def _label_problems(config: Config) -> Iterator[Problem]:
             if not slash:
                 yield Problem((at,), f"`{dotted(at)}`: expected `dataset/name`, got {show(entry)}")
             elif dataset not in names:
-                text = f"no dataset {show(dataset)} (in {show(entry)}); {suggest(dataset, names, 'datasets')}"
+                text = f"no dataset {show(dataset)} (in {show(entry)}); {missing(dataset)}"
                 yield Problem((at, ("datasets", dataset)), f"`{dotted(at)}`: {text}")
     if labels.per_dataset and config.pseudo is not None:
         text = "`pseudo` labels no classes per dataset; leave out `labels.per_dataset` or `pseudo`"
@@ -400,7 +425,7 @@ def _label_problems(config: Config) -> Iterator[Problem]:
         for dataset in getattr(labels, rule):
             at = ("labels", rule, dataset)
             if dataset not in names:
-                text = f"no dataset {show(dataset)}; {suggest(dataset, names, 'datasets')}"
+                text = f"no dataset {show(dataset)}; {missing(dataset)}"
                 yield Problem((at, ("datasets", dataset)), f"`{dotted(at)}`: {text}")
 
 

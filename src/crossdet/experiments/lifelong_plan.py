@@ -22,7 +22,7 @@ from crossdet.config import (
 )
 from crossdet.config.mistakes import suggest
 from crossdet.data.index import Index
-from crossdet.errors import LabelError, UserError, problem_list
+from crossdet.errors import ConfigError, LabelError, UserError, problem_list
 from crossdet.experiments.jobs import comparable
 from crossdet.labels import DROPPED, LabelSpace
 from crossdet.sources import classes_of, open_sources, union_test_index
@@ -323,6 +323,16 @@ class Settings:
         given = [override_of(text) for text in self.extend_overrides]
         return [text for wanted in (None, method.name) for name, text in given if name == wanted]
 
+    def of_extension(self, method: Method, words: Sequence[str], seed: int) -> Config:
+        """The config of one method's extensions. Raises `ConfigError` that names the options as they were typed."""
+        try:
+            return self.config([*words, *self.of_extensions(method), f"seed={seed}"])
+        except ConfigError as error:
+            told = str(error)
+            for typed in self.extend_overrides:
+                told = told.replace(f"--set {override_of(typed)[1]}", f"--extend-set {typed}")
+            raise ConfigError(told) from None
+
 
 def override_of(text: str) -> tuple[str | None, str]:
     """(method, `key=value`) of an override; method: None without one. What holds a dot is a key, since a dataset's
@@ -366,7 +376,7 @@ def resolve(settings: Settings, plan: Plan, method: Method, seed: int, generatio
     words = list(method.overrides)
     if method.slower:
         words.append(f"train.lr={settings.config().train.lr * LR_SHARE!r}")
-    config = settings.config([*words, *settings.of_extensions(method), f"seed={seed}"])
+    config = settings.of_extension(method, words, seed)
     datasets, names = dict(config.datasets), list(plan.generations[generation - 1])
     if method.replays:
         old = plan.datasets(generation - 1)

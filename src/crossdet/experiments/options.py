@@ -21,7 +21,8 @@ MarkdownFile = Annotated[
     Path | None, typer.Option("--markdown", metavar="FILE", help="also write as Markdown")
 ]
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="also write the numbers as JSON")
+    Path | None,
+    typer.Option("--json", metavar="FILE", dir_okay=False, help="also write the numbers as JSON"),
 ]
 FigureFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE.png", help="where to draw")]
 Seeds = Annotated[list[str] | None, typer.Option("--seeds", metavar="N,M", help="default: 0,1,2")]

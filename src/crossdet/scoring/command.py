@@ -27,7 +27,8 @@ app = typer.Typer(
 )
 
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="also write the numbers as JSON, 0 to 1")
+    Path | None,
+    typer.Option("--json", metavar="FILE", dir_okay=False, help="also write the numbers as JSON, 0 to 1"),
 ]
 CurvesFolder = Annotated[
     Path | None,

@@ -1,0 +1,43 @@
+"""`crossdet check CONFIG --extends WEIGHTS`: what `crossdet extend` would make of a config."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from crossdet.check.inspection import report_on
+from crossdet.check.report import Report
+from crossdet.config import Config
+from crossdet.errors import UserError
+from crossdet.label_edits import growth
+from crossdet.labels import LabelSpace
+from crossdet.provenance import read_metadata
+from crossdet.sources import open_sources
+
+
+def inspect_extension(config: Config, weights: Path, max_images: int | None = None) -> tuple[Report, Config]:
+    """The report on a config as `crossdet extend` reads it, and that config: with the settings of the weights.
+
+    Label rules are those of the weights and what the config adds; anchors are judged at the weights' input size.
+    max_images: as for `inspect`.
+
+    Raises:
+        UserError: with all contradictions to the weights, or all mistakes of the config's files and label rules.
+    """
+    from crossdet.api import check_trainable  # these need torch
+    from crossdet.extending import check_mode, with_settings_of
+
+    metadata = read_metadata(weights)
+    known = LabelSpace.from_json(metadata["labels"])
+    config = with_settings_of(metadata, config)
+    assert config.extend is not None  # `with_settings_of` gives one
+    sources = open_sources(config, known=known)
+    report = report_on(config, sources, max_images, old=len(known.classes))
+    errors, notes = list(report.errors), [*growth(known, sources.space), *report.notes]
+    try:
+        check_trainable(sources)
+        note = check_mode(config.extend, known, sources, config.model.group_norm)
+        notes += [note.removeprefix("note: ")] if note else []
+    except UserError as error:
+        errors.append(str(error))
+    return replace(report, errors=tuple(errors), notes=tuple(notes)), config
