@@ -72,6 +72,8 @@ def test_check_looks_at_each_file_once(world: World) -> None:
     report = inspect(world.config(TURNED))
     assert not report.errors
     assert report.train_images == 12
+    assert "cars train: 12 pictures in 4 directions, an epoch draws each once" in report.notes
+    assert not any("were looked at" in note for note in report.notes)
     assert not report.duplicates
 
 

@@ -26,7 +26,7 @@ from crossdet.data.anchor_stats import best_anchor_iou, resized_boxes, resized_s
 from crossdet.data.federated import verified_classes
 from crossdet.data.index import Index
 from crossdet.data.reading import IMAGE_REASONS
-from crossdet.data.rotation import pictures
+from crossdet.data.rotation import pictures, rows_per_picture
 from crossdet.errors import LabelError
 from crossdet.label_members import lonely_members
 from crossdet.labels import DROPPED, LabelSpace
@@ -141,6 +141,7 @@ def _split_report(split: Split, index: Index, files: FileReport) -> SplitReport:
         difficult=flagged(Flag.DIFFICULT),
         skipped={reason: Places.of(places) for reason, places in skipped.items()},
         files=files,
+        directions=rows_per_picture(index),
     )
 
 
@@ -366,8 +367,12 @@ def _notes(
     if config.train.plain:
         yield "`train.plain` is on: all background is a negative for every class, avoided or not"
     for split in splits:
-        if split.files.checked < split.images:
-            looked = f"{split.files.checked:,} of {split.images:,} image files"
+        number = split.images // split.directions
+        if split.directions > 1:
+            drawn = ", an epoch draws each once" if split.split == "train" else ""
+            yield f"{split.dataset} {split.split}: {number:,} pictures in {split.directions} directions{drawn}"
+        if split.files.checked < number:
+            looked = f"{split.files.checked:,} of {number:,} image files"
             yield f"{split.dataset} {split.split}: only {looked} were looked at"
     for d in duplicates:
         if d.leak:

@@ -53,6 +53,7 @@ class FileReport:
 class SplitReport:
     """One split of one dataset.
 
+    images: of them `directions` are shown of each picture, 1 where pictures are not turned.
     boxes: objects (regions and invalid boxes are not among them); boxes_per_class: by the dataset's own names.
     empty_images: images without objects.
     crowd, ignore_regions, avoided_regions, invalid, difficult: boxes with that flag.
@@ -72,6 +73,7 @@ class SplitReport:
     difficult: int
     skipped: dict[str, Places]
     files: FileReport
+    directions: int = 1
 
 
 @dataclass(frozen=True)
