@@ -48,7 +48,7 @@ def test_commands(folder, monkeypatch, capsys):
     shrink = [part for o in TINY if not o.startswith(("model", "input")) for part in ("--set", o)]
     lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
     commands = [shlex.split(line) for line in lines if line]
-    assert [words[1] for words in commands] == ["check", *["extend"] * 4, "labels", "labels"]
+    assert [words[1] for words in commands] == ["check", "check", *["extend"] * 4, "labels", "labels"]
     for words in commands:
         extra = [*shrink, "--tolerance", "100"] if words[1] == "extend" else []
         monkeypatch.setattr(sys, "argv", words + extra)
