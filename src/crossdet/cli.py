@@ -85,7 +85,7 @@ def check(
     Of trained weights: their classes, label rules, thresholds, and the generations that they come from.
     A config that extends weights: --extends WEIGHTS.
     """
-    from crossdet.check import inspect, inspect_extension, inspect_weights, print_report, print_weights
+    from crossdet.check import inspect, inspect_weights, print_report, print_weights
     from crossdet.config import load_config
     from crossdet.weights_argument import check_weights, known_space, means_weights
 
@@ -103,6 +103,8 @@ def check(
     if extends is None:
         report = inspect(loaded)
     else:
+        from crossdet.extension_check import inspect_extension
+
         report, loaded = inspect_extension(loaded, extends)
     print_report(report, out)
     if json_file is not None:

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from crossdet import cli, load_detector, train
-from crossdet.config import Config
+from crossdet.config import Config, LabelsConfig
 
 from .stand_ins import TINY, coco, wider_face
 
@@ -26,7 +27,8 @@ def folder(tmp_path_factory):
     for split, seed in (("train", 1), ("val", 2)):
         wider_face(root, f"WIDER_{split}/images", f"wider_face_split/wider_face_{split}_bbx_gt.txt", 4, seed)
         coco(root, f"{split}2017", f"annotations/instances_{split}2017.json", ["person", "car"], 8, seed + 4)
-    (text,) = blocks("yaml")
+    text, rules = blocks("yaml")
+    assert set(yaml.safe_load(rules)["labels"]) <= set(LabelsConfig.model_fields)
     (root / "more.yaml").write_text(text)
     splits = {
         split: {"images": f"{split}2017", "annotations": f"annotations/instances_{split}2017.json"}

@@ -12,6 +12,7 @@ from crossdet.data.index import IndexBuilder
 from crossdet.errors import ConfigError
 
 MINIMAL = "datasets:\n  a: {format: coco, train: {images: i, annotations: a.json}}\n"
+OF_WEIGHTS = " (those of weights to extend: `crossdet check CONFIG --extends WEIGHTS`)"
 
 
 def write(folder, text, name="run.yaml"):

@@ -1,10 +1,9 @@
 """`crossdet check`: everything that can be known before training, from annotations and image headers. No torch.
 
 `report` holds what is found, `inspection` finds it, `files` looks at the image files, `printing` shows it.
-`weights` does the same for trained weights, `extension` for a config that extends them (that one needs torch).
+`weights` does the same for trained weights, `teachers` looks at those of a config (with torch).
 """
 
-from crossdet.check.extension import inspect_extension
 from crossdet.check.inspection import inspect
 from crossdet.check.printing import print_report
 from crossdet.check.report import (
@@ -28,7 +27,6 @@ __all__ = [
     "SplitReport",
     "WeightsReport",
     "inspect",
-    "inspect_extension",
     "inspect_weights",
     "print_report",
     "print_weights",

@@ -53,7 +53,7 @@ def inspect(config: Config, max_images: int | None = None) -> Report:
         sources = open_sources(config)
     except LabelError as error:
         raise LabelError(
-            f"{error}\nOf a config for `crossdet extend`: `crossdet check CONFIG --extends WEIGHTS`, which knows "
+            f"{error}\nIf the config is for `crossdet extend`: `crossdet check CONFIG --extends WEIGHTS` knows "
             f"the names of the weights"
         ) from None
     return report_on(config, sources, max_images)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from crossdet.config import Config
 from crossdet.errors import UserError
 from crossdet.sources import Sources
@@ -11,19 +9,22 @@ from crossdet.weights_argument import known_space
 
 
 def look_at_teachers(config: Config, sources: Sources) -> tuple[list[str], list[str]]:
-    """Errors and notes; nothing where the config has no teachers. Errors are what `train` would refuse."""
+    """Errors, those that `train` would tell, and notes; nothing where the config has no teachers."""
     if config.pseudo is None or not sources.train:
         return [], []
-    from crossdet.api import lesson_of  # needs torch, for the few configs that have teachers
+    from crossdet.evaluation.protocols import Split  # with torch, for the few configs that have teachers
+    from crossdet.evaluation.run import EvalSettings
+    from crossdet.teaching import Lesson
 
-    lesson = lesson_of(config, sources)
-    assert lesson is not None
-    classes = sources.space.classes
+    space, teachers = sources.space, config.pseudo.teachers
+    splits = {n: Split(i, space.ids(n, i.classes), space.classes) for n, i in sources.val.items()}
+    lesson = Lesson(space, sources.train, splits, EvalSettings(config.input.shorter, config.input.longer))
+    classes = space.classes
     errors, notes = [], []
-    teachable = set(range(len(classes))) if lesson.schedule is not None else set[int]()
-    for path in lesson.paths:
+    teachable = set(range(len(classes))) if teachers == "self" else set[int]()
+    for path in () if isinstance(teachers, str) else teachers:
         try:
-            known = known_space(Path(path)).classes
+            known = known_space(path).classes
         except UserError as error:
             errors.append(f"pseudo.teachers: {error}")
             continue

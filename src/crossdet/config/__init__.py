@@ -6,7 +6,7 @@ Nothing below `crossdet.api` knows these classes. No torch in here.
 """
 
 from crossdet.config.fields import KNOWN_PROTOCOLS
-from crossdet.config.files import dump_config, load_config
+from crossdet.config.files import Override, dump_config, load_config
 from crossdet.config.schema import (
     AnchorsConfig,
     AugmentConfig,
@@ -36,6 +36,7 @@ __all__ = [
     "LabelsConfig",
     "LossConfig",
     "ModelConfig",
+    "Override",
     "PseudoConfig",
     "SplitConfig",
     "TrainConfig",

@@ -20,6 +20,7 @@ from crossdet.data.index import Index
 from crossdet.errors import ConfigError, problem_list
 
 _FLOAT, _TEXT = "tag:yaml.org,2002:float", "tag:yaml.org,2002:str"
+Override = str | tuple[str, str]
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 
@@ -39,12 +40,13 @@ for _kind in (_Loader, _Dumper):
 
 
 def load_config(
-    path: Path | str, overrides: Sequence[str] = (), known_datasets: Sequence[str] = ()
+    path: Path | str, overrides: Sequence[Override] = (), known_datasets: Sequence[str] = ()
 ) -> Config:
     """Reads a config file.
 
     path: the YAML file; its folder is the base of relative paths, also of those in overrides.
     overrides: `a.b=value`, the value in YAML; a key of the file or of its schema (`datasets.faces.weight=2`).
+        Mistakes in it are told as in `--set a.b=value`; of a pair (words, `a.b=value`), as in these words.
     known_datasets: those of trained weights that the config is about; its label rules may name them, too.
 
     Raises `ConfigError`: the file cannot be read or is no YAML mapping; else one error that lists all
@@ -52,8 +54,9 @@ def load_config(
     """
     path = Path(path)
     data, places, problems = _read(path)
-    for text in overrides:
-        problems += _override(data, places, text)
+    for override in overrides:
+        shown, text = (f"--set {override}", override) if isinstance(override, str) else override
+        problems += _override(data, places, shown, text)
     config, found = validated(Config, data, path.absolute().parent, known_datasets)
     lines = [p.text for p in problems] + [f"{_place(p, places)}{p.text}" for p in found]
     if config is None or lines:
@@ -87,6 +90,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str], list[Problem]]:
     """The file's values, the place ("line 3") of every key, and the keys that stand twice."""
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: a directory; expected a YAML config file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
@@ -157,18 +162,21 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
     return f"line {mark.line + 1}: {getattr(error, 'problem', None) or error}"
 
 
-def _override(data: dict[str, Any], places: dict[Key, str], text: str) -> list[Problem]:
-    """Sets one `a.b=value` in `data`; returns its mistakes. The schema checks key and value later."""
+def _override(data: dict[str, Any], places: dict[Key, str], shown: str, text: str) -> list[Problem]:
+    """Sets one `a.b=value` in `data`; returns its mistakes, in which it is called `shown`.
+
+    The schema checks key and value later.
+    """
     name, equals, raw = text.partition("=")
     if not equals or not name.strip():
-        return [Problem((), f"--set {text}: expected `key=value`")]
+        return [Problem((), f"{shown}: expected `key=value`")]
     problems: list[Problem] = []
     try:
         value = _parse(raw, {}, problems)
     except yaml.YAMLError as error:
-        return [Problem((), f"--set {text}: the value is not valid YAML: {_yaml_problem(error)}")]
+        return [Problem((), f"{shown}: the value is not valid YAML: {_yaml_problem(error)}")]
     if problems:
-        return [Problem((), f"--set {text}: {problem.text}") for problem in problems]
+        return [Problem((), f"{shown}: {problem.text}") for problem in problems]
     level, kind = data, Config
     at: Key = ()
     parts = name.strip().split(".")
@@ -181,17 +189,17 @@ def _override(data: dict[str, Any], places: dict[Key, str], text: str) -> list[P
             break
         if key not in level and not hasattr(kind, "model_fields"):
             hint = suggest(key, list(level), "names")
-            return [Problem((), f"--set {text}: unknown key `{dotted(at)}`; {hint}")]
+            return [Problem((), f"{shown}: unknown key `{dotted(at)}`; {hint}")]
         if level.get(key) is None:
             level[key] = {}
-            places[at] = f"--set {text}"
+            places[at] = shown
         if not isinstance(level[key], dict):
-            return [Problem((), f"--set {text}: `{dotted(at)}` has no keys below it")]
+            return [Problem((), f"{shown}: `{dotted(at)}` has no keys below it")]
         level, kind = level[key], section_below(kind, key)
     level[key] = value
     for place in [p for p in places if p[: len(at)] == at]:
         del places[place]
-    places[at] = f"--set {text}"
+    places[at] = shown
     return []
 
 

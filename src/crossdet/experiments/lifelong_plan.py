@@ -16,13 +16,14 @@ from crossdet.config import (
     Config,
     DatasetConfig,
     ExtendConfig,
+    Override,
     SplitConfig,
     UnionTestConfig,
     load_config,
 )
 from crossdet.config.mistakes import suggest
 from crossdet.data.index import Index
-from crossdet.errors import ConfigError, LabelError, UserError, problem_list
+from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.experiments.jobs import comparable
 from crossdet.labels import DROPPED, LabelSpace
 from crossdet.sources import classes_of, open_sources, union_test_index
@@ -313,25 +314,21 @@ class Settings:
     union_of_val: bool = False
     places: tuple[str, ...] = ()
 
-    def config(self, more: Sequence[str] = ()) -> Config:
+    def config(self, more: Sequence[Override] = ()) -> Config:
         return load_config(self.file, [*self.overrides, *more])
 
     def of_extensions(self, method: Method) -> list[str]:
         """The overrides of one method's extensions, those of all methods first."""
+        return [text for _, text in self.typed(method)]
+
+    def typed(self, method: Method) -> list[tuple[str, str]]:
+        """The same, each after the words that a mistake in it is told with."""
         if method.mode is None:
             return []
-        given = [override_of(text) for text in self.extend_overrides]
-        return [text for wanted in (None, method.name) for name, text in given if name == wanted]
-
-    def of_extension(self, method: Method, words: Sequence[str], seed: int) -> Config:
-        """The config of one method's extensions. Raises `ConfigError` that names the options as they were typed."""
-        try:
-            return self.config([*words, *self.of_extensions(method), f"seed={seed}"])
-        except ConfigError as error:
-            told = str(error)
-            for typed in self.extend_overrides:
-                told = told.replace(f"--set {override_of(typed)[1]}", f"--extend-set {typed}")
-            raise ConfigError(told) from None
+        given = [(f"--extend-set {text}", *override_of(text)) for text in self.extend_overrides]
+        return [
+            (words, text) for wanted in (None, method.name) for words, name, text in given if name == wanted
+        ]
 
 
 def override_of(text: str) -> tuple[str | None, str]:
@@ -373,10 +370,10 @@ def resolve(settings: Settings, plan: Plan, method: Method, seed: int, generatio
     if method.mode is None:
         config = settings.config([f"seed={seed}"])
         return restricted(config, plan, plan.datasets(generation), generation)
-    words = list(method.overrides)
+    words: list[Override] = list(method.overrides)
     if method.slower:
         words.append(f"train.lr={settings.config().train.lr * LR_SHARE!r}")
-    config = settings.of_extension(method, words, seed)
+    config = settings.config([*words, *settings.typed(method), f"seed={seed}"])
     datasets, names = dict(config.datasets), list(plan.generations[generation - 1])
     if method.replays:
         old = plan.datasets(generation - 1)

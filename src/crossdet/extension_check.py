@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from crossdet.api import check_trainable
 from crossdet.check.inspection import report_on
 from crossdet.check.report import Report
 from crossdet.config import Config
 from crossdet.errors import UserError
+from crossdet.extending import check_mode, with_settings_of
 from crossdet.label_edits import growth
 from crossdet.labels import LabelSpace
 from crossdet.provenance import read_metadata
@@ -24,9 +26,6 @@ def inspect_extension(config: Config, weights: Path, max_images: int | None = No
     Raises:
         UserError: with all contradictions to the weights, or all mistakes of the config's files and label rules.
     """
-    from crossdet.api import check_trainable  # these need torch
-    from crossdet.extending import check_mode, with_settings_of
-
     metadata = read_metadata(weights)
     known = LabelSpace.from_json(metadata["labels"])
     config = with_settings_of(metadata, config)
