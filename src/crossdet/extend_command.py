@@ -62,7 +62,8 @@ def extend(
         if json_file is not None:
             write_json(json_file, record)
         where = Path(output or loaded.output or ".")
-        files = "model.safetensors, forgetting.json, generations.png, metrics.json"
+        names = ("model.safetensors", "forgetting.json", "generations.png", "metrics.json")
+        files = ", ".join(name for name in names if (where / name).exists())  # no plot without a number
         Console().print(f"done: {escape(str(where))}  ({files})", highlight=False, soft_wrap=True)
         if report["regressions"]:
             text = f"[bold yellow]warning[/bold yellow] {escape(warning_of(report))}"
