@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -60,19 +61,32 @@ def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(folder, changes, record, printed.getvalue())
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """(exit code, stdout) of the command line in this process."""
+class Done(NamedTuple):
+    """What a command ended with."""
 
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def crossdet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """The command line in this process: what `crossdet` itself starts."""
     from crossdet import cli
 
-    def run(*arguments: str | Path) -> tuple[int, str]:
+    def run(*arguments: str | Path) -> Done:
         monkeypatch.setattr(sys, "argv", ["crossdet", *map(str, arguments)])
-        code = 0
+        code: Any = 0
         try:
             cli.main()
         except SystemExit as end:
             code = end.code or 0
-        return code, capsys.readouterr().out
+        return Done(code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def command(crossdet: Callable[..., Done]) -> Callable[..., tuple[int, str]]:
+    """(exit code, stdout) of the same."""
+    return lambda *arguments: crossdet(*arguments)[:2]

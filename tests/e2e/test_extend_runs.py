@@ -6,10 +6,8 @@ import json
 import os
 import shutil
 import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from worlds import CAR, FACE, HEIGHT, WIDTH, changed
 
-from crossdet import Config, RunError, UserError, cli, extend, load_detector, train
+from crossdet import Config, RunError, UserError, extend, load_detector, train
 from crossdet.checkpoint import load_weights, update_metadata
 from crossdet.config import ExtendConfig
 from crossdet.data.coco import write_coco
@@ -469,28 +467,6 @@ def test_renamed_weights_are_extended_under_their_new_names(world, signs, traine
 
 
 # ------------------------------------------------------------------------------------------ command line
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def crossdet(monkeypatch, capsys) -> Callable[..., Done]:
-    """The command line in this process."""
-
-    def run(*arguments: str | Path) -> Done:
-        monkeypatch.setattr(sys, "argv", ["crossdet", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        return Done(code, *capsys.readouterr())
-
-    return run
 
 
 def write(path: Path, values: dict[str, Any]) -> Path:

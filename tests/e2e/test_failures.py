@@ -15,26 +15,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from worlds import changed, crossdet, one_thread
 
-from crossdet import RunError, cli, train, training
+from crossdet import RunError, train, training
 from crossdet.checkpoint import load_state
 from crossdet.models.retinanet import RetinaNet
 
 
-def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str | Path):
-    """(exit code, stdout, stderr) of the command line, in this process: what `crossdet` itself starts."""
-    monkeypatch.setattr(sys, "argv", ["crossdet", *map(str, arguments)])
-    code: Any = 0
-    try:
-        cli.main()
-    except SystemExit as end:
-        code = end.code or 0
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
 @pytest.fixture
-def command(monkeypatch, capsys):
-    return lambda *arguments: run_cli(monkeypatch, capsys, *arguments)
+def command(request):
+    """The command line in this process; `crossdet` here is one of its own."""
+    return request.getfixturevalue("crossdet")
 
 
 # ------------------------------------------------------------------------------------ non-finite losses

@@ -73,26 +73,6 @@ def write(labels: dict[str, Any], name: str = "more.yaml", **sections: Any) -> P
     return Path(name)
 
 
-@pytest.fixture
-def crossdet(monkeypatch, capsys):
-    """(exit code, stdout, stderr) of the command line in this process."""
-    import sys
-
-    from crossdet import cli
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["crossdet", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        streams = capsys.readouterr()
-        return code, streams.out, streams.err
-
-    return run
-
-
 OLD = {
     "merge": {"person": ["objects/person", "peds/pedestrian"]},
     "drop": ["objects/dog"],
