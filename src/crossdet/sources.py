@@ -38,14 +38,13 @@ class Sources:
 def open_sources(
     config: Config,
     splits: Sequence[str] = SPLITS,
-    known_classes: Mapping[str, Sequence[str]] | None = None,
     known: LabelSpace | None = None,
     detector: LabelSpace | None = None,
 ) -> Sources:
     """Reads the splits and merges the labels.
 
     The label rules speak of all datasets, also of those that have none of the wanted `splits`: their class names
-    come from `known_classes` (dataset -> names, e.g. of a trained detector), else from their training files.
+    come from the trained label space, if there is one, else from their training files.
     known: a label space that the config's datasets and rules extend (`label_edits.grown`), instead of a new one.
     detector: that of a detector which is to be scored. The config is read as one that extends it, so that an
     extension's own config can be used; where it contradicts the detector, by itself.
@@ -74,7 +73,7 @@ def open_sources(
     if problems:
         raise UserError(problem_list(f"{len(problems)} split(s) cannot be read", problems))
     trained = known or detector
-    names = dict(known_classes or ({} if trained is None else classes_of(trained)))
+    names: dict[str, Sequence[str]] = {} if trained is None else dict(classes_of(trained))
     for name, dataset in config.datasets.items():
         if "train" not in splits and name not in names and dataset.train is not None:
             with suppress(UserError):  # the training files need not be here; then the other split has to do
@@ -100,7 +99,7 @@ def turned(index: Index, dataset: DatasetConfig, split: str) -> Index:
 
 
 def classes_of(space: LabelSpace) -> dict[str, list[str]]:
-    """Dataset -> its own class names, of a label space (`known_classes` of `open_sources`); without directions."""
+    """Dataset -> its own class names, of a label space; without directions."""
     found = {}
     for row, (name, sources) in enumerate(zip(space.datasets, space.sources, strict=True)):
         end = f"@{space.directions[row][0]}" if row in space.directions else ""

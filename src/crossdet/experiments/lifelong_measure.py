@@ -33,7 +33,7 @@ from crossdet.inference import Detector, load_detector
 from crossdet.labels import DROPPED, LabelSpace
 from crossdet.models.class_rows import ADAPTERS, BIAS, WEIGHT, by_class
 from crossdet.provenance import file_digest
-from crossdet.sources import classes_of, open_sources
+from crossdet.sources import open_sources
 
 UNLABELLED = "unlabelled"
 
@@ -153,7 +153,7 @@ def measure_generation(
         most) and `old_weights_unchanged`.
     """
     detector = load_detector(weights)
-    sources = open_sources(config, ["val"], classes_of(detector.space))
+    sources = open_sources(config, ["val"], detector=detector.space)
     splits = splits_for_detector(sources, sources.val, detector)
     places = {VAL: place_of(splits)} if splits else {}
     if (full := union_place(union, detector)) is not None:

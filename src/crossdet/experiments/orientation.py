@@ -254,10 +254,10 @@ def measure(run_dir: Path, config: Config, looks: bool = False) -> dict[str, Any
     from crossdet.evaluation.protocols import Protocol
     from crossdet.evaluation.run import EvalSettings, score_dataset
     from crossdet.inference import load_detector
-    from crossdet.sources import classes_of, open_sources
+    from crossdet.sources import open_sources
 
     detector = load_detector(run_dir)
-    sources = open_sources(config, ["val"], classes_of(detector.space))
+    sources = open_sources(config, ["val"], detector=detector.space)
     limits = config.eval
     settings = EvalSettings(
         detector.settings.shorter,

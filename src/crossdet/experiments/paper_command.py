@@ -207,10 +207,10 @@ def pictures(
 
     from crossdet.evaluation.showing import draw_by_dataset
     from crossdet.inference import load_detector
-    from crossdet.sources import classes_of, open_sources
+    from crossdet.sources import open_sources
 
     detector = load_detector(run_dir)
-    sources = open_sources(loaded, ["val"], classes_of(detector.space))
+    sources = open_sources(loaded, ["val"], detector=detector.space)
     if not sources.val:
         raise UserError(f"{config}: no dataset has a `val` split")
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
