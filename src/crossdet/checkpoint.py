@@ -15,9 +15,8 @@ from torch import Tensor
 
 from crossdet.errors import UserError
 from crossdet.jsonfiles import write_atomically
-from crossdet.provenance import FORMAT, check_format
+from crossdet.provenance import FORMAT, check_format, check_weights
 from crossdet.provenance import WEIGHTS_FILE as WEIGHTS_FILE
-from crossdet.weights_argument import check_weights
 
 STATE_FILE = "state.pt"
 BEST_FILE = "best.safetensors"

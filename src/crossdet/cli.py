@@ -20,6 +20,7 @@ from crossdet.errors import RunError, UserError
 from crossdet.experiments.ablation_command import app as ablation_app
 from crossdet.experiments.anchors_command import anchors
 from crossdet.experiments.lifelong_command import app as lifelong_app
+from crossdet.experiments.options import JsonFile
 from crossdet.experiments.orientation_command import app as orientation_app
 from crossdet.experiments.paper_command import app as paper_app
 from crossdet.experiments.split_command import split
@@ -45,10 +46,6 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config 
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="override a config value, e.g. --set train.lr=0.01"),
-]
-JsonFile = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", dir_okay=False, help="also write the numbers as JSON"),
 ]
 Fold = Annotated[
     bool, typer.Option(help="report directions of a class, and its classes per dataset, as one class")
@@ -87,12 +84,11 @@ def check(
     """
     from crossdet.check import inspect, inspect_weights, print_report, print_weights
     from crossdet.config import load_config
-    from crossdet.weights_argument import check_weights, known_space, means_weights
+    from crossdet.weights_argument import known_space, means_weights
 
     weights = means_weights(config)
     _check_arguments(config, weights, folder, pictures, overrides, extends)
     if weights:
-        check_weights(config)
         known = inspect_weights(config)
         print_weights(known, out)
         if json_file is not None:

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from crossdet.experiments.options import JsonFile
+
 FORGOTTEN = 3
 """Exit status of a run that succeeded but lost more than the tolerance."""
 
@@ -32,10 +34,7 @@ def extend(
     ] = None,
     resume: Annotated[bool, typer.Option(help="continue the run in the output directory")] = False,
     overwrite: Annotated[bool, typer.Option(help="replace the run in the output directory")] = False,
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="FILE", dir_okay=False, help="also write the numbers as JSON"),
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Extend a trained detector by the classes and data of a config, keeping its old classes.
 

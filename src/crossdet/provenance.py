@@ -18,6 +18,8 @@ from crossdet.labels import LabelSpace
 
 FORMAT = "crossdet/1"
 WEIGHTS_FILE = "model.safetensors"
+SUFFIX = ".safetensors"
+WANTED = f"a {SUFFIX} file or a run directory that holds {WEIGHTS_FILE}"
 START_FILE = "extend.json"
 """What an extension began with: its generation, and the parent's scores. A resumed run goes on with it."""
 KEY = "provenance"
@@ -43,8 +45,7 @@ class Generation:
     mode: train, replay, distill, frozen or labels. datasets: those that it was trained on -> their own class
     names. classes: the unified classes afterwards. parent: SHA-256 of the weights file that it started from.
     when: ISO 8601, UTC; not kept of a first training, whose weights depend on data and settings alone. version: of
-    crossdet. scores: at its end. edits: what `crossdet labels` did. None,
-    empty: not known, not so.
+    crossdet. scores: at its end. edits: what `crossdet labels` did. None, empty: not known, not so.
     """
 
     mode: str
@@ -67,26 +68,22 @@ def new_generation(
     mode: str,
     datasets: Mapping[str, Sequence[str]],
     space: LabelSpace,
-    parent: str,
+    parent: str | None,
     edits: Sequence[str] = (),
 ) -> Generation:
     """The generation that begins now."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        release: str | None = version("crossdet")
+    except PackageNotFoundError:  # run from its sources, without an installation
+        release = None
     given = {name: list(classes) for name, classes in datasets.items()}
-    return Generation(mode, given, list(space.classes), parent, now, _version(), edits=tuple(edits))
+    return Generation(mode, given, list(space.classes), parent, now, release, edits=tuple(edits))
 
 
 def first_generation(datasets: Mapping[str, Sequence[str]], space: LabelSpace) -> Generation:
     """That of `crossdet train`. Without a time: equal trainings write equal files."""
-    given = {name: list(classes) for name, classes in datasets.items()}
-    return Generation("train", given, list(space.classes), version=_version())
-
-
-def _version() -> str | None:
-    try:
-        return version("crossdet")
-    except PackageNotFoundError:  # run from its sources, without an installation
-        return None
+    return replace(new_generation("train", datasets, space, None), when=None)
 
 
 def generations(metadata: Mapping[str, str]) -> list[Generation]:
@@ -120,6 +117,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         UserError: missing, damaged, or not written by crossdet.
     """
+    check_weights(path)
     path = weights_path(path)
     try:
         with safe_open(path, "numpy") as file:
@@ -130,6 +128,21 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise UserError(f"weights file {path} cannot be read: {error}") from None
     check_format(path, metadata)
     return dict(metadata)
+
+
+def check_weights(path: Path) -> None:
+    """Raises `UserError` for a folder or file that cannot be meant as weights; what is in them is for the reader.
+
+    A file is taken as meant if it is named `.safetensors`, or begins as such files do: with the length of a header.
+    """
+    if path.is_dir():
+        if not (path / WEIGHTS_FILE).is_file():
+            raise UserError(f"{path} holds no {WEIGHTS_FILE}; expected {WANTED}")
+    elif path.is_file() and path.suffix != SUFFIX:
+        with path.open("rb") as file:
+            head = file.read(9)
+        if head[8:] != b"{" or int.from_bytes(head[:8], "little") > path.stat().st_size:
+            raise UserError(f"{path} is no crossdet weights file; expected {WANTED}")
 
 
 def check_format(path: Path, metadata: Mapping[str, str]) -> None:
