@@ -99,14 +99,20 @@ class Taught:
     background_weight: Tensor | None
 
 
+def known_ids(name: str, classes: Sequence[str], space: LabelSpace) -> dict[int, int]:
+    """Class of `space` -> the teacher's own id, of the classes that it knows by their unified names; `UserError`
+    without any."""
+    ids = {space.id_of(c): own for own, c in enumerate(classes) if c in space.classes}
+    if not ids:
+        raise UserError(
+            f"{name} knows {', '.join(classes)}, none of the classes of this training ({', '.join(space.classes)})"
+        )
+    return ids
+
+
 def as_teacher(name: str, detector: Detector, space: LabelSpace, settings: EvalSettings) -> Teacher:
     """A detector for the classes of `space` that it knows by their unified names; `UserError` without any."""
-    own_ids = {space.id_of(c): own for own, c in enumerate(detector.classes) if c in space.classes}
-    if not own_ids:
-        raise UserError(
-            f"{name} knows {', '.join(detector.classes)}, none of the classes of this training "
-            f"({', '.join(space.classes)})"
-        )
+    own_ids = known_ids(name, detector.classes, space)
     shorter, longer = detector.settings.shorter, detector.settings.longer
     return Teacher(name, detector.model, own_ids, replace(settings, shorter=shorter, longer=longer))
 

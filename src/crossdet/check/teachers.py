@@ -14,29 +14,22 @@ def look_at_teachers(config: Config, sources: Sources) -> tuple[list[str], list[
         return [], []
     from crossdet.evaluation.protocols import Split  # with torch, for the few configs that have teachers
     from crossdet.evaluation.run import EvalSettings
-    from crossdet.teaching import Lesson
+    from crossdet.teaching import Lesson, known_ids
 
     space, teachers = sources.space, config.pseudo.teachers
     splits = {n: Split(i, space.ids(n, i.classes), space.classes) for n, i in sources.val.items()}
     lesson = Lesson(space, sources.train, splits, EvalSettings(config.input.shorter, config.input.longer))
-    classes = space.classes
     errors, notes = [], []
-    teachable = set(range(len(classes))) if teachers == "self" else set[int]()
+    teachable = set(range(len(space.classes))) if teachers == "self" else set[int]()
     for path in () if isinstance(teachers, str) else teachers:
         try:
-            known = known_space(path).classes
+            classes = known_space(path).classes
+            ids = known_ids(str(path), classes, space)
         except UserError as error:
             errors.append(f"pseudo.teachers: {error}")
             continue
-        common = [name for name in known if name in classes]
-        teachable |= {classes.index(name) for name in common}
-        if common:
-            notes.append(f"pseudo.teachers: {path} knows {', '.join(common)}")
-        else:
-            errors.append(
-                f"pseudo.teachers: {path} knows {', '.join(known)}, none of the classes of this training "
-                f"({', '.join(classes)})"
-            )
+        teachable |= ids.keys()
+        notes.append(f"pseudo.teachers: {path} knows {', '.join(classes[own] for own in ids.values())}")
     if not errors:
         try:
             lesson.check(teachable)
