@@ -65,9 +65,7 @@ def block(name: str, data: Path, images: Path) -> str:
         file = images / f"lifelong_{rest}.png"
         draw_generations(sequence, file)
         tables = lifelong_markdown(sequence)
-        folded = (
-            f"<details>\n<summary>All tables of {rest}</summary>\n\n{tables}\n</details>"  # a hundred lines
-        )
+        folded = f"<details>\n<summary>All tables of {rest}</summary>\n\n{tables}\n</details>"
         return f"![AP50 over the generations]({_link(file)})\n\n{folded}\n"
     if kind == "orientation":
         return orientation_markdown(read_orientation(data / "orientation" / rest))

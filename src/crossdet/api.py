@@ -154,10 +154,9 @@ def train_detector(
     operating: the operating points that are found -> those that are stored. after_step, further_loss, data_of,
     fixed_statistics: see `fit`.
     """
-    if fabric.is_global_zero and config.train.early_decay is not None:
-        print(f"warning: {config.train.early_decay}", flush=True)
     if fabric.is_global_zero:
-        print(*(f"warning: {text}\n" for text in lonely_members(sources.space)), sep="", end="", flush=True)
+        for text in filter(None, [config.train.early_decay, *lonely_members(sources.space)]):
+            print(f"warning: {text}", flush=True)
     if config.train.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
     splits = splits_for_training(sources)

@@ -13,6 +13,7 @@ from typing import Any
 from crossdet.figures import line_look, new_figure, save_figure
 from crossdet.provenance import Generation, Score
 
+MARKERS = "os^Dvp"
 WIDER_FACE = ("easy", "medium", "hard", "all")
 
 
@@ -151,7 +152,7 @@ def histories(
 def draw_generations(path: Path, history: Sequence[Generation], before: Sequence[Score]) -> None:
     """A PNG: the main number of every class over the generations; none where there is no number at all.
 
-    A class has one colour, whatever generation it is drawn in; each dataset that judges it a line style.
+    A class has one colour and line style, whatever generation it is drawn in; each dataset that judges it a marker.
     """
     lines = histories(history, before)
     if not lines:
@@ -159,17 +160,15 @@ def draw_generations(path: Path, history: Sequence[Generation], before: Sequence
     classes = [name for generation in history for name in generation.classes]
     names = list(dict.fromkeys([*classes, *(name for name, _ in lines)]))
     datasets = list(dict.fromkeys(dataset for _, dataset in lines))
-    styles = ("-", "--", ":", "-.")
     figure = new_figure(max(6.0, 3 + 1.2 * len(history)), 4.2)
     axes = figure.subplots()
     for (name, dataset), points in sorted(lines.items(), key=lambda line: (names.index(line[0][0]), line[0])):
-        look = line_look(names.index(name)) | {"linestyle": styles[datasets.index(dataset) % len(styles)]}
         axes.plot(
             [number for number, _ in points],
             [100 * value for _, value in points],
-            marker="o",
+            marker=MARKERS[datasets.index(dataset) % len(MARKERS)],
             label=f"{name} ({dataset})",
-            **look,
+            **line_look(names.index(name)),
         )
     axes.set_xticks(range(len(history)), [f"{n}: {generation.mode}" for n, generation in enumerate(history)])
     axes.set(ylim=(0, 102), xlabel="generation", ylabel="main number of the protocol, points")

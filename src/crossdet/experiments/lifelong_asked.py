@@ -84,7 +84,7 @@ def _losses(results: Results, place: str, unlabelled: bool) -> list[Asked]:
     worst = {g: row for g, seeds in found.items() if (row := worst_class(seeds)) is not None}
 
     def lost(values: Sequence[float], g: int) -> str:
-        return f"{_lost(values)} in generation {g}; within the intervals at most {_most(lows):.2f}"
+        return f"{_lost(values)} in generation {g}; within the intervals at most {max([0.0, *lows]):.2f}"
 
     rows = [
         _judged(
@@ -123,10 +123,6 @@ def _losses(results: Results, place: str, unlabelled: bool) -> list[Asked]:
 def _lost(values: Sequence[float]) -> str:
     gained = mean(values) < 0
     return f"{_spread([-v for v in values])} gained" if gained else f"{_spread(values)} lost"
-
-
-def _most(losses: Sequence[float]) -> float:
-    return max([0.0, *losses])
 
 
 def _little(lost: float) -> bool:
