@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
 
 from crossdet.errors import UserError
@@ -16,7 +17,9 @@ def means_weights(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return b"\0" in file.read(1024)
+        head = file.read(1024)
+    utf16 = head.startswith((BOM_UTF16_LE, BOM_UTF16_BE))  # text, for the config's reader to refuse
+    return b"\0" in head and not utf16
 
 
 def check_order(command: str, weights: Path, config: Path) -> None:

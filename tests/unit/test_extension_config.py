@@ -183,6 +183,7 @@ def test_files_in_the_wrong_place_are_named(weights, crossdet):
     config = write({})
     Path("foo.json").write_text(json.dumps({"datasets": ["x"] * 9}))
     Path("state.pt").write_bytes(b"PK\x03\x04\x00\x00\x08\x08" * 9)
+    Path("utf16.yaml").write_bytes("datasets: {}".encode("utf-16"))
     Path("empty").mkdir()
     wanted = "expected a .safetensors file or a run directory that holds model.safetensors"
     for arguments, message in (
@@ -196,6 +197,7 @@ def test_files_in_the_wrong_place_are_named(weights, crossdet):
         (("extend", "empty", config), f"empty holds no model.safetensors; {wanted}"),
         (("check", "empty"), f"empty holds no model.safetensors; {wanted}"),
         (("check", config, "--extends", "foo.json"), f"foo.json is no crossdet weights file; {wanted}"),
+        (("check", "utf16.yaml"), "utf16.yaml: not UTF-8 text: invalid start byte at byte 0"),
         (("train", weights), "first: a directory; expected a YAML config file"),
     ):  # fmt: skip
         code, _, errors = crossdet(*arguments)
