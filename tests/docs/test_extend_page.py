@@ -1,4 +1,4 @@
-"""The config and the commands of docs/extend.md run as they stand, on generated stand-ins, with a tiny network."""
+"""The configs and the commands of docs/extend.md and its details run as they stand, with a tiny network."""
 
 import re
 import shlex
@@ -13,11 +13,11 @@ from crossdet.config import Config, LabelsConfig
 
 from .stand_ins import TINY, coco, wider_face
 
-PAGE = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.S)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     for split, seed in (("train", 1), ("val", 2)):
         wider_face(root, f"WIDER_{split}/images", f"wider_face_split/wider_face_{split}_bbx_gt.txt", 4, seed)
         coco(root, f"{split}2017", f"annotations/instances_{split}2017.json", ["person", "car"], 8, seed + 4)
-    text, rules = blocks("yaml")
+    (text,), (rules,) = blocks("extend.md", "yaml"), blocks("extend_details.md", "yaml")
     assert set(yaml.safe_load(rules)["labels"]) <= set(LabelsConfig.model_fields)
     (root / "more.yaml").write_text(text)
     splits = {
@@ -48,7 +48,7 @@ def test_commands(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     # model and input stand in the weights; a network that learnt nothing may lose everything
     shrink = [part for o in TINY if not o.startswith(("model", "input")) for part in ("--set", o)]
-    lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    lines = [line.split("#")[0].strip() for block in blocks("extend.md", "sh") for line in block.splitlines()]
     commands = [shlex.split(line) for line in lines if line]
     assert [words[1] for words in commands] == ["check", "check", *["extend"] * 4, "labels", "labels"]
     for words in commands:
