@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.seed import seed_everything
 
-from crossdet.checkpoint import STATE_FILE, load_state, update_metadata
-from crossdet.config import Config, dump_config, load_config
+from crossdet.checkpoint import STATE_FILE, update_metadata
+from crossdet.config import Config, load_config
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.loading import epoch_batches, make_loader
 from crossdet.data.transforms import Augment
-from crossdet.errors import ConfigError, UserError
+from crossdet.errors import UserError
 from crossdet.evaluating import (
     Evaluation,
     judged_classes,
@@ -39,7 +36,6 @@ from crossdet.evaluation.run import EvalSettings
 from crossdet.evaluation.showing import write_val_pictures
 from crossdet.forgetting import main_numbers
 from crossdet.inference import AnyImage, Detector, load_detector
-from crossdet.jsonfiles import write_atomically
 from crossdet.label_members import lonely_members
 from crossdet.labels import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
@@ -47,18 +43,13 @@ from crossdet.models.retinanet import RetinaNet
 from crossdet.provenance import START_FILE, first_generation, to_metadata
 from crossdet.pseudo import TEACHER_FOLDER
 from crossdet.recipe import Recipe
+from crossdet.run_directory import check_run_dir, check_teachers_stay, make_run_dir, run_directory
 from crossdet.sources import Sources, open_sources
 from crossdet.teaching import Lesson, Taught, open_teachers, taught_epochs
 from crossdet.training import DataOfEpoch, EpochData, FurtherLoss, fit
 from crossdet.types import Batch, Detections
 
 __all__ = ["evaluate", "load_detector", "predict", "train", "training_batches"]
-
-CONFIG_FILE = "config.yaml"
-
-# Keys that may differ between a run and its resumption without changing what it computes.
-_FREE_KEYS = ("output", "train.workers", "train.log_every", "train.checkpoint_minutes",
-              "train.checkpoint_steps", "eval.batch_size", "extend.tolerance")  # fmt: skip
 
 
 def train(
@@ -92,7 +83,7 @@ def train(
     begun = resume and (run_dir / STATE_FILE).exists()
     lesson, teachers = lesson_of(config, sources), []
     if lesson is not None:
-        _check_teachers_stay(lesson, run_dir)
+        check_teachers_stay(lesson.paths, run_dir)
     if lesson is not None and not begun:
         teachers = open_teachers(lesson, lambda path: load_detector(path, fabric.device))
     seed_everything(config.seed, verbose=False)
@@ -427,16 +418,9 @@ def weights_metadata(config: Config, space: LabelSpace, settings: DetectorSettin
     }
 
 
-# ------------------------------------------------------------------------------------------ run directory
-
-
 def as_config(config: Config | str | Path, known_datasets: Sequence[str] = ()) -> Config:
     """The config itself, or the one in a file. known_datasets: see `load_config`."""
     return config if isinstance(config, Config) else load_config(config, known_datasets=known_datasets)
-
-
-def run_directory(config: Config, output: str | Path | None) -> Path:
-    return Path(output or config.output or "runs/crossdet")
 
 
 def check_trainable(sources: Sources) -> None:
@@ -448,73 +432,3 @@ def check_trainable(sources: Sources) -> None:
         raise UserError(f"datasets without a single training image: {', '.join(empty)}")
     if not any(len(index.boxes) for index in sources.train.values()):
         raise UserError("the training splits hold no box at all")
-
-
-def check_run_dir(
-    run_dir: Path, config: Config, resume: bool, overwrite: bool, last_file: str = STATE_FILE
-) -> None:
-    """Refuses to mix two runs and to delete what is no run; changes nothing.
-
-    last_file: without it a run whose training is finished can still be resumed.
-    """
-    state = run_dir / STATE_FILE
-    holds_run = (run_dir / CONFIG_FILE).exists()
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"{run_dir} is a file; choose another directory with --output")
-    if resume:
-        _check_same_config(run_dir / CONFIG_FILE, config)
-        if state.exists() and load_state(state)["progress"]["finished"] and (run_dir / last_file).exists():
-            raise UserError(f"{run_dir}: this run is finished; there is nothing to resume")
-    elif overwrite:
-        if run_dir.exists() and not holds_run and any(run_dir.iterdir()):
-            raise UserError(f"{run_dir} is no run directory; it is not deleted, choose another `output`")
-    elif holds_run:
-        raise UserError(
-            f"{run_dir} already holds a run; continue it with --resume, replace it with --overwrite, "
-            f"or choose another directory with --output"
-        )
-
-
-def make_run_dir(fabric: Fabric, run_dir: Path, config: Config, resume: bool) -> None:
-    """Writes the resolved config into an empty run directory, or into the one that is resumed.
-
-    Called after `check_run_dir`, and once all parts are built: a mistake in the config leaves no half-made run
-    behind and costs no earlier one.
-    """
-    fabric.barrier()  # all processes have looked at what is in the run directory
-    if fabric.is_global_zero:
-        if run_dir.exists() and (run_dir / CONFIG_FILE).exists() and not resume:
-            shutil.rmtree(run_dir)
-        write_atomically(run_dir / CONFIG_FILE, dump_config(config).encode())
-    fabric.barrier()
-
-
-def _check_teachers_stay(lesson: Lesson, run_dir: Path) -> None:
-    """Raises `UserError` where the run would take the place of a teacher."""
-    inside = [str(path) for path in lesson.paths if path.resolve().is_relative_to(run_dir.resolve())]
-    if inside:
-        raise UserError(
-            f"pseudo.teachers: {', '.join(inside)} would be replaced by this run, {run_dir}; choose another "
-            f"directory with --output"
-        )
-
-
-def _check_same_config(path: Path, config: Config) -> None:
-    if not path.exists():
-        return
-    before, now = yaml.safe_load(path.read_text()), yaml.safe_load(dump_config(config))
-    with suppress(ConfigError):  # keys that are newer than the run had their defaults
-        before = yaml.safe_load(dump_config(load_config(path)))
-    changed = [key for key in _differences(before, now) if not key.startswith(_FREE_KEYS)]
-    if changed:
-        raise UserError(
-            f"{path.parent}: the run was started with another config; differing: {', '.join(changed)}. "
-            f"Resume with the same values, or start a new run with --output"
-        )
-
-
-def _differences(a: Any, b: Any, at: str = "") -> list[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = [*a, *(key for key in b if key not in a)]
-        return [d for key in keys for d in _differences(a.get(key), b.get(key), f"{at}{key}.")]
-    return [] if a == b else [at.rstrip(".")]

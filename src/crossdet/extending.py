@@ -24,11 +24,8 @@ from lightning_fabric.utilities.seed import seed_everything
 from crossdet.api import (
     as_config,
     build_fabric,
-    check_run_dir,
     check_trainable,
     detector_settings,
-    make_run_dir,
-    run_directory,
     score_detector,
     teacher_settings,
     train_detector,
@@ -61,6 +58,7 @@ from crossdet.provenance import (
     weights_path,
 )
 from crossdet.pseudo import TEACHER_FOLDER, Teacher, label_images, taught_space
+from crossdet.run_directory import check_run_dir, make_run_dir, run_directory
 from crossdet.sources import Sources, open_sources
 
 REPORT_FILE = "forgetting.json"
@@ -103,7 +101,7 @@ def extend(
     check_trainable(sources)
     note = check_mode(choice, known, sources, config.model.group_norm)
     history = [*generations(metadata), _generation(choice.mode, parent, sources, run_dir, resume)]
-    check_run_dir(run_dir, config, resume, overwrite, REPORT_FILE)
+    check_run_dir(run_dir, config, resume, overwrite, REPORT_FILE, known.datasets)
 
     fabric = build_fabric(config)
     seed_everything(config.seed, verbose=False)

@@ -1,0 +1,102 @@
+"""A run's directory: which it is, whether a run may be begun or resumed in it, and its config."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning_fabric import Fabric
+
+from crossdet.checkpoint import STATE_FILE, load_state
+from crossdet.config import Config, dump_config, load_config
+from crossdet.errors import ConfigError, UserError
+from crossdet.jsonfiles import write_atomically
+
+CONFIG_FILE = "config.yaml"
+
+# Keys that may differ between a run and its resumption without changing what it computes.
+_FREE_KEYS = ("output", "train.workers", "train.log_every", "train.checkpoint_minutes",
+              "train.checkpoint_steps", "eval.batch_size", "extend.tolerance")  # fmt: skip
+
+
+def run_directory(config: Config, output: str | Path | None) -> Path:
+    return Path(output or config.output or "runs/crossdet")
+
+
+def check_run_dir(
+    run_dir: Path,
+    config: Config,
+    resume: bool,
+    overwrite: bool,
+    last_file: str = STATE_FILE,
+    known_datasets: Sequence[str] = (),
+) -> None:
+    """Refuses to mix two runs and to delete what is no run; changes nothing.
+
+    last_file: without it a run whose training is finished can still be resumed. known_datasets: see `load_config`.
+    """
+    state = run_dir / STATE_FILE
+    holds_run = (run_dir / CONFIG_FILE).exists()
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"{run_dir} is a file; choose another directory with --output")
+    if resume:
+        _check_same_config(run_dir / CONFIG_FILE, config, known_datasets)
+        if state.exists() and load_state(state)["progress"]["finished"] and (run_dir / last_file).exists():
+            raise UserError(f"{run_dir}: this run is finished; there is nothing to resume")
+    elif overwrite:
+        if run_dir.exists() and not holds_run and any(run_dir.iterdir()):
+            raise UserError(f"{run_dir} is no run directory; it is not deleted, choose another `output`")
+    elif holds_run:
+        raise UserError(
+            f"{run_dir} already holds a run; continue it with --resume, replace it with --overwrite, "
+            f"or choose another directory with --output"
+        )
+
+
+def make_run_dir(fabric: Fabric, run_dir: Path, config: Config, resume: bool) -> None:
+    """Writes the resolved config into an empty run directory, or into the one that is resumed.
+
+    Called after `check_run_dir`, and once all parts are built: a mistake in the config leaves no half-made run
+    behind and costs no earlier one.
+    """
+    fabric.barrier()  # all processes have looked at what is in the run directory
+    if fabric.is_global_zero:
+        if run_dir.exists() and (run_dir / CONFIG_FILE).exists() and not resume:
+            shutil.rmtree(run_dir)
+        write_atomically(run_dir / CONFIG_FILE, dump_config(config).encode())
+    fabric.barrier()
+
+
+def check_teachers_stay(teachers: Sequence[Path], run_dir: Path) -> None:
+    """Raises `UserError` where the run would take the place of a teacher."""
+    inside = [str(path) for path in teachers if path.resolve().is_relative_to(run_dir.resolve())]
+    if inside:
+        raise UserError(
+            f"pseudo.teachers: {', '.join(inside)} would be replaced by this run, {run_dir}; choose another "
+            f"directory with --output"
+        )
+
+
+def _check_same_config(path: Path, config: Config, known_datasets: Sequence[str]) -> None:
+    if not path.exists():
+        return
+    before, now = yaml.safe_load(path.read_text()), yaml.safe_load(dump_config(config))
+    with suppress(ConfigError):  # keys that are newer than the run had their defaults
+        before = yaml.safe_load(dump_config(load_config(path, known_datasets=known_datasets)))
+    changed = [key for key in _differences(before, now) if not key.startswith(_FREE_KEYS)]
+    if changed:
+        raise UserError(
+            f"{path.parent}: the run was started with another config; differing: {', '.join(changed)}. "
+            f"Resume with the same values, or start a new run with --output"
+        )
+
+
+def _differences(a: Any, b: Any, at: str = "") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [*a, *(key for key in b if key not in a)]
+        return [d for key in keys for d in _differences(a.get(key), b.get(key), f"{at}{key}.")]
+    return [] if a == b else [at.rstrip(".")]

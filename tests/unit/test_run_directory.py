@@ -1,0 +1,32 @@
+"""What `check_run_dir` makes of a stored config; the rest of it is tested with real runs (tests/e2e)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from crossdet.config import load_config
+from crossdet.errors import UserError
+from crossdet.run_directory import CONFIG_FILE, check_run_dir
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_an_extension_of_an_older_version_is_resumed(tmp_path: Path, changed: bool) -> None:
+    """A stored config with fewer keys, whose label rules name a dataset that only the weights know."""
+    split = {"images": "images", "annotations": "signs.json"}
+    values = {
+        "datasets": {"signs": {"format": "coco", "train": split}},
+        "labels": {"merge": {"person": ["faces/human", "signs/person"]}},
+        "train": {"lr": 0.01},
+    }
+    (tmp_path / CONFIG_FILE).write_text(yaml.safe_dump(values))
+    now = tmp_path / "now.yaml"
+    now.write_text(yaml.safe_dump(values | {"train": {"lr": 0.02 if changed else 0.01}}))
+    config = load_config(now, known_datasets=["faces"])
+    if changed:
+        with pytest.raises(UserError, match=r"another config; differing: train\.lr\. Resume"):
+            check_run_dir(tmp_path, config, resume=True, overwrite=False, known_datasets=["faces"])
+    else:
+        check_run_dir(tmp_path, config, resume=True, overwrite=False, known_datasets=["faces"])
