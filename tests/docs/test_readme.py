@@ -41,6 +41,9 @@ def world(tmp_path_factory):
         coco(root, f"{split}2017", f"annotations/instances_{split}2017.json", ["person", "car"], 4, seed + 4)
     (text,) = blocks("yaml")
     (root / "config.yaml").write_text(text)
+    coco(root, "signs", "signs.json", ["sign"], 4, 8)
+    signs = {"format": "coco", "train": {"images": "signs", "annotations": "signs.json"}}
+    (root / "more.yaml").write_text(yaml.safe_dump({"datasets": {"signs": signs}}))
     pictures(root, ["street.jpg"], ["x"], 9)
     pictures(root / "images", ["a.jpg", "b.jpg"], ["x"], 9)
     score_files(root)
@@ -95,18 +98,25 @@ def commands():
 def test_the_readme_shows_every_step():
     assert [words[1] for words in commands()] == [
         "check", "check", "anchors", "train", "train", "eval", "audit", "predict", *["score"] * 4, "curves",
-        "paper", "paper",
+        "extend", "extend", "check", "paper", "paper",
     ]  # fmt: skip
 
 
 def test_commands(world, monkeypatch, capsys):
     monkeypatch.chdir(world)
     shrink = [part for override in (*TINY, *BACKBONE) for part in ("--set", override)]
+    # model and input size of an extension are those of the weights
+    shrink_extension = [part for o in TINY if not o.startswith(("model", "input")) for part in ("--set", o)]
     for words in commands():
         # the first run has finished when the README's --resume comes: resuming it is refused, with a message
         expected = 2 if "--resume" in words else 0
-        has_config = words[1] in ("check", "anchors", "train", "eval", "audit")
-        assert run(monkeypatch, words + (shrink if has_config else [])) == expected, words
+        has_config = words[1] in ("anchors", "train", "eval", "audit") or words[:3] == [
+            "crossdet",
+            "check",
+            "config.yaml",
+        ]
+        extra = shrink if has_config else shrink_extension if words[1] == "extend" else []
+        assert run(monkeypatch, words + extra) == expected, words
     printed = capsys.readouterr()
     assert "nothing to resume" in printed.err
     for file in (
