@@ -226,6 +226,19 @@ def test_tables_by_hand(results):
     assert "**What is asked on the validation images" in markdown(results)
 
 
+@pytest.mark.parametrize(
+    ("share", "weight", "note"),
+    [
+        ("1/4", 2, "1/4 of the old images, with each seed the next part, each 2 times as likely to be drawn as"),
+        ("1/1", 1, "all old images"),
+    ],
+)
+def test_the_share_of_replay_is_said(tmp_path, share, weight, note):
+    own = {"share": share, "replay_weight": weight}
+    write(tmp_path, result("start", 0, 1, {}), result("replay", 0, 2, {}, **own))
+    assert any(line.startswith(f"replay sees {note}") for line in notes(read_results(tmp_path)))
+
+
 def test_parts_of_the_union_test_are_a_table(tmp_path):
     parts = {"dark": {"AP50": 0.25, "per_class": {}}, "bright": {"AP50": 0.75, "per_class": {}}}
     write(tmp_path, result("start", 0, 1, {}), result("replay", 0, 2, {}, union_parts=parts))
