@@ -229,7 +229,11 @@ def test_tables_by_hand(results):
 @pytest.mark.parametrize(
     ("share", "weight", "note"),
     [
-        ("1/4", 2, "1/4 of the old images, with each seed the next part, each 2 times as likely to be drawn as"),
+        (
+            "1/4",
+            2,
+            "1/4 of the old images, with each seed the next part, each 2 times as likely to be drawn as",
+        ),
         ("1/1", 1, "all old images"),
     ],
 )
