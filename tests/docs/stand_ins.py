@@ -17,6 +17,8 @@ from crossdet.data.yolo import write_yolo
 TINY = ["input.shorter=64", "input.longer=96", "model.channels=16", "model.head_depth=1", "train.batch_size=2",
         "train.epochs=1", "train.warmup_epochs=0.5", "train.steps=[0.9]", "train.max_steps=2",
         "train.workers=0", "train.accelerator=cpu", "eval.batch_size=4"]  # fmt: skip
+# of an extension, whose model and input size stand in the weights
+TINY_EXTENSION = [override for override in TINY if not override.startswith(("model", "input"))]
 
 
 def pictures(folder: Path, files: list[str], classes: list[str], seed: int) -> Index:

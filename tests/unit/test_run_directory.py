@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from crossdet.config import load_config
+from crossdet.config import CONFIG_FILE, load_config
 from crossdet.errors import UserError
-from crossdet.run_directory import CONFIG_FILE, check_run_dir
+from crossdet.run_directory import check_run_dir
 
 
 @pytest.mark.parametrize("changed", [False, True])

@@ -6,7 +6,7 @@ Nothing below `crossdet.api` knows these classes. No torch in here.
 """
 
 from crossdet.config.fields import KNOWN_PROTOCOLS
-from crossdet.config.files import Override, dump_config, load_config
+from crossdet.config.files import CONFIG_FILE, Override, dump_config, load_config
 from crossdet.config.schema import (
     AnchorsConfig,
     AugmentConfig,
@@ -25,6 +25,7 @@ from crossdet.config.schema import (
 )
 
 __all__ = [
+    "CONFIG_FILE",
     "KNOWN_PROTOCOLS",
     "AnchorsConfig",
     "AugmentConfig",

@@ -21,6 +21,8 @@ from crossdet.errors import ConfigError, problem_list
 
 _FLOAT, _TEXT = "tag:yaml.org,2002:float", "tag:yaml.org,2002:str"
 Override = str | tuple[str, str]
+CONFIG_FILE = "config.yaml"
+"""The resolved config in the directory of a run."""
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossdet.config import Config, UnionTestConfig, load_config
+from crossdet.config import CONFIG_FILE, Config, UnionTestConfig, load_config
 from crossdet.errors import UserError
 from crossdet.experiments import jobs, measure
 from crossdet.experiments.ablation_methods import (
@@ -258,7 +258,7 @@ def _check_all(queue: Sequence[Job], again: bool) -> None:
                 jobs.check_same(job.what, before.get("config"), job.file)
                 if before.get("summary") != job.split.summary:
                     problems.append(f"{job.file} is of another split; use another folder with --output")
-            if (again or not job.file.exists()) and (job.run_dir / "config.yaml").exists():
+            if (again or not job.file.exists()) and (job.run_dir / CONFIG_FILE).exists():
                 jobs.check_same(job.on_this_data, _settings_of_run(job), job.run_dir)
             _check_teachers(job)
         except UserError as error:
@@ -272,7 +272,7 @@ def _check_teachers(job: Job) -> None:
     if job.is_done:
         return
     for teacher in job.teachers:
-        if (teacher.run_dir / "config.yaml").exists():
+        if (teacher.run_dir / CONFIG_FILE).exists():
             jobs.check_same(teacher.on_this_data, _settings_of_run(teacher), teacher.run_dir)
     for teacher in job.missing_teachers:
         if teacher.file.exists() and not jobs.read_json(teacher.file).get("diverged"):
@@ -287,7 +287,7 @@ def _settings_of_run(job: Job) -> dict[str, Any]:
     note = jobs.read_json(job.run_dir / jobs.NOTE)
     if isinstance(note.get("config"), dict):
         return dict(note["config"])
-    config = load_config(job.run_dir / "config.yaml")
+    config = load_config(job.run_dir / CONFIG_FILE)
     test, roots = config.union_test, dict(job.split.roots)
     if isinstance(test, UnionTestConfig) and test.annotations:
         roots[test.annotations[0].parents[1]] = ROOT  # where the split lay when the run was made

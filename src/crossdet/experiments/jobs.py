@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 import crossdet
-from crossdet.config import Config, dump_config
+from crossdet.config import CONFIG_FILE, Config, dump_config
 from crossdet.errors import Diverged, RunError, UserError, problem_list
 from crossdet.jsonfiles import write_atomically, write_json
 
@@ -137,7 +137,7 @@ def train_on(config: Config, run_dir: Path, what: Mapping[str, Any]) -> dict[str
         return record
     if (run_dir / STATE_FILE).exists():
         # the data may lie elsewhere than where the run was begun, and the number of devices may be another
-        write_atomically(run_dir / "config.yaml", dump_config(config).encode())
+        write_atomically(run_dir / CONFIG_FILE, dump_config(config).encode())
     with noted(run_dir, {"config": what}):
         return train(config, output=run_dir, resume=True)
 
