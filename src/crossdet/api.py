@@ -44,7 +44,7 @@ from crossdet.provenance import START_FILE, first_generation, to_metadata
 from crossdet.pseudo import TEACHER_FOLDER
 from crossdet.recipe import Recipe
 from crossdet.run_directory import check_run_dir, check_teachers_stay, make_run_dir, run_directory
-from crossdet.sources import Sources, open_sources
+from crossdet.sources import Sources, listed_only_problem, open_sources
 from crossdet.teaching import Lesson, Taught, open_teachers, taught_epochs
 from crossdet.training import DataOfEpoch, EpochData, FurtherLoss, fit
 from crossdet.types import Batch, Detections
@@ -73,7 +73,7 @@ def train(
     config = as_config(config)
     run_dir = run_directory(config, output)
     sources = open_sources(config)
-    check_trainable(sources)
+    check_trainable(sources, config.train.plain)
     check_run_dir(run_dir, config, resume, overwrite)
     fabric = build_fabric(config)
     if resume and (run_dir / START_FILE).exists():
@@ -395,7 +395,7 @@ def training_batches(
     """
     config = as_config(config)
     sources = open_sources(config, known=known)
-    check_trainable(sources)
+    check_trainable(sources, plain=True)  # looking is how the question gets answered
     dataset = training_data(config, sources)
     batches = epoch_batches(
         dataset.sizes(),
@@ -423,8 +423,11 @@ def as_config(config: Config | str | Path, known_datasets: Sequence[str] = ()) -
     return config if isinstance(config, Config) else load_config(config, known_datasets=known_datasets)
 
 
-def check_trainable(sources: Sources) -> None:
-    """Raises `UserError` if there is nothing to train on."""
+def check_trainable(sources: Sources, plain: bool = False) -> None:
+    """Raises `UserError` if there is nothing to train on, or if it is not said whose background may be trusted.
+
+    plain: all background is trusted on purpose (`train.plain`).
+    """
     if not sources.train:
         raise UserError("no dataset of the config has a `train` split")
     empty = [name for name, index in sources.train.items() if not len(index)]
@@ -432,3 +435,5 @@ def check_trainable(sources: Sources) -> None:
         raise UserError(f"datasets without a single training image: {', '.join(empty)}")
     if not any(len(index.boxes) for index in sources.train.values()):
         raise UserError("the training splits hold no box at all")
+    if sources.listed_only and not plain:
+        raise UserError(listed_only_problem(sources.listed_only))

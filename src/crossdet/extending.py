@@ -98,7 +98,7 @@ def extend(
     if weights_path(parent).resolve().parent == run_dir.resolve():
         raise UserError(f"{run_dir} holds the weights to extend; choose another directory with --output")
     sources = open_sources(config, known=known)
-    check_trainable(sources)
+    check_trainable(sources, config.train.plain)
     note = check_mode(choice, known, sources, config.model.group_norm)
     history = [*generations(metadata), _generation(choice.mode, parent, sources, run_dir, resume)]
     check_run_dir(run_dir, config, resume, overwrite, REPORT_FILE, known.datasets)

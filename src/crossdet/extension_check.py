@@ -34,9 +34,9 @@ def inspect_extension(config: Config, weights: Path, max_images: int | None = No
     report = report_on(config, sources, max_images, old=len(known.classes))
     errors, notes = list(report.errors), [*growth(known, sources.space), *report.notes]
     try:
-        check_trainable(sources)
+        check_trainable(sources, config.train.plain)
         note = check_mode(config.extend, known, sources, config.model.group_norm)
         notes += [note.removeprefix("note: ")] if note else []
     except UserError as error:
-        errors.append(str(error))
+        errors += [] if str(error) in errors else [str(error)]
     return replace(report, errors=tuple(errors), notes=tuple(notes)), config

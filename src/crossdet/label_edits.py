@@ -8,7 +8,7 @@ config that reads an old name differently is refused, since the weights already 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,8 @@ def grown(
     not_exhaustive: Rules | None = None,
     overlap: Sequence[Sequence[str]] = (),
     federated: Iterable[str] = (),
+    unlabelled: Rules | None = None,
+    labelled: Mapping[str, Collection[str]] | None = None,
 ) -> LabelSpace:
     """The label space `known` with more datasets, more classes, or both.
 
@@ -44,7 +46,9 @@ def grown(
         LabelError: lists everything that contradicts `known`, else all mistakes of the rules.
     """
     groups = {
-        name: tuple(members) for name, members in (merge or {}).items() if not isinstance(members, bool)
+        name: tuple(m for m in members if m not in _listed_only(known, name, absent, unlabelled))
+        for name, members in (merge or {}).items()
+        if not isinstance(members, bool)
     }
     federated = list(federated)
     problems = [
@@ -76,6 +80,8 @@ def grown(
                 *overlap,
             ],
             federated=[*(known.datasets[row] for row in sorted(known.federated)), *federated],
+            unlabelled=unlabelled,
+            labelled=labelled,
         )
     except LabelError as error:
         raise LabelError(
@@ -129,6 +135,13 @@ def _joined(known: LabelSpace, pairs: Iterable[tuple[int, int]], more: Rules | N
 
 def _dropped(known: LabelSpace) -> list[str]:
     return known.sources_of(DROPPED)
+
+
+def _listed_only(known: LabelSpace, name: str, absent: Rules | None, unlabelled: Rules | None) -> list[str]:
+    """Source classes that the weights leave out because the rules say, as they did before, that their dataset
+    does not label the unified class `name`."""
+    said = [d for rule in (absent, unlabelled) for d, names in (rule or {}).items() if name in (names or ())]
+    return [source for source in _dropped(known) if source.partition("/")[0] in said]
 
 
 def _settled(entry: str, names: Mapping[str, Sequence[str]], taken: set[str]) -> bool:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -92,6 +92,8 @@ class RuleReader:
         not_exhaustive: Any,
         overlap: Any,
         federated: Any,
+        unlabelled: Any = None,
+        labelled: Mapping[str, Collection[str]] | None = None,
     ) -> ReadRules:
         """Raises `LabelError` that lists all mistakes."""
         dropped = self._dropped(drop)
@@ -100,18 +102,24 @@ class RuleReader:
         classes = tuple(dict.fromkeys(unified[source] for source in self.known if source not in dropped))
         if not classes and not self.problems:
             self.problems.append("drop: no class is left")
-        sources = tuple(
+        sources: tuple[Mapping[str, int], ...] = tuple(
             {
                 name: DROPPED if f"{d}/{name}" in dropped else classes.index(unified[f"{d}/{name}"])
                 for name in names
             }
             for d, names in self.names.items()
         )
+        absent_pairs = self._pairs("absent", absent, classes)
+        unlabelled_pairs = self._pairs("unlabelled", unlabelled, classes)
+        self._with_boxes("absent", absent_pairs, sources, classes, labelled)
+        self._with_boxes("unlabelled", unlabelled_pairs, sources, classes, labelled)
+        self._said_twice(absent_pairs & unlabelled_pairs, classes)
+        sources = self._without_listed(sources, absent_pairs | unlabelled_pairs, classes)
         rules = ReadRules(
             datasets=tuple(self.names),
             classes=classes,
             sources=sources,
-            absent_pairs=self._pairs("absent", absent, classes),
+            absent_pairs=absent_pairs,
             not_exhaustive_pairs=self._pairs("not_exhaustive", not_exhaustive, classes),
             overlap_pairs=self._overlap(overlap, classes),
             federated=self._rows("federated", self._texts("federated", federated)),
@@ -317,13 +325,56 @@ class RuleReader:
                 pairs.add((a, b))
         return frozenset(pairs)
 
+    def _with_boxes(
+        self,
+        key: str,
+        pairs: Iterable[RowClass],
+        sources: Sequence[Mapping[str, int]],
+        classes: Sequence[str],
+        labelled: Mapping[str, Collection[str]] | None,
+    ) -> None:
+        """A class that a dataset has boxes of is neither absent from it nor unlabelled in it."""
+        for row, c in sorted(pairs):
+            dataset = list(self.names)[row]
+            mine = [name for name, unified in sources[row].items() if unified == c]
+            found = [n for n in mine if labelled is None or n in labelled.get(dataset, mine)]
+            if found:
+                in_part = (
+                    f"; if it labels only some of them, use `not_exhaustive: {{{dataset}: [{classes[c]}]}}`"
+                )
+                self.problems.append(
+                    f"{key}.{dataset}: [{classes[c]}]: but this dataset labels the class"
+                    f"{in_part if key == 'unlabelled' else ''}"
+                )
+
+    def _said_twice(self, pairs: Iterable[RowClass], classes: Sequence[str]) -> None:
+        for row, c in sorted(pairs):
+            dataset = list(self.names)[row]
+            self.problems.append(
+                f"{dataset}: [{classes[c]}] is both under `absent` (no picture shows it, the background is "
+                f"trusted) and under `unlabelled` (pictures may show it, the background is avoided); keep one"
+            )
+
+    def _without_listed(
+        self, sources: Sequence[Mapping[str, int]], pairs: Collection[RowClass], classes: Sequence[str]
+    ) -> tuple[Mapping[str, int], ...]:
+        """The sources as if a dataset had not listed the classes that it is said not to label."""
+        left = tuple(
+            {name: DROPPED if (row, c) in pairs else c for name, c in own.items()}
+            for row, own in enumerate(sources)
+        )
+        remaining = {c for own in left for c in own.values()}
+        lost = [name for c, name in enumerate(classes) if c not in remaining]
+        if lost and not self.problems:
+            self.problems.append(
+                f"{quoted(lost)}: no dataset is left that labels it, after `absent` and `unlabelled`; list its "
+                f"source classes under `drop` instead"
+            )
+        return left
+
     def _contradictions(self, rules: ReadRules) -> None:
         if self.problems:
             return
-        for row, c in sorted(rules.absent_pairs):
-            if c in rules.sources[row].values():
-                where = f"{rules.datasets[row]}: [{rules.classes[c]}]"
-                self.problems.append(f"absent.{where}: but this dataset labels the class")
         for row, c in sorted(rules.not_exhaustive_pairs):
             if c not in rules.sources[row].values():
                 where = f"{rules.datasets[row]}: [{rules.classes[c]}]"

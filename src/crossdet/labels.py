@@ -12,7 +12,7 @@ avoidance relation of sec. 3.3. Datasets are rows, unified classes are columns e
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,8 @@ class LabelSpace:
         not_exhaustive: Mapping[str, Names] | None = None,
         overlap: Pairs = (),
         federated: Iterable[str] | None = (),
+        unlabelled: Mapping[str, Names] | None = None,
+        labelled: Mapping[str, Collection[str]] | None = None,
     ) -> LabelSpace:
         """Merges the datasets' classes.
 
@@ -74,15 +76,22 @@ class LabelSpace:
         drop: source classes that are not learnt, as `dataset/name` or dataset -> names. Their objects are
             background of their dataset.
         absent: dataset -> unified classes it is known not to contain: its background is trusted for them.
+        unlabelled: dataset -> unified classes that its pictures may show and that it does not label, though it
+            may list them: its background is avoided for them.
         not_exhaustive: dataset -> unified classes it labels only in part.
         overlap: pairs of unified classes that one box can show at once (a close-up face and its person).
         federated: datasets whose images say themselves what was verified (LVIS, Open Images).
+        labelled: dataset -> those of its class names that it has boxes of; None, or a dataset that is missing:
+            all of them. A class that is listed without a box may be `absent` or `unlabelled`; the dataset is then
+            as one that does not list it.
 
         Apart from `datasets` every argument may be None, and one name may stand for a list of one.
 
         Raises `LabelError` that lists all mistakes.
         """
-        rules = RuleReader(datasets).read(merge, absent, distinct, drop, not_exhaustive, overlap, federated)
+        rules = RuleReader(datasets).read(
+            merge, absent, distinct, drop, not_exhaustive, overlap, federated, unlabelled, labelled
+        )
         return cls(**vars(rules))
 
     # ------------------------------------------------------------------ ids

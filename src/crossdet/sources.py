@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.evaluation.wider_face_lists import WiderFaceLists, read_wider_face_truth
 from crossdet.label_edits import grown
 from crossdet.label_members import with_members
-from crossdet.labels import LabelSpace, check_class_names
+from crossdet.labels import DROPPED, LabelSpace, check_class_names
 
 SPLITS = ("train", "val")
 
@@ -27,12 +27,23 @@ class Sources:
     """Everything that is read before training. `train` and `val` hold the datasets that have such a split.
 
     lists: WIDER FACE's easy, medium and hard faces, of the datasets that name them (`val.lists`).
+    listed_only: classes that a training set lists without a box of them while others have boxes, and the label
+        rules do not say what that means: their background would be trained as a negative.
     """
 
     space: LabelSpace
     train: dict[str, Index]
     val: dict[str, Index]
     lists: dict[str, WiderFaceLists]
+    listed_only: tuple[ListedOnly, ...] = ()
+
+
+class ListedOnly(NamedTuple):
+    """dataset: that lists the unified `classes`, and has no box of them. others: who has, of any of them."""
+
+    dataset: str
+    classes: tuple[str, ...]
+    others: tuple[str, ...]
 
 
 def open_sources(
@@ -52,6 +63,7 @@ def open_sources(
     Raises `UserError` with the mistakes of all datasets; label rules are looked at once all files are readable.
     """
     found: dict[str, dict[str, Index]] = {split: {} for split in SPLITS}
+    labelled: dict[str, set[str]] = {}
     lists: dict[str, WiderFaceLists] = {}
     problems: list[str] = []
     for name, dataset in config.datasets.items():
@@ -65,6 +77,7 @@ def open_sources(
                 problems.append(f"datasets.{name}.{split}: {_indented(str(error))}")
             else:
                 found[split][name] = share_of(index, dataset) if split == "train" else index
+                labelled.setdefault(name, set()).update(_with_boxes(index))
             if isinstance(given, SplitConfig) and given.lists is not None:
                 try:
                     lists[name] = read_wider_face_truth(given.lists)
@@ -79,14 +92,75 @@ def open_sources(
             with suppress(UserError):  # the training files need not be here; then the other split has to do
                 names[name] = open_split(dataset, "train", dataset.train).classes
     if detector is None:
-        space = build_space(config, found["train"], found["val"], names, known)
+        space = build_space(config, found["train"], found["val"], names, known, labelled)
     else:
-        space = _space_to_score(config, found["train"], found["val"], names, detector)
+        space = _space_to_score(config, found["train"], found["val"], names, detector, labelled)
+    listed_only = _listed_only(space, found["train"], labelled, known)
     train, val = (
         {name: turned(index, config.datasets[name], split) for name, index in found[split].items()}
         for split in SPLITS
     )
-    return Sources(space, train, val, lists)
+    return Sources(space, train, val, lists, listed_only)
+
+
+def _with_boxes(index: Index) -> set[str]:
+    """The index's own classes that have at least one box, regions among them."""
+    labels = np.asarray(index.labels)
+    return {index.classes[label] for label in np.unique(labels[labels >= 0]).tolist()}
+
+
+def _listed_only(
+    space: LabelSpace,
+    train: Mapping[str, Index],
+    labelled: Mapping[str, Collection[str]],
+    known: LabelSpace | None,
+) -> tuple[ListedOnly, ...]:
+    """See `Sources.listed_only`. known: weights that are extended; they count as one who has boxes of their
+    classes, but for datasets that these classes were learnt from."""
+    folding = space.folding
+    names = space.classes if folding is None else folding.names
+    whole = np.arange(len(names)) if folding is None else folding.of
+    boxes, empty = {}, {}
+    for dataset, index in train.items():
+        row = space.dataset_index(dataset)
+        end = f"@{space.directions[row][0]}" if row in space.directions else ""
+        ids = {name: space.index(dataset, name + end) for name in index.classes}
+        kept = {name: int(whole[c]) for name, c in ids.items() if c != DROPPED}
+        boxes[dataset] = {c for name, c in kept.items() if name in labelled[dataset]}
+        trusts = {int(c) for c in whole[~space.avoid_array[row]]}
+        empty[dataset] = sorted((set(kept.values()) - boxes[dataset]) & trusts)
+        if known is not None and dataset in known.datasets:
+            learnt = known.annotated_array[known.dataset_index(dataset)]
+            empty[dataset] = [c for c in empty[dataset] if c >= len(learnt) or not learnt[c]]
+    found = []
+    for dataset, classes in empty.items():
+        has = {other: own & set(classes) for other, own in boxes.items() if other != dataset}
+        if known is not None:
+            has["the weights"] = {c for c in classes if c < len(known.classes)}
+        asked = [c for c in classes if any(c in own for own in has.values())]
+        if asked:
+            others = tuple(other for other, own in has.items() if own)
+            found.append(ListedOnly(dataset, tuple(names[c] for c in asked), others))
+    return tuple(found)
+
+
+def listed_only_problem(listed_only: Sequence[ListedOnly]) -> str:
+    """What to say about `Sources.listed_only`, and how to answer."""
+    lines = [
+        f"{dataset}: {', '.join(classes)} (boxes in {', '.join(others)})"
+        for dataset, classes, others in listed_only
+    ]
+    answer = "{" + ", ".join(f"{d}: [{', '.join(classes)}]" for d, classes, _ in listed_only) + "}"
+    head = (
+        "classes that a dataset lists and has not one box of, while others have: its background would be trained "
+        "as a negative for them"
+    )
+    return (
+        f"{problem_list(head, lines)}\nSay under `labels` what is so:\n"
+        f"    unlabelled: {answer}    # its pictures may show them: background avoided\n"
+        f"    absent: {answer}    # no picture of it shows them: background trusted\n"
+        f"or take a class out of the union: list all its source classes under `labels.drop`"
+    )
 
 
 def turned(index: Index, dataset: DatasetConfig, split: str) -> Index:
@@ -143,9 +217,10 @@ def build_space(
     val: dict[str, Index],
     known_classes: Mapping[str, Sequence[str]],
     known: LabelSpace | None = None,
+    labelled: Mapping[str, Collection[str]] | None = None,
 ) -> LabelSpace:
     """Label space of the config over the classes that the indexes bring, or that are known without them; what
-    becomes of `known` by them, where it is given."""
+    becomes of `known` by them, where it is given. labelled: see `LabelSpace.build`."""
     classes: dict[str, Sequence[str]] = {}
     federated = []
     for name, dataset in config.datasets.items():
@@ -174,8 +249,8 @@ def build_space(
                 "a detector with `direction_classes` or `labels.per_dataset` cannot be extended, nor can one be "
                 "extended by them; train it anew"
             )
-        return grown(known, classes, federated=federated, **rules)
-    space = LabelSpace.build(classes, federated=federated, **rules)
+        return grown(known, classes, federated=federated, labelled=labelled, **rules)
+    space = LabelSpace.build(classes, federated=federated, labelled=labelled, **rules)
     return with_members(space, per_dataset, directions, open_members)
 
 
@@ -185,16 +260,17 @@ def _space_to_score(
     val: dict[str, Index],
     known_classes: Mapping[str, Sequence[str]],
     detector: LabelSpace,
+    labelled: Mapping[str, Collection[str]],
 ) -> LabelSpace:
     """Label space of a config that a detector is scored on; see `open_sources`."""
     directions = any(d.directions and d.direction_classes for d in config.datasets.values())
     if detector.folds or config.labels.per_dataset or directions:  # such label spaces cannot grow
-        return build_space(config, train, val, known_classes)
+        return build_space(config, train, val, known_classes, labelled=labelled)
     try:
-        return build_space(config, train, val, known_classes, detector)
+        return build_space(config, train, val, known_classes, detector, labelled)
     except LabelError as error:
         try:
-            return build_space(config, train, val, known_classes)
+            return build_space(config, train, val, known_classes, labelled=labelled)
         except LabelError:
             raise error from None
 

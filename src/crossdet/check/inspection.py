@@ -30,7 +30,7 @@ from crossdet.data.rotation import pictures, rows_per_picture
 from crossdet.errors import LabelError
 from crossdet.label_members import lonely_members
 from crossdet.labels import DROPPED, LabelSpace
-from crossdet.sources import SPLITS, Sources, open_sources
+from crossdet.sources import SPLITS, Sources, listed_only_problem, open_sources
 from crossdet.types import PYRAMID_STRIDES, REGION_FLAGS, Flag
 
 LOW_RECALL = 0.9
@@ -91,12 +91,7 @@ def report_on(config: Config, sources: Sources, max_images: int | None = None, o
     return Report(
         datasets=space.datasets,
         federated=tuple(space.datasets[row] for row in sorted(space.federated)),
-        dropped=tuple(
-            f"{dataset}/{name}"
-            for dataset, names in zip(space.datasets, space.sources, strict=True)
-            for name, unified in names.items()
-            if unified == DROPPED
-        ),
+        dropped=_dropped(config, space),
         splits=splits,
         classes=classes,
         train_images=sum(len(pictures(index)) for index in sources.train.values()),
@@ -107,9 +102,20 @@ def report_on(config: Config, sources: Sources, max_images: int | None = None, o
         anchors=anchors,
         duplicates=duplicates,
         max_images=max_images,
-        errors=(*_errors(config, splits, extends=old > 0), *teacher_errors),
+        errors=(*_errors(config, splits, extends=old > 0), *_label_errors(config, sources), *teacher_errors),
         warnings=tuple(warnings),
         notes=(*_notes(config, sources, splits, duplicates), *teacher_notes),
+    )
+
+
+def _dropped(config: Config, space: LabelSpace) -> tuple[str, ...]:
+    """Source classes that the rules drop; those that a dataset only lists are in the matrix."""
+    labels = config.labels
+    return tuple(
+        source
+        for dataset, names in zip(space.datasets, space.sources, strict=True)
+        for source in (f"{dataset}/{name}" for name, unified in names.items() if unified == DROPPED)
+        if source in labels.drop or dataset not in {*labels.unlabelled, *labels.absent}
     )
 
 
@@ -293,6 +299,11 @@ def _errors(config: Config, splits: Sequence[SplitReport], extends: bool) -> Ite
             counts = ", ".join(f"{places.count:,} {kind}" for kind, places in found.items() if places.count)
             first = next(places.first[0] for places in found.values() if places.count)
             yield f"{where}: none of its image files can be used ({counts}), such as {first}"
+
+
+def _label_errors(config: Config, sources: Sources) -> Iterator[str]:
+    if sources.listed_only and not config.train.plain:
+        yield listed_only_problem(sources.listed_only)
 
 
 def _split_warnings(splits: Sequence[SplitReport], space: LabelSpace) -> Iterator[str]:

@@ -230,7 +230,7 @@ def _conflict_lines(report: Report) -> Iterator[str]:
     if not total:
         return
     if not report.avoiding_images:
-        yield "No conflict: the background of every training image is a negative for every class."
+        yield "Nothing is avoided: the background of every training image is a negative for every class."
         return
     share = report.avoiding_images / total
     yield (

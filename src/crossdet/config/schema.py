@@ -140,6 +140,8 @@ class LabelsConfig(Section):
     # unified name -> source classes `dataset/name`; `same_names: true` merges all identical names
     merge: MergeGroups = Field(default_factory=dict)
     absent: ClassesOfDatasets = Field(default_factory=dict)  # dataset -> unified classes it does not contain
+    # dataset -> unified classes that it may list and show, and does not label: background avoided
+    unlabelled: ClassesOfDatasets = Field(default_factory=dict)
     not_exhaustive: ClassesOfDatasets = Field(default_factory=dict)  # dataset -> classes it labels in part
     distinct: Names = ()  # equal names that mean different things
     drop: SourceClasses = ()  # source classes that are not learnt
@@ -421,7 +423,7 @@ def _label_problems(config: Config, known: Sequence[str]) -> Iterator[Problem]:
     if labels.open_members and not labels.per_dataset:
         text = "`labels.open_members` is about the classes of `labels.per_dataset`, which names none"
         yield Problem((("labels", "open_members"),), text)
-    for rule in ("absent", "not_exhaustive"):
+    for rule in ("absent", "unlabelled", "not_exhaustive"):
         for dataset in getattr(labels, rule):
             at = ("labels", rule, dataset)
             if dataset not in names:

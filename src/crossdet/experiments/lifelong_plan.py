@@ -276,6 +276,7 @@ def restricted(config: Config, plan: Plan, names: Sequence[str], generation: int
     rules: dict[str, Any] = {
         "merge": merge,
         "absent": _of_known(labels.absent, names, known),
+        "unlabelled": _of_known(labels.unlabelled, names, known),
         "not_exhaustive": _of_known(labels.not_exhaustive, names, known),
         "distinct": tuple(entry for entry in labels.distinct if entry in own),
         "drop": tuple(filter(of, labels.drop)),
