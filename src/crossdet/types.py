@@ -30,8 +30,9 @@ PAD_DIVISOR = 32
 class Flag(IntFlag):
     """What a box is besides an ordinary object; one uint8 bit set per box.
 
-    CROWD, IGNORE_REGION and AVOID rows are never positives: an anchor covered by such a row
-    (intersection / anchor area >= 0.5) is no negative for the row's label (label -1: for no class).
+    CROWD, IGNORE_REGION and AVOID rows are never positives: an anchor that such a row covers by half
+    (intersection / anchor area >= 0.5), or that an object in its place would keep from being a negative, is no
+    negative for the row's label (label -1: for no class).
     DIFFICULT boxes are ordinary positives unless the config says otherwise. INVALID boxes become
     IGNORE_REGION in training; the evaluation protocols read the flags they need.
     TEACHER boxes are those that a detector labelled (`crossdet.pseudo`): such a region takes no negatives from

@@ -344,6 +344,15 @@ def test_difficult_boxes_are_ordinary_objects():
     assert not len(found.avoid)
 
 
+def avoided_by(region: Tensor, label: int) -> set[tuple[int, int, int]]:
+    """Half covered, or no negative if an object lay there (by torchvision's matcher), on the full matrix."""
+    meets = torch.minimum(region[2:], ALL_ANCHORS[:, 2:]) - torch.maximum(region[:2], ALL_ANCHORS[:, :2])
+    inside = meets.clamp(min=0).prod(1)
+    covered = inside >= 0.5 * (ALL_ANCHORS[:, 2:] - ALL_ANCHORS[:, :2]).prod(1)
+    as_object, _ = reference(ALL_ANCHORS, region[None], torch.tensor([0]), 0.5, 0.4, low_quality=True)
+    return {(0, n, label) for n in (covered | (as_object != BACKGROUND)).nonzero().flatten().tolist()}
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_regions_are_those_of_the_full_matrix(seed):
     regions = random_boxes(15, seed)
@@ -351,14 +360,32 @@ def test_regions_are_those_of_the_full_matrix(seed):
     labels = torch.arange(15) % 4 - 1
     target = annotations(regions, labels, [int(Flag.IGNORE_REGION)] * 15)
     found = label_anchors(GRID, [target])
-    wanted = set()
-    for n, (ax1, ay1, ax2, ay2) in enumerate(ALL_ANCHORS.tolist()):
-        for (x1, y1, x2, y2), label in zip(regions.tolist(), labels.tolist(), strict=True):
-            inside = max(0, min(ax2, x2) - max(ax1, x1)) * max(0, min(ay2, y2) - max(ay1, y1))
-            if inside >= 0.5 * (ax2 - ax1) * (ay2 - ay1):
-                wanted.add((0, n, label))
+    wanted = set().union(*map(avoided_by, regions, labels.tolist()))
     assert {tuple(row) for row in found.avoid.tolist()} == wanted
     assert len(wanted) > 20
+
+
+@pytest.mark.parametrize("side", [2, 3, 4, 6, 8, 10, 11, 12, 14, 16, 20, 24, 32, 48, 64])
+@pytest.mark.parametrize("low_quality", [True, False])
+def test_a_region_of_any_size_avoids_what_an_object_there_would_take(side, low_quality):
+    g = torch.Generator().manual_seed(side)
+    corner = torch.rand(30, 2, generator=g) * torch.tensor([150.0, 120.0])
+    regions = torch.cat([corner, corner + side * (0.7 + 0.6 * torch.rand(30, 2, generator=g))], 1)
+    target = annotations(regions, torch.arange(30), [int(Flag.AVOID)] * 30)
+    found = label_anchors(GRID, [target], low_quality_matches=low_quality)
+    rows = {tuple(row) for row in found.avoid.tolist()}
+    for label, region in enumerate(regions):
+        of_region = {row for row in rows if row[2] == label}
+        assert of_region
+        assert of_region == avoided_by(region, label)
+
+
+def test_regions_in_pieces_are_the_same(monkeypatch):
+    regions = random_boxes(40, 5)
+    target = annotations(regions, torch.arange(40), [int(Flag.CROWD)] * 40)
+    whole = label_anchors(GRID, [target]).avoid
+    monkeypatch.setattr(nearby, "CHUNK_ENTRIES", 7)
+    assert sorted(label_anchors(GRID, [target]).avoid.tolist()) == sorted(whole.tolist())
 
 
 @pytest.mark.parametrize("entries", [1, 3000, 10**9])

@@ -78,8 +78,10 @@ def label_anchors(
     are best for a box are kept whatever their IoU, so that no box is without an anchor; as in torchvision,
     such an anchor still takes the box that is best for *it*. Between equal IoUs the first box wins.
 
-    Region rows (crowds, ignore regions, AVOID) are matched to nothing: an anchor covered by one
-    (intersection / anchor area >= 0.5) is listed under `avoid`. A teacher's region (`Flag.TEACHER`) says nothing
+    Region rows (crowds, ignore regions, AVOID) are matched to nothing. Listed under `avoid` are the anchors that a
+    region covers by half (intersection / anchor area >= 0.5) and those that an object in its place would have kept
+    from being negatives: IoU >= `negative_iou`, and its best anchors whatever their IoU (a small box covers no
+    anchor by half). A teacher's region (`Flag.TEACHER`) says nothing
     about objects that no teacher labelled: their anchors are not listed for it.
 
     The result is that of the full matrix of boxes and anchors, but only pairs that can decide something are
@@ -101,7 +103,7 @@ def label_anchors(
     avoid = doubtful = torch.zeros((0, 3), dtype=torch.int64, device=device)
     if has_regions:
         avoid, doubtful = (
-            _covered(grid, shapes, boxes[some], classes[some], owner[some])
+            _avoided(grid, shapes, boxes[some], classes[some], owner[some], negative_iou)
             for some in (region & ~taught, region & taught)
         )
         boxes, classes, owner, taught = boxes[~region], classes[~region], owner[~region], taught[~region]
@@ -201,15 +203,22 @@ def _intersection(boxes: Tensor, anchors: Tensor) -> Tensor:
     return width.mul_(height)
 
 
-def _covered(grid: AnchorGrid, shapes: Lattice, boxes: Tensor, classes: Tensor, images: Tensor) -> Tensor:
-    """`[P, 3]` (image, anchor, class) of all region-anchor pairs with intersection / anchor area >= 0.5.
+def _avoided(
+    grid: AnchorGrid, shapes: Lattice, boxes: Tensor, classes: Tensor, images: Tensor, negative_iou: float
+) -> Tensor:
+    """`[P, 3]` (image, anchor, class) of the anchors that each region avoids: see `label_anchors`.
 
     boxes `[R, 4]`, classes, images `[R]`: the regions.
     """
-    need = (0.5 * shapes.width * shapes.height).expand(len(boxes), -1)
+    half = (0.5 * shapes.width * shapes.height).expand(len(boxes), -1)
+    least = boxes.new_full((len(boxes),), negative_iou).minimum(largest_iou(shapes, boxes))
     rows = [torch.zeros((0, 3), dtype=torch.int64, device=boxes.device)]
-    for row, anchor in pairs_overlapping(shapes, boxes, need):
-        covered = _intersection(boxes[row], grid.boxes[anchor]) >= 0.5 * box_area(grid.boxes[anchor])
-        row, anchor = row[covered], anchor[covered]
+    for row, anchor in pairs_overlapping(shapes, boxes, half.minimum(_intersection_of(least, boxes, shapes))):
+        inside = _intersection(boxes[row], grid.boxes[anchor])
+        area = box_area(grid.boxes[anchor])
+        iou = inside / (area + box_area(boxes)[row] - inside)
+        best = iou.new_zeros(len(boxes)).scatter_reduce_(0, row, iou, "amax")[row]
+        avoided = (inside >= 0.5 * area) | (iou >= negative_iou) | ((iou == best) & (iou > 0))
+        row, anchor = row[avoided], anchor[avoided]
         rows.append(torch.stack([images[row], anchor, classes[row]], 1))
     return torch.cat(rows)
