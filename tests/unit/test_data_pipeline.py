@@ -623,7 +623,24 @@ def test_repeat_factors_and_weights(tmp_path, space):
     weights = HybridDataset([repeated, plain], space, unchanged).draw_weights()
     assert weights.tolist() == pytest.approx([3.0] * 6 + [3.0 * 2.0, 3.0] + [1.0] * 8)
     taught = replace(index, flags=np.where(index.labels == 1, Flag.TEACHER, index.flags))
-    assert repeat_factors(taught, 0.5).tolist() == [1.0] * 8  # what a teacher found does not count
+    assert repeat_factors(taught, ids, 0.5).tolist() == [1.0] * 8  # what a teacher found does not count
+
+
+def test_repeat_factors_count_objects_of_unified_classes(tmp_path):
+    """A dropped class, regions and what is avoided as difficult are no reason to draw an image often; merged
+    classes are as frequent as they are together."""
+    box = (0, 0, 9, 9)
+    images = [[(box, 0)]] * 5 + [[(box, 0), (box, 1)], [], [(box, 3)]]
+    for flag in (Flag.CROWD, Flag.IGNORE_REGION, Flag.AVOID, Flag.INVALID):
+        images[6] = [(box, 0), (box, 2, flag)]
+        index = build(tmp_path / f"r{int(flag)}", ["cat", "dropped", "dog", "kitten"], images)
+        dropped = np.array([0, -1, 1, 0])
+        assert repeat_factors(index, dropped, 0.5).tolist() == [1.0] * 8
+        kept = repeat_factors(index, np.array([0, 1, 2, 3]), 0.5)
+        assert kept.tolist() == [1.0] * 5 + [2.0, 1.0, 2.0]  # each in one of eight: sqrt(0.5 / 0.125)
+    hard = replace(index, flags=np.where(index.labels == 2, np.uint8(Flag.DIFFICULT), np.uint8(0)))
+    assert repeat_factors(hard, dropped, 0.5)[6] == 2.0
+    assert repeat_factors(hard, dropped, 0.5, difficult_as_region=True)[6] == 1.0
 
 
 # ------------------------------------------------------------------------------------------------ sampling

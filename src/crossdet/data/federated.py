@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from crossdet.data.index import Index
 from crossdet.labels import DROPPED, LabelSpace
-from crossdet.types import Flag
+from crossdet.types import REGION_FLAGS, Flag
 
 Ids = NDArray[np.int64]
 
@@ -59,19 +59,27 @@ def verified_classes(
     return image[complete], unified[complete]
 
 
-def repeat_factors(index: Index, threshold: float | None) -> NDArray[np.float64]:
+def repeat_factors(
+    index: Index, class_ids: Ids, threshold: float | None, difficult_as_region: bool = False
+) -> NDArray[np.float64]:
     """`[I]` repeat factor of every image: max over its classes of max(1, sqrt(t / f)) (LVIS, sec. 4.2).
 
-    f is the share of the images that show the class, t the threshold; None: all factors are 1. What a teacher
-    labelled does not count: where it rarely finds what is not there would be drawn most.
+    f is the share of the images that show the class, t the threshold; None: all factors are 1. Classes are unified
+    ones, and only their objects count: what is dropped teaches nothing, and a region is no object. What a teacher
+    labelled does not count either: where it rarely finds what is not there would be drawn most.
+
+    class_ids: `[K]` unified id of each of the index's classes, or `DROPPED`.
     """
     factors = np.ones(len(index))
     if threshold is None or not len(index.boxes):
         return factors
-    image, label = index.image_of_box(), np.asarray(index.labels)
-    counts = (label >= 0) & ((np.asarray(index.flags) & Flag.TEACHER) == 0)
-    pairs = np.unique(np.stack([image, label], 1)[counts], axis=0)
-    share = np.bincount(pairs[:, 1], minlength=len(index.classes)) / len(index)
+    labels = np.asarray(index.labels, np.int64)
+    unified = np.where(labels >= 0, class_ids[np.maximum(labels, 0)], DROPPED)
+    left_out = REGION_FLAGS | Flag.INVALID | Flag.TEACHER
+    left_out |= Flag.DIFFICULT if difficult_as_region else Flag(0)
+    counts = ((np.asarray(index.flags) & int(left_out)) == 0) & (unified != DROPPED)
+    pairs = np.unique(np.stack([index.image_of_box()[counts], unified[counts]], 1), axis=0)
+    share = np.bincount(pairs[:, 1], minlength=max([0, *(class_ids + 1)])) / len(index)
     class_factor = np.maximum(1.0, np.sqrt(threshold / np.maximum(share, 1e-12)))
     np.maximum.at(factors, pairs[:, 0], class_factor[pairs[:, 1]])
     return factors

@@ -206,7 +206,7 @@ class HybridDataset(Dataset[Sample]):
 
 def _repeat_factors(part: Part) -> NDArray[np.float64]:
     index = part.index if part.turns == 1 else part.index.take(part.rows)
-    return repeat_factors(index, part.repeat_threshold)
+    return repeat_factors(index, part.class_ids, part.repeat_threshold, part.difficult_as_region)
 
 
 def _mirrored(labels: Tensor, becomes: NDArray[np.int64]) -> Tensor:

@@ -181,7 +181,8 @@ def training_boxes(config: Config) -> tuple[list[DatasetBoxes], tuple[str, ...]]
         as_region = dataset.difficult == "ignore"
         boxes, sizes = learnt_boxes(index, ids, config.input.shorter, config.input.longer, as_region)
         if len(boxes):
-            drawn = dataset.weight * float(repeat_factors(index, dataset.repeat_threshold).sum())
+            factors = repeat_factors(index, ids, dataset.repeat_threshold, as_region)
+            drawn = dataset.weight * float(factors.sum())
             found.append((name, index, boxes, sizes, drawn))
         else:
             empty.append(name)
