@@ -174,7 +174,7 @@ def fit(
     step_module, optimizer = fabric.setup(TrainStep(detector, recipe.compile, further_loss), optimizer)
     average = None
     if recipe.ema is not None:
-        average = AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+        average = averaged(detector, recipe.ema)
     run = _Run(fabric, detector, optimizer, average, run_dir, metadata or {}, after_step, fixed_statistics)
     if resume and (run_dir / STATE_FILE).exists():
         run.restore()
@@ -190,6 +190,20 @@ def fit(
     run.save_state()
     logs.close()
     return run.progress.history[-1] if run.progress.history else {}
+
+
+def averaged(detector: RetinaNet, decay: float) -> AveragedModel:
+    """The exponential moving average of weights and buffers; integer buffers (counts, which box subnet a class has)
+    are copied, since a mean of them means nothing."""
+    of_floats = get_ema_multi_avg_fn(decay)
+
+    def update(averages: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        if averages[0].is_floating_point():  # they come grouped by dtype
+            of_floats(averages, current, count)
+        else:
+            torch._foreach_copy_(averages, current)
+
+    return AveragedModel(detector, multi_avg_fn=update, use_buffers=True)
 
 
 def _train_epoch(
@@ -233,7 +247,9 @@ def _train_epoch(
         len(batches) - progress.step_in_epoch, (recipe.epochs - progress.epoch - 1) * len(batches)
     )
     for step_in_epoch in range(progress.step_in_epoch, len(batches)):
-        rate = learning_rate(recipe, progress.epoch + step_in_epoch / len(batches))
+        # a last batch of a few images is no reason for a full step
+        share = min(1.0, len(batches[step_in_epoch]) / recipe.batch_size)
+        rate = share * learning_rate(recipe, progress.epoch + step_in_epoch / len(batches))
         losses, norm = _optimiser_step(run, step_module, stream, dataset, recipe, rate, totals, logs)
         progress.step_in_epoch, progress.step = step_in_epoch + 1, progress.step + 1
         enough = recipe.max_steps is not None and progress.step >= recipe.max_steps

@@ -226,6 +226,16 @@ def test_ema_is_the_running_average_of_the_weights(world, short, tmp_path):
     assert not same(average, second)
 
 
+def test_a_small_last_batch_takes_a_small_step(world, tmp_path):
+    """Three quarters of the images make the first batches: the rest has the same rate per image."""
+    images = len(world.cars["train"]) + len(world.faces["train"])
+    size = images // 2 + 1
+    changes = {"train.batch_size": size, "train.warmup_epochs": 0, "train.lr": 0.01, "train.max_steps": 2}
+    run(world, tmp_path / "run", {**changes, "train.group_aspect": False, "train.log_every": 1})
+    rates = [float(row["lr"]) for row in steps(tmp_path / "run")]
+    assert rates == pytest.approx([0.01, 0.01 * (images - size) / size])
+
+
 def test_accumulation_counts_a_batch_in_parts(world, short, tmp_path):
     """2 micro-batches of 2 are one step of 4 (each normalised by its own positives), not two steps."""
     frozen = {"model.freeze_batch_norm": True}

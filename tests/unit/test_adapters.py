@@ -24,6 +24,7 @@ from crossdet.models.class_rows import (
 )
 from crossdet.models.retinanet import RetinaNet
 from crossdet.models.subnets import Adapter
+from crossdet.training import averaged
 from crossdet.types import Annotations, Batch
 
 SETTINGS = DetectorSettings(
@@ -248,3 +249,26 @@ def test_an_adapter_has_a_convolution_where_subnets_have_none():
     model = build_detector(replace(SETTINGS, head_depth=0, adapters=(Adapter(1, 4, 1),)), 2)
     assert len(model.class_subnet.adapters[0].tower) == 1
     assert len(model(IMAGES).logits) == 5
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.9995])
+def test_an_average_copies_what_has_no_mean(decay):
+    """The box subnet of a class (0 to 3) and batch norm's counts; rounding a mean of them gave the wrong subnet."""
+    model = made(5, Adapter(1, 2, 1, 2), Adapter(2, 2, 2, 3), Adapter(3, 2, 3, 4))
+    assert model.box_subnet_of.tolist() == [0, 1, 2, 3, 0]
+    average = averaged(model, decay)
+    bias = model.class_subnet.predict.bias
+    before = bias.detach().clone()
+    for step in range(1, 4):
+        with torch.no_grad():
+            bias += 1.0
+            for module in model.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.num_batches_tracked += 1
+        average.update_parameters(model)
+        means, current = average.module.state_dict(), model.state_dict()
+        whole = [name for name, value in current.items() if not value.is_floating_point()]
+        assert len(whole) > 3
+        assert all(torch.equal(means[name], current[name]) for name in whole)
+        wanted = before + 1 + sum((1 - decay) * decay**k * (step - 1 - k) for k in range(step - 1))
+        torch.testing.assert_close(means[BIAS], wanted, rtol=1e-6, atol=1e-6)
