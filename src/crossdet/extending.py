@@ -106,7 +106,8 @@ def extend(
     fabric = build_fabric(config)
     seed_everything(config.seed, verbose=False)
     adapters = _adapters(choice, len(known.classes), len(sources.space.classes), metadata)
-    settings = replace(detector_settings(config), adapters=adapters)
+    groups = DetectorSettings.from_json(metadata["model"]).group_channels
+    settings = replace(detector_settings(config), adapters=adapters, group_channels=groups)
     overlap = torch.from_numpy(sources.space.overlap_array)
     detector = build_detector(settings, len(sources.space.classes), overlap)
     carry_over(detector, tensors, len(known.classes))

@@ -1,5 +1,6 @@
 """RetinaNet and its backbones: initialisation, pyramid, decoding, loss, weights."""
 
+import json
 import math
 
 import pytest
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from crossdet.errors import UserError
 from crossdet.models import backbones
 from crossdet.models.backbones import Backbone, freeze_batch_norm, load_backbone_weights, read_state
-from crossdet.models.retinanet import CoarseLevels, GroupNorm, Outputs, RetinaNet
+from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.retinanet import CoarseLevels, Outputs, RetinaNet
+from crossdet.models.subnets import GroupNorm
 from crossdet.types import PYRAMID_STRIDES, Annotations, Batch, Flag
 
 CLASSES = 4
@@ -625,9 +628,29 @@ def test_pickles_run_no_code_and_must_hold_tensors(tmp_path):
         read_state(path)
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (64, 32), (48, 24), (16, 8), (6, 3), (3, 1)])
-def test_group_norm_has_at_least_two_channels_per_group(channels, groups):
-    """One image whose P7 is a single position can be trained on."""
-    norm = GroupNorm(channels)
+@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (64, 16), (48, 12), (16, 4), (6, 1), (3, 1)])
+def test_a_group_has_at_least_four_channels(channels, groups):
+    """One image whose P7 is a single position can be trained on, and more than an order of values is left there."""
+    norm = GroupNorm(channels, 4)
     assert norm.num_groups == groups
-    assert torch.isfinite(norm(torch.randn(1, channels, 1, 1))).all()
+    found = norm(torch.randn(200, channels, 1, 1, generator=torch.Generator().manual_seed(0))).detach()
+    assert torch.isfinite(found).all()
+    if channels >= 4:  # with two per group all of them were +1 or -1
+        assert float((found.abs() - 1).abs().median()) > 0.2
+
+
+def test_weights_that_do_not_say_their_groups_keep_two_channels_in_each():
+    """Weights files from before groups had a width: the network that they were trained as."""
+    written = json.loads(
+        DetectorSettings(backbone="test_efficientnet", channels=16, group_norm=True).to_json()
+    )
+    del written["group_channels"]
+    old, new = (
+        DetectorSettings.from_json(json.dumps(written)),
+        DetectorSettings(backbone="test_efficientnet", channels=16, group_norm=True),
+    )
+    groups = [
+        {m.num_groups for m in build_detector(one, 2).modules() if isinstance(m, GroupNorm)}
+        for one in (old, new)
+    ]
+    assert groups == [{8}, {4}]

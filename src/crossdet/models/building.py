@@ -17,12 +17,16 @@ from crossdet.models.subnets import Adapter
 
 @dataclass(frozen=True)
 class DetectorSettings:
-    """Everything that decides a detector's architecture and loss; stored with its weights as JSON."""
+    """Everything that decides a detector's architecture and loss; stored with its weights as JSON.
+
+    group_channels: least channels per group of the group norm.
+    """
 
     backbone: str = "resnet50"
     channels: int = 256
     head_depth: int = 4
     group_norm: bool = False
+    group_channels: int = 4
     scales: tuple[float, ...] = (2.0, 3.0, 4.0)
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     prior: float = 0.01
@@ -46,6 +50,7 @@ class DetectorSettings:
         data: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()
         }
+        data.setdefault("group_channels", 2)  # of weights that do not say it yet
         try:
             data["adapters"] = tuple(Adapter(*entry) for entry in data.get("adapters", ()))
             return cls(**data)
@@ -75,7 +80,7 @@ def build_detector(
         num_classes,
         channels=settings.channels,
         head_depth=settings.head_depth,
-        group_norm=settings.group_norm,
+        group_norm=settings.group_channels if settings.group_norm else 0,
         scales=settings.scales,
         ratios=settings.ratios,
         prior=settings.prior,

@@ -82,7 +82,8 @@ class RetinaNet(nn.Module):
         backbone: gives C3, C4, C5.
         num_classes: C, the classes of the union.
         channels, head_depth: width of the pyramid, convolutions of a subnet before its prediction.
-        group_norm: normalise pyramid and subnets (training from random weights is slow without).
+        group_norm: least channels per group of the group norm in P3 to P5 and in the subnets; 0: none (training
+            from random weights is slow without). P6 and P7 are plain convolutions.
         scales, ratios: anchors; area (scale x stride)^2, ratio = height / width.
         prior: probability that every class starts with at every anchor (focal loss initialisation).
         positive_iou, negative_iou, low_quality_matches: see `label_anchors`.
@@ -103,7 +104,7 @@ class RetinaNet(nn.Module):
         num_classes: int,
         channels: int = 256,
         head_depth: int = 4,
-        group_norm: bool = False,
+        group_norm: int = 0,
         scales: Sequence[float] = (2.0, 3.0, 4.0),
         ratios: Sequence[float] = (0.5, 1.0, 2.0),
         prior: float = 0.01,
@@ -125,7 +126,7 @@ class RetinaNet(nn.Module):
             backbone.channels,
             channels,
             extra_blocks=CoarseLevels(backbone.channels[-1], channels),
-            norm_layer=GroupNorm if group_norm else None,
+            norm_layer=partial(GroupNorm, least=group_norm) if group_norm else None,
         )
         self.num_classes = num_classes
         self.num_anchors = len(scales) * len(ratios)

@@ -32,22 +32,25 @@ class Adapter(NamedTuple):
 class GroupNorm(nn.GroupNorm):
     """Group norm with up to 32 groups, as torchvision's second RetinaNet has in its subnets.
 
-    A group has at least two channels: P7 of a small image is a single position, and one value has no variance.
+    A group has at least `least` channels: P7 of a small image is a single position, and of two values there only
+    the order would be left.
     """
 
-    def __init__(self, channels: int) -> None:
-        most = max(1, min(32, channels // 2))
+    def __init__(self, channels: int, least: int) -> None:
+        most = max(1, min(32, channels // least))
         super().__init__(next(groups for groups in range(most, 0, -1) if channels % groups == 0), channels)
 
 
 class Tower(nn.Module):
-    """`depth` 3x3 convolutions, each with ReLU."""
+    """`depth` 3x3 convolutions, each with ReLU. group_norm: least channels per group of `GroupNorm`; 0: none."""
 
-    def __init__(self, in_channels: int, channels: int, depth: int, group_norm: bool) -> None:
+    def __init__(self, in_channels: int, channels: int, depth: int, group_norm: int) -> None:
         super().__init__()
         inputs = [in_channels, *[channels] * depth][:depth]
         self.tower = nn.ModuleList(nn.Conv2d(width, channels, 3, 1, 1) for width in inputs)
-        self.norms = nn.ModuleList(GroupNorm(channels) if group_norm else nn.Identity() for _ in range(depth))
+        self.norms = nn.ModuleList(
+            GroupNorm(channels, group_norm) if group_norm else nn.Identity() for _ in range(depth)
+        )
 
     def before_prediction(self, x: Tensor) -> Tensor:
         """What a prediction takes."""
@@ -69,7 +72,7 @@ class Subnet(Tower):
         channels: int,
         depth: int,
         outputs: int,
-        group_norm: bool = False,
+        group_norm: int = 0,
         adapters: Sequence[int] = (),
     ) -> None:
         super().__init__(in_channels, channels, depth, group_norm)
