@@ -39,6 +39,7 @@ from crossdet.types import Batch
 
 Evaluate = Callable[[RetinaNet, str], dict[str, Any]]
 """(detector, when) -> metrics; the number under "mean" decides which weights are the best."""
+Tensors = tuple[Tensor, ...] | list[Tensor]
 FurtherLoss = Callable[[RetinaNet, list[Tensor], Batch], Tensor]
 """(detector, its features of the batch, batch) -> a scalar that is added to the class loss."""
 
@@ -197,7 +198,7 @@ def averaged(detector: RetinaNet, decay: float) -> AveragedModel:
     are copied, since a mean of them means nothing."""
     of_floats = get_ema_multi_avg_fn(decay)
 
-    def update(averages: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+    def update(averages: Tensors, current: Tensors, count: Tensor | int) -> None:
         if averages[0].is_floating_point():  # they come grouped by dtype
             of_floats(averages, current, count)
         else:
