@@ -44,7 +44,8 @@ from crossdet.provenance import START_FILE, first_generation, to_metadata
 from crossdet.pseudo import TEACHER_FOLDER
 from crossdet.recipe import Recipe
 from crossdet.run_directory import check_run_dir, check_teachers_stay, make_run_dir, run_directory
-from crossdet.sources import Sources, listed_only_problem, open_sources
+from crossdet.run_identity import run_identity
+from crossdet.sources import Sources, listed_only_problem, named_splits, open_sources
 from crossdet.teaching import Lesson, Taught, open_teachers, taught_epochs
 from crossdet.training import DataOfEpoch, EpochData, FurtherLoss, fit
 from crossdet.types import Batch, Detections
@@ -173,6 +174,7 @@ def train_detector(
         further_loss=further_loss,
         data_of=data_of,
         fixed_statistics=fixed_statistics,
+        identity=run_identity(metadata, named_splits(sources)),
     )
     if fabric.is_global_zero and sources.val:
         write_val_pictures(

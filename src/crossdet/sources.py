@@ -38,6 +38,11 @@ class Sources:
     listed_only: tuple[ListedOnly, ...] = ()
 
 
+def named_splits(sources: Sources) -> dict[str, Index]:
+    """All splits as `dataset.split`, the name that messages use."""
+    return {f"{name}.{split}": index for split in SPLITS for name, index in getattr(sources, split).items()}
+
+
 class ListedOnly(NamedTuple):
     """dataset: that lists the unified `classes`, and has no box of them. others: who has, of any of them."""
 

@@ -33,6 +33,7 @@ from crossdet.models.matching import label_and_weigh
 from crossdet.models.retinanet import RetinaNet
 from crossdet.recipe import Recipe as Recipe
 from crossdet.recipe import learning_rate as learning_rate
+from crossdet.run_identity import Identity, check_identity
 from crossdet.runlog import RunLog
 from crossdet.stopping import stop_signals
 from crossdet.types import Batch
@@ -150,6 +151,7 @@ def fit(
     further_loss: FurtherLoss | None = None,
     data_of: DataOfEpoch | None = None,
     fixed_statistics: bool = False,
+    identity: Identity | None = None,
 ) -> dict[str, Any]:
     """Trains `detector` (what of it requires a gradient) and returns the last epoch's record (losses, metrics).
 
@@ -157,9 +159,11 @@ def fit(
     `metrics.json`, `steps.csv`, TensorBoard logs. With `resume` it continues exactly where `state.pt` stands.
     after_step: called after every update of the weights, before they are averaged or saved. data_of: what each
     epoch trains on instead of `dataset`. fixed_statistics: batch norm of the backbone uses its running statistics
-    and leaves them as they are; its scale and shift train.
+    and leaves them as they are; its scale and shift train. identity: kept in the state; a run with another one is
+    not resumed.
 
     Raises:
+        UserError: the state is that of another run (`check_identity`).
         RunError: non-finite loss (the batch is saved), interruption, or a file that cannot be written.
     """
     # Fabric cannot clip gradients that a fused optimiser unscales itself
@@ -176,7 +180,9 @@ def fit(
     average = None
     if recipe.ema is not None:
         average = averaged(detector, recipe.ema)
-    run = _Run(fabric, detector, optimizer, average, run_dir, metadata or {}, after_step, fixed_statistics)
+    run = _Run(
+        fabric, detector, optimizer, average, run_dir, metadata or {}, after_step, fixed_statistics, identity
+    )
     if resume and (run_dir / STATE_FILE).exists():
         run.restore()
     logs = RunLog(fabric, run_dir, run.progress.step)
@@ -425,6 +431,7 @@ class _Run:
     metadata: dict[str, str]
     after_step: Callable[[], None] | None = None
     fixed_statistics: bool = False
+    identity: Identity | None = None
     progress: Progress = field(default_factory=Progress)
     totals: DatasetTotals | None = None
     saved_at: float = field(default_factory=time.monotonic)
@@ -473,6 +480,7 @@ class _Run:
                 "totals": None if sums is None else sums.cpu(),
                 "names": None if self.totals is None else self.totals.names,
                 "random": random_states,
+                "identity": self.identity,
             }
             save_state(self.run_dir / STATE_FILE, state)
         self.saved_at = time.monotonic()
@@ -480,6 +488,8 @@ class _Run:
 
     def restore(self) -> None:
         state = load_state(self.run_dir / STATE_FILE)
+        if self.identity is not None:
+            check_identity(self.run_dir, state.get("identity"), self.identity)
         self.detector.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None and state["average"] is not None:

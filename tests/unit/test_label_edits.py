@@ -13,7 +13,7 @@ import torch
 from crossdet import LabelSpace, UserError, load_detector
 from crossdet.checkpoint import load_weights, save_weights, update_metadata
 from crossdet.errors import LabelError
-from crossdet.label_edits import edited, grown
+from crossdet.label_edits import differences, edited, grown
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.class_rows import BIAS, WEIGHT, merge_rows
 from crossdet.provenance import Score, generations, read_metadata, to_metadata
@@ -373,3 +373,25 @@ def test_the_weights_are_never_overwritten(known, model, tmp_path, command):
         relabel(run, run / "model.safetensors", [("car", "auto")])
     assert command("labels", run, "--rename", "car=auto", "-o", old)[0] == 2  # other weights, neither
     assert old.read_bytes() == (run / "model.safetensors").read_bytes() == before
+
+
+def test_differences_are_named():
+    names = {"a": ["car", "person"], "b": ["face"]}
+    one = LabelSpace.build(names, overlap=[["face", "person"]])
+    assert differences(one, LabelSpace.from_json(one.to_json())) == []
+    reordered = LabelSpace.build({"a": ["person", "car"], "b": ["face"]}, overlap=[["face", "person"]])
+    assert differences(one, reordered) == ["classes: car, person, face then, person, car, face now"]
+    merged = LabelSpace.build(names, merge={"human": ["a/person"]}, absent={"b": ["car"]}, federated=["a"])
+    assert differences(one, merged) == [
+        "classes: car, person, face then, car, human, face now",
+        "a/person: 'person' then, 'human' now",
+        "no longer said: person and face overlap",
+        "newly said: car is absent in b",
+        "newly said: a is federated",
+    ]
+    fewer = LabelSpace.build({"a": ["car", "person"]}, drop=["a/person"])
+    assert differences(one, fewer)[1:4] == [
+        "datasets: a, b then, a now",
+        "a/person: 'person' then, dropped now",
+        "b/face: 'face' then, not there now",
+    ]

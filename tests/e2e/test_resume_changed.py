@@ -1,0 +1,125 @@
+"""A run is resumed with the classes and the data that it began with, or says what is another."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from worlds import World, changed
+
+from crossdet import RunError, train
+from crossdet.checkpoint import load_state, save_state
+from crossdet.config import load_config
+from crossdet.errors import UserError
+from crossdet.runlog import RunLog
+
+
+@pytest.fixture
+def data(world: World, tmp_path: Path) -> World:
+    """A copy of the world, to be changed; every second car is a truck."""
+    shutil.copytree(world.root, tmp_path / "data")
+    for split in ("train", "val"):
+        edit(tmp_path / "data" / f"cars_{split}.json", with_trucks)
+    return World(tmp_path / "data", world.cars, world.faces)
+
+
+@pytest.fixture
+def interrupted(data: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """(config, run directory) of a run that Ctrl-C stopped after 7 of 12 steps."""
+    settings = changed(data.settings(), {"train.epochs": 2})
+    config, folder = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump(settings))
+    load_config(config)
+    step = RunLog.step
+
+    def ctrl_c(self: RunLog, number: int, *arguments: Any) -> None:
+        step(self, number, *arguments)
+        if number == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(RunLog, "step", ctrl_c)
+    with pytest.raises(RunError, match="interrupted after step 7"):
+        train(config, folder)
+    monkeypatch.setattr(RunLog, "step", step)
+    return config, folder
+
+
+def edit(file: Path, change: Any) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def with_trucks(content: dict[str, Any]) -> None:
+    content["categories"].append({"id": 99, "name": "truck"})
+    for annotation in content["annotations"][::2]:
+        annotation["category_id"] = 99
+
+
+def reverse(content: dict[str, Any]) -> None:
+    content["categories"].reverse()
+
+
+def test_reordered_categories_are_refused(data, interrupted, crossdet):
+    config, folder = interrupted
+    before = {file.name: file.read_bytes() for file in folder.glob("*.*") if file.suffix != ".yaml"}
+    for split in ("train", "val"):
+        edit(data.root / f"cars_{split}.json", reverse)
+    done = crossdet("train", config, "--output", folder, "--resume")
+    assert done.returncode == 2
+    text = " ".join(done.stderr.split())
+    assert "this run cannot be resumed" in text
+    assert "classes: car, truck, face then, truck, car, face now" in text
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    for split in ("train", "val"):
+        edit(data.root / f"cars_{split}.json", reverse)
+    train(config, folder, resume=True)
+    assert load_state(folder / "state.pt")["progress"]["finished"]
+
+
+def test_other_data_is_refused(data, interrupted):
+    config, folder = interrupted
+    images = len(data.cars["train"])
+    file = data.root / "cars_train.json"
+    whole = file.read_text()
+
+    def without_a_box(content: dict[str, Any]) -> None:
+        content["annotations"].pop()
+
+    def moved(content: dict[str, Any]) -> None:
+        content["annotations"][0]["bbox"][0] += 1.0
+
+    edit(file, without_a_box)
+    with pytest.raises(UserError, match=rf"datasets.cars.train: {images} images with \d+ boxes now, .* then"):
+        train(config, folder, resume=True)
+    file.write_text(whole)
+    edit(file, moved)
+    with pytest.raises(UserError, match="as many as before, but not the same"):
+        train(config, folder, resume=True)
+
+
+def test_a_state_of_an_older_version_is_judged_by_its_weights(data, interrupted):
+    config, folder = interrupted
+    state = load_state(folder / "state.pt")
+    del state["identity"]
+    save_state(folder / "state.pt", state)
+    weights = folder / "model.safetensors"
+    hidden = weights.rename(folder / "hidden")
+    with pytest.raises(UserError, match="does not say which classes it has"):
+        train(config, folder, resume=True)
+    hidden.rename(weights)
+    for split in ("train", "val"):
+        edit(data.root / f"cars_{split}.json", reverse)
+    with pytest.raises(UserError, match="classes: car, truck, face then"):
+        train(config, folder, resume=True)
+    for split in ("train", "val"):
+        edit(data.root / f"cars_{split}.json", reverse)
+    train(config, folder, resume=True)
+    assert all(torch.isfinite(v).all() for v in load_state(folder / "state.pt")["model"].values())
