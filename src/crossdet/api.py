@@ -16,7 +16,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.seed import seed_everything
 
-from crossdet.checkpoint import STATE_FILE, update_metadata
+from crossdet.checkpoint import STATE_FILE
 from crossdet.config import Config, load_config
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.loading import epoch_batches, make_loader
@@ -40,7 +40,7 @@ from crossdet.label_members import lonely_members
 from crossdet.labels import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.retinanet import RetinaNet
-from crossdet.provenance import START_FILE, first_generation, to_metadata
+from crossdet.provenance import START_FILE, Generation, first_generation, to_metadata
 from crossdet.pseudo import TEACHER_FOLDER
 from crossdet.recipe import Recipe
 from crossdet.run_directory import check_run_dir, check_teachers_stay, make_run_dir, run_directory
@@ -98,7 +98,7 @@ def train(
     make_run_dir(fabric, run_dir, config, resume)
     datasets = {name: list(index.classes) for name, index in sources.train.items()}
     history = [first_generation(datasets, sources.space)]
-    metadata = weights_metadata(config, sources.space, settings) | to_metadata(history)
+    metadata = weights_metadata(config, sources.space, settings)
 
     def taught_data(taught: Taught) -> EpochData:
         labelled = replace(sources, space=taught.space, train=taught.train)
@@ -116,12 +116,10 @@ def train(
         training_data(config, sources),
         run_dir,
         metadata,
+        history,
         resume,
         data_of=data_of,
     )
-    if fabric.is_global_zero and "metrics" in record and not sources.space.folds:
-        scores = main_numbers(record["metrics"], judged_classes(splits_for_training(sources)))
-        update_metadata(run_dir, to_metadata([replace(history[0], scores=tuple(scores))]))
     fabric.barrier()
     return record
 
@@ -134,6 +132,7 @@ def train_detector(
     dataset: HybridDataset,
     run_dir: Path,
     metadata: dict[str, str],
+    history: Sequence[Generation],
     resume: bool,
     operating: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     after_step: Callable[[], None] | None = None,
@@ -143,6 +142,7 @@ def train_detector(
 ) -> dict[str, Any]:
     """Trains built parts, evaluates on the validation splits, draws their pictures; returns the last record.
 
+    history: the generations of the weights, this training's last; every weights file gets its own scores into it.
     operating: the operating points that are found -> those that are stored. after_step, further_loss, data_of,
     fixed_statistics: see `fit`.
     """
@@ -160,6 +160,13 @@ def train_detector(
             print(f"evaluation, {when}:\n{metrics_table(metrics)}", flush=True)
         return metrics
 
+    def describe(metrics: dict[str, Any]) -> dict[str, str]:
+        points = {"operating": json.dumps(metrics["operating"])} if metrics["operating"] else {}
+        if sources.space.folds:
+            return points
+        scores = main_numbers(metrics, judged_classes(splits))
+        return points | to_metadata([*history[:-1], replace(history[-1], scores=tuple(scores))])
+
     record = fit(
         fabric,
         detector,
@@ -168,13 +175,14 @@ def train_detector(
         recipe(config),
         run_dir,
         evaluate=score if sources.val else None,
-        metadata=metadata,
+        metadata=metadata | to_metadata(history),
         resume=resume,
         after_step=after_step,
         further_loss=further_loss,
         data_of=data_of,
         fixed_statistics=fixed_statistics,
         identity=run_identity(metadata, named_splits(sources)),
+        describe=describe,
     )
     if fabric.is_global_zero and sources.val:
         write_val_pictures(
@@ -208,6 +216,7 @@ def evaluate(
     split: str = "val",
     output: str | Path | None = None,
     fold: bool = True,
+    last: bool = False,
 ) -> dict[str, Any]:
     """Scores a trained detector on every dataset of `config`, each by its protocols on the classes it labels.
 
@@ -217,11 +226,14 @@ def evaluate(
     output: a folder for precision-recall curves (PNG and data) and for the detections in each dataset's own layout.
     fold: the directions of a class, and its classes per dataset, are judged as one class (docs/orientation.md);
     False: each for itself.
+    last: of a run directory its newest weights, not its best ones.
 
     Raises:
         UserError: unreadable weights or data, or classes that the detector does not know.
     """
-    detector = run_or_weights if isinstance(run_or_weights, Detector) else load_detector(run_or_weights)
+    detector = run_or_weights
+    if not isinstance(detector, Detector):
+        detector = load_detector(detector, last=last)
     config = as_config(config, detector.space.datasets)
     if all(getattr(dataset, split) is None for dataset in config.datasets.values()):
         raise UserError(f"no dataset of the config has a `{split}` split")

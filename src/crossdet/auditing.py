@@ -29,16 +29,18 @@ MAX_DETECTIONS = 300
 """Of all classes together; far more than there are objects, so that no class crowds out another."""
 
 
-def audit_runs(runs: Sequence[Path], config: Config, output: Path, split: str = "val") -> dict[str, Any]:
+def audit_runs(
+    runs: Sequence[Path], config: Config, output: Path, split: str = "val", last: bool = False
+) -> dict[str, Any]:
     """Audits the detectors of `runs` on the `split` of every dataset of `config`, and on its `union_test`.
 
     Writes `audit.html`, `audit.json` and, of the first run, `unlabelled_DATASET.json` into `output`; returns what
-    `audit.json` holds: run name -> numbers.
+    `audit.json` holds: run name -> numbers. last: of a run directory its newest weights, not its best ones.
 
     Raises:
         UserError: unreadable weights or data, detectors of different classes, no dataset with such a split.
     """
-    detectors = [load_detector(run) for run in runs]
+    detectors = [load_detector(run, last=last) for run in runs]
     names = _run_names(runs)
     for name, detector in zip(names, detectors, strict=True):
         if detector.classes != detectors[0].classes:

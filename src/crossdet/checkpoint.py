@@ -15,11 +15,12 @@ from torch import Tensor
 
 from crossdet.errors import UserError
 from crossdet.jsonfiles import write_atomically
-from crossdet.provenance import FORMAT, check_format, check_weights
+from crossdet.provenance import BEST_FILE as BEST_FILE
+from crossdet.provenance import FORMAT, check_format, check_weights, weights_path
 from crossdet.provenance import WEIGHTS_FILE as WEIGHTS_FILE
 
 STATE_FILE = "state.pt"
-BEST_FILE = "best.safetensors"
+METRICS_FILE = "metrics.json"
 
 
 def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -42,15 +43,14 @@ def _sorted_metadata(data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[size:]
 
 
-def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a weights file.
+def load_weights(path: Path, last: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a weights file, or of a run directory's (`weights_path`).
 
     Raises:
         UserError: missing, damaged, or not written by crossdet.
     """
     check_weights(path)
-    if path.is_dir():
-        path = path / WEIGHTS_FILE
+    path = weights_path(path, last)
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -65,7 +65,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def update_metadata(path: Path, metadata: dict[str, str]) -> None:
     """Adds entries to the metadata of a weights file; its tensors stay as they are. Raises as `load_weights`."""
-    path = path / WEIGHTS_FILE if path.is_dir() else path
+    path = weights_path(path)
     tensors, known = load_weights(path)
     save_weights(path, tensors, {**known, **metadata})
 

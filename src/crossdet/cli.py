@@ -50,6 +50,9 @@ Overrides = Annotated[
 Fold = Annotated[
     bool, typer.Option(help="report directions of a class, and its classes per dataset, as one class")
 ]
+Last = Annotated[
+    bool, typer.Option("--last", help="of a run directory its newest weights instead of its best ones")
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="where to write")]
 
 
@@ -194,21 +197,23 @@ def evaluate(
         ),
     ] = False,
     fold: Fold = True,
+    last: Last = False,
 ) -> None:
     """Score a detector on every dataset of a config, by its own protocol, on the classes that it labels."""
     from crossdet.config import load_config
-    from crossdet.weights_argument import check_order, known_space
+    from crossdet.weights_argument import check_order, known_space, taken
 
     if store and not fold:
         raise UserError("--store-thresholds: they are kept for whole classes; leave out --no-fold")
     check_order("eval", run, config)
     loaded = load_config(config, overrides or [], known_space(run).datasets)
+    _say(taken(run, last))
 
     from crossdet.api import evaluate as score
     from crossdet.evaluating import metrics_table
 
     folder = output or (run / f"eval_{config.stem}" if run.is_dir() else None)
-    metrics = score(run, loaded, output=folder, fold=fold)
+    metrics = score(run, loaded, output=folder, fold=fold, last=last)
     print(metrics_table(metrics))
     if classes:
         for name, row in metrics["datasets"].items():
@@ -222,12 +227,13 @@ def evaluate(
         out.print(f"curves and predictions in {escape(str(folder))}", highlight=False, soft_wrap=True)
     if store:
         from crossdet.checkpoint import update_metadata
-        from crossdet.provenance import read_metadata
+        from crossdet.provenance import read_metadata, weights_path
 
+        weights = weights_path(run, last)
         # classes that the config lacks keep theirs
-        stored = json.loads(read_metadata(run).get("operating", "{}"))
-        update_metadata(run, {"operating": json.dumps(stored | metrics["operating"])})
-        out.print(f"{len(metrics['operating'])} thresholds stored in {escape(str(run))}", highlight=False)
+        stored = json.loads(read_metadata(weights).get("operating", "{}"))
+        update_metadata(weights, {"operating": json.dumps(stored | metrics["operating"])})
+        _say(f"{len(metrics['operating'])} thresholds stored in {weights}")
 
 
 @app.command()
@@ -240,22 +246,27 @@ def audit(
         typer.Option("--against", metavar="RUN_OR_WEIGHTS", help="another detector, shown side by side"),
     ] = None,
     split: Annotated[str, typer.Option(help="split to look at: val or train")] = "val",
+    last: Last = False,
     output: Output = None,
     json_file: JsonFile = None,
 ) -> None:
     """Show what no protocol sees: detections of classes that a dataset does not label."""
     from crossdet.config import load_config
-    from crossdet.weights_argument import check_order, known_space
+    from crossdet.weights_argument import check_order, known_space, taken
 
     check_order("audit", run, config)
     loaded = load_config(config, overrides or [], known_space(run).datasets)
     if split not in ("val", "train"):
         raise UserError(f"--split: expected val or train, got {split!r}")
 
+    runs = [run, *(against or [])]
+    for one in runs:
+        _say(taken(one, last))
+
     from crossdet.auditing import audit_runs, audit_tables
 
     folder = output or ((run if run.is_dir() else run.parent) / "audit")
-    content = audit_runs([run, *(against or [])], loaded, folder, split)
+    content = audit_runs(runs, loaded, folder, split, last)
     for title, table in audit_tables(content):
         out.print(escape(title), highlight=False, soft_wrap=True)
         out.print(table)
@@ -316,14 +327,28 @@ def predict(
         typer.Option(metavar="FILE", help="take image and category ids of the COCO results from this file"),
     ] = None,
     fold: Fold = True,
+    last: Last = False,
     json_file: JsonFile = None,
 ) -> None:
     """Detect objects in images: drawn pictures, predictions.json and a COCO results file."""
+    from crossdet.weights_argument import taken
+
+    _say(taken(weights, last))
+
     from crossdet.predicting import predict_to_folder
 
     names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
     summary = predict_to_folder(
-        weights, images, output or Path("predictions"), names, score, max_detections, pictures, coco, fold
+        weights,
+        images,
+        output or Path("predictions"),
+        names,
+        score,
+        max_detections,
+        pictures,
+        coco,
+        fold,
+        last,
     )
     for line in summary.unreadable:
         out.print(f"[yellow]skipped[/yellow] {escape(line)}", highlight=False, soft_wrap=True)
@@ -375,6 +400,11 @@ app.command()(extend)
 app.command()(labels)
 app.command()(split)
 app.command()(anchors)
+
+
+def _say(text: str) -> None:
+    """A line as it is: no markup, no line breaks of ours."""
+    out.print(escape(text), highlight=False, soft_wrap=True)
 
 
 def _class_table(dataset: str, per_class: dict[str, dict[str, Any]]) -> Table:

@@ -193,7 +193,7 @@ def run_demo(
         console.print(f"[bold]{number}/4[/bold] training: {what}")
         config_file = folder / f"{method}.yaml"
         train(load_config(config_file), output=folder / "runs" / method, overwrite=True)
-        detector = load_detector(folder / "runs" / method, "cpu")
+        detector = load_detector(folder / "runs" / method, "cpu", last=True)
         test = test or _union_test(folder / "data", detector.classes)
         settings = EvalSettings(
             detector.settings.shorter, detector.settings.longer, score_threshold=0.02, batch_size=16

@@ -43,12 +43,15 @@ def extend(
     Example: crossdet extend runs/first more.yaml --mode distill --output runs/second
     """
     from crossdet.config import load_config
-    from crossdet.weights_argument import check_order, known_space
+    from crossdet.weights_argument import check_order, known_space, taken
 
     check_order("extend", run, config)
     given = [("mode", mode), ("tolerance", tolerance)]
     options = [f"extend.{key}={value}" for key, value in given if value is not None]
     loaded = load_config(config, [*(overrides or []), *options], known_space(run).datasets)
+
+    out = Console()
+    out.print(escape(taken(run)), highlight=False, soft_wrap=True)
 
     from crossdet.api import is_first_process
     from crossdet.extending import extend as extended
@@ -63,7 +66,7 @@ def extend(
         where = Path(output or loaded.output or ".")
         names = ("model.safetensors", "forgetting.json", "generations.png", "metrics.json")
         files = ", ".join(name for name in names if (where / name).exists())  # no plot without a number
-        Console().print(f"done: {escape(str(where))}  ({files})", highlight=False, soft_wrap=True)
+        out.print(f"done: {escape(str(where))}  ({files})", highlight=False, soft_wrap=True)
         if report["regressions"]:
             text = f"[bold yellow]warning[/bold yellow] {escape(warning_of(report))}"
             Console(stderr=True).print(text, highlight=False, soft_wrap=True)

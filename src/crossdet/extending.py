@@ -32,7 +32,7 @@ from crossdet.api import (
     training_data,
     weights_metadata,
 )
-from crossdet.checkpoint import load_weights, update_metadata
+from crossdet.checkpoint import METRICS_FILE, load_weights, update_metadata
 from crossdet.config import Config, ExtendConfig
 from crossdet.errors import UserError, problem_list
 from crossdet.evaluating import judged_classes, splits_for_training
@@ -48,7 +48,6 @@ from crossdet.models.logit_matching import logit_matching
 from crossdet.models.subnets import Adapter
 from crossdet.provenance import (
     START_FILE,
-    WEIGHTS_FILE,
     Generation,
     Score,
     file_digest,
@@ -128,7 +127,7 @@ def extend(
     del old
 
     points: dict[str, Any] = json.loads(metadata.get("operating", "{}"))
-    written = weights_metadata(config, sources.space, settings) | to_metadata(history)
+    written = weights_metadata(config, sources.space, settings)
     record = train_detector(
         fabric,
         config,
@@ -137,13 +136,14 @@ def extend(
         training_data(config, taught),
         run_dir,
         written | {"operating": json.dumps(points)},
+        history,
         resume,
         _stored_points(points, frozen=choice.mode == "frozen"),
         after_step,
         further_loss,
         fixed_statistics=choice.fixed_statistics,
     )
-    after = _after(fabric, config, sources, known, run_dir, record)
+    after = _after(fabric, config, sources, known, run_dir)
     report = _report(fabric, run_dir, history, known.classes, before, after, choice.tolerance)
     return record | {"forgetting": report}
 
@@ -361,18 +361,17 @@ def _taught(
 # ------------------------------------------------------------------------------------------ afterwards
 
 
-def _after(
-    fabric: Fabric, config: Config, sources: Sources, known: LabelSpace, run_dir: Path, record: dict[str, Any]
-) -> list[Score]:
-    """The main numbers of all classes.
+def _after(fabric: Fabric, config: Config, sources: Sources, known: LabelSpace, run_dir: Path) -> list[Score]:
+    """The main numbers of all classes, of the weights that the run stands for: its best ones.
 
     Of a dataset with old and new classes the old ones are looked at again without the new, as before: the new
     classes' detections would take places under the protocol's limit per image.
     """
-    if "metrics" not in record:
+    metrics = _metrics_of_best(run_dir)
+    if metrics is None:
         return []
     splits = splits_for_training(sources)
-    scores = main_numbers(record["metrics"], judged_classes(splits))
+    scores = main_numbers(metrics, judged_classes(splits))
     old = _splits_of(sources, known)
     mixed = {name: split for name, split in old.items() if split.classes != splits[name].classes}
     if mixed:
@@ -383,6 +382,14 @@ def _after(
         alone = {(score.name, score.dataset): score for score in again}
         scores = [alone.get((score.name, score.dataset), score) for score in scores]
     return scores
+
+
+def _metrics_of_best(run_dir: Path) -> dict[str, Any] | None:
+    """The record of the best evaluation, or of the last epoch where none is the best; None: nothing was judged."""
+    content = json.loads((run_dir / METRICS_FILE).read_text())
+    records = [r for r in content["epochs"] if r["epoch"] == content["best_epoch"]]
+    found: dict[str, Any] | None = (records or content["epochs"][-1:])[0].get("metrics")
+    return found
 
 
 def _report(
@@ -399,8 +406,8 @@ def _report(
     content = to_json(found, tolerance, old)
     if fabric.is_global_zero:
         history = [*history[:-1], replace(history[-1], scores=tuple(after))]
-        update_metadata(run_dir / WEIGHTS_FILE, to_metadata(history))
-        numbers = run_dir / "metrics.json"
+        update_metadata(run_dir, to_metadata(history))
+        numbers = run_dir / METRICS_FILE
         write_json(numbers, json.loads(numbers.read_text()) | {"forgetting": content})
         draw_generations(run_dir / PLOT_FILE, history, before)
         write_json(run_dir / REPORT_FILE, content)  # the last file: with it the run is complete

@@ -4,17 +4,16 @@ generations.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crossdet.evaluation.choosing import main_number, number_of
 from crossdet.figures import line_look, new_figure, save_figure
 from crossdet.provenance import Generation, Score
 
 MARKERS = "os^Dvp"
-WIDER_FACE = ("easy", "medium", "hard", "all")
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,12 @@ def main_numbers(metrics: Mapping[str, Any], names: Mapping[str, Sequence[str]])
         for name in names[dataset]:
             protocol = record["protocol"]
             if protocol == "wider_face":
-                values = [record[key] for key in WIDER_FACE if key in record and record[key] == record[key]]
-                number, value = "AP", sum(values) / len(values) if values else math.nan
+                number, value = "AP", main_number(record)
             else:
                 number = "AP area" if protocol == "voc" else "AP"
-                row = record["per_class"].get(name, {})
-                value = row.get("area" if protocol == "voc" else "AP", math.nan)
+                value = number_of(
+                    record["per_class"].get(name, {}).get("area" if protocol == "voc" else "AP")
+                )
             scores.append(Score(name, dataset, f"{protocol} {number}", value if value == value else None))
     return scores
 

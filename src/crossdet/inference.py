@@ -26,6 +26,7 @@ from crossdet.errors import UserError
 from crossdet.labels import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.retinanet import RetinaNet
+from crossdet.provenance import weights_path
 from crossdet.types import Detections
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
@@ -53,6 +54,7 @@ class Detector:
     thresholds: class -> score from which on it is reported, the best F1 on validation data; `DEFAULT_THRESHOLD`
         for classes that are not in it.
     fold: the directions of a class, and its classes per dataset, are reported as one class (docs/orientation.md).
+    file: the weights file that it was read from.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class Detector:
         decoding: Mapping[str, Any] | None = None,
         thresholds: Mapping[str, float] | None = None,
         fold: bool = True,
+        file: Path | None = None,
     ) -> None:
         self.model = model.eval()
+        self.file = file
         self.space = space
         self.settings = settings
         self.decoding = dict(decoding or {})
@@ -238,13 +242,18 @@ def as_tensor(image: AnyImage) -> Tensor:
     return image
 
 
-def load_detector(path: str | Path, device: str | torch.device | None = None, fold: bool = True) -> Detector:
+def load_detector(
+    path: str | Path, device: str | torch.device | None = None, fold: bool = True, last: bool = False
+) -> Detector:
     """A detector from a weights file or a run directory; on the GPU where there is one. fold: see `Detector`.
+
+    Of a run directory the weights of its best evaluation (`best.safetensors`) where there was one.
+    last: of a run directory the newest weights instead. `Detector.file` says which file it was.
 
     Raises:
         UserError: missing, damaged or foreign file.
     """
-    state, metadata = load_weights(Path(path))
+    state, metadata = load_weights(Path(path), last)
     space = LabelSpace.from_json(metadata["labels"])
     overlap = torch.from_numpy(space.overlap_array)
     model = build_detector(DetectorSettings.from_json(metadata["model"]), len(space.classes), overlap)
@@ -261,7 +270,9 @@ def load_detector(path: str | Path, device: str | torch.device | None = None, fo
     thresholds = {name: float(point["threshold"]) for name, point in points.items()}
     settings = InputSettings(**json.loads(metadata["input"]))
     model = model.to(memory_format=torch.channels_last)  # as batches come, and as training has it
-    return Detector(model.to(chosen), space, settings, decoding, thresholds, fold)
+    return Detector(
+        model.to(chosen), space, settings, decoding, thresholds, fold, weights_path(Path(path), last)
+    )
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:

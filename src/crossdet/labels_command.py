@@ -59,9 +59,11 @@ def labels(
         raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
 
     from crossdet.relabelling import relabel
+    from crossdet.weights_argument import taken
 
-    space = relabel(weights, target, renames, merges)
     out = Console()
+    out.print(escape(taken(weights)), highlight=False, soft_wrap=True)
+    space = relabel(weights, target, renames, merges)
     out.print(
         f"{len(space.classes)} classes: {escape(', '.join(space.classes))}", highlight=False, soft_wrap=True
     )

@@ -52,6 +52,7 @@ def predict_to_folder(
     pictures: bool = True,
     coco: Path | None = None,
     fold: bool = True,
+    last: bool = False,
 ) -> Summary:
     """Detects in all images and writes `predictions.json`, `coco_results.json` and `pictures/` into `folder`.
 
@@ -60,6 +61,7 @@ def predict_to_folder(
     numbered from 1 in the order of `predictions.json`, and category = unified id + 1.
     fold: directions of a class, and its classes per dataset, are reported as one class; each detection of a class
     with directions says its `angle` in degrees counter-clockwise.
+    last: of a run directory its newest weights, not its best ones.
 
     Raises `UserError` for weights, images or classes that do not exist.
     """
@@ -68,7 +70,7 @@ def predict_to_folder(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {folder}: {error.strerror or error}") from None
-    detector = load_detector(weights, fold=fold)
+    detector = load_detector(weights, fold=fold, last=last)
     ids = None if coco is None else _coco_ids(coco)
     entries: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
@@ -87,7 +89,7 @@ def predict_to_folder(
             if pictures:
                 drawing.add(drawn[file], picture, found)
     content = {
-        "weights": str(weights),
+        "weights": str(detector.file),
         "classes": detector.reported,
         "score_threshold": score_threshold,
         "thresholds": detector.thresholds_used(score_threshold),

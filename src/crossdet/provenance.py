@@ -17,7 +17,8 @@ from crossdet.errors import UserError
 from crossdet.labels import LabelSpace
 
 FORMAT = "crossdet/1"
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
+"""The newest weights of a run, and those of its best evaluation (`evaluation.choosing`)."""
 SUFFIX = ".safetensors"
 WANTED = f"a {SUFFIX} file or a run directory that holds {WEIGHTS_FILE}"
 START_FILE = "extend.json"
@@ -100,9 +101,15 @@ def to_metadata(history: Sequence[Generation]) -> dict[str, str]:
     return {KEY: json.dumps([asdict(generation) for generation in history])}
 
 
-def weights_path(path: Path) -> Path:
-    """The weights file itself, of a file or a run directory."""
-    return path / WEIGHTS_FILE if path.is_dir() else path
+def weights_path(path: Path, last: bool = False) -> Path:
+    """The weights file itself, of a file or a run directory: the best weights of the run where there are some.
+
+    last: of a run directory the newest ones.
+    """
+    if not path.is_dir():
+        return path
+    best = path / BEST_FILE
+    return best if best.is_file() and not last else path / WEIGHTS_FILE
 
 
 def file_digest(path: Path) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from crossdet.checkpoint import (
     BEST_FILE,
+    METRICS_FILE,
     STATE_FILE,
     WEIGHTS_FILE,
     load_state,
@@ -28,6 +27,7 @@ from crossdet.checkpoint import (
 from crossdet.data.hybrid import HybridDataset
 from crossdet.data.loading import MicroBatches, epoch_batches, make_loader, next_batch
 from crossdet.errors import Diverged, RunError, UserError
+from crossdet.evaluation.choosing import is_better
 from crossdet.jsonfiles import write_json
 from crossdet.models.matching import label_and_weigh
 from crossdet.models.retinanet import RetinaNet
@@ -39,7 +39,9 @@ from crossdet.stopping import stop_signals
 from crossdet.types import Batch
 
 Evaluate = Callable[[RetinaNet, str], dict[str, Any]]
-"""(detector, when) -> metrics; the number under "mean" decides which weights are the best."""
+"""(detector, when) -> metrics; `evaluation.choosing` decides by them which weights are the best."""
+Describe = Callable[[dict[str, Any]], dict[str, str]]
+"""metrics -> entries of the metadata of the weights that they are of."""
 Tensors = tuple[Tensor, ...] | list[Tensor]
 FurtherLoss = Callable[[RetinaNet, list[Tensor], Batch], Tensor]
 """(detector, its features of the batch, batch) -> a scalar that is added to the class loss."""
@@ -103,16 +105,27 @@ class TrainStep(nn.Module):
 class Progress:
     """Where a run stands: everything of the resumable state that is not a tensor.
 
-    unreadable: one line per image that could not be read so far.
+    best_epoch: the one whose weights are kept as the best, from 1. unreadable: one line per image that could not be
+    read so far.
     """
 
     epoch: int = 0
     step_in_epoch: int = 0
     step: int = 0
-    best: float = -math.inf
+    best_epoch: int | None = None
     finished: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+
+    @classmethod
+    def from_state(cls, stored: dict[str, Any]) -> Progress:
+        """Of a state; one of an older version knows the best mean instead of its epoch."""
+        values = dict(stored)
+        if "best" in values:
+            best = values.pop("best")
+            of_best = [r["epoch"] for r in values["history"] if r.get("metrics", {}).get("mean") == best]
+            values["best_epoch"] = of_best[0] if of_best else None
+        return cls(**values)
 
 
 class DatasetTotals:
@@ -152,6 +165,7 @@ def fit(
     data_of: DataOfEpoch | None = None,
     fixed_statistics: bool = False,
     identity: Identity | None = None,
+    describe: Describe | None = None,
 ) -> dict[str, Any]:
     """Trains `detector` (what of it requires a gradient) and returns the last epoch's record (losses, metrics).
 
@@ -160,7 +174,7 @@ def fit(
     after_step: called after every update of the weights, before they are averaged or saved. data_of: what each
     epoch trains on instead of `dataset`. fixed_statistics: batch norm of the backbone uses its running statistics
     and leaves them as they are; its scale and shift train. identity: kept in the state; a run with another one is
-    not resumed.
+    not resumed. describe: what the weights' metadata gets of an evaluation, besides `metadata`.
 
     Raises:
         UserError: the state is that of another run (`check_identity`).
@@ -192,7 +206,7 @@ def fit(
             if data_of is not None:
                 data = data_of(run.progress.epoch, run.progress.step_in_epoch, run.final_detector())
             record = _train_epoch(run, step_module, data, dataset_names, recipe, logs, stop)
-            _finish_epoch(run, recipe, record, evaluate, logs)
+            _finish_epoch(run, recipe, record, evaluate, describe, logs)
     run.progress.finished = True
     run.save_state()
     logs.close()
@@ -356,7 +370,12 @@ def _lines_of_all_ranks(fabric: Fabric, lines: list[str]) -> list[str]:
 
 
 def _finish_epoch(
-    run: _Run, recipe: Recipe, record: dict[str, Any], evaluate: Evaluate | None, logs: RunLog
+    run: _Run,
+    recipe: Recipe,
+    record: dict[str, Any],
+    evaluate: Evaluate | None,
+    describe: Describe | None,
+    logs: RunLog,
 ) -> None:
     """Evaluates if it is time, keeps the best weights, and writes the state at the epoch's end."""
     run.stop_if_diverged()
@@ -364,23 +383,35 @@ def _finish_epoch(
     progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
     last = progress.finished or progress.epoch == recipe.epochs
     due = recipe.eval_every > 0 and progress.epoch % recipe.eval_every == 0
+    extra = {}
     better = False
     if evaluate is not None and (last or due):
         record["metrics"] = evaluate(run.final_detector(), "last" if last else f"epoch {progress.epoch}")
-        mean = record["metrics"].get("mean", math.nan)
-        better = mean > progress.best
-        progress.best = max(progress.best, mean) if mean == mean else progress.best
+        extra = {} if describe is None else describe(record["metrics"])
+        better = _is_best(progress, record)
     progress.history.append(record)
     logs.epoch(record)
-    # thresholds for `predict`, known only for weights that were evaluated
-    operating = record.get("metrics", {}).get("operating")
-    extra = {"operating": json.dumps(operating)} if operating else {}
     run.save_weights(WEIGHTS_FILE, extra)
     if better:
+        progress.best_epoch = record["epoch"]
         run.save_weights(BEST_FILE, extra)
     if run.fabric.is_global_zero:
-        write_json(run.run_dir / "metrics.json", {"best": progress.best, "epochs": progress.history})
+        best = next((r["metrics"] for r in progress.history if r["epoch"] == progress.best_epoch), None)
+        content = {
+            "best_epoch": progress.best_epoch,
+            "best": None if best is None else best.get("mean"),
+            "epochs": progress.history,
+        }
+        write_json(run.run_dir / METRICS_FILE, content)
     run.save_state()
+
+
+def _is_best(progress: Progress, record: dict[str, Any]) -> bool:
+    """Whether the weights of an evaluated epoch are better than those that are kept."""
+    judged = [earlier for earlier in progress.history if "metrics" in earlier]
+    epochs = [earlier["epoch"] for earlier in judged]
+    kept = None if progress.best_epoch is None else epochs.index(progress.best_epoch)
+    return is_better([earlier["metrics"] for earlier in judged], kept, record["metrics"])
 
 
 def _stop_if_not_finite(run: _Run, loss: Tensor, batch: Batch, dataset: HybridDataset) -> None:
@@ -495,7 +526,7 @@ class _Run:
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
-        self.progress = Progress(**state["progress"])
+        self.progress = Progress.from_state(state["progress"])
         if len(state["random"]) == self.fabric.world_size:
             mine = state["random"][self.fabric.global_rank]
             torch.set_rng_state(mine[0])

@@ -7,7 +7,14 @@ from pathlib import Path
 
 from crossdet.errors import UserError
 from crossdet.labels import LabelSpace
-from crossdet.provenance import SUFFIX, read_metadata
+from crossdet.provenance import (
+    BEST_FILE,
+    SUFFIX,
+    WEIGHTS_FILE,
+    check_weights,
+    read_metadata,
+    weights_path,
+)
 
 
 def means_weights(path: Path) -> bool:
@@ -31,6 +38,18 @@ def check_order(command: str, weights: Path, config: Path) -> None:
         raise UserError(
             f"{config} is {what}, and the second argument is a config: the weights come first, then the config{fix}"
         )
+
+
+def taken(path: Path, last: bool = False) -> str:
+    """What a command says about the weights it takes: which file of a run directory. last: see `weights_path`.
+
+    Raises `UserError` if there are none.
+    """
+    check_weights(path)
+    file = weights_path(path, last)
+    if file.name != BEST_FILE or file == path:
+        return f"weights: {file}"
+    return f"weights: {file} (of the run's best evaluation; the newest are {WEIGHTS_FILE})"
 
 
 def known_space(path: Path) -> LabelSpace:

@@ -179,7 +179,9 @@ def test_best_weights_are_those_of_the_best_evaluation(world, tmp_path, monkeypa
 
     def scores(model, *_: Any, **__: Any) -> Evaluation:
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
-        return Evaluation({"mean": means[len(seen) - 1], "datasets": {}}, {}, {})
+        mean = means[len(seen) - 1]
+        record = {"protocol": "coco", "AP": mean, "per_class": {}, "images": 0, "unreadable": []}
+        return Evaluation({"mean": mean, "datasets": {"cars": record}}, {}, {})
 
     monkeypatch.setattr("crossdet.api.score_splits", scores)
     run(world, tmp_path / "run", {"train.epochs": 3, "train.max_steps": None, "train.batch_size": 8})

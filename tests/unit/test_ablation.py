@@ -367,7 +367,8 @@ def test_taught_methods_are_run_where_they_are_named(tmp_path: Path) -> None:
     taught = resolve(split, by_experts, 3)
     assert taught.pseudo is not None
     runs = tmp_path / "runs"
-    assert taught.pseudo.teachers == (runs / "expert_left_seed3", runs / "expert_right_seed3")
+    weights = [runs / name / "model.safetensors" for name in ("expert_left_seed3", "expert_right_seed3")]
+    assert taught.pseudo.teachers == tuple(weights)
     itself = resolve(split, by_itself, 3).pseudo
     assert itself is not None
     assert itself.teachers == "self"

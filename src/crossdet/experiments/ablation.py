@@ -27,6 +27,7 @@ from crossdet.experiments.split_configs import as_many_steps
 from crossdet.experiments.split_files import MARKER
 from crossdet.experiments.split_files import TOOL as SPLIT_TOOL
 from crossdet.jsonfiles import write_json
+from crossdet.provenance import WEIGHTS_FILE
 
 TOOL = "crossdet ablation"
 ROOT = "SPLIT"
@@ -86,7 +87,8 @@ def resolve(split: SplitFolder, method: Method, seed: int, overrides: Sequence[s
     distinct = [f"labels.distinct={json.dumps(shared)}"] if shared and not method.merged else []
     teachers = []
     if method.taught:
-        runs = [str(split.run_dir(expert(part), seed).absolute()) for part in split.parts]
+        folders = [split.run_dir(expert(part), seed).absolute() for part in split.parts]
+        runs = [str(folder / WEIGHTS_FILE) for folder in folders]  # the newest weights, as everything here
         teachers = [f"pseudo.teachers={json.dumps(runs)}"]
     words = [*method.overrides, *teachers, *distinct, f"seed={seed}", *reaching(method, overrides)]
     config = load_config(file, words)
@@ -239,7 +241,7 @@ def _comparable(config: Config, roots: Mapping[Path, str]) -> dict[str, Any]:
     """`jobs.comparable`; a teacher counts by the name of its run."""
     what = jobs.comparable(config, roots)
     if config.pseudo is not None and not isinstance(config.pseudo.teachers, str):
-        what["pseudo"]["teachers"] = [path.name for path in config.pseudo.teachers]
+        what["pseudo"]["teachers"] = [path.parent.name for path in config.pseudo.teachers]
     return what
 
 
@@ -356,7 +358,7 @@ def _without_runs(taught: dict[str, Any] | None, split: SplitFolder) -> dict[str
     """Who labelled what, with teachers by the names of their runs."""
     if taught is None:
         return None
-    text = json.dumps(taught)
+    text = json.dumps(taught).replace(f"/{WEIGHTS_FILE}", "")
     for folder in dict.fromkeys((split.runs.absolute(), split.runs.resolve())):
         text = text.replace(json.dumps(f"{folder}/")[1:-1], "")
     return dict(json.loads(text))

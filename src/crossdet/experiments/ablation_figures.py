@@ -228,7 +228,7 @@ def _found(
     from crossdet.experiments.measure import MOST_COUNTED, eval_settings, folded, union_ids
     from crossdet.inference import load_detector
 
-    detector = load_detector(run)
+    detector = load_detector(run, last=True)
     ids = union_ids(detector.classes, test.classes, split.parts)
     limits = EvalConfig(
         **{"nms_iou": 0.5, **{k: v for k, v in detector.decoding.items() if k != "max_detections"}}

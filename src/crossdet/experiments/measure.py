@@ -375,7 +375,7 @@ def measure_union(run_dir: Path, test: UnionTest, parts: Collection[str], eval_l
     from crossdet.evaluation.run import detect
     from crossdet.inference import load_detector
 
-    detector = load_detector(run_dir)
+    detector = load_detector(run_dir, last=True)
     ids = union_ids(detector.classes, test.classes, parts)
     if not (ids >= 0).any():
         raise UserError(

@@ -256,7 +256,7 @@ def measure(run_dir: Path, config: Config, looks: bool = False) -> dict[str, Any
     from crossdet.inference import load_detector
     from crossdet.sources import open_sources
 
-    detector = load_detector(run_dir)
+    detector = load_detector(run_dir, last=True)
     sources = open_sources(config, ["val"], detector=detector.space)
     limits = config.eval
     settings = EvalSettings(

@@ -209,7 +209,7 @@ def pictures(
     from crossdet.inference import load_detector
     from crossdet.sources import open_sources
 
-    detector = load_detector(run_dir)
+    detector = load_detector(run_dir, last=True)
     sources = open_sources(loaded, ["val"], detector=detector.space)
     if not sources.val:
         raise UserError(f"{config}: no dataset has a `val` split")
