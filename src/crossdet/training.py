@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from crossdet.checkpoint import (
     save_weights,
 )
 from crossdet.data.hybrid import HybridDataset
-from crossdet.data.loading import MicroBatches, epoch_batches, make_loader, next_batch
+from crossdet.data.loading import MicroBatches, epoch_batches, is_dead_worker, make_loader, next_batch
 from crossdet.errors import Diverged, RunError, UserError
 from crossdet.evaluation.choosing import is_better
 from crossdet.jsonfiles import write_json
@@ -201,7 +202,7 @@ def fit(
         run.restore()
     logs = RunLog(fabric, run_dir, run.progress.step)
     data = EpochData(dataset)
-    with stop_signals() as stop:
+    with stop_signals() as stop, _dead_workers_told(run_dir):
         while run.progress.epoch < recipe.epochs and not run.progress.finished:
             if data_of is not None:
                 data = data_of(run.progress.epoch, run.progress.step_in_epoch, run.final_detector())
@@ -211,6 +212,21 @@ def fit(
     run.save_state()
     logs.close()
     return run.progress.history[-1] if run.progress.history else {}
+
+
+@contextmanager
+def _dead_workers_told(run_dir: Path) -> Iterator[None]:
+    """A loader process that was killed is no traceback."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_dead_worker(error):
+            raise
+        raise RunError(
+            f"a loader process ended before its time ({str(error).strip()}): too little memory is the usual "
+            f"reason, so try fewer `train.workers`. Continue from the last saved state in {run_dir} with "
+            f"the same command and --resume"
+        ) from None
 
 
 def averaged(detector: RetinaNet, decay: float) -> AveragedModel:

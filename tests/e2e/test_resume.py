@@ -128,6 +128,42 @@ def test_killed_and_interrupted_with_workers(config, reference, tmp_path):
     assert_equal_runs(folder, reference)
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_sigterm_to_all_processes_of_the_group(config, reference, tmp_path, times):
+    """As `timeout`, SLURM and systemd send it, the first twice to its child: the loader's processes get it, too."""
+    folder, flag = tmp_path / "run", tmp_path / "flag"
+    command = ("train", config, "--output", folder, "--set", "train.workers=2")
+    process = started(3, flag, *command)
+    os.killpg(process.pid, signal.SIGTERM)
+    for _ in range(times - 1):
+        os.kill(process.pid, signal.SIGTERM)
+    time.sleep(0.2)  # the loader's processes have had their time to end
+    flag.unlink()
+    printed, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1, printed
+    assert "interrupted after step 3" in printed
+    assert "Traceback" not in printed
+    assert load_state(folder / "state.pt")["progress"]["step"] == 3
+    done = crossdet(*command, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(folder, reference)
+
+
+def test_a_killed_loader_process_is_told(config, tmp_path):
+    """As the kernel does when memory is short."""
+    folder, flag = tmp_path / "run", tmp_path / "flag"
+    process = started(3, flag, "train", config, "--output", folder, "--set", "train.workers=2")
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        if b"paused_crossdet" in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(int(child), signal.SIGKILL)
+    flag.unlink()
+    printed, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1, printed
+    assert "a loader process ended" in printed
+    assert "--resume" in printed
+    assert "Traceback" not in printed
+
+
 def test_interrupted_in_this_process(world, tmp_path):
     """The same from Python; the handlers that were there before are back afterwards."""
     from crossdet.runlog import RunLog

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -215,9 +217,25 @@ def make_loader(
         num_workers=workers,
         collate_fn=partial(collate, fill=fill, finish=finish),
         pin_memory=pin_memory,
+        worker_init_fn=_outlive_sigterm,
         # else the loader draws its seed from the global generator: once more after a resume than without
         generator=torch.Generator(),
     )
+
+
+def _outlive_sigterm(_worker: int) -> None:
+    """SLURM, systemd and `timeout` send SIGTERM to all processes at once. The training process saves its state
+    after the step, for which it may need one more batch, and then ends its workers; a second signal is its own."""
+
+    def first(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, first)
+
+
+def is_dead_worker(error: RuntimeError) -> bool:
+    """Whether torch's loader says that a worker process has ended before its time."""
+    return str(error).startswith("DataLoader worker")
 
 
 def next_batch(batches: Iterator[Batch]) -> Batch:
