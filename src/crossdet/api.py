@@ -216,6 +216,7 @@ def evaluate(
     split: str = "val",
     output: str | Path | None = None,
     fold: bool = True,
+    agnostic_nms: bool | None = None,
     last: bool = False,
 ) -> dict[str, Any]:
     """Scores a trained detector on every dataset of `config`, each by its protocols on the classes it labels.
@@ -226,6 +227,8 @@ def evaluate(
     output: a folder for precision-recall curves (PNG and data) and for the detections in each dataset's own layout.
     fold: the directions of a class, and its classes per dataset, are judged as one class (docs/orientation.md);
     False: each for itself.
+    agnostic_nms: of several classes at one place the best is left, among the classes that a dataset labels; None =
+    as the config's `eval` says.
     last: of a run directory its newest weights, not its best ones.
 
     Raises:
@@ -234,7 +237,7 @@ def evaluate(
     detector = run_or_weights
     if not isinstance(detector, Detector):
         detector = load_detector(detector, last=last)
-    config = as_config(config, detector.space.datasets)
+    config = as_config(config, detector.space.datasets).with_agnostic_nms(agnostic_nms)
     if all(getattr(dataset, split) is None for dataset in config.datasets.values()):
         raise UserError(f"no dataset of the config has a `{split}` split")
     sources = open_sources(config, [split], detector=detector.space)
@@ -254,11 +257,16 @@ def predict(
     images: AnyImage | list[AnyImage] | tuple[AnyImage, ...],
     classes: Sequence[str] | None = None,
     score_threshold: float | None = None,
+    agnostic_nms: bool | None = None,
 ) -> list[Detections]:
-    """Detections of each image; see `crossdet.inference.Detector` for what an image may be."""
+    """Detections of each image; see `crossdet.inference.Detector` for what an image may be.
+
+    agnostic_nms: of several classes at one place the best is left; None = as the weights say.
+    """
     detector = weights if isinstance(weights, Detector) else load_detector(weights)
     many = list(images) if isinstance(images, list | tuple) else [images]
-    return [detector(image, classes, score_threshold) for image in many]
+    more = {} if agnostic_nms is None else {"agnostic_nms": agnostic_nms}
+    return [detector(image, classes, score_threshold, **more) for image in many]
 
 
 # ------------------------------------------------------------------------------------------ builders
@@ -371,7 +379,8 @@ def training_data(config: Config, sources: Sources) -> HybridDataset:
 
 
 def teacher_settings(config: Config) -> EvalSettings:
-    """How a teacher looks at images: as large as the network in training, with the limits of `eval`."""
+    """How a teacher looks at images: as large as the network in training, with the limits of `eval`, and NMS by
+    class: one class's label must not depend on what else the teacher sees there."""
     return EvalSettings(
         config.input.shorter,
         config.input.longer,

@@ -30,16 +30,23 @@ MAX_DETECTIONS = 300
 
 
 def audit_runs(
-    runs: Sequence[Path], config: Config, output: Path, split: str = "val", last: bool = False
+    runs: Sequence[Path],
+    config: Config,
+    output: Path,
+    split: str = "val",
+    agnostic_nms: bool | None = None,
+    last: bool = False,
 ) -> dict[str, Any]:
     """Audits the detectors of `runs` on the `split` of every dataset of `config`, and on its `union_test`.
 
     Writes `audit.html`, `audit.json` and, of the first run, `unlabelled_DATASET.json` into `output`; returns what
-    `audit.json` holds: run name -> numbers. last: of a run directory its newest weights, not its best ones.
+    `audit.json` holds: run name -> numbers. agnostic_nms: None = as the config's `eval` says. last: of a run
+    directory its newest weights, not its best ones.
 
     Raises:
         UserError: unreadable weights or data, detectors of different classes, no dataset with such a split.
     """
+    config = config.with_agnostic_nms(agnostic_nms)
     detectors = [load_detector(run, last=last) for run in runs]
     names = _run_names(runs)
     for name, detector in zip(names, detectors, strict=True):
@@ -120,6 +127,7 @@ def _settings(detector: Detector, config: Config) -> EvalSettings:
         MAX_DETECTIONS,
         limits.batch_size,
         config.train.workers,
+        limits.agnostic_nms,
     )
 
 

@@ -50,6 +50,14 @@ Overrides = Annotated[
 Fold = Annotated[
     bool, typer.Option(help="report directions of a class, and its classes per dataset, as one class")
 ]
+AgnosticNms = Annotated[
+    bool | None,
+    typer.Option(
+        "--agnostic-nms/--no-agnostic-nms",
+        help="of several classes at one place report the best (default: as `eval.agnostic_nms` says, of the "
+        "config or, for predict, of the weights)",
+    ),
+]
 Last = Annotated[
     bool, typer.Option("--last", help="of a run directory its newest weights instead of its best ones")
 ]
@@ -197,6 +205,7 @@ def evaluate(
         ),
     ] = False,
     fold: Fold = True,
+    agnostic_nms: AgnosticNms = None,
     last: Last = False,
 ) -> None:
     """Score a detector on every dataset of a config, by its own protocol, on the classes that it labels."""
@@ -213,7 +222,7 @@ def evaluate(
     from crossdet.evaluating import metrics_table
 
     folder = output or (run / f"eval_{config.stem}" if run.is_dir() else None)
-    metrics = score(run, loaded, output=folder, fold=fold, last=last)
+    metrics = score(run, loaded, output=folder, fold=fold, agnostic_nms=agnostic_nms, last=last)
     print(metrics_table(metrics))
     if classes:
         for name, row in metrics["datasets"].items():
@@ -246,6 +255,7 @@ def audit(
         typer.Option("--against", metavar="RUN_OR_WEIGHTS", help="another detector, shown side by side"),
     ] = None,
     split: Annotated[str, typer.Option(help="split to look at: val or train")] = "val",
+    agnostic_nms: AgnosticNms = None,
     last: Last = False,
     output: Output = None,
     json_file: JsonFile = None,
@@ -266,7 +276,7 @@ def audit(
     from crossdet.auditing import audit_runs, audit_tables
 
     folder = output or ((run if run.is_dir() else run.parent) / "audit")
-    content = audit_runs(runs, loaded, folder, split, last)
+    content = audit_runs(runs, loaded, folder, split, agnostic_nms, last)
     for title, table in audit_tables(content):
         out.print(escape(title), highlight=False, soft_wrap=True)
         out.print(table)
@@ -327,6 +337,7 @@ def predict(
         typer.Option(metavar="FILE", help="take image and category ids of the COCO results from this file"),
     ] = None,
     fold: Fold = True,
+    agnostic_nms: AgnosticNms = None,
     last: Last = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -348,6 +359,7 @@ def predict(
         pictures,
         coco,
         fold,
+        agnostic_nms,
         last,
     )
     for line in summary.unreadable:

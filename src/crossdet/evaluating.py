@@ -69,6 +69,7 @@ def score_splits(
         limits.max_detections,
         limits.batch_size,
         config.train.workers,
+        limits.agnostic_nms,
     )
     scores = {}
     for name, split in splits.items():

@@ -50,7 +50,8 @@ class Detector:
     """A trained detector: `detector(image)` gives its `Detections` in pixels of that image.
 
     classes: the names that it knows. space: its label space, with the datasets that it was trained on.
-    decoding: topk, max_detections and nms_iou, as the config of its training had them; see `RetinaNet.decode`.
+    decoding: topk, max_detections, nms_iou and agnostic_nms, as the config of its training had them; see
+        `RetinaNet.decode`.
     thresholds: class -> score from which on it is reported, the best F1 on validation data; `DEFAULT_THRESHOLD`
         for classes that are not in it.
     fold: the directions of a class, and its classes per dataset, are reported as one class (docs/orientation.md).
@@ -101,8 +102,8 @@ class Detector:
 
         image: a file (EXIF orientation applied), PIL image, `[H, W, 3]` uint8 RGB array, or `[3, H, W]` uint8
             RGB tensor. classes: names to look for; None = all. score_threshold: one for all classes; None = each
-            class's own. max_detections and further options: of `RetinaNet.decode`; where not given as in
-            `decoding`.
+            class's own. max_detections and further options (`agnostic_nms`, `nms_iou`, `topk`): of
+            `RetinaNet.decode`; where not given as in `decoding`.
 
         Raises:
             UserError: unreadable file, unknown class, wrong array.
@@ -265,7 +266,8 @@ def load_detector(
         )
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     limits = json.loads(metadata["eval"])
-    decoding = {key: limits[key] for key in ("topk", "max_detections", "nms_iou") if limits[key] is not None}
+    keys = ("topk", "max_detections", "nms_iou", "agnostic_nms")  # older weights do not say the last one
+    decoding = {key: limits[key] for key in keys if limits.get(key) is not None}
     points = json.loads(metadata.get("operating", "{}"))
     thresholds = {name: float(point["threshold"]) for name, point in points.items()}
     settings = InputSettings(**json.loads(metadata["input"]))
@@ -311,11 +313,12 @@ def predict_files(
     score_threshold: float | None = None,
     max_detections: int | None = None,
     batch_size: int = 8,
+    agnostic_nms: bool | None = None,
 ) -> Iterator[tuple[Path, Tensor | None, Detections | str]]:
     """(file, picture, detections) of every file in order; (file, None, reason) where it cannot be read.
 
     Files are decoded and resized in threads, up to `BATCHES_AHEAD` batches ahead of the network: so many pictures
-    and one batch more are in memory, whatever the number of files.
+    and one batch more are in memory, whatever the number of files. The options are those of `Detector.__call__`.
     """
 
     def prepare(file: Path) -> tuple[Tensor, Tensor] | str:
@@ -325,7 +328,8 @@ def predict_files(
             return str(error)
         return picture, detector.resized(picture)
 
-    options = detector.options(classes, score_threshold, max_detections)
+    more = {} if agnostic_nms is None else {"agnostic_nms": agnostic_nms}
+    options = detector.options(classes, score_threshold, max_detections, **more)
     groups = (files[i : i + batch_size] for i in range(0, len(files), batch_size))
     pool = ThreadPoolExecutor(max_workers=min(8, max(2, os.cpu_count() or 1)))
     try:

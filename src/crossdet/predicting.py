@@ -52,6 +52,7 @@ def predict_to_folder(
     pictures: bool = True,
     coco: Path | None = None,
     fold: bool = True,
+    agnostic_nms: bool | None = None,
     last: bool = False,
 ) -> Summary:
     """Detects in all images and writes `predictions.json`, `coco_results.json` and `pictures/` into `folder`.
@@ -61,6 +62,7 @@ def predict_to_folder(
     numbered from 1 in the order of `predictions.json`, and category = unified id + 1.
     fold: directions of a class, and its classes per dataset, are reported as one class; each detection of a class
     with directions says its `angle` in degrees counter-clockwise.
+    agnostic_nms: of several classes at one place the best is left; None = as the weights say.
     last: of a run directory its newest weights, not its best ones.
 
     Raises `UserError` for weights, images or classes that do not exist.
@@ -77,8 +79,11 @@ def predict_to_folder(
     counts: Counter[str] = Counter()
     lost: list[str] = []
     drawn = _picture_names(files)
+    searched = predict_files(
+        detector, files, classes, score_threshold, max_detections, agnostic_nms=agnostic_nms
+    )
     with _Drawing(folder / "pictures") as drawing:
-        for file, picture, found in predict_files(detector, files, classes, score_threshold, max_detections):
+        for file, picture, found in searched:
             if picture is None or isinstance(found, str):
                 lost.append(str(found))
                 continue

@@ -479,7 +479,8 @@ def test_decoding_limits_travel_with_the_weights(world, tmp_path):
         output=tmp_path / "r",
     )
     detector = load_detector(tmp_path / "r")
-    assert detector.decoding == {"topk": 1000, "max_detections": 7, "nms_iou": 0.4}
+    wanted = {"topk": 1000, "max_detections": 7, "nms_iou": 0.4, "agnostic_nms": False}
+    assert detector.decoding == wanted
     picture = np.zeros((48, 64, 3), np.uint8)
     assert len(detector(picture, score_threshold=0.0)) == 7
     assert len(detector(picture, score_threshold=0.0, max_detections=3)) == 3

@@ -250,6 +250,7 @@ class EvalConfig(Section):
     score_threshold: Fraction | None = None  # null: the protocol's (coco and voc 0.05, wider_* 0.01)
     topk: Count = 1000  # candidates per pyramid level
     nms_iou: Fraction = 0.5
+    agnostic_nms: StrictBool = False  # NMS among all classes that are looked for, instead of by class
     max_detections: Count | None = (
         None  # per image; null: the protocol's (100, wider_face 750, ..._pedestrian 300)
     )
@@ -321,6 +322,12 @@ class Config(Section):
             texts = [problem.text for problem in problems]
             raise ConfigError(problem_list(f"config: {len(texts)} mistake(s)", texts))
         return config
+
+    def with_agnostic_nms(self, given: bool | None) -> Config:
+        """The config with `eval.agnostic_nms` as a caller wants it; None = as it is."""
+        if given is None:
+            return self
+        return self.model_copy(update={"eval": self.eval.model_copy(update={"agnostic_nms": given})})
 
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Config:

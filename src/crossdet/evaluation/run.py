@@ -42,6 +42,7 @@ class EvalSettings:
     max_detections: int | None = None
     batch_size: int = 8
     workers: int = 0
+    agnostic_nms: bool = False
 
     def limits(self, protocol: Protocol) -> Limits:
         own = LIMITS[protocol.name]
@@ -99,6 +100,7 @@ def detect(
                 settings.topk,
                 limits.max_detections,
                 settings.nms_iou,
+                settings.agnostic_nms,
             )
             lost.extend(batch.unreadable)
             for row, detections in enumerate(found):

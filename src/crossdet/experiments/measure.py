@@ -401,4 +401,5 @@ def eval_settings(detector: Any, limits: Any) -> Any:
         nms_iou=limits.nms_iou,
         max_detections=MOST_FOUND,
         batch_size=limits.batch_size,
+        agnostic_nms=limits.agnostic_nms,
     )

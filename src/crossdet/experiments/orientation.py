@@ -266,6 +266,7 @@ def measure(run_dir: Path, config: Config, looks: bool = False) -> dict[str, Any
         nms_iou=limits.nms_iou,
         batch_size=limits.batch_size,
         workers=config.train.workers,
+        agnostic_nms=limits.agnostic_nms,
     )
     found: dict[str, Any] = {"datasets": {}, **({"looks": {}} if looks else {})}
     for name, split in splits_for_detector(sources, sources.val, detector, fold=True).items():

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork, batched_nms
+from torchvision.ops import FeaturePyramidNetwork, batched_nms, nms
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from crossdet.errors import UserError
@@ -304,6 +304,7 @@ class RetinaNet(nn.Module):
         topk: int = 1000,
         max_detections: int = 100,
         nms_iou: float = 0.5,
+        agnostic_nms: bool = False,
     ) -> list[Detections]:
         """Detections of every image, by falling score, boxes clipped to the image.
 
@@ -315,6 +316,7 @@ class RetinaNet(nn.Module):
             score_threshold: candidates must score more; a number, or `[C]` one per class.
             topk: candidates kept per level.
             max_detections: per image, after class-wise NMS at `nms_iou`.
+            agnostic_nms: NMS among all classes that are looked for; of several at one place the best is left.
         """
         anchors = self.anchors(outputs.grids)
         chosen = self._chosen(classes, sizes.device)
@@ -325,7 +327,7 @@ class RetinaNet(nn.Module):
                 columns = logits[image] if classes is None else logits[image][:, chosen]
                 best = _candidates(columns, chosen, score_threshold, topk)
                 levels.append(self._with_boxes(best, deltas[image], boxes))
-            found.append(_detections(levels, sizes[image], max_detections, nms_iou))
+            found.append(_detections(levels, sizes[image], max_detections, nms_iou, agnostic_nms))
         return found
 
     def find(
@@ -337,6 +339,7 @@ class RetinaNet(nn.Module):
         topk: int = 1000,
         max_detections: int = 100,
         nms_iou: float = 0.5,
+        agnostic_nms: bool = False,
     ) -> list[Detections]:
         """What `decode(self(images), sizes, ...)` gives, without all logits: only those of `classes` are computed,
         some classes at a time, so that 2,000 classes need no more memory than 100."""
@@ -357,7 +360,7 @@ class RetinaNet(nn.Module):
                 if candidates is not None:
                     levels[image].append(self._with_boxes(candidates, deltas[image], boxes))
         return [
-            _detections(parts, size, max_detections, nms_iou)
+            _detections(parts, size, max_detections, nms_iou, agnostic_nms)
             for parts, size in zip(levels, sizes, strict=True)
         ]
 
@@ -458,12 +461,16 @@ def _merge(known: Candidates | None, more: Candidates, topk: int) -> Candidates:
     return Candidates(scores[order], anchor[order], label[order])
 
 
-def _detections(levels: Sequence[Boxes], size: Tensor, max_detections: int, nms_iou: float) -> Detections:
-    """Boxes of all levels clipped to the image, class-wise NMS, and the cap. size: `[2]` (height, width)."""
+def _detections(
+    levels: Sequence[Boxes], size: Tensor, max_detections: int, nms_iou: float, agnostic_nms: bool
+) -> Detections:
+    """Boxes of all levels clipped to the image, NMS (by class or among all), and the cap. size: `[2]` (height,
+    width)."""
     boxes, scores, labels = (torch.cat(parts) for parts in zip(*levels, strict=True))
     high = torch.stack([size[1], size[0], size[1], size[0]]).to(boxes.dtype)
     boxes = boxes.clamp(min=0).minimum(high)
     visible = (boxes[:, 2:] > boxes[:, :2]).all(1)
     boxes, scores, labels = boxes[visible], scores[visible], labels[visible]
-    keep = batched_nms(boxes, scores, labels, nms_iou)[:max_detections]
+    kept = nms(boxes, scores, nms_iou) if agnostic_nms else batched_nms(boxes, scores, labels, nms_iou)
+    keep = kept[:max_detections]
     return Detections(boxes[keep], scores[keep], labels[keep])
