@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.config import Config, DatasetConfig
+from crossdet.data.federated import verified_in_evaluation
 from crossdet.data.index import Index
 from crossdet.data.rotation import without_direction_classes
 from crossdet.errors import UserError
+from crossdet.evaluation.arrays import Verified
 from crossdet.evaluation.curves import NamedCurve, write_run_curves
 from crossdet.evaluation.operating import best_f1
 from crossdet.evaluation.predictions import write_predictions
@@ -22,12 +24,13 @@ from crossdet.evaluation.run import DatasetScores, EvalSettings, score_dataset
 from crossdet.evaluation.wider_face_lists import WiderFaceLists
 from crossdet.folds import NO_ANGLE, Folding
 from crossdet.inference import Detector
-from crossdet.labels import DROPPED
+from crossdet.labels import DROPPED, LabelSpace
 from crossdet.models.retinanet import RetinaNet
 from crossdet.sources import Sources
 
 COLUMNS = {
     "coco": ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"),
+    "lvis": ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR"),
     "voc": ("mAP_area", "mAP_11pt"),
     "wider_face": ("easy", "medium", "hard", "all"),
 }
@@ -55,9 +58,9 @@ def score_splits(
 ) -> Evaluation:
     """Scores of all splits.
 
-    The record: `mean` over the datasets of the first protocol's main number (COCO AP, VOC mAP by area, the mean of
-    WIDER FACE's settings, COCO-style AP on WIDER Pedestrian), `datasets`, and `operating`: per class the point
-    of best F1 over all datasets that label it.
+    The record: `mean` over the datasets of the first protocol's main number (COCO and LVIS AP, VOC mAP by area,
+    the mean of WIDER FACE's settings, COCO-style AP on WIDER Pedestrian), `datasets`, and `operating`: per class
+    the point of best F1 over all datasets that label it.
     """
     limits = config.eval
     settings = EvalSettings(
@@ -120,13 +123,18 @@ def splits_for_training(sources: Sources) -> dict[str, Split]:
     space, folding = sources.space, sources.space.folding
     ids = {name: space.ids(name, index.classes) for name, index in sources.val.items()}
     if folding is None:
-        return {name: Split(index, ids[name], space.classes) for name, index in sources.val.items()}
+        same = np.arange(len(space.classes))
+        return {
+            name: Split(index, ids[name], space.classes, verified=_verified(space, name, index, same))
+            for name, index in sources.val.items()
+        }
     return {
         name: Split(
             index,
             np.where(ids[name] == DROPPED, DROPPED, folding.of[ids[name]]),
             folding.names,
             _angles(folding, ids[name].tolist()),
+            _verified(space, name, index, folding.of),
         )
         for name, index in sources.val.items()
     }
@@ -155,15 +163,24 @@ def splits_for_detector(
             f"the detector does not know the class(es) {', '.join(map(repr, unknown))}; it knows "
             f"{', '.join(known)}. Merge them to known names under `labels.merge`, or drop them"
         )
+    becomes = np.array([position.get(c, DROPPED) for c in range(len(space.classes))], np.int64)
     return {
         name: Split(
             index,
             np.array([position.get(c, DROPPED) for c in ids[name]], np.int64),
             known,
             _angles(own, ids[name]) if own is not None and fold else None,
+            _verified(space, name, index, becomes),
         )
         for name, index in indexes.items()
     }
+
+
+def _verified(space: LabelSpace, dataset: str, index: Index, becomes: NDArray[np.int64]) -> Verified | None:
+    found = verified_in_evaluation(
+        index, space.ids(dataset, index.classes), space, space.dataset_index(dataset), becomes
+    )
+    return None if found is None else Verified(*found)
 
 
 def _angles(folding: Folding, ids: Sequence[int]) -> NDArray[np.int64]:

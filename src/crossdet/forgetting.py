@@ -37,7 +37,7 @@ class Change:
 def main_numbers(metrics: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> list[Score]:
     """The main number of every class of every dataset, by the dataset's first protocol.
 
-    COCO: AP. VOC: AP by area. WIDER Pedestrian: COCO-style AP. WIDER FACE: mean of the settings that it has.
+    COCO, LVIS: AP. VOC: AP by area. WIDER Pedestrian: COCO-style AP. WIDER FACE: mean of the settings that it has.
 
     metrics: the record of `score_splits`. names: dataset -> the classes that were looked at.
     """

@@ -148,12 +148,12 @@ def test_wording(tmp_path, text, expected):
         ("a:", "`datasets.a`: expected `train`, `val` or both"),
         ("a: {format: coco, train: x.json}", '`datasets.a.train`: expected a mapping, got "x.json"'),
         (
-            "a: {format: coco, train: {}, protocol: lvis}",
-            '`datasets.a.protocol`: expected one of coco, voc, wider_face, wider_pedestrian, got "lvis"',
+            "a: {format: coco, train: {}, protocol: kitti}",
+            '`datasets.a.protocol`: expected one of coco, lvis, voc, wider_face, wider_pedestrian, got "kitti"',
         ),
         (
             "a: {format: coco, train: {}, protocol: [x]}",
-            '`datasets.a.protocol`: expected one of coco, voc, wider_face, wider_pedestrian, got "x"',
+            '`datasets.a.protocol`: expected one of coco, lvis, voc, wider_face, wider_pedestrian, got "x"',
         ),
         ("a: {format: coco, train: {}, part: 3/2}", '`datasets.a.part`: expected "i/n" with i from 1 to n'),
         (

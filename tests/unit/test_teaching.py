@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from crossdet import Config, LabelSpace, UserError
 from crossdet.data.index import IndexBuilder
 from crossdet.errors import ConfigError
-from crossdet.evaluation.arrays import DetectionArrays
+from crossdet.evaluation.arrays import DetectionArrays, Verified
 from crossdet.evaluation.protocols import Split
 from crossdet.evaluation.run import EvalSettings, Found
 from crossdet.losses import dataset_aware_focal_loss
@@ -138,6 +138,23 @@ def test_two_experts_share_a_dataset(lesson, detections, tmp_path):
     assert labels(taught.train["signs"]) == [("sign", 0), ("car (teacher)", 32), ("face (teacher)", 32)] * 2
     # nobody knows signs: they stay avoided
     assert np.argwhere(taught.space.avoid_array).tolist() == [[0, 2], [1, 2]]
+
+
+def test_thresholds_come_from_images_that_verify_the_class(lesson, detections, tmp_path, capsys):
+    """One image of two verifies cars; no image of the other dataset verifies faces, so no threshold of theirs can
+    be known, and they stay avoided."""
+    none = np.zeros(0, np.int64)
+    part = {"cars": Verified(none, np.array([0]), np.array([0])), "faces": Verified(none, none, none)}
+    splits = {name: replace(split, verified=part[name]) for name, split in lesson.splits.items()}
+    detections["good"] = [(CAR, 0.9, 0), (FACE, 0.7, 1)]
+    taught = teach(
+        fabric(), replace(lesson, splits=splits), [teacher("good", {0: 0, 1: 1})], tmp_path / "labels"
+    )
+    printed = capsys.readouterr().out
+    assert "on 1 validation objects" in printed
+    assert "no teacher of face" in printed
+    assert labels(taught.train["faces"]) == [("face", 0), ("car (teacher)", 32)] * 2
+    assert np.argwhere(taught.space.avoid_array).tolist() == [[0, 1]]
 
 
 def test_a_class_that_is_never_found_right_stays_avoided(lesson, detections, tmp_path, capsys):

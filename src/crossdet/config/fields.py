@@ -25,7 +25,7 @@ from pydantic_core import PydanticCustomError
 from crossdet.config.mistakes import show
 from crossdet.data.turning import EQUAL_STEPS, direction_problem, equal_directions
 
-KNOWN_PROTOCOLS = frozenset({"coco", "voc", "wider_face", "wider_pedestrian"})
+KNOWN_PROTOCOLS = frozenset({"coco", "lvis", "voc", "wider_face", "wider_pedestrian"})
 
 
 def _listed(value: Any) -> Any:

@@ -247,12 +247,14 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
-    score_threshold: Fraction | None = None  # null: the protocol's (coco and voc 0.05, wider_* 0.01)
+    score_threshold: Fraction | None = (
+        None  # null: the protocol's (coco, voc 0.05, lvis 0.0001, wider_* 0.01)
+    )
     topk: Count = 1000  # candidates per pyramid level
     nms_iou: Fraction = 0.5
     agnostic_nms: StrictBool = False  # NMS among all classes that are looked for, instead of by class
     max_detections: Count | None = (
-        None  # per image; null: the protocol's (100, wider_face 750, ..._pedestrian 300)
+        None  # per image; null: the protocol's (100, lvis 300, wider_face 750, ..._pedestrian 300)
     )
     batch_size: Count = 8
 

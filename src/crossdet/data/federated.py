@@ -1,4 +1,5 @@
-"""Which unified classes the images of a federated dataset (LVIS, Open Images) verify, and LVIS' repeat factors.
+"""Which unified classes the images of a federated dataset (LVIS, Open Images) verify, in training and in
+evaluation, and LVIS' repeat factors.
 
 No torch in here.
 """
@@ -57,6 +58,40 @@ def verified_classes(
     usable[[c for r, c in space.not_exhaustive_pairs if r == row]] = -1  # never reached
     complete = count == usable[unified]
     return image[complete], unified[complete]
+
+
+def verified_in_evaluation(
+    index: Index, class_ids: Ids, space: LabelSpace, row: int, becomes: Ids
+) -> tuple[Ids, Ids, Ids] | None:
+    """Where a detection without an object is wrong: exactly where training takes the background as a negative.
+
+    Args:
+        index: see `verified_classes`, as class_ids, space and row.
+        class_ids: see above.
+        space: see above.
+        row: see above.
+        becomes: `[C]` what each class of the space is called in the evaluation, or `DROPPED`. Where several become
+            one class (folds), an image verifies it if it verifies all of these that the dataset labels.
+
+    Returns:
+        classes that all images verify; an image (row) and a class that it verifies, for the other classes. None
+        where all images verify everything.
+    """
+    labelled = np.flatnonzero(space.annotated_array[row] & (becomes != DROPPED))
+    classes = int(becomes.max(initial=-1)) + 1
+    wanted = np.bincount(becomes[labelled], minlength=classes)
+    always = labelled[~space.avoid_array[row, labelled]]
+    everywhere = (wanted > 0) & (np.bincount(becomes[always], minlength=classes) == wanted)
+    if everywhere[becomes[labelled]].all():
+        return None
+    none = np.zeros(0, np.int64)
+    if row not in space.federated:
+        return np.flatnonzero(everywhere), none, none
+    image, unified = verified_classes(index, class_ids, space, row, range(len(index)))
+    kept = becomes[unified] != DROPPED
+    pairs, count = np.unique(image[kept] * classes + becomes[unified[kept]], return_counts=True)
+    complete = count == wanted[pairs % classes]
+    return np.flatnonzero(everywhere), pairs[complete] // classes, pairs[complete] % classes
 
 
 def repeat_factors(

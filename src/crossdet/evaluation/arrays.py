@@ -19,12 +19,52 @@ LARGEST_COORDINATE, LARGEST_SCORE = 1e12, 1e30
 
 
 @dataclass(frozen=True)
+class Verified:
+    """The images in which a detection without an object is wrong, per class: those that verify the class in full.
+
+    In others it is neither right nor wrong: nobody looked for the class there, or not for all of it (Gupta et al.
+    2019, "LVIS: A Dataset for Large Vocabulary Instance Segmentation"). The LVIS API has two rules: detections in
+    unverified images are dropped, and unmatched ones ignored where the class is not labelled exhaustively. They are
+    one, since an unverified image has no box of the class to match.
+
+    everywhere: `[E]` classes that all images verify. image, label: `[P]` each, pairs of an image row and another
+    class that it verifies.
+    """
+
+    everywhere: Ints
+    image: Ints
+    label: Ints
+
+    def __call__(self, image: Ints, label: Ints) -> Bools:
+        """`[N]` whether the images (rows) verify the classes."""
+        width = 1 + max(int(labels.max(initial=0)) for labels in (self.label, label))
+        # -1, of no class in particular, is in no pair; it must not look like the last class of the image before
+        known = np.isin(image * width + label, self.image * width + self.label) & (label >= 0)
+        found: Bools = known | np.isin(label, self.everywhere)
+        return found
+
+    def take(self, rows: Ints, images: int) -> Verified:
+        """For some of the `images` images, each at most once, in the order of `rows`."""
+        place = np.full(images, -1, np.int64)
+        place[rows] = np.arange(len(rows))
+        kept = place[self.image] >= 0
+        return Verified(self.everywhere, place[self.image[kept]], self.label[kept])
+
+    def pairs(self, images: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All pairs of one of `images` images and a class that it verifies."""
+        image = np.repeat(np.arange(images), len(self.everywhere))
+        label = np.tile(self.everywhere, images)
+        return np.concatenate([image, self.image]), np.concatenate([label, self.label])
+
+
+@dataclass(frozen=True)
 class GroundTruth:
     """The annotations of a dataset: `I` images, `M` boxes.
 
     image_ids: `[I]` integers, all different. Their order decides between equal scores of different images.
     boxes: `[M, 4]` xyxy. labels: `[M]`, in the numbering of `class_ids`; others (-1) are not evaluated.
-    crowd: `[M]` bool. area: `[M]`, the annotated area. image_of_box: `[M]` rows of `image_ids`.
+    crowd: `[M]` bool. area: `[M]`, the annotated area. image_of_box: `[M]` rows of `image_ids`. verified: where a
+    detection without an object is wrong; None = everywhere.
     """
 
     image_ids: Ints
@@ -33,6 +73,7 @@ class GroundTruth:
     crowd: Bools
     area: Floats
     image_of_box: Ints
+    verified: Verified | None = None
 
     def __post_init__(self) -> None:
         check_columns("GroundTruth", self.boxes, labels=self.labels, crowd=self.crowd, area=self.area,
@@ -40,6 +81,17 @@ class GroundTruth:
         if len(np.unique(self.image_ids)) != len(self.image_ids):
             raise UserError("ground truth: two images have the same id")
         check_rows("GroundTruth", self.image_of_box, len(self.image_ids))
+        if self.verified is not None:
+            check_rows("Verified", self.verified.image, len(self.image_ids))
+
+    def verifies(self, image: Ints, label: Ints) -> Bools:
+        """`[N]` whether a detection of the class `label` without an object in the image (row) is wrong."""
+        return np.ones(len(label), bool) if self.verified is None else self.verified(image, label)
+
+    def images_verifying(self, label: int) -> int:
+        if self.verified is None or label in self.verified.everywhere:
+            return len(self.image_ids)
+        return len(np.unique(self.verified.image[self.verified.label == label]))
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ class AuditedSplit:
 
 @dataclass(frozen=True)
 class Home:
-    """A class on the data that label it. false_per_image: false positives per image above the threshold.
+    """A class on the data that label it, in the images that verify it in full. false_per_image: false positives per
+    such image above the threshold; nan without one.
 
     histogram: `[20]` counts of the scores of true positives, bins of 0.05. calibration: see `calibrate`.
     """
@@ -128,9 +129,9 @@ def audit(splits: Sequence[AuditedSplit], classes: tuple[str, ...], overlap: Boo
         judge(split.truth, split.detections.of_classes(ids), ids.tolist())
         for split, ids in zip(splits, at_home, strict=True)
     ]
-    images = [len(split.index) for split in splits]
     home = {
-        int(c): _home(judged, images, int(c)) for c in np.unique(np.concatenate([np.zeros(0, int), *at_home]))
+        int(c): _home(judged, [split.truth.images_verifying(int(c)) for split in splits], int(c))
+        for c in np.unique(np.concatenate([np.zeros(0, int), *at_home]))
     }
     foreign = [f for split in splits for f in _foreign(split, len(classes), home, overlap)]
     return Audit(classes, home, foreign)
@@ -146,11 +147,11 @@ def _home(judged: Sequence[Judged], images: Sequence[int], class_id: int) -> Hom
     ]
     scores = np.concatenate([j.scores[rows] for j, _, rows in mine])
     hits = np.concatenate([j.hits[rows] for j, _, rows in mine])
-    wrong = int((~hits & (scores > threshold)).sum())
+    wrong, searched = int((~hits & (scores > threshold)).sum()), sum(count for _, count, _ in mine)
     return Home(
         threshold=threshold,
         operating=point,
-        false_per_image=wrong / max(1, sum(count for _, count, _ in mine)),
+        false_per_image=wrong / searched if searched else float("nan"),
         histogram=_histogram(scores[hits]),
         calibration=calibrate(scores, hits),
     )

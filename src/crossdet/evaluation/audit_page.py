@@ -168,7 +168,8 @@ def _home_table(runs: Sequence[AuditedRun]) -> str:
             " / ".join("-" if point is None else f"{getattr(point, key):.3f}" for point in points)
             for key in ("precision", "recall", "f1")
         ]
-        cells.append(" / ".join("-" if home is None else f"{home.false_per_image:.2f}" for home in homes))
+        rates = [float("nan") if home is None else home.false_per_image for home in homes]
+        cells.append(" / ".join("-" if rate != rate else f"{rate:.2f}" for rate in rates))
         objects = next((str(point.objects) for point in points if point is not None), "-")
         rows.append(f"<tr><td>{escape(name)}</td><td>{'</td><td>'.join([*cells, objects])}</td></tr>")
     return (

@@ -32,8 +32,9 @@ CELLS_AT_ONCE = 2_000_000
 class ClassMatches:
     """The detections of one class, `[D]` by falling score, at `T` IoU thresholds.
 
-    image: `[D]` image rows. hits: `[T, D]` true positives. counted: `[T, D]` false where a detection took a crowd
-    and is neither right nor wrong. objects: `[I]` boxes to find in each image.
+    image: `[D]` image rows. hits: `[T, D]` true positives. counted: `[T, D]` false where a detection is neither
+    right nor wrong: it took a crowd, or found nothing in an image that does not verify its class. objects: `[I]`
+    boxes to find in each image.
     """
 
     image: NDArray[np.int64]
@@ -219,6 +220,7 @@ def class_matches(
         here, there = np.flatnonzero(image == one), np.flatnonzero(home == one)
         iou = _iou(boxes[here], targets[there], crowd[there])
         hits[:, here], counted[:, here] = _match(iou, crowd[there])
+    counted &= hits | truth.verifies(image, np.full(len(image), class_id))
     return ClassMatches(image, hits, counted, np.bincount(home[~crowd], minlength=images))
 
 

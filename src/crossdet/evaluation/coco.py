@@ -4,7 +4,8 @@ IoU thresholds 0.50:0.05:0.95, 101 recall points, the mean over the classes; per
 `max_detections` count. A crowd box may take any number of detections, which then count neither as right nor
 as wrong. Small, medium and large are bounded by areas of 32^2 and 96^2 (the annotated area; of detections the
 box area). The numbers are those of pycocotools (cocodataset/cocoapi, PythonAPI/pycocotools/cocoeval.py); a
-test compares them.
+test compares them. Where the truth says which images verify which class, they are those of the LVIS API
+(lvis-dataset/lvis-api, lvis/eval.py), compared likewise.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from crossdet.errors import UserError
-from crossdet.evaluation.arrays import DetectionArrays, Floats, GroundTruth, Ints, check_rows
+from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, GroundTruth, Ints, check_rows
 from crossdet.evaluation.precision_recall import Curve
 
 PAIRS_AT_ONCE = 1_000_000
@@ -139,7 +140,7 @@ def _evaluate(
 ) -> tuple[Floats, Floats]:
     from faster_coco_eval import COCO, COCOeval_faster
 
-    frame = {
+    frame: dict[str, Any] = {
         "images": [{"id": image} for image in range(1, len(rank) + 1)],
         "categories": [{"id": class_id} for class_id in classes.tolist()],
     }
@@ -153,9 +154,11 @@ def _evaluate(
     )
     for record, score in zip(found, detections.scores[kept].tolist(), strict=True):
         record["score"] = score
+    if truth.verified is not None:
+        _as_in_lvis(frame, found, truth.verifies(detections.image_of_box[kept], detections.labels[kept]))
     evaluator = COCOeval_faster(
         COCO({**frame, "annotations": boxes}), COCO({**frame, "annotations": found}), "bbox",
-        print_function=_silent,
+        print_function=_silent, lvis_style=truth.verified is not None,
     )  # fmt: skip
     evaluator.params.maxDets = limits
     evaluator.evaluate()
@@ -174,6 +177,19 @@ def _records(boxes: Floats, labels: Ints, images: Ints, sized: bool) -> list[dic
         {"id": row, "image_id": image, "category_id": label, "bbox": box, "area": area, "iscrowd": 0}
         for row, (box, label, image, area) in enumerate(columns, 1)
     ]
+
+
+def _as_in_lvis(frame: dict[str, Any], found: list[dict[str, Any]], verified: Bools) -> None:
+    """The per-image lists as LVIS files have them, of the classes that are detected in the image: looked for in
+    all of it, or not exhaustively. The evaluator also wants a frequency of every class, for means not read here."""
+    for category in frame["categories"]:
+        category["frequency"] = "f"
+    for image in frame["images"]:
+        image["neg_category_ids"], image["not_exhaustive_category_ids"] = set(), set()
+    for record, known in zip(found, verified.tolist(), strict=True):
+        image = frame["images"][record["image_id"] - 1]
+        key = "neg_category_ids" if known else "not_exhaustive_category_ids"
+        image[key].add(record["category_id"])
 
 
 def _silent(*_: object) -> None:

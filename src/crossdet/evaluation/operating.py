@@ -23,7 +23,8 @@ class Judged:
     """The detections of one split, `[N]` in the order of their `DetectionArrays`.
 
     hits: true positives at IoU 0.5. counted: false where a detection is neither right nor wrong (it lies on a
-    crowd or ignored box). objects: class id -> boxes to find. floor: what scores less was not looked at.
+    crowd or ignored box), and in images that do not verify its class. objects: class id -> boxes to find in the
+    images that verify it. floor: what scores less was not looked at.
     """
 
     labels: NDArray[np.int64]
@@ -51,7 +52,11 @@ def judge(
     truth: GroundTruth, detections: DetectionArrays, classes: Sequence[int], floor: float = 0.0
 ) -> Judged:
     """Compares detections with the boxes of their class: by falling score each takes the box with the largest IoU,
-    a second one on the same box is wrong."""
+    a second one on the same box is wrong.
+
+    Only images that verify a class in full count for it, also with what is right there: where nothing can be wrong
+    precision would be too good, and a threshold chosen by it too low.
+    """
     span = 1 + max([-1, *detections.labels.tolist(), *truth.labels.tolist()])
     groups = detections.image_of_box * span + detections.labels
     truth_groups = truth.image_of_box * span + truth.labels
@@ -64,12 +69,14 @@ def judge(
     hits = first_of_each(best, passed, by_score(detections.scores))
     regions = truth.crowd & (truth.labels >= 0)
     _, inside = best_overlaps(boxes, groups, truth.boxes[regions], truth_groups[regions], covered_share)
-    counts = np.bincount(truth.labels[objects], minlength=span) if span else np.zeros(0, np.int64)
+    counted = objects & truth.verifies(truth.image_of_box, truth.labels)
+    counts = np.bincount(truth.labels[counted], minlength=span) if span else np.zeros(0, np.int64)
     return Judged(
         labels=detections.labels.astype(np.int64),
         scores=detections.scores.astype(np.float64),
         hits=hits,
-        counted=hits | (inside < IOU_THRESHOLD),
+        counted=(hits | (inside < IOU_THRESHOLD))
+        & truth.verifies(detections.image_of_box, detections.labels),
         objects={c: int(counts[c]) if c < span else 0 for c in classes},
         floor=floor,
     )

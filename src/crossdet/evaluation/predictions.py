@@ -17,12 +17,18 @@ from crossdet.jsonfiles import write_atomically
 def write_predictions(folder: Path, split: Split, detections: DetectionArrays, protocol: str) -> None:
     """Writes the detections of a split, boxes in pixels, nothing rounded.
 
-    coco: `results.json`, the format's own image and category ids. voc: `CLASS.txt`, 1-based inclusive corners.
-    wider_face: `EVENT/IMAGE.txt`. wider_pedestrian: `submission.txt`, without classes. Classes carry the
+    coco, lvis: `results.json`, the format's own image and category ids. voc: `CLASS.txt`, 1-based inclusive
+    corners. wider_face: `EVENT/IMAGE.txt`. wider_pedestrian: `submission.txt`, without classes. Classes carry the
     dataset's own names; of several that are merged into one the first.
     """
     detections = _in_order(detections)
-    writers = {"coco": _coco, "voc": _voc, "wider_face": _wider_face, "wider_pedestrian": _submission}
+    writers = {
+        "coco": _coco,
+        "lvis": _coco,
+        "voc": _voc,
+        "wider_face": _wider_face,
+        "wider_pedestrian": _submission,
+    }
     writers[protocol](folder, split, detections)
 
 

@@ -1,13 +1,13 @@
 """Scoring one split in a run: its index in unified class ids, judged by the protocols that the config names.
 
-The protocols themselves are functions on arrays (`coco`, `voc`, `wider_face`, `wider_pedestrian`); here are the
-limits that belong to each, the ground truth that each reads from an `Index`, and the record of its numbers.
+The protocols themselves are functions on arrays (`coco`, `lvis`, `voc`, `wider_face`, `wider_pedestrian`); here are
+the limits that belong to each, the ground truth that each reads from an `Index`, and the record of its numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from crossdet.data.index import Index
 from crossdet.errors import UserError
-from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
-from crossdet.evaluation.coco import coco_scores
+from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
+from crossdet.evaluation.coco import CocoScores, coco_scores
+from crossdet.evaluation.lvis import MAX_DETECTIONS, lvis_scores
 from crossdet.evaluation.precision_recall import Curve
 from crossdet.evaluation.voc import VocTruth, voc_scores
 from crossdet.evaluation.wider_face import WiderFaceTruth, wider_face_scores
@@ -37,6 +38,7 @@ class Limits:
 
 LIMITS = {
     "coco": Limits(100, 0.05),
+    "lvis": Limits(MAX_DETECTIONS, 0.0001),
     "voc": Limits(100, 0.05),
     "wider_face": Limits(750, 0.01),
     "wider_pedestrian": Limits(300, 0.01),
@@ -61,13 +63,15 @@ class Split:
     """A split as the protocols see it. class_ids: `[K]` unified id of each class of the index, DROPPED = -1.
 
     classes: the unified ids that it labels. names: unified names by id. Where classes are folded all ids are folded
-    ones, and angles `[K]` says which direction each class of the index has (`folds.NO_ANGLE` = none).
+    ones, and angles `[K]` says which direction each class of the index has (`folds.NO_ANGLE` = none). verified: the
+    images in which a detection of a class without an object is wrong; None = all of them, for every class.
     """
 
     index: Index
     class_ids: NDArray[np.int64]
     names: Sequence[str]
     angles: NDArray[np.int64] | None = None
+    verified: Verified | None = None
 
     @property
     def classes(self) -> list[int]:
@@ -77,6 +81,11 @@ class Split:
         """`[M]` unified label of every box; DROPPED for regions of no class and for dropped classes."""
         labels = np.asarray(self.index.labels, np.int64)
         return np.where(labels >= 0, self.class_ids[np.maximum(labels, 0)], DROPPED)
+
+    def take(self, images: NDArray[np.int64]) -> Split:
+        """The split of some images (rows, each at most once)."""
+        verified = None if self.verified is None else self.verified.take(images, len(self.index))
+        return replace(self, index=self.index.take(images), verified=verified)
 
     def flagged(self, flags: int) -> NDArray[np.bool_]:
         return (np.asarray(self.index.flags) & flags) != 0
@@ -104,6 +113,8 @@ def score_split(protocol: Protocol, split: Split, detections: DetectionArrays, m
     match protocol.name:
         case "coco":
             return _coco(split, kept, most)
+        case "lvis":
+            return _lvis(split, kept)
         case "voc":
             return _voc(split, kept)
         case "wider_face":
@@ -145,14 +156,34 @@ def ground_truth(split: Split) -> GroundTruth:
         crowd=np.concatenate([ignored[objects], np.ones(len(regions) * len(classes), bool)]),
         area=np.asarray(index.area)[rows].astype(np.float64),
         image_of_box=index.image_of_box()[rows],
+        verified=split.verified,
     )
 
 
 def _coco(split: Split, detections: DetectionArrays, most: int) -> Scores:
-    result = coco_scores(ground_truth(split), detections, split.classes, most)
+    return _as_record("coco", split, coco_scores(ground_truth(split), detections, split.classes, most))
+
+
+def _lvis(split: Split, detections: DetectionArrays) -> Scores:
+    return _as_record("lvis", split, lvis_scores(ground_truth(split), detections, split.classes))
+
+
+def _as_record(protocol: str, split: Split, result: CocoScores) -> Scores:
     per_class = {split.names[c]: dict(values) for c, values in result.per_class.items()}
-    return Scores(
-        {"protocol": "coco", **result.scores, "per_class": per_class}, result.scores["AP"], result.curves
+    record = {"protocol": protocol, **result.scores, "per_class": per_class}
+    return Scores(record, result.scores["AP"], result.curves, _never_wrong(split))
+
+
+def _never_wrong(split: Split) -> tuple[str, ...]:
+    """A note on the classes that have boxes, but no image in which a detection without one would be wrong."""
+    truth = ground_truth(split)
+    seen = np.unique(truth.labels[~truth.crowd])
+    names = [split.names[c] for c in seen.tolist() if not truth.images_verifying(c)]
+    if not names:
+        return ()
+    return (
+        f"no image is labelled in full for {', '.join(names)}: their AP says how much is found, not how much is "
+        "wrong, and no operating threshold comes from here",
     )
 
 
@@ -163,6 +194,7 @@ def _voc(split: Split, detections: DetectionArrays) -> Scores:
         VocTruth(len(split.index), truth.boxes + inclusive, truth.labels, truth.crowd, truth.image_of_box),
         detections.with_boxes(detections.boxes + inclusive),
         split.classes,
+        verified=truth.verifies(detections.image_of_box, detections.labels),
     )
     per_class = {
         split.names[c]: {"area": v.area, "11pt": v.eleven_point, "objects": v.objects}
@@ -170,7 +202,7 @@ def _voc(split: Split, detections: DetectionArrays) -> Scores:
     }
     record = {"protocol": "voc", "mAP_area": result.map_area, "mAP_11pt": result.map_11pt, "iou": 0.5}
     curves = {split.names[c]: v.curve for c, v in result.per_class.items()}
-    return Scores({**record, "per_class": per_class}, result.map_area, curves)
+    return Scores({**record, "per_class": per_class}, result.map_area, curves, _never_wrong(split))
 
 
 # ------------------------------------------------------------------------------------------ WIDER
@@ -181,7 +213,7 @@ def _wider_face(split: Split, detections: DetectionArrays, lists: WiderFaceLists
         names = ", ".join(split.names[c] for c in split.classes) or "none"
         raise UserError(f"protocol wider_face judges one class, the dataset labels {names}")
     sized = detections.with_boxes(_xywh(detections.boxes))
-    notes: list[str] = []
+    notes = _counts_everything("wider_face", split)
     if lists is None:
         usable = ~split.flagged(int(REGION_FLAGS | Flag.INVALID)) & (split.labels() != DROPPED)
         truth = WiderFaceTruth(
@@ -237,7 +269,16 @@ def _wider_pedestrian(split: Split, detections: DetectionArrays, edition: int | 
     }
     curves = {"challenge IoU .50": challenge.curves[0], "challenge IoU .75": challenge.curves[5]}
     curves |= {f"COCO-style {key}": coco.curves[key] for key in ("AP50", "AP75")}
-    return Scores(record, coco.scores["AP"], curves)
+    return Scores(record, coco.scores["AP"], curves, tuple(_counts_everything("the challenge", split)))
+
+
+def _counts_everything(protocol: str, split: Split) -> list[str]:
+    """WIDER's two protocols of their own read their own annotations, which know no classes labelled in part."""
+    if split.verified is None:
+        return []
+    return [
+        f"{protocol} counts every detection that finds nothing, also where the images do not verify its class"
+    ]
 
 
 def _xywh(boxes: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

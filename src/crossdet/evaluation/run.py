@@ -202,8 +202,8 @@ def score_dataset(
         directions := orientation_scores(split, found.detections, found.degrees)
     ):
         record["orientation"] = directions
-    if notes := [note for part in parts for note in part.notes]:
-        record["notes"] = notes
+    if notes := dict.fromkeys(note for part in parts for note in part.notes):
+        record["notes"] = list(notes)
     if len(parts) > 1:
         record["further"] = {part.record["protocol"]: part.record for part in parts[1:]}
     curves = [

@@ -71,19 +71,22 @@ def voc_scores(
     class_ids: Sequence[int] | Ints,
     iou_threshold: float = 0.5,
     inclusive: bool = True,
+    verified: Bools | None = None,
 ) -> VocScores:
     """Scores for the classes `class_ids`; boxes of other classes are left out.
 
     detections: boxes as those of `truth`, 1-based or 0-based alike. inclusive: an IoU equal to the threshold is
-    enough, as in the development kit; False: it must be larger, as in py-faster-rcnn and detectron2.
+    enough, as in the development kit; False: it must be larger, as in py-faster-rcnn and detectron2. verified:
+    `[N]` False for detections that do not count where they are not right (`GroundTruth.verifies`); None: all True.
 
     Raises `UserError` for detections in images that the truth does not have and for a threshold not in (0, 1].
     """
     if not 0 < iou_threshold <= 1:
         raise UserError(f"IoU threshold: expected a number in (0, 1], got {iou_threshold}")
     check_rows("detections", detections.image_of_box, truth.images)
+    judged = np.ones(len(detections.labels), bool) if verified is None else verified
     per_class = {
-        int(c): _score_class(truth, detections, int(c), iou_threshold, inclusive)
+        int(c): _score_class(truth, detections, judged, int(c), iou_threshold, inclusive)
         for c in np.unique(class_ids)
     }
     known = [scores for scores in per_class.values() if scores.objects]
@@ -95,7 +98,12 @@ def voc_scores(
 
 
 def _score_class(
-    truth: VocTruth, detections: DetectionArrays, class_id: int, iou_threshold: float, inclusive: bool
+    truth: VocTruth,
+    detections: DetectionArrays,
+    verified: Bools,
+    class_id: int,
+    iou_threshold: float,
+    inclusive: bool,
 ) -> VocClass:
     mine, found = truth.labels == class_id, detections.labels == class_id
     difficult = truth.difficult[mine]
@@ -112,7 +120,8 @@ def _score_class(
     excused[passed] = difficult[best[passed]]
     order = by_score(detections.scores[found])
     hits = first_of_each(best, passed & ~excused, order)
-    recall, precision = exact_curve(hits[order], ~excused[order], objects)
+    counted = ~excused & (hits | verified[found])
+    recall, precision = exact_curve(hits[order], counted[order], objects)
     if not objects:
         nan = float("nan")
         return VocClass(nan, nan, 0, Curve(recall, precision, nan))

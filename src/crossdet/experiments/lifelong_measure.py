@@ -22,7 +22,7 @@ from crossdet.checkpoint import load_weights
 from crossdet.config import Config
 from crossdet.data.index import Index
 from crossdet.evaluating import splits_for_detector
-from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
+from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
 from crossdet.evaluation.bootstrap import Paired, paired_bootstrap
 from crossdet.evaluation.coco import coco_scores
 from crossdet.evaluation.protocols import Split, ground_truth
@@ -63,9 +63,24 @@ def place_of(parts: dict[str, Split], full: bool = False) -> Place:
         for name in ("boxes", "labels", "crowd", "area")
     }
     images = np.concatenate([t.image_of_box + start for t, start in zip(truths, starts, strict=True)])
-    truth = GroundTruth(image_ids=np.arange(sum(counts)), image_of_box=images, **columns)
+    truth = GroundTruth(
+        np.arange(sum(counts)), image_of_box=images, verified=_verified_in(parts, starts), **columns
+    )
     classes = sorted({c for split in parts.values() for c in split.classes})
     return Place(parts, truth, np.repeat(np.arange(len(counts)), counts), classes, full)
+
+
+def _verified_in(parts: dict[str, Split], starts: NDArray[np.int64]) -> Verified | None:
+    """What the images of several splits verify. starts: number of the first image of each."""
+    if all(split.verified is None for split in parts.values()):
+        return None
+    none, image, label = np.zeros(0, np.int64), [], []
+    for split, start in zip(parts.values(), starts, strict=True):
+        verified = split.verified or Verified(np.array(split.classes, np.int64), none, none)
+        rows, classes = verified.pairs(len(split.index))
+        image.append(rows + start)
+        label.append(classes)
+    return Verified(none, np.concatenate(image), np.concatenate(label))
 
 
 def union_place(union: UnionTest, detector: Detector) -> Place | None:
@@ -96,7 +111,10 @@ def rows_of(
     boxes = np.flatnonzero(new[truth.image_of_box] >= 0)
     columns = {name: getattr(truth, name)[boxes] for name in ("boxes", "labels", "crowd", "area")}
     part = GroundTruth(
-        image_ids=truth.image_ids[list(rows)], image_of_box=new[truth.image_of_box[boxes]], **columns
+        image_ids=truth.image_ids[list(rows)],
+        image_of_box=new[truth.image_of_box[boxes]],
+        verified=truth.verified and truth.verified.take(np.array(rows, np.int64), len(truth.image_ids)),
+        **columns,
     )
     moved = new[found.image_of_box]
     return part, found.take(np.flatnonzero(moved >= 0), moved)

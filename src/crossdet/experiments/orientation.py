@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -331,7 +331,7 @@ def per_roll(split: Split, detections: DetectionArrays) -> dict[int, dict[str, f
         place[rows] = np.arange(len(rows))
         image = place[detections.image_of_box]
         mine = detections.take(np.flatnonzero(image >= 0), image)
-        part = replace(split, index=split.index.take(rows))
+        part = split.take(rows)
         record = score_split(Protocol("coco"), part, mine, LIMITS["coco"].max_detections).record
         found[int(degrees)] = {"AP": record["AP"], "AP50": record["AP50"]}
     return found
