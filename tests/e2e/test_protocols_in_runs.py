@@ -121,6 +121,43 @@ def test_one_table_in_which_every_dataset_shows_its_own_protocol(
     assert len(list((out / "curves").glob("*.png"))) == 5
 
 
+def test_a_federated_dataset_is_judged_where_its_images_verify_the_class(world, trained, tmp_path, command):
+    """Half the pictures label no cars: they say nothing of cars, or say wrongly that they show none."""
+    content = json.loads((world.root / "cars_val.json").read_text())
+    (car,) = (category["id"] for category in content["categories"])
+    hidden = {image["id"] for image in content["images"][::2]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] not in hidden]
+    assert content["annotations"]
+    found, out = {}, tmp_path / "out"
+    for name, lies in (("silent", []), ("wrong", [car])):
+        for image in content["images"]:
+            image["neg_category_ids"] = lies if image["id"] in hidden else []
+            image["not_exhaustive_category_ids"] = []
+        (tmp_path / "lvis.json").write_text(json.dumps(content))
+        files = {"images": str(world.root / "cars"), "annotations": str(tmp_path / "lvis.json")}
+        dataset = {"format": "coco", "protocol": ["lvis", "coco", "voc"], "val": files}
+        labels = {"merge": {"car": ["cars/car", "lvis/car"]}}
+        config = {"datasets.lvis": dataset, "datasets.cars.val": None, "datasets.faces.val": None}
+        file = world.write_config(tmp_path / "c.yaml", {**config, "labels": labels})
+        code, printed = command("eval", trained.folder, file, "--json", tmp_path / "n.json", "-o", out)
+        assert code == 0, printed
+        metrics = json.loads((tmp_path / "n.json").read_text())
+        found[name] = metrics["datasets"]["lvis"], metrics["operating"]["car"]
+        line = next(line for line in printed.splitlines() if line.startswith("lvis") and " lvis " in line)
+        assert f"{100 * found[name][0]['AP']:.1f}" in line.split()
+        results = out / "predictions/lvis/results.json"
+        code, text = command("score", "lvis", tmp_path / "lvis.json", results, "--json", tmp_path / "s.json")
+        assert code == 0, text
+        again = json.loads((tmp_path / "s.json").read_text())
+        for key in ("AP", "AP50", "AP75", "AR"):
+            assert again[key] == pytest.approx(found[name][0][key], abs=1e-9), key
+    (silent, best), (wrong, worse) = found["silent"], found["wrong"]
+    assert silent["AP50"] > wrong["AP50"]
+    for protocol, number in (("coco", "AP50"), ("voc", "mAP_area")):
+        assert silent["further"][protocol][number] > wrong["further"][protocol][number]
+    assert best["f1"] > worse["f1"]
+
+
 def test_the_mean_is_over_the_main_numbers_of_the_first_protocols(world, trained, four_protocols):
     metrics = evaluate(trained.folder, world.config(four_protocols))
     rows = metrics["datasets"]

@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 
 from crossdet.data.index import raise_if_any, read_bytes
 from crossdet.errors import AnnotationError
-from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Ints
+from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Ints, Verified
+from crossdet.evaluation.lvis import FREQUENCIES
 
 Items = list[dict[str, Any]]
 NUMBER, BOX = "a finite number", "four finite numbers [x, y, width, height]"
+LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 FLOAT_MAX = 1.7976931348623157e308
 
 
@@ -45,6 +47,16 @@ def read_coco_truth(file: Path) -> CocoFile:
     Raises `AnnotationError` with all mistakes of the file.
     """
     content = _load(file)
+    coco = _instances(file, content)
+    if any(LISTS[0] in image for image in content["images"]):
+        coco.notes.append(
+            "the images list the classes that they verify, as in LVIS; COCO's protocol does not look at that, "
+            "`crossdet score lvis` does"
+        )
+    return coco
+
+
+def _instances(file: Path, content: Any) -> CocoFile:
     if not isinstance(content, dict):
         wanted = "an object with `images`, `annotations` and `categories` (COCO instances file)"
         raise AnnotationError(f"{file}: the file holds {_kind(content)}, expected {wanted}")
@@ -81,6 +93,41 @@ def read_coco_truth(file: Path) -> CocoFile:
     if (unknown := ~np.isin(labels, category_ids)).any():
         notes.append(_left_out("annotations", "category_id", labels[unknown], "categories"))
     return CocoFile(truth, _names(sections["categories"], category_ids), notes)
+
+
+def read_lvis_truth(file: Path) -> tuple[CocoFile, dict[int, str]]:
+    """Reads a federated instances file: each image lists the classes that are verified to be absent
+    (`neg_category_ids`) and those it labels in part (`not_exhaustive_category_ids`).
+
+    Returns:
+        the file, with what its images verify; category id -> frequency, of the categories that have one.
+
+    Raises `AnnotationError` with all mistakes of the file.
+    """
+    content = _load(file)
+    coco = _instances(file, content)
+    images, problems = content["images"], list[str]()
+    if not any(LISTS[0] in image for image in images):
+        raise AnnotationError(
+            f"{file}: no image has {LISTS[0]}, so it does not say which classes its images verify; "
+            "`crossdet score coco` is for files without"
+        )
+    negatives, in_part = (
+        _column(images, "images", key, _is_ids, "a list of whole numbers", problems) for key in LISTS
+    )
+    categories = content["categories"]
+    wanted = f"one of {', '.join(FREQUENCIES)}"
+    given = _column(
+        categories, "categories", "frequency", lambda f: f in (None, *FREQUENCIES), wanted, problems
+    )
+    raise_if_any(file, problems)
+    present = zip(coco.truth.image_of_box.tolist(), coco.truth.labels.tolist(), strict=True)
+    verified = {*present, *((row, c) for row, listed in enumerate(negatives) for c in listed)}
+    verified -= {(row, c) for row, listed in enumerate(in_part) for c in listed}
+    pairs = np.array(sorted(verified), np.int64).reshape(-1, 2)
+    known = Verified(np.zeros(0, np.int64), pairs[:, 0], pairs[:, 1])
+    frequencies = {int(c["id"]): f for c, f in zip(categories, given, strict=True) if f is not None}
+    return replace(coco, truth=replace(coco.truth, verified=known)), frequencies
 
 
 def read_coco_results(file: Path, coco: CocoFile) -> tuple[DetectionArrays, list[str]]:
@@ -214,6 +261,10 @@ def _rows(wanted: Ints, ids: Ints) -> NDArray[np.int64]:
 def _is_id(value: Any) -> bool:
     whole = type(value) is int or (type(value) is float and value.is_integer())
     return whole and abs(value) < 2**63
+
+
+def _is_ids(value: Any) -> bool:
+    return type(value) is list and all(map(_is_id, value))
 
 
 def _is_finite(value: Any) -> bool:

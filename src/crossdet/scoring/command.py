@@ -1,4 +1,4 @@
-"""`crossdet score`: scores of detections in files, by four protocols. No config, no torch.
+"""`crossdet score`: scores of detections in files, by five protocols. No config, no torch.
 
 The commands read files, call the protocols of `crossdet.evaluation`, print and write; `record` is the JSON, with
 ratios in 0..1 and nothing rounded.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="score",
-    help="Score detections in files by the protocol of COCO, PASCAL VOC, WIDER FACE or WIDER Pedestrian.",
+    help="Score detections in files by the protocol of COCO, LVIS, PASCAL VOC, WIDER FACE or WIDER Pedestrian.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -83,6 +83,43 @@ def coco(
         notes.append(f"the best {max_detections} detections per image and class count, also for AR100")
     _finish(notes, {**found.scores, "per_class": per_class}, json_file)
     _write_curves(curves, name, results, instances, {"coco": found.curves})
+
+
+@app.command()
+def lvis(
+    instances: Annotated[Path, typer.Argument(metavar="INSTANCES", help="LVIS annotation file (JSON)")],
+    results: Annotated[
+        Path, typer.Argument(metavar="RESULTS", help="results list: image_id, category_id, bbox, score")
+    ],
+    max_detections: Annotated[
+        int, typer.Option(min=1, metavar="N", help="detections that count per image, best first")
+    ] = 300,
+    json_file: JsonFile = None,
+    curves: CurvesFolder = None,
+    name: MethodName = None,
+) -> None:
+    """LVIS: AP in federated images, by size and by how frequent a class is. The numbers of the LVIS API.
+
+    Example: crossdet score lvis lvis_v1_val.json results.json --json scores.json
+    """
+    from crossdet.evaluation.lvis import lvis_scores
+    from crossdet.evaluation.protocols import best_per_image
+    from crossdet.scoring.coco_files import read_coco_results, read_lvis_truth
+
+    truth, frequencies = read_lvis_truth(instances)
+    detections, left_out = read_coco_results(results, truth)
+    kept = best_per_image(detections, max_detections)
+    found = lvis_scores(truth.truth, kept, list(truth.names), frequencies or None, sized=True)
+    title = (
+        f"LVIS, {instances.name}: {len(truth.truth.image_ids)} images, {len(detections.scores)} detections"
+    )
+    print_table(title, ("metric", "%"), [(key, percent(value)) for key, value in found.scores.items()])
+    notes = [*truth.notes, *left_out]
+    if not frequencies:
+        notes.append("no category has a `frequency`, so there is no APr, APc and APf")
+    per_class = {truth.names[number]: found.per_class[number] for number in truth.names}
+    _finish(notes, {**found.scores, "per_class": per_class}, json_file)
+    _write_curves(curves, name, results, instances, {"lvis": found.curves})
 
 
 @app.command()
