@@ -162,7 +162,7 @@ def train_detector(
 
     def describe(metrics: dict[str, Any]) -> dict[str, str]:
         points = {"operating": json.dumps(metrics["operating"])} if metrics["operating"] else {}
-        if sources.space.folds:
+        if sources.space.has_members:
             return points
         scores = main_numbers(metrics, judged_classes(splits))
         return points | to_metadata([*history[:-1], replace(history[-1], scores=tuple(scores))])

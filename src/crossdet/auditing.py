@@ -14,11 +14,12 @@ from rich.table import Table
 from crossdet.config import Config, UnionTestConfig
 from crossdet.data.index import Index
 from crossdet.errors import UserError
-from crossdet.evaluating import splits_for_detector
+from crossdet.evaluating import positions, splits_for_detector
+from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.audit import AuditedSplit, audit, to_json, union_scores
 from crossdet.evaluation.audit_page import AuditedRun, export_coco, write_page
 from crossdet.evaluation.protocols import Split, ground_truth
-from crossdet.evaluation.run import EvalSettings, detect
+from crossdet.evaluation.run import EvalSettings, detect_folded
 from crossdet.inference import Detector, load_detector
 from crossdet.jsonfiles import write_json
 from crossdet.labels import DROPPED
@@ -50,10 +51,11 @@ def audit_runs(
     detectors = [load_detector(run, last=last) for run in runs]
     names = _run_names(runs)
     for name, detector in zip(names, detectors, strict=True):
-        if detector.classes != detectors[0].classes:
+        mine, first = _classes(detector), _classes(detectors[0])
+        if mine != first:
             raise UserError(
-                f"{name} knows other classes ({', '.join(detector.classes)}) than {names[0]} "
-                f"({', '.join(detectors[0].classes)}); audit them one by one"
+                f"{name} knows other classes ({', '.join(mine)}) than {names[0]} ({', '.join(first)}); audit them "
+                f"one by one"
             )
     sources = open_sources(config, [split], detector=detectors[0].space)
     indexes: dict[str, Index] = getattr(sources, split)
@@ -70,6 +72,15 @@ def audit_runs(
     write_json(output / "audit.json", content)
     write_page(output / "audit.html", audited)
     return content
+
+
+def _folds(detector: Detector) -> bool:
+    """Merged classes are looked at as one; directions and classes per dataset each for itself."""
+    return not detector.space.has_members
+
+
+def _classes(detector: Detector) -> tuple[str, ...]:
+    return detector.space.reported if _folds(detector) else detector.classes
 
 
 def _run_names(runs: Sequence[Path]) -> list[str]:
@@ -92,28 +103,48 @@ def _audit(
             name=dataset,
             index=split.index,
             truth=ground_truth(split),
-            annotated=_in_detector(sources, detector, sources.space.annotated_array, dataset),
-            trusted=_in_detector(sources, detector, ~sources.space.avoid_array, dataset),
-            detections=detect(detector.model, split.index, None, _settings(detector, config)).detections,
+            **_relations(sources, detector, dataset),
+            detections=_detect(detector, split.index, config),
         )
-        for dataset, split in splits_for_detector(sources, indexes, detector).items()
+        for dataset, split in splits_for_detector(sources, indexes, detector, _folds(detector)).items()
     ]
-    overlap = detector.space.overlap_array
-    found = audit(splits, detector.classes, overlap)
+    overlap = _overlap(detector)
+    found = audit(splits, _classes(detector), overlap)
     scores = None
     if union is not None:
-        detections = detect(detector.model, union.index, None, _settings(detector, config)).detections
+        detections = _detect(detector, union.index, config)
         scores = union_scores(ground_truth(union), detections, union.classes, found, overlap)
     return AuditedRun(name, found, splits, scores)
 
 
-def _in_detector(
-    sources: Sources, detector: Detector, relation: NDArray[np.bool_], dataset: str
-) -> NDArray[np.bool_]:
-    """The dataset's row of a `[K, C]` relation of the config's label space, in the detector's classes."""
+def _relations(sources: Sources, detector: Detector, dataset: str) -> dict[str, NDArray[np.bool_]]:
+    """`annotated` and `trusted` of a dataset, `[C]` in the detector's classes. Of a merged class it labels some
+    member; its background is trusted only where it is for all members."""
     space = sources.space
-    row = relation[space.dataset_index(dataset)]
-    return np.array([name in space.classes and bool(row[space.id_of(name)]) for name in detector.classes])
+    row = space.dataset_index(dataset)
+    at = np.array(positions(space, detector, _folds(detector)))
+    count = len(_classes(detector))
+    annotated, avoided, known = (
+        np.bincount(at[chosen & (at != DROPPED)], minlength=count) > 0
+        for chosen in (space.annotated_array[row], space.avoid_array[row], np.ones(len(at), bool))
+    )
+    return {"annotated": annotated, "trusted": known & ~avoided}
+
+
+def _overlap(detector: Detector) -> NDArray[np.bool_]:
+    """`[C, C]`: some members of the two classes may share a box."""
+    folding, overlap = detector.space.folding if _folds(detector) else None, detector.space.overlap_array
+    if folding is None:
+        return overlap
+    folded = np.zeros((len(folding.names), len(folding.names)), bool)
+    a, b = np.nonzero(overlap)
+    folded[folding.of[a], folding.of[b]] = True
+    return folded
+
+
+def _detect(detector: Detector, index: Index, config: Config) -> DetectionArrays:
+    folding = detector.space.folding if _folds(detector) else None
+    return detect_folded(detector.model, index, None, _settings(detector, config), folding).detections
 
 
 def _settings(detector: Detector, config: Config) -> EvalSettings:
@@ -136,14 +167,15 @@ def open_union_test(given: UnionTestConfig | Index, detector: Detector) -> Split
 
     Raises `UserError` where the files cannot be read or no class is known.
     """
-    index = union_test_index(given)
-    known = [detector.classes.index(c) if c in detector.classes else DROPPED for c in index.classes]
+    index, classes = union_test_index(given), _classes(detector)
+    own = dict(zip(detector.classes, positions(detector.space, detector, _folds(detector)), strict=True))
+    known = [classes.index(c) if c in classes else own.get(c, DROPPED) for c in index.classes]
     if set(known) <= {DROPPED}:
         raise UserError(
             f"union_test: none of its classes ({', '.join(index.classes)}) is one of the detector's "
-            f"({', '.join(detector.classes)}); it needs the unified names"
+            f"({', '.join(classes)}); it needs the unified names"
         )
-    return Split(index, np.array(known, np.int64), detector.classes)
+    return Split(index, np.array(known, np.int64), classes)
 
 
 # ------------------------------------------------------------------------------------------ tables

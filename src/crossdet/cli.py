@@ -48,7 +48,10 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="override a config value, e.g. --set train.lr=0.01"),
 ]
 Fold = Annotated[
-    bool, typer.Option(help="report directions of a class, and its classes per dataset, as one class")
+    bool,
+    typer.Option(
+        help="report directions of a class, its classes per dataset, and merged classes as one class"
+    ),
 ]
 AgnosticNms = Annotated[
     bool | None,

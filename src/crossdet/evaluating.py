@@ -150,24 +150,21 @@ def splits_for_detector(
 
     Raises `UserError` for classes that the detector does not know.
     """
-    space, theirs = sources.space, detector.space.folding if fold else None
-    known = detector.classes if theirs is None else theirs.names
+    space, known = sources.space, detector.space.reported if fold else detector.classes
     ids = {name: space.ids(name, index.classes).tolist() for name, index in indexes.items()}
     used = sorted({c for row in ids.values() for c in row} - {DROPPED})
-    own = space.folding
-    names = {c: (space.classes[c], *([own.names[own.of[c]]] if own else [])) for c in used}
-    position = {c: next((known.index(n) for n in names[c] if n in known), DROPPED) for c in used}
+    own, position = space.folding, positions(space, detector, fold)
     unknown = [space.classes[c] for c in used if position[c] == DROPPED]
     if unknown:
         raise UserError(
             f"the detector does not know the class(es) {', '.join(map(repr, unknown))}; it knows "
             f"{', '.join(known)}. Merge them to known names under `labels.merge`, or drop them"
         )
-    becomes = np.array([position.get(c, DROPPED) for c in range(len(space.classes))], np.int64)
+    becomes = np.array(position, np.int64)
     return {
         name: Split(
             index,
-            np.array([position.get(c, DROPPED) for c in ids[name]], np.int64),
+            np.array([DROPPED if c == DROPPED else position[c] for c in ids[name]], np.int64),
             known,
             _angles(own, ids[name]) if own is not None and fold else None,
             _verified(space, name, index, becomes),
@@ -181,6 +178,22 @@ def _verified(space: LabelSpace, dataset: str, index: Index, becomes: NDArray[np
         index, space.ids(dataset, index.classes), space, space.dataset_index(dataset), becomes
     )
     return None if found is None else Verified(*found)
+
+
+def positions(space: LabelSpace, detector: Detector, fold: bool) -> list[int]:
+    """For every class of `space` the detector's, by name, or DROPPED; of folded classes where `fold`.
+
+    It is the class of that name, of the name that `space` folds it to, or (`fold`) what the detector folds it to.
+    """
+    known, own = detector.space.reported if fold else detector.classes, space.folding
+    theirs = detector.space.folding if fold else None
+    found = []
+    for c, name in enumerate(space.classes):
+        names = [name, *([own.names[own.of[c]]] if own else [])]
+        if theirs is not None and name in detector.classes:
+            names.append(theirs.names[theirs.of[detector.classes.index(name)]])
+        found.append(next((known.index(n) for n in names if n in known), DROPPED))
+    return found
 
 
 def _angles(folding: Folding, ids: Sequence[int]) -> NDArray[np.int64]:

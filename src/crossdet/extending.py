@@ -38,7 +38,7 @@ from crossdet.errors import UserError, problem_list
 from crossdet.evaluating import judged_classes, splits_for_training
 from crossdet.evaluation.protocols import Split
 from crossdet.forgetting import changes, draw_generations, main_numbers, report_text, to_json
-from crossdet.inference import DEFAULT_THRESHOLD, Detector, load_detector
+from crossdet.inference import Detector, load_detector
 from crossdet.jsonfiles import write_json
 from crossdet.label_edits import growth
 from crossdet.labels import DROPPED, LabelSpace
@@ -144,7 +144,7 @@ def extend(
         fixed_statistics=choice.fixed_statistics,
     )
     after = _after(fabric, config, sources, known, run_dir)
-    report = _report(fabric, run_dir, history, known.classes, before, after, choice.tolerance)
+    report = _report(fabric, run_dir, history, known.reported, before, after, choice.tolerance)
     return record | {"forgetting": report}
 
 
@@ -303,7 +303,8 @@ def _start(
     splits = _splits_of(sources, old.space)
     scores: list[Score] = []
     if splits:
-        metrics = score_detector(fabric, config, sources, old.model, splits).metrics
+        known = replace(sources, space=old.space)  # merged classes without members that are new
+        metrics = score_detector(fabric, config, known, old.model, splits).metrics
         scores = main_numbers(metrics, judged_classes(splits))
     if fabric.is_global_zero:
         write_json(file, {"generation": asdict(generation), "before": [asdict(s) for s in scores]})
@@ -315,7 +316,7 @@ def _splits_of(sources: Sources, known: LabelSpace) -> dict[str, Split]:
     """The validation splits as far as old classes go; datasets without any are left out."""
     splits = {}
     for name, split in splits_for_training(sources).items():
-        ids = np.where(split.class_ids < len(known.classes), split.class_ids, DROPPED)
+        ids = np.where(split.class_ids < len(known.reported), split.class_ids, DROPPED)
         if (ids != DROPPED).any():
             splits[name] = replace(split, class_ids=ids)
     return splits
@@ -342,7 +343,7 @@ def _taught(
 
     Found once; a resumed run reads what it found.
     """
-    thresholds = {c: old.thresholds.get(name, DEFAULT_THRESHOLD) for c, name in enumerate(old.classes)}
+    thresholds = dict(enumerate(old.class_thresholds()))
     teacher = Teacher(
         "the old detector", old.model, {c: c for c in thresholds}, teacher_settings(config), thresholds
     )

@@ -1,4 +1,5 @@
-"""Folds: several classes of a label space that are reported as one (directions of an object, or its datasets)."""
+"""Folds: several classes of a label space that are reported as one: directions of an object, its datasets,
+or classes merged after training."""
 
 from __future__ import annotations
 
@@ -17,13 +18,18 @@ class Fold:
     """Classes that are one class with something more said about it.
 
     name: of the one class. members: `n` unified ids. angles: `n` degrees counter-clockwise; None where the members
-    are no directions. datasets: `n` names; None where the members are not told apart by dataset.
+    are no directions. datasets: `n` names; None where the members are not told apart by dataset. With neither it is
+    a merge (`crossdet labels`), and one of its members may have its name.
     """
 
     name: str
     members: tuple[int, ...]
     angles: tuple[int, ...] | None = None
     datasets: tuple[str, ...] | None = None
+
+    @property
+    def is_merge(self) -> bool:
+        return self.angles is None and self.datasets is None
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Fold:
@@ -37,12 +43,14 @@ class Folding:
     """All folds of a label space at once, for arrays of labels.
 
     names: of the folded classes, in the order of their first members. of: `[C]` folded id of every class.
-    angles: `[C]` degrees, NO_ANGLE where a class is no direction.
+    angles: `[C]` degrees, NO_ANGLE where a class is no direction. merged: all folds are merges; NMS then
+    takes the members for one class from the start, elsewhere after that of each for itself.
     """
 
     names: tuple[str, ...]
     of: NDArray[np.int64]
     angles: NDArray[np.int64]
+    merged: bool = False
 
     @classmethod
     def build(cls, classes: Sequence[str], folds: Sequence[Fold]) -> Folding | None:
@@ -56,12 +64,19 @@ class Folding:
                 if fold.angles is not None:
                     angles[member] = fold.angles[place]
         names = tuple(dict.fromkeys(name_of))
-        return cls(names, np.array([names.index(name) for name in name_of], np.int64), angles)
+        of = np.array([names.index(name) for name in name_of], np.int64)
+        return cls(names, of, angles, all(fold.is_merge for fold in folds))
 
     @property
     def largest(self) -> int:
-        """Members of the largest fold: so many times one object may be found before folding."""
-        return int(np.bincount(self.of).max())
+        """Members of the largest fold: so many times one object may be found before folding; 1 where NMS takes them
+        for one class."""
+        return 1 if self.merged else int(np.bincount(self.of).max())
+
+    @property
+    def nms_groups(self) -> list[int] | None:
+        """Of every class the group that NMS runs in (`RetinaNet.decode`); None: by class."""
+        return self.of.tolist() if self.merged else None
 
     @property
     def has_angles(self) -> bool:

@@ -22,7 +22,8 @@ from crossdet.checkpoint import load_weights
 from crossdet.data.decoding import UnreadableImage, read_image
 from crossdet.data.loading import pad_images
 from crossdet.data.transforms import Resize
-from crossdet.errors import UserError
+from crossdet.errors import LabelError, UserError
+from crossdet.label_rules import unknown
 from crossdet.labels import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.retinanet import RetinaNet
@@ -49,12 +50,14 @@ class InputSettings:
 class Detector:
     """A trained detector: `detector(image)` gives its `Detections` in pixels of that image.
 
-    classes: the names that it knows. space: its label space, with the datasets that it was trained on.
+    classes: the names that it knows, each member of a folded class for itself; `reported`: those of its detections.
+    space: its label space, with the datasets that it was trained on.
     decoding: topk, max_detections, nms_iou and agnostic_nms, as the config of its training had them; see
         `RetinaNet.decode`.
     thresholds: class -> score from which on it is reported, the best F1 on validation data; `DEFAULT_THRESHOLD`
         for classes that are not in it.
-    fold: the directions of a class, and its classes per dataset, are reported as one class (docs/orientation.md).
+    fold: the directions of a class, and its classes per dataset, are reported as one class (docs/orientation.md);
+        so are classes that were merged after training (docs/extend_details.md).
     file: the weights file that it was read from.
     """
 
@@ -153,7 +156,8 @@ class Detector:
         limit = options.get("max_detections", MAX_DETECTIONS)
         nms_iou = options.get("nms_iou", NMS_IOU)
         if self.folding is not None:
-            options = {**options, "max_detections": limit * self.folding.largest}
+            most, groups = limit * self.folding.largest, self.folding.nms_groups
+            options = {**options, "max_detections": most, "nms_groups": groups}
         for rows in _alike([small for _, small in pictures]):
             stack, sizes = pad_images([pictures[row][1] for row in rows], self.model.mean_colour)
             if self.device.type == "cuda":
@@ -168,20 +172,31 @@ class Detector:
         """Class -> threshold that applies when this one is given."""
         if score_threshold is not None:
             return dict.fromkeys(self.reported, score_threshold)
-        one = self.space.folding if self.folding is None else None
-        whole = {name: one.names[one.of[c]] if one else name for c, name in enumerate(self.reported)}
-        return {
-            name: self.thresholds.get(name, self.thresholds.get(whole[name], DEFAULT_THRESHOLD))
-            for name in self.reported
-        }
+        if self.folding is None:
+            return dict(zip(self.classes, self.class_thresholds(), strict=True))
+        return {name: self.thresholds.get(name, DEFAULT_THRESHOLD) for name in self.reported}
+
+    def class_thresholds(self) -> list[float]:
+        """Of each of `classes`, also where they are members of a fold: their own, else that of the whole."""
+        one = self.space.folding
+        whole = self.classes if one is None else [one.names[f] for f in one.of]
+        return [
+            self.thresholds.get(name, self.thresholds.get(of, DEFAULT_THRESHOLD))
+            for name, of in zip(self.classes, whole, strict=True)
+        ]
 
     def _class_ids(self, classes: Sequence[str] | str | None) -> list[int] | None:
         if classes is None:
             return None
         names = [classes] if isinstance(classes, str) else list(classes)
         if not names:
-            raise UserError(f"classes: none given; the detector knows {', '.join(self.classes)}")
+            raise UserError(f"classes: none given; the detector knows {', '.join(self.reported)}")
         members = {fold.name: list(fold.members) for fold in self.space.folds}
+        if self.folding is None:  # a member may have the name of its merged class
+            members = {name: ids for name, ids in members.items() if name not in self.classes}
+        known = list(dict.fromkeys([*self.reported, *self.classes]))
+        if strange := [name for name in names if name not in members and name not in self.classes]:
+            raise LabelError("; ".join(unknown("class", name, known) for name in strange))
         return [c for name in names for c in members.get(name) or [self.space.id_of(name)]]
 
     def _named(self, found: Detections, limit: int, nms_iou: float) -> Detections:

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import combinations, product
 from typing import Any
 
 from crossdet.errors import LabelError, UserError, problem_list
-from crossdet.label_rules import DROPPED, fold, quoted, unknown
-from crossdet.labels import LabelSpace
+from crossdet.folds import Fold
+from crossdet.label_rules import DROPPED, quoted, unknown
+from crossdet.labels import LabelSpace, Names
 
 Rules = Mapping[str, Any]
 EDITS = "`crossdet labels` renames and merges classes of trained weights"
@@ -40,21 +43,24 @@ def grown(
 
     The arguments are those of `LabelSpace.build`; the rules may speak of old datasets and classes as well.
     What they leave out about these stays as it is. Old classes keep their ids, old datasets their rows, also
-    those that are not among `datasets`.
+    those that are not among `datasets`. Classes merged after training stay merged, and `merge`
+    names their members; into the merged name itself it makes a further member, for objects that may be any of
+    them. In the other rules the merged name stands for all members.
 
     Raises:
         LabelError: lists everything that contradicts `known`, else all mistakes of the rules.
     """
     groups = {
         name: tuple(m for m in members if m not in _listed_only(known, name, absent, unlabelled))
-        for name, members in (merge or {}).items()
-        if not isinstance(members, bool)
+        for name, members in _new_groups(known, merge).items()
     }
     federated = list(federated)
+    same_names = (merge or {}).get("same_names", False)
     problems = [
         *_dataset_contradictions(known, datasets, federated),
         *_merge_contradictions(known, groups, distinct),
         *_drop_contradictions(known, drop, distinct, datasets),
+        *([] if same_names else _merged_name_contradictions(known, datasets, groups, [*distinct, *drop])),
     ]
     if problems:
         count = f"{len(problems)} contradiction(s) with the label space of the weights"
@@ -67,19 +73,26 @@ def grown(
     for target, members in groups.items():
         merged[target] = list(dict.fromkeys([*merged.get(target, ()), *members]))
     taken = {source for members in merged.values() for source in members}
+    build = partial(
+        LabelSpace.build,
+        names,
+        merge={**merged, "same_names": same_names},
+        distinct=[entry for entry in distinct if not _settled(entry, names, taken)],
+        drop=[*_dropped(known), *(source for source in drop if source not in _dropped(known))],
+        federated=[*(known.datasets[row] for row in sorted(known.federated)), *federated],
+    )
     try:
-        space = LabelSpace.build(
-            names,
-            merge={**merged, "same_names": (merge or {}).get("same_names", False)},
+        if known.folds:
+            absent, unlabelled, not_exhaustive, overlap = _of_members(
+                known, build(), absent, unlabelled, not_exhaustive, overlap
+            )
+        space = build(
             absent=_joined(known, known.absent_pairs, absent),
-            distinct=[entry for entry in distinct if not _settled(entry, names, taken)],
-            drop=[*_dropped(known), *(source for source in drop if source not in _dropped(known))],
             not_exhaustive=_joined(known, known.not_exhaustive_pairs, not_exhaustive),
             overlap=[
                 *([known.classes[a], known.classes[b]] for a, b in sorted(known.overlap_pairs)),
                 *overlap,
             ],
-            federated=[*(known.datasets[row] for row in sorted(known.federated)), *federated],
             unlabelled=unlabelled,
             labelled=labelled,
         )
@@ -87,8 +100,28 @@ def grown(
         raise LabelError(
             f"the label rules of the config, together with those of the weights: {error}"
         ) from None
-    new = [name for name in space.classes if name not in known.classes]
-    return _with_classes(space, (*known.classes, *new))
+    return _on_top_of(known, space)
+
+
+def _new_groups(known: LabelSpace, merge: Rules | None) -> dict[str, tuple[str, ...]]:
+    """The merge groups, without what the weights' merged classes say already: merged car and truck may be
+    written out as `vehicle: [old/car, old/truck]`."""
+    groups = {}
+    for target, members in (merge or {}).items():
+        if isinstance(members, bool):
+            continue
+        said = {
+            source
+            for fold in known.folds
+            if fold.name == target
+            for c in fold.members
+            if known.classes[c] != target
+            for source in known.sources_of(c)
+        }
+        left = tuple(source for source in members if source not in said)
+        if left or not said:
+            groups[target] = left
+    return groups
 
 
 def growth(known: LabelSpace, space: LabelSpace) -> list[str]:
@@ -104,9 +137,103 @@ def growth(known: LabelSpace, space: LabelSpace) -> list[str]:
             joined += [f"{name} <- {', '.join(sources)}"] if sources else []
         else:
             plain = all(name in (source, source.partition("/")[2]) for source in sources)
-            new.append(name if plain else f"{name} <- {', '.join(sources)}")
+            text = name if plain else f"{name} <- {', '.join(sources)}"
+            others = [
+                space.classes[m] for fold in space.folds if c in fold.members for m in fold.members if m != c
+            ]
+            new.append(f"{text} (merged with {', '.join(others)})" if others else text)
     lines = [f"new classes: {'; '.join(new) or 'none'}"]
     return [*lines, f"into known classes: {'; '.join(joined)}"] if joined else lines
+
+
+def _on_top_of(known: LabelSpace, space: LabelSpace) -> LabelSpace:
+    """The grown space with the known classes first, in their order, and merged as they were."""
+    new = [name for name in space.classes if name not in known.classes]
+    space = _with_classes(space, (*known.classes, *new))
+    folds = tuple(_with_namesake(fold, space) for fold in known.folds)
+    return replace(space, folds=folds, overlap_pairs=space.overlap_pairs | _pairs_among(folds))
+
+
+def _with_namesake(fold: Fold, space: LabelSpace) -> Fold:
+    """The fold with the class of its own name as a further member, where there is one."""
+    if fold.name not in space.classes:
+        return fold
+    return replace(fold, members=tuple(sorted({*fold.members, space.id_of(fold.name)})))
+
+
+def _of_members(
+    known: LabelSpace,
+    space: LabelSpace,
+    absent: Rules | None,
+    unlabelled: Rules | None,
+    not_exhaustive: Rules | None,
+    overlap: Iterable[Sequence[str]],
+) -> tuple[Rules, Rules, Rules, list[list[str]]]:
+    """The rules with the members in place of the names of merged classes.
+
+    Where a member has the name of its merged class, it alone is meant by rules of a dataset: a rule that makes
+    negatives says no more than it must. `overlap`, which takes negatives away, always means all members.
+
+    space: the grown one, as far as it is known without these rules.
+    """
+    folds = {fold.name: [known.classes[c] for c in fold.members] for fold in known.folds}
+    for name, members in folds.items():
+        members += [name] if name in space.classes and name not in members else []
+    whole = {name: members for name, members in folds.items() if name not in known.classes}
+
+    def of_all(rule: Rules | None) -> Rules:
+        return {
+            d: [m for n in _listed(names) for m in whole.get(n, [n])] for d, names in (rule or {}).items()
+        }
+
+    def labelled(dataset: str, members: list[str]) -> list[str]:
+        row = space.annotated_array[space.datasets.index(dataset)] if dataset in space.datasets else ()
+        return [name for name in members if len(row) and row[space.id_of(name)]] or members
+
+    return (
+        of_all(absent),
+        of_all(unlabelled),
+        {
+            d: [m for n in _listed(names) for m in (labelled(d, whole[n]) if n in whole else [n])]
+            for d, names in (not_exhaustive or {}).items()
+        },
+        [[a, b] for one, two in overlap for a, b in product(folds.get(one, [one]), folds.get(two, [two]))],
+    )
+
+
+def _listed(names: Names) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or ())
+
+
+def _merged_name_contradictions(
+    known: LabelSpace,
+    datasets: Mapping[str, Sequence[str]],
+    groups: Mapping[str, Sequence[str]],
+    settled: Sequence[str],
+) -> list[str]:
+    """New source classes with the name of a merged class of which nothing is said.
+
+    settled: entries of `distinct` and `drop`.
+    """
+    said = {*settled, *(source for members in groups.values() for source in members)}
+    problems = []
+    for fold in known.folds:
+        name, members = fold.name, [known.classes[c] for c in fold.members]
+        if name in known.classes or name in settled:  # a class with a known name, as always
+            continue
+        problems += [
+            f"class {name!r} of {dataset}: the weights know it as merged from {', '.join(members)}. If its objects "
+            f"are of one of these, say so (`merge: {{{members[0]}: [{dataset}/{name}]}}`); if they may be any, "
+            f"make it a further member (`merge: {{{name}: [{dataset}/{name}]}}`); or list it under `distinct`"
+            for dataset, classes in datasets.items()
+            if name in classes and f"{dataset}/{name}" not in said and not _knows(known, dataset, name)
+        ]
+    return problems
+
+
+def _knows(known: LabelSpace, dataset: str, name: str) -> bool:
+    """Whether a source class is one that the weights were trained on, or dropped."""
+    return dataset in known.datasets and name in known.sources[known.datasets.index(dataset)]
 
 
 def _with_classes(space: LabelSpace, classes: tuple[str, ...]) -> LabelSpace:
@@ -128,8 +255,7 @@ def _joined(known: LabelSpace, pairs: Iterable[tuple[int, int]], more: Rules | N
     for row, c in sorted(pairs):
         rules.setdefault(known.datasets[row], []).append(known.classes[c])
     for dataset, names in (more or {}).items():
-        listed = [names] if isinstance(names, str) else list(names or ())
-        rules[dataset] = list(dict.fromkeys([*rules.get(dataset, []), *listed]))
+        rules[dataset] = list(dict.fromkeys([*rules.get(dataset, []), *_listed(names)]))
     return rules
 
 
@@ -244,125 +370,66 @@ def _drop_contradictions(
     return problems
 
 
-def differences(old: LabelSpace, new: LabelSpace) -> list[str]:
-    """What is another in `new`, a line each, for people; the order of the classes counts, it is that of the head's
-    rows."""
-    found = []
-    if old.classes != new.classes:
-        found.append(f"classes: {', '.join(old.classes)} then, {', '.join(new.classes)} now")
-    if old.datasets != new.datasets:
-        found.append(f"datasets: {', '.join(old.datasets)} then, {', '.join(new.datasets)} now")
-    meant, means = _by_source(old), _by_source(new)
-    for source in dict.fromkeys([*meant, *means]):
-        was, now = meant.get(source, "not there"), means.get(source, "not there")
-        found += [f"{source}: {was} then, {now} now"] if was != now else []
-    said, says = _statements(old), _statements(new)
-    found += [f"no longer said: {text}" for text in said if text not in says]
-    return found + [f"newly said: {text}" for text in says if text not in said]
-
-
-def _by_source(space: LabelSpace) -> dict[str, str]:
-    """Source class `dataset/name` -> its unified name, or that it is dropped."""
-    return {
-        f"{dataset}/{name}": "dropped" if c == DROPPED else repr(space.classes[c])
-        for dataset, sources in zip(space.datasets, space.sources, strict=True)
-        for name, c in sources.items()
-    }
-
-
-def _statements(space: LabelSpace) -> list[str]:
-    """The relations of a label space, a line each."""
-    pairs = {"absent": space.absent_pairs, "not exhaustive": space.not_exhaustive_pairs}
-    lines = [
-        f"{space.classes[c]} is {rule} in {space.datasets[row]}"
-        for rule, of_rule in pairs.items()
-        for row, c in sorted(of_rule)
-    ]
-    lines += [f"{space.classes[a]} and {space.classes[b]} overlap" for a, b in sorted(space.overlap_pairs)]
-    lines += [f"{space.datasets[row]} is federated" for row in sorted(space.federated)]
-    names = [(fold.name, [space.classes[c] for c in fold.members]) for fold in space.folds]
-    return lines + [f"{name} stands for {', '.join(members)}" for name, members in names]
-
-
 # ------------------------------------------------------------------------------------------- renaming, merging
 
 
 def edited(
     space: LabelSpace, renames: Sequence[tuple[str, str]], merges: Sequence[tuple[str, Sequence[str]]]
-) -> tuple[LabelSpace, tuple[tuple[int, ...], ...]]:
-    """A label space with classes renamed and merged, and for each of its classes the old ids that it is made
-    of.
+) -> LabelSpace:
+    """A label space with classes renamed and merged; all ids stay.
 
-    A merged class stands where the first of its members stood. A dataset trusts its background for it if it
-    labels, or is known not to contain, all that is merged. Where no dataset has more than one of the merged
-    names they count as synonyms (as in `LabelSpace.partial_merges`), and labelling one of them is enough.
+    A merged class is a `Fold` over its members: they stay classes of the head and keep what every dataset is to
+    them (labelled, avoided, absent), and each of their detections is reported under the merged name. From now
+    on they are no negatives of each other's objects (`overlap`), as those of one class are none: where they
+    mean nearly the same, an extension would else train the one on the other's objects as background. A merged
+    class that is merged further is replaced by its members.
 
-    renames: (old, new). merges: (new, the classes that it joins).
+    renames: (old, new), of classes, merged classes or members of these; where a merged class has the name of a
+    member the merged class is meant. merges: (new, the reported classes that it joins); the new name may be
+    that of a member.
 
     Raises:
         UserError: lists unknown names, names used twice, and names that would stand for two classes.
     """
-    if space.folds:
+    if space.has_members:
         raise UserError(
             "these weights have directions or classes per dataset, which cannot be renamed or merged"
         )
     problems = _edit_problems(space, renames, merges)
     if problems:
         raise UserError(problem_list(f"{len(problems)} mistake(s); the classes are unchanged", problems))
+    classes, folds = _edited_names(space, renames, merges)
+    overlap = space.overlap_pairs | _pairs_among(folds)
+    return replace(space, classes=classes, folds=folds, overlap_pairs=overlap)
+
+
+def _edited_names(
+    space: LabelSpace, renames: Sequence[tuple[str, str]], merges: Sequence[tuple[str, Sequence[str]]]
+) -> tuple[tuple[str, ...], tuple[Fold, ...]]:
+    """Classes and merged classes after the edits; unknown names are passed over."""
+    known = {fold.name: fold.members for fold in space.folds}
     name_of = dict(renames)
-    group_of = {member: (new, members) for new, members in merges for member in members}
-    made: dict[str, tuple[int, ...]] = {}
-    for c, name in enumerate(space.classes):
-        if name in group_of:
-            new, members = group_of[name]
-            made.setdefault(new, tuple(space.classes.index(m) for m in members))
-        else:
-            made[name_of.get(name, name)] = (c,)
-    ids = {old: new for new, group in enumerate(made.values()) for old in group}
-    sources = tuple({n: ids.get(c, DROPPED) for n, c in row.items()} for row in space.sources)
-    absent, in_part = set(), set()
-    for place, group in enumerate(made.values()):
-        for row in range(len(space.datasets)):
-            state = _state(space, row, group)
-            if state == "absent":
-                absent.add((row, place))
-            elif state == "in part":
-                in_part.add((row, place))
-    overlap = {_sorted_pair(ids[a], ids[b]) for a, b in space.overlap_pairs if ids[a] != ids[b]}
-    changed = replace(
-        space,
-        classes=tuple(made),
-        sources=sources,
-        absent_pairs=frozenset(absent),
-        not_exhaustive_pairs=frozenset(in_part),
-        overlap_pairs=frozenset(overlap),
-    )
-    return changed, tuple(made.values())
+    classes = tuple(name if name in known else name_of.get(name, name) for name in space.classes)
+    single = {name: (c,) for c, name in enumerate(space.classes)}
+    joined = {name for _, names in merges for name in names}
+    folds = [Fold(name_of.get(name, name), ids) for name, ids in known.items() if name not in joined]
+    for new, names in merges:
+        members = {c for name in names for c in known.get(name, single.get(name, ()))}
+        folds.append(Fold(new, tuple(sorted(members))))
+    return classes, tuple(sorted(folds, key=lambda fold: fold.members))
 
 
-def _state(space: LabelSpace, row: int, group: tuple[int, ...]) -> str:
-    """What dataset `row` is to a class made of `group`: "absent", "in part" (labelled), or "" for neither."""
-    labelled = [c for c in group if space.annotated_array[row, c]]
-    absent = [c for c in group if (row, c) in space.absent_pairs]
-    if not labelled:
-        return "absent" if len(absent) == len(group) else ""
-    if any((row, c) in space.not_exhaustive_pairs for c in labelled):
-        return "in part"
-    if len(labelled) + len(absent) == len(group):
-        return ""
-    names = [{fold(n) for n, c in sources.items() if c in group} for sources in space.sources]
-    synonyms = max(len(own) for own in names) == 1
-    return "" if synonyms or names[row] == set().union(*names) else "in part"
+def _pairs_among(folds: Iterable[Fold]) -> set[tuple[int, int]]:
+    """The pairs of members of one merged class."""
+    return {pair for fold in folds if fold.is_merge for pair in combinations(sorted(fold.members), 2)}
 
 
 def _edit_problems(
     space: LabelSpace, renames: Sequence[tuple[str, str]], merges: Sequence[tuple[str, Sequence[str]]]
 ) -> list[str]:
-    problems = []
     used = [old for old, _ in renames] + [member for _, members in merges for member in members]
-    problems += [
-        unknown("class", name, space.classes) for name in dict.fromkeys(used) if name not in space.classes
-    ]
+    known = list(dict.fromkeys([*space.reported, *space.classes]))
+    problems = [unknown("class", name, known) for name in dict.fromkeys(used) if name not in known]
     problems += [
         f"class {name!r} is named {count} times" for name, count in Counter(used).items() if count > 1
     ]
@@ -371,6 +438,13 @@ def _edit_problems(
             problems.append(
                 f"merge {new!r}: expected at least two classes, got {', '.join(members) or 'none'}"
             )
+        problems += [
+            f"merge {new!r}: {name!r} is a part of {fold.name!r} already; merge that, or another class"
+            for name in members
+            if name not in space.reported
+            for fold in space.folds
+            if name in {space.classes[c] for c in fold.members}
+        ]
     given = [new for _, new in renames] + [new for new, _ in merges]
     problems += ["a class needs a name that is not empty" for new in given if not new.strip()]
     problems += [
@@ -379,7 +453,9 @@ def _edit_problems(
         for sign, use in ((",", "separates classes"), ("@", "stands before a direction or a dataset"))
         if sign in new
     ]
-    final = Counter([*(name for name in space.classes if name not in used), *given])
+    classes, folds = _edited_names(space, renames, merges)
+    final = Counter(classes)
+    final.update(fold.name for fold in folds if fold.name not in {classes[c] for c in fold.members})
     problems += [
         f"{name!r} would be the name of {count} classes" for name, count in final.items() if count > 1
     ]

@@ -39,7 +39,8 @@ class LabelSpace:
 
     datasets: names, in the order of the rows. classes: unified names, in the order of first appearance.
     sources: per dataset, source class name -> unified id, `DROPPED` for dropped classes.
-    folds: classes that are one class in several directions or datasets (`label_members.with_members`).
+    folds: classes that are one class in several directions or datasets (`label_members.with_members`), or that were
+        merged after training (`label_edits.edited`).
     directions: row of a dataset -> the directions that its source classes `name@DEGREES` have.
     """
 
@@ -133,6 +134,16 @@ class LabelSpace:
     def folding(self) -> Folding | None:
         """How `folds` put classes together; None without any."""
         return Folding.build(self.classes, self.folds)
+
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """The names under which detections are reported: `classes`, folded where there is something to fold."""
+        return self.classes if self.folding is None else self.folding.names
+
+    @property
+    def has_members(self) -> bool:
+        """Whether some classes have directions or are told apart by dataset; merged ones do not count."""
+        return any(not fold.is_merge for fold in self.folds)
 
     # ------------------------------------------------------------------ relations (numpy inside)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from crossdet.errors import UserError, problem_list
+from crossdet.labels import LabelSpace
 
 
 def labels(
@@ -20,7 +22,8 @@ def labels(
         list[str] | None, typer.Option(metavar="OLD=NEW", help="give a class another name; may be repeated")
     ] = None,
     merge: Annotated[
-        list[str] | None, typer.Option(metavar="NEW=A,B", help="make one class of several; may be repeated")
+        list[str] | None,
+        typer.Option(metavar="NEW=A,B", help="report several classes as one; may be repeated"),
     ] = None,
     output: Annotated[
         Path | None,
@@ -33,6 +36,9 @@ def labels(
     ] = None,
 ) -> None:
     """Rename and merge classes of trained weights, without training.
+
+    A merged class is reported where one of its members is found, with the best of their scores. Its members stay in
+    the weights: `predict --no-fold` shows them, and datasets of an extension are merged into them.
 
     Example: crossdet labels runs/first --rename car=automobile --merge animal=cat,dog -o animals.safetensors
     """
@@ -61,10 +67,21 @@ def labels(
     from crossdet.relabelling import relabel
     from crossdet.weights_argument import taken
 
-    out = Console()
-    out.print(escape(taken(weights)), highlight=False, soft_wrap=True)
+    source = taken(weights)
     space = relabel(weights, target, renames, merges)
-    out.print(
-        f"{len(space.classes)} classes: {escape(', '.join(space.classes))}", highlight=False, soft_wrap=True
-    )
-    out.print(f"written to {escape(str(target))}", highlight=False, soft_wrap=True)
+    for line in (source, *_told(space, target, {new for new, _ in merges})):
+        Console().print(escape(line), highlight=False, soft_wrap=True)
+
+
+def _told(space: LabelSpace, target: Path, made: set[str]) -> Iterator[str]:
+    """made: the names of the merged classes that are new."""
+    yield f"{len(space.reported)} classes: {', '.join(space.reported)}"
+    for fold in space.folds:
+        if fold.name in made:
+            yield f"{fold.name}: the best of {', '.join(space.classes[c] for c in fold.members)}"
+    yield f"written to {target}"
+    if made:
+        yield (
+            f"no threshold is stored for {', '.join(sorted(made))}, so predict reports from the default of 0.3 on; "
+            f"`crossdet eval {target} CONFIG --store-thresholds` finds one"
+        )

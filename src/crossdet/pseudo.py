@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from crossdet.data.index import Index, Ragged, load_index, save_index
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats
 from crossdet.evaluation.matching import iou_with_offset, pairs
-from crossdet.evaluation.run import EvalSettings, detect
+from crossdet.evaluation.run import EvalSettings, detect_folded
+from crossdet.folds import Folding
 from crossdet.labels import DROPPED, LabelSpace
 from crossdet.models.retinanet import RetinaNet
 from crossdet.types import REGION_FLAGS, Flag
@@ -156,7 +157,8 @@ def _on_labelled_objects(index: Index, class_ids: Ids, found: DetectionArrays, o
 class Teacher:
     """A detector as a teacher.
 
-    own_ids: unified class -> its own id, of the classes that it knows. settings: of its input, and limits.
+    own_ids: unified class -> its own id, of the classes that it knows; a folded one where it has a `folding`.
+    settings: of its input, and limits.
     thresholds: unified class -> score from which on a detection is an object; of others it labels nothing.
     """
 
@@ -165,6 +167,7 @@ class Teacher:
     own_ids: Mapping[int, int]
     settings: EvalSettings
     thresholds: Mapping[int, float] = field(default_factory=dict)
+    folding: Folding | None = None
 
 
 def label_images(
@@ -234,11 +237,12 @@ def find(
     settings = replace(teacher.settings, score_threshold=floor, max_detections=MOST_DETECTIONS)
     if not own:
         return DetectionArrays(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
-    found = detect(
+    found = detect_folded(
         teacher.model,
         index,
         own,
         settings,
+        teacher.folding,
         autocast=fabric.autocast(),
         rank=fabric.global_rank,
         ranks=fabric.world_size,

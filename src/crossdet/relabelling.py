@@ -12,8 +12,6 @@ from crossdet.checkpoint import load_weights, save_weights
 from crossdet.errors import UserError
 from crossdet.label_edits import edited
 from crossdet.labels import LabelSpace
-from crossdet.models.building import DetectorSettings
-from crossdet.models.class_rows import merge_rows, merged_adapters
 from crossdet.provenance import (
     Generation,
     file_digest,
@@ -32,8 +30,9 @@ def relabel(
 ) -> LabelSpace:
     """Writes the weights with classes renamed and merged to `output`; returns their label space.
 
-    Label rules, rows of the head (`merge_rows`), thresholds and provenance follow. A merged class is reported
-    from the lowest threshold of its members on, until `crossdet eval --store-thresholds` finds a better one.
+    The tensors stay as they are: a merged class is a fold over its members (`label_edits.edited`). Label rules,
+    thresholds and provenance follow the names. A merged class has no threshold until `crossdet eval
+    --store-thresholds` finds one: its members' say nothing about both together.
 
     renames: (old, new). merges: (new, classes that it joins).
 
@@ -45,19 +44,17 @@ def relabel(
         raise UserError(f"{output}: these are the weights themselves; give another file")
     tensors, metadata = load_weights(weights)
     space = LabelSpace.from_json(metadata["labels"])
-    changed, groups = edited(space, renames, merges)
-    settings = DetectorSettings.from_json(metadata["model"])
-    settings = replace(settings, adapters=merged_adapters(settings.adapters, groups))
+    changed = edited(space, renames, merges)
     edits = [f"rename {old}={new}" for old, new in renames]
     edits += [f"merge {new}={','.join(members)}" for new, members in merges]
     history = _renamed(generations(metadata), dict(renames))
     history.append(new_generation("labels", {}, changed, file_digest(weights), edits))
     metadata = {key: value for key, value in metadata.items() if key != "format"}
-    metadata |= {"labels": changed.to_json(), "model": settings.to_json(), **to_metadata(history)}
+    metadata |= {"labels": changed.to_json(), **to_metadata(history)}
     if "operating" in metadata:
-        points = _points(json.loads(metadata["operating"]), space, changed, groups)
+        points = _points(json.loads(metadata["operating"]), space, renames, merges)
         metadata["operating"] = json.dumps(points)
-    save_weights(output, merge_rows(tensors, groups, len(space.classes), settings.prior), metadata)
+    save_weights(output, tensors, metadata)
     return changed
 
 
@@ -71,14 +68,15 @@ def _renamed(history: Sequence[Generation], names: Mapping[str, str]) -> list[Ge
 
 
 def _points(
-    points: dict[str, Any], old: LabelSpace, new: LabelSpace, groups: Sequence[Sequence[int]]
+    points: dict[str, Any],
+    old: LabelSpace,
+    renames: Sequence[tuple[str, str]],
+    merges: Sequence[tuple[str, Sequence[str]]],
 ) -> dict[str, Any]:
-    """Operating points by new names; of a merged class the threshold alone is known."""
-    changed: dict[str, Any] = {}
-    for name, group in zip(new.classes, groups, strict=True):
-        known = [points[old.classes[c]] for c in group if old.classes[c] in points]
-        if len(group) == 1 and known:
-            changed[name] = known[0]
-        elif known:
-            changed[name] = {"threshold": min(point["threshold"] for point in known)}
-    return changed
+    """Operating points by new names. Members keep theirs, for use under their own names; what would be read as that
+    of a merged class goes, and so does that of a merged class that is a part of another now."""
+    names = dict(renames)
+    joined = {name for _, members in merges for name in members}
+    gone = {fold.name for fold in old.folds if fold.name in joined}
+    kept = {names.get(name, name): point for name, point in points.items() if name not in gone}
+    return {name: point for name, point in kept.items() if name not in {new for new, _ in merges}}

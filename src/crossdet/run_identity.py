@@ -12,8 +12,7 @@ import numpy as np
 
 from crossdet.data.index import Index
 from crossdet.errors import UserError, problem_list
-from crossdet.label_edits import differences
-from crossdet.labels import LabelSpace
+from crossdet.labels import DROPPED, LabelSpace
 from crossdet.models.building import DetectorSettings
 from crossdet.provenance import WEIGHTS_FILE, read_metadata
 
@@ -73,3 +72,43 @@ def _changes(before: Identity, now: Identity) -> Iterator[str]:
             one, other = (f"{d['images']:,} images with {d['boxes']:,} boxes" for d in (was, data[name]))
             same = "as many as before, but not the same" if one == other else f"{one} then"
             yield f"datasets.{name}: {other} now, {same}"
+
+
+def differences(old: LabelSpace, new: LabelSpace) -> list[str]:
+    """What is another in `new`, a line each, for people; the order of the classes counts, it is that of the head's
+    rows."""
+    found = []
+    if old.classes != new.classes:
+        found.append(f"classes: {', '.join(old.classes)} then, {', '.join(new.classes)} now")
+    if old.datasets != new.datasets:
+        found.append(f"datasets: {', '.join(old.datasets)} then, {', '.join(new.datasets)} now")
+    meant, means = _by_source(old), _by_source(new)
+    for source in dict.fromkeys([*meant, *means]):
+        was, now = meant.get(source, "not there"), means.get(source, "not there")
+        found += [f"{source}: {was} then, {now} now"] if was != now else []
+    said, says = _statements(old), _statements(new)
+    found += [f"no longer said: {text}" for text in said if text not in says]
+    return found + [f"newly said: {text}" for text in says if text not in said]
+
+
+def _by_source(space: LabelSpace) -> dict[str, str]:
+    """Source class `dataset/name` -> its unified name, or that it is dropped."""
+    return {
+        f"{dataset}/{name}": "dropped" if c == DROPPED else repr(space.classes[c])
+        for dataset, sources in zip(space.datasets, space.sources, strict=True)
+        for name, c in sources.items()
+    }
+
+
+def _statements(space: LabelSpace) -> list[str]:
+    """The relations of a label space, a line each."""
+    pairs = {"absent": space.absent_pairs, "not exhaustive": space.not_exhaustive_pairs}
+    lines = [
+        f"{space.classes[c]} is {rule} in {space.datasets[row]}"
+        for rule, of_rule in pairs.items()
+        for row, c in sorted(of_rule)
+    ]
+    lines += [f"{space.classes[a]} and {space.classes[b]} overlap" for a, b in sorted(space.overlap_pairs)]
+    lines += [f"{space.datasets[row]} is federated" for row in sorted(space.federated)]
+    names = [(fold.name, [space.classes[c] for c in fold.members]) for fold in space.folds]
+    return lines + [f"{name} stands for {', '.join(members)}" for name, members in names]

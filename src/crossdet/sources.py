@@ -122,9 +122,11 @@ def _listed_only(
 ) -> tuple[ListedOnly, ...]:
     """See `Sources.listed_only`. known: weights that are extended; they count as one who has boxes of their
     classes, but for datasets that these classes were learnt from."""
-    folding = space.folding
-    names = space.classes if folding is None else folding.names
-    whole = np.arange(len(names)) if folding is None else folding.of
+    names, whole = list(space.classes), np.arange(len(space.classes))
+    for fold in space.folds:
+        if not fold.is_merge:  # one class told apart; merged ones are different things, each asked about
+            whole[list(fold.members)] = fold.members[0]
+            names[fold.members[0]] = fold.name
     boxes, empty = {}, {}
     for dataset, index in train.items():
         row = space.dataset_index(dataset)
@@ -249,7 +251,7 @@ def build_space(
         if name in classes and dataset.directions is not None and dataset.direction_classes
     }
     if known is not None:
-        if known.folds or per_dataset or directions:
+        if known.has_members or per_dataset or directions:
             raise UserError(
                 "a detector with `direction_classes` or `labels.per_dataset` cannot be extended, nor can one be "
                 "extended by them; train it anew"
@@ -269,7 +271,7 @@ def _space_to_score(
 ) -> LabelSpace:
     """Label space of a config that a detector is scored on; see `open_sources`."""
     directions = any(d.directions and d.direction_classes for d in config.datasets.values())
-    if detector.folds or config.labels.per_dataset or directions:  # such label spaces cannot grow
+    if detector.has_members or config.labels.per_dataset or directions:  # such label spaces cannot grow
         return build_space(config, train, val, known_classes, labelled=labelled)
     try:
         return build_space(config, train, val, known_classes, detector, labelled)

@@ -112,9 +112,10 @@ def known_ids(name: str, classes: Sequence[str], space: LabelSpace) -> dict[int,
 
 def as_teacher(name: str, detector: Detector, space: LabelSpace, settings: EvalSettings) -> Teacher:
     """A detector for the classes of `space` that it knows by their unified names; `UserError` without any."""
-    own_ids = known_ids(name, detector.classes, space)
+    own_ids = known_ids(name, detector.reported, space)
     shorter, longer = detector.settings.shorter, detector.settings.longer
-    return Teacher(name, detector.model, own_ids, replace(settings, shorter=shorter, longer=longer))
+    settings = replace(settings, shorter=shorter, longer=longer)
+    return Teacher(name, detector.model, own_ids, settings, folding=detector.folding)
 
 
 def open_teachers(lesson: Lesson, load: Callable[[Path], Detector]) -> list[Teacher]:

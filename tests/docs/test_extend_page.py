@@ -62,5 +62,5 @@ def test_commands(folder, monkeypatch, capsys):
         assert code == 0, (words, capsys.readouterr().err)
     assert load_detector("runs/third", "cpu").classes == ("person", "car", "face")
     assert load_detector("renamed.safetensors", "cpu").classes == ("person", "automobile")
-    assert load_detector("merged.safetensors", "cpu").classes == ("thing",)
+    assert load_detector("merged.safetensors", "cpu").reported == ("thing",)
     assert (folder / "runs/second/generations.png").exists()

@@ -237,7 +237,7 @@ def test_an_interrupted_extension_continues_exactly(world, signs, trained, tmp_p
             extend(trained.folder, parsed, output=tmp_path / "run")
     started = (tmp_path / "run" / "extend.json").read_bytes()
     with pytest.MonkeyPatch.context() as patch:  # what the teacher found is kept
-        patch.setattr("crossdet.pseudo.detect", None)
+        patch.setattr("crossdet.pseudo.detect_folded", None)
         extend(trained.folder, parsed, output=tmp_path / "run", resume=True)
     extend(trained.folder, parsed, output=tmp_path / "reference")
     assert (tmp_path / "run" / "extend.json").read_bytes() == started
@@ -406,7 +406,8 @@ def test_distill_only_where_something_is_unlabelled(world, signs, trained, tmp_p
 
 
 def test_what_follows_an_adapter(world, signs, trained, tmp_path):
-    """A second frozen extension beside it; one that trains old rows, too; classes merged across its border."""
+    """A second frozen extension beside it; one that trains old rows, too; classes merged across its border, which
+    keep their box subnets, and extended again."""
     changes = {"extend.mode": "frozen", "extend.adapter": 4, "train.max_steps": 2}
     first = tmp_path / "first"
     extend(trained.folder, config(world, signs, changes, old="none"), output=first)
@@ -426,8 +427,10 @@ def test_what_follows_an_adapter(world, signs, trained, tmp_path):
 
     merged = tmp_path / "merged.safetensors"
     relabel(first, merged, (), [("thing", ["face", "sign"])])
-    assert adapters(merged) == (Adapter(1, 4, 2, 2),)
-    assert load_detector(merged, "cpu").classes == ("car", "thing")
+    assert adapters(merged) == adapters(first) == (Adapter(2, 4, 2, 3),)
+    assert load_detector(merged, "cpu").reported == ("car", "thing")
+    extend(merged, Config.from_dict(again), output=tmp_path / "fourth")
+    assert load_detector(tmp_path / "fourth", "cpu").reported == ("car", "thing", "late_sign")
 
 
 def adapters(weights: Path) -> tuple[Adapter, ...]:

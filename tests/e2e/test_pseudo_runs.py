@@ -110,7 +110,7 @@ def test_the_network_labels_for_itself_and_goes_on_exactly(world, tmp_path, monk
 
     interrupted(config, tmp_path / "middle", 45)  # in the epoch that is trained on the first labels
     with monkeypatch.context() as patch:
-        patch.setattr("crossdet.pseudo.detect", None)  # they are read
+        patch.setattr("crossdet.pseudo.detect_folded", None)  # they are read
         train(config, output=tmp_path / "middle", resume=True)
     assert_same(tmp_path / "middle", tmp_path / "run")
 

@@ -18,8 +18,6 @@ from crossdet.models.class_rows import (
     WEIGHT,
     by_class,
     carry_over,
-    merge_rows,
-    merged_adapters,
     train_new_classes_only,
 )
 from crossdet.models.retinanet import RetinaNet
@@ -200,39 +198,11 @@ def test_later_all_rows_may_use_all_channels(generations):
             torch.testing.assert_close(b[..., :4], a)
 
 
-def test_adapters_of_merged_classes():
-    """Two old classes, one with the first adapter, two with both."""
-    adapters = (Adapter(2, 6, 2), Adapter(3, 4, 3))
-    assert merged_adapters(adapters, [[0], [1], [2], [3], [4]]) == adapters
-    assert merged_adapters(adapters, [[0, 1], [2], [3], [4]]) == (Adapter(1, 6, 1), Adapter(2, 4, 2))
-    assert merged_adapters(adapters, [[0, 2], [1], [3], [4]]) == (Adapter(0, 6, 2), Adapter(2, 4, 2))
-    assert merged_adapters(adapters, [[0], [4, 1], [2], [3]]) == (Adapter(1, 6, 2), Adapter(1, 4, 3))
-    ends = (Adapter(2, 6, 2, 3), Adapter(3, 4, 3, 5))
-    assert merged_adapters(ends, [[0], [1], [2], [3], [4]]) == ends
-    assert merged_adapters(ends, [[0], [1], [2], [3, 4]]) == (Adapter(2, 6, 2, 3), Adapter(3, 4, 3, 4))
-    assert merged_adapters(ends, [[0, 2], [1], [3], [4]]) == (
-        Adapter(0, 6, 2, 2),
-        Adapter(2, 4, 2, 4),
-    )  # no boxes
-
-
 def test_later_classes_have_the_boxes_of_the_wide_subnet():
     ends = (Adapter(2, 6, 2, 3), Adapter(3, 4, 3, 4))
     assert made(6, *ends).box_subnet_of.tolist() == [0, 0, 1, 2, 0, 0]
     assert made(6, Adapter(2, 6, 2), Adapter(3, 4, 3)).box_subnet_of.tolist() == [0, 0, 1, 2, 2, 2]
     assert made(4, Adapter(0, 6, 2, 2)).box_subnet_of.tolist() == [0, 0, 0, 0]
-
-
-def test_merged_rows_take_their_channels_along(generations):
-    model, groups = generations[-1], [[0], [1, 3], [2]]
-    state = merge_rows(model.state_dict(), groups, 4, SETTINGS.prior)
-    merged = made(3, *merged_adapters(model.adapters, groups))
-    merged.load_state_dict(state)
-    prior = torch.logit(torch.tensor(SETTINGS.prior))
-    with torch.inference_mode():
-        for before, after in zip(model(IMAGES).logits, merged(IMAGES).logits, strict=True):
-            wanted = torch.stack([before[..., 0], before[..., 1] + before[..., 3] - prior, before[..., 2]], 2)
-            torch.testing.assert_close(after, wanted, atol=1e-4, rtol=1e-5)
 
 
 def test_settings_know_the_adapters():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from dataclasses import replace
 
@@ -13,11 +12,11 @@ import torch
 from crossdet import LabelSpace, UserError, load_detector
 from crossdet.checkpoint import load_weights, save_weights, update_metadata
 from crossdet.errors import LabelError
-from crossdet.label_edits import differences, edited, grown
+from crossdet.label_edits import edited, grown
 from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.models.class_rows import BIAS, WEIGHT, merge_rows
 from crossdet.provenance import Score, generations, read_metadata, to_metadata
 from crossdet.relabelling import relabel
+from crossdet.run_identity import differences
 
 
 @pytest.fixture
@@ -186,49 +185,13 @@ def test_another_meaning_can_be_declared(known):
 
 
 def test_renaming_keeps_everything_else(known):
-    space, groups = edited(known, [("car", "auto"), ("ship", "car")], [])
+    space = edited(known, [("car", "auto"), ("ship", "car")], [])
     assert space.classes == ("person", "auto", "coco/bank", "peds/bank", "car")
-    assert groups == ((0,), (1,), (2,), (3,), (4,))
     assert space == LabelSpace(**{**vars_of(known), "classes": space.classes})
 
 
 def vars_of(space: LabelSpace) -> dict:
     return {name: getattr(space, name) for name in LabelSpace.__dataclass_fields__}
-
-
-def test_merging_moves_ids_and_rules(known):
-    space, groups = edited(known, [("car", "auto")], [("bank", ["peds/bank", "coco/bank"])])
-    assert space.classes == ("person", "auto", "bank", "ship")
-    assert groups == ((0,), (1,), (3, 2), (4,))
-    assert space.sources == (
-        {"person": 0, "car": 1, "bank": 2, "tie": -1},
-        {"pedestrian": 0, "bank": 2},
-        {"ship": 3},
-    )
-    assert space.absent_pairs == {(2, 0)}
-    assert space.overlap_pairs == {(0, 1)}
-    assert not space.not_exhaustive_pairs  # synonyms: labelling one of them is enough
-
-
-def test_merging_unlike_sets_avoids_what_is_labelled_in_part():
-    space = LabelSpace.build(
-        {"a": ["car", "truck"], "b": ["auto"], "c": ["auto2"], "d": ["x"]},
-        merge={"car": ["a/car", "b/auto", "c/auto2"]},
-        absent={"c": ["truck"], "d": ["car", "truck"]},
-        overlap=[["car", "truck"], ["x", "truck"]],
-    )
-    merged, groups = edited(space, [], [("vehicle", ["car", "truck"])])
-    assert merged.classes == ("vehicle", "x")
-    assert groups == ((0, 1), (2,))
-    rows = {name: (bool(merged.annotated_array[k, 0]), bool(merged.avoid_array[k, 0]))
-            for k, name in enumerate(merged.datasets)}  # fmt: skip
-    assert rows == {
-        "a": (True, False),
-        "b": (True, True),  # its trucks are not labelled
-        "c": (True, False),  # it has no trucks
-        "d": (False, False),  # it has neither
-    }
-    assert merged.overlap_pairs == {(0, 1)}
 
 
 def test_names_hold_no_signs_with_a_meaning(known):
@@ -268,30 +231,6 @@ def model():
     return model.eval()
 
 
-def test_merged_rows_add_up_above_the_prior(model):
-    """For any input: the logit is the sum of the members' minus that of the prior; other classes bit for bit."""
-    state = merge_rows(model.state_dict(), [[0], [3, 2], [1], [4]], 5, SETTINGS.prior)
-    merged = build_detector(SETTINGS, 4)
-    merged.load_state_dict(state)
-    images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
-    with torch.no_grad():
-        old, new = model(images), merged.eval()(images)
-    prior = math.log(SETTINGS.prior / (1 - SETTINGS.prior))
-    for before, after in zip(old.logits, new.logits, strict=True):
-        torch.testing.assert_close(
-            after[..., 1], before[..., 3] + before[..., 2] - prior, atol=1e-4, rtol=1e-5
-        )
-    rows, merged_rows = (s[WEIGHT].view(9, c, 16, 3, 3) for s, c in ((model.state_dict(), 5), (state, 4)))
-    for here, there in ((0, 0), (2, 1), (3, 4)):
-        assert torch.equal(merged_rows[:, here], rows[:, there])
-
-
-def test_rows_that_learnt_nothing_merge_to_such_a_row():
-    fresh = build_detector(SETTINGS, 3)
-    state = merge_rows(fresh.state_dict(), [[0, 1, 2]], 3, SETTINGS.prior)
-    assert torch.allclose(state[BIAS].sigmoid(), torch.full((9,), SETTINGS.prior), atol=1e-6)
-
-
 def save(path, model, space, **more):
     metadata = {
         "labels": space.to_json(),
@@ -312,8 +251,11 @@ def test_relabelled_weights_predict_under_their_new_names(known, model, tmp_path
     new = tmp_path / "new.safetensors"
     relabel(old, new, [("car", "auto")], [("bank", ["coco/bank", "peds/bank"])])
     detector, parent = load_detector(new, "cpu"), load_detector(old, "cpu")
-    assert detector.classes == ("person", "auto", "bank", "ship")
-    assert detector.thresholds == {"auto": 0.4, "bank": 0.2}
+    assert detector.reported == ("person", "auto", "bank", "ship")
+    assert detector.classes == ("person", "auto", "coco/bank", "peds/bank", "ship")
+    # nothing is known of the merged class; its members keep their thresholds
+    assert detector.thresholds == {"auto": 0.4, "coco/bank": 0.5, "peds/bank": 0.2}
+    assert detector.thresholds_used(None) == {"person": 0.3, "auto": 0.4, "bank": 0.3, "ship": 0.3}
     picture = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
     for there, here in (("car", "auto"), ("ship", "ship")):
         a, b = parent(picture, there, 0.0), detector(picture, here, 0.0)
@@ -334,7 +276,9 @@ def test_command(known, model, tmp_path, command, capsys):
     code, printed = command("labels", old, "--rename", "car=auto", "--merge", "bank=coco/bank,peds/bank")
     assert code == 0
     assert "4 classes: person, auto, bank, ship" in printed
-    assert load_detector(tmp_path / "relabelled.safetensors", "cpu").classes[1] == "auto"
+    assert "bank: the best of coco/bank, peds/bank\n" in printed
+    assert "no threshold is stored for bank, so predict reports from the default of 0.3 on" in printed
+    assert load_detector(tmp_path / "relabelled.safetensors", "cpu").reported[1] == "auto"
 
 
 @pytest.mark.parametrize(

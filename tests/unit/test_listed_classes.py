@@ -13,7 +13,7 @@ from crossdet.config import Config
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError, UserError
 from crossdet.evaluating import splits_for_training
-from crossdet.label_edits import grown
+from crossdet.label_edits import edited, grown
 from crossdet.labels import DROPPED, LabelSpace
 from crossdet.sources import open_sources
 
@@ -195,3 +195,21 @@ def test_the_commands_stop_with_status_2(tmp_path, crossdet):
         assert done.returncode == 2
         assert "unlabelled: {a: [plate], b: [cup]}" in " ".join((done.stdout + done.stderr).split())
     assert not (tmp_path / "run").exists()
+
+
+def test_members_of_a_merged_class_are_asked_about_one_by_one(tmp_path):
+    """Pictures without trucks may be full of cars: they are merged in the weights, and different things."""
+    known = edited(LabelSpace.build({"old": ["cup", "plate"]}), [], [("dishes", ["cup", "plate"])])
+    new = {"a": made(tmp_path / "a", [0, 0])}  # lists both, labels cups
+    assert open_sources(configured(new), known=known).listed_only == (("a", ("plate",), ("the weights",)),)
+    answered = open_sources(configured(new, {"unlabelled": {"a": ["plate"]}}), known=known)
+    assert not answered.listed_only
+    assert answered.space.trusted_array("a").tolist() == [True, False]
+
+
+def test_the_name_of_a_merged_class_stands_for_its_members(tmp_path):
+    known = edited(LabelSpace.build({"old": ["cup", "plate"]}), [], [("dishes", ["cup", "plate"])])
+    new = {"a": made(tmp_path / "a", [2], ("cup", "plate", "spoon"))}
+    answered = open_sources(configured(new, {"unlabelled": {"a": ["dishes"]}}), known=known)
+    assert not answered.listed_only
+    assert answered.space.trusted_array("a").tolist() == [False, False, True]

@@ -80,7 +80,7 @@ def detections(monkeypatch) -> dict[str, list[tuple[list[float], float, int]]]:
         rows = [row for row in say[model] if row[2] in classes and row[1] > settings.score_threshold]
         return Found(found(rows, len(index)), ())
 
-    monkeypatch.setattr("crossdet.pseudo.detect", detect)
+    monkeypatch.setattr("crossdet.evaluation.run.detect", detect)
     return say
 
 

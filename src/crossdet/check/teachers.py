@@ -23,7 +23,7 @@ def look_at_teachers(config: Config, sources: Sources) -> tuple[list[str], list[
     teachable = set(range(len(space.classes))) if teachers == "self" else set[int]()
     for path in () if isinstance(teachers, str) else teachers:
         try:
-            classes = known_space(path).classes
+            classes = known_space(path).reported
             ids = known_ids(str(path), classes, space)
         except UserError as error:
             errors.append(f"pseudo.teachers: {error}")

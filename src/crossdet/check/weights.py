@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from crossdet.provenance import Generation, generations, read_metadata, weights_
 @dataclass(frozen=True)
 class WeightsReport:
     """classes: unified name -> source classes `dataset/name`. thresholds: class -> score from which on
-    `predict` reports it, where known. labels: the label space as it is stored. model, input: settings.
+    `predict` reports it, where known. merged: classes that were merged after training -> their members. labels: the
+    label space as it is stored. model, input: settings.
     """
 
     file: str
@@ -29,6 +30,7 @@ class WeightsReport:
     model: dict[str, Any]
     input: dict[str, int]
     generations: list[Generation]
+    merged: dict[str, list[str]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The whole report as JSON text; keys are the field names."""
@@ -48,6 +50,7 @@ def inspect_weights(path: Path) -> WeightsReport:
         model=json.loads(metadata["model"]),
         input=json.loads(metadata["input"]),
         generations=generations(metadata),
+        merged={f.name: [space.classes[c] for c in f.members] for f in space.folds if f.is_merge},
     )
 
 
@@ -66,16 +69,23 @@ def print_weights(report: WeightsReport, console: Console) -> None:
     for title in ("id", "class", "threshold", "labelled by"):
         table.add_column(title, justify="right" if title in ("id", "threshold") else "left")
     for number, (name, sources) in enumerate(report.classes.items()):
-        threshold = report.thresholds.get(name)
+        threshold = None if name in report.merged else report.thresholds.get(name)
         shown = "-" if threshold is None else f"{threshold:.3f}"
         table.add_row(str(number), Text(name), shown, Text(", ".join(sources)))
     console.print(table)
-    for line in (*_adapters(model, list(report.classes)), *_rules(report.labels)):
+    for line in (*_merged(report), *_adapters(model, list(report.classes)), *_rules(report.labels)):
         console.print(Text(line), soft_wrap=True)
     console.print(Text("Generations", style="italic"))
     for number, generation in enumerate(report.generations):
         for line in _generation_lines(number, generation, report.labels):
             console.print(Text(line), soft_wrap=True)
+
+
+def _merged(report: WeightsReport) -> Iterator[str]:
+    for name, members in report.merged.items():
+        threshold = report.thresholds.get(name)
+        shown = "no threshold stored" if threshold is None else f"threshold {threshold:.3f}"
+        yield f"merged: {', '.join(members)} are reported as {name} ({shown})"
 
 
 def _adapters(model: dict[str, Any], classes: list[str]) -> Iterator[str]:

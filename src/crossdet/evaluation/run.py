@@ -73,11 +73,12 @@ def detect(
     autocast: AbstractContextManager[Any] | None = None,
     rank: int = 0,
     ranks: int = 1,
+    nms_groups: Sequence[int] | None = None,
 ) -> Found:
     """Detections of the unified `classes` (None = all) in all images of `index`, in original pixels.
 
     Limits that `settings` leaves open are COCO's. With several `ranks` each process takes its share of the images
-    and all get the whole result. The model's train/eval mode is restored.
+    and all get the whole result. nms_groups: see `RetinaNet.decode`. The model's train/eval mode is restored.
     """
     space = LabelSpace(("dataset",), ("object",), ({},))  # the ground truth is not needed to detect
     part = Part(index, 0, np.full(len(index.classes), DROPPED, np.int64))
@@ -101,6 +102,7 @@ def detect(
                 limits.max_detections,
                 settings.nms_iou,
                 settings.agnostic_nms,
+                nms_groups,
             )
             lost.extend(batch.unreadable)
             for row, detections in enumerate(found):
@@ -149,16 +151,22 @@ class DatasetScores:
     found: Found
 
 
-def _detect_folded(
-    model: RetinaNet, split: Split, settings: EvalSettings, folding: Folding | None, **options: Any
+def detect_folded(
+    model: RetinaNet,
+    index: Index,
+    classes: Sequence[int] | None,
+    settings: EvalSettings,
+    folding: Folding | None,
+    **options: Any,
 ) -> Found:
-    """`detect` for the classes of a split, in folded ids where there is a `folding`: all members are looked for,
-    and so many more detections are kept before they are folded as there are members."""
+    """`detect`, in folded ids where there is a `folding`: all members are looked for, and where NMS is by member so
+    many more detections are kept before they are folded as there are members."""
     if folding is None:
-        return detect(model, split.index, split.classes, settings, **options)
+        return detect(model, index, classes, settings, **options)
     assert settings.max_detections is not None
     more = replace(settings, max_detections=settings.max_detections * folding.largest)
-    found = detect(model, split.index, folding.members(split.classes), more, **options)
+    members = None if classes is None else folding.members(classes)
+    found = detect(model, index, members, more, nms_groups=folding.nms_groups, **options)
     folded, degrees = fold_detections(found.detections, folding, settings.nms_iou)
     return Found(folded, found.unreadable, degrees if folding.has_angles else None)
 
@@ -187,7 +195,7 @@ def score_dataset(
         score_threshold=floor,
         max_detections=max(limit.max_detections for limit in limits),
     )
-    found = _detect_folded(model, split, widest, folding, **detect_options)
+    found = detect_folded(model, split.index, split.classes, widest, folding, **detect_options)
     parts = [
         score_split(protocol, split, found.detections.above(limit.score_threshold), limit.max_detections)
         for protocol, limit in zip(protocols, limits, strict=True)

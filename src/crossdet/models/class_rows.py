@@ -1,5 +1,4 @@
-"""The rows of the class subnet's last layer: carried into a larger union, merged, or held fixed while others
-train.
+"""The rows of the class subnet's last layer: carried into a larger union, or held fixed while others train.
 
 The layer has A * C outputs, class fastest (A anchor shapes, C classes): a larger C interleaves old and new
 rows, so rows are addressed by (shape, class) everywhere here.
@@ -7,15 +6,13 @@ rows, so rows are addressed by (shape, class) everywhere here.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from crossdet.errors import UserError
 from crossdet.models.retinanet import RetinaNet
-from crossdet.models.subnets import Adapter
 
 WEIGHT, BIAS = "class_subnet.predict.weight", "class_subnet.predict.bias"
 ADAPTERS = ("class_subnet.adapters.", "box_adapters.")
@@ -58,50 +55,6 @@ def carry_over(model: RetinaNet, state: Mapping[str, Tensor], classes: int) -> N
 def by_class(rows: Tensor, shapes: int) -> Tensor:
     """`[A, C, ...]` view of `[A * C, ...]` rows."""
     return rows.unflatten(0, (shapes, len(rows) // shapes))
-
-
-def merge_rows(
-    state: Mapping[str, Tensor], groups: Sequence[Sequence[int]], classes: int, prior: float
-) -> dict[str, Tensor]:
-    """The weights of a detector whose class g is made of the old classes `groups[g]`.
-
-    A group of one keeps its rows bit for bit. The logit of a group of n is the sum of its members' logits
-    minus (n - 1) times the logit of the prior: what every row says above "nothing there" adds up. Rows that
-    never learnt anything merge to such a row, and the order of scores is that of the mean logit. An object of
-    exclusive classes keeps nearly the score of its own row.
-    """
-    shapes = len(state[BIAS]) // classes
-    weight, bias = by_class(state[WEIGHT], shapes), by_class(state[BIAS], shapes)
-    weights = [weight[:, group[0]] if len(group) == 1 else weight[:, list(group)].sum(1) for group in groups]
-    nothing = -math.log((1 - prior) / prior)
-    biases = [
-        bias[:, group[0]] if len(group) == 1 else bias[:, list(group)].sum(1) - (len(group) - 1) * nothing
-        for group in groups
-    ]
-    merged = dict(state)
-    merged[WEIGHT] = torch.stack(weights, 1).flatten(0, 1).contiguous()
-    merged[BIAS] = torch.stack(biases, 1).flatten(0, 1).contiguous()
-    return merged
-
-
-def merged_adapters(adapters: Sequence[Adapter], groups: Sequence[Sequence[int]]) -> tuple[Adapter, ...]:
-    """The adapters of the detector that `merge_rows` makes.
-
-    The class tower of each begins at the first class with a member that uses it. A merged class has the boxes of
-    its earliest member, by the old ids.
-    """
-
-    def begin(old: int, member: Callable[[Sequence[int]], int]) -> int:
-        return next((new for new, group in enumerate(groups) if member(group) >= old), len(groups))
-
-    return tuple(
-        adapter._replace(
-            first=begin(adapter.first, max),
-            boxes=begin(adapter.boxes, min),
-            until=None if adapter.until is None else begin(adapter.until, min),
-        )
-        for adapter in adapters
-    )
 
 
 def train_new_classes_only(model: RetinaNet, classes: int) -> Callable[[], None]:

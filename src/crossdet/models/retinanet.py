@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork, batched_nms, nms
+from torchvision.ops import FeaturePyramidNetwork, batched_nms
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from crossdet.errors import UserError
@@ -305,6 +305,7 @@ class RetinaNet(nn.Module):
         max_detections: int = 100,
         nms_iou: float = 0.5,
         agnostic_nms: bool = False,
+        nms_groups: Sequence[int] | None = None,
     ) -> list[Detections]:
         """Detections of every image, by falling score, boxes clipped to the image.
 
@@ -317,8 +318,10 @@ class RetinaNet(nn.Module):
             topk: candidates kept per level.
             max_detections: per image, after class-wise NMS at `nms_iou`.
             agnostic_nms: NMS among all classes that are looked for; of several at one place the best is left.
+            nms_groups: `C` groups, by class; NMS among the classes of a group. None = each class by itself.
         """
         anchors = self.anchors(outputs.grids)
+        groups = self._nms_groups(agnostic_nms, nms_groups, sizes.device)
         chosen = self._chosen(classes, sizes.device)
         found = []
         for image in range(len(sizes)):
@@ -327,7 +330,7 @@ class RetinaNet(nn.Module):
                 columns = logits[image] if classes is None else logits[image][:, chosen]
                 best = _candidates(columns, chosen, score_threshold, topk)
                 levels.append(self._with_boxes(best, deltas[image], boxes))
-            found.append(_detections(levels, sizes[image], max_detections, nms_iou, agnostic_nms))
+            found.append(_detections(levels, sizes[image], max_detections, nms_iou, groups))
         return found
 
     def find(
@@ -340,12 +343,14 @@ class RetinaNet(nn.Module):
         max_detections: int = 100,
         nms_iou: float = 0.5,
         agnostic_nms: bool = False,
+        nms_groups: Sequence[int] | None = None,
     ) -> list[Detections]:
         """What `decode(self(images), sizes, ...)` gives, without all logits: only those of `classes` are computed,
         some classes at a time, so that 2,000 classes need no more memory than 100."""
         features = self.features(images)
         anchors = self.anchors([(f.shape[-2], f.shape[-1]) for f in features])
         chosen = self._chosen(classes, sizes.device)
+        groups = self._nms_groups(agnostic_nms, nms_groups, sizes.device)
         levels: list[list[Boxes]] = [[] for _ in sizes]
         for level, boxes in zip(features, anchors, strict=True):
             deltas = self._deltas(level)
@@ -360,7 +365,7 @@ class RetinaNet(nn.Module):
                 if candidates is not None:
                     levels[image].append(self._with_boxes(candidates, deltas[image], boxes))
         return [
-            _detections(parts, size, max_detections, nms_iou, agnostic_nms)
+            _detections(parts, size, max_detections, nms_iou, groups)
             for parts, size in zip(levels, sizes, strict=True)
         ]
 
@@ -369,6 +374,14 @@ class RetinaNet(nn.Module):
         if classes is None:
             return torch.arange(self.num_classes, device=device)
         return torch.as_tensor(classes, dtype=torch.int64).unique().to(device)
+
+    def _nms_groups(
+        self, agnostic_nms: bool, nms_groups: Sequence[int] | None, device: torch.device
+    ) -> Tensor | None:
+        """`[C]` group of every class in NMS, None where each is its own."""
+        if agnostic_nms:
+            return torch.zeros(self.num_classes, dtype=torch.int64, device=device)
+        return None if nms_groups is None else torch.tensor(nms_groups, device=device)
 
     def _deltas(self, features: Tensor) -> Tensor:
         """`[B, H W A, 4 (1 + adapters)]`: those of the box subnet, and of each adapter's."""
@@ -462,15 +475,13 @@ def _merge(known: Candidates | None, more: Candidates, topk: int) -> Candidates:
 
 
 def _detections(
-    levels: Sequence[Boxes], size: Tensor, max_detections: int, nms_iou: float, agnostic_nms: bool
+    levels: Sequence[Boxes], size: Tensor, max_detections: int, nms_iou: float, groups: Tensor | None
 ) -> Detections:
-    """Boxes of all levels clipped to the image, NMS (by class or among all), and the cap. size: `[2]` (height,
-    width)."""
+    """Boxes of all levels clipped to the image, NMS by class or group, and the cap. size: `[2]` (height, width)."""
     boxes, scores, labels = (torch.cat(parts) for parts in zip(*levels, strict=True))
     high = torch.stack([size[1], size[0], size[1], size[0]]).to(boxes.dtype)
     boxes = boxes.clamp(min=0).minimum(high)
     visible = (boxes[:, 2:] > boxes[:, :2]).all(1)
     boxes, scores, labels = boxes[visible], scores[visible], labels[visible]
-    kept = nms(boxes, scores, nms_iou) if agnostic_nms else batched_nms(boxes, scores, labels, nms_iou)
-    keep = kept[:max_detections]
+    keep = batched_nms(boxes, scores, labels if groups is None else groups[labels], nms_iou)[:max_detections]
     return Detections(boxes[keep], scores[keep], labels[keep])
