@@ -20,9 +20,7 @@ from crossdet.experiments.ablation_methods import FURTHER
 from crossdet.experiments.ablation_results import (
     EXPERTS,
     UNION_AP,
-    difference,
     differences,
-    pooled_std,
     read_all,
     read_results,
     recovered,
@@ -30,7 +28,15 @@ from crossdet.experiments.ablation_results import (
     sections,
     value_at,
 )
-from crossdet.experiments.ablation_tables import as_json, grid, markdown, recovered_text, sweep_grid
+from crossdet.experiments.ablation_tables import (
+    as_json,
+    damage_grid,
+    grid,
+    markdown,
+    recovered_text,
+    sweep_grid,
+    sweep_markdown,
+)
 from crossdet.jsonfiles import write_json
 
 
@@ -50,33 +56,22 @@ SHARED = summary_of({"left": ["a", "b"], "right": ["b", "c"]})
 # ------------------------------------------------------------------------------------------- differences
 
 
-def test_pooled_spread_and_paired_differences_by_hand() -> None:
-    assert pooled_std([1.0, 3.0], [2.0, 2.0, 2.0]) == pytest.approx((2 / 3) ** 0.5)
-    assert pooled_std([1.0], [2.0]) is None
-    delta = difference({0: 10.0, 1: 12.0, 7: 99.0}, {0: 8.0, 1: 9.0, 2: 0.0})
-    assert delta is not None
-    assert (delta.seeds, delta.mean, delta.std) == ((0, 1), 2.5, pytest.approx(0.5**0.5))
-    assert delta.pooled == pytest.approx(((2 + 0.5) / 2) ** 0.5)
-    assert delta.beyond is True  # 2.5 > 2 * 1.118
-    assert difference({0: 1.0}, {1: 1.0}) is None
-    one = difference({0: 5.0}, {0: 1.0})
-    assert one is not None
-    assert one.beyond is None
-
-
 def test_the_recovered_share_and_when_it_is_undefined() -> None:
-    naive, reference = {0: 10.0, 1: 12.0}, {0: 20.0, 1: 22.0}  # gap 10, pooled spread 1.41
-    found = recovered_share(naive, {0: 18.0, 1: 20.0, 2: 0.0}, reference)
+    naive, reference = {0: 10.0, 1: 12.0, 2: 14.0}, {0: 20.0, 1: 22.0, 2: 24.0}
+    found = recovered_share(naive, {0: 18.0, 1: 20.0, 2: 22.0, 3: 0.0}, reference)
     assert found["share"] == pytest.approx(0.8)
-    assert (found["seeds"], found["gap"]) == ([0, 1], 10)
-    close = recovered_share(naive, naive, {0: 12.8, 1: 14.8})
+    assert (found["seeds"], found["gap"]) == ([0, 1, 2], 10)
+    # gaps of 2, 3 and 7: mean 4, standard deviation 2.65, t = 2.62 where 4.30 is needed
+    close = recovered_share(naive, naive, {0: 12.0, 1: 15.0, 2: 21.0})
     assert close["share"] is None
-    assert close["why"] == "the gap of 2.8 is not more than twice the pooled spread of 1.4"
-    assert recovered_share(naive, naive, {0: 12.9, 1: 14.9})["share"] == 0  # just beyond 2 * 1.414
-    assert (
-        recovered_share(reference, naive, naive)["share"] is None
-    )  # the reference is worse: no gap to recover
-    assert recovered_share({0: 1.0}, {0: 2.0}, {0: 9.0})["why"] == "one seed, no spread"
+    assert close["why"] == "the gap of +4.0 (-2.6 to +10.6, 3 seeds) may be none"
+    # 3, 4 and 5: t = 6.93
+    assert recovered_share(naive, naive, {0: 13.0, 1: 16.0, 2: 19.0})["share"] == 0
+    worse = recovered_share(reference, naive, naive)
+    assert (worse["share"], worse["why"]) == (None, "there is no gap: -10.0 (-10.0 to -10.0, 3 seeds)")
+    two = recovered_share({0: 10.0, 1: 12.0}, naive, reference)
+    assert (two["share"], two["why"]) == (None, "the gap of +10.0 (2 seeds: not judged) is not judged")
+    assert recovered_share({0: 1.0}, {0: 2.0}, {0: 9.0})["why"] == "the gap of +8.0 (1 seed) is not judged"
     assert recovered_share({}, {0: 2.0}, {0: 9.0})["why"] == "not all three have been run"
 
 
@@ -121,9 +116,9 @@ def write_results(folder: Path, values: dict[str, list[float | None]], summary: 
 
 
 VALUES: dict[str, list[float | None]] = {
-    "naive": [0.10, 0.12],
-    "aware": [0.18, 0.20],
-    "same_positives": [0.20, 0.22],
+    "naive": [0.10, 0.12, 0.11],
+    "aware": [0.18, 0.20, 0.19],
+    "same_positives": [0.20, 0.22, 0.21],
     "full": [0.3, None],
     "expert_left": [0.4],
     "expert_right": [0.1],
@@ -139,8 +134,8 @@ def test_tables_show_mean_spread_and_blanks(tmp_path: Path) -> None:
     found = read_results(write_results(tmp_path / "toys", VALUES, APART))
     shown = {s.key: s for s in sections(found)}
     scores = grid(found, shown["scores"])
-    assert cell(scores, "naive concatenation", "union AP") == "11.0 ± 1.4"
-    assert cell(scores, "naive concatenation", "seeds") == "2"
+    assert cell(scores, "naive concatenation", "union AP") == "11.0 ± 1.0"
+    assert cell(scores, "naive concatenation", "seeds") == "3"
     assert cell(scores, "reference: full labels", "union AP") == "30.0"
     assert cell(scores, "reference: full labels", "seeds") == "1 (1 diverged)"
     assert cell(scores, "aware without foreground negatives", "union AP") == ""
@@ -156,13 +151,17 @@ def test_tables_show_mean_spread_and_blanks(tmp_path: Path) -> None:
     assert "calibration" in shown
     assert "confidence" not in shown  # these JSONs hold no such number
     text = markdown(found)
-    assert "80 % (2 seeds; gap 10.0)" in text
-    assert "| aware - naive | union AP | +8.0 ± 0.0 | 2 | 1.4 | yes |" in text
+    assert "80 % (3 seeds; gap 10.0)" in text
+    assert "| aware - naive | union AP | +8.0 ± 0.0 | 3 | +8.0 to +8.0 | yes |" in text
+    assert "| full - same_positives | union AP | +10.0 | 1 (of 1 and 3) |  |  |" in text
+    assert "| aware - experts | union AP | -2.0 | 1 (of 3 and 1) |  |  |" in text
     assert "full, seed 1, diverged: the loss is not finite at step 9" in text
     assert "naive stands for naive_merged, too" in text
     assert "settings other than the split's: train.lr=0.04" in text
     content = json.loads(json.dumps(as_json(found)))
-    assert content["tables"]["scores"]["rows"]["naive"]["union AP"]["seeds"] == {"0": 10.0, "1": 12.0}
+    assert content["tables"]["scores"]["rows"]["naive"]["union AP"]["seeds"] == {"0": 10.0, "1": 12.0, "2": 11.0}
+    first = content["differences"][0]
+    assert (first["a"], first["b"], first["of"], first["verdict"]) == ("aware", "naive", "union AP", "yes")
     assert content["recovered"]["share"] == pytest.approx(0.8)
 
 
@@ -261,6 +260,9 @@ def test_the_sweep_over_conflict(tmp_path: Path) -> None:
     assert rows[1][headers.index("naive")] == "21.0 ± 1.4"
     assert rows[1][headers.index("full")] == ""
     assert rows[0][headers.index("recovered")] == "undefined"
+    assert rows[1][headers.index("aware - naive")] == "+10.0 (1 seed)"
+    assert damage_grid(splits)[1][0][2:] == ["0 to 50", "-10.0 (2 seeds: not judged)", "2 seeds: not judged"]
+    assert "**What more conflict changes in naive training**" in sweep_markdown(splits)
     one_look = [one for one in splits if one.looks == ["original"]]
     assert sweep_points(one_look, "naive") == {0: [30, 32], 50: pytest.approx([20, 22])}
     draw_sweep(splits, tmp_path / "sweep.png")
@@ -270,6 +272,27 @@ def test_the_sweep_over_conflict(tmp_path: Path) -> None:
         draw_sweep(splits, tmp_path / "sweep.txt")
     with pytest.raises(UserError, match="no results"):
         read_all(tmp_path / "nothing")
+
+
+def test_more_conflict_is_judged_level_by_level_and_between_the_ends(tmp_path: Path) -> None:
+    parts = {"left": ["a"], "right": ["b"]}
+    for conflict, values in ((0.0, [0.3, 0.31, 0.35]), (0.5, [0.29, 0.31, 0.34]), (1.0, [0.2, 0.21, 0.25])):
+        write_results(tmp_path / f"at_{conflict:g}", {"naive": list(values)}, summary_of(parts, conflict))
+    headers, rows = damage_grid(read_all(tmp_path))
+    assert headers[2:] == ["conflict, %", "naive, change of union AP", "different"]
+    assert [(row[0], row[2], row[4]) for row in rows] == [
+        ("at_0.5", "0 to 50", "no"), ("at_1", "50 to 100", "yes"), ("at_1", "0 to 100", "yes"),
+    ]  # fmt: skip
+
+
+def test_one_ranking_stands_beside_the_mean_weighted_by_objects(tmp_path: Path) -> None:
+    run = result("naive", 0, 0.1, APART)
+    boxes = {"a": (90, 0.5), "b": (10, 0.1), "c": (0, None)}
+    run["union"]["per_class"] = {c: {"AP": ap, "AP50": ap, "boxes": n} for c, (n, ap) in boxes.items()}
+    write_json(tmp_path / "toys" / "naive_seed0.json", run)
+    found = read_results(tmp_path / "toys")
+    shown = next(grid(found, s) for s in sections(found) if s.key == "calibration")
+    assert cell(shown, "naive concatenation", "AP50, mean weighted by objects") == "46.0"  # 0.9 * 50 + 0.1 * 10
 
 
 def test_loss_spikes_are_blank_where_no_loss_was_judged() -> None:
@@ -330,7 +353,7 @@ def test_marks_of_another_deal_share_nothing(tmp_path: Path) -> None:
 
 def test_learning_curves(tmp_path: Path) -> None:
     found = read_results(write_results(tmp_path / "toys", VALUES, APART))
-    assert curve_points(found.runs["naive"], "left") == {10: [5, 6], 20: [10, 12]}
+    assert curve_points(found.runs["naive"], "left") == {10: [5, 6, 5.5], 20: [10, 12, 11]}
     assert curve_points(found.runs["expert_left"], "right") == {}
     draw_learning_curves(found, tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").size[0] > 1000

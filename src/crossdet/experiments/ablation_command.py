@@ -129,11 +129,12 @@ def sweep(
     """Union AP over the share of images that show an unlabelled object, for all splits of a results folder."""
     from crossdet.experiments.ablation_figures import draw_sweep
     from crossdet.experiments.ablation_results import read_all
-    from crossdet.experiments.ablation_tables import sweep_markdown, sweep_table
+    from crossdet.experiments.ablation_tables import sweep_markdown, sweep_tables
     from crossdet.jsonfiles import write_atomically
 
     splits = read_all(results)
-    wide.print(sweep_table(splits), highlight=False)
+    for one in sweep_tables(splits):
+        wide.print(one, highlight=False)
     if plot is not None:
         draw_sweep(splits, plot)
         say(str(plot))

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from crossdet.errors import UserError
 from crossdet.experiments import jobs
 from crossdet.experiments.ablation import TOOL
 from crossdet.experiments.ablation_methods import FURTHER, methods_of, of_teachers, shared_classes
+from crossdet.experiments.paired import LEAST_PAIRS, Difference, difference
 
 Run = Mapping[str, Any]
 Keys = tuple[str, ...]
 EXPERTS = "experts"
-BEYOND = 2.0
-"""A difference counts from so many pooled standard deviations on."""
 PAIRS = (
     ("aware", "naive"),
     ("same_positives", "naive"),
@@ -246,6 +244,8 @@ class Column:
         return {seed: self.scale * value for seed, value in found.items() if value is not None}
 
 
+WEIGHTED = ("union", "weighted_AP50")
+"""Not in the JSONs: of the classes there, weighted by their objects."""
 UNION_AP, UNION_AP50 = Column("union AP", ("union", "AP")), Column("union AP50", ("union", "AP50"))
 
 
@@ -265,12 +265,22 @@ def value_at(run: Run, path: Keys) -> float | None:
     of_all = path[0] == "union" and path[1] not in ("per_class", "per_look")
     if of_all and not (run.get("union") or {}).get("complete", True):
         return None
+    if path == WEIGHTED:
+        return _weighted_ap50((run.get("union") or {}).get("per_class", {}))
     if path == ("stability", "loss_spikes") and (run.get("stability") or {}).get("losses_judged") == 0:
         return None  # none was looked at: too few logged losses
     value: Any = run
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
     return None if value is None or value != value else float(value)
+
+
+def _weighted_ap50(per_class: Mapping[str, Run]) -> float | None:
+    """Mean AP50 of the classes weighted by their objects in the test; None where these are not known."""
+    rows = [(row.get("boxes"), row["AP50"]) for row in per_class.values() if row["AP50"] is not None]
+    if not rows or any(boxes is None for boxes, _ in rows):
+        return None
+    return float(sum(boxes * value for boxes, value in rows) / sum(boxes for boxes, _ in rows))
 
 
 def sections(results: Results) -> list[Section]:
@@ -306,7 +316,10 @@ CONFIDENCE = (
     "in brackets: the score threshold; own: each class's best F1 on the run's own validation data, which for the "
     "references shows all classes"
 )
-ONE_RANKING = "one ranking: falls where scores do not mean the same; frequent classes count more in it"
+ONE_RANKING = (
+    "one ranking: below the mean weighted by objects, scores of different classes do not mean the same; where one class "
+    "has most of the objects, neither says much of the others"
+)
 FOREIGN = "*: no part with this look labels the class"
 STABILITY = (
     "gradient norms are those before clipping; loss spikes: logged losses after the warm-up above three times the "
@@ -316,6 +329,7 @@ TEACHERS = "steps with teachers: with those of the experts that label for it"
 WITH_TEACHERS = Column("steps with teachers", ("steps_with_teachers",), 1, 0)
 CALIBRATION = (
     Column("AP50, mean of classes", ("union", "AP50")),
+    Column("AP50, mean weighted by objects", WEIGHTED),
     Column("AP50, all classes in one ranking", ("union", "pooled_AP50")),
     Column("calibration error", ("union", "calibration_error")),
     Column("range of best thresholds", ("union", "threshold_range"), 1, 3),
@@ -383,67 +397,26 @@ def _with_values(results: Results, section: Section) -> Section:
 # ------------------------------------------------------------------------------------------- differences
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Of two methods on the seeds that both have, in percent points.
-
-    std: of the paired differences. pooled: standard deviation over the seeds, pooled of both methods. beyond:
-    whether the mean is more than `BEYOND` pooled ones from 0; None with one seed.
-    """
-
-    seeds: tuple[int, ...]
-    mean: float
-    std: float | None
-    pooled: float | None
-    beyond: bool | None
-
-
-def pooled_std(*groups: Sequence[float]) -> float | None:
-    """Square root of the mean variance, weighted by degrees of freedom; None without any."""
-    freedom = sum(len(group) - 1 for group in groups)
-    if freedom < 1:
-        return None
-    return math.sqrt(sum((len(g) - 1) * stdev(g) ** 2 for g in groups if len(g) > 1) / freedom)
-
-
-def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference | None:
-    """a - b, paired by seed; None without a common seed."""
-    seeds = tuple(sorted(a.keys() & b.keys()))
-    if not seeds:
-        return None
-    one, two = [a[s] for s in seeds], [b[s] for s in seeds]
-    deltas = [x - y for x, y in zip(one, two, strict=True)]
-    spread = pooled_std(one, two)
-    return Difference(
-        seeds,
-        mean(deltas),
-        stdev(deltas) if len(deltas) > 1 else None,
-        spread,
-        None if spread is None else abs(mean(deltas)) > BEYOND * spread,
-    )
-
-
 def recovered_share(
     naive: Mapping[int, float], aware: Mapping[int, float], reference: Mapping[int, float]
 ) -> dict[str, Any]:
     """How much of the gap naive -> reference the aware method recovers, on the seeds that all three have.
 
-    share: None where the gap is not more than twice the pooled spread of the two; `why` says so.
+    share: None where the paired t-test does not tell the gap from 0, or it is negative; `why` says so. low, high: of
+    the gap.
     """
     seeds = sorted(naive.keys() & aware.keys() & reference.keys())
-    result: dict[str, Any] = {"seeds": seeds, "share": None, "gap": None, "pooled": None, "why": ""}
-    if not seeds:
+    result: dict[str, Any] = {"seeds": seeds, "share": None, "gap": None, "low": None, "high": None, "why": ""}
+    low, mine, high = ({s: group[s] for s in seeds} for group in (naive, aware, reference))
+    gap = difference(high, low)
+    if gap is None:
         return result | {"why": "not all three have been run"}
-    low, mine, high = ([group[s] for s in seeds] for group in (naive, aware, reference))
-    gap, spread = mean(high) - mean(low), pooled_std(low, high)
-    result |= {"gap": gap, "pooled": spread}
-    if spread is None:
-        return result | {"why": "one seed, no spread"}
-    if gap <= BEYOND * spread:
-        return result | {
-            "why": f"the gap of {gap:.1f} is not more than twice the pooled spread of {spread:.1f}"
-        }
-    return result | {"share": (mean(mine) - mean(low)) / gap}
+    result |= {"gap": gap.mean, "low": gap.low, "high": gap.high}
+    if gap.verdict == "yes" and gap.mean > 0:
+        return result | {"share": mean(mine[s] - low[s] for s in seeds) / gap.mean}
+    if gap.verdict == "yes":
+        return result | {"why": f"there is no gap: {gap.words}"}
+    return result | {"why": f"the gap of {gap.words} {'is not judged' if len(seeds) < LEAST_PAIRS else 'may be none'}"}
 
 
 def recovered(results: Results) -> dict[str, Any]:

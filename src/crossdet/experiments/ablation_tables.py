@@ -18,12 +18,14 @@ from crossdet.experiments.ablation_results import (
     Run,
     Section,
     all_levels,
-    difference,
     differences,
     given_settings,
     recovered,
     sections,
+    sweep_key,
 )
+from crossdet.experiments.paired import NOTE as PAIRED
+from crossdet.experiments.paired import difference
 from crossdet.experiments.tables import machines, markdown_table, rich_table, spread
 
 
@@ -46,18 +48,10 @@ def grid(results: Results, section: Section) -> tuple[list[str], list[list[str]]
 def difference_grid(results: Results) -> tuple[list[str], list[list[str]]]:
     lines = []
     for a, b, column, delta in differences(results):
-        verdict = "" if delta.beyond is None else "yes" if delta.beyond else "no"
         text = f"{delta.mean:+.1f}" + ("" if delta.std is None else f" ± {delta.std:.1f}")
-        pooled = "" if delta.pooled is None else f"{delta.pooled:.1f}"
-        lines.append([f"{a} - {b}", column.title, text, str(len(delta.seeds)), pooled, verdict])
-    return [
-        "difference",
-        "of",
-        "percent points, paired by seed",
-        "seeds",
-        "pooled spread",
-        "beyond twice that",
-    ], lines
+        lines.append([f"{a} - {b}", column.title, text, delta.pairs, delta.interval, delta.verdict])
+    headers = ["difference", "of", "percent points, paired by seed", "pairs", "95 % interval", "different"]
+    return headers, lines
 
 
 def recovered_text(results: Results) -> str:
@@ -112,7 +106,7 @@ def markdown(results: Results, only: Sequence[str] = ()) -> str:
         lines += [f"**{section.title}**", "", *markdown_table(headers, rows), ""]
         lines += [f"({section.note})", ""] if section.note else []
     if differences(results) and not only:
-        lines += ["**Differences**", "", *markdown_table(*difference_grid(results)), ""]
+        lines += ["**Differences**", "", *markdown_table(*difference_grid(results)), "", f"({PAIRED})", ""]
     return "\n".join(lines)
 
 
@@ -131,7 +125,7 @@ def as_json(results: Results) -> dict[str, Any]:
         "summary": dict(results.summary),
         "recovered": recovered(results),
         "differences": [
-            {"a": a, "b": b, "of": column.title, **vars(delta)}
+            {"a": a, "b": b, "of": column.title, **vars(delta), "verdict": delta.verdict}
             for a, b, column, delta in differences(results)
         ],
         "tables": {
@@ -178,9 +172,7 @@ def sweep_grid(splits: Sequence[Results]) -> tuple[list[str], list[list[str]]]:
                 str(sum(part["images"] for part in one.summary["parts"].values())),
                 f"{100 * one.summary['conflict']:.0f}",
                 *(spread(values[name].values()) for name in SWEPT),
-                ""
-                if delta is None
-                else f"{delta.mean:+.1f}" + ("" if delta.std is None else f" ± {delta.std:.1f}"),
+                "" if delta is None else delta.words,
                 "undefined" if share["share"] is None else f"{100 * share['share']:.0f} %",
             ]
         )
@@ -188,10 +180,37 @@ def sweep_grid(splits: Sequence[Results]) -> tuple[list[str], list[list[str]]]:
     return headers, rows
 
 
+def damage_grid(splits: Sequence[Results]) -> tuple[list[str], list[list[str]]]:
+    """Naive training at two levels of conflict of the same parts: every level against the one below it, and against
+    the lowest."""
+    panels: dict[tuple[str, ...], list[Results]] = {}
+    for one in sorted(all_levels(splits), key=lambda split: (split.looks, split.summary["conflict"])):
+        panels.setdefault(sweep_key(one), []).append(one)
+    rows = []
+    for many in panels.values():
+        pairs = [(many[i], many[i + 1]) for i in range(len(many) - 1)]
+        pairs += [(many[0], many[-1])] if len(many) > 2 else []
+        for low, high in pairs:
+            delta = difference(*(UNION_AP.values(one.of("naive")) for one in (high, low)))
+            if delta is not None:
+                levels = " to ".join(f"{100 * one.summary['conflict']:.0f}" for one in (low, high))
+                rows.append([high.name, ", ".join(high.looks), levels, delta.words, delta.verdict])
+    return ["split", "looks", "conflict, %", "naive, change of union AP", "different"], rows
+
+
+SWEEP = "union AP over the share of images that show an unlabelled object"
+DAMAGE = "what more conflict changes in naive training"
+
+
 def sweep_markdown(splits: Sequence[Results]) -> str:
-    head = "**Union AP over the share of images that show an unlabelled object** (percent)"
-    return "\n".join([head, "", *markdown_table(*sweep_grid(splits)), ""])
+    lines = [f"**{SWEEP[0].upper()}{SWEEP[1:]}** (percent)", "", *markdown_table(*sweep_grid(splits)), ""]
+    headers, rows = damage_grid(splits)
+    if rows:
+        lines += [f"**{DAMAGE[0].upper()}{DAMAGE[1:]}**", "", *markdown_table(headers, rows), ""]
+        lines += [f"({PAIRED})", ""]
+    return "\n".join(lines)
 
 
-def sweep_table(splits: Sequence[Results]) -> Table:
-    return rich_table("union AP over the share of images that show an unlabelled object", *sweep_grid(splits))
+def sweep_tables(splits: Sequence[Results]) -> list[Table]:
+    grids = [(SWEEP, sweep_grid(splits)), (DAMAGE, damage_grid(splits))]
+    return [rich_table(title, headers, rows) for title, (headers, rows) in grids if rows]
