@@ -37,6 +37,7 @@ from crossdet.experiments.ablation_tables import (
     sweep_grid,
     sweep_markdown,
 )
+from crossdet.experiments.paired import COLUMNS
 from crossdet.jsonfiles import write_json
 
 
@@ -159,7 +160,11 @@ def test_tables_show_mean_spread_and_blanks(tmp_path: Path) -> None:
     assert "naive stands for naive_merged, too" in text
     assert "settings other than the split's: train.lr=0.04" in text
     content = json.loads(json.dumps(as_json(found)))
-    assert content["tables"]["scores"]["rows"]["naive"]["union AP"]["seeds"] == {"0": 10.0, "1": 12.0, "2": 11.0}
+    assert content["tables"]["scores"]["rows"]["naive"]["union AP"]["seeds"] == {
+        "0": 10.0,
+        "1": 12.0,
+        "2": 11.0,
+    }
     first = content["differences"][0]
     assert (first["a"], first["b"], first["of"], first["verdict"]) == ("aware", "naive", "union AP", "yes")
     assert content["recovered"]["share"] == pytest.approx(0.8)
@@ -261,8 +266,8 @@ def test_the_sweep_over_conflict(tmp_path: Path) -> None:
     assert rows[1][headers.index("full")] == ""
     assert rows[0][headers.index("recovered")] == "undefined"
     assert rows[1][headers.index("aware - naive")] == "+10.0 (1 seed)"
-    assert damage_grid(splits)[1][0][2:] == ["0 to 50", "-10.0 (2 seeds: not judged)", "2 seeds: not judged"]
-    assert "**What more conflict changes in naive training**" in sweep_markdown(splits)
+    assert damage_grid(splits)[1][0][2:] == ["0 to 50", "-10.0 ± 0.0", "2", "", "2 seeds: not judged"]
+    assert "**What more conflict changes in union AP of naive training**" in sweep_markdown(splits)
     one_look = [one for one in splits if one.looks == ["original"]]
     assert sweep_points(one_look, "naive") == {0: [30, 32], 50: pytest.approx([20, 22])}
     draw_sweep(splits, tmp_path / "sweep.png")
@@ -279,8 +284,8 @@ def test_more_conflict_is_judged_level_by_level_and_between_the_ends(tmp_path: P
     for conflict, values in ((0.0, [0.3, 0.31, 0.35]), (0.5, [0.29, 0.31, 0.34]), (1.0, [0.2, 0.21, 0.25])):
         write_results(tmp_path / f"at_{conflict:g}", {"naive": list(values)}, summary_of(parts, conflict))
     headers, rows = damage_grid(read_all(tmp_path))
-    assert headers[2:] == ["conflict, %", "naive, change of union AP", "different"]
-    assert [(row[0], row[2], row[4]) for row in rows] == [
+    assert headers[2:] == ["conflict, %", *COLUMNS]
+    assert [(row[0], row[2], row[-1]) for row in rows] == [
         ("at_0.5", "0 to 50", "no"), ("at_1", "50 to 100", "yes"), ("at_1", "0 to 100", "yes"),
     ]  # fmt: skip
 
@@ -292,7 +297,9 @@ def test_one_ranking_stands_beside_the_mean_weighted_by_objects(tmp_path: Path) 
     write_json(tmp_path / "toys" / "naive_seed0.json", run)
     found = read_results(tmp_path / "toys")
     shown = next(grid(found, s) for s in sections(found) if s.key == "calibration")
-    assert cell(shown, "naive concatenation", "AP50, mean weighted by objects") == "46.0"  # 0.9 * 50 + 0.1 * 10
+    assert (
+        cell(shown, "naive concatenation", "AP50, mean weighted by objects") == "46.0"
+    )  # 0.9 * 50 + 0.1 * 10
 
 
 def test_loss_spikes_are_blank_where_no_loss_was_judged() -> None:

@@ -24,6 +24,7 @@ from crossdet.experiments.lifelong_tables import (
     mean_grid,
     notes,
     old_grid,
+    step_grid,
 )
 from crossdet.jsonfiles import write_json
 
@@ -270,6 +271,36 @@ def test_classes_on_parts_of_the_union_test_are_a_table(tmp_path):
         ["b", "1", "dark", "75.0 → 62.5"],
         ["c", "2", "dark", "100.0"],
     ]
+
+
+def test_steps_are_counted_with_those_of_the_generations_before(tmp_path):
+    for seed in (0, 1):
+        write(
+            tmp_path,
+            result("start", seed, 1, {"a": 0.5}, steps=600),
+            result("replay", seed, 2, {"a": 0.5}, steps=1200),
+            result("joint", seed, 2, {"a": 0.5}, steps=1200),
+            result("fine_tune", seed, 2, {"a": 0.5}),  # of a version that did not say
+        )
+    found = read_results(tmp_path)
+    headers, rows = step_grid(found)
+    assert headers[1:3] == ["generation 1", "generation 2"]
+    assert rows == [
+        [found.title("fine_tune"), "600", "", "", ""],
+        [found.title("replay"), "600", "1200", "1800", "150 %"],
+        [found.title("joint"), "600", "1200", "1200", "100 %"],
+    ]
+    assert "**Optimiser steps**" in markdown(found)
+
+
+def test_steps_of_three_generations_add_up(tmp_path):
+    plan = Plan((("one",), ("two",), ("three",)), (("a",), ("b",), ("c",)), {}).to_json()
+    steps = {("start", 1): 10, ("replay", 2): 20, ("replay", 3): 30, ("joint", 3): 30}
+    for (method, generation), many in steps.items():
+        write(tmp_path, result(method, 0, generation, {}, steps=many) | {"sequence": plan})
+    rows = {row[0]: row[1:] for row in step_grid(read_results(tmp_path))[1]}
+    assert rows["replay"] == ["10", "20", "30", "60", "200 %"]
+    assert rows["joint training on everything"] == ["10", "", "30", "30", "100 %"]
 
 
 def test_lines_of_the_figure(results, tmp_path):

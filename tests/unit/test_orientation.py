@@ -17,7 +17,13 @@ from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.orientation import all_looks, found_objects
 from crossdet.evaluation.protocols import Split
 from crossdet.experiments.orientation import looked_all_around
-from crossdet.experiments.orientation_tables import grids, markdown, notes, rich_tables
+from crossdet.experiments.orientation_tables import (
+    difference_grid,
+    grids,
+    markdown,
+    notes,
+    rich_tables,
+)
 
 BOX_RULES = ("enclosing", "centred")
 
@@ -245,6 +251,23 @@ def test_split_classes_have_columns_of_their_own():
     assert [line[0] for line in lines][-1] == "the same, no negatives of each other"
     said, wrong = notes(runs)
     assert (said[0], wrong) == ("split: mean over the classes of `labels.per_dataset` alone (car).", [])
+
+
+def test_methods_are_compared_seed_by_seed():
+    runs = [
+        run_of(method, {"faces": rolls_row(value, None)}, seed)
+        for method, values in (
+            ("upright", (0.4, 0.5, 0.6)),
+            ("rotated", (0.5, 0.61, 0.72)),
+            ("directions", (0.5, 0.6)),
+        )
+        for seed, value in enumerate(values)
+    ]
+    assert difference_grid(runs)[2] == [
+        ["rotated - upright", "AP50", "+11.0 ± 1.0", "3", "+8.5 to +13.5", "yes"],
+        ["directions - rotated", "AP50", "-0.5 ± 0.7", "2 (of 2 and 3)", "", "2 seeds: not judged"],
+    ]
+    assert "| rotated - upright | AP50 | +11.0 ± 1.0 | 3 | +8.5 to +13.5 | yes |" in markdown(runs)
 
 
 def test_what_does_not_compare_is_said_loudly():

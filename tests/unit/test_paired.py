@@ -44,7 +44,9 @@ def test_as_scipy(pairs: list[tuple[float, float]]) -> None:
         return
     wanted = ttest_rel(*zip(*pairs, strict=True))
     assert found.p == pytest.approx(wanted.pvalue, rel=1e-6)
-    assert [found.low, found.high] == pytest.approx(list(wanted.confidence_interval(0.95)), rel=1e-6, abs=1e-6)
+    assert [found.low, found.high] == pytest.approx(
+        list(wanted.confidence_interval(0.95)), rel=1e-6, abs=1e-6
+    )
     wanted_verdict = "yes" if wanted.pvalue < 0.05 else "no"
     assert found.verdict == (wanted_verdict if len(pairs) > 2 else "2 seeds: not judged")
 

@@ -317,8 +317,8 @@ CONFIDENCE = (
     "references shows all classes"
 )
 ONE_RANKING = (
-    "one ranking: below the mean weighted by objects, scores of different classes do not mean the same; where one class "
-    "has most of the objects, neither says much of the others"
+    "one ranking: below the mean weighted by objects, scores of different classes do not mean the same; where one "
+    "class has most of the objects, neither says much of the others"
 )
 FOREIGN = "*: no part with this look labels the class"
 STABILITY = (
@@ -402,11 +402,18 @@ def recovered_share(
 ) -> dict[str, Any]:
     """How much of the gap naive -> reference the aware method recovers, on the seeds that all three have.
 
-    share: None where the paired t-test does not tell the gap from 0, or it is negative; `why` says so. low, high: of
-    the gap.
+    share: None where the paired t-test does not tell the gap from 0, or it is negative; `why` says so. low, high:
+    of the gap.
     """
     seeds = sorted(naive.keys() & aware.keys() & reference.keys())
-    result: dict[str, Any] = {"seeds": seeds, "share": None, "gap": None, "low": None, "high": None, "why": ""}
+    result: dict[str, Any] = {
+        "seeds": seeds,
+        "share": None,
+        "gap": None,
+        "low": None,
+        "high": None,
+        "why": "",
+    }
     low, mine, high = ({s: group[s] for s in seeds} for group in (naive, aware, reference))
     gap = difference(high, low)
     if gap is None:
@@ -416,7 +423,9 @@ def recovered_share(
         return result | {"share": mean(mine[s] - low[s] for s in seeds) / gap.mean}
     if gap.verdict == "yes":
         return result | {"why": f"there is no gap: {gap.words}"}
-    return result | {"why": f"the gap of {gap.words} {'is not judged' if len(seeds) < LEAST_PAIRS else 'may be none'}"}
+    return result | {
+        "why": f"the gap of {gap.words} {'is not judged' if len(seeds) < LEAST_PAIRS else 'may be none'}"
+    }
 
 
 def recovered(results: Results) -> dict[str, Any]:

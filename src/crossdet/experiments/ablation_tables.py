@@ -24,8 +24,8 @@ from crossdet.experiments.ablation_results import (
     sections,
     sweep_key,
 )
+from crossdet.experiments.paired import COLUMNS, difference
 from crossdet.experiments.paired import NOTE as PAIRED
-from crossdet.experiments.paired import difference
 from crossdet.experiments.tables import machines, markdown_table, rich_table, spread
 
 
@@ -46,12 +46,8 @@ def grid(results: Results, section: Section) -> tuple[list[str], list[list[str]]
 
 
 def difference_grid(results: Results) -> tuple[list[str], list[list[str]]]:
-    lines = []
-    for a, b, column, delta in differences(results):
-        text = f"{delta.mean:+.1f}" + ("" if delta.std is None else f" ± {delta.std:.1f}")
-        lines.append([f"{a} - {b}", column.title, text, delta.pairs, delta.interval, delta.verdict])
-    headers = ["difference", "of", "percent points, paired by seed", "pairs", "95 % interval", "different"]
-    return headers, lines
+    lines = [[f"{a} - {b}", column.title, *delta.cells] for a, b, column, delta in differences(results)]
+    return ["difference", "of", *COLUMNS], lines
 
 
 def recovered_text(results: Results) -> str:
@@ -194,12 +190,12 @@ def damage_grid(splits: Sequence[Results]) -> tuple[list[str], list[list[str]]]:
             delta = difference(*(UNION_AP.values(one.of("naive")) for one in (high, low)))
             if delta is not None:
                 levels = " to ".join(f"{100 * one.summary['conflict']:.0f}" for one in (low, high))
-                rows.append([high.name, ", ".join(high.looks), levels, delta.words, delta.verdict])
-    return ["split", "looks", "conflict, %", "naive, change of union AP", "different"], rows
+                rows.append([high.name, ", ".join(high.looks), levels, *delta.cells])
+    return ["split", "looks", "conflict, %", *COLUMNS], rows
 
 
 SWEEP = "union AP over the share of images that show an unlabelled object"
-DAMAGE = "what more conflict changes in naive training"
+DAMAGE = "what more conflict changes in union AP of naive training"
 
 
 def sweep_markdown(splits: Sequence[Results]) -> str:

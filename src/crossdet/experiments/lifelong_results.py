@@ -127,6 +127,16 @@ class Results:
         return {seed: mine[seed] / joint[seed] for seed in mine if joint.get(seed)}
 
 
+def steps_of(results: Results, method: str, seed: int, generation: int) -> tuple[float, float] | None:
+    """Optimiser steps of one generation, and with those of all generations before it that it rests on (joint training
+    rests on none); None without a run, or where a JSON does not say."""
+    own = (results.run(method, seed, generation) or {}).get("steps")
+    if own is None or generation == 1 or method == JOINT.name:
+        return None if own is None else (own, own)
+    before = steps_of(results, method, seed, generation - 1)
+    return None if before is None else (own, own + before[1])
+
+
 def read_results(folder: Path) -> Results:
     """Raises `UserError` where there is no result, or results of different sequences or settings."""
     runs: dict[tuple[str, int, int], Run] = {}

@@ -19,6 +19,7 @@ from crossdet.experiments.lifelong_results import (
     Run,
     kept_to_end,
     old_classes,
+    steps_of,
     unchanged,
     worst_class,
 )
@@ -30,7 +31,8 @@ OLD_NOTE = (
     "paired bootstrap over the images, ends averaged over the seeds; significant: seeds whose interval lies below "
     "0, and classes for which this holds in any seed; without new labels: the difference of the old classes that "
     "the newest datasets do not label, blank where these are all; worst class: by its mean over the seeds; of "
-    "joint: new classes against joint training on the same datasets"
+    "joint: new classes against joint training on the same datasets, which has the steps of that generation alone; "
+    "an extension those of the generations before it, too (last table)"
 )
 ASKED_NOTE = (
     "what is asked: point estimates, the mean over the seeds ± its standard error, in the worst generation; within "
@@ -166,11 +168,32 @@ def part_grid(results: Results) -> Grid:
     return ["method", *parts], rows
 
 
+def step_grid(results: Results) -> Grid:
+    """A row per method: steps of each generation, and all that the last one rests on, beside joint training's."""
+
+    def steps(method: str, generation: int) -> list[tuple[float, float]]:
+        found = [steps_of(results, method, seed, generation) for seed in results.seeds]
+        return [one for one in found if one is not None]
+
+    joint = [own for own, _ in steps(JOINT.name, results.last)]
+    rows = []
+    for method in results.methods():
+        many = [steps(method, generation) for generation in range(1, results.last + 1)]
+        if not any(many):
+            continue
+        last = [together for _, together in many[-1]]
+        share = f"{100 * mean(last) / mean(joint):.0f} %" if last and joint else ""
+        own = [f"{mean(own for own, _ in one):.0f}" if one else "" for one in many]
+        rows.append([results.title(method), *own, f"{mean(last):.0f}" if last else "", share])
+    headers = [f"generation {number + 1}" for number in range(results.last)]
+    return ["method", *headers, "the last with those it rests on", "of joint training on everything"], rows
+
+
 def grids(results: Results) -> list[tuple[str, Grid]]:
     """Title and table, of every place and of the parts of the union test."""
     parts = "Mean AP50 of all classes after the last generation, by part of the union test"
     by_class = "AP50 when a class arrived and at the end, by part of the union test"
-    return [
+    found = [
         (f"{title} {PLACES[place]}", grid(results, place))
         for place in results.places()
         for title, grid in (
@@ -179,7 +202,11 @@ def grids(results: Results) -> list[tuple[str, Grid]]:
             ("AP50 when a class arrived and at the end", class_grid),
             ("What is asked", asked_grid),
         )
-    ] + ([(parts, part_grid(results)), (by_class, class_part_grid(results))] if results.part_names() else [])
+    ]
+    if results.part_names():
+        found += [(parts, part_grid(results)), (by_class, class_part_grid(results))]
+    steps = step_grid(results)
+    return [*found, ("Optimiser steps", steps)] if steps[1] else found
 
 
 def notes(results: Results) -> list[str]:

@@ -16,11 +16,19 @@ from rich.table import Table
 from crossdet.errors import UserError
 from crossdet.experiments import jobs
 from crossdet.experiments.orientation import DOMAINS, LOOKS_OF, METHODS, ROLLS, TOOL, Method
+from crossdet.experiments.paired import COLUMNS, NOTE, difference
 from crossdet.experiments.tables import machines, rich_table, spread
 
 Run = Mapping[str, Any]
 Value = Callable[[Run], float | None]
 SHOWN = ("AP", "AP50")
+PAIRS = (
+    ("rotated", "upright"),
+    ("directions", "rotated"),
+    ("merged", "per_dataset"),
+    ("merged", "per_dataset_open"),
+)
+"""Methods whose AP50 is compared."""
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -45,7 +53,7 @@ def grids(runs: Sequence[Run]) -> list[tuple[str, list[str], list[list[str]]]]:
         methods = [m for m in METHODS if m.asks == asks and any(r["method"] == m.name for r in runs)]
         if not methods:
             continue
-        columns = _roll_columns(runs) if asks == ROLLS else _domain_columns(runs)
+        columns = _columns(asks, runs)
         lines: list[list[str]] = []
         for method in methods:
             lines.append(_line(method, runs, columns))
@@ -55,6 +63,29 @@ def grids(runs: Sequence[Run]) -> list[tuple[str, list[str], list[list[str]]]]:
             (f"{runs[0]['name']}: {title}", ["method", "seeds", *(name for name, _, _ in columns)], lines)
         )
     return made
+
+
+def difference_grid(runs: Sequence[Run]) -> tuple[str, list[str], list[list[str]]]:
+    """Title, headers and cells of the differences of AP50 between methods; no cells where no pair was run."""
+    rows = []
+    for a, b in PAIRS:
+        asks = next(method.asks for method in METHODS if method.name == a)
+        for name, value, factor in _columns(asks, runs):
+            of = name.partition("AP50")
+            if of[1] and (name == "AP50" or of[2] == ", split"):
+                delta = difference(*(_by_seed(runs, method, value, factor) for method in (a, b)))
+                if delta is not None:
+                    rows.append([f"{a} - {b}", name, *delta.cells])
+    return "differences", ["difference", "of", *COLUMNS], rows
+
+
+def _by_seed(runs: Sequence[Run], method: str, value: Value, factor: float) -> dict[int, float]:
+    mine = [run for run in runs if run["method"] == method and not run["diverged"]]
+    return {run["seed"]: factor * v for run in mine if (v := value(run)) is not None}
+
+
+def _columns(asks: str, runs: Sequence[Run]) -> list[tuple[str, Value, float]]:
+    return _roll_columns(runs) if asks == ROLLS else _domain_columns(runs)
 
 
 def _looks(runs: Sequence[Run]) -> tuple[Method, list[Run]] | None:
@@ -196,15 +227,21 @@ def _common(run: Run) -> dict[str, Any]:
 
 
 def rich_tables(runs: Sequence[Run]) -> list[Table]:
-    return [rich_table(*grid) for grid in grids(runs)]
+    return [rich_table(*grid) for grid in _with_differences(runs)]
+
+
+def _with_differences(runs: Sequence[Run]) -> list[tuple[str, list[str], list[list[str]]]]:
+    compared = difference_grid(runs)
+    return [*grids(runs), *([compared] if compared[2] else [])]
 
 
 def markdown(runs: Sequence[Run]) -> str:
     parts = []
-    for title, headers, lines in grids(runs):
+    for title, headers, lines in _with_differences(runs):
         rule = "|".join(["---", *("---:" for _ in headers[1:])])
         rows = [f"| {' | '.join(line)} |" for line in lines]
         parts.append("\n".join([f"**{title}**", "", f"| {' | '.join(headers)} |", f"|{rule}|", *rows]))
+    parts += [f"({NOTE})"] if difference_grid(runs)[2] else []
     said, wrong = notes(runs)
     parts += [f"**{line}**" for line in wrong]
     times = [run["seconds"] / 60 for run in runs if run.get("seconds")]

@@ -11,9 +11,12 @@ LEVEL = 0.05
 LEAST_PAIRS = 3
 """Two pairs leave one degree of freedom: the interval is then 13 standard errors wide to either side."""
 NOTE = (
-    "pairs: the same seed on both sides; interval and verdict by the two-sided paired t-test at 5 %, from three pairs "
-    "on; of twenty differences that do not exist about one says yes"
+    "pairs: the same seed on both sides; interval and verdict by the two-sided paired t-test at 5 %, from three "
+    "pairs on; of twenty differences that do not exist about one says yes"
 )
+
+COLUMNS = ["percent points, paired by seed", "pairs", "95 % interval", "different"]
+"""Of `Difference.cells`."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,15 @@ class Difference:
     def pairs(self) -> str:
         """`3`, or `2 (of 3 and 2)` where not every seed has its pair."""
         many = len(self.seeds)
-        return str(many) if self.counts == (many, many) else f"{many} (of {self.counts[0]} and {self.counts[1]})"
+        return (
+            str(many) if self.counts == (many, many) else f"{many} (of {self.counts[0]} and {self.counts[1]})"
+        )
+
+    @property
+    def cells(self) -> list[str]:
+        """For a table, under `COLUMNS`."""
+        text = f"{self.mean:+.1f}" + ("" if self.std is None else f" ± {self.std:.1f}")
+        return [text, self.pairs, self.interval, self.verdict]
 
     @property
     def words(self) -> str:
