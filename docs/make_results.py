@@ -1,4 +1,5 @@
-"""Writes every table and figure of docs/results.md and docs/performance.md anew from the JSONs in docs/data.
+"""Writes every table and figure of docs/results.md and docs/performance.md anew from the JSONs in docs/data, and
+the statements there and in README.md that depend on them.
 
     make results
 
@@ -8,6 +9,11 @@ figure, if there are learning curves), `sweep FOLDER` (all splits in a folder, w
 `stability FOLDER` (scores and training of one split), `lifelong NAME` (a sequence, with a figure),
 `orientation NAME`, `curves NAME` (figures from the JSON that `crossdet curves --data` wrote), or `bench` (ratios
 and targets of `make bench`).
+
+Within a line, `<!-- results: NAME -->words<!-- end -->` is a statement; NAME is `value SPLIT METHOD [KEY]` or
+`difference SPLIT A B [KEY]` (paired by seed, with interval and verdict; KEY: of the union test, by default AP),
+`share SEQUENCE METHOD PLACE` (new classes, of joint training) or `steps SEQUENCE METHOD` (of the last generation,
+with those of the generations before it).
 """
 
 from __future__ import annotations
@@ -18,25 +24,32 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from crossdet.evaluation.curves import overlay
 from crossdet.experiments.ablation_figures import draw_learning_curves, draw_sweep
-from crossdet.experiments.ablation_results import read_all, read_results
+from crossdet.experiments.ablation_results import Column, read_all, read_results
 from crossdet.experiments.ablation_tables import markdown as ablation_markdown
 from crossdet.experiments.ablation_tables import sweep_markdown
 from crossdet.experiments.lifelong_figure import draw_generations
+from crossdet.experiments.lifelong_plan import JOINT, METHODS
 from crossdet.experiments.lifelong_results import read_results as read_sequence
 from crossdet.experiments.lifelong_tables import markdown as lifelong_markdown
+from crossdet.experiments.lifelong_tables import step_grid
 from crossdet.experiments.orientation_tables import markdown as orientation_markdown
 from crossdet.experiments.orientation_tables import read_runs as read_orientation
+from crossdet.experiments.paired import Difference, difference
 from crossdet.experiments.paper_tables import markdown as paper_markdown
 from crossdet.experiments.paper_tables import paper_table
+from crossdet.experiments.tables import spread
 from crossdet.jsonfiles import write_atomically
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("docs/results.md", "docs/performance.md")
-BLOCK = re.compile(r"(<!-- results: (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.S)
+TITLES = {method.name: method.title for method in METHODS}
+PAGES = ("docs/results.md", "docs/performance.md", "README.md")
+BLOCK = re.compile(r"(<!-- results: (?P<name>[^>]+?) -->\n)(?:(?!<!-- results: ).)*?(<!-- end -->)", re.S)
+WORDS = re.compile(r"(<!-- results: (?P<name>[^>]+?) -->)(?!\n)[^\n]*?(<!-- end -->)")
 
 
 def block(name: str, data: Path, images: Path) -> str:
@@ -87,15 +100,52 @@ def block(name: str, data: Path, images: Path) -> str:
     raise SystemExit(f"unknown block {name!r}")
 
 
+def words(name: str, data: Path) -> str:
+    """A statement within a line."""
+    kind, folder, *rest = name.split()
+    if kind in ("value", "difference"):
+        results = read_results(data / "ablation" / folder)
+        methods, key = rest[: 1 + (kind == "difference")], rest[1 + (kind == "difference") :]
+        column = Column(name, ("union", *(key or ["AP"])[0].split(".")))
+        values = [column.values(results.of(method)) for method in methods]
+        return spread(values[0].values()) if kind == "value" else _said(difference(*values), name)
+    if kind == "share":
+        sequence = read_sequence(data / "lifelong" / folder)
+        shares = [sequence.of_joint(rest[0], g, rest[1]) for g in range(2, sequence.last + 1)]
+        return " and ".join(_share(one) for one in shares if one)
+    if kind == "steps":
+        found = {row[0]: row[-2:] for row in step_grid(read_sequence(data / "lifelong" / folder))[1]}
+        together, share = found[TITLES[rest[0]]]
+        return f"{int(together):,} steps, {share} of joint training's {int(found[TITLES[JOINT.name]][0]):,}"
+    raise SystemExit(f"unknown statement {name!r}")
+
+
+def _said(delta: Difference | None, name: str) -> str:
+    """With "may be 0" where the test does not tell it from 0, and nothing where it is not judged."""
+    if delta is None:
+        raise SystemExit(f"{name}: no seed that both have")
+    return delta.words + (", may be 0" if delta.verdict == "no" else "")
+
+
+def _share(shares: Mapping[int, float]) -> str:
+    """`104 % (99 to 109)`; without an interval where there are less than three seeds."""
+    delta = difference({s: 100 * one for s, one in shares.items()}, dict.fromkeys(shares, 0.0))
+    assert delta is not None
+    interval = f" ({delta.low:.0f} to {delta.high:.0f})" if delta.interval else ""
+    return f"{delta.mean:.0f} %{interval}"
+
+
 def _link(file: Path) -> str:
     return f"images/{file.name}"
 
 
 def page(text: str, data: Path, images: Path) -> str:
     """The page with all its blocks made anew. Ends the script where a block has no end."""
-    starts = re.findall(r"<!-- results: .*", text)
-    if len(starts) != len(BLOCK.findall(text)):
-        raise SystemExit(f"{len(starts)} blocks begin, {len(BLOCK.findall(text))} end: {', '.join(starts)}")
+    starts = re.findall(r"<!-- results: .*?-->", text)
+    ends = len(BLOCK.findall(text)) + len(WORDS.findall(text))
+    if len(starts) != ends:
+        raise SystemExit(f"{len(starts)} blocks begin, {ends} end: {', '.join(starts)}")
+    text = WORDS.sub(lambda m: f"{m[1]}{words(m['name'], data)}{m[3]}", text)
     return BLOCK.sub(lambda m: f"{m[1]}{block(m['name'], data, images).strip()}\n{m[3]}", text)
 
 

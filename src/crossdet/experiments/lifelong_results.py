@@ -128,8 +128,8 @@ class Results:
 
 
 def steps_of(results: Results, method: str, seed: int, generation: int) -> tuple[float, float] | None:
-    """Optimiser steps of one generation, and with those of all generations before it that it rests on (joint training
-    rests on none); None without a run, or where a JSON does not say."""
+    """Optimiser steps of one generation, and with those of all generations before it that it rests on (joint
+    training rests on none); None without a run, or where a JSON does not say."""
     own = (results.run(method, seed, generation) or {}).get("steps")
     if own is None or generation == 1 or method == JOINT.name:
         return None if own is None else (own, own)

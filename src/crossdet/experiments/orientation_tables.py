@@ -76,7 +76,7 @@ def difference_grid(runs: Sequence[Run]) -> tuple[str, list[str], list[list[str]
                 delta = difference(*(_by_seed(runs, method, value, factor) for method in (a, b)))
                 if delta is not None:
                     rows.append([f"{a} - {b}", name, *delta.cells])
-    return "differences", ["difference", "of", *COLUMNS], rows
+    return "Differences", ["difference", "of", *COLUMNS], rows
 
 
 def _by_seed(runs: Sequence[Run], method: str, value: Value, factor: float) -> dict[int, float]:

@@ -1,0 +1,59 @@
+"""`make results`: what the pages say is what the JSONs in docs/data say."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "docs/data"
+
+
+@pytest.fixture(scope="module")
+def module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs/make_results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@pytest.mark.parametrize("page", ["docs/results.md", "README.md"])
+def test_the_pages_say_what_the_data_say(module, page, monkeypatch, tmp_path):
+    def undrawn(*_: object) -> list[Path]:
+        return []
+
+    for name in ("draw_learning_curves", "draw_sweep", "draw_generations"):
+        monkeypatch.setattr(module, name, undrawn)
+    text = (ROOT / page).read_text()
+    text = re.sub(r"<!-- results: (curves|bench).*?<!-- end -->", "", text, flags=re.S)  # figures alone
+    assert text.count("<!-- results: ") > 5
+    assert module.page(text, DATA, tmp_path) == text
+
+
+def test_statements_within_a_line(module, tmp_path):
+    text = (
+        "Gain <!-- results: difference bccd_look aware naive -->old<!-- end -->, "
+        "<!-- results: difference bccd_plain aware naive --><!-- end -->\n"
+    )
+    assert module.page(text, DATA, tmp_path) == (
+        "Gain <!-- results: difference bccd_look aware naive -->+7.0 (-0.1 to +14.0, 3 seeds), may be 0<!-- end -->"
+        ", "
+        "<!-- results: difference bccd_plain aware naive -->+4.0 (1 seed)<!-- end -->\n"
+    )
+    assert module.words("value bccd_look naive", DATA) == "14.4 ± 1.4"
+    assert module.words("steps demo_life_all replay", DATA) == "4,068 steps, 200 % of joint training's 2,034"
+    assert module.words("share lifelong_bench_all replay val", DATA) == "92 %"  # one seed
+    with pytest.raises(SystemExit, match="unknown statement 'praise bccd_look'"):
+        module.words("praise bccd_look", DATA)
+    with pytest.raises(SystemExit, match="no seed that both have"):
+        module.words("difference bccd_plain full naive", DATA)
+    with pytest.raises(SystemExit, match="2 blocks begin, 1 end"):
+        module.page(
+            "<!-- results: a -->\n<!-- results: value bccd_look naive -->x<!-- end -->", DATA, tmp_path
+        )
