@@ -277,10 +277,10 @@ def value_at(run: Run, path: Keys) -> float | None:
 
 def _weighted_ap50(per_class: Mapping[str, Run]) -> float | None:
     """Mean AP50 of the classes weighted by their objects in the test; None where these are not known."""
-    rows = [(row.get("boxes"), row["AP50"]) for row in per_class.values() if row["AP50"] is not None]
-    if not rows or any(boxes is None for boxes, _ in rows):
+    known = [row for row in per_class.values() if row["AP50"] is not None]
+    if not known or not all("boxes" in row for row in known):
         return None
-    return float(sum(boxes * value for boxes, value in rows) / sum(boxes for boxes, _ in rows))
+    return float(sum(row["boxes"] * row["AP50"] for row in known) / sum(row["boxes"] for row in known))
 
 
 def sections(results: Results) -> list[Section]:
