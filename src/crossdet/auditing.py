@@ -21,7 +21,7 @@ from crossdet.evaluation.audit_page import AuditedRun, export_coco, write_page
 from crossdet.evaluation.protocols import Split, ground_truth
 from crossdet.evaluation.run import EvalSettings, detect_folded
 from crossdet.inference import Detector, load_detector
-from crossdet.jsonfiles import write_json
+from crossdet.jsonfiles import safe_names, write_json
 from crossdet.labels import DROPPED
 from crossdet.sources import Sources, open_sources, union_test_index
 
@@ -67,8 +67,9 @@ def audit_runs(
         for name, detector in zip(names, detectors, strict=True)
     ]
     content = {run.name: to_json(run.audit) | {"union_test": run.union} for run in audited}
-    for part in audited[0].splits:
-        export_coco(output / f"unlabelled_{part.name}.json", part, audited[0].audit)
+    names = safe_names([part.name for part in audited[0].splits])
+    for part, name in zip(audited[0].splits, names, strict=True):
+        export_coco(output / f"unlabelled_{name}.json", part, audited[0].audit)
     write_json(output / "audit.json", content)
     write_page(output / "audit.html", audited)
     return content

@@ -24,6 +24,7 @@ from crossdet.evaluation.run import DatasetScores, EvalSettings, score_dataset
 from crossdet.evaluation.wider_face_lists import WiderFaceLists
 from crossdet.folds import NO_ANGLE, Folding
 from crossdet.inference import Detector
+from crossdet.jsonfiles import safe_names
 from crossdet.labels import DROPPED, LabelSpace
 from crossdet.models.retinanet import RetinaNet
 from crossdet.sources import Sources
@@ -212,13 +213,14 @@ def write_evaluation(folder: Path, evaluation: Evaluation, method: str) -> None:
         for protocol, name, curve in scores.curves
     ]
     write_run_curves(folder / "curves", method, curves)
+    folders = dict(zip(evaluation.scores, safe_names(list(evaluation.scores)), strict=True))
     for dataset, scores in evaluation.scores.items():
         split, layout = evaluation.splits[dataset], scores.record["protocol"]
         if split.angles is not None and (split.angles != NO_ANGLE).any():
             split = replace(split, index=without_direction_classes(split.index))
         if split.index.turned is not None and split.index.turned.degrees.any():
             layout = "coco"  # the others go by names of files, which stand for several turned pictures
-        write_predictions(folder / "predictions" / dataset, split, scores.found.detections, layout)
+        write_predictions(folder / "predictions" / folders[dataset], split, scores.found.detections, layout)
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:

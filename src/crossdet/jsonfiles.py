@@ -1,10 +1,14 @@
-"""Atomic writing of files, and JSON without NaN. No torch."""
+"""Atomic writing of files, JSON without NaN, and file names made of names that come from data. No torch."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import tempfile
+import unicodedata
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,15 @@ from crossdet.errors import RunError
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+
+LONGEST = 200
+"""Bytes of a safe name; with a number, a suffix and what marks a temporary file it stays below the usual 255."""
+_REFUSED = re.compile(r'[<>:"/\\|?*]')
+_UNPRINTED = {"Cc", "Cs", "Zl", "Zp"}
+"""Control characters, halves of surrogate pairs (names that are no UTF-8), line and paragraph separators."""
+_DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\.|$)", re.IGNORECASE)
+_MARKED = re.compile(r".*~[0-9a-f]{12,}", re.DOTALL)
+_DIGITS = (12, 64)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -66,3 +79,78 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
     return value
+
+
+# ------------------------------------------------------------------------------------------ names from data
+
+
+def safe_name(name: str) -> str:
+    """A file name for a name that comes from data: a class, a dataset, an event, an image.
+
+    It is one part of a path that leads nowhere else: no separator, not `.` or `..`, no dot in front, no control
+    character, nothing that Windows refuses or takes for a device, no white space at the ends, at most `LONGEST`
+    bytes of UTF-8. A name that is all this, with spaces, dots within, any script, stays as it is. Of any other what
+    can be kept is kept, with a part of its SHA-256: `../x` becomes `__x~d6b96a97d147` (a name that ends like this
+    gets one, too), so that different names have different files. For those that differ in case alone see
+    `safe_names`.
+    """
+    return spellings(name)[0]
+
+
+def spellings(name: str) -> list[str]:
+    """All file names that `safe_names` may give a name, for those who look for its file."""
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
+    cleaned = _cleaned(name)
+    plain = cleaned == name and len(name.encode()) <= LONGEST and not _MARKED.fullmatch(name)
+    kept = re.sub(r"\.\.+", "_", cleaned)
+    marked = [f"{_cut(kept, LONGEST - 1 - digits)}~{digest[:digits]}" for digits in _DIGITS]
+    return [name, *marked] if plain else marked
+
+
+def safe_names(names: Sequence[str]) -> list[str]:
+    """`safe_name` of each, all different, also for a file system that ignores case or the form of accents.
+
+    Of names that are the same to it the first stays and the others get a part of their SHA-256; of equal names the
+    second and later are numbered (`a`, `a_2`). No name that can stay gives way to a number.
+    """
+    given = {name: spellings(name) for name in dict.fromkeys(names)}
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for name, possible in given.items():
+        if possible[0] == name and _folded(name) not in taken:
+            found[name] = name
+            taken.add(_folded(name))
+    for name, possible in given.items():
+        if name not in found:
+            found[name] = next(one for one in possible if _folded(one) not in taken)
+            taken.add(_folded(found[name]))
+    numbers = dict.fromkeys(given, 1)
+    return [_numbered(found[name], name, numbers, taken) for name in names]
+
+
+def _numbered(file: str, name: str, numbers: dict[str, int], taken: set[str]) -> str:
+    """The file name of a name's first, second, ... occurrence. numbers: name -> the next one to try."""
+    number = numbers[name]
+    numbers[name] += 1
+    if number == 1:
+        return file
+    while _folded(f"{file}_{number}") in taken:
+        number = numbers[name]
+        numbers[name] += 1
+    taken.add(_folded(f"{file}_{number}"))
+    return f"{file}_{number}"
+
+
+def _cleaned(name: str) -> str:
+    shown = "".join("_" if unicodedata.category(char) in _UNPRINTED else char for char in name)
+    text = re.sub(r"^\.+", "_", _REFUSED.sub("_", shown).strip()).rstrip(". ") or "_"
+    return f"_{text}" if _DEVICE.match(text) else text
+
+
+def _cut(text: str, most: int) -> str:
+    return text.encode()[:most].decode(errors="ignore")
+
+
+def _folded(name: str) -> str:
+    """Equal for names that are one to some file system. More than these is possible, and costs a longer name."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).upper().casefold())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
+from crossdet.jsonfiles import safe_name
 from crossdet.types import REGION_FLAGS, Flag
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def write_batch_pictures(
             dataset = dataset_names[int(batch.dataset_ids[row])]
             drawn = _annotated(picture, batch.targets[row], space.classes)
             lines = _strip_lines(dataset, batch.targets[row], batch.trusted[row], space.classes)
-            file = folder / f"{len(written):03d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', dataset)}.jpg"
+            name = safe_name(f"{len(written):03d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', dataset)}")
+            file = folder / f"{name}.jpg"
             _with_strip(drawn, lines).save(file, quality=92, subsampling=0)
             written.append(file)
     return written

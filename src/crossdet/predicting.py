@@ -17,7 +17,7 @@ from crossdet.errors import UserError
 from crossdet.evaluation.showing import draw_detections
 from crossdet.folds import NO_ANGLE
 from crossdet.inference import find_images, load_detector, predict_files
-from crossdet.jsonfiles import write_json
+from crossdet.jsonfiles import safe_names, write_json
 from crossdet.types import Detections
 
 MAX_OPEN_DRAWINGS = 16
@@ -137,16 +137,8 @@ class _Drawing:
 
 def _picture_names(files: Sequence[Path]) -> dict[Path, str]:
     """A file name for every drawn picture; numbered where it is taken already."""
-    taken: set[str] = set()
-    names = {}
-    for file in files:
-        name, number = file.stem, 1
-        while name.casefold() in taken:  # one file where the file system ignores case
-            number += 1
-            name = f"{file.stem}_{number}"
-        taken.add(name.casefold())
-        names[file] = f"{name}.jpg"
-    return names
+    names = safe_names([file.stem for file in files])
+    return {file: f"{name}.jpg" for file, name in zip(files, names, strict=True)}
 
 
 def _entry(file: Path, width: int, height: int, found: Detections) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from crossdet.data.index import (
     read_lines,
 )
 from crossdet.errors import AnnotationError
+from crossdet.jsonfiles import safe_names
 from crossdet.types import REGION_FLAGS, Flag
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
@@ -132,15 +133,16 @@ def write_voc(index: Index, root: Path, image_set: str) -> None:
     """Writes Annotations/*.xml and ImageSets/Main/<image_set>.txt below `root`; images are not copied.
 
     VOC has one flag: regions (CROWD, IGNORE_REGION, AVOID) and INVALID rows are written as difficult, a
-    region of no class once per class. `filename` is the image's path below `index.root`.
+    region of no class once per class. `filename` is the image's path below `index.root`. An XML has the image's
+    name, by `safe_names`.
     """
     folder = root / "Annotations"
     folder.mkdir(parents=True, exist_ok=True)
     names = [PurePosixPath(index.names[row]) for row in range(len(index))]
     stems = Counter(name.stem for name in names)
-    ids = [
-        name.stem if stems[name.stem] == 1 else str(name.with_suffix("")).replace("/", "_") for name in names
-    ]
+    ids = safe_names(
+        [n.stem if stems[n.stem] == 1 else str(n.with_suffix("")).replace("/", "_") for n in names]
+    )
     for row, (name, number) in enumerate(zip(names, ids, strict=True)):
         tree = ElementTree(_to_xml(index, row, name))
         indent(tree, "\t")

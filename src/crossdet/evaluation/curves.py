@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from crossdet.errors import UserError
 from crossdet.evaluation.precision_recall import Curve
 from crossdet.figures import line_look, new_figure, save_figure
-from crossdet.jsonfiles import write_json
+from crossdet.jsonfiles import safe_names, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -177,15 +177,13 @@ def _curve(row: dict[str, Any]) -> NamedCurve:
 def draw_curves(folder: Path, methods: Sequence[Method]) -> list[Path]:
     """One PNG per dataset and protocol with a panel per curve name; curves without an AP are left out."""
     pairs = dict.fromkeys((c.dataset, c.protocol) for _, curves in methods for c in curves)
+    names = safe_names([re.sub(r"[^\w.-]+", "_", f"{dataset}_{protocol}") for dataset, protocol in pairs])
     files: list[Path] = []
-    for dataset, protocol in pairs:
+    for (dataset, protocol), name in zip(pairs, names, strict=True):
         figure = draw_figure(dataset, protocol, methods)
         if figure is None:
             continue
-        name = re.sub(r"[^\w.-]+", "_", f"{dataset}_{protocol}")
-        taken = {file.stem for file in files}
-        number = next(n for n in range(1, len(files) + 2) if (name if n == 1 else f"{name}_{n}") not in taken)
-        files.append(folder / f"{name if number == 1 else f'{name}_{number}'}.png")
+        files.append(folder / f"{name}.png")
         save_figure(figure, files[-1])
     return files
 

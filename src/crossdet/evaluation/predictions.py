@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from crossdet.data.index import Index
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.protocols import Split
-from crossdet.jsonfiles import write_atomically
+from crossdet.jsonfiles import safe_names, write_atomically
 
 
 def write_predictions(folder: Path, split: Split, detections: DetectionArrays, protocol: str) -> None:
@@ -19,7 +20,8 @@ def write_predictions(folder: Path, split: Split, detections: DetectionArrays, p
 
     coco, lvis: `results.json`, the format's own image and category ids. voc: `CLASS.txt`, 1-based inclusive
     corners. wider_face: `EVENT/IMAGE.txt`. wider_pedestrian: `submission.txt`, without classes. Classes carry the
-    dataset's own names; of several that are merged into one the first.
+    dataset's own names; of several that are merged into one the first. Files are named by `safe_names`: nothing is
+    written outside the folder, whatever a class or an image is called.
     """
     detections = _in_order(detections)
     writers = {
@@ -62,18 +64,32 @@ def _voc(folder: Path, split: Split, detections: DetectionArrays) -> None:
     for (x1, y1, x2, y2), score, label, image in _rows(detections):
         stem = PurePosixPath(split.index.names[image]).stem
         lines[label].append(_numbers(stem, score, x1 + 1, y1 + 1, x2, y2))
-    for label, found in lines.items():
-        _write(folder / f"{split.index.classes[source[label]]}.txt", found)
+    names = safe_names([split.index.classes[source[label]] for label in lines])
+    for name, found in zip(names, lines.values(), strict=True):
+        _write(folder / f"{name}.txt", found)
 
 
 def _wider_face(folder: Path, split: Split, detections: DetectionArrays) -> None:
     lines: dict[int, list[str]] = defaultdict(list)
     for (x1, y1, x2, y2), score, _, image in _rows(detections):
         lines[image].append(_numbers(x1, y1, x2 - x1, y2 - y1, score))
-    for image in range(len(split.index)):
-        name = PurePosixPath(split.index.names[image])
+    names = [PurePosixPath(split.index.names[image]) for image in range(len(split.index))]
+    for image, (name, file) in enumerate(zip(names, _face_files(names), strict=True)):
         found = lines[image]
-        _write(folder / name.parent.name / f"{name.stem}.txt", [name.stem, str(len(found)), *found])
+        _write(folder / file, [name.stem, str(len(found)), *found])
+
+
+def _face_files(names: Sequence[PurePosixPath]) -> list[Path]:
+    """`EVENT/IMAGE.txt` of every image, all different."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name.parent.name, []).append(row)
+    files = [Path()] * len(names)
+    for event, folder in zip(rows, safe_names(list(rows)), strict=True):
+        stems = safe_names([names[row].stem for row in rows[event]])
+        for row, stem in zip(rows[event], stems, strict=True):
+            files[row] = Path(folder if event else "", f"{stem}.txt")
+    return files
 
 
 def _submission(folder: Path, split: Split, detections: DetectionArrays) -> None:

@@ -11,6 +11,7 @@ from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.data.index import Index
 from crossdet.folds import NO_ANGLE
 from crossdet.inference import Detector
+from crossdet.jsonfiles import safe_names
 from crossdet.labels import LabelSpace
 from crossdet.pictures import class_colour, draw_boxes
 from crossdet.types import REGION_FLAGS, Detections
@@ -28,7 +29,7 @@ def write_val_pictures(
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for name, index in val.items():
+    for (name, index), plain in zip(val.items(), safe_names(list(val)), strict=True):
         class_ids = space.ids(name, index.classes)
         for image in np.linspace(0, len(index) - 1, min(PER_DATASET, len(index))).astype(int).tolist():
             picture = _picture(index, image)
@@ -41,7 +42,7 @@ def write_val_pictures(
             sheet = Image.new("RGB", (2 * picture.width + 6, picture.height), "white")
             for column, part in enumerate(pair):
                 sheet.paste(part, (column * (picture.width + 6), 0))
-            files.append(folder / f"{name}_{image:06d}.jpg")
+            files.append(folder / f"{plain}_{image:06d}.jpg")
             sheet.save(files[-1], quality=90)
     return files
 

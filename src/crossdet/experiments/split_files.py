@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from crossdet.errors import UserError, problem_list
 from crossdet.experiments.looks import ORIGINAL, BadPicture, erase, read_picture, with_look, write_picture
 from crossdet.experiments.split import Part, SplitPlan, foreign_and_kept, summary
 from crossdet.experiments.split_configs import write_configs
-from crossdet.jsonfiles import write_json
+from crossdet.jsonfiles import safe_name, write_json
 from crossdet.types import Flag
 
 MARKER = "split.json"
@@ -120,10 +121,14 @@ def _own(plan: SplitPlan, part: Part) -> Bools:
 
 
 def _picture_name(index: Index, row: int, look: str, split: str, changed: bool) -> str:
-    """Path below `images`. A changed picture is a JPEG; a name that leads out of its folder becomes a flat one."""
+    """Path below `images`, of safe names. A changed picture is a JPEG; a name that leads out of its folder becomes
+    a flat one."""
     name = PurePosixPath(index.names[row].replace("\\", "/"))
     if name.is_absolute() or ".." in name.parts:
         name = PurePosixPath(f"{row:07d}_{name.name}")
+    kept = name.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,8}", name.suffix) else ""  # readers go by it
+    file = safe_name(name.name.removesuffix(kept)) + kept
+    name = PurePosixPath(*(safe_name(part) for part in name.parts[:-1]), file)
     if changed and name.suffix.lower() not in (".jpg", ".jpeg"):
         name = name.with_name(f"{name.name}.jpg")
     return f"{look}/{split}/{name}"

@@ -17,6 +17,7 @@ from crossdet.data.voc import list_entries, parse_xml
 from crossdet.errors import UserError, problem_list
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.voc import VocTruth
+from crossdet.jsonfiles import safe_name, spellings
 from crossdet.scoring.text_files import read_detection_lines
 
 LAYOUT = "image score xmin ymin xmax ymax"
@@ -94,7 +95,8 @@ def _image_set(folder: Path, given: str) -> Path:
 
 
 def read_voc_results(folder: Path, files: VocFiles) -> VocResults:
-    """Reads the results of each class: `<class>.txt`, or the kit's `comp4_det_test_<class>.txt`.
+    """Reads the results of each class: `<class>.txt`, or the kit's `comp4_det_test_<class>.txt`; of a class whose
+    name can be no file's also what `eval` writes for it (`safe_names`).
 
     Raises `UserError` where a class has several files or none has one, `AnnotationError` for malformed lines.
     """
@@ -105,7 +107,8 @@ def read_voc_results(folder: Path, files: VocFiles) -> VocResults:
     if several:
         raise UserError(problem_list(f"{folder}: several files for one class; keep one of them", several))
     if files.classes and not any(by_class.values()):
-        wanted = f"{files.classes[0]}.txt or comp4_det_test_{files.classes[0]}.txt"
+        name = safe_name(files.classes[0])
+        wanted = f"{name}.txt or comp4_det_test_{name}.txt"
         have = f"; its files, such as {unknown[0]}, are of no class of the ground truth" if unknown else ""
         raise UserError(f"{folder}: no results of any class (such as {wanted}){have}; wrong folder?")
     row_of = {name: row for row, name in enumerate(files.images)}
@@ -137,12 +140,13 @@ def _files(folder: Path, classes: Sequence[str]) -> tuple[dict[str, list[Path]],
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror}); expected a folder") from None
     by_class: dict[str, list[Path]] = {name: [] for name in classes}
+    class_of = {one: name for name in classes for one in spellings(name)} | {name: name for name in classes}
     unknown = []
     for file in texts:
         stem = file.name.removesuffix(".txt")
         kit = KIT_NAME.fullmatch(stem)
-        name = kit["name"] if kit and stem not in by_class else stem
-        if name in by_class:
+        name = class_of.get(kit["name"] if kit and stem not in class_of else stem)
+        if name is not None:
             by_class[name].append(file)
         else:
             unknown.append(file.name)

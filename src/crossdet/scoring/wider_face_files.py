@@ -6,7 +6,7 @@ PRED_DIR/<event>/<image>.txt: a line with the name (not used), a line with the c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from crossdet.data.index import raise_if_any, read_bytes
 from crossdet.errors import AnnotationError, UserError
 from crossdet.evaluation.arrays import DetectionArrays
+from crossdet.jsonfiles import spellings
 
 LAYOUT = "x y w h score"
 
@@ -33,13 +34,16 @@ class WiderFacePredictions:
 
 
 def read_wider_face_predictions(folder: Path, names: Sequence[str]) -> WiderFacePredictions:
-    """Reads the files of the images `names` ("event/image" without extension).
+    """Reads the files of the images `names` ("event/image" without extension), also where `eval` had to name them
+    otherwise (`safe_names`).
 
     Raises `UserError` where none of them has a file, `AnnotationError` with every malformed file.
     """
-    files = _files(folder)
+    below = _files(folder)
+    files = {name: file for name in names if (file := _file_of(name, below)) is not None}
     missing = [name for name in names if name not in files]
-    unknown = sorted(str(files[name].relative_to(folder)) for name in files.keys() - set(names))
+    known = set(files.values())
+    unknown = sorted(str(file.relative_to(folder)) for file in below.values() if file not in known)
     if len(missing) == len(names):
         raise UserError(_wrong_folder(folder, names, unknown))
     problems: list[str] = []
@@ -67,6 +71,16 @@ def _files(folder: Path) -> dict[str, Path]:
         for file in (*entries, *below)
         if file.name.endswith(".txt")
     }
+
+
+def _file_of(name: str, below: Mapping[str, Path]) -> Path | None:
+    """By the name itself, else by what `safe_names` makes of its two parts."""
+    if name in below:
+        return below[name]
+    event, slash, image = name.rpartition("/")
+    folders = spellings(event) if event else [""]
+    paths = (f"{folder}{slash}{stem}" for folder in folders for stem in spellings(image))
+    return next((below[path] for path in paths if path in below), None)
 
 
 def _wrong_folder(folder: Path, names: Sequence[str], unknown: Sequence[str]) -> str:
