@@ -46,7 +46,7 @@ from crossdet.recipe import Recipe
 from crossdet.run_directory import check_run_dir, check_teachers_stay, make_run_dir, run_directory
 from crossdet.run_identity import run_identity
 from crossdet.sources import Sources, listed_only_problem, named_splits, open_sources
-from crossdet.teaching import Lesson, Taught, open_teachers, taught_epochs
+from crossdet.teaching import TEACHER_DECAY, Lesson, Taught, open_teachers, taught_epochs
 from crossdet.training import DataOfEpoch, EpochData, FurtherLoss, fit
 from crossdet.types import Batch, Detections
 
@@ -325,7 +325,7 @@ def detector_settings(config: Config) -> DetectorSettings:
 
 
 def recipe(config: Config) -> Recipe:
-    t = config.train
+    t, pseudo = config.train, config.pseudo
     return Recipe(
         epochs=t.epochs,
         batch_size=t.batch_size,
@@ -340,6 +340,7 @@ def recipe(config: Config) -> Recipe:
         clip_norm=t.clip_norm,
         accumulate=t.accumulate,
         ema=t.ema,
+        teacher_ema=TEACHER_DECAY if pseudo is not None and pseudo.teachers == "self" else None,
         compile=t.compile,
         group_aspect=t.group_aspect,
         workers=t.workers,

@@ -10,6 +10,8 @@ class Recipe:
     """How to train; the defaults are the paper's (sec. 4.1.2).
 
     batch_size: images per optimiser step, over all processes and accumulation. Epochs are N = all images draws.
+    ema: decay of the averaged weights, which then count. teacher_ema: without `ema`, decay of an average that only
+    labels for the training itself.
     """
 
     epochs: int = 20
@@ -25,6 +27,7 @@ class Recipe:
     clip_norm: float | None = None
     accumulate: int = 1
     ema: float | None = None
+    teacher_ema: float | None = None
     compile: bool = False
     group_aspect: bool = True
     workers: int = 2

@@ -1,8 +1,8 @@
 """Teachers in joint training: experts, or the network itself, label what the datasets leave unlabelled.
 
 A class has the teacher that finds it best on the validation data that label it, with the threshold of the best
-F-beta there: an expert, once before the training, or the network in training, again and again. What they find is
-kept in the run directory (`pseudo.label_images`).
+F-beta there: an expert, once before the training, or the network in training, again and again, by an average of its
+weights. What they find is kept in the run directory (`pseudo.label_images`).
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ from crossdet.types import Flag
 
 TAUGHT_FILE = "taught.json"
 """Beside the indexes with the labels: who labelled what. Written last, so that with it they are complete."""
+TEACHER_DECAY = 0.999
+"""Of the averaged weights by which a network teaches itself where the config has no `train.ema` (Mean Teacher,
+Tarvainen and Valpola 2017, uses it)."""
 
 
 @dataclass(frozen=True)
@@ -281,8 +284,10 @@ def _taught_by_itself(
 ) -> DataOfEpoch:
     """The network in training labels the images after `schedule[0]` epochs, and again after every `schedule[1]`.
 
-    Labels are found by the weights between two epochs, which are in the resumable state, and kept in
-    `folder/epoch_N` while they are in use; so a resumed run finds or reads the same.
+    It does so by its averaged weights (`fit`), as in Mean Teacher and Unbiased Teacher: it was trained on the very
+    images that it labels, and its newest weights repeat what they have just been told. Labels are found between two
+    epochs, by weights that are in the resumable state, and kept in `folder/epoch_N` while they are in use; so a
+    resumed run finds or reads the same.
     """
     first, every = schedule
     untaught = data(Taught(lesson.space, dict(lesson.train), None))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from crossdet.checkpoint import (
     BEST_FILE,
@@ -56,7 +56,7 @@ class EpochData(NamedTuple):
 
 
 DataOfEpoch = Callable[[int, int, RetinaNet], EpochData]
-"""(epoch from 0, its steps done, the weights that count) -> what the epoch trains on. Exact resuming wants the same
+"""(epoch from 0, its steps done, the weights that teach) -> what the epoch trains on. Exact resuming wants the same
 answer of the same weights, and after the first step the one of before it."""
 
 
@@ -192,11 +192,22 @@ def fit(
         fused=not (scaled and recipe.clip_norm is not None),
     )
     step_module, optimizer = fabric.setup(TrainStep(detector, recipe.compile, further_loss), optimizer)
-    average = None
+    average, teacher = None, None
     if recipe.ema is not None:
         average = averaged(detector, recipe.ema)
+    elif recipe.teacher_ema is not None:
+        teacher = averaged(detector, recipe.teacher_ema, warm_up=True)
     run = _Run(
-        fabric, detector, optimizer, average, run_dir, metadata or {}, after_step, fixed_statistics, identity
+        fabric,
+        detector,
+        optimizer,
+        average,
+        run_dir,
+        metadata or {},
+        after_step,
+        fixed_statistics,
+        identity,
+        teacher,
     )
     if resume and (run_dir / STATE_FILE).exists():
         run.restore()
@@ -205,7 +216,7 @@ def fit(
     with stop_signals() as stop, _dead_workers_told(run_dir):
         while run.progress.epoch < recipe.epochs and not run.progress.finished:
             if data_of is not None:
-                data = data_of(run.progress.epoch, run.progress.step_in_epoch, run.final_detector())
+                data = data_of(run.progress.epoch, run.progress.step_in_epoch, run.teacher_detector())
             record = _train_epoch(run, step_module, data, dataset_names, recipe, logs, stop)
             _finish_epoch(run, recipe, record, evaluate, describe, logs)
     run.progress.finished = True
@@ -229,18 +240,29 @@ def _dead_workers_told(run_dir: Path) -> Iterator[None]:
         ) from None
 
 
-def averaged(detector: RetinaNet, decay: float) -> AveragedModel:
-    """The exponential moving average of weights and buffers; integer buffers (counts, which box subnet a class has)
-    are copied, since a mean of them means nothing."""
-    of_floats = get_ema_multi_avg_fn(decay)
+def averaged(detector: RetinaNet, decay: float, warm_up: bool = False) -> AveragedModel:
+    """An exponential moving average of a detector's weights, which follows it by `update_parameters`.
 
-    def update(averages: Tensors, current: Tensors, count: Tensor | int) -> None:
-        if averages[0].is_floating_point():  # they come grouped by dtype
-            of_floats(averages, current, count)
-        else:
+    The first update takes the weights as they are. warm_up: the decay after n updates is at most
+    (1 + n) / (10 + n), as with `num_updates` of TensorFlow's ExponentialMovingAverage: the average reaches back
+    over a tenth of the updates so far, and a short training forgets its random beginning.
+    Floating-point buffers are averaged, too; others (counts, which box subnet a class has) are copied, since a mean
+    of them means nothing.
+    """
+
+    @torch.no_grad()
+    def update(averages: Tensors, current: Tensors, _: Tensor | int) -> None:
+        if not averages[0].is_floating_point():  # they come grouped by dtype
             torch._foreach_copy_(averages, current)
+            return
+        count = int(
+            average.n_averaged
+        )  # on the CPU; the argument lies on the device, and would be waited for
+        kept = min(decay, (1 + count) / (10 + count)) if warm_up else decay
+        torch._foreach_lerp_(averages, current, 1 - kept)
 
-    return AveragedModel(detector, multi_avg_fn=update, use_buffers=True)
+    average = AveragedModel(detector, multi_avg_fn=update, use_buffers=True)
+    return average
 
 
 def _train_epoch(
@@ -354,8 +376,9 @@ def _optimiser_step(
     if run.after_step is not None:
         run.after_step()
     run.optimizer.zero_grad(set_to_none=True)
-    if run.average is not None:
-        run.average.update_parameters(run.detector)
+    for average in (run.average, run.teacher):
+        if average is not None:
+            average.update_parameters(run.detector)
     return losses, norm
 
 
@@ -479,6 +502,7 @@ class _Run:
     after_step: Callable[[], None] | None = None
     fixed_statistics: bool = False
     identity: Identity | None = None
+    teacher: AveragedModel | None = None
     progress: Progress = field(default_factory=Progress)
     totals: DatasetTotals | None = None
     saved_at: float = field(default_factory=time.monotonic)
@@ -488,6 +512,10 @@ class _Run:
         if self.average is None:
             return self.detector
         return cast(RetinaNet, self.average.module)
+
+    def teacher_detector(self) -> RetinaNet:
+        """The weights that label for the training itself: an average of their own where none counts."""
+        return self.final_detector() if self.teacher is None else cast(RetinaNet, self.teacher.module)
 
     def save_weights(self, name: str, extra: dict[str, str]) -> None:
         if self.fabric.is_global_zero:
@@ -522,6 +550,7 @@ class _Run:
                 "model": self.detector.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "average": None if self.average is None else self.average.state_dict(),
+                "teacher": None if self.teacher is None else self.teacher.state_dict(),
                 "precision": self.fabric.strategy.precision.state_dict(),
                 "progress": dict(vars(self.progress)),
                 "totals": None if sums is None else sums.cpu(),
@@ -541,6 +570,11 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
+        if self.teacher is not None:
+            if state.get("teacher") is not None:
+                self.teacher.load_state_dict(state["teacher"])
+            else:  # the state of a run that had none begins it
+                self.teacher.update_parameters(self.detector)
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.progress = Progress.from_state(state["progress"])
         if len(state["random"]) == self.fabric.world_size:

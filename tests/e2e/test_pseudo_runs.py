@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from crossdet import RunError, UserError, extend, train
-from crossdet.checkpoint import load_weights
+from crossdet.checkpoint import load_state, load_weights, save_state
 from crossdet.data.index import load_index
 from crossdet.labels import LabelSpace
 from crossdet.models.retinanet import RetinaNet
 from crossdet.relabelling import relabel
 from crossdet.runlog import RunLog
-from crossdet.teaching import last_taught
+from crossdet.teaching import last_taught, teach
 from crossdet.types import Flag
 
 SHORT = {"train.epochs": 2, "train.eval_every": 0}
@@ -100,8 +100,9 @@ def test_experts_fill_in_what_is_missing(world, trained, tmp_path, capsys):
     assert_same(tmp_path / "stopped", tmp_path / "run")
 
 
-def test_the_network_labels_for_itself_and_goes_on_exactly(world, tmp_path, monkeypatch, capsys):
-    config = world.config(ITSELF)
+@pytest.mark.parametrize("ema", [0.8, None])
+def test_the_network_labels_for_itself_and_goes_on_exactly(ema, world, tmp_path, monkeypatch, capsys):
+    config = world.config({**ITSELF, "train.ema": ema})
     train(config, output=tmp_path / "run")
     printed = capsys.readouterr().out
     assert "teacher of car: the network after 7 epochs" in printed
@@ -124,6 +125,35 @@ def test_the_network_labels_for_itself_and_goes_on_exactly(world, tmp_path, monk
             train(config, output=tmp_path / "full")
     train(config, output=tmp_path / "full", resume=True)
     assert_same(tmp_path / "full", tmp_path / "run")
+
+
+def test_without_an_average_that_counts_the_teacher_has_its_own(world, tmp_path, monkeypatch):
+    """It labels and is in the state; evaluated and saved are the newest weights. A state without it begins it."""
+    config = world.config({**ITSELF, "train.ema": None})
+    taught_by = []
+
+    def watched(fabric: Any, lesson: Any, teachers: Any, folder: Path) -> Any:
+        saved = load_state(folder.parents[1] / "state.pt")
+        own = {name: value.clone() for name, value in teachers[0].model.state_dict().items()}
+        taught_by.append((own, saved))
+        return teach(fabric, lesson, teachers, folder)
+
+    monkeypatch.setattr("crossdet.teaching.teach", watched)
+    train(config, output=tmp_path / "run")
+    interrupted(config, tmp_path / "old", 42)  # the last step before the labels
+    state = load_state(tmp_path / "old" / "state.pt")
+    save_state(tmp_path / "old" / "state.pt", {k: v for k, v in state.items() if k != "teacher"})
+    train(config, output=tmp_path / "old", resume=True)
+    (own, saved), (begun, before) = taught_by
+    average = {name.removeprefix("module."): value for name, value in saved["teacher"].items()}
+    assert average["n_averaged"] == 42
+    for name, value in own.items():
+        assert torch.equal(value, average[name])
+        assert torch.equal(begun[name], before["model"][name])
+    assert any(not torch.equal(value, saved["model"][name]) for name, value in own.items())
+    newest = load_state(tmp_path / "run" / "state.pt")["model"]
+    weights = load_weights(tmp_path / "run")[0]
+    assert all(torch.equal(newest[name], weights[name]) for name in weights)
 
 
 def test_without_the_section_nothing_changes(world, tmp_path):

@@ -30,7 +30,7 @@ from crossdet.teaching import (
     taught_epochs,
     teach,
 )
-from crossdet.training import EpochData
+from crossdet.training import EpochData, averaged
 from crossdet.types import BACKGROUND, Annotations, Batch
 
 SETTINGS = EvalSettings(64, 96)
@@ -294,6 +294,31 @@ def test_the_network_teaches_itself_on_schedule(lesson, detections, tmp_path):
     assert not folder.exists()  # nothing of an earlier run is taken
 
 
+@pytest.mark.parametrize("warm_up", [False, True])
+def test_the_average_of_the_weights_by_its_formula(warm_up):
+    """From the first weights that it is told of on; a short training forgets its random beginning."""
+    g = torch.Generator().manual_seed(0)
+    network = torch.nn.BatchNorm1d(3)  # has weights, float buffers, and a counter that is no float
+    average = averaged(network, 0.9, warm_up)  # type: ignore[arg-type]
+    wanted = dict[str, torch.Tensor]()
+    for updates in range(100):
+        with torch.no_grad():
+            for value in (*network.parameters(), network.running_mean, network.running_var):
+                value.copy_(torch.rand(3, generator=g))
+            network.num_batches_tracked.fill_(7 * updates)
+        average.update_parameters(network)
+        kept = min(0.9, (1 + updates) / (10 + updates)) if warm_up else 0.9
+        for name, value in network.state_dict().items():
+            if updates and value.is_floating_point():
+                wanted[name] = kept * wanted[name] + (1 - kept) * value
+            else:
+                wanted[name] = value.clone()
+        if updates in (0, 1, 20, 99):
+            found = average.module.state_dict()
+            for name, value in wanted.items():
+                torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=f"{name} {updates}")
+
+
 def test_what_cannot_be_taught_is_told(lesson):
     with pytest.raises(UserError, match="no dataset leaves a class unlabelled that a teacher knows"):
         lesson.check([])
@@ -320,6 +345,10 @@ def test_the_section_of_the_config(lesson, tmp_path):
         falls = Config.from_dict({"datasets": dict(lesson.train), "train": {"epochs": epochs}}).train.steps
         first, every = own.schedule(epochs)
         assert (first, first + every) == (falls[0] + 1, falls[1] + 1)
+    assert own.negative_weight == 0.5  # its own misses count less than an expert's
+    assert config(lesson, pseudo={"teachers": ["a"]}).pseudo.negative_weight == 1
+    asked = config(lesson, pseudo={"teachers": "self", "negative_weight": 1.0}).pseudo
+    assert asked.negative_weight == 1
     fixed = config(lesson, pseudo={"teachers": "self", "from_epoch": 3, "every": 2}).pseudo
     assert fixed.schedule(30) == (3, 2)
     one = Config.from_dict({"datasets": dict(lesson.train), "pseudo": {"teachers": "runs/a"}}, base=tmp_path)

@@ -275,12 +275,20 @@ class ExtendConfig(Section):
 class PseudoConfig(Section):
     """A teacher labels what datasets leave unlabelled; off where there is no such section (docs/config.md)."""
 
-    teachers: Teachers = ()  # runs or weights files; `self`: the network in training, or its average (`ema`)
+    teachers: Teachers = ()  # runs or weights files; `self`: the network in training, by an average of its weights
     from_epoch: Count | None = None  # self: first after so many epochs; null: after half of them and one more
     every: Count | None = None  # self: and again after so many more; null: a quarter of all
     beta: Positive = 1.0  # a class's threshold is that of the best F-beta on validation data that label it
     uncertain_from: Fraction = 0.25  # of the threshold: scores between the two are avoided
-    negative_weight: Fraction = 1.0  # of the background that the teacher leaves; 0: it stays avoided
+    negative_weight: Fraction = 1.0  # of the background a teacher leaves (self: 0.5); 0: it stays avoided
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_misses(cls, data: Any) -> Any:
+        """By default the network's own misses count half: as negatives with full weight they would stay misses."""
+        if isinstance(data, Mapping) and data.get("teachers") == "self":
+            return {"negative_weight": 0.5, **data}
+        return data
 
     def schedule(self, epochs: int) -> tuple[int, int]:
         """(from_epoch, every) of a training of so many epochs.
