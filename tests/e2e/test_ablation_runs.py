@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from worlds import CAR, FACE, HEIGHT, WIDTH, make_world
 
 from crossdet import load_config, load_detector, train
-from crossdet import training as training_module
+from crossdet import training_state
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import RunError, UserError
 from crossdet.experiments.ablation_command import app
@@ -161,7 +161,7 @@ def test_a_run_of_plain_train_is_measured_as_it_is(toys, tmp_path):
 
 
 def test_an_interrupted_queue_goes_on_where_it_was_stopped(results, toys, tmp_path, monkeypatch):
-    save_if_due = training_module._Run.save_if_due
+    save_if_due = training_state.RunState.save_if_due
 
     def stop(self, recipe, stop):
         stop.set()
@@ -171,7 +171,7 @@ def test_an_interrupted_queue_goes_on_where_it_was_stopped(results, toys, tmp_pa
     shutil.copytree(toys, copy, ignore=shutil.ignore_patterns("runs"))
     words = ("run", copy, "--methods", "naive", "--seeds", "0", "-o", tmp_path / "out", *TWO_STEPS)
     with monkeypatch.context() as patch:
-        patch.setattr(training_module._Run, "save_if_due", stop)
+        patch.setattr(training_state.RunState, "save_if_due", stop)
         with pytest.raises(RunError, match=r"(?s)interrupted after step 1.*run the same command again"):
             command(*words)
     assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from worlds import draw_split
 
 from crossdet import evaluate, load_config, load_detector
-from crossdet import training as training_module
+from crossdet import training_state
 from crossdet.checkpoint import load_weights, save_weights, update_metadata
 from crossdet.data.coco import write_coco
 from crossdet.data.index import IndexBuilder
@@ -242,7 +242,7 @@ def test_an_interrupted_queue_goes_on_and_other_weights_are_noticed(
 ):
     for name in ("start_seed0_gen1", "replay_seed0_gen2"):
         shutil.copytree(results / "runs" / name, tmp_path / "runs" / name)
-    save_if_due = training_module._Run.save_if_due
+    save_if_due = training_state.RunState.save_if_due
 
     def stop(self, recipe, stop):
         stop.set()
@@ -261,7 +261,7 @@ def test_an_interrupted_queue_goes_on_and_other_weights_are_noticed(
         "1/3",
     )
     with monkeypatch.context() as patch:
-        patch.setattr(training_module._Run, "save_if_due", stop)
+        patch.setattr(training_state.RunState, "save_if_due", stop)
         with pytest.raises(RunError, match=r"(?s)interrupted after step 1.*run the same command again"):
             command(*words)
     assert not (tmp_path / "replay_seed0_gen3.json").exists()

@@ -15,7 +15,7 @@ from torchvision.models._meta import _COCO_CATEGORIES
 from typer.testing import CliRunner
 
 from crossdet import load_config, load_detector
-from crossdet import training as training_module
+from crossdet import training_state
 from crossdet.check import inspect
 from crossdet.errors import RunError, UserError
 from crossdet.experiments import paper_data
@@ -139,7 +139,7 @@ def test_an_interrupted_queue_goes_on_elsewhere_and_ends_as_if_it_had_not_been(
 ):
     """Stopped after the first step, moved with its data to another folder, run again: the same weights."""
     name = "coco_ped_mobilenetv2_unmerged"
-    save_if_due = training_module._Run.save_if_due
+    save_if_due = training_state.RunState.save_if_due
 
     def stop(self, recipe, stop):
         stop.set()
@@ -147,7 +147,7 @@ def test_an_interrupted_queue_goes_on_elsewhere_and_ends_as_if_it_had_not_been(
 
     words = ("--scale", "mini", *TWO_STEPS)
     with monkeypatch.context() as patch:
-        patch.setattr(training_module._Run, "save_if_due", stop)
+        patch.setattr(training_state.RunState, "save_if_due", stop)
         with pytest.raises(RunError, match="interrupted after step 1"):
             command("run", name, "--data", data, "-o", tmp_path / "out", *words)
     folder = tmp_path / "out/mini"

@@ -351,6 +351,7 @@ def test_recipe_takes_every_value_of_the_config(world):
         "train.eval_every": 4,
         "train.checkpoint_minutes": 3.0,
         "train.checkpoint_steps": 11,
+        "pseudo.teachers": "self",
         "train.log_every": 13,
     }
     made, default = vars(recipe(world.config(changes))), vars(Recipe())

@@ -22,7 +22,7 @@ from crossdet.models.class_rows import (
 )
 from crossdet.models.retinanet import RetinaNet
 from crossdet.models.subnets import Adapter
-from crossdet.training import averaged
+from crossdet.training_state import averaged
 from crossdet.types import Annotations, Batch
 
 SETTINGS = DetectorSettings(

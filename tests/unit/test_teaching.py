@@ -30,7 +30,8 @@ from crossdet.teaching import (
     taught_epochs,
     teach,
 )
-from crossdet.training import EpochData, averaged
+from crossdet.training import EpochData
+from crossdet.training_state import averaged
 from crossdet.types import BACKGROUND, Annotations, Batch
 
 SETTINGS = EvalSettings(64, 96)

@@ -1,0 +1,218 @@
+"""Where a training stands: weights, averages, optimiser and progress, saved and restored as one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from crossdet.checkpoint import STATE_FILE, load_state, save_state, save_weights
+from crossdet.errors import Diverged, RunError
+from crossdet.models.retinanet import RetinaNet
+from crossdet.recipe import Recipe
+from crossdet.run_identity import Identity, check_identity
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def averaged(detector: RetinaNet, decay: float, warm_up: bool = False) -> AveragedModel:
+    """An exponential moving average of a detector's weights, which follows it by `update_parameters`.
+
+    The first update takes the weights as they are. warm_up: the decay after n updates is at most
+    (1 + n) / (10 + n), as with `num_updates` of TensorFlow's ExponentialMovingAverage: the average reaches back
+    over a tenth of the updates so far, and a short training forgets its random beginning.
+    Floating-point buffers are averaged, too; others (counts, which box subnet a class has) are copied, since a mean
+    of them means nothing.
+    """
+
+    @torch.no_grad()
+    def update(averages: Tensors, current: Tensors, _: Tensor | int) -> None:
+        if not averages[0].is_floating_point():  # they come grouped by dtype
+            torch._foreach_copy_(averages, current)
+            return
+        count = int(
+            average.n_averaged
+        )  # on the CPU; the argument lies on the device, and would be waited for
+        kept = min(decay, (1 + count) / (10 + count)) if warm_up else decay
+        torch._foreach_lerp_(averages, current, 1 - kept)
+
+    average = AveragedModel(detector, multi_avg_fn=update, use_buffers=True)
+    return average
+
+
+def sum_over_ranks(fabric: Fabric, tensor: Tensor) -> Tensor:
+    # all_reduce works in place on some strategies, and the local sums are still needed
+    return cast(Tensor, fabric.all_reduce(tensor.clone(), reduce_op="sum"))
+
+
+@dataclass
+class Progress:
+    """Where a run stands: everything of the resumable state that is not a tensor.
+
+    best_epoch: the one whose weights are kept as the best, from 1. unreadable: one line per image that could not be
+    read so far.
+    """
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    best_epoch: int | None = None
+    finished: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+    @classmethod
+    def from_state(cls, stored: dict[str, Any]) -> Progress:
+        """Of a state; one of an older version knows the best mean instead of its epoch."""
+        values = dict(stored)
+        if "best" in values:
+            best = values.pop("best")
+            of_best = [r["epoch"] for r in values["history"] if r.get("metrics", {}).get("mean") == best]
+            values["best_epoch"] = of_best[0] if of_best else None
+        return cls(**values)
+
+
+class DatasetTotals:
+    """Loss, positives and images per dataset within one epoch."""
+
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self.names = list(names)
+        self.sums = torch.zeros(3, len(names), dtype=torch.float64, device=device)
+
+    def add(self, dataset_ids: Tensor, image_loss: Tensor, image_positives: Tensor) -> None:
+        ones = torch.ones_like(image_loss)
+        self.sums.index_add_(
+            1, dataset_ids, torch.stack([image_loss, image_positives.to(ones.dtype), ones]).double()
+        )
+
+    def rows(self, sums: Tensor) -> dict[str, dict[str, float]]:
+        """Per dataset that gave images: loss per positive, positives and images."""
+        return {
+            name: {"loss": loss / max(1.0, positives), "positives": positives, "images": images}
+            for name, (loss, positives, images) in zip(self.names, sums.T.tolist(), strict=True)
+            if images
+        }
+
+
+@dataclass
+class RunState:
+    """What a checkpoint holds, and where it goes."""
+
+    fabric: Fabric
+    detector: RetinaNet
+    optimizer: Any
+    average: AveragedModel | None
+    run_dir: Path
+    metadata: dict[str, str]
+    after_step: Callable[[], None] | None = None
+    fixed_statistics: bool = False
+    identity: Identity | None = None
+    teacher: AveragedModel | None = None
+    progress: Progress = field(default_factory=Progress)
+    totals: DatasetTotals | None = None
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def final_detector(self) -> RetinaNet:
+        """The weights that count: the moving average where there is one."""
+        if self.average is None:
+            return self.detector
+        return cast(RetinaNet, self.average.module)
+
+    def teacher_detector(self) -> RetinaNet:
+        """The weights that label for the training itself: an average of their own where none counts."""
+        return self.final_detector() if self.teacher is None else cast(RetinaNet, self.teacher.module)
+
+    def save_weights(self, name: str, extra: dict[str, str]) -> None:
+        if self.fabric.is_global_zero:
+            metadata = self.metadata | extra
+            save_weights(self.run_dir / name, self.final_detector().state_dict(), metadata)
+
+    def stop_if_diverged(self) -> None:
+        """The loss is checked before a step; the step itself can still overflow (alike on all ranks)."""
+        broken = [name for name, p in self.detector.named_parameters() if not bool(torch.isfinite(p).all())]
+        if broken:
+            raise Diverged(
+                f"the weights are no longer finite after step {self.progress.step} ({broken[0]}"
+                f"{', ...' if len(broken) > 1 else ''}); nothing is saved, the last good state is kept. A lower "
+                f"`train.lr` or `train.clip_norm: 1.0` usually helps"
+            )
+
+    def save_state(self) -> None:
+        """Everything that the next step depends on; the random state is for backbones with dropout."""
+        self.stop_if_diverged()
+        mine = [torch.get_rng_state()]
+        if self.fabric.device.type == "cuda":
+            mine.append(torch.cuda.get_rng_state(self.fabric.device))
+        random_states: list[Any] = [mine]
+        if self.fabric.world_size > 1:
+            random_states = [None] * self.fabric.world_size
+            torch.distributed.all_gather_object(random_states, mine)
+        sums = None
+        if self.totals is not None:  # every process keeps its own share; the file has room for the sum only
+            sums = sum_over_ranks(self.fabric, self.totals.sums)
+        if self.fabric.is_global_zero:
+            state = {
+                "model": self.detector.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
+                "teacher": None if self.teacher is None else self.teacher.state_dict(),
+                "precision": self.fabric.strategy.precision.state_dict(),
+                "progress": dict(vars(self.progress)),
+                "totals": None if sums is None else sums.cpu(),
+                "names": None if self.totals is None else self.totals.names,
+                "random": random_states,
+                "identity": self.identity,
+            }
+            save_state(self.run_dir / STATE_FILE, state)
+        self.saved_at = time.monotonic()
+        self.fabric.barrier()
+
+    def restore(self) -> None:
+        state = load_state(self.run_dir / STATE_FILE)
+        if self.identity is not None:
+            check_identity(self.run_dir, state.get("identity"), self.identity)
+        self.detector.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None and state["average"] is not None:
+            self.average.load_state_dict(state["average"])
+        if self.teacher is not None:
+            if state.get("teacher") is not None:
+                self.teacher.load_state_dict(state["teacher"])
+            else:  # the state of a run that had none begins it
+                self.teacher.update_parameters(self.detector)
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.progress = Progress.from_state(state["progress"])
+        if len(state["random"]) == self.fabric.world_size:
+            mine = state["random"][self.fabric.global_rank]
+            torch.set_rng_state(mine[0])
+            if self.fabric.device.type == "cuda" and len(mine) > 1:
+                torch.cuda.set_rng_state(mine[1], self.fabric.device)
+        if state["totals"] is not None:
+            self.totals = DatasetTotals(state["names"], self.fabric.device)
+            if self.fabric.is_global_zero:
+                self.totals.sums += state["totals"].to(self.fabric.device)
+
+    def save_if_due(self, recipe: Recipe, stop: threading.Event) -> None:
+        """Saves every `checkpoint_steps` steps or `checkpoint_minutes`, and when asked to stop."""
+        due = recipe.checkpoint_steps is not None and self.progress.step % recipe.checkpoint_steps == 0
+        late = time.monotonic() - self.saved_at > 60 * recipe.checkpoint_minutes
+        if self.fabric.world_size > 1:  # clocks and signals differ between processes, decisions must not
+            wish = torch.tensor([float(late), float(stop.is_set())], device=self.fabric.device)
+            late, stopped = (v > 0 for v in sum_over_ranks(self.fabric, wish).tolist())
+        else:
+            stopped = stop.is_set()
+        if due or late or stopped:
+            self.save_state()
+        if stopped:
+            raise RunError(
+                f"interrupted after step {self.progress.step}; the state is saved in {self.run_dir}, "
+                f"continue with the same command and --resume"
+            )
