@@ -95,6 +95,7 @@ def test_examples_that_stay(name: str) -> None:
 def test_by_hand() -> None:
     # printf '../x' | sha256sum
     assert safe_name("../x") == "__x~d6b96a97d147"
+    assert safe_name("../car") == "__car~31ff57496516"  # as docs/evaluation.md says
     assert safe_name(".hidden").startswith("_hidden~")
     assert safe_name("con.v2").startswith("_con.v2~")
     assert safe_names(["photo", "photo", "photo_2", "photo"]) == ["photo", "photo_3", "photo_2", "photo_4"]

@@ -76,7 +76,8 @@ def _wider_face(folder: Path, split: Split, detections: DetectionArrays) -> None
     names = [PurePosixPath(split.index.names[image]) for image in range(len(split.index))]
     for image, (name, file) in enumerate(zip(names, _face_files(names), strict=True)):
         found = lines[image]
-        _write(folder / file, [name.stem, str(len(found)), *found])
+        title = " ".join(name.stem.splitlines())  # the layout counts lines
+        _write(folder / file, [title, str(len(found)), *found])
 
 
 def _face_files(names: Sequence[PurePosixPath]) -> list[Path]:
