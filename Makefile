@@ -23,7 +23,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench.py
 
-# tables and figures of docs/results.md and docs/performance.md, from the JSONs in docs/data
+# tables, figures and statements of docs/results.md, docs/performance.md and README.md, from the JSONs in docs/data
 results: $(STAMP)
 	$(BIN)/python docs/make_results.py
 

@@ -31,8 +31,7 @@ OLD_NOTE = (
     "paired bootstrap over the images, ends averaged over the seeds; significant: seeds whose interval lies below "
     "0, and classes for which this holds in any seed; without new labels: the difference of the old classes that "
     "the newest datasets do not label, blank where these are all; worst class: by its mean over the seeds; of "
-    "joint: new classes against joint training on the same datasets, which has the steps of that generation alone; "
-    "an extension those of the generations before it, too (last table)"
+    "joint: new classes against joint training on the same datasets, whose steps are others (last table)"
 )
 ASKED_NOTE = (
     "what is asked: point estimates, the mean over the seeds ± its standard error, in the worst generation; within "

@@ -11,8 +11,8 @@ LEVEL = 0.05
 LEAST_PAIRS = 3
 """Two pairs leave one degree of freedom: the interval is then 13 standard errors wide to either side."""
 NOTE = (
-    "pairs: the same seed on both sides; interval and verdict by the two-sided paired t-test at 5 %, from three "
-    "pairs on; of twenty differences that do not exist about one says yes"
+    "pairs: same seed; interval and verdict: two-sided paired t-test at 5 %, from three pairs on; without any "
+    "difference about one test in twenty says yes"
 )
 
 COLUMNS = ["percent points, paired by seed", "pairs", "95 % interval", "different"]
