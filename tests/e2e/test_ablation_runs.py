@@ -13,8 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 from worlds import CAR, FACE, HEIGHT, WIDTH, make_world
 
-from crossdet import load_config, load_detector, train
-from crossdet import training_state
+from crossdet import load_config, load_detector, train, training_state
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import RunError, UserError
 from crossdet.experiments.ablation_command import app

@@ -15,8 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 from worlds import draw_split
 
-from crossdet import evaluate, load_config, load_detector
-from crossdet import training_state
+from crossdet import evaluate, load_config, load_detector, training_state
 from crossdet.checkpoint import load_weights, save_weights, update_metadata
 from crossdet.data.coco import write_coco
 from crossdet.data.index import IndexBuilder

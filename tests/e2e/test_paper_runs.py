@@ -14,8 +14,7 @@ from test_distributed import torchrun
 from torchvision.models._meta import _COCO_CATEGORIES
 from typer.testing import CliRunner
 
-from crossdet import load_config, load_detector
-from crossdet import training_state
+from crossdet import load_config, load_detector, training_state
 from crossdet.check import inspect
 from crossdet.errors import RunError, UserError
 from crossdet.experiments import paper_data
