@@ -17,7 +17,7 @@ from crossdet.data.rotation import without_direction_classes
 from crossdet.errors import UserError
 from crossdet.evaluation.arrays import Verified
 from crossdet.evaluation.curves import NamedCurve, write_run_curves
-from crossdet.evaluation.operating import best_f1
+from crossdet.evaluation.operating import operating_point
 from crossdet.evaluation.predictions import write_predictions
 from crossdet.evaluation.protocols import Protocol, Split
 from crossdet.evaluation.run import DatasetScores, EvalSettings, score_dataset
@@ -61,7 +61,7 @@ def score_splits(
 
     The record: `mean` over the datasets of the first protocol's main number (COCO and LVIS AP, VOC mAP by area,
     the mean of WIDER FACE's settings, COCO-style AP on WIDER Pedestrian), `datasets`, and `operating`: per class
-    the point of best F1 over all datasets that label it.
+    the point of best F1 over all datasets that label it, with precision, recall and F1 by cross-fitting.
     """
     limits = config.eval
     settings = EvalSettings(
@@ -110,7 +110,7 @@ def _operating_points(splits: dict[str, Split], scores: dict[str, DatasetScores]
     judged = [s.judged for s in scores.values()]
     names = next(iter(splits.values())).names if splits else ()
     classes = sorted({c for split in splits.values() for c in split.classes})
-    points = {names[c]: best_f1(judged, c) for c in classes}
+    points = {names[c]: operating_point(judged, c) for c in classes}
     return {name: vars(point) for name, point in points.items() if point is not None}
 
 

@@ -20,8 +20,9 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from crossdet.data.index import Index
+from crossdet.data.rotation import rows_per_picture
 from crossdet.errors import UserError, problem_list
-from crossdet.evaluation.operating import OperatingPoint, best_f_beta, f_beta, judge
+from crossdet.evaluation.operating import OperatingPoint, best_f_beta, cross_fitted, f_beta, judge
 from crossdet.evaluation.protocols import Split, ground_truth
 from crossdet.evaluation.run import EvalSettings
 from crossdet.inference import Detector
@@ -46,7 +47,7 @@ TAUGHT_FILE = "taught.json"
 """Beside the indexes with the labels: who labelled what. Written last, so that with it they are complete."""
 TEACHER_DECAY = 0.999
 """Of the averaged weights by which a network teaches itself where the config has no `train.ema` (Mean Teacher,
-Tarvainen and Valpola 2017, uses it)."""
+Tarvainen and Valpola 2017, has it after its ramp-up)."""
 
 
 @dataclass(frozen=True)
@@ -187,32 +188,36 @@ def last_taught(run_dir: Path) -> dict[str, Any] | None:
 def _best_teachers(
     fabric: Fabric, lesson: Lesson, teachers: Sequence[Teacher]
 ) -> tuple[list[Teacher], dict[int, tuple[str, OperatingPoint]]]:
-    """Every class for the teacher with the best F-beta, the first of equal ones; class -> (teacher, point)."""
+    """Every class for the teacher with the best F-beta, the first of equal ones; class -> (teacher, point), with
+    cross-fitted numbers where there can be some."""
     wanted, best = lesson.wanted(), dict[int, tuple[int, OperatingPoint]]()
+    honest = dict[int, OperatingPoint]()
     for number, teacher in enumerate(teachers):
         judged = []
         for split in lesson.splits.values():
             classes = [c for c in split.classes if c in teacher.own_ids and c in wanted]
             if classes:
                 found = find(fabric, teacher, split.index, classes, LEAST_SCORE)
-                judged.append(judge(ground_truth(split), found, classes, LEAST_SCORE))
+                directions = rows_per_picture(split.index)
+                judged.append(judge(ground_truth(split), found, classes, LEAST_SCORE, directions))
         for c in sorted(wanted & teacher.own_ids.keys()):
             point = best_f_beta(judged, c, lesson.beta)
             if point is None:
                 continue
             if c not in best or f_beta(point, lesson.beta) > f_beta(best[c][1], lesson.beta):
-                best[c] = (number, point)
+                best[c], honest[c] = (number, point), cross_fitted(judged, c, point, lesson.beta)
     chosen = [
         replace(teacher, thresholds={c: point.threshold for c, (of, point) in best.items() if of == number})
         for number, teacher in enumerate(teachers)
     ]
-    return chosen, {c: (teachers[number].name, point) for c, (number, point) in best.items()}
+    return chosen, {c: (teachers[number].name, honest[c]) for c, (number, _) in best.items()}
 
 
 def _told(name: str, teacher: str, point: OperatingPoint) -> str:
+    chosen_on = "" if point.cross_fitted else ", which the threshold was chosen on"
     return (
         f"teacher of {name}: {teacher}, objects from a score of {point.threshold:.2f} on (precision "
-        f"{point.precision:.2f}, recall {point.recall:.2f} on {point.objects} validation objects)"
+        f"{point.precision:.2f}, recall {point.recall:.2f} on {point.objects} validation objects{chosen_on})"
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from crossdet.evaluation import matching
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
 from crossdet.evaluation.matching import best_overlaps, first_of_each, iou_with_offset, pairs
-from crossdet.evaluation.operating import best_f1, best_f_beta, f_beta, judge
+from crossdet.evaluation.operating import best_f1, best_f_beta, f_beta, judge, operating_point
 
 
 def random_boxes(rng, count):
@@ -174,3 +174,98 @@ def test_f_beta_moves_the_threshold_by_hand():
     assert eager == balanced
     assert f_beta(careful, 0.25) == pytest.approx(1.0625 * 0.25 / (0.0625 + 0.25))
     assert f_beta(careful, 1.0) == pytest.approx(careful.f1)
+
+
+# ------------------------------------------------------------------------------------------ cross-fitting
+
+
+def in_a_row(pictures: list[list[tuple[float, bool]]], directions: int = 1):
+    """Pictures with (score, right) of class 0; every right detection has an object, and picture 0 one more."""
+    rows = [(image, score, right) for image, found in enumerate(pictures) for score, right in found]
+    boxes = np.array([[20.0 * i, 0, 20 * i + 10, 10] for i in range(len(rows) + 1)])
+    right = np.array([right for _, _, right in rows])
+    image = np.array([image for image, _, _ in rows])
+    objects = np.append(right, True)
+    truth = GroundTruth(
+        np.arange(len(pictures)), boxes[objects], np.zeros(objects.sum(), int), np.zeros(objects.sum(), bool),
+        np.full(objects.sum(), 100.0), np.append(image, 0)[objects],
+    )  # fmt: skip
+    scores = np.array([score for _, score, _ in rows])
+    return judge(
+        truth, DetectionArrays(boxes[:-1], scores, np.zeros(len(rows), int), image), [0], 0.1, directions
+    )
+
+
+def test_cross_fitting_by_hand():
+    """Even pictures: right 0.9, wrong 0.6, an object that nothing finds; odd: right 0.8 and 0.5, wrong 0.4."""
+    judged = in_a_row([[(0.9, True)], [(0.8, True), (0.4, False)], [(0.6, False)], [(0.5, True)]])
+    assert (judged.objects, judged.odd_objects) == ({0: 4}, {0: 2})
+    point = best_f1([judged], 0)  # 3 right of 4 reported, or of 3 by leaving out 0.6 and 0.5: the former
+    assert (point.precision, point.recall, point.f1, point.cross_fitted) == (0.75, 0.75, 0.75, False)
+    # even: from (0.9 + 0.6) / 2 on, in odd pictures that reports 0.8, right.
+    # odd: from (0.5 + 0.4) / 2 on, in even pictures that reports 0.9 and 0.6, one of them right
+    fitted = operating_point([judged], 0)
+    assert fitted.cross_fitted
+    assert (fitted.precision, fitted.recall) == (pytest.approx(2 / 3), 0.5)
+    assert fitted.f1 == pytest.approx(2 * 2 / (3 + 4))
+    assert (fitted.threshold, fitted.objects) == (point.threshold, point.objects)
+    assert operating_point([judged], 1) is None
+
+
+def test_a_half_without_a_right_detection_cannot_be_fitted():
+    judged = in_a_row([[(0.9, True)], [(0.7, False)]])
+    assert operating_point([judged], 0) == best_f1([judged], 0)
+    assert not operating_point([judged], 0).cross_fitted
+
+
+def test_halves_are_of_whole_pictures():
+    """In two directions rows 0 and 1 are one picture: the only right detections are of an even one."""
+    pictures = [[(0.9, True)], [(0.8, True)], [(0.7, False)], []]
+    assert operating_point([in_a_row(pictures)], 0).cross_fitted
+    turned = in_a_row(pictures, directions=2)
+    assert turned.odd.tolist() == [False, False, True]
+    assert turned.odd_objects == {0: 0}
+    assert not operating_point([turned], 0).cross_fitted
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_cross_fitting_leaves_the_threshold_and_does_not_see_the_order_of_datasets(seed):
+    parts = [judge(*judged_case(seed + 10 * k, ties=seed % 2 == 0), [0, 1], 0.02) for k in range(3)]
+    for class_id in (0, 1):
+        point, fitted = best_f1(parts, class_id), operating_point(parts, class_id)
+        assert fitted.cross_fitted
+        assert (fitted.threshold, fitted.objects) == (point.threshold, point.objects)
+        assert fitted != point
+        assert operating_point(parts[::-1], class_id) == fitted
+
+
+def test_on_random_labels_only_the_fitted_numbers_are_what_new_pictures_give():
+    """Right and wrong are drawn without a look at the score, in 400 small worlds; new pictures are drawn alike."""
+    rng = np.random.default_rng(5)
+
+    def world():
+        return in_a_row(
+            [
+                [(s, bool(r)) for s, r in zip(rng.random(2), rng.random(2) < 0.3, strict=True)]
+                for _ in range(10)
+            ]
+        )
+
+    def f1(judged, threshold):
+        above = judged.scores > threshold
+        return 2 * judged.hits[above].sum() / (above.sum() + judged.objects[0])
+
+    chosen, fitted, new = [], [], []
+    for _ in range(400):
+        judged = world()
+        point = best_f1([judged], 0)
+        if point is None or not operating_point([judged], 0).cross_fitted:
+            continue
+        chosen.append(point.f1)
+        fitted.append(operating_point([judged], 0).f1)
+        new.append(np.mean([f1(world(), point.threshold) for _ in range(5)]))
+    spread = np.std(np.array(fitted) - new) / len(new) ** 0.5
+    assert len(new) > 300
+    assert np.mean(fitted) < np.mean(new) + 3 * spread
+    assert np.mean(chosen) > np.mean(new) + 6 * spread
+    print(np.mean(chosen), np.mean(fitted), np.mean(new), spread)

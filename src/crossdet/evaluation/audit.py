@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.data.index import Index
+from crossdet.data.rotation import rows_per_picture
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, GroundTruth
 from crossdet.evaluation.coco import coco_scores
 from crossdet.evaluation.matching import best_overlaps, by_score, iou_with_offset
@@ -22,9 +23,9 @@ from crossdet.evaluation.operating import (
     IOU_THRESHOLD,
     Judged,
     OperatingPoint,
-    best_f1,
     covered_share,
     judge,
+    operating_point,
 )
 from crossdet.evaluation.protocols import best_per_image
 
@@ -126,7 +127,12 @@ def audit(splits: Sequence[AuditedSplit], classes: tuple[str, ...], overlap: Boo
     """
     at_home = [np.flatnonzero(split.annotated) for split in splits]
     judged = [
-        judge(split.truth, split.detections.of_classes(ids), ids.tolist())
+        judge(
+            split.truth,
+            split.detections.of_classes(ids),
+            ids.tolist(),
+            directions=rows_per_picture(split.index),
+        )
         for split, ids in zip(splits, at_home, strict=True)
     ]
     home = {
@@ -138,7 +144,7 @@ def audit(splits: Sequence[AuditedSplit], classes: tuple[str, ...], overlap: Boo
 
 
 def _home(judged: Sequence[Judged], images: Sequence[int], class_id: int) -> Home:
-    point = best_f1(judged, class_id)
+    point = operating_point(judged, class_id)
     threshold = point.threshold if point else DEFAULT_THRESHOLD
     mine = [
         (j, count, (j.labels == class_id) & j.counted)

@@ -165,7 +165,10 @@ def _home_table(runs: Sequence[AuditedRun]) -> str:
         if all(home is None for home in homes):
             continue
         cells = [
-            " / ".join("-" if point is None else f"{getattr(point, key):.3f}" for point in points)
+            " / ".join(
+                "-" if point is None else f"{getattr(point, key):.3f}{'' if point.cross_fitted else '*'}"
+                for point in points
+            )
             for key in ("precision", "recall", "f1")
         ]
         rates = [float("nan") if home is None else home.false_per_image for home in homes]
@@ -173,7 +176,10 @@ def _home_table(runs: Sequence[AuditedRun]) -> str:
         objects = next((str(point.objects) for point in points if point is not None), "-")
         rows.append(f"<tr><td>{escape(name)}</td><td>{'</td><td>'.join([*cells, objects])}</td></tr>")
     return (
-        "<h2>The same classes where they are labelled, at the same threshold</h2>"
+        "<h2>The same classes where they are labelled</h2>"
+        "<p>Precision, recall and F1 by cross-fitting: the threshold of one half of the pictures judged on the "
+        "other. *: one half finds nothing right, so they are those of the pictures that the threshold was chosen "
+        "on, and optimistic. False positives: at the threshold above.</p>"
         "<table><tr><th>class</th><th>precision</th><th>recall</th><th>F1</th>"
         f"<th>false positives per picture</th><th>objects</th></tr>{''.join(rows)}</table>"
     )

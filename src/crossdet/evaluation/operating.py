@@ -1,13 +1,14 @@
 """Which detections are right at home, and the score from which on a class is best reported.
 
 AP needs no threshold, a detector in use does. Per class it is the score with the best F1 on the validation data
-that label the class; it is stored with the weights. A teacher's threshold may be that of another F-beta.
+that label the class; it is stored with the weights. A teacher's threshold may be that of another F-beta. How good a
+class is at its threshold is told from data that a threshold was not chosen on (`cross_fitted`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,9 @@ class Judged:
 
     hits: true positives at IoU 0.5. counted: false where a detection is neither right nor wrong (it lies on a
     crowd or ignored box), and in images that do not verify its class. objects: class id -> boxes to find in the
-    images that verify it. floor: what scores less was not looked at.
+    images that verify it. floor: what scores less was not looked at. odd: `[N]`, the detection is in a picture with
+    an odd number (from 0). odd_objects: class id -> boxes to find in these. So the halves of `cross_fitted` are told
+    apart.
     """
 
     labels: NDArray[np.int64]
@@ -32,6 +35,8 @@ class Judged:
     hits: Bools
     counted: Bools
     objects: dict[int, int]
+    odd: Bools
+    odd_objects: dict[int, int]
     floor: float = 0.0
 
 
@@ -39,6 +44,9 @@ class Judged:
 class OperatingPoint:
     """threshold: half-way between the lowest score reported and the next one (or the floor). objects: boxes it was
     chosen on.
+
+    precision, recall, f1: of thresholds on pictures that these were not chosen on, if `cross_fitted` (see the
+    function); else at `threshold` on the data that it was chosen on, which is optimistic.
     """
 
     threshold: float
@@ -46,16 +54,23 @@ class OperatingPoint:
     precision: float
     recall: float
     objects: int
+    cross_fitted: bool = False
 
 
 def judge(
-    truth: GroundTruth, detections: DetectionArrays, classes: Sequence[int], floor: float = 0.0
+    truth: GroundTruth,
+    detections: DetectionArrays,
+    classes: Sequence[int],
+    floor: float = 0.0,
+    directions: int = 1,
 ) -> Judged:
     """Compares detections with the boxes of their class: by falling score each takes the box with the largest IoU,
     a second one on the same box is wrong.
 
     Only images that verify a class in full count for it, also with what is right there: where nothing can be wrong
     precision would be too good, and a threshold chosen by it too low.
+
+    directions: so many images in a row are one picture (`rotation.rows_per_picture`); it is odd or even as a whole.
     """
     span = 1 + max([-1, *detections.labels.tolist(), *truth.labels.tolist()])
     groups = detections.image_of_box * span + detections.labels
@@ -70,7 +85,11 @@ def judge(
     regions = truth.crowd & (truth.labels >= 0)
     _, inside = best_overlaps(boxes, groups, truth.boxes[regions], truth_groups[regions], covered_share)
     counted = objects & truth.verifies(truth.image_of_box, truth.labels)
-    counts = np.bincount(truth.labels[counted], minlength=span) if span else np.zeros(0, np.int64)
+    odd, odd_box = (rows // directions % 2 == 1 for rows in (detections.image_of_box, truth.image_of_box))
+    counts, odd_counts = (
+        np.bincount(truth.labels[which], minlength=span) if span else np.zeros(0, np.int64)
+        for which in (counted, counted & odd_box)
+    )
     return Judged(
         labels=detections.labels.astype(np.int64),
         scores=detections.scores.astype(np.float64),
@@ -78,6 +97,8 @@ def judge(
         counted=(hits | (inside < IOU_THRESHOLD))
         & truth.verifies(detections.image_of_box, detections.labels),
         objects={c: int(counts[c]) if c < span else 0 for c in classes},
+        odd=odd,
+        odd_objects={c: int(odd_counts[c]) if c < span else 0 for c in classes},
         floor=floor,
     )
 
@@ -90,7 +111,10 @@ def covered_share(boxes: Floats, truth: Floats) -> Floats:
 
 
 def best_f1(judged: Sequence[Judged], class_id: int) -> OperatingPoint | None:
-    """The operating point of a class over all splits that label it; None without a single right detection."""
+    """The operating point of a class over all splits that label it; None without a single right detection.
+
+    Its precision, recall and F1 are on the same data, and optimistic; see `cross_fitted`.
+    """
     return best_f_beta(judged, class_id, 1.0)
 
 
@@ -124,3 +148,63 @@ def best_f_beta(judged: Sequence[Judged], class_id: int, beta: float) -> Operati
         recall=float(right[best] / objects),
         objects=objects,
     )
+
+
+def cross_fitted(
+    judged: Sequence[Judged], class_id: int, point: OperatingPoint, beta: float = 1.0
+) -> OperatingPoint:
+    """`point`, a class's point of best F-beta over `judged`, with precision, recall and F1 on pictures that no
+    threshold was chosen on; its threshold stays.
+
+    Two-fold cross-fitting: the threshold of the pictures with even numbers is judged on those with odd ones and the
+    other way round, and both counts are put together. Nothing reported at all is precision 0. As it is where one
+    half alone has no right detection, since then it has no threshold to be judged.
+    """
+    halves = [_half(judged, odd) for odd in (False, True)]
+    points = [best_f_beta(half, class_id, beta) for half in halves]
+    right = reported = 0
+    for chosen, other in zip(points, reversed(halves), strict=True):
+        if chosen is None:
+            return point
+        for part in other:
+            above = (part.labels == class_id) & part.counted & (part.scores > chosen.threshold)
+            if class_id in part.objects:
+                reported += int(above.sum())
+                right += int((above & part.hits).sum())
+    return replace(
+        point,
+        precision=right / max(1, reported),
+        recall=right / point.objects,
+        f1=2 * right / (reported + point.objects),
+        cross_fitted=True,
+    )
+
+
+def operating_point(judged: Sequence[Judged], class_id: int) -> OperatingPoint | None:
+    """`best_f1`, with numbers that are not optimistic (`cross_fitted`)."""
+    point = best_f1(judged, class_id)
+    return None if point is None else cross_fitted(judged, class_id, point)
+
+
+def _half(judged: Sequence[Judged], odd: bool) -> list[Judged]:
+    """The pictures with odd numbers, or the others."""
+    halves = []
+    for part in judged:
+        rows = part.odd == odd
+        objects = {
+            c: part.odd_objects[c] if odd else count - part.odd_objects[c]
+            for c, count in part.objects.items()
+        }
+        halves.append(
+            replace(
+                part,
+                labels=part.labels[rows],
+                scores=part.scores[rows],
+                hits=part.hits[rows],
+                counted=part.counted[rows],
+                objects=objects,
+                odd=part.odd[rows],
+                odd_objects=objects if odd else dict.fromkeys(objects, 0),
+            )
+        )
+    return halves

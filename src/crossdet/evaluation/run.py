@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.index import Index
 from crossdet.data.loading import make_loader, sequential_batches
+from crossdet.data.rotation import rows_per_picture
 from crossdet.data.transforms import Resize
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.confidence import confident_share
@@ -219,5 +220,5 @@ def score_dataset(
         for p, part in zip(protocols, parts, strict=True)
         for name, curve in part.curves.items()
     ]
-    judged = judge(truth, found.detections, split.classes, floor)
+    judged = judge(truth, found.detections, split.classes, floor, rows_per_picture(split.index))
     return DatasetScores(record, parts[0].headline, curves, judged, found)
