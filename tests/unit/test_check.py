@@ -4,10 +4,12 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -15,6 +17,7 @@ from crossdet.check import inspect, print_report
 from crossdet.check.files import same_content
 from crossdet.config import Config
 from crossdet.data.coco import write_coco
+from crossdet.data.decoding import read_image
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.data.voc import write_voc
 from crossdet.data.wider_face import write_wider_face
@@ -214,6 +217,74 @@ def test_missing_broken_and_foreign_pictures(tmp_path):
     assert len([w for w in report.warnings if "of 6 image files" in w]) == 3
     assert report.errors == ()
     assert "Image files: 3 of 6 cannot be used, see below." in printed(report)
+
+
+def marked(path: Path, size: tuple[int, int], orientation: int) -> str:
+    """A picture of (width, height) with an EXIF mark; its place as the report tells it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(path, exif=exif)
+    return f"{path} (orientation {orientation})"
+
+
+def test_exif_that_the_size_does_not_decide(tmp_path):
+    """Turned by half or mirrored, or any mark on a square picture: training reads it as stored, predict upright."""
+    index = make(tmp_path / "a", ("cat",), one_box(9))
+    half, mirrored, flipped = (
+        marked(tmp_path / f"a/{n}.png", (64, 48), o) for n, o in ((0, 3), (1, 2), (2, 4))
+    )
+    marked(tmp_path / "a/3.png", (48, 64), 6)  # turned by a quarter, and the annotated size says so
+    marked(tmp_path / "a/4.png", (64, 48), 6)  # as stored, and the annotated size says so
+    marked(tmp_path / "a/5.png", (64, 48), 1)
+    marked(tmp_path / "a/6.png", (64, 48), 77)  # means nothing
+    Image.new("RGB", (48, 64)).save(tmp_path / "a/7.png")
+    square = make(tmp_path / "b", ("cat",), one_box(2))
+    square = replace(square, sizes=np.full((2, 2), 48, np.int32))
+    turned = [marked(tmp_path / f"b/{n}.png", (48, 48), o) for n, o in ((0, 8), (1, 5))]
+    report = inspect(configured({"a": {"train": index, "val": square}}))
+    train, val = (split.files for split in report.splits)
+    assert (train.turned.count, train.turned.first) == (3, (half, mirrored, flipped))
+    assert (val.turned.count, val.turned.first) == (2, tuple(turned))
+    assert train.contradicting.count == train.bad == 1
+    (warning,) = (w for w in report.warnings if w.startswith("a train: EXIF"))
+    assert f"3 of 9 image files, such as {half}" in warning
+    assert "`predict` turns them upright" in warning
+    assert [w for w in report.warnings if w.startswith("a val: EXIF would turn or mirror 2 of 2 image files")]
+    told = json.loads(report.to_json())["splits"][0]["files"]["turned"]
+    assert told == {"count": 3, "first": [half, mirrored, flipped]}
+    # what the report says is what is read
+    for row in (0, 1, 2):
+        path = tmp_path / f"a/{row}.png"
+        Image.fromarray(np.random.default_rng(row).integers(0, 256, (48, 64, 3), np.uint8)).save(
+            path, exif=Image.open(path).getexif()
+        )
+        assert not torch.equal(read_image(path, (48, 64)), read_image(path, (48, 64), upright=True))
+
+
+def test_exif_of_a_quarter_where_the_sizes_are_those_of_the_files(tmp_path):
+    """YOLO and WIDER FACE tell no sizes: what is stored decides nothing."""
+    index = make(tmp_path / "images/train", ("cat",), one_box(2))
+    write_yolo(index, tmp_path, "train")
+    told = marked(tmp_path / "images/train/0.png", (64, 48), 6)
+    report = inspect(configured({"a": {"format": "yolo", "train": {"annotations": tmp_path / "data.yaml"}}}))
+    assert report.splits[0].files.turned.first == (told,)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "differ"), [("jpg", True), ("png", True), ("webp", False), ("tif", False)]
+)
+def test_exif_counts_in_formats_that_training_and_predict_read_differently(suffix, differ, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = tmp_path / f"0.{suffix}"
+    Image.fromarray(pixels).save(path, exif=exif)
+    assert torch.equal(read_image(path), read_image(path, upright=True)) is not differ
+    builder = IndexBuilder(tmp_path)
+    builder.image(path.name, 48, 64)
+    builder.box(BOX, 0)
+    report = inspect(configured({"a": {"train": builder.build(("cat",))}}))
+    assert report.splits[0].files.turned.count == differ
 
 
 def test_a_yolo_image_that_cannot_be_read_is_named_once(tmp_path):

@@ -31,22 +31,55 @@ def image_paths(index: Index, max_images: int | None = None) -> dict[int, Path]:
     return {row: index.path(row) for row in rows.tolist()}
 
 
-def look_at_files(index: Index, paths: Mapping[int, Path]) -> FileReport:
-    """Compares the headers of the files with the annotated sizes."""
+def look_at_files(index: Index, paths: Mapping[int, Path], own_sizes: bool = False) -> FileReport:
+    """Compares the headers of the files with the annotated sizes.
+
+    own_sizes: the index has the sizes from these headers, so that they say nothing of an EXIF orientation.
+    """
     missing: list[str] = []
     unreadable: list[str] = []
     contradicting: list[str] = []
+    as_stored: dict[Path, bool] = {}  # -> a quarter turn would be seen in the size
     sizes = index.sizes if index.turned is None else index.turned.sizes
     for (row, path), have in zip(paths.items(), header_sizes(list(paths.values())), strict=True):
         height, width = (int(side) for side in sizes[row])
         if have is None:
             (unreadable if path.exists() else missing).append(str(path))
         elif 0 in (height, width) or have == (height, width):
-            continue
+            as_stored[path] = have == (height, width) and height != width and not own_sizes
         elif have != (width, height) or not _stored_sideways(path):
             told = f"{path}: the picture is {have[1]}x{have[0]}, its annotation says {width}x{height}"
             contradicting.append(told)
-    return FileReport(len(paths), *(Places.of(found) for found in (missing, unreadable, contradicting)))
+    turned = [
+        f"{path} (orientation {mark})"
+        for (path, seen), mark in zip(as_stored.items(), _orientations(list(as_stored)), strict=True)
+        if 2 <= mark <= (4 if seen else 8)
+    ]
+    kinds = (missing, unreadable, contradicting, turned)
+    return FileReport(len(paths), *(Places.of(found) for found in kinds))
+
+
+def _orientations(paths: Sequence[Path]) -> list[int]:
+    """The EXIF orientation of readable files, 1 (as stored) to 8; 1 where `read_image` knows one way only: WebP's
+    marks are never applied, TIFF's always.
+    """
+    from PIL import Image
+
+    def orientation(path: Path) -> int:
+        try:
+            with Image.open(path) as image:
+                # not the plugin's own, which for PNG decodes the picture to look behind it
+                mark = (
+                    1
+                    if image.format in ("WEBP", "TIFF")
+                    else Image.Image.getexif(image).get(_ORIENTATION_TAG)
+                )
+        except Exception:  # on a damaged file Pillow's plugins raise almost anything
+            return 1
+        return mark if isinstance(mark, int) and 1 <= mark <= 8 else 1
+
+    with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
+        return list(pool.map(orientation, paths))
 
 
 def _stored_sideways(path: Path) -> bool:

@@ -39,6 +39,9 @@ LOW_RECALL = 0.9
 SMALL, LARGE = 32**2, 96**2
 """COCO's limits of box area, here in pixels of the network's input, where the anchors are."""
 
+WITHOUT_SIZES = ("yolo", "wider_face", "wider_pedestrian")
+"""Formats whose annotations do not tell the sizes of the pictures: they are read from the files."""
+
 _NAMED = 8  # classes that a message names before it only counts
 
 
@@ -65,7 +68,12 @@ def report_on(config: Config, sources: Sources, max_images: int | None = None, o
                if name in getattr(sources, s)}  # fmt: skip
     paths = {split: image_paths(index, max_images) for split, index in indexes.items()}
     splits = tuple(
-        _split_report(split, index, look_at_files(index, paths[split])) for split, index in indexes.items()
+        _split_report(
+            split,
+            index,
+            look_at_files(index, paths[split], config.datasets[split[0]].format in WITHOUT_SIZES),
+        )
+        for split, index in indexes.items()
     )
     classes, avoiding = _class_reports(sources)
     anchors = tuple(
@@ -319,6 +327,16 @@ def _split_warnings(splits: Sequence[SplitReport], space: LabelSpace) -> Iterato
             if places.count and split.files.bad < split.files.checked:
                 count = f"{places.count:,} of {split.files.checked:,} image files"
                 yield f"{where}: {count} {what}, such as {places.first[0]}"
+        if turned := split.files.turned.count:
+            count = (
+                f"{turned:,} of {split.files.checked:,} image files, such as {split.files.turned.first[0]}"
+            )
+            yield (
+                f"{where}: EXIF would turn or mirror {count}: training and evaluation read them as stored, "
+                "`predict` turns them upright. If their boxes fit what is stored (`crossdet check CONFIG "
+                "--pictures DIR` draws them on it), remove the mark from the files; if they fit the upright "
+                "pictures, store the pixels upright, without the mark"
+            )
         if split.split == "val" and split.images and not split.boxes:
             yield f"{where}: no boxes, so it gives no score"
         if split.split == "train" and split.boxes:

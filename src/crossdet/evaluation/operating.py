@@ -26,8 +26,8 @@ class Judged:
     hits: true positives at IoU 0.5. counted: false where a detection is neither right nor wrong (it lies on a
     crowd or ignored box), and in images that do not verify its class. objects: class id -> boxes to find in the
     images that verify it. floor: what scores less was not looked at. odd: `[N]`, the detection is in a picture with
-    an odd number (from 0). odd_objects: class id -> boxes to find in these. So the halves of `cross_fitted` are told
-    apart.
+    an odd number (from 0). odd_objects: class id -> boxes to find in these. So the halves of `cross_fitted` are
+    told apart.
     """
 
     labels: NDArray[np.int64]
