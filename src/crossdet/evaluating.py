@@ -136,6 +136,7 @@ def splits_for_training(sources: Sources) -> dict[str, Split]:
             folding.names,
             _angles(folding, ids[name].tolist()),
             _verified(space, name, index, folding.of),
+            _members(space, name, space),
         )
         for name, index in sources.val.items()
     }
@@ -169,9 +170,28 @@ def splits_for_detector(
             known,
             _angles(own, ids[name]) if own is not None and fold else None,
             _verified(space, name, index, becomes),
+            _members(space, name, detector.space) if fold else None,
         )
         for name, index in indexes.items()
     }
+
+
+def _members(space: LabelSpace, dataset: str, detector: LabelSpace) -> tuple[int, ...] | None:
+    """The members of merged classes that may be looked for in a dataset: those that it labels or that are absent
+    from it, and all of a class that it labels as a whole. Another one that finds what is not labelled there is not
+    wrong, and would count as wrong. None where nothing is merged."""
+    folding = detector.folding
+    if folding is None or not folding.merged:
+        return None
+    row = space.dataset_index(dataset)
+    labelled = {space.classes[c] for c in np.flatnonzero(space.annotated_array[row])}
+    trusted = {space.classes[c] for c in np.flatnonzero(~space.avoid_array[row])}
+    whole = {fold.name for fold in detector.folds} & labelled
+    return tuple(
+        c
+        for c, name in enumerate(detector.classes)
+        if name in labelled | trusted or folding.names[folding.of[c]] in whole
+    )
 
 
 def _verified(space: LabelSpace, dataset: str, index: Index, becomes: NDArray[np.int64]) -> Verified | None:

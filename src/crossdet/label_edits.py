@@ -50,6 +50,7 @@ def grown(
     Raises:
         LabelError: lists everything that contradicts `known`, else all mistakes of the rules.
     """
+    drop = [*drop, *_listed_merges(known, datasets, absent, unlabelled, labelled)]
     groups = {
         name: tuple(m for m in members if m not in _listed_only(known, name, absent, unlabelled))
         for name, members in _new_groups(known, merge).items()
@@ -61,6 +62,7 @@ def grown(
         *_merge_contradictions(known, groups, distinct),
         *_drop_contradictions(known, drop, distinct, datasets),
         *([] if same_names else _merged_name_contradictions(known, datasets, groups, [*distinct, *drop])),
+        *_listed_contradictions(known, datasets, absent, unlabelled, labelled),
     ]
     if problems:
         count = f"{len(problems)} contradiction(s) with the label space of the weights"
@@ -72,7 +74,7 @@ def grown(
     merged = {name: known.sources_of(c) for c, name in enumerate(known.classes)}
     for target, members in groups.items():
         merged[target] = list(dict.fromkeys([*merged.get(target, ()), *members]))
-    taken = {source for members in merged.values() for source in members}
+    taken = {*(source for members in merged.values() for source in members), *_dropped(known), *drop}
     build = partial(
         LabelSpace.build,
         names,
@@ -151,7 +153,9 @@ def _on_top_of(known: LabelSpace, space: LabelSpace) -> LabelSpace:
     new = [name for name in space.classes if name not in known.classes]
     space = _with_classes(space, (*known.classes, *new))
     folds = tuple(_with_namesake(fold, space) for fold in known.folds)
-    return replace(space, folds=folds, overlap_pairs=space.overlap_pairs | _pairs_among(folds))
+    overlap = space.overlap_pairs | _pairs_among(folds)
+    listed_only = space.listed_only | known.listed_only
+    return replace(space, folds=folds, overlap_pairs=overlap, listed_only=listed_only)
 
 
 def _with_namesake(fold: Fold, space: LabelSpace) -> Fold:
@@ -246,6 +250,7 @@ def _with_classes(space: LabelSpace, classes: tuple[str, ...]) -> LabelSpace:
         absent_pairs=frozenset((row, ids[c]) for row, c in space.absent_pairs),
         not_exhaustive_pairs=frozenset((row, ids[c]) for row, c in space.not_exhaustive_pairs),
         overlap_pairs=frozenset(_sorted_pair(ids[a], ids[b]) for a, b in space.overlap_pairs),
+        listed_only=frozenset((row, name, ids[c]) for row, name, c in space.listed_only),
     )
 
 
@@ -266,8 +271,57 @@ def _dropped(known: LabelSpace) -> list[str]:
 def _listed_only(known: LabelSpace, name: str, absent: Rules | None, unlabelled: Rules | None) -> list[str]:
     """Source classes that the weights leave out because the rules say, as they did before, that their dataset
     does not label the unified class `name`."""
-    said = [d for rule in (absent, unlabelled) for d, names in (rule or {}).items() if name in (names or ())]
+    said = [d for rule in (absent, unlabelled) for d, names in (rule or {}).items() if name in _listed(names)]
     return [source for source in _dropped(known) if source.partition("/")[0] in said]
+
+
+def _listed_merges(
+    known: LabelSpace,
+    datasets: Mapping[str, Sequence[str]],
+    absent: Rules | None,
+    unlabelled: Rules | None,
+    labelled: Mapping[str, Collection[str]] | None,
+) -> list[str]:
+    """New source classes with the name of a merged class that are listed without a box and said not to be
+    labelled: there is nothing to make a member of."""
+    merged = {fold.name for fold in known.folds} - set(known.classes)
+    return [
+        f"{dataset}/{name}"
+        for rule in (absent, unlabelled)
+        for dataset, names in (rule or {}).items()
+        for name in _listed(names)
+        if name in merged
+        and name in datasets.get(dataset, ())
+        and name not in (labelled or {}).get(dataset, ())
+        and not _knows(known, dataset, name)
+    ]
+
+
+def _listed_contradictions(
+    known: LabelSpace,
+    datasets: Mapping[str, Sequence[str]],
+    absent: Rules | None,
+    unlabelled: Rules | None,
+    labelled: Mapping[str, Collection[str]] | None,
+) -> list[str]:
+    """Datasets of which the weights were told that they do not label a class, and of which something else is true
+    now."""
+    problems = [
+        f"datasets.{known.datasets[row]}: the weights know it as one that lists {name!r} and does not label it, "
+        f"but its files have boxes of it now; give the dataset another name to read it anew"
+        for row, name, _ in sorted(known.listed_only)
+        if known.datasets[row] in datasets and name in (labelled or {}).get(known.datasets[row], ())
+    ]
+    for dataset, names in (unlabelled or {}).items():
+        for name in _listed(names):
+            row = known.datasets.index(dataset) if dataset in known.datasets else -1
+            said = name in known.classes and (row, known.classes.index(name)) in known.absent_pairs
+            if said and name not in _listed((absent or {}).get(dataset)):
+                problems.append(
+                    f"unlabelled.{dataset}: the weights know {name!r} as absent from this dataset, so its "
+                    f"background was trusted; give the dataset another name to read it anew"
+                )
+    return problems
 
 
 def _settled(entry: str, names: Mapping[str, Sequence[str]], taken: set[str]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 from crossdet.data.turning import direction_name
 from crossdet.errors import LabelError, problem_list
@@ -145,7 +146,7 @@ def _relations(
     sources: Sequence[Mapping[str, int]],
     flat: Sequence[tuple[int, Member]],
     open_members: bool,
-) -> dict[str, frozenset[tuple[int, int]]]:
+) -> dict[str, Any]:
     """absent, not exhaustive and overlapping pairs such that every member is avoided where its class was.
 
     open_members: members of a class that differ in their dataset, not in their direction, overlap as well.

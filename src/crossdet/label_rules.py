@@ -30,6 +30,7 @@ class ReadRules:
     not_exhaustive_pairs: frozenset[RowClass]
     overlap_pairs: frozenset[tuple[int, int]]
     federated: frozenset[int]
+    listed_only: frozenset[tuple[int, str, int]]
 
 
 # ------------------------------------------------------------------------------------------- names and wording
@@ -114,6 +115,12 @@ class RuleReader:
         self._with_boxes("absent", absent_pairs, sources, classes, labelled)
         self._with_boxes("unlabelled", unlabelled_pairs, sources, classes, labelled)
         self._said_twice(absent_pairs & unlabelled_pairs, classes)
+        listed_only = frozenset(
+            (row, name, c)
+            for row, own in enumerate(sources)
+            for name, c in own.items()
+            if (row, c) in absent_pairs | unlabelled_pairs
+        )
         sources = self._without_listed(sources, absent_pairs | unlabelled_pairs, classes)
         rules = ReadRules(
             datasets=tuple(self.names),
@@ -123,6 +130,7 @@ class RuleReader:
             not_exhaustive_pairs=self._pairs("not_exhaustive", not_exhaustive, classes),
             overlap_pairs=self._overlap(overlap, classes),
             federated=self._rows("federated", self._texts("federated", federated)),
+            listed_only=listed_only,
         )
         self._contradictions(rules)
         if self.problems:
@@ -337,7 +345,7 @@ class RuleReader:
         for row, c in sorted(pairs):
             dataset = list(self.names)[row]
             mine = [name for name, unified in sources[row].items() if unified == c]
-            found = [n for n in mine if labelled is None or n in labelled.get(dataset, mine)]
+            found = [n for n in mine if labelled is None or n in labelled.get(dataset, ())]
             if found:
                 in_part = (
                     f"; if it labels only some of them, use `not_exhaustive: {{{dataset}: [{classes[c]}]}}`"

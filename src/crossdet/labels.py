@@ -42,6 +42,8 @@ class LabelSpace:
     folds: classes that are one class in several directions or datasets (`label_members.with_members`), or that were
         merged after training (`label_edits.edited`).
     directions: row of a dataset -> the directions that its source classes `name@DEGREES` have.
+    listed_only: (row, own class name, unified id) of the source classes that a dataset lists and, by the rules
+        `absent` and `unlabelled`, does not label. They are dropped in `sources`.
     """
 
     datasets: tuple[str, ...]
@@ -53,6 +55,7 @@ class LabelSpace:
     federated: frozenset[int] = frozenset()
     folds: tuple[Fold, ...] = ()
     directions: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    listed_only: frozenset[tuple[int, str, int]] = frozenset()
 
     @classmethod
     def build(
@@ -82,9 +85,9 @@ class LabelSpace:
         not_exhaustive: dataset -> unified classes it labels only in part.
         overlap: pairs of unified classes that one box can show at once (a close-up face and its person).
         federated: datasets whose images say themselves what was verified (LVIS, Open Images).
-        labelled: dataset -> those of its class names that it has boxes of; None, or a dataset that is missing:
-            all of them. A class that is listed without a box may be `absent` or `unlabelled`; the dataset is then
-            as one that does not list it.
+        labelled: dataset -> those of its class names that it has boxes of; None: all of them; of a dataset that is
+            missing nothing is known. A class that is listed without a box may be `absent` or `unlabelled`; the
+            dataset is then as one that does not list it.
 
         Apart from `datasets` every argument may be None, and one name may stand for a list of one.
 
@@ -237,17 +240,20 @@ class LabelSpace:
 
     # ------------------------------------------------------------------ hints for people
 
-    def partial_merges(self) -> list[str]:
+    def partial_merges(self, labelled: Mapping[str, Collection[str]] | None = None) -> list[str]:
         """Merges that join unlike sets of source names and are not declared `not_exhaustive`.
 
         A joins car, truck and bus into `vehicle`, B brings only `car`: B's unlabelled trucks are trained as
         background of `vehicle`. Single names are taken as synonyms (person, pedestrian).
+
+        labelled: dataset -> its own class names that count, those that it has boxes of; None: all.
         """
         hints = []
         for class_id, name in enumerate(self.classes):
             joined: dict[int, set[str]] = {}
             for row, sources in enumerate(self.sources):
-                names = {fold(source) for source, unified in sources.items() if unified == class_id}
+                own = sources if labelled is None else labelled.get(self.datasets[row], sources)
+                names = {fold(s) for s, unified in sources.items() if unified == class_id and s in own}
                 if names:
                     joined[row] = names
             if len(joined) < 2 or max(len(names) for names in joined.values()) == 1:
@@ -295,6 +301,7 @@ class LabelSpace:
                 "federated": sorted(self.federated),
                 **({"folds": [vars(fold) for fold in self.folds]} if self.folds else {}),
                 **({"directions": sorted(self.directions.items())} if self.directions else {}),
+                **({"listed_only": sorted(self.listed_only)} if self.listed_only else {}),
             }
         )
 
@@ -315,6 +322,7 @@ class LabelSpace:
             federated=frozenset(data["federated"]),
             folds=tuple(Fold.from_plain(fold) for fold in data.get("folds", ())),
             directions={int(row): tuple(angles) for row, angles in data.get("directions", ())},
+            listed_only=frozenset((row, name, c) for row, name, c in data.get("listed_only", ())),
         )
 
 

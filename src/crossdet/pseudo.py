@@ -24,6 +24,7 @@ from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats
 from crossdet.evaluation.matching import iou_with_offset, pairs
 from crossdet.evaluation.run import EvalSettings, detect_folded
 from crossdet.folds import Folding
+from crossdet.jsonfiles import safe_names
 from crossdet.labels import DROPPED, LabelSpace
 from crossdet.models.retinanet import RetinaNet
 from crossdet.types import REGION_FLAGS, Flag
@@ -188,11 +189,12 @@ def label_images(
     confident = np.full(len(space.classes), np.inf)
     confident[list(taken)] = list(taken.values())
     labelled, taught = dict(train), {}
+    folders = label_folders(folder, train)
     for name, index in train.items():
         classes = taught_classes(space, name, taken)
         if not classes:
             continue
-        taught[name], place = classes, folder / name
+        taught[name], place = classes, folders[name]
         if not (keep and place.exists()):
             parts = []
             for teacher in teachers:
@@ -220,6 +222,12 @@ def label_images(
         fabric.barrier()
         labelled[name] = open_labelled(place, index)
     return labelled, taught
+
+
+def label_folders(folder: Path, datasets: Iterable[str]) -> dict[str, Path]:
+    """Dataset -> where its labels are kept, whatever it is called."""
+    names = list(datasets)
+    return {name: folder / file for name, file in zip(names, safe_names(names), strict=True)}
 
 
 def open_labelled(place: Path, index: Index) -> Index:

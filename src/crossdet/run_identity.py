@@ -30,7 +30,7 @@ def described(index: Index) -> dict[str, Any]:
     """Number of images and boxes of an index, and the SHA-256 of all that a training sees of it but the pixels."""
     digest = hashlib.sha256(json.dumps([*index.classes]).encode())
     arrays = [index.names.blob, index.names.offsets, index.sizes, index.box_offsets, index.boxes]
-    arrays += [index.labels, index.flags]
+    arrays += [index.labels, index.flags, index.area]
     for lists in (index.negatives, index.not_exhaustive):
         arrays += [] if lists is None else [lists.values, lists.offsets]
     for array in arrays:

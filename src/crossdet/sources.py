@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,8 +27,10 @@ class Sources:
     """Everything that is read before training. `train` and `val` hold the datasets that have such a split.
 
     lists: WIDER FACE's easy, medium and hard faces, of the datasets that name them (`val.lists`).
-    listed_only: classes that a training set lists without a box of them while others have boxes, and the label
-        rules do not say what that means: their background would be trained as a negative.
+    listed_only: classes that a dataset lists without a box of them while others have boxes, and the label rules do
+        not say what that means: their background would be a negative, in training or in thresholds. Empty where
+        nothing is trained.
+    labelled: dataset -> those of its own classes that it has boxes of.
     """
 
     space: LabelSpace
@@ -36,6 +38,7 @@ class Sources:
     val: dict[str, Index]
     lists: dict[str, WiderFaceLists]
     listed_only: tuple[ListedOnly, ...] = ()
+    labelled: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 def named_splits(sources: Sources) -> dict[str, Index]:
@@ -95,17 +98,20 @@ def open_sources(
     for name, dataset in config.datasets.items():
         if "train" not in splits and name not in names and dataset.train is not None:
             with suppress(UserError):  # the training files need not be here; then the other split has to do
-                names[name] = open_split(dataset, "train", dataset.train).classes
+                index = open_split(dataset, "train", dataset.train)
+                names[name] = index.classes
+                labelled.setdefault(name, set()).update(_with_boxes(index))
     if detector is None:
         space = build_space(config, found["train"], found["val"], names, known, labelled)
     else:
         space = _space_to_score(config, found["train"], found["val"], names, detector, labelled)
-    listed_only = _listed_only(space, found["train"], labelled, known)
+    asked = {**found["val"], **found["train"]} if found["train"] else {}
+    listed_only = _listed_only(space, asked, labelled, known)
     train, val = (
         {name: turned(index, config.datasets[name], split) for name, index in found[split].items()}
         for split in SPLITS
     )
-    return Sources(space, train, val, lists, listed_only)
+    return Sources(space, train, val, lists, listed_only, labelled)
 
 
 def _with_boxes(index: Index) -> set[str]:
@@ -116,19 +122,22 @@ def _with_boxes(index: Index) -> set[str]:
 
 def _listed_only(
     space: LabelSpace,
-    train: Mapping[str, Index],
+    indexes: Mapping[str, Index],
     labelled: Mapping[str, Collection[str]],
     known: LabelSpace | None,
 ) -> tuple[ListedOnly, ...]:
-    """See `Sources.listed_only`. known: weights that are extended; they count as one who has boxes of their
-    classes, but for datasets that these classes were learnt from."""
+    """See `Sources.listed_only`. indexes: of every dataset its training split, or the other one.
+
+    known: weights that are extended; they count as one who has boxes of their classes, but not for datasets that
+    these classes were learnt from: a few of their old pictures need not show all.
+    """
     names, whole = list(space.classes), np.arange(len(space.classes))
     for fold in space.folds:
         if not fold.is_merge:  # one class told apart; merged ones are different things, each asked about
             whole[list(fold.members)] = fold.members[0]
             names[fold.members[0]] = fold.name
-    boxes, empty = {}, {}
-    for dataset, index in train.items():
+    boxes, empty, learnt = {}, {}, {}
+    for dataset, index in indexes.items():
         row = space.dataset_index(dataset)
         end = f"@{space.directions[row][0]}" if row in space.directions else ""
         ids = {name: space.index(dataset, name + end) for name in index.classes}
@@ -137,13 +146,14 @@ def _listed_only(
         trusts = {int(c) for c in whole[~space.avoid_array[row]]}
         empty[dataset] = sorted((set(kept.values()) - boxes[dataset]) & trusts)
         if known is not None and dataset in known.datasets:
-            learnt = known.annotated_array[known.dataset_index(dataset)]
-            empty[dataset] = [c for c in empty[dataset] if c >= len(learnt) or not learnt[c]]
+            learnt[dataset] = set(
+                np.flatnonzero(known.annotated_array[known.dataset_index(dataset)]).tolist()
+            )
     found = []
     for dataset, classes in empty.items():
         has = {other: own & set(classes) for other, own in boxes.items() if other != dataset}
         if known is not None:
-            has["the weights"] = {c for c in classes if c < len(known.classes)}
+            has["the weights"] = {c for c in classes if c < len(known.classes)} - learnt.get(dataset, set())
         asked = [c for c in classes if any(c in own for own in has.values())]
         if asked:
             others = tuple(other for other, own in has.items() if own)
@@ -159,8 +169,8 @@ def listed_only_problem(listed_only: Sequence[ListedOnly]) -> str:
     ]
     answer = "{" + ", ".join(f"{d}: [{', '.join(classes)}]" for d, classes, _ in listed_only) + "}"
     head = (
-        "classes that a dataset lists and has not one box of, while others have: its background would be trained "
-        "as a negative for them"
+        "classes that a dataset lists and has not one box of, while others have: its background would be taken for "
+        "a negative"
     )
     return (
         f"{problem_list(head, lines)}\nSay under `labels` what is so:\n"

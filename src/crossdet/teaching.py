@@ -34,6 +34,7 @@ from crossdet.pseudo import (
     TEACHER_FOLDER,
     Teacher,
     find,
+    label_folders,
     label_images,
     open_labelled,
     taught_classes,
@@ -172,8 +173,9 @@ def read_taught(lesson: Lesson, folder: Path) -> Taught | None:
         return None
     content = json.loads((folder / TAUGHT_FILE).read_text())["datasets"]
     taught = {name: [lesson.space.id_of(c) for c in classes] for name, classes in content.items()}
+    folders = label_folders(folder, lesson.train)
     train = {
-        name: open_labelled(folder / name, i) if name in taught else i for name, i in lesson.train.items()
+        name: open_labelled(folders[name], i) if name in taught else i for name, i in lesson.train.items()
     }
     return _as_taught(lesson, train, taught)
 

@@ -56,7 +56,7 @@ def test_an_unanswered_class_stops_check_and_train(halves):
         "`labels.drop`",
     ):
         assert part in errors
-    with pytest.raises(UserError, match="trained as a negative"):
+    with pytest.raises(UserError, match="taken for a negative"):
         check_trainable(open_sources(config))
 
 
@@ -212,4 +212,69 @@ def test_the_name_of_a_merged_class_stands_for_its_members(tmp_path):
     new = {"a": made(tmp_path / "a", [2], ("cup", "plate", "spoon"))}
     answered = open_sources(configured(new, {"unlabelled": {"a": ["dishes"]}}), known=known)
     assert not answered.listed_only
+    assert answered.space.trusted_array("a").tolist() == [False, False, True]
+
+
+def test_an_old_dataset_is_asked_about_when_another_one_brings_boxes(tmp_path):
+    """Trained alone it was no question: nobody had plates. The extension would train its plates as background."""
+    known = LabelSpace.build({"a": ["cup", "plate"]})
+    datasets = {"a": made(tmp_path / "a", [0, 0]), "b": made(tmp_path / "b", [0, 1], seed=1)}
+    assert open_sources(configured(datasets), known=known).listed_only == (("a", ("plate",), ("b",)),)
+    answered = open_sources(configured(datasets, {"unlabelled": {"a": ["plate"]}}), known=known)
+    assert not answered.listed_only
+    assert answered.space.trusted_array("a").tolist() == [True, False]
+
+
+@pytest.mark.parametrize("rule", ["absent", "unlabelled"])
+def test_boxes_that_came_later_contradict_the_weights(tmp_path, rule):
+    before = {"a": made(tmp_path / "a", [0]), "b": made(tmp_path / "b", [0, 1], seed=1)}
+    known = open_sources(configured(before, {rule: {"a": ["plate"]}})).space
+    after = {"a": made(tmp_path / "c", [0, 1]), "b": before["b"]}
+    for labels in ({}, {rule: {"a": ["plate"]}}):
+        with pytest.raises(LabelError, match="does not label it, but its files have boxes of it now"):
+            open_sources(configured(after, labels), known=LabelSpace.from_json(known.to_json()))
+    assert not open_sources(configured(before), known=known).listed_only
+    again = open_sources(configured(before), known=known).space  # and the next generation still knows it
+    assert again.listed_only == known.listed_only == {(0, "plate", 1)}
+
+
+def test_absent_in_the_weights_and_unlabelled_now():
+    names, boxes = {"a": ["cup"], "b": ["plate"]}, {"a": {"cup"}, "b": {"plate"}}
+    known = LabelSpace.build(names, absent={"a": ["plate"]})
+    with pytest.raises(LabelError, match="the weights know 'plate' as absent from this dataset"):
+        grown(known, {**names, "c": ["bowl"]}, unlabelled={"a": ["plate"]}, labelled=boxes)
+
+
+def test_what_was_not_read_contradicts_nothing(halves, tmp_path):
+    """Evaluation opens the val splits; a dataset without one is known by its training files, or not at all."""
+    rules = {"unlabelled": {"a": ["plate"]}}
+    val = made(tmp_path / "v", [0, 1], seed=5)
+    config = configured({"a": halves["a"], "b": {"train": halves["b"], "val": val}}, rules)
+    assert open_sources(config, ["val"]).space.avoid_array[0].tolist() == [False, True]
+    known = LabelSpace.build({"a": ["cup", "plate"], "b": ["cup", "plate"]}, merge=SAME)
+    assert open_sources(config, ["val"], detector=known).val.keys() == {"b"}
+
+
+def test_a_dataset_for_validation_is_asked_about_too(halves, tmp_path):
+    """Its unlabelled plates would count as wrong, and move the stored threshold."""
+    whole = made(tmp_path / "w", [0, 1], seed=4)
+    config = configured({"w": whole, "q": {"val": halves["a"]}})
+    assert [(one.dataset, one.classes) for one in open_sources(config).listed_only] == [("q", ("plate",))]
+    assert not open_sources(configured({"w": {"val": whole}, "q": {"val": halves["a"]}})).listed_only
+
+
+def test_a_merge_with_a_source_that_is_only_listed_is_told(tmp_path):
+    datasets = {"a": made(tmp_path / "a", [0]), "b": made(tmp_path / "b", [0, 1], seed=1)}
+    merge = {"dishes": ["a/cup", "a/plate", "b/cup", "b/plate"]}
+    config = configured(datasets, {"merge": merge})
+    warnings = "\n".join(inspect(config).warnings)
+    assert "'dishes': a brings only 'cup', not 'plate'" in warnings
+    assert "brings only" not in "\n".join(inspect(configured({"b": datasets["b"]})).warnings)
+
+
+def test_a_merged_class_that_is_only_listed(tmp_path):
+    known = edited(LabelSpace.build({"old": ["cup", "plate"]}), [], [("dishes", ["cup", "plate"])])
+    new = {"a": made(tmp_path / "a", [1], ("dishes", "spoon"))}
+    answered = open_sources(configured(new, {"unlabelled": {"a": ["dishes"]}}), known=known)
+    assert answered.space.reported == ("dishes", "spoon")
     assert answered.space.trusted_array("a").tolist() == [False, False, True]

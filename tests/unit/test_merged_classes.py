@@ -17,11 +17,12 @@ from lightning_fabric import Fabric
 from PIL import Image
 from torchvision.ops import box_iou, nms
 
-from crossdet import Config, LabelSpace, UserError, load_detector
+from crossdet import Config, LabelSpace, UserError, evaluating, load_detector
 from crossdet.checkpoint import load_weights, save_weights
 from crossdet.data.coco import write_coco
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError
+from crossdet.evaluating import splits_for_training
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.protocols import Protocol, Split, score_split
 from crossdet.evaluation.run import EvalSettings, detect, score_dataset
@@ -34,6 +35,7 @@ from crossdet.models.class_rows import BIAS, WEIGHT, by_class
 from crossdet.provenance import generations
 from crossdet.pseudo import find
 from crossdet.relabelling import relabel
+from crossdet.sources import Sources
 from crossdet.teaching import as_teacher
 
 SETTINGS = DetectorSettings(
@@ -487,3 +489,20 @@ def test_weights_merged_by_summed_rows_are_ordinary_ones(tmp_path):
     assert (
         grown(detector.space, {"n": ["vehicle"]}, merge={"vehicle": ["n/vehicle"]}).classes == space.classes
     )
+
+
+def test_members_that_a_dataset_does_not_label_are_not_looked_for_there():
+    """Trucks that the row of trucks finds in a dataset of cars are not wrong, nobody labelled them."""
+    space = LabelSpace.build({"a": ["car"], "b": ["truck"], "c": ["sign"]}, absent={"a": ["sign"]})
+    merged = edited(space, [], [("vehicle", ["car", "truck"])])
+    empty = IndexBuilder("")
+    sources = Sources(
+        merged, {}, {name: empty.build(list(merged.sources[row])) for row, name in enumerate("abc")}, {}
+    )
+    allowed = {name: split.members for name, split in splits_for_training(sources).items()}
+    assert allowed == {"a": (0, 2), "b": (1,), "c": (2,)}
+    folding = merged.folding
+    assert folding is not None
+    assert [m for m in folding.members([0]) if m in allowed["a"]] == [0]
+    whole = LabelSpace.build({"w": ["vehicle"]})
+    assert evaluating._members(whole, "w", merged) == (0, 1)  # a dataset of the whole: all members

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,7 +83,7 @@ def report_on(config: Config, sources: Sources, max_images: int | None = None, o
     )
     duplicates = tuple(find_duplicates({split: found.values() for split, found in paths.items()}))
     space = sources.space
-    partial, likely = space.partial_merges(), space.likely_duplicates()
+    partial, likely = space.partial_merges(_labelled(sources)), space.likely_duplicates()
     teacher_errors, teacher_notes = look_at_teachers(config, sources)
     warnings = [
         *_leak_warnings(duplicates),
@@ -114,6 +114,12 @@ def report_on(config: Config, sources: Sources, max_images: int | None = None, o
         warnings=tuple(warnings),
         notes=(*_notes(config, sources, splits, duplicates), *teacher_notes),
     )
+
+
+def _labelled(sources: Sources) -> dict[str, Collection[str]]:
+    """`Sources.labelled` as far as the label space knows the classes by their own names, without directions."""
+    turned = {sources.space.datasets[row] for row in sources.space.directions}
+    return {name: own for name, own in sources.labelled.items() if name not in turned}
 
 
 def _dropped(config: Config, space: LabelSpace) -> tuple[str, ...]:

@@ -65,6 +65,7 @@ class Split:
     classes: the unified ids that it labels. names: unified names by id. Where classes are folded all ids are folded
     ones, and angles `[K]` says which direction each class of the index has (`folds.NO_ANGLE` = none). verified: the
     images in which a detection of a class without an object is wrong; None = all of them, for every class.
+    members: the detector's classes that may be looked for; None = all that `classes` stand for.
     """
 
     index: Index
@@ -72,6 +73,7 @@ class Split:
     names: Sequence[str]
     angles: NDArray[np.int64] | None = None
     verified: Verified | None = None
+    members: tuple[int, ...] | None = None
 
     @property
     def classes(self) -> list[int]:

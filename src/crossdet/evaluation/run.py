@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -158,15 +158,18 @@ def detect_folded(
     classes: Sequence[int] | None,
     settings: EvalSettings,
     folding: Folding | None,
+    among: Collection[int] | None = None,
     **options: Any,
 ) -> Found:
-    """`detect`, in folded ids where there is a `folding`: all members are looked for, and where NMS is by member so
-    many more detections are kept before they are folded as there are members."""
+    """`detect`, in folded ids where there is a `folding`: all members are looked for (or those in `among`), and
+    where NMS is by member so many more detections are kept before they are folded as there are members."""
     if folding is None:
         return detect(model, index, classes, settings, **options)
     assert settings.max_detections is not None
     more = replace(settings, max_detections=settings.max_detections * folding.largest)
     members = None if classes is None else folding.members(classes)
+    if members is not None and among is not None:
+        members = [member for member in members if member in among]
     found = detect(model, index, members, more, nms_groups=folding.nms_groups, **options)
     folded, degrees = fold_detections(found.detections, folding, settings.nms_iou)
     return Found(folded, found.unreadable, degrees if folding.has_angles else None)
@@ -196,7 +199,7 @@ def score_dataset(
         score_threshold=floor,
         max_detections=max(limit.max_detections for limit in limits),
     )
-    found = detect_folded(model, split.index, split.classes, widest, folding, **detect_options)
+    found = detect_folded(model, split.index, split.classes, widest, folding, split.members, **detect_options)
     parts = [
         score_split(protocol, split, found.detections.above(limit.score_threshold), limit.max_detections)
         for protocol, limit in zip(protocols, limits, strict=True)
