@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crossdet.config import Config, DatasetConfig, SplitConfig, UnionTestConfig
 from crossdet.data.index import Index
@@ -136,29 +137,40 @@ def _listed_only(
         if not fold.is_merge:  # one class told apart; merged ones are different things, each asked about
             whole[list(fold.members)] = fold.members[0]
             names[fold.members[0]] = fold.name
-    boxes, empty, learnt = {}, {}, {}
+    boxes, empty = {}, {}
     for dataset, index in indexes.items():
-        row = space.dataset_index(dataset)
-        end = f"@{space.directions[row][0]}" if row in space.directions else ""
-        ids = {name: space.index(dataset, name + end) for name in index.classes}
-        kept = {name: int(whole[c]) for name, c in ids.items() if c != DROPPED}
-        boxes[dataset] = {c for name, c in kept.items() if name in labelled[dataset]}
-        trusts = {int(c) for c in whole[~space.avoid_array[row]]}
-        empty[dataset] = sorted((set(kept.values()) - boxes[dataset]) & trusts)
-        if known is not None and dataset in known.datasets:
-            learnt[dataset] = set(
-                np.flatnonzero(known.annotated_array[known.dataset_index(dataset)]).tolist()
-            )
+        boxes[dataset], empty[dataset] = _listed_classes(space, dataset, index, labelled[dataset], whole)
     found = []
     for dataset, classes in empty.items():
         has = {other: own & set(classes) for other, own in boxes.items() if other != dataset}
         if known is not None:
-            has["the weights"] = {c for c in classes if c < len(known.classes)} - learnt.get(dataset, set())
+            has["the weights"] = {c for c in classes if c < len(known.classes)} - _learnt_from(known, dataset)
         asked = [c for c in classes if any(c in own for own in has.values())]
         if asked:
             others = tuple(other for other, own in has.items() if own)
             found.append(ListedOnly(dataset, tuple(names[c] for c in asked), others))
     return tuple(found)
+
+
+def _listed_classes(
+    space: LabelSpace, dataset: str, index: Index, labelled: Collection[str], whole: NDArray[np.int64]
+) -> tuple[set[int], list[int]]:
+    """The classes (by `whole`, `[C]`) that a dataset has boxes of, and those that it lists without and trusts its
+    background for."""
+    row = space.dataset_index(dataset)
+    end = f"@{space.directions[row][0]}" if row in space.directions else ""
+    ids = {name: space.index(dataset, name + end) for name in index.classes}
+    kept = {name: int(whole[c]) for name, c in ids.items() if c != DROPPED}
+    boxes = {c for name, c in kept.items() if name in labelled}
+    trusts = {int(c) for c in whole[~space.avoid_array[row]]}
+    return boxes, sorted((set(kept.values()) - boxes) & trusts)
+
+
+def _learnt_from(known: LabelSpace, dataset: str) -> set[int]:
+    """The classes that the weights learnt from a dataset."""
+    if dataset not in known.datasets:
+        return set()
+    return set(np.flatnonzero(known.annotated_array[known.dataset_index(dataset)]).tolist())
 
 
 def listed_only_problem(listed_only: Sequence[ListedOnly]) -> str:
