@@ -268,7 +268,7 @@ def test_an_interrupted_queue_goes_on_and_other_weights_are_noticed(
     one, two = (read(folder / "replay_seed0_gen3.json") for folder in (results, tmp_path))
     for key in ("val", "union", "old", "config"):
         assert one[key] == two[key], key
-    update_metadata(tmp_path / "runs/start_seed0_gen1", {"remark": "other weights"})
+    update_metadata(tmp_path / "runs/start_seed0_gen1/model.safetensors", {"remark": "other weights"})
     with pytest.raises(UserError, match=r"replay_seed0_gen2\.json was made from other weights"):
         command(*words)
 

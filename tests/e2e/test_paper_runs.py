@@ -21,7 +21,7 @@ from crossdet.experiments import paper_data
 from crossdet.experiments.paper import Experiment as PaperExperiment
 from crossdet.experiments.paper import Place, resolve
 from crossdet.experiments.paper_command import app
-from crossdet.experiments.paper_rows import DATASETS, TRAININGS
+from crossdet.experiments.paper_rows import DATASETS, TRAININGS, VOC_CLASSES
 from crossdet.inference import Detector
 from crossdet.types import Detections
 
@@ -240,6 +240,16 @@ def downloads(data, tmp_path_factory) -> Path:
         content["categories"] = [{"id": number, "name": name} for number, name in enumerate(coco, 1)]
         for annotation in content["annotations"]:
             annotation["category_id"] = coco.index(known[annotation["category_id"]]) + 1
+        content["annotations"] += [  # as in the real files every class has a box
+            {
+                "id": 10_000 + n,
+                "image_id": content["images"][0]["id"],
+                "category_id": n,
+                "bbox": [4, 4, 20, 20],
+            }
+            | {"area": 400, "iscrowd": 0}
+            for n in range(1, len(coco) + 1)
+        ]
         (root / "coco/annotations").mkdir(exist_ok=True)
         (root / f"coco/annotations/instances_{split}2017.json").write_text(json.dumps(content))
     (root / "wider_face/wider_face_split").mkdir()
@@ -256,6 +266,11 @@ def downloads(data, tmp_path_factory) -> Path:
         shutil.move(sets / "val.txt", sets / "test.txt")
         for xml in (root / "VOCdevkit" / year / "Annotations").iterdir():
             xml.write_text(xml.read_text().replace(">sign<", ">bottle<"))
+        box = "<bndbox><xmin>5</xmin><ymin>5</ymin><xmax>20</xmax><ymax>20</ymax></bndbox>"
+        every = "".join(f"<object><name>{name}</name>{box}</object>" for name in VOC_CLASSES)
+        first = (sets / "trainval.txt").read_text().split()[0]
+        xml = root / "VOCdevkit" / year / "Annotations" / f"{first}.xml"
+        xml.write_text(xml.read_text().replace("</annotation>", f"{every}</annotation>"))
     return root
 
 

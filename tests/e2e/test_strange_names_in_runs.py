@@ -56,7 +56,7 @@ def test_a_dataset_named_like_the_folder_above_stays_in_the_folder(world, traine
     config.write_text(yaml.safe_dump({**settings, "datasets": datasets, "labels": {}}))
     below = {"eval": tmp_path / "e" / "out", "audit": tmp_path / "a" / "out"}
     for name, out in below.items():
-        code, printed = command(name, trained.folder, config, "-o", out)
+        code, printed = command(name, trained.folder, config, "-o", out, "--json", tmp_path / f"{name}.json")
         assert code == 0, printed
         assert [file.name for file in out.parent.iterdir()] == ["out"]
     made = {file.relative_to(below["eval"]).as_posix() for file in below["eval"].rglob("*.*")}
