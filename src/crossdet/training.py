@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -179,6 +180,10 @@ def _dead_workers_told(run_dir: Path) -> Iterator[None]:
     except RuntimeError as error:
         if not is_dead_worker(error):
             raise
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(
+                signal.SIGCHLD, signal.SIG_DFL
+            )  # torch's raises again for every other worker that ends
         raise RunError(
             f"a loader process ended before its time ({str(error).strip()}): too little memory is the usual "
             f"reason, so try fewer `train.workers`. Continue from the last saved state in {run_dir} with "

@@ -156,6 +156,7 @@ def test_a_killed_loader_process_is_told(config, tmp_path):
     for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
         if b"paused_crossdet" in Path(f"/proc/{child}/cmdline").read_bytes():
             os.kill(int(child), signal.SIGKILL)
+            break
     flag.unlink()
     printed, _ = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1, printed

@@ -257,7 +257,8 @@ def test_the_score_of_a_merged_class_is_the_best_of_its_members(seed, ids):
     single = [apart(picture(seed), name, 0.1, max_detections=10**6, nms_iou=1.0) for name in members]
     for box, score in zip(found.boxes, found.scores, strict=True):
         there = [s.scores[(s.boxes == box).all(1)] for s in single]
-        assert float(score) == max(float(t.max()) for t in there if len(t))
+        # another number of classes at once may round differently
+        assert float(score) == pytest.approx(max(float(t.max()) for t in there if len(t)), abs=1e-6)
 
 
 def load_settings():
