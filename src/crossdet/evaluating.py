@@ -16,6 +16,7 @@ from crossdet.data.index import Index
 from crossdet.data.rotation import without_direction_classes
 from crossdet.errors import UserError
 from crossdet.evaluation.arrays import Verified
+from crossdet.evaluation.choosing import main_number
 from crossdet.evaluation.curves import NamedCurve, write_run_curves
 from crossdet.evaluation.operating import operating_point
 from crossdet.evaluation.predictions import write_predictions
@@ -85,7 +86,8 @@ def score_splits(
             )
         except UserError as error:
             raise UserError(f"datasets.{name}: {error}") from None
-    known = [s.headline for s in scores.values() if s.headline == s.headline]
+    main = [main_number(s.record) for s in scores.values()]
+    known = [number for number in main if number == number]
     metrics = {
         "mean": sum(known) / len(known) if known else float("nan"),
         "datasets": {name: s.record for name, s in scores.items()},

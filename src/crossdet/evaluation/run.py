@@ -140,13 +140,12 @@ def _gather(
 
 @dataclass(frozen=True)
 class DatasetScores:
-    """record: the numbers as they go into `metrics.json`. headline: of the first protocol, for the mean.
+    """record: the numbers as they go into `metrics.json`.
 
     curves: (protocol, curve name, curve). judged: the detections at home, for the operating points.
     """
 
     record: dict[str, Any]
-    headline: float
     curves: list[tuple[str, str, Curve]]
     judged: Judged
     found: Found
@@ -224,4 +223,4 @@ def score_dataset(
         for name, curve in part.curves.items()
     ]
     judged = judge(truth, found.detections, split.classes, floor, rows_per_picture(split.index))
-    return DatasetScores(record, parts[0].headline, curves, judged, found)
+    return DatasetScores(record, curves, judged, found)
