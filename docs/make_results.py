@@ -43,7 +43,7 @@ from crossdet.experiments.paired import Difference, difference
 from crossdet.experiments.paper_tables import markdown as paper_markdown
 from crossdet.experiments.paper_tables import paper_table
 from crossdet.experiments.tables import spread
-from crossdet.jsonfiles import write_atomically
+from crossdet.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 TITLES = {method.name: method.title for method in METHODS}

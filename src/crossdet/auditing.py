@@ -20,8 +20,8 @@ from crossdet.evaluation.audit import AuditedSplit, audit, to_json, union_scores
 from crossdet.evaluation.audit_page import AuditedRun, export_coco, write_page
 from crossdet.evaluation.protocols import Split, ground_truth
 from crossdet.evaluation.run import EvalSettings, detect_folded
+from crossdet.files import safe_names, write_json
 from crossdet.inference import Detector, load_detector
-from crossdet.jsonfiles import safe_names, write_json
 from crossdet.labels import DROPPED
 from crossdet.sources import Sources, open_sources, union_test_index
 

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from crossdet.errors import UserError
-from crossdet.jsonfiles import write_atomically
+from crossdet.files import write_atomically
 from crossdet.provenance import BEST_FILE as BEST_FILE
 from crossdet.provenance import FORMAT, check_format, check_weights, weights_path
 from crossdet.provenance import WEIGHTS_FILE as WEIGHTS_FILE

@@ -441,7 +441,7 @@ def _cell(value: float) -> str:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    from crossdet.jsonfiles import write_json
+    from crossdet.files import write_json
 
     write_json(path, content)
 

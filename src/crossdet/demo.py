@@ -31,8 +31,8 @@ from crossdet.evaluation.confidence import CONFIDENT, confident_share
 from crossdet.evaluation.protocols import Split, ground_truth
 from crossdet.evaluation.run import EvalSettings, detect
 from crossdet.evaluation.wider_face_lists import write_wider_face_lists
+from crossdet.files import write_json
 from crossdet.inference import load_detector
-from crossdet.jsonfiles import write_json
 from crossdet.pictures import class_colour, draw_boxes
 
 METHODS = ("aware", "naive")

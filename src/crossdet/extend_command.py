@@ -55,8 +55,8 @@ def extend(
 
     from crossdet.api import is_first_process
     from crossdet.extending import extend as extended
+    from crossdet.files import write_json
     from crossdet.forgetting import warning_of
-    from crossdet.jsonfiles import write_json
 
     record = extended(run, loaded, output=output, resume=resume, overwrite=overwrite)
     report = record["forgetting"]

@@ -37,9 +37,9 @@ from crossdet.config import Config, ExtendConfig
 from crossdet.errors import UserError, problem_list
 from crossdet.evaluating import judged_classes, splits_for_training
 from crossdet.evaluation.protocols import Split
+from crossdet.files import write_json
 from crossdet.forgetting import changes, draw_generations, main_numbers, report_text, to_json
 from crossdet.inference import Detector, load_detector
-from crossdet.jsonfiles import write_json
 from crossdet.label_edits import growth
 from crossdet.labels import DROPPED, LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossdet.errors import UserError
-from crossdet.jsonfiles import write_atomically
+from crossdet.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

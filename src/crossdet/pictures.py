@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from crossdet.jsonfiles import safe_name
+from crossdet.files import safe_name
 from crossdet.types import REGION_FLAGS, Flag
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from crossdet.data.index import Index, Ragged, load_index, save_index
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats
 from crossdet.evaluation.matching import iou_with_offset, pairs
 from crossdet.evaluation.run import EvalSettings, detect_folded
+from crossdet.files import safe_names
 from crossdet.folds import Folding
-from crossdet.jsonfiles import safe_names
 from crossdet.labels import DROPPED, LabelSpace
 from crossdet.models.retinanet import RetinaNet
 from crossdet.types import REGION_FLAGS, Flag

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from crossdet.errors import RunError
-from crossdet.jsonfiles import write_atomically
+from crossdet.files import write_atomically
 
 _COLUMNS = ["step", "epoch", "lr", "loss", "classification", "box", "gradient_norm", "images_per_second"]
 

@@ -25,8 +25,8 @@ from crossdet.errors import UserError, problem_list
 from crossdet.evaluation.operating import OperatingPoint, best_f_beta, cross_fitted, f_beta, judge
 from crossdet.evaluation.protocols import Split, ground_truth
 from crossdet.evaluation.run import EvalSettings
+from crossdet.files import write_json
 from crossdet.inference import Detector
-from crossdet.jsonfiles import write_json
 from crossdet.labels import LabelSpace
 from crossdet.models.retinanet import RetinaNet
 from crossdet.pseudo import (

@@ -25,7 +25,7 @@ from crossdet.data.hybrid import HybridDataset
 from crossdet.data.loading import MicroBatches, epoch_batches, is_dead_worker, make_loader, next_batch
 from crossdet.errors import Diverged, RunError, UserError
 from crossdet.evaluation.choosing import is_better
-from crossdet.jsonfiles import write_json
+from crossdet.files import write_json
 from crossdet.models.matching import label_and_weigh
 from crossdet.models.retinanet import RetinaNet
 from crossdet.recipe import Recipe as Recipe

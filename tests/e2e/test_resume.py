@@ -18,7 +18,7 @@ from worlds import crossdet, one_thread
 
 from crossdet import RunError, train
 from crossdet.checkpoint import load_state, save_state
-from crossdet.jsonfiles import write_atomically, write_json
+from crossdet.files import write_atomically, write_json
 
 PAUSED = Path(__file__).parent / "paused_crossdet.py"
 CHANGES = {

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from crossdet.jsonfiles import LONGEST, safe_name, safe_names, spellings
+from crossdet.files import LONGEST, safe_name, safe_names, spellings
 
 HOSTILE = [
     "../../x", "/etc/x", "..", ".", "", "...", ".hidden", "a/b", "a\\b", "C:\\x", "a:b", "con", "LPT1.txt", "nul ",

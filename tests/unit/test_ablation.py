@@ -41,7 +41,7 @@ from crossdet.experiments.measure import (
     union_ids,
     union_measures,
 )
-from crossdet.jsonfiles import write_json
+from crossdet.files import write_json
 
 # ------------------------------------------------------------------------------------------- single numbers
 

@@ -38,7 +38,7 @@ from crossdet.experiments.ablation_tables import (
     sweep_markdown,
 )
 from crossdet.experiments.paired import COLUMNS
-from crossdet.jsonfiles import write_json
+from crossdet.files import write_json
 
 
 def summary_of(parts: dict[str, list[str]], conflict: float = 1.0, look: str = "original") -> dict[str, Any]:

@@ -26,7 +26,7 @@ from crossdet.experiments.lifelong_tables import (
     old_grid,
     step_grid,
 )
-from crossdet.jsonfiles import write_json
+from crossdet.files import write_json
 
 PLAN = Plan((("one",), ("two",)), (("a", "b"), ("c",)), {})
 

@@ -31,7 +31,7 @@ from crossdet.experiments.lifelong_plan import (
 )
 from crossdet.experiments.lifelong_results import read_results
 from crossdet.experiments.lifelong_tables import notes
-from crossdet.jsonfiles import write_json
+from crossdet.files import write_json
 from crossdet.provenance import WEIGHTS_FILE
 
 

@@ -33,7 +33,7 @@ from crossdet.experiments.paper import (
 from crossdet.experiments.paper_command import app, gpu_hours
 from crossdet.experiments.paper_rows import CONTRADICTIONS, DATASETS, MINI_STEPS, ROWS, TITLES, TRAININGS
 from crossdet.experiments.paper_tables import as_json, markdown, paper_table, value_of
-from crossdet.jsonfiles import write_json
+from crossdet.files import write_json
 from crossdet.labels import LabelSpace
 from crossdet.training import Recipe, learning_rate
 

@@ -27,7 +27,7 @@ from crossdet.data.index import (
     read_lines,
 )
 from crossdet.errors import AnnotationError
-from crossdet.jsonfiles import safe_names
+from crossdet.files import safe_names
 from crossdet.types import REGION_FLAGS, Flag
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")

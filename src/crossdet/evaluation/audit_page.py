@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.evaluation.audit import BINS, Audit, AuditedSplit, Foreign
-from crossdet.jsonfiles import write_atomically, write_json
+from crossdet.files import write_atomically, write_json
 
 CROP = 150
 """Longer side of a crop in pixels."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from crossdet.errors import UserError
 from crossdet.evaluation.precision_recall import Curve
 from crossdet.figures import line_look, new_figure, save_figure
-from crossdet.jsonfiles import safe_names, write_json
+from crossdet.files import safe_names, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ import numpy as np
 from crossdet.data.index import Index
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.protocols import Split
-from crossdet.jsonfiles import safe_names, write_atomically
+from crossdet.files import safe_names, write_atomically
 
 
 def write_predictions(folder: Path, split: Split, detections: DetectionArrays, protocol: str) -> None:

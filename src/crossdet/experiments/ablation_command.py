@@ -91,7 +91,7 @@ def table(results: SplitResults, markdown_file: MarkdownFile = None, json_file: 
     """All measures of a split, mean and standard deviation over the seeds; blank where nothing was run."""
     from crossdet.experiments.ablation_results import read_results
     from crossdet.experiments.ablation_tables import as_json, markdown, notes, recovered_text, rich_tables
-    from crossdet.jsonfiles import write_atomically, write_json
+    from crossdet.files import write_atomically, write_json
 
     found = read_results(results)
     show_tables(rich_tables(found))
@@ -130,7 +130,7 @@ def sweep(
     from crossdet.experiments.ablation_figures import draw_sweep
     from crossdet.experiments.ablation_results import read_all
     from crossdet.experiments.ablation_tables import sweep_markdown, sweep_tables
-    from crossdet.jsonfiles import write_atomically
+    from crossdet.files import write_atomically
 
     splits = read_all(results)
     for one in sweep_tables(splits):

@@ -16,7 +16,7 @@ from crossdet.experiments.ablation_methods import FURTHER, METHODS
 from crossdet.experiments.ablation_results import UNION_AP, Results, Run, all_levels, sweep_key
 from crossdet.experiments.ablation_tables import SWEPT
 from crossdet.figures import PICTURES, check_image_file, line_look, new_figure, save_figure
-from crossdet.jsonfiles import write_atomically
+from crossdet.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

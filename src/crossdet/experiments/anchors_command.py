@@ -40,7 +40,7 @@ def anchors(
     from crossdet.config import load_config
     from crossdet.experiments.anchors import anchors_report, configured, training_boxes
     from crossdet.experiments.anchors_showing import draw_anchors, print_anchors
-    from crossdet.jsonfiles import write_json
+    from crossdet.files import write_json
 
     if plot is not None and plot.suffix.lower() not in _FIGURES:
         raise UserError(f"--plot: expected a file name that ends in {', '.join(_FIGURES)}, got {plot}")

@@ -20,7 +20,7 @@ import yaml
 import crossdet
 from crossdet.config import CONFIG_FILE, Config, dump_config
 from crossdet.errors import Diverged, RunError, UserError, problem_list
-from crossdet.jsonfiles import write_atomically, write_json
+from crossdet.files import write_atomically, write_json
 
 MACHINE_KEYS = {"output", "train.devices", "train.workers", "train.accelerator", "train.log_every",
                 "train.checkpoint_minutes", "train.checkpoint_steps", "eval.batch_size"}  # fmt: skip

@@ -32,7 +32,7 @@ from crossdet.experiments.lifelong_plan import (
     roots_of,
     what_of,
 )
-from crossdet.jsonfiles import write_json
+from crossdet.files import write_json
 from crossdet.provenance import WEIGHTS_FILE, file_digest
 
 if TYPE_CHECKING:

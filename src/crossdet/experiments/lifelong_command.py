@@ -149,7 +149,7 @@ def table(results: ResultsDir, markdown_file: MarkdownFile = None, json_file: Js
     """What old classes lost, what new ones reached, every class from its arrival to the end, and what is asked."""
     from crossdet.experiments.lifelong_results import read_results
     from crossdet.experiments.lifelong_tables import as_json, markdown, notes, rich_tables
-    from crossdet.jsonfiles import write_atomically, write_json
+    from crossdet.files import write_atomically, write_json
 
     found = read_results(results)
     show_tables(rich_tables(found))

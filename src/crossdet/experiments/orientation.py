@@ -20,7 +20,7 @@ from crossdet.config import Config, SplitConfig, load_config
 from crossdet.config.mistakes import suggest
 from crossdet.errors import UserError, problem_list
 from crossdet.experiments import jobs
-from crossdet.jsonfiles import write_json
+from crossdet.files import write_json
 
 if TYPE_CHECKING:
     from crossdet.evaluation.arrays import DetectionArrays

@@ -69,7 +69,7 @@ def table(
 ) -> None:
     """AP over all rolls and per roll, and how often the direction is right: mean and spread over the seeds."""
     from crossdet.experiments.orientation_tables import markdown, notes, read_runs, rich_tables
-    from crossdet.jsonfiles import write_atomically
+    from crossdet.files import write_atomically
 
     found = read_runs(results)
     show_tables(rich_tables(found))

@@ -37,7 +37,7 @@ from crossdet.experiments.paper_rows import (
     Training,
     short,
 )
-from crossdet.jsonfiles import write_atomically, write_json
+from crossdet.files import write_atomically, write_json
 
 Scale = Literal["full", "mini"]
 

@@ -35,7 +35,7 @@ from crossdet.experiments.paper_tables import (
     rich_table,
     row_as_json,
 )
-from crossdet.jsonfiles import write_atomically, write_json
+from crossdet.files import write_atomically, write_json
 
 app = typer.Typer(
     name="paper",

@@ -16,7 +16,7 @@ from crossdet.data.wider_face import read_wider_face
 from crossdet.errors import UserError
 from crossdet.evaluation.wider_face_lists import write_wider_face_lists
 from crossdet.experiments.paper_rows import DATASETS, GENERATED_VOC_CLASSES
-from crossdet.jsonfiles import write_json
+from crossdet.files import write_json
 
 WORLD, VOC = "demo_world", "demo_voc"
 SEED = 0

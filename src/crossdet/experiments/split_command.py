@@ -71,7 +71,7 @@ def split(
     from crossdet.experiments.split import split_dataset
     from crossdet.experiments.split_configs import recipe
     from crossdet.experiments.split_files import write_split
-    from crossdet.jsonfiles import write_json
+    from crossdet.files import write_json
 
     loaded = load_config(config, overrides or [])
     parts, looks = _given("--part", "NAME=CLASS,...", part), _given("--look", "PART=LOOK", look or [])

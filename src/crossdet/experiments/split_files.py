@@ -21,7 +21,7 @@ from crossdet.errors import UserError, problem_list
 from crossdet.experiments.looks import ORIGINAL, BadPicture, erase, read_picture, with_look, write_picture
 from crossdet.experiments.split import Part, SplitPlan, foreign_and_kept, summary
 from crossdet.experiments.split_configs import write_configs
-from crossdet.jsonfiles import safe_name, write_json
+from crossdet.files import safe_name, write_json
 from crossdet.types import Flag
 
 MARKER = "split.json"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from crossdet.errors import UserError
-from crossdet.jsonfiles import write_json
+from crossdet.files import write_json
 from crossdet.scoring.printing import percent, print_line, print_table, some
 
 if TYPE_CHECKING:

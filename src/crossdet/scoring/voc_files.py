@@ -17,7 +17,7 @@ from crossdet.data.voc import list_entries, parse_xml
 from crossdet.errors import UserError, problem_list
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.voc import VocTruth
-from crossdet.jsonfiles import safe_name, spellings
+from crossdet.files import safe_name, spellings
 from crossdet.scoring.text_files import read_detection_lines
 
 LAYOUT = "image score xmin ymin xmax ymax"

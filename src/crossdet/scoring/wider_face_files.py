@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from crossdet.data.index import raise_if_any, read_bytes
 from crossdet.errors import AnnotationError, UserError
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.jsonfiles import spellings
+from crossdet.files import spellings
 
 LAYOUT = "x y w h score"
 
