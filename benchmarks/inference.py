@@ -38,7 +38,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from crossdet.data.decoding import read_image
 from crossdet.inference import Detector, InputSettings, predict_files
-from crossdet.labels import LabelSpace
+from crossdet.labels.space import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from loading import write_generated_photos
 

@@ -41,7 +41,7 @@ from crossdet.data.hybrid import Draw, HybridDataset, Part
 from crossdet.data.index import Index, load_index, save_index
 from crossdet.data.loading import collate, make_loader, pad_images
 from crossdet.data.transforms import Augment, resized
-from crossdet.labels import LabelSpace
+from crossdet.labels.space import LabelSpace
 
 BATCH, PADDED_TO = 8, 32
 Run = Callable[[int], None]

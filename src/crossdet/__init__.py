@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from crossdet.data.index import Index
     from crossdet.errors import CrossdetError, RunError, UserError
     from crossdet.extending import extend
-    from crossdet.labels import LabelSpace
+    from crossdet.labels.space import LabelSpace
     from crossdet.types import Annotations, Batch, Detections
 
 __version__ = "0.1.0"
 
 # Imported on first use, so that `crossdet --help` and `crossdet check` start without loading torch.
 _HOME = {
-    "LabelSpace": "crossdet.labels",
+    "LabelSpace": "crossdet.labels.space",
     "Config": "crossdet.config",
     "load_config": "crossdet.config",
     "train": "crossdet.api",

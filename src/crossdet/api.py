@@ -36,8 +36,8 @@ from crossdet.evaluation.run import EvalSettings
 from crossdet.evaluation.showing import write_val_pictures
 from crossdet.forgetting import main_numbers
 from crossdet.inference import AnyImage, Detector, load_detector
-from crossdet.label_members import lonely_members
-from crossdet.labels import LabelSpace
+from crossdet.labels.members import lonely_members
+from crossdet.labels.space import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.retinanet import RetinaNet
 from crossdet.provenance import START_FILE, Generation, first_generation, to_metadata

@@ -22,7 +22,7 @@ from crossdet.evaluation.protocols import Split, ground_truth
 from crossdet.evaluation.run import EvalSettings, detect_folded
 from crossdet.files import safe_names, write_json
 from crossdet.inference import Detector, load_detector
-from crossdet.labels import DROPPED
+from crossdet.labels.space import DROPPED
 from crossdet.sources import Sources, open_sources, union_test_index
 
 SCORE_THRESHOLD = 0.05

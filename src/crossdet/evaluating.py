@@ -24,9 +24,9 @@ from crossdet.evaluation.protocols import Protocol, Split
 from crossdet.evaluation.run import DatasetScores, EvalSettings, score_dataset
 from crossdet.evaluation.wider_face_lists import WiderFaceLists
 from crossdet.files import safe_names
-from crossdet.folds import NO_ANGLE, Folding
 from crossdet.inference import Detector
-from crossdet.labels import DROPPED, LabelSpace
+from crossdet.labels.folds import NO_ANGLE, Folding
+from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.retinanet import RetinaNet
 from crossdet.sources import Sources
 

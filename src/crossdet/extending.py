@@ -40,8 +40,8 @@ from crossdet.evaluation.protocols import Split
 from crossdet.files import write_json
 from crossdet.forgetting import changes, draw_generations, main_numbers, report_text, to_json
 from crossdet.inference import Detector, load_detector
-from crossdet.label_edits import growth
-from crossdet.labels import DROPPED, LabelSpace
+from crossdet.labels.edits import growth
+from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.class_rows import carry_over, train_new_classes_only
 from crossdet.models.logit_matching import logit_matching

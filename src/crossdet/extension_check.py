@@ -11,8 +11,8 @@ from crossdet.check.report import Report
 from crossdet.config import Config
 from crossdet.errors import UserError
 from crossdet.extending import check_mode, with_settings_of
-from crossdet.label_edits import growth
-from crossdet.labels import LabelSpace
+from crossdet.labels.edits import growth
+from crossdet.labels.space import LabelSpace
 from crossdet.provenance import read_metadata
 from crossdet.sources import open_sources
 

@@ -23,8 +23,8 @@ from crossdet.data.decoding import UnreadableImage, read_image
 from crossdet.data.loading import pad_images
 from crossdet.data.transforms import Resize
 from crossdet.errors import LabelError, UserError
-from crossdet.label_rules import unknown
-from crossdet.labels import LabelSpace
+from crossdet.labels.rules import unknown
+from crossdet.labels.space import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.retinanet import RetinaNet
 from crossdet.provenance import weights_path

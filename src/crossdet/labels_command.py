@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from crossdet.errors import UserError, problem_list
-from crossdet.labels import LabelSpace
+from crossdet.labels.space import LabelSpace
 
 
 def labels(

@@ -16,7 +16,7 @@ from crossdet.types import REGION_FLAGS, Flag
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from crossdet.labels import LabelSpace
+    from crossdet.labels.space import LabelSpace
     from crossdet.types import Annotations, Batch
 
 Colour = tuple[int, int, int]

@@ -16,8 +16,8 @@ from torch import Tensor
 from crossdet.errors import UserError
 from crossdet.evaluation.showing import draw_detections
 from crossdet.files import safe_names, write_json
-from crossdet.folds import NO_ANGLE
 from crossdet.inference import find_images, load_detector, predict_files
+from crossdet.labels.folds import NO_ANGLE
 from crossdet.types import Detections
 
 MAX_OPEN_DRAWINGS = 16

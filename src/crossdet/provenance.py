@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from crossdet.errors import UserError
-from crossdet.labels import LabelSpace
+from crossdet.labels.space import LabelSpace
 
 FORMAT = "crossdet/1"
 WEIGHTS_FILE, BEST_FILE = "model.safetensors", "best.safetensors"

@@ -24,8 +24,8 @@ from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats
 from crossdet.evaluation.matching import iou_with_offset, pairs
 from crossdet.evaluation.run import EvalSettings, detect_folded
 from crossdet.files import safe_names
-from crossdet.folds import Folding
-from crossdet.labels import DROPPED, LabelSpace
+from crossdet.labels.folds import Folding
+from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.retinanet import RetinaNet
 from crossdet.types import REGION_FLAGS, Flag
 

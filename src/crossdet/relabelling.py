@@ -10,8 +10,8 @@ from typing import Any
 
 from crossdet.checkpoint import load_weights, save_weights
 from crossdet.errors import UserError
-from crossdet.label_edits import edited
-from crossdet.labels import LabelSpace
+from crossdet.labels.edits import edited
+from crossdet.labels.space import LabelSpace
 from crossdet.provenance import (
     Generation,
     file_digest,

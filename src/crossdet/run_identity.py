@@ -12,7 +12,7 @@ import numpy as np
 
 from crossdet.data.index import Index
 from crossdet.errors import UserError, problem_list
-from crossdet.labels import DROPPED, LabelSpace
+from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.building import DetectorSettings
 from crossdet.provenance import WEIGHTS_FILE, read_metadata
 

@@ -27,7 +27,7 @@ from crossdet.evaluation.protocols import Split, ground_truth
 from crossdet.evaluation.run import EvalSettings
 from crossdet.files import write_json
 from crossdet.inference import Detector
-from crossdet.labels import LabelSpace
+from crossdet.labels.space import LabelSpace
 from crossdet.models.retinanet import RetinaNet
 from crossdet.pseudo import (
     LEAST_SCORE,

@@ -6,7 +6,7 @@ from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
 
 from crossdet.errors import UserError
-from crossdet.labels import LabelSpace
+from crossdet.labels.space import LabelSpace
 from crossdet.provenance import (
     BEST_FILE,
     SUFFIX,

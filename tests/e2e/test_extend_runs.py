@@ -26,7 +26,7 @@ from crossdet.data.index import Index, IndexBuilder, load_index
 from crossdet.experiments.lifelong_measure import unchanged
 from crossdet.extending import check_mode
 from crossdet.inference import Detector
-from crossdet.labels import LabelSpace
+from crossdet.labels.space import LabelSpace
 from crossdet.models.building import DetectorSettings
 from crossdet.models.class_rows import ADAPTERS, BIAS, WEIGHT, by_class
 from crossdet.models.subnets import Adapter

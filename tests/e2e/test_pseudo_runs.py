@@ -16,7 +16,7 @@ import torch
 from crossdet import RunError, UserError, extend, train
 from crossdet.checkpoint import load_state, load_weights, save_state
 from crossdet.data.index import load_index
-from crossdet.labels import LabelSpace
+from crossdet.labels.space import LabelSpace
 from crossdet.models.retinanet import RetinaNet
 from crossdet.relabelling import relabel
 from crossdet.runlog import RunLog

@@ -20,7 +20,7 @@ from crossdet.api import build_fabric, detector_settings, recipe, training_data
 from crossdet.checkpoint import load_weights
 from crossdet.data.loading import collate, epoch_batches
 from crossdet.evaluating import Evaluation
-from crossdet.labels import LabelSpace
+from crossdet.labels.space import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.sources import open_sources
 from crossdet.training import Recipe, Sealed, TrainStep, learning_rate

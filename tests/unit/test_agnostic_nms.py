@@ -20,8 +20,8 @@ from crossdet.config import Config, load_config
 from crossdet.data.coco import write_coco
 from crossdet.data.index import IndexBuilder
 from crossdet.extending import with_settings_of
-from crossdet.folds import Fold
 from crossdet.inference import Detector, InputSettings
+from crossdet.labels.folds import Fold
 from crossdet.models import retinanet
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.subnets import Adapter

@@ -34,7 +34,7 @@ from crossdet.experiments.anchors import (
 )
 from crossdet.experiments.anchors_command import anchors
 from crossdet.experiments.anchors_showing import draw_anchors, print_anchors
-from crossdet.labels import LabelSpace
+from crossdet.labels.space import LabelSpace
 from crossdet.models.anchors import cell_anchors, grid_anchors
 from crossdet.types import PYRAMID_STRIDES, Flag
 

@@ -19,7 +19,7 @@ from crossdet.evaluation.operating import best_f1, judge
 from crossdet.evaluation.protocols import Protocol, ground_truth, score_split
 from crossdet.experiments.lifelong_measure import place_of, rows_of
 from crossdet.inference import Detector, InputSettings
-from crossdet.labels import DROPPED
+from crossdet.labels.space import DROPPED
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.sources import open_sources
 

@@ -16,10 +16,10 @@ from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.orientation import angular_error, fold_detections, orientation_scores
 from crossdet.evaluation.protocols import Protocol, Split, score_split
 from crossdet.experiments.orientation import per_roll
-from crossdet.folds import NO_ANGLE, Fold, Folding
 from crossdet.inference import Detector, InputSettings
-from crossdet.label_edits import edited
-from crossdet.label_members import with_members
+from crossdet.labels.edits import edited
+from crossdet.labels.folds import NO_ANGLE, Fold, Folding
+from crossdet.labels.members import with_members
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.sources import classes_of, open_sources
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from crossdet import LabelSpace
 from crossdet.errors import LabelError, UserError
-from crossdet.labels import DROPPED, check_class_names, fold
+from crossdet.labels.space import DROPPED, check_class_names, fold
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from crossdet.config import Config
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError, UserError
 from crossdet.evaluating import splits_for_training
-from crossdet.label_edits import edited, grown
-from crossdet.labels import DROPPED, LabelSpace
+from crossdet.labels.edits import edited, grown
+from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.sources import open_sources
 
 BOX = (10, 10, 40, 40)

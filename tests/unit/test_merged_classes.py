@@ -27,9 +27,9 @@ from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.protocols import Protocol, Split, score_split
 from crossdet.evaluation.run import EvalSettings, detect, score_dataset
 from crossdet.extending import extend
-from crossdet.folds import Fold
 from crossdet.inference import Detector
-from crossdet.label_edits import edited, grown, growth
+from crossdet.labels.edits import edited, grown, growth
+from crossdet.labels.folds import Fold
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.class_rows import BIAS, WEIGHT, by_class
 from crossdet.provenance import generations

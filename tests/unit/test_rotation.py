@@ -17,8 +17,8 @@ from crossdet.data.index import Index, IndexBuilder, load_index, save_index
 from crossdet.data.rotation import pictures, rotated, rows_per_picture, without_direction_classes
 from crossdet.data.transforms import Augment, Resize
 from crossdet.data.turning import canvas, equal_directions, turn_boxes
-from crossdet.label_members import with_members
-from crossdet.labels import LabelSpace
+from crossdet.labels.members import with_members
+from crossdet.labels.space import LabelSpace
 from crossdet.types import Flag
 
 RED = np.array([250, 10, 10], np.uint8)

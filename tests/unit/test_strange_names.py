@@ -28,7 +28,7 @@ from crossdet.evaluation.showing import write_val_pictures
 from crossdet.experiments.split import split_dataset
 from crossdet.experiments.split_files import write_split
 from crossdet.files import write_atomically
-from crossdet.labels import LabelSpace
+from crossdet.labels.space import LabelSpace
 from crossdet.pictures import write_batch_pictures
 from crossdet.predicting import _picture_names
 from crossdet.scoring.voc_files import read_voc_results, read_voc_truth

@@ -28,8 +28,8 @@ from crossdet.data.index import Index
 from crossdet.data.reading import IMAGE_REASONS
 from crossdet.data.rotation import pictures, rows_per_picture
 from crossdet.errors import LabelError
-from crossdet.label_members import lonely_members
-from crossdet.labels import DROPPED, LabelSpace
+from crossdet.labels.members import lonely_members
+from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.sources import SPLITS, Sources, listed_only_problem, open_sources
 from crossdet.types import PYRAMID_STRIDES, REGION_FLAGS, Flag
 

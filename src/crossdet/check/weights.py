@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crossdet.labels import LabelSpace
+from crossdet.labels.space import LabelSpace
 from crossdet.provenance import Generation, generations, read_metadata, weights_path
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.data.index import Index
-from crossdet.labels import DROPPED
+from crossdet.labels.space import DROPPED
 from crossdet.types import PAD_DIVISOR, PYRAMID_STRIDES, REGION_FLAGS, Flag
 
 _CHUNK = 16_384  # boxes at a time: the temporaries stay in the processor's cache

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.data.index import Index
-from crossdet.labels import DROPPED, LabelSpace
+from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.types import REGION_FLAGS, Flag
 
 Ids = NDArray[np.int64]

@@ -21,8 +21,8 @@ from crossdet.data.federated import repeat_factors, verified_classes
 from crossdet.data.index import Index
 from crossdet.data.rotation import pictures, rows_per_picture
 from crossdet.errors import RunError
-from crossdet.folds import NO_CLASS, mirror_map
-from crossdet.labels import DROPPED, LabelSpace
+from crossdet.labels.folds import NO_CLASS, mirror_map
+from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.types import Annotations, Flag
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

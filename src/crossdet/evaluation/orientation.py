@@ -20,7 +20,7 @@ from crossdet.evaluation.confidence import CONFIDENT
 from crossdet.evaluation.matching import best_overlaps, by_score, first_of_each, iou_with_offset
 from crossdet.evaluation.operating import IOU_THRESHOLD
 from crossdet.evaluation.protocols import Split, ground_truth
-from crossdet.folds import NO_ANGLE, Folding
+from crossdet.labels.folds import NO_ANGLE, Folding
 
 
 def fold_detections(

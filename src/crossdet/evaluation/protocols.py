@@ -24,7 +24,7 @@ from crossdet.evaluation.voc import VocTruth, voc_scores
 from crossdet.evaluation.wider_face import WiderFaceTruth, wider_face_scores
 from crossdet.evaluation.wider_face_lists import WiderFaceLists
 from crossdet.evaluation.wider_pedestrian import PedestrianTruth, challenge_scores
-from crossdet.labels import DROPPED
+from crossdet.labels.space import DROPPED
 from crossdet.types import REGION_FLAGS, Flag
 
 

@@ -22,9 +22,9 @@ from crossdet.evaluation.operating import Judged, judge
 from crossdet.evaluation.orientation import fold_detections, orientation_scores
 from crossdet.evaluation.precision_recall import Curve
 from crossdet.evaluation.protocols import LIMITS, Limits, Protocol, Split, ground_truth, score_split
-from crossdet.folds import Folding
 from crossdet.inference import rescale
-from crossdet.labels import DROPPED, LabelSpace
+from crossdet.labels.folds import Folding
+from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.retinanet import RetinaNet
 
 

@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.data.index import Index
 from crossdet.files import safe_names
-from crossdet.folds import NO_ANGLE
 from crossdet.inference import Detector
-from crossdet.labels import LabelSpace
+from crossdet.labels.folds import NO_ANGLE
+from crossdet.labels.space import LabelSpace
 from crossdet.pictures import class_colour, draw_boxes
 from crossdet.types import REGION_FLAGS, Detections
 

@@ -30,7 +30,7 @@ from crossdet.evaluation.run import detect
 from crossdet.experiments.lifelong_plan import UNION, VAL, UnionTest
 from crossdet.experiments.measure import eval_settings
 from crossdet.inference import Detector, load_detector
-from crossdet.labels import DROPPED, LabelSpace
+from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.class_rows import ADAPTERS, BIAS, WEIGHT, by_class
 from crossdet.provenance import file_digest
 from crossdet.sources import open_sources

@@ -25,7 +25,7 @@ from crossdet.config.mistakes import suggest
 from crossdet.data.index import Index
 from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.experiments.jobs import comparable
-from crossdet.labels import DROPPED, LabelSpace
+from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.sources import classes_of, open_sources, union_test_index
 
 VAL, UNION = "val", "union"

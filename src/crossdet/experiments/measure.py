@@ -24,7 +24,7 @@ from crossdet.evaluation.confidence import CONFIDENT, best_scores
 from crossdet.evaluation.matching import by_score
 from crossdet.evaluation.operating import best_f1, judge
 from crossdet.evaluation.protocols import Split, best_per_image, ground_truth
-from crossdet.labels import DROPPED
+from crossdet.labels.space import DROPPED
 
 PRECISION = 0.9
 """At which recall is compared."""

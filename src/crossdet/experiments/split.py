@@ -28,7 +28,7 @@ from crossdet.experiments.assignment import (
     range_of_part,
 )
 from crossdet.experiments.looks import LOOKS, ORIGINAL, can_be_erased
-from crossdet.label_rules import unknown
+from crossdet.labels.rules import unknown
 from crossdet.types import REGION_FLAGS, Flag
 
 Method = Literal["choose", "erase", "mark"]

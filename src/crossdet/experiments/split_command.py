@@ -111,7 +111,7 @@ def _given(option: str, wanted: str, texts: Sequence[str]) -> dict[str, str]:
 
 
 def _dataset_name(config: Config, wanted: str | None) -> str:
-    from crossdet.label_rules import unknown
+    from crossdet.labels.rules import unknown
 
     if wanted is not None and wanted not in config.datasets:
         raise UserError(f"--dataset: {unknown('dataset', wanted, list(config.datasets))}")

@@ -15,9 +15,9 @@ from itertools import combinations, product
 from typing import Any
 
 from crossdet.errors import LabelError, UserError, problem_list
-from crossdet.folds import Fold
-from crossdet.label_rules import DROPPED, quoted, unknown
-from crossdet.labels import LabelSpace, Names
+from crossdet.labels.folds import Fold
+from crossdet.labels.rules import DROPPED, quoted, unknown
+from crossdet.labels.space import LabelSpace, Names
 
 Rules = Mapping[str, Any]
 EDITS = "`crossdet labels` renames and merges classes of trained weights"

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.errors import LabelError, UserError
-from crossdet.folds import Fold, Folding
-from crossdet.label_rules import DROPPED, RuleReader, fold, quoted, unknown
+from crossdet.labels.folds import Fold, Folding
+from crossdet.labels.rules import DROPPED, RuleReader, fold, quoted, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor

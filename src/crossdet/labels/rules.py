@@ -1,6 +1,6 @@
 """The label rules as a person writes them -> numbers, with all mistakes in one message.
 
-`crossdet.labels.LabelSpace.build` is the way in.
+`crossdet.labels.space.LabelSpace.build` is the way in.
 """
 
 from __future__ import annotations

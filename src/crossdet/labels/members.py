@@ -12,9 +12,9 @@ from typing import Any
 
 from crossdet.data.turning import direction_name
 from crossdet.errors import LabelError, problem_list
-from crossdet.folds import Fold
-from crossdet.label_rules import DROPPED, unknown
-from crossdet.labels import LabelSpace
+from crossdet.labels.folds import Fold
+from crossdet.labels.rules import DROPPED, unknown
+from crossdet.labels.space import LabelSpace
 
 Member = tuple[int | None, int | None]
 """Row of the dataset, and degrees; None where the members do not differ in it."""
