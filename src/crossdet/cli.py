@@ -395,7 +395,7 @@ def demo(
     json_file: JsonFile = None,
 ) -> None:
     """Generate three partially labelled datasets, train dataset-aware and naively, and compare (CPU, minutes)."""
-    from crossdet.demo import run_demo, write_demo_world
+    from crossdet.demo.comparison import run_demo, write_demo_world
 
     folder = output or Path("demo")
     if data_only:

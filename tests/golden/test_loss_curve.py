@@ -25,8 +25,8 @@ import torch
 
 from crossdet import Config, Index, train
 from crossdet.data.index import IndexBuilder
-from crossdet.data.scene_composition import HEIGHT, WIDTH
-from crossdet.data.scenes import make_scene
+from crossdet.demo.scene_composition import HEIGHT, WIDTH
+from crossdet.demo.scenes import make_scene
 from crossdet.models import retinanet
 
 GOLDEN = Path(__file__).parent / "loss_curve.json"

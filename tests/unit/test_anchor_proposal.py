@@ -19,7 +19,7 @@ from crossdet.check import inspect
 from crossdet.config import Config, load_config
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.index import IndexBuilder
-from crossdet.data.scenes import write_demo_datasets
+from crossdet.demo.scenes import write_demo_datasets
 from crossdet.errors import UserError
 from crossdet.experiments import anchors as module
 from crossdet.experiments.anchors import (
@@ -350,7 +350,7 @@ def test_a_dataset_that_loses_is_named():
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    from crossdet.demo import demo_config
+    from crossdet.demo.comparison import demo_config
 
     root = tmp_path_factory.mktemp("demo")
     write_demo_datasets(root / "data", train_images=12, val_images=2, union_images=2)

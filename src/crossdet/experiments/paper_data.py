@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from crossdet.data.index import IndexBuilder, read_lines
-from crossdet.data.scene_composition import HEIGHT, WIDTH
-from crossdet.data.scenes import make_scene, write_demo_datasets
 from crossdet.data.voc import write_voc
 from crossdet.data.wider_face import read_wider_face
+from crossdet.demo.scene_composition import HEIGHT, WIDTH
+from crossdet.demo.scenes import make_scene, write_demo_datasets
 from crossdet.errors import UserError
 from crossdet.evaluation.wider_face_lists import write_wider_face_lists
 from crossdet.experiments.paper_rows import DATASETS, GENERATED_VOC_CLASSES

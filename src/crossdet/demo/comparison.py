@@ -23,8 +23,8 @@ from crossdet.api import train
 from crossdet.config import load_config
 from crossdet.data.index import Index
 from crossdet.data.reading import SplitFiles, read_split
-from crossdet.data.scenes import LOOKS, write_demo_datasets
 from crossdet.data.wider_face import read_wider_face
+from crossdet.demo.scenes import LOOKS, write_demo_datasets
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
 from crossdet.evaluation.coco import coco_scores
 from crossdet.evaluation.confidence import CONFIDENT, confident_share

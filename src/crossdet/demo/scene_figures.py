@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from random import Random
 
-from crossdet.data.scene_drawing import CLOTH, COAT, HAIR, PAINT, SKIN, TROUSERS, Colour, Painter, shade, vary
+from crossdet.demo.scene_drawing import CLOTH, COAT, HAIR, PAINT, SKIN, TROUSERS, Colour, Painter, shade, vary
 
 # -------------------------------------------------------------------------------------------- persons
 

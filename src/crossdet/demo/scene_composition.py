@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from crossdet.data.scene_backdrops import CLUTTER, draw_clutter, draw_far_crowd, plaza, street, suburb
-from crossdet.data.scene_drawing import FACTOR, Extent, Painter
-from crossdet.data.scene_figures import draw_car, draw_dog, draw_person, draw_sign, random_outfit
+from crossdet.demo.scene_backdrops import CLUTTER, draw_clutter, draw_far_crowd, plaza, street, suburb
+from crossdet.demo.scene_drawing import FACTOR, Extent, Painter
+from crossdet.demo.scene_figures import draw_car, draw_dog, draw_person, draw_sign, random_outfit
 
 LOOKS: tuple[str, ...] = ("faces", "peds", "objects")
 CLASSES: tuple[str, ...] = ("face", "person", "car", "dog", "sign")

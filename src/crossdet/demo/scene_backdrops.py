@@ -7,7 +7,7 @@ from random import Random
 
 from PIL import Image
 
-from crossdet.data.scene_drawing import (
+from crossdet.demo.scene_drawing import (
     CLOTH,
     FACTOR,
     HAIR,
@@ -20,7 +20,7 @@ from crossdet.data.scene_drawing import (
     shade,
     vary,
 )
-from crossdet.data.scene_figures import draw_person, stone_outfit
+from crossdet.demo.scene_figures import draw_person, stone_outfit
 
 WARM_WALLS: tuple[Colour, ...] = ((226, 190, 140), (214, 158, 112), (236, 212, 172), (198, 132, 98))
 GREY_WALLS: tuple[Colour, ...] = ((124, 132, 142), (104, 112, 124), (146, 150, 154), (92, 102, 116))
