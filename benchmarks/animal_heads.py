@@ -27,7 +27,7 @@ from typing import Any
 
 from PIL import Image
 
-from crossdet.data.coco import write_coco
+from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import IndexBuilder
 
 HEAD = 5

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools.coco import COCO
 
-from crossdet.data.coco import read_coco
+from crossdet.data.formats.coco import read_coco
 from crossdet.data.index import Index, load_index, save_index
 
 POLYGON_POINTS = 22

@@ -18,9 +18,9 @@ from lightning_fabric.utilities.seed import seed_everything
 
 from crossdet.checkpoint import STATE_FILE
 from crossdet.config import Config, load_config
+from crossdet.data.augment import Augment
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.loading import epoch_batches, make_loader
-from crossdet.data.transforms import Augment
 from crossdet.errors import UserError
 from crossdet.evaluating import (
     Evaluation,

@@ -123,7 +123,7 @@ def check(
         raise typer.Exit(2)
     if pictures:
         from crossdet.api import training_batches
-        from crossdet.pictures import write_batch_pictures
+        from crossdet.data.drawing import write_batch_pictures
 
         target = folder or Path("check_pictures")
         drawn, sources = training_batches(loaded, batches, known=grown)

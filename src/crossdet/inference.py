@@ -19,9 +19,9 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from crossdet.checkpoint import load_weights
+from crossdet.data.augment import Resize
 from crossdet.data.decoding import UnreadableImage, read_image
 from crossdet.data.loading import pad_images
-from crossdet.data.transforms import Resize
 from crossdet.errors import LabelError, UserError
 from crossdet.labels.rules import unknown
 from crossdet.labels.space import LabelSpace

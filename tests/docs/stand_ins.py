@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from crossdet.data.coco import write_coco
+from crossdet.data.formats.coco import write_coco
+from crossdet.data.formats.voc import write_voc
+from crossdet.data.formats.wider_face import write_wider_face
+from crossdet.data.formats.wider_pedestrian import write_wider_pedestrian
+from crossdet.data.formats.yolo import write_yolo
 from crossdet.data.index import Index, IndexBuilder
-from crossdet.data.voc import write_voc
-from crossdet.data.wider_face import write_wider_face
-from crossdet.data.wider_pedestrian import write_wider_pedestrian
-from crossdet.data.yolo import write_yolo
 
 # Overrides that shrink any config to two steps of a tiny network; a random backbone has no frozen statistics.
 TINY = ["input.shorter=64", "input.longer=96", "model.channels=16", "model.head_depth=1", "train.batch_size=2",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from crossdet.data.coco import read_coco
+from crossdet.data.formats.coco import read_coco
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/animal_heads.py"
 

@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 
 from crossdet import UserError, train
 from crossdet.auditing import audit_runs
-from crossdet.data.coco import write_coco
+from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import IndexBuilder
 
 

@@ -20,8 +20,8 @@ from worlds import CAR, FACE, HEIGHT, WIDTH, changed
 from crossdet import Config, RunError, UserError, extend, load_detector, train
 from crossdet.checkpoint import load_weights, update_metadata
 from crossdet.config import ExtendConfig
-from crossdet.data.coco import write_coco
 from crossdet.data.decoding import read_image
+from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import Index, IndexBuilder, load_index
 from crossdet.experiments.lifelong_measure import unchanged
 from crossdet.extending import check_mode

@@ -17,7 +17,7 @@ from worlds import draw_split
 
 from crossdet import evaluate, load_config, load_detector, training_state
 from crossdet.checkpoint import load_weights, save_weights, update_metadata
-from crossdet.data.coco import write_coco
+from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import IndexBuilder
 from crossdet.errors import RunError, UserError
 from crossdet.experiments.lifelong_command import app

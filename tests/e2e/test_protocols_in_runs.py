@@ -12,8 +12,8 @@ import yaml
 from crossdet import UserError, evaluate, load_config, load_detector, train
 from crossdet.checkpoint import load_weights, update_metadata
 from crossdet.config import Config
-from crossdet.data.voc import write_voc
-from crossdet.data.wider_pedestrian import write_wider_pedestrian
+from crossdet.data.formats.voc import write_voc
+from crossdet.data.formats.wider_pedestrian import write_wider_pedestrian
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.curves import read_curves
 from crossdet.evaluation.protocols import LIMITS, Protocol, Split, best_per_image, score_split

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from crossdet.data.voc import write_voc
+from crossdet.data.formats.voc import write_voc
 
 
 def test_classes_named_like_paths_stay_in_the_folder_and_are_found_again(world, trained, tmp_path, command):

@@ -18,9 +18,9 @@ import yaml
 from PIL import Image
 
 from crossdet.config import Config, load_config
-from crossdet.data.coco import write_coco
+from crossdet.data.formats.coco import write_coco
+from crossdet.data.formats.wider_face import write_wider_face
 from crossdet.data.index import Index, IndexBuilder
-from crossdet.data.wider_face import write_wider_face
 
 WIDTH, HEIGHT = 64, 48
 CAR, FACE = (200, 40, 40), (230, 220, 60)

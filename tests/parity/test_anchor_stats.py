@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
 from crossdet.data.anchor_stats import best_anchor_iou, resized_boxes, resized_sizes
-from crossdet.data.transforms import Resize, resized
+from crossdet.data.augment import Resize, resized
 from crossdet.models import anchors as torch_anchors
 from crossdet.types import PYRAMID_STRIDES
 

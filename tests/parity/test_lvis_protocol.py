@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from crossdet import Config
-from crossdet.data.coco import read_coco
+from crossdet.data.formats.coco import read_coco
 from crossdet.evaluating import protocols_of, splits_for_training
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
 from crossdet.evaluation.coco import coco_scores

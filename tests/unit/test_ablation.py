@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from crossdet.data.coco import write_coco
+from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import IndexBuilder
 from crossdet.errors import ConfigError, Diverged, UserError
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth

@@ -17,7 +17,7 @@ from crossdet import LabelSpace, evaluate, load_detector, predict
 from crossdet.auditing import audit_runs
 from crossdet.checkpoint import load_weights, save_weights
 from crossdet.config import Config, load_config
-from crossdet.data.coco import write_coco
+from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import IndexBuilder
 from crossdet.extending import with_settings_of
 from crossdet.inference import Detector, InputSettings

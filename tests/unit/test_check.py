@@ -16,12 +16,12 @@ from rich.console import Console
 from crossdet.check import inspect, print_report
 from crossdet.check.files import same_content
 from crossdet.config import Config
-from crossdet.data.coco import write_coco
 from crossdet.data.decoding import read_image
+from crossdet.data.formats.coco import write_coco
+from crossdet.data.formats.voc import write_voc
+from crossdet.data.formats.wider_face import write_wider_face
+from crossdet.data.formats.yolo import write_yolo
 from crossdet.data.index import Index, IndexBuilder
-from crossdet.data.voc import write_voc
-from crossdet.data.wider_face import write_wider_face
-from crossdet.data.yolo import write_yolo
 from crossdet.errors import UserError
 from crossdet.types import Flag
 

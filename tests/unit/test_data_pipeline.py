@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from crossdet import LabelSpace
+from crossdet.data.augment import Augment, Resize, resized
 from crossdet.data.decoding import UnreadableImage, read_image
 from crossdet.data.federated import repeat_factors
 from crossdet.data.hybrid import Draw, HybridDataset, Part, Sample
@@ -33,7 +34,6 @@ from crossdet.data.loading import (
     pad_images,
     sequential_batches,
 )
-from crossdet.data.transforms import Augment, Resize, resized
 from crossdet.errors import RunError, UserError
 from crossdet.types import AnchorLabels, Annotations, Flag
 

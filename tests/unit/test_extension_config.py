@@ -13,7 +13,7 @@ from PIL import Image
 
 from crossdet import LabelSpace, load_detector
 from crossdet.checkpoint import save_weights
-from crossdet.data.coco import write_coco
+from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import IndexBuilder
 from crossdet.models.building import DetectorSettings, build_detector
 

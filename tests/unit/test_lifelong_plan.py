@@ -12,7 +12,7 @@ import yaml
 
 from crossdet import Config
 from crossdet.config.schema import DatasetConfig
-from crossdet.data.coco import write_coco
+from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import UserError
 from crossdet.experiments import jobs, lifelong, lifelong_measure

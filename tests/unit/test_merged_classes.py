@@ -19,7 +19,7 @@ from torchvision.ops import box_iou, nms
 
 from crossdet import Config, LabelSpace, UserError, evaluating, load_detector
 from crossdet.checkpoint import load_weights, save_weights
-from crossdet.data.coco import write_coco
+from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError
 from crossdet.evaluating import splits_for_training

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from crossdet.data.index import Index, IndexBuilder
+from crossdet.data.quarter_turns import equal_directions
 from crossdet.data.rotation import rotated
-from crossdet.data.turning import equal_directions
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.orientation import all_looks, found_objects
 from crossdet.evaluation.protocols import Split

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageFont
 
 from crossdet import LabelSpace
-from crossdet.pictures import (
+from crossdet.data.drawing import (
     NO_CLASS,
     _box_text,
     _strip_lines,

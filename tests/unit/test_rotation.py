@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from crossdet.data.augment import Augment, Resize
 from crossdet.data.decoding import UnreadableImage, read_row, turn
 from crossdet.data.hybrid import Draw, HybridDataset, Part
 from crossdet.data.index import Index, IndexBuilder, load_index, save_index
+from crossdet.data.quarter_turns import canvas, equal_directions, turn_boxes
 from crossdet.data.rotation import pictures, rotated, rows_per_picture, without_direction_classes
-from crossdet.data.transforms import Augment, Resize
-from crossdet.data.turning import canvas, equal_directions, turn_boxes
 from crossdet.labels.members import with_members
 from crossdet.labels.space import LabelSpace
 from crossdet.types import Flag

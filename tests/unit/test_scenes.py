@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crossdet.data.coco import read_coco
-from crossdet.data.wider_face import read_wider_face
-from crossdet.data.wider_pedestrian import read_wider_pedestrian
+from crossdet.data.formats.coco import read_coco
+from crossdet.data.formats.wider_face import read_wider_face
+from crossdet.data.formats.wider_pedestrian import read_wider_pedestrian
 from crossdet.demo.comparison import scene_composition, scenes
 from crossdet.demo.scene_drawing import Painter
 from crossdet.errors import UserError

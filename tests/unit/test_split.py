@@ -20,7 +20,7 @@ from worlds import make_world
 
 from crossdet.check import inspect
 from crossdet.config import load_config
-from crossdet.data.coco import read_coco, write_coco
+from crossdet.data.formats.coco import read_coco, write_coco
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import UserError
 from crossdet.experiments import assignment

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 import crossdet.evaluation.curves as curves_module
+from crossdet.data.drawing import write_batch_pictures
+from crossdet.data.formats.voc import read_voc, write_voc
+from crossdet.data.formats.yolo import write_yolo
 from crossdet.data.index import Index, IndexBuilder
-from crossdet.data.voc import read_voc, write_voc
-from crossdet.data.yolo import write_yolo
 from crossdet.errors import UserError
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.curves import NamedCurve, draw_curves
@@ -29,7 +30,6 @@ from crossdet.experiments.split import split_dataset
 from crossdet.experiments.split_files import write_split
 from crossdet.files import write_atomically
 from crossdet.labels.space import LabelSpace
-from crossdet.pictures import write_batch_pictures
 from crossdet.predicting import _picture_names
 from crossdet.scoring.voc_files import read_voc_results, read_voc_truth
 from crossdet.scoring.wider_face_files import read_wider_face_predictions

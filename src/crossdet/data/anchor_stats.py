@@ -20,7 +20,7 @@ _CHUNK = 16_384  # boxes at a time: the temporaries stay in the processor's cach
 
 
 def resized_sizes(sizes: NDArray[np.integer], shorter: int, longer: int) -> NDArray[np.int64]:
-    """`[I, 2]` (height, width) of images at the network's input: the rule of `crossdet.data.transforms.resized`.
+    """`[I, 2]` (height, width) of images at the network's input: the rule of `crossdet.data.augment.resized`.
 
     sizes: `[I, 2]` (height, width), all positive.
     """

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
 from crossdet.data.index import Index
-from crossdet.data.turning import canvas
+from crossdet.data.quarter_turns import canvas
 
 Size = tuple[int, int]
 

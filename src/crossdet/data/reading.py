@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.data import voc, yolo
-from crossdet.data.coco import clip_to_images, read_coco
+from crossdet.data.formats import voc, yolo
+from crossdet.data.formats.coco import clip_to_images, read_coco
+from crossdet.data.formats.wider_face import read_wider_face
+from crossdet.data.formats.wider_pedestrian import read_wider_pedestrian
 from crossdet.data.index import Index, cached, fingerprint, header_sizes, pictures_stamp
-from crossdet.data.wider_face import read_wider_face
-from crossdet.data.wider_pedestrian import read_wider_pedestrian
 from crossdet.errors import UserError, problem_list
 
 IMAGE_REASONS = ("image cannot be read", "image not found")

@@ -9,7 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.data.index import Index, Ragged
-from crossdet.data.turning import BOX_RULES, Turned, canvas, direction_name, direction_problem, turn_boxes
+from crossdet.data.quarter_turns import (
+    BOX_RULES,
+    Turned,
+    canvas,
+    direction_name,
+    direction_problem,
+    turn_boxes,
+)
 from crossdet.types import REGION_FLAGS, Flag
 
 FULL_TURN = 360

@@ -21,9 +21,10 @@ from rich.table import Table
 
 from crossdet.api import train
 from crossdet.config import load_config
+from crossdet.data.drawing import class_colour, draw_boxes
+from crossdet.data.formats.wider_face import read_wider_face
 from crossdet.data.index import Index
 from crossdet.data.reading import SplitFiles, read_split
-from crossdet.data.wider_face import read_wider_face
 from crossdet.demo.scenes import LOOKS, write_demo_datasets
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
 from crossdet.evaluation.coco import coco_scores
@@ -33,7 +34,6 @@ from crossdet.evaluation.run import EvalSettings, detect
 from crossdet.evaluation.wider_face_lists import write_wider_face_lists
 from crossdet.files import write_json
 from crossdet.inference import load_detector
-from crossdet.pictures import class_colour, draw_boxes
 
 METHODS = ("aware", "naive")
 LABELLED_IN = {"face": {"faces"}, "person": {"peds", "objects"}}

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from crossdet.data.augment import Resize
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.index import Index
 from crossdet.data.loading import make_loader, sequential_batches
 from crossdet.data.rotation import rows_per_picture
-from crossdet.data.transforms import Resize
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.confidence import confident_share
 from crossdet.evaluation.operating import Judged, judge

@@ -8,12 +8,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from crossdet.data.decoding import UnreadableImage, read_row
+from crossdet.data.drawing import class_colour, draw_boxes
 from crossdet.data.index import Index
 from crossdet.files import safe_names
 from crossdet.inference import Detector
 from crossdet.labels.folds import NO_ANGLE
 from crossdet.labels.space import LabelSpace
-from crossdet.pictures import class_colour, draw_boxes
 from crossdet.types import REGION_FLAGS, Detections
 
 PER_DATASET = 8

@@ -252,7 +252,7 @@ def _panel(
     """The picture, enlarged, with boxes, below a line of text. objects: boxes, labels, and scores or None."""
     from PIL import Image, ImageDraw, ImageFont
 
-    from crossdet.pictures import class_colour, draw_boxes
+    from crossdet.data.drawing import class_colour, draw_boxes
 
     boxes, labels, scores = objects
     factor = max(1.0, SIDE / min(picture.size))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.data.coco import write_coco
+from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import Index, Strings, too_many
 from crossdet.errors import UserError, problem_list
 from crossdet.experiments.looks import ORIGINAL, BadPicture, erase, read_picture, with_look, write_picture

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from crossdet.data.turning import direction_name
+from crossdet.data.quarter_turns import direction_name
 from crossdet.errors import LabelError, problem_list
 from crossdet.labels.folds import Fold
 from crossdet.labels.rules import DROPPED, unknown

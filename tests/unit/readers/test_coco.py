@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossdet.data.coco import clip_to_images, read_coco, write_coco
+from crossdet.data.formats.coco import clip_to_images, read_coco, write_coco
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import AnnotationError
 from crossdet.types import Flag

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from crossdet.data.coco import write_coco
+from crossdet.data.formats.coco import write_coco
+from crossdet.data.formats.voc import write_voc
+from crossdet.data.formats.wider_face import write_wider_face
+from crossdet.data.formats.wider_pedestrian import write_wider_pedestrian
+from crossdet.data.formats.yolo import write_yolo
 from crossdet.data.index import IndexBuilder
 from crossdet.data.reading import FORMATS, SplitFiles, fill_sizes, read_split
-from crossdet.data.voc import write_voc
-from crossdet.data.wider_face import write_wider_face
-from crossdet.data.wider_pedestrian import write_wider_pedestrian
-from crossdet.data.yolo import write_yolo
 from crossdet.errors import UserError
 
 from .helpers import assert_same, sample_index, save_image

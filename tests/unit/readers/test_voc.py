@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crossdet.data.formats.voc import read_voc, write_voc
 from crossdet.data.index import IndexBuilder
-from crossdet.data.voc import read_voc, write_voc
 from crossdet.errors import AnnotationError
 from crossdet.types import Flag
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crossdet.data.formats.wider_face import ATTRIBUTES, read_wider_face, write_wider_face
 from crossdet.data.index import Index, IndexBuilder
-from crossdet.data.wider_face import ATTRIBUTES, read_wider_face, write_wider_face
 from crossdet.errors import AnnotationError
 from crossdet.types import Flag
 

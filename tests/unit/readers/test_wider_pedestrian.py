@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crossdet.data.formats.wider_pedestrian import read_wider_pedestrian, write_wider_pedestrian
 from crossdet.data.index import Index
-from crossdet.data.wider_pedestrian import read_wider_pedestrian, write_wider_pedestrian
 from crossdet.errors import AnnotationError, UserError
 from crossdet.types import Flag
 

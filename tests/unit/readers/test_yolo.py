@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
+from crossdet.data.formats.yolo import read_yolo, write_yolo
 from crossdet.data.index import IndexBuilder
-from crossdet.data.yolo import read_yolo, write_yolo
 from crossdet.errors import AnnotationError, UserError
 from crossdet.types import Flag
 
