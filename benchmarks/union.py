@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from crossdet.losses import image_focal_losses
 from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.models.matching import label_anchors
-from crossdet.models.retinanet import ImageLosses, RetinaNet
+from crossdet.models.retinanet.matching import label_anchors
+from crossdet.models.retinanet.network import ImageLosses, RetinaNet
 from crossdet.types import Annotations, Batch
 
 MB = 2**20

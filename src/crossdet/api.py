@@ -16,7 +16,6 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.seed import seed_everything
 
-from crossdet.checkpoint import STATE_FILE
 from crossdet.config import Config, load_config
 from crossdet.data.augment import Augment
 from crossdet.data.hybrid import HybridDataset, Part
@@ -39,8 +38,9 @@ from crossdet.inference import AnyImage, Detector, load_detector
 from crossdet.labels.members import lonely_members
 from crossdet.labels.space import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.models.retinanet import RetinaNet
-from crossdet.provenance import START_FILE, Generation, first_generation, to_metadata
+from crossdet.models.provenance import START_FILE, Generation, first_generation, to_metadata
+from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.weights import STATE_FILE
 from crossdet.pseudo import TEACHER_FOLDER
 from crossdet.recipe import Recipe
 from crossdet.run_directory import check_run_dir, check_teachers_stay, make_run_dir, run_directory

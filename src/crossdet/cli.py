@@ -98,7 +98,7 @@ def check(
     """
     from crossdet.check import inspect, inspect_weights, print_report, print_weights
     from crossdet.config import load_config
-    from crossdet.weights_argument import known_space, means_weights
+    from crossdet.models.weights_argument import known_space, means_weights
 
     weights = means_weights(config)
     _check_arguments(config, weights, folder, pictures, overrides, extends)
@@ -213,7 +213,7 @@ def evaluate(
 ) -> None:
     """Score a detector on every dataset of a config, by its own protocol, on the classes that it labels."""
     from crossdet.config import load_config
-    from crossdet.weights_argument import check_order, known_space, taken
+    from crossdet.models.weights_argument import check_order, known_space, taken
 
     if store and not fold:
         raise UserError("--store-thresholds: they are kept for whole classes; leave out --no-fold")
@@ -238,8 +238,8 @@ def evaluate(
     if folder is not None:
         out.print(f"curves and predictions in {escape(str(folder))}", highlight=False, soft_wrap=True)
     if store:
-        from crossdet.checkpoint import update_metadata
-        from crossdet.provenance import read_metadata, weights_path
+        from crossdet.models.provenance import read_metadata, weights_path
+        from crossdet.models.weights import update_metadata
 
         weights = weights_path(run, last)
         # classes that the config lacks keep theirs
@@ -265,7 +265,7 @@ def audit(
 ) -> None:
     """Show what no protocol sees: detections of classes that a dataset does not label."""
     from crossdet.config import load_config
-    from crossdet.weights_argument import check_order, known_space, taken
+    from crossdet.models.weights_argument import check_order, known_space, taken
 
     check_order("audit", run, config)
     loaded = load_config(config, overrides or [], known_space(run).datasets)
@@ -345,7 +345,7 @@ def predict(
     json_file: JsonFile = None,
 ) -> None:
     """Detect objects in images: drawn pictures, predictions.json and a COCO results file."""
-    from crossdet.weights_argument import taken
+    from crossdet.models.weights_argument import taken
 
     _say(taken(weights, last))
 

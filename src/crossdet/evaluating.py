@@ -27,7 +27,7 @@ from crossdet.files import safe_names
 from crossdet.inference import Detector
 from crossdet.labels.folds import NO_ANGLE, Folding
 from crossdet.labels.space import DROPPED, LabelSpace
-from crossdet.models.retinanet import RetinaNet
+from crossdet.models.retinanet.network import RetinaNet
 from crossdet.sources import Sources
 
 COLUMNS = {

@@ -43,7 +43,7 @@ def extend(
     Example: crossdet extend runs/first more.yaml --mode distill --output runs/second
     """
     from crossdet.config import load_config
-    from crossdet.weights_argument import check_order, known_space, taken
+    from crossdet.models.weights_argument import check_order, known_space, taken
 
     check_order("extend", run, config)
     given = [("mode", mode), ("tolerance", tolerance)]

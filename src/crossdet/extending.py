@@ -32,7 +32,6 @@ from crossdet.api import (
     training_data,
     weights_metadata,
 )
-from crossdet.checkpoint import METRICS_FILE, load_weights, update_metadata
 from crossdet.config import Config, ExtendConfig
 from crossdet.errors import UserError, problem_list
 from crossdet.evaluating import judged_classes, splits_for_training
@@ -43,10 +42,7 @@ from crossdet.inference import Detector, load_detector
 from crossdet.labels.edits import growth
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.models.class_rows import carry_over, train_new_classes_only
-from crossdet.models.logit_matching import logit_matching
-from crossdet.models.subnets import Adapter
-from crossdet.provenance import (
+from crossdet.models.provenance import (
     START_FILE,
     Generation,
     Score,
@@ -56,6 +52,10 @@ from crossdet.provenance import (
     to_metadata,
     weights_path,
 )
+from crossdet.models.retinanet.distillation import logit_matching
+from crossdet.models.retinanet.growth import carry_over, train_new_classes_only
+from crossdet.models.retinanet.subnets import Adapter
+from crossdet.models.weights import METRICS_FILE, load_weights, update_metadata
 from crossdet.pseudo import TEACHER_FOLDER, Teacher, label_images, taught_space
 from crossdet.run_directory import check_run_dir, make_run_dir, run_directory
 from crossdet.sources import Sources, open_sources

@@ -13,7 +13,7 @@ from crossdet.errors import UserError
 from crossdet.extending import check_mode, with_settings_of
 from crossdet.labels.edits import growth
 from crossdet.labels.space import LabelSpace
-from crossdet.provenance import read_metadata
+from crossdet.models.provenance import read_metadata
 from crossdet.sources import open_sources
 
 

@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from crossdet.checkpoint import load_weights
 from crossdet.data.augment import Resize
 from crossdet.data.decoding import UnreadableImage, read_image
 from crossdet.data.loading import pad_images
@@ -26,8 +25,9 @@ from crossdet.errors import LabelError, UserError
 from crossdet.labels.rules import unknown
 from crossdet.labels.space import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.models.retinanet import RetinaNet
-from crossdet.provenance import weights_path
+from crossdet.models.provenance import weights_path
+from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.weights import load_weights
 from crossdet.types import Detections
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")

@@ -64,8 +64,8 @@ def labels(
     if problems:
         raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
 
+    from crossdet.models.weights_argument import taken
     from crossdet.relabelling import relabel
-    from crossdet.weights_argument import taken
 
     source = taken(weights)
     space = relabel(weights, target, renames, merges)

@@ -26,7 +26,7 @@ from crossdet.evaluation.run import EvalSettings, detect_folded
 from crossdet.files import safe_names
 from crossdet.labels.folds import Folding
 from crossdet.labels.space import DROPPED, LabelSpace
-from crossdet.models.retinanet import RetinaNet
+from crossdet.models.retinanet.network import RetinaNet
 from crossdet.types import REGION_FLAGS, Flag
 
 TEACHER_FOLDER = "teacher_labels"

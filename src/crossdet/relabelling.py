@@ -8,11 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from crossdet.checkpoint import load_weights, save_weights
 from crossdet.errors import UserError
 from crossdet.labels.edits import edited
 from crossdet.labels.space import LabelSpace
-from crossdet.provenance import (
+from crossdet.models.provenance import (
     Generation,
     file_digest,
     generations,
@@ -20,6 +19,7 @@ from crossdet.provenance import (
     to_metadata,
     weights_path,
 )
+from crossdet.models.weights import load_weights, save_weights
 
 
 def relabel(

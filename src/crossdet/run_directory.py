@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 from lightning_fabric import Fabric
 
-from crossdet.checkpoint import STATE_FILE, load_state
 from crossdet.config import CONFIG_FILE, Config, dump_config, load_config
 from crossdet.errors import ConfigError, UserError
 from crossdet.files import write_atomically
+from crossdet.models.weights import STATE_FILE, load_state
 
 # Keys that may differ between a run and its resumption without changing what it computes.
 _FREE_KEYS = ("output", "train.workers", "train.log_every", "train.checkpoint_minutes",

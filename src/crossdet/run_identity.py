@@ -14,7 +14,7 @@ from crossdet.data.index import Index
 from crossdet.errors import UserError, problem_list
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.building import DetectorSettings
-from crossdet.provenance import WEIGHTS_FILE, read_metadata
+from crossdet.models.provenance import WEIGHTS_FILE, read_metadata
 
 Identity = dict[str, str]
 """labels, model: as in the weights' metadata. data: what `described` says of every split, as JSON."""

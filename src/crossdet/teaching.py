@@ -28,7 +28,7 @@ from crossdet.evaluation.run import EvalSettings
 from crossdet.files import write_json
 from crossdet.inference import Detector
 from crossdet.labels.space import LabelSpace
-from crossdet.models.retinanet import RetinaNet
+from crossdet.models.retinanet.network import RetinaNet
 from crossdet.pseudo import (
     LEAST_SCORE,
     TEACHER_FOLDER,

@@ -14,20 +14,20 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from crossdet.checkpoint import (
+from crossdet.data.hybrid import HybridDataset
+from crossdet.data.loading import MicroBatches, epoch_batches, is_dead_worker, make_loader, next_batch
+from crossdet.errors import Diverged, RunError, UserError
+from crossdet.evaluation.choosing import is_better
+from crossdet.files import write_json
+from crossdet.models.retinanet.matching import label_and_weigh
+from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.weights import (
     BEST_FILE,
     METRICS_FILE,
     STATE_FILE,
     WEIGHTS_FILE,
     save_state,
 )
-from crossdet.data.hybrid import HybridDataset
-from crossdet.data.loading import MicroBatches, epoch_batches, is_dead_worker, make_loader, next_batch
-from crossdet.errors import Diverged, RunError, UserError
-from crossdet.evaluation.choosing import is_better
-from crossdet.files import write_json
-from crossdet.models.matching import label_and_weigh
-from crossdet.models.retinanet import RetinaNet
 from crossdet.recipe import Recipe as Recipe
 from crossdet.recipe import learning_rate as learning_rate
 from crossdet.run_identity import Identity

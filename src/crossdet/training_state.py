@@ -14,9 +14,9 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from crossdet.checkpoint import STATE_FILE, load_state, save_state, save_weights
 from crossdet.errors import Diverged, RunError
-from crossdet.models.retinanet import RetinaNet
+from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.weights import STATE_FILE, load_state, save_state, save_weights
 from crossdet.recipe import Recipe
 from crossdet.run_identity import Identity, check_identity
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from crossdet import evaluate, load_detector
-from crossdet.checkpoint import load_weights, update_metadata
-from crossdet.provenance import generations, read_metadata
+from crossdet.models.provenance import generations, read_metadata
+from crossdet.models.weights import load_weights, update_metadata
 
 THRESHOLDS = {"best.safetensors": 0.77, "model.safetensors": 0.11}
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from worlds import CAR, FACE, HEIGHT, WIDTH, changed
 
 from crossdet import Config, RunError, UserError, extend, load_detector, train
-from crossdet.checkpoint import load_weights, update_metadata
 from crossdet.config import ExtendConfig
 from crossdet.data.decoding import read_image
 from crossdet.data.formats.coco import write_coco
@@ -28,9 +27,10 @@ from crossdet.extending import check_mode
 from crossdet.inference import Detector
 from crossdet.labels.space import LabelSpace
 from crossdet.models.building import DetectorSettings
-from crossdet.models.class_rows import ADAPTERS, BIAS, WEIGHT, by_class
-from crossdet.models.subnets import Adapter
-from crossdet.provenance import generations
+from crossdet.models.provenance import generations
+from crossdet.models.retinanet.growth import ADAPTERS, BIAS, WEIGHT, by_class
+from crossdet.models.retinanet.subnets import Adapter
+from crossdet.models.weights import load_weights, update_metadata
 from crossdet.relabelling import relabel
 
 SIGN = (40, 80, 220)

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from worlds import changed, crossdet, one_thread
 
 from crossdet import RunError, train, training
-from crossdet.checkpoint import load_state
-from crossdet.models.retinanet import RetinaNet
+from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.weights import load_state
 
 
 @pytest.fixture

@@ -16,15 +16,15 @@ from typer.testing import CliRunner
 from worlds import draw_split
 
 from crossdet import evaluate, load_config, load_detector, training_state
-from crossdet.checkpoint import load_weights, save_weights, update_metadata
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import IndexBuilder
 from crossdet.errors import RunError, UserError
 from crossdet.experiments.lifelong_command import app
 from crossdet.experiments.lifelong_measure import Looker, measure_generation, unchanged
 from crossdet.experiments.lifelong_plan import UnionTest
-from crossdet.models.class_rows import WEIGHT, by_class
-from crossdet.provenance import file_digest, generations, read_metadata
+from crossdet.models.provenance import file_digest, generations, read_metadata
+from crossdet.models.retinanet.growth import WEIGHT, by_class
+from crossdet.models.weights import load_weights, save_weights, update_metadata
 
 METHODS = ("fine_tune", "replay", "distill", "distill_replay", "frozen", "frozen_adapter", "joint")
 CHAINS = METHODS[:-1]

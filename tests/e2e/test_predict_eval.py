@@ -22,7 +22,7 @@ from crossdet.evaluation.protocols import Split, ground_truth
 from crossdet.evaluation.run import EvalSettings, detect, score_dataset
 from crossdet.inference import find_images
 from crossdet.labels.space import DROPPED
-from crossdet.models.retinanet import RetinaNet
+from crossdet.models.retinanet.network import RetinaNet
 from crossdet.types import Detections, Flag
 
 SCORE = 0.2

@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from crossdet import UserError, evaluate, load_config, load_detector, train
-from crossdet.checkpoint import load_weights, update_metadata
 from crossdet.config import Config
 from crossdet.data.formats.voc import write_voc
 from crossdet.data.formats.wider_pedestrian import write_wider_pedestrian
@@ -20,6 +19,7 @@ from crossdet.evaluation.protocols import LIMITS, Protocol, Split, best_per_imag
 from crossdet.evaluation.run import EvalSettings
 from crossdet.evaluation.wider_face_lists import read_wider_face_truth, write_wider_face_lists
 from crossdet.inference import DEFAULT_THRESHOLD
+from crossdet.models.weights import load_weights, update_metadata
 
 
 def face_lists(world, folder, hard=(0, 1, 2, 3, 4)):

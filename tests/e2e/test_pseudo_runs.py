@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from crossdet import RunError, UserError, extend, train
-from crossdet.checkpoint import load_state, load_weights, save_state
 from crossdet.data.index import load_index
 from crossdet.labels.space import LabelSpace
-from crossdet.models.retinanet import RetinaNet
+from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.weights import load_state, load_weights, save_state
 from crossdet.relabelling import relabel
 from crossdet.runlog import RunLog
 from crossdet.teaching import last_taught, teach

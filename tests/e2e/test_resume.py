@@ -17,8 +17,8 @@ import torch
 from worlds import crossdet, one_thread
 
 from crossdet import RunError, train
-from crossdet.checkpoint import load_state, save_state
 from crossdet.files import write_atomically, write_json
+from crossdet.models.weights import load_state, save_state
 
 PAUSED = Path(__file__).parent / "paused_crossdet.py"
 CHANGES = {

@@ -15,9 +15,9 @@ import yaml
 from worlds import World, changed
 
 from crossdet import RunError, train
-from crossdet.checkpoint import load_state, save_state
 from crossdet.config import load_config
 from crossdet.errors import UserError
+from crossdet.models.weights import load_state, save_state
 from crossdet.runlog import RunLog
 
 

@@ -20,7 +20,7 @@ from crossdet.config import Config
 from crossdet.data.hybrid import Draw, HybridDataset
 from crossdet.data.loading import MicroBatches, collate
 from crossdet.models.building import build_detector
-from crossdet.models.retinanet import RetinaNet
+from crossdet.models.retinanet.network import RetinaNet
 from crossdet.sources import open_sources
 from crossdet.training import Sealed, TrainStep
 from crossdet.types import Batch

@@ -24,7 +24,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from crossdet.models.backbones import Backbone, freeze_batch_norm
-from crossdet.models.retinanet import Outputs, RetinaNet
+from crossdet.models.retinanet.network import Outputs, RetinaNet
 from crossdet.types import PYRAMID_STRIDES, Annotations, Batch
 
 HEIGHT, WIDTH, CLASSES = 128, 256, 5

@@ -13,15 +13,15 @@ import torch
 from crossdet.errors import UserError
 from crossdet.losses import image_focal_losses
 from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.models.class_rows import (
+from crossdet.models.retinanet.growth import (
     BIAS,
     WEIGHT,
     by_class,
     carry_over,
     train_new_classes_only,
 )
-from crossdet.models.retinanet import RetinaNet
-from crossdet.models.subnets import Adapter
+from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.retinanet.subnets import Adapter
 from crossdet.training_state import averaged
 from crossdet.types import Annotations, Batch
 

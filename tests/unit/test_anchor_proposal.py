@@ -35,7 +35,7 @@ from crossdet.experiments.anchors import (
 from crossdet.experiments.anchors_command import anchors
 from crossdet.experiments.anchors_showing import draw_anchors, print_anchors
 from crossdet.labels.space import LabelSpace
-from crossdet.models.anchors import cell_anchors, grid_anchors
+from crossdet.models.retinanet.anchors import cell_anchors, grid_anchors
 from crossdet.types import PYRAMID_STRIDES, Flag
 
 DEFAULT = AnchorSetting((2.0, 3.0, 4.0), (0.5, 1.0, 2.0))

@@ -15,7 +15,6 @@ from rich.console import Console
 
 from crossdet import Config, LabelSpace, UserError
 from crossdet.check import inspect_weights, print_weights
-from crossdet.checkpoint import save_weights
 from crossdet.config import ExtendConfig
 from crossdet.data.index import IndexBuilder, Ragged
 from crossdet.errors import ConfigError
@@ -33,9 +32,10 @@ from crossdet.forgetting import (
     warning_of,
 )
 from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.models.class_rows import BIAS, WEIGHT, carry_over, train_new_classes_only
-from crossdet.models.subnets import Adapter
-from crossdet.provenance import Generation, Score, generations, new_generation, to_metadata
+from crossdet.models.provenance import Generation, Score, generations, new_generation, to_metadata
+from crossdet.models.retinanet.growth import BIAS, WEIGHT, carry_over, train_new_classes_only
+from crossdet.models.retinanet.subnets import Adapter
+from crossdet.models.weights import save_weights
 from crossdet.pseudo import taught_classes, taught_space, with_pseudo_labels
 from crossdet.types import Flag
 

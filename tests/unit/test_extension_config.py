@@ -12,10 +12,10 @@ import yaml
 from PIL import Image
 
 from crossdet import LabelSpace, load_detector
-from crossdet.checkpoint import save_weights
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import IndexBuilder
 from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.weights import save_weights
 
 SETTINGS = DetectorSettings(
     backbone="test_efficientnet", channels=16, head_depth=1, scales=(2.0, 3.0), ratios=(0.6, 1.0),

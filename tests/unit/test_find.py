@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from crossdet.models import retinanet
 from crossdet.models.backbones import Backbone
-from crossdet.models.retinanet import RetinaNet
+from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.retinanet.network import network as retinanet
 
 CLASSES = 11
 SIZES = torch.tensor([[96, 128], [70, 128]])

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from crossdet import LabelSpace, UserError, load_detector
-from crossdet.checkpoint import load_weights, save_weights, update_metadata
 from crossdet.errors import LabelError
 from crossdet.labels.edits import edited, grown
 from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.provenance import Score, generations, read_metadata, to_metadata
+from crossdet.models.provenance import Score, generations, read_metadata, to_metadata
+from crossdet.models.weights import load_weights, save_weights, update_metadata
 from crossdet.relabelling import relabel
 from crossdet.run_identity import differences
 

@@ -32,7 +32,7 @@ from crossdet.experiments.lifelong_plan import (
 from crossdet.experiments.lifelong_results import read_results
 from crossdet.experiments.lifelong_tables import notes
 from crossdet.files import write_json
-from crossdet.provenance import WEIGHTS_FILE
+from crossdet.models.provenance import WEIGHTS_FILE
 
 
 def index(*classes: str) -> Index:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.models.class_rows import carry_over
-from crossdet.models.logit_matching import bernoulli_divergence, logit_matching, matching_loss
+from crossdet.models.retinanet.distillation import bernoulli_divergence, logit_matching, matching_loss
+from crossdet.models.retinanet.growth import carry_over
 from crossdet.types import Annotations, Batch
 
 SETTINGS = DetectorSettings(

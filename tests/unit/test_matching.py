@@ -8,8 +8,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou
 
-from crossdet.models import matching, nearby
-from crossdet.models.anchors import (
+from crossdet.models.retinanet.anchors import (
     AnchorGrid,
     anchor_grid,
     cell_anchors,
@@ -17,7 +16,8 @@ from crossdet.models.anchors import (
     encode_boxes,
     grid_anchors,
 )
-from crossdet.models.matching import label_anchors
+from crossdet.models.retinanet.matching import label_anchors
+from crossdet.models.retinanet.network import matching, nearby
 from crossdet.types import BACKGROUND, IGNORE, PYRAMID_STRIDES, Annotations, Flag
 
 STRIDES = (8, 16, 32)

@@ -18,7 +18,6 @@ from PIL import Image
 from torchvision.ops import box_iou, nms
 
 from crossdet import Config, LabelSpace, UserError, evaluating, load_detector
-from crossdet.checkpoint import load_weights, save_weights
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError
@@ -31,8 +30,9 @@ from crossdet.inference import Detector
 from crossdet.labels.edits import edited, grown, growth
 from crossdet.labels.folds import Fold
 from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.models.class_rows import BIAS, WEIGHT, by_class
-from crossdet.provenance import generations
+from crossdet.models.provenance import generations
+from crossdet.models.retinanet.growth import BIAS, WEIGHT, by_class
+from crossdet.models.weights import load_weights, save_weights
 from crossdet.pseudo import find
 from crossdet.relabelling import relabel
 from crossdet.sources import Sources

@@ -12,8 +12,8 @@ from crossdet.errors import UserError
 from crossdet.models import backbones
 from crossdet.models.backbones import Backbone, freeze_batch_norm, load_backbone_weights, read_state
 from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.models.retinanet import CoarseLevels, Outputs, RetinaNet
-from crossdet.models.subnets import GroupNorm
+from crossdet.models.retinanet.network import CoarseLevels, Outputs, RetinaNet
+from crossdet.models.retinanet.subnets import GroupNorm
 from crossdet.types import PYRAMID_STRIDES, Annotations, Batch, Flag
 
 CLASSES = 4

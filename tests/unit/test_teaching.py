@@ -18,8 +18,8 @@ from crossdet.evaluation.arrays import DetectionArrays, Verified
 from crossdet.evaluation.protocols import Split
 from crossdet.evaluation.run import EvalSettings, Found
 from crossdet.losses import dataset_aware_focal_loss
-from crossdet.models.anchors import anchor_grid, cell_anchors
-from crossdet.models.matching import label_anchors, label_and_weigh
+from crossdet.models.retinanet.anchors import anchor_grid, cell_anchors
+from crossdet.models.retinanet.matching import label_anchors, label_and_weigh
 from crossdet.pseudo import Teacher, label_images
 from crossdet.teaching import (
     Lesson,

@@ -22,7 +22,6 @@ from crossdet.check.report import (
 )
 from crossdet.check.teachers import look_at_teachers
 from crossdet.config import Config
-from crossdet.data.anchor_stats import best_anchor_iou, resized_boxes, resized_sizes
 from crossdet.data.federated import verified_classes
 from crossdet.data.index import Index
 from crossdet.data.reading import IMAGE_REASONS
@@ -30,6 +29,7 @@ from crossdet.data.rotation import pictures, rows_per_picture
 from crossdet.errors import LabelError
 from crossdet.labels.members import lonely_members
 from crossdet.labels.space import DROPPED, LabelSpace
+from crossdet.models.retinanet.anchor_stats import best_anchor_iou, resized_boxes, resized_sizes
 from crossdet.sources import SPLITS, Sources, listed_only_problem, open_sources
 from crossdet.types import PYRAMID_STRIDES, REGION_FLAGS, Flag
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from crossdet.config import Config
 from crossdet.errors import UserError
+from crossdet.models.weights_argument import known_space
 from crossdet.sources import Sources
-from crossdet.weights_argument import known_space
 
 
 def look_at_teachers(config: Config, sources: Sources) -> tuple[list[str], list[str]]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crossdet.labels.space import LabelSpace
-from crossdet.provenance import Generation, generations, read_metadata, weights_path
+from crossdet.models.provenance import Generation, generations, read_metadata, weights_path
 
 
 @dataclass(frozen=True)

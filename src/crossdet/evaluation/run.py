@@ -25,7 +25,7 @@ from crossdet.evaluation.protocols import LIMITS, Limits, Protocol, Split, groun
 from crossdet.inference import rescale
 from crossdet.labels.folds import Folding
 from crossdet.labels.space import DROPPED, LabelSpace
-from crossdet.models.retinanet import RetinaNet
+from crossdet.models.retinanet.network import RetinaNet
 
 
 @dataclass(frozen=True)

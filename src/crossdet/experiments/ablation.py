@@ -27,7 +27,7 @@ from crossdet.experiments.split_configs import as_many_steps
 from crossdet.experiments.split_files import MARKER
 from crossdet.experiments.split_files import TOOL as SPLIT_TOOL
 from crossdet.files import write_json
-from crossdet.provenance import WEIGHTS_FILE
+from crossdet.models.provenance import WEIGHTS_FILE
 
 TOOL = "crossdet ablation"
 ROOT = "SPLIT"

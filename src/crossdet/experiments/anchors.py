@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.config import Config
-from crossdet.data.anchor_stats import best_anchor_iou, best_placed_iou, learnt_boxes, placed
 from crossdet.data.federated import repeat_factors
 from crossdet.data.index import Index
 from crossdet.errors import UserError
+from crossdet.models.retinanet.anchor_stats import best_anchor_iou, best_placed_iou, learnt_boxes, placed
 from crossdet.sources import SPLITS, open_sources
 
 RECALL_IOU, LOW_IOU = 0.5, 0.4

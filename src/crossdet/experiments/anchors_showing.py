@@ -13,7 +13,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from crossdet.data.anchor_stats import best_anchor_iou
 from crossdet.experiments.anchors import (
     LEAST_GAIN,
     LOW_IOU,
@@ -23,6 +22,7 @@ from crossdet.experiments.anchors import (
     SettingReport,
 )
 from crossdet.figures import new_figure, save_figure
+from crossdet.models.retinanet.anchor_stats import best_anchor_iou
 from crossdet.types import PYRAMID_STRIDES
 
 if TYPE_CHECKING:

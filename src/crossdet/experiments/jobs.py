@@ -108,7 +108,7 @@ def refuse(problems: Sequence[str]) -> None:
 
 def finished_record(run_dir: Path) -> dict[str, Any] | None:
     """The last record of a training that has ended; None of one that has not, or where there is none."""
-    from crossdet.checkpoint import STATE_FILE, load_state
+    from crossdet.models.weights import STATE_FILE, load_state
 
     if not (run_dir / STATE_FILE).exists():
         return None
@@ -125,7 +125,7 @@ def train_on(config: Config, run_dir: Path, what: Mapping[str, Any]) -> dict[str
     Raises `UserError` where the directory holds a run of other settings, and what `crossdet.api.train` raises.
     """
     from crossdet.api import train
-    from crossdet.checkpoint import STATE_FILE
+    from crossdet.models.weights import STATE_FILE
 
     if config.train.devices > 1 and processes() == 1:
         raise UserError(

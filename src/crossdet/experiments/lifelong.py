@@ -33,7 +33,7 @@ from crossdet.experiments.lifelong_plan import (
     what_of,
 )
 from crossdet.files import write_json
-from crossdet.provenance import WEIGHTS_FILE, file_digest
+from crossdet.models.provenance import WEIGHTS_FILE, file_digest
 
 if TYPE_CHECKING:
     from crossdet.experiments.lifelong_measure import Looker

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 
 from crossdet.auditing import open_union_test
-from crossdet.checkpoint import load_weights
 from crossdet.config import Config
 from crossdet.data.index import Index
 from crossdet.evaluating import splits_for_detector
@@ -31,8 +30,9 @@ from crossdet.experiments.lifelong_plan import UNION, VAL, UnionTest
 from crossdet.experiments.measure import eval_settings
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.space import DROPPED, LabelSpace
-from crossdet.models.class_rows import ADAPTERS, BIAS, WEIGHT, by_class
-from crossdet.provenance import file_digest
+from crossdet.models.provenance import file_digest
+from crossdet.models.retinanet.growth import ADAPTERS, BIAS, WEIGHT, by_class
+from crossdet.models.weights import load_weights
 from crossdet.sources import open_sources
 
 UNLABELLED = "unlabelled"

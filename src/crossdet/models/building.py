@@ -11,8 +11,8 @@ from torch import Tensor
 
 from crossdet.errors import UserError
 from crossdet.models.backbones import Backbone, freeze_batch_norm, load_backbone_weights
-from crossdet.models.retinanet import RetinaNet
-from crossdet.models.subnets import Adapter
+from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.retinanet.subnets import Adapter
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossdet.models.anchors import AnchorGrid
+from crossdet.models.retinanet.anchors import AnchorGrid
 
 CHUNK_ENTRIES = 2_000_000
 """Box-anchor pairs held at once (16 MB per index tensor)."""

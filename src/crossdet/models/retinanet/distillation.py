@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossdet.losses import smooth_l1
-from crossdet.models.retinanet import Outputs, RetinaNet
+from crossdet.models.retinanet.network import Outputs, RetinaNet
 from crossdet.types import Batch
 
 PER_IMAGE = 512

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from crossdet.errors import UserError
 from crossdet.labels.space import LabelSpace
-from crossdet.provenance import (
+from crossdet.models.provenance import (
     BEST_FILE,
     SUFFIX,
     WEIGHTS_FILE,

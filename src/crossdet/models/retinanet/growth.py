@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from crossdet.errors import UserError
-from crossdet.models.retinanet import RetinaNet
+from crossdet.models.retinanet.network import RetinaNet
 
 WEIGHT, BIAS = "class_subnet.predict.weight", "class_subnet.predict.bias"
 ADAPTERS = ("class_subnet.adapters.", "box_adapters.")

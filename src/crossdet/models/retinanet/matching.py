@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_area
 
-from crossdet.models.anchors import AnchorGrid, anchor_grid, pyramid_grids
-from crossdet.models.nearby import CHUNK_ENTRIES, Lattice, largest_iou, lattice, pairs_overlapping
+from crossdet.models.retinanet.anchors import AnchorGrid, anchor_grid, pyramid_grids
+from crossdet.models.retinanet.nearby import CHUNK_ENTRIES, Lattice, largest_iou, lattice, pairs_overlapping
 from crossdet.types import (
     BACKGROUND,
     IGNORE,

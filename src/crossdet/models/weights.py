@@ -15,9 +15,9 @@ from torch import Tensor
 
 from crossdet.errors import UserError
 from crossdet.files import write_atomically
-from crossdet.provenance import BEST_FILE as BEST_FILE
-from crossdet.provenance import FORMAT, check_format, check_weights, weights_path
-from crossdet.provenance import WEIGHTS_FILE as WEIGHTS_FILE
+from crossdet.models.provenance import BEST_FILE as BEST_FILE
+from crossdet.models.provenance import FORMAT, check_format, check_weights, weights_path
+from crossdet.models.provenance import WEIGHTS_FILE as WEIGHTS_FILE
 
 STATE_FILE = "state.pt"
 METRICS_FILE = "metrics.json"

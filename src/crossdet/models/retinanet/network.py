@@ -19,7 +19,8 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from crossdet.errors import UserError
 from crossdet.losses import smooth_l1
-from crossdet.models.anchors import (
+from crossdet.models.backbones import Backbone
+from crossdet.models.retinanet.anchors import (
     AnchorGrid,
     anchor_grid,
     cell_anchors,
@@ -27,10 +28,9 @@ from crossdet.models.anchors import (
     encode_boxes,
     grid_anchors,
 )
-from crossdet.models.backbones import Backbone
-from crossdet.models.matching import label_anchors, label_batch
-from crossdet.models.subnets import Adapter, GroupNorm, Subnet
-from crossdet.models.union_head import union_focal_losses
+from crossdet.models.retinanet.class_loss import union_focal_losses
+from crossdet.models.retinanet.matching import label_anchors, label_batch
+from crossdet.models.retinanet.subnets import Adapter, GroupNorm, Subnet
 from crossdet.types import PAD_DIVISOR, PYRAMID_STRIDES, AnchorLabels, Batch, Detections
 
 LOGITS_AT_ONCE = 32_000_000
