@@ -27,11 +27,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
-from crossdet.evaluation.coco import coco_scores
 from crossdet.evaluation.precision_recall import area_ap
-from crossdet.evaluation.voc import VocTruth, voc_scores
-from crossdet.evaluation.wider_face import THRESHOLDS, WiderFaceTruth, wider_face_scores
-from crossdet.evaluation.wider_pedestrian import PedestrianTruth, challenge_scores
+from crossdet.evaluation.protocols.coco import coco_scores
+from crossdet.evaluation.protocols.voc import VocTruth, voc_scores
+from crossdet.evaluation.protocols.wider_face import THRESHOLDS, WiderFaceTruth, wider_face_scores
+from crossdet.evaluation.protocols.wider_pedestrian import PedestrianTruth, challenge_scores
 
 
 def seconds(function: Callable[[], Any]) -> float:

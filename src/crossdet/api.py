@@ -30,10 +30,10 @@ from crossdet.evaluating import (
     splits_for_training,
     write_evaluation,
 )
-from crossdet.evaluation.protocols import Split
+from crossdet.evaluation.forgetting import main_numbers
+from crossdet.evaluation.pictures import write_val_pictures
+from crossdet.evaluation.protocols.base import Split
 from crossdet.evaluation.run import EvalSettings
-from crossdet.evaluation.showing import write_val_pictures
-from crossdet.forgetting import main_numbers
 from crossdet.inference import AnyImage, Detector, load_detector
 from crossdet.labels.members import lonely_members
 from crossdet.labels.space import LabelSpace

@@ -18,7 +18,7 @@ from crossdet.evaluating import positions, splits_for_detector
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.audit import AuditedSplit, audit, to_json, union_scores
 from crossdet.evaluation.audit_page import AuditedRun, export_coco, write_page
-from crossdet.evaluation.protocols import Split, ground_truth
+from crossdet.evaluation.protocols.base import Split, ground_truth
 from crossdet.evaluation.run import EvalSettings, detect_folded
 from crossdet.files import safe_names, write_json
 from crossdet.inference import Detector, load_detector

@@ -20,9 +20,9 @@ from crossdet.evaluation.choosing import main_number
 from crossdet.evaluation.curves import NamedCurve, write_run_curves
 from crossdet.evaluation.operating import operating_point
 from crossdet.evaluation.predictions import write_predictions
-from crossdet.evaluation.protocols import Protocol, Split
+from crossdet.evaluation.protocols.base import Protocol, Split
+from crossdet.evaluation.protocols.wider_face_lists import WiderFaceLists
 from crossdet.evaluation.run import DatasetScores, EvalSettings, score_dataset
-from crossdet.evaluation.wider_face_lists import WiderFaceLists
 from crossdet.files import safe_names
 from crossdet.inference import Detector
 from crossdet.labels.folds import NO_ANGLE, Folding

@@ -54,9 +54,9 @@ def extend(
     out.print(escape(taken(run)), highlight=False, soft_wrap=True)
 
     from crossdet.api import is_first_process
+    from crossdet.evaluation.forgetting import warning_of
     from crossdet.extending import extend as extended
     from crossdet.files import write_json
-    from crossdet.forgetting import warning_of
 
     record = extended(run, loaded, output=output, resume=resume, overwrite=overwrite)
     report = record["forgetting"]

@@ -35,9 +35,9 @@ from crossdet.api import (
 from crossdet.config import Config, ExtendConfig
 from crossdet.errors import UserError, problem_list
 from crossdet.evaluating import judged_classes, splits_for_training
-from crossdet.evaluation.protocols import Split
+from crossdet.evaluation.forgetting import changes, draw_generations, main_numbers, report_text, to_json
+from crossdet.evaluation.protocols.base import Split
 from crossdet.files import write_json
-from crossdet.forgetting import changes, draw_generations, main_numbers, report_text, to_json
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.edits import growth
 from crossdet.labels.space import DROPPED, LabelSpace

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from crossdet.errors import UserError
-from crossdet.evaluation.showing import draw_detections
+from crossdet.evaluation.pictures import draw_detections
 from crossdet.files import safe_names, write_json
 from crossdet.inference import find_images, load_detector, predict_files
 from crossdet.labels.folds import NO_ANGLE

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from crossdet.data.index import Index, Ragged, load_index, save_index
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats
-from crossdet.evaluation.matching import iou_with_offset, pairs
+from crossdet.evaluation.hits import iou_with_offset, pairs
 from crossdet.evaluation.run import EvalSettings, detect_folded
 from crossdet.files import safe_names
 from crossdet.labels.folds import Folding

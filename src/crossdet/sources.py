@@ -15,7 +15,7 @@ from crossdet.data.index import Index
 from crossdet.data.reading import SplitFiles, read_split
 from crossdet.data.rotation import rotated
 from crossdet.errors import LabelError, UserError, problem_list
-from crossdet.evaluation.wider_face_lists import WiderFaceLists, read_wider_face_truth
+from crossdet.evaluation.protocols.wider_face_lists import WiderFaceLists, read_wider_face_truth
 from crossdet.labels.edits import grown
 from crossdet.labels.members import with_members
 from crossdet.labels.space import DROPPED, LabelSpace, check_class_names

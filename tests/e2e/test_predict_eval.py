@@ -17,8 +17,8 @@ from crossdet import UserError, evaluate, load_detector, predict, train
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.coco import coco_scores
-from crossdet.evaluation.protocols import Split, ground_truth
+from crossdet.evaluation.protocols.base import Split, ground_truth
+from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.evaluation.run import EvalSettings, detect, score_dataset
 from crossdet.inference import find_images
 from crossdet.labels.space import DROPPED

@@ -15,9 +15,9 @@ from crossdet.data.formats.voc import write_voc
 from crossdet.data.formats.wider_pedestrian import write_wider_pedestrian
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.curves import read_curves
-from crossdet.evaluation.protocols import LIMITS, Protocol, Split, best_per_image, score_split
+from crossdet.evaluation.protocols.base import LIMITS, Protocol, Split, best_per_image, score_split
+from crossdet.evaluation.protocols.wider_face_lists import read_wider_face_truth, write_wider_face_lists
 from crossdet.evaluation.run import EvalSettings
-from crossdet.evaluation.wider_face_lists import read_wider_face_truth, write_wider_face_lists
 from crossdet.inference import DEFAULT_THRESHOLD
 from crossdet.models.weights import load_weights, update_metadata
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from crossdet.errors import UserError
-from crossdet.evaluation import coco
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
-from crossdet.evaluation.coco import coco_scores
+from crossdet.evaluation.protocols.base import coco
+from crossdet.evaluation.protocols.coco import coco_scores
 
 AREA_NAMES = ("", "s", "m", "l")
 

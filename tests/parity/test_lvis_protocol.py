@@ -14,9 +14,9 @@ from crossdet import Config
 from crossdet.data.formats.coco import read_coco
 from crossdet.evaluating import protocols_of, splits_for_training
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
-from crossdet.evaluation.coco import coco_scores
-from crossdet.evaluation.lvis import lvis_scores
-from crossdet.evaluation.protocols import LIMITS, best_per_image, score_split
+from crossdet.evaluation.protocols.base import LIMITS, best_per_image, score_split
+from crossdet.evaluation.protocols.coco import coco_scores
+from crossdet.evaluation.protocols.lvis import lvis_scores
 from crossdet.scoring.command import app
 from crossdet.sources import open_sources
 

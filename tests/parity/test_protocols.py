@@ -10,9 +10,9 @@ import slow_references as slow
 
 from crossdet.errors import UserError
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.voc import VocTruth, voc_scores
-from crossdet.evaluation.wider_face import WiderFaceTruth, wider_face_scores
-from crossdet.evaluation.wider_pedestrian import PedestrianTruth, challenge_scores
+from crossdet.evaluation.protocols.voc import VocTruth, voc_scores
+from crossdet.evaluation.protocols.wider_face import WiderFaceTruth, wider_face_scores
+from crossdet.evaluation.protocols.wider_pedestrian import PedestrianTruth, challenge_scores
 
 IMAGES = 9
 NOTHING = DetectionArrays(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), np.zeros(0, int))

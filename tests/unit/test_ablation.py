@@ -14,8 +14,8 @@ from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import IndexBuilder
 from crossdet.errors import ConfigError, Diverged, UserError
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
-from crossdet.evaluation.coco import coco_scores
 from crossdet.evaluation.operating import judge
+from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.experiments import jobs
 from crossdet.experiments.ablation import SplitFolder, open_split_folder, resolve, run_ablation
 from crossdet.experiments.ablation_methods import (

@@ -10,7 +10,7 @@ import pytest
 from crossdet.errors import UserError
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
 from crossdet.evaluation.bootstrap import average_precision, class_matches, drawn, paired_bootstrap
-from crossdet.evaluation.coco import coco_scores
+from crossdet.evaluation.protocols.coco import coco_scores
 
 CLASSES = 3
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from crossdet.evaluation import matching
+from crossdet.evaluation import hits as matching
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
-from crossdet.evaluation.matching import best_overlaps, first_of_each, iou_with_offset, pairs
+from crossdet.evaluation.hits import best_overlaps, first_of_each, iou_with_offset, pairs
 from crossdet.evaluation.operating import best_f1, best_f_beta, f_beta, judge, operating_point
 
 

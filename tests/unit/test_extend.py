@@ -19,8 +19,7 @@ from crossdet.config import ExtendConfig
 from crossdet.data.index import IndexBuilder, Ragged
 from crossdet.errors import ConfigError
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.extending import with_settings_of
-from crossdet.forgetting import (
+from crossdet.evaluation.forgetting import (
     changes,
     changes_table,
     draw_generations,
@@ -31,6 +30,7 @@ from crossdet.forgetting import (
     to_json,
     warning_of,
 )
+from crossdet.extending import with_settings_of
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.provenance import Generation, Score, generations, new_generation, to_metadata
 from crossdet.models.retinanet.growth import BIAS, WEIGHT, carry_over, train_new_classes_only

@@ -14,9 +14,9 @@ from crossdet.evaluating import splits_for_detector, splits_for_training
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
 from crossdet.evaluation.audit import AuditedSplit, audit
 from crossdet.evaluation.bootstrap import paired_bootstrap
-from crossdet.evaluation.coco import coco_scores
 from crossdet.evaluation.operating import best_f1, judge
-from crossdet.evaluation.protocols import Protocol, ground_truth, score_split
+from crossdet.evaluation.protocols.base import Protocol, ground_truth, score_split
+from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.experiments.lifelong_measure import place_of, rows_of
 from crossdet.inference import Detector, InputSettings
 from crossdet.labels.space import DROPPED

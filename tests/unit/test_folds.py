@@ -14,7 +14,7 @@ from crossdet.errors import ConfigError, LabelError, UserError
 from crossdet.evaluating import splits_for_detector
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.orientation import angular_error, fold_detections, orientation_scores
-from crossdet.evaluation.protocols import Protocol, Split, score_split
+from crossdet.evaluation.protocols.base import Protocol, Split, score_split
 from crossdet.experiments.orientation import per_roll
 from crossdet.inference import Detector, InputSettings
 from crossdet.labels.edits import edited

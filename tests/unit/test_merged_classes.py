@@ -23,7 +23,7 @@ from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError
 from crossdet.evaluating import splits_for_training
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.protocols import Protocol, Split, score_split
+from crossdet.evaluation.protocols.base import Protocol, Split, score_split
 from crossdet.evaluation.run import EvalSettings, detect, score_dataset
 from crossdet.extending import extend
 from crossdet.inference import Detector

@@ -15,7 +15,7 @@ from crossdet.data.quarter_turns import equal_directions
 from crossdet.data.rotation import rotated
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.orientation import all_looks, found_objects
-from crossdet.evaluation.protocols import Split
+from crossdet.evaluation.protocols.base import Split
 from crossdet.experiments.orientation import looked_all_around
 from crossdet.experiments.orientation_tables import (
     difference_grid,

@@ -22,17 +22,17 @@ from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import UserError
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.curves import NamedCurve, draw_curves
+from crossdet.evaluation.files.voc import read_voc_results, read_voc_truth
+from crossdet.evaluation.files.wider_face import read_wider_face_predictions
+from crossdet.evaluation.pictures import write_val_pictures
 from crossdet.evaluation.precision_recall import Curve
 from crossdet.evaluation.predictions import write_predictions
-from crossdet.evaluation.protocols import Split
-from crossdet.evaluation.showing import write_val_pictures
+from crossdet.evaluation.protocols.base import Split
 from crossdet.experiments.split import split_dataset
 from crossdet.experiments.split_files import write_split
 from crossdet.files import write_atomically
 from crossdet.labels.space import LabelSpace
 from crossdet.predicting import _picture_names
-from crossdet.scoring.voc_files import read_voc_results, read_voc_truth
-from crossdet.scoring.wider_face_files import read_wider_face_predictions
 from crossdet.types import Annotations, Batch, Detections
 
 CLASSES = [

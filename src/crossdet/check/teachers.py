@@ -12,7 +12,7 @@ def look_at_teachers(config: Config, sources: Sources) -> tuple[list[str], list[
     """Errors, those that `train` would tell, and notes; nothing where the config has no teachers."""
     if config.pseudo is None or not sources.train:
         return [], []
-    from crossdet.evaluation.protocols import Split  # with torch, for the few configs that have teachers
+    from crossdet.evaluation.protocols.base import Split  # with torch, for the few configs that have teachers
     from crossdet.evaluation.run import EvalSettings
     from crossdet.teaching import Lesson, known_ids
 

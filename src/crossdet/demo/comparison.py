@@ -27,11 +27,11 @@ from crossdet.data.index import Index
 from crossdet.data.reading import SplitFiles, read_split
 from crossdet.demo.scenes import LOOKS, write_demo_datasets
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
-from crossdet.evaluation.coco import coco_scores
 from crossdet.evaluation.confidence import CONFIDENT, confident_share
-from crossdet.evaluation.protocols import Split, ground_truth
+from crossdet.evaluation.protocols.base import Split, ground_truth
+from crossdet.evaluation.protocols.coco import coco_scores
+from crossdet.evaluation.protocols.wider_face_lists import write_wider_face_lists
 from crossdet.evaluation.run import EvalSettings, detect
-from crossdet.evaluation.wider_face_lists import write_wider_face_lists
 from crossdet.files import write_json
 from crossdet.inference import load_detector
 

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from crossdet.data.index import Index
 from crossdet.data.rotation import rows_per_picture
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, GroundTruth
-from crossdet.evaluation.coco import coco_scores
-from crossdet.evaluation.matching import best_overlaps, by_score, iou_with_offset
+from crossdet.evaluation.hits import best_overlaps, by_score, iou_with_offset
 from crossdet.evaluation.operating import (
     IOU_THRESHOLD,
     Judged,
@@ -27,7 +26,8 @@ from crossdet.evaluation.operating import (
     judge,
     operating_point,
 )
-from crossdet.evaluation.protocols import best_per_image
+from crossdet.evaluation.protocols.base import best_per_image
+from crossdet.evaluation.protocols.coco import coco_scores
 
 DEFAULT_THRESHOLD = 0.3
 """Of a class without a right detection at home."""

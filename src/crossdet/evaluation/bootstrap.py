@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, GroundTruth, Ints, check_rows
-from crossdet.evaluation.coco import RECALLS
+from crossdet.evaluation.protocols.coco import RECALLS
 
 IOUS = np.linspace(0.5, 0.95, 10)
 NUMBERS = ("AP", "AP50")

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.errors import UserError
+from crossdet.evaluation.figures import line_look, new_figure, save_figure
 from crossdet.evaluation.precision_recall import Curve
-from crossdet.figures import line_look, new_figure, save_figure
 from crossdet.files import safe_names, write_json
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, GroundTruth
-from crossdet.evaluation.matching import best_overlaps, by_score, first_of_each, iou_with_offset
+from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou_with_offset
 
 IOU_THRESHOLD = 0.5
 

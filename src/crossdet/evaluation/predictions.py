@@ -11,7 +11,7 @@ import numpy as np
 
 from crossdet.data.index import Index
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.protocols import Split
+from crossdet.evaluation.protocols.base import Split
 from crossdet.files import safe_names, write_atomically
 
 

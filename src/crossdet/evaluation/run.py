@@ -21,7 +21,7 @@ from crossdet.evaluation.confidence import confident_share
 from crossdet.evaluation.operating import Judged, judge
 from crossdet.evaluation.orientation import fold_detections, orientation_scores
 from crossdet.evaluation.precision_recall import Curve
-from crossdet.evaluation.protocols import LIMITS, Limits, Protocol, Split, ground_truth, score_split
+from crossdet.evaluation.protocols.base import LIMITS, Limits, Protocol, Split, ground_truth, score_split
 from crossdet.inference import rescale
 from crossdet.labels.folds import Folding
 from crossdet.labels.space import DROPPED, LabelSpace

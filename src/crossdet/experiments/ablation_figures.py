@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.errors import UserError
+from crossdet.evaluation.figures import PICTURES, check_image_file, line_look, new_figure, save_figure
 from crossdet.experiments.ablation_methods import FURTHER, METHODS
 from crossdet.experiments.ablation_results import UNION_AP, Results, Run, all_levels, sweep_key
 from crossdet.experiments.ablation_tables import SWEPT
-from crossdet.figures import PICTURES, check_image_file, line_look, new_figure, save_figure
 from crossdet.files import write_atomically
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def _found(
 ) -> list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
     """Boxes, union labels and scores of the run in each of the pictures, as the union test counts them."""
     from crossdet.config.schema import EvalConfig
-    from crossdet.evaluation.protocols import best_per_image
+    from crossdet.evaluation.protocols.base import best_per_image
     from crossdet.evaluation.run import detect
     from crossdet.experiments.measure import MOST_COUNTED, eval_settings, folded, union_ids
     from crossdet.inference import load_detector

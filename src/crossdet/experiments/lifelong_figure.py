@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crossdet.errors import UserError
+from crossdet.evaluation.figures import COLOURS, check_image_file, new_figure, save_figure
 from crossdet.experiments.lifelong_plan import JOINT, METHODS
 from crossdet.experiments.lifelong_results import Results
-from crossdet.figures import COLOURS, check_image_file, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

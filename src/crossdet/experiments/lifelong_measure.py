@@ -23,8 +23,8 @@ from crossdet.data.index import Index
 from crossdet.evaluating import splits_for_detector
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
 from crossdet.evaluation.bootstrap import Paired, paired_bootstrap
-from crossdet.evaluation.coco import coco_scores
-from crossdet.evaluation.protocols import Split, ground_truth
+from crossdet.evaluation.protocols.base import Split, ground_truth
+from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.evaluation.run import detect
 from crossdet.experiments.lifelong_plan import UNION, VAL, UnionTest
 from crossdet.experiments.measure import eval_settings

@@ -19,11 +19,11 @@ from crossdet.data.reading import SplitFiles, read_split
 from crossdet.errors import UserError
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, GroundTruth
 from crossdet.evaluation.audit import DEFAULT_THRESHOLD, where_detections_lie
-from crossdet.evaluation.coco import RECALLS, coco_scores
 from crossdet.evaluation.confidence import CONFIDENT, best_scores
-from crossdet.evaluation.matching import by_score
+from crossdet.evaluation.hits import by_score
 from crossdet.evaluation.operating import best_f1, judge
-from crossdet.evaluation.protocols import Split, best_per_image, ground_truth
+from crossdet.evaluation.protocols.base import Split, best_per_image, ground_truth
+from crossdet.evaluation.protocols.coco import RECALLS, coco_scores
 from crossdet.labels.space import DROPPED
 
 PRECISION = 0.9

@@ -24,7 +24,7 @@ from crossdet.files import write_json
 
 if TYPE_CHECKING:
     from crossdet.evaluation.arrays import DetectionArrays
-    from crossdet.evaluation.protocols import Split
+    from crossdet.evaluation.protocols.base import Split
 
 TOOL = "crossdet orientation"
 ROLLS, DOMAINS = "rolls", "domains"
@@ -251,7 +251,7 @@ def measure(run_dir: Path, config: Config, looks: bool = False) -> dict[str, Any
     which it finds an object says the object's direction (`looked_all_around`); of the datasets where it can.
     """
     from crossdet.evaluating import splits_for_detector
-    from crossdet.evaluation.protocols import Protocol
+    from crossdet.evaluation.protocols.base import Protocol
     from crossdet.evaluation.run import EvalSettings, score_dataset
     from crossdet.inference import load_detector
     from crossdet.sources import open_sources
@@ -293,7 +293,7 @@ def looked_all_around(
     """
     from crossdet.data.rotation import rows_per_picture
     from crossdet.evaluation.orientation import all_looks, orientation_scores
-    from crossdet.evaluation.protocols import LIMITS, Protocol, score_split
+    from crossdet.evaluation.protocols.base import LIMITS, Protocol, score_split
 
     seen = all_looks(split.index, detections, centred, nms_iou)
     if seen is None:
@@ -320,7 +320,7 @@ def _numbers(split: Split, record: Mapping[str, Any], detections: DetectionArray
 
 def per_roll(split: Split, detections: DetectionArrays) -> dict[int, dict[str, float]]:
     """Degrees -> AP and AP50 on the pictures that are turned so; nothing of an index that is not turned."""
-    from crossdet.evaluation.protocols import LIMITS, Protocol, score_split
+    from crossdet.evaluation.protocols.base import LIMITS, Protocol, score_split
 
     turned = split.index.turned
     found = {}

@@ -205,7 +205,7 @@ def pictures(
 
     loaded = load_config(config)
 
-    from crossdet.evaluation.showing import draw_by_dataset
+    from crossdet.evaluation.pictures import draw_by_dataset
     from crossdet.inference import load_detector
     from crossdet.sources import open_sources
 

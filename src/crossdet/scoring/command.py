@@ -64,8 +64,8 @@ def coco(
 
     Example: crossdet score coco instances_val2017.json results.json --json scores.json
     """
-    from crossdet.evaluation.coco import coco_scores
-    from crossdet.scoring.coco_files import read_coco_results, read_coco_truth
+    from crossdet.evaluation.files.coco import read_coco_results, read_coco_truth
+    from crossdet.evaluation.protocols.coco import coco_scores
 
     truth = read_coco_truth(instances)
     detections, left_out = read_coco_results(results, truth)
@@ -102,9 +102,9 @@ def lvis(
 
     Example: crossdet score lvis lvis_v1_val.json results.json --json scores.json
     """
-    from crossdet.evaluation.lvis import lvis_scores
-    from crossdet.evaluation.protocols import best_per_image
-    from crossdet.scoring.coco_files import read_coco_results, read_lvis_truth
+    from crossdet.evaluation.files.coco import read_coco_results, read_lvis_truth
+    from crossdet.evaluation.protocols.base import best_per_image
+    from crossdet.evaluation.protocols.lvis import lvis_scores
 
     truth, frequencies = read_lvis_truth(instances)
     detections, left_out = read_coco_results(results, truth)
@@ -156,8 +156,8 @@ def voc(
 
     Example: crossdet score voc VOCdevkit/VOC2007 results --image-set test
     """
-    from crossdet.evaluation.voc import voc_scores
-    from crossdet.scoring.voc_files import read_voc_results, read_voc_truth
+    from crossdet.evaluation.files.voc import read_voc_results, read_voc_truth
+    from crossdet.evaluation.protocols.voc import voc_scores
 
     files = read_voc_truth(truth, image_set)
     read = read_voc_results(results, files)
@@ -221,9 +221,9 @@ def wider_face(
     """
     import numpy as np
 
-    from crossdet.evaluation.wider_face import wider_face_scores
-    from crossdet.evaluation.wider_face_lists import read_wider_face_truth
-    from crossdet.scoring.wider_face_files import read_wider_face_predictions
+    from crossdet.evaluation.files.wider_face import read_wider_face_predictions
+    from crossdet.evaluation.protocols.wider_face import wider_face_scores
+    from crossdet.evaluation.protocols.wider_face_lists import read_wider_face_truth
 
     lists = read_wider_face_truth(truth)
     read = read_wider_face_predictions(predictions, lists.names)
@@ -288,9 +288,9 @@ def wider_pedestrian(
 
     Example: crossdet score wider_pedestrian val_annotations.txt submission.txt --ignore val_ignore.txt
     """
-    from crossdet.evaluation.coco import coco_scores
-    from crossdet.evaluation.wider_pedestrian import challenge_scores
-    from crossdet.scoring.wider_pedestrian_files import coco_style, read_pedestrian_truth, read_submission
+    from crossdet.evaluation.files.wider_pedestrian import coco_style, read_pedestrian_truth, read_submission
+    from crossdet.evaluation.protocols.coco import coco_scores
+    from crossdet.evaluation.protocols.wider_pedestrian import challenge_scores
 
     files = read_pedestrian_truth(annotations, ignore, None if edition is None else int(edition))
     if cyclists == "ignore" and files.edition == 2019:

@@ -275,8 +275,8 @@ def test_scoring_does_not_import_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from crossdet.scoring.command import app; "
         f"app(['coco', {str(truth)!r}, {str(results)!r}], standalone_mode=False); "
-        "import crossdet.scoring.voc_files, crossdet.scoring.wider_face_files; "
-        "import crossdet.scoring.wider_pedestrian_files, crossdet.evaluation.wider_face_lists; "
+        "import crossdet.evaluation.files.voc, crossdet.evaluation.files.wider_face; "
+        "import crossdet.evaluation.files.wider_pedestrian, crossdet.evaluation.protocols.wider_face_lists; "
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

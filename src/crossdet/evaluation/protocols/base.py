@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from crossdet.data.index import Index
 from crossdet.errors import UserError
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
-from crossdet.evaluation.coco import CocoScores, coco_scores
-from crossdet.evaluation.lvis import MAX_DETECTIONS, lvis_scores
 from crossdet.evaluation.precision_recall import Curve
-from crossdet.evaluation.voc import VocTruth, voc_scores
-from crossdet.evaluation.wider_face import WiderFaceTruth, wider_face_scores
-from crossdet.evaluation.wider_face_lists import WiderFaceLists
-from crossdet.evaluation.wider_pedestrian import PedestrianTruth, challenge_scores
+from crossdet.evaluation.protocols.coco import CocoScores, coco_scores
+from crossdet.evaluation.protocols.lvis import MAX_DETECTIONS, lvis_scores
+from crossdet.evaluation.protocols.voc import VocTruth, voc_scores
+from crossdet.evaluation.protocols.wider_face import WiderFaceTruth, wider_face_scores
+from crossdet.evaluation.protocols.wider_face_lists import WiderFaceLists
+from crossdet.evaluation.protocols.wider_pedestrian import PedestrianTruth, challenge_scores
 from crossdet.labels.space import DROPPED
 from crossdet.types import REGION_FLAGS, Flag
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Ints
-from crossdet.evaluation.coco import CocoScores, coco_scores
+from crossdet.evaluation.protocols.coco import CocoScores, coco_scores
 
 MAX_DETECTIONS = 300
 FREQUENCIES = ("r", "c", "f")

@@ -23,7 +23,7 @@ from crossdet.evaluation.arrays import (
     check_columns,
     check_rows,
 )
-from crossdet.evaluation.matching import best_overlaps, by_score, first_of_each, iou_with_offset
+from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou_with_offset
 from crossdet.evaluation.precision_recall import Curve, area_ap, eleven_point_ap, exact_curve
 
 

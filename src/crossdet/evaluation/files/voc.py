@@ -16,9 +16,9 @@ from crossdet.data.formats.voc import list_entries, parse_xml
 from crossdet.data.index import is_there, raise_if_any
 from crossdet.errors import UserError, problem_list
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.voc import VocTruth
+from crossdet.evaluation.files.text import read_detection_lines
+from crossdet.evaluation.protocols.voc import VocTruth
 from crossdet.files import safe_name, spellings
-from crossdet.scoring.text_files import read_detection_lines
 
 LAYOUT = "image score xmin ymin xmax ymax"
 KIT_NAME = re.compile(r"comp\d+(?:_[^_]+)?_det_[^_]+_(?P<name>.+)")

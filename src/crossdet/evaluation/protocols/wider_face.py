@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, Ints, check_columns, check_rows
-from crossdet.evaluation.matching import best_overlaps, by_score, first_of_each, iou_with_offset
+from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou_with_offset
 from crossdet.evaluation.precision_recall import Curve, area_ap
 
 THRESHOLDS = 1.0 - np.arange(1, 1001) / 1000

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from crossdet.data.formats.wider_pedestrian import NUMBERS_PER_BOX, Line, read_box_lines, read_ignore_lines
 from crossdet.data.index import raise_if_any
 from crossdet.evaluation.arrays import Bools, DetectionArrays, GroundTruth
-from crossdet.evaluation.wider_pedestrian import PedestrianTruth
-from crossdet.scoring.text_files import read_detection_lines
+from crossdet.evaluation.files.text import read_detection_lines
+from crossdet.evaluation.protocols.wider_pedestrian import PedestrianTruth
 
 LAYOUT = "name score x y w h"
 

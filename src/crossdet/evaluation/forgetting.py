@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdet.evaluation.choosing import main_number, number_of
-from crossdet.figures import line_look, new_figure, save_figure
+from crossdet.evaluation.figures import line_look, new_figure, save_figure
 from crossdet.models.provenance import Generation, Score
 
 MARKERS = "os^Dvp"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from crossdet.errors import UserError
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, Ints, check_columns, check_rows
-from crossdet.evaluation.matching import best_overlaps, by_score, first_of_each, iou_with_offset, pairs
+from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou_with_offset, pairs
 from crossdet.evaluation.precision_recall import Curve, area_ap, exact_curve
 
 IOU_THRESHOLDS = np.arange(0.5, 1.0, 0.05)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from crossdet.data.index import raise_if_any, read_bytes
 from crossdet.errors import AnnotationError
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Ints, Verified
-from crossdet.evaluation.lvis import FREQUENCIES
+from crossdet.evaluation.protocols.lvis import FREQUENCIES
 
 Items = list[dict[str, Any]]
 NUMBER, BOX = "a finite number", "four finite numbers [x, y, width, height]"
