@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.training import TrainStep
+from crossdet.training.loop import TrainStep
 from crossdet.types import Batch
 from train_step import TORCHVISION, Form, optimizer, random_batch
 

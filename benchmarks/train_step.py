@@ -33,7 +33,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.training import TrainStep
+from crossdet.training.loop import TrainStep
 from crossdet.types import Annotations, Batch
 
 Step = Callable[[], float]

@@ -41,13 +41,13 @@ from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.provenance import START_FILE, Generation, first_generation, to_metadata
 from crossdet.models.retinanet.network import RetinaNet
 from crossdet.models.weights import STATE_FILE
-from crossdet.pseudo import TEACHER_FOLDER
-from crossdet.recipe import Recipe
 from crossdet.run_directory import check_run_dir, check_teachers_stay, make_run_dir, run_directory
-from crossdet.run_identity import run_identity
 from crossdet.sources import Sources, listed_only_problem, named_splits, open_sources
-from crossdet.teaching import TEACHER_DECAY, Lesson, Taught, open_teachers, taught_epochs
-from crossdet.training import DataOfEpoch, EpochData, FurtherLoss, fit
+from crossdet.training.identity import run_identity
+from crossdet.training.loop import DataOfEpoch, EpochData, FurtherLoss, fit
+from crossdet.training.pseudo_labels import TEACHER_FOLDER
+from crossdet.training.recipe import Recipe
+from crossdet.training.teachers import TEACHER_DECAY, Lesson, Taught, open_teachers, taught_epochs
 from crossdet.types import Batch, Detections
 
 __all__ = ["evaluate", "load_detector", "predict", "train", "training_batches"]

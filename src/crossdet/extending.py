@@ -56,9 +56,9 @@ from crossdet.models.retinanet.distillation import logit_matching
 from crossdet.models.retinanet.growth import carry_over, train_new_classes_only
 from crossdet.models.retinanet.subnets import Adapter
 from crossdet.models.weights import METRICS_FILE, load_weights, update_metadata
-from crossdet.pseudo import TEACHER_FOLDER, Teacher, label_images, taught_space
 from crossdet.run_directory import check_run_dir, make_run_dir, run_directory
 from crossdet.sources import Sources, open_sources
+from crossdet.training.pseudo_labels import TEACHER_FOLDER, Teacher, label_images, taught_space
 
 REPORT_FILE = "forgetting.json"
 PLOT_FILE = "generations.png"

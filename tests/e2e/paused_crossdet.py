@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from crossdet.cli import main
-from crossdet.runlog import RunLog
+from crossdet.training.log import RunLog
 
 pause, file = int(sys.argv[1]), Path(sys.argv[2])
 log_step = RunLog.step

@@ -13,12 +13,13 @@ from PIL import Image
 from typer.testing import CliRunner
 from worlds import CAR, FACE, HEIGHT, WIDTH, make_world
 
-from crossdet import load_config, load_detector, train, training_state
+from crossdet import load_config, load_detector, train
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import RunError, UserError
 from crossdet.experiments.ablation_command import app
 from crossdet.experiments.split import split_dataset
 from crossdet.experiments.split_files import write_split
+from crossdet.training.loop import state as training_state
 
 METHODS = "naive,aware_distinct,same_positives,expert_left"
 SIGN = (60, 60, 220)

@@ -220,7 +220,7 @@ def test_thresholds_of_classes_without_validation_data_stay(world, signs, traine
 
 
 def test_an_interrupted_extension_continues_exactly(world, signs, trained, tmp_path):
-    from crossdet.runlog import RunLog
+    from crossdet.training.log import RunLog
 
     log_step = RunLog.step
 
@@ -237,7 +237,7 @@ def test_an_interrupted_extension_continues_exactly(world, signs, trained, tmp_p
             extend(trained.folder, parsed, output=tmp_path / "run")
     started = (tmp_path / "run" / "extend.json").read_bytes()
     with pytest.MonkeyPatch.context() as patch:  # what the teacher found is kept
-        patch.setattr("crossdet.pseudo.detect_folded", None)
+        patch.setattr("crossdet.training.pseudo_labels.detect_folded", None)
         extend(trained.folder, parsed, output=tmp_path / "run", resume=True)
     extend(trained.folder, parsed, output=tmp_path / "reference")
     assert (tmp_path / "run" / "extend.json").read_bytes() == started

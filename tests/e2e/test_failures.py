@@ -15,9 +15,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from worlds import changed, crossdet, one_thread
 
-from crossdet import RunError, train, training
+from crossdet import RunError, train
 from crossdet.models.retinanet.network import RetinaNet
 from crossdet.models.weights import load_state
+from crossdet.training.loop import loop as training
 
 
 @pytest.fixture

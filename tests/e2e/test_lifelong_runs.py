@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 from worlds import draw_split
 
-from crossdet import evaluate, load_config, load_detector, training_state
+from crossdet import evaluate, load_config, load_detector
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import IndexBuilder
 from crossdet.errors import RunError, UserError
@@ -25,6 +25,7 @@ from crossdet.experiments.lifelong_plan import UnionTest
 from crossdet.models.provenance import file_digest, generations, read_metadata
 from crossdet.models.retinanet.growth import WEIGHT, by_class
 from crossdet.models.weights import load_weights, save_weights, update_metadata
+from crossdet.training.loop import state as training_state
 
 METHODS = ("fine_tune", "replay", "distill", "distill_replay", "frozen", "frozen_adapter", "joint")
 CHAINS = METHODS[:-1]

@@ -14,7 +14,7 @@ from test_distributed import torchrun
 from torchvision.models._meta import _COCO_CATEGORIES
 from typer.testing import CliRunner
 
-from crossdet import load_config, load_detector, training_state
+from crossdet import load_config, load_detector
 from crossdet.check import inspect
 from crossdet.errors import RunError, UserError
 from crossdet.experiments import paper_data
@@ -23,6 +23,7 @@ from crossdet.experiments.paper import Place, resolve
 from crossdet.experiments.paper_command import app
 from crossdet.experiments.paper_rows import DATASETS, TRAININGS, VOC_CLASSES
 from crossdet.inference import Detector
+from crossdet.training.loop import state as training_state
 from crossdet.types import Detections
 
 IMAGES = 8

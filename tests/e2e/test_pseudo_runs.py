@@ -19,8 +19,8 @@ from crossdet.labels.space import LabelSpace
 from crossdet.models.retinanet.network import RetinaNet
 from crossdet.models.weights import load_state, load_weights, save_state
 from crossdet.relabelling import relabel
-from crossdet.runlog import RunLog
-from crossdet.teaching import last_taught, teach
+from crossdet.training.log import RunLog
+from crossdet.training.teachers import last_taught, teach
 from crossdet.types import Flag
 
 SHORT = {"train.epochs": 2, "train.eval_every": 0}
@@ -111,7 +111,7 @@ def test_the_network_labels_for_itself_and_goes_on_exactly(ema, world, tmp_path,
 
     interrupted(config, tmp_path / "middle", 45)  # in the epoch that is trained on the first labels
     with monkeypatch.context() as patch:
-        patch.setattr("crossdet.pseudo.detect_folded", None)  # they are read
+        patch.setattr("crossdet.training.pseudo_labels.detect_folded", None)  # they are read
         train(config, output=tmp_path / "middle", resume=True)
     assert_same(tmp_path / "middle", tmp_path / "run")
 
@@ -120,7 +120,7 @@ def test_the_network_labels_for_itself_and_goes_on_exactly(ema, world, tmp_path,
         def full(*_: Any) -> None:
             raise RunError("no space")
 
-        patch.setattr("crossdet.teaching.write_json", full)
+        patch.setattr("crossdet.training.teachers.write_json", full)
         with pytest.raises(RunError, match="no space"):
             train(config, output=tmp_path / "full")
     train(config, output=tmp_path / "full", resume=True)
@@ -138,7 +138,7 @@ def test_without_an_average_that_counts_the_teacher_has_its_own(world, tmp_path,
         taught_by.append((own, saved))
         return teach(fabric, lesson, teachers, folder)
 
-    monkeypatch.setattr("crossdet.teaching.teach", watched)
+    monkeypatch.setattr("crossdet.training.teachers.teach", watched)
     train(config, output=tmp_path / "run")
     interrupted(config, tmp_path / "old", 42)  # the last step before the labels
     state = load_state(tmp_path / "old" / "state.pt")

@@ -167,7 +167,7 @@ def test_a_killed_loader_process_is_told(config, tmp_path):
 
 def test_interrupted_in_this_process(world, tmp_path):
     """The same from Python; the handlers that were there before are back afterwards."""
-    from crossdet.runlog import RunLog
+    from crossdet.training.log import RunLog
 
     log_step = RunLog.step
 

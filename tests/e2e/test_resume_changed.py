@@ -18,7 +18,7 @@ from crossdet import RunError, train
 from crossdet.config import load_config
 from crossdet.errors import UserError
 from crossdet.models.weights import load_state, save_state
-from crossdet.runlog import RunLog
+from crossdet.training.log import RunLog
 
 
 @pytest.fixture

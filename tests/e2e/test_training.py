@@ -23,7 +23,7 @@ from crossdet.labels.space import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.weights import load_weights
 from crossdet.sources import open_sources
-from crossdet.training import Recipe, Sealed, TrainStep, learning_rate
+from crossdet.training.loop import Recipe, Sealed, TrainStep, learning_rate
 
 STEPS_PER_EPOCH = 6
 

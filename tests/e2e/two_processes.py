@@ -22,7 +22,7 @@ from crossdet.data.loading import MicroBatches, collate
 from crossdet.models.building import build_detector
 from crossdet.models.retinanet.network import RetinaNet
 from crossdet.sources import open_sources
-from crossdet.training import Sealed, TrainStep
+from crossdet.training.loop import Sealed, TrainStep
 from crossdet.types import Batch
 
 GLOBAL_BATCHES = [[0, 13, 5], [2, 3, 20, 17], [7, 14, 8]]

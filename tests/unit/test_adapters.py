@@ -22,7 +22,7 @@ from crossdet.models.retinanet.growth import (
 )
 from crossdet.models.retinanet.network import RetinaNet
 from crossdet.models.retinanet.subnets import Adapter
-from crossdet.training_state import averaged
+from crossdet.training.state import averaged
 from crossdet.types import Annotations, Batch
 
 SETTINGS = DetectorSettings(

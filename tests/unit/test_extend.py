@@ -36,7 +36,7 @@ from crossdet.models.provenance import Generation, Score, generations, new_gener
 from crossdet.models.retinanet.growth import BIAS, WEIGHT, carry_over, train_new_classes_only
 from crossdet.models.retinanet.subnets import Adapter
 from crossdet.models.weights import save_weights
-from crossdet.pseudo import taught_classes, taught_space, with_pseudo_labels
+from crossdet.training.pseudo_labels import taught_classes, taught_space, with_pseudo_labels
 from crossdet.types import Flag
 
 SETTINGS = DetectorSettings(

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from crossdet.losses import image_focal_losses
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.retinanet.network import RetinaNet
-from crossdet.training import TrainStep
+from crossdet.training.loop import TrainStep
 from crossdet.types import BACKGROUND, IGNORE, Annotations, Batch, Flag
 
 CLASSES = 5

@@ -33,10 +33,10 @@ from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.provenance import generations
 from crossdet.models.retinanet.growth import BIAS, WEIGHT, by_class
 from crossdet.models.weights import load_weights, save_weights
-from crossdet.pseudo import find
 from crossdet.relabelling import relabel
 from crossdet.sources import Sources
-from crossdet.teaching import as_teacher
+from crossdet.training.pseudo_labels import find
+from crossdet.training.teachers import as_teacher
 
 SETTINGS = DetectorSettings(
     backbone="test_efficientnet", channels=16, head_depth=1, scales=(2.0, 3.0), ratios=(0.6, 1.0),

@@ -35,7 +35,7 @@ from crossdet.experiments.paper_rows import CONTRADICTIONS, DATASETS, MINI_STEPS
 from crossdet.experiments.paper_tables import as_json, markdown, paper_table, value_of
 from crossdet.files import write_json
 from crossdet.labels.space import LabelSpace
-from crossdet.training import Recipe, learning_rate
+from crossdet.training.loop import Recipe, learning_rate
 
 # Typed from the tables of arXiv 2001.04621, columns as there. "-" is printed there for what was not evaluated.
 PRINTED = """

@@ -20,8 +20,10 @@ from crossdet.evaluation.run import EvalSettings, Found
 from crossdet.losses import dataset_aware_focal_loss
 from crossdet.models.retinanet.anchors import anchor_grid, cell_anchors
 from crossdet.models.retinanet.matching import label_anchors, label_and_weigh
-from crossdet.pseudo import Teacher, label_images
-from crossdet.teaching import (
+from crossdet.training.loop import EpochData
+from crossdet.training.pseudo_labels import Teacher, label_images
+from crossdet.training.state import averaged
+from crossdet.training.teachers import (
     Lesson,
     Taught,
     background_weights,
@@ -30,8 +32,6 @@ from crossdet.teaching import (
     taught_epochs,
     teach,
 )
-from crossdet.training import EpochData
-from crossdet.training_state import averaged
 from crossdet.types import BACKGROUND, Annotations, Batch
 
 SETTINGS = EvalSettings(64, 96)

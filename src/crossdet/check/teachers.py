@@ -14,7 +14,7 @@ def look_at_teachers(config: Config, sources: Sources) -> tuple[list[str], list[
         return [], []
     from crossdet.evaluation.protocols.base import Split  # with torch, for the few configs that have teachers
     from crossdet.evaluation.run import EvalSettings
-    from crossdet.teaching import Lesson, known_ids
+    from crossdet.training.teachers import Lesson, known_ids
 
     space, teachers = sources.space, config.pseudo.teachers
     splits = {n: Split(i, space.ids(n, i.classes), space.classes) for n, i in sources.val.items()}

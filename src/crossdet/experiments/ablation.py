@@ -308,7 +308,7 @@ def _result(
     job: Job, record: Mapping[str, Any] | None, diverged: str | None, test: measure.UnionTest
 ) -> dict[str, Any]:
     """What is written down of one training. record: of its last epoch; None where it diverged."""
-    from crossdet.teaching import last_taught
+    from crossdet.training.teachers import last_taught
 
     note = jobs.read_json(job.run_dir / jobs.NOTE)
     epochs = jobs.read_json(job.run_dir / "metrics.json").get("epochs", [])

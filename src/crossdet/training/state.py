@@ -17,8 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 from crossdet.errors import Diverged, RunError
 from crossdet.models.retinanet.network import RetinaNet
 from crossdet.models.weights import STATE_FILE, load_state, save_state, save_weights
-from crossdet.recipe import Recipe
-from crossdet.run_identity import Identity, check_identity
+from crossdet.training.identity import Identity, check_identity
+from crossdet.training.recipe import Recipe
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 

@@ -29,7 +29,8 @@ from crossdet.files import write_json
 from crossdet.inference import Detector
 from crossdet.labels.space import LabelSpace
 from crossdet.models.retinanet.network import RetinaNet
-from crossdet.pseudo import (
+from crossdet.training.loop import DataOfEpoch, EpochData
+from crossdet.training.pseudo_labels import (
     LEAST_SCORE,
     TEACHER_FOLDER,
     Teacher,
@@ -41,7 +42,6 @@ from crossdet.pseudo import (
     taught_space,
     teacher_name,
 )
-from crossdet.training import DataOfEpoch, EpochData
 from crossdet.types import Flag
 
 TAUGHT_FILE = "taught.json"

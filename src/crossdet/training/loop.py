@@ -28,12 +28,12 @@ from crossdet.models.weights import (
     WEIGHTS_FILE,
     save_state,
 )
-from crossdet.recipe import Recipe as Recipe
-from crossdet.recipe import learning_rate as learning_rate
-from crossdet.run_identity import Identity
-from crossdet.runlog import RunLog
-from crossdet.stopping import stop_signals
-from crossdet.training_state import DatasetTotals, Progress, RunState, averaged, sum_over_ranks
+from crossdet.training.identity import Identity
+from crossdet.training.log import RunLog
+from crossdet.training.recipe import Recipe as Recipe
+from crossdet.training.recipe import learning_rate as learning_rate
+from crossdet.training.signals import stop_signals
+from crossdet.training.state import DatasetTotals, Progress, RunState, averaged, sum_over_ranks
 from crossdet.types import Batch
 
 Evaluate = Callable[[RetinaNet, str], dict[str, Any]]
