@@ -17,6 +17,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.seed import seed_everything
 
 from crossdet.config import Config, load_config
+from crossdet.config.sources import Sources, listed_only_problem, named_splits, open_sources
 from crossdet.data.augment import Augment
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.loading import epoch_batches, make_loader
@@ -42,7 +43,6 @@ from crossdet.models.provenance import START_FILE, Generation, first_generation,
 from crossdet.models.retinanet.network import RetinaNet
 from crossdet.models.weights import STATE_FILE
 from crossdet.run_directory import check_run_dir, check_teachers_stay, make_run_dir, run_directory
-from crossdet.sources import Sources, listed_only_problem, named_splits, open_sources
 from crossdet.training.identity import run_identity
 from crossdet.training.loop import DataOfEpoch, EpochData, FurtherLoss, fit
 from crossdet.training.pseudo_labels import TEACHER_FOLDER

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from crossdet.config import Config, UnionTestConfig
+from crossdet.config.sources import Sources, open_sources, union_test_index
 from crossdet.data.index import Index
 from crossdet.errors import UserError
 from crossdet.evaluating import positions, splits_for_detector
@@ -23,7 +24,6 @@ from crossdet.evaluation.run import EvalSettings, detect_folded
 from crossdet.files import safe_names, write_json
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.space import DROPPED
-from crossdet.sources import Sources, open_sources, union_test_index
 
 SCORE_THRESHOLD = 0.05
 MAX_DETECTIONS = 300

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.config import Config, DatasetConfig
+from crossdet.config.sources import Sources
 from crossdet.data.federated import verified_in_evaluation
 from crossdet.data.index import Index
 from crossdet.data.rotation import without_direction_classes
@@ -28,7 +29,6 @@ from crossdet.inference import Detector
 from crossdet.labels.folds import NO_ANGLE, Folding
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.retinanet.network import RetinaNet
-from crossdet.sources import Sources
 
 COLUMNS = {
     "coco": ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"),

@@ -33,6 +33,7 @@ from crossdet.api import (
     weights_metadata,
 )
 from crossdet.config import Config, ExtendConfig
+from crossdet.config.sources import Sources, open_sources
 from crossdet.errors import UserError, problem_list
 from crossdet.evaluating import judged_classes, splits_for_training
 from crossdet.evaluation.forgetting import changes, draw_generations, main_numbers, report_text, to_json
@@ -57,7 +58,6 @@ from crossdet.models.retinanet.growth import carry_over, train_new_classes_only
 from crossdet.models.retinanet.subnets import Adapter
 from crossdet.models.weights import METRICS_FILE, load_weights, update_metadata
 from crossdet.run_directory import check_run_dir, make_run_dir, run_directory
-from crossdet.sources import Sources, open_sources
 from crossdet.training.pseudo_labels import TEACHER_FOLDER, Teacher, label_images, taught_space
 
 REPORT_FILE = "forgetting.json"

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from crossdet import Config, RunError, UserError, evaluate, load_config, load_detector, train
 from crossdet.api import build_fabric, detector_settings, recipe, training_data
+from crossdet.config.sources import open_sources
 from crossdet.data.loading import collate, epoch_batches
 from crossdet.evaluating import Evaluation
 from crossdet.labels.space import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.weights import load_weights
-from crossdet.sources import open_sources
 from crossdet.training.loop import Recipe, Sealed, TrainStep, learning_rate
 
 STEPS_PER_EPOCH = 6

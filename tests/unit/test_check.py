@@ -450,8 +450,8 @@ def test_a_narrow_terminal_gets_the_matrix_in_blocks(tmp_path):
 
 def test_federated_images_trust_what_training_trusts(tmp_path):
     """The counts against the rows that the hybrid dataset hands to training."""
+    from crossdet.config.sources import open_sources
     from crossdet.data.hybrid import HybridDataset, Part
-    from crossdet.sources import open_sources
 
     rng = np.random.default_rng(0)
     lists = {

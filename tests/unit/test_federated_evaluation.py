@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from crossdet import Config, LabelSpace
+from crossdet.config.sources import open_sources
 from crossdet.data.federated import verified_in_evaluation
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.index import Index, IndexBuilder
@@ -21,7 +22,6 @@ from crossdet.experiments.lifelong_measure import place_of, rows_of
 from crossdet.inference import Detector, InputSettings
 from crossdet.labels.space import DROPPED
 from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.sources import open_sources
 
 
 def index_of(classes, images, federated=True) -> Index:

@@ -8,6 +8,7 @@ import torch
 
 from crossdet import LabelSpace
 from crossdet.config import Config
+from crossdet.config.sources import classes_of, open_sources
 from crossdet.data.index import IndexBuilder
 from crossdet.data.rotation import rotated
 from crossdet.errors import ConfigError, LabelError, UserError
@@ -21,7 +22,6 @@ from crossdet.labels.edits import edited
 from crossdet.labels.folds import NO_ANGLE, Fold, Folding
 from crossdet.labels.members import with_members
 from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.sources import classes_of, open_sources
 
 BASE = {"faces": ["face"], "people": ["person", "face"], "cars": ["car", "wheel"]}
 

@@ -18,6 +18,7 @@ from PIL import Image
 from torchvision.ops import box_iou, nms
 
 from crossdet import Config, LabelSpace, UserError, evaluating, load_detector
+from crossdet.config.sources import Sources
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError
@@ -34,7 +35,6 @@ from crossdet.models.provenance import generations
 from crossdet.models.retinanet.growth import BIAS, WEIGHT, by_class
 from crossdet.models.weights import load_weights, save_weights
 from crossdet.relabelling import relabel
-from crossdet.sources import Sources
 from crossdet.training.pseudo_labels import find
 from crossdet.training.teachers import as_teacher
 

@@ -720,7 +720,7 @@ def test_names_that_lead_out_of_the_folder_stay_inside(source: Path, tmp_path: P
 
 def test_splitting_needs_no_torch() -> None:
     code = (
-        "import sys, crossdet.experiments.split_command, crossdet.experiments.split_files, crossdet.sources;"
+        "import sys, crossdet.experiments.split_command, crossdet.experiments.split_files, crossdet.config.sources;"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -22,6 +22,7 @@ from crossdet.check.report import (
 )
 from crossdet.check.teachers import look_at_teachers
 from crossdet.config import Config
+from crossdet.config.sources import SPLITS, Sources, listed_only_problem, open_sources
 from crossdet.data.federated import verified_classes
 from crossdet.data.index import Index
 from crossdet.data.reading import IMAGE_REASONS
@@ -30,7 +31,6 @@ from crossdet.errors import LabelError
 from crossdet.labels.members import lonely_members
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.retinanet.anchor_stats import best_anchor_iou, resized_boxes, resized_sizes
-from crossdet.sources import SPLITS, Sources, listed_only_problem, open_sources
 from crossdet.types import PYRAMID_STRIDES, REGION_FLAGS, Flag
 
 LOW_RECALL = 0.9

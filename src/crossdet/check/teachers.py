@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from crossdet.config import Config
+from crossdet.config.sources import Sources
 from crossdet.errors import UserError
 from crossdet.models.weights_argument import known_space
-from crossdet.sources import Sources
 
 
 def look_at_teachers(config: Config, sources: Sources) -> tuple[list[str], list[str]]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from crossdet.auditing import open_union_test
 from crossdet.config import Config
+from crossdet.config.sources import open_sources
 from crossdet.data.index import Index
 from crossdet.evaluating import splits_for_detector
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
@@ -33,7 +34,6 @@ from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.provenance import file_digest
 from crossdet.models.retinanet.growth import ADAPTERS, BIAS, WEIGHT, by_class
 from crossdet.models.weights import load_weights
-from crossdet.sources import open_sources
 
 UNLABELLED = "unlabelled"
 

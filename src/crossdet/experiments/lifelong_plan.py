@@ -22,11 +22,11 @@ from crossdet.config import (
     load_config,
 )
 from crossdet.config.mistakes import suggest
+from crossdet.config.sources import classes_of, open_sources, union_test_index
 from crossdet.data.index import Index
 from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.experiments.jobs import comparable
 from crossdet.labels.space import DROPPED, LabelSpace
-from crossdet.sources import classes_of, open_sources, union_test_index
 
 VAL, UNION = "val", "union"
 """Places where a generation is judged."""

@@ -359,7 +359,7 @@ def _result(
     note: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What is written down of a finished training. note: what `jobs.train_on` kept of it."""
-    from crossdet.sources import open_sources
+    from crossdet.config.sources import open_sources
 
     sources = open_sources(config)
     training = experiment.training

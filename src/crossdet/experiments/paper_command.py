@@ -205,9 +205,9 @@ def pictures(
 
     loaded = load_config(config)
 
+    from crossdet.config.sources import open_sources
     from crossdet.evaluation.pictures import draw_by_dataset
     from crossdet.inference import load_detector
-    from crossdet.sources import open_sources
 
     detector = load_detector(run_dir, last=True)
     sources = open_sources(loaded, ["val"], detector=detector.space)

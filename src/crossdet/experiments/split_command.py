@@ -129,7 +129,7 @@ def _dataset_name(config: Config, wanted: str | None) -> str:
 
 def _open(config: Config, name: str) -> tuple[Index, Index]:
     """Both splits; of the training split the images that `part` leaves."""
-    from crossdet.sources import open_split, share_of
+    from crossdet.config.sources import open_split, share_of
 
     dataset, indexes, problems = config.datasets[name], {}, []
     for split_name in ("train", "val"):
