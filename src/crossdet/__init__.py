@@ -6,12 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crossdet.api import evaluate, load_detector, predict, train
     from crossdet.config import Config, load_config
     from crossdet.data.index import Index
     from crossdet.errors import CrossdetError, RunError, UserError
-    from crossdet.extending import extend
     from crossdet.labels.space import LabelSpace
+    from crossdet.runs.extend import extend
+    from crossdet.runs.train import evaluate, load_detector, predict, train
     from crossdet.types import Annotations, Batch, Detections
 
 __version__ = "0.1.0"
@@ -21,11 +21,11 @@ _HOME = {
     "LabelSpace": "crossdet.labels.space",
     "Config": "crossdet.config",
     "load_config": "crossdet.config",
-    "train": "crossdet.api",
-    "evaluate": "crossdet.api",
-    "predict": "crossdet.api",
-    "load_detector": "crossdet.api",
-    "extend": "crossdet.extending",
+    "train": "crossdet.runs.train",
+    "evaluate": "crossdet.runs.train",
+    "predict": "crossdet.runs.train",
+    "load_detector": "crossdet.runs.train",
+    "extend": "crossdet.runs.extend",
     "Index": "crossdet.data.index",
     "Annotations": "crossdet.types",
     "Batch": "crossdet.types",

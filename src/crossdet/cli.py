@@ -122,8 +122,8 @@ def check(
     if report.errors:
         raise typer.Exit(2)
     if pictures:
-        from crossdet.api import training_batches
         from crossdet.data.drawing import write_batch_pictures
+        from crossdet.runs.train import training_batches
 
         target = folder or Path("check_pictures")
         drawn, sources = training_batches(loaded, batches, known=grown)
@@ -169,8 +169,8 @@ def train(
 
     loaded = load_config(config, overrides or [])  # its mistakes are told before torch is imported
 
-    from crossdet.api import is_first_process
-    from crossdet.api import train as run
+    from crossdet.runs.train import is_first_process
+    from crossdet.runs.train import train as run
 
     record = run(loaded, output=output, resume=resume, overwrite=overwrite)
     if not is_first_process():
@@ -221,8 +221,8 @@ def evaluate(
     loaded = load_config(config, overrides or [], known_space(run).datasets)
     _say(taken(run, last))
 
-    from crossdet.api import evaluate as score
-    from crossdet.evaluating import metrics_table
+    from crossdet.runs.evaluate import metrics_table
+    from crossdet.runs.train import evaluate as score
 
     folder = output or (run / f"eval_{config.stem}" if run.is_dir() else None)
     metrics = score(run, loaded, output=folder, fold=fold, agnostic_nms=agnostic_nms, last=last)
@@ -276,7 +276,7 @@ def audit(
     for one in runs:
         _say(taken(one, last))
 
-    from crossdet.auditing import audit_runs, audit_tables
+    from crossdet.runs.audit import audit_runs, audit_tables
 
     folder = output or ((run if run.is_dir() else run.parent) / "audit")
     content = audit_runs(runs, loaded, folder, split, agnostic_nms, last)
@@ -349,7 +349,7 @@ def predict(
 
     _say(taken(weights, last))
 
-    from crossdet.predicting import predict_to_folder
+    from crossdet.runs.predict import predict_to_folder
 
     names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
     summary = predict_to_folder(

@@ -53,10 +53,10 @@ def extend(
     out = Console()
     out.print(escape(taken(run)), highlight=False, soft_wrap=True)
 
-    from crossdet.api import is_first_process
     from crossdet.evaluation.forgetting import warning_of
-    from crossdet.extending import extend as extended
     from crossdet.files import write_json
+    from crossdet.runs.extend import extend as extended
+    from crossdet.runs.train import is_first_process
 
     record = extended(run, loaded, output=output, resume=resume, overwrite=overwrite)
     report = record["forgetting"]

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from crossdet.api import check_trainable
 from crossdet.check.inspection import report_on
 from crossdet.check.report import Report
 from crossdet.config import Config
 from crossdet.config.sources import open_sources
 from crossdet.errors import UserError
-from crossdet.extending import check_mode, with_settings_of
 from crossdet.labels.edits import growth
 from crossdet.labels.space import LabelSpace
 from crossdet.models.provenance import read_metadata
+from crossdet.runs.extend import check_mode, with_settings_of
+from crossdet.runs.train import check_trainable
 
 
 def inspect_extension(config: Config, weights: Path, max_images: int | None = None) -> tuple[Report, Config]:

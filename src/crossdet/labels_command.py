@@ -65,7 +65,7 @@ def labels(
         raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
 
     from crossdet.models.weights_argument import taken
-    from crossdet.relabelling import relabel
+    from crossdet.runs.relabel import relabel
 
     source = taken(weights)
     space = relabel(weights, target, renames, merges)

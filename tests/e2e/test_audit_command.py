@@ -9,9 +9,9 @@ import pytest
 from pycocotools.coco import COCO
 
 from crossdet import UserError, train
-from crossdet.auditing import audit_runs
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import IndexBuilder
+from crossdet.runs.audit import audit_runs
 
 
 def union_test(world, file):

@@ -23,7 +23,6 @@ from crossdet.data.decoding import read_image
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import Index, IndexBuilder, load_index
 from crossdet.experiments.lifelong_measure import unchanged
-from crossdet.extending import check_mode
 from crossdet.inference import Detector
 from crossdet.labels.space import LabelSpace
 from crossdet.models.building import DetectorSettings
@@ -31,7 +30,8 @@ from crossdet.models.provenance import generations
 from crossdet.models.retinanet.growth import ADAPTERS, BIAS, WEIGHT, by_class
 from crossdet.models.retinanet.subnets import Adapter
 from crossdet.models.weights import load_weights, update_metadata
-from crossdet.relabelling import relabel
+from crossdet.runs.extend import check_mode
+from crossdet.runs.relabel import relabel
 
 SIGN = (40, 80, 220)
 SHAPES = 4

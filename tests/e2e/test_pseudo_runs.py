@@ -18,7 +18,7 @@ from crossdet.data.index import load_index
 from crossdet.labels.space import LabelSpace
 from crossdet.models.retinanet.network import RetinaNet
 from crossdet.models.weights import load_state, load_weights, save_state
-from crossdet.relabelling import relabel
+from crossdet.runs.relabel import relabel
 from crossdet.training.log import RunLog
 from crossdet.training.teachers import last_taught, teach
 from crossdet.types import Flag

@@ -16,13 +16,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from crossdet import Config, RunError, UserError, evaluate, load_config, load_detector, train
-from crossdet.api import build_fabric, detector_settings, recipe, training_data
 from crossdet.config.sources import open_sources
 from crossdet.data.loading import collate, epoch_batches
-from crossdet.evaluating import Evaluation
 from crossdet.labels.space import LabelSpace
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.weights import load_weights
+from crossdet.runs.evaluate import Evaluation
+from crossdet.runs.train import build_fabric, detector_settings, recipe, training_data
 from crossdet.training.loop import Recipe, Sealed, TrainStep, learning_rate
 
 STEPS_PER_EPOCH = 6
@@ -183,7 +183,7 @@ def test_best_weights_are_those_of_the_best_evaluation(world, tmp_path, monkeypa
         record = {"protocol": "coco", "AP": mean, "per_class": {}, "images": 0, "unreadable": []}
         return Evaluation({"mean": mean, "datasets": {"cars": record}}, {}, {})
 
-    monkeypatch.setattr("crossdet.api.score_splits", scores)
+    monkeypatch.setattr("crossdet.runs.train.score_splits", scores)
     run(world, tmp_path / "run", {"train.epochs": 3, "train.max_steps": None, "train.batch_size": 8})
     assert same(weights(tmp_path / "run", "best.safetensors"), seen[kept - 1])
     assert same(weights(tmp_path / "run"), seen[2])

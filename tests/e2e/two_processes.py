@@ -15,13 +15,13 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from crossdet import load_config
-from crossdet.api import build_fabric, detector_settings, training_data
 from crossdet.config import Config
 from crossdet.config.sources import open_sources
 from crossdet.data.hybrid import Draw, HybridDataset
 from crossdet.data.loading import MicroBatches, collate
 from crossdet.models.building import build_detector
 from crossdet.models.retinanet.network import RetinaNet
+from crossdet.runs.train import build_fabric, detector_settings, training_data
 from crossdet.training.loop import Sealed, TrainStep
 from crossdet.types import Batch
 

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from crossdet import Config
 from crossdet.config.sources import open_sources
 from crossdet.data.formats.coco import read_coco
-from crossdet.evaluating import protocols_of, splits_for_training
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
 from crossdet.evaluation.protocols.base import LIMITS, best_per_image, score_split
 from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.evaluation.protocols.lvis import lvis_scores
+from crossdet.runs.evaluate import protocols_of, splits_for_training
 from crossdet.scoring.command import app
 
 with pytest.MonkeyPatch.context() as patch:

@@ -14,17 +14,17 @@ from PIL import Image
 from torchvision.ops import box_iou, nms
 
 from crossdet import LabelSpace, evaluate, load_detector, predict
-from crossdet.auditing import audit_runs
 from crossdet.config import Config, load_config
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import IndexBuilder
-from crossdet.extending import with_settings_of
 from crossdet.inference import Detector, InputSettings
 from crossdet.labels.folds import Fold
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.retinanet.network import network as retinanet
 from crossdet.models.retinanet.subnets import Adapter
 from crossdet.models.weights import load_weights, save_weights
+from crossdet.runs.audit import audit_runs
+from crossdet.runs.extend import with_settings_of
 
 SETTINGS = DetectorSettings(
     backbone="test_efficientnet", channels=16, head_depth=1, scales=(2.0, 3.0), ratios=(0.6, 1.0),

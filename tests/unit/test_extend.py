@@ -30,12 +30,12 @@ from crossdet.evaluation.forgetting import (
     to_json,
     warning_of,
 )
-from crossdet.extending import with_settings_of
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.provenance import Generation, Score, generations, new_generation, to_metadata
 from crossdet.models.retinanet.growth import BIAS, WEIGHT, carry_over, train_new_classes_only
 from crossdet.models.retinanet.subnets import Adapter
 from crossdet.models.weights import save_weights
+from crossdet.runs.extend import with_settings_of
 from crossdet.training.pseudo_labels import taught_classes, taught_space, with_pseudo_labels
 from crossdet.types import Flag
 

@@ -11,7 +11,6 @@ from crossdet.data.federated import verified_in_evaluation
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.data.rotation import rotated
-from crossdet.evaluating import splits_for_detector, splits_for_training
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
 from crossdet.evaluation.audit import AuditedSplit, audit
 from crossdet.evaluation.bootstrap import paired_bootstrap
@@ -22,6 +21,7 @@ from crossdet.experiments.lifelong_measure import place_of, rows_of
 from crossdet.inference import Detector, InputSettings
 from crossdet.labels.space import DROPPED
 from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.runs.evaluate import splits_for_detector, splits_for_training
 
 
 def index_of(classes, images, federated=True) -> Index:

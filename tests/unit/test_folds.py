@@ -12,7 +12,6 @@ from crossdet.config.sources import classes_of, open_sources
 from crossdet.data.index import IndexBuilder
 from crossdet.data.rotation import rotated
 from crossdet.errors import ConfigError, LabelError, UserError
-from crossdet.evaluating import splits_for_detector
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.orientation import angular_error, fold_detections, orientation_scores
 from crossdet.evaluation.protocols.base import Protocol, Split, score_split
@@ -22,6 +21,7 @@ from crossdet.labels.edits import edited
 from crossdet.labels.folds import NO_ANGLE, Fold, Folding
 from crossdet.labels.members import with_members
 from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.runs.evaluate import splits_for_detector
 
 BASE = {"faces": ["face"], "people": ["person", "face"], "cars": ["car", "wheel"]}
 

@@ -15,7 +15,7 @@ from crossdet.labels.edits import edited, grown
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.provenance import Score, generations, read_metadata, to_metadata
 from crossdet.models.weights import load_weights, save_weights, update_metadata
-from crossdet.relabelling import relabel
+from crossdet.runs.relabel import relabel
 from crossdet.training.identity import differences
 
 

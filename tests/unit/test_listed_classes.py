@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crossdet.api import check_trainable, training_data
 from crossdet.check import inspect
 from crossdet.config import Config
 from crossdet.config.sources import open_sources
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError, UserError
-from crossdet.evaluating import splits_for_training
 from crossdet.labels.edits import edited, grown
 from crossdet.labels.space import DROPPED, LabelSpace
+from crossdet.runs.evaluate import splits_for_training
+from crossdet.runs.train import check_trainable, training_data
 
 BOX = (10, 10, 40, 40)
 CLASSES = ("cup", "plate")

@@ -17,16 +17,14 @@ from lightning_fabric import Fabric
 from PIL import Image
 from torchvision.ops import box_iou, nms
 
-from crossdet import Config, LabelSpace, UserError, evaluating, load_detector
+from crossdet import Config, LabelSpace, UserError, load_detector
 from crossdet.config.sources import Sources
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError
-from crossdet.evaluating import splits_for_training
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.protocols.base import Protocol, Split, score_split
 from crossdet.evaluation.run import EvalSettings, detect, score_dataset
-from crossdet.extending import extend
 from crossdet.inference import Detector
 from crossdet.labels.edits import edited, grown, growth
 from crossdet.labels.folds import Fold
@@ -34,7 +32,10 @@ from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.provenance import generations
 from crossdet.models.retinanet.growth import BIAS, WEIGHT, by_class
 from crossdet.models.weights import load_weights, save_weights
-from crossdet.relabelling import relabel
+from crossdet.runs import evaluate as evaluating
+from crossdet.runs.evaluate import splits_for_training
+from crossdet.runs.extend import extend
+from crossdet.runs.relabel import relabel
 from crossdet.training.pseudo_labels import find
 from crossdet.training.teachers import as_teacher
 
@@ -458,7 +459,7 @@ def test_extending(weights, crossdet, mode):
 
 def test_an_extension_never_trains_one_member_on_anothers_objects(weights, tmp_path):
     """A member's row gets no gradient from objects of the other, nor from background without its labels."""
-    from crossdet.api import training_batches
+    from crossdet.runs.train import training_batches
 
     index = drawn(tmp_path, "new", ("van",))
     config = Config.from_dict({

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from crossdet import LabelSpace, inference, predicting
+from crossdet import LabelSpace, inference
 from crossdet.inference import BATCHES_AHEAD, Detector, InputSettings, predict_files
 from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.runs import predict as predicting
 from crossdet.types import Detections
 
 FILES = 23

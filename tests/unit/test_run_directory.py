@@ -9,7 +9,7 @@ import yaml
 
 from crossdet.config import CONFIG_FILE, load_config
 from crossdet.errors import UserError
-from crossdet.run_directory import check_run_dir
+from crossdet.runs.directory import check_run_dir
 
 
 @pytest.mark.parametrize("changed", [False, True])

@@ -560,7 +560,7 @@ def test_references_have_all_labels_and_crowds(source: Path, tmp_path: Path) -> 
 
 def test_crowds_of_a_reference_are_no_negatives_of_their_class_only(source: Path, tmp_path: Path) -> None:
     """What same_positives.yaml promises, as the loss will see it: regions of the class, all background trusted."""
-    from crossdet.api import training_batches
+    from crossdet.runs.train import training_batches
 
     out = tmp_path / "out"
     assert run(source / "toys.yaml", *BOTH, "--output", out)[0] == 0
@@ -579,7 +579,7 @@ def test_naive_with_everything_marked_sees_what_same_positives_sees(
     source: Path, tmp_path: Path, parts: tuple[str, ...]
 ) -> None:
     """Level 0 of a sweep by marks; at 0.5 half of the pictures differ, in nothing but crowds."""
-    from crossdet.api import training_batches
+    from crossdet.runs.train import training_batches
 
     def seen(folder: Path, name: str) -> dict[tuple[int, int], tuple[Any, ...]]:
         config = load_config(folder / f"{name}.yaml", ["augment.flip=0"])
@@ -648,7 +648,7 @@ def test_all_configs_pass_check_and_share_one_recipe(source: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["aware", "same_positives"])
 def test_a_written_config_trains(source: Path, tmp_path: Path, name: str) -> None:
-    from crossdet.api import train
+    from crossdet.runs.train import train
 
     out = tmp_path / "out"
     assert run(source / "toys.yaml", *BOTH, "--output", out, "--look", "right=cold")[0] == 0

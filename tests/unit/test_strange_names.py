@@ -32,7 +32,7 @@ from crossdet.experiments.split import split_dataset
 from crossdet.experiments.split_files import write_split
 from crossdet.files import write_atomically
 from crossdet.labels.space import LabelSpace
-from crossdet.predicting import _picture_names
+from crossdet.runs.predict import _picture_names
 from crossdet.types import Annotations, Batch, Detections
 
 CLASSES = [

@@ -2,7 +2,7 @@
 
 `schema` holds the sections with their defaults (the paper's recipe) and the checks between values, `fields`
 the types of single values, `mistakes` turns pydantic's errors into sentences, `files` reads and writes YAML.
-Nothing below `crossdet.api` knows these classes. No torch in here.
+Nothing below `crossdet.runs.train` knows these classes. No torch in here.
 """
 
 from crossdet.config.fields import KNOWN_PROTOCOLS

@@ -19,7 +19,6 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
-from crossdet.api import train
 from crossdet.config import load_config
 from crossdet.data.drawing import class_colour, draw_boxes
 from crossdet.data.formats.wider_face import read_wider_face
@@ -34,6 +33,7 @@ from crossdet.evaluation.protocols.wider_face_lists import write_wider_face_list
 from crossdet.evaluation.run import EvalSettings, detect
 from crossdet.files import write_json
 from crossdet.inference import load_detector
+from crossdet.runs.train import train
 
 METHODS = ("aware", "naive")
 LABELLED_IN = {"face": {"faces"}, "person": {"peds", "objects"}}

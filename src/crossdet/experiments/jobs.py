@@ -122,10 +122,10 @@ def train_on(config: Config, run_dir: Path, what: Mapping[str, Any]) -> dict[str
     what: the config as `comparable`. Whatever happens, `NOTE` keeps the settings, the seconds of all attempts, the
     machine and the version.
 
-    Raises `UserError` where the directory holds a run of other settings, and what `crossdet.api.train` raises.
+    Raises `UserError` where the directory holds a run of other settings, and what `crossdet.runs.train.train` raises.
     """
-    from crossdet.api import train
     from crossdet.models.weights import STATE_FILE
+    from crossdet.runs.train import train
 
     if config.train.devices > 1 and processes() == 1:
         raise UserError(

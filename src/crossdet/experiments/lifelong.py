@@ -250,7 +250,7 @@ def _train_on(job: Job) -> dict[str, Any]:
     """`jobs.train_on`, and the same for an extension."""
     if job.parent is None:
         return jobs.train_on(job.config, job.run_dir, job.what)
-    from crossdet.extending import extend
+    from crossdet.runs.extend import extend
 
     record = jobs.finished_record(job.run_dir)
     if record is not None and (job.run_dir / REPORT_FILE).exists():

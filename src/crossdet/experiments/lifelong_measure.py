@@ -17,11 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from crossdet.auditing import open_union_test
 from crossdet.config import Config
 from crossdet.config.sources import open_sources
 from crossdet.data.index import Index
-from crossdet.evaluating import splits_for_detector
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
 from crossdet.evaluation.bootstrap import Paired, paired_bootstrap
 from crossdet.evaluation.protocols.base import Split, ground_truth
@@ -34,6 +32,8 @@ from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.provenance import file_digest
 from crossdet.models.retinanet.growth import ADAPTERS, BIAS, WEIGHT, by_class
 from crossdet.models.weights import load_weights
+from crossdet.runs.audit import open_union_test
+from crossdet.runs.evaluate import splits_for_detector
 
 UNLABELLED = "unlabelled"
 

@@ -251,10 +251,10 @@ def measure(run_dir: Path, config: Config, looks: bool = False) -> dict[str, Any
     which it finds an object says the object's direction (`looked_all_around`); of the datasets where it can.
     """
     from crossdet.config.sources import open_sources
-    from crossdet.evaluating import splits_for_detector
     from crossdet.evaluation.protocols.base import Protocol
     from crossdet.evaluation.run import EvalSettings, score_dataset
     from crossdet.inference import load_detector
+    from crossdet.runs.evaluate import splits_for_detector
 
     detector = load_detector(run_dir, last=True)
     sources = open_sources(config, ["val"], detector=detector.space)

@@ -22,15 +22,6 @@ from crossdet.data.augment import Augment
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.loading import epoch_batches, make_loader
 from crossdet.errors import UserError
-from crossdet.evaluating import (
-    Evaluation,
-    judged_classes,
-    metrics_table,
-    score_splits,
-    splits_for_detector,
-    splits_for_training,
-    write_evaluation,
-)
 from crossdet.evaluation.forgetting import main_numbers
 from crossdet.evaluation.pictures import write_val_pictures
 from crossdet.evaluation.protocols.base import Split
@@ -42,7 +33,16 @@ from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.provenance import START_FILE, Generation, first_generation, to_metadata
 from crossdet.models.retinanet.network import RetinaNet
 from crossdet.models.weights import STATE_FILE
-from crossdet.run_directory import check_run_dir, check_teachers_stay, make_run_dir, run_directory
+from crossdet.runs.directory import check_run_dir, check_teachers_stay, make_run_dir, run_directory
+from crossdet.runs.evaluate import (
+    Evaluation,
+    judged_classes,
+    metrics_table,
+    score_splits,
+    splits_for_detector,
+    splits_for_training,
+    write_evaluation,
+)
 from crossdet.training.identity import run_identity
 from crossdet.training.loop import DataOfEpoch, EpochData, FurtherLoss, fit
 from crossdet.training.pseudo_labels import TEACHER_FOLDER

@@ -21,21 +21,9 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.seed import seed_everything
 
-from crossdet.api import (
-    as_config,
-    build_fabric,
-    check_trainable,
-    detector_settings,
-    score_detector,
-    teacher_settings,
-    train_detector,
-    training_data,
-    weights_metadata,
-)
 from crossdet.config import Config, ExtendConfig
 from crossdet.config.sources import Sources, open_sources
 from crossdet.errors import UserError, problem_list
-from crossdet.evaluating import judged_classes, splits_for_training
 from crossdet.evaluation.forgetting import changes, draw_generations, main_numbers, report_text, to_json
 from crossdet.evaluation.protocols.base import Split
 from crossdet.files import write_json
@@ -57,7 +45,19 @@ from crossdet.models.retinanet.distillation import logit_matching
 from crossdet.models.retinanet.growth import carry_over, train_new_classes_only
 from crossdet.models.retinanet.subnets import Adapter
 from crossdet.models.weights import METRICS_FILE, load_weights, update_metadata
-from crossdet.run_directory import check_run_dir, make_run_dir, run_directory
+from crossdet.runs.directory import check_run_dir, make_run_dir, run_directory
+from crossdet.runs.evaluate import judged_classes, splits_for_training
+from crossdet.runs.train import (
+    as_config,
+    build_fabric,
+    check_trainable,
+    detector_settings,
+    score_detector,
+    teacher_settings,
+    train_detector,
+    training_data,
+    weights_metadata,
+)
 from crossdet.training.pseudo_labels import TEACHER_FOLDER, Teacher, label_images, taught_space
 
 REPORT_FILE = "forgetting.json"

@@ -15,7 +15,6 @@ from crossdet.config import Config, UnionTestConfig
 from crossdet.config.sources import Sources, open_sources, union_test_index
 from crossdet.data.index import Index
 from crossdet.errors import UserError
-from crossdet.evaluating import positions, splits_for_detector
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.audit import AuditedSplit, audit, to_json, union_scores
 from crossdet.evaluation.audit_page import AuditedRun, export_coco, write_page
@@ -24,6 +23,7 @@ from crossdet.evaluation.run import EvalSettings, detect_folded
 from crossdet.files import safe_names, write_json
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.space import DROPPED
+from crossdet.runs.evaluate import positions, splits_for_detector
 
 SCORE_THRESHOLD = 0.05
 MAX_DETECTIONS = 300
