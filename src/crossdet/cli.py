@@ -113,7 +113,7 @@ def check(
     if extends is None:
         report = inspect(loaded)
     else:
-        from crossdet.extension_check import inspect_extension
+        from crossdet.check.extension import inspect_extension
 
         report, loaded = inspect_extension(loaded, extends)
     print_report(report, out)

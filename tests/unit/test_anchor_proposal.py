@@ -15,14 +15,9 @@ from rich.console import Console
 from torchvision.ops import box_iou
 from typer.testing import CliRunner
 
+from crossdet.check import anchors as module
 from crossdet.check import inspect
-from crossdet.config import Config, load_config
-from crossdet.data.hybrid import HybridDataset, Part
-from crossdet.data.index import IndexBuilder
-from crossdet.demo.scenes import write_demo_datasets
-from crossdet.errors import UserError
-from crossdet.experiments import anchors as module
-from crossdet.experiments.anchors import (
+from crossdet.check.anchors import (
     PAPER_SETTINGS,
     AnchorSetting,
     DatasetBoxes,
@@ -32,8 +27,13 @@ from crossdet.experiments.anchors import (
     propose,
     training_boxes,
 )
+from crossdet.check.anchors_printing import draw_anchors, print_anchors
+from crossdet.config import Config, load_config
+from crossdet.data.hybrid import HybridDataset, Part
+from crossdet.data.index import IndexBuilder
+from crossdet.demo.scenes import write_demo_datasets
+from crossdet.errors import UserError
 from crossdet.experiments.anchors_command import anchors
-from crossdet.experiments.anchors_showing import draw_anchors, print_anchors
 from crossdet.labels.space import LabelSpace
 from crossdet.models.retinanet.anchors import cell_anchors, grid_anchors
 from crossdet.types import PYRAMID_STRIDES, Flag

@@ -37,9 +37,9 @@ def anchors(
 
     Example: crossdet anchors config.yaml --scales 3 --ratios 2 --plot anchors.png
     """
+    from crossdet.check.anchors import anchors_report, configured, training_boxes
+    from crossdet.check.anchors_printing import draw_anchors, print_anchors
     from crossdet.config import load_config
-    from crossdet.experiments.anchors import anchors_report, configured, training_boxes
-    from crossdet.experiments.anchors_showing import draw_anchors, print_anchors
     from crossdet.files import write_json
 
     if plot is not None and plot.suffix.lower() not in _FIGURES:

@@ -13,8 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from crossdet.evaluation.figures import new_figure, save_figure
-from crossdet.experiments.anchors import (
+from crossdet.check.anchors import (
     LEAST_GAIN,
     LOW_IOU,
     RECALL_IOU,
@@ -22,6 +21,7 @@ from crossdet.experiments.anchors import (
     DatasetBoxes,
     SettingReport,
 )
+from crossdet.evaluation.figures import new_figure, save_figure
 from crossdet.models.retinanet.anchor_stats import best_anchor_iou
 from crossdet.types import PYRAMID_STRIDES
 
