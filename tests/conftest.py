@@ -72,7 +72,7 @@ class Done(NamedTuple):
 @pytest.fixture
 def crossdet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """The command line in this process: what `crossdet` itself starts."""
-    from crossdet import cli
+    from crossdet.commands import main as cli
 
     def run(*arguments: str | Path) -> Done:
         monkeypatch.setattr(sys, "argv", ["crossdet", *map(str, arguments)])

@@ -1,5 +1,5 @@
 """`python -m crossdet`, and what torchrun starts."""
 
-from crossdet.cli import main
+from crossdet.commands.main import main
 
 main()

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from crossdet import cli, load_config, load_detector, train
+from crossdet import load_config, load_detector, train
 from crossdet.check import inspect
+from crossdet.commands import main as cli
 
 from .stand_ins import TINY, coco, coco_classes, random_backbone, voc, yolo
 

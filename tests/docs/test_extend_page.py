@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from crossdet import cli, load_detector, train
+from crossdet import load_detector, train
+from crossdet.commands import main as cli
 from crossdet.config import Config, LabelsConfig
 
 from .stand_ins import TINY_EXTENSION, coco, wider_face

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from crossdet import cli
+from crossdet.commands import main as cli
 from crossdet.evaluation.curves import NamedCurve, write_run_curves
 from crossdet.evaluation.precision_recall import Curve
 from crossdet.evaluation.protocols.wider_face_lists import write_wider_face_lists

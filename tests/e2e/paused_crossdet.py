@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from crossdet.cli import main
+from crossdet.commands.main import main
 from crossdet.training.log import RunLog
 
 pause, file = int(sys.argv[1]), Path(sys.argv[2])

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from crossdet import cli, load_config, load_detector
+from crossdet import load_config, load_detector
+from crossdet.commands import main as cli
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,7 @@ def test_crossdet_train_under_torchrun(world, tmp_path):
     )
     folder = tmp_path / "runs" / "run"
     script = tmp_path / "crossdet_main.py"
-    script.write_text("from crossdet.cli import main\nmain()\n")
+    script.write_text("from crossdet.commands.main import main\nmain()\n")
     done = torchrun(2, script, "train", config, "--output", folder, "--json", tmp_path / "numbers.json")
     assert done.returncode == 0, done.stderr
     assert os.listdir(folder.parent) == ["run"]  # noqa: PTH208
@@ -124,7 +124,7 @@ def test_the_logged_loss_is_that_of_all_processes(world, tmp_path):
     changes = {"train.max_steps": 1, "model.freeze_batch_norm": True, "datasets.cars.val": None}
     config = world.write_config(tmp_path / "config.yaml", {**changes, "datasets.faces.val": None})
     script = tmp_path / "crossdet_main.py"
-    script.write_text("from crossdet.cli import main\nmain()\n")
+    script.write_text("from crossdet.commands.main import main\nmain()\n")
     done = torchrun(2, script, "train", config, "--output", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     train(load_config(config), output=tmp_path / "one")

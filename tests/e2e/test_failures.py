@@ -239,7 +239,7 @@ def test_json_files_hold_the_numbers_and_are_valid(world, trained, tmp_path, com
 
 WITHOUT_TORCH = """
 import sys
-from crossdet.cli import main
+from crossdet.commands.main import main
 try:
     main()
 except SystemExit as end:

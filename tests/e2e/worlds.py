@@ -147,7 +147,7 @@ def draw_split(rng: np.random.Generator, folder: Path, names: list[str], labelle
 def crossdet(*arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-c", "from crossdet.cli import main; main()", *map(str, arguments)],
+        [sys.executable, "-c", "from crossdet.commands.main import main; main()", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=240,

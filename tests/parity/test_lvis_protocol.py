@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from crossdet import Config
+from crossdet.commands.score import app
 from crossdet.config.sources import open_sources
 from crossdet.data.formats.coco import read_coco
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
@@ -18,7 +19,6 @@ from crossdet.evaluation.protocols.base import LIMITS, best_per_image, score_spl
 from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.evaluation.protocols.lvis import lvis_scores
 from crossdet.runs.evaluate import protocols_of, splits_for_training
-from crossdet.scoring.command import app
 
 with pytest.MonkeyPatch.context() as patch:
     # only the API's drawing uses OpenCV, whose import needs libraries of a screen that a server may lack

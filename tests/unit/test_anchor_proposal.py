@@ -28,12 +28,12 @@ from crossdet.check.anchors import (
     training_boxes,
 )
 from crossdet.check.anchors_printing import draw_anchors, print_anchors
+from crossdet.commands.anchors import anchors
 from crossdet.config import Config, load_config
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.index import IndexBuilder
 from crossdet.demo.scenes import write_demo_datasets
 from crossdet.errors import UserError
-from crossdet.experiments.anchors_command import anchors
 from crossdet.labels.space import LabelSpace
 from crossdet.models.retinanet.anchors import cell_anchors, grid_anchors
 from crossdet.types import PYRAMID_STRIDES, Flag
@@ -403,7 +403,7 @@ def test_figure_of_many_datasets(tmp_path):
 
 def test_no_torch(demo):
     code = (
-        "import sys, pathlib; from crossdet.experiments.anchors_command import anchors; "
+        "import sys, pathlib; from crossdet.commands.anchors import anchors; "
         f"anchors(pathlib.Path({str(demo / 'config.yaml')!r})); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

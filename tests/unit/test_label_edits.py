@@ -294,7 +294,7 @@ def test_command(known, model, tmp_path, command, capsys):
 def test_mistakes_of_the_command(known, model, tmp_path, monkeypatch, capsys, arguments, message):
     import sys
 
-    from crossdet import cli
+    from crossdet.commands import main as cli
 
     old = save(tmp_path / "old.safetensors", model, known)
     monkeypatch.setattr(sys, "argv", ["crossdet", "labels", str(old), *arguments])

@@ -80,7 +80,7 @@ def test_equal_differences_have_no_spread() -> None:
 
 def test_help_does_without_scipy() -> None:
     code = (
-        "import sys\nfrom crossdet.cli import app\n"
+        "import sys\nfrom crossdet.commands.main import app\n"
         "try:\n    app(['ablation', 'table', '--help'])\nexcept SystemExit:\n    pass\n"
         "import crossdet.experiments.paired\n"
         "sys.exit('scipy' in sys.modules)"

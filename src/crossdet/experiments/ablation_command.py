@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crossdet.evaluation.confidence import CONFIDENT
-from crossdet.experiments.options import (
+from crossdet.commands.options import (
     FigureFile,
     JsonFile,
     MarkdownFile,
@@ -21,6 +20,7 @@ from crossdet.experiments.options import (
     wide,
     words,
 )
+from crossdet.evaluation.confidence import CONFIDENT
 
 app = typer.Typer(
     name="ablation",

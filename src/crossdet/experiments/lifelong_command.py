@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from crossdet.experiments.options import (
+from crossdet.commands.options import (
     FigureFile,
     JsonFile,
     MarkdownFile,

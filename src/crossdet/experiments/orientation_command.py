@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crossdet.experiments.options import (
+from crossdet.commands.options import (
     MarkdownFile,
     Overrides,
     RunsDir,

@@ -11,9 +11,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from crossdet.commands.options import JsonFile, say, say_bold, wide
 from crossdet.errors import UserError
 from crossdet.experiments.ablation_methods import FURTHER, METHODS
-from crossdet.experiments.options import JsonFile, say, say_bold, wide
 from crossdet.experiments.paper_rows import (
     BACKBONES,
     CONTRADICTIONS,

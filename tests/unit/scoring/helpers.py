@@ -8,8 +8,8 @@ from typing import Any
 
 from typer.testing import CliRunner
 
+from crossdet.commands.score import app
 from crossdet.errors import UserError
-from crossdet.scoring.command import app
 
 
 def scored(folder: Path, *arguments: object) -> tuple[dict[str, Any], str]:

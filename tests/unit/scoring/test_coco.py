@@ -273,7 +273,7 @@ def test_the_curves_carry_the_scores_and_the_methods_name(tmp_path: Path) -> Non
 def test_scoring_does_not_import_torch(tmp_path: Path) -> None:
     truth, results = files(tmp_path, instances(), [result()])
     code = (
-        "import sys; from crossdet.scoring.command import app; "
+        "import sys; from crossdet.commands.score import app; "
         f"app(['coco', {str(truth)!r}, {str(results)!r}], standalone_mode=False); "
         "import crossdet.evaluation.files.voc, crossdet.evaluation.files.wider_face; "
         "import crossdet.evaluation.files.wider_pedestrian, crossdet.evaluation.protocols.wider_face_lists; "

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from crossdet.commands.score_printing import percent, print_line, print_table, some
 from crossdet.errors import UserError
 from crossdet.files import write_json
-from crossdet.scoring.printing import percent, print_line, print_table, some
 
 if TYPE_CHECKING:
     from crossdet.evaluation.precision_recall import Curve

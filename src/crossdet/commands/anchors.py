@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from crossdet.commands.options import JsonFile, out, say
 from crossdet.errors import UserError
-from crossdet.experiments.options import JsonFile, out, say
 
 _FIGURES = (".png", ".pdf", ".svg")
 

@@ -16,17 +16,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from crossdet.commands.anchors import anchors
+from crossdet.commands.extend import extend
+from crossdet.commands.labels import labels
+from crossdet.commands.options import JsonFile
+from crossdet.commands.score import app as score_app
 from crossdet.errors import RunError, UserError
 from crossdet.experiments.ablation_command import app as ablation_app
-from crossdet.experiments.anchors_command import anchors
 from crossdet.experiments.lifelong_command import app as lifelong_app
-from crossdet.experiments.options import JsonFile
 from crossdet.experiments.orientation_command import app as orientation_app
 from crossdet.experiments.paper_command import app as paper_app
 from crossdet.experiments.split_command import split
-from crossdet.extend_command import extend
-from crossdet.labels_command import labels
-from crossdet.scoring.command import app as score_app
 
 app = typer.Typer(
     help="Train one object detector across datasets that label different things.",
