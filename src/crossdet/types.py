@@ -35,7 +35,7 @@ class Flag(IntFlag):
     negative for the row's label (label -1: for no class).
     DIFFICULT boxes are ordinary positives unless the config says otherwise. INVALID boxes become
     IGNORE_REGION in training; the evaluation protocols read the flags they need.
-    TEACHER boxes are those that a detector labelled (`crossdet.training.pseudo_labels`): such a region takes no negatives from
+    TEACHER boxes are those that a detector labelled (`training/pseudo_labels.py`): such a region takes no negatives from
     objects without the flag.
     """
 
@@ -166,7 +166,7 @@ class Batch:
         found when the batch is made on the CPU and travel with it, so that nobody has to ask the device.
     labelled: the anchors' labels, where the loader's workers have found them already (`label_batch`).
     background_weight: `[B, C]` float32, factor on the negatives that the background of an image gives for a
-        class: below 1 where a teacher and no person says what is background (`crossdet.training.pseudo_labels`). None: all 1.
+        class: below 1 where a teacher and no person says what is background. None: all 1.
     """
 
     images: Tensor

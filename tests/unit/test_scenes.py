@@ -15,7 +15,7 @@ from PIL import Image
 from crossdet.data.formats.coco import read_coco
 from crossdet.data.formats.wider_face import read_wider_face
 from crossdet.data.formats.wider_pedestrian import read_wider_pedestrian
-from crossdet.demo.comparison import scene_composition, scenes
+from crossdet.demo import scene_composition, scenes
 from crossdet.demo.scene_drawing import Painter
 from crossdet.errors import UserError
 from crossdet.types import Flag

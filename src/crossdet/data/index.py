@@ -1,6 +1,6 @@
 """The columnar index: one dataset split as flat arrays, cached on disk and shared between processes.
 
-A reader (`crossdet.data.formats.coco`, `voc`, ...) turns annotation files into an `Index`; nothing after it knows the
+A reader (`data/formats/`) turns annotation files into an `Index`; nothing after it knows the
 format. The arrays are written as `.npy` files and opened memory-mapped, so opening is instant at any size and
 loader workers share the pages instead of each holding a copy. No torch in here.
 """

@@ -26,7 +26,7 @@ from crossdet.data.formats.coco import write_coco
 from crossdet.data.formats.wider_face import write_wider_face
 from crossdet.data.formats.wider_pedestrian import write_wider_pedestrian
 from crossdet.data.index import Index, IndexBuilder
-from crossdet.demo.comparison import scene_backdrops, scene_composition, scene_drawing, scene_figures
+from crossdet.demo import scene_backdrops, scene_composition, scene_drawing, scene_figures
 from crossdet.demo.scene_composition import CLASSES, HEIGHT, LOOKS, WIDTH, Box, Scene, make_scene
 from crossdet.errors import UserError
 from crossdet.types import Flag

@@ -122,7 +122,7 @@ def train_on(config: Config, run_dir: Path, what: Mapping[str, Any]) -> dict[str
     what: the config as `comparable`. Whatever happens, `NOTE` keeps the settings, the seconds of all attempts, the
     machine and the version.
 
-    Raises `UserError` where the directory holds a run of other settings, and what `crossdet.runs.train.train` raises.
+    Raises `UserError` where the directory holds a run of other settings, and what `train` raises.
     """
     from crossdet.models.weights import STATE_FILE
     from crossdet.runs.train import train
