@@ -28,9 +28,9 @@ results: $(STAMP)
 	$(BIN)/python docs/make_results.py
 
 # Installed anew only when the pinned versions or the package's own requirements change.
-$(STAMP): constraints.txt pyproject.toml
+$(STAMP): constraints.txt pyproject.toml research/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]' --editable research
 	touch $(STAMP)
 
 clean:

@@ -28,22 +28,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from crossdet.evaluation.curves import overlay
-from crossdet.experiments.ablation_figures import draw_learning_curves, draw_sweep
-from crossdet.experiments.ablation_results import Column, read_all, read_results
-from crossdet.experiments.ablation_tables import markdown as ablation_markdown
-from crossdet.experiments.ablation_tables import sweep_markdown
-from crossdet.experiments.lifelong_figure import draw_generations
-from crossdet.experiments.lifelong_plan import JOINT, METHODS
-from crossdet.experiments.lifelong_results import read_results as read_sequence
-from crossdet.experiments.lifelong_tables import markdown as lifelong_markdown
-from crossdet.experiments.lifelong_tables import step_grid
-from crossdet.experiments.orientation_tables import markdown as orientation_markdown
-from crossdet.experiments.orientation_tables import read_runs as read_orientation
-from crossdet.experiments.paired import Difference, difference
-from crossdet.experiments.paper_tables import markdown as paper_markdown
-from crossdet.experiments.paper_tables import paper_table
-from crossdet.experiments.tables import spread
 from crossdet.files import write_atomically
+from crossdet_research.ablation_figures import draw_learning_curves, draw_sweep
+from crossdet_research.ablation_results import Column, read_all, read_results
+from crossdet_research.ablation_tables import markdown as ablation_markdown
+from crossdet_research.ablation_tables import sweep_markdown
+from crossdet_research.lifelong_figure import draw_generations
+from crossdet_research.lifelong_plan import JOINT, METHODS
+from crossdet_research.lifelong_results import read_results as read_sequence
+from crossdet_research.lifelong_tables import markdown as lifelong_markdown
+from crossdet_research.lifelong_tables import step_grid
+from crossdet_research.orientation_tables import markdown as orientation_markdown
+from crossdet_research.orientation_tables import read_runs as read_orientation
+from crossdet_research.paired import Difference, difference
+from crossdet_research.paper_tables import markdown as paper_markdown
+from crossdet_research.paper_tables import paper_table
+from crossdet_research.tables import spread
 
 ROOT = Path(__file__).parents[1]
 TITLES = {method.name: method.title for method in METHODS}

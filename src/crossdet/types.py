@@ -35,7 +35,7 @@ class Flag(IntFlag):
     negative for the row's label (label -1: for no class).
     DIFFICULT boxes are ordinary positives unless the config says otherwise. INVALID boxes become
     IGNORE_REGION in training; the evaluation protocols read the flags they need.
-    TEACHER boxes are those that a detector labelled (`training/pseudo_labels.py`): such a region takes no negatives from
+    TEACHER boxes are those that a detector labelled: such a region takes no negatives from
     objects without the flag.
     """
 

@@ -22,7 +22,6 @@ from crossdet.config import ExtendConfig
 from crossdet.data.decoding import read_image
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import Index, IndexBuilder, load_index
-from crossdet.experiments.lifelong_measure import unchanged
 from crossdet.inference import Detector
 from crossdet.labels.space import LabelSpace
 from crossdet.models.building import DetectorSettings
@@ -32,6 +31,7 @@ from crossdet.models.retinanet.subnets import Adapter
 from crossdet.models.weights import load_weights, update_metadata
 from crossdet.runs.extend import check_mode
 from crossdet.runs.relabel import relabel
+from crossdet_research.lifelong_measure import unchanged
 
 SIGN = (40, 80, 220)
 SHAPES = 4

@@ -15,13 +15,13 @@ from crossdet.errors import ConfigError, LabelError, UserError
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.orientation import angular_error, fold_detections, orientation_scores
 from crossdet.evaluation.protocols.base import Protocol, Split, score_split
-from crossdet.experiments.orientation import per_roll
 from crossdet.inference import Detector, InputSettings
 from crossdet.labels.edits import edited
 from crossdet.labels.folds import NO_ANGLE, Fold, Folding
 from crossdet.labels.members import with_members
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.runs.evaluate import splits_for_detector
+from crossdet_research.orientation import per_roll
 
 BASE = {"faces": ["face"], "people": ["person", "face"], "cars": ["car", "wheel"]}
 

@@ -15,8 +15,8 @@ from crossdet.data.augment import Augment, Resize
 from crossdet.data.decoding import UnreadableImage, read_row, turn
 from crossdet.data.hybrid import Draw, HybridDataset, Part
 from crossdet.data.index import Index, IndexBuilder, load_index, save_index
-from crossdet.data.quarter_turns import canvas, equal_directions, turn_boxes
 from crossdet.data.rotation import pictures, rotated, rows_per_picture, without_direction_classes
+from crossdet.data.rotation_geometry import canvas, equal_directions, turn_boxes
 from crossdet.labels.members import with_members
 from crossdet.labels.space import LabelSpace
 from crossdet.types import Flag
@@ -37,7 +37,7 @@ def extent(pixels: np.ndarray) -> tuple[int, int, int, int]:
     return int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
 
 
-def test_quarter_turns_by_hand():
+def test_rotation_geometry_by_hand():
     """A box at the upper left of a 40x30 picture goes to the lower left, lower right, upper right."""
     box, size = (2, 3, 12, 8), (30, 40)
     assert one(0, box, size) == [2, 3, 12, 8]
@@ -62,7 +62,7 @@ def test_45_degrees_by_hand():
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from([0, 90, 180, 270]), st.data())
-def test_quarter_turns_move_pixels_exactly(degrees, data):
+def test_rotation_geometry_move_pixels_exactly(degrees, data):
     height, width = (data.draw(st.integers(4, 30)) for _ in range(2))
     x1, y1 = data.draw(st.integers(0, width - 2)), data.draw(st.integers(0, height - 2))
     x2, y2 = data.draw(st.integers(x1 + 1, width)), data.draw(st.integers(y1 + 1, height))

@@ -28,12 +28,12 @@ from crossdet.evaluation.pictures import write_val_pictures
 from crossdet.evaluation.precision_recall import Curve
 from crossdet.evaluation.predictions import write_predictions
 from crossdet.evaluation.protocols.base import Split
-from crossdet.experiments.split import split_dataset
-from crossdet.experiments.split_files import write_split
 from crossdet.files import write_atomically
 from crossdet.labels.space import LabelSpace
 from crossdet.runs.predict import _picture_names
 from crossdet.types import Annotations, Batch, Detections
+from crossdet_research.split import split_dataset
+from crossdet_research.split_files import write_split
 
 CLASSES = [
     "../../escaped", "..", ".", ".hidden", "a/b", "a\\b", "a:b", "con", "tab\tx", "x" * 400, "Car", "car", "\u00e9",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.options import JsonFile, out, say
+from crossdet.commands.terminal import JsonFile, out, say
 from crossdet.errors import UserError
 
 _FIGURES = (".png", ".pdf", ".svg")

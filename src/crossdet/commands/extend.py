@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from crossdet.commands.options import JsonFile
+from crossdet.commands.terminal import JsonFile
 
 FORGOTTEN = 3
 """Exit status of a run that succeeded but lost more than the tolerance."""

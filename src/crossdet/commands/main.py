@@ -7,7 +7,6 @@ its tolerance. Torch is imported inside the commands that need it, so `--help` a
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,14 +18,9 @@ from rich.table import Table
 from crossdet.commands.anchors import anchors
 from crossdet.commands.extend import extend
 from crossdet.commands.labels import labels
-from crossdet.commands.options import JsonFile
 from crossdet.commands.score import app as score_app
+from crossdet.commands.terminal import JsonFile, run_app
 from crossdet.errors import RunError, UserError
-from crossdet.experiments.ablation_command import app as ablation_app
-from crossdet.experiments.lifelong_command import app as lifelong_app
-from crossdet.experiments.orientation_command import app as orientation_app
-from crossdet.experiments.paper_command import app as paper_app
-from crossdet.experiments.split_command import split
 
 app = typer.Typer(
     help="Train one object detector across datasets that label different things.",
@@ -36,10 +30,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(score_app, name="score")
-app.add_typer(paper_app, name="paper")
-app.add_typer(ablation_app, name="ablation")
-app.add_typer(orientation_app, name="orientation")
-app.add_typer(lifelong_app, name="lifelong")
 out = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file")]
@@ -413,7 +403,6 @@ def demo(
 
 app.command()(extend)
 app.command()(labels)
-app.command()(split)
 app.command()(anchors)
 
 
@@ -447,23 +436,5 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def main() -> None:
-    """Entry point: turns the package's errors into messages and exit codes."""
-    errors = Console(stderr=True)
-    try:
-        app()
-    except UserError as error:
-        errors.print(f"[bold red]error[/bold red] {_plain(error)}", highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except RunError as error:
-        errors.print(f"[bold red]failed[/bold red] {_plain(error)}", highlight=False, soft_wrap=True)
-        sys.exit(1)
-    except OSError as error:
-        errors.print(f"[bold red]failed[/bold red] {_plain(error)}", highlight=False, soft_wrap=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        errors.print("interrupted")
-        sys.exit(1)
-
-
-def _plain(error: Exception) -> str:
-    return str(error).replace("[", r"\[")
+    """Entry point of the command `crossdet`."""
+    run_app(app)

@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from crossdet.config.mistakes import show
-from crossdet.data.quarter_turns import EQUAL_STEPS, direction_problem, equal_directions
+from crossdet.data.rotation_geometry import EQUAL_STEPS, direction_problem, equal_directions
 
 KNOWN_PROTOCOLS = frozenset({"coco", "lvis", "voc", "wider_face", "wider_pedestrian"})
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
 from crossdet.data.index import Index
-from crossdet.data.quarter_turns import canvas
+from crossdet.data.rotation_geometry import canvas
 
 Size = tuple[int, int]
 

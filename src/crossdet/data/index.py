@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.data.quarter_turns import Turned
+from crossdet.data.rotation_geometry import Turned
 from crossdet.errors import AnnotationError, problem_list
 
 CACHE_VERSION = 1

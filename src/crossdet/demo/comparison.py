@@ -83,7 +83,7 @@ def demo_config(plain: bool, seed: int, steps: int | None = None) -> dict[str, A
 
 
 def full_config(seed: int, steps: int | None = None) -> dict[str, Any]:
-    """The same recipe on the same pictures with all their labels: what `crossdet split` can deal out anew."""
+    """The same recipe on the same pictures with all their labels: for `crossdet-research split`."""
     config = demo_config(False, seed, steps)
     test = config.pop("union_test")
     del config["labels"]

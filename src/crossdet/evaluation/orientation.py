@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torchvision.ops import batched_nms
 
 from crossdet.data.index import Index
-from crossdet.data.quarter_turns import canvas, turn_boxes
 from crossdet.data.rotation import rows_per_picture
+from crossdet.data.rotation_geometry import canvas, turn_boxes
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, GroundTruth, Ints
 from crossdet.evaluation.confidence import CONFIDENT
 from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou_with_offset

@@ -13,6 +13,11 @@ from numpy.typing import NDArray
 NO_ANGLE, NO_CLASS = -1, -1
 
 
+def direction_name(name: str, degrees: int) -> str:
+    """The class of the objects of `name` that are turned by so much: `face@90`."""
+    return f"{name}@{degrees}"
+
+
 @dataclass(frozen=True)
 class Fold:
     """Classes that are one class with something more said about it.

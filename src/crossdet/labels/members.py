@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from crossdet.data.quarter_turns import direction_name
 from crossdet.errors import LabelError, problem_list
-from crossdet.labels.folds import Fold
+from crossdet.labels.folds import Fold, direction_name
 from crossdet.labels.rules import DROPPED, unknown
 from crossdet.labels.space import LabelSpace
 

@@ -1,6 +1,6 @@
 """How well the anchors cover the boxes of a dataset (paper sec. 4.1.2), without torch.
 
-Anchors are those of `anchors.py` beside this file: on the level of stride s the centres are ((j + 0.5) s, (i + 0.5) s),
+Anchors are those of `anchors.py`: on the level of stride s the centres are ((j + 0.5) s, (i + 0.5) s),
 the area is (scale x s)^2, ratio = height / width, and the grid covers the padded image.
 """
 

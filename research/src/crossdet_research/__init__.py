@@ -1,0 +1,1 @@
+"""Studies with crossdet; nothing in the product imports this package."""

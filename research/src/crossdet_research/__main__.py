@@ -1,0 +1,3 @@
+from crossdet_research.main import main
+
+main()

@@ -1,0 +1,165 @@
+"""`crossdet-research ablation`: the methods compared on a split, and what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crossdet.commands.terminal import (
+    FigureFile,
+    JsonFile,
+    MarkdownFile,
+    Overrides,
+    Seeds,
+    say,
+    say_bold,
+    seed_numbers,
+    show_tables,
+    wide,
+    words,
+)
+from crossdet.evaluation.confidence import CONFIDENT
+
+app = typer.Typer(
+    name="ablation",
+    help="The methods compared on a dataset of `crossdet-research split`: run, table, curves, sweep, pictures.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+SplitDir = Annotated[
+    Path, typer.Argument(metavar="SPLIT_DIR", help="folder that `crossdet-research split` wrote")
+]
+SplitResults = Annotated[
+    Path, typer.Argument(metavar="RESULTS_DIR/SPLIT", help="folder with the JSONs of one split")
+]
+
+
+@app.command()
+def run(
+    split_dir: SplitDir,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--methods",
+            metavar="A,B",
+            help="naive, aware, same_positives, full, naive_merged, aware_no_foreground, aware_distinct, expert "
+            "(all of them), expert_PART; default: all of these that differ on the split. Also aware_pseudo and "
+            "aware_pseudo_positives (after the experts), aware_pseudo_self, aware_pseudo_self_positives",
+        ),
+    ] = None,
+    seeds: Seeds = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="RESULTS_DIR", help="JSONs go to RESULTS_DIR/SPLIT")
+    ] = Path("results"),
+    runs: Annotated[
+        Path | None,
+        typer.Option("--runs", metavar="DIR", help="where the trainings go (default: SPLIT_DIR/runs)"),
+    ] = None,
+    overrides: Overrides = None,
+    measure_only: Annotated[
+        bool, typer.Option("--measure-only", help="train nothing; measure the trainings that have finished")
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="measure finished trainings anew, also those that have a JSON")
+    ] = False,
+) -> None:
+    """Train and measure; a queue that skips what is finished and goes on where it was stopped.
+
+    Example: crossdet-research ablation run halves --methods naive,aware,same_positives,full --seeds 0,1,2
+    """
+    from crossdet_research.ablation import open_split_folder, run_ablation
+    from crossdet_research.ablation_methods import chosen_methods
+
+    split = open_split_folder(split_dir, runs)
+    chosen = chosen_methods(words(methods), split.summary, say)
+    files = run_ablation(
+        split,
+        output,
+        chosen,
+        seed_numbers(seeds),
+        overrides or [],
+        say_bold,
+        train=not measure_only,
+        again=again,
+    )
+    for file in files:
+        say(str(file))
+
+
+@app.command()
+def table(results: SplitResults, markdown_file: MarkdownFile = None, json_file: JsonFile = None) -> None:
+    """All measures of a split, mean and standard deviation over the seeds; blank where nothing was run."""
+    from crossdet.files import write_atomically, write_json
+    from crossdet_research.ablation_results import read_results
+    from crossdet_research.ablation_tables import as_json, markdown, notes, recovered_text, rich_tables
+
+    found = read_results(results)
+    show_tables(rich_tables(found))
+    for line in [recovered_text(found), *notes(found)]:
+        say(line)
+    if markdown_file is not None:
+        write_atomically(markdown_file, markdown(found).encode())
+    if json_file is not None:
+        write_json(json_file, as_json(found))
+
+
+@app.command()
+def curves(
+    results: SplitResults,
+    output: FigureFile,
+) -> None:
+    """Draw the learning curves: a panel per part, a line per method, a band over the seeds."""
+    from crossdet_research.ablation_figures import draw_learning_curves
+    from crossdet_research.ablation_results import read_results
+
+    draw_learning_curves(read_results(results), output)
+    say(str(output))
+
+
+@app.command()
+def sweep(
+    results: Annotated[
+        Path, typer.Argument(metavar="RESULTS_DIR", help="folder with the results of several splits")
+    ],
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="draw union AP over the conflict")
+    ] = None,
+    markdown_file: MarkdownFile = None,
+) -> None:
+    """Union AP over the share of images that show an unlabelled object, for all splits of a results folder."""
+    from crossdet.files import write_atomically
+    from crossdet_research.ablation_figures import draw_sweep
+    from crossdet_research.ablation_results import read_all
+    from crossdet_research.ablation_tables import sweep_markdown, sweep_tables
+
+    splits = read_all(results)
+    for one in sweep_tables(splits):
+        wide.print(one, highlight=False)
+    if plot is not None:
+        draw_sweep(splits, plot)
+        say(str(plot))
+    if markdown_file is not None:
+        write_atomically(markdown_file, sweep_markdown(splits).encode())
+
+
+@app.command()
+def pictures(
+    split_dir: SplitDir,
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="run directory")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="another one")],
+    output: FigureFile,
+    image: Annotated[
+        int | None,
+        typer.Option(min=0, help="number of the test picture (default: one with many unlabelled objects)"),
+    ] = None,
+    score: Annotated[float, typer.Option(min=0, max=1, help="lowest score that is drawn")] = CONFIDENT,
+) -> None:
+    """Draw one test picture in every look: all objects, and what two runs find."""
+    from crossdet_research.ablation import open_split_folder
+    from crossdet_research.ablation_figures import draw_pictures
+
+    runs = [(run.resolve().name, run) for run in (run_a, run_b)]
+    draw_pictures(open_split_folder(split_dir), runs, output, score, image)
+    say(str(output))

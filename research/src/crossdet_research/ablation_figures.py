@@ -1,0 +1,286 @@
+"""Figures of the ablation: learning curves and the conflict sweep (from the JSONs), and pictures of two runs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdet.errors import UserError
+from crossdet.evaluation.figures import PICTURES, check_image_file, line_look, new_figure, save_figure
+from crossdet.files import write_atomically
+from crossdet_research.ablation_methods import FURTHER, METHODS
+from crossdet_research.ablation_results import UNION_AP, Results, Run, all_levels, sweep_key
+from crossdet_research.ablation_tables import SWEPT
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from PIL import Image
+
+    from crossdet_research.ablation import SplitFolder
+    from crossdet_research.measure import UnionTest
+
+ORDER = tuple(method.name for method in (*METHODS, *FURTHER))
+"""A method has the same colour in all figures."""
+SIDE = 420
+"""Pixels to which the shorter side of a picture is enlarged, so that text has room."""
+LINE = 22
+
+Points = Mapping[float, Sequence[float]]
+"""x -> values of the seeds."""
+
+
+def _draw_line(panel: Axes, points: Points, method: str, label: str, marker: str | None = None) -> None:
+    """The mean over the seeds, with a band of one standard deviation where there are several."""
+    x = sorted(points)
+    middle = np.array([mean(points[at]) for at in x])
+    width = np.array([stdev(points[at]) if len(points[at]) > 1 else 0.0 for at in x])
+    style = line_look(ORDER.index(method) if method in ORDER else len(ORDER))
+    panel.plot(
+        x, middle, label=label, linewidth=1.6, marker=marker or ("." if len(x) == 1 else None), **style
+    )
+    if len(x) > 1:
+        panel.fill_between(x, middle - width, middle + width, color=style["color"], alpha=0.15, linewidth=0)
+    elif width[0]:
+        panel.errorbar(x, middle, width, color=style["color"], capsize=3)
+
+
+# ------------------------------------------------------------------------------------------- learning curves
+
+
+def draw_learning_curves(results: Results, file: Path) -> None:
+    """A panel per part: AP of its own classes over the optimiser steps, a line per method.
+
+    Raises `UserError` where no run was evaluated.
+    """
+    check_image_file(file)
+    parts = list(results.summary["parts"])
+    lines = {
+        (part, method): points
+        for part in parts
+        for method in [*results.methods(), *results.experts()]
+        if (points := curve_points(results.runs.get(method, {}), part))
+    }
+    if not lines:
+        raise UserError(f"{results.name}: no run was evaluated, there is no learning curve")
+    figure = new_figure(0.6 + 4.6 * len(parts), 4.0)
+    figure.suptitle(
+        f"{results.name}: AP of each part's own classes, mean and standard deviation over the seeds"
+    )
+    panels = figure.subplots(1, len(parts), squeeze=False)[0]
+    for panel, part in zip(panels, parts, strict=True):
+        row = results.summary["parts"][part]
+        for (of, method), points in lines.items():
+            if of == part:
+                count = max(map(len, points.values()))
+                _draw_line(
+                    panel, points, method, f"{results.title(method)} ({count} seed{'s' * (count > 1)})"
+                )
+        panel.set(
+            title=f"{part}: {', '.join(row['classes'])}; look {row['look']}", xlabel="steps", ylabel="AP, %"
+        )
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+        panel.legend(loc="lower right", fontsize=7, framealpha=0.7)
+    save_figure(figure, file)
+
+
+def curve_points(runs: Mapping[int, Run], part: str) -> dict[float, list[float]]:
+    """Steps -> AP in percent of the seeds."""
+    points: dict[float, list[float]] = {}
+    for run in runs.values():
+        for row in run["curve"]:
+            if row["datasets"].get(part) is not None:
+                points.setdefault(float(row["step"]), []).append(100 * row["datasets"][part])
+    return points
+
+
+# ------------------------------------------------------------------------------------------- conflict sweep
+
+
+def draw_sweep(splits: Sequence[Results], file: Path) -> None:
+    """Union AP over the share of images in conflict: a panel per set of looks (and of parts and sizes).
+
+    Raises `UserError` without a single union AP.
+    """
+    check_image_file(file)
+    panels: dict[tuple[str, ...], list[Results]] = {}
+    for one in all_levels(splits):
+        if any(UNION_AP.values(one.of(method)) for method in SWEPT):
+            panels.setdefault(sweep_key(one), []).append(one)
+    if not panels:
+        raise UserError("no split with a union AP; `crossdet-research ablation run` measures it")
+    figure = new_figure(0.6 + 4.6 * len(panels), 4.2)
+    figure.suptitle(
+        "union AP (all classes, all looks) over the share of images that show an unlabelled object"
+    )
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for panel, many in zip(axes, panels.values(), strict=True):
+        for method in SWEPT:
+            points = sweep_points(many, method)
+            if points:
+                _draw_line(panel, points, method, many[0].title(method), marker="o")
+        panel.set(
+            title=_sweep_title(many[0]), xlabel="images in conflict, %", ylabel="union AP, %", xlim=(-3, 103)
+        )
+        panel.grid(alpha=0.3)
+        panel.legend(loc="best", fontsize=8, framealpha=0.7)
+    save_figure(figure, file)
+
+
+def sweep_points(splits: Sequence[Results], method: str) -> dict[float, list[float]]:
+    """Conflict in percent -> union AP of the seeds in percent."""
+    points: dict[float, list[float]] = {}
+    for one in splits:
+        values = list(UNION_AP.values(one.of(method)).values())
+        if values:
+            points.setdefault(round(100 * float(one.summary["conflict"]), 1), []).extend(values)
+    return points
+
+
+def _sweep_title(results: Results) -> str:
+    parts = results.summary["parts"].values()
+    looks = "the same look" if len(results.looks) == 1 else f"looks: {', '.join(results.looks)}"
+    images = sorted({p["images"] for p in parts})
+    classes = " | ".join(", ".join(p["classes"]) for p in parts)
+    title = f"{looks}\n{'-'.join(map(str, images))} images per part"
+    return f"{title}\n{classes}" if len(classes) <= 40 else title
+
+
+# ------------------------------------------------------------------------------------------- pictures
+
+
+def draw_pictures(
+    split: SplitFolder,
+    runs: Sequence[tuple[str, Path]],
+    file: Path,
+    score: float,
+    image: int | None = None,
+) -> None:
+    """A row per look with the same test picture: all objects, and what each run finds with at least `score`.
+
+    runs: (title, run directory). image: number of the test picture, from 0; None: the one with the most objects of
+    classes that are not labelled in some look.
+
+    Raises `UserError` for unreadable runs or pictures, or a number beyond the last picture.
+    """
+    from PIL import Image
+
+    from crossdet_research.measure import open_union_test
+
+    check_image_file(file, PICTURES)
+    test = open_union_test(split.folder, split.parts)
+    rows = _rows_of_picture(test, image)
+    found = [_found(split, run, test, rows) for _, run in runs]
+    lines = []
+    for position, row in enumerate(rows):
+        with Image.open(test.index.path(row)) as opened:
+            picture = opened.convert("RGB")
+        mine = np.flatnonzero((test.truth.image_of_box == row) & ~test.truth.crowd)
+        look = str(test.look_of[row])
+        home = ", ".join(c for c in test.classes if c in test.home[look])
+        truth = (test.truth.boxes[mine], test.truth.labels[mine], None)
+        panels = [_panel(picture, f"look {look} (labelled here: {home}): all objects", test.classes, truth)]
+        for (title, _), detections in zip(runs, found, strict=True):
+            boxes, labels, scores = detections[position]
+            kept = np.flatnonzero(scores >= score)
+            panels.append(
+                _panel(
+                    picture,
+                    f"{title}, score >= {score:g}",
+                    test.classes,
+                    (boxes[kept], labels[kept], scores[kept]),
+                )
+            )
+        lines.append(_joined(panels, upright=False))
+    buffer = io.BytesIO()
+    _joined(lines, upright=True).save(buffer, "JPEG" if file.suffix.lower() in (".jpg", ".jpeg") else "PNG")
+    write_atomically(file, buffer.getvalue())
+
+
+def _rows_of_picture(test: UnionTest, image: int | None) -> list[int]:
+    """The rows of one test picture in all looks. The test set has the same pictures in every look, in one order."""
+    looks = list(dict.fromkeys(test.look_of.tolist()))
+    rows = np.stack([np.flatnonzero(test.look_of == look) for look in looks])  # [looks, pictures]
+    if image is None:
+        foreign = np.array([any(c not in test.home[look] for look in looks) for c in test.classes])
+        chosen = foreign if foreign.any() else ~foreign
+        objects = chosen[test.truth.labels] & ~test.truth.crowd
+        counts = np.bincount(test.truth.image_of_box[objects], minlength=len(test.look_of))
+        image = int(counts[rows].sum(axis=0).argmax())
+    if not 0 <= image < rows.shape[1]:
+        raise UserError(f"--image {image}: expected 0 to {rows.shape[1] - 1}")
+    return [int(row) for row in rows[:, image]]
+
+
+def _found(
+    split: SplitFolder, run: Path, test: UnionTest, rows: Sequence[int]
+) -> list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+    """Boxes, union labels and scores of the run in each of the pictures, as the union test counts them."""
+    from crossdet.config.schema import EvalConfig
+    from crossdet.evaluation.protocols.base import best_per_image
+    from crossdet.evaluation.run import detect
+    from crossdet.inference import load_detector
+    from crossdet_research.measure import MOST_COUNTED, eval_settings, folded, union_ids
+
+    detector = load_detector(run, last=True)
+    ids = union_ids(detector.classes, test.classes, split.parts)
+    limits = EvalConfig(
+        **{"nms_iou": 0.5, **{k: v for k, v in detector.decoding.items() if k != "max_detections"}}
+    )
+    pictures = test.index.take(np.array(rows, np.int64))
+    detections = detect(detector.model, pictures, None, eval_settings(detector, limits)).detections
+    best = best_per_image(folded(detections, ids, limits.nms_iou), MOST_COUNTED)
+    found = []
+    for position in range(len(rows)):
+        mine = np.flatnonzero(best.image_of_box == position)
+        found.append((best.boxes[mine], ids[best.labels[mine]], best.scores[mine]))
+    return found
+
+
+def _panel(
+    picture: Image.Image,
+    title: str,
+    classes: Sequence[str],
+    objects: tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None],
+) -> Image.Image:
+    """The picture, enlarged, with boxes, below a line of text. objects: boxes, labels, and scores or None."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    from crossdet.data.drawing import class_colour, draw_boxes
+
+    boxes, labels, scores = objects
+    factor = max(1.0, SIDE / min(picture.size))
+    size = (round(picture.width * factor), round(picture.height * factor))
+    texts = [classes[label] for label in labels.tolist()]
+    if scores is not None:
+        texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores.tolist(), strict=True)]
+    drawn = draw_boxes(
+        picture.resize(size, Image.Resampling.LANCZOS) if factor > 1 else picture,
+        (boxes * factor).tolist(),
+        texts,
+        [class_colour(label) for label in labels.tolist()],
+    )
+    panel = Image.new("RGB", (drawn.width, drawn.height + LINE), "white")
+    panel.paste(drawn, (0, LINE))
+    ImageDraw.Draw(panel).text((4, 3), title, fill="black", font=ImageFont.load_default(14))
+    return panel
+
+
+def _joined(parts: Sequence[Image.Image], upright: bool, gap: int = 8) -> Image.Image:
+    """Side by side, or one below the other."""
+    from PIL import Image
+
+    long = sum(p.height if upright else p.width for p in parts) + gap * (len(parts) - 1)
+    wide = max(p.width if upright else p.height for p in parts)
+    sheet = Image.new("RGB", (wide, long) if upright else (long, wide), "white")
+    at = 0
+    for part in parts:
+        sheet.paste(part, (0, at) if upright else (at, 0))
+        at += (part.height if upright else part.width) + gap
+    return sheet

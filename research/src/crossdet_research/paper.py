@@ -1,0 +1,389 @@
+"""From a row of the paper's tables to a config, a run and a JSON; and the queue of all of them.
+
+No torch before a training starts: naming, resolving and listing experiments is instant.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from crossdet.config import Config, SplitConfig, dump_config, load_config
+from crossdet.config.mistakes import suggest
+from crossdet.errors import Diverged, RunError, UserError, problem_list
+from crossdet.files import write_atomically, write_json
+from crossdet_research import jobs, paper_data
+from crossdet_research.paper_rows import (
+    COCO_NAMES,
+    DATASETS,
+    FULL,
+    MINI,
+    MINI_BACKBONES,
+    MINI_FALLS,
+    MINI_IMAGES,
+    MINI_STEPS,
+    MINI_WARMUP,
+    ROWS,
+    TITLES,
+    TRAININGS,
+    VOC_CLASSES,
+    Row,
+    Training,
+    short,
+)
+
+Scale = Literal["full", "mini"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training at one scale. photos: table 5 at mini scale on photographs instead of generated pictures."""
+
+    training: Training
+    scale: Scale
+    photos: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.training.name}_photos" if self.photos else self.training.name
+
+    def stem(self, seed: int) -> str:
+        """Name of its run directory, config and JSON."""
+        return f"{self.name}_seed{seed}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """root: the data folder. output: where results go. images: generated ones per dataset, at mini scale."""
+
+    root: Path
+    output: Path
+    images: int = MINI_IMAGES
+
+
+# ------------------------------------------------------------------------------------------- names
+
+
+def find_rows(names: Sequence[str]) -> list[Row]:
+    """The rows meant by `t1/coco_resnet50` (a row), `coco_resnet50` (all rows of a training) or `t1` (a table).
+
+    Raises `UserError` with all names that are none of these.
+    """
+    chosen: list[Row] = []
+    problems = []
+    known = [*map(short, TITLES), *TRAININGS, *(row.name for row in ROWS)]
+    for name in names:
+        found = [row for row in ROWS if name in (row.name, row.training, short(row.table))]
+        if not found:
+            problems.append(f"no row, training or table {name!r}; {suggest(name, known, 'names')}")
+        chosen += [row for row in found if row not in chosen]
+    if problems:
+        raise UserError(problem_list("`crossdet-research paper list` shows what there is", problems))
+    return chosen
+
+
+def experiment_of(row: Row, scale: Scale, photos: bool) -> Experiment:
+    """photos: whether the data folder holds photographs for table 5."""
+    return Experiment(TRAININGS[row.training], scale, photos and scale == "mini" and row.table == "5")
+
+
+def experiments_of(rows: Sequence[Row], scale: Scale, root: Path) -> list[Experiment]:
+    """Each distinct training once, in the order of the rows."""
+    photos = paper_data.has_photos(root)
+    return list(dict.fromkeys(experiment_of(row, scale, photos) for row in rows))
+
+
+# ------------------------------------------------------------------------------------------- config
+
+
+def settings(experiment: Experiment, root: Path, seed: int = 0, images: int = MINI_IMAGES) -> dict[str, Any]:
+    """The config as plain values; data paths are `root` and what lies below it."""
+    training = experiment.training
+    full = experiment.scale == "full"
+    blocks = {DATASETS[name].key: _block(experiment, name) for name in training.datasets}
+    recipe = FULL if full else MINI
+    return {
+        "datasets": {key: _below(root, block) for key, block in blocks.items()},
+        "labels": {"merge": merge_rules(training, by_name=not full)},
+        "model": {
+            "backbone": training.backbone if full else MINI_BACKBONES[training.backbone],
+            **recipe["model"],
+            "anchors": {
+                "scales": list(training.anchors.scales),
+                "ratios": list(training.anchors.ratios),
+            },
+        },
+        "input": dict(recipe["input"]),
+        "train": {
+            **recipe["train"],
+            **({} if full else mini_schedule(_image_count(experiment, root, images))),
+        },
+        "eval": dict(recipe.get("eval", {})),
+        "seed": seed,
+    }
+
+
+def mini_schedule(images: int) -> dict[str, Any]:
+    """`MINI_STEPS` steps with warm-up and falls at the same steps, for a union of `images` training images."""
+    epochs = MINI_STEPS * MINI["train"]["batch_size"] / images
+    return {
+        "epochs": max(1, math.ceil(epochs)),
+        "warmup_epochs": round(MINI_WARMUP * epochs, 4),
+        "steps": [round(share * epochs, 4) for share in MINI_FALLS],
+        "max_steps": MINI_STEPS,
+    }
+
+
+def merge_rules(training: Training, by_name: bool = False) -> dict[str, Any]:
+    """Merge groups. WIDER Pedestrian's two classes are always one, as its challenge judges them.
+
+    by_name: at mini scale the classes that VOC shares with COCO have equal names. Without `merge` person and
+    pedestrian stay two classes: no rule is needed, their names differ.
+    """
+    rules: dict[str, Any] = {}
+    people = ["peds/pedestrian", "peds/cyclist"]
+    if "PED" in training.datasets:
+        if training.merge and "COCO" in training.datasets:
+            rules["person"] = ["coco/person", *people]
+        else:
+            rules["pedestrian"] = people
+    if {"COCO", "VOC"} <= set(training.datasets):
+        if by_name:
+            rules["same_names"] = True
+        else:
+            names = {voc: COCO_NAMES.get(voc, voc) for voc in VOC_CLASSES}
+            rules |= {coco: [f"coco/{coco}", f"voc/{voc}"] for voc, coco in names.items()}
+    return rules
+
+
+def resolve(experiment: Experiment, place: Place, seed: int = 0, overrides: Sequence[str] = ()) -> Config:
+    """The validated config, with `key=value` overrides; no data file needs to exist.
+
+    Under torchrun `train.devices` is the number of its processes. Raises `ConfigError`.
+    """
+    root = place.root.absolute()
+    values = settings(experiment, root, seed, place.images)
+    devices = [f"train.devices={jobs.processes()}"] if jobs.processes() > 1 else []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{experiment.stem(seed)}.yaml"
+        file.write_text(yaml.safe_dump(values, sort_keys=False))
+        config = load_config(file, [*overrides, *devices])
+    return config.model_copy(update={"output": None})
+
+
+def show(
+    row_or_training: str, place: Place, scale: Scale, seed: int = 0, overrides: Sequence[str] = ()
+) -> str:
+    """The full resolved config as YAML, below a comment that says what it stands for."""
+    rows = find_rows([row_or_training])
+    experiments = experiments_of(rows, scale, place.root)
+    trainings = {experiment.training.name for experiment in experiments}
+    if len(trainings) > 1:
+        raise UserError(
+            f"{row_or_training}: {len(trainings)} trainings; name one of {', '.join(sorted(trainings))}"
+        )
+    experiment = experiments[0]
+    training = experiment.training
+    text = dump_config(resolve(experiment, place, seed, overrides))
+    all_rows = [row.name for row in ROWS if row.training == training.name]
+    notes = sorted({note for row in rows for note in row.notes})
+    head = [
+        f"{training.name}, {scale} scale: {', '.join(DATASETS[name].title for name in training.datasets)}",
+        f"rows of the paper: {', '.join(all_rows)}",
+        f"data: {data_kind(experiment)}",
+        *([f"contradictions: {', '.join(map(str, notes))} (crossdet-research paper list)"] if notes else []),
+        f"run: crossdet-research paper run {row_or_training} --data {place.root} --scale {scale} --seed {seed}",
+    ]
+    return "".join(f"# {line}\n" for line in head) + text
+
+
+def data_kind(experiment: Experiment) -> str:
+    if experiment.scale == "full":
+        return "official downloads"
+    return "small sets of photographs" if experiment.photos else "generated pictures"
+
+
+def _block(experiment: Experiment, name: str) -> Mapping[str, Any]:
+    dataset = DATASETS[name]
+    if experiment.scale == "full":
+        return dataset.full
+    return dataset.photos if experiment.photos else dataset.mini
+
+
+def _below(root: Path, block: Mapping[str, Any]) -> dict[str, Any]:
+    """A dataset's section with the paths of its splits below `root`."""
+
+    def path(value: Any) -> Any:
+        return [path(item) for item in value] if isinstance(value, list) else str(root / str(value))
+
+    return {
+        key: {k: v if k == "image_set" else path(v) for k, v in value.items()}
+        if key in ("train", "val")
+        else value
+        for key, value in block.items()
+    }
+
+
+def _image_count(experiment: Experiment, root: Path, images: int) -> int:
+    if not experiment.photos:
+        return images * len(experiment.training.datasets)
+    return sum(paper_data.count_photos(root, name) for name in experiment.training.datasets)
+
+
+# ------------------------------------------------------------------------------------------- running
+
+
+def run_queue(
+    experiments: Sequence[Experiment],
+    place: Place,
+    seeds: Sequence[int],
+    overrides: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> list[Path]:
+    """Runs what is not finished, all experiments with the first seed first; returns the JSON of each.
+
+    A finished one is skipped, an unfinished one continued. A training whose loss diverges is named at the end and
+    does not stop the others.
+
+    Raises:
+        UserError: mistakes in configs or data, or results of other settings in the output folder.
+        RunError: an interruption (run again to go on), or trainings that diverged.
+    """
+    todo = [(experiment, seed) for seed in seeds for experiment in experiments]
+    configs = {job: resolve(job[0], place, job[1], overrides) for job in todo}
+    finished = {job: _finished(job[0], place, job[1], configs[job]) for job in todo}
+    open_jobs = [job for job in todo if not finished[job]]
+    _prepare([experiment for experiment, _ in open_jobs], place)
+    _check_files([configs[job] for job in open_jobs])
+    results, diverged = [], []
+    for number, (experiment, seed) in enumerate(todo, 1):
+        title = f"[{number}/{len(todo)}] {experiment.name}, {experiment.scale}, seed {seed}"
+        result = _folder(experiment, place) / f"{experiment.stem(seed)}.json"
+        if finished[experiment, seed]:
+            say(f"{title}: finished, skipped")
+        else:
+            say(title)
+            try:
+                run_one(experiment, place, seed, configs[experiment, seed])
+            except RunError as error:
+                if not isinstance(error, Diverged):
+                    raise RunError(f"{error} (for the paper's queue: run the same command again)") from error
+                diverged.append(f"{experiment.stem(seed)}: {error}")
+                say(f"{title}: {error}")
+                continue
+        results.append(result)
+    if diverged:
+        raise RunError(problem_list(f"{len(diverged)} training(s) diverged", diverged))
+    return results
+
+
+def run_one(experiment: Experiment, place: Place, seed: int, config: Config) -> None:
+    """Trains or goes on training, and writes config and JSON; with several processes the first one writes."""
+    folder, stem = _folder(experiment, place), experiment.stem(seed)
+    what = comparable(config, place.root)
+    record = jobs.train_on(config, folder / stem, what)
+    if jobs.is_first():
+        write_atomically(folder / f"{stem}.yaml", dump_config(config).encode())
+        note = jobs.read_json(folder / stem / jobs.NOTE)
+        write_json(folder / f"{stem}.json", _result(experiment, seed, config, record, what, note))
+
+
+def comparable(config: Config, root: Path) -> dict[str, Any]:
+    """The config as it is compared and stored, paths below the data folder as `DATA/...`."""
+    return jobs.comparable(config, {root: "DATA"})
+
+
+def _folder(experiment: Experiment, place: Place) -> Path:
+    return place.output / experiment.scale
+
+
+def _finished(experiment: Experiment, place: Place, seed: int, config: Config) -> bool:
+    """Whether there is a result. Raises `UserError` if it is of other settings, or the run is not of this queue."""
+    file = _folder(experiment, place) / f"{experiment.stem(seed)}.json"
+    if not file.exists():
+        run_dir = file.with_suffix("")
+        if (run_dir / "state.pt").exists() and not jobs.read_json(run_dir / jobs.NOTE):
+            raise UserError(
+                f"{run_dir} holds a run of another command, or has lost its {jobs.NOTE}; move it "
+                f"away, or use another folder with --output"
+            )
+        return False
+    jobs.check_same(comparable(config, place.root), jobs.read_json(file).get("config"), file)
+    return True
+
+
+def _prepare(experiments: Sequence[Experiment], place: Place) -> None:
+    """Writes the generated pictures that are needed, where they are missing."""
+    generated = [e for e in experiments if e.scale == "mini" and not e.photos]
+    if jobs.processes() > 1 and any(e.scale == "mini" for e in experiments):
+        raise UserError("mini experiments take minutes on one device; start them without torchrun")
+    names = {name for experiment in generated for name in experiment.training.datasets}
+    if names - {"VOC"}:
+        paper_data.write_world(place.root, place.images)
+    if "VOC" in names:
+        paper_data.write_voc_objects(place.root, place.images)
+
+
+def _check_files(configs: Sequence[Config]) -> None:
+    """Raises `UserError` with all data files of the whole queue that are not there: not after hours of training."""
+    missing: dict[Path, None] = {}
+    for dataset in (dataset for config in configs for dataset in config.datasets.values()):
+        for split in (dataset.train, dataset.val):
+            assert isinstance(split, SplitConfig)
+            files = [
+                *split.images,
+                *split.annotations,
+                *split.ignore,
+                *([split.lists] if split.lists else []),
+            ]
+            missing |= dict.fromkeys(file for file in files if not file.exists())
+    if missing:
+        raise UserError(
+            problem_list("data that is not there (docs/paper.md says where it comes from)", map(str, missing))
+        )
+
+
+def _result(
+    experiment: Experiment,
+    seed: int,
+    config: Config,
+    record: Mapping[str, Any],
+    what: Mapping[str, Any],
+    note: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What is written down of a finished training. note: what `jobs.train_on` kept of it."""
+    from crossdet.config.sources import open_sources
+
+    sources = open_sources(config)
+    training = experiment.training
+    return {
+        "training": training.name,
+        "scale": experiment.scale,
+        "data": data_kind(experiment),
+        "rows": [
+            row.name
+            for row in ROWS
+            if row.training == training.name and (not experiment.photos or row.table == "5")
+        ],
+        "seed": seed,
+        "datasets": {
+            name: {"train_images": len(sources.train[name]), "val_images": len(sources.val[name])}
+            for name in sources.train
+        },
+        "classes": len(sources.space.classes),
+        "epochs": record["epoch"],
+        "steps": record["step"],
+        "metrics": {key: value for key, value in record.get("metrics", {}).items() if key != "operating"},
+        "seconds": round(note.get("seconds", 0.0), 1),
+        "hardware": note.get("hardware", {}),
+        "version": note.get("version", {}),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "config": what,
+    }

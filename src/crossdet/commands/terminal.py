@@ -1,0 +1,89 @@
+"""What command lines have in common: options, the reading of lists, printing, and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from crossdet.errors import RunError, UserError
+
+out = Console()
+wide = Console(width=max(200, out.width))
+"""For tables: a narrow terminal breaks their lines, which is better than to cut names."""
+
+MarkdownFile = Annotated[
+    Path | None, typer.Option("--markdown", metavar="FILE", help="also write as Markdown")
+]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", dir_okay=False, help="also write the numbers as JSON"),
+]
+FigureFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE.png", help="where to draw")]
+Seeds = Annotated[list[str] | None, typer.Option("--seeds", metavar="N,M", help="default: 0,1,2")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override a config value of all trainings"),
+]
+RunsDir = Annotated[
+    Path | None, typer.Option("--runs", metavar="DIR", help="where the trainings go (default: DIR/runs)")
+]
+
+
+def words(given: list[str] | None) -> list[str]:
+    """The option may be repeated, and each may hold several words: `A,B` or `A B`."""
+    return list(dict.fromkeys(word for text in given or [] for word in text.replace(",", " ").split()))
+
+
+def seed_numbers(given: list[str] | None) -> list[int]:
+    """Of `Seeds`. Raises `UserError` for what is no whole number."""
+    found = words(given) or ["0", "1", "2"]
+    wrong = [word for word in found if not word.isdecimal()]
+    if wrong:
+        raise UserError(f"--seeds {', '.join(wrong)}: expected whole numbers from 0 on, such as 0,1,2")
+    return [int(word) for word in found]
+
+
+def say(text: str) -> None:
+    """A line as it is."""
+    out.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def say_bold(text: str) -> None:
+    """For the steps of a queue, among all that the trainings print."""
+    out.print(escape(text), highlight=False, soft_wrap=True, style="bold")
+
+
+def show_tables(tables: Iterable[Table]) -> None:
+    for table in tables:
+        wide.print(table, highlight=False)
+        out.print()
+
+
+def run_app(app: typer.Typer) -> None:
+    """Runs a command line; the package's errors become messages and exit codes (`crossdet.commands.main`)."""
+    errors = Console(stderr=True)
+    try:
+        app()
+    except UserError as error:
+        errors.print(f"[bold red]error[/bold red] {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except RunError as error:
+        errors.print(f"[bold red]failed[/bold red] {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except OSError as error:
+        errors.print(f"[bold red]failed[/bold red] {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        sys.exit(1)
+
+
+def _plain(error: Exception) -> str:
+    return str(error).replace("[", r"\[")
