@@ -92,7 +92,7 @@ def list_rows(
         total = sum(gpu_hours(training, speeds[training.backbone]) for training in known)
         say(f"GPU hours of {len(known)} trainings: {total:,.0f} (training alone, without evaluation).")
     say(
-        "\nThe ablation that the paper left out: `crossdet-research ablation run` on what `crossdet-research split` wrote"
+        "\nThe ablation that the paper left out: `crossdet-research ablation run`, on what `split` wrote"
     )
     width = max(len(method) for method, _ in ablation)
     for method, title in ablation:
