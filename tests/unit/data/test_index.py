@@ -27,7 +27,7 @@ from crossdet.data.index import (
     save_index,
 )
 
-from .helpers import assert_same, generated_index, sample_index, save_image
+from .formats.helpers import assert_same, generated_index, sample_index, save_image
 
 IMAGES, BOXES = 118_000, 860_000
 

@@ -23,7 +23,7 @@ from crossdet.data.index import IndexBuilder
 from crossdet.data.reading import FORMATS, SplitFiles, fill_sizes, read_split
 from crossdet.errors import UserError
 
-from .helpers import assert_same, sample_index, save_image
+from .formats.helpers import assert_same, sample_index, save_image
 
 
 @pytest.fixture(autouse=True)
