@@ -16,7 +16,7 @@ from worlds import CAR, FACE, HEIGHT, WIDTH, make_world
 from crossdet import load_config, load_detector, train
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import RunError, UserError
-from crossdet.training.loop import state as training_state
+from crossdet.training import state as training_state
 from crossdet_research.ablation_command import app
 from crossdet_research.split import split_dataset
 from crossdet_research.split_files import write_split

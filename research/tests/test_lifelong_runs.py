@@ -22,7 +22,7 @@ from crossdet.errors import RunError, UserError
 from crossdet.models.provenance import file_digest, generations, read_metadata
 from crossdet.models.retinanet.growth import WEIGHT, by_class
 from crossdet.models.weights import load_weights, save_weights, update_metadata
-from crossdet.training.loop import state as training_state
+from crossdet.training import state as training_state
 from crossdet_research.lifelong_command import app
 from crossdet_research.lifelong_measure import Looker, measure_generation, unchanged
 from crossdet_research.lifelong_plan import UnionTest

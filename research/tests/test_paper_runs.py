@@ -18,7 +18,7 @@ from crossdet import load_config, load_detector
 from crossdet.check import inspect
 from crossdet.errors import RunError, UserError
 from crossdet.inference import Detector
-from crossdet.training.loop import state as training_state
+from crossdet.training import state as training_state
 from crossdet.types import Detections
 from crossdet_research import paper_data
 from crossdet_research.paper import Experiment as PaperExperiment

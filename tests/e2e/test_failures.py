@@ -18,7 +18,7 @@ from worlds import changed, crossdet, one_thread
 from crossdet import RunError, train
 from crossdet.models.retinanet.network import RetinaNet
 from crossdet.models.weights import load_state
-from crossdet.training.loop import loop as training
+from crossdet.training import loop as training
 
 
 @pytest.fixture

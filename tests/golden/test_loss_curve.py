@@ -27,7 +27,7 @@ from crossdet import Config, Index, train
 from crossdet.data.index import IndexBuilder
 from crossdet.demo.scene_composition import HEIGHT, WIDTH
 from crossdet.demo.scenes import make_scene
-from crossdet.models.retinanet.network import network as retinanet
+from crossdet.models.retinanet import network as retinanet
 
 GOLDEN = Path(__file__).parent / "loss_curve.json"
 STEPS = 25

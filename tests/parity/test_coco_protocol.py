@@ -9,7 +9,7 @@ import pytest
 
 from crossdet.errors import UserError
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
-from crossdet.evaluation.protocols.base import coco
+from crossdet.evaluation.protocols import coco
 from crossdet.evaluation.protocols.coco import coco_scores
 
 AREA_NAMES = ("", "s", "m", "l")

@@ -91,9 +91,7 @@ def list_rows(
         known = [t for t in TRAININGS.values() if t.backbone in speeds]
         total = sum(gpu_hours(training, speeds[training.backbone]) for training in known)
         say(f"GPU hours of {len(known)} trainings: {total:,.0f} (training alone, without evaluation).")
-    say(
-        "\nThe ablation that the paper left out: `crossdet-research ablation run`, on what `split` wrote"
-    )
+    say("\nThe ablation that the paper left out: `crossdet-research ablation run`, on what `split` wrote")
     width = max(len(method) for method, _ in ablation)
     for method, title in ablation:
         say(f"  {method:{width}}  {title}")

@@ -20,7 +20,7 @@ from crossdet.data.index import IndexBuilder
 from crossdet.inference import Detector, InputSettings
 from crossdet.labels.folds import Fold
 from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.models.retinanet.network import network as retinanet
+from crossdet.models.retinanet import network as retinanet
 from crossdet.models.retinanet.subnets import Adapter
 from crossdet.models.weights import load_weights, save_weights
 from crossdet.runs.audit import audit_runs

@@ -14,8 +14,8 @@ from crossdet.data.index import read_lines, read_text
 from crossdet.data.reading import FORMATS, SplitFiles, read_split
 from crossdet.errors import AnnotationError, UserError
 
+from ..test_reading import write_all
 from .helpers import save_image
-from .test_reading import write_all
 
 NOT_TEXT = b"\xff\xfe caf\xe9"
 FILES = {

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from crossdet.losses import image_focal_losses
+from crossdet.models.retinanet import class_loss as union_head
 from crossdet.models.retinanet.class_loss import union_focal_losses
-from crossdet.models.retinanet.network import class_loss as union_head
 from crossdet.types import BACKGROUND, IGNORE, AnchorLabels, trust_groups
 
 DEPTH, SHAPES = 5, 3

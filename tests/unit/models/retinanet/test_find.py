@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from crossdet.models.backbones import Backbone
+from crossdet.models.retinanet import network as retinanet
 from crossdet.models.retinanet.network import RetinaNet
-from crossdet.models.retinanet.network import network as retinanet
 
 CLASSES = 11
 SIZES = torch.tensor([[96, 128], [70, 128]])

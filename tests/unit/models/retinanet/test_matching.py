@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou
 
+from crossdet.models.retinanet import matching, nearby
 from crossdet.models.retinanet.anchors import (
     AnchorGrid,
     anchor_grid,
@@ -17,7 +18,6 @@ from crossdet.models.retinanet.anchors import (
     grid_anchors,
 )
 from crossdet.models.retinanet.matching import label_anchors
-from crossdet.models.retinanet.network import matching, nearby
 from crossdet.types import BACKGROUND, IGNORE, PYRAMID_STRIDES, Annotations, Flag
 
 STRIDES = (8, 16, 32)
