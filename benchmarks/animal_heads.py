@@ -106,9 +106,7 @@ def main() -> None:
     args = parser.parse_args()
     found = upright(json.loads(args.keypoints.read_text()), args.roll)
     kept = usable(found, args.images)
-    print(
-        f"{len(found)} upright pictures; {len(found) - len(kept)} left out, no square holds all their heads"
-    )
+    print(f"{len(found)} upright pictures; {len(found) - len(kept)} left out, no square holds all their heads")
     random.Random(0).shuffle(kept)
     if len(kept) < args.train + args.val:
         raise SystemExit(f"{len(kept)} pictures can be used, fewer than {args.train} + {args.val}")

@@ -161,9 +161,7 @@ def run(benchmark: Benchmark, folder: Path, quick: bool) -> tuple[Any, str]:
     done = subprocess.run([*command, "--json", str(file)], capture_output=True, text=True, check=False)
     if done.returncode or not file.exists():
         return None, f"failed:\n{done.stderr[-2000:]}"
-    printed = (
-        f"$ python benchmarks/{' '.join(command[1:]).removeprefix(f'{HERE}/')}\n\n{done.stdout.rstrip()}"
-    )
+    printed = f"$ python benchmarks/{' '.join(command[1:]).removeprefix(f'{HERE}/')}\n\n{done.stdout.rstrip()}"
     file.with_suffix(".txt").write_text(printed + "\n")
     return json.loads(file.read_text()), printed
 
@@ -178,9 +176,7 @@ def targets_table(results: Results) -> list[str]:
             continue  # that benchmark was not run, or failed
         met = value >= target.target if target.at_least else value <= target.target
         sign = "at least" if target.at_least else "at most"
-        lines.append(
-            f"| {target.what} | {value:.3g} | {sign} {target.target:g} | {'met' if met else 'missed'} |"
-        )
+        lines.append(f"| {target.what} | {value:.3g} | {sign} {target.target:g} | {'met' if met else 'missed'} |")
     return lines
 
 

@@ -106,9 +106,7 @@ def loop_setting(images: list[tuple[np.ndarray, np.ndarray, np.ndarray]], kept: 
 
 def wider_face(scale: int) -> dict[str, float]:
     images = 3226 // scale
-    truth, image, found, found_image, scores, _ = random_set(
-        0, images, 39708 // scale, 48000 // scale, 0.7, 120
-    )
+    truth, image, found, found_image, scores, _ = random_set(0, images, 39708 // scale, 48000 // scale, 0.7, 120)
     rng = np.random.default_rng(1)
     rank = rng.random(len(truth))
     kept = {"easy": rank < 0.18, "medium": rank < 0.34, "hard": rank < 0.8}

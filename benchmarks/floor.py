@@ -57,9 +57,7 @@ class ConvolutionBytes:
 
     def __init__(self, module: nn.Module) -> None:
         self.total = 0
-        self.handles = [
-            m.register_forward_hook(self.add) for m in module.modules() if isinstance(m, nn.Conv2d)
-        ]
+        self.handles = [m.register_forward_hook(self.add) for m in module.modules() if isinstance(m, nn.Conv2d)]
 
     def add(self, module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         tensors = (inputs[0], module.weight, output)

@@ -114,9 +114,7 @@ def measure(images: int, boxes: int, workers: int, rounds: int, folder: Path) ->
             coco = COCO(str(annotations))
     results["open_s"] = statistics.median(ours.values())
     results["pycocotools_open_s"] = statistics.median(theirs.values())
-    results["open_ratio"] = statistics.median(
-        b / a for a, b in zip(ours.values(), theirs.values(), strict=True)
-    )
+    results["open_ratio"] = statistics.median(b / a for a, b in zip(ours.values(), theirs.values(), strict=True))
     results["first_read_ratio"] = results["pycocotools_open_s"] / results["first_read_s"]
     if coco is None or len(coco.anns) != len(opened.boxes) + sum(map(len, opened.skipped.values())):
         raise SystemExit("not the same number of boxes")
@@ -128,9 +126,7 @@ def measure(images: int, boxes: int, workers: int, rounds: int, folder: Path) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=11_800)
     parser.add_argument("--boxes", type=int, default=86_000)
     parser.add_argument("--full", action="store_true", help="118,000 images and 860,000 boxes")
@@ -144,9 +140,7 @@ def main() -> None:
     if arguments.full:
         arguments.images, arguments.boxes = 118_000, 860_000
     with tempfile.TemporaryDirectory() as folder:
-        results = measure(
-            arguments.images, arguments.boxes, arguments.workers, arguments.rounds, Path(folder)
-        )
+        results = measure(arguments.images, arguments.boxes, arguments.workers, arguments.rounds, Path(folder))
     for name, value in results.items():
         print(f"{name:30} {value:g}")
     if arguments.json:

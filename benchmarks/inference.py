@@ -193,9 +193,7 @@ def compare(args: argparse.Namespace, classes: int, sizes: Sequence[int], one: b
             rows.append(row)
             for name, value in row["seconds_per_image"].items():
                 ratio = f"{row['ratio'][name]:8.2f}" if name in row["ratio"] else " " * 8
-                print(
-                    f"{classes:7} {size:5} {batch:5}  {name:18} {1000 * value:9.1f} {ratio} {found[name]:10.1f}"
-                )
+                print(f"{classes:7} {size:5} {batch:5}  {name:18} {1000 * value:9.1f} {ratio} {found[name]:10.1f}")
     return rows
 
 
@@ -236,14 +234,10 @@ def folder(args: argparse.Namespace, count: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="resnet50", choices=["resnet50", "resnet18"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[320, 480, 640, 800], help="shorter side")
-    parser.add_argument(
-        "--union-sizes", type=int, nargs="*", default=[320], help="for the model of the union"
-    )
+    parser.add_argument("--union-sizes", type=int, nargs="*", default=[320], help="for the model of the union")
     parser.add_argument("--union-classes", type=int, default=2000)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--files", type=int, default=48, help="photographs of the folder")
@@ -255,9 +249,7 @@ def main() -> None:
     if args.quick:
         args.backbone, args.sizes, args.union_sizes, args.batches = "resnet18", [64], [64], [1, 2]
         args.files, args.union_classes = 9, 200
-    print(
-        f"{args.backbone}, {args.device}, {torch.get_num_threads()} threads, median of {args.rounds} rounds"
-    )
+    print(f"{args.backbone}, {args.device}, {torch.get_num_threads()} threads, median of {args.rounds} rounds")
     print("classes  size batch  side                ms/image  x first detections")
     rows = compare(args, 91, args.sizes, one=False)
     if args.union_sizes:

@@ -110,9 +110,7 @@ def their_dataset(images: Path, annotations: Path, size: int, as_tensor: bool, f
 
 def padded(samples: Sequence[tuple[Tensor, dict[str, Any]]]) -> tuple[Tensor, list[dict[str, Any]]]:
     """As `GeneralizedRCNNTransform.batch_images` of torchvision: a filled batch, each picture copied into it."""
-    height, width = (
-        -(-max(image.shape[side] for image, _ in samples) // PADDED_TO) * PADDED_TO for side in (1, 2)
-    )
+    height, width = (-(-max(image.shape[side] for image, _ in samples) // PADDED_TO) * PADDED_TO for side in (1, 2))
     batch = samples[0][0].new_full((len(samples), 3, height, width), 0)
     for place, (image, _) in zip(batch, samples, strict=True):
         place[:, : image.shape[1], : image.shape[2]].copy_(image)
@@ -140,11 +138,7 @@ def sides(index: Index, images: Path, annotations: Path, size: int, draws: int) 
 
         return run
 
-    return {
-        "crossdet": run_ours,
-        "torchvision, tensors": run_theirs(tensors),
-        "torchvision, PIL": run_theirs(pil),
-    }
+    return {"crossdet": run_ours, "torchvision, tensors": run_theirs(tensors), "torchvision, PIL": run_theirs(pil)}
 
 
 def compare(index: Index, images: Path, annotations: Path, size: int = 240) -> float:
@@ -240,9 +234,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="folder of real pictures, with --annotations")
     parser.add_argument("--annotations", type=Path, help="COCO instances file of --images")
     parser.add_argument("--sizes", type=int, nargs="+", default=[320, 480, 800], help="shorter side, pixels")
@@ -261,9 +253,7 @@ def main() -> None:
         folder = Path(temporary)
         photos = 8 if args.quick else 64
         pictures, annotations = (
-            (args.images, args.annotations)
-            if args.images
-            else write_generated_photos(folder / "data", photos)
+            (args.images, args.annotations) if args.images else write_generated_photos(folder / "data", photos)
         )
         save_index(read_coco(annotations, pictures), folder / "index")
         index = load_index(folder / "index")  # as a run has it: opened from the cache

@@ -52,9 +52,7 @@ def random_case(device: torch.device) -> tuple[Tensor, AnchorGrid, list[Annotati
         extent = 12 + torch.rand(BOXES, 2, generator=g) * min(SIZE) * 0.28
         labels = torch.randint(0, CLASSES, (BOXES,), generator=g)
         targets.append(
-            Annotations(
-                torch.cat([corner, corner + extent], 1), labels, torch.zeros(BOXES, dtype=torch.uint8)
-            )
+            Annotations(torch.cat([corner, corner + extent], 1), labels, torch.zeros(BOXES, dtype=torch.uint8))
         )
     logits = torch.randn(BATCH, len(anchors.boxes), CLASSES, generator=g) - 4
     trusted = torch.zeros(BATCH, CLASSES, dtype=torch.bool)
@@ -64,11 +62,7 @@ def random_case(device: torch.device) -> tuple[Tensor, AnchorGrid, list[Annotati
 
 
 def ours(
-    logits: Tensor,
-    anchors: AnchorGrid,
-    targets: list[Annotations],
-    trusted: Tensor,
-    compiled: bool = False,
+    logits: Tensor, anchors: AnchorGrid, targets: list[Annotations], trusted: Tensor, compiled: bool = False
 ) -> Tensor:
     found = label_anchors(anchors, targets, has_regions=False)
     sums = image_focal_losses(logits, found.labels, trusted, avoid=found.avoid, compiled=compiled)

@@ -60,9 +60,7 @@ class Form(NamedTuple):
         return torch.autocast(device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
 
 
-def random_batch(
-    batch: int, size: tuple[int, int], classes: int, datasets: int, device: torch.device
-) -> Batch:
+def random_batch(batch: int, size: tuple[int, int], classes: int, datasets: int, device: torch.device) -> Batch:
     """`batch` random images with 10 boxes each. One dataset: every image trusts half of the classes; several: the
     classes of its own."""
     generator = torch.Generator().manual_seed(0)

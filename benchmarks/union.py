@@ -119,9 +119,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def in_fresh_process(
-    args: argparse.Namespace, datasets: int, boxes: int, full: bool
-) -> dict[str, float] | None:
+def in_fresh_process(args: argparse.Namespace, datasets: int, boxes: int, full: bool) -> dict[str, float] | None:
     """Time from one process, memory from another. None: it ran into its memory limit."""
     timed = run_process(args, datasets, boxes, full, args.steps, {})
     if timed is None:

@@ -19,14 +19,7 @@ from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.files import write_json
 from crossdet_research import jobs
 from crossdet_research.ablation import SplitFolder, open_split_folder, resolve, run_ablation
-from crossdet_research.ablation_methods import (
-    FURTHER,
-    METHODS,
-    chosen_methods,
-    expert,
-    methods_of,
-    stands_for,
-)
+from crossdet_research.ablation_methods import FURTHER, METHODS, chosen_methods, expert, methods_of, stands_for
 from crossdet_research.measure import (
     UnionTest,
     calibration_error,
@@ -189,9 +182,7 @@ def test_folding_keeps_the_better_of_two_on_one_object() -> None:
     # the first is the second once more; class 3 is unknown; another class and another image stay
     assert kept.scores.tolist() == [0.6, 0.4, 0.3, 0.2]
     assert kept.labels.tolist() == [1, 1, 2, 1]  # still the detector's, for its thresholds
-    assert (
-        len(folded(found, np.array([0, 1, 2, -1]), 0.5).scores) == 5
-    )  # nothing is shared: nothing is dropped
+    assert len(folded(found, np.array([0, 1, 2, -1]), 0.5).scores) == 5  # nothing is shared: nothing is dropped
 
 
 def two_looks() -> UnionTest:
@@ -256,9 +247,7 @@ def test_the_union_test_is_read_with_its_looks(tmp_path: Path) -> None:
 
 
 def test_an_expert_is_measured_on_what_it_knows() -> None:
-    found = DetectionArrays(
-        np.array([[0, 0, 20, 20]], float), np.array([0.9]), np.zeros(1, int), np.zeros(1, int)
-    )
+    found = DetectionArrays(np.array([[0, 0, 20, 20]], float), np.array([0.9]), np.zeros(1, int), np.zeros(1, int))
     m = union_measures(two_looks(), found, np.array([0]), np.array([0.3]), np.zeros((1, 1), bool))
     assert not m["complete"]
     assert list(m["per_class"]) == ["a"]
@@ -270,8 +259,7 @@ def test_an_expert_is_measured_on_what_it_knows() -> None:
 
 def summary_of(parts: dict[str, list[str]], conflict: float = 1.0, look: str = "original") -> dict[str, Any]:
     rows = {
-        name: {"classes": c, "look": "original", "images": 10 + 5 * i}
-        for i, (name, c) in enumerate(parts.items())
+        name: {"classes": c, "look": "original", "images": 10 + 5 * i} for i, (name, c) in enumerate(parts.items())
     }
     rows[next(reversed(rows))]["look"] = look
     return {"parts": rows, "conflict": conflict, "conflict_by": "choose", "val_images": 4, "seed": 0}
@@ -294,16 +282,9 @@ def test_without_shared_classes_merging_is_no_experiment() -> None:
     assert stands_for(METHODS[0], SHARED) == ["naive"]
     marked = {**SHARED, "conflict_by": "mark"}  # the marks are of merged classes
     assert "naive" not in [m.name for m in methods_of(marked)]
-    assert [m.name for m in chosen_methods(["naive", "aware"], marked, said.append)] == [
-        "naive_merged",
-        "aware",
-    ]
-    assert (
-        said[1] == "marked objects are regions of merged classes: naive is the same training as naive_merged"
-    )
-    with pytest.raises(
-        UserError, match=r"(?s)--methods awre: unknown method; did you mean `aware`.*--methods x"
-    ):
+    assert [m.name for m in chosen_methods(["naive", "aware"], marked, said.append)] == ["naive_merged", "aware"]
+    assert said[1] == "marked objects are regions of merged classes: naive is the same training as naive_merged"
+    with pytest.raises(UserError, match=r"(?s)--methods awre: unknown method; did you mean `aware`.*--methods x"):
         chosen_methods(["awre", "x"], SHARED, said.append)
 
 
@@ -321,8 +302,7 @@ def split_folder(root: Path, summary: dict[str, Any]) -> SplitFolder:
         }
         (root / f"{name}.yaml").write_text(yaml.safe_dump(content))
     write_json(
-        root / "split.json",
-        {"tool": "crossdet-research split", "complete": True, "wrote": ["images"], **summary},
+        root / "split.json", {"tool": "crossdet-research split", "complete": True, "wrote": ["images"], **summary}
     )
     return open_split_folder(root)
 
@@ -402,13 +382,9 @@ def test_overrides_of_teachers_that_make_no_sense_are_told(tmp_path: Path) -> No
     def run(names: list[str], override: str) -> None:
         run_ablation(split, tmp_path / "out", chosen_methods(names, SHARED, print), [0], [override])
 
-    with pytest.raises(
-        UserError, match=r"beta=2: none of the methods has teachers; name one of aware_pseudo,"
-    ):
+    with pytest.raises(UserError, match=r"beta=2: none of the methods has teachers; name one of aware_pseudo,"):
         run(["aware", "expert"], "pseudo.beta=2")
-    with pytest.raises(
-        UserError, match=r"1 mistake.*\n.*aware_pseudo_positives has its own pseudo\.negative_w"
-    ):
+    with pytest.raises(UserError, match=r"1 mistake.*\n.*aware_pseudo_positives has its own pseudo\.negative_w"):
         run(["aware_pseudo", "aware_pseudo_positives"], "pseudo.negative_weight=0.5")
     for override in ("pseudo.teachers=self", "pseudo={beta: 2.0}"):
         with pytest.raises(UserError, match=r"aware_pseudo has its own pseudo\.teachers; leave out one"):

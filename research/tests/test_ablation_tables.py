@@ -11,12 +11,7 @@ from PIL import Image
 
 from crossdet.errors import UserError
 from crossdet.files import write_json
-from crossdet_research.ablation_figures import (
-    curve_points,
-    draw_learning_curves,
-    draw_sweep,
-    sweep_points,
-)
+from crossdet_research.ablation_figures import curve_points, draw_learning_curves, draw_sweep, sweep_points
 from crossdet_research.ablation_methods import FURTHER
 from crossdet_research.ablation_results import (
     EXPERTS,
@@ -43,8 +38,7 @@ from crossdet_research.paired import COLUMNS
 
 def summary_of(parts: dict[str, list[str]], conflict: float = 1.0, look: str = "original") -> dict[str, Any]:
     rows = {
-        name: {"classes": c, "look": "original", "images": 10 + 5 * i}
-        for i, (name, c) in enumerate(parts.items())
+        name: {"classes": c, "look": "original", "images": 10 + 5 * i} for i, (name, c) in enumerate(parts.items())
     }
     rows[next(reversed(rows))]["look"] = look
     return {"parts": rows, "conflict": conflict, "conflict_by": "choose", "val_images": 4, "seed": 0}
@@ -96,9 +90,7 @@ def result(
         "per_look": {look: {"per_class": {c: {"AP50": ap} for c in known}} for look in looks},
     }  # fmt: skip
     trained = [part] if part != method else list(summary["parts"])
-    curve = [
-        {"epoch": e, "step": 10 * e, "datasets": dict.fromkeys(trained, e * (ap or 0) / 2)} for e in (1, 2)
-    ]
+    curve = [{"epoch": e, "step": 10 * e, "datasets": dict.fromkeys(trained, e * (ap or 0) / 2)} for e in (1, 2)]
     return {
         "tool": "crossdet-research ablation", "split": split, "summary": summary, "method": method, "title": method,
         "seed": seed, "steps": 20, "diverged": "the loss is not finite at step 9" if ap is None else None,
@@ -160,11 +152,7 @@ def test_tables_show_mean_spread_and_blanks(tmp_path: Path) -> None:
     assert "naive stands for naive_merged, too" in text
     assert "settings other than the split's: train.lr=0.04" in text
     content = json.loads(json.dumps(as_json(found)))
-    assert content["tables"]["scores"]["rows"]["naive"]["union AP"]["seeds"] == {
-        "0": 10.0,
-        "1": 12.0,
-        "2": 11.0,
-    }
+    assert content["tables"]["scores"]["rows"]["naive"]["union AP"]["seeds"] == {"0": 10.0, "1": 12.0, "2": 11.0}
     first = content["differences"][0]
     assert (first["a"], first["b"], first["of"], first["verdict"]) == ("aware", "naive", "union AP", "yes")
     assert content["recovered"]["share"] == pytest.approx(0.8)
@@ -205,8 +193,7 @@ def test_settings_of_teachers_are_compared_among_those_who_have_some(tmp_path: P
     assert "of methods with teachers also: pseudo.beta=0.5\n" in text
     write("aware_pseudo_self_positives", "train.lr=0.04")
     with pytest.raises(
-        UserError,
-        match=r"self_positives_seed0\.json was made with --set nothing, others with \['pseudo\.beta",
+        UserError, match=r"self_positives_seed0\.json was made with --set nothing, others with \['pseudo\.beta"
     ):
         read_results(folder)
     write("aware_pseudo_self_positives", "pseudo.beta=0.5")
@@ -297,9 +284,7 @@ def test_one_ranking_stands_beside_the_mean_weighted_by_objects(tmp_path: Path) 
     write_json(tmp_path / "toys" / "naive_seed0.json", run)
     found = read_results(tmp_path / "toys")
     shown = next(grid(found, s) for s in sections(found) if s.key == "calibration")
-    assert (
-        cell(shown, "naive concatenation", "AP50, mean weighted by objects") == "46.0"
-    )  # 0.9 * 50 + 0.1 * 10
+    assert cell(shown, "naive concatenation", "AP50, mean weighted by objects") == "46.0"  # 0.9 * 50 + 0.1 * 10
 
 
 def test_loss_spikes_are_blank_where_no_loss_was_judged() -> None:
@@ -323,9 +308,7 @@ def test_some_tables_alone_without_what_was_not_run(tmp_path: Path) -> None:
 def test_levels_by_marks_share_their_trainings(tmp_path: Path, parts: dict[str, list[str]]) -> None:
     come = {**summary_of(parts, 0.9), "conflict_wanted": 1.0}
     values: dict[str, list[float | None]] = {"aware": [0.3, 0.31], "same_positives": [0.28], "full": [0.5]}
-    naive = (
-        "naive_merged" if "b" in parts["left"] else "naive"
-    )  # where b is shared, `naive` is another training
+    naive = "naive_merged" if "b" in parts["left"] else "naive"  # where b is shared, `naive` is another training
     write_results(tmp_path / "all", {**values, "naive": [0.01], naive: [0.2]}, come)
     half = {**come, "conflict": 0.5, "conflict_by": "mark", "conflict_wanted": 0.5}
     write_results(tmp_path / "half", {naive: [0.24, 0.26]}, half)

@@ -31,9 +31,7 @@ from crossdet_research.lifelong_tables import (
 PLAN = Plan((("one",), ("two",)), (("a", "b"), ("c",)), {})
 
 
-def result(
-    method: str, seed: int, generation: int, per_class: dict[str, float], **more: Any
-) -> dict[str, Any]:
+def result(method: str, seed: int, generation: int, per_class: dict[str, float], **more: Any) -> dict[str, Any]:
     return {
         "tool": "crossdet-research lifelong",
         "sequence": PLAN.to_json(),
@@ -214,15 +212,11 @@ def test_tables_by_hand(results):
     means = {row[0]: row[1:] for row in mean_grid(results, "val")[1]}
     assert means["joint training on everything"][1] == "70.0 ± 0.0"
     assert class_grid(results, "val")[0][2:] == [results.title(m) for m in results.methods()]
-    cells = {
-        row[0]: dict(zip(results.methods(), row[2:], strict=True)) for row in class_grid(results, "val")[1]
-    }
+    cells = {row[0]: dict(zip(results.methods(), row[2:], strict=True)) for row in class_grid(results, "val")[1]}
     assert cells["b"]["distill"] == "50.0 ± 14.1 → 60.0"
     assert cells["b"]["joint"] == "70.0 ± 0.0"
     assert cells["c"]["replay"] == "45.0 ± 7.1"
-    assert any(
-        "fine_tune, generation 2, seed 0, diverged: the loss is not finite" in n for n in notes(results)
-    )
+    assert any("fine_tune, generation 2, seed 0, diverged: the loss is not finite" in n for n in notes(results))
     assert "| What is asked" not in markdown(results)
     assert "**What is asked on the validation images" in markdown(results)
 
@@ -230,11 +224,7 @@ def test_tables_by_hand(results):
 @pytest.mark.parametrize(
     ("share", "weight", "note"),
     [
-        (
-            "1/4",
-            2,
-            "1/4 of the old images, with each seed the next part, each 2 times as likely to be drawn as",
-        ),
+        ("1/4", 2, "1/4 of the old images, with each seed the next part, each 2 times as likely to be drawn as"),
         ("1/1", 1, "all old images"),
     ],
 )
@@ -307,9 +297,7 @@ def test_lines_of_the_figure(results, tmp_path):
     lines = class_lines(results, "val", "c")
     assert lines["replay"] == {2: [50.0, 40.0]}
     assert class_lines(results, "val", ALL)["distill"][1] == pytest.approx([70, 50])
-    assert class_lines(results, "val", "a")["joint"] == {
-        2: [90.0, 90.0]
-    }  # its first generation is everybody's
+    assert class_lines(results, "val", "a")["joint"] == {2: [90.0, 90.0]}  # its first generation is everybody's
     with pytest.raises(UserError, match="nothing was measured on union; it has: val"):
         draw_generations(results, tmp_path / "x.png", "union")
     with pytest.raises(UserError, match=r"expected a file name that ends in \.png"):
@@ -323,9 +311,7 @@ def test_results_that_cannot_be_read_together(tmp_path):
     assert "settings other than the config's, of replay: train.lr=0.1" in found
     assert not any("of distill" in note for note in found)
     write(tmp_path, result("replay", 1, 2, {}, **own | {"share": "1/4"}))
-    with pytest.raises(
-        UserError, match=r"replay_seed1_gen2\.json has another share than the others of replay"
-    ):
+    with pytest.raises(UserError, match=r"replay_seed1_gen2\.json has another share than the others of replay"):
         read_results(tmp_path)
     write(tmp_path, result("replay", 1, 2, {}, **own | {"overrides": ["train.epochs=1"]}))
     with pytest.raises(UserError, match=r"replay_seed1_gen2\.json has another overrides than the others "):

@@ -278,9 +278,7 @@ def test_nothing_starts_from_a_training_that_diverged(files, monkeypatch):
     parent = lifelong.file_digest(output / "runs/replay_seed0_gen2" / WEIGHTS_FILE)
     late |= {"method": "replay", "config": lifelong.what_of(config, plan, roots), "parent": parent}
     write_json(output / "replay_seed0_gen3.json", late | {"share": "1/4", "replay_weight": 1.0})
-    with pytest.raises(
-        UserError, match=r"replay_seed0_gen3\.json was made from weights of a training that div"
-    ):
+    with pytest.raises(UserError, match=r"replay_seed0_gen3\.json was made from weights of a training that div"):
         run("replay")
     read = read_results(output)
     assert read.run("replay", 0, 3) is None

@@ -237,9 +237,7 @@ def test_finished_ones_are_skipped_and_other_settings_are_refused(results, confi
     assert after == before
 
 
-def test_an_interrupted_queue_goes_on_and_other_weights_are_noticed(
-    results, config_file, tmp_path, monkeypatch
-):
+def test_an_interrupted_queue_goes_on_and_other_weights_are_noticed(results, config_file, tmp_path, monkeypatch):
     for name in ("start_seed0_gen1", "replay_seed0_gen2"):
         shutil.copytree(results / "runs" / name, tmp_path / "runs" / name)
     save_if_due = training_state.RunState.save_if_due
@@ -248,18 +246,7 @@ def test_an_interrupted_queue_goes_on_and_other_weights_are_noticed(
         stop.set()
         save_if_due(self, recipe, stop)
 
-    words = (
-        "run",
-        config_file,
-        "--seeds",
-        "0",
-        "-o",
-        tmp_path,
-        "--methods",
-        "replay",
-        "--replay-share",
-        "1/3",
-    )
+    words = ("run", config_file, "--seeds", "0", "-o", tmp_path, "--methods", "replay", "--replay-share", "1/3")
     with monkeypatch.context() as patch:
         patch.setattr(training_state.RunState, "save_if_due", stop)
         with pytest.raises(RunError, match=r"(?s)interrupted after step 1.*run the same command again"):
@@ -317,9 +304,7 @@ def test_mistakes_are_told_before_any_training(config_file, tmp_path, world):
         UserError, match=r"--extend-set replai:train\.lr=1: no extension is called 'replai'; did you"
     ):
         run("--extend-set", "replai:train.lr=1")
-    with pytest.raises(
-        UserError, match=r"(?s)3 mistake.*no dataset 'car'.*'faces' arrives 2.*'cars' is in no"
-    ):
+    with pytest.raises(UserError, match=r"(?s)3 mistake.*no dataset 'car'.*'faces' arrives 2.*'cars' is in no"):
         run("--generation", "faces", "--generation", "car,faces", "--generation", "more")
     for share in ("5/4", "0/4", "a quarter"):
         with pytest.raises(UserError, match=r"--replay-share .*: expected the n-th of so many parts"):

@@ -17,20 +17,12 @@ from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.orientation import all_looks, found_objects
 from crossdet.evaluation.protocols.base import Split
 from crossdet_research.orientation import looked_all_around
-from crossdet_research.orientation_tables import (
-    difference_grid,
-    grids,
-    markdown,
-    notes,
-    rich_tables,
-)
+from crossdet_research.orientation_tables import difference_grid, grids, markdown, notes, rich_tables
 
 BOX_RULES = ("enclosing", "centred")
 
 
-def upright_index(
-    pictures: list[tuple[int, int]], boxes: list[tuple[int, float, float, float, float]]
-) -> Index:
+def upright_index(pictures: list[tuple[int, int]], boxes: list[tuple[int, float, float, float, float]]) -> Index:
     """pictures: (height, width). boxes: picture, and xyxy in shares of its sides."""
     builder = IndexBuilder(".")
     for number, (height, width) in enumerate(pictures):
@@ -52,10 +44,7 @@ def truth_at(split: Split, degrees: int, scores: float = 0.9) -> DetectionArrays
     assert split.index.turned is not None
     rows = np.flatnonzero(split.index.turned.degrees[image] == degrees)
     return DetectionArrays(
-        np.asarray(split.index.boxes)[rows],
-        np.full(len(rows), scores),
-        np.zeros(len(rows), np.int64),
-        image[rows],
+        np.asarray(split.index.boxes)[rows], np.full(len(rows), scores), np.zeros(len(rows), np.int64), image[rows]
     )
 
 
@@ -77,9 +66,7 @@ def test_a_perfect_upright_detector_is_right_at_every_roll(steps, rule, data):
     assert row is not None
     assert row["looks"] == len(directions)
     assert (row["AP"], row["AP50"]) == (pytest.approx(1), pytest.approx(1))
-    assert {d: found["AP"] for d, found in row["rolls"].items()} == pytest.approx(
-        dict.fromkeys(directions, 1)
-    )
+    assert {d: found["AP"] for d, found in row["rolls"].items()} == pytest.approx(dict.fromkeys(directions, 1))
     count = len(boxes) * len(directions)
     assert row["found"] == {"objects": count, "share": 1.0, "confident": 1.0}
     assert (row["orientation"]["found"], row["orientation"]["accuracy"]) == (count, 1.0)
@@ -91,9 +78,7 @@ def test_a_perfect_upright_detector_is_right_at_every_roll(steps, rule, data):
 def test_one_that_finds_what_lies_on_its_side_is_wrong_by_a_quarter(rule, steps):
     """It takes objects at 90 degrees for upright ones: found everywhere at multiples of 90, 90 degrees off."""
     split = turned(
-        upright_index([(30, 40), (50, 31)], [(0, *CORNERS[0]), (1, *CORNERS[1])]),
-        equal_directions(steps),
-        rule,
+        upright_index([(30, 40), (50, 31)], [(0, *CORNERS[0]), (1, *CORNERS[1])]), equal_directions(steps), rule
     )
     row = looked_all_around(split, truth_at(split, 90), rule == "centred", 0.5)
     assert row is not None
@@ -212,19 +197,7 @@ def test_looks_are_a_line_of_their_own():
         "AP", "AP50", "AP50 at 0°", "AP50 at 90°", "found %", "direction right, of found %", "mean error °",
         "found at 0.3 %", "direction right, of found at 0.3 %",
     ]  # fmt: skip
-    assert lines[1] == [
-        lines[1][0],
-        "1",
-        "60.0",
-        "60.0",
-        "60.0",
-        "30.0",
-        "75.0",
-        "100.0",
-        "10.0",
-        "50.0",
-        "100.0",
-    ]
+    assert lines[1] == [lines[1][0], "1", "60.0", "60.0", "60.0", "30.0", "75.0", "100.0", "10.0", "50.0", "100.0"]
     assert lines[0][6:] == ["75.0", "", "", "50.0", ""]
     assert len(grids([{**runs[0], "looks": {}}])[0][2]) == 1
     assert notes(runs) == (["Optimiser steps of every training: 20."], [])
@@ -242,9 +215,7 @@ def test_split_classes_have_columns_of_their_own():
         }
 
     names = ("merged", "per_dataset", "per_dataset_open")
-    runs = [
-        run_of(m, rows(car), split_classes=["car"]) for m, car in zip(names, (0.1, 0.2, 0.3), strict=True)
-    ]
+    runs = [run_of(m, rows(car), split_classes=["car"]) for m, car in zip(names, (0.1, 0.2, 0.3), strict=True)]
     [(_, headers, lines)] = grids(runs)
     assert headers[4:] == ["a AP", "a AP50", "b AP", "b AP50", "b AP, split", "b AP50, split"]
     assert [line[-2:] for line in lines] == [["10.0"] * 2, ["20.0"] * 2, ["30.0"] * 2]

@@ -17,11 +17,7 @@ from crossdet.errors import UserError
 from crossdet_research.orientation import run_orientation
 from crossdet_research.orientation_tables import markdown, read_runs
 
-TURNED = {
-    "datasets.faces": None,
-    "datasets.cars.directions": 4,
-    "datasets.cars.val_directions": [0, 90],
-}
+TURNED = {"datasets.faces": None, "datasets.cars.directions": 4, "datasets.cars.val_directions": [0, 90]}
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +98,7 @@ def test_the_queue(world: World, tmp_path: Path, command: Any) -> None:
     assert list(looks["rolls"]) == ["0", "90", "180", "270"]
     # a detector that knows no directions, on turned pictures: categories are those of the file
     evaluate(
-        output / "runs/upright_seed0",
-        world.config({**TURNED, "eval.score_threshold": 0.0}),
-        output=tmp_path / "e",
+        output / "runs/upright_seed0", world.config({**TURNED, "eval.score_threshold": 0.0}), output=tmp_path / "e"
     )
     rows = json.loads((tmp_path / "e/predictions/cars/results.json").read_text())
     assert {row["category_id"] for row in rows} == {3}
@@ -128,8 +122,7 @@ def test_the_queue(world: World, tmp_path: Path, command: Any) -> None:
 
 def test_classes_per_dataset(world: World, tmp_path: Path) -> None:
     settings = changed(
-        world.settings(),
-        {"labels.merge": {"thing": ["cars/car", "faces/face"]}, "labels.per_dataset": ["thing"]},
+        world.settings(), {"labels.merge": {"thing": ["cars/car", "faces/face"]}, "labels.per_dataset": ["thing"]}
     )
     file = tmp_path / "domains.yaml"
     file.write_text(yaml.safe_dump(settings))

@@ -33,9 +33,7 @@ def test_by_hand() -> None:
 
 
 @settings(deadline=None)
-@given(
-    st.lists(st.tuples(*[st.floats(-100, 100).map(lambda v: round(v, 3))] * 2), min_size=2, max_size=8),
-)
+@given(st.lists(st.tuples(*[st.floats(-100, 100).map(lambda v: round(v, 3))] * 2), min_size=2, max_size=8))
 def test_as_scipy(pairs: list[tuple[float, float]]) -> None:
     found = difference(dict(enumerate(a for a, _ in pairs)), dict(enumerate(b for _, b in pairs)))
     assert found is not None
@@ -44,9 +42,7 @@ def test_as_scipy(pairs: list[tuple[float, float]]) -> None:
         return
     wanted = ttest_rel(*zip(*pairs, strict=True))
     assert found.p == pytest.approx(wanted.pvalue, rel=1e-6)
-    assert [found.low, found.high] == pytest.approx(
-        list(wanted.confidence_interval(0.95)), rel=1e-6, abs=1e-6
-    )
+    assert [found.low, found.high] == pytest.approx(list(wanted.confidence_interval(0.95)), rel=1e-6, abs=1e-6)
     wanted_verdict = "yes" if wanted.pvalue < 0.05 else "no"
     assert found.verdict == (wanted_verdict if len(pairs) > 2 else "2 seeds: not judged")
 

@@ -24,15 +24,7 @@ from crossdet.training.loop import Recipe, learning_rate
 from crossdet_research import paper_data
 from crossdet_research.ablation_methods import FURTHER, METHODS
 from crossdet_research.jobs import check_same
-from crossdet_research.paper import (
-    Experiment,
-    Place,
-    comparable,
-    experiments_of,
-    find_rows,
-    resolve,
-    show,
-)
+from crossdet_research.paper import Experiment, Place, comparable, experiments_of, find_rows, resolve, show
 from crossdet_research.paper_command import app, gpu_hours
 from crossdet_research.paper_rows import CONTRADICTIONS, DATASETS, MINI_STEPS, ROWS, TITLES, TRAININGS
 from crossdet_research.paper_tables import as_json, markdown, paper_table, value_of
@@ -233,9 +225,7 @@ def test_full_is_the_papers_recipe_and_the_configs_defaults(name, tmp_path):
 
 @pytest.mark.parametrize("scale", ["full", "mini"])
 def test_merging_and_not_merging_differ_in_the_label_space_alone(scale, tmp_path):
-    merged, apart = (
-        Experiment(TRAININGS[f"coco_face_ped_resnet50{end}"], scale) for end in ("", "_unmerged")
-    )
+    merged, apart = (Experiment(TRAININGS[f"coco_face_ped_resnet50{end}"], scale) for end in ("", "_unmerged"))
     configs = [resolve(experiment, Place(tmp_path, tmp_path)) for experiment in (merged, apart)]
     assert configs[0].model_copy(update={"labels": configs[1].labels}) == configs[1]
     one, two = (space_of(config, merged) for config in configs)
@@ -265,9 +255,7 @@ def test_mini_trainings_share_one_budget_and_schedule(tmp_path):
         images = 300 * len(training.datasets)
         per_epoch = -(-images // train.batch_size)
         assert train.epochs * per_epoch >= MINI_STEPS, name
-        recipe = Recipe(
-            epochs=train.epochs, lr=train.lr, warmup_epochs=train.warmup_epochs, steps=train.steps
-        )
+        recipe = Recipe(epochs=train.epochs, lr=train.lr, warmup_epochs=train.warmup_epochs, steps=train.steps)
         rates[name] = [learning_rate(recipe, step / (images / 8)) for step in range(MINI_STEPS)]
     assert all(r == pytest.approx(rates["coco_resnet50"], rel=1e-3) for r in rates.values())
     falls = [i for i in range(1, MINI_STEPS) if rates["coco_resnet50"][i] < rates["coco_resnet50"][i - 1]]
@@ -334,9 +322,7 @@ def test_names_of_rows_trainings_and_tables():
 
 @pytest.mark.parametrize("scale", ["full", "mini"])
 def test_what_show_prints_is_the_config(scale, tmp_path):
-    text = command(
-        "show", "t4/coco_ped_resnet50", "--scale", scale, "--data", tmp_path / "data", "--seed", "2"
-    )
+    text = command("show", "t4/coco_ped_resnet50", "--scale", scale, "--data", tmp_path / "data", "--seed", "2")
     assert text.startswith(f"# coco_ped_resnet50, {scale} scale: COCO 2017, WIDER Pedestrian (2018)\n")
     assert "t1/coco_ped_resnet50, t2/coco_ped_resnet50, t4/coco_ped_resnet50" in text
     file = tmp_path / "shown.yaml"

@@ -155,9 +155,7 @@ def test_an_interrupted_queue_goes_on_elsewhere_and_ends_as_if_it_had_not_been(
     seconds = json.loads((folder / f"{name}_seed0/experiment.json").read_text())["seconds"]
     shutil.copytree(data, tmp_path / "moved")
     with pytest.raises(UserError, match=r"other settings; differing: train\.lr"):
-        command(
-            "run", name, "--data", tmp_path / "moved", "-o", tmp_path / "out", *words, "--set", "train.lr=1.0"
-        )
+        command("run", name, "--data", tmp_path / "moved", "-o", tmp_path / "out", *words, "--set", "train.lr=1.0")
     command("run", name, "--data", tmp_path / "moved", "-o", tmp_path / "out", *words)
     content = json.loads((folder / f"{name}_seed0.json").read_text())
     assert content["steps"] == 2
@@ -180,18 +178,7 @@ def test_a_run_that_ended_before_its_json_was_written(results, data, tmp_path):
 
 
 def test_a_diverged_training_does_not_stop_the_queue(data, tmp_path):
-    words = (
-        "--data",
-        data,
-        "--scale",
-        "mini",
-        "-o",
-        tmp_path,
-        "--images",
-        IMAGES,
-        "--set",
-        "train.max_steps=4",
-    )
+    words = ("--data", data, "--scale", "mini", "-o", tmp_path, "--images", IMAGES, "--set", "train.max_steps=4")
     wild = ("--set", "train.lr=1e30", "--set", "train.warmup_epochs=0", "--set", "train.clip_norm=null")
     with pytest.raises(RunError, match=r"(?s)2 training\(s\) diverged.*face_mobil.*voc_mobil"):
         command("run", "face_mobilenetv2_small", "voc_mobilenetv2", *words, *wild)
@@ -234,20 +221,14 @@ def downloads(data, tmp_path_factory) -> Path:
         shutil.copytree(world / "objects/images" / split, root / "coco" / f"{split}2017")
         content = json.loads((world / f"objects/annotations/instances_{split}.json").read_text())
         known = {
-            category["id"]: category["name"].replace("sign", "stop sign")
-            for category in content["categories"]
+            category["id"]: category["name"].replace("sign", "stop sign") for category in content["categories"]
         }
         coco = [name for name in _COCO_CATEGORIES if name not in ("__background__", "N/A")]
         content["categories"] = [{"id": number, "name": name} for number, name in enumerate(coco, 1)]
         for annotation in content["annotations"]:
             annotation["category_id"] = coco.index(known[annotation["category_id"]]) + 1
         content["annotations"] += [  # as in the real files every class has a box
-            {
-                "id": 10_000 + n,
-                "image_id": content["images"][0]["id"],
-                "category_id": n,
-                "bbox": [4, 4, 20, 20],
-            }
+            {"id": 10_000 + n, "image_id": content["images"][0]["id"], "category_id": n, "bbox": [4, 4, 20, 20]}
             | {"area": 400, "iscrowd": 0}
             for n in range(1, len(coco) + 1)
         ]

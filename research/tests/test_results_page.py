@@ -54,6 +54,4 @@ def test_statements_within_a_line(module, tmp_path):
     with pytest.raises(SystemExit, match="no seed that both have"):
         module.words("difference bccd_plain full naive", DATA)
     with pytest.raises(SystemExit, match="2 blocks begin, 1 end"):
-        module.page(
-            "<!-- results: a -->\n<!-- results: value bccd_look naive -->x<!-- end -->", DATA, tmp_path
-        )
+        module.page("<!-- results: a -->\n<!-- results: value bccd_look naive -->x<!-- end -->", DATA, tmp_path)

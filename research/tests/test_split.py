@@ -450,19 +450,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rng = np.random.default_rng([row, count])
             noise = rng.integers(100, 110, (SIZE, SIZE, 3)).astype(np.uint8)
             rows = index.rows(row)
-            for (x1, y1, x2, y2), label in zip(
-                index.boxes[rows].astype(int), index.labels[rows], strict=True
-            ):
+            for (x1, y1, x2, y2), label in zip(index.boxes[rows].astype(int), index.labels[rows], strict=True):
                 noise[y1:y2, x1:x2] = COLOURS[CLASSES[label]]
             Image.fromarray(noise).save(root / split_name / index.names[row])
         write_coco(index, root / f"{split_name}.json")
     recipe = make_world(root / "world").settings()
     config = {
         "datasets": {
-            "toys": {
-                "format": "coco",
-                **{s: {"images": s, "annotations": f"{s}.json"} for s in ("train", "val")},
-            }
+            "toys": {"format": "coco", **{s: {"images": s, "annotations": f"{s}.json"} for s in ("train", "val")}}
         },
         **{key: recipe[key] for key in ("model", "input", "train", "eval")},
     }
@@ -484,9 +479,7 @@ BOTH = ("--part", "left=a", "--part", "right=b,c")
 def test_the_command_writes_what_it_says(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ("--conflict", "0.25", "--conflict-by", "erase", "--look", "right=grey_dark")
-    code, text = run(
-        source / "toys.yaml", *BOTH, "--output", out, *options, "--json", tmp_path / "numbers.json"
-    )
+    code, text = run(source / "toys.yaml", *BOTH, "--output", out, *options, "--json", tmp_path / "numbers.json")
     assert code == 0, text
     record = json.loads((out / "split.json").read_text())
     assert record["complete"]
@@ -634,11 +627,7 @@ def test_all_configs_pass_check_and_share_one_recipe(source: Path, tmp_path: Pat
         assert config.train == given.train.model_copy(update={"plain": name == "naive"})
         assert config.union_test is not None
         if not name.startswith("expert"):
-            assert [c.name for c in report.classes] == [
-                "b",
-                "c",
-                "a",
-            ]  # the same order, for `audit --against`
+            assert [c.name for c in report.classes] == ["b", "c", "a"]  # the same order, for `audit --against`
     aware = inspect(load_config(out / "aware.yaml"))
     assert {c.name: [c.states[part] for part in ("left", "right")] for c in aware.classes} == {
         "a": ["avoided", "labelled"], "b": ["labelled", "labelled"], "c": ["labelled", "avoided"]}  # fmt: skip
@@ -686,10 +675,7 @@ def test_mistakes_of_the_command_line(source: Path, tmp_path: Path) -> None:
     assert "--part left: expected NAME=CLASS,..." in run(file, "--part", "left", "--output", out)[1]
     twice = ("--part", "left=a", "--part", "left=b")
     assert "left is given twice" in run(file, *twice, "--output", out)[1]
-    assert (
-        "unknown dataset 'toy'; did you mean 'toys'?"
-        in run(file, *BOTH, "--output", out, "--dataset", "toy")[1]
-    )
+    assert "unknown dataset 'toy'; did you mean 'toys'?" in run(file, *BOTH, "--output", out, "--dataset", "toy")[1]
     assert not out.exists()
 
 

@@ -249,9 +249,7 @@ def as_tensor(image: AnyImage) -> Tensor:
         raise UserError(f"image: it has no pixels, shape {list(image.shape)}")
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise UserError(
-                f"image array: expected [H, W, 3] uint8 RGB, got {list(image.shape)} {image.dtype}"
-            )
+            raise UserError(f"image array: expected [H, W, 3] uint8 RGB, got {list(image.shape)} {image.dtype}")
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # a copy: arrays may be read-only
     if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
         raise UserError(f"image tensor: expected [3, H, W] uint8 RGB, got {list(image.shape)} {image.dtype}")
@@ -287,9 +285,7 @@ def load_detector(
     thresholds = {name: float(point["threshold"]) for name, point in points.items()}
     settings = InputSettings(**json.loads(metadata["input"]))
     model = model.to(memory_format=torch.channels_last)  # as batches come, and as training has it
-    return Detector(
-        model.to(chosen), space, settings, decoding, thresholds, fold, weights_path(Path(path), last)
-    )
+    return Detector(model.to(chosen), space, settings, decoding, thresholds, fold, weights_path(Path(path), last))
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -348,9 +344,7 @@ def predict_files(
     groups = (files[i : i + batch_size] for i in range(0, len(files), batch_size))
     pool = ThreadPoolExecutor(max_workers=min(8, max(2, os.cpu_count() or 1)))
     try:
-        ahead = deque(
-            [pool.submit(prepare, file) for file in group] for group in islice(groups, BATCHES_AHEAD)
-        )
+        ahead = deque([pool.submit(prepare, file) for file in group] for group in islice(groups, BATCHES_AHEAD))
         for start in range(0, len(files), batch_size):
             prepared = [future.result() for future in ahead.popleft()]
             ahead.extend([pool.submit(prepare, file) for file in group] for group in islice(groups, 1))

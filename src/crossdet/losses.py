@@ -117,9 +117,9 @@ def image_focal_losses(
             weight = weight * background_weight.to(weight.dtype)
         image, anchor = (labels >= 0).nonzero(as_tuple=True)
         own = labels[image, anchor]
-        negative = foreground_negatives_of(
-            trusted, labels, image, anchor, foreground_negatives, overlap, avoid
-        ).to(logits.dtype)
+        negative = foreground_negatives_of(trusted, labels, image, anchor, foreground_negatives, overlap, avoid).to(
+            logits.dtype
+        )
         if negative_weight is not None:
             negative = negative * factor[image]
         sums, terms = _FocalSums.apply(
@@ -130,12 +130,7 @@ def image_focal_losses(
 
 
 def background_focal_sums(
-    logits: Tensor,
-    background: Tensor,
-    avoid: Tensor | None,
-    alpha: float,
-    gamma: float,
-    compiled: bool = False,
+    logits: Tensor, background: Tensor, avoid: Tensor | None, alpha: float, gamma: float, compiled: bool = False
 ) -> Tensor:
     """`[B, C]`: the negative focal terms of the background anchors, summed over anchors, before trust is applied.
 
@@ -238,9 +233,7 @@ def _background_sums(
     return sums.squeeze(1)
 
 
-def _add_focal_piece(
-    logits: Tensor, weight: Tensor, sums: Tensor, slope: Tensor | None, gamma: float
-) -> None:
+def _add_focal_piece(logits: Tensor, weight: Tensor, sums: Tensor, slope: Tensor | None, gamma: float) -> None:
     """Adds `weight p^gamma softplus(logit)` of some anchors to `sums [B, 1, C]`; writes the derivative.
 
     logits, slope: `[B, n, C]`. weight: `[B, n, 1]`.
@@ -257,15 +250,11 @@ def _add_focal_piece(
 def _compiled_piece() -> Callable[[Tensor, Tensor, Tensor, Tensor | None, float], None]:
     """`_add_focal_piece` fused into one pass over the logits, with one exponential and one logarithm each."""
 
-    def add_focal_piece(
-        logits: Tensor, weight: Tensor, sums: Tensor, slope: Tensor | None, gamma: float
-    ) -> None:
+    def add_focal_piece(logits: Tensor, weight: Tensor, sums: Tensor, slope: Tensor | None, gamma: float) -> None:
         e = torch.exp(-logits.abs())  # finite for every logit
         p = torch.where(logits >= 0, 1.0, e) / (1 + e)
         soft = torch.relu(logits) + torch.log1p(e)
-        power = (
-            p * p if gamma == 2 else (gamma * (torch.clamp(logits, max=0) - torch.log1p(e))).exp()
-        ) * weight
+        power = (p * p if gamma == 2 else (gamma * (torch.clamp(logits, max=0) - torch.log1p(e))).exp()) * weight
         sums.add_((power * soft).sum(1, keepdim=True))
         if slope is not None:
             slope.copy_(power * (gamma * (1 - p) * soft + p))
@@ -343,9 +332,7 @@ def _check_shapes(
         raise ValueError(f"logits: expected floating point [B, N, C], got {_shown(logits)}")
     images, anchors, classes = logits.shape
     if labels.shape != (images, anchors) or labels.dtype != torch.int64:
-        raise ValueError(
-            f"labels: expected int64 [{images}, {anchors}] like the logits, got {_shown(labels)}"
-        )
+        raise ValueError(f"labels: expected int64 [{images}, {anchors}] like the logits, got {_shown(labels)}")
     if trusted.shape != (images, classes) or trusted.dtype != torch.bool:
         raise ValueError(f"trusted: expected bool [{images}, {classes}], got {_shown(trusted)}")
     if overlap is not None and (overlap.shape != (classes, classes) or overlap.dtype != torch.bool):

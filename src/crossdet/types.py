@@ -145,9 +145,7 @@ def trust_groups(trusted: Tensor) -> tuple[TrustGroup, ...]:
     on_cpu = trusted.cpu()
     for image, row in enumerate(on_cpu.numpy()):
         rows.setdefault(row.tobytes(), []).append(image)
-    return tuple(
-        TrustGroup(tuple(images), on_cpu[images[0]].nonzero().squeeze(1)) for images in rows.values()
-    )
+    return tuple(TrustGroup(tuple(images), on_cpu[images[0]].nonzero().squeeze(1)) for images in rows.values())
 
 
 @dataclass(frozen=True)

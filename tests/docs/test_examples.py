@@ -63,9 +63,7 @@ def test_the_split_in_the_head_of_its_example(bench, tmp_path, monkeypatch):
     monkeypatch.setenv("CROSSDET_WEIGHTS", str(bench / "weights"))
     (example,) = [path for path in EXAMPLES if path.stem == "bccd_full"]
     (line,) = [
-        row
-        for row in example.read_text().splitlines()
-        if "crossdet-research split" in row and "--part" in row
+        row for row in example.read_text().splitlines() if "crossdet-research split" in row and "--part" in row
     ]
     monkeypatch.chdir(tmp_path)
     words = line.strip("# ").replace("examples/bccd_full.yaml", str(example))

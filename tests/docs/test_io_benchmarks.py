@@ -34,12 +34,7 @@ def test_index_benchmark(tmp_path):
 def test_inference_benchmark(tmp_path):
     """A folder gives the same detections by `predict_files` and by a plain loop, else it ends with an error."""
     result = run_quick("inference.py", tmp_path)
-    assert [(row["classes"], row["batch"]) for row in result["runs"]] == [
-        (91, 1),
-        (91, 2),
-        (200, 1),
-        (200, 2),
-    ]
+    assert [(row["classes"], row["batch"]) for row in result["runs"]] == [(91, 1), (91, 2), (200, 1), (200, 2)]
     for row in result["runs"]:
         assert row["detections"]["crossdet"] == row["detections"]["torchvision"] == 100
     assert result["folder"]["ratio"].keys() == {"batches of 8", "file by file"}

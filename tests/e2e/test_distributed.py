@@ -69,9 +69,7 @@ def test_weights_after_three_steps_are_equal_everywhere(results):
     for name, value in first["weights"].items():
         assert torch.equal(value, second["weights"][name]), name
         torch.testing.assert_close(value, alone["weights"][name], rtol=1e-5, atol=1e-9, msg=name)
-    assert not torch.equal(
-        alone["weights"]["class_subnet.predict.bias"][:1], torch.tensor([-4.59511985]).double()
-    )
+    assert not torch.equal(alone["weights"]["class_subnet.predict.bias"][:1], torch.tensor([-4.59511985]).double())
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -130,7 +128,6 @@ def test_the_logged_loss_is_that_of_all_processes(world, tmp_path):
     train(load_config(config), output=tmp_path / "one")
     for column in ("loss", "classification", "box"):
         one, two = (
-            float(next(csv.DictReader((tmp_path / run / "steps.csv").open()))[column])
-            for run in ("one", "two")
+            float(next(csv.DictReader((tmp_path / run / "steps.csv").open()))[column]) for run in ("one", "two")
         )
         assert two == pytest.approx(one, rel=1e-4), column

@@ -337,12 +337,7 @@ def test_distill_holds_what_training_on_new_data_loses(world, signs, trained, tm
     steps = {"train.lr": 0.1, "train.warmup_epochs": 0.0, "train.max_steps": 8, "train.clip_norm": 1.0}
     modes = {
         "replay": {},
-        "labels": {
-            "extend.mode": "distill",
-            "extend.pseudo": True,
-            "extend.trust": True,
-            "extend.match": 0.0,
-        },
+        "labels": {"extend.mode": "distill", "extend.pseudo": True, "extend.trust": True, "extend.match": 0.0},
         "answers": {"extend.mode": "distill"},
     }
     teacher = load_detector(trained.folder, "cpu").model
@@ -513,9 +508,7 @@ def test_three_generations_from_the_weights_alone(world, signs, tmp_path, crossd
 
 def test_a_regression_beyond_the_tolerance_ends_with_status_3(world, signs, trained, tmp_path, crossdet):
     """Steps so large that nothing is left of the old classes."""
-    file = write(
-        tmp_path / "config.yaml", settings(world, signs, {"train.lr": 0.5, "train.warmup_epochs": 0.0})
-    )
+    file = write(tmp_path / "config.yaml", settings(world, signs, {"train.lr": 0.5, "train.warmup_epochs": 0.0}))
     run = ("extend", trained.folder, file, "--set", "train.clip_norm=1.0", "--json", tmp_path / "record.json")
     done = crossdet(*run, "--output", tmp_path / "run")
     assert done.returncode == 3, done.stderr

@@ -33,8 +33,7 @@ def command(request):
 def test_a_loss_that_explodes_ends_the_run_with_its_batch(world, tmp_path):
     """In a process of its own, as a user sees it: exit code 1, the images named, the batch on disk."""
     config = world.write_config(
-        tmp_path / "config.yaml",
-        {"train.lr": 1e12, "train.warmup_epochs": 0, "train.checkpoint_steps": 1},
+        tmp_path / "config.yaml", {"train.lr": 1e12, "train.warmup_epochs": 0, "train.checkpoint_steps": 1}
     )
     done = crossdet("train", config, "--output", tmp_path / "run")
     assert done.returncode == 1, done.stderr

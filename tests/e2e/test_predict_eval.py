@@ -155,11 +155,7 @@ def test_predict_writes_json_coco_results_and_pictures(world, trained, detector,
     assert code == 0
     assert "3 images: " in printed
     content = json.loads((out / "predictions.json").read_text())
-    assert [Path(entry["file"]).name for entry in content["images"]] == [
-        "val_0.png",
-        "val_0.png",
-        "val_1.png",
-    ]
+    assert [Path(entry["file"]).name for entry in content["images"]] == ["val_0.png", "val_0.png", "val_1.png"]
     assert content["classes"] == ["car", "face"]
     for entry in content["images"]:
         assert (entry["width"], entry["height"]) == (64, 48)
@@ -167,11 +163,7 @@ def test_predict_writes_json_coco_results_and_pictures(world, trained, detector,
         assert [d["class"] for d in entry["detections"]] == list(found.names)
         boxes = torch.tensor([d["box_xyxy"] for d in entry["detections"]])
         torch.testing.assert_close(boxes, found.boxes, rtol=1e-4, atol=1e-3)
-    assert sorted(path.name for path in (out / "pictures").iterdir()) == [
-        "val_0.jpg",
-        "val_0_2.jpg",
-        "val_1.jpg",
-    ]
+    assert sorted(path.name for path in (out / "pictures").iterdir()) == ["val_0.jpg", "val_0_2.jpg", "val_1.jpg"]
     with Image.open(out / "pictures" / "val_1.jpg") as drawn:
         assert drawn.size == (64, 48)
         difference = np.asarray(drawn.convert("RGB")).astype(int) - np.asarray(
@@ -448,9 +440,7 @@ def test_detections_on_regions_are_neither_right_nor_wrong():
         (2, (2.0, 2.0, 29.0, 29.0), 0.7),
     ]
     assert scores(right, *on_regions) == pytest.approx(1)
-    assert scores(right, (1, (0.0, 0.0, 9.0, 9.0), 0.9)) == pytest.approx(
-        0.5
-    )  # in an image with no box at all
+    assert scores(right, (1, (0.0, 0.0, 9.0, 9.0), 0.9)) == pytest.approx(0.5)  # in an image with no box at all
 
 
 # ------------------------------------------------------------------------------------ label rules and splits
@@ -475,8 +465,7 @@ def test_a_finished_run_holds_pictures_of_what_it_finds(trained):
 
 def test_decoding_limits_travel_with_the_weights(world, tmp_path):
     train(
-        world.config({"eval.max_detections": 7, "eval.nms_iou": 0.4, "train.max_steps": 1}),
-        output=tmp_path / "r",
+        world.config({"eval.max_detections": 7, "eval.nms_iou": 0.4, "train.max_steps": 1}), output=tmp_path / "r"
     )
     detector = load_detector(tmp_path / "r")
     wanted = {"topk": 1000, "max_detections": 7, "nms_iou": 0.4, "agnostic_nms": False}

@@ -64,9 +64,7 @@ def four_protocols(world, tmp_path):
     }
 
 
-def test_one_table_in_which_every_dataset_shows_its_own_protocol(
-    world, trained, four_protocols, tmp_path, command
-):
+def test_one_table_in_which_every_dataset_shows_its_own_protocol(world, trained, four_protocols, tmp_path, command):
     config = world.write_config(tmp_path / "four.yaml", four_protocols)
     out = tmp_path / "out"
     code, printed = command("eval", trained.folder, config, "--json", tmp_path / "n.json", "-o", out)
@@ -86,9 +84,7 @@ def test_one_table_in_which_every_dataset_shows_its_own_protocol(
         (line,) = [ln for ln in printed.splitlines() if ln.split()[:1] == [dataset] and f" {protocol} " in ln]
         for value in values:
             assert f"{100 * value:.1f}" in line.split()
-    assert (
-        metrics["faces"]["hard"] > 0.3
-    )  # the detector finds something, so equal numbers below say something
+    assert metrics["faces"]["hard"] > 0.3  # the detector finds something, so equal numbers below say something
     assert metrics["voc"]["mAP_area"] > 0.3
 
     # what `crossdet score` makes of the written predictions
@@ -162,18 +158,11 @@ def test_the_mean_is_over_the_main_numbers_of_the_first_protocols(world, trained
     metrics = evaluate(trained.folder, world.config(four_protocols))
     rows = metrics["datasets"]
     faces = [rows["faces"][key] for key in ("easy", "medium", "hard")]
-    main = [
-        rows["cars"]["AP"],
-        sum(faces) / 3,
-        rows["voc"]["mAP_area"],
-        rows["peds"]["coco_style"]["AP"],
-    ]
+    main = [rows["cars"]["AP"], sum(faces) / 3, rows["voc"]["mAP_area"], rows["peds"]["coco_style"]["AP"]]
     assert metrics["mean"] == pytest.approx(sum(main) / 4)
 
 
-def test_without_lists_the_valid_faces_are_one_setting_and_the_table_says_so(
-    world, trained, tmp_path, command
-):
+def test_without_lists_the_valid_faces_are_one_setting_and_the_table_says_so(world, trained, tmp_path, command):
     config = world.write_config(tmp_path / "c.yaml", {"datasets.faces.protocol": "wider_face"})
     code, printed = command("eval", trained.folder, config, "-o", tmp_path, "--json", tmp_path / "n.json")
     assert code == 0
@@ -309,9 +298,7 @@ def test_a_class_has_its_own_threshold(trained, world):
 def test_eval_stores_the_thresholds_of_another_evaluation(world, trained, tmp_path, command):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes((trained.folder / "model.safetensors").read_bytes())
-    update_metadata(
-        weights, {"operating": json.dumps({"car": {"threshold": 0.99}, "face": {"threshold": 0.7}})}
-    )
+    update_metadata(weights, {"operating": json.dumps({"car": {"threshold": 0.99}, "face": {"threshold": 0.7}})})
     config = world.write_config(tmp_path / "cars.yaml", {"datasets.faces.val": None})
     code, printed = command("eval", weights, config, "--store-thresholds", "--json", tmp_path / "n.json")
     assert code == 0

@@ -170,9 +170,7 @@ def test_scores_of_the_run_are_those_of_its_weights(trained, world):
     assert again["mean"] == pytest.approx(trained.record["metrics"]["mean"], abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("means", "kept"), [([0.1, 0.9, 0.3], 2), ([math.nan, 0.0, 0.0], 2), ([0.5, 0.6, 0.7], 3)]
-)
+@pytest.mark.parametrize(("means", "kept"), [([0.1, 0.9, 0.3], 2), ([math.nan, 0.0, 0.0], 2), ([0.5, 0.6, 0.7], 3)])
 def test_best_weights_are_those_of_the_best_evaluation(world, tmp_path, monkeypatch, means, kept):
     """Of three epochs the one with the best mean is kept; the first of equals; NaN is never the best."""
     seen: list[dict[str, Tensor]] = []
@@ -285,9 +283,7 @@ def small_step(config: Config):
 
 
 def test_clipping_limits_the_step(world, short, tmp_path):
-    run(
-        world, tmp_path / "clipped", {"train.clip_norm": 0.01, "train.max_steps": 1, "train.warmup_epochs": 0}
-    )
+    run(world, tmp_path / "clipped", {"train.clip_norm": 0.01, "train.max_steps": 1, "train.warmup_epochs": 0})
     run(world, tmp_path / "free", {"train.clip_norm": 1e9, "train.max_steps": 1, "train.warmup_epochs": 0})
     torch.manual_seed(0)
     norm = float(steps(tmp_path / "free")[0]["gradient_norm"])
@@ -311,11 +307,7 @@ def test_max_steps_ends_the_run_inside_an_epoch(short):
 
 def test_max_steps_in_a_later_epoch(world, tmp_path):
     run(world, tmp_path / "run", {"train.max_steps": 8, "train.log_every": 4})
-    assert [row["step"] for row in steps(tmp_path / "run")] == [
-        "4",
-        "6",
-        "8",
-    ]  # every 4th and an epoch's last
+    assert [row["step"] for row in steps(tmp_path / "run")] == ["4", "6", "8"]  # every 4th and an epoch's last
 
 
 def test_learning_rate_schedule():
@@ -510,9 +502,7 @@ def test_a_part_without_readable_images_stops_the_run(world, tmp_path):
     shutil.copytree(world.root, root)
     for file in (root / "cars").glob("train_*.png"):
         file.write_bytes(b"")
-    with pytest.raises(
-        RunError, match=r"12 images in a row cannot be read, the last one: .*the file is empty"
-    ):
+    with pytest.raises(RunError, match=r"12 images in a row cannot be read, the last one: .*the file is empty"):
         run(world, tmp_path / "run", {"datasets.cars.train.images": str(root / "cars")})
 
 

@@ -29,9 +29,7 @@ def area_under(recall, precision):
     for i in range(len(precision) - 2, -1, -1):
         precision[i] = max(precision[i], precision[i + 1])
     return sum(
-        (recall[i] - recall[i - 1]) * precision[i]
-        for i in range(1, len(recall))
-        if recall[i] != recall[i - 1]
+        (recall[i] - recall[i - 1]) * precision[i] for i in range(1, len(recall)) if recall[i] != recall[i - 1]
     )
 
 

@@ -79,9 +79,7 @@ def test_sizes_are_those_of_the_transform(shorter, longer):
     rng = np.random.default_rng(1)
     sizes = np.concatenate([rng.integers(1, 3000, (3000, 2)), [[1, 3000], [480, 640], [640, 480]]])
     have = resized_sizes(sizes, shorter, longer)
-    assert [tuple(row) for row in have.tolist()] == [
-        resized(h, w, shorter, longer) for h, w in sizes.tolist()
-    ]
+    assert [tuple(row) for row in have.tolist()] == [resized(h, w, shorter, longer) for h, w in sizes.tolist()]
 
 
 def test_boxes_are_those_of_the_transform():

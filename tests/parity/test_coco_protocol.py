@@ -33,9 +33,7 @@ def random_case(seed, images=12, classes=4):
         image_of_box=rng.integers(0, images - 2, count),
     )
     picks = rng.integers(0, count, 6 * count)
-    jitter = (
-        rng.normal(0, 0.08, (len(picks), 4)) * np.tile(sides[picks], 2) * rng.integers(0, 2, (len(picks), 1))
-    )
+    jitter = rng.normal(0, 0.08, (len(picks), 4)) * np.tile(sides[picks], 2) * rng.integers(0, 2, (len(picks), 1))
     labels = np.where(
         rng.random(len(picks)) < 0.8, truth.labels[picks], rng.integers(0, classes + 1, len(picks)) * 7
     )
@@ -151,9 +149,7 @@ def truth_of(boxes, labels, images, count=2, crowd=None):
 def test_by_hand():
     """Right (IoU 1), wrong, right (IoU 0.62: good for the thresholds .50, .55 and .60 only)."""
     truth = truth_of([[0, 0, 10, 10], [0, 0, 10, 10]], [3, 3], [0, 1])
-    detections = arrays(
-        [[0, 0, 10, 6.2], [50, 50, 60, 60], [0, 0, 10, 10]], [0.7, 0.8, 0.9], [3, 3, 3], [1, 0, 0]
-    )
+    detections = arrays([[0, 0, 10, 6.2], [50, 50, 60, 60], [0, 0, 10, 10]], [0.7, 0.8, 0.9], [3, 3, 3], [1, 0, 0])
     result = coco_scores(truth, detections, [3, 4])
     # recall points 0..0.50 (51 of 101) have precision 1, those above 2/3, or 0 where the third is wrong
     loose, tight = (51 + 50 * 2 / 3) / 101, 51 / 101
@@ -169,9 +165,7 @@ def test_by_hand():
 
 def test_a_crowd_is_neither_found_nor_missed():
     truth = truth_of([[0, 0, 10, 10], [20, 0, 60, 40]], [0, 0], [0, 0], crowd=[False, True])
-    detections = arrays(
-        [[21, 1, 30, 9], [31, 1, 40, 9], [0, 0, 10, 10]], [0.9, 0.8, 0.7], [0, 0, 0], [0, 0, 0]
-    )
+    detections = arrays([[21, 1, 30, 9], [31, 1, 40, 9], [0, 0, 10, 10]], [0.9, 0.8, 0.7], [0, 0, 0], [0, 0, 0])
     result = coco_scores(truth, detections, [0])
     assert result.scores["AP"] == pytest.approx(1.0)
     assert result.per_class[0]["boxes"] == 1
@@ -194,9 +188,7 @@ def test_nothing_to_score(capfd):
 
 def test_mistakes():
     truth = truth_of([[0, 0, 10, 10]], [0], [0])
-    with pytest.raises(
-        UserError, match=r"1 of 2 scores are no finite numbers .*, the first in row 1 \(nan\)"
-    ):
+    with pytest.raises(UserError, match=r"1 of 2 scores are no finite numbers .*, the first in row 1 \(nan\)"):
         arrays([[0, 0, 1, 1]] * 2, [0.5, math.nan], [0, 0], [0, 0])
     with pytest.raises(UserError, match=r"expected image rows in 0\.\.1, got 2\.\.2"):
         coco_scores(truth, arrays([[0, 0, 1, 1]], [0.5], [0], [2]), [0])

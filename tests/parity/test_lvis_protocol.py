@@ -94,8 +94,7 @@ def our_arrays(world, found):
         (image["id"] - 1, c)
         for image in world["images"]
         for c in (
-            {row["category_id"] for row in rows if row["image_id"] == image["id"]}
-            | set(image["neg_category_ids"])
+            {row["category_id"] for row in rows if row["image_id"] == image["id"]} | set(image["neg_category_ids"])
         )
         - set(image["not_exhaustive_category_ids"])
     }

@@ -41,9 +41,7 @@ class World:
         scores = rng.normal(0.3, 1.0, len(picks))  # also below 0 and above 1
         self.scores = np.round(scores, 1) if ties else scores
         self.label = rng.integers(0, 2, count)
-        self.found_label = np.where(
-            rng.random(len(picks)) < 0.8, self.label[picks], rng.integers(0, 3, len(picks))
-        )
+        self.found_label = np.where(rng.random(len(picks)) < 0.8, self.label[picks], rng.integers(0, 3, len(picks)))
         self.hard = rng.random(count) < 0.2
         self.kept = {"easy": rng.random(count) < 0.3, "hard": rng.random(count) < 0.8}
         self.kept["none"] = np.zeros(count, bool)
@@ -95,9 +93,7 @@ def test_wider_face_equals_the_loops(seed, arithmetic):
 
 def voc_world(world):
     boxes = in_corners(np.abs(world.boxes))
-    return VocTruth(IMAGES, boxes, world.label, world.hard, world.image), world.detections(
-        in_corners(world.found)
-    )
+    return VocTruth(IMAGES, boxes, world.label, world.hard, world.image), world.detections(in_corners(world.found))
 
 
 @pytest.mark.parametrize("inclusive", [True, False])
@@ -267,9 +263,7 @@ def test_ignore_regions_take_away_boxes_and_detections():
 
 def test_the_challenge_wants_more_than_the_threshold():
     """0..9 and 0..4 with + 1: IoU 10 * 5 / (10 * 10) = 0.5, not more than 0.5."""
-    truth = PedestrianTruth(
-        1, np.array([[0, 0, 9, 9]], float), np.array([0]), np.zeros((0, 4)), np.zeros(0, int)
-    )
+    truth = PedestrianTruth(1, np.array([[0, 0, 9, 9]], float), np.array([0]), np.zeros((0, 4)), np.zeros(0, int))
     assert challenge_scores(truth, detections((0, 0.9, (0, 0, 9, 4))), 2018).per_iou[0] == 0
     assert challenge_scores(truth, detections((0, 0.9, (0, 0, 9, 4.1))), 2018).per_iou[0] == 1
 

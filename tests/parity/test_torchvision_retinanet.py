@@ -81,9 +81,7 @@ def make_pair(backbone: str, channels_of_c5: int) -> Pair:
     sizes = tuple(tuple(int(s * stride) for s in SCALES) for stride in (8, 16, 32, 64, 128))
     body = getattr(torchvision.models, backbone)(weights=None, norm_layer=FrozenBatchNorm2d)
     theirs = TorchvisionRetinaNet(
-        _resnet_fpn_extractor(
-            body, 5, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(channels_of_c5, 256)
-        ),
+        _resnet_fpn_extractor(body, 5, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(channels_of_c5, 256)),
         CLASSES,
         anchor_generator=AnchorGenerator(sizes, (RATIOS,) * 5),
         min_size=HEIGHT,
@@ -113,9 +111,7 @@ def make_pair(backbone: str, channels_of_c5: int) -> Pair:
         torch.randint(0, 256, (2, 3, HEIGHT, WIDTH), generator=g, dtype=torch.uint8),
         [
             Annotations(
-                torch.tensor(boxes),
-                torch.arange(len(boxes)) % CLASSES,
-                torch.zeros(len(boxes), dtype=torch.uint8),
+                torch.tensor(boxes), torch.arange(len(boxes)) % CLASSES, torch.zeros(len(boxes), dtype=torch.uint8)
             )
             for boxes in (
                 [[10.0, 20.0, 60.0, 90.0], [100.0, 5.0, 250.0, 120.0], [201.0, 60.0, 209.0, 66.0]],
@@ -179,11 +175,7 @@ def test_losses_and_gradients_of_one_image(pair):
         scale = float(their_gradient.abs().max())
         assert scale > 0, name
         torch.testing.assert_close(
-            parameter.grad,
-            their_gradient,
-            rtol=1e-2,
-            atol=2e-3 * scale,
-            msg=lambda m, name=name: f"{name}: {m}",
+            parameter.grad, their_gradient, rtol=1e-2, atol=2e-3 * scale, msg=lambda m, name=name: f"{name}: {m}"
         )
 
 

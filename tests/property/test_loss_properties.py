@@ -47,9 +47,7 @@ class Case:
 @st.composite
 def cases(draw) -> Case:
     datasets = draw(
-        st.lists(
-            st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True), min_size=1, max_size=4
-        )
+        st.lists(st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True), min_size=1, max_size=4)
     )
     classes = list(dict.fromkeys(name for names in datasets for name in names))
     absent = {}
@@ -67,9 +65,7 @@ def cases(draw) -> Case:
     # an anchor's label can only be a class that the image's own dataset labels
     labels = [
         [
-            draw(
-                st.sampled_from([BACKGROUND, BACKGROUND, IGNORE, *(classes.index(c) for c in datasets[row])])
-            )
+            draw(st.sampled_from([BACKGROUND, BACKGROUND, IGNORE, *(classes.index(c) for c in datasets[row])]))
             for _ in range(anchors)
         ]
         for row in rows
@@ -144,9 +140,7 @@ def test_the_order_of_the_datasets_does_not_matter(case, foreground_negatives, d
 def test_permuted_classes_permute_the_gradient_and_nothing_else(case, foreground_negatives, data):
     space = case.space()
     count = len(space.classes)
-    shuffle = torch.tensor(
-        data.draw(st.permutations(range(count)))
-    )  # new column j holds old class shuffle[j]
+    shuffle = torch.tensor(data.draw(st.permutations(range(count))))  # new column j holds old class shuffle[j]
     new_id = torch.argsort(shuffle)
     avoid = case.avoid.clone()
     avoid[:, 2] = renumbered(avoid[:, 2], new_id)
@@ -233,9 +227,7 @@ def test_every_image_stands_alone(case, foreground_negatives):
     for b, row in enumerate(case.rows):
         avoid = case.avoid[case.avoid[:, 0] == b].clone()
         avoid[:, 0] = 0
-        alone = replace(
-            case, rows=[row], logits=case.logits[b : b + 1], labels=case.labels[b : b + 1], avoid=avoid
-        )
+        alone = replace(case, rows=[row], logits=case.logits[b : b + 1], labels=case.labels[b : b + 1], avoid=avoid)
         assert float(losses(alone, space, foreground_negatives)) == pytest.approx(
             float(together[b]), rel=1e-12, abs=1e-12
         )
@@ -300,7 +292,5 @@ def test_background_weights_lie_between_avoided_and_trusted(case, foreground_neg
         same(part, low + share * (high - low))
     gradient = at(share)[1]
     elsewhere = ~(taught[:, None] & (case.labels == BACKGROUND)[..., None])
-    assert torch.equal(
-        gradient[elsewhere], whole[1][elsewhere]
-    )  # labelled objects and others' classes keep 1
+    assert torch.equal(gradient[elsewhere], whole[1][elsewhere])  # labelled objects and others' classes keep 1
     assert (none[1][~elsewhere] == 0).all()

@@ -110,9 +110,7 @@ def test_class_files_of_voc_and_their_reader(tmp_path):
     some = replace(files, classes=("car", "e\u0301"))
     found = read_voc_results(folder, some)
     assert [some.classes[c] for c in found.detections.labels] == ["car", "e\u0301"]
-    assert [some.images[i] for i in found.detections.image_of_box] == [
-        str(classes.index(n)) for n in some.classes
-    ]
+    assert [some.images[i] for i in found.detections.image_of_box] == [str(classes.index(n)) for n in some.classes]
 
 
 def test_files_by_others_are_read_by_the_class_name_itself(tmp_path):
@@ -193,9 +191,7 @@ def test_pictures_of_a_split(tmp_path, look):
 
 
 def test_figures_and_drawn_pictures(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        curves_module, "save_figure", lambda figure, file: write_atomically(file, b"a figure")
-    )
+    monkeypatch.setattr(curves_module, "save_figure", lambda figure, file: write_atomically(file, b"a figure"))
     curve = Curve(np.linspace(0, 1, 5), np.linspace(1, 0, 5), 0.5)
     names = [*CLASSES, f"{tmp_path}/absolute"]
     curves = [NamedCurve(name, protocol, "car", curve) for name in names for protocol in ("coco", "../voc")]
@@ -223,9 +219,7 @@ def test_pictures_of_validation_and_of_batches(tmp_path):
     assert len(set(files)) == len(list(folder.iterdir())) == 2 * len(DATASETS)
 
     many = len(DATASETS)
-    empty = Annotations(
-        torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
-    )
+    empty = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8))
     batch = Batch(
         images=torch.zeros(many, 3, 32, 32, dtype=torch.uint8),
         sizes=torch.full((many, 2), 32),

@@ -21,9 +21,7 @@ def detector():
     torch.manual_seed(0)
     space = LabelSpace.build(datasets={"a": ["x", "y"]})
     settings = DetectorSettings(backbone="test_efficientnet", channels=8, head_depth=1, prior=0.3)
-    return Detector(
-        build_detector(settings, 2), space, InputSettings(64, 128), thresholds={"x": 0.0, "y": 0.0}
-    )
+    return Detector(build_detector(settings, 2), space, InputSettings(64, 128), thresholds={"x": 0.0, "y": 0.0})
 
 
 @pytest.fixture(scope="module")

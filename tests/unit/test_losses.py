@@ -76,9 +76,7 @@ def random_case(seed: int) -> dict:
     labels[torch.rand(images, anchors, generator=g) < 0.4] = BACKGROUND
     overlap = torch.rand(classes, classes, generator=g) < 0.3
     rows = int(integers(0, 20, 1))
-    avoid = torch.stack(
-        [integers(0, images, rows), integers(0, anchors, rows), integers(-1, classes, rows)], 1
-    )
+    avoid = torch.stack([integers(0, images, rows), integers(0, anchors, rows), integers(-1, classes, rows)], 1)
     shapes = [(images, 1, classes), (classes,), (1, 1, classes), (images, 1, 1), (1,)]
     return {
         "logits": torch.randn(images, anchors, classes, generator=g, dtype=torch.float64) * 3,
@@ -127,14 +125,7 @@ def test_value_is_the_brute_force_sum(seed):
 
 def test_random_cases_cover_what_they_should():
     """The cases above would prove little if they missed a rule."""
-    seen = {
-        "ignore": 0,
-        "empty avoid": 0,
-        "avoid all on fg": 0,
-        "avoid own class": 0,
-        "avoid bg": 0,
-        "twice": 0,
-    }
+    seen = {"ignore": 0, "empty avoid": 0, "avoid all on fg": 0, "avoid own class": 0, "avoid bg": 0, "twice": 0}
     for seed in range(70):
         case = random_case(seed)
         labels, avoid = case["labels"], case["avoid"]
@@ -191,9 +182,7 @@ def test_all_trusted_is_the_ordinary_focal_loss(foreground_negatives):
     wanted = sigmoid_focal_loss(logits[kept], target[kept].double(), alpha=0.3, gamma=1.5, reduction="sum")
     found = dataset_aware_focal_loss(logits, labels, trusted, 0.3, 1.5, foreground_negatives)
     assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-12)
-    for ours, theirs in zip(
-        torch.autograd.grad(found, logits), torch.autograd.grad(wanted, logits), strict=True
-    ):
+    for ours, theirs in zip(torch.autograd.grad(found, logits), torch.autograd.grad(wanted, logits), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
 
 
@@ -226,9 +215,7 @@ def test_figure_4b_faces_and_pedestrians():
 
     # the variant that masks the foreground rows too loses exactly the two cross-dataset terms
     masked = image_focal_losses(logits, labels, trusted, foreground_negatives=False)
-    assert masked.tolist() == pytest.approx(
-        [by_hand[0] - negative(-0.4), by_hand[1] - negative(0.3)], rel=1e-13
-    )
+    assert masked.tolist() == pytest.approx([by_hand[0] - negative(-0.4), by_hand[1] - negative(0.3)], rel=1e-13)
 
     # naive concatenation takes the four untrusted background terms as negatives
     naive = image_focal_losses(logits, labels, torch.ones_like(trusted))
@@ -258,12 +245,7 @@ def background_id_loss(
 @pytest.mark.parametrize("seed", range(8))
 def test_agrees_with_the_background_id_formulation(seed):
     space = LabelSpace.build(
-        {
-            "coco": ["person", "car", "dog"],
-            "peds": ["pedestrian"],
-            "faces": ["face"],
-            "aerial": ["ship", "car"],
-        },
+        {"coco": ["person", "car", "dog"], "peds": ["pedestrian"], "faces": ["face"], "aerial": ["ship", "car"]},
         merge={"person": ["coco/person", "peds/pedestrian"], "car": ["coco/car", "aerial/car"]},
         absent={"aerial": ["face"]},
         not_exhaustive={"aerial": ["car"]},
@@ -398,10 +380,7 @@ def test_arguments_are_not_changed():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"logits": torch.zeros(4, 3)},
-            r"logits: expected floating point \[B, N, C\], got torch.float32 \[4, 3\]",
-        ),
+        ({"logits": torch.zeros(4, 3)}, r"logits: expected floating point \[B, N, C\], got torch.float32 \[4, 3\]"),
         ({"logits": torch.zeros(2, 4, 3, dtype=torch.int64)}, r"logits: expected floating point"),
         (
             {"labels": torch.zeros(2, 5, dtype=torch.int64)},
@@ -411,10 +390,7 @@ def test_arguments_are_not_changed():
             {"labels": torch.zeros(2, 4, dtype=torch.int32)},
             r"labels: expected int64 \[2, 4\] like the logits, got torch.int32 \[2, 4\]",
         ),
-        (
-            {"labels": torch.full((2, 4), 3)},
-            r"labels: 3 is no class id \(0 to 2\), BACKGROUND \(-1\) or IGNORE",
-        ),
+        ({"labels": torch.full((2, 4), 3)}, r"labels: 3 is no class id \(0 to 2\), BACKGROUND \(-1\) or IGNORE"),
         ({"labels": torch.full((2, 4), -3)}, r"labels: -3 is no class id"),
         (
             {"trusted": torch.ones(2, 4, dtype=torch.bool)},
@@ -460,11 +436,7 @@ def test_shapes_that_do_not_fit(change, message):
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 3), (1, 1, 3), (2, 1, 1), (2, 1, 3)])
 def test_weights_of_every_shape_that_fits(shape):
-    case = random_case(7) | {
-        "logits": torch.zeros(2, 4, 3, dtype=torch.float64),
-        "overlap": None,
-        "avoid": None,
-    }
+    case = random_case(7) | {"logits": torch.zeros(2, 4, 3, dtype=torch.float64), "overlap": None, "avoid": None}
     case |= {"labels": torch.tensor([[0, -1, -1, -2], [-1, 2, -1, -1]])}
     case |= {"trusted": torch.tensor([[True, False, True], [True, True, False]])}
     weight = torch.rand(shape, dtype=torch.float64)

@@ -17,14 +17,7 @@ from crossdet.errors import UserError
 from crossdet.files import write_json
 from crossdet.models.provenance import WEIGHTS_FILE
 from crossdet_research import jobs, measure
-from crossdet_research.ablation_methods import (
-    Method,
-    check_teaching,
-    expert,
-    reaching,
-    shared_classes,
-    stands_for,
-)
+from crossdet_research.ablation_methods import Method, check_teaching, expert, reaching, shared_classes, stands_for
 from crossdet_research.split_configs import as_many_steps
 from crossdet_research.split_files import MARKER
 from crossdet_research.split_files import TOOL as SPLIT_TOOL

@@ -28,9 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-SplitDir = Annotated[
-    Path, typer.Argument(metavar="SPLIT_DIR", help="folder that `crossdet-research split` wrote")
-]
+SplitDir = Annotated[Path, typer.Argument(metavar="SPLIT_DIR", help="folder that `crossdet-research split` wrote")]
 SplitResults = Annotated[
     Path, typer.Argument(metavar="RESULTS_DIR/SPLIT", help="folder with the JSONs of one split")
 ]
@@ -54,8 +52,7 @@ def run(
         Path, typer.Option("--output", "-o", metavar="RESULTS_DIR", help="JSONs go to RESULTS_DIR/SPLIT")
     ] = Path("results"),
     runs: Annotated[
-        Path | None,
-        typer.Option("--runs", metavar="DIR", help="where the trainings go (default: SPLIT_DIR/runs)"),
+        Path | None, typer.Option("--runs", metavar="DIR", help="where the trainings go (default: SPLIT_DIR/runs)")
     ] = None,
     overrides: Overrides = None,
     measure_only: Annotated[
@@ -75,14 +72,7 @@ def run(
     split = open_split_folder(split_dir, runs)
     chosen = chosen_methods(words(methods), split.summary, say)
     files = run_ablation(
-        split,
-        output,
-        chosen,
-        seed_numbers(seeds),
-        overrides or [],
-        say_bold,
-        train=not measure_only,
-        again=again,
+        split, output, chosen, seed_numbers(seeds), overrides or [], say_bold, train=not measure_only, again=again
     )
     for file in files:
         say(str(file))
@@ -106,10 +96,7 @@ def table(results: SplitResults, markdown_file: MarkdownFile = None, json_file: 
 
 
 @app.command()
-def curves(
-    results: SplitResults,
-    output: FigureFile,
-) -> None:
+def curves(results: SplitResults, output: FigureFile) -> None:
     """Draw the learning curves: a panel per part, a line per method, a band over the seeds."""
     from crossdet_research.ablation_figures import draw_learning_curves
     from crossdet_research.ablation_results import read_results

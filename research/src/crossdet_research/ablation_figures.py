@@ -41,9 +41,7 @@ def _draw_line(panel: Axes, points: Points, method: str, label: str, marker: str
     middle = np.array([mean(points[at]) for at in x])
     width = np.array([stdev(points[at]) if len(points[at]) > 1 else 0.0 for at in x])
     style = line_look(ORDER.index(method) if method in ORDER else len(ORDER))
-    panel.plot(
-        x, middle, label=label, linewidth=1.6, marker=marker or ("." if len(x) == 1 else None), **style
-    )
+    panel.plot(x, middle, label=label, linewidth=1.6, marker=marker or ("." if len(x) == 1 else None), **style)
     if len(x) > 1:
         panel.fill_between(x, middle - width, middle + width, color=style["color"], alpha=0.15, linewidth=0)
     elif width[0]:
@@ -69,21 +67,15 @@ def draw_learning_curves(results: Results, file: Path) -> None:
     if not lines:
         raise UserError(f"{results.name}: no run was evaluated, there is no learning curve")
     figure = new_figure(0.6 + 4.6 * len(parts), 4.0)
-    figure.suptitle(
-        f"{results.name}: AP of each part's own classes, mean and standard deviation over the seeds"
-    )
+    figure.suptitle(f"{results.name}: AP of each part's own classes, mean and standard deviation over the seeds")
     panels = figure.subplots(1, len(parts), squeeze=False)[0]
     for panel, part in zip(panels, parts, strict=True):
         row = results.summary["parts"][part]
         for (of, method), points in lines.items():
             if of == part:
                 count = max(map(len, points.values()))
-                _draw_line(
-                    panel, points, method, f"{results.title(method)} ({count} seed{'s' * (count > 1)})"
-                )
-        panel.set(
-            title=f"{part}: {', '.join(row['classes'])}; look {row['look']}", xlabel="steps", ylabel="AP, %"
-        )
+                _draw_line(panel, points, method, f"{results.title(method)} ({count} seed{'s' * (count > 1)})")
+        panel.set(title=f"{part}: {', '.join(row['classes'])}; look {row['look']}", xlabel="steps", ylabel="AP, %")
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
         panel.legend(loc="lower right", fontsize=7, framealpha=0.7)
@@ -116,18 +108,14 @@ def draw_sweep(splits: Sequence[Results], file: Path) -> None:
     if not panels:
         raise UserError("no split with a union AP; `crossdet-research ablation run` measures it")
     figure = new_figure(0.6 + 4.6 * len(panels), 4.2)
-    figure.suptitle(
-        "union AP (all classes, all looks) over the share of images that show an unlabelled object"
-    )
+    figure.suptitle("union AP (all classes, all looks) over the share of images that show an unlabelled object")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for panel, many in zip(axes, panels.values(), strict=True):
         for method in SWEPT:
             points = sweep_points(many, method)
             if points:
                 _draw_line(panel, points, method, many[0].title(method), marker="o")
-        panel.set(
-            title=_sweep_title(many[0]), xlabel="images in conflict, %", ylabel="union AP, %", xlim=(-3, 103)
-        )
+        panel.set(title=_sweep_title(many[0]), xlabel="images in conflict, %", ylabel="union AP, %", xlim=(-3, 103))
         panel.grid(alpha=0.3)
         panel.legend(loc="best", fontsize=8, framealpha=0.7)
     save_figure(figure, file)
@@ -156,11 +144,7 @@ def _sweep_title(results: Results) -> str:
 
 
 def draw_pictures(
-    split: SplitFolder,
-    runs: Sequence[tuple[str, Path]],
-    file: Path,
-    score: float,
-    image: int | None = None,
+    split: SplitFolder, runs: Sequence[tuple[str, Path]], file: Path, score: float, image: int | None = None
 ) -> None:
     """A row per look with the same test picture: all objects, and what each run finds with at least `score`.
 
@@ -191,10 +175,7 @@ def draw_pictures(
             kept = np.flatnonzero(scores >= score)
             panels.append(
                 _panel(
-                    picture,
-                    f"{title}, score >= {score:g}",
-                    test.classes,
-                    (boxes[kept], labels[kept], scores[kept]),
+                    picture, f"{title}, score >= {score:g}", test.classes, (boxes[kept], labels[kept], scores[kept])
                 )
             )
         lines.append(_joined(panels, upright=False))
@@ -230,9 +211,7 @@ def _found(
 
     detector = load_detector(run, last=True)
     ids = union_ids(detector.classes, test.classes, split.parts)
-    limits = EvalConfig(
-        **{"nms_iou": 0.5, **{k: v for k, v in detector.decoding.items() if k != "max_detections"}}
-    )
+    limits = EvalConfig(**{"nms_iou": 0.5, **{k: v for k, v in detector.decoding.items() if k != "max_detections"}})
     pictures = test.index.take(np.array(rows, np.int64))
     detections = detect(detector.model, pictures, None, eval_settings(detector, limits)).detections
     best = best_per_image(folded(detections, ids, limits.nms_iou), MOST_COUNTED)

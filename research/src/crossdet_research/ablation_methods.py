@@ -46,10 +46,7 @@ METHODS: tuple[Method, ...] = (
     Method("full", "reference: full labels", "full"),
     Method("naive_merged", "naive, merged labels", "naive"),
     Method(
-        "aware_no_foreground",
-        "aware without foreground negatives",
-        "aware",
-        ("loss.foreground_negatives=false",),
+        "aware_no_foreground", "aware without foreground negatives", "aware", ("loss.foreground_negatives=false",)
     ),
     Method("aware_distinct", "aware without merging", "aware", merged=False),
 )
@@ -127,9 +124,7 @@ def chosen_methods(
         known = same.get(name, name)
         found = [m for m in possible.values() if m.name == known or (name == "expert" and m.part)]
         if not found:
-            problems.append(
-                f"--methods {name}: unknown method; {suggest(name, [*possible, *same], 'methods')}"
-            )
+            problems.append(f"--methods {name}: unknown method; {suggest(name, [*possible, *same], 'methods')}")
         wanted += found
     if problems:
         raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
@@ -148,14 +143,10 @@ def check_teaching(methods: Sequence[Method], overrides: Sequence[str]) -> None:
     for text in filter(of_teachers, overrides):
         if not with_teachers:
             names = ", ".join(method.name for method in FURTHER if method.own_teaching)
-            problems.append(
-                f"--set {text}: none of the methods has teachers; name one of {names}, or remove it"
-            )
+            problems.append(f"--set {text}: none of the methods has teachers; name one of {names}, or remove it")
         key = text.partition("=")[0].strip()
         for method in with_teachers:
             own = [one for one in method.own_teaching if f"{one}.".startswith(f"{key}.")]
-            problems += [
-                f"--set {text}: {method.name} has its own {one}; leave out one of the two" for one in own
-            ]
+            problems += [f"--set {text}: {method.name} has its own {one}; leave out one of the two" for one in own]
     if problems:
         raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))

@@ -141,9 +141,7 @@ def read_all(folder: Path) -> list[Results]:
 def sweep_key(results: Results) -> tuple[str, ...]:
     """What the levels of one sweep have in common: every part's classes, look and number of images."""
     parts = results.summary["parts"]
-    return tuple(
-        f"{name}: {', '.join(p['classes'])}; {p['look']}; {p['images']}" for name, p in parts.items()
-    )
+    return tuple(f"{name}: {', '.join(p['classes'])}; {p['look']}; {p['images']}" for name, p in parts.items())
 
 
 def all_levels(splits: Sequence[Results]) -> list[Results]:
@@ -289,12 +287,8 @@ def sections(results: Results) -> list[Section]:
     with_teachers = any(WITH_TEACHERS.values(results.of(name)) for name in results.methods())
     stability = f"{STABILITY}; {TEACHERS}" if with_teachers else STABILITY
     made = [
-        Section(
-            "scores", "AP of each part's own classes, and on the union test", _scores(results), rows, SCORES
-        ),
-        Section(
-            "confidence", "Confidence, and false positives per image", _confidence(results), rows, CONFIDENCE
-        ),
+        Section("scores", "AP of each part's own classes, and on the union test", _scores(results), rows, SCORES),
+        Section("confidence", "Confidence, and false positives per image", _confidence(results), rows, CONFIDENCE),
         Section("calibration", "Are scores of different classes comparable", CALIBRATION, rows, ONE_RANKING),
         *(
             Section(
@@ -355,8 +349,7 @@ def _scores(results: Results) -> tuple[Column, ...]:
 
 def _confidence(results: Results) -> tuple[Column, ...]:
     places = [
-        Column(f"found at 0.3 {text}", ("union", f"{key}_found_confidently"))
-        for key, text in results.places()
+        Column(f"found at 0.3 {text}", ("union", f"{key}_found_confidently")) for key, text in results.places()
     ]
     false = [
         Column(f"{what} ({threshold})", ("union", "false_positives", key, where), 1, 2)
@@ -406,14 +399,7 @@ def recovered_share(
     of the gap.
     """
     seeds = sorted(naive.keys() & aware.keys() & reference.keys())
-    result: dict[str, Any] = {
-        "seeds": seeds,
-        "share": None,
-        "gap": None,
-        "low": None,
-        "high": None,
-        "why": "",
-    }
+    result: dict[str, Any] = {"seeds": seeds, "share": None, "gap": None, "low": None, "high": None, "why": ""}
     low, mine, high = ({s: group[s] for s in seeds} for group in (naive, aware, reference))
     gap = difference(high, low)
     if gap is None:

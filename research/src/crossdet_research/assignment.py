@@ -245,16 +245,9 @@ def equal_range(home: Home, conflict: Bools) -> tuple[float, float] | None:
     before = problem.per_kind(home)
     low, high = max(0, math.floor(ends[0] * most)), min(most, math.ceil(ends[1] * most))
     levels = [low + step for step in range(high - low + 1)]
-    first = next(
-        (n for n in levels if _transport(problem, *_exactly(problem, n / most), before) is not None), None
-    )
+    first = next((n for n in levels if _transport(problem, *_exactly(problem, n / most), before) is not None), None)
     last = next(
-        (
-            n
-            for n in reversed(levels)
-            if _transport(problem, *_exactly(problem, n / most), before) is not None
-        ),
-        None,
+        (n for n in reversed(levels) if _transport(problem, *_exactly(problem, n / most), before) is not None), None
     )
     return None if first is None or last is None else (first / most, last / most)
 

@@ -220,9 +220,7 @@ def _check_all(queue: Sequence[Job], settings: Settings) -> None:
             elif job.note:
                 jobs.check_same(job.what, job.note.get("config"), job.run_dir)
                 if parent is not None and job.note.get("parent") != parent:
-                    problems.append(
-                        f"{job.run_dir} was begun from other weights than {job.parent}; move it away"
-                    )
+                    problems.append(f"{job.run_dir} was begun from other weights than {job.parent}; move it away")
         except UserError as error:
             problems.append(str(error))
     jobs.refuse(problems)

@@ -9,13 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from crossdet_research.lifelong_plan import JOINT, METHODS
-from crossdet_research.lifelong_results import (
-    Results,
-    kept_to_end,
-    old_classes,
-    unchanged,
-    worst_class,
-)
+from crossdet_research.lifelong_results import Results, kept_to_end, old_classes, unchanged, worst_class
 
 LEAST_OF_JOINT, LEAST_KEPT, MOST_LOST = 0.95, 0.90, 0.5
 """What is asked of replay (new classes, share of joint training), of distill (old classes, share of before), and of
@@ -69,8 +63,7 @@ def asked(results: Results, place: str) -> list[Asked]:
 def _differ(results: Results, place: str) -> bool:
     """Whether some newest dataset labels an old class again."""
     return any(
-        (rest := results.old_names(g, place, unlabelled=True)) is not None
-        and rest != results.old_names(g, place)
+        (rest := results.old_names(g, place, unlabelled=True)) is not None and rest != results.old_names(g, place)
         for g in range(2, results.last + 1)
     )
 
@@ -162,9 +155,7 @@ def _kept(results: Results, place: str, unlabelled: bool) -> list[Asked]:
 def _with_old(results: Results, method: str, place: str, unlabelled: bool) -> dict[int, set[int]]:
     """What was wanted of a method, without generations that have no such old class in the place."""
     return {
-        g: seeds
-        for g, seeds in results.wanted(method).items()
-        if results.old_names(g, place, unlabelled) != []
+        g: seeds for g, seeds in results.wanted(method).items() if results.old_names(g, place, unlabelled) != []
     }
 
 
@@ -220,9 +211,7 @@ def _counted(
     if not there:
         return Asked(text, "", None, 0, many)
     number, complete = sum(counts(one) for _, one in there), len(there) == many
-    value = f"{number} of {len(there)} generations and seeds" + (
-        "" if complete else f"; {len(there)} of {many}"
-    )
+    value = f"{number} of {len(there)} generations and seeds" + ("" if complete else f"; {len(there)} of {many}")
     met = number == (len(there) if all_of_them else 0)
     return Asked(text, value, met if complete else None, len(there), many)
 

@@ -107,8 +107,7 @@ def run(
     share: ReplayShare = "1/4",
     replay_weight: ReplayWeight = 1.0,
     joint: Annotated[
-        JointChoice,
-        typer.Option("--joint", help="train on everything so far for the last generation, or every"),
+        JointChoice, typer.Option("--joint", help="train on everything so far for the last generation, or every")
     ] = JointChoice.last,
     union_of_val: UnionOfVal = False,
     places: Places = None,
@@ -167,9 +166,7 @@ def plot(
     output: FigureFile,
     place: Annotated[
         PlaceChoice | None,
-        typer.Option(
-            "--on", help="validation images or union test (default: the union test, if there is one)"
-        ),
+        typer.Option("--on", help="validation images or union test (default: the union test, if there is one)"),
     ] = None,
 ) -> None:
     """Draw AP50 over the generations: a panel per class, a line per method, a band over the seeds."""

@@ -65,9 +65,7 @@ def draw_generations(results: Results, file: Path, place: str | None = None) -> 
         panel.set_ylim(0, 102)
     for panel in axes.ravel()[len(panels) :]:
         panel.set_axis_off()
-    figure.supxlabel(
-        f"generation ({'; '.join(', '.join(names) for names in results.generations)})", fontsize=9
-    )
+    figure.supxlabel(f"generation ({'; '.join(', '.join(names) for names in results.generations)})", fontsize=9)
     figure.supylabel(f"AP50, {chosen}", fontsize=9)
     handles = {
         label: handle

@@ -88,9 +88,7 @@ def union_place(union: UnionTest, detector: Detector) -> Place | None:
     classes. Classes that it does not know are left out."""
     if union.vals is not None:
         sources = open_sources(union.vals, ["val"])
-        known = [
-            detector.classes.index(c) if c in detector.classes else DROPPED for c in sources.space.classes
-        ]
+        known = [detector.classes.index(c) if c in detector.classes else DROPPED for c in sources.space.classes]
         ids = np.array([*known, DROPPED], np.int64)  # DROPPED = -1 finds the last
         splits = {
             name: Split(index, ids[sources.space.ids(name, index.classes)], detector.classes)
@@ -102,9 +100,7 @@ def union_place(union: UnionTest, detector: Detector) -> Place | None:
     return place_of({f"/{UNION}": open_union_test(union.index, detector)})  # no dataset's name holds a slash
 
 
-def rows_of(
-    truth: GroundTruth, found: DetectionArrays, rows: Sequence[int]
-) -> tuple[GroundTruth, DetectionArrays]:
+def rows_of(truth: GroundTruth, found: DetectionArrays, rows: Sequence[int]) -> tuple[GroundTruth, DetectionArrays]:
     """Truth and detections of some images."""
     new = np.full(len(truth.image_ids), -1, np.int64)
     new[list(rows)] = np.arange(len(rows))
@@ -151,12 +147,7 @@ class Looker:
 
 
 def measure_generation(
-    weights: Path,
-    parent: Path | None,
-    config: Config,
-    union: UnionTest,
-    looker: Looker,
-    newest: Sequence[str] = (),
+    weights: Path, parent: Path | None, config: Config, union: UnionTest, looker: Looker, newest: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The numbers of one weights file.
 
@@ -240,9 +231,7 @@ def _old_classes(
     """
     classes = [c for c in place.classes if c < known]
     rest = [c for c in classes if names[c] not in labelled]
-    result = paired_bootstrap(
-        place.truth, before, after, classes, strata=place.strata, subsets={UNLABELLED: rest}
-    )
+    result = paired_bootstrap(place.truth, before, after, classes, strata=place.strata, subsets={UNLABELLED: rest})
     lost = {c: row["AP50"].difference for c, row in result.per_class.items()}
     judged = [c for c in classes if not np.isnan(lost[c])]
     worst = min(judged, key=lambda c: lost[c], default=None)

@@ -12,15 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crossdet.config import (
-    Config,
-    DatasetConfig,
-    ExtendConfig,
-    Override,
-    SplitConfig,
-    UnionTestConfig,
-    load_config,
-)
+from crossdet.config import Config, DatasetConfig, ExtendConfig, Override, SplitConfig, UnionTestConfig, load_config
 from crossdet.config.mistakes import suggest
 from crossdet.config.sources import classes_of, open_sources, union_test_index
 from crossdet.data.index import Index
@@ -68,9 +60,7 @@ METHODS: tuple[Method, ...] = (
     Method("distill", "distill, no old images", "distill"),
     Method("distill_replay", "distill and replay", "distill", replays=True),
     Method("frozen", "frozen", "frozen", overrides=("extend.adapter=0",), slower=False),
-    Method(
-        "frozen_adapter", "frozen, with an adapter", "frozen", overrides=("extend.adapter=32",), slower=False
-    ),
+    Method("frozen_adapter", "frozen, with an adapter", "frozen", overrides=("extend.adapter=32",), slower=False),
     JOINT,
 )
 
@@ -249,9 +239,7 @@ def _union_parts(given: UnionTestConfig | Index, index: Index, places: Sequence[
             names = [part.names[row] for row in range(len(part))]
             foreign = [one for one in names if one not in rows]
             if foreign or not names:
-                problems.append(
-                    f"--place {text}: {len(foreign)} of {len(names)} images are not in `union_test`"
-                )
+                problems.append(f"--place {text}: {len(foreign)} of {len(names)} images are not in `union_test`")
             parts[name] = [rows[one] for one in names if one in rows]
     if problems:
         raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
@@ -327,9 +315,7 @@ class Settings:
         if method.mode is None:
             return []
         given = [(f"--extend-set {text}", *override_of(text)) for text in self.extend_overrides]
-        return [
-            (words, text) for wanted in (None, method.name) for words, name, text in given if name == wanted
-        ]
+        return [(words, text) for wanted in (None, method.name) for words, name, text in given if name == wanted]
 
 
 def override_of(text: str) -> tuple[str | None, str]:
@@ -345,9 +331,7 @@ def check_settings(settings: Settings) -> None:
     share, weight = settings.share, settings.replay_weight
     first, count = map(int, share.split("/")) if re.fullmatch(r"[1-9]\d*/[1-9]\d*", share) else (2, 1)
     if first > count:
-        problems.append(
-            f"--replay-share {share}: expected the n-th of so many parts, such as 1/4; 1/1: all images"
-        )
+        problems.append(f"--replay-share {share}: expected the n-th of so many parts, such as 1/4; 1/1: all images")
     if not (weight > 0 and math.isfinite(weight)):
         problems.append(f"--replay-weight {weight:g}: expected a number > 0")
     known = [method.name for method in METHODS if method.mode is not None]
@@ -386,9 +370,7 @@ def resolve(settings: Settings, plan: Plan, method: Method, seed: int, generatio
     if method.mode != "distill":  # the config's `extend` may be meant for distill
         own |= {key: getattr(ExtendConfig(), key) for key in ("match", "pseudo", "trust")}
     extend = (config.extend or ExtendConfig()).model_copy(update=own)
-    return restricted(
-        config.model_copy(update={"datasets": datasets, "extend": extend}), plan, names, generation
-    )
+    return restricted(config.model_copy(update={"datasets": datasets, "extend": extend}), plan, names, generation)
 
 
 def replayed(dataset: DatasetConfig, settings: Settings, seed: int) -> DatasetConfig:

@@ -15,10 +15,7 @@ from crossdet_research.lifelong_plan import JOINT, METHODS, START, UNION, VAL
 
 Run = Mapping[str, Any]
 NUMBER = "AP50"
-PLACES = {
-    UNION: "on the union test",
-    VAL: "on the validation images of the datasets that label a class",
-}
+PLACES = {UNION: "on the union test", VAL: "on the validation images of the datasets that label a class"}
 EXTENSIONS = tuple(method.name for method in METHODS if method.mode is not None)
 REPLAYING = tuple(method.name for method in METHODS if method.replays)
 
@@ -55,9 +52,7 @@ class Results:
         """The JSON, the common first generation for every method; None without one, or where it diverged, or what
         it started from did."""
         first = 1 if method in EXTENSIONS else generation
-        chain = [
-            self.runs.get((START.name if g == 1 else method, seed, g)) for g in range(first, generation + 1)
-        ]
+        chain = [self.runs.get((START.name if g == 1 else method, seed, g)) for g in range(first, generation + 1)]
         return None if any(one and one.get("diverged") for one in chain) else chain[-1]
 
     def wanted(self, method: str) -> dict[int, set[int]]:
@@ -84,9 +79,7 @@ class Results:
         row = (measured or {}).get("per_class", {}).get(name, {})
         return None if row.get(NUMBER) is None else 100 * float(row[NUMBER])
 
-    def mean_of(
-        self, method: str, seed: int, generation: int, place: str, names: Sequence[str]
-    ) -> float | None:
+    def mean_of(self, method: str, seed: int, generation: int, place: str, names: Sequence[str]) -> float | None:
         """Mean AP50 of the classes that have one in the place; None without any, or without a run."""
         values = [self.value(method, seed, generation, place, name) for name in names]
         known = [value for value in values if value is not None]
@@ -99,9 +92,7 @@ class Results:
 
     def part_names(self) -> list[str]:
         """The parts of the union test that were judged by themselves."""
-        return list(
-            dict.fromkeys(name for run in self.runs.values() for name in run.get("union_parts") or {})
-        )
+        return list(dict.fromkeys(name for run in self.runs.values() for name in run.get("union_parts") or {}))
 
     def part_by_seed(self, method: str, generation: int, part: str) -> dict[int, float]:
         """Seed -> mean AP50 of all classes so far on a part of the union test, in points."""

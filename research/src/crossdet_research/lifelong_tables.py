@@ -238,9 +238,7 @@ def _settings(method: str, run: Run) -> list[str]:
         weight = run.get("replay_weight") or 1
         drawn = "" if weight == 1 else f", each {weight:g} times as likely to be drawn as another image"
         share = run["share"]
-        part = (
-            "all old images" if share == "1/1" else f"{share} of the old images, with each seed the next part"
-        )
+        part = "all old images" if share == "1/1" else f"{share} of the old images, with each seed the next part"
         lines.append(f"{method} sees {part}{drawn}")
     if method in EXTENSIONS and run.get("extend_overrides"):
         lines.append(f"settings other than the config's, of {method}: {', '.join(run['extend_overrides'])}")

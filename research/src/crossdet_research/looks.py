@@ -161,9 +161,7 @@ def read_picture(path: Path, annotated: tuple[int, int]) -> Pixels:
             if (image.height, image.width) != annotated:
                 image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bits
-                image = Image.fromarray(
-                    (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-                )
+                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
             pixels = np.asarray(image.convert("RGB"))
     except OSError as error:
         raise BadPicture(f"{path}: {error.strerror or 'this is no image that can be read'}") from None

@@ -79,8 +79,7 @@ def pooled_ap50(scores: Floats, hits: Bools, objects: int) -> float:
 def loss_spikes(losses: Floats) -> int:
     """How many are above `SPIKE` times the median of the `BEFORE` before; the first `BEFORE` are not judged."""
     return sum(
-        bool(losses[row] > SPIKE * np.median(losses[row - BEFORE : row]))
-        for row in range(BEFORE, len(losses))
+        bool(losses[row] > SPIKE * np.median(losses[row - BEFORE : row])) for row in range(BEFORE, len(losses))
     )
 
 
@@ -266,9 +265,7 @@ def _confidence(best_of_object: Floats, objects: Bools) -> dict[str, float]:
     return {"found_confidently": float((scores >= CONFIDENT).mean()), "best_score": float(scores.mean())}
 
 
-def of_images(
-    truth: GroundTruth, found: DetectionArrays, chosen: Bools
-) -> tuple[GroundTruth, DetectionArrays]:
+def of_images(truth: GroundTruth, found: DetectionArrays, chosen: Bools) -> tuple[GroundTruth, DetectionArrays]:
     """Truth and detections of the chosen images (`[I]` bool), rows renumbered."""
     row = np.cumsum(chosen) - 1
     t = np.flatnonzero(chosen[truth.image_of_box])
@@ -296,19 +293,13 @@ def learning_curve(
 ) -> list[dict[str, Any]]:
     """Of the records of `metrics.json`: per evaluated epoch the steps so far and every part's number."""
     return [
-        {
-            "epoch": record["epoch"],
-            "step": record["step"],
-            "datasets": own_numbers(record["metrics"], parts),
-        }
+        {"epoch": record["epoch"], "step": record["step"], "datasets": own_numbers(record["metrics"], parts)}
         for record in epochs
         if "metrics" in record
     ]
 
 
-def own_numbers(
-    metrics: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]
-) -> dict[str, float | None]:
+def own_numbers(metrics: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     """Part -> mean over the classes that it labels of COCO AP, or of VOC's AP by area.
 
     The references are scored on all classes of a part; so that all methods are judged by the same, only its own
@@ -332,9 +323,7 @@ def read_steps(run_dir: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
-def stability(
-    rows: Sequence[Mapping[str, str]], warmup_epochs: float, clip_norm: float | None
-) -> dict[str, Any]:
+def stability(rows: Sequence[Mapping[str, str]], warmup_epochs: float, clip_norm: float | None) -> dict[str, Any]:
     """Gradient norms (before clipping; logged only where they are clipped) and loss spikes, of the logged steps.
 
     Spikes are looked for in epochs that begin after the warm-up; see `loss_spikes`.

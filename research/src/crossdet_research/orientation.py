@@ -171,9 +171,7 @@ def _chosen(names: Sequence[str], possible: Sequence[Method]) -> list[Method]:
     known = {method.name: method for method in possible}
     wrong = [name for name in names if name not in known]
     if wrong:
-        lines = [
-            f"--methods {name}: not with this config; {suggest(name, [*known], 'methods')}" for name in wrong
-        ]
+        lines = [f"--methods {name}: not with this config; {suggest(name, [*known], 'methods')}" for name in wrong]
         raise UserError(problem_list(f"{len(wrong)} mistake(s)", lines))
     return [known[name] for name in dict.fromkeys(names)] if names else list(possible)
 
@@ -214,11 +212,7 @@ def _train(job: Job) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def _result(
-    job: Job,
-    name: str,
-    record: Mapping[str, Any] | None,
-    diverged: str | None,
-    measures: Mapping[str, Any],
+    job: Job, name: str, record: Mapping[str, Any] | None, diverged: str | None, measures: Mapping[str, Any]
 ) -> dict[str, Any]:
     note = jobs.read_json(job.run_dir / jobs.NOTE)
     return {

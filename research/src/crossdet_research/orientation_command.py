@@ -31,9 +31,7 @@ app = typer.Typer(
 def run(
     config: Annotated[
         Path,
-        typer.Argument(
-            metavar="CONFIG", help="YAML config file with `directions`, or with `labels.per_dataset`"
-        ),
+        typer.Argument(metavar="CONFIG", help="YAML config file with `directions`, or with `labels.per_dataset`"),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="where the JSONs go")] = Path(
         "orientation"

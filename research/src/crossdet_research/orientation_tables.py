@@ -59,9 +59,7 @@ def grids(runs: Sequence[Run]) -> list[tuple[str, list[str], list[list[str]]]]:
             lines.append(_line(method, runs, columns))
             if method.name == LOOKS_OF and (looks := _looks(runs)):
                 lines.append(_line(*looks, columns))
-        made.append(
-            (f"{runs[0]['name']}: {title}", ["method", "seeds", *(name for name, _, _ in columns)], lines)
-        )
+        made.append((f"{runs[0]['name']}: {title}", ["method", "seeds", *(name for name, _, _ in columns)], lines))
     return made
 
 
@@ -103,9 +101,7 @@ def _line(method: Method, runs: Sequence[Run], columns: Sequence[tuple[str, Valu
     mine = [run for run in runs if run["method"] == method.name]
     good = [run for run in mine if not run["diverged"]]
     seeds = f"{len(good)}" + (f" ({len(mine) - len(good)} diverged)" if len(good) < len(mine) else "")
-    cells = [
-        spread(factor * v for run in good if (v := value(run)) is not None) for _, value, factor in columns
-    ]
+    cells = [spread(factor * v for run in good if (v := value(run)) is not None) for _, value, factor in columns]
     return [method.title, seeds, *cells]
 
 

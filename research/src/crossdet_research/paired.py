@@ -54,9 +54,7 @@ class Difference:
     def pairs(self) -> str:
         """`3`, or `2 (of 3 and 2)` where not every seed has its pair."""
         many = len(self.seeds)
-        return (
-            str(many) if self.counts == (many, many) else f"{many} (of {self.counts[0]} and {self.counts[1]})"
-        )
+        return str(many) if self.counts == (many, many) else f"{many} (of {self.counts[0]} and {self.counts[1]})"
 
     @property
     def cells(self) -> list[str]:

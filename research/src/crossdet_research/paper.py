@@ -115,16 +115,10 @@ def settings(experiment: Experiment, root: Path, seed: int = 0, images: int = MI
         "model": {
             "backbone": training.backbone if full else MINI_BACKBONES[training.backbone],
             **recipe["model"],
-            "anchors": {
-                "scales": list(training.anchors.scales),
-                "ratios": list(training.anchors.ratios),
-            },
+            "anchors": {"scales": list(training.anchors.scales), "ratios": list(training.anchors.ratios)},
         },
         "input": dict(recipe["input"]),
-        "train": {
-            **recipe["train"],
-            **({} if full else mini_schedule(_image_count(experiment, root, images))),
-        },
+        "train": {**recipe["train"], **({} if full else mini_schedule(_image_count(experiment, root, images)))},
         "eval": dict(recipe.get("eval", {})),
         "seed": seed,
     }
@@ -178,9 +172,7 @@ def resolve(experiment: Experiment, place: Place, seed: int = 0, overrides: Sequ
     return config.model_copy(update={"output": None})
 
 
-def show(
-    row_or_training: str, place: Place, scale: Scale, seed: int = 0, overrides: Sequence[str] = ()
-) -> str:
+def show(row_or_training: str, place: Place, scale: Scale, seed: int = 0, overrides: Sequence[str] = ()) -> str:
     """The full resolved config as YAML, below a comment that says what it stands for."""
     rows = find_rows([row_or_training])
     experiments = experiments_of(rows, scale, place.root)
@@ -224,9 +216,7 @@ def _below(root: Path, block: Mapping[str, Any]) -> dict[str, Any]:
         return [path(item) for item in value] if isinstance(value, list) else str(root / str(value))
 
     return {
-        key: {k: v if k == "image_set" else path(v) for k, v in value.items()}
-        if key in ("train", "val")
-        else value
+        key: {k: v if k == "image_set" else path(v) for k, v in value.items()} if key in ("train", "val") else value
         for key, value in block.items()
     }
 
@@ -337,12 +327,7 @@ def _check_files(configs: Sequence[Config]) -> None:
     for dataset in (dataset for config in configs for dataset in config.datasets.values()):
         for split in (dataset.train, dataset.val):
             assert isinstance(split, SplitConfig)
-            files = [
-                *split.images,
-                *split.annotations,
-                *split.ignore,
-                *([split.lists] if split.lists else []),
-            ]
+            files = [*split.images, *split.annotations, *split.ignore, *([split.lists] if split.lists else [])]
             missing |= dict.fromkeys(file for file in files if not file.exists())
     if missing:
         raise UserError(

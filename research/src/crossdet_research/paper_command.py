@@ -51,8 +51,7 @@ class ScaleChoice(StrEnum):
 
 
 Scale = Annotated[
-    ScaleChoice,
-    typer.Option("--scale", help="full: the paper's recipe on the official downloads; mini: minutes"),
+    ScaleChoice, typer.Option("--scale", help="full: the paper's recipe on the official downloads; mini: minutes")
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -109,9 +108,7 @@ def list_rows(
 
 @app.command()
 def show(
-    name: Annotated[
-        str, typer.Argument(metavar="ROW|TRAINING", help="such as t1/coco_resnet50 or coco_resnet50")
-    ],
+    name: Annotated[str, typer.Argument(metavar="ROW|TRAINING", help="such as t1/coco_resnet50 or coco_resnet50")],
     scale: Scale = ScaleChoice.full,
     data: Annotated[Path, typer.Option("--data", metavar="ROOT", help="data folder")] = Path("data"),
     seed: Annotated[int, typer.Option(min=0, help="of the training")] = 0,
@@ -129,9 +126,7 @@ def show(
 def run(
     data: Annotated[
         Path,
-        typer.Option(
-            "--data", metavar="ROOT", help="data folder: official downloads, or for generated pictures"
-        ),
+        typer.Option("--data", metavar="ROOT", help="data folder: official downloads, or for generated pictures"),
     ],
     names: Annotated[
         list[str] | None,
@@ -139,9 +134,9 @@ def run(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="all rows of tables 1-6 and figure 5")] = False,
     scale: Scale = ScaleChoice.full,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="results go to DIR/SCALE")
-    ] = Path("runs/paper"),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="results go to DIR/SCALE")] = Path(
+        "runs/paper"
+    ),
     seeds: Annotated[list[int] | None, typer.Option("--seed", min=0, help="may be repeated")] = None,
     images: Images = MINI_IMAGES,
     overrides: Overrides = None,
@@ -169,9 +164,9 @@ def run(
 @app.command()
 def table(
     number: Annotated[str, typer.Argument(metavar="TABLE", help="1 to 6, or fig5")],
-    results: Annotated[
-        Path, typer.Option("--results", metavar="DIR", help="the --output of `paper run`")
-    ] = Path("runs/paper"),
+    results: Annotated[Path, typer.Option("--results", metavar="DIR", help="the --output of `paper run`")] = Path(
+        "runs/paper"
+    ),
     json_file: JsonFile = None,
     markdown_file: Annotated[
         Path | None, typer.Option("--markdown", metavar="FILE", help="also write the table as Markdown")

@@ -114,10 +114,7 @@ DATASETS = {
         images=118_287,
         full={
             "format": "coco",
-            "train": {
-                "images": "coco/train2017",
-                "annotations": "coco/annotations/instances_train2017.json",
-            },
+            "train": {"images": "coco/train2017", "annotations": "coco/annotations/instances_train2017.json"},
             "val": {"images": "coco/val2017", "annotations": "coco/annotations/instances_val2017.json"},
             "protocol": "coco",
         },
@@ -162,16 +159,8 @@ DATASETS = {
         mini={
             "format": "voc",
             "classes": list(GENERATED_VOC_CLASSES),
-            "train": {
-                "images": "demo_voc/JPEGImages",
-                "annotations": "demo_voc/Annotations",
-                "image_set": "train",
-            },
-            "val": {
-                "images": "demo_voc/JPEGImages",
-                "annotations": "demo_voc/Annotations",
-                "image_set": "val",
-            },
+            "train": {"images": "demo_voc/JPEGImages", "annotations": "demo_voc/Annotations", "image_set": "train"},
+            "val": {"images": "demo_voc/JPEGImages", "annotations": "demo_voc/Annotations", "image_set": "val"},
             "protocol": "voc",
         },
         photos={
@@ -423,9 +412,7 @@ CONTRADICTIONS = {
         "COCO 35.2 is table 4's unmerged one; the text says merged",
         "tables 1 and 2 are merged",
     ),
-    4: Contradiction(
-        "COCO+FACE+PED: PED 51.44 in table 2 and the text, 51.45 in table 4", "one training, merged"
-    ),
+    4: Contradiction("COCO+FACE+PED: PED 51.44 in table 2 and the text, 51.45 in table 4", "one training, merged"),
     5: Contradiction(
         "table 5 names no anchors; COCO alone is 35.5 on ResNet-50 as with scales [4,5.03,6.35], but 29.5 on "
         "MobileNetV2 as with [2,3,4] (30.0 with the others)",

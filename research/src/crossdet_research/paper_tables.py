@@ -16,16 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from crossdet.errors import UserError
-from crossdet_research.paper_rows import (
-    BACKBONES,
-    CONTRADICTIONS,
-    DATASETS,
-    ROWS,
-    TITLES,
-    TRAININGS,
-    Row,
-    Training,
-)
+from crossdet_research.paper_rows import BACKBONES, CONTRADICTIONS, DATASETS, ROWS, TITLES, TRAININGS, Row, Training
 from crossdet_research.tables import machines, markdown_table, spread
 
 SCALES = ("full", "mini")
@@ -106,9 +97,7 @@ def paper_table(table: str, folder: Path | None = None) -> PaperTable:
         photos = table == "5" and any(name.endswith("_photos") for name in everything)
         suffix = "_photos" if photos else ""
         own = {
-            row.training: everything[row.training + suffix]
-            for row in rows
-            if row.training + suffix in everything
+            row.training: everything[row.training + suffix] for row in rows if row.training + suffix in everything
         }
         if own:
             results[scale] = own

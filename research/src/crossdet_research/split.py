@@ -228,9 +228,7 @@ def _to_clear(
             cleared.append(np.sort(order[: len(bad) - wanted]))
         else:
             why = f" (in {under} image(s) foreign objects lie under objects that it labels)" if under else ""
-            problems.append(
-                f"{name} {_span(under / len(rows[p]), len(bad) / len(rows[p]), len(rows[p]))}{why}"
-            )
+            problems.append(f"{name} {_span(under / len(rows[p]), len(bad) / len(rows[p]), len(rows[p]))}{why}")
     if problems:
         raise _Unreachable(
             f"--conflict {conflict:g} cannot be reached by {'marking' if method == 'mark' else 'painting over'}; "
@@ -275,9 +273,7 @@ def _mistakes(
         yield f"--part: expected at least two parts, got {len(parts)}"
     for name, classes in parts.items():
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name.casefold() in RESERVED:
-            yield (
-                f"--part {name}: expected a name of letters, digits, _ . -, other than {', '.join(RESERVED)}"
-            )
+            yield (f"--part {name}: expected a name of letters, digits, _ . -, other than {', '.join(RESERVED)}")
         if not classes:
             yield f"--part {name}: no class"
         for given in classes:

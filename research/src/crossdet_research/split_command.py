@@ -21,8 +21,7 @@ def split(
         Path, typer.Argument(metavar="CONFIG", help="YAML config with a dataset that is labelled in full")
     ],
     part: Annotated[
-        list[str],
-        typer.Option(metavar="NAME=CLASS,...", help="a part and the classes it labels; at least two"),
+        list[str], typer.Option(metavar="NAME=CLASS,...", help="a part and the classes it labels; at least two")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="where to write")],
     dataset: Annotated[
@@ -43,12 +42,11 @@ def split(
         Literal["choose", "erase", "mark"],
         typer.Option(
             help="lower conflict by moving images between parts, by painting over what is not labelled, or by "
-            "marking it as regions that naive training avoids",
+            "marking it as regions that naive training avoids"
         ),
     ] = "choose",
     images: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="training images per part (default: all images are used)"),
+        int | None, typer.Option(min=1, metavar="N", help="training images per part (default: all images are used)")
     ] = None,
     look: Annotated[
         list[str] | None,
@@ -169,8 +167,6 @@ def _print(record: dict[str, Any], folder: Path, name: str) -> None:
     if marked := sum(row.get("marked_images", 0) for row in record["parts"].values()):
         boxes = sum(row["boxes_marked"] for row in record["parts"].values())
         lines.append(f"marked: {boxes} objects in {marked} images (naive.yaml avoids them)")
-    lines.append(
-        f"{folder}  (aware.yaml, naive.yaml, same_positives.yaml, full.yaml, expert_*.yaml, split.json)"
-    )
+    lines.append(f"{folder}  (aware.yaml, naive.yaml, same_positives.yaml, full.yaml, expert_*.yaml, split.json)")
     for line in lines:
         say(line)

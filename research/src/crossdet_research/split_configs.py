@@ -32,18 +32,14 @@ def recipe(config: Config) -> dict[str, Any]:
     return {**{name: values for name, values in sections.items() if values}, "seed": config.seed}
 
 
-def write_configs(
-    plan: SplitPlan, folder: Path, sections: Mapping[str, Any], protocols: Sequence[str]
-) -> None:
+def write_configs(plan: SplitPlan, folder: Path, sections: Mapping[str, Any], protocols: Sequence[str]) -> None:
     """aware, naive, same_positives, full and one expert per part. Paths are relative to the folder."""
     for method in _WHAT:
         _write(
             folder,
             method,
             _WHAT[method],
-            _config(
-                plan.parts, method, sections, protocols, shared=_shared(plan), marked=plan.method == "mark"
-            ),
+            _config(plan.parts, method, sections, protocols, shared=_shared(plan), marked=plan.method == "mark"),
         )
     total = sum(len(part.images) for part in plan.parts)
     for part in plan.parts:

@@ -254,9 +254,7 @@ def _in_train_classes(plan: SplitPlan) -> Index:
         return val
     ids = np.array([train.classes.index(name) for name in val.classes], np.int32)
     labels = np.where(val.labels < 0, val.labels, ids[val.labels]) if len(ids) else val.labels
-    return replace(
-        val, classes=train.classes, category_ids=train.category_ids, labels=labels.astype(np.int32)
-    )
+    return replace(val, classes=train.classes, category_ids=train.category_ids, labels=labels.astype(np.int32))
 
 
 def subset(

@@ -170,9 +170,7 @@ def training_boxes(config: Config) -> tuple[list[DatasetBoxes], tuple[str, ...]]
     # val files need not be here, unless label rules may speak of classes that only they name
     sources = open_sources(config, ("train",) if complete else SPLITS)
     if not sources.train:
-        raise UserError(
-            "anchors are chosen from training boxes: no dataset of the config has a `train` split"
-        )
+        raise UserError("anchors are chosen from training boxes: no dataset of the config has a `train` split")
     found: list[tuple[str, Index, NDArray[np.float64], NDArray[np.int64], float]] = []
     empty = []
     for name, index in sources.train.items():
@@ -290,9 +288,7 @@ class _Sample:
             setting = self._settle(setting, partial(_neighbours, parts))
         return setting
 
-    def _settle(
-        self, setting: AnchorSetting, moves: Callable[[int, float], Sequence[float]]
-    ) -> AnchorSetting:
+    def _settle(self, setting: AnchorSetting, moves: Callable[[int, float], Sequence[float]]) -> AnchorSetting:
         """Moves one value after the other to the best of `moves(axis, value)` until none moves; axis 0: scales."""
         score = self.objective(self.best(setting))
         moved = True
@@ -372,16 +368,11 @@ def anchors_report(
 
     Raises `UserError` for counts out of range.
     """
-    shape = (
-        len(own.scales) if scales is None else scales,
-        len(own.ratios) if ratios is None else ratios,
-    )
+    shape = (len(own.scales) if scales is None else scales, len(own.ratios) if ratios is None else ratios)
     known = list(dict.fromkeys([_sorted(own), *PAPER_SETTINGS]))
     free = scales is None and ratios is None
     rivals = [
-        s
-        for s in known
-        if (len(s.scales), len(s.ratios)) == shape or (free and s.per_position == own.per_position)
+        s for s in known if (len(s.scales), len(s.ratios)) == shape or (free and s.per_position == own.per_position)
     ]
     proposal = propose(data, *shape, rivals)
     rows = []

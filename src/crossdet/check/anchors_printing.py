@@ -13,14 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from crossdet.check.anchors import (
-    LEAST_GAIN,
-    LOW_IOU,
-    RECALL_IOU,
-    AnchorsReport,
-    DatasetBoxes,
-    SettingReport,
-)
+from crossdet.check.anchors import LEAST_GAIN, LOW_IOU, RECALL_IOU, AnchorsReport, DatasetBoxes, SettingReport
 from crossdet.evaluation.figures import new_figure, save_figure
 from crossdet.models.retinanet.anchor_stats import best_anchor_iou
 from crossdet.types import PYRAMID_STRIDES
@@ -62,9 +55,7 @@ def verdict(report: AnchorsReport) -> list[str]:
     if config is proposal:
         return ["The config's own setting: nothing better with as many anchors was found."]
     gain = proposal.mean.objective - config.mean.objective
-    cost = (
-        f"{proposal.setting.per_position} anchors per position, the config has {config.setting.per_position}"
-    )
+    cost = f"{proposal.setting.per_position} anchors per position, the config has {config.setting.per_position}"
     lines = [
         f"{_values(proposal.setting.scales)} x {_values(proposal.setting.ratios)}: {cost}. Objective (mean of "
         f"recall and mean IoU) {100 * proposal.mean.objective:.1f}, config {100 * config.mean.objective:.1f}."
@@ -176,11 +167,7 @@ def _draw_panel(panel: Axes, data: DatasetBoxes, report: AnchorsReport) -> None:
         points = np.sqrt(width * height)[shown], (height / width)[shown]
         panel.scatter(*points, s=5, color=colour, alpha=0.5, linewidths=0, label=label, rasterized=True)
     marks: tuple[tuple[SettingReport, str, dict[str, Any]], ...] = (
-        (
-            own,
-            "anchors of the config",
-            {"marker": "o", "s": 26, "facecolors": "none", "edgecolors": "#777777"},
-        ),
+        (own, "anchors of the config", {"marker": "o", "s": 26, "facecolors": "none", "edgecolors": "#777777"}),
         (proposal, "anchors of the proposal, all levels", {"marker": "+", "s": 46, "color": "#000000"}),
     )
     for row, label, style in marks:
@@ -194,8 +181,6 @@ def _draw_panel(panel: Axes, data: DatasetBoxes, report: AnchorsReport) -> None:
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_formatter("{x:g}")
     reach = proposal.datasets[data.name].recall
-    panel.set_title(
-        f"{data.name}: {reach:.1%} reached, config {own.datasets[data.name].recall:.1%}", fontsize=10
-    )
+    panel.set_title(f"{data.name}: {reach:.1%} reached, config {own.datasets[data.name].recall:.1%}", fontsize=10)
     panel.set_ylabel("height / width")
     panel.label_outer()

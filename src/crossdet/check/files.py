@@ -69,11 +69,7 @@ def _orientations(paths: Sequence[Path]) -> list[int]:
         try:
             with Image.open(path) as image:
                 # not the plugin's own, which for PNG decodes the picture to look behind it
-                mark = (
-                    1
-                    if image.format in ("WEBP", "TIFF")
-                    else Image.Image.getexif(image).get(_ORIENTATION_TAG)
-                )
+                mark = 1 if image.format in ("WEBP", "TIFF") else Image.Image.getexif(image).get(_ORIENTATION_TAG)
         except Exception:  # on a damaged file Pillow's plugins raise almost anything
             return 1
         return mark if isinstance(mark, int) and 1 <= mark <= 8 else 1

@@ -69,9 +69,7 @@ def report_on(config: Config, sources: Sources, max_images: int | None = None, o
     paths = {split: image_paths(index, max_images) for split, index in indexes.items()}
     splits = tuple(
         _split_report(
-            split,
-            index,
-            look_at_files(index, paths[split], config.datasets[split[0]].format in WITHOUT_SIZES),
+            split, index, look_at_files(index, paths[split], config.datasets[split[0]].format in WITHOUT_SIZES)
         )
         for split, index in indexes.items()
     )
@@ -334,9 +332,7 @@ def _split_warnings(splits: Sequence[SplitReport], space: LabelSpace) -> Iterato
                 count = f"{places.count:,} of {split.files.checked:,} image files"
                 yield f"{where}: {count} {what}, such as {places.first[0]}"
         if turned := split.files.turned.count:
-            count = (
-                f"{turned:,} of {split.files.checked:,} image files, such as {split.files.turned.first[0]}"
-            )
+            count = f"{turned:,} of {split.files.checked:,} image files, such as {split.files.turned.first[0]}"
             yield (
                 f"{where}: EXIF would turn or mirror {count}: training and evaluation read them as stored, "
                 "`predict` turns them upright. If their boxes fit what is stored (`crossdet check CONFIG "

@@ -53,9 +53,7 @@ def print_report(report: Report, console: Console) -> None:
         _print(console, _group_table(report.classes))
         _lines(console, ["Every class in full: --json FILE."])
     _lines(console, _conflict_lines(report))
-    _heading(
-        console, f"Boxes reached by an anchor (IoU >= {report.positive_iou:g}; sizes at the network's input)"
-    )
+    _heading(console, f"Boxes reached by an anchor (IoU >= {report.positive_iou:g}; sizes at the network's input)")
     _print(console, _anchor_table(report.anchors))
     _print_findings(report, console)
 

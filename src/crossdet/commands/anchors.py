@@ -17,9 +17,7 @@ def anchors(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file")],
     overrides: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="override a config value, e.g. --set input.shorter=600"
-        ),
+        typer.Option("--set", metavar="KEY=VALUE", help="override a config value, e.g. --set input.shorter=600"),
     ] = None,
     scales: Annotated[
         int | None, typer.Option(metavar="N", help="how many scales to propose (default: as the config)")

@@ -29,9 +29,7 @@ def extend(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="override a config value, e.g. --set train.lr=0.01"),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="where to write")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="where to write")] = None,
     resume: Annotated[bool, typer.Option(help="continue the run in the output directory")] = False,
     overwrite: Annotated[bool, typer.Option(help="replace the run in the output directory")] = False,
     json_file: JsonFile = None,

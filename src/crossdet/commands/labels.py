@@ -22,16 +22,12 @@ def labels(
         list[str] | None, typer.Option(metavar="OLD=NEW", help="give a class another name; may be repeated")
     ] = None,
     merge: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NEW=A,B", help="report several classes as one; may be repeated"),
+        list[str] | None, typer.Option(metavar="NEW=A,B", help="report several classes as one; may be repeated")
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="weights file to write (default: relabelled.safetensors beside)",
+            "--output", "-o", metavar="FILE", help="weights file to write (default: relabelled.safetensors beside)"
         ),
     ] = None,
 ) -> None:

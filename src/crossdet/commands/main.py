@@ -39,9 +39,7 @@ Overrides = Annotated[
 ]
 Fold = Annotated[
     bool,
-    typer.Option(
-        help="report directions of a class, its classes per dataset, and merged classes as one class"
-    ),
+    typer.Option(help="report directions of a class, its classes per dataset, and merged classes as one class"),
 ]
 AgnosticNms = Annotated[
     bool | None,
@@ -60,12 +58,10 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", he
 @app.command()
 def check(
     config: Annotated[
-        Path,
-        typer.Argument(metavar="CONFIG", help="YAML config file; or trained weights, or a run directory"),
+        Path, typer.Argument(metavar="CONFIG", help="YAML config file; or trained weights, or a run directory")
     ],
     folder: Annotated[
-        Path | None,
-        typer.Argument(metavar="[DIR]", help="folder for --pictures (default: check_pictures)"),
+        Path | None, typer.Argument(metavar="[DIR]", help="folder for --pictures (default: check_pictures)")
     ] = None,
     overrides: Overrides = None,
     extends: Annotated[
@@ -75,8 +71,7 @@ def check(
         ),
     ] = None,
     pictures: Annotated[
-        bool,
-        typer.Option("--pictures", help="write training batches as pictures: boxes, flags, avoided classes"),
+        bool, typer.Option("--pictures", help="write training batches as pictures: boxes, flags, avoided classes")
     ] = False,
     batches: Annotated[int, typer.Option(min=1, help="how many batches --pictures draws")] = 2,
     json_file: JsonFile = None,
@@ -140,9 +135,7 @@ def _check_arguments(
     given = [("--pictures", pictures), ("--set", overrides), ("--extends", extends)]
     ignored = [name for name, value in given if value]
     if weights and ignored:
-        raise UserError(
-            f"{', '.join(ignored)}: for a config, but {config} is no YAML file; name the config first"
-        )
+        raise UserError(f"{', '.join(ignored)}: for a config, but {config} is no YAML file; name the config first")
 
 
 @app.command()
@@ -188,14 +181,10 @@ def evaluate(
             help="where to write precision-recall curves and predictions (default: inside a run directory)",
         ),
     ] = None,
-    classes: Annotated[
-        bool, typer.Option("--per-class", help="also print the scores of every class")
-    ] = False,
+    classes: Annotated[bool, typer.Option("--per-class", help="also print the scores of every class")] = False,
     store: Annotated[
         bool,
-        typer.Option(
-            "--store-thresholds", help="store the thresholds of best F1 in the weights file, for predict"
-        ),
+        typer.Option("--store-thresholds", help="store the thresholds of best F1 in the weights file, for predict"),
     ] = False,
     fold: Fold = True,
     agnostic_nms: AgnosticNms = None,
@@ -283,8 +272,7 @@ def audit(
 @app.command()
 def curves(
     files: Annotated[
-        list[str],
-        typer.Argument(metavar="[NAME=]FILE...", help="curves.json of eval or score, or its folder"),
+        list[str], typer.Argument(metavar="[NAME=]FILE...", help="curves.json of eval or score, or its folder")
     ],
     output: Output = Path("curves"),
     dataset: Annotated[
@@ -316,9 +304,7 @@ def predict(
     score: Annotated[
         float | None,
         typer.Option(
-            min=0,
-            max=1,
-            help="lowest score to report (default: each class's own, from the weights, or 0.3)",
+            min=0, max=1, help="lowest score to report (default: each class's own, from the weights, or 0.3)"
         ),
     ] = None,
     max_detections: Annotated[
@@ -376,8 +362,7 @@ def demo(
     ] = None,
     images: Annotated[int, typer.Option(min=8, help="generated training pictures per dataset")] = 300,
     test_images: Annotated[
-        int | None,
-        typer.Option(min=4, help="fully labelled test pictures per look (default: a third of --images)"),
+        int | None, typer.Option(min=4, help="fully labelled test pictures per look (default: a third of --images)")
     ] = None,
     data_only: Annotated[
         bool, typer.Option(help="write the pictures and the configs aware, naive and full; train nothing")
@@ -392,9 +377,7 @@ def demo(
         if json_file is not None:
             raise UserError("--json: with --data-only there are no numbers to write")
         write_demo_world(folder, seed, steps, images, test_images)
-        out.print(
-            f"pictures: {folder}/data; configs: {folder}/aware.yaml, naive.yaml, full.yaml (all labels)"
-        )
+        out.print(f"pictures: {folder}/data; configs: {folder}/aware.yaml, naive.yaml, full.yaml (all labels)")
         return
     result = run_demo(folder, out, seed, steps, images, test_images)
     if json_file is not None:

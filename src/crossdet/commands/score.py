@@ -32,15 +32,11 @@ JsonFile = Annotated[
 ]
 CurvesFolder = Annotated[
     Path | None,
-    typer.Option(
-        "--curves", metavar="DIR", help="write precision-recall curves there: curves.json and figures"
-    ),
+    typer.Option("--curves", metavar="DIR", help="write precision-recall curves there: curves.json and figures"),
 ]
 MethodName = Annotated[
     str | None,
-    typer.Option(
-        "--name", metavar="TEXT", help="of the method in the figures (default: the detections' name)"
-    ),
+    typer.Option("--name", metavar="TEXT", help="of the method in the figures (default: the detections' name)"),
 ]
 
 
@@ -50,9 +46,7 @@ def coco(
     results: Annotated[
         Path, typer.Argument(metavar="RESULTS", help="results list: image_id, category_id, bbox, score")
     ],
-    classes: Annotated[
-        bool, typer.Option("--per-class", help="also print AP and AP50 of every class")
-    ] = False,
+    classes: Annotated[bool, typer.Option("--per-class", help="also print AP and AP50 of every class")] = False,
     max_detections: Annotated[
         int, typer.Option(min=1, metavar="N", help="detections that count per image and class, best first")
     ] = 100,
@@ -71,9 +65,7 @@ def coco(
     detections, left_out = read_coco_results(results, truth)
     found = coco_scores(truth.truth, detections, list(truth.names), max_detections, sized=True)
     per_class = {truth.names[number]: found.per_class[number] for number in truth.names}
-    title = (
-        f"COCO, {instances.name}: {len(truth.truth.image_ids)} images, {len(detections.scores)} detections"
-    )
+    title = f"COCO, {instances.name}: {len(truth.truth.image_ids)} images, {len(detections.scores)} detections"
     print_table(title, ("metric", "%"), [(key, percent(value)) for key, value in found.scores.items()])
     if classes:
         rows = [(c, percent(v["AP"]), percent(v["AP50"]), str(v["boxes"])) for c, v in per_class.items()]
@@ -110,9 +102,7 @@ def lvis(
     detections, left_out = read_coco_results(results, truth)
     kept = best_per_image(detections, max_detections)
     found = lvis_scores(truth.truth, kept, list(truth.names), frequencies or None, sized=True)
-    title = (
-        f"LVIS, {instances.name}: {len(truth.truth.image_ids)} images, {len(detections.scores)} detections"
-    )
+    title = f"LVIS, {instances.name}: {len(truth.truth.image_ids)} images, {len(detections.scores)} detections"
     print_table(title, ("metric", "%"), [(key, percent(value)) for key, value in found.scores.items()])
     notes = [*truth.notes, *left_out]
     if not frequencies:
@@ -137,16 +127,13 @@ def voc(
     image_set: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE_OR_NAME",
-            help="images to score: a file, or a name in ImageSets/Main (default: every XML)",
+            metavar="FILE_OR_NAME", help="images to score: a file, or a name in ImageSets/Main (default: every XML)"
         ),
     ] = None,
     iou: Annotated[float, typer.Option(help="IoU from which on a detection is right")] = 0.5,
     strict: Annotated[
         bool,
-        typer.Option(
-            "--strict", help="the IoU must be larger than --iou, not equal (py-faster-rcnn, detectron2)"
-        ),
+        typer.Option("--strict", help="the IoU must be larger than --iou, not equal (py-faster-rcnn, detectron2)"),
     ] = False,
     json_file: JsonFile = None,
     curves: CurvesFolder = None,
@@ -180,13 +167,9 @@ def voc(
     print_table(title, ("class", "AP by area %", "AP 11 points %", "objects"), rows)
     notes = []
     if read.missing:
-        notes.append(
-            f"{len(read.missing)} class(es) without a file count as not detected: {some(read.missing)}"
-        )
+        notes.append(f"{len(read.missing)} class(es) without a file count as not detected: {some(read.missing)}")
     if read.unknown:
-        notes.append(
-            f"{len(read.unknown)} file(s) of no class of the ground truth left out: {some(read.unknown)}"
-        )
+        notes.append(f"{len(read.unknown)} file(s) of no class of the ground truth left out: {some(read.unknown)}")
     _finish(notes, record, json_file)
     _write_curves(curves, name, results, truth, {"voc": {c: v.curve for c, v in by_name.items()}})
 
@@ -196,8 +179,7 @@ def wider_face(
     truth: Annotated[
         Path,
         typer.Argument(
-            metavar="GT_DIR",
-            help="folder with wider_face_val.mat and wider_easy_val.mat, ..medium.., ..hard..",
+            metavar="GT_DIR", help="folder with wider_face_val.mat and wider_easy_val.mat, ..medium.., ..hard.."
         ),
     ],
     predictions: Annotated[
@@ -260,9 +242,7 @@ def wider_face(
 def wider_pedestrian(
     annotations: Annotated[
         Path,
-        typer.Argument(
-            metavar="ANNOTATIONS", help="boxes, 2018 (name c x y w h ...) or 2019 (name x y w h ...)"
-        ),
+        typer.Argument(metavar="ANNOTATIONS", help="boxes, 2018 (name c x y w h ...) or 2019 (name x y w h ...)"),
     ],
     predictions: Annotated[
         Path, typer.Argument(metavar="PREDICTIONS", help="the submission, lines: name score x y w h")
@@ -276,9 +256,7 @@ def wider_pedestrian(
     ] = None,
     cyclists: Annotated[
         Literal["join", "ignore"],
-        typer.Option(
-            help="COCO-style: join = they are pedestrians, ignore = neither right nor wrong to detect"
-        ),
+        typer.Option(help="COCO-style: join = they are pedestrians, ignore = neither right nor wrong to detect"),
     ] = "join",
     json_file: JsonFile = None,
     curves: CurvesFolder = None,
@@ -316,9 +294,7 @@ def wider_pedestrian(
     regions = "no ignore regions" if ignore is None else "ignore regions as crowd"
     riders = f", cyclists {'joined' if cyclists == 'join' else 'ignored'}" if files.edition == 2018 else ""
     rows += [(f"COCO-style {key}, {regions}{riders}", percent(value)) for key, value in ratios.items()]
-    count = (
-        f"{files.truth.images} images, {len(files.truth.boxes)} boxes, {len(detections.scores)} detections"
-    )
+    count = f"{files.truth.images} images, {len(files.truth.boxes)} boxes, {len(detections.scores)} detections"
     print_table(f"WIDER Pedestrian {files.edition}: {count}", ("metric", "%"), rows)
     notes = [f"{len(files.truth.regions)} ignore regions used"]
     if ignore is None:
@@ -328,10 +304,7 @@ def wider_pedestrian(
     _finish(notes, record, json_file)
     chosen = {"IoU .50": challenge.curves[0], "IoU .75": challenge.curves[5]}
     coco_curves = {key: style.curves[key] for key in ("AP50", "AP75")}
-    groups = {
-        f"wider_pedestrian challenge {files.edition}": chosen,
-        "wider_pedestrian coco-style": coco_curves,
-    }
+    groups = {f"wider_pedestrian challenge {files.edition}": chosen, "wider_pedestrian coco-style": coco_curves}
     _write_curves(curves, name, predictions, annotations, groups)
 
 

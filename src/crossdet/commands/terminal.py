@@ -18,18 +18,14 @@ out = Console()
 wide = Console(width=max(200, out.width))
 """For tables: a narrow terminal breaks their lines, which is better than to cut names."""
 
-MarkdownFile = Annotated[
-    Path | None, typer.Option("--markdown", metavar="FILE", help="also write as Markdown")
-]
+MarkdownFile = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="also write as Markdown")]
 JsonFile = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", dir_okay=False, help="also write the numbers as JSON"),
+    Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="also write the numbers as JSON")
 ]
 FigureFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE.png", help="where to draw")]
 Seeds = Annotated[list[str] | None, typer.Option("--seeds", metavar="N,M", help="default: 0,1,2")]
 Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="override a config value of all trainings"),
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a config value of all trainings")
 ]
 RunsDir = Annotated[
     Path | None, typer.Option("--runs", metavar="DIR", help="where the trainings go (default: DIR/runs)")

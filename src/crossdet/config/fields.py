@@ -11,15 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    PlainValidator,
-    Strict,
-    StrictStr,
-    ValidationInfo,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Strict, StrictStr, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from crossdet.config.mistakes import show
@@ -149,9 +141,7 @@ def _directions(value: Any) -> tuple[int, ...]:
     listed = list(value) if isinstance(value, (list, tuple)) else None
     whole = listed is not None and all(isinstance(d, int) and not isinstance(d, bool) for d in listed)
     if listed is None or not whole or direction_problem(listed):
-        raise ValueError(
-            f"expected 4, 8, 12 or a list of different whole degrees from 0 to 359, got {show(value)}"
-        )
+        raise ValueError(f"expected 4, 8, 12 or a list of different whole degrees from 0 to 359, got {show(value)}")
     return tuple(sorted(listed))
 
 

@@ -41,9 +41,7 @@ for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver(_FLOAT, _EXPONENT, list("-+0123456789"))
 
 
-def load_config(
-    path: Path | str, overrides: Sequence[Override] = (), known_datasets: Sequence[str] = ()
-) -> Config:
+def load_config(path: Path | str, overrides: Sequence[Override] = (), known_datasets: Sequence[str] = ()) -> Config:
     """Reads a config file.
 
     path: the YAML file; its folder is the base of relative paths, also of those in overrides.

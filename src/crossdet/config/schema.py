@@ -247,9 +247,7 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
-    score_threshold: Fraction | None = (
-        None  # null: the protocol's (coco, voc 0.05, lvis 0.0001, wider_* 0.01)
-    )
+    score_threshold: Fraction | None = None  # null: the protocol's (coco, voc 0.05, lvis 0.0001, wider_* 0.01)
     topk: Count = 1000  # candidates per pyramid level
     nms_iou: Fraction = 0.5
     agnostic_nms: StrictBool = False  # NMS among all classes that are looked for, instead of by class
@@ -420,9 +418,7 @@ def _label_problems(config: Config, known: Sequence[str]) -> Iterator[Problem]:
     def missing(dataset: str) -> str:
         found = suggest(dataset, names, "datasets")
         slip = known or "did you mean" in found
-        return found + (
-            "" if slip else " (those of weights to extend: `crossdet check CONFIG --extends WEIGHTS`)"
-        )
+        return found + ("" if slip else " (those of weights to extend: `crossdet check CONFIG --extends WEIGHTS`)")
 
     rules: list[tuple[Key, Sequence[str]]] = [(("labels", "drop"), labels.drop)]
     rules += [(("labels", "merge", k), v) for k, v in labels.merge.items() if isinstance(v, tuple)]

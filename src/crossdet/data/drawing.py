@@ -32,9 +32,7 @@ _PALETTE: tuple[Colour, ...] = (
     (230, 25, 75), (60, 180, 75), (0, 130, 200), (255, 140, 0), (170, 70, 220), (70, 240, 240),
     (240, 50, 230), (190, 255, 100), (250, 150, 150), (0, 128, 100), (170, 110, 40), (255, 225, 25),
 )  # fmt: skip
-_GOLDEN = (
-    0.6180339887  # steps of the golden ratio stay far apart on the colour circle for any number of classes
-)
+_GOLDEN = 0.6180339887  # steps of the golden ratio stay far apart on the colour circle for any number of classes
 _STRIP_COLOUR: Colour = (32, 32, 32)
 _READABLE_SIDE = 400  # smaller pictures are enlarged by a whole factor, so that text has room
 _FLAG_WORDS = {
@@ -53,9 +51,7 @@ def class_colour(label: int) -> Colour:
     if label < len(_PALETTE):
         return _PALETTE[label]
     step = label - len(_PALETTE)
-    red, green, blue = colorsys.hsv_to_rgb(
-        step * _GOLDEN % 1, (0.9, 0.55)[step % 2], (1.0, 0.75)[step // 2 % 2]
-    )
+    red, green, blue = colorsys.hsv_to_rgb(step * _GOLDEN % 1, (0.9, 0.55)[step % 2], (1.0, 0.75)[step // 2 % 2])
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
@@ -174,9 +170,7 @@ def _with_strip(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
     font, margin = ImageFont.load_default(size), size // 2
     wrapped = [part for line in lines for part in _wrap(line, font, picture.width - 2 * margin)]
     step = round(1.35 * size)
-    strip = Image.new(
-        "RGB", (picture.width, picture.height + step * len(wrapped) + 2 * margin), _STRIP_COLOUR
-    )
+    strip = Image.new("RGB", (picture.width, picture.height + step * len(wrapped) + 2 * margin), _STRIP_COLOUR)
     strip.paste(picture)
     draw = ImageDraw.Draw(strip)
     for number, text in enumerate(wrapped):
@@ -248,13 +242,7 @@ def _write(
     margin = 2
     width, height = right - left + 2 * margin, bottom - top + 2 * margin
     x1, y1, x2, y2 = box
-    for x, y in (
-        (x1, y1 - height),
-        (x1, y1),
-        (x1, y2 + 1),
-        (x2 - width, y2 - height),
-        (x2 - width, y1 - height),
-    ):
+    for x, y in ((x1, y1 - height), (x1, y1), (x1, y2 + 1), (x2 - width, y2 - height), (x2 - width, y1 - height)):
         # a text wider than the picture begins at its left border
         x, y = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
         place = (x, y, x + width, y + height)

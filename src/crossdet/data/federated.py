@@ -16,9 +16,7 @@ from crossdet.types import REGION_FLAGS, Flag
 Ids = NDArray[np.int64]
 
 
-def verified_classes(
-    index: Index, class_ids: Ids, space: LabelSpace, row: int, images: range
-) -> tuple[Ids, Ids]:
+def verified_classes(index: Index, class_ids: Ids, space: LabelSpace, row: int, images: range) -> tuple[Ids, Ids]:
     """Pairs (image, unified class), one array each, where the image's background is a negative for the class.
 
     An image has verified a class of its dataset that it has boxes of or lists under `negatives`, unless it lists

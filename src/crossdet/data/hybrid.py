@@ -215,9 +215,7 @@ def _mirrored(labels: Tensor, becomes: NDArray[np.int64]) -> Tensor:
         return labels
     mirrored = np.where(own >= 0, becomes[own], own)
     if ((own >= 0) & (mirrored == NO_CLASS)).any():
-        raise ValueError(
-            "a mirrored picture shows a direction that is no class; do not flip, or add the direction"
-        )
+        raise ValueError("a mirrored picture shows a direction that is no class; do not flip, or add the direction")
     return torch.from_numpy(mirrored)
 
 

@@ -245,8 +245,7 @@ class IndexBuilder:
                 clipped = (min(max(x1, 0), width), min(max(y1, 0), height), min(x2, width), min(y2, height))
                 if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
                     self.skip(
-                        "box outside its image",
-                        f"{place}: xyxy {_short(xyxy)} in an image of {width}x{height}",
+                        "box outside its image", f"{place}: xyxy {_short(xyxy)} in an image of {width}x{height}"
                     )
                     return
                 x1, y1, x2, y2 = clipped
@@ -304,9 +303,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise AnnotationError(
-            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
-        ) from None
+        raise AnnotationError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def read_text(path: Path) -> str:
@@ -476,9 +473,7 @@ def load_index(folder: Path) -> Index:
         root=meta["root"],
         names=Strings(array("names_blob"), array("names_offsets")),
         columns={name: array(f"column_{name}") for name in meta["columns"]},
-        negatives=Ragged(array("negatives_values"), array("negatives_offsets"))
-        if meta["federated"]
-        else None,
+        negatives=Ragged(array("negatives_values"), array("negatives_offsets")) if meta["federated"] else None,
         not_exhaustive=Ragged(array("not_exhaustive_values"), array("not_exhaustive_offsets"))
         if meta["federated"]
         else None,

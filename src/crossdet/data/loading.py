@@ -93,9 +93,7 @@ class MicroBatches(Sampler[list[Draw]]):
     differ by at most one image, and the loss is normalised by counts, so no image is dropped or repeated.
     """
 
-    def __init__(
-        self, batches: Sequence[list[Draw]], accumulate: int = 1, rank: int = 0, ranks: int = 1
-    ) -> None:
+    def __init__(self, batches: Sequence[list[Draw]], accumulate: int = 1, rank: int = 0, ranks: int = 1) -> None:
         self.batches = batches
         self.accumulate = accumulate
         self.rank = rank
@@ -138,9 +136,7 @@ def _new_bytes(shape: tuple[int, ...]) -> Tensor:
 
 
 def collate(
-    samples: list[Sample],
-    fill: Sequence[int] = IMAGENET_MEAN,
-    finish: Callable[[Batch], Batch] | None = None,
+    samples: list[Sample], fill: Sequence[int] = IMAGENET_MEAN, finish: Callable[[Batch], Batch] | None = None
 ) -> Batch:
     """Samples -> `Batch`: images padded at the right and the bottom with the colour `fill`.
 
@@ -250,7 +246,4 @@ def next_batch(batches: Iterator[Batch]) -> Batch:
 def sequential_batches(count: int, batch_size: int, rank: int = 0, ranks: int = 1) -> list[list[Draw]]:
     """All rows of this process in order, for evaluation."""
     rows = range(rank, count, ranks)
-    return [
-        [Draw(row, 0) for row in rows[start : start + batch_size]]
-        for start in range(0, len(rows), batch_size)
-    ]
+    return [[Draw(row, 0) for row in rows[start : start + batch_size]] for start in range(0, len(rows), batch_size)]

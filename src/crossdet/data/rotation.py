@@ -9,13 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.data.index import Index, Ragged
-from crossdet.data.rotation_geometry import (
-    BOX_RULES,
-    Turned,
-    canvas,
-    direction_problem,
-    turn_boxes,
-)
+from crossdet.data.rotation_geometry import BOX_RULES, Turned, canvas, direction_problem, turn_boxes
 from crossdet.labels.folds import direction_name
 from crossdet.types import REGION_FLAGS, Flag
 

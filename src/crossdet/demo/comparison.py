@@ -99,10 +99,7 @@ def _demo_datasets() -> dict[str, Any]:
     return {
         "faces": {
             "format": "wider_face",
-            "train": {
-                "images": "data/faces/images",
-                "annotations": "data/faces/wider_face_train_bbx_gt.txt",
-            },
+            "train": {"images": "data/faces/images", "annotations": "data/faces/wider_face_train_bbx_gt.txt"},
             "val": {
                 "images": "data/faces/images",
                 "annotations": "data/faces/wider_face_val_bbx_gt.txt",
@@ -355,9 +352,7 @@ def _most_unlabelled(test: UnionTest, look: str) -> int:
 
 def _comparison(test: UnionTest, found: dict[str, DetectionArrays], row: int) -> Image.Image:
     with Image.open(test.index.path(row)) as opened:
-        picture = opened.convert("RGB").resize(
-            (2 * opened.width, 2 * opened.height), Image.Resampling.LANCZOS
-        )
+        picture = opened.convert("RGB").resize((2 * opened.width, 2 * opened.height), Image.Resampling.LANCZOS)
     truth = test.truth
     mine = np.flatnonzero((truth.image_of_box == row) & ~truth.crowd)
     panels = [_panel(picture, "all objects", test.classes, truth.boxes[mine], truth.labels[mine], None)]
@@ -366,9 +361,7 @@ def _comparison(test: UnionTest, found: dict[str, DetectionArrays], row: int) ->
         mine = np.flatnonzero((d.image_of_box == row) & (d.scores >= CONFIDENT))
         title = f"{'naive concatenation' if method == 'naive' else 'dataset-aware'}, score >= {CONFIDENT}"
         panels.append(_panel(picture, title, test.classes, d.boxes[mine], d.labels[mine], d.scores[mine]))
-    sheet = Image.new(
-        "RGB", (sum(p.width for p in panels) + 8 * (len(panels) - 1), panels[0].height), "white"
-    )
+    sheet = Image.new("RGB", (sum(p.width for p in panels) + 8 * (len(panels) - 1), panels[0].height), "white")
     for number, panel in enumerate(panels):
         sheet.paste(panel, (number * (panel.width + 8), 0))
     return sheet

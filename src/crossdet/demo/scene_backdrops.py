@@ -24,13 +24,7 @@ from crossdet.demo.scene_figures import draw_person, stone_outfit
 
 WARM_WALLS: tuple[Colour, ...] = ((226, 190, 140), (214, 158, 112), (236, 212, 172), (198, 132, 98))
 GREY_WALLS: tuple[Colour, ...] = ((124, 132, 142), (104, 112, 124), (146, 150, 154), (92, 102, 116))
-GAY_WALLS: tuple[Colour, ...] = (
-    (232, 220, 196),
-    (214, 120, 96),
-    (150, 190, 214),
-    (240, 214, 120),
-    (196, 210, 180),
-)
+GAY_WALLS: tuple[Colour, ...] = ((232, 220, 196), (214, 120, 96), (150, 190, 214), (240, 214, 120), (196, 210, 180))
 
 
 # ------------------------------------------------------------------------------------------- backdrops
@@ -67,11 +61,7 @@ def _houses(
             if rng.random() < 0.4:
                 awning = vary(rng, rng.choice(CLOTH))
                 p.polygon(
-                    awning,
-                    (x + 4, base - 16),
-                    (x + wide - 4, base - 16),
-                    (x + wide, base - 10),
-                    (x, base - 10),
+                    awning, (x + 4, base - 16), (x + wide - 4, base - 16), (x + wide, base - 10), (x, base - 10)
                 )
         x += wide
 
@@ -114,9 +104,7 @@ def street(p: Painter, rng: Random, horizon: float) -> None:
         a, b = ((i + t) / 6 for t in (0.1, 0.55))
         ya, yb = (base + (p.height - base) * t * t for t in (a, b))
         xa, xb = (middle + lean * t * t for t in (a, b))
-        p.polygon(
-            (196, 202, 206), (xa - 0.6 - a, ya), (xa + 0.6 + a, ya), (xb + 0.8 + b, yb), (xb - 0.8 - b, yb)
-        )
+        p.polygon((196, 202, 206), (xa - 0.6 - a, ya), (xa + 0.6 + a, ya), (xb + 0.8 + b, yb), (xb - 0.8 - b, yb))
     if rng.random() < 0.5:
         y = rng.uniform(0.45, 0.8) * p.height
         for i in range(12):
@@ -264,9 +252,7 @@ def draw_clutter(p: Painter, rng: Random, kind: str, x: float, foot: float, unit
         CLUTTER[kind](p, rng)
 
 
-def draw_far_crowd(
-    p: Painter, rng: Random, x: float, foot: float, unit: float, wide: float, owner: int
-) -> None:
+def draw_far_crowd(p: Painter, rng: Random, x: float, foot: float, unit: float, wide: float, owner: int) -> None:
     """Many people too small to be told apart, over a width of `wide` pixels."""
     p.owner = owner
     count = max(6, round(wide / unit * 3.2))

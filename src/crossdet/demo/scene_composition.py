@@ -181,9 +181,7 @@ def _layout(look: Look, rng: Random, horizon: float, width: int, height: int) ->
             taken.append(box)
     if rng.random() < look.crowd:
         unit = rng.uniform(10, 14) * scale
-        items.append(
-            _Item("crowd", rng.uniform(0.15, 0.85) * width, horizon + unit / slope + 4 * scale, unit)
-        )
+        items.append(_Item("crowd", rng.uniform(0.15, 0.85) * width, horizon + unit / slope + 4 * scale, unit))
     return items
 
 
@@ -231,18 +229,14 @@ def _drawn(p: Painter, name: str, owners: tuple[int, ...]) -> list[_Drawn]:
         xs1, ys1, xs2, ys2 = zip(*boxes, strict=True)
         extent = (min(xs1), min(ys1), max(xs2), max(ys2))
         _, mask = _cut(np.asarray(p.owners), extent, numbers)
-        inside = (min(extent[2], p.width) - max(extent[0], 0)) * (
-            min(extent[3], p.height) - max(extent[1], 0)
-        )
+        inside = (min(extent[2], p.width) - max(extent[0], 0)) * (min(extent[3], p.height) - max(extent[1], 0))
         whole = (extent[2] - extent[0]) * (extent[3] - extent[1])
         pixels = int(mask.sum()) * whole / inside if mask.size and inside > 0 else math.inf
         found.append(_Drawn(label, numbers, extent, pixels))
     return found
 
 
-def _cut(
-    owners: NDArray[np.uint8], extent: Extent, numbers: tuple[int, ...]
-) -> tuple[Box, NDArray[np.bool_]]:
+def _cut(owners: NDArray[np.uint8], extent: Extent, numbers: tuple[int, ...]) -> tuple[Box, NDArray[np.bool_]]:
     """Where the owner mask within `extent` belongs to one of `numbers`, and that window in mask pixels."""
     height, width = owners.shape
     x1, y1 = (max(0, math.floor(v * FACTOR) - 1) for v in extent[:2])

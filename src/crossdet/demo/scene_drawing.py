@@ -87,12 +87,7 @@ class Painter:
 
     def _grow(self, owner: int, x1: float, y1: float, x2: float, y2: float) -> None:
         a, b, c, d = self.extents.get(owner, NOTHING)
-        self.extents[owner] = (
-            min(a, x1 / FACTOR),
-            min(b, y1 / FACTOR),
-            max(c, x2 / FACTOR),
-            max(d, y2 / FACTOR),
-        )
+        self.extents[owner] = (min(a, x1 / FACTOR), min(b, y1 / FACTOR), max(c, x2 / FACTOR), max(d, y2 / FACTOR))
 
     def polygon(self, colour: Colour, *points: Point) -> None:
         placed = self._points(points)

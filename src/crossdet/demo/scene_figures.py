@@ -60,9 +60,7 @@ def stone_outfit(rng: Random) -> Outfit:
     stone = (grey, grey, grey - 6)
     dark = shade(stone, 0.84)
     plain = replace(random_outfit(rng), hair_style="short", hat="", glasses="", beard=False, sleeves=True)
-    return replace(
-        plain, extras=False, skin=stone, hair=dark, top=dark, bottom=shade(stone, 0.92), shoes=stone
-    )
+    return replace(plain, extras=False, skin=stone, hair=dark, top=dark, bottom=shade(stone, 0.92), shoes=stone)
 
 
 def draw_person(
@@ -222,9 +220,7 @@ def draw_car(p: Painter, rng: Random, x: float, foot: float, unit: float) -> Non
     rear = -0.58 + slope * 0.6
     p.polygon(shade(paint, 0.92), (-0.58, belt), (rear, roof), (0.34 - slope, roof), (0.4, belt))
     p.polygon(glass, (-0.5, belt), (rear + 0.04, pane), (middle - 0.02, pane), (middle - 0.02, belt))
-    p.polygon(
-        shade(glass, 1.12), (middle + 0.02, belt), (middle + 0.02, pane), (0.33 - slope, pane), (0.32, belt)
-    )
+    p.polygon(shade(glass, 1.12), (middle + 0.02, belt), (middle + 0.02, pane), (0.33 - slope, pane), (0.32, belt))
     p.box(-0.74, 0.1, 0.74, belt, paint, 0.08)
     p.box(-0.72, 0.1, 0.72, 0.16, shade(paint, 0.62), 0.02)
     p.stroke(shade(paint, 0.7), 0.012, (middle, belt - 0.02), (middle, 0.18))
@@ -259,12 +255,7 @@ def draw_dog(p: Painter, rng: Random, x: float, foot: float, unit: float) -> Non
         return
     stride = rng.uniform(0, 0.05)
     p.stroke(coat, 0.04, (-0.2, 0.29), (-0.29, 0.3), (-0.33, rng.uniform(0.32, 0.44)))
-    for leg, tone, lean in (
-        (-0.17, 0.75, -stride),
-        (0.13, 0.75, -stride),
-        (-0.21, 1, stride),
-        (0.17, 1, stride),
-    ):
+    for leg, tone, lean in ((-0.17, 0.75, -stride), (0.13, 0.75, -stride), (-0.21, 1, stride), (0.17, 1, stride)):
         p.stroke(shade(coat, tone), 0.055, (leg, 0.23), (leg + lean, 0.028))
     p.stroke(coat, 0.17, (-0.16, 0.27), (0.14, 0.27))
     p.ellipse(-0.08, 0.28, 0.085, 0.06, patch)
@@ -298,12 +289,7 @@ def draw_sign(p: Painter, rng: Random, x: float, foot: float, unit: float, plate
     p.stroke((130, 134, 138), 0.035, (0, height), (0, 0))
     p.owner = plate
     p.stand(x, foot - height * unit, radius * unit)
-    red, blue, white, black = (
-        vary(rng, (206, 28, 34)),
-        vary(rng, (28, 84, 178)),
-        (246, 246, 242),
-        (30, 30, 30),
-    )
+    red, blue, white, black = (vary(rng, (206, 28, 34)), vary(rng, (28, 84, 178)), (246, 246, 242), (30, 30, 30))
     kind = rng.choice(("stop", "warning", "limit", "arrow", "parking", "priority"))
     if kind == "stop":
         for r, colour in ((1.0, white), (0.9, red)):

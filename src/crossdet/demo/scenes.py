@@ -195,10 +195,7 @@ def _annotate(root: Path, parts: dict[str, list[_Labels]]) -> Summary:
 
 
 def _index(
-    parts: Sequence[_Labels],
-    names: dict[str, str],
-    folder: Path | None = None,
-    crowd_flag: Flag = Flag.CROWD,
+    parts: Sequence[_Labels], names: dict[str, str], folder: Path | None = None, crowd_flag: Flag = Flag.CROWD
 ) -> Index:
     """The labels of some classes only, under a dataset's own names; crowds where persons are labelled.
 

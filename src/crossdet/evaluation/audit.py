@@ -127,12 +127,7 @@ def audit(splits: Sequence[AuditedSplit], classes: tuple[str, ...], overlap: Boo
     """
     at_home = [np.flatnonzero(split.annotated) for split in splits]
     judged = [
-        judge(
-            split.truth,
-            split.detections.of_classes(ids),
-            ids.tolist(),
-            directions=rows_per_picture(split.index),
-        )
+        judge(split.truth, split.detections.of_classes(ids), ids.tolist(), directions=rows_per_picture(split.index))
         for split, ids in zip(splits, at_home, strict=True)
     ]
     home = {

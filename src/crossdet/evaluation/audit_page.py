@@ -142,13 +142,10 @@ def _overview(runs: Sequence[AuditedRun]) -> str:
             shade = " class=lots" if top >= 0.5 else " class=many" if top >= 0.05 else ""
             text = " / ".join(f"{value:.2f}" for value in values)
             cells.append(
-                f"<td{shade}><a href='#{_anchor(runs, pair)}'>{text}</a></td>"
-                if top
-                else f"<td{shade}>{text}</td>"
+                f"<td{shade}><a href='#{_anchor(runs, pair)}'>{text}</a></td>" if top else f"<td{shade}>{text}</td>"
             )
         thresholds = " / ".join(
-            f"{run.audit.home[class_id].threshold:.2f}" if class_id in run.audit.home else "0.30"
-            for run in runs
+            f"{run.audit.home[class_id].threshold:.2f}" if class_id in run.audit.home else "0.30" for run in runs
         )
         rows.append(f"<tr><td>{escape(name)}</td><td>{thresholds}</td>{''.join(cells)}</tr>")
     return (
@@ -191,9 +188,7 @@ def _union_table(runs: Sequence[AuditedRun]) -> str:
         return ""
 
     def row(name: str, values: list[list[float]]) -> str:
-        cells = "".join(
-            f"<td>{' / '.join('-' if v != v else f'{v:.3f}' for v in cell)}</td>" for cell in values
-        )
+        cells = "".join(f"<td>{' / '.join('-' if v != v else f'{v:.3f}' for v in cell)}</td>" for cell in values)
         return f"<tr><td>{name}</td>{cells}</tr>"
 
     keys = ("AP50", "AP", "false_on_other_objects_per_image", "false_elsewhere_per_image")
@@ -318,11 +313,7 @@ def _cut(runs: Sequence[AuditedRun], pairs: Sequence[tuple[int, str]]) -> tuple[
             unreadable.append(f"{dataset}: {shots[0][1].index.names[image]}")
         for number, split, row, box in shots:
             other = None if box is None else tuple(split.truth.boxes[box].tolist())
-            cut = (
-                None
-                if picture is None
-                else _crop(picture, tuple(split.detections.boxes[row].tolist()), other)
-            )
+            cut = None if picture is None else _crop(picture, tuple(split.detections.boxes[row].tolist()), other)
             crops[number, dataset, row] = cut
     return crops, unreadable
 

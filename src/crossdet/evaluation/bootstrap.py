@@ -140,9 +140,7 @@ def drawn(groups: Ints, resamples: int, seed: int) -> NDArray[np.int64]:
     counts = np.zeros((resamples, len(groups)), np.int64)
     for group in np.unique(groups):
         members = np.flatnonzero(groups == group)
-        counts[:, members] = rng.multinomial(
-            len(members), np.full(len(members), 1 / len(members)), size=resamples
-        )
+        counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples)
     return counts
 
 

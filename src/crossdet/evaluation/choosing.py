@@ -26,9 +26,7 @@ def main_number(record: Mapping[str, Any]) -> float:
     elif "mAP_area" in record:
         value = record["mAP_area"]
     elif record["protocol"] == "wider_face":
-        known = [
-            record[key] for key in WIDER_FACE if record.get(key) is not None and record[key] == record[key]
-        ]
+        known = [record[key] for key in WIDER_FACE if record.get(key) is not None and record[key] == record[key]]
         value = sum(known) / len(known) if known else None
     else:
         value = record["AP"]

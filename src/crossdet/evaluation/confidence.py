@@ -36,9 +36,7 @@ def _iou(box: NDArray[np.floating], boxes: NDArray[np.floating]) -> NDArray[np.f
     return inside / np.maximum(union, 1e-12)
 
 
-def confident_share(
-    truth: GroundTruth, found: DetectionArrays, classes: range | list[int]
-) -> dict[int, float]:
+def confident_share(truth: GroundTruth, found: DetectionArrays, classes: range | list[int]) -> dict[int, float]:
     """Per class the share of its boxes (crowds aside) found with a score of at least `CONFIDENT`; nan without."""
     confident = best_scores(truth, found) >= CONFIDENT
     shares = {}

@@ -54,10 +54,7 @@ def write_run_curves(folder: Path, method: str, curves: Sequence[NamedCurve]) ->
 
 
 def overlay(
-    files: Sequence[tuple[str | None, Path]],
-    folder: Path,
-    datasets: Sequence[str] = (),
-    data: Path | None = None,
+    files: Sequence[tuple[str | None, Path]], folder: Path, datasets: Sequence[str] = (), data: Path | None = None
 ) -> list[Path]:
     """Draws the curves of several `curves.json` into shared figures.
 
@@ -88,8 +85,7 @@ def overlay(
         raise UserError(f"no curve with an AP in {', '.join(str(file) for _, file in files)}")
     if data is not None:
         rows = [
-            {"method": name, "curves": _rows(curves, OVERLAY_POINTS, OVERLAY_DIGITS)}
-            for name, curves in methods
+            {"method": name, "curves": _rows(curves, OVERLAY_POINTS, OVERLAY_DIGITS)} for name, curves in methods
         ]
         write_json(data, {"format": OVERLAY, "methods": rows})
     return drawn
@@ -166,9 +162,7 @@ def _curve(row: dict[str, Any]) -> NamedCurve:
     if recall.shape != precision.shape or recall.ndim != 1:
         raise ValueError(f"{row['name']!r} has {recall.shape} recalls and {precision.shape} precisions")
     ap = math.nan if row["ap"] is None else float(row["ap"])
-    return NamedCurve(
-        str(row["dataset"]), str(row["protocol"]), str(row["name"]), Curve(recall, precision, ap)
-    )
+    return NamedCurve(str(row["dataset"]), str(row["protocol"]), str(row["name"]), Curve(recall, precision, ap))
 
 
 # ------------------------------------------------------------------------------------------ figures

@@ -49,9 +49,7 @@ def main_numbers(metrics: Mapping[str, Any], names: Mapping[str, Sequence[str]])
                 number, value = "AP", main_number(record)
             else:
                 number = "AP area" if protocol == "voc" else "AP"
-                value = number_of(
-                    record["per_class"].get(name, {}).get("area" if protocol == "voc" else "AP")
-                )
+                value = number_of(record["per_class"].get(name, {}).get("area" if protocol == "voc" else "AP"))
             scores.append(Score(name, dataset, f"{protocol} {number}", value if value == value else None))
     return scores
 

@@ -58,11 +58,7 @@ class OperatingPoint:
 
 
 def judge(
-    truth: GroundTruth,
-    detections: DetectionArrays,
-    classes: Sequence[int],
-    floor: float = 0.0,
-    directions: int = 1,
+    truth: GroundTruth, detections: DetectionArrays, classes: Sequence[int], floor: float = 0.0, directions: int = 1
 ) -> Judged:
     """Compares detections with the boxes of their class: by falling score each takes the box with the largest IoU,
     a second one on the same box is wrong.
@@ -77,9 +73,7 @@ def judge(
     truth_groups = truth.image_of_box * span + truth.labels
     boxes = detections.boxes.astype(np.float64)
     objects = ~truth.crowd & (truth.labels >= 0)
-    best, iou = best_overlaps(
-        boxes, groups, truth.boxes[objects], truth_groups[objects], iou_with_offset(0.0)
-    )
+    best, iou = best_overlaps(boxes, groups, truth.boxes[objects], truth_groups[objects], iou_with_offset(0.0))
     passed = (best >= 0) & (iou >= IOU_THRESHOLD)
     hits = first_of_each(best, passed, by_score(detections.scores))
     regions = truth.crowd & (truth.labels >= 0)
@@ -94,8 +88,7 @@ def judge(
         labels=detections.labels.astype(np.int64),
         scores=detections.scores.astype(np.float64),
         hits=hits,
-        counted=(hits | (inside < IOU_THRESHOLD))
-        & truth.verifies(detections.image_of_box, detections.labels),
+        counted=(hits | (inside < IOU_THRESHOLD)) & truth.verifies(detections.image_of_box, detections.labels),
         objects={c: int(counts[c]) if c < span else 0 for c in classes},
         odd=odd,
         odd_objects={c: int(odd_counts[c]) if c < span else 0 for c in classes},
@@ -192,8 +185,7 @@ def _half(judged: Sequence[Judged], odd: bool) -> list[Judged]:
     for part in judged:
         rows = part.odd == odd
         objects = {
-            c: part.odd_objects[c] if odd else count - part.odd_objects[c]
-            for c, count in part.objects.items()
+            c: part.odd_objects[c] if odd else count - part.odd_objects[c] for c, count in part.objects.items()
         }
         halves.append(
             replace(

@@ -31,17 +31,12 @@ def fold_detections(
     labels = folding.of[detections.labels]
     chosen = rows_after_nms(detections, labels, nms_iou)
     folded = DetectionArrays(
-        detections.boxes[chosen],
-        detections.scores[chosen],
-        labels[chosen],
-        detections.image_of_box[chosen],
+        detections.boxes[chosen], detections.scores[chosen], labels[chosen], detections.image_of_box[chosen]
     )
     return folded, folding.angles[detections.labels[chosen]]
 
 
-def rows_after_nms(
-    detections: DetectionArrays, labels: NDArray[np.int64], nms_iou: float
-) -> NDArray[np.int64]:
+def rows_after_nms(detections: DetectionArrays, labels: NDArray[np.int64], nms_iou: float) -> NDArray[np.int64]:
     """The rows, ascending, that NMS in each image and class leaves. labels: `[N]`, not the detections' own."""
     rows = [np.zeros(0, np.int64)]
     order = np.argsort(detections.image_of_box, kind="stable")

@@ -20,9 +20,7 @@ PER_DATASET = 8
 GAP, TITLE = 6, 22
 
 
-def write_val_pictures(
-    detector: Detector, space: LabelSpace, val: dict[str, Index], folder: Path
-) -> list[Path]:
+def write_val_pictures(detector: Detector, space: LabelSpace, val: dict[str, Index], folder: Path) -> list[Path]:
     """For some images of every validation split: labelled boxes on the left, detections of all classes right.
 
     The images are spread evenly over the split. Unreadable ones are left out.
@@ -58,9 +56,7 @@ def draw_by_dataset(
     rows = []
     for name, index in val.items():
         panels: list[Image.Image] = []
-        for start in (
-            np.linspace(0, len(index), min(columns, len(index)), endpoint=False).astype(int).tolist()
-        ):
+        for start in np.linspace(0, len(index), min(columns, len(index)), endpoint=False).astype(int).tolist():
             picture = next(filter(None, (_picture(index, row) for row in range(start, len(index)))), None)
             if picture is None:
                 continue

@@ -19,9 +19,7 @@ class Curve:
     ap: float
 
 
-def exact_curve(
-    hits: Bools, counted: Bools, positives: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def exact_curve(hits: Bools, counted: Bools, positives: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Recall and precision after each detection, by falling score.
 
     hits: `[N]` true positives. counted: `[N]` false for detections that are neither right nor wrong; they leave

@@ -91,9 +91,7 @@ def detect(
     device = model.mean.device
     boxes, scores, labels, images, lost = [], [], [], [], []
     with autocast or nullcontext():
-        for batch in make_loader(
-            dataset, batches, settings.workers, device.type == "cuda", model.mean_colour
-        ):
+        for batch in make_loader(dataset, batches, settings.workers, device.type == "cuda", model.mean_colour):
             found = model.find(
                 batch.images.to(device, non_blocking=True),
                 batch.sizes.to(device),
@@ -133,9 +131,7 @@ def _gather(
     torch.distributed.all_gather_object(everyone, (arrays, lost))
     joined = {key: np.concatenate([part[key] for part, _ in everyone]) for key in arrays}
     order = np.argsort(joined["image_of_box"], kind="stable")
-    return {key: value[order] for key, value in joined.items()}, [
-        line for _, part in everyone for line in part
-    ]
+    return {key: value[order] for key, value in joined.items()}, [line for _, part in everyone for line in part]
 
 
 @dataclass(frozen=True)
@@ -193,11 +189,7 @@ def score_dataset(
     """
     limits = [settings.limits(protocol) for protocol in protocols]
     floor = min(limit.score_threshold for limit in limits)
-    widest = replace(
-        settings,
-        score_threshold=floor,
-        max_detections=max(limit.max_detections for limit in limits),
-    )
+    widest = replace(settings, score_threshold=floor, max_detections=max(limit.max_detections for limit in limits))
     found = detect_folded(model, split.index, split.classes, widest, folding, split.members, **detect_options)
     parts = [
         score_split(protocol, split, found.detections.above(limit.score_threshold), limit.max_detections)
@@ -209,9 +201,7 @@ def score_dataset(
     for class_id, share in confident_share(truth, found.detections, split.classes).items():
         per_class.setdefault(split.names[class_id], {})["found_confidently"] = share
     record |= {"images": len(split.index), "unreadable": list(found.unreadable)}
-    if found.degrees is not None and (
-        directions := orientation_scores(split, found.detections, found.degrees)
-    ):
+    if found.degrees is not None and (directions := orientation_scores(split, found.detections, found.degrees)):
         record["orientation"] = directions
     if notes := dict.fromkeys(note for part in parts for note in part.notes):
         record["notes"] = list(notes)

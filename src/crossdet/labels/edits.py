@@ -91,17 +91,12 @@ def grown(
         space = build(
             absent=_joined(known, known.absent_pairs, absent),
             not_exhaustive=_joined(known, known.not_exhaustive_pairs, not_exhaustive),
-            overlap=[
-                *([known.classes[a], known.classes[b]] for a, b in sorted(known.overlap_pairs)),
-                *overlap,
-            ],
+            overlap=[*([known.classes[a], known.classes[b]] for a, b in sorted(known.overlap_pairs)), *overlap],
             unlabelled=unlabelled,
             labelled=labelled,
         )
     except LabelError as error:
-        raise LabelError(
-            f"the label rules of the config, together with those of the weights: {error}"
-        ) from None
+        raise LabelError(f"the label rules of the config, together with those of the weights: {error}") from None
     return _on_top_of(known, space)
 
 
@@ -140,9 +135,7 @@ def growth(known: LabelSpace, space: LabelSpace) -> list[str]:
         else:
             plain = all(name in (source, source.partition("/")[2]) for source in sources)
             text = name if plain else f"{name} <- {', '.join(sources)}"
-            others = [
-                space.classes[m] for fold in space.folds if c in fold.members for m in fold.members if m != c
-            ]
+            others = [space.classes[m] for fold in space.folds if c in fold.members for m in fold.members if m != c]
             new.append(f"{text} (merged with {', '.join(others)})" if others else text)
     lines = [f"new classes: {'; '.join(new) or 'none'}"]
     return [*lines, f"into known classes: {'; '.join(joined)}"] if joined else lines
@@ -186,9 +179,7 @@ def _of_members(
     whole = {name: members for name, members in folds.items() if name not in known.classes}
 
     def of_all(rule: Rules | None) -> Rules:
-        return {
-            d: [m for n in _listed(names) for m in whole.get(n, [n])] for d, names in (rule or {}).items()
-        }
+        return {d: [m for n in _listed(names) for m in whole.get(n, [n])] for d, names in (rule or {}).items()}
 
     def labelled(dataset: str, members: list[str]) -> list[str]:
         row = space.annotated_array[space.datasets.index(dataset)] if dataset in space.datasets else ()
@@ -356,11 +347,7 @@ def _dataset_contradictions(
                 f"another name"
             )
         if (row in known.federated) != (dataset in federated):
-            was = (
-                "is federated in the weights and not"
-                if row in known.federated
-                else "is federated, but not in"
-            )
+            was = "is federated in the weights and not" if row in known.federated else "is federated, but not in"
             end = "in the config" if row in known.federated else "the weights"
             problems.append(f"datasets.{dataset}: {was} {end}; give the dataset another name")
     return problems
@@ -384,9 +371,7 @@ def _merge_contradictions(
                 problems.append(
                     f"merge.{target}: the weights know {source} as {meaning[source]!r}, not as {target!r}; {EDITS}"
                 )
-            elif (
-                source not in meaning and meaning and target not in meaning.values() and name not in distinct
-            ):
+            elif source not in meaning and meaning and target not in meaning.values() and name not in distinct:
                 problems.append(
                     f"merge.{target}: {source} would be {target!r}, but the weights know {_shown(meaning)}; "
                     f"merge it there, or list {name!r} under `distinct` if it means something else here"
@@ -446,9 +431,7 @@ def edited(
         UserError: lists unknown names, names used twice, and names that would stand for two classes.
     """
     if space.has_members:
-        raise UserError(
-            "these weights have directions or classes per dataset, which cannot be renamed or merged"
-        )
+        raise UserError("these weights have directions or classes per dataset, which cannot be renamed or merged")
     problems = _edit_problems(space, renames, merges)
     if problems:
         raise UserError(problem_list(f"{len(problems)} mistake(s); the classes are unchanged", problems))
@@ -484,14 +467,10 @@ def _edit_problems(
     used = [old for old, _ in renames] + [member for _, members in merges for member in members]
     known = list(dict.fromkeys([*space.reported, *space.classes]))
     problems = [unknown("class", name, known) for name in dict.fromkeys(used) if name not in known]
-    problems += [
-        f"class {name!r} is named {count} times" for name, count in Counter(used).items() if count > 1
-    ]
+    problems += [f"class {name!r} is named {count} times" for name, count in Counter(used).items() if count > 1]
     for new, members in merges:
         if len(members) < 2:
-            problems.append(
-                f"merge {new!r}: expected at least two classes, got {', '.join(members) or 'none'}"
-            )
+            problems.append(f"merge {new!r}: expected at least two classes, got {', '.join(members) or 'none'}")
         problems += [
             f"merge {new!r}: {name!r} is a part of {fold.name!r} already; merge that, or another class"
             for name in members
@@ -510,9 +489,7 @@ def _edit_problems(
     classes, folds = _edited_names(space, renames, merges)
     final = Counter(classes)
     final.update(fold.name for fold in folds if fold.name not in {classes[c] for c in fold.members})
-    problems += [
-        f"{name!r} would be the name of {count} classes" for name, count in final.items() if count > 1
-    ]
+    problems += [f"{name!r} would be the name of {count} classes" for name, count in final.items() if count > 1]
     return problems
 
 

@@ -49,9 +49,7 @@ def with_members(
     names = [_name(space, c, member) for c, member in flat]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise LabelError(
-            f"labels: {', '.join(map(repr, twice))} would be the name of two classes; rename one"
-        )
+        raise LabelError(f"labels: {', '.join(map(repr, twice))} would be the name of two classes; rename one")
     ids = {key: number for number, key in enumerate(flat)}
     sources = tuple(_sources(space, row, ids, per_dataset, turned) for row in range(len(space.datasets)))
     return LabelSpace(
@@ -65,9 +63,7 @@ def with_members(
                 name,
                 tuple(ids[c, member] for member in own),
                 None if own[0][1] is None else tuple(angle for _, angle in own if angle is not None),
-                None
-                if own[0][0] is None
-                else tuple(space.datasets[row] for row, _ in own if row is not None),
+                None if own[0][0] is None else tuple(space.datasets[row] for row, _ in own if row is not None),
             )
             for c, (name, own) in enumerate(zip(space.classes, members, strict=True))
             if own != [(None, None)]
@@ -86,12 +82,8 @@ def lonely_members(space: LabelSpace) -> list[str]:
     ]
 
 
-def _problems(
-    space: LabelSpace, per_dataset: Sequence[str], turned: Mapping[int, tuple[int, ...]]
-) -> list[str]:
-    found = [
-        f"per_dataset: {unknown('class', n, space.classes)}" for n in per_dataset if n not in space.classes
-    ]
+def _problems(space: LabelSpace, per_dataset: Sequence[str], turned: Mapping[int, tuple[int, ...]]) -> list[str]:
+    found = [f"per_dataset: {unknown('class', n, space.classes)}" for n in per_dataset if n not in space.classes]
     for c, name in enumerate(space.classes if turned else ()):
         rows = _rows(space, c)
         without = [space.datasets[row] for row in rows if row not in turned]
@@ -108,9 +100,7 @@ def _rows(space: LabelSpace, c: int) -> list[int]:
     return [row for row, sources in enumerate(space.sources) if c in sources.values()]
 
 
-def _members(
-    space: LabelSpace, c: int, per_dataset: bool, turned: Mapping[int, tuple[int, ...]]
-) -> list[Member]:
+def _members(space: LabelSpace, c: int, per_dataset: bool, turned: Mapping[int, tuple[int, ...]]) -> list[Member]:
     rows = _rows(space, c)
     angles: list[int | None] = [*sorted({a for row in rows for a in turned.get(row, ())})] or [None]
     if not per_dataset:
@@ -141,10 +131,7 @@ def _sources(
 
 
 def _relations(
-    space: LabelSpace,
-    sources: Sequence[Mapping[str, int]],
-    flat: Sequence[tuple[int, Member]],
-    open_members: bool,
+    space: LabelSpace, sources: Sequence[Mapping[str, int]], flat: Sequence[tuple[int, Member]], open_members: bool
 ) -> dict[str, Any]:
     """absent, not exhaustive and overlapping pairs such that every member is avoided where its class was.
 
@@ -162,10 +149,7 @@ def _relations(
     for member, (c, _) in enumerate(flat):
         of_class.setdefault(c, []).append(member)
     overlap = {
-        (min(a, b), max(a, b))
-        for one, other in space.overlap_pairs
-        for a in of_class[one]
-        for b in of_class[other]
+        (min(a, b), max(a, b)) for one, other in space.overlap_pairs for a in of_class[one] for b in of_class[other]
     }
     if open_members:
         for members in of_class.values():

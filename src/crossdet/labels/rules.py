@@ -104,10 +104,7 @@ class RuleReader:
         if not classes and not self.problems:
             self.problems.append("drop: no class is left")
         sources: tuple[Mapping[str, int], ...] = tuple(
-            {
-                name: DROPPED if f"{d}/{name}" in dropped else classes.index(unified[f"{d}/{name}"])
-                for name in names
-            }
+            {name: DROPPED if f"{d}/{name}" in dropped else classes.index(unified[f"{d}/{name}"]) for name in names}
             for d, names in self.names.items()
         )
         absent_pairs = self._pairs("absent", absent, classes)
@@ -170,9 +167,7 @@ class RuleReader:
         if not dataset or "/" in dataset:
             self.problems.append(f"datasets: name {dataset!r} must not be empty or hold a '/'")
         if isinstance(given, str):
-            self.problems.append(
-                f"datasets.{dataset}: {given!r} is not a list of class names; write [{given}]"
-            )
+            self.problems.append(f"datasets.{dataset}: {given!r} is not a list of class names; write [{given}]")
             return [given]
         names = self._texts(f"datasets.{dataset}", given)
         if not names and len(self.problems) == before:
@@ -218,18 +213,14 @@ class RuleReader:
                 self.problems.append(f"merge: the name {target!r} is not a text")
                 continue
             if isinstance(members, str) or not isinstance(members, Sequence) or not members:
-                self.problems.append(
-                    f"merge.{target}: {members!r} is not a list of source classes 'dataset/name'"
-                )
+                self.problems.append(f"merge.{target}: {members!r} is not a list of source classes 'dataset/name'")
                 continue
             for member in members:
                 source = self._source(f"merge.{target}", member)
                 if source is None:
                     continue
                 if source in merged:
-                    self.problems.append(
-                        f"merge.{target}: {source!r} is already merged into {merged[source]!r}"
-                    )
+                    self.problems.append(f"merge.{target}: {source!r} is already merged into {merged[source]!r}")
                 elif source in dropped:
                     self.problems.append(
                         f"merge.{target}: {source!r} is also in `drop`; take it out of one of them"
@@ -247,9 +238,7 @@ class RuleReader:
                 names = sorted({s.split("/", 1)[1] for s in self.known})
                 self.problems.append(f"distinct: {unknown('class', entry, names)}")
             elif not free:
-                self.problems.append(
-                    f"distinct: {entry!r} is merged or dropped everywhere; take it out of one"
-                )
+                self.problems.append(f"distinct: {entry!r} is merged or dropped everywhere; take it out of one")
             chosen.update(free)
         return chosen
 
@@ -280,9 +269,7 @@ class RuleReader:
         self._half_merged(merged, holders, distinct)
         return unified
 
-    def _half_merged(
-        self, merged: Mapping[str, str], holders: Mapping[str, list[str]], distinct: set[str]
-    ) -> None:
+    def _half_merged(self, merged: Mapping[str, str], holders: Mapping[str, list[str]], distinct: set[str]) -> None:
         """A name merged in one dataset and left alone in another would make the two each other's negatives."""
         for source, group in merged.items():
             dataset, name = source.split("/", 1)
@@ -347,9 +334,7 @@ class RuleReader:
             mine = [name for name, unified in sources[row].items() if unified == c]
             found = [n for n in mine if labelled is None or n in labelled.get(dataset, ())]
             if found:
-                in_part = (
-                    f"; if it labels only some of them, use `not_exhaustive: {{{dataset}: [{classes[c]}]}}`"
-                )
+                in_part = f"; if it labels only some of them, use `not_exhaustive: {{{dataset}: [{classes[c]}]}}`"
                 self.problems.append(
                     f"{key}.{dataset}: [{classes[c]}]: but this dataset labels the class"
                     f"{in_part if key == 'unlabelled' else ''}"

@@ -17,11 +17,7 @@ from crossdet.errors import UserError
 FEATURE_STRIDES = (8, 16, 32)
 
 # The names of the paper; timm's own default tag for resnet50 is another training recipe (a1_in1k).
-ALIASES = {
-    "resnet50": "resnet50.tv_in1k",
-    "mobilenetv2": "mobilenetv2_100",
-    "mobilenet_v2": "mobilenetv2_100",
-}
+ALIASES = {"resnet50": "resnet50.tv_in1k", "mobilenetv2": "mobilenetv2_100", "mobilenet_v2": "mobilenetv2_100"}
 
 
 class Backbone(nn.Module):

@@ -47,24 +47,17 @@ class DetectorSettings:
 
     @classmethod
     def from_json(cls, text: str) -> DetectorSettings:
-        data: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()
-        }
+        data: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
         data.setdefault("group_channels", 2)  # of weights that do not say it yet
         try:
             data["adapters"] = tuple(Adapter(*entry) for entry in data.get("adapters", ()))
             return cls(**data)
         except TypeError as error:
-            raise UserError(
-                f"the weights file was written by another version of crossdet ({error})"
-            ) from None
+            raise UserError(f"the weights file was written by another version of crossdet ({error})") from None
 
 
 def build_detector(
-    settings: DetectorSettings,
-    num_classes: int,
-    overlap: Tensor | None = None,
-    weights: str | Path = "none",
+    settings: DetectorSettings, num_classes: int, overlap: Tensor | None = None, weights: str | Path = "none"
 ) -> RetinaNet:
     """A detector with random head and pyramid.
 

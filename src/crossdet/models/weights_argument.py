@@ -7,14 +7,7 @@ from pathlib import Path
 
 from crossdet.errors import UserError
 from crossdet.labels.space import LabelSpace
-from crossdet.models.provenance import (
-    BEST_FILE,
-    SUFFIX,
-    WEIGHTS_FILE,
-    check_weights,
-    read_metadata,
-    weights_path,
-)
+from crossdet.models.provenance import BEST_FILE, SUFFIX, WEIGHTS_FILE, check_weights, read_metadata, weights_path
 
 
 def means_weights(path: Path) -> bool:

@@ -92,12 +92,7 @@ def _run_names(runs: Sequence[Path]) -> list[str]:
 
 
 def _audit(
-    name: str,
-    detector: Detector,
-    sources: Sources,
-    indexes: dict[str, Index],
-    union: Split | None,
-    config: Config,
+    name: str, detector: Detector, sources: Sources, indexes: dict[str, Index], union: Split | None, config: Config
 ) -> AuditedRun:
     splits = [
         AuditedSplit(
@@ -194,10 +189,7 @@ def audit_tables(content: dict[str, Any]) -> list[tuple[str, Table]]:
     ]
     if content[runs[0]]["probably_unlabelled"]:
         tables.append(
-            (
-                f"probably unlabelled objects, as {runs[0]} sees it (a guess)",
-                _findings_table(content[runs[0]]),
-            )
+            (f"probably unlabelled objects, as {runs[0]} sees it (a guess)", _findings_table(content[runs[0]]))
         )
     unions = [content[run]["union_test"] for run in runs]
     if None not in unions:

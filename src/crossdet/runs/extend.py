@@ -179,9 +179,7 @@ def with_settings_of(metadata: Mapping[str, str], config: Config) -> Config:
                 problems.append(f"`{name}.{key}`: {_shown(said)}, but the weights have {_shown(values[key])}")
     if problems:
         raise UserError(
-            problem_list(
-                "the config contradicts the weights; leave these keys out, they come from there", problems
-            )
+            problem_list("the config contradicts the weights; leave these keys out, they come from there", problems)
         )
 
     def filled(section: Any, values: Mapping[str, Any]) -> Any:
@@ -210,9 +208,7 @@ def _shown(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
-def _adapters(
-    choice: ExtendConfig, known: int, classes: int, metadata: Mapping[str, str]
-) -> tuple[Adapter, ...]:
+def _adapters(choice: ExtendConfig, known: int, classes: int, metadata: Mapping[str, str]) -> tuple[Adapter, ...]:
     """Those of the weights, and that of this extension for the classes from `known` on. Where old rows train, too,
     they may use all channels."""
     old = DetectorSettings.from_json(metadata["model"]).adapters
@@ -224,9 +220,7 @@ def _adapters(
 def check_mode(choice: ExtendConfig, known: LabelSpace, sources: Sources, group_norm: bool) -> str | None:
     """Refuses what cannot work (`UserError`); returns a note about what probably will not."""
     mode = choice.mode
-    unused = [
-        f"`{key}`" for key in ("pseudo", "match") if getattr(choice, key) != getattr(ExtendConfig(), key)
-    ]
+    unused = [f"`{key}`" for key in ("pseudo", "match") if getattr(choice, key) != getattr(ExtendConfig(), key)]
     if mode != "distill" and unused:
         raise UserError(
             f"extend: {' and '.join(unused)} of the mode distill, but this is {mode}; say `--mode distill`, or "
@@ -252,9 +246,9 @@ def check_mode(choice: ExtendConfig, known: LabelSpace, sources: Sources, group_
             "note: boxes of the new classes come from what the old ones taught; if theirs have other shapes they "
             "need some of their own, `--set extend.adapter=32`"
         )
-    learnt = {
-        int(c) for name, index in sources.train.items() for c in sources.space.ids(name, index.classes)
-    } - {DROPPED}
+    learnt = {int(c) for name, index in sources.train.items() for c in sources.space.ids(name, index.classes)} - {
+        DROPPED
+    }
     forgotten = [name for c, name in enumerate(known.classes) if c not in learnt]
     if mode == "replay" and forgotten:
         return (
@@ -377,9 +371,7 @@ def _after(fabric: Fabric, config: Config, sources: Sources, known: LabelSpace, 
     mixed = {name: split for name, split in old.items() if split.classes != splits[name].classes}
     if mixed:
         model = _in_layout(load_detector(run_dir, fabric.device), config).model
-        again = main_numbers(
-            score_detector(fabric, config, sources, model, mixed).metrics, judged_classes(mixed)
-        )
+        again = main_numbers(score_detector(fabric, config, sources, model, mixed).metrics, judged_classes(mixed))
         alone = {(score.name, score.dataset): score for score in again}
         scores = [alone.get((score.name, score.dataset), score) for score in scores]
     return scores

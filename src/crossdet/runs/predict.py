@@ -79,9 +79,7 @@ def predict_to_folder(
     counts: Counter[str] = Counter()
     lost: list[str] = []
     drawn = _picture_names(files)
-    searched = predict_files(
-        detector, files, classes, score_threshold, max_detections, agnostic_nms=agnostic_nms
-    )
+    searched = predict_files(detector, files, classes, score_threshold, max_detections, agnostic_nms=agnostic_nms)
     with _Drawing(folder / "pictures") as drawing:
         for file, picture, found in searched:
             if picture is None or isinstance(found, str):
@@ -148,17 +146,10 @@ def _entry(file: Path, width: int, height: int, found: Detections) -> dict[str, 
         for detection, angle in zip(detections, found.angles.tolist(), strict=True):
             if angle != NO_ANGLE:
                 detection["angle"] = angle
-    return {
-        "file": str(file),
-        "width": width,
-        "height": height,
-        "detections": detections,
-    }
+    return {"file": str(file), "width": width, "height": height, "detections": detections}
 
 
-def _coco_rows(
-    entry: dict[str, Any], found: Detections, number: int, ids: CocoIds | None
-) -> list[dict[str, Any]]:
+def _coco_rows(entry: dict[str, Any], found: Detections, number: int, ids: CocoIds | None) -> list[dict[str, Any]]:
     image = number if ids is None else ids.images.get(Path(entry["file"]).name)
     rows = []
     for detection, label in zip(entry["detections"], found.labels.tolist(), strict=True):

@@ -54,10 +54,7 @@ __all__ = ["evaluate", "load_detector", "predict", "train", "training_batches"]
 
 
 def train(
-    config: Config | str | Path,
-    output: str | Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
+    config: Config | str | Path, output: str | Path | None = None, resume: bool = False, overwrite: bool = False
 ) -> dict[str, Any]:
     """Trains the detector of `config`, evaluates it by every dataset's protocol, and returns the last record.
 
@@ -78,9 +75,7 @@ def train(
     check_run_dir(run_dir, config, resume, overwrite)
     fabric = build_fabric(config)
     if resume and (run_dir / START_FILE).exists():
-        raise UserError(
-            f"{run_dir} is an extension; resume it with `crossdet extend`, its weights and its config"
-        )
+        raise UserError(f"{run_dir} is an extension; resume it with `crossdet extend`, its weights and its config")
     begun = resume and (run_dir / STATE_FILE).exists()
     lesson, teachers = lesson_of(config, sources), []
     if lesson is not None:
@@ -90,10 +85,7 @@ def train(
     seed_everything(config.seed, verbose=False)
     settings = detector_settings(config)
     detector = build_detector(
-        settings,
-        len(sources.space.classes),
-        torch.from_numpy(sources.space.overlap_array),
-        config.model.weights,
+        settings, len(sources.space.classes), torch.from_numpy(sources.space.overlap_array), config.model.weights
     )
     make_run_dir(fabric, run_dir, config, resume)
     datasets = {name: list(index.classes) for name, index in sources.train.items()}
@@ -185,9 +177,7 @@ def train_detector(
         describe=describe,
     )
     if fabric.is_global_zero and sources.val:
-        write_val_pictures(
-            load_detector(run_dir, fabric.device), sources.space, sources.val, run_dir / "pictures"
-        )
+        write_val_pictures(load_detector(run_dir, fabric.device), sources.space, sources.val, run_dir / "pictures")
     fabric.barrier()
     return record
 
@@ -243,9 +233,7 @@ def evaluate(
     sources = open_sources(config, [split], detector=detector.space)
     splits = splits_for_detector(sources, getattr(sources, split), detector, fold)
     size, folding = detector.settings, detector.space.folding if fold else None
-    evaluation = score_splits(
-        detector.model, config, splits, sources.lists, size.shorter, size.longer, folding
-    )
+    evaluation = score_splits(detector.model, config, splits, sources.lists, size.shorter, size.longer, folding)
     if output is not None:
         name = run_or_weights if isinstance(run_or_weights, str | Path) else "detector"
         write_evaluation(Path(output), evaluation, Path(name).stem)
@@ -284,11 +272,7 @@ def build_fabric(config: Config) -> Fabric:
         nodes = int(os.environ["WORLD_SIZE"]) // devices
         strategy = "ddp"
     fabric = Fabric(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=nodes,
-        precision=settings.precision,
-        strategy=strategy,
+        accelerator=accelerator, devices=devices, num_nodes=nodes, precision=settings.precision, strategy=strategy
     )
     fabric.launch()
     return fabric

@@ -47,9 +47,7 @@ def check_identity(run_dir: Path, stored: Identity | None, now: Identity) -> Non
     found = [*_changes(before, now)] if before else ["its state does not say which classes it has"]
     if found:
         head = f"{run_dir}: this run cannot be resumed, it would go on with something else"
-        raise UserError(
-            f"{problem_list(head, found)}\nPut back what was there, or start a new run with --output"
-        )
+        raise UserError(f"{problem_list(head, found)}\nPut back what was there, or start a new run with --output")
 
 
 def _of_weights(run_dir: Path) -> Identity | None:

@@ -21,13 +21,7 @@ from crossdet.evaluation.choosing import is_better
 from crossdet.files import write_json
 from crossdet.models.retinanet.matching import label_and_weigh
 from crossdet.models.retinanet.network import RetinaNet
-from crossdet.models.weights import (
-    BEST_FILE,
-    METRICS_FILE,
-    STATE_FILE,
-    WEIGHTS_FILE,
-    save_state,
-)
+from crossdet.models.weights import BEST_FILE, METRICS_FILE, STATE_FILE, WEIGHTS_FILE, save_state
 from crossdet.training.identity import Identity
 from crossdet.training.log import RunLog
 from crossdet.training.recipe import Recipe as Recipe
@@ -181,9 +175,7 @@ def _dead_workers_told(run_dir: Path) -> Iterator[None]:
         if not is_dead_worker(error):
             raise
         with suppress(ValueError):  # not in the main thread
-            signal.signal(
-                signal.SIGCHLD, signal.SIG_DFL
-            )  # torch's raises again for every other worker that ends
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises again for every other worker that ends
         raise RunError(
             f"a loader process ended before its time ({str(error).strip()}): too little memory is the usual "
             f"reason, so try fewer `train.workers`. Continue from the last saved state in {run_dir} with "
@@ -228,9 +220,7 @@ def _train_epoch(
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
     stream = iter(loader)
-    logs.start_epoch(
-        len(batches) - progress.step_in_epoch, (recipe.epochs - progress.epoch - 1) * len(batches)
-    )
+    logs.start_epoch(len(batches) - progress.step_in_epoch, (recipe.epochs - progress.epoch - 1) * len(batches))
     for step_in_epoch in range(progress.step_in_epoch, len(batches)):
         # a last batch of a few images is no reason for a full step
         share = min(1.0, len(batches[step_in_epoch]) / recipe.batch_size)

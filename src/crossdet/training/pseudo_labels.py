@@ -119,9 +119,7 @@ def with_pseudo_labels(
         labels=joined(index.labels, position[labels]),
         flags=joined(index.flags, flags),
         area=joined(index.area, area),
-        columns={
-            name: joined(column, np.zeros(len(kept), column.dtype)) for name, column in index.columns.items()
-        },
+        columns={name: joined(column, np.zeros(len(kept), column.dtype)) for name, column in index.columns.items()},
         negatives=None if index.negatives is None else _in_all(index.negatives, position[list(taught)]),
     )
 
@@ -216,9 +214,7 @@ def label_images(
                 save_index(more, place)
                 added = more.flags[np.asarray(more.labels) >= len(index.classes)]
                 uncertain = int(((added & Flag.AVOID) != 0).sum())
-                print(
-                    f"teacher on {name}: {len(added) - uncertain} objects, {uncertain} uncertain", flush=True
-                )
+                print(f"teacher on {name}: {len(added) - uncertain} objects, {uncertain} uncertain", flush=True)
         fabric.barrier()
         labelled[name] = open_labelled(place, index)
     return labelled, taught
@@ -237,9 +233,7 @@ def open_labelled(place: Path, index: Index) -> Index:
     return replace(load_index(place), turned=index.turned)
 
 
-def find(
-    fabric: Fabric, teacher: Teacher, index: Index, classes: Sequence[int], floor: float
-) -> DetectionArrays:
+def find(fabric: Fabric, teacher: Teacher, index: Index, classes: Sequence[int], floor: float) -> DetectionArrays:
     """What a teacher finds of unified classes, in unified ids."""
     own = [teacher.own_ids[c] for c in classes]
     settings = replace(teacher.settings, score_threshold=floor, max_detections=MOST_DETECTIONS)

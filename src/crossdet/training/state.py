@@ -38,9 +38,7 @@ def averaged(detector: RetinaNet, decay: float, warm_up: bool = False) -> Averag
         if not averages[0].is_floating_point():  # they come grouped by dtype
             torch._foreach_copy_(averages, current)
             return
-        count = int(
-            average.n_averaged
-        )  # on the CPU; the argument lies on the device, and would be waited for
+        count = int(average.n_averaged)  # on the CPU; the argument lies on the device, and would be waited for
         kept = min(decay, (1 + count) / (10 + count)) if warm_up else decay
         torch._foreach_lerp_(averages, current, 1 - kept)
 

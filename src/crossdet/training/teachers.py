@@ -158,8 +158,7 @@ def teach(fabric: Fabric, lesson: Lesson, teachers: Sequence[Teacher], folder: P
             "teachers": [teacher.name for teacher in teachers],
             "classes": {names[c]: {"teacher": name, **vars(point)} for c, (name, point) in points.items()},
             "datasets": {
-                name: {names[c]: _added(train[name], names[c]) for c in classes}
-                for name, classes in taught.items()
+                name: {names[c]: _added(train[name], names[c]) for c in classes} for name, classes in taught.items()
             },
         }
         write_json(folder / TAUGHT_FILE, content)
@@ -174,9 +173,7 @@ def read_taught(lesson: Lesson, folder: Path) -> Taught | None:
     content = json.loads((folder / TAUGHT_FILE).read_text())["datasets"]
     taught = {name: [lesson.space.id_of(c) for c in classes] for name, classes in content.items()}
     folders = label_folders(folder, lesson.train)
-    train = {
-        name: open_labelled(folders[name], i) if name in taught else i for name, i in lesson.train.items()
-    }
+    train = {name: open_labelled(folders[name], i) if name in taught else i for name, i in lesson.train.items()}
     return _as_taught(lesson, train, taught)
 
 
@@ -235,9 +232,7 @@ def _as_taught(lesson: Lesson, train: dict[str, Index], taught: Mapping[str, Seq
     return Taught(space, train, background_weights(lesson.space, taught, lesson.negative_weight))
 
 
-def background_weights(
-    space: LabelSpace, taught: Mapping[str, Sequence[int]], weight: float
-) -> Tensor | None:
+def background_weights(space: LabelSpace, taught: Mapping[str, Sequence[int]], weight: float) -> Tensor | None:
     """`[K, C]` float32: `weight` for the classes that a dataset is taught, else 1; None where that is 1, too, and
     where the weight is 0, since then the background is not trusted at all.
     """
@@ -283,11 +278,7 @@ def _gone(folder: Path) -> UserError:
 
 
 def _taught_by_itself(
-    fabric: Fabric,
-    lesson: Lesson,
-    schedule: tuple[int, int],
-    folder: Path,
-    data: Callable[[Taught], EpochData],
+    fabric: Fabric, lesson: Lesson, schedule: tuple[int, int], folder: Path, data: Callable[[Taught], EpochData]
 ) -> DataOfEpoch:
     """The network in training labels the images after `schedule[0]` epochs, and again after every `schedule[1]`.
 

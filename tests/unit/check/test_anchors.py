@@ -180,9 +180,7 @@ def test_as_good_as_every_setting_of_the_grid():
 def test_objective_of_the_sample_is_that_of_all_boxes():
     data = [mixed(500, 1, "a", 0.2), pedestrians(300, 0.8)]
     sample = module._Sample(data)
-    assert sample.objective(sample.best(DEFAULT)) == pytest.approx(
-        coverage(data, DEFAULT)[1].objective, abs=1e-5
-    )
+    assert sample.objective(sample.best(DEFAULT)) == pytest.approx(coverage(data, DEFAULT)[1].objective, abs=1e-5)
 
 
 def test_shape_digits_and_determinism():
@@ -343,9 +341,7 @@ def test_what_is_not_better_is_said():
 def test_a_dataset_that_loses_is_named():
     data = [pedestrians(300, 0.02), wide_things(300, 0.98)]
     own = AnchorSetting((2.0, 3.0), (PEDESTRIAN,))
-    assert "fewer boxes than the config's setting in peds" in " ".join(
-        printed(anchors_report(data, own)).split()
-    )
+    assert "fewer boxes than the config's setting in peds" in " ".join(printed(anchors_report(data, own)).split())
 
 
 @pytest.fixture(scope="module")
@@ -367,9 +363,7 @@ def run(*arguments):
 
 
 def test_the_printed_line_can_be_used(demo, tmp_path):
-    done = run(
-        demo / "config.yaml", "--scales", 3, "--json", tmp_path / "a.json", "--plot", tmp_path / "a.png"
-    )
+    done = run(demo / "config.yaml", "--scales", 3, "--json", tmp_path / "a.json", "--plot", tmp_path / "a.png")
     assert done.exit_code == 0, done.output
     content = json.loads((tmp_path / "a.json").read_text())
     overrides = re.findall(r"--set '([^']+)'", done.output)

@@ -150,9 +150,7 @@ def test_the_printed_report(three_formats):
     assert "coco train, left out: 1 x box without area" in text
     assert "  ○ known to be absent: background trusted" in lines
     assert "◐" not in text
-    assert "6 of 6 training images (100%) have background that is avoided for at least one class." in flat(
-        text
-    )
+    assert "6 of 6 training images (100%) have background that is avoided for at least one class." in flat(text)
     assert "Image files: all 8 looked at are there and have the annotated size." in text
     assert lines[-1].endswith("warning(s): training would run; read them first.")
     assert max(map(len, lines)) <= 100
@@ -230,9 +228,7 @@ def marked(path: Path, size: tuple[int, int], orientation: int) -> str:
 def test_exif_that_the_size_does_not_decide(tmp_path):
     """Turned by half or mirrored, or any mark on a square picture: training reads it as stored, predict upright."""
     index = make(tmp_path / "a", ("cat",), one_box(9))
-    half, mirrored, flipped = (
-        marked(tmp_path / f"a/{n}.png", (64, 48), o) for n, o in ((0, 3), (1, 2), (2, 4))
-    )
+    half, mirrored, flipped = (marked(tmp_path / f"a/{n}.png", (64, 48), o) for n, o in ((0, 3), (1, 2), (2, 4)))
     marked(tmp_path / "a/3.png", (48, 64), 6)  # turned by a quarter, and the annotated size says so
     marked(tmp_path / "a/4.png", (64, 48), 6)  # as stored, and the annotated size says so
     marked(tmp_path / "a/5.png", (64, 48), 1)
@@ -270,9 +266,7 @@ def test_exif_of_a_quarter_where_the_sizes_are_those_of_the_files(tmp_path):
     assert report.splits[0].files.turned.first == (told,)
 
 
-@pytest.mark.parametrize(
-    ("suffix", "differ"), [("jpg", True), ("png", True), ("webp", False), ("tif", False)]
-)
+@pytest.mark.parametrize(("suffix", "differ"), [("jpg", True), ("png", True), ("webp", False), ("tif", False)])
 def test_exif_counts_in_formats_that_training_and_predict_read_differently(suffix, differ, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     exif = Image.Exif()
@@ -302,9 +296,7 @@ def test_nothing_usable_is_an_error(tmp_path):
         (tmp_path / f"a/{number}.png").unlink()
     report = inspect(configured({"a": {"train": index}}))
     first = tmp_path / "a/0.png"
-    assert report.errors == (
-        f"datasets.a.train: none of its image files can be used (2 missing), such as {first}",
-    )
+    assert report.errors == (f"datasets.a.train: none of its image files can be used (2 missing), such as {first}",)
     assert not [w for w in report.warnings if "missing" in w]
     assert "1 error(s)" in printed(report)
     assert "training would fail" in printed(report)
@@ -396,9 +388,7 @@ def test_merged_dropped_and_in_part(tmp_path):
     assert cat.states == {"a": "avoided", "b": "not exhaustive"}
     assert report.dropped == ("a/dog",)
     assert len(report.partial_merges) == 1
-    assert any(
-        w.startswith("merge of unlike classes: 'vehicle': b brings only 'car'") for w in report.warnings
-    )
+    assert any(w.startswith("merge of unlike classes: 'vehicle': b brings only 'car'") for w in report.warnings)
     assert any(w.startswith("no training image gives background for cat") for w in report.warnings)
     assert not any("boxes of dog" in w for w in report.warnings)  # it is dropped
     text = printed(report)
@@ -410,31 +400,25 @@ def test_merged_dropped_and_in_part(tmp_path):
 def test_classes_without_training_boxes(tmp_path):
     a = make(tmp_path / "a", ("cat", "dog"), one_box(1))
     b = make(tmp_path / "b", ("cat", "dog"), one_box(1), seed=1)
-    report = inspect(
-        configured({"a": {"train": a}, "b": {"train": b}}, labels={"merge": {"same_names": True}})
-    )
+    report = inspect(configured({"a": {"train": a}, "b": {"train": b}}, labels={"merge": {"same_names": True}}))
     assert "a train: no boxes of dog" in report.warnings
     assert "no training boxes in any dataset for dog" in report.warnings
     assert report.avoiding_images == 0
-    assert (
-        "Nothing is avoided: the background of every training image is a negative for every class."
-        in flat(printed(report))
+    assert "Nothing is avoided: the background of every training image is a negative for every class." in flat(
+        printed(report)
     )
 
 
 def test_many_classes_are_grouped(tmp_path):
     a = make(tmp_path / "a", tuple(f"thing {i}" for i in range(30)), one_box(2))
     b = make(tmp_path / "b", ("[bold]", "face"), one_box(3), seed=1)
-    report = inspect(
-        configured({"a": {"train": a}, "b": {"train": b}}, labels={"absent": {"b": ["thing 7"]}})
-    )
+    report = inspect(configured({"a": {"train": a}, "b": {"train": b}}, labels={"absent": {"b": ["thing 7"]}}))
     text = flat(printed(report, width=160))
     assert "29 thing 0, thing 1, thing 2, thing 3, thing 4, thing 5 and 23 more a - b" in text
     assert "1 thing 7 a b -" in text
     assert "2 [bold], face b - a" in text
     assert (
-        "a train: no boxes of thing 1, thing 2, thing 3, thing 4, thing 5, thing 6, thing 7, thing 8 and 21"
-        in text
+        "a train: no boxes of thing 1, thing 2, thing 3, thing 4, thing 5, thing 6, thing 7, thing 8 and 21" in text
     )
     assert len(json.loads(report.to_json())["classes"]) == 32
 
@@ -470,9 +454,7 @@ def test_federated_images_trust_what_training_trusts(tmp_path):
     config = configured({"lvis": {"train": lvis}, "other": {"train": other}}, labels=labels)
     report = inspect(config)
     space = open_sources(config).space
-    parts = [
-        Part(x, row, space.ids(n, x.classes)) for row, (n, x) in enumerate([("lvis", lvis), ("other", other)])
-    ]
+    parts = [Part(x, row, space.ids(n, x.classes)) for row, (n, x) in enumerate([("lvis", lvis), ("other", other)])]
     hybrid = HybridDataset(parts, space, lambda image, boxes: (image, boxes))
     rows = [hybrid.annotations(*hybrid.locate(i))[1].numpy() for i in range(len(hybrid))]
     assert [c.trusting_images for c in report.classes] == np.sum(rows, 0).tolist()

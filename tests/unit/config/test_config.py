@@ -42,12 +42,7 @@ def test_defaults_are_the_recipe_of_the_paper(tmp_path):
         (10, 15),
     )
     assert (train.momentum, train.weight_decay, train.step_factor) == (0.9, 1e-4, 0.1)
-    assert (model.backbone, model.weights, model.channels, model.head_depth) == (
-        "resnet50",
-        "imagenet",
-        256,
-        4,
-    )
+    assert (model.backbone, model.weights, model.channels, model.head_depth) == ("resnet50", "imagenet", 256, 4)
     assert (model.anchors.scales, model.anchors.ratios) == ((2, 3, 4), (0.5, 1, 2))
     assert (config.loss.alpha, config.loss.gamma, config.loss.box_beta) == (0.25, 2, 1 / 9)
     assert (config.input.shorter, config.input.longer, config.augment.flip) == (800, 1333, 0.5)
@@ -94,10 +89,7 @@ def test_fixed_and_strict():
             "train: {epochs: 1, warmup_epochs: 2.0}",
             "`train.warmup_epochs`: expected at most `train.epochs` = 1, got 2.0",
         ),
-        (
-            "train: {accumulate: 3}",
-            "`train.batch_size`: expected a multiple of accumulate x devices = 3, got 32",
-        ),
+        ("train: {accumulate: 3}", "`train.batch_size`: expected a multiple of accumulate x devices = 3, got 32"),
         ("model: {weights: 3}", "`model.weights`: expected `imagenet`, `none` or a path, got 3"),
         ("model: {anchors: {scales: []}}", "`model.anchors.scales`: expected at least one value, got []"),
         ("model: {anchors: {ratios: [1, 0]}}", "`model.anchors.ratios[1]`: expected a number > 0, got 0"),
@@ -105,16 +97,10 @@ def test_fixed_and_strict():
             "model: {positive_iou: 0.3}",
             "`model.negative_iou`: expected at most `model.positive_iou` = 0.3, got 0.4",
         ),
-        (
-            "augment: {scale_jitter: [2, 1]}",
-            "`augment.scale_jitter`: expected [smallest, largest], got [2.0, 1.0]",
-        ),
+        ("augment: {scale_jitter: [2, 1]}", "`augment.scale_jitter`: expected [smallest, largest], got [2.0, 1.0]"),
         ("input: {longer: 100}", "`input.shorter`: expected at most `input.longer` = 100, got 800"),
         ("labels: {merge: {same_names: 3}}", "`labels.merge.same_names`: expected true or false, got 3"),
-        (
-            "labels: {merge: {x: {}}}",
-            "`labels.merge.x`: expected a list of source classes `dataset/name`, got {}",
-        ),
+        ("labels: {merge: {x: {}}}", "`labels.merge.x`: expected a list of source classes `dataset/name`, got {}"),
         ("labels: {merge: {x: car}}", '`labels.merge.x`: expected `dataset/name`, got "car"'),
         (
             "labels: {drop: [b/car]}",
@@ -126,10 +112,7 @@ def test_fixed_and_strict():
             "labels: {distinct: [1]}",
             "`labels.distinct[0]`: expected text (quote what YAML reads as something else), got 1",
         ),
-        (
-            "labels: {absent: {aa: [x]}}",
-            '`labels.absent.aa`: no dataset "aa"; did you mean `a`?',
-        ),
+        ("labels: {absent: {aa: [x]}}", '`labels.absent.aa`: no dataset "aa"; did you mean `a`?'),
     ],
 )
 def test_wording(tmp_path, text, expected):
@@ -199,9 +182,7 @@ labels: {absent: {b: [x], c: [x]}}
 
 
 def test_a_key_that_stands_twice(tmp_path):
-    assert mistakes(tmp_path, MINIMAL + "seed: 1\nseed: 1\n") == [
-        "line 4: `seed` stands twice, first in line 3"
-    ]
+    assert mistakes(tmp_path, MINIMAL + "seed: 1\nseed: 1\n") == ["line 4: `seed` stands twice, first in line 3"]
 
 
 @pytest.mark.parametrize(
@@ -226,12 +207,7 @@ def test_no_config_file(tmp_path, content, expected):
 
 def test_overrides(tmp_path):
     path = write(tmp_path, "datasets:\n  a.b: {format: coco, train: {images: i}}\nmodel:\n")
-    overrides = [
-        "train.lr=1e-3",
-        "datasets.a.b.weight=2",
-        "model.anchors.scales=[1, 2]",
-        "labels.distinct=car",
-    ]
+    overrides = ["train.lr=1e-3", "datasets.a.b.weight=2", "model.anchors.scales=[1, 2]", "labels.distinct=car"]
     config = load_config(path, [*overrides, "datasets.c={format: voc, val: {image_set: test}}"])
     assert config.train.lr == 1e-3
     assert config.datasets["a.b"].weight == 2
@@ -278,12 +254,7 @@ output: out
     split = config.datasets["a"].train
     assert split.images == (Path("/data/$HOME/~/train2017.d"),)
     assert split.annotations == (tmp_path / "sub/x", tmp_path / "sub/../y")
-    assert split.image_set == (
-        "trainval",
-        "train2017",
-        f"{tmp_path}/sub/sets/test",
-        f"{tmp_path}/sub/val.txt",
-    )
+    assert split.image_set == ("trainval", "train2017", f"{tmp_path}/sub/sets/test", f"{tmp_path}/sub/val.txt")
     assert split.ignore == ()
     assert config.model.weights == tmp_path / "sub/w.pth"
     assert config.output == tmp_path / "sub/out"

@@ -99,9 +99,7 @@ def test_rules_may_name_what_only_the_weights_know(weights, crossdet):
     rows = json.loads(Path("second/eval_more.json").read_text())["datasets"]["peds"]["per_class"]
     assert rows.keys() == {"person", "sign"}
 
-    code, told, errors = crossdet(
-        "check", config, "--extends", weights, "--json", "r.json", "--pictures", "p"
-    )
+    code, told, errors = crossdet("check", config, "--extends", weights, "--json", "r.json", "--pictures", "p")
     assert code == 0, errors
     report = json.loads(Path("r.json").read_text())
     assert report["notes"][:2] == ["new classes: sign", "into known classes: person <- peds/pedestrian"]
@@ -137,9 +135,7 @@ def test_slips_are_told_with_what_is_known(weights, crossdet):
         assert "line " in errors
         assert "--extends" not in errors
     assert not Path("second").exists()
-    code, told, errors = crossdet(
-        "extend", weights, write({"merge": {"persn": ["peds/pedestrian"]}}), "-o", "x"
-    )
+    code, told, errors = crossdet("extend", weights, write({"merge": {"persn": ["peds/pedestrian"]}}), "-o", "x")
     assert code == 0, errors
     assert "new classes: persn <- peds/pedestrian; sign\n" in told
 
@@ -219,10 +215,7 @@ def test_a_folder_for_json_is_refused_before_the_work(weights, crossdet, command
 
 def test_teachers_are_looked_at(weights, crossdet):
     """Whether they are there, and whether they know anything that is wanted."""
-    two = {
-        "peds": draw(Path.cwd(), "peds", ("pedestrian", "sign")),
-        "cars": draw(Path.cwd(), "cars", ("car",)),
-    }
+    two = {"peds": draw(Path.cwd(), "peds", ("pedestrian", "sign")), "cars": draw(Path.cwd(), "cars", ("car",))}
     config = write({}, datasets=two, pseudo={"teachers": ["nothere", "first"]})
     code, _, _ = crossdet("check", config, "--json", "r.json")
     assert code == 2

@@ -134,9 +134,7 @@ def test_without_boxes_anywhere_there_is_nothing_to_ask(tmp_path):
 def test_classes_per_dataset_are_asked_about_as_one(halves):
     sources = open_sources(configured(halves, {"per_dataset": ["cup", "plate"]}))
     assert [(one.dataset, one.classes) for one in sources.listed_only] == [("a", ("plate",)), ("b", ("cup",))]
-    answered = configured(
-        halves, {"per_dataset": ["cup", "plate"], "unlabelled": {"a": ["plate"], "b": ["cup"]}}
-    )
+    answered = configured(halves, {"per_dataset": ["cup", "plate"], "unlabelled": {"a": ["plate"], "b": ["cup"]}})
     assert not open_sources(answered).listed_only
 
 
@@ -186,9 +184,7 @@ def test_the_commands_stop_with_status_2(tmp_path, crossdet):
         }
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     file = tmp_path / "c.yaml"
-    parts = "".join(
-        f"  {n}: {{format: coco, train: {{images: {n}, annotations: {n}.json}}}}\n" for n in ("a", "b")
-    )
+    parts = "".join(f"  {n}: {{format: coco, train: {{images: {n}, annotations: {n}.json}}}}\n" for n in ("a", "b"))
     file.write_text(f"datasets:\n{parts}labels: {{merge: {{same_names: true}}}}\n")
     for words in (["check", file], ["train", file, "--output", tmp_path / "run"]):
         done = crossdet(*words)

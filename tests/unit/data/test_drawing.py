@@ -44,17 +44,13 @@ def test_a_box_is_drawn_on_its_outermost_pixels():
 
 def test_lines_and_text_grow_with_the_picture():
     small, large = (
-        coloured(
-            draw_boxes(Image.new("RGB", (n, n)), [(0.2 * n, 0.4 * n, 0.9 * n, 0.9 * n)], ["x"], [RED]), RED
-        )
+        coloured(draw_boxes(Image.new("RGB", (n, n)), [(0.2 * n, 0.4 * n, 0.9 * n, 0.9 * n)], ["x"], [RED]), RED)
         for n in (300, 1500)
     )
     assert large.sum() > 15 * small.sum()
 
 
-@pytest.mark.parametrize(
-    "box", [(0, 0, 20, 20), (180, 130, 200, 150), (-30, -9, 400, 300), (50, 60, 50.2, 60.1)]
-)
+@pytest.mark.parametrize("box", [(0, 0, 20, 20), (180, 130, 200, 150), (-30, -9, 400, 300), (50, 60, 50.2, 60.1)])
 def test_text_stays_inside_the_picture(box):
     """The ground of the text is complete wherever the box lies, and the box itself is visible."""
     drawn = draw_boxes(Image.new("RGB", (200, 150)), [box], ["pedestrian 0.97"], [BLUE])
@@ -122,10 +118,7 @@ def batch(space) -> Batch:
         images=images,
         sizes=torch.tensor([[50, 90], [64, 96]]),
         original_sizes=torch.tensor([[500, 900], [64, 96]]),
-        targets=[
-            annotations(((10, 10, 30, 40), 0, 0), ((50, 10, 80, 40), 1, int(Flag.CROWD))),
-            annotations(),
-        ],
+        targets=[annotations(((10, 10, 30, 40), 0, 0), ((50, 10, 80, 40), 1, int(Flag.CROWD))), annotations()],
         trusted=torch.stack([space.trusted("street scenes"), torch.ones(3, dtype=torch.bool)]),
         image_ids=torch.tensor([0, 1]),
         dataset_ids=torch.tensor([0, 1]),

@@ -233,9 +233,7 @@ def test_large_index_opens_at_once(large: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's smaps_rollup")
 def test_forked_worker_shares_the_arrays(large: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", WORKER, str(large)], check=True, capture_output=True, text=True
-    )
+    run = subprocess.run([sys.executable, "-c", WORKER, str(large)], check=True, capture_output=True, text=True)
     growth, size = (int(v) for v in run.stdout.split())
     assert size > 20e6
     assert growth < 20e6

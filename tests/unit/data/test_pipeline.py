@@ -40,9 +40,7 @@ from crossdet.types import AnchorLabels, Annotations, Flag
 # ------------------------------------------------------------------------------------------------ decoding
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
-SMOOTH = np.stack(np.broadcast_arrays(np.arange(40) * 6, np.arange(24)[:, None] * 10, 90), -1).astype(
-    np.uint8
-)
+SMOOTH = np.stack(np.broadcast_arrays(np.arange(40) * 6, np.arange(24)[:, None] * 10, 90), -1).astype(np.uint8)
 
 
 def saved(path: Path, array: np.ndarray, mode: str | None = None, **options) -> Path:
@@ -91,9 +89,7 @@ def test_jpeg(tmp_path):
     assert image.shape == (3, 24, 40)
     pillow = as_tensor(np.asarray(Image.open(path)))
     assert (image.int() - pillow.int()).abs().max() <= 2
-    assert (
-        image.int() - as_tensor(SMOOTH).int()
-    ).abs().float().mean() < 3  # and it is the picture, in RGB order
+    assert (image.int() - as_tensor(SMOOTH).int()).abs().float().mean() < 3  # and it is the picture, in RGB order
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1"])
@@ -160,11 +156,7 @@ def test_unreadable_files_are_named(tmp_path, content):
     with pytest.raises(UnreadableImage) as error:
         read_image(path)
     assert str(error.value).startswith(f"{path}: ")
-    reasons = {
-        "empty.jpg": "is empty",
-        "text.jpg": "no image of a known format",
-        "missing.jpg": "No such file",
-    }
+    reasons = {"empty.jpg": "is empty", "text.jpg": "no image of a known format", "missing.jpg": "No such file"}
     assert reasons.get(content, "") in str(error.value)
 
 
@@ -174,9 +166,7 @@ def test_damaged_files_never_end_the_run(tmp_path, suffix):
     """Damaged bytes and cut files: an image or `UnreadableImage`; torchvision's PNG decoder ends the process."""
     buffer = io.BytesIO()
     try:
-        Image.fromarray(PICTURE).save(
-            buffer, format={"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper())
-        )
+        Image.fromarray(PICTURE).save(buffer, format={"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()))
     except (KeyError, OSError):
         pytest.skip(f"this Pillow writes no {suffix}")
     whole, rng, path = buffer.getvalue(), random.Random(0), tmp_path / f"a.{suffix}"
@@ -289,9 +279,7 @@ def painted(channel: Tensor) -> list[float]:
 )
 def test_boxes_follow_their_pixels(size, transform):
     height, width = size
-    image, boxes = with_rectangles(
-        height, width, [[0, 0, 30, 20], [10, 30, 70, 60], [width - 25, 5, width, 50]]
-    )
+    image, boxes = with_rectangles(height, width, [[0, 0, 30, 20], [10, 30, 70, 60], [width - 25, 5, width, 50]])
     for seed in range(4):
         torch.manual_seed(seed)
         out, moved = transform(image, boxes)
@@ -430,15 +418,7 @@ def test_flags(tmp_path, space):
     index = build(
         tmp_path / "x",
         ["cat", "dog", "bus"],
-        [
-            [
-                (BOX, 0, Flag.INVALID),
-                (BOX, 1, Flag.DIFFICULT),
-                (BOX, 2, Flag.CROWD),
-                (BOX, 1, Flag.CROWD),
-                (BOX, 0),
-            ]
-        ],
+        [[(BOX, 0, Flag.INVALID), (BOX, 1, Flag.DIFFICULT), (BOX, 2, Flag.CROWD), (BOX, 1, Flag.CROWD), (BOX, 0)]],
     )
 
     def flags(**options) -> list[int]:
@@ -454,13 +434,7 @@ def test_flags(tmp_path, space):
         Flag.CROWD,
         0,
     ]
-    assert index.flags.tolist() == [
-        Flag.INVALID,
-        Flag.DIFFICULT,
-        Flag.CROWD,
-        Flag.CROWD,
-        0,
-    ]  # the index stays
+    assert index.flags.tolist() == [Flag.INVALID, Flag.DIFFICULT, Flag.CROWD, Flag.CROWD, 0]  # the index stays
 
 
 def test_federated_images(tmp_path):
@@ -647,10 +621,7 @@ def test_repeat_factors_count_objects_of_unified_classes(tmp_path):
 
 
 @settings(max_examples=80, deadline=None)
-@given(
-    st.lists(st.floats(0, 8), min_size=1, max_size=40).filter(lambda w: sum(w) > 0.1),
-    st.integers(0, 2**32 - 1),
-)
+@given(st.lists(st.floats(0, 8), min_size=1, max_size=40).filter(lambda w: sum(w) > 0.1), st.integers(0, 2**32 - 1))
 def test_counts_are_the_expected_ones_rounded(weights, seed):
     weights = np.array(weights)
     rows = epoch_rows(weights, np.random.default_rng(seed))

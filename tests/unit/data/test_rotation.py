@@ -25,9 +25,9 @@ RED = np.array([250, 10, 10], np.uint8)
 
 
 def one(degrees: int, box, size, centred: bool = False) -> list[float]:
-    return turn_boxes(
-        np.array([box], np.float32), np.array([size]), np.array([degrees]), np.array([centred])
-    )[0].tolist()
+    return turn_boxes(np.array([box], np.float32), np.array([size]), np.array([degrees]), np.array([centred]))[
+        0
+    ].tolist()
 
 
 def extent(pixels: np.ndarray) -> tuple[int, int, int, int]:
@@ -228,10 +228,7 @@ def test_a_mirrored_picture_has_the_mirrored_direction(tmp_path, directions):
     for seed in range(20):
         plain, flipped = never[Draw(0, seed)], always[Draw(0, seed)]
         angles = [
-            [
-                int(s.rpartition("@")[2])
-                for s in (never.space.classes[c] for c in x.target.labels[:2].tolist())
-            ]
+            [int(s.rpartition("@")[2]) for s in (never.space.classes[c] for c in x.target.labels[:2].tolist())]
             for x in (plain, flipped)
         ]
         assert angles[1] == [-a % 360 for a in angles[0]]

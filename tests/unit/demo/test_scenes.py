@@ -121,9 +121,7 @@ def test_hidden_objects_are_labelled_nowhere() -> None:
     painter = Painter(208, 160)
     look = replace(scene_composition.LOOK_SETTINGS["objects"], facing=1.0)
     drawn: list[scene_composition._Drawn] = []
-    scene_composition._draw(
-        painter, Random(0), scene_composition._Item("person", 100.0, 140.0, 100.0), look, drawn
-    )
+    scene_composition._draw(painter, Random(0), scene_composition._Item("person", 100.0, 140.0, 100.0), look, drawn)
     (_, (x1, _, x2, y2)), (_, face) = scene_composition._labels(painter, drawn)[0]
     painter.pixels()
     painter.owner = 0
@@ -191,9 +189,7 @@ def test_second_call_changes_nothing_and_other_settings_do(tmp_path: Path) -> No
     assert digest(tmp_path) == before
 
 
-def test_interrupted_or_damaged_sets_are_written_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_or_damaged_sets_are_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"train_images": 3, "val_images": 2, "union_images": 2}
 
     def interrupted(*_: object) -> None:

@@ -44,9 +44,7 @@ def split(tmp_path, name, annotated, truth, found, trusted=None, images=2):
         ),
         annotated=labelled,
         trusted=labelled if trusted is None else np.isin(np.arange(3), trusted),
-        detections=DetectionArrays(
-            square(d[:, 2]), d[:, 3], d[:, 1].astype(np.int64), d[:, 0].astype(np.int64)
-        ),
+        detections=DetectionArrays(square(d[:, 2]), d[:, 3], d[:, 1].astype(np.int64), d[:, 0].astype(np.int64)),
     )
 
 
@@ -77,13 +75,7 @@ def world(tmp_path):
         "faces",
         [FACE],
         truth=[(0, FACE, 0), (1, FACE, 0)],
-        found=[
-            (0, FACE, 0, 0.9),
-            (0, FACE, 60, 0.8),
-            (1, FACE, 0, 0.7),
-            (1, FACE, 90, 0.2),
-            (0, CAR, 0, 0.6),
-        ],
+        found=[(0, FACE, 0, 0.9), (0, FACE, 60, 0.8), (1, FACE, 0, 0.7), (1, FACE, 90, 0.2), (0, CAR, 0, 0.6)],
         trusted=[FACE, DOG],
     )
     return [street, faces]
@@ -139,9 +131,7 @@ def test_declared_overlap_makes_a_box_shareable(world):
 
 
 def test_a_class_without_right_detections_has_the_default_threshold(tmp_path):
-    only = [
-        split(tmp_path, "street", [CAR], truth=[(0, CAR, 0)], found=[(0, CAR, 90, 0.9), (0, DOG, 60, 0.31)])
-    ]
+    only = [split(tmp_path, "street", [CAR], truth=[(0, CAR, 0)], found=[(0, CAR, 90, 0.9), (0, DOG, 60, 0.31)])]
     found = audit(only, CLASSES, NO_OVERLAP)
     assert found.home[CAR].threshold == 0.3
     assert len(of(found, "dog", "street").rows) == 1
@@ -182,13 +172,7 @@ def test_union_scores_count_foreign_false_positives(tmp_path, world):
         "union",
         [CAR, DOG, FACE],
         truth=[(0, CAR, 0), (0, DOG, 40), (1, FACE, 0)],
-        found=[
-            (0, CAR, 0, 0.9),
-            (0, FACE, 40, 0.9),
-            (1, FACE, 0, 0.8),
-            (1, FACE, 90, 0.6),
-            (1, FACE, 120, 0.4),
-        ],
+        found=[(0, CAR, 0, 0.9), (0, FACE, 40, 0.9), (1, FACE, 0, 0.8), (1, FACE, 90, 0.6), (1, FACE, 120, 0.4)],
     )
     scores = union_scores(test.truth, test.detections, [CAR, DOG, FACE], found, NO_OVERLAP)
     assert scores["images"] == 2
@@ -230,13 +214,9 @@ def test_the_page_shows_counts_crops_and_escaped_names(world, tmp_path):
     page = (tmp_path / "audit.html").read_text()
     assert "<b>&'face" not in page
     assert page.count("&lt;b&gt;&amp;&#x27;face") > 3
-    assert page.count("<img src='data:image/jpeg;base64,") == 2 * (
-        1 + 2 + 1
-    )  # both runs: dog, background, car
+    assert page.count("<img src='data:image/jpeg;base64,") == 2 * (1 + 2 + 1)  # both runs: dog, background, car
     assert page.count("0.95 on dog, street_0.png") == 2
-    assert (
-        "4 detections above the threshold in 2 pictures: 1 on labelled objects (dog 1), 1 in ignored" in page
-    )
+    assert "4 detections above the threshold in 2 pictures: 1 on labelled objects (dog 1), 1 in ignored" in page
     assert "Union test: 1 pictures" in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is loaded from elsewhere
 

@@ -51,9 +51,7 @@ def world(
     return truth, detector(1.5, 0.9), detector(4.0, 0.6)
 
 
-def repeated(
-    truth: GroundTruth, found: DetectionArrays, draw: np.ndarray
-) -> tuple[GroundTruth, DetectionArrays]:
+def repeated(truth: GroundTruth, found: DetectionArrays, draw: np.ndarray) -> tuple[GroundTruth, DetectionArrays]:
     """The images as often as they are drawn, each copy an image of its own: brute force."""
     rows = np.repeat(np.arange(len(draw)), draw)
     t = [(box, copy) for copy, row in enumerate(rows) for box in np.flatnonzero(truth.image_of_box == row)]
@@ -111,10 +109,7 @@ def test_two_equal_images_drawn_alike_by_hand():
         np.array([0, 1]),
     )
     found = DetectionArrays(
-        np.array([[0.0, 0, 10, 10], [50, 50, 60, 60]]),
-        np.array([0.9, 0.8]),
-        np.zeros(2, int),
-        np.array([0, 1]),
+        np.array([[0.0, 0, 10, 10], [50, 50, 60, 60]]), np.array([0.9, 0.8]), np.zeros(2, int), np.array([0, 1])
     )
     matches = class_matches(truth, found, 0)
     aps = average_precision(matches, np.array([[1, 1], [2, 0], [0, 2]]))[:, 0]

@@ -128,9 +128,7 @@ def test_several_runs_in_one_figure(tmp_path, monkeypatch):
     overlay([(None, a), (None, b), ("third", a), (None, a), (None, a)], tmp_path / "out")
     assert [name for name, _ in drawn] == ["run", "run, b", "third", "run, a", "run, a 2"]
     monkeypatch.undo()
-    assert [file.name for file in overlay([(None, a), ("x" * 90, b)], tmp_path / "out")] == [
-        "faces_wider_face.png"
-    ]
+    assert [file.name for file in overlay([(None, a), ("x" * 90, b)], tmp_path / "out")] == ["faces_wider_face.png"]
 
 
 def test_files_that_are_no_curves_are_told(tmp_path):
@@ -150,9 +148,7 @@ def test_files_that_are_no_curves_are_told(tmp_path):
 
 def test_exact_curve_by_hand():
     """Right, not counted, wrong, right; two objects."""
-    recall, precision = exact_curve(
-        np.array([True, False, False, True]), np.array([True, False, True, True]), 2
-    )
+    recall, precision = exact_curve(np.array([True, False, False, True]), np.array([True, False, True, True]), 2)
     assert recall.tolist() == [0.5, 0.5, 0.5, 1.0]
     assert precision.tolist() == [1.0, 1.0, 0.5, pytest.approx(2 / 3)]
     assert area_ap(recall, precision) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)

@@ -165,9 +165,7 @@ def test_evaluation_calls_wrong_what_training_takes_as_negative(seed):
 
 def test_directions_of_a_class_and_detectors_without_them():
     """A class is verified where all its directions are; the detector's own numbers of classes are used."""
-    upright = index_of(
-        ["dog", "face"], [([(1, 0)], [], []), ([], [1], []), ([], [], []), ([(1, 0)], [], [1])]
-    )
+    upright = index_of(["dog", "face"], [([(1, 0)], [], []), ([], [1], []), ([], [], []), ([(1, 0)], [], [1])])
     config = Config.from_dict(
         {"datasets": {"a": {"train": upright, "val": upright, "directions": 4, "val_directions": 4}}}
     )
@@ -226,10 +224,7 @@ def test_the_bootstrap_counts_as_the_protocol(seed):
     result, wanted = paired_bootstrap(truth, found, found, range(3), 2), coco_scores(truth, found, range(3))
     for c in range(3):
         for key in ("AP", "AP50"):
-            assert result.per_class[c][key].before == pytest.approx(wanted.per_class[c][key], abs=1e-9), (
-                c,
-                key,
-            )
+            assert result.per_class[c][key].before == pytest.approx(wanted.per_class[c][key], abs=1e-9), (c, key)
     everything = GroundTruth(*(getattr(truth, name) for name in list(vars(truth))[:-1]))
     assert coco_scores(everything, found, range(3)).scores["AP"] < wanted.scores["AP"]
 
@@ -246,9 +241,9 @@ def test_false_detections_per_image_that_verifies(tmp_path):
     split = split_of(index)
     found = detections((0, 0, 0, 0.9), (1, 0, 0, 0.8), (1, 0, 100, 0.95), (2, 0, 0, 0.99))
     yes = np.array([True])
-    home = audit(
-        [AuditedSplit("lvis", index, ground_truth(split), yes, yes, found)], ("cat",), ~yes[:, None]
-    ).home[0]
+    home = audit([AuditedSplit("lvis", index, ground_truth(split), yes, yes, found)], ("cat",), ~yes[:, None]).home[
+        0
+    ]
     assert home.operating.precision == 0.5  # 0.95 wrong, 0.9 right; 0.99 is in an image that verifies nothing
     assert home.false_per_image == 0.5
     assert home.histogram.sum() == 1

@@ -191,9 +191,7 @@ def in_a_row(pictures: list[list[tuple[float, bool]]], directions: int = 1):
         np.full(objects.sum(), 100.0), np.append(image, 0)[objects],
     )  # fmt: skip
     scores = np.array([score for _, score, _ in rows])
-    return judge(
-        truth, DetectionArrays(boxes[:-1], scores, np.zeros(len(rows), int), image), [0], 0.1, directions
-    )
+    return judge(truth, DetectionArrays(boxes[:-1], scores, np.zeros(len(rows), int), image), [0], 0.1, directions)
 
 
 def test_cross_fitting_by_hand():
@@ -245,10 +243,7 @@ def test_on_random_labels_only_the_fitted_numbers_are_what_new_pictures_give():
 
     def world():
         return in_a_row(
-            [
-                [(s, bool(r)) for s, r in zip(rng.random(2), rng.random(2) < 0.3, strict=True)]
-                for _ in range(10)
-            ]
+            [[(s, bool(r)) for s, r in zip(rng.random(2), rng.random(2) < 0.3, strict=True)] for _ in range(10)]
         )
 
     def f1(judged, threshold):

@@ -124,13 +124,7 @@ def test_growing_on_the_members(merged):
     space = grown(merged, {"new": ["van", "cow"]}, merge={"truck": ["new/van"]})
     assert space.classes == (*CLASSES, "cow")
     assert space.folds == merged.folds
-    assert space.trusted_array("new").tolist() == [
-        False,
-        True,
-        False,
-        False,
-        True,
-    ]  # its cars are not labelled
+    assert space.trusted_array("new").tolist() == [False, True, False, False, True]  # its cars are not labelled
     assert np.array_equal(space.avoid_array[:3, :4], merged.avoid_array)
     assert growth(merged, space) == ["new classes: cow", "into known classes: truck <- new/van"]
 
@@ -216,9 +210,7 @@ def save(path: Path, model, space: LabelSpace, **more: str) -> Path:
 
 
 def picture(seed: int) -> torch.Tensor:
-    return torch.randint(
-        0, 256, (3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
-    )
+    return torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
 def test_where_no_member_fires_the_merged_class_does_not(known, tmp_path):
@@ -378,9 +370,7 @@ def test_the_threshold_of_a_merged_class_is_stored_and_shown(weights, crossdet):
     assert json.loads(Path("known.json").read_text())["merged"] == {"vehicle": ["car", "truck"]}
     assert crossdet("labels", weights, "--rename", "vehicle=thing", "-o", "again.safetensors")[0] == 0
     assert load_detector("again.safetensors", "cpu").thresholds["thing"] == stored
-    assert (
-        crossdet("labels", "again.safetensors", "--merge", "all=dog,thing", "-o", "all.safetensors")[0] == 0
-    )
+    assert crossdet("labels", "again.safetensors", "--merge", "all=dog,thing", "-o", "all.safetensors")[0] == 0
     assert load_detector("all.safetensors", "cpu").reported == ("all", "sign")
     assert "thing" not in load_detector("all.safetensors", "cpu").thresholds
     # of the name of a member the member's threshold would be taken for that of the merged class
@@ -430,9 +420,7 @@ def test_audit_sees_the_merged_class_as_one(weights, crossdet):
 def test_extending(weights, crossdet, mode):
     """Objects of a member, of any of them, and of another class; the merged class is judged before and after."""
     labels = {"merge": {"truck": ["new/van"], "vehicle": ["new/vehicle"]}}
-    config = config_file(
-        "more.yaml", {"new": ("van", "vehicle", "cow"), "full": ("car", "truck")}, labels=labels
-    )
+    config = config_file("more.yaml", {"new": ("van", "vehicle", "cow"), "full": ("car", "truck")}, labels=labels)
     code, told, errors = crossdet("check", config, "--extends", weights)
     assert code == 0, errors
     code, told, errors = crossdet("extend", weights, config, "--mode", mode, "-o", mode, "--tolerance", 100,
@@ -488,9 +476,7 @@ def test_weights_merged_by_summed_rows_are_ordinary_ones(tmp_path):
     assert "folds" not in data
     detector = load_detector(save(tmp_path / "old.safetensors", trained_head(), space), "cpu")
     assert detector.reported == detector.classes == ("vehicle", "dog", "sign", "x")
-    assert (
-        grown(detector.space, {"n": ["vehicle"]}, merge={"vehicle": ["n/vehicle"]}).classes == space.classes
-    )
+    assert grown(detector.space, {"n": ["vehicle"]}, merge={"vehicle": ["n/vehicle"]}).classes == space.classes
 
 
 def test_members_that_a_dataset_does_not_label_are_not_looked_for_there():

@@ -83,9 +83,7 @@ def test_what_is_labelled_in_part_or_federated_stays_so():
     assert space.classes == ("car", "cup", "plane")
     assert space.federated == {2}
     assert space.not_exhaustive_pairs == {(1, 0), (3, 2)}
-    with pytest.raises(
-        LabelError, match=r"datasets\.lvis: is federated in the weights and not in the config"
-    ):
+    with pytest.raises(LabelError, match=r"datasets\.lvis: is federated in the weights and not in the config"):
         grown(known, {"lvis": ["cup"]})
 
 

@@ -135,10 +135,7 @@ def small_index(folder="."):
     [
         ({"directions": 5}, "expected 4, 8, 12 or a list of different whole degrees from 0 to 359, got 5"),
         ({"directions": [0, 360]}, r"got \[0, 360\]"),
-        (
-            {"directions": [0, 90]},
-            r"mirrored pictures also show 270 degrees; add them, or set `augment.flip`",
-        ),
+        ({"directions": [0, 90]}, r"mirrored pictures also show 270 degrees; add them, or set `augment.flip`"),
         ({"directions": 4, "val_directions": 8}, r"45, 135, 225, 315 degrees are not among `directions`"),
         ({"directions": [90, 270]}, r"`datasets.a.val_directions`: 0 degrees are not among"),
     ],
@@ -214,9 +211,7 @@ def test_orientation_by_hand(tmp_path):
     angles = np.array([0, 90, 180, 270])
     split = Split(many, np.zeros(4, np.int64), ["face"], angles)
     boxes = many.boxes[[0, 1, 2, 3, 3]]
-    found = DetectionArrays(
-        boxes, np.array([0.9, 0.2, 0.8, 0.7, 0.6]), np.zeros(5, int), np.array([0, 1, 2, 3, 3])
-    )
+    found = DetectionArrays(boxes, np.array([0.9, 0.2, 0.8, 0.7, 0.6]), np.zeros(5, int), np.array([0, 1, 2, 3, 3]))
     scores = orientation_scores(split, found, np.array([0, 90, 0, 0, 270]))
     assert scores is not None
     assert (scores["objects"], scores["found"], scores["accuracy"]) == (4, 4, 0.5)
@@ -254,9 +249,7 @@ def network():
 
 def test_a_detector_without_directions_is_judged_on_turned_pictures(network):
     """Its classes are found by their names without directions, and the split still says the directions."""
-    sources = open_sources(
-        Config.from_dict(settings(small_index(), a={"directions": 4, "val_directions": 4}))
-    )
+    sources = open_sources(Config.from_dict(settings(small_index(), a={"directions": 4, "val_directions": 4})))
     plain = Detector(network, LabelSpace.build({"z": ["b", "face", "c", "d", "e"]}), InputSettings(64, 64))
     for fold, angles in ((True, [0, 90, 180, 270]), (False, None)):
         split = splits_for_detector(sources, sources.val, plain, fold=fold)["a"]

@@ -154,14 +154,8 @@ def test_all_mistakes_at_once():
     ("rules", "message"),
     [
         ({"absent": {"a": ["car"]}}, "absent.a: [car]: but this dataset labels the class"),
-        (
-            {"not_exhaustive": {"b": ["car"]}},
-            "not_exhaustive.b: [car]: this dataset does not label the class",
-        ),
-        (
-            {"merge": {"person": ["a/car"]}},
-            "merge.person: b/person has the name of this group but is not in it",
-        ),
+        ({"not_exhaustive": {"b": ["car"]}}, "not_exhaustive.b: [car]: this dataset does not label the class"),
+        ({"merge": {"person": ["a/car"]}}, "merge.person: b/person has the name of this group but is not in it"),
         ({"merge": {"v": ["a/car"]}, "drop": ["a/car"]}, "'a/car' is also in `drop`"),
         ({"merge": {"same_names": "yes"}}, "merge.same_names: 'yes' is not true or false"),
         ({"drop": ["a/car", "b/person"]}, "drop: no class is left"),
@@ -281,10 +275,7 @@ def test_rules_of_the_wrong_kind(rules, message):
 
 def test_likely_duplicates():
     space = LabelSpace.build({"a": ["Traffic_Lights", "person"], "b": ["traffic light", "People", "cat"]})
-    assert space.likely_duplicates() == [
-        ("a/Traffic_Lights", "b/traffic light"),
-        ("a/person", "b/People"),
-    ]
+    assert space.likely_duplicates() == [("a/Traffic_Lights", "b/traffic light"), ("a/person", "b/People")]
     merged = LabelSpace.build({"a": ["car", "truck"], "b": ["cars"]}, merge={"vehicle": ["a/car", "a/truck"]})
     assert merged.likely_duplicates() == [("a/car", "b/cars")]
 

@@ -254,10 +254,7 @@ def test_differences_and_tolerance():
     report = to_json(found, 0.5, ["dog", "gone", "car"])
     assert report["unmeasured"] == ["dog", "gone"]
     told = report_text(found, ["dog", "car"]).splitlines()
-    assert (told[0], told[-1]) == (
-        "before and after, in points:",
-        "not measured, no `val` split shows them: dog",
-    )
+    assert (told[0], told[-1]) == ("before and after, in points:", "not measured, no `val` split shows them: dog")
     assert report_text([], ["car"]) == "not measured, no `val` split shows them: car"  # no empty table
     assert report["regressions"] == ["car on b"]
     assert report["classes"][0]["difference"] == pytest.approx(-0.005)
@@ -272,11 +269,7 @@ def test_lines_over_generations(tmp_path):
     # measured today, the parent has 0.45; its own record counts more
     before = [Score("car", "d", "coco AP", 0.45), Score("car", "e", "coco AP", 0.2)]
     lines = histories(history, before)
-    assert lines == {
-        ("car", "d"): [(1, 0.5), (2, 0.4)],
-        ("dog", "d"): [(2, 0.3)],
-        ("car", "e"): [(1, 0.2)],
-    }
+    assert lines == {("car", "d"): [(1, 0.5), (2, 0.4)], ("dog", "d"): [(2, 0.3)], ("car", "e"): [(1, 0.2)]}
     draw_generations(tmp_path / "plot.png", history, before)
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
     draw_generations(tmp_path / "empty.png", [one("train"), one("replay")], [])
@@ -340,9 +333,7 @@ def test_weights_are_described_without_torch(space, tmp_path):
         "except SystemExit as end: assert not end.code\n"
         "assert 'torch' not in sys.modules"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for part in (
         "test_efficientnet, 5 classes",
@@ -377,11 +368,7 @@ def config(**sections) -> Config:
 
 def test_model_and_input_come_from_the_weights():
     filled = with_settings_of(METADATA, config(eval={"topk": 5}, loss={"gamma": 1.5}))
-    assert (filled.model.backbone, filled.model.channels, filled.model.prior) == (
-        "test_efficientnet",
-        16,
-        0.05,
-    )
+    assert (filled.model.backbone, filled.model.channels, filled.model.prior) == ("test_efficientnet", 16, 0.05)
     assert filled.model.anchors.scales == (2.0, 3.0)
     assert filled.model.freeze_batch_norm is False
     assert (filled.input.shorter, filled.input.longer) == (64, 96)
@@ -401,9 +388,7 @@ def test_settings_that_contradict_are_listed():
     with pytest.raises(UserError) as error:
         with_settings_of(
             METADATA,
-            config(
-                model={"channels": 256, "anchors": {"scales": [4]}}, input={"shorter": 800, "longer": 96000}
-            ),
+            config(model={"channels": 256, "anchors": {"scales": [4]}}, input={"shorter": 800, "longer": 96000}),
         )
     text = str(error.value)
     assert "`model.channels`: 256, but the weights have 16" in text

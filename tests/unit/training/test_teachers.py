@@ -51,13 +51,8 @@ def index_of(root: Path, name: str, box: list[float], images: int = 2) -> Any:
 def lesson(tmp_path) -> Lesson:
     """`cars` labels cars and `faces` faces; every image shows both."""
     space = LabelSpace.build({"cars": ["car"], "faces": ["face"]})
-    indexes = {
-        "cars": index_of(tmp_path, "car", CAR),
-        "faces": index_of(tmp_path, "face", FACE),
-    }
-    splits = {
-        name: Split(index, space.ids(name, index.classes), space.classes) for name, index in indexes.items()
-    }
+    indexes = {"cars": index_of(tmp_path, "car", CAR), "faces": index_of(tmp_path, "face", FACE)}
+    splits = {name: Split(index, space.ids(name, index.classes), space.classes) for name, index in indexes.items()}
     return Lesson(space, indexes, splits, SETTINGS)
 
 
@@ -148,9 +143,7 @@ def test_thresholds_come_from_images_that_verify_the_class(lesson, detections, t
     part = {"cars": Verified(none, np.array([0]), np.array([0])), "faces": Verified(none, none, none)}
     splits = {name: replace(split, verified=part[name]) for name, split in lesson.splits.items()}
     detections["good"] = [(CAR, 0.9, 0), (FACE, 0.7, 1)]
-    taught = teach(
-        fabric(), replace(lesson, splits=splits), [teacher("good", {0: 0, 1: 1})], tmp_path / "labels"
-    )
+    taught = teach(fabric(), replace(lesson, splits=splits), [teacher("good", {0: 0, 1: 1})], tmp_path / "labels")
     printed = capsys.readouterr().out
     assert "on 1 validation objects" in printed
     assert "no teacher of face" in printed
@@ -241,9 +234,7 @@ def test_without_weight_only_the_confident_boxes_are_learnt(lesson, detections, 
 
 
 def test_batches_carry_the_weights_of_their_datasets():
-    nothing = Annotations(
-        torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
-    )
+    nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8))
     size = torch.full((2, 2), 32)
     ids = torch.tensor([1, 0])
     batch = Batch(
@@ -364,11 +355,7 @@ def test_the_section_of_the_config(lesson, tmp_path):
         ({"teachers": "self", "from_epoch": 20}, {}, "expected less than `train.epochs` = 20, got 20"),
         ({"teachers": "self"}, {"epochs": 1}, "`pseudo.from_epoch`: expected less than `train.epochs` = 1"),
         ({"teachers": "self"}, {"plain": True}, "with `train.plain` all background is trusted already"),
-        (
-            {"teachers": "self", "negative_weight": 2.0},
-            {},
-            "`pseudo.negative_weight`: expected a number <= 1",
-        ),
+        ({"teachers": "self", "negative_weight": 2.0}, {}, "`pseudo.negative_weight`: expected a number <= 1"),
         ({"beta": 2.0}, {}, "`pseudo.teachers` is missing: expected `self` or a list"),
     ],
 )

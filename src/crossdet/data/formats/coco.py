@@ -217,9 +217,7 @@ def _categories(items: Items, problems: list[str]) -> tuple[NDArray[np.int64], t
     first: dict[str, int] = {}
     for i, name in enumerate(names or ()):
         if not _is_text(name):
-            problems.append(
-                f"categories[{i}].name: {_show(name)} holds half a character; write the name anew"
-            )
+            problems.append(f"categories[{i}].name: {_show(name)} holds half a character; write the name anew")
         elif first.setdefault(name, i) != i:
             problems.append(
                 f"categories[{i}].name: {name!r} is already the name of categories[{first[name]}]; "
@@ -361,9 +359,7 @@ def _ids(items: Items, section: str, key: str, problems: list[str]) -> NDArray[n
     if not values:
         return np.arange(len(items), dtype=np.int64)
     if max(values) >= 2**63 or min(values) < -(2**63):
-        problems.append(
-            f"{section}[].{key}: {max(values, key=abs)} does not fit in 64 bits; number them anew"
-        )
+        problems.append(f"{section}[].{key}: {max(values, key=abs)} does not fit in 64 bits; number them anew")
         return np.arange(len(items), dtype=np.int64)
     return np.array(values, np.int64)
 

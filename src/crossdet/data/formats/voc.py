@@ -17,15 +17,7 @@ from xml.etree.ElementTree import Element, ElementTree, ParseError, SubElement, 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
-from crossdet.data.index import (
-    Index,
-    IndexBuilder,
-    header_sizes,
-    is_there,
-    raise_if_any,
-    read_bytes,
-    read_lines,
-)
+from crossdet.data.index import Index, IndexBuilder, header_sizes, is_there, raise_if_any, read_bytes, read_lines
 from crossdet.errors import AnnotationError
 from crossdet.files import safe_names
 from crossdet.types import REGION_FLAGS, Flag
@@ -123,9 +115,7 @@ def list_entries(
             if f"{name}.xml" in xmls or is_there(folder / f"{name}.xml"):
                 entries.append(Entry(name, folder / f"{name}.xml", year, place))
             else:
-                noted.append(
-                    f"{place}: {name!r} has no {folder / name}.xml; add that file or remove the line"
-                )
+                noted.append(f"{place}: {name!r} has no {folder / name}.xml; add that file or remove the line")
     return entries
 
 
@@ -140,9 +130,7 @@ def write_voc(index: Index, root: Path, image_set: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     names = [PurePosixPath(index.names[row]) for row in range(len(index))]
     stems = Counter(name.stem for name in names)
-    ids = safe_names(
-        [n.stem if stems[n.stem] == 1 else str(n.with_suffix("")).replace("/", "_") for n in names]
-    )
+    ids = safe_names([n.stem if stems[n.stem] == 1 else str(n.with_suffix("")).replace("/", "_") for n in names])
     for row, (name, number) in enumerate(zip(names, ids, strict=True)):
         tree = ElementTree(_to_xml(index, row, name))
         indent(tree, "\t")
@@ -186,9 +174,7 @@ def _image_set(file: Path, xmls: set[str], problems: list[str]) -> Iterator[tupl
         if len(parts) == 2 and f"{name}.xml" not in xmls:
             name = parts[0]
             if parts[1] not in ("-1", "0", "1"):
-                problems.append(
-                    f"{file}:{number}: {line.strip()!r}, expected an image id, or an id and -1, 0 or 1"
-                )
+                problems.append(f"{file}:{number}: {line.strip()!r}, expected an image id, or an id and -1, 0 or 1")
                 continue
             if parts[1] == "-1":
                 continue
@@ -272,9 +258,7 @@ def _object(element: Element, place: str, problems: list[str]) -> VocObject | No
         xmin, ymin, xmax, ymax = (float(text) for text in texts.values())
     except ValueError:
         bad = ", ".join(f"{tag} {text!r}" for tag, text in texts.items() if not _is_number(text))
-        problems.append(
-            f"{place}: <bndbox> of {name!r} has {bad}, expected four numbers {', '.join(CORNERS)}"
-        )
+        problems.append(f"{place}: <bndbox> of {name!r} has {bad}, expected four numbers {', '.join(CORNERS)}")
         return None
     return VocObject(name, (xmin, ymin, xmax, ymax), difficult == "1", place)
 

@@ -118,8 +118,7 @@ def _entries(lines: Sequence[str], file: Path, problems: list[str]) -> list[_Ima
             continue
         if _numbers(lines[at]) is not None:
             problems.append(
-                f"{file}:{at + 1}: {lines[at]!r}, expected an image name; "
-                "is the count of the image above right?"
+                f"{file}:{at + 1}: {lines[at]!r}, expected an image name; is the count of the image above right?"
             )
             at = _next_name(lines, at)
             continue

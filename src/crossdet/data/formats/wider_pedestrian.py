@@ -84,10 +84,7 @@ def write_wider_pedestrian(index: Index, path: Path, ignore_path: Path, edition:
     plain = Counter(PurePosixPath(index.names[row]).name for row in range(len(index)))
     path.parent.mkdir(parents=True, exist_ok=True)
     ignore_path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        path.open("w", encoding="utf-8") as boxes_file,
-        ignore_path.open("w", encoding="utf-8") as regions_file,
-    ):
+    with path.open("w", encoding="utf-8") as boxes_file, ignore_path.open("w", encoding="utf-8") as regions_file:
         for row in range(len(index)):
             rows = index.rows(row)
             name = PurePosixPath(index.names[row]).name
@@ -160,9 +157,7 @@ def _report_duplicates(lines: list[Line], problems: list[str]) -> None:
     first: dict[str, str] = {}
     for line in lines:
         if line.name in first:
-            problems.append(
-                f"{line.place}: {line.name!r} is already listed at {first[line.name]}; join the two"
-            )
+            problems.append(f"{line.place}: {line.name!r} is already listed at {first[line.name]}; join the two")
         first.setdefault(line.name, line.place)
 
 
@@ -206,9 +201,7 @@ def _edition(lines: list[Line], file: Path, given: int | None) -> int:
 
 def _check_edition(edition: int) -> None:
     if edition not in CLASSES:
-        raise UserError(
-            f"WIDER Pedestrian edition {edition!r} is unknown; set edition: 2018 or edition: 2019"
-        )
+        raise UserError(f"WIDER Pedestrian edition {edition!r} is unknown; set edition: 2018 or edition: 2019")
 
 
 def _is_number(word: str) -> bool:
@@ -227,7 +220,4 @@ def _find_files(names: list[str], images: Path) -> dict[str, str]:
     for parent, _, files in os.walk(images):
         for file in files:
             below.setdefault(file, []).append(Path(os.path.relpath(Path(parent) / file, images)).as_posix())
-    return {
-        name: name if name in (found := below.get(name, [])) or len(found) != 1 else found[0]
-        for name in names
-    }
+    return {name: name if name in (found := below.get(name, [])) or len(found) != 1 else found[0] for name in names}

@@ -17,15 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from crossdet.data.index import (
-    Index,
-    IndexBuilder,
-    header_sizes,
-    is_there,
-    raise_if_any,
-    read_lines,
-    read_text,
-)
+from crossdet.data.index import Index, IndexBuilder, header_sizes, is_there, raise_if_any, read_lines, read_text
 from crossdet.errors import AnnotationError, UserError
 from crossdet.types import REGION_FLAGS, Flag
 
@@ -97,9 +89,7 @@ def list_files(data_yaml: Path, split: str) -> YoloSplit:
     labels = _label_files(images)
     if images and not any(labels):
         looked = " or ".join(_label_candidates(images[0]))
-        raise_if_any(
-            data_yaml, [f"`{split}`: none of its {len(images)} images has a label file, such as {looked}"]
-        )
+        raise_if_any(data_yaml, [f"`{split}`: none of its {len(images)} images has a label file, such as {looked}"])
     shape = content.get("kpt_shape")
     keypoints = math.prod(shape) if isinstance(shape, list) and all(isinstance(v, int) for v in shape) else 0
     return YoloSplit(classes, images, labels, lists, keypoints)
@@ -171,9 +161,7 @@ def _load(data_yaml: Path) -> dict[str, Any]:
         raise_if_any(data_yaml, [f"{place}not valid YAML ({error.problem})"])
     except yaml.YAMLError as error:
         raise_if_any(data_yaml, [f"not valid YAML ({error})"])
-    except (
-        Exception
-    ) as error:  # PyYAML's constructors raise almost anything (2024-13-45, `!!bool x`, `!!int ''`)
+    except Exception as error:  # PyYAML's constructors raise almost anything (2024-13-45, `!!bool x`, `!!int ''`)
         raise_if_any(data_yaml, [f"holds a value that cannot be read ({type(error).__name__}: {error})"])
     if not isinstance(content, dict):
         raise_if_any(data_yaml, ["expected the keys `train`, `val` and `names`"])
@@ -198,9 +186,7 @@ def _class_names(content: dict[str, Any], problems: list[str]) -> dict[int, str]
         elif int(key) in classes:
             problems.append(f"names: class id {int(key)} is listed twice")
         elif str(name) in classes.values():
-            problems.append(
-                f"names[{key}]: {str(name)!r} is the name of another class too; rename one of them"
-            )
+            problems.append(f"names[{key}]: {str(name)!r} is the name of another class too; rename one of them")
         else:
             classes[int(key)] = str(name)
     count = content.get("nc")
@@ -230,9 +216,7 @@ def _images_of(
         source = base / entry[3:]  # Roboflow writes `../train/images` for the folder beside data.yaml
     source = Path(os.path.normpath(source))
     if not is_there(source):
-        problems.append(
-            f"{key}: {entry!r} is no folder and no file (looked for {source}); correct it or `path`"
-        )
+        problems.append(f"{key}: {entry!r} is no folder and no file (looked for {source}); correct it or `path`")
         return []
     if source.is_dir():
         found = [
@@ -304,8 +288,7 @@ def _label_rows(
         box = _enclosing_box(values[1:], split.keypoint_numbers)
         if box is None:
             problems.append(
-                f"{place}: {len(values)} numbers, expected 5 (class cx cy w h) "
-                "or a class and 3 or more points"
+                f"{place}: {len(values)} numbers, expected 5 (class cx cy w h) or a class and 3 or more points"
             )
         elif values[0] not in split.classes:
             problems.append(f"{place}: class {words[0]} is not in `names`; its ids are {_ids(split.classes)}")

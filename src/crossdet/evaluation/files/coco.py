@@ -61,9 +61,7 @@ def _instances(file: Path, content: Any) -> CocoFile:
         wanted = "an object with `images`, `annotations` and `categories` (COCO instances file)"
         raise AnnotationError(f"{file}: the file holds {_kind(content)}, expected {wanted}")
     problems: list[str] = []
-    sections = {
-        key: _items(content.get(key), key, problems) for key in ("images", "annotations", "categories")
-    }
+    sections = {key: _items(content.get(key), key, problems) for key in ("images", "annotations", "categories")}
     raise_if_any(file, problems)
     image_ids = _ids(sections["images"], "images", "id", problems)
     _report_duplicates(image_ids, "images", problems)
@@ -117,9 +115,7 @@ def read_lvis_truth(file: Path) -> tuple[CocoFile, dict[int, str]]:
     )
     categories = content["categories"]
     wanted = f"one of {', '.join(FREQUENCIES)}"
-    given = _column(
-        categories, "categories", "frequency", lambda f: f in (None, *FREQUENCIES), wanted, problems
-    )
+    given = _column(categories, "categories", "frequency", lambda f: f in (None, *FREQUENCIES), wanted, problems)
     raise_if_any(file, problems)
     present = zip(coco.truth.image_of_box.tolist(), coco.truth.labels.tolist(), strict=True)
     verified = {*present, *((row, c) for row, listed in enumerate(negatives) for c in listed)}
@@ -188,9 +184,7 @@ def _load(file: Path) -> Any:
         place = f"{file}:{error.lineno}: column {error.colno}"
         raise AnnotationError(f"{place}: not valid JSON ({error.msg}); is the file complete?") from None
     except UnicodeDecodeError as error:
-        raise AnnotationError(
-            f"{file}: byte {error.start}: not text in UTF-8; is it the JSON file?"
-        ) from None
+        raise AnnotationError(f"{file}: byte {error.start}: not text in UTF-8; is it the JSON file?") from None
     except (RecursionError, ValueError) as error:  # nested too deeply, a number of thousands of digits
         raise AnnotationError(f"{file}: not usable JSON ({error})") from None
     finally:

@@ -54,9 +54,7 @@ def read_voc_truth(folder: Path, image_set: str | None = None) -> VocFiles:
     """
     annotations = folder / "Annotations"
     if not annotations.is_dir():
-        raise UserError(
-            f"{annotations}: no such folder; VOC_DIR is the folder with Annotations and ImageSets"
-        )
+        raise UserError(f"{annotations}: no such folder; VOC_DIR is the folder with Annotations and ImageSets")
     listed = None if image_set is None else _image_set(folder, image_set)
     problems: list[str] = []
     entries = list_entries([annotations], [] if listed is None else [listed], problems)
@@ -67,9 +65,7 @@ def read_voc_truth(folder: Path, image_set: str | None = None) -> VocFiles:
             problems.append(f"{item.place}: <bndbox> of {item.name!r} is {shown}, expected finite numbers")
     raise_if_any(folder, problems)
     if not entries:
-        raise UserError(
-            f"{listed or annotations}: no image; expected {'image ids' if listed else '*.xml files'}"
-        )
+        raise UserError(f"{listed or annotations}: no image; expected {'image ids' if listed else '*.xml files'}")
     items = [(row, item) for row, image in enumerate(parsed) for item in image.objects]
     classes = sorted({item.name for _, item in items})
     position = {name: i for i, name in enumerate(classes)}
@@ -101,9 +97,7 @@ def read_voc_results(folder: Path, files: VocFiles) -> VocResults:
     Raises `UserError` where a class has several files or none has one, `AnnotationError` for malformed lines.
     """
     by_class, unknown = _files(folder, files.classes)
-    several = [
-        f"{name}: {', '.join(f.name for f in found)}" for name, found in by_class.items() if len(found) > 1
-    ]
+    several = [f"{name}: {', '.join(f.name for f in found)}" for name, found in by_class.items() if len(found) > 1]
     if several:
         raise UserError(problem_list(f"{folder}: several files for one class; keep one of them", several))
     if files.classes and not any(by_class.values()):
@@ -127,9 +121,7 @@ def read_voc_results(folder: Path, files: VocFiles) -> VocResults:
     if problems:
         raise UserError("\n".join(problems))
     together = np.concatenate(numbers)
-    detections = DetectionArrays(
-        together[:, 1:], together[:, 0], np.concatenate(labels), np.concatenate(rows)
-    )
+    detections = DetectionArrays(together[:, 1:], together[:, 0], np.concatenate(labels), np.concatenate(rows))
     return VocResults(detections, [name for name, found in by_class.items() if not found], unknown)
 
 

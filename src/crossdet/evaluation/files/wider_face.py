@@ -90,9 +90,7 @@ def _wrong_folder(folder: Path, names: Sequence[str], unknown: Sequence[str]) ->
     inner = [entry for entry in sorted(folder.iterdir()) if any((entry / event).is_dir() for event in events)]
     if inner:
         return f"{text} The events lie in {inner[0]}"
-    return (
-        f"{text} Its {len(unknown)} .txt files belong to no image, such as {unknown[0]}" if unknown else text
-    )
+    return f"{text} Its {len(unknown)} .txt files belong to no image, such as {unknown[0]}" if unknown else text
 
 
 def _read(file: Path, problems: list[str]) -> NDArray[np.float64]:
@@ -111,9 +109,7 @@ def _read(file: Path, problems: list[str]) -> NDArray[np.float64]:
         problems.append(f"{file}:2: {given}, expected the number of detections after the name on line 1")
         return nothing
     if count != len(rows):
-        problems.append(
-            f"{file}:2: the count is {count}, but {len(rows)} line(s) follow; correct one of the two"
-        )
+        problems.append(f"{file}:2: the count is {count}, but {len(rows)} line(s) follow; correct one of the two")
         return nothing
     if all(len(row) == 5 for row in rows):
         try:

@@ -232,9 +232,7 @@ def _wider_face(split: Split, detections: DetectionArrays, lists: WiderFaceLists
     return Scores(record, float(np.mean(known)) if known else float("nan"), result.curves, tuple(notes))
 
 
-def _by_name(
-    detections: DetectionArrays, index: Index, names: Sequence[str]
-) -> tuple[DetectionArrays, list[str]]:
+def _by_name(detections: DetectionArrays, index: Index, names: Sequence[str]) -> tuple[DetectionArrays, list[str]]:
     """The detections with image rows of the lists, found by `event/name`, and what did not fit."""
     row_of = {name: row for row, name in enumerate(names)}
     keys = [PurePosixPath(index.names[row]) for row in range(len(index))]
@@ -278,9 +276,7 @@ def _counts_everything(protocol: str, split: Split) -> list[str]:
     """WIDER's two protocols of their own read their own annotations, which know no classes labelled in part."""
     if split.verified is None:
         return []
-    return [
-        f"{protocol} counts every detection that finds nothing, also where the images do not verify its class"
-    ]
+    return [f"{protocol} counts every detection that finds nothing, also where the images do not verify its class"]
 
 
 def _xywh(boxes: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -131,12 +131,7 @@ def _curves(
 
 
 def _evaluate(
-    truth: GroundTruth,
-    detections: DetectionArrays,
-    classes: Ints,
-    limits: list[int],
-    rank: Ints,
-    sized: bool,
+    truth: GroundTruth, detections: DetectionArrays, classes: Ints, limits: list[int], rank: Ints, sized: bool
 ) -> tuple[Floats, Floats]:
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -149,9 +144,7 @@ def _evaluate(
     for record, crowd, area in zip(boxes, truth.crowd[kept].tolist(), truth.area[kept].tolist(), strict=True):
         record["iscrowd"], record["area"] = int(crowd), area
     kept = np.isin(detections.labels, classes)
-    found = _records(
-        detections.boxes[kept], detections.labels[kept], rank[detections.image_of_box[kept]], sized
-    )
+    found = _records(detections.boxes[kept], detections.labels[kept], rank[detections.image_of_box[kept]], sized)
     for record, score in zip(found, detections.scores[kept].tolist(), strict=True):
         record["score"] = score
     if truth.verified is not None:

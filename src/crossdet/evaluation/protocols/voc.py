@@ -15,14 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crossdet.errors import UserError
-from crossdet.evaluation.arrays import (
-    Bools,
-    DetectionArrays,
-    Floats,
-    Ints,
-    check_columns,
-    check_rows,
-)
+from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, Ints, check_columns, check_rows
 from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou_with_offset
 from crossdet.evaluation.precision_recall import Curve, area_ap, eleven_point_ap, exact_curve
 

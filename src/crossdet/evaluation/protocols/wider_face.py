@@ -137,12 +137,8 @@ def _int32_overlap(boxes: Floats, truth: Floats) -> Floats:
     Int32 with double gives int32, rounded half away from zero: corners of detections become whole numbers and
     the quotient 0 or 1, so the first face with an IoU of 0.5 is taken, not the best one.
     """
-    width = (
-        _rounded(np.minimum(boxes[:, 2], truth[:, 2])) - _rounded(np.maximum(boxes[:, 0], truth[:, 0])) + 1
-    )
-    height = (
-        _rounded(np.minimum(boxes[:, 3], truth[:, 3])) - _rounded(np.maximum(boxes[:, 1], truth[:, 1])) + 1
-    )
+    width = _rounded(np.minimum(boxes[:, 2], truth[:, 2])) - _rounded(np.maximum(boxes[:, 0], truth[:, 0])) + 1
+    height = _rounded(np.minimum(boxes[:, 3], truth[:, 3])) - _rounded(np.maximum(boxes[:, 1], truth[:, 1])) + 1
     inside = width * height
     sides = boxes[:, 2:] - boxes[:, :2] + 1
     truth_sides = truth[:, 2:] - truth[:, :2] + 1

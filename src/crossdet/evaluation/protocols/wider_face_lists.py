@@ -50,9 +50,7 @@ def read_wider_face_truth(folder: Path) -> WiderFaceLists:
     Raises `AnnotationError` where files are missing, malformed, or do not describe the same faces.
     """
     if not folder.is_dir():
-        raise UserError(
-            f"{folder}: no such folder; expected the one with {ALL_FACES} and the lists beside it"
-        )
+        raise UserError(f"{folder}: no such folder; expected the one with {ALL_FACES} and the lists beside it")
     missing = [name for name in (ALL_FACES, *FILE_OF.values()) if not is_there(folder / name)]
     if missing:
         raise AnnotationError(
@@ -89,9 +87,7 @@ def write_wider_face_lists(
     rows_of = [order[bounds[row] : bounds[row + 1]] for row in range(len(names))]
     content: dict[str, Any] = {
         "event_list": _cell(list(by_event)),
-        "file_list": _cell(
-            [_cell([names[r].rpartition("/")[2] for r in rows]) for rows in by_event.values()]
-        ),
+        "file_list": _cell([_cell([names[r].rpartition("/")[2] for r in rows]) for rows in by_event.values()]),
         "face_bbx_list": _cell([_cell([stored[rows_of[r]] for r in rows]) for rows in by_event.values()]),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,9 +118,7 @@ def _read(file: Path, with_list: bool = False) -> tuple[_Images, list[NDArray[An
     """The images of one file and, with `with_list`, their cells of `gt_list`."""
     keys = ["event_list", "file_list", "face_bbx_list", *(["gt_list"] if with_list else [])]
     content = _load(file, keys)
-    events = [
-        _text(cell, f"{file}: event_list[{i}]") for i, cell in enumerate(_cells(content, keys[0], file))
-    ]
+    events = [_text(cell, f"{file}: event_list[{i}]") for i, cell in enumerate(_cells(content, keys[0], file))]
     inner = {key: _cells(content, key, file) for key in keys[1:]}
     names: list[str] = []
     images: dict[str, list[NDArray[Any]]] = {key: [] for key in keys[2:]}
@@ -139,9 +133,7 @@ def _read(file: Path, with_list: bool = False) -> tuple[_Images, list[NDArray[An
         for key, found in images.items():
             cells = _cells(inner[key][row], f"{key}[{row}]", file)
             if len(cells) != len(files):
-                problems.append(
-                    f"{file}: {key}[{row}] has {len(cells)} images, file_list {len(files)} ({event})"
-                )
+                problems.append(f"{file}: {key}[{row}] has {len(cells)} images, file_list {len(files)} ({event})")
             found += [np.asarray(cell) for cell in cells]
     if len(set(names)) != len(names):
         twice = sorted(name for name in set(names) if names.count(name) > 1)
@@ -169,9 +161,7 @@ def _load(file: Path, keys: list[str]) -> dict[str, Any]:
         ) from None
     lacking = [key for key in keys if key not in content]
     if lacking:
-        raise AnnotationError(
-            f"{file}: without the variable {', '.join(lacking)}; is it the list it is named as?"
-        )
+        raise AnnotationError(f"{file}: without the variable {', '.join(lacking)}; is it the list it is named as?")
     return content
 
 

@@ -96,9 +96,7 @@ def _corners(boxes: Floats) -> NDArray[np.float64]:
     return corners
 
 
-def _mostly_ignored(
-    boxes: Floats, images: Ints, regions: Floats, images_of_regions: Ints, edition: int
-) -> Bools:
+def _mostly_ignored(boxes: Floats, images: Ints, regions: Floats, images_of_regions: Ints, edition: int) -> Bools:
     """`[N]` boxes covered for more than half of their area by the regions of their image.
 
     The overlaps of several regions add up, starting from -0.01 px^2. 2019 counts overlaps, not the box's own

@@ -38,11 +38,7 @@ def resized_boxes(
 
 
 def learnt_boxes(
-    index: Index,
-    class_ids: NDArray[np.int64],
-    shorter: int,
-    longer: int,
-    difficult_as_region: bool = False,
+    index: Index, class_ids: NDArray[np.int64], shorter: int, longer: int, difficult_as_region: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The boxes that are positives in training: `[M, 4]` xyxy at the network's input, and `[M, 2]` (height, width)
     of the image of each there.
@@ -93,9 +89,7 @@ def placed(
     return PlacedBoxes(width, height, tuple(away), tuple(strides))
 
 
-def best_placed_iou(
-    boxes: PlacedBoxes, scales: Sequence[float], ratios: Sequence[float]
-) -> NDArray[np.float64]:
+def best_placed_iou(boxes: PlacedBoxes, scales: Sequence[float], ratios: Sequence[float]) -> NDArray[np.float64]:
     """`[M]` exact IoU of every box with its best anchor, over all levels, positions and shapes."""
     best = np.zeros(len(boxes.width))
     area = boxes.width * boxes.height

@@ -65,13 +65,9 @@ class AnchorGrid(NamedTuple):
     strides: tuple[int, ...]
 
 
-def anchor_grid(
-    cells: Sequence[Tensor], grids: Sequence[tuple[int, int]], strides: Sequence[int]
-) -> AnchorGrid:
+def anchor_grid(cells: Sequence[Tensor], grids: Sequence[tuple[int, int]], strides: Sequence[int]) -> AnchorGrid:
     """The anchors of all levels."""
-    boxes = [
-        grid_anchors(cell, grid, stride) for cell, grid, stride in zip(cells, grids, strides, strict=True)
-    ]
+    boxes = [grid_anchors(cell, grid, stride) for cell, grid, stride in zip(cells, grids, strides, strict=True)]
     return AnchorGrid(torch.cat(boxes), tuple(cells), tuple(grids), tuple(strides))
 
 

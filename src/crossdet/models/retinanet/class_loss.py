@@ -61,16 +61,7 @@ def union_focal_losses(
         (alpha, gamma),
     )
     background = _background(
-        towers,
-        weight,
-        bias,
-        [len(r) for r in rows],
-        labelled,
-        groups,
-        alpha,
-        gamma,
-        compiled,
-        background_weight,
+        towers, weight, bias, [len(r) for r in rows], labelled, groups, alpha, gamma, compiled, background_weight
     )
     losses: Tensor = background.index_add(0, labelled.image, terms.to(background.dtype))
     return losses
@@ -110,9 +101,7 @@ def _background(
     if place is not None and len(avoided):
         avoided = torch.cat([place.argsort()[avoided[:, :1]], avoided[:, 1:]], 1)
     sums = []
-    for number, (group, w, b) in enumerate(
-        zip(groups, weight.split(counts), bias.split(counts), strict=True)
-    ):
+    for number, (group, w, b) in enumerate(zip(groups, weight.split(counts), bias.split(counts), strict=True)):
         start, total = 0, torch.zeros((), dtype=_wide_type(towers[0]), device=device)
         mine = labels.split(images)[number]
         avoid = _in_group(avoided, first, images[number], group.classes)
@@ -301,8 +290,6 @@ def _chunks(ctx: Any, weight: Tensor, bias: Tensor, patches: Tensor, shape_of: T
                     trusted, labelled.labels, image, anchor, foreground_negatives, overlap, labelled.avoid
                 )
                 own = labelled.labels[image, anchor]
-                return foreground_focal_parts(
-                    logits, own, negative.to(logits.dtype), alpha, gamma, with_slope
-                )
+                return foreground_focal_parts(logits, own, negative.to(logits.dtype), alpha, gamma, with_slope)
 
             yield shape, flat[shape], picked, parts

@@ -33,9 +33,7 @@ def carry_over(model: RetinaNet, state: Mapping[str, Tensor], classes: int) -> N
         for name, tensor in own.items()
         if name not in (WEIGHT, BIAS) and (name in state or not name.startswith(ADAPTERS))
     }
-    wrong = [
-        name for name, tensor in shared.items() if name not in state or state[name].shape != tensor.shape
-    ]
+    wrong = [name for name, tensor in shared.items() if name not in state or state[name].shape != tensor.shape]
     wrong += [name for name in state if name not in own]
     shapes = model.num_anchors
     wrong += [name for name in (WEIGHT, BIAS) if name not in state or len(state[name]) != shapes * classes]

@@ -13,24 +13,11 @@ from torchvision.ops import box_area
 
 from crossdet.models.retinanet.anchors import AnchorGrid, anchor_grid, pyramid_grids
 from crossdet.models.retinanet.nearby import CHUNK_ENTRIES, Lattice, largest_iou, lattice, pairs_overlapping
-from crossdet.types import (
-    BACKGROUND,
-    IGNORE,
-    PYRAMID_STRIDES,
-    REGION_FLAGS,
-    AnchorLabels,
-    Annotations,
-    Batch,
-    Flag,
-)
+from crossdet.types import BACKGROUND, IGNORE, PYRAMID_STRIDES, REGION_FLAGS, AnchorLabels, Annotations, Batch, Flag
 
 
 def label_batch(
-    batch: Batch,
-    cells: Sequence[Tensor],
-    positive_iou: float,
-    negative_iou: float,
-    low_quality_matches: bool,
+    batch: Batch, cells: Sequence[Tensor], positive_iou: float, negative_iou: float, low_quality_matches: bool
 ) -> Batch:
     """The batch with its anchors labelled: what the loader's workers do.
 
@@ -124,12 +111,7 @@ def label_anchors(
 
 
 def _match(
-    grid: AnchorGrid,
-    shapes: Lattice,
-    objects: Objects,
-    images: int,
-    negative_iou: float,
-    low_quality_matches: bool,
+    grid: AnchorGrid, shapes: Lattice, objects: Objects, images: int, negative_iou: float, low_quality_matches: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`[B * N]` each: IoU of every anchor with its best box where it is at least `negative_iou` or the anchor is
     the best of a box (else less than that), the row of the box, and whether it is the best of a box."""
@@ -180,9 +162,7 @@ def _rematch(grid: AnchorGrid, objects: Objects, best: Tensor, matched: Tensor, 
         mine, some = image[piece], anchors[piece, None]
         inside = _intersection(padded[mine], some)
         # boxes of area 0 are padding
-        iou = torch.where(
-            areas[mine] > 0, inside / (areas[mine] + box_area(anchors[piece])[:, None] - inside), 0
-        )
+        iou = torch.where(areas[mine] > 0, inside / (areas[mine] + box_area(anchors[piece])[:, None] - inside), 0)
         value, column = iou.max(1)
         best[keys[piece]] = value
         matched[keys[piece]] = objects.starts[mine] + column

@@ -62,9 +62,7 @@ def largest_iou(shapes: Lattice, boxes: Tensor) -> Tensor:
     return (inside / (width * height + shapes.width * shapes.height - inside)).amax(1)
 
 
-def _overlap(
-    centre: Tensor, side: Tensor, first: Tensor, sides: Tensor, stride: Tensor, count: Tensor
-) -> Tensor:
+def _overlap(centre: Tensor, side: Tensor, first: Tensor, sides: Tensor, stride: Tensor, count: Tensor) -> Tensor:
     """`[M, Q]` overlap along one axis with the nearest of `count` anchors."""
     place = ((centre - first) / stride).round().clamp(min=0).minimum(count - 1)
     distance = (centre - (first + place * stride)).abs()
@@ -77,9 +75,7 @@ def pairs_overlapping(shapes: Lattice, boxes: Tensor, need: Tensor) -> Iterator[
     boxes: `[M, 4]`. need: `[M, Q]` area in pixels. A box comes with all its pairs in one piece, boxes in rising
     order; a piece has at most `CHUNK_ENTRIES` pairs, or is of one box.
     """
-    left, columns = _window(
-        boxes, need, 0, shapes.x, shapes.width, shapes.height, shapes.stride, shapes.columns
-    )
+    left, columns = _window(boxes, need, 0, shapes.x, shapes.width, shapes.height, shapes.stride, shapes.columns)
     top, rows = _window(boxes, need, 1, shapes.y, shapes.height, shapes.width, shapes.stride, shapes.rows)
     counts = columns * rows
     ends = counts.sum(1).cumsum(0).tolist()

@@ -67,9 +67,7 @@ class CoarseLevels(ExtraFPNBlock):
             nn.init.kaiming_uniform_(conv.weight, a=1)
             nn.init.zeros_(cast(Tensor, conv.bias))
 
-    def forward(
-        self, results: list[Tensor], x: list[Tensor], names: list[str]
-    ) -> tuple[list[Tensor], list[str]]:
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         p6 = self.p6(x[-1])
         p7 = self.p7(F.relu(p6))
         return [*results, p6, p7], [*names, "p6", "p7"]

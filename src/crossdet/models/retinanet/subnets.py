@@ -77,9 +77,7 @@ class Subnet(Tower):
     ) -> None:
         super().__init__(in_channels, channels, depth, group_norm)
         self.predict = nn.Conv2d(channels + sum(adapters), outputs, 3, 1, 1)
-        self.adapters = nn.ModuleList(
-            Tower(in_channels, width, max(1, depth), group_norm) for width in adapters
-        )
+        self.adapters = nn.ModuleList(Tower(in_channels, width, max(1, depth), group_norm) for width in adapters)
         for conv in self.modules():
             if isinstance(conv, nn.Conv2d):
                 nn.init.normal_(conv.weight, std=0.01)

@@ -154,8 +154,7 @@ def test_not_json(tmp_path: Path) -> None:
         read('{"images": [],\n "annotations": [1,, 2]}', tmp_path)
     assert str(error.value).startswith(f"{tmp_path / 'instances.json'}: 1 mistake(s)")
     assert mistakes(error) == [
-        "line 2 column 20: not valid JSON (Expecting value); "
-        "is the file complete, and is it the annotation file?"
+        "line 2 column 20: not valid JSON (Expecting value); is the file complete, and is it the annotation file?"
     ]
 
 

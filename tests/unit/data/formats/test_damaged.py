@@ -131,11 +131,7 @@ def coco_with(tmp_path: Path, section: str, **change: Any) -> SplitFiles:
     [
         ("annotations", {"bbox": [0, 0, 1, 10**400]}, r"annotations\[0\]\.bbox: .*expected four numbers"),
         ("annotations", {"area": 10**400}, r"annotations\[0\]\.area: .*expected a number"),
-        (
-            "images",
-            {"file_name": "a\ud800.png"},
-            r'images\[0\]\.file_name: "a\\ud800.png", expected the image',
-        ),
+        ("images", {"file_name": "a\ud800.png"}, r'images\[0\]\.file_name: "a\\ud800.png", expected the image'),
         ("images", {"file_name": "a\0.png"}, r"images\[0\]\.file_name: .*expected the image"),
         ("categories", {"name": "\udcff"}, r"categories\[0\]\.name: .* holds half a character"),
     ],

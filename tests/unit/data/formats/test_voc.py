@@ -91,10 +91,7 @@ def test_two_years_with_equal_ids(tmp_path: Path) -> None:
     years[1].add("000001", voc_xml(voc_object("dog"), voc_object("cat")))
     sets = [y.image_set("000001") for y in years]
     index = read_voc([y.xmls for y in years], [y.images for y in years], sets)
-    assert [index.names[i] for i in range(2)] == [
-        "VOC2007/JPEGImages/000001.jpg",
-        "VOC2012/JPEGImages/000001.jpg",
-    ]
+    assert [index.names[i] for i in range(2)] == ["VOC2007/JPEGImages/000001.jpg", "VOC2012/JPEGImages/000001.jpg"]
     assert index.path(1) == years[1].images / "000001.jpg"
     assert index.labels.tolist() == [0, 1, 0]
 

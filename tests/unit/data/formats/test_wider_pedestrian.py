@@ -144,9 +144,7 @@ def test_twenty_numbers(tmp_path: Path) -> None:
 
 
 def test_no_box_at_all(tmp_path: Path) -> None:
-    with pytest.raises(
-        AnnotationError, match="the file has no box, so its edition is open; set edition: 2018"
-    ):
+    with pytest.raises(AnnotationError, match="the file has no box, so its edition is open; set edition: 2018"):
         read("a.jpg\nb.jpg", tmp_path)
     assert len(read("a.jpg\nb.jpg", tmp_path, edition=2018)) == 2
 

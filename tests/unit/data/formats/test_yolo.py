@@ -44,10 +44,7 @@ def test_boxes(tmp_path: Path) -> None:
 
 
 def test_names_as_list_and_with_gaps(tmp_path: Path) -> None:
-    assert read_yolo(dataset(tmp_path, {"a": "1 .5 .5 .1 .1"}, names=["x", "y"]), "train").classes == (
-        "x",
-        "y",
-    )
+    assert read_yolo(dataset(tmp_path, {"a": "1 .5 .5 .1 .1"}, names=["x", "y"]), "train").classes == ("x", "y")
     index = read_yolo(dataset(tmp_path, {"a": "7 .5 .5 .1 .1"}, names={7: "seven", 2: "two"}), "train")
     assert index.classes == ("two", "seven")
     assert index.category_ids.tolist() == [2, 7]
@@ -103,9 +100,7 @@ def test_written_without_regions(tmp_path: Path) -> None:
     builder.box((0, 0, 100, 80), 0, Flag.DIFFICULT)
     write_yolo(builder.build(["x"]), tmp_path, "train")
     assert (tmp_path / "labels/train/a.txt").read_text() == "0 0.5 0.5 1.0 1.0\n"
-    with pytest.raises(
-        UserError, match=r"data\.yaml: is there with other class names; write to another folder"
-    ):
+    with pytest.raises(UserError, match=r"data\.yaml: is there with other class names; write to another folder"):
         write_yolo(builder.build(["y"]), tmp_path, "train")
 
 

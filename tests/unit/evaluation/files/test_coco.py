@@ -160,9 +160,7 @@ def test_without_ground_truth_there_is_no_number(tmp_path: Path) -> None:
 
 
 def test_two_classes_of_one_name_keep_apart_by_their_ids(tmp_path: Path) -> None:
-    truth = instances(
-        categories=[{"id": 5, "name": "cat"}, {"id": 6, "name": "cat"}, {"id": 9, "name": "dog"}]
-    )
+    truth = instances(categories=[{"id": 5, "name": "cat"}, {"id": 6, "name": "cat"}, {"id": 9, "name": "dog"}])
     record, printed = scored(tmp_path, "coco", *files(tmp_path, truth, [result()]), "--per-class")
     assert {name: row["boxes"] for name, row in record["per_class"].items()} == {
         "cat (5)": 1,
@@ -179,12 +177,8 @@ def test_unknown_categories_are_left_out_and_counted(tmp_path: Path) -> None:
     results = [result(), result(category_id=70, score=0.9), result(category_id=71)]
     record, printed = scored(tmp_path, "coco", *files(tmp_path, truth, results))
     assert record["AP"] == pytest.approx(1)
-    assert (
-        "2 results left out: their category_id (70, 71) is not among the ground truth's categories" in printed
-    )
-    assert (
-        "1 annotations left out: their category_id (8) is not among the ground truth's categories" in printed
-    )
+    assert "2 results left out: their category_id (70, 71) is not among the ground truth's categories" in printed
+    assert "1 annotations left out: their category_id (8) is not among the ground truth's categories" in printed
     assert "1 annotations left out: their image_id (4) is not among the ground truth's images" in printed
 
 
@@ -223,23 +217,13 @@ def test_results_of_unknown_images_are_counted_with_the_first(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("truth", "results", "message"),
     [
-        (
-            instances(),
-            {"annotations": []},
-            "dt.json: the file holds an object, expected the COCO results list",
-        ),
+        (instances(), {"annotations": []}, "dt.json: the file holds an object, expected the COCO results list"),
         ([], [], "gt.json: the file holds a list, expected an object with `images`"),
         ({"images": []}, [], "annotations: missing key, expected a list of objects"),
         (instances(images=[{"id": 1}, {"id": 1}]), [], "images[1].id: 1 is already the id of images[0]"),
+        (instances(categories=[{"name": "cat"}]), [], "categories[0].id: missing key, expected a whole number"),
         (
-            instances(categories=[{"name": "cat"}]),
-            [],
-            "categories[0].id: missing key, expected a whole number",
-        ),
-        (
-            instances(
-                annotations=[{"image_id": 1, "category_id": 5, "bbox": BOX, "area": "big", "iscrowd": 2}]
-            ),
+            instances(annotations=[{"image_id": 1, "category_id": 5, "bbox": BOX, "area": "big", "iscrowd": 2}]),
             [],
             'annotations[0].area: "big", expected a finite number',
         ),

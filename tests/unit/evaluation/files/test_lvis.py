@@ -26,10 +26,7 @@ def world(folder: Path, **changes: Any) -> tuple[Path, Path]:
             {"id": 3, **LISTS},
             {"id": 4, **LISTS, "not_exhaustive_category_ids": [5]},
         ],
-        "categories": [
-            {"id": 5, "name": "cat", "frequency": "c"},
-            {"id": 6, "name": "axe", "frequency": "r"},
-        ],
+        "categories": [{"id": 5, "name": "cat", "frequency": "c"}, {"id": 6, "name": "axe", "frequency": "r"}],
         "annotations": [{"id": i, "image_id": i, "category_id": 5, "bbox": BOX, "area": 400} for i in (1, 4)],
     }
     far = [200, 200, 20, 20]

@@ -15,9 +15,7 @@ def xml(*objects: tuple[str, tuple[object, ...]], difficult: bool | None = False
     flag = "" if difficult is None else f"<difficult>{int(difficult)}</difficult>"
     text = ""
     for name, corners in objects:
-        box = "".join(
-            f"<{t}>{v}</{t}>" for t, v in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
-        )
+        box = "".join(f"<{t}>{v}</{t}>" for t, v in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True))
         text += f"<object><name>{name}</name>{flag}<bndbox>{box}</bndbox></object>"
     return f"<annotation>{text}</annotation>"
 
@@ -111,9 +109,7 @@ def test_a_box_without_area_is_kept_as_it_stands(tmp_path: Path) -> None:
 
 
 def test_the_kits_own_file_names_are_found_with_their_whole_class_name(tmp_path: Path) -> None:
-    voc, dets = dataset(
-        tmp_path, comp4_det_test_cat="a 1 1 1 10 10\n", comp4_det_test_wild_cat="b 1 5 5 50 60\n"
-    )
+    voc, dets = dataset(tmp_path, comp4_det_test_cat="a 1 1 1 10 10\n", comp4_det_test_wild_cat="b 1 5 5 50 60\n")
     write(voc / "Annotations" / "b.xml", xml(("wild_cat", (5, 5, 50, 60))))
     record, _ = scored(tmp_path, "voc", voc, dets)
     assert {name: row["area"] for name, row in record["per_class"].items()} == {"cat": 0.5, "wild_cat": 1}
@@ -179,9 +175,7 @@ def test_detections_outside_the_image_set_are_refused_with_their_count(tmp_path:
         "voc", voc, dets, "--image-set", own
     )
     message = refused("voc", voc, dets)
-    assert (
-        f"{dets / 'dog.txt'}:1: image 'a.jpg' is not in {voc / 'Annotations'} (1 line(s) name it)" in message
-    )
+    assert f"{dets / 'dog.txt'}:1: image 'a.jpg' is not in {voc / 'Annotations'} (1 line(s) name it)" in message
     assert "write it as 'a'" in message
 
 
@@ -237,7 +231,4 @@ def test_an_empty_set_of_images_is_refused(tmp_path: Path) -> None:
 def test_one_curve_per_class(tmp_path: Path) -> None:
     paths = dataset(tmp_path, cat=RIGHT_WRONG_RIGHT, dog="")
     scored(tmp_path, "voc", *paths, "--curves", tmp_path / "c")
-    assert curves(tmp_path / "c") == {
-        ("VOC2007", "voc", "cat"): pytest.approx(5 / 6),
-        ("VOC2007", "voc", "dog"): 0,
-    }
+    assert curves(tmp_path / "c") == {("VOC2007", "voc", "cat"): pytest.approx(5 / 6), ("VOC2007", "voc", "dog"): 0}

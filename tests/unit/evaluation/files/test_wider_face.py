@@ -45,9 +45,7 @@ NONE = "f_1\n0\n"
 
 def test_faces_outside_the_setting_count_neither_way(tmp_path: Path) -> None:
     """All detections are right and score alike; hard has a fourth face, without area, that none has found."""
-    record, printed = scored(
-        tmp_path, "wider_face", lists(tmp_path), predictions(tmp_path, FIRST, SECOND, NONE)
-    )
+    record, printed = scored(tmp_path, "wider_face", lists(tmp_path), predictions(tmp_path, FIRST, SECOND, NONE))
     assert (record["easy"], record["medium"], record["hard"]) == (1, 1, pytest.approx(3 / 4))
     assert record["faces"] == {"easy": 1, "medium": 2, "hard": 4}
     assert (record["images"], record["missing"], record["unknown"]) == (3, [], [])
@@ -132,10 +130,7 @@ def test_the_wrong_folder_is_refused_with_a_hint(tmp_path: Path) -> None:
         ("p_1\n10 10 20 20 .8\n", "p_1.txt:2: '10 10 20 20 .8', expected the number of detections"),
         ("p_1\n", "p_1.txt:2: no line, expected the number of detections"),
         ("", "p_1.txt:2: no line, expected the number of detections"),
-        (
-            "p_1\n1\n10 10 20 20 nan\n",
-            "p_1.txt:3: '10 10 20 20 nan', expected five finite numbers x y w h score",
-        ),
+        ("p_1\n1\n10 10 20 20 nan\n", "p_1.txt:3: '10 10 20 20 nan', expected five finite numbers x y w h score"),
         ("p_1\n1\n10 10 inf 20 1\n", "p_1.txt:3: '10 10 inf 20 1', expected five finite numbers"),
         ("p_1\n1\n10 10 ten 20 1\n", "p_1.txt:3: '10 10 ten 20 1', expected five finite numbers"),
         ("p_1\n1\n10,10,20,20,1\n", "p_1.txt:3: '10,10,20,20,1', expected five finite numbers"),

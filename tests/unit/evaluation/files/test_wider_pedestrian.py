@@ -16,23 +16,13 @@ HALF = 51 / 101
 
 
 def files(folder: Path, boxes: str, found: str, ignore: str | None = None) -> list[object]:
-    arguments: list[object] = [
-        "wider_pedestrian",
-        write(folder / "val.txt", boxes),
-        write(folder / "s.txt", found),
-    ]
+    arguments: list[object] = ["wider_pedestrian", write(folder / "val.txt", boxes), write(folder / "s.txt", found)]
     return arguments if ignore is None else [*arguments, "--ignore", write(folder / "ignore.txt", ignore)]
 
 
 def test_both_metrics_join_the_classes(tmp_path: Path) -> None:
     record, printed = scored(tmp_path, *files(tmp_path, OLD, PEDESTRIAN, ""))
-    assert record["challenge"] == {
-        "AP": 0.5,
-        "per_iou": [0.5] * 10,
-        "edition": 2018,
-        "boxes": 2,
-        "detections": 1,
-    }
+    assert record["challenge"] == {"AP": 0.5, "per_iou": [0.5] * 10, "edition": 2018, "boxes": 2, "detections": 1}
     assert record["coco_style"] == {
         "AP": pytest.approx(HALF),
         "AP50": pytest.approx(HALF),
@@ -73,20 +63,14 @@ def test_ignore_regions(tmp_path: Path) -> None:
     assert without["coco_style"]["AP"] == pytest.approx(HALF / 2)
     assert "no ignore regions were used (--ignore FILE)" in printed
     record, printed = scored(tmp_path, *files(tmp_path, boxes, found, ignore))
-    assert (record["challenge"]["AP"], record["challenge"]["boxes"], record["challenge"]["detections"]) == (
-        1,
-        1,
-        1,
-    )
+    assert (record["challenge"]["AP"], record["challenge"]["boxes"], record["challenge"]["detections"]) == (1, 1, 1)
     assert record["coco_style"]["AP"] == pytest.approx(HALF)  # a box in a region stays a box
     assert record["ignore_regions"] == 2
     assert "2 ignore regions used" in printed
 
 
 def test_ignore_regions_of_other_images_are_reported(tmp_path: Path) -> None:
-    record, printed = scored(
-        tmp_path, *files(tmp_path, OLD, PEDESTRIAN, "x.jpg 1 1 5 5 2 2 5 5\nb.jpg 1 1 5 5\n")
-    )
+    record, printed = scored(tmp_path, *files(tmp_path, OLD, PEDESTRIAN, "x.jpg 1 1 5 5 2 2 5 5\nb.jpg 1 1 5 5\n"))
     assert record["ignore_regions"] == 1
     assert f"2 ignore regions of images that are not in {tmp_path / 'val.txt'} left out" in printed
 
@@ -105,9 +89,7 @@ def test_the_edition_is_found_and_can_be_given(tmp_path: Path) -> None:
 
 def test_boxes_are_kept_as_they_stand(tmp_path: Path) -> None:
     """A box of no width is found by an equal detection in the challenge's inclusive pixels."""
-    record, _ = scored(
-        tmp_path, *files(tmp_path, "a.jpg 1 10 10 0 40 1 50 10 -3 40\n", "a.jpg 0.9 10 10 0 40\n")
-    )
+    record, _ = scored(tmp_path, *files(tmp_path, "a.jpg 1 10 10 0 40 1 50 10 -3 40\n", "a.jpg 0.9 10 10 0 40\n"))
     assert record["challenge"]["boxes"] == 2
     assert record["challenge"]["AP"] == pytest.approx(0.5)
 

@@ -13,13 +13,7 @@ import torch
 from crossdet.errors import UserError
 from crossdet.losses import image_focal_losses
 from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.models.retinanet.growth import (
-    BIAS,
-    WEIGHT,
-    by_class,
-    carry_over,
-    train_new_classes_only,
-)
+from crossdet.models.retinanet.growth import BIAS, WEIGHT, by_class, carry_over, train_new_classes_only
 from crossdet.models.retinanet.network import RetinaNet
 from crossdet.models.retinanet.subnets import Adapter
 from crossdet.training.state import averaged

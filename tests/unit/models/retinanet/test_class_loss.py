@@ -32,9 +32,7 @@ class Case:
         labels = torch.full((images, ANCHORS), BACKGROUND)
         labels[kind < 0.1 + foreground] = IGNORE
         chosen = kind < foreground
-        chosen[:, [0, 3 * 7 - 1, 3 * 6 * 7 - 1, -1]] = (
-            foreground > 0
-        )  # corners of P3, the single cell of the last
+        chosen[:, [0, 3 * 7 - 1, 3 * 6 * 7 - 1, -1]] = foreground > 0  # corners of P3, the single cell of the last
         labels[chosen] = torch.randint(0, classes, (int(chosen.sum()),), generator=g)
         labels[-1][labels[-1] >= 0] = BACKGROUND  # one image without any object
         image, anchor = (labels >= 0).nonzero(as_tuple=True)

@@ -72,9 +72,7 @@ def test_gradients_of_matching_by_hand():
     count = 0.8 + 0.7
     slopes = torch.tensor([[-0.3, 0], [0.02, 0], [0.03, 0]], dtype=torch.float64) / count
     torch.testing.assert_close(found.grad, slopes)
-    by_hand = torch.tensor(
-        [[0.8, 0, 0, -0.8], [0.7 * 0.02 / 0.1, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.float64
-    )
+    by_hand = torch.tensor([[0.8, 0, 0, -0.8], [0.7 * 0.02 / 0.1, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.float64)
     torch.testing.assert_close(moved.grad, 2 * by_hand / count)
     assert torch.autograd.gradcheck(
         lambda a, b: matching_loss(wanted, a, deltas, b, 0.1, 2.0), (found.detach().requires_grad_(), moved)
@@ -84,9 +82,7 @@ def test_gradients_of_matching_by_hand():
 def some_batch(classes: int) -> Batch:
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     size, rows = torch.tensor([[64, 96]] * 2), torch.arange(2)
-    empty = Annotations(
-        torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
-    )
+    empty = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8))
     return Batch(images, size, size, [empty] * 2, torch.ones(2, classes, dtype=torch.bool), rows, rows * 0)
 
 

@@ -23,9 +23,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def images():
-    return torch.randint(
-        0, 256, (2, 3, 96, 128), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
-    )
+    return torch.randint(0, 256, (2, 3, 96, 128), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("entries", [1, 20_000, 10**9])

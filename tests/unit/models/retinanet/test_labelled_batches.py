@@ -120,9 +120,7 @@ def test_compiled_features_are_not_compiled_for_every_shape(model, monkeypatch):
     """Six sizes and two numbers of images: the second shape makes the graph a dynamic one, and that is all."""
     counter = CompileCounter()
     whole = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda function, **options: whole(function, backend=counter, **options)
-    )
+    monkeypatch.setattr(torch, "compile", lambda function, **options: whole(function, backend=counter, **options))
     step = TrainStep(model, compiled=True)
     for images in (2, 3):
         for size in ((64, 96), (96, 64), (96, 96), (128, 160), (64, 128), (160, 96)):

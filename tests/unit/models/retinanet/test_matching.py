@@ -97,9 +97,7 @@ def test_area_is_scale_times_stride_squared_and_not_rounded():
         assert area.tolist() == pytest.approx([(s * stride) ** 2 for _ in ratios for s in scales], rel=1e-6)
         assert (cells[:, :2] + cells[:, 2:]).abs().max() == 0  # around the origin
     # 2 * 8 at ratio 0.5 is 22.63 x 11.31; rounded base anchors would be 22 x 12
-    assert cell_anchors(8, [2], [0.5])[0].tolist() == pytest.approx(
-        [-11.3137, -5.6569, 11.3137, 5.6569], abs=1e-4
-    )
+    assert cell_anchors(8, [2], [0.5])[0].tolist() == pytest.approx([-11.3137, -5.6569, 11.3137, 5.6569], abs=1e-4)
 
 
 def test_grid_centres_are_half_a_stride_from_the_border():
@@ -239,9 +237,7 @@ def test_odd_boxes_are_matched_as_by_the_full_matrix(kind, low_quality):
 
 def test_thresholds_by_hand():
     """IoU exactly at the thresholds: 0.5 is positive, 0.4 is ignored, just below it is background."""
-    anchors = torch.tensor(
-        [[0.0, 0, 10, 10], [0, 0, 10, 20], [0, 0, 10, 25], [0, 0, 10, 26], [50, 50, 60, 60]]
-    )
+    anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 20], [0, 0, 10, 25], [0, 0, 10, 26], [50, 50, 60, 60]])
     found = label_anchors(loose(anchors), [annotations([[0, 0, 10, 10]], [3])])
     assert found.labels.tolist() == [[3, 3, IGNORE, BACKGROUND, BACKGROUND]]
     assert found.boxes.tolist() == [[0, 0, 10, 10]] * 2
@@ -256,9 +252,7 @@ def test_low_quality_match_takes_the_box_that_is_best_for_the_anchor():
     assert found.boxes.tolist() == [[0, 0, 10, 9]]
     alone = annotations([[8, 8, 30, 30]], [1])
     assert label_anchors(loose(anchors), [alone]).labels.tolist() == [[1, BACKGROUND]]
-    assert label_anchors(loose(anchors), [alone], low_quality_matches=False).labels.tolist() == [
-        [BACKGROUND] * 2
-    ]
+    assert label_anchors(loose(anchors), [alone], low_quality_matches=False).labels.tolist() == [[BACKGROUND] * 2]
 
 
 def test_box_that_meets_no_anchor_makes_no_positives():
@@ -296,13 +290,9 @@ def test_boxes_are_in_the_order_of_the_foreground_anchors():
 # ------------------------------------------------------------------------------------------------ regions
 
 
-@pytest.mark.parametrize(
-    "flag", [Flag.CROWD, Flag.IGNORE_REGION, Flag.AVOID, Flag.INVALID | Flag.IGNORE_REGION]
-)
+@pytest.mark.parametrize("flag", [Flag.CROWD, Flag.IGNORE_REGION, Flag.AVOID, Flag.INVALID | Flag.IGNORE_REGION])
 def test_region_covers_from_half_of_the_anchor(flag):
-    anchors = torch.tensor(
-        [[0.0, 0, 10, 10], [5, 0, 15, 10], [5.1, 0, 15.1, 10], [0, 0, 40, 40], [2, 2, 4, 4]]
-    )
+    anchors = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [5.1, 0, 15.1, 10], [0, 0, 40, 40], [2, 2, 4, 4]])
     target = annotations([[0, 0, 10, 10]], [6], [int(flag)])
     found = label_anchors(loose(anchors), [annotations([]), target])
     assert (found.labels == BACKGROUND).all()  # never a positive, though anchor 0 is the very box
@@ -328,9 +318,7 @@ def test_a_teacher_has_no_doubt_about_what_a_person_labelled():
 def test_region_of_no_class_and_several_regions():
     anchors = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10]])
     target = annotations(
-        [[0, 0, 12, 12], [0, 0, 40, 40], [19, 0, 31, 10]],
-        [2, -1, 3],
-        [int(Flag.CROWD), int(Flag.IGNORE_REGION), 0],
+        [[0, 0, 12, 12], [0, 0, 40, 40], [19, 0, 31, 10]], [2, -1, 3], [int(Flag.CROWD), int(Flag.IGNORE_REGION), 0]
     )
     found = label_anchors(loose(anchors), [target])
     assert found.labels.tolist() == [[BACKGROUND, 3]]  # a region takes no object away

@@ -144,9 +144,7 @@ def test_forward_does_not_depend_on_the_mode(model):
     with torch.no_grad():
         training = model.train()(image)
         evaluating = model.eval()(image)
-    for a, b in zip(
-        (*training.logits, *training.deltas), (*evaluating.logits, *evaluating.deltas), strict=True
-    ):
+    for a, b in zip((*training.logits, *training.deltas), (*evaluating.logits, *evaluating.deltas), strict=True):
         assert torch.equal(a, b)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -234,9 +232,7 @@ def test_nms_is_by_class(model):
 
 def test_cap_and_topk(model):
     rows = [
-        (0, row_of(0, i, j), (i + j) % CLASSES, 0.1 * i + 0.01 * j)
-        for i in range(0, 16, 3)
-        for j in (2, 8, 14)
+        (0, row_of(0, i, j), (i + j) % CLASSES, 0.1 * i + 0.01 * j) for i in range(0, 16, 3) for j in (2, 8, 14)
     ]
     rows += [(2, row_of(2, 1, 1), 0, -1.0)]
     outputs = outputs_with(model, rows)
@@ -285,9 +281,7 @@ def test_images_of_a_batch_are_decoded_apart(model):
         outputs = model(images)
         together = model.decode(outputs, sizes, score_threshold=0.0, topk=50, max_detections=20)
     for i in range(3):
-        one = Outputs(
-            [x[i : i + 1] for x in outputs.logits], [x[i : i + 1] for x in outputs.deltas], outputs.grids
-        )
+        one = Outputs([x[i : i + 1] for x in outputs.logits], [x[i : i + 1] for x in outputs.deltas], outputs.grids)
         alone = model.decode(one, sizes[:1], score_threshold=0.0, topk=50, max_detections=20)[0]
         assert len(alone) == 20
         assert torch.equal(alone.boxes, together[i].boxes)
@@ -416,10 +410,7 @@ def test_head_runs_in_bfloat16_under_autocast_and_the_loss_in_float32(model):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (
-            "vit_small_patch16_224",
-            r"'vit_small_patch16_224' has features at strides \[16.*8, 16 and 32 are needed",
-        ),
+        ("vit_small_patch16_224", r"'vit_small_patch16_224' has features at strides \[16.*8, 16 and 32 are needed"),
         ("swin_tiny_patch4_window7_224", r"gives .*NHWC features; NCHW is needed"),
         ("nonsense_net", r"'nonsense_net' is no timm model with feature maps .*timm\.list_models\(\)"),
         ("alexnet", r"model\.backbone: 'alexnet' is no timm model"),
@@ -571,11 +562,7 @@ def test_torchvisions_names_of_a_resnet(tmp_path):
 @pytest.mark.parametrize(
     ("lacking", "misshapen", "message"),
     [
-        (
-            ["layer1.0.conv1.weight"],
-            [],
-            "1 of {} entries missing (layer1.0.conv1.weight, ...), 0 of another shape",
-        ),
+        (["layer1.0.conv1.weight"], [], "1 of {} entries missing (layer1.0.conv1.weight, ...), 0 of another shape"),
         ([], ["conv1.weight"], "0 of {} entries missing, 1 of another shape (conv1.weight, ...)"),
         (
             ["layer1.0.conv1.weight", "bn1.weight"],
@@ -641,16 +628,13 @@ def test_a_group_has_at_least_four_channels(channels, groups):
 
 def test_weights_that_do_not_say_their_groups_keep_two_channels_in_each():
     """Weights files from before groups had a width: the network that they were trained as."""
-    written = json.loads(
-        DetectorSettings(backbone="test_efficientnet", channels=16, group_norm=True).to_json()
-    )
+    written = json.loads(DetectorSettings(backbone="test_efficientnet", channels=16, group_norm=True).to_json())
     del written["group_channels"]
     old, new = (
         DetectorSettings.from_json(json.dumps(written)),
         DetectorSettings(backbone="test_efficientnet", channels=16, group_norm=True),
     )
     groups = [
-        {m.num_groups for m in build_detector(one, 2).modules() if isinstance(m, GroupNorm)}
-        for one in (old, new)
+        {m.num_groups for m in build_detector(one, 2).modules() if isinstance(m, GroupNorm)} for one in (old, new)
     ]
     assert groups == [{8}, {4}]
