@@ -9,9 +9,12 @@ if TYPE_CHECKING:
     from crossdet.config import Config, load_config
     from crossdet.data.index import Index
     from crossdet.errors import CrossdetError, RunError, UserError
+    from crossdet.inference import load_detector
     from crossdet.labels.space import LabelSpace
+    from crossdet.runs.evaluate import evaluate
     from crossdet.runs.extend import extend
-    from crossdet.runs.train import evaluate, load_detector, predict, train
+    from crossdet.runs.predict import predict
+    from crossdet.runs.train import train
     from crossdet.types import Annotations, Batch, Detections
 
 __version__ = "0.1.0"
@@ -22,9 +25,9 @@ _HOME = {
     "Config": "crossdet.config",
     "load_config": "crossdet.config",
     "train": "crossdet.runs.train",
-    "evaluate": "crossdet.runs.train",
-    "predict": "crossdet.runs.train",
-    "load_detector": "crossdet.runs.train",
+    "evaluate": "crossdet.runs.evaluate",
+    "predict": "crossdet.runs.predict",
+    "load_detector": "crossdet.inference",
     "extend": "crossdet.runs.extend",
     "Index": "crossdet.data.index",
     "Annotations": "crossdet.types",

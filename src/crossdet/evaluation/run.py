@@ -25,12 +25,12 @@ from crossdet.evaluation.protocols.base import LIMITS, Limits, Protocol, Split, 
 from crossdet.inference import rescale
 from crossdet.labels.folds import Folding
 from crossdet.labels.space import DROPPED, LabelSpace
-from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.contract import Network
 
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """shorter, longer: network input. The others: see `RetinaNet.decode`.
+    """shorter, longer: network input. The others: see `Network.find`.
 
     score_threshold, max_detections: None = as each protocol has it.
     """
@@ -67,7 +67,7 @@ class Found:
 
 @torch.inference_mode()
 def detect(
-    model: RetinaNet,
+    model: Network,
     index: Index,
     classes: Sequence[int] | None,
     settings: EvalSettings,
@@ -79,7 +79,7 @@ def detect(
     """Detections of the unified `classes` (None = all) in all images of `index`, in original pixels.
 
     Limits that `settings` leaves open are COCO's. With several `ranks` each process takes its share of the images
-    and all get the whole result. nms_groups: see `RetinaNet.decode`. The model's train/eval mode is restored.
+    and all get the whole result. nms_groups: see `Network.find`. The model's train/eval mode is restored.
     """
     space = LabelSpace(("dataset",), ("object",), ({},))  # the ground truth is not needed to detect
     part = Part(index, 0, np.full(len(index.classes), DROPPED, np.int64))
@@ -88,10 +88,10 @@ def detect(
     limits = settings.limits(Protocol("coco"))
     was_training = model.training
     model.eval()
-    device = model.mean.device
+    device = model.device
     boxes, scores, labels, images, lost = [], [], [], [], []
     with autocast or nullcontext():
-        for batch in make_loader(dataset, batches, settings.workers, device.type == "cuda", model.mean_colour):
+        for batch in make_loader(dataset, batches, settings.workers, device.type == "cuda", model.fill_colour):
             found = model.find(
                 batch.images.to(device, non_blocking=True),
                 batch.sizes.to(device),
@@ -148,7 +148,7 @@ class DatasetScores:
 
 
 def detect_folded(
-    model: RetinaNet,
+    model: Network,
     index: Index,
     classes: Sequence[int] | None,
     settings: EvalSettings,
@@ -171,7 +171,7 @@ def detect_folded(
 
 
 def score_dataset(
-    model: RetinaNet,
+    model: Network,
     split: Split,
     settings: EvalSettings,
     protocols: Sequence[Protocol] = (Protocol("coco"),),

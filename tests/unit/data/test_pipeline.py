@@ -35,7 +35,8 @@ from crossdet.data.loading import (
     sequential_batches,
 )
 from crossdet.errors import RunError, UserError
-from crossdet.types import AnchorLabels, Annotations, Flag
+from crossdet.models.retinanet.anchors import AnchorLabels
+from crossdet.types import Annotations, Flag
 
 # ------------------------------------------------------------------------------------------------ decoding
 
@@ -830,8 +831,8 @@ def test_only_what_is_large_takes_shared_memory_between_processes():
     assert labels is anchor_labels
     assert len(message) < 4000
     again = function(images, labels, message)
-    assert again.labelled.per_shape == (1, 2)
-    for a, b in zip(again.labelled[:5], found[:5], strict=True):
+    assert again.prepared.per_shape == (1, 2)
+    for a, b in zip(again.prepared[:5], found[:5], strict=True):
         assert torch.equal(a, b)
     for name in ("images", "sizes", "original_sizes", "trusted", "image_ids", "dataset_ids"):
         assert torch.equal(getattr(again, name), getattr(batch, name))
