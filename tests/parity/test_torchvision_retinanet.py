@@ -30,7 +30,7 @@ from crossdet.types import Annotations, Batch
 
 HEIGHT, WIDTH, CLASSES = 128, 256, 5
 SCALES, RATIOS = (4.0, 5.03, 6.35), (0.5, 1.0, 2.0)
-SETTINGS = RetinaNetSettings(
+OURS = RetinaNetSettings(
     anchors=Anchors(scales=SCALES, ratios=RATIOS), loss=RetinaNetLoss(box_beta=0.0), weights="none"
 )
 SETTINGS = {"score_threshold": 0.12, "topk": 150, "nms_iou": 0.5, "max_detections": 60}
@@ -97,7 +97,7 @@ def make_pair(backbone: str, channels_of_c5: int) -> Pair:
     )
     our_backbone = Backbone(backbone)
     freeze_batch_norm(our_backbone)
-    ours = RetinaNet(our_backbone, CLASSES, SETTINGS)
+    ours = RetinaNet(our_backbone, CLASSES, OURS)
     for module in ours.modules():  # statistics that a forgotten batch norm would show
         if type(module).__name__ == "FrozenBatchNorm2d":
             for name, low, high in (("weight", 0.4, 0.8), ("bias", -0.1, 0.1), ("running_mean", -0.1, 0.1)):

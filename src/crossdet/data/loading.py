@@ -162,7 +162,7 @@ def collate(
     return batch if finish is None else finish(batch)
 
 
-LARGE = 1 << 16
+LARGE = 1 << 14
 """Bytes from which on a tensor of a batch is passed between processes in shared memory."""
 
 

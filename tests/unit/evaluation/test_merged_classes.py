@@ -316,7 +316,7 @@ def weights(known, tmp_path, monkeypatch) -> Path:
     model = trained_head()
     torch.nn.init.normal_(model.class_subnet.predict.weight, std=0.2)
     points = {name: {"threshold": 0.11 + 0.1 * c} for c, name in enumerate(CLASSES)}
-    old = save(Path("old.safetensors"), model, known, operating=json.dumps(points))
+    old = save(Path("old.safetensors"), model, known, operating=points)
     relabel(old, Path("new.safetensors"), [], VEHICLE)
     return Path("new.safetensors")
 
