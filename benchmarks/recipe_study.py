@@ -44,30 +44,26 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-from crossdet.api import detector_settings, training_data
 from crossdet.config import Config
+from crossdet.config.sources import open_sources
+from crossdet.data.augment import Augment, Resize
 from crossdet.data.hybrid import Draw
 from crossdet.data.loading import IMAGENET_MEAN, epoch_rows, pad_images
-from crossdet.data.transforms import Augment, Resize
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.protocols import Protocol, Split, score_split
-from crossdet.experiments.split import split_dataset
-from crossdet.experiments.split_files import write_split
+from crossdet.evaluation.protocols.base import Protocol, Split, score_split
 from crossdet.inference import rescale
 from crossdet.losses import dataset_aware_focal_loss, smooth_l1
-from crossdet.models.anchors import encode_boxes, pyramid_grids
 from crossdet.models.building import build_detector
-from crossdet.models.retinanet import Outputs, RetinaNet
-from crossdet.sources import open_sources
+from crossdet.models.retinanet.anchors import encode_boxes, pyramid_grids
+from crossdet.models.retinanet.network import Outputs, RetinaNet
+from crossdet.runs.building import network_settings, training_data
 from crossdet.types import BACKGROUND, IGNORE, PAD_DIVISOR, Batch
+from crossdet_research.split import split_dataset
+from crossdet_research.split_files import write_split
 
 LONGER = 384
 SETS = ("site_safety", "dice", "bccd", "aquarium", "playing_cards", "voc_animals")
-PARTS = {
-    "faces": ["head", "lower_face"],
-    "persons": ["person"],
-    "rest": ["torso", "cone", "machinery", "vehicle"],
-}
+PARTS = {"faces": ["head", "lower_face"], "persons": ["person"], "rest": ["torso", "cone", "machinery", "vehicle"]}
 """How site_safety is dealt in three; 90 % of the pictures then show an object that is not labelled."""
 PROBE = 64
 """Validation pictures that the statistics of features are taken from."""
@@ -144,9 +140,7 @@ def dealt(name: str, options: Options, hows: Sequence[str]) -> list[Run]:
     """site_safety dealt in three by class."""
     looks = (0.02, 0.04, 0.1, 0.2, 0.3, 0.5, 1.0)
     return [
-        Run(f"site_safety/{how}", f"{name}, {how}", options, seed, looks=looks)
-        for how in hows
-        for seed in range(3)
+        Run(f"site_safety/{how}", f"{name}, {how}", options, seed, looks=looks) for how in hows for seed in range(3)
     ]
 
 
@@ -244,10 +238,7 @@ def config_of(data: str, deal: Path) -> Config:
     }
     if not how:
         split = {
-            s: {
-                "images": f"${{CROSSDET_BENCH}}/{name}/{s}",
-                "annotations": f"${{CROSSDET_BENCH}}/{name}/{s}.json",
-            }
+            s: {"images": f"${{CROSSDET_BENCH}}/{name}/{s}", "annotations": f"${{CROSSDET_BENCH}}/{name}/{s}.json"}
             for s in ("train", "val")
         }
         return Config.from_dict({"datasets": {name: {"format": "coco", **split}}, **sections})
@@ -290,7 +281,7 @@ def prepare(data: str, deal: Path, file: Path) -> str:
     started = time.perf_counter()
     config = config_of(data, deal)
     sources = open_sources(config)
-    detector = build_detector(detector_settings(config), len(sources.space.classes))
+    detector = build_detector(network_settings(config), len(sources.space.classes))
     dataset = training_data(config, sources)
     sides = [0, 0]
     samples = []
@@ -301,7 +292,7 @@ def prepare(data: str, deal: Path, file: Path) -> str:
             sides = [max(a, b) for a, b in zip(sides, sample.image.shape[1:], strict=True)]
             samples.append(sample)
     height, width = (-(-side // PAD_DIVISOR) * PAD_DIVISOR for side in sides)
-    fill = torch.tensor(detector.mean_colour, dtype=torch.uint8)[:, None, None]
+    fill = torch.tensor(detector.fill_colour, dtype=torch.uint8)[:, None, None]
     images = fill.expand(3, height, width).repeat(len(samples), 1, 1, 1)
     for canvas, sample in zip(images, samples, strict=True):
         canvas[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
@@ -330,7 +321,7 @@ def _labelled(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], int]:
     """Labels, foreground anchors and their deltas by sample, and how many pairs of anchor and class are avoided;
     anchors of such a pair are ignored here for all classes, which is not what the package does."""
-    label = detector.labeller()
+    label = detector.prepare()
     grids = detector(images[:1]).grids
     boxes = torch.cat(detector.anchors(grids))
     labels, anchors, deltas, avoided = [], [], [], 0
@@ -346,7 +337,7 @@ def _labelled(
             image_ids=torch.tensor([sample.image_id for sample in some]),
             dataset_ids=torch.tensor([sample.dataset_id for sample in some]),
         )
-        found = label(batch).labelled
+        found = label(batch).prepared
         assert found is not None
         own = found.labels.to(torch.int8)
         rows = found.avoid[:, 0], found.avoid[:, 1]
@@ -381,7 +372,7 @@ class Judge:
             images, sizes = pad_images([s.image for s in samples[start : start + 32]], IMAGENET_MEAN)
             self.batches.append((images.to(device), sizes))
 
-        shell = build_detector(detector_settings(config), len(space.classes))
+        shell = build_detector(network_settings(config), len(space.classes))
         self.decode = shell.decode  # of outputs on the CPU, with the anchors of a detector there
 
     @torch.inference_mode()
@@ -458,7 +449,7 @@ def focal_loss(logits: Tensor, labels: Tensor, trusted: Tensor) -> Tensor:
 
 
 def losses_of(detector: RetinaNet, pictures: Pictures, rows: Tensor) -> Tensor:
-    """Class and box loss of a batch; equal to `RetinaNet.loss`."""
+    """Class and box loss of a batch; equal to `RetinaNet.losses`, normalised."""
     outputs = detector(pictures.images.index_select(0, rows))
     logits = torch.cat(outputs.logits, 1).float()
     deltas = torch.cat(outputs.deltas, 1)
@@ -469,8 +460,8 @@ def losses_of(detector: RetinaNet, pictures: Pictures, rows: Tensor) -> Tensor:
     count = pictures.count.index_select(0, rows)
     used = torch.arange(anchor.shape[1], device=anchor.device) < count[:, None]
     found = deltas.gather(1, anchor[..., None].expand(-1, -1, 4)).float()
-    box = (smooth_l1(found, pictures.deltas.index_select(0, rows), detector.box_beta) * used).sum()
-    return torch.stack([classification, box * detector.box_weight]) / count.sum().clamp(min=1)
+    box = (smooth_l1(found, pictures.deltas.index_select(0, rows), detector.settings.loss.box_beta) * used).sum()
+    return torch.stack([classification, box * detector.settings.loss.box_weight]) / count.sum().clamp(min=1)
 
 
 class Training:
@@ -480,11 +471,8 @@ class Training:
         self.options, self.pictures = options, pictures
         self.device = pictures.images.device
         config = config_of(data, deal)
-        settings = replace(
-            detector_settings(config),
-            group_norm=options.group_norm,
-            frozen_batch_norm=options.batch_norm == "fixed",
-        )
+        changes = {"group_norm": options.group_norm, "freeze_batch_norm": options.batch_norm == "fixed"}
+        settings = network_settings(config).model_copy(update=changes)
         torch.manual_seed(seed)
         detector = build_detector(settings, pictures.trusted.shape[1], weights=config.model.weights)
         self.detector = detector.to(self.device).to(memory_format=torch.channels_last)
@@ -574,9 +562,7 @@ class Training:
     def _average(self, kept: Tensor) -> None:
         pairs = [
             (a, b)
-            for a, b in zip(
-                self.average.state_dict().values(), self.detector.state_dict().values(), strict=True
-            )
+            for a, b in zip(self.average.state_dict().values(), self.detector.state_dict().values(), strict=True)
             if a.is_floating_point()
         ]
         averages, current = [a for a, _ in pairs], [b for _, b in pairs]
@@ -871,9 +857,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--work", type=Path, help="for prepared data; default: FOLDER/work")
     parser.add_argument("--workers", type=int, default=3, help="processes")
-    parser.add_argument(
-        "--seconds", type=float, default=1e9, help="after which trainings are scored as they are"
-    )
+    parser.add_argument("--seconds", type=float, default=1e9, help="after which trainings are scored as they are")
     args = parser.parse_args()
     args.work = args.work or args.output / "work"
     started = time.time()
@@ -891,9 +875,7 @@ def main() -> None:
     workers = [context.Process(target=worker, args=(shared,)) for _ in range(args.workers)]
     for process in workers:
         process.start()
-    print(
-        f"[{time.time() - started:.0f}] {len(jobs)} runs, {args.workers} x {shared.slots} at once", flush=True
-    )
+    print(f"[{time.time() - started:.0f}] {len(jobs)} runs, {args.workers} x {shared.slots} at once", flush=True)
     records = collect(shared, args.output / "runs.jsonl", len(workers), started)
     for process in workers:
         process.join(5)
@@ -904,9 +886,7 @@ def main() -> None:
         "at_once": [args.workers, shared.slots],
         "steps_per_second_of_random_data": rates,
         "input": {"shorter": 320, "longer": LONGER},
-        "runs": sorted(
-            (r for r in records if "error" not in r), key=lambda r: (r["data"], r["name"], r["seed"])
-        ),
+        "runs": sorted((r for r in records if "error" not in r), key=lambda r: (r["data"], r["name"], r["seed"])),
         "failed": [r for r in records if "error" in r],
     }
     (args.output / "summary.json").write_text(json.dumps(content))
@@ -919,9 +899,7 @@ def prepare_all(context: Any, shared: Shared, sets: Sequence[str]) -> dict[int, 
         deal_out(deal)
     with context.Pool(min(len(sets), os.cpu_count() or 1)) as pool:
         files = [shared.folder / f"{data.replace('/', '_')}.pt" for data in sets]
-        waiting = [
-            pool.apply_async(prepare, (data, deal, file)) for data, file in zip(sets, files, strict=True)
-        ]
+        waiting = [pool.apply_async(prepare, (data, deal, file)) for data, file in zip(sets, files, strict=True)]
         if shared.device.type == "cuda":
             rates = streams_pay(deal)
             print(f"steps per second by detectors at once: {rates}", flush=True)
