@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from crossdet.data.annotation_files import header_sizes
+from crossdet.data.cache import cached, fingerprint, pictures_stamp
 from crossdet.data.formats import voc, yolo
-from crossdet.data.formats.coco import clip_to_images, read_coco
+from crossdet.data.formats.coco import read_coco
 from crossdet.data.formats.wider_face import read_wider_face
 from crossdet.data.formats.wider_pedestrian import read_wider_pedestrian
-from crossdet.data.index import Index, cached, fingerprint, header_sizes, pictures_stamp
+from crossdet.data.index import Index, clip_to_images, short
 from crossdet.errors import UserError, problem_list
 
 IMAGE_REASONS = ("image cannot be read", "image not found")
@@ -123,9 +125,10 @@ def fill_sizes(index: Index) -> Index:
     filled[(index.sizes[image_of_box] != 0).all(axis=1)] = 0  # those the reader has clipped
     clipped, reason = clip_to_images(index.boxes.astype(np.float64), filled)
     for left_out in np.flatnonzero(reason != "").tolist():
-        box = ", ".join(f"{v:g}" for v in index.boxes[left_out].tolist())
         place = index.path(int(image_of_box[left_out]))
-        skipped.setdefault(str(reason[left_out]), []).append(f"{place}: xyxy [{box}]")
+        skipped.setdefault(str(reason[left_out]), []).append(
+            f"{place}: xyxy {short(index.boxes[left_out].tolist())}"
+        )
     return _keep_boxes(index, reason == "", clipped, sizes, skipped)
 
 

@@ -14,18 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossdet.data.index import (
-    Index,
-    IndexBuilder,
-    Ragged,
-    Strings,
-    cache_root,
-    cached,
-    fingerprint,
-    header_sizes,
-    load_index,
-    save_index,
-)
+from crossdet.data.annotation_files import header_sizes
+from crossdet.data.cache import cache_root, cached, fingerprint, load_index, save_index
+from crossdet.data.index import Index, IndexBuilder, Ragged, Strings
 
 from .formats.helpers import assert_same, generated_index, sample_index, save_image
 
@@ -194,7 +185,7 @@ WORKER = """
 import os, sys
 from pathlib import Path
 import numpy as np
-from crossdet.data.index import _arrays, load_index
+from crossdet.data.cache import _arrays, load_index
 
 def private_bytes():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from crossdet.data.augment import Augment, Resize
+from crossdet.data.cache import load_index, save_index
 from crossdet.data.decoding import UnreadableImage, read_row, turn
 from crossdet.data.hybrid import Draw, HybridDataset, Part
-from crossdet.data.index import Index, IndexBuilder, load_index, save_index
+from crossdet.data.index import Index, IndexBuilder
 from crossdet.data.rotation import pictures, rotated, rows_per_picture, without_direction_classes
 from crossdet.data.rotation_geometry import canvas, equal_directions, turn_boxes
 from crossdet.labels.members import with_members

@@ -19,12 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.data.index import Index, Ragged, Strings, raise_if_any, read_bytes
+from crossdet.data.annotation_files import raise_if_any, read_bytes
+from crossdet.data.index import Index, Ragged, Strings, clip_to_images
 from crossdet.types import Flag
-
-NOT_A_NUMBER = "box with a coordinate that is no number"
-NO_AREA = "box without area"
-OUTSIDE = "box outside its image"
 
 Items = list[dict[str, Any]]
 Floats = NDArray[np.float64]
@@ -92,25 +89,6 @@ def _annotation_dicts(index: Index) -> Items:
             del row["ignore"]
         dicts.append(row)
     return dicts
-
-
-def clip_to_images(boxes: Floats, sizes: NDArray[np.int32]) -> tuple[Floats, NDArray[np.str_]]:
-    """Clips xyxy boxes to their images, by the rules of `IndexBuilder.box`.
-
-    sizes: `[M, 2]` (height, width) of each box's image; 0 = unknown, not clipped.
-    Returns the clipped boxes and for each the reason to leave it out ("" = keep).
-    """
-    with np.errstate(invalid="ignore", over="ignore"):
-        boxes = boxes.astype(np.float32).astype(np.float64)  # area that float32 loses is no area
-        reason = np.where((boxes[:, 2:] <= boxes[:, :2]).any(axis=1), NO_AREA, "").astype("<U40")
-        limits = sizes[:, ::-1].astype(np.float64)
-        limits[(sizes == 0).any(axis=1)] = np.inf
-        low = np.where(np.isinf(limits), boxes[:, :2], np.clip(boxes[:, :2], 0, limits))
-        clipped = np.concatenate([low, np.minimum(boxes[:, 2:], limits)], axis=1)
-        outside = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
-    reason[(reason == "") & outside] = OUTSIDE
-    reason[~np.isfinite(boxes).all(axis=1)] = NOT_A_NUMBER
-    return clipped, reason
 
 
 # ------------------------------------------------------------------------------------------- JSON -> arrays

@@ -17,7 +17,8 @@ from xml.etree.ElementTree import Element, ElementTree, ParseError, SubElement, 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
-from crossdet.data.index import Index, IndexBuilder, header_sizes, is_there, raise_if_any, read_bytes, read_lines
+from crossdet.data.annotation_files import header_sizes, is_there, raise_if_any, read_bytes, read_lines
+from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import AnnotationError
 from crossdet.files import safe_names
 from crossdet.types import REGION_FLAGS, Flag

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from crossdet.data.index import Index, IndexBuilder, header_sizes, raise_if_any, read_lines
+from crossdet.data.annotation_files import header_sizes, raise_if_any, read_lines
+from crossdet.data.index import Index, IndexBuilder
 from crossdet.types import REGION_FLAGS, Flag
 
 ATTRIBUTES = ("blur", "expression", "illumination", "invalid", "occlusion", "pose")

@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from crossdet.data.index import Index, IndexBuilder, raise_if_any, read_lines
+from crossdet.data.annotation_files import raise_if_any, read_lines
+from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import UserError
 from crossdet.types import REGION_FLAGS, Flag
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from crossdet.data.index import Index, IndexBuilder, header_sizes, is_there, raise_if_any, read_lines, read_text
+from crossdet.data.annotation_files import header_sizes, is_there, raise_if_any, read_lines, read_text
+from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import AnnotationError, UserError
 from crossdet.types import REGION_FLAGS, Flag
 

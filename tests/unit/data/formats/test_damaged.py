@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from crossdet.data.index import read_lines, read_text
+from crossdet.data.annotation_files import read_lines, read_text
 from crossdet.data.reading import FORMATS, SplitFiles, read_split
 from crossdet.errors import AnnotationError, UserError
 

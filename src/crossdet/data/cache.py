@@ -1,0 +1,161 @@
+"""The cache of indexes on disk: when an entry still holds, and how an index is stored and opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdet.data.index import Index, Ragged, Strings
+
+CACHE_VERSION = 1
+PICTURES = frozenset({".bmp", ".gif", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"})
+"""Suffixes of the image files that `pictures_stamp` looks at."""
+
+
+def cache_root() -> Path:
+    """`$CROSSDET_CACHE`, else `$XDG_CACHE_HOME/crossdet`, else `~/.cache/crossdet`."""
+    if own := os.environ.get("CROSSDET_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crossdet"
+
+
+def fingerprint(settings: dict[str, Any], files: Iterable[Path | str]) -> str:
+    """A key that changes when a setting, or the name, size or time of one of the files, changes."""
+    digest = hashlib.sha256(json.dumps([CACHE_VERSION, settings], sort_keys=True, default=str).encode())
+    for file in files:
+        try:
+            stat = os.stat(file)  # noqa: PTH116 - twice as fast as Path.stat, and there may be 100,000 files
+            state = f"{stat.st_size}|{stat.st_mtime_ns}"
+        except (OSError, ValueError):
+            state = "missing"
+        digest.update(f"{file}|{state}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
+def pictures_stamp(folder: Path) -> str:
+    """A text that changes when a picture anywhere below `folder` is added, removed, renamed or written anew.
+
+    Other files do not count: a program may write its results beside the pictures. Folders behind symbolic links
+    are not entered.
+    """
+    digest = hashlib.sha256()
+    below = [str(folder)]
+    while below:
+        at = below.pop()
+        try:
+            with os.scandir(at) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            digest.update(f"{at}|missing\n".encode(errors="surrogateescape"))
+            continue
+        for entry in found:
+            if os.path.splitext(entry.name)[1].lower() in PICTURES:  # noqa: PTH122
+                try:
+                    stat = entry.stat()
+                    state = f"{stat.st_size}|{stat.st_mtime_ns}"
+                except OSError:
+                    state = "missing"
+                digest.update(f"{entry.path}|{state}\n".encode(errors="surrogateescape"))
+            elif entry.is_dir(follow_symlinks=False):
+                below.append(entry.path)
+    return digest.hexdigest()[:32]
+
+
+def cached(
+    key: str,
+    read: Callable[[], Index],
+    root: Path | None = None,
+    worth_keeping: Callable[[Index], bool] = lambda _: True,
+) -> Index:
+    """The index stored under `key`, else the result of `read()`, which is then stored if `worth_keeping`.
+
+    A cache that cannot be written (read-only home, full disk) costs time, never the run: the freshly read index
+    is returned. A damaged entry is read anew.
+    """
+    folder = (root or cache_root()) / "index" / key
+    if (folder / "meta.json").exists():
+        try:
+            return load_index(folder)
+        except (OSError, ValueError, KeyError, TypeError, EOFError):
+            shutil.rmtree(folder, ignore_errors=True)
+    index = read()
+    if not worth_keeping(index):
+        return index
+    try:
+        save_index(index, folder)
+        return load_index(folder)
+    except OSError:
+        return index
+
+
+def save_index(index: Index, folder: Path) -> None:
+    """Writes one `.npy` per array and `meta.json`; the folder appears complete or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
+    try:
+        for name, array in _arrays(index).items():
+            np.save(staging / f"{name}.npy", array)
+        meta = {
+            "classes": index.classes,
+            "root": index.root,
+            "columns": sorted(index.columns),
+            "federated": index.federated,
+            "skipped": index.skipped,
+        }
+        (staging / "meta.json").write_text(json.dumps(meta))
+        try:
+            staging.rename(folder)
+        except OSError:
+            if not (folder / "meta.json").exists():  # a damaged entry is in the way
+                shutil.rmtree(folder, ignore_errors=True)
+                staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def load_index(folder: Path) -> Index:
+    """Opens what `save_index` wrote, arrays memory-mapped read-only."""
+    meta = json.loads((folder / "meta.json").read_text())
+
+    def array(name: str) -> NDArray[Any]:
+        loaded: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r")
+        return loaded
+
+    plain = {f.name for f in fields(Index)} - {
+        "classes", "root", "names", "columns", "negatives", "not_exhaustive", "skipped", "turned"
+    }  # fmt: skip
+    return Index(
+        classes=tuple(meta["classes"]),
+        root=meta["root"],
+        names=Strings(array("names_blob"), array("names_offsets")),
+        columns={name: array(f"column_{name}") for name in meta["columns"]},
+        negatives=Ragged(array("negatives_values"), array("negatives_offsets")) if meta["federated"] else None,
+        not_exhaustive=Ragged(array("not_exhaustive_values"), array("not_exhaustive_offsets"))
+        if meta["federated"]
+        else None,
+        skipped=meta["skipped"],
+        **{name: array(name) for name in plain},  # type: ignore[arg-type]
+    )
+
+
+def _arrays(index: Index) -> dict[str, NDArray[Any]]:
+    arrays = {
+        name: getattr(index, name)
+        for name in ("category_ids", "image_ids", "sizes", "box_offsets", "boxes", "labels", "flags", "area")
+    }
+    arrays |= {"names_blob": index.names.blob, "names_offsets": index.names.offsets}
+    arrays |= {f"column_{name}": column for name, column in index.columns.items()}
+    if index.negatives is not None and index.not_exhaustive is not None:
+        for name, lists in (("negatives", index.negatives), ("not_exhaustive", index.not_exhaustive)):
+            arrays |= {f"{name}_values": lists.values, f"{name}_offsets": lists.offsets}
+    return arrays
