@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Str
 from pydantic_core import PydanticCustomError
 
 from crossdet.config.mistakes import show
+from crossdet.data.formats import FORMATS
 from crossdet.data.rotation_geometry import EQUAL_STEPS, direction_problem, equal_directions
 
 KNOWN_PROTOCOLS = frozenset({"coco", "lvis", "voc", "wider_face", "wider_pedestrian"})
@@ -106,6 +107,13 @@ def _dropped(value: Any) -> Any:
     return tuple(flat)
 
 
+def _format(value: Any) -> str:
+    if not isinstance(value, str) or value not in FORMATS:
+        *names, last = (repr(name) for name in FORMATS)
+        raise ValueError(f"expected {', '.join(names)} or {last}, got {show(value)}")
+    return value
+
+
 def _protocols(value: tuple[str, ...]) -> tuple[str, ...]:
     for name in value:
         if name not in KNOWN_PROTOCOLS:
@@ -170,6 +178,7 @@ Range = Annotated[Positives, AfterValidator(_pair)]
 Epochs = Annotated[tuple[Positive, ...], BeforeValidator(_listed)]
 
 Text = Annotated[StrictStr, Field(min_length=1)]
+FormatName = Annotated[str, PlainValidator(_format)]
 DatasetName = Annotated[StrictStr, AfterValidator(_dataset_name)]
 Names = Annotated[tuple[Text, ...], BeforeValidator(_listed)]
 SomeNames = Annotated[Names, AfterValidator(_filled)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -29,6 +29,7 @@ from crossdet.config.fields import (
     Epochs,
     File,
     Files,
+    FormatName,
     Fraction,
     ImageSets,
     MergeGroups,
@@ -48,6 +49,7 @@ from crossdet.config.fields import (
     Weights,
 )
 from crossdet.config.mistakes import Key, Problem, dotted, show, suggest, validated
+from crossdet.data.formats import FORMATS
 from crossdet.data.index import Index
 from crossdet.errors import ConfigError, problem_list
 
@@ -66,9 +68,6 @@ class Section(BaseModel):
 # ------------------------------------------------------------------------------------------- the sections
 
 
-Format = Literal["coco", "voc", "wider_face", "wider_pedestrian", "yolo"]
-
-
 class SplitConfig(Section):
     """Where one split lies. What is needed depends on the format; one value may stand for a list of one."""
 
@@ -82,7 +81,7 @@ class SplitConfig(Section):
 class UnionTestConfig(SplitConfig):
     """Images on which every class is labelled, under its unified name; for `crossdet audit`."""
 
-    format: Format
+    format: FormatName
     classes: SomeNames | None = None
     edition: Literal[2018, 2019] | None = None
 
@@ -102,7 +101,7 @@ else:
 class DatasetConfig(Section):
     """One dataset; from Python a split may be an `Index`, then no format is needed."""
 
-    format: Format | None = None
+    format: FormatName | None = None
     train: Split = None
     val: Split = None
     protocol: Protocols = ("coco",)
@@ -354,7 +353,6 @@ class Config(Section):
 def _dataset_problems(config: Config) -> Iterator[Problem]:
     if not config.datasets:
         yield Problem((("datasets",),), "`datasets`: expected at least one dataset")
-    formats = ", ".join(get_args(Format))
     for name, dataset in config.datasets.items():
         at: Key = ("datasets", name)
         shown = dotted(at)
@@ -362,7 +360,7 @@ def _dataset_problems(config: Config) -> Iterator[Problem]:
             yield Problem(((*at, "train"), (*at, "val")), f"`{shown}`: expected `train`, `val` or both")
         files = isinstance(dataset.train, SplitConfig) or isinstance(dataset.val, SplitConfig)
         if dataset.format is None and files:
-            yield Problem(((*at, "format"),), f"`{shown}.format` is missing: expected one of {formats}")
+            yield Problem(((*at, "format"),), f"`{shown}.format` is missing: expected one of {', '.join(FORMATS)}")
         if "wider_face" not in dataset.protocol:
             for split in ("train", "val"):
                 given = getattr(dataset, split)
@@ -372,11 +370,11 @@ def _dataset_problems(config: Config) -> Iterator[Problem]:
                         f"`{shown}.{split}.lists` belongs to the protocol `wider_face`, got protocol "
                         f"{', '.join(dataset.protocol)}",
                     )
-        if dataset.edition is not None and dataset.format != "wider_pedestrian":
-            yield Problem(
-                ((*at, "edition"), (*at, "format")),
-                f"`{shown}.edition`: only the format `wider_pedestrian` has editions, got {dataset.edition}",
-            )
+        editions = [name for name, kind in FORMATS.items() if "edition" in kind.keys]
+        if dataset.edition is not None and dataset.format not in editions:
+            which = " and ".join(f"`{name}`" for name in editions)
+            text = f"`{shown}.edition`: only the format {which} has editions, got {dataset.edition}"
+            yield Problem(((*at, "edition"), (*at, "format")), text)
         yield from _direction_problems(config, name, dataset)
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.config import Config, DatasetConfig, SplitConfig, UnionTestConfig
+from crossdet.data.formats.format import SplitFiles
 from crossdet.data.index import Index
-from crossdet.data.reading import SplitFiles, read_split
+from crossdet.data.reading import read_split
 from crossdet.data.rotation import rotated
 from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.evaluation.protocols.wider_face_lists import WiderFaceLists, read_wider_face_truth

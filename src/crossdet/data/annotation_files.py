@@ -1,4 +1,4 @@
-"""What every reader needs: the bytes and lines of annotation files, all their mistakes as one error, image headers."""
+"""What every reader needs: bytes and lines of annotation files, all their mistakes in one error, image headers."""
 
 from __future__ import annotations
 

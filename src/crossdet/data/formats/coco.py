@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.data.annotation_files import raise_if_any, read_bytes
+from crossdet.data.formats.format import ONE, Format, SplitFiles
 from crossdet.data.index import Index, Ragged, Strings, clip_to_images
 from crossdet.types import Flag
 
@@ -401,3 +402,20 @@ def _kind(value: Any) -> str:
         bool: "a truth value",
     }
     return names.get(type(value), "null")
+
+
+# ------------------------------------------------------------------------------------------- the format
+
+
+def _write(index: Index, root: Path, split: str) -> SplitFiles:
+    file = root / "annotations" / f"instances_{split}.json"
+    write_coco(index, file)
+    return SplitFiles((file,), (Path(index.root),), split=split)
+
+
+FORMAT = Format(
+    read=lambda files: read_coco(files.annotations[0], files.images[0]),
+    keys={"annotations": ONE, "images": ONE},
+    write=_write,
+    depends=lambda files: files.annotations,  # not the pictures, which are many and may lie on a slow disk
+)

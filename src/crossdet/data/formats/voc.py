@@ -18,6 +18,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
 from crossdet.data.annotation_files import header_sizes, is_there, raise_if_any, read_bytes, read_lines
+from crossdet.data.formats.format import ANY, OPTIONAL, Format, Needed, SplitFiles
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import AnnotationError
 from crossdet.files import safe_names
@@ -310,3 +311,53 @@ def _read_missing_sizes(parsed: list[VocImage], files: list[Path]) -> None:
     rows = [i for i, image in enumerate(parsed) if image.size == (0, 0)]
     for row, size in zip(rows, header_sizes([files[row] for row in rows]), strict=True):
         parsed[row].size = size or (0, 0)
+
+
+# ------------------------------------------------------------------------------------------- the format
+
+
+def _image_sets(files: SplitFiles) -> list[Path]:
+    """A name stands for the file of that name below `ImageSets/Main`, beside its folder of XMLs."""
+    sets = []
+    for year, name in enumerate(files.image_set):
+        if "/" in name or "\\" in name or Path(name).suffix:
+            sets.append(Path(name).absolute())
+        else:
+            sets.append(files.annotations[year].parent / "ImageSets" / "Main" / f"{name}.txt")
+    return sets
+
+
+def _problems(files: SplitFiles) -> list[str]:
+    years = len(files.annotations)
+    problems = [] if years else ["`annotations` is empty, voc takes one or more folders of XML files"]
+    for name, allowed in (("images", {years}), ("image_set", {0, years})):
+        if (count := len(getattr(files, name))) not in allowed:
+            problems.append(f"`{name}` has {count} entries, expected {years}: one per annotations folder")
+    return problems
+
+
+def _needs(files: SplitFiles) -> list[Needed]:
+    folders = [("images folder", path) for path in files.images]
+    folders += [("annotations folder", path) for path in files.annotations]
+    needed = [Needed(what, path, folder=True) for what, path in folders]
+    return needed + [Needed("image set", path) for path in _image_sets(files)]
+
+
+def _depends(files: SplitFiles) -> list[Path | str]:
+    sets = _image_sets(files)
+    return [*sets, *(entry.xml for entry in list_entries(files.annotations, sets)), *files.images]
+
+
+def _write(index: Index, root: Path, split: str) -> SplitFiles:
+    write_voc(index, root, split)
+    return SplitFiles((root / "Annotations",), (Path(index.root),), (split,), split=split)
+
+
+FORMAT = Format(
+    read=lambda files: read_voc(files.annotations, files.images, _image_sets(files), files.classes),
+    keys={"annotations": ANY, "images": ANY, "image_set": ANY, "classes": OPTIONAL},
+    write=_write,
+    problems=_problems,
+    needs=_needs,
+    depends=_depends,
+)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from crossdet.data.annotation_files import header_sizes, raise_if_any, read_lines
+from crossdet.data.formats.format import ONE, Format, SplitFiles
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.types import REGION_FLAGS, Flag
 
@@ -184,3 +185,20 @@ def _numbers(line: str) -> list[float] | None:
         return [float(v) for v in line.split()]
     except ValueError:
         return None
+
+
+# ------------------------------------------------------------------------------------------- the format
+
+
+def _write(index: Index, root: Path, split: str) -> SplitFiles:
+    file = root / f"wider_face_{split}_bbx_gt.txt"
+    write_wider_face(index, file)
+    return SplitFiles((file,), (Path(index.root),), split=split)
+
+
+FORMAT = Format(
+    read=lambda files: read_wider_face(files.annotations[0], files.images[0]),
+    keys={"annotations": ONE, "images": ONE},
+    write=_write,
+    tells_sizes=False,
+)

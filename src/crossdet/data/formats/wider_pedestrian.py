@@ -16,6 +16,15 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from crossdet.data.annotation_files import raise_if_any, read_lines
+from crossdet.data.formats.format import (
+    ONE,
+    OPTIONAL,
+    Format,
+    Needed,
+    SplitFiles,
+    all_given,
+    annotations_and_images,
+)
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import UserError
 from crossdet.types import REGION_FLAGS, Flag
@@ -222,3 +231,31 @@ def _find_files(names: list[str], images: Path) -> dict[str, str]:
         for file in files:
             below.setdefault(file, []).append(Path(os.path.relpath(Path(parent) / file, images)).as_posix())
     return {name: name if name in (found := below.get(name, [])) or len(found) != 1 else found[0] for name in names}
+
+
+# ------------------------------------------------------------------------------------------- the format
+
+
+def _image_list(files: SplitFiles) -> list[Path]:
+    return [Path(name).absolute() for name in files.image_set]
+
+
+def _read(files: SplitFiles) -> Index:
+    ignore, image_list = next(iter(files.ignore), None), next(iter(_image_list(files)), None)
+    return read_wider_pedestrian(files.annotations[0], files.images[0], ignore, image_list, files.edition)
+
+
+def _write(index: Index, root: Path, split: str) -> SplitFiles:
+    boxes, ignore = root / f"{split}_annotations.txt", root / f"{split}_ignore.txt"
+    write_wider_pedestrian(index, boxes, ignore, edition=2018)
+    return SplitFiles((boxes,), (Path(index.root),), ignore=(ignore,), split=split, edition=2018)
+
+
+FORMAT = Format(
+    read=_read,
+    keys={"annotations": ONE, "images": ONE, "image_set": OPTIONAL, "ignore": OPTIONAL, "edition": OPTIONAL},
+    write=_write,
+    tells_sizes=False,
+    needs=lambda files: [*annotations_and_images(files), *(Needed("image list", p) for p in _image_list(files))],
+    depends=lambda files: [*all_given(files), *_image_list(files)],
+)

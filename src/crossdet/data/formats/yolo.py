@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 
 from crossdet.data.annotation_files import header_sizes, is_there, raise_if_any, read_lines, read_text
+from crossdet.data.formats.format import ONE, OPTIONAL, Format, SplitFiles
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import AnnotationError, UserError
 from crossdet.types import REGION_FLAGS, Flag
@@ -322,3 +323,30 @@ def _ids(classes: dict[int, str]) -> str:
     if numbers == list(range(len(numbers))):
         return f"0..{len(numbers) - 1}"
     return ", ".join(str(number) for number in numbers)
+
+
+# ------------------------------------------------------------------------------------------- the format
+
+
+def _key(files: SplitFiles) -> str:
+    """The key of the split in `data.yaml`."""
+    return files.image_set[0] if files.image_set else files.split
+
+
+def _depends(files: SplitFiles) -> list[Path | str]:
+    found = list_files(files.annotations[0], _key(files))
+    return [*files.annotations, *found.lists, *filter(None, found.labels), *found.images]
+
+
+def _write(index: Index, root: Path, split: str) -> SplitFiles:
+    write_yolo(index, root, split)
+    return SplitFiles((root / "data.yaml",), split=split)
+
+
+FORMAT = Format(
+    read=lambda files: read_yolo(files.annotations[0], _key(files)),
+    keys={"annotations": ONE, "image_set": OPTIONAL},
+    write=_write,
+    tells_sizes=False,
+    depends=_depends,
+)

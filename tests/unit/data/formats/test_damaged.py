@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from crossdet.data.annotation_files import read_lines, read_text
-from crossdet.data.reading import FORMATS, SplitFiles, read_split
+from crossdet.data.formats import FORMATS
+from crossdet.data.formats.format import SplitFiles
+from crossdet.data.reading import read_split
 from crossdet.errors import AnnotationError, UserError
 
 from ..test_reading import write_all
