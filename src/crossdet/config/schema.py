@@ -132,6 +132,11 @@ class DatasetConfig(Section):
         first, count = self.part.split("/")
         return int(first) - 1, int(count)
 
+    @property
+    def class_directions(self) -> tuple[int, ...] | None:
+        """The directions that are classes of their own."""
+        return self.directions if self.direction_classes else None
+
 
 class LabelsConfig(Section):
     """The label rules; the keys are the arguments of `LabelSpace.build`, but for the last two."""
@@ -380,8 +385,8 @@ def _dataset_problems(config: Config) -> Iterator[Problem]:
 
 def _direction_problems(config: Config, name: str, dataset: DatasetConfig) -> Iterator[Problem]:
     at: Key = ("datasets", name)
-    shown, given = dotted(at), dataset.directions
-    if given is not None and dataset.direction_classes:
+    shown, given = dotted(at), dataset.class_directions
+    if given is not None:
         lost = sorted({-d % 360 for d in given} - set(given))
         if config.augment.flip and lost:
             yield Problem(
@@ -396,7 +401,7 @@ def _direction_problems(config: Config, name: str, dataset: DatasetConfig) -> It
                 f"`{shown}.val_directions`: {', '.join(map(str, unknown))} degrees are not among `directions` "
                 f"{list(given)}, so there is no class for them",
             )
-    if given is not None and dataset.direction_classes and config.pseudo is not None:
+    if given is not None and config.pseudo is not None:
         text = f"`pseudo` labels no directions; set `{shown}.direction_classes` to false, or remove one of the two"
         yield Problem((("pseudo",), (*at, "directions")), text)
     if isinstance(dataset.val, SplitConfig) and dataset.val.lists is not None and dataset.val_directions:
@@ -411,23 +416,16 @@ def _label_problems(config: Config, known: Sequence[str]) -> Iterator[Problem]:
 
     known: datasets of trained weights, which the rules may name as well.
     """
-    labels, names = config.labels, list(dict.fromkeys([*config.datasets, *known]))
-
-    def missing(dataset: str) -> str:
-        found = suggest(dataset, names, "datasets")
-        slip = known or "did you mean" in found
-        return found + ("" if slip else " (those of weights to extend: `crossdet check CONFIG --extends WEIGHTS`)")
-
-    rules: list[tuple[Key, Sequence[str]]] = [(("labels", "drop"), labels.drop)]
-    rules += [(("labels", "merge", k), v) for k, v in labels.merge.items() if isinstance(v, tuple)]
-    for at, entries in rules:
-        for entry in entries:
-            dataset, slash, _ = entry.partition("/")
-            if not slash:
-                yield Problem((at,), f"`{dotted(at)}`: expected `dataset/name`, got {show(entry)}")
-            elif dataset not in names:
-                text = f"no dataset {show(dataset)} (in {show(entry)}); {missing(dataset)}"
-                yield Problem((at, ("datasets", dataset)), f"`{dotted(at)}`: {text}")
+    labels = config.labels
+    rules: list[tuple[Key, str]] = [(("labels", "drop"), entry) for entry in labels.drop]
+    groups = {name: sources for name, sources in labels.merge.items() if isinstance(sources, tuple)}
+    rules += [(("labels", "merge", name), entry) for name, sources in groups.items() for entry in sources]
+    for at, entry in rules:
+        dataset, slash, _ = entry.partition("/")
+        if slash:
+            yield from _unknown_dataset(config, known, at, dataset, f" (in {show(entry)})")
+        else:
+            yield Problem((at,), f"`{dotted(at)}`: expected `dataset/name`, got {show(entry)}")
     if labels.per_dataset and config.pseudo is not None:
         text = "`pseudo` labels no classes per dataset; leave out `labels.per_dataset` or `pseudo`"
         yield Problem((("pseudo",), ("labels", "per_dataset")), text)
@@ -436,10 +434,19 @@ def _label_problems(config: Config, known: Sequence[str]) -> Iterator[Problem]:
         yield Problem((("labels", "open_members"),), text)
     for rule in ("absent", "unlabelled", "not_exhaustive"):
         for dataset in getattr(labels, rule):
-            at = ("labels", rule, dataset)
-            if dataset not in names:
-                text = f"no dataset {show(dataset)}; {missing(dataset)}"
-                yield Problem((at, ("datasets", dataset)), f"`{dotted(at)}`: {text}")
+            yield from _unknown_dataset(config, known, ("labels", rule, dataset), dataset)
+
+
+def _unknown_dataset(
+    config: Config, known: Sequence[str], at: Key, dataset: str, where: str = ""
+) -> Iterator[Problem]:
+    names = list(dict.fromkeys([*config.datasets, *known]))
+    if dataset not in names:
+        hint = suggest(dataset, names, "datasets")
+        if not known and "did you mean" not in hint:
+            hint += " (those of weights to extend: `crossdet check CONFIG --extends WEIGHTS`)"
+        text = f"`{dotted(at)}`: no dataset {show(dataset)}{where}; {hint}"
+        yield Problem((at, ("datasets", dataset)), text)
 
 
 def _recipe_problems(config: Config) -> Iterator[Problem]:
