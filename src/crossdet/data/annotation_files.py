@@ -58,6 +58,23 @@ def read_lines(path: Path) -> list[str]:
     return read_text(path).splitlines()
 
 
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def files_below(folder: Path) -> list[str]:
+    """Every file below the folder, as its path from there with `/`: one walk instead of a stat per file."""
+    return [
+        Path(os.path.relpath(Path(parent) / name, folder)).as_posix()
+        for parent, _, names in os.walk(folder)
+        for name in names
+    ]
+
+
 def is_there(path: Path) -> bool:
     """`path.exists()` that is also false for names that cannot exist (too long, with a null character)."""
     try:

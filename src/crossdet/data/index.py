@@ -8,7 +8,7 @@ loader workers share the pages instead of each holding a copy. No torch in here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,11 @@ OUTSIDE = "box outside its image"
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
+def offsets(counts: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """`[N + 1]`: where each of N groups of so many rows begins, and the end."""
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class Strings:
     """Many strings as one UTF-8 blob with offsets: no Python object per string, so it can be memory-mapped."""
@@ -35,9 +40,7 @@ class Strings:
     def pack(cls, strings: Iterable[str]) -> Strings:
         # surrogateescape: a file name on disk may hold bytes that are no UTF-8
         encoded = [s.encode(errors="surrogateescape") for s in strings]
-        offsets = np.zeros(len(encoded) + 1, np.int64)
-        np.cumsum([len(e) for e in encoded], out=offsets[1:])
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets)
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets([len(e) for e in encoded]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -57,9 +60,7 @@ class Ragged:
 
     @classmethod
     def pack(cls, rows: Sequence[Sequence[int]]) -> Ragged:
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum([len(r) for r in rows], out=offsets[1:])
-        return cls(np.array([v for r in rows for v in r], np.int64), offsets)
+        return cls(np.array([v for r in rows for v in r], np.int64), offsets([len(r) for r in rows]))
 
     def __getitem__(self, row: int) -> NDArray[np.int64]:
         return self.values[self.offsets[row] : self.offsets[row + 1]]
@@ -139,32 +140,29 @@ class Index:
         """`[M]` image row of every box."""
         return np.repeat(np.arange(len(self), dtype=np.int64), np.diff(self.box_offsets))
 
+    def box_columns(self, rows: NDArray[Any]) -> dict[str, Any]:
+        """What there is per box, of some boxes (their rows or a mask), by field of the index."""
+        plain = {name: getattr(self, name)[rows] for name in ("boxes", "labels", "flags", "area")}
+        return plain | {"columns": {name: column[rows] for name, column in self.columns.items()}}
+
     def take(self, images: NDArray[np.int64]) -> Index:
         """The index of some images (rows, in the given order); `skipped` is kept."""
         counts = np.diff(self.box_offsets)[images]
-        offsets = np.zeros(len(images) + 1, np.int64)
-        np.cumsum(counts, out=offsets[1:])
-        box_rows = np.repeat(self.box_offsets[images] - offsets[:-1], counts) + np.arange(offsets[-1])
+        starts = offsets(counts)
+        box_rows = np.repeat(self.box_offsets[images] - starts[:-1], counts) + np.arange(starts[-1])
 
         def ragged(lists: Ragged | None) -> Ragged | None:
             return None if lists is None else Ragged.pack([lists[int(i)].tolist() for i in images])
 
-        return Index(
-            classes=self.classes,
-            category_ids=self.category_ids,
-            root=self.root,
+        return replace(
+            self,
             names=Strings.pack(self.names[int(i)] for i in images),
             image_ids=self.image_ids[images],
             sizes=self.sizes[images],
-            box_offsets=offsets,
-            boxes=self.boxes[box_rows],
-            labels=self.labels[box_rows],
-            flags=self.flags[box_rows],
-            area=self.area[box_rows],
-            columns={name: column[box_rows] for name, column in self.columns.items()},
+            box_offsets=starts,
+            **self.box_columns(box_rows),
             negatives=ragged(self.negatives),
             not_exhaustive=ragged(self.not_exhaustive),
-            skipped=self.skipped,
             turned=None if self.turned is None else self.turned.take(images),
         )
 
@@ -249,8 +247,6 @@ class IndexBuilder:
     def build(
         self, classes: Sequence[str], category_ids: Sequence[int] | None = None, federated: bool = False
     ) -> Index:
-        offsets = np.zeros(len(self._names) + 1, np.int64)
-        np.cumsum(self._counts, out=offsets[1:])
         return Index(
             classes=tuple(classes),
             category_ids=np.array(range(len(classes)) if category_ids is None else category_ids, np.int64),
@@ -258,7 +254,7 @@ class IndexBuilder:
             names=Strings.pack(self._names),
             image_ids=np.array(self._image_ids, np.int64),
             sizes=np.array(self._sizes, np.int32).reshape(-1, 2),
-            box_offsets=offsets,
+            box_offsets=offsets(self._counts),
             boxes=np.array(self._boxes, np.float32).reshape(-1, 4),
             labels=np.array(self._labels, np.int32),
             flags=np.array(self._flags, np.uint8),

@@ -7,13 +7,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crossdet.data.annotation_files import header_sizes
 from crossdet.data.cache import cached, fingerprint, pictures_stamp
 from crossdet.data.formats import FORMATS
 from crossdet.data.formats.format import NONE, Format, SplitFiles
-from crossdet.data.index import Index, clip_to_images, short
+from crossdet.data.index import Index, clip_to_images, offsets, short
 from crossdet.errors import UserError, problem_list
 
 IMAGE_REASONS = ("image cannot be read", "image not found")
@@ -75,33 +74,13 @@ def fill_sizes(index: Index) -> Index:
         skipped.setdefault(str(reason[left_out]), []).append(
             f"{place}: xyxy {short(index.boxes[left_out].tolist())}"
         )
-    return _keep_boxes(index, reason == "", clipped, sizes, skipped)
-
-
-def _keep_boxes(
-    index: Index,
-    keep: NDArray[np.bool_],
-    boxes: NDArray[np.float64],
-    sizes: NDArray[np.int32],
-    skipped: dict[str, list[str]],
-) -> Index:
-    offsets = np.zeros_like(index.box_offsets)
-    np.cumsum(np.bincount(index.image_of_box()[keep], minlength=len(index)), out=offsets[1:])
-    sides = boxes[:, 2:] - boxes[:, :2]
-    before = (index.boxes[:, 2:] - index.boxes[:, :2]).prod(axis=1)
+    before, after = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (index.boxes, clipped))
     # an annotated area (COCO's segmentation) stays, one that was the box's own follows the clipping
-    area = np.where(np.isclose(index.area, before), sides.prod(axis=1), index.area).astype(np.float32)
-    return replace(
-        index,
-        sizes=sizes,
-        box_offsets=offsets,
-        boxes=boxes[keep].astype(np.float32),
-        labels=index.labels[keep],
-        flags=index.flags[keep],
-        area=area[keep],
-        columns={name: column[keep] for name, column in index.columns.items()},
-        skipped=skipped,
-    )
+    area = np.where(np.isclose(index.area, before), after, index.area).astype(np.float32)
+    keep = reason == ""
+    box_offsets = offsets(np.bincount(image_of_box[keep], minlength=len(index)))
+    known = replace(index, boxes=clipped.astype(np.float32), area=area)
+    return replace(known, sizes=sizes, box_offsets=box_offsets, **known.box_columns(keep), skipped=skipped)
 
 
 # ------------------------------------------------------------------------------------------- what is needed

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from crossdet.data.annotation_files import raise_if_any, read_bytes
 from crossdet.data.formats.format import ONE, Format, SplitFiles
-from crossdet.data.index import Index, Ragged, Strings, clip_to_images
+from crossdet.data.index import Index, Ragged, Strings, clip_to_images, offsets
 from crossdet.types import Flag
 
+LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 Items = list[dict[str, Any]]
 Floats = NDArray[np.float64]
 
@@ -41,13 +42,13 @@ def write_coco(index: Index, path: Path) -> None:
     COCO knows crowds and (by custom) `ignore`: IGNORE_REGION, INVALID and AVOID rows get `ignore: 1`, a
     region of no class one row per class, DIFFICULT is lost.
     """
-    lists = (index.negatives, index.not_exhaustive)
+    lists = dict(zip(LISTS, (index.negatives, index.not_exhaustive), strict=True))
     images = []
     for row in range(len(index)):
         height, width = (int(v) for v in index.sizes[row])
         image: dict[str, Any] = {"id": int(index.image_ids[row]), "file_name": index.names[row]}
         image |= {"height": height, "width": width}
-        for key, classes in zip(("neg_category_ids", "not_exhaustive_category_ids"), lists, strict=True):
+        for key, classes in lists.items():
             if classes is not None:
                 image[key] = index.category_ids[classes[row]].tolist()
         images.append(image)
@@ -146,15 +147,11 @@ def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
     problems: list[str] = []
     image_items, box_items = content["images"], content["annotations"]
     category_ids, classes = _categories(content["categories"], problems)
-    image_ids = _ids(image_items, "images", "id", problems)
-    _report_duplicates(image_ids, "images", "id", problems)
+    image_ids = _own_ids(image_items, "images", problems)
     names = _file_names(image_items, problems)
     sizes = _sizes(image_items, problems)
-    federated = any("neg_category_ids" in item for item in image_items)
-    lists = [
-        _class_lists(image_items, key, category_ids, problems) if federated else None
-        for key in ("neg_category_ids", "not_exhaustive_category_ids")
-    ]
+    federated = any(LISTS[0] in item for item in image_items)
+    lists = [_class_lists(image_items, key, category_ids, problems) if federated else None for key in LISTS]
     boxes, area, flags = _boxes(box_items, problems)
     image_rows = _rows_of(box_items, "image_id", image_ids, "images", problems)
     labels = _rows_of(box_items, "category_id", category_ids, "categories", problems)
@@ -167,10 +164,8 @@ def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
         skipped.setdefault(str(reason[i]), []).append(place)
     keep = np.flatnonzero(reason == "")
     keep = keep[np.argsort(image_rows[keep], kind="stable")]
-    kept_area = area[keep]
-    sides = clipped[keep, 2:] - clipped[keep, :2]
-    offsets = np.zeros(len(names) + 1, np.int64)
-    np.cumsum(np.bincount(image_rows[keep], minlength=len(names)), out=offsets[1:])
+    clipped, area = clipped[keep], area[keep]
+    own_area = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1)
     return Index(
         classes=classes,
         category_ids=category_ids,
@@ -178,11 +173,11 @@ def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
         names=Strings.pack(names),
         image_ids=image_ids,
         sizes=sizes,
-        box_offsets=offsets,
-        boxes=clipped[keep].astype(np.float32),
+        box_offsets=offsets(np.bincount(image_rows[keep], minlength=len(names))),
+        boxes=clipped.astype(np.float32),
         labels=labels[keep].astype(np.int32),
         flags=flags[keep],
-        area=np.where(np.isnan(kept_area), sides[:, 0] * sides[:, 1], kept_area).astype(np.float32),
+        area=np.where(np.isnan(area), own_area, area).astype(np.float32),
         negatives=lists[0],
         not_exhaustive=lists[1],
         skipped=skipped,
@@ -190,9 +185,8 @@ def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
 
 
 def _categories(items: Items, problems: list[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    ids = _ids(items, "categories", "id", problems)
-    _report_duplicates(ids, "categories", "id", problems)
-    names = _column(items, "categories", "name", (str,), "a text", problems)
+    ids = _own_ids(items, "categories", problems)
+    names = _column(items, "categories", "name", str, "a text", problems)
     first: dict[str, int] = {}
     for i, name in enumerate(names or ()):
         if not _is_text(name):
@@ -333,8 +327,19 @@ def _rows_of(
 # ------------------------------------------------------------------------------------------- columns, wording
 
 
+def _own_ids(items: Items, section: str, problems: list[str]) -> NDArray[np.int64]:
+    """The `id` of every item, all different."""
+    ids = _ids(items, section, "id", problems)
+    _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+    problems += [
+        f"{section}[{i}].id: {ids[i]} is already the id of {section}[{first[inverse[i]]}]; every one needs its own"
+        for i in np.flatnonzero(first[inverse] != np.arange(len(ids))).tolist()
+    ]
+    return ids
+
+
 def _ids(items: Items, section: str, key: str, problems: list[str]) -> NDArray[np.int64]:
-    values = _column(items, section, key, (int,), "a whole number", problems)
+    values = _column(items, section, key, int, "a whole number", problems)
     if not values:
         return np.arange(len(items), dtype=np.int64)
     if max(values) >= 2**63 or min(values) < -(2**63):
@@ -343,27 +348,16 @@ def _ids(items: Items, section: str, key: str, problems: list[str]) -> NDArray[n
     return np.array(values, np.int64)
 
 
-def _column(
-    items: Items, section: str, key: str, types: tuple[type, ...], wanted: str, problems: list[str]
-) -> list[Any] | None:
+def _column(items: Items, section: str, key: str, kind: type, wanted: str, problems: list[str]) -> list[Any] | None:
     """`key` of every item, or None after noting the items where it is missing or of another type."""
     values = [item.get(key) for item in items]
-    if set(map(type, values)) <= set(types):
+    if set(map(type, values)) <= {kind}:
         return values
     for i, value in enumerate(values):
-        if type(value) not in types:
+        if type(value) is not kind:
             given = "missing key" if key not in items[i] else _show(value)
             problems.append(f"{section}[{i}].{key}: {given}, expected {wanted}")
     return None
-
-
-def _report_duplicates(ids: NDArray[np.int64], section: str, key: str, problems: list[str]) -> None:
-    _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
-    for i in np.flatnonzero(first[inverse] != np.arange(len(ids))).tolist():
-        problems.append(
-            f"{section}[{i}].{key}: {ids[i]} is already the {key} of {section}[{first[inverse[i]]}]; "
-            "every one needs its own"
-        )
 
 
 def _is_number(value: Any) -> bool:
@@ -393,18 +387,8 @@ def _show(value: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "a text",
-        int: "a number",
-        float: "a number",
-        bool: "a truth value",
-    }
-    return names.get(type(value), "null")
-
-
-# ------------------------------------------------------------------------------------------- the format
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")
 
 
 def _write(index: Index, root: Path, split: str) -> SplitFiles:

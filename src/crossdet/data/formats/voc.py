@@ -17,7 +17,15 @@ from xml.etree.ElementTree import Element, ElementTree, ParseError, SubElement, 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
-from crossdet.data.annotation_files import header_sizes, is_there, raise_if_any, read_bytes, read_lines
+from crossdet.data.annotation_files import (
+    files_below,
+    header_sizes,
+    is_number,
+    is_there,
+    raise_if_any,
+    read_bytes,
+    read_lines,
+)
 from crossdet.data.formats.format import ANY, OPTIONAL, Format, Needed, SplitFiles
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import AnnotationError
@@ -80,7 +88,7 @@ def read_voc(
     ]
     raise_if_any(", ".join(str(folder) for folder in annotations), problems)
 
-    listings = [_listing(folder) for folder in images]
+    listings = [set(files_below(folder)) for folder in images]
     files = _image_files(entries, parsed, images, listings)
     _read_missing_sizes(parsed, files)
     root = os.path.commonpath(images) if len(images) > 1 else str(images[0])
@@ -211,19 +219,18 @@ def parse_xml(xml: Path, problems: list[str]) -> VocImage:
         builder.parser.feed(read_bytes(xml))
         root = builder.parser.close()
     except AnnotationError as error:
-        problems.append(str(error))
-        return VocImage()
+        problem = str(error)
     except ParseError as error:
-        problems.append(f"{xml}:{error.position[0]}: malformed XML ({error}); repair or replace the file")
-        return VocImage()
+        problem = f"{xml}:{error.position[0]}: malformed XML ({error}); repair or replace the file"
     except DefusedXmlException as error:
-        problems.append(f"{xml}: refused XML with entities ({error}); remove its DOCTYPE")
-        return VocImage()
+        problem = f"{xml}: refused XML with entities ({error}); remove its DOCTYPE"
     except (ValueError, LookupError) as error:
-        problems.append(f"{xml}:1: the XML's encoding cannot be read ({error}); save the file as UTF-8")
-        return VocImage()
-    if root.tag != "annotation":
-        problems.append(f"{xml}:1: the root element is <{root.tag}>, expected VOC's <annotation>")
+        problem = f"{xml}:1: the XML's encoding cannot be read ({error}); save the file as UTF-8"
+    else:
+        wrong = f"{xml}:1: the root element is <{root.tag}>, expected VOC's <annotation>"
+        problem = "" if root.tag == "annotation" else wrong
+    if problem:
+        problems.append(problem)
         return VocImage()
     image = VocImage((root.findtext("filename") or "").strip(), _size(root))
     for element in root.findall("object"):
@@ -256,33 +263,14 @@ def _object(element: Element, place: str, problems: list[str]) -> VocObject | No
         problems.append(f"{place}: <object> {name!r} without <bndbox>; add its box or remove the object")
         return None
     texts = {tag: (box.findtext(tag) or "").strip() for tag in CORNERS}
-    try:
-        xmin, ymin, xmax, ymax = (float(text) for text in texts.values())
-    except ValueError:
-        bad = ", ".join(f"{tag} {text!r}" for tag, text in texts.items() if not _is_number(text))
+    if bad := ", ".join(f"{tag} {text!r}" for tag, text in texts.items() if not is_number(text)):
         problems.append(f"{place}: <bndbox> of {name!r} has {bad}, expected four numbers {', '.join(CORNERS)}")
         return None
+    xmin, ymin, xmax, ymax = (float(text) for text in texts.values())
     return VocObject(name, (xmin, ymin, xmax, ymax), difficult == "1", place)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 # ------------------------------------------------------------------------------------------- image files
-
-
-def _listing(folder: Path) -> set[str]:
-    """Every file below the folder, as posix paths relative to it: one walk instead of a stat per image."""
-    return {
-        Path(os.path.relpath(Path(parent) / name, folder)).as_posix()
-        for parent, _, names in os.walk(folder)
-        for name in names
-    }
 
 
 def _image_files(
@@ -313,9 +301,6 @@ def _read_missing_sizes(parsed: list[VocImage], files: list[Path]) -> None:
         parsed[row].size = size or (0, 0)
 
 
-# ------------------------------------------------------------------------------------------- the format
-
-
 def _image_sets(files: SplitFiles) -> list[Path]:
     """A name stands for the file of that name below `ImageSets/Main`, beside its folder of XMLs."""
     sets = []
@@ -337,10 +322,11 @@ def _problems(files: SplitFiles) -> list[str]:
 
 
 def _needs(files: SplitFiles) -> list[Needed]:
-    folders = [("images folder", path) for path in files.images]
-    folders += [("annotations folder", path) for path in files.annotations]
-    needed = [Needed(what, path, folder=True) for what, path in folders]
-    return needed + [Needed("image set", path) for path in _image_sets(files)]
+    return [
+        *(Needed("images folder", path, folder=True) for path in files.images),
+        *(Needed("annotations folder", path, folder=True) for path in files.annotations),
+        *(Needed("image set", path) for path in _image_sets(files)),
+    ]
 
 
 def _depends(files: SplitFiles) -> list[Path | str]:

@@ -8,14 +8,13 @@ regions are `name x y w h ...` in both years. Sizes are left 0; `crossdet.data.r
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from crossdet.data.annotation_files import raise_if_any, read_lines
+from crossdet.data.annotation_files import files_below, is_number, raise_if_any, read_lines
 from crossdet.data.formats.format import (
     ONE,
     OPTIONAL,
@@ -151,7 +150,7 @@ def _lines(file: Path, problems: list[str]) -> list[Line]:
         try:
             lines.append(Line(name, [float(word) for word in words], f"{file}:{number}"))
         except ValueError:
-            bad = next(word for word in words if not _is_number(word))
+            bad = next(word for word in words if not is_number(word))
             layouts = f"{LAYOUT[2018]} (2018) or {LAYOUT[2019]} (2019)"
             problems.append(f"{file}:{number}: {bad!r} after {name!r} is no number; expected {layouts}")
     return lines
@@ -214,26 +213,14 @@ def _check_edition(edition: int) -> None:
         raise UserError(f"WIDER Pedestrian edition {edition!r} is unknown; set edition: 2018 or edition: 2019")
 
 
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
 def _find_files(names: list[str], images: Path) -> dict[str, str]:
     """Name in the annotations -> path below `images`; a name not found anywhere stays as it is."""
     if not images.is_dir():
         return {name: name for name in names}
     below: dict[str, list[str]] = {}
-    for parent, _, files in os.walk(images):
-        for file in files:
-            below.setdefault(file, []).append(Path(os.path.relpath(Path(parent) / file, images)).as_posix())
+    for file in files_below(images):
+        below.setdefault(PurePosixPath(file).name, []).append(file)
     return {name: name if name in (found := below.get(name, [])) or len(found) != 1 else found[0] for name in names}
-
-
-# ------------------------------------------------------------------------------------------- the format
 
 
 def _image_list(files: SplitFiles) -> list[Path]:

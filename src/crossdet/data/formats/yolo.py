@@ -325,9 +325,6 @@ def _ids(classes: dict[int, str]) -> str:
     return ", ".join(str(number) for number in numbers)
 
 
-# ------------------------------------------------------------------------------------------- the format
-
-
 def _key(files: SplitFiles) -> str:
     """The key of the split in `data.yaml`."""
     return files.image_set[0] if files.image_set else files.split
