@@ -5,20 +5,12 @@ the types of single values, `mistakes` turns pydantic's errors into sentences, `
 Nothing below `crossdet.runs.train` knows these classes. No torch in here.
 """
 
-from crossdet.config.fields import KNOWN_PROTOCOLS
 from crossdet.config.files import CONFIG_FILE, Override, dump_config, load_config
 from crossdet.config.schema import (
-    AnchorsConfig,
-    AugmentConfig,
     Config,
     DatasetConfig,
-    EvalConfig,
     ExtendConfig,
-    InputConfig,
     LabelsConfig,
-    LossConfig,
-    ModelConfig,
-    PseudoConfig,
     SplitConfig,
     TrainConfig,
     UnionTestConfig,
@@ -26,19 +18,11 @@ from crossdet.config.schema import (
 
 __all__ = [
     "CONFIG_FILE",
-    "KNOWN_PROTOCOLS",
-    "AnchorsConfig",
-    "AugmentConfig",
     "Config",
     "DatasetConfig",
-    "EvalConfig",
     "ExtendConfig",
-    "InputConfig",
     "LabelsConfig",
-    "LossConfig",
-    "ModelConfig",
     "Override",
-    "PseudoConfig",
     "SplitConfig",
     "TrainConfig",
     "UnionTestConfig",
