@@ -159,10 +159,6 @@ def _dataset_name(value: str) -> str:
     return value
 
 
-def _accelerator(value: Any) -> Any:
-    return "cuda" if value == "gpu" else value
-
-
 def _no_rules(value: Any) -> Any:
     return {} if value is None else value
 
@@ -185,7 +181,7 @@ SomeNames = Annotated[Names, AfterValidator(_filled)]
 Protocols = Annotated[tuple[Text, ...], BeforeValidator(_listed), AfterValidator(_protocols)]
 Part = Annotated[StrictStr, AfterValidator(_part)]
 Directions = Annotated[tuple[int, ...], PlainValidator(_directions)]
-Accelerator = Annotated[Literal["auto", "cpu", "cuda"], BeforeValidator(_accelerator)]
+Accelerator = Annotated[Literal["auto", "cpu", "cuda"], BeforeValidator(lambda v: "cuda" if v == "gpu" else v)]
 
 MergeGroups = Annotated[dict[str, tuple[str, ...] | bool], PlainValidator(_merge)]
 SourceClasses = Annotated[tuple[Text, ...], BeforeValidator(_dropped)]

@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from numpy.typing import NDArray
 from crossdet.data.index import Index, Ragged, Strings
 
 CACHE_VERSION = 1
+PLAIN = ("category_ids", "image_ids", "sizes", "box_offsets", "boxes", "labels", "flags", "area")
+RAGGED = ("negatives", "not_exhaustive")
 PICTURES = frozenset({".bmp", ".gif", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"})
 """Suffixes of the image files that `pictures_stamp` looks at."""
 
@@ -71,18 +72,13 @@ def pictures_stamp(folder: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def cached(
-    key: str,
-    read: Callable[[], Index],
-    root: Path | None = None,
-    worth_keeping: Callable[[Index], bool] = lambda _: True,
-) -> Index:
+def cached(key: str, read: Callable[[], Index], worth_keeping: Callable[[Index], bool] = lambda _: True) -> Index:
     """The index stored under `key`, else the result of `read()`, which is then stored if `worth_keeping`.
 
     A cache that cannot be written (read-only home, full disk) costs time, never the run: the freshly read index
     is returned. A damaged entry is read anew.
     """
-    folder = (root or cache_root()) / "index" / key
+    folder = cache_root() / "index" / key
     if (folder / "meta.json").exists():
         try:
             return load_index(folder)
@@ -131,31 +127,25 @@ def load_index(folder: Path) -> Index:
         loaded: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r")
         return loaded
 
-    plain = {f.name for f in fields(Index)} - {
-        "classes", "root", "names", "columns", "negatives", "not_exhaustive", "skipped", "turned"
-    }  # fmt: skip
+    def ragged(name: str) -> Ragged | None:
+        return Ragged(array(f"{name}_values"), array(f"{name}_offsets")) if meta["federated"] else None
+
     return Index(
         classes=tuple(meta["classes"]),
         root=meta["root"],
         names=Strings(array("names_blob"), array("names_offsets")),
         columns={name: array(f"column_{name}") for name in meta["columns"]},
-        negatives=Ragged(array("negatives_values"), array("negatives_offsets")) if meta["federated"] else None,
-        not_exhaustive=Ragged(array("not_exhaustive_values"), array("not_exhaustive_offsets"))
-        if meta["federated"]
-        else None,
+        **{name: ragged(name) for name in RAGGED},  # type: ignore[arg-type]
         skipped=meta["skipped"],
-        **{name: array(name) for name in plain},  # type: ignore[arg-type]
+        **{name: array(name) for name in PLAIN},  # type: ignore[arg-type]
     )
 
 
 def _arrays(index: Index) -> dict[str, NDArray[Any]]:
-    arrays = {
-        name: getattr(index, name)
-        for name in ("category_ids", "image_ids", "sizes", "box_offsets", "boxes", "labels", "flags", "area")
-    }
+    arrays = {name: getattr(index, name) for name in PLAIN}
     arrays |= {"names_blob": index.names.blob, "names_offsets": index.names.offsets}
     arrays |= {f"column_{name}": column for name, column in index.columns.items()}
-    if index.negatives is not None and index.not_exhaustive is not None:
-        for name, lists in (("negatives", index.negatives), ("not_exhaustive", index.not_exhaustive)):
-            arrays |= {f"{name}_values": lists.values, f"{name}_offsets": lists.offsets}
+    for name in RAGGED if index.federated else ():
+        lists = getattr(index, name)
+        arrays |= {f"{name}_values": lists.values, f"{name}_offsets": lists.offsets}
     return arrays

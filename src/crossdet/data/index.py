@@ -104,23 +104,14 @@ class Index:
 
     def __post_init__(self) -> None:
         images, boxes = len(self.names), len(self.boxes)
-        wanted = {
-            "category_ids": (len(self.classes),),
-            "image_ids": (images,),
-            "sizes": (images, 2),
-            "box_offsets": (images + 1,),
-            "boxes": (boxes, 4),
-            "labels": (boxes,),
-            "flags": (boxes,),
-            "area": (boxes,),
-        }
-        for name, shape in wanted.items():
-            have = getattr(self, name).shape
-            if have != shape:
-                raise ValueError(f"Index.{name}: expected shape {shape}, got {have}")
-        for name, column in self.columns.items():
-            if column.shape != (boxes,):
-                raise ValueError(f"Index.columns[{name!r}]: expected shape {(boxes,)}, got {column.shape}")
+        wanted = {"category_ids": (len(self.classes),), "image_ids": (images,), "sizes": (images, 2)}
+        wanted |= {"box_offsets": (images + 1,), "boxes": (boxes, 4)}
+        wanted |= dict.fromkeys(("labels", "flags", "area"), (boxes,))
+        have = {name: getattr(self, name) for name in wanted}
+        have |= {f"columns[{name!r}]": column for name, column in self.columns.items()}
+        for name, array in have.items():
+            if array.shape != wanted.get(name, (boxes,)):
+                raise ValueError(f"Index.{name}: expected shape {wanted.get(name, (boxes,))}, got {array.shape}")
 
     def __len__(self) -> int:
         return len(self.names)

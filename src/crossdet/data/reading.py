@@ -83,9 +83,6 @@ def fill_sizes(index: Index) -> Index:
     return replace(known, sizes=sizes, box_offsets=box_offsets, **known.box_columns(keep), skipped=skipped)
 
 
-# ------------------------------------------------------------------------------------------- what is needed
-
-
 def _absolute(paths: tuple[Path, ...]) -> tuple[Path, ...]:
     return tuple(path.absolute() for path in paths)
 

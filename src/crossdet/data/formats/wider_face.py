@@ -91,9 +91,6 @@ def write_wider_face(index: Index, path: Path) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-# ------------------------------------------------------------------------------------------- text -> rows
-
-
 def _entries(lines: Sequence[str], file: Path, problems: list[str]) -> list[_Image]:
     """The images of the file; after a mistake reading goes on with the next line that is a name."""
     entries: list[_Image] = []

@@ -112,9 +112,6 @@ def write_wider_pedestrian(index: Index, path: Path, ignore_path: Path, edition:
                 regions_file.write(" ".join([objects[0], *regions]) + "\n")
 
 
-# ------------------------------------------------------------------------------------------- text -> rows
-
-
 def read_box_lines(file: Path, edition: int | None = None) -> tuple[list[Line], int]:
     """The images of an annotation file, all different, and its edition: as given, else as `read_wider_pedestrian`.
 
