@@ -19,7 +19,7 @@ IMAGE_REASONS = ("image cannot be read", "image not found")
 """Reasons in `Index.skipped` that may be gone at the next start, with the annotations unchanged."""
 
 
-def read_split(format: str, files: SplitFiles, cache: bool = True) -> Index:
+def read_split(format: str, files: SplitFiles) -> Index:
     """Reads a split, from the cache if its files are unchanged (`Format.depends`).
 
     Sizes come from the image headers where the annotations give none. Paths may be relative to the working
@@ -35,17 +35,9 @@ def read_split(format: str, files: SplitFiles, cache: bool = True) -> Index:
         ignore=_absolute(files.ignore),
     )
     _check(format, kind, files)
-
-    def read() -> Index:
-        return fill_sizes(kind.read(files))
-
-    if not cache:
-        return read()
-    depends = kind.depends(files)
-    stamps = [pictures_stamp(folder) for folder in files.images if folder in depends]
-    single = [file for file in depends if file not in files.images]
-    key = fingerprint({"format": format, "extra": stamps, **asdict(files)}, single)
-    return cached(key, read, worth_keeping=lambda index: not any(r in index.skipped for r in IMAGE_REASONS))
+    stamps = [pictures_stamp(folder) for folder in files.images] if kind.depends_on_images else []
+    key = fingerprint({"format": format, "extra": stamps, **asdict(files)}, kind.depends(files))
+    return cached(key, lambda: fill_sizes(kind.read(files)), lambda index: not _without_image(index))
 
 
 def fill_sizes(index: Index) -> Index:
@@ -54,8 +46,7 @@ def fill_sizes(index: Index) -> Index:
     An image that cannot be read keeps size 0 and is counted under `skipped`.
     """
     unknown = np.flatnonzero((index.sizes == 0).any(axis=1))
-    counted = any(reason in index.skipped for reason in IMAGE_REASONS)
-    if not len(unknown) or counted:
+    if not len(unknown) or _without_image(index):  # counted already
         return index
     paths = [index.path(int(row)) for row in unknown]
     sizes = index.sizes.copy()
@@ -81,6 +72,10 @@ def fill_sizes(index: Index) -> Index:
     box_offsets = offsets(np.bincount(image_of_box[keep], minlength=len(index)))
     known = replace(index, boxes=clipped.astype(np.float32), area=area)
     return replace(known, sizes=sizes, box_offsets=box_offsets, **known.box_columns(keep), skipped=skipped)
+
+
+def _without_image(index: Index) -> bool:
+    return any(reason in index.skipped for reason in IMAGE_REASONS)
 
 
 def _absolute(paths: tuple[Path, ...]) -> tuple[Path, ...]:

@@ -174,11 +174,6 @@ def test_new_yolo_image_is_seen(tmp_path: Path) -> None:
     assert len(read_split("yolo", files)) == 4
 
 
-def test_without_cache(tmp_path: Path, cache: Path) -> None:
-    read_split("coco", write_all(tmp_path)["coco"], cache=False)
-    assert not cache.exists()
-
-
 def test_index_with_missing_images_is_not_kept(tmp_path: Path, cache: Path) -> None:
     files = write_all(tmp_path)["wider_face"]
     (tmp_path / "images/train/a.png").rename(tmp_path / "a.png")

@@ -75,22 +75,18 @@ def _annotation_dicts(index: Index) -> Items:
     flags = index.flags[rows]
     crowd = (flags & Flag.CROWD) != 0
     ignore = (flags & (Flag.IGNORE_REGION | Flag.INVALID | Flag.AVOID)) != 0
-    columns = (
-        index.image_ids[image_of_box[rows]],
-        index.category_ids[labels],
-        boxes,
-        index.area[rows].astype(np.float64),
-        crowd.astype(int),
-        ignore.astype(int),
-    )
-    keys = ("image_id", "category_id", "bbox", "area", "iscrowd", "ignore")
-    dicts: Items = []
-    for number, values in enumerate(zip(*(column.tolist() for column in columns), strict=True), start=1):
-        row = {"id": number} | dict(zip(keys, values, strict=True))
-        if not row["ignore"]:
-            del row["ignore"]
-        dicts.append(row)
-    return dicts
+    columns = {
+        "id": np.arange(1, len(rows) + 1),
+        "image_id": index.image_ids[image_of_box[rows]],
+        "category_id": index.category_ids[labels],
+        "bbox": boxes,
+        "area": index.area[rows].astype(np.float64),
+        "iscrowd": crowd.astype(int),
+        "ignore": ignore.astype(int),
+    }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    dicts = [dict(zip(columns, row, strict=True)) for row in values]
+    return [row if row["ignore"] else {k: v for k, v in row.items() if k != "ignore"} for row in dicts]
 
 
 # ------------------------------------------------------------------------------------------- JSON -> arrays
@@ -111,9 +107,8 @@ def _no_collection() -> Iterator[None]:
 def _load(annotations: Path) -> dict[str, Items]:
     """The JSON with its three sections checked to be lists of objects."""
     content: Any = None
-    data = read_bytes(annotations)
     try:
-        content = json.loads(data)
+        content = json.loads(read_bytes(annotations))
     except json.JSONDecodeError as error:
         what = f"line {error.lineno} column {error.colno}: not valid JSON ({error.msg})"
         raise_if_any(annotations, [f"{what}; is the file complete, and is it the annotation file?"])
@@ -401,5 +396,5 @@ FORMAT = Format(
     read=lambda files: read_coco(files.annotations[0], files.images[0]),
     keys={"annotations": ONE, "images": ONE},
     write=_write,
-    depends=lambda files: files.annotations,  # not the pictures, which are many and may lie on a slow disk
+    depends_on_images=False,  # they are many and may lie on a slow disk, and sizes stand in the file
 )

@@ -46,8 +46,8 @@ def annotations_and_images(files: SplitFiles) -> list[Needed]:
     ]
 
 
-def all_given(files: SplitFiles) -> list[Path | str]:
-    return [*files.annotations, *files.ignore, *files.images]
+def given_files(files: SplitFiles) -> list[Path | str]:
+    return [*files.annotations, *files.ignore]
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Format:
     tells_sizes: whether the annotations tell the sizes of the pictures.
     problems: what else is wrong with the entries, beyond their numbers.
     needs: what has to exist.
-    depends: the files that the index changes with, for the cache. A folder of `images` among them stands for all
-        pictures in it; it belongs there where sizes may come from the image headers.
+    depends: the files that the index changes with, for the cache.
+    depends_on_images: it also changes with the pictures in `images`: sizes may come from their headers.
     """
 
     read: Callable[[SplitFiles], Index]
@@ -73,4 +73,5 @@ class Format:
     tells_sizes: bool = True
     problems: Callable[[SplitFiles], list[str]] = lambda _: []
     needs: Callable[[SplitFiles], Sequence[Needed]] = annotations_and_images
-    depends: Callable[[SplitFiles], Sequence[Path | str]] = all_given
+    depends: Callable[[SplitFiles], Sequence[Path | str]] = given_files
+    depends_on_images: bool = True

@@ -331,7 +331,7 @@ def _needs(files: SplitFiles) -> list[Needed]:
 
 def _depends(files: SplitFiles) -> list[Path | str]:
     sets = _image_sets(files)
-    return [*sets, *(entry.xml for entry in list_entries(files.annotations, sets)), *files.images]
+    return [*sets, *(entry.xml for entry in list_entries(files.annotations, sets))]
 
 
 def _write(index: Index, root: Path, split: str) -> SplitFiles:

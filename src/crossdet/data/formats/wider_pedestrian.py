@@ -21,8 +21,8 @@ from crossdet.data.formats.format import (
     Format,
     Needed,
     SplitFiles,
-    all_given,
     annotations_and_images,
+    given_files,
 )
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import UserError
@@ -241,5 +241,5 @@ FORMAT = Format(
     write=_write,
     tells_sizes=False,
     needs=lambda files: [*annotations_and_images(files), *(Needed("image list", p) for p in _image_list(files))],
-    depends=lambda files: [*all_given(files), *_image_list(files)],
+    depends=lambda files: [*given_files(files), *_image_list(files)],
 )
