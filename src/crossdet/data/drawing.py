@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,10 +142,10 @@ def _box_text(label: int, flags: int, classes: Sequence[str]) -> str:
 
 
 def _strip_lines(dataset: str, target: Annotations, trusted: Tensor, classes: Sequence[str]) -> list[str]:
-    counts: dict[str, int] = {}
-    for label, flags in zip(target.labels.tolist(), target.flags.tolist(), strict=True):
-        name = _box_text(label, flags, classes) if flags & REGION_FLAGS else classes[label]
-        counts[name] = counts.get(name, 0) + 1
+    counts = Counter(
+        _box_text(label, flags, classes) if flags & REGION_FLAGS else classes[label]
+        for label, flags in zip(target.labels.tolist(), target.flags.tolist(), strict=True)
+    )
     held = ", ".join(f"{count} {name}" for name, count in counts.items()) or "no boxes"
     return [f"{dataset}: {held}", avoided_text([c for c, t in zip(classes, trusted, strict=True) if not t])]
 

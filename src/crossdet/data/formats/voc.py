@@ -90,7 +90,9 @@ def read_voc(
 
     listings = [set(files_below(folder)) for folder in images]
     files = _image_files(entries, parsed, images, listings)
-    _read_missing_sizes(parsed, files)
+    without = [i for i, image in enumerate(parsed) if image.size == (0, 0)]
+    for row, size in zip(without, header_sizes([files[row] for row in without]), strict=True):
+        parsed[row].size = size or (0, 0)
     root = os.path.commonpath(images) if len(images) > 1 else str(images[0])
     builder = IndexBuilder(root)
     for entry, image, file in zip(entries, parsed, files, strict=True):
@@ -286,19 +288,8 @@ def _image_files(
 
 
 def _image_name(name: str, filename: str, listing: set[str]) -> str:
-    if filename in listing:
-        return filename
-    for suffix in SUFFIXES:
-        for candidate in (f"{name}{suffix}", f"{name}{suffix.upper()}"):
-            if candidate in listing:
-                return candidate
-    return f"{name}{SUFFIXES[0]}"
-
-
-def _read_missing_sizes(parsed: list[VocImage], files: list[Path]) -> None:
-    rows = [i for i, image in enumerate(parsed) if image.size == (0, 0)]
-    for row, size in zip(rows, header_sizes([files[row] for row in rows]), strict=True):
-        parsed[row].size = size or (0, 0)
+    candidates = [filename, *(f"{name}{end}" for suffix in SUFFIXES for end in (suffix, suffix.upper()))]
+    return next((file for file in candidates if file in listing), f"{name}{SUFFIXES[0]}")
 
 
 def _image_sets(files: SplitFiles) -> list[Path]:

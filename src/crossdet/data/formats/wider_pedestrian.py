@@ -120,7 +120,11 @@ def read_box_lines(file: Path, edition: int | None = None) -> tuple[list[Line], 
     """
     problems: list[str] = []
     lines = _lines(file, problems)
-    _report_duplicates(lines, problems)
+    first: dict[str, str] = {}
+    for line in lines:
+        if line.name in first:
+            problems.append(f"{line.place}: {line.name!r} is already listed at {first[line.name]}; join the two")
+        first.setdefault(line.name, line.place)
     raise_if_any(file, problems)
     return lines, _edition(lines, file, edition)
 
@@ -157,14 +161,6 @@ def _unlisted(image_list: Path, known: set[str]) -> list[Line]:
     """A line without objects for each image of the list that is not in `known`; its first column counts."""
     names = [text.split()[0] for text in read_lines(image_list) if text.strip()]
     return [Line(name, [], str(image_list)) for name in dict.fromkeys(names) if name not in known]
-
-
-def _report_duplicates(lines: list[Line], problems: list[str]) -> None:
-    first: dict[str, str] = {}
-    for line in lines:
-        if line.name in first:
-            problems.append(f"{line.place}: {line.name!r} is already listed at {first[line.name]}; join the two")
-        first.setdefault(line.name, line.place)
 
 
 def _mistake(line: Line, edition: int) -> str:

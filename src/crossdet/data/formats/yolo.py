@@ -106,7 +106,13 @@ def write_yolo(index: Index, root: Path, split: str) -> None:
     Raises `UserError` for an image whose name leads out of that folder (labels are found by its path), before
     anything is written, and for boxes in an image of unknown size.
     """
-    _check_names(index)
+    for row in range(len(index)):
+        name = PurePosixPath(index.names[row].replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or not name.name or "\0" in str(name):
+            raise UserError(
+                f"image {index.names[row]!r}: its path leads out of the folder of images, where YOLO's labels are "
+                f"looked for by the same path; move the image below {index.root}"
+            )
     _write_data_yaml(index, root / "data.yaml", split)
     plain = (index.flags & (REGION_FLAGS | Flag.INVALID)) == 0
     for row in range(len(index)):
@@ -125,16 +131,6 @@ def write_yolo(index: Index, root: Path, split: str) -> None:
         file = (root / "labels" / split / PurePosixPath(index.names[row])).with_suffix(".txt")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(f"{line}\n" for line in lines))
-
-
-def _check_names(index: Index) -> None:
-    for row in range(len(index)):
-        name = PurePosixPath(index.names[row].replace("\\", "/"))
-        if name.is_absolute() or ".." in name.parts or not name.name or "\0" in str(name):
-            raise UserError(
-                f"image {index.names[row]!r}: its path leads out of the folder of images, where YOLO's labels are "
-                f"looked for by the same path; move the image below {index.root}"
-            )
 
 
 def _write_data_yaml(index: Index, file: Path, split: str) -> None:
