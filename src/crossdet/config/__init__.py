@@ -17,6 +17,6 @@ from crossdet.config.schema import (
 )
 
 __all__ = [
-    "CONFIG_FILE", "Config", "DatasetConfig", "ExtendConfig", "LabelsConfig", "Override", "SplitConfig", "TrainConfig",
-    "UnionTestConfig", "dump_config", "load_config",
+    "CONFIG_FILE", "Config", "DatasetConfig", "ExtendConfig", "LabelsConfig", "Override", "SplitConfig",
+    "TrainConfig", "UnionTestConfig", "dump_config", "load_config",
 ]  # fmt: skip
