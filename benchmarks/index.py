@@ -24,8 +24,9 @@ from pathlib import Path
 import numpy as np
 from pycocotools.coco import COCO
 
+from crossdet.data.cache import load_index, save_index
 from crossdet.data.formats.coco import read_coco
-from crossdet.data.index import Index, load_index, save_index
+from crossdet.data.index import Index
 
 POLYGON_POINTS = 22
 

@@ -36,10 +36,11 @@ from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
 from crossdet.data.augment import Augment, resized
+from crossdet.data.cache import load_index, save_index
 from crossdet.data.decoding import read_image
 from crossdet.data.formats.coco import read_coco
 from crossdet.data.hybrid import Draw, HybridDataset, Part
-from crossdet.data.index import Index, load_index, save_index
+from crossdet.data.index import Index
 from crossdet.data.loading import collate, make_loader, pad_images
 from crossdet.labels.space import LabelSpace
 

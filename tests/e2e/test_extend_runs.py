@@ -18,9 +18,10 @@ from torch import Tensor
 from worlds import CAR, FACE, HEIGHT, WIDTH, changed
 
 from crossdet import Config, RunError, UserError, extend, load_detector, train
+from crossdet.data.cache import load_index
 from crossdet.data.decoding import read_image
 from crossdet.data.formats.coco import write_coco
-from crossdet.data.index import Index, IndexBuilder, load_index
+from crossdet.data.index import Index, IndexBuilder
 from crossdet.inference import Detector
 from crossdet.models.card import InputSettings
 from crossdet.models.retinanet.growth import ADAPTERS, BIAS, WEIGHT, by_class

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from crossdet import RunError, UserError, extend, train
-from crossdet.data.index import load_index
+from crossdet.data.cache import load_index
 from crossdet.models.retinanet.network import RetinaNet
 from crossdet.models.weights import load_state, load_weights, save_state
 from crossdet.runs.relabel import relabel

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossdet.data.formats.format import SplitFiles
 from crossdet.data.index import Index
-from crossdet.data.reading import SplitFiles, read_split
+from crossdet.data.reading import read_split
 from crossdet.errors import UserError
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, GroundTruth
 from crossdet.evaluation.audit import DEFAULT_THRESHOLD, where_detections_lie

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from crossdet.data.annotation_files import read_lines
 from crossdet.data.formats.voc import write_voc
 from crossdet.data.formats.wider_face import read_wider_face
-from crossdet.data.index import IndexBuilder, read_lines
+from crossdet.data.index import IndexBuilder
 from crossdet.demo.scene_composition import HEIGHT, WIDTH
 from crossdet.demo.scenes import make_scene, write_demo_datasets
 from crossdet.errors import UserError

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.data.index import Index, too_many
+from crossdet.data.annotation_files import too_many
+from crossdet.data.index import Index
 from crossdet.errors import UserError, problem_list
 from crossdet.labels.rules import unknown
 from crossdet.types import REGION_FLAGS, Flag

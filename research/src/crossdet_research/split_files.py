@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossdet.data.annotation_files import too_many
 from crossdet.data.formats.coco import write_coco
-from crossdet.data.index import Index, Strings, too_many
+from crossdet.data.index import Index, Strings
 from crossdet.errors import UserError, problem_list
 from crossdet.files import safe_name, write_json
 from crossdet.types import Flag

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from crossdet.check.report import FIRST, DuplicateReport, FileReport, Places
-from crossdet.data.index import Index, header_sizes
+from crossdet.data.annotation_files import header_sizes
+from crossdet.data.index import Index
 from crossdet.data.rotation import pictures
 
 Split = tuple[str, str]

@@ -24,6 +24,7 @@ from crossdet.check.teachers import look_at_teachers
 from crossdet.config import Config
 from crossdet.config.sources import SPLITS, Sources, listed_only_problem, open_sources
 from crossdet.data.federated import verified_classes
+from crossdet.data.formats import FORMATS
 from crossdet.data.index import Index
 from crossdet.data.reading import IMAGE_REASONS
 from crossdet.data.rotation import pictures, rows_per_picture
@@ -39,9 +40,6 @@ LOW_RECALL = 0.9
 
 SMALL, LARGE = 32**2, 96**2
 """COCO's limits of box area, here in pixels of the network's input, where the anchors are."""
-
-WITHOUT_SIZES = ("yolo", "wider_face", "wider_pedestrian")
-"""Formats whose annotations do not tell the sizes of the pictures: they are read from the files."""
 
 _NAMED = 8  # classes that a message names before it only counts
 
@@ -68,10 +66,10 @@ def report_on(config: Config, sources: Sources, max_images: int | None = None, o
     indexes = {(name, s): getattr(sources, s)[name] for name in config.datasets for s in SPLITS
                if name in getattr(sources, s)}  # fmt: skip
     paths = {split: image_paths(index, max_images) for split, index in indexes.items()}
+    kinds = {name: FORMATS[dataset.format] for name, dataset in config.datasets.items() if dataset.format}
+    from_headers = {name for name, kind in kinds.items() if not kind.tells_sizes}
     splits = tuple(
-        _split_report(
-            split, index, look_at_files(index, paths[split], config.datasets[split[0]].format in WITHOUT_SIZES)
-        )
+        _split_report(split, index, look_at_files(index, paths[split], split[0] in from_headers))
         for split, index in indexes.items()
     )
     classes, avoiding = _class_reports(sources)

@@ -5,33 +5,10 @@ the types of single values, `mistakes` turns pydantic's errors into sentences, `
 Nothing below `crossdet.runs` knows these classes. No torch in here.
 """
 
-from crossdet.config.fields import KNOWN_PROTOCOLS
 from crossdet.config.files import CONFIG_FILE, Override, dump_config, load_config
-from crossdet.config.schema import (
-    AugmentConfig,
-    Config,
-    DatasetConfig,
-    EvalConfig,
-    InputConfig,
-    LabelsConfig,
-    PseudoConfig,
-    SplitConfig,
-    UnionTestConfig,
-)
+from crossdet.config.schema import Config, DatasetConfig, LabelsConfig, SplitConfig, UnionTestConfig
 
 __all__ = [
-    "CONFIG_FILE",
-    "KNOWN_PROTOCOLS",
-    "AugmentConfig",
-    "Config",
-    "DatasetConfig",
-    "EvalConfig",
-    "InputConfig",
-    "LabelsConfig",
-    "Override",
-    "PseudoConfig",
-    "SplitConfig",
-    "UnionTestConfig",
-    "dump_config",
-    "load_config",
-]
+    "CONFIG_FILE", "Config", "DatasetConfig", "LabelsConfig", "Override", "SplitConfig", "UnionTestConfig",
+    "dump_config", "load_config",
+]  # fmt: skip

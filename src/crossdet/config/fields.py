@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, StrictStr, ValidationInfo
 from pydantic_core import PydanticCustomError
 
+from crossdet.data.formats import FORMATS
 from crossdet.data.rotation_geometry import EQUAL_STEPS, direction_problem, equal_directions
 from crossdet.errors import show
 from crossdet.models.settings import Positives, Text, expand, filled, listed, resolved_path
@@ -67,6 +68,13 @@ def _dropped(value: Any) -> Any:
     return tuple(flat)
 
 
+def _format(value: Any) -> str:
+    if not isinstance(value, str) or value not in FORMATS:
+        *names, last = (repr(name) for name in FORMATS)
+        raise ValueError(f"expected {', '.join(names)} or {last}, got {show(value)}")
+    return value
+
+
 def _protocols(value: tuple[str, ...]) -> tuple[str, ...]:
     for name in value:
         if name not in KNOWN_PROTOCOLS:
@@ -112,6 +120,7 @@ def _no_rules(value: Any) -> Any:
 
 Range = Annotated[Positives, AfterValidator(_pair)]
 
+FormatName = Annotated[str, PlainValidator(_format)]
 DatasetName = Annotated[StrictStr, AfterValidator(_dataset_name)]
 Names = Annotated[tuple[Text, ...], BeforeValidator(listed)]
 SomeNames = Annotated[Names, AfterValidator(filled)]

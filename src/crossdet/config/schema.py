@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, ValidationInfo, WrapValidator, create_model, model_validator
 from pydantic_core import PydanticCustomError
@@ -17,6 +17,7 @@ from crossdet.config.fields import (
     Directions,
     File,
     Files,
+    FormatName,
     ImageSets,
     MergeGroups,
     Names,
@@ -29,6 +30,7 @@ from crossdet.config.fields import (
     Teachers,
 )
 from crossdet.config.mistakes import Key, Problem, dotted, suggest, validated
+from crossdet.data.formats import FORMATS
 from crossdet.data.index import Index
 from crossdet.errors import ConfigError, problem_list, show
 from crossdet.models.architectures import ARCHITECTURES, DEFAULT
@@ -37,9 +39,6 @@ from crossdet.training.modes.mode import ExtendSettings
 from crossdet.training.recipe import Recipe
 
 # ------------------------------------------------------------------------------------------- the sections
-
-
-Format = Literal["coco", "voc", "wider_face", "wider_pedestrian", "yolo"]
 
 
 class SplitConfig(Section):
@@ -55,7 +54,7 @@ class SplitConfig(Section):
 class UnionTestConfig(SplitConfig):
     """Images on which every class is labelled, under its unified name; for `crossdet audit`."""
 
-    format: Format
+    format: FormatName
     classes: SomeNames | None = None
     edition: Literal[2018, 2019] | None = None
 
@@ -75,7 +74,7 @@ else:
 class DatasetConfig(Section):
     """One dataset; from Python a split may be an `Index`, then no format is needed."""
 
-    format: Format | None = None
+    format: FormatName | None = None
     train: Split = None
     val: Split = None
     protocol: Protocols = ("coco",)
@@ -105,6 +104,11 @@ class DatasetConfig(Section):
             return None
         first, count = self.part.split("/")
         return int(first) - 1, int(count)
+
+    @property
+    def class_directions(self) -> tuple[int, ...] | None:
+        """The directions that are classes of their own."""
+        return self.directions if self.direction_classes else None
 
 
 class LabelsConfig(Section):
@@ -203,8 +207,7 @@ class Config(Section):
         kind = config_type(data)
         config, problems = validated(kind, dict(data), base or Path.cwd(), known_datasets)
         if config is None:
-            texts = [problem.text for problem in problems]
-            raise ConfigError(problem_list(f"config: {len(texts)} mistake(s)", texts))
+            raise ConfigError(problem_list(f"config: {len(problems)} mistake(s)", (p.text for p in problems)))
         return config
 
     def with_agnostic_nms(self, given: bool | None) -> Config:
@@ -246,61 +249,56 @@ def config_type(data: Any) -> type[Config]:
 # ---------------------------------------------------------------------- checks that need several values
 
 
+def _problem(text: str, *keys: str | Key) -> Problem:
+    """A mistake of these keys; one as text has dots between its parts."""
+    return Problem(tuple(tuple(key.split(".")) if isinstance(key, str) else key for key in keys), text)
+
+
 def _dataset_problems(config: Config) -> Iterator[Problem]:
     if not config.datasets:
-        yield Problem((("datasets",),), "`datasets`: expected at least one dataset")
-    formats = ", ".join(get_args(Format))
+        yield _problem("`datasets`: expected at least one dataset", "datasets")
     for name, dataset in config.datasets.items():
         at: Key = ("datasets", name)
         shown = dotted(at)
         if dataset.train is None and dataset.val is None:
-            yield Problem(((*at, "train"), (*at, "val")), f"`{shown}`: expected `train`, `val` or both")
+            yield _problem(f"`{shown}`: expected `train`, `val` or both", (*at, "train"), (*at, "val"))
         files = isinstance(dataset.train, SplitConfig) or isinstance(dataset.val, SplitConfig)
         if dataset.format is None and files:
-            yield Problem(((*at, "format"),), f"`{shown}.format` is missing: expected one of {formats}")
-        if "wider_face" not in dataset.protocol:
-            for split in ("train", "val"):
-                given = getattr(dataset, split)
-                if isinstance(given, SplitConfig) and given.lists is not None:
-                    yield Problem(
-                        ((*at, split, "lists"), (*at, "protocol")),
-                        f"`{shown}.{split}.lists` belongs to the protocol `wider_face`, got protocol "
-                        f"{', '.join(dataset.protocol)}",
-                    )
-        if dataset.edition is not None and dataset.format != "wider_pedestrian":
-            yield Problem(
-                ((*at, "edition"), (*at, "format")),
-                f"`{shown}.edition`: only the format `wider_pedestrian` has editions, got {dataset.edition}",
-            )
+            yield _problem(f"`{shown}.format` is missing: expected one of {', '.join(FORMATS)}", (*at, "format"))
+        for split, given in (("train", dataset.train), ("val", dataset.val)):
+            lists = isinstance(given, SplitConfig) and given.lists is not None
+            if lists and "wider_face" not in dataset.protocol:
+                text = f"belongs to the protocol `wider_face`, got protocol {', '.join(dataset.protocol)}"
+                yield _problem(f"`{shown}.{split}.lists` {text}", (*at, split, "lists"), (*at, "protocol"))
+        editions = [name for name, kind in FORMATS.items() if "edition" in kind.keys]
+        if dataset.edition is not None and dataset.format not in editions:
+            which = " and ".join(f"`{name}`" for name in editions)
+            text = f"`{shown}.edition`: only the format {which} has editions, got {dataset.edition}"
+            yield _problem(text, (*at, "edition"), (*at, "format"))
         yield from _direction_problems(config, name, dataset)
 
 
 def _direction_problems(config: Config, name: str, dataset: DatasetConfig) -> Iterator[Problem]:
     at: Key = ("datasets", name)
-    shown, given = dotted(at), dataset.directions
-    if given is not None and dataset.direction_classes:
+    shown, given = dotted(at), dataset.class_directions
+    if given is not None:
         lost = sorted({-d % 360 for d in given} - set(given))
         if config.augment.flip and lost:
-            yield Problem(
-                ((*at, "directions"), ("augment", "flip")),
+            text = (
                 f"`{shown}.directions`: mirrored pictures also show {', '.join(map(str, lost))} degrees; add them, "
-                f"or set `augment.flip` to 0",
             )
+            yield _problem(f"{text}or set `augment.flip` to 0", (*at, "directions"), "augment.flip")
         unknown = sorted(set(dataset.val_directions or (0,)) - set(given))
         if dataset.val is not None and unknown:
-            yield Problem(
-                ((*at, "val_directions"), (*at, "directions")),
-                f"`{shown}.val_directions`: {', '.join(map(str, unknown))} degrees are not among `directions` "
-                f"{list(given)}, so there is no class for them",
-            )
-    if given is not None and dataset.direction_classes and config.pseudo is not None:
-        text = f"`pseudo` labels no directions; set `{shown}.direction_classes` to false, or remove one of the two"
-        yield Problem((("pseudo",), (*at, "directions")), text)
+            text = f"degrees are not among `directions` {list(given)}, so there is no class for them"
+            text = f"`{shown}.val_directions`: {', '.join(map(str, unknown))} {text}"
+            yield _problem(text, (*at, "val_directions"), (*at, "directions"))
+        if config.pseudo is not None:
+            text = f"set `{shown}.direction_classes` to false, or remove one of the two"
+            yield _problem(f"`pseudo` labels no directions; {text}", "pseudo", (*at, "directions"))
     if isinstance(dataset.val, SplitConfig) and dataset.val.lists is not None and dataset.val_directions:
-        yield Problem(
-            ((*at, "val_directions"), (*at, "val", "lists")),
-            f"`{shown}.val_directions`: `val.lists` are of upright pictures; leave out one of the two",
-        )
+        text = f"`{shown}.val_directions`: `val.lists` are of upright pictures; leave out one of the two"
+        yield _problem(text, (*at, "val_directions"), (*at, "val", "lists"))
 
 
 def _label_problems(config: Config, known: Sequence[str]) -> Iterator[Problem]:
@@ -308,59 +306,58 @@ def _label_problems(config: Config, known: Sequence[str]) -> Iterator[Problem]:
 
     known: datasets of trained weights, which the rules may name as well.
     """
-    labels, names = config.labels, list(dict.fromkeys([*config.datasets, *known]))
-
-    def missing(dataset: str) -> str:
-        found = suggest(dataset, names, "datasets")
-        slip = known or "did you mean" in found
-        return found + ("" if slip else " (those of weights to extend: `crossdet check CONFIG --extends WEIGHTS`)")
-
-    rules: list[tuple[Key, Sequence[str]]] = [(("labels", "drop"), labels.drop)]
-    rules += [(("labels", "merge", k), v) for k, v in labels.merge.items() if isinstance(v, tuple)]
-    for at, entries in rules:
-        for entry in entries:
-            dataset, slash, _ = entry.partition("/")
-            if not slash:
-                yield Problem((at,), f"`{dotted(at)}`: expected `dataset/name`, got {show(entry)}")
-            elif dataset not in names:
-                text = f"no dataset {show(dataset)} (in {show(entry)}); {missing(dataset)}"
-                yield Problem((at, ("datasets", dataset)), f"`{dotted(at)}`: {text}")
+    labels = config.labels
+    rules: list[tuple[Key, str]] = [(("labels", "drop"), entry) for entry in labels.drop]
+    groups = {name: sources for name, sources in labels.merge.items() if isinstance(sources, tuple)}
+    rules += [(("labels", "merge", name), entry) for name, sources in groups.items() for entry in sources]
+    for at, entry in rules:
+        dataset, slash, _ = entry.partition("/")
+        if slash:
+            yield from _unknown_dataset(config, known, at, dataset, f" (in {show(entry)})")
+        else:
+            yield _problem(f"`{dotted(at)}`: expected `dataset/name`, got {show(entry)}", at)
     if labels.per_dataset and config.pseudo is not None:
         text = "`pseudo` labels no classes per dataset; leave out `labels.per_dataset` or `pseudo`"
-        yield Problem((("pseudo",), ("labels", "per_dataset")), text)
+        yield _problem(text, "pseudo", "labels.per_dataset")
     if labels.open_members and not labels.per_dataset:
         text = "`labels.open_members` is about the classes of `labels.per_dataset`, which names none"
-        yield Problem((("labels", "open_members"),), text)
+        yield _problem(text, "labels.open_members")
     for rule in ("absent", "unlabelled", "not_exhaustive"):
         for dataset in getattr(labels, rule):
-            at = ("labels", rule, dataset)
-            if dataset not in names:
-                text = f"no dataset {show(dataset)}; {missing(dataset)}"
-                yield Problem((at, ("datasets", dataset)), f"`{dotted(at)}`: {text}")
+            yield from _unknown_dataset(config, known, ("labels", rule, dataset), dataset)
+
+
+def _unknown_dataset(
+    config: Config, known: Sequence[str], at: Key, dataset: str, where: str = ""
+) -> Iterator[Problem]:
+    names = list(dict.fromkeys([*config.datasets, *known]))
+    if dataset not in names:
+        hint = suggest(dataset, names, "datasets")
+        if not known and "did you mean" not in hint:
+            hint += " (those of weights to extend: `crossdet check CONFIG --extends WEIGHTS`)"
+        yield _problem(f"`{dotted(at)}`: no dataset {show(dataset)}{where}; {hint}", at, ("datasets", dataset))
 
 
 def _recipe_problems(config: Config) -> Iterator[Problem]:
-    def wrong(keys: Sequence[str], expected: str, value: Any) -> Problem:
-        paths = tuple(tuple(key.split(".")) for key in keys)
-        return Problem(paths, f"`{keys[0]}`: expected {expected}, got {show(value)}")
+    def wrong(expected: str, value: Any, *keys: str) -> Problem:
+        return _problem(f"`{keys[0]}`: expected {expected}, got {show(value)}", *keys)
 
     train, size = config.train, config.input
     share = train.accumulate * train.devices
     if train.batch_size % share:
-        keys = ["train.batch_size", "train.accumulate", "train.devices"]
-        yield wrong(keys, f"a multiple of accumulate x devices = {share}", train.batch_size)
+        expected = f"a multiple of accumulate x devices = {share}"
+        yield wrong(expected, train.batch_size, "train.batch_size", "train.accumulate", "train.devices")
     if list(train.steps) != sorted(set(train.steps)):
-        yield wrong(["train.steps"], "epochs in increasing order", train.steps)
+        yield wrong("epochs in increasing order", train.steps, "train.steps")
     if train.warmup_epochs > train.epochs:
-        keys = ["train.warmup_epochs", "train.epochs"]
-        yield wrong(keys, f"at most `train.epochs` = {train.epochs}", train.warmup_epochs)
+        expected = f"at most `train.epochs` = {train.epochs}"
+        yield wrong(expected, train.warmup_epochs, "train.warmup_epochs", "train.epochs")
     if config.augment.scale_jitter[0] > config.augment.scale_jitter[1]:
-        yield wrong(["augment.scale_jitter"], "[smallest, largest]", config.augment.scale_jitter)
-    for at, expected, value in ARCHITECTURES[config.model.name].contradictions(config.model):
-        yield wrong(at, expected, value)
+        yield wrong("[smallest, largest]", config.augment.scale_jitter, "augment.scale_jitter")
+    for keys, expected, value in ARCHITECTURES[config.model.name].contradictions(config.model):
+        yield wrong(expected, value, *keys)
     if size.shorter > size.longer:
-        keys = ["input.shorter", "input.longer"]
-        yield wrong(keys, f"at most `input.longer` = {size.longer}", size.shorter)
+        yield wrong(f"at most `input.longer` = {size.longer}", size.shorter, "input.shorter", "input.longer")
 
 
 def _pseudo_problems(config: Config) -> Iterator[Problem]:
@@ -369,23 +366,22 @@ def _pseudo_problems(config: Config) -> Iterator[Problem]:
         return
     if config.train.plain:
         text = "`pseudo`: with `train.plain` all background is trusted already; remove one of the two"
-        yield Problem((("pseudo",), ("train", "plain")), text)
+        yield _problem(text, "pseudo", "train.plain")
     if not pseudo.teachers:
         text = "`pseudo.teachers` is missing: expected `self` or a list of runs or weights files"
-        yield Problem((("pseudo", "teachers"), ("pseudo",)), text)
+        yield _problem(text, "pseudo.teachers", "pseudo")
     elif pseudo.teachers != "self":
         for key in ("from_epoch", "every"):
             if getattr(pseudo, key) is not None:
                 text = f"`pseudo.{key}` is for `teachers: self`; others label once, before the training"
-                yield Problem((("pseudo", key), ("pseudo", "teachers")), text)
+                yield _problem(text, f"pseudo.{key}", "pseudo.teachers")
     elif pseudo.schedule(epochs)[0] >= epochs:
         text = f"expected less than `train.epochs` = {epochs}, got {pseudo.schedule(epochs)[0]}"
-        keys: tuple[Key, ...] = (("pseudo", "from_epoch"), ("train", "epochs"), ("pseudo",))
-        yield Problem(keys, f"`pseudo.from_epoch`: {text}")
+        yield _problem(f"`pseudo.from_epoch`: {text}", "pseudo.from_epoch", "train.epochs", "pseudo")
 
 
 def _extend_problems(config: Config) -> Iterator[Problem]:
     extend = config.extend
     if extend is not None and extend.trust and not extend.pseudo:
         text = "it is about the labels of `extend.pseudo`, which is off; set `pseudo: true`, or leave `trust` out"
-        yield Problem((("extend", "trust"), ("extend", "pseudo")), f"`extend.trust`: {text}")
+        yield _problem(f"`extend.trust`: {text}", "extend.trust", "extend.pseudo")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.config import Config, DatasetConfig, SplitConfig, UnionTestConfig
+from crossdet.data.formats.format import SplitFiles
 from crossdet.data.index import Index
-from crossdet.data.reading import SplitFiles, read_split
+from crossdet.data.reading import read_split
 from crossdet.data.rotation import rotated
 from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.evaluation.protocols.wider_face_lists import WiderFaceLists, read_wider_face_truth
@@ -71,29 +73,7 @@ def open_sources(
 
     Raises `UserError` with the mistakes of all datasets; label rules are looked at once all files are readable.
     """
-    found: dict[str, dict[str, Index]] = {split: {} for split in SPLITS}
-    labelled: dict[str, set[str]] = {}
-    lists: dict[str, WiderFaceLists] = {}
-    problems: list[str] = []
-    for name, dataset in config.datasets.items():
-        for split in splits:
-            given = getattr(dataset, split)
-            if given is None:
-                continue
-            try:
-                index = open_split(dataset, split, given)
-            except UserError as error:
-                problems.append(f"datasets.{name}.{split}: {_indented(str(error))}")
-            else:
-                found[split][name] = share_of(index, dataset) if split == "train" else index
-                labelled.setdefault(name, set()).update(_with_boxes(index))
-            if isinstance(given, SplitConfig) and given.lists is not None:
-                try:
-                    lists[name] = read_wider_face_truth(given.lists)
-                except UserError as error:
-                    problems.append(f"datasets.{name}.{split}.lists: {_indented(str(error))}")
-    if problems:
-        raise UserError(problem_list(f"{len(problems)} split(s) cannot be read", problems))
+    found, labelled, lists = _read_splits(config, splits)
     trained = known or detector
     names: dict[str, Sequence[str]] = {} if trained is None else dict(classes_of(trained))
     for name, dataset in config.datasets.items():
@@ -102,17 +82,49 @@ def open_sources(
                 index = open_split(dataset, "train", dataset.train)
                 names[name] = index.classes
                 labelled.setdefault(name, set()).update(_with_boxes(index))
-    if detector is None:
-        space = build_space(config, found["train"], found["val"], names, known, labelled)
-    else:
-        space = _space_to_score(config, found["train"], found["val"], names, detector, labelled)
+    build = partial(_build_space, config, found, names, labelled)
+    space = build(known) if detector is None else _space_to_score(config, build, detector)
     asked = {**found["val"], **found["train"]} if found["train"] else {}
     listed_only = _listed_only(space, asked, labelled, known)
     train, val = (
-        {name: turned(index, config.datasets[name], split) for name, index in found[split].items()}
+        {name: _rotated(index, config.datasets[name], split) for name, index in found[split].items()}
         for split in SPLITS
     )
     return Sources(space, train, val, lists, listed_only, labelled)
+
+
+def _read_splits(
+    config: Config, splits: Sequence[str]
+) -> tuple[dict[str, dict[str, Index]], dict[str, set[str]], dict[str, WiderFaceLists]]:
+    """Split -> dataset -> index, and `labelled` and `lists` of `Sources`; `UserError` with all mistakes."""
+    found: dict[str, dict[str, Index]] = {split: {} for split in SPLITS}
+    labelled: dict[str, set[str]] = {}
+    lists: dict[str, WiderFaceLists] = {}
+    problems: list[str] = []
+    given = {
+        (name, split): getattr(dataset, split) for name, dataset in config.datasets.items() for split in splits
+    }
+    for (name, split), files in given.items():
+        if files is not None:
+            with _noted(problems, f"datasets.{name}.{split}"):
+                index = open_split(config.datasets[name], split, files)
+                found[split][name] = share_of(index, config.datasets[name]) if split == "train" else index
+                labelled.setdefault(name, set()).update(_with_boxes(index))
+        if isinstance(files, SplitConfig) and files.lists is not None:
+            with _noted(problems, f"datasets.{name}.{split}.lists"):
+                lists[name] = read_wider_face_truth(files.lists)
+    if problems:
+        raise UserError(problem_list(f"{len(problems)} split(s) cannot be read", problems))
+    return found, labelled, lists
+
+
+@contextmanager
+def _noted(problems: list[str], at: str) -> Iterator[None]:
+    """A `UserError` inside becomes one of the problems."""
+    try:
+        yield
+    except UserError as error:
+        problems.append(f"{at}: {error}".replace("\n", "\n    "))
 
 
 def _with_boxes(index: Index) -> set[str]:
@@ -192,13 +204,12 @@ def listed_only_problem(listed_only: Sequence[ListedOnly]) -> str:
     )
 
 
-def turned(index: Index, dataset: DatasetConfig, split: str) -> Index:
+def _rotated(index: Index, dataset: DatasetConfig, split: str) -> Index:
     """The pictures in the directions that the config wants, with the classes of these."""
     wanted = dataset.directions if split == "train" else dataset.val_directions
-    classes = dataset.directions if dataset.direction_classes else None
-    if wanted is None and classes is None:
+    if wanted is None and dataset.class_directions is None:
         return index
-    return rotated(index, wanted or (0,), dataset.direction_box, classes)
+    return rotated(index, wanted or (0,), dataset.direction_box, dataset.class_directions)
 
 
 def classes_of(space: LabelSpace) -> dict[str, list[str]]:
@@ -210,51 +221,42 @@ def classes_of(space: LabelSpace) -> dict[str, list[str]]:
     return found
 
 
-def open_split(dataset: DatasetConfig, split: str, given: SplitConfig | Index) -> Index:
+def open_split(dataset: DatasetConfig | UnionTestConfig, split: str, given: SplitConfig | Index) -> Index:
     """The index of one split: read from its files (through the cache), or as handed over from Python."""
     if isinstance(given, Index):
         return given
     assert dataset.format is not None  # checked by the config
-    return _read(dataset.format, given, split, dataset.classes, dataset.edition)
+    files = SplitFiles(
+        annotations=given.annotations,
+        images=given.images,
+        image_set=given.image_set,
+        ignore=given.ignore,
+        split=split,
+        classes=dataset.classes,
+        edition=dataset.edition,
+    )
+    return read_split(dataset.format, files)
 
 
 def union_test_index(given: UnionTestConfig | Index) -> Index:
     """The fully labelled images of a config; `UserError` where their files cannot be read."""
-    if isinstance(given, Index):
-        return given
-    return _read(given.format, given, "union_test", given.classes, given.edition)
+    return given if isinstance(given, Index) else open_split(given, "union_test", given)
 
 
-def _read(
-    format_name: str, given: SplitConfig, split: str, classes: tuple[str, ...] | None, edition: int | None
-) -> Index:
-    files = SplitFiles(
-        annotations=given.annotations,
-        images=given.images,
-        image_set=tuple(str(name) for name in given.image_set),
-        ignore=given.ignore,
-        split=split,
-        classes=classes,
-        edition=edition,
-    )
-    return read_split(format_name, files)
-
-
-def build_space(
+def _build_space(
     config: Config,
-    train: dict[str, Index],
-    val: dict[str, Index],
+    found: Mapping[str, Mapping[str, Index]],
     known_classes: Mapping[str, Sequence[str]],
+    labelled: Mapping[str, Collection[str]],
     known: LabelSpace | None = None,
-    labelled: Mapping[str, Collection[str]] | None = None,
 ) -> LabelSpace:
     """Label space of the config over the classes that the indexes bring, or that are known without them; what
     becomes of `known` by them, where it is given. labelled: see `LabelSpace.build`."""
     classes: dict[str, Sequence[str]] = {}
     federated = []
     for name, dataset in config.datasets.items():
-        indexes = [split[name] for split in (train, val) if name in split]
-        if name not in train and name in known_classes:
+        indexes = [found[split][name] for split in SPLITS if name in found[split]]
+        if name not in found["train"] and name in known_classes:
             classes[name] = known_classes[name]
         elif indexes:
             classes[name] = indexes[0].classes
@@ -267,11 +269,7 @@ def build_space(
             federated.append(name)
     rules: dict[str, Any] = {key: getattr(config.labels, key) for key in type(config.labels).model_fields}
     per_dataset, open_members = rules.pop("per_dataset"), rules.pop("open_members")
-    directions = {
-        name: dataset.directions
-        for name, dataset in config.datasets.items()
-        if name in classes and dataset.directions is not None and dataset.direction_classes
-    }
+    directions = {name: d for name in classes if (d := config.datasets[name].class_directions) is not None}
     if known is not None:
         if known.has_members or per_dataset or directions:
             raise UserError(
@@ -284,22 +282,17 @@ def build_space(
 
 
 def _space_to_score(
-    config: Config,
-    train: dict[str, Index],
-    val: dict[str, Index],
-    known_classes: Mapping[str, Sequence[str]],
-    detector: LabelSpace,
-    labelled: Mapping[str, Collection[str]],
+    config: Config, build: Callable[[LabelSpace | None], LabelSpace], detector: LabelSpace
 ) -> LabelSpace:
-    """Label space of a config that a detector is scored on; see `open_sources`."""
-    directions = any(d.directions and d.direction_classes for d in config.datasets.values())
+    """Label space of a config that a detector is scored on; see `open_sources`. build: of what is extended."""
+    directions = any(dataset.class_directions for dataset in config.datasets.values())
     if detector.has_members or config.labels.per_dataset or directions:  # such label spaces cannot grow
-        return build_space(config, train, val, known_classes, labelled=labelled)
+        return build(None)
     try:
-        return build_space(config, train, val, known_classes, detector, labelled)
+        return build(detector)
     except LabelError as error:
         try:
-            return build_space(config, train, val, known_classes, labelled=labelled)
+            return build(None)
         except LabelError:
             raise error from None
 
@@ -310,7 +303,3 @@ def share_of(index: Index, dataset: DatasetConfig) -> Index:
         return index
     remainder, divisor = dataset.part_of
     return index.take(np.arange(remainder, len(index), divisor, dtype=np.int64))
-
-
-def _indented(text: str) -> str:
-    return text.replace("\n", "\n    ")

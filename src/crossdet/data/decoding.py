@@ -17,8 +17,8 @@ from crossdet.data.rotation_geometry import canvas
 
 Size = tuple[int, int]
 
-TURN_FILL = (124, 116, 104)
-"""RGB of the corners that turning uncovers: ImageNet's mean, close to zero after normalisation, as padding is."""
+ROTATION_FILL = (124, 116, 104)
+"""RGB of the corners that a rotation uncovers: ImageNet's mean, near zero after normalisation, as padding is."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -61,18 +61,17 @@ def read_row(index: Index, row: int) -> Tensor:
 
     Raises `UnreadableImage`.
     """
-    turned = index.turned
-    sizes = index.sizes if turned is None else turned.sizes
+    sizes = index.sizes if index.turned is None else index.turned.sizes
     annotated = int(sizes[row, 0]), int(sizes[row, 1])
-    if turned is None:
+    if index.turned is None:
         return read_image(index.path(row), annotated)
     if 0 in annotated:
         raise UnreadableImage(f"{index.path(row)}: its size was unknown, so its boxes could not be turned")
-    return turn(read_image(index.path(row), annotated), int(turned.degrees[row]))
+    return rotate(read_image(index.path(row), annotated), int(index.turned.degrees[row]))
 
 
-def turn(image: Tensor, degrees: int, fill: tuple[int, int, int] = TURN_FILL) -> Tensor:
-    """`[3, H, W]` uint8 turned counter-clockwise on a canvas that holds all of it (`turning.canvas`).
+def rotate(image: Tensor, degrees: int) -> Tensor:
+    """`[3, H, W]` uint8 rotated counter-clockwise on a canvas that holds all of it (`rotation_geometry.canvas`).
 
     Multiples of 90 move pixels, other angles interpolate bilinearly and fill the corners.
     """
@@ -89,7 +88,7 @@ def turn(image: Tensor, degrees: int, fill: tuple[int, int, int] = TURN_FILL) ->
         Image.Transform.AFFINE,
         (cos, -sin, x0, sin, cos, y0),
         resample=Image.Resampling.BILINEAR,
-        fillcolor=fill,
+        fillcolor=ROTATION_FILL,
     )
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
 

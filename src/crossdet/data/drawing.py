@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,7 +86,8 @@ def draw_boxes(
             draw.rectangle(box, outline=colour, width=line)
     taken: list[Box] = []
     # large boxes last: their text finds a place more easily
-    for row in sorted(range(len(boxes)), key=lambda i: _area(corners[i])):
+    areas = [(right - left) * (bottom - top) for left, top, right, bottom in corners]
+    for row in sorted(range(len(boxes)), key=areas.__getitem__):
         if texts[row]:
             _write(draw, corners[row], texts[row], colours[row], font, taken, drawn.size)
     return drawn
@@ -106,22 +108,15 @@ def write_batch_pictures(
     for batch in batches:
         for row in range(len(batch)):
             height, width = (int(side) for side in batch.sizes[row])
-            picture = _to_pillow(batch.images[row, :, :height, :width])
+            pixels = batch.images[row, :, :height, :width].permute(1, 2, 0).contiguous().cpu().numpy()
             dataset = dataset_names[int(batch.dataset_ids[row])]
-            drawn = _annotated(picture, batch.targets[row], space.classes)
+            drawn = _annotated(Image.fromarray(pixels), batch.targets[row], space.classes)
             lines = _strip_lines(dataset, batch.targets[row], batch.trusted[row], space.classes)
             name = safe_name(f"{len(written):03d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', dataset)}")
             file = folder / f"{name}.jpg"
             _with_strip(drawn, lines).save(file, quality=92, subsampling=0)
             written.append(file)
     return written
-
-
-# ------------------------------------------------------------------------------------------ training batches
-
-
-def _to_pillow(image: Tensor) -> Image.Image:
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def _annotated(picture: Image.Image, target: Annotations, classes: Sequence[str]) -> Image.Image:
@@ -147,10 +142,10 @@ def _box_text(label: int, flags: int, classes: Sequence[str]) -> str:
 
 
 def _strip_lines(dataset: str, target: Annotations, trusted: Tensor, classes: Sequence[str]) -> list[str]:
-    counts: dict[str, int] = {}
-    for label, flags in zip(target.labels.tolist(), target.flags.tolist(), strict=True):
-        name = _box_text(label, flags, classes) if flags & REGION_FLAGS else classes[label]
-        counts[name] = counts.get(name, 0) + 1
+    counts = Counter(
+        _box_text(label, flags, classes) if flags & REGION_FLAGS else classes[label]
+        for label, flags in zip(target.labels.tolist(), target.flags.tolist(), strict=True)
+    )
     held = ", ".join(f"{count} {name}" for name, count in counts.items()) or "no boxes"
     return [f"{dataset}: {held}", avoided_text([c for c, t in zip(classes, trusted, strict=True) if not t])]
 
@@ -189,18 +184,11 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
     return lines
 
 
-# --------------------------------------------------------------------------------------------------- drawing
-
-
 def _inside(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """The outermost pixels that belong to the box and lie in the picture."""
     x1, y1 = (min(max(round(low), 0), side - 1) for low, side in zip(box[:2], size, strict=True))
     x2, y2 = (min(round(high) - 1, side - 1) for high, side in zip(box[2:], size, strict=True))
     return x1, y1, max(x1, x2), max(y1, y2)
-
-
-def _area(box: Box) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def _hatch(image: Image.Image, box: tuple[int, int, int, int], colour: Colour, step: int) -> None:
@@ -245,17 +233,12 @@ def _write(
     for x, y in ((x1, y1 - height), (x1, y1), (x1, y2 + 1), (x2 - width, y2 - height), (x2 - width, y1 - height)):
         # a text wider than the picture begins at its left border
         x, y = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
-        place = (x, y, x + width, y + height)
-        if any(_meet(place, other) for other in taken):
+        if any(x < o[2] and o[0] < x + width and y < o[3] and o[1] < y + height for o in taken):
             continue
-        taken.append(place)
+        taken.append((x, y, x + width, y + height))
         draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
         draw.text((x + margin - left, y + margin - top), text, _ink(colour), font)
         return
-
-
-def _meet(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _ink(ground: Colour) -> Colour:

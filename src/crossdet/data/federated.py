@@ -24,12 +24,8 @@ def verified_classes(index: Index, class_ids: Ids, space: LabelSpace, row: int, 
     merges into it: an image without cars may show trucks, so it is no negative for `vehicle`. Classes under the
     rule `labels.not_exhaustive` are left out; `absent` ones, which no image has to verify, do not appear.
 
-    Args:
-        index: the images, with or without `negatives`.
-        class_ids: `[K]` unified id of each of the index's classes, or `DROPPED`.
-        space: the label space, and the dataset's row in it.
-        row: see space.
-        images: consecutive rows of the index.
+    index: with or without `negatives`. class_ids: `[K]` unified id of each of its classes, or `DROPPED`.
+    row: of the dataset in the label space. images: consecutive rows of the index.
     """
     width = max(len(index.classes), 1)
 
@@ -63,17 +59,12 @@ def verified_in_evaluation(
 ) -> tuple[Ids, Ids, Ids] | None:
     """Where a detection without an object is wrong: exactly where training takes the background as a negative.
 
-    Args:
-        index: see `verified_classes`, as class_ids, space and row.
-        class_ids: see above.
-        space: see above.
-        row: see above.
-        becomes: `[C]` what each class of the space is called in the evaluation, or `DROPPED`. Where several become
-            one class (folds), an image verifies it if it verifies all of these that the dataset labels.
+    becomes: `[C]` what each class of the space is called in the evaluation, or `DROPPED`. Where several become one
+    class (folds), an image verifies it if it verifies all of these that the dataset labels. The rest as in
+    `verified_classes`.
 
-    Returns:
-        classes that all images verify; an image (row) and a class that it verifies, for the other classes. None
-        where all images verify everything.
+    Returns the classes that all images verify, and, for the other classes, pairs of an image (row) and a class that
+    it verifies; None where all images verify everything.
     """
     labelled = np.flatnonzero(space.annotated_array[row] & (becomes != DROPPED))
     classes = int(becomes.max(initial=-1)) + 1

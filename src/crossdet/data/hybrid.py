@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.data.federated import repeat_factors, verified_classes
-from crossdet.data.index import Index
+from crossdet.data.index import Index, offsets
 from crossdet.data.rotation import pictures, rows_per_picture
 from crossdet.errors import RunError
 from crossdet.labels.folds import NO_CLASS, mirror_map
@@ -58,9 +58,14 @@ class Part:
         return pictures(self.index) if self.one_direction else np.arange(len(self.index), dtype=np.int64)
 
     @property
-    def turns(self) -> int:
+    def directions(self) -> int:
         """Rows of the index per row here."""
         return rows_per_picture(self.index) if self.one_direction else 1
+
+    def repeat_factors(self) -> NDArray[np.float64]:
+        """`[rows]`, see `federated.repeat_factors`."""
+        index = self.index if self.directions == 1 else self.index.take(self.rows)
+        return repeat_factors(index, self.class_ids, self.repeat_threshold, self.difficult_as_region)
 
 
 class Draw(NamedTuple):
@@ -111,9 +116,8 @@ class HybridDataset(Dataset[Sample]):
         self.plain = plain
         self.substitute = substitute
         self.min_side = min_side
-        self.turns = [part.turns for part in parts]
-        counts = [len(part.index) // turns for part, turns in zip(parts, self.turns, strict=True)]
-        self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self.directions = [part.directions for part in parts]
+        self.starts = offsets([len(part.index) // part.directions for part in parts])
         self.mirrored = mirror_map(len(space.classes), space.folds)
 
     def __len__(self) -> int:
@@ -122,7 +126,7 @@ class HybridDataset(Dataset[Sample]):
     def locate(self, row: int) -> tuple[int, int]:
         """(part, image row in the part's index) of a row of the hybrid dataset; the first of several directions."""
         part = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return part, (row - int(self.starts[part])) * self.turns[part]
+        return part, (row - int(self.starts[part])) * self.directions[part]
 
     def sizes(self) -> NDArray[np.int32]:
         """`[N, 2]` (height, width) of all images, 0 where unknown."""
@@ -130,16 +134,16 @@ class HybridDataset(Dataset[Sample]):
 
     def draw_weights(self) -> NDArray[np.float64]:
         """`[N]` how often each image is drawn, up to a common factor: dataset weight x repeat factor."""
-        return np.concatenate([part.weight * _repeat_factors(part) for part in self.parts])
+        return np.concatenate([part.weight * part.repeat_factors() for part in self.parts])
 
     def __getitem__(self, draw: Draw | int) -> Sample:
         row, seed = draw if isinstance(draw, Draw) else (draw, 0)
         number, image = self.locate(row)
-        part, turns, lost = self.parts[number], self.turns[number], []
-        if turns > 1:
-            image += int(np.random.default_rng(seed).integers(turns))
-        for step in range(min(MAX_SUBSTITUTES, len(part.index) // turns)):
-            candidate = (image + step * turns) % len(part.index)
+        part, directions, lost = self.parts[number], self.directions[number], []
+        if directions > 1:
+            image += int(np.random.default_rng(seed).integers(directions))
+        for step in range(min(MAX_SUBSTITUTES, len(part.index) // directions)):
+            candidate = (image + step * directions) % len(part.index)
             try:
                 pixels = read_row(part.index, candidate)
             except UnreadableImage as error:
@@ -170,7 +174,7 @@ class HybridDataset(Dataset[Sample]):
             original_size=original,
             target=_after_transform(target, boxes, pixels, self.min_side),
             trusted=trusted,
-            image_id=int(self.starts[number]) + image // self.turns[number],
+            image_id=int(self.starts[number]) + image // self.directions[number],
             dataset_id=self.parts[number].row,
             unreadable=tuple(lost),
         )
@@ -202,11 +206,6 @@ class HybridDataset(Dataset[Sample]):
         one = range(image, image + 1)
         _, verified = verified_classes(part.index, part.class_ids, self.space, part.row, one)
         return self.space.trusted_row(part.row, verified)
-
-
-def _repeat_factors(part: Part) -> NDArray[np.float64]:
-    index = part.index if part.turns == 1 else part.index.take(part.rows)
-    return repeat_factors(index, part.class_ids, part.repeat_threshold, part.difficult_as_region)
 
 
 def _mirrored(labels: Tensor, becomes: NDArray[np.int64]) -> Tensor:

@@ -7,14 +7,8 @@ loader workers share the pages instead of each holding a copy. No torch in here.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.data.rotation_geometry import Turned
-from crossdet.errors import AnnotationError, problem_list
 
-CACHE_VERSION = 1
-MAX_LISTED = 20
-"""How many problems of one kind an error or a report lists before it only counts."""
+NOT_A_NUMBER = "box with a coordinate that is no number"
+NO_AREA = "box without area"
+OUTSIDE = "box outside its image"
+"""Reasons why a box is left out, in `Index.skipped`."""
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-PICTURES = frozenset({".bmp", ".gif", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"})
-"""Suffixes of the image files that `pictures_stamp` looks at."""
-BOM = b"\xef\xbb\xbf"
+
+
+def offsets(counts: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """`[N + 1]`: where each of N groups of so many rows begins, and the end."""
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -44,9 +40,7 @@ class Strings:
     def pack(cls, strings: Iterable[str]) -> Strings:
         # surrogateescape: a file name on disk may hold bytes that are no UTF-8
         encoded = [s.encode(errors="surrogateescape") for s in strings]
-        offsets = np.zeros(len(encoded) + 1, np.int64)
-        np.cumsum([len(e) for e in encoded], out=offsets[1:])
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets)
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets([len(e) for e in encoded]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -66,9 +60,7 @@ class Ragged:
 
     @classmethod
     def pack(cls, rows: Sequence[Sequence[int]]) -> Ragged:
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum([len(r) for r in rows], out=offsets[1:])
-        return cls(np.array([v for r in rows for v in r], np.int64), offsets)
+        return cls(np.array([v for r in rows for v in r], np.int64), offsets([len(r) for r in rows]))
 
     def __getitem__(self, row: int) -> NDArray[np.int64]:
         return self.values[self.offsets[row] : self.offsets[row + 1]]
@@ -112,23 +104,14 @@ class Index:
 
     def __post_init__(self) -> None:
         images, boxes = len(self.names), len(self.boxes)
-        wanted = {
-            "category_ids": (len(self.classes),),
-            "image_ids": (images,),
-            "sizes": (images, 2),
-            "box_offsets": (images + 1,),
-            "boxes": (boxes, 4),
-            "labels": (boxes,),
-            "flags": (boxes,),
-            "area": (boxes,),
-        }
-        for name, shape in wanted.items():
-            have = getattr(self, name).shape
-            if have != shape:
-                raise ValueError(f"Index.{name}: expected shape {shape}, got {have}")
-        for name, column in self.columns.items():
-            if column.shape != (boxes,):
-                raise ValueError(f"Index.columns[{name!r}]: expected shape {(boxes,)}, got {column.shape}")
+        wanted = {"category_ids": (len(self.classes),), "image_ids": (images,), "sizes": (images, 2)}
+        wanted |= {"box_offsets": (images + 1,), "boxes": (boxes, 4)}
+        wanted |= dict.fromkeys(("labels", "flags", "area"), (boxes,))
+        have = {name: getattr(self, name) for name in wanted}
+        have |= {f"columns[{name!r}]": column for name, column in self.columns.items()}
+        for name, array in have.items():
+            if array.shape != wanted.get(name, (boxes,)):
+                raise ValueError(f"Index.{name}: expected shape {wanted.get(name, (boxes,))}, got {array.shape}")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -148,32 +131,29 @@ class Index:
         """`[M]` image row of every box."""
         return np.repeat(np.arange(len(self), dtype=np.int64), np.diff(self.box_offsets))
 
+    def box_columns(self, rows: NDArray[Any]) -> dict[str, Any]:
+        """What there is per box, of some boxes (their rows or a mask), by field of the index."""
+        plain = {name: getattr(self, name)[rows] for name in ("boxes", "labels", "flags", "area")}
+        return plain | {"columns": {name: column[rows] for name, column in self.columns.items()}}
+
     def take(self, images: NDArray[np.int64]) -> Index:
         """The index of some images (rows, in the given order); `skipped` is kept."""
         counts = np.diff(self.box_offsets)[images]
-        offsets = np.zeros(len(images) + 1, np.int64)
-        np.cumsum(counts, out=offsets[1:])
-        box_rows = np.repeat(self.box_offsets[images] - offsets[:-1], counts) + np.arange(offsets[-1])
+        starts = offsets(counts)
+        box_rows = np.repeat(self.box_offsets[images] - starts[:-1], counts) + np.arange(starts[-1])
 
         def ragged(lists: Ragged | None) -> Ragged | None:
             return None if lists is None else Ragged.pack([lists[int(i)].tolist() for i in images])
 
-        return Index(
-            classes=self.classes,
-            category_ids=self.category_ids,
-            root=self.root,
+        return replace(
+            self,
             names=Strings.pack(self.names[int(i)] for i in images),
             image_ids=self.image_ids[images],
             sizes=self.sizes[images],
-            box_offsets=offsets,
-            boxes=self.boxes[box_rows],
-            labels=self.labels[box_rows],
-            flags=self.flags[box_rows],
-            area=self.area[box_rows],
-            columns={name: column[box_rows] for name, column in self.columns.items()},
+            box_offsets=starts,
+            **self.box_columns(box_rows),
             negatives=ragged(self.negatives),
             not_exhaustive=ragged(self.not_exhaustive),
-            skipped=self.skipped,
             turned=None if self.turned is None else self.turned.take(images),
         )
 
@@ -235,18 +215,16 @@ class IndexBuilder:
         x1, y1, x2, y2 = (float(v) for v in xyxy)
         height, width = self._sizes[-1]
         if not all(abs(v) <= FLOAT32_MAX for v in (x1, y1, x2, y2)):  # false for NaN as well
-            self.skip("box with a coordinate that is no number", f"{place}: {xyxy}")
+            self.skip(NOT_A_NUMBER, f"{place}: {xyxy}")
             return
         if not keep_invalid:
             if np.float32(x2) <= np.float32(x1) or np.float32(y2) <= np.float32(y1):
-                self.skip("box without area", f"{place}: xyxy {_short(xyxy)}")
+                self.skip(NO_AREA, f"{place}: xyxy {short(xyxy)}")
                 return
             if width and height:
                 clipped = (min(max(x1, 0), width), min(max(y1, 0), height), min(x2, width), min(y2, height))
                 if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-                    self.skip(
-                        "box outside its image", f"{place}: xyxy {_short(xyxy)} in an image of {width}x{height}"
-                    )
+                    self.skip(OUTSIDE, f"{place}: xyxy {short(xyxy)} in an image of {width}x{height}")
                     return
                 x1, y1, x2, y2 = clipped
         self._counts[-1] += 1
@@ -260,8 +238,6 @@ class IndexBuilder:
     def build(
         self, classes: Sequence[str], category_ids: Sequence[int] | None = None, federated: bool = False
     ) -> Index:
-        offsets = np.zeros(len(self._names) + 1, np.int64)
-        np.cumsum(self._counts, out=offsets[1:])
         return Index(
             classes=tuple(classes),
             category_ids=np.array(range(len(classes)) if category_ids is None else category_ids, np.int64),
@@ -269,7 +245,7 @@ class IndexBuilder:
             names=Strings.pack(self._names),
             image_ids=np.array(self._image_ids, np.int64),
             sizes=np.array(self._sizes, np.int32).reshape(-1, 2),
-            box_offsets=offsets,
+            box_offsets=offsets(self._counts),
             boxes=np.array(self._boxes, np.float32).reshape(-1, 4),
             labels=np.array(self._labels, np.int32),
             flags=np.array(self._flags, np.uint8),
@@ -281,215 +257,26 @@ class IndexBuilder:
         )
 
 
-def _short(values: Sequence[float]) -> str:
+def short(values: Sequence[float]) -> str:
     return "[" + ", ".join(f"{v:g}" for v in values) + "]"
 
 
-def too_many(problems: list[str]) -> list[str]:
-    """The first `MAX_LISTED` problems and a line that counts the rest."""
-    if len(problems) <= MAX_LISTED:
-        return problems
-    return [*problems[:MAX_LISTED], f"... and {len(problems) - MAX_LISTED} more"]
+def clip_to_images(
+    boxes: NDArray[np.float64], sizes: NDArray[np.int32]
+) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
+    """Clips xyxy boxes to their images, by the rules of `IndexBuilder.box`.
 
-
-def raise_if_any(file: Path | str, problems: list[str]) -> None:
-    """Raises one `AnnotationError` that lists all problems found in `file`."""
-    if problems:
-        raise AnnotationError(problem_list(f"{file}: {len(problems)} mistake(s)", too_many(problems)))
-
-
-def read_bytes(path: Path) -> bytes:
-    """The bytes of an annotation file. Raises `AnnotationError`, one line, where it cannot be read."""
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise AnnotationError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-
-
-def read_text(path: Path) -> str:
-    """The text of an annotation file in UTF-8, with or without a byte order mark.
-
-    Raises `AnnotationError`, one line that names file and byte, where it cannot be read or is no such text.
+    sizes: `[M, 2]` (height, width) of each box's image; 0 = unknown, not clipped.
+    Returns the clipped boxes and for each the reason to leave it out ("" = keep).
     """
-    content = read_bytes(path)
-    start = len(BOM) if content.startswith(BOM) else 0
-    try:
-        return content[start:].decode()
-    except UnicodeDecodeError as error:
-        at = start + error.start
-        line = content.count(b"\n", 0, at) + 1
-        raise AnnotationError(
-            f"{path}:{line}: byte {at} of the file (0x{content[at]:02x}) is not text in UTF-8; is it the "
-            "annotation file? If so, save it as UTF-8"
-        ) from None
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of `read_text`."""
-    return read_text(path).splitlines()
-
-
-def is_there(path: Path) -> bool:
-    """`path.exists()` that is also false for names that cannot exist (too long, with a null character)."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
-
-
-def header_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | None]:
-    """(height, width) of image files from their headers, as stored (EXIF not applied); None = unreadable."""
-    from PIL import Image
-
-    def size(path: Path) -> tuple[int, int] | None:
-        try:
-            with Image.open(path) as image:
-                height, width = image.height, image.width
-        except Exception:  # on a damaged file Pillow's plugins raise almost anything
-            return None
-        return (height, width) if 0 < height < 2**31 and 0 < width < 2**31 else None
-
-    with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
-        return list(pool.map(size, paths))
-
-
-# ---------------------------------------------------------------------------------------------- cache
-
-
-def cache_root() -> Path:
-    """`$CROSSDET_CACHE`, else `$XDG_CACHE_HOME/crossdet`, else `~/.cache/crossdet`."""
-    if own := os.environ.get("CROSSDET_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crossdet"
-
-
-def fingerprint(settings: dict[str, Any], files: Iterable[Path | str]) -> str:
-    """A key that changes when a setting, or the name, size or time of one of the files, changes."""
-    digest = hashlib.sha256(json.dumps([CACHE_VERSION, settings], sort_keys=True, default=str).encode())
-    for file in files:
-        try:
-            stat = os.stat(file)  # noqa: PTH116 - twice as fast as Path.stat, and there may be 100,000 files
-            state = f"{stat.st_size}|{stat.st_mtime_ns}"
-        except (OSError, ValueError):
-            state = "missing"
-        digest.update(f"{file}|{state}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()[:32]
-
-
-def pictures_stamp(folder: Path) -> str:
-    """A text that changes when a picture anywhere below `folder` is added, removed, renamed or written anew.
-
-    Other files do not count: a program may write its results beside the pictures. Folders behind symbolic links
-    are not entered.
-    """
-    digest = hashlib.sha256()
-    below = [str(folder)]
-    while below:
-        at = below.pop()
-        try:
-            with os.scandir(at) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
-        except OSError:
-            digest.update(f"{at}|missing\n".encode(errors="surrogateescape"))
-            continue
-        for entry in found:
-            if os.path.splitext(entry.name)[1].lower() in PICTURES:  # noqa: PTH122
-                try:
-                    stat = entry.stat()
-                    state = f"{stat.st_size}|{stat.st_mtime_ns}"
-                except OSError:
-                    state = "missing"
-                digest.update(f"{entry.path}|{state}\n".encode(errors="surrogateescape"))
-            elif entry.is_dir(follow_symlinks=False):
-                below.append(entry.path)
-    return digest.hexdigest()[:32]
-
-
-def cached(
-    key: str,
-    read: Callable[[], Index],
-    root: Path | None = None,
-    worth_keeping: Callable[[Index], bool] = lambda _: True,
-) -> Index:
-    """The index stored under `key`, else the result of `read()`, which is then stored if `worth_keeping`.
-
-    A cache that cannot be written (read-only home, full disk) costs time, never the run: the freshly read index
-    is returned. A damaged entry is read anew.
-    """
-    folder = (root or cache_root()) / "index" / key
-    if (folder / "meta.json").exists():
-        try:
-            return load_index(folder)
-        except (OSError, ValueError, KeyError, TypeError, EOFError):
-            shutil.rmtree(folder, ignore_errors=True)
-    index = read()
-    if not worth_keeping(index):
-        return index
-    try:
-        save_index(index, folder)
-        return load_index(folder)
-    except OSError:
-        return index
-
-
-def save_index(index: Index, folder: Path) -> None:
-    """Writes one `.npy` per array and `meta.json`; the folder appears complete or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
-    try:
-        for name, array in _arrays(index).items():
-            np.save(staging / f"{name}.npy", array)
-        meta = {
-            "classes": index.classes,
-            "root": index.root,
-            "columns": sorted(index.columns),
-            "federated": index.federated,
-            "skipped": index.skipped,
-        }
-        (staging / "meta.json").write_text(json.dumps(meta))
-        try:
-            staging.rename(folder)
-        except OSError:
-            if not (folder / "meta.json").exists():  # a damaged entry is in the way
-                shutil.rmtree(folder, ignore_errors=True)
-                staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def load_index(folder: Path) -> Index:
-    """Opens what `save_index` wrote, arrays memory-mapped read-only."""
-    meta = json.loads((folder / "meta.json").read_text())
-
-    def array(name: str) -> NDArray[Any]:
-        loaded: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r")
-        return loaded
-
-    plain = {f.name for f in fields(Index)} - {
-        "classes", "root", "names", "columns", "negatives", "not_exhaustive", "skipped", "turned"
-    }  # fmt: skip
-    return Index(
-        classes=tuple(meta["classes"]),
-        root=meta["root"],
-        names=Strings(array("names_blob"), array("names_offsets")),
-        columns={name: array(f"column_{name}") for name in meta["columns"]},
-        negatives=Ragged(array("negatives_values"), array("negatives_offsets")) if meta["federated"] else None,
-        not_exhaustive=Ragged(array("not_exhaustive_values"), array("not_exhaustive_offsets"))
-        if meta["federated"]
-        else None,
-        skipped=meta["skipped"],
-        **{name: array(name) for name in plain},  # type: ignore[arg-type]
-    )
-
-
-def _arrays(index: Index) -> dict[str, NDArray[Any]]:
-    arrays = {
-        name: getattr(index, name)
-        for name in ("category_ids", "image_ids", "sizes", "box_offsets", "boxes", "labels", "flags", "area")
-    }
-    arrays |= {"names_blob": index.names.blob, "names_offsets": index.names.offsets}
-    arrays |= {f"column_{name}": column for name, column in index.columns.items()}
-    if index.negatives is not None and index.not_exhaustive is not None:
-        for name, lists in (("negatives", index.negatives), ("not_exhaustive", index.not_exhaustive)):
-            arrays |= {f"{name}_values": lists.values, f"{name}_offsets": lists.offsets}
-    return arrays
+    with np.errstate(invalid="ignore", over="ignore"):
+        boxes = boxes.astype(np.float32).astype(np.float64)  # area that float32 loses is no area
+        reason = np.where((boxes[:, 2:] <= boxes[:, :2]).any(axis=1), NO_AREA, "").astype("<U40")
+        limits = sizes[:, ::-1].astype(np.float64)
+        limits[(sizes == 0).any(axis=1)] = np.inf
+        low = np.where(np.isinf(limits), boxes[:, :2], np.clip(boxes[:, :2], 0, limits))
+        clipped = np.concatenate([low, np.minimum(boxes[:, 2:], limits)], axis=1)
+        outside = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
+    reason[(reason == "") & outside] = OUTSIDE
+    reason[~np.isfinite(boxes).all(axis=1)] = NOT_A_NUMBER
+    return clipped, reason

@@ -28,8 +28,8 @@ def rotated(
     Args:
         index: upright pictures. One whose size is unknown cannot be turned and counts as unreadable.
         directions: degrees counter-clockwise, each in 0..359.
-        box: `enclosing` or `centred`, see `turning.turn_boxes`. Regions (crowds, ignore regions) are always
-            enclosing: too large a region only leaves out negatives.
+        box: `enclosing` or `centred`, see `turn_boxes`. Regions (crowds, ignore regions) are always enclosing: too
+            large a region only leaves out negatives.
         classes: the directions that have a class of their own, at least `directions`: class k then becomes as many
             classes `name@degrees`. None: classes stay as they are.
 

@@ -1,4 +1,4 @@
-"""Rotation of a picture in its plane: sizes and boxes. No torch in here; `decoding.turn` does the pixels.
+"""Rotation of a picture in its plane: sizes and boxes. No torch in here; `decoding.rotate` does the pixels.
 
 Angles are whole degrees, counter-clockwise as one looks at the picture. The picture turns about its centre on a
 canvas that holds all of it, centre on centre.

@@ -21,9 +21,10 @@ from rich.table import Table
 
 from crossdet.config import load_config
 from crossdet.data.drawing import class_colour, draw_boxes
+from crossdet.data.formats.format import SplitFiles
 from crossdet.data.formats.wider_face import read_wider_face
 from crossdet.data.index import Index
-from crossdet.data.reading import SplitFiles, read_split
+from crossdet.data.reading import read_split
 from crossdet.demo.scenes import LOOKS, write_demo_datasets
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
 from crossdet.evaluation.confidence import CONFIDENT, confident_share

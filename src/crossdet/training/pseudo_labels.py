@@ -19,7 +19,8 @@ import numpy as np
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
-from crossdet.data.index import Index, Ragged, load_index, save_index
+from crossdet.data.cache import load_index, save_index
+from crossdet.data.index import Index, Ragged
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats
 from crossdet.evaluation.hits import iou_with_offset, pairs
 from crossdet.evaluation.run import EvalSettings, detect_folded

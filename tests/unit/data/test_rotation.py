@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from crossdet.data.augment import Augment, Resize
-from crossdet.data.decoding import UnreadableImage, read_row, turn
+from crossdet.data.cache import load_index, save_index
+from crossdet.data.decoding import UnreadableImage, read_row, rotate
 from crossdet.data.hybrid import Draw, HybridDataset, Part
-from crossdet.data.index import Index, IndexBuilder, load_index, save_index
+from crossdet.data.index import Index, IndexBuilder
 from crossdet.data.rotation import pictures, rotated, rows_per_picture, without_direction_classes
 from crossdet.data.rotation_geometry import canvas, equal_directions, turn_boxes
 from crossdet.labels.members import with_members
@@ -68,7 +69,7 @@ def test_rotation_geometry_move_pixels_exactly(degrees, data):
     x2, y2 = data.draw(st.integers(x1 + 1, width)), data.draw(st.integers(y1 + 1, height))
     picture = np.zeros((3, height, width), np.uint8)
     picture[:, y1:y2, x1:x2] = RED[:, None, None]
-    turned = turn(torch.from_numpy(picture), degrees).numpy()
+    turned = rotate(torch.from_numpy(picture), degrees).numpy()
     assert list(turned.shape[1:]) == canvas(np.array([[height, width]]), np.array([degrees]))[0].tolist()
     assert list(extent(turned)) == one(degrees, (x1, y1, x2, y2), (height, width))
 
@@ -85,7 +86,7 @@ def test_the_box_lies_on_the_colour(degrees, ellipse, data):
     if ellipse:
         inside = ((xs - x - w / 2) / (w / 2)) ** 2 + ((ys - y - h / 2) / (h / 2)) ** 2 < 1
     picture = np.where(inside[..., None], RED, np.uint8(90)).astype(np.uint8)
-    turned = turn(torch.from_numpy(picture).permute(2, 0, 1), degrees).numpy()
+    turned = rotate(torch.from_numpy(picture).permute(2, 0, 1), degrees).numpy()
     box = one(degrees, (x, y, x + w, y + h), (height, width), centred=ellipse)
     assert np.abs(np.array(extent(turned)) - box).max() <= 2.5
     tall, wide = turned.shape[1:]
@@ -96,7 +97,7 @@ def test_the_box_lies_on_the_colour(degrees, ellipse, data):
 def test_turning_the_other_way_would_be_seen():
     picture = np.full((41, 41, 3), 90, np.uint8)
     picture[18:23, 30:40] = RED  # to the right of the centre; 30 degrees counter-clockwise is further up
-    turned = turn(torch.from_numpy(picture).permute(2, 0, 1), 30).numpy()
+    turned = rotate(torch.from_numpy(picture).permute(2, 0, 1), 30).numpy()
     x1, y1, x2, y2 = extent(turned)
     assert (y1 + y2) / 2 < turned.shape[1] / 2 - 5
     assert np.allclose(one(30, (30, 18, 40, 23), (41, 41)), (x1, y1, x2, y2), atol=2.5)

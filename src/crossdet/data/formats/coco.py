@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.data.index import Index, Ragged, Strings, raise_if_any, read_bytes
+from crossdet.data.annotation_files import raise_if_any, read_bytes
+from crossdet.data.formats.format import ONE, Format, SplitFiles
+from crossdet.data.index import Index, Ragged, Strings, clip_to_images, offsets
 from crossdet.types import Flag
 
-NOT_A_NUMBER = "box with a coordinate that is no number"
-NO_AREA = "box without area"
-OUTSIDE = "box outside its image"
-
+LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 Items = list[dict[str, Any]]
 Floats = NDArray[np.float64]
 
@@ -43,13 +42,13 @@ def write_coco(index: Index, path: Path) -> None:
     COCO knows crowds and (by custom) `ignore`: IGNORE_REGION, INVALID and AVOID rows get `ignore: 1`, a
     region of no class one row per class, DIFFICULT is lost.
     """
-    lists = (index.negatives, index.not_exhaustive)
+    lists = dict(zip(LISTS, (index.negatives, index.not_exhaustive), strict=True))
     images = []
     for row in range(len(index)):
         height, width = (int(v) for v in index.sizes[row])
         image: dict[str, Any] = {"id": int(index.image_ids[row]), "file_name": index.names[row]}
         image |= {"height": height, "width": width}
-        for key, classes in zip(("neg_category_ids", "not_exhaustive_category_ids"), lists, strict=True):
+        for key, classes in lists.items():
             if classes is not None:
                 image[key] = index.category_ids[classes[row]].tolist()
         images.append(image)
@@ -76,41 +75,18 @@ def _annotation_dicts(index: Index) -> Items:
     flags = index.flags[rows]
     crowd = (flags & Flag.CROWD) != 0
     ignore = (flags & (Flag.IGNORE_REGION | Flag.INVALID | Flag.AVOID)) != 0
-    columns = (
-        index.image_ids[image_of_box[rows]],
-        index.category_ids[labels],
-        boxes,
-        index.area[rows].astype(np.float64),
-        crowd.astype(int),
-        ignore.astype(int),
-    )
-    keys = ("image_id", "category_id", "bbox", "area", "iscrowd", "ignore")
-    dicts: Items = []
-    for number, values in enumerate(zip(*(column.tolist() for column in columns), strict=True), start=1):
-        row = {"id": number} | dict(zip(keys, values, strict=True))
-        if not row["ignore"]:
-            del row["ignore"]
-        dicts.append(row)
-    return dicts
-
-
-def clip_to_images(boxes: Floats, sizes: NDArray[np.int32]) -> tuple[Floats, NDArray[np.str_]]:
-    """Clips xyxy boxes to their images, by the rules of `IndexBuilder.box`.
-
-    sizes: `[M, 2]` (height, width) of each box's image; 0 = unknown, not clipped.
-    Returns the clipped boxes and for each the reason to leave it out ("" = keep).
-    """
-    with np.errstate(invalid="ignore", over="ignore"):
-        boxes = boxes.astype(np.float32).astype(np.float64)  # area that float32 loses is no area
-        reason = np.where((boxes[:, 2:] <= boxes[:, :2]).any(axis=1), NO_AREA, "").astype("<U40")
-        limits = sizes[:, ::-1].astype(np.float64)
-        limits[(sizes == 0).any(axis=1)] = np.inf
-        low = np.where(np.isinf(limits), boxes[:, :2], np.clip(boxes[:, :2], 0, limits))
-        clipped = np.concatenate([low, np.minimum(boxes[:, 2:], limits)], axis=1)
-        outside = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
-    reason[(reason == "") & outside] = OUTSIDE
-    reason[~np.isfinite(boxes).all(axis=1)] = NOT_A_NUMBER
-    return clipped, reason
+    columns = {
+        "id": np.arange(1, len(rows) + 1),
+        "image_id": index.image_ids[image_of_box[rows]],
+        "category_id": index.category_ids[labels],
+        "bbox": boxes,
+        "area": index.area[rows].astype(np.float64),
+        "iscrowd": crowd.astype(int),
+        "ignore": ignore.astype(int),
+    }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    dicts = [dict(zip(columns, row, strict=True)) for row in values]
+    return [row if row["ignore"] else {k: v for k, v in row.items() if k != "ignore"} for row in dicts]
 
 
 # ------------------------------------------------------------------------------------------- JSON -> arrays
@@ -131,9 +107,8 @@ def _no_collection() -> Iterator[None]:
 def _load(annotations: Path) -> dict[str, Items]:
     """The JSON with its three sections checked to be lists of objects."""
     content: Any = None
-    data = read_bytes(annotations)
     try:
-        content = json.loads(data)
+        content = json.loads(read_bytes(annotations))
     except json.JSONDecodeError as error:
         what = f"line {error.lineno} column {error.colno}: not valid JSON ({error.msg})"
         raise_if_any(annotations, [f"{what}; is the file complete, and is it the annotation file?"])
@@ -167,15 +142,11 @@ def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
     problems: list[str] = []
     image_items, box_items = content["images"], content["annotations"]
     category_ids, classes = _categories(content["categories"], problems)
-    image_ids = _ids(image_items, "images", "id", problems)
-    _report_duplicates(image_ids, "images", "id", problems)
+    image_ids = _own_ids(image_items, "images", problems)
     names = _file_names(image_items, problems)
     sizes = _sizes(image_items, problems)
-    federated = any("neg_category_ids" in item for item in image_items)
-    lists = [
-        _class_lists(image_items, key, category_ids, problems) if federated else None
-        for key in ("neg_category_ids", "not_exhaustive_category_ids")
-    ]
+    federated = any(LISTS[0] in item for item in image_items)
+    lists = [_class_lists(image_items, key, category_ids, problems) if federated else None for key in LISTS]
     boxes, area, flags = _boxes(box_items, problems)
     image_rows = _rows_of(box_items, "image_id", image_ids, "images", problems)
     labels = _rows_of(box_items, "category_id", category_ids, "categories", problems)
@@ -188,10 +159,8 @@ def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
         skipped.setdefault(str(reason[i]), []).append(place)
     keep = np.flatnonzero(reason == "")
     keep = keep[np.argsort(image_rows[keep], kind="stable")]
-    kept_area = area[keep]
-    sides = clipped[keep, 2:] - clipped[keep, :2]
-    offsets = np.zeros(len(names) + 1, np.int64)
-    np.cumsum(np.bincount(image_rows[keep], minlength=len(names)), out=offsets[1:])
+    clipped, area = clipped[keep], area[keep]
+    own_area = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1)
     return Index(
         classes=classes,
         category_ids=category_ids,
@@ -199,11 +168,11 @@ def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
         names=Strings.pack(names),
         image_ids=image_ids,
         sizes=sizes,
-        box_offsets=offsets,
-        boxes=clipped[keep].astype(np.float32),
+        box_offsets=offsets(np.bincount(image_rows[keep], minlength=len(names))),
+        boxes=clipped.astype(np.float32),
         labels=labels[keep].astype(np.int32),
         flags=flags[keep],
-        area=np.where(np.isnan(kept_area), sides[:, 0] * sides[:, 1], kept_area).astype(np.float32),
+        area=np.where(np.isnan(area), own_area, area).astype(np.float32),
         negatives=lists[0],
         not_exhaustive=lists[1],
         skipped=skipped,
@@ -211,9 +180,8 @@ def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
 
 
 def _categories(items: Items, problems: list[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    ids = _ids(items, "categories", "id", problems)
-    _report_duplicates(ids, "categories", "id", problems)
-    names = _column(items, "categories", "name", (str,), "a text", problems)
+    ids = _own_ids(items, "categories", problems)
+    names = _column(items, "categories", "name", str, "a text", problems)
     first: dict[str, int] = {}
     for i, name in enumerate(names or ()):
         if not _is_text(name):
@@ -354,8 +322,19 @@ def _rows_of(
 # ------------------------------------------------------------------------------------------- columns, wording
 
 
+def _own_ids(items: Items, section: str, problems: list[str]) -> NDArray[np.int64]:
+    """The `id` of every item, all different."""
+    ids = _ids(items, section, "id", problems)
+    _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+    problems += [
+        f"{section}[{i}].id: {ids[i]} is already the id of {section}[{first[inverse[i]]}]; every one needs its own"
+        for i in np.flatnonzero(first[inverse] != np.arange(len(ids))).tolist()
+    ]
+    return ids
+
+
 def _ids(items: Items, section: str, key: str, problems: list[str]) -> NDArray[np.int64]:
-    values = _column(items, section, key, (int,), "a whole number", problems)
+    values = _column(items, section, key, int, "a whole number", problems)
     if not values:
         return np.arange(len(items), dtype=np.int64)
     if max(values) >= 2**63 or min(values) < -(2**63):
@@ -364,27 +343,16 @@ def _ids(items: Items, section: str, key: str, problems: list[str]) -> NDArray[n
     return np.array(values, np.int64)
 
 
-def _column(
-    items: Items, section: str, key: str, types: tuple[type, ...], wanted: str, problems: list[str]
-) -> list[Any] | None:
+def _column(items: Items, section: str, key: str, kind: type, wanted: str, problems: list[str]) -> list[Any] | None:
     """`key` of every item, or None after noting the items where it is missing or of another type."""
     values = [item.get(key) for item in items]
-    if set(map(type, values)) <= set(types):
+    if set(map(type, values)) <= {kind}:
         return values
     for i, value in enumerate(values):
-        if type(value) not in types:
+        if type(value) is not kind:
             given = "missing key" if key not in items[i] else _show(value)
             problems.append(f"{section}[{i}].{key}: {given}, expected {wanted}")
     return None
-
-
-def _report_duplicates(ids: NDArray[np.int64], section: str, key: str, problems: list[str]) -> None:
-    _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
-    for i in np.flatnonzero(first[inverse] != np.arange(len(ids))).tolist():
-        problems.append(
-            f"{section}[{i}].{key}: {ids[i]} is already the {key} of {section}[{first[inverse[i]]}]; "
-            "every one needs its own"
-        )
 
 
 def _is_number(value: Any) -> bool:
@@ -414,12 +382,19 @@ def _show(value: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "a text",
-        int: "a number",
-        float: "a number",
-        bool: "a truth value",
-    }
-    return names.get(type(value), "null")
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _write(index: Index, root: Path, split: str) -> SplitFiles:
+    file = root / "annotations" / f"instances_{split}.json"
+    write_coco(index, file)
+    return SplitFiles((file,), (Path(index.root),), split=split)
+
+
+FORMAT = Format(
+    read=lambda files: read_coco(files.annotations[0], files.images[0]),
+    keys={"annotations": ONE, "images": ONE},
+    write=_write,
+    depends_on_images=False,  # they are many and may lie on a slow disk, and sizes stand in the file
+)

@@ -17,7 +17,17 @@ from xml.etree.ElementTree import Element, ElementTree, ParseError, SubElement, 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
-from crossdet.data.index import Index, IndexBuilder, header_sizes, is_there, raise_if_any, read_bytes, read_lines
+from crossdet.data.annotation_files import (
+    files_below,
+    header_sizes,
+    is_number,
+    is_there,
+    raise_if_any,
+    read_bytes,
+    read_lines,
+)
+from crossdet.data.formats.format import ANY, OPTIONAL, Format, Needed, SplitFiles
+from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import AnnotationError
 from crossdet.files import safe_names
 from crossdet.types import REGION_FLAGS, Flag
@@ -78,9 +88,11 @@ def read_voc(
     ]
     raise_if_any(", ".join(str(folder) for folder in annotations), problems)
 
-    listings = [_listing(folder) for folder in images]
+    listings = [set(files_below(folder)) for folder in images]
     files = _image_files(entries, parsed, images, listings)
-    _read_missing_sizes(parsed, files)
+    without = [i for i, image in enumerate(parsed) if image.size == (0, 0)]
+    for row, size in zip(without, header_sizes([files[row] for row in without]), strict=True):
+        parsed[row].size = size or (0, 0)
     root = os.path.commonpath(images) if len(images) > 1 else str(images[0])
     builder = IndexBuilder(root)
     for entry, image, file in zip(entries, parsed, files, strict=True):
@@ -209,19 +221,18 @@ def parse_xml(xml: Path, problems: list[str]) -> VocImage:
         builder.parser.feed(read_bytes(xml))
         root = builder.parser.close()
     except AnnotationError as error:
-        problems.append(str(error))
-        return VocImage()
+        problem = str(error)
     except ParseError as error:
-        problems.append(f"{xml}:{error.position[0]}: malformed XML ({error}); repair or replace the file")
-        return VocImage()
+        problem = f"{xml}:{error.position[0]}: malformed XML ({error}); repair or replace the file"
     except DefusedXmlException as error:
-        problems.append(f"{xml}: refused XML with entities ({error}); remove its DOCTYPE")
-        return VocImage()
+        problem = f"{xml}: refused XML with entities ({error}); remove its DOCTYPE"
     except (ValueError, LookupError) as error:
-        problems.append(f"{xml}:1: the XML's encoding cannot be read ({error}); save the file as UTF-8")
-        return VocImage()
-    if root.tag != "annotation":
-        problems.append(f"{xml}:1: the root element is <{root.tag}>, expected VOC's <annotation>")
+        problem = f"{xml}:1: the XML's encoding cannot be read ({error}); save the file as UTF-8"
+    else:
+        wrong = f"{xml}:1: the root element is <{root.tag}>, expected VOC's <annotation>"
+        problem = "" if root.tag == "annotation" else wrong
+    if problem:
+        problems.append(problem)
         return VocImage()
     image = VocImage((root.findtext("filename") or "").strip(), _size(root))
     for element in root.findall("object"):
@@ -254,33 +265,14 @@ def _object(element: Element, place: str, problems: list[str]) -> VocObject | No
         problems.append(f"{place}: <object> {name!r} without <bndbox>; add its box or remove the object")
         return None
     texts = {tag: (box.findtext(tag) or "").strip() for tag in CORNERS}
-    try:
-        xmin, ymin, xmax, ymax = (float(text) for text in texts.values())
-    except ValueError:
-        bad = ", ".join(f"{tag} {text!r}" for tag, text in texts.items() if not _is_number(text))
+    if bad := ", ".join(f"{tag} {text!r}" for tag, text in texts.items() if not is_number(text)):
         problems.append(f"{place}: <bndbox> of {name!r} has {bad}, expected four numbers {', '.join(CORNERS)}")
         return None
+    xmin, ymin, xmax, ymax = (float(text) for text in texts.values())
     return VocObject(name, (xmin, ymin, xmax, ymax), difficult == "1", place)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 # ------------------------------------------------------------------------------------------- image files
-
-
-def _listing(folder: Path) -> set[str]:
-    """Every file below the folder, as posix paths relative to it: one walk instead of a stat per image."""
-    return {
-        Path(os.path.relpath(Path(parent) / name, folder)).as_posix()
-        for parent, _, names in os.walk(folder)
-        for name in names
-    }
 
 
 def _image_files(
@@ -296,16 +288,53 @@ def _image_files(
 
 
 def _image_name(name: str, filename: str, listing: set[str]) -> str:
-    if filename in listing:
-        return filename
-    for suffix in SUFFIXES:
-        for candidate in (f"{name}{suffix}", f"{name}{suffix.upper()}"):
-            if candidate in listing:
-                return candidate
-    return f"{name}{SUFFIXES[0]}"
+    candidates = [filename, *(f"{name}{end}" for suffix in SUFFIXES for end in (suffix, suffix.upper()))]
+    return next((file for file in candidates if file in listing), f"{name}{SUFFIXES[0]}")
 
 
-def _read_missing_sizes(parsed: list[VocImage], files: list[Path]) -> None:
-    rows = [i for i, image in enumerate(parsed) if image.size == (0, 0)]
-    for row, size in zip(rows, header_sizes([files[row] for row in rows]), strict=True):
-        parsed[row].size = size or (0, 0)
+def _image_sets(files: SplitFiles) -> list[Path]:
+    """A name stands for the file of that name below `ImageSets/Main`, beside its folder of XMLs."""
+    sets = []
+    for year, name in enumerate(files.image_set):
+        if "/" in name or "\\" in name or Path(name).suffix:
+            sets.append(Path(name).absolute())
+        else:
+            sets.append(files.annotations[year].parent / "ImageSets" / "Main" / f"{name}.txt")
+    return sets
+
+
+def _problems(files: SplitFiles) -> list[str]:
+    years = len(files.annotations)
+    problems = [] if years else ["`annotations` is empty, voc takes one or more folders of XML files"]
+    for name, allowed in (("images", {years}), ("image_set", {0, years})):
+        if (count := len(getattr(files, name))) not in allowed:
+            problems.append(f"`{name}` has {count} entries, expected {years}: one per annotations folder")
+    return problems
+
+
+def _needs(files: SplitFiles) -> list[Needed]:
+    return [
+        *(Needed("images folder", path, folder=True) for path in files.images),
+        *(Needed("annotations folder", path, folder=True) for path in files.annotations),
+        *(Needed("image set", path) for path in _image_sets(files)),
+    ]
+
+
+def _depends(files: SplitFiles) -> list[Path | str]:
+    sets = _image_sets(files)
+    return [*sets, *(entry.xml for entry in list_entries(files.annotations, sets))]
+
+
+def _write(index: Index, root: Path, split: str) -> SplitFiles:
+    write_voc(index, root, split)
+    return SplitFiles((root / "Annotations",), (Path(index.root),), (split,), split=split)
+
+
+FORMAT = Format(
+    read=lambda files: read_voc(files.annotations, files.images, _image_sets(files), files.classes),
+    keys={"annotations": ANY, "images": ANY, "image_set": ANY, "classes": OPTIONAL},
+    write=_write,
+    problems=_problems,
+    needs=_needs,
+    depends=_depends,
+)

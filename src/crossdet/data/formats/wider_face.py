@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from crossdet.data.index import Index, IndexBuilder, header_sizes, raise_if_any, read_lines
+from crossdet.data.annotation_files import header_sizes, raise_if_any, read_lines
+from crossdet.data.formats.format import ONE, Format, SplitFiles
+from crossdet.data.index import Index, IndexBuilder
 from crossdet.types import REGION_FLAGS, Flag
 
 ATTRIBUTES = ("blur", "expression", "illumination", "invalid", "occlusion", "pose")
@@ -49,8 +50,8 @@ def read_wider_face(annotations: Path, images: Path) -> Index:
             builder.skip("image cannot be read", f"{annotations}:{entry.line}: {images / entry.name}")
         for number, (x, y, w, h, *rest) in entry.rows:
             attributes = dict(zip(ATTRIBUTES, (int(v) for v in rest), strict=True))
-            # as the index holds it: an area that float32 loses is no area
-            left, top, right, bottom = _float32((x, y, x + w, y + h))
+            with np.errstate(over="ignore"):  # as the index holds it: an area that float32 loses is no area
+                left, top, right, bottom = np.array((x, y, x + w, y + h)).astype(np.float32).tolist()
             empty = right <= left or bottom <= top or right <= 0 or bottom <= 0
             if size is not None:
                 empty = empty or left >= size[1] or top >= size[0]
@@ -64,7 +65,7 @@ def read_wider_face(annotations: Path, images: Path) -> Index:
                 **attributes,
             )
     index = builder.build(["face"])
-    return index if index.columns else replace(index, columns=_no_columns())
+    return index if index.columns else replace(index, columns=dict.fromkeys(ATTRIBUTES, np.zeros(0, np.int16)))
 
 
 def write_wider_face(index: Index, path: Path) -> None:
@@ -72,14 +73,10 @@ def write_wider_face(index: Index, path: Path) -> None:
 
     Region rows (CROWD, IGNORE_REGION, AVOID) are written as faces with invalid = 1.
     """
-    flagged = (index.flags & (REGION_FLAGS | Flag.INVALID)) != 0
-    columns: list[Any] = []
-    for name in ATTRIBUTES:
-        values = index.columns.get(name, np.zeros(len(index.boxes), np.int16))
-        if name == "invalid" and name not in index.columns:
-            values = flagged.astype(np.int16)
-        columns.append(values)
-    attributes = np.stack(columns, axis=1) if columns else np.zeros((0, 0), np.int16)
+    columns = dict.fromkeys(ATTRIBUTES, np.zeros(len(index.boxes), np.int16))
+    columns["invalid"] = ((index.flags & (REGION_FLAGS | Flag.INVALID)) != 0).astype(np.int16)
+    columns |= index.columns
+    attributes = np.stack([columns[name] for name in ATTRIBUTES], axis=1)
     lines: list[str] = []
     for row in range(len(index)):
         rows = index.rows(row)
@@ -92,19 +89,6 @@ def write_wider_face(index: Index, path: Path) -> None:
             lines.append(" ".join("0" * WIDTH))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def _float32(values: Sequence[float]) -> list[float]:
-    with np.errstate(over="ignore"):
-        rounded: list[float] = np.array(values, np.float64).astype(np.float32).tolist()
-    return rounded
-
-
-def _no_columns() -> dict[str, Any]:
-    return {name: np.zeros(0, np.int16) for name in ATTRIBUTES}
-
-
-# ------------------------------------------------------------------------------------------- text -> rows
 
 
 def _entries(lines: Sequence[str], file: Path, problems: list[str]) -> list[_Image]:
@@ -183,3 +167,17 @@ def _numbers(line: str) -> list[float] | None:
         return [float(v) for v in line.split()]
     except ValueError:
         return None
+
+
+def _write(index: Index, root: Path, split: str) -> SplitFiles:
+    file = root / f"wider_face_{split}_bbx_gt.txt"
+    write_wider_face(index, file)
+    return SplitFiles((file,), (Path(index.root),), split=split)
+
+
+FORMAT = Format(
+    read=lambda files: read_wider_face(files.annotations[0], files.images[0]),
+    keys={"annotations": ONE, "images": ONE},
+    write=_write,
+    tells_sizes=False,
+)

@@ -8,14 +8,23 @@ regions are `name x y w h ...` in both years. Sizes are left 0; `crossdet.data.r
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from crossdet.data.index import Index, IndexBuilder, raise_if_any, read_lines
+from crossdet.data.annotation_files import files_below, is_number, raise_if_any, read_lines
+from crossdet.data.formats.format import (
+    ONE,
+    OPTIONAL,
+    Format,
+    Needed,
+    SplitFiles,
+    annotations_and_images,
+    given_files,
+)
+from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import UserError
 from crossdet.types import REGION_FLAGS, Flag
 
@@ -103,9 +112,6 @@ def write_wider_pedestrian(index: Index, path: Path, ignore_path: Path, edition:
                 regions_file.write(" ".join([objects[0], *regions]) + "\n")
 
 
-# ------------------------------------------------------------------------------------------- text -> rows
-
-
 def read_box_lines(file: Path, edition: int | None = None) -> tuple[list[Line], int]:
     """The images of an annotation file, all different, and its edition: as given, else as `read_wider_pedestrian`.
 
@@ -114,7 +120,11 @@ def read_box_lines(file: Path, edition: int | None = None) -> tuple[list[Line], 
     """
     problems: list[str] = []
     lines = _lines(file, problems)
-    _report_duplicates(lines, problems)
+    first: dict[str, str] = {}
+    for line in lines:
+        if line.name in first:
+            problems.append(f"{line.place}: {line.name!r} is already listed at {first[line.name]}; join the two")
+        first.setdefault(line.name, line.place)
     raise_if_any(file, problems)
     return lines, _edition(lines, file, edition)
 
@@ -141,7 +151,7 @@ def _lines(file: Path, problems: list[str]) -> list[Line]:
         try:
             lines.append(Line(name, [float(word) for word in words], f"{file}:{number}"))
         except ValueError:
-            bad = next(word for word in words if not _is_number(word))
+            bad = next(word for word in words if not is_number(word))
             layouts = f"{LAYOUT[2018]} (2018) or {LAYOUT[2019]} (2019)"
             problems.append(f"{file}:{number}: {bad!r} after {name!r} is no number; expected {layouts}")
     return lines
@@ -151,14 +161,6 @@ def _unlisted(image_list: Path, known: set[str]) -> list[Line]:
     """A line without objects for each image of the list that is not in `known`; its first column counts."""
     names = [text.split()[0] for text in read_lines(image_list) if text.strip()]
     return [Line(name, [], str(image_list)) for name in dict.fromkeys(names) if name not in known]
-
-
-def _report_duplicates(lines: list[Line], problems: list[str]) -> None:
-    first: dict[str, str] = {}
-    for line in lines:
-        if line.name in first:
-            problems.append(f"{line.place}: {line.name!r} is already listed at {first[line.name]}; join the two")
-        first.setdefault(line.name, line.place)
 
 
 def _mistake(line: Line, edition: int) -> str:
@@ -204,20 +206,36 @@ def _check_edition(edition: int) -> None:
         raise UserError(f"WIDER Pedestrian edition {edition!r} is unknown; set edition: 2018 or edition: 2019")
 
 
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
 def _find_files(names: list[str], images: Path) -> dict[str, str]:
     """Name in the annotations -> path below `images`; a name not found anywhere stays as it is."""
     if not images.is_dir():
         return {name: name for name in names}
     below: dict[str, list[str]] = {}
-    for parent, _, files in os.walk(images):
-        for file in files:
-            below.setdefault(file, []).append(Path(os.path.relpath(Path(parent) / file, images)).as_posix())
+    for file in files_below(images):
+        below.setdefault(PurePosixPath(file).name, []).append(file)
     return {name: name if name in (found := below.get(name, [])) or len(found) != 1 else found[0] for name in names}
+
+
+def _image_list(files: SplitFiles) -> list[Path]:
+    return [Path(name).absolute() for name in files.image_set]
+
+
+def _read(files: SplitFiles) -> Index:
+    ignore, image_list = next(iter(files.ignore), None), next(iter(_image_list(files)), None)
+    return read_wider_pedestrian(files.annotations[0], files.images[0], ignore, image_list, files.edition)
+
+
+def _write(index: Index, root: Path, split: str) -> SplitFiles:
+    boxes, ignore = root / f"{split}_annotations.txt", root / f"{split}_ignore.txt"
+    write_wider_pedestrian(index, boxes, ignore, edition=2018)
+    return SplitFiles((boxes,), (Path(index.root),), ignore=(ignore,), split=split, edition=2018)
+
+
+FORMAT = Format(
+    read=_read,
+    keys={"annotations": ONE, "images": ONE, "image_set": OPTIONAL, "ignore": OPTIONAL, "edition": OPTIONAL},
+    write=_write,
+    tells_sizes=False,
+    needs=lambda files: [*annotations_and_images(files), *(Needed("image list", p) for p in _image_list(files))],
+    depends=lambda files: [*given_files(files), *_image_list(files)],
+)

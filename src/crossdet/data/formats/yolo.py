@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from crossdet.data.index import Index, IndexBuilder, header_sizes, is_there, raise_if_any, read_lines, read_text
+from crossdet.data.annotation_files import header_sizes, is_there, raise_if_any, read_lines, read_text
+from crossdet.data.formats.format import ONE, OPTIONAL, Format, SplitFiles
+from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import AnnotationError, UserError
 from crossdet.types import REGION_FLAGS, Flag
 
@@ -47,7 +49,8 @@ def read_yolo(data_yaml: Path, split: str) -> Index:
     files = list_files(data_yaml, split)
     problems: list[str] = []
     position = {number: i for i, number in enumerate(files.classes)}
-    root = _common_folder(files.images, data_yaml.parent)
+    folders = {os.path.dirname(image) for image in files.images}  # noqa: PTH120
+    root = Path(os.path.commonpath(folders)) if folders else data_yaml.parent
     builder = IndexBuilder(root)
     sizes = header_sizes([Path(image) for image in files.images])
     for image, label, size in zip(files.images, files.labels, sizes, strict=True):
@@ -58,8 +61,7 @@ def read_yolo(data_yaml: Path, split: str) -> Index:
             continue
         height, width = size
         for place, number, (x1, y1, x2, y2) in rows:
-            xyxy = (x1 * width, y1 * height, x2 * width, y2 * height)
-            builder.box(xyxy, position[number], place=place)
+            builder.box((x1 * width, y1 * height, x2 * width, y2 * height), position[number], place=place)
     raise_if_any(data_yaml, problems)
     return builder.build(list(files.classes.values()), list(files.classes))
 
@@ -104,7 +106,13 @@ def write_yolo(index: Index, root: Path, split: str) -> None:
     Raises `UserError` for an image whose name leads out of that folder (labels are found by its path), before
     anything is written, and for boxes in an image of unknown size.
     """
-    _check_names(index)
+    for row in range(len(index)):
+        name = PurePosixPath(index.names[row].replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or not name.name or "\0" in str(name):
+            raise UserError(
+                f"image {index.names[row]!r}: its path leads out of the folder of images, where YOLO's labels are "
+                f"looked for by the same path; move the image below {index.root}"
+            )
     _write_data_yaml(index, root / "data.yaml", split)
     plain = (index.flags & (REGION_FLAGS | Flag.INVALID)) == 0
     for row in range(len(index)):
@@ -123,16 +131,6 @@ def write_yolo(index: Index, root: Path, split: str) -> None:
         file = (root / "labels" / split / PurePosixPath(index.names[row])).with_suffix(".txt")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(f"{line}\n" for line in lines))
-
-
-def _check_names(index: Index) -> None:
-    for row in range(len(index)):
-        name = PurePosixPath(index.names[row].replace("\\", "/"))
-        if name.is_absolute() or ".." in name.parts or not name.name or "\0" in str(name):
-            raise UserError(
-                f"image {index.names[row]!r}: its path leads out of the folder of images, where YOLO's labels are "
-                f"looked for by the same path; move the image below {index.root}"
-            )
 
 
 def _write_data_yaml(index: Index, file: Path, split: str) -> None:
@@ -258,11 +256,6 @@ def _label_files(images: Sequence[str]) -> list[str | None]:
     return [next((c for c in _label_candidates(image) if exists(c)), None) for image in images]
 
 
-def _common_folder(images: Sequence[str], default: Path) -> Path:
-    parents = {os.path.dirname(image) for image in images}  # noqa: PTH120
-    return Path(os.path.commonpath(parents)) if parents else default
-
-
 # ------------------------------------------------------------------------------------------- label files
 
 
@@ -276,6 +269,8 @@ def _label_rows(
     except AnnotationError as error:
         problems.append(str(error))
         return []
+    gaps = list(split.classes) != list(range(len(split.classes)))
+    ids = ", ".join(map(str, split.classes)) if gaps else f"0..{len(split.classes) - 1}"
     for number, line in enumerate(lines, start=1):
         words, place = line.split(), f"{file}:{number}"
         if not words:
@@ -291,8 +286,9 @@ def _label_rows(
                 f"{place}: {len(values)} numbers, expected 5 (class cx cy w h) or a class and 3 or more points"
             )
         elif values[0] not in split.classes:
-            problems.append(f"{place}: class {words[0]} is not in `names`; its ids are {_ids(split.classes)}")
-        elif not all(-OVERSHOOT <= v <= 1 + OVERSHOOT for v in _relative(values, split.keypoint_numbers)):
+            problems.append(f"{place}: class {words[0]} is not in `names`; its ids are {ids}")
+        # a keypoint's visibility may be 2
+        elif not all(-OVERSHOOT <= v <= 1 + OVERSHOOT for v in values[1 : 5 if split.keypoint_numbers else None]):
             problems.append(
                 f"{place}: {' '.join(words[1:])} reaches outside 0..1; "
                 "divide x and w by the image's width, y and h by its height"
@@ -311,13 +307,25 @@ def _enclosing_box(values: list[float], keypoint_numbers: int) -> tuple[float, f
     return min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
 
 
-def _relative(values: list[float], keypoint_numbers: int) -> list[float]:
-    """The numbers of a label line that must lie in 0..1 (a keypoint's visibility may be 2)."""
-    return values[1:5] if keypoint_numbers else values[1:]
+def _key(files: SplitFiles) -> str:
+    """The key of the split in `data.yaml`."""
+    return files.image_set[0] if files.image_set else files.split
 
 
-def _ids(classes: dict[int, str]) -> str:
-    numbers = list(classes)
-    if numbers == list(range(len(numbers))):
-        return f"0..{len(numbers) - 1}"
-    return ", ".join(str(number) for number in numbers)
+def _depends(files: SplitFiles) -> list[Path | str]:
+    found = list_files(files.annotations[0], _key(files))
+    return [*files.annotations, *found.lists, *filter(None, found.labels), *found.images]
+
+
+def _write(index: Index, root: Path, split: str) -> SplitFiles:
+    write_yolo(index, root, split)
+    return SplitFiles((root / "data.yaml",), split=split)
+
+
+FORMAT = Format(
+    read=lambda files: read_yolo(files.annotations[0], _key(files)),
+    keys={"annotations": ONE, "image_set": OPTIONAL},
+    write=_write,
+    tells_sizes=False,
+    depends=_depends,
+)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.data.index import raise_if_any, read_bytes
+from crossdet.data.annotation_files import raise_if_any, read_bytes
 from crossdet.errors import AnnotationError
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Ints, Verified
 from crossdet.evaluation.protocols.lvis import FREQUENCIES

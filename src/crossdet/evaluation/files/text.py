@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.data.index import raise_if_any, read_bytes
+from crossdet.data.annotation_files import raise_if_any, read_bytes
 from crossdet.errors import AnnotationError
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from crossdet.data.annotation_files import is_there, raise_if_any
 from crossdet.data.formats.voc import list_entries, parse_xml
-from crossdet.data.index import is_there, raise_if_any
 from crossdet.errors import UserError, problem_list
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.files.text import read_detection_lines

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.data.index import raise_if_any, read_bytes
+from crossdet.data.annotation_files import raise_if_any, read_bytes
 from crossdet.errors import AnnotationError, UserError
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.files import spellings

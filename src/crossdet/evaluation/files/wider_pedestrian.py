@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from crossdet.data.annotation_files import raise_if_any
 from crossdet.data.formats.wider_pedestrian import NUMBERS_PER_BOX, Line, read_box_lines, read_ignore_lines
-from crossdet.data.index import raise_if_any
 from crossdet.evaluation.arrays import Bools, DetectionArrays, GroundTruth
 from crossdet.evaluation.files.text import read_detection_lines
 from crossdet.evaluation.protocols.wider_pedestrian import PedestrianTruth

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.data.index import is_there, raise_if_any
+from crossdet.data.annotation_files import is_there, raise_if_any
 from crossdet.errors import AnnotationError, UserError
 from crossdet.evaluation.arrays import Bools, Floats, Ints
 from crossdet.evaluation.protocols.wider_face import SETTINGS, WiderFaceTruth

@@ -82,8 +82,8 @@ class RetinaNetLoss(Section):
 class RetinaNetSettings(RetinaNetModel, NetworkSettings):  # type: ignore[misc]
     """Everything that decides the network and its loss; stored with the weights as JSON.
 
-    weights: not known, the start of the backbone decides nothing afterwards. group_channels: least channels per group of the group norm.
-    adapters: of frozen extensions, oldest first.
+    weights: not known, where the backbone started decides nothing afterwards. group_channels: least channels per
+    group of the group norm. adapters: of frozen extensions, oldest first.
     """
 
     weights: Weights = "none"

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossdet.data.formats.coco import clip_to_images, read_coco, write_coco
-from crossdet.data.index import Index, IndexBuilder
+from crossdet.data.formats.coco import read_coco, write_coco
+from crossdet.data.index import Index, IndexBuilder, clip_to_images
 from crossdet.errors import AnnotationError
 from crossdet.types import Flag
 

@@ -1,0 +1,99 @@
+"""What every reader needs: bytes and lines of annotation files, all their mistakes in one error, image headers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from crossdet.errors import AnnotationError, problem_list
+
+MAX_LISTED = 20
+"""How many problems of one kind an error or a report lists before it only counts."""
+BOM = b"\xef\xbb\xbf"
+
+
+def too_many(problems: list[str]) -> list[str]:
+    """The first `MAX_LISTED` problems and a line that counts the rest."""
+    if len(problems) <= MAX_LISTED:
+        return problems
+    return [*problems[:MAX_LISTED], f"... and {len(problems) - MAX_LISTED} more"]
+
+
+def raise_if_any(file: Path | str, problems: list[str]) -> None:
+    """Raises one `AnnotationError` that lists all problems found in `file`."""
+    if problems:
+        raise AnnotationError(problem_list(f"{file}: {len(problems)} mistake(s)", too_many(problems)))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of an annotation file. Raises `AnnotationError`, one line, where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise AnnotationError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def read_text(path: Path) -> str:
+    """The text of an annotation file in UTF-8, with or without a byte order mark.
+
+    Raises `AnnotationError`, one line that names file and byte, where it cannot be read or is no such text.
+    """
+    content = read_bytes(path)
+    start = len(BOM) if content.startswith(BOM) else 0
+    try:
+        return content[start:].decode()
+    except UnicodeDecodeError as error:
+        at = start + error.start
+        line = content.count(b"\n", 0, at) + 1
+        raise AnnotationError(
+            f"{path}:{line}: byte {at} of the file (0x{content[at]:02x}) is not text in UTF-8; is it the "
+            "annotation file? If so, save it as UTF-8"
+        ) from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of `read_text`."""
+    return read_text(path).splitlines()
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def files_below(folder: Path) -> list[str]:
+    """Every file below the folder, as its path from there with `/`: one walk instead of a stat per file."""
+    return [
+        Path(os.path.relpath(Path(parent) / name, folder)).as_posix()
+        for parent, _, names in os.walk(folder)
+        for name in names
+    ]
+
+
+def is_there(path: Path) -> bool:
+    """`path.exists()` that is also false for names that cannot exist (too long, with a null character)."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def header_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | None]:
+    """(height, width) of image files from their headers, as stored (EXIF not applied); None = unreadable."""
+    from PIL import Image
+
+    def size(path: Path) -> tuple[int, int] | None:
+        try:
+            with Image.open(path) as image:
+                height, width = image.height, image.width
+        except Exception:  # on a damaged file Pillow's plugins raise almost anything
+            return None
+        return (height, width) if 0 < height < 2**31 and 0 < width < 2**31 else None
+
+    with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
+        return list(pool.map(size, paths))
