@@ -95,7 +95,7 @@ def lvis(
     Example: crossdet score lvis lvis_v1_val.json results.json --json scores.json
     """
     from crossdet.evaluation.files.coco import read_coco_results, read_lvis_truth
-    from crossdet.evaluation.protocols.base import best_per_image
+    from crossdet.evaluation.protocols.entry import best_per_image
     from crossdet.evaluation.protocols.lvis import lvis_scores
 
     truth, frequencies = read_lvis_truth(instances)
@@ -204,8 +204,8 @@ def wider_face(
     import numpy as np
 
     from crossdet.evaluation.files.wider_face import read_wider_face_predictions
+    from crossdet.evaluation.files.wider_face_lists import read_wider_face_truth
     from crossdet.evaluation.protocols.wider_face import wider_face_scores
-    from crossdet.evaluation.protocols.wider_face_lists import read_wider_face_truth
 
     lists = read_wider_face_truth(truth)
     read = read_wider_face_predictions(predictions, lists.names)

@@ -5,7 +5,6 @@ the types of single values, `mistakes` turns pydantic's errors into sentences, `
 Nothing below `crossdet.runs.train` knows these classes. No torch in here.
 """
 
-from crossdet.config.fields import KNOWN_PROTOCOLS
 from crossdet.config.files import CONFIG_FILE, Override, dump_config, load_config
 from crossdet.config.schema import (
     AnchorsConfig,
@@ -26,7 +25,6 @@ from crossdet.config.schema import (
 
 __all__ = [
     "CONFIG_FILE",
-    "KNOWN_PROTOCOLS",
     "AnchorsConfig",
     "AugmentConfig",
     "Config",

@@ -16,8 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from crossdet.config.mistakes import show
 from crossdet.data.rotation_geometry import EQUAL_STEPS, direction_problem, equal_directions
-
-KNOWN_PROTOCOLS = frozenset({"coco", "lvis", "voc", "wider_face", "wider_pedestrian"})
+from crossdet.evaluation.protocols import PROTOCOLS
 
 
 def _listed(value: Any) -> Any:
@@ -108,8 +107,8 @@ def _dropped(value: Any) -> Any:
 
 def _protocols(value: tuple[str, ...]) -> tuple[str, ...]:
     for name in value:
-        if name not in KNOWN_PROTOCOLS:
-            raise ValueError(f"expected one of {', '.join(sorted(KNOWN_PROTOCOLS))}, got {show(name)}")
+        if name not in PROTOCOLS:
+            raise ValueError(f"expected one of {', '.join(sorted(PROTOCOLS))}, got {show(name)}")
         if value.count(name) > 1:
             raise ValueError(f"{show(name)} is named twice")
     return _filled(value)

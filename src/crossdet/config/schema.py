@@ -50,6 +50,7 @@ from crossdet.config.fields import (
 from crossdet.config.mistakes import Key, Problem, dotted, show, suggest, validated
 from crossdet.data.index import Index
 from crossdet.errors import ConfigError, problem_list
+from crossdet.evaluation.protocols import PROTOCOLS, lists_of
 
 
 class Section(BaseModel):
@@ -363,13 +364,14 @@ def _dataset_problems(config: Config) -> Iterator[Problem]:
         files = isinstance(dataset.train, SplitConfig) or isinstance(dataset.val, SplitConfig)
         if dataset.format is None and files:
             yield Problem(((*at, "format"),), f"`{shown}.format` is missing: expected one of {formats}")
-        if "wider_face" not in dataset.protocol:
+        if lists_of(dataset.protocol) is None:
+            readers = " or ".join(f"`{name}`" for name in PROTOCOLS if lists_of([name]))
             for split in ("train", "val"):
                 given = getattr(dataset, split)
                 if isinstance(given, SplitConfig) and given.lists is not None:
                     yield Problem(
                         ((*at, split, "lists"), (*at, "protocol")),
-                        f"`{shown}.{split}.lists` belongs to the protocol `wider_face`, got protocol "
+                        f"`{shown}.{split}.lists` belongs to the protocol {readers}, got protocol "
                         f"{', '.join(dataset.protocol)}",
                     )
         if dataset.edition is not None and dataset.format != "wider_pedestrian":

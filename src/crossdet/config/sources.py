@@ -15,7 +15,7 @@ from crossdet.data.index import Index
 from crossdet.data.reading import SplitFiles, read_split
 from crossdet.data.rotation import rotated
 from crossdet.errors import LabelError, UserError, problem_list
-from crossdet.evaluation.protocols.wider_face_lists import WiderFaceLists, read_wider_face_truth
+from crossdet.evaluation.protocols import lists_of
 from crossdet.labels.edits import grown
 from crossdet.labels.members import with_members
 from crossdet.labels.space import DROPPED, LabelSpace, check_class_names
@@ -37,7 +37,7 @@ class Sources:
     space: LabelSpace
     train: dict[str, Index]
     val: dict[str, Index]
-    lists: dict[str, WiderFaceLists]
+    lists: dict[str, Any]
     listed_only: tuple[ListedOnly, ...] = ()
     labelled: Mapping[str, Collection[str]] = field(default_factory=dict)
 
@@ -73,7 +73,7 @@ def open_sources(
     """
     found: dict[str, dict[str, Index]] = {split: {} for split in SPLITS}
     labelled: dict[str, set[str]] = {}
-    lists: dict[str, WiderFaceLists] = {}
+    lists: dict[str, Any] = {}
     problems: list[str] = []
     for name, dataset in config.datasets.items():
         for split in splits:
@@ -87,9 +87,10 @@ def open_sources(
             else:
                 found[split][name] = share_of(index, dataset) if split == "train" else index
                 labelled.setdefault(name, set()).update(_with_boxes(index))
-            if isinstance(given, SplitConfig) and given.lists is not None:
+            reader = lists_of(dataset.protocol)
+            if isinstance(given, SplitConfig) and given.lists is not None and reader is not None:
                 try:
-                    lists[name] = read_wider_face_truth(given.lists)
+                    lists[name] = reader.read(given.lists)
                 except UserError as error:
                     problems.append(f"datasets.{name}.{split}.lists: {_indented(str(error))}")
     if problems:

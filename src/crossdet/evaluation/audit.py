@@ -26,8 +26,8 @@ from crossdet.evaluation.operating import (
     judge,
     operating_point,
 )
-from crossdet.evaluation.protocols.base import best_per_image
 from crossdet.evaluation.protocols.coco import coco_scores
+from crossdet.evaluation.protocols.entry import best_per_image
 
 DEFAULT_THRESHOLD = 0.3
 """Of a class without a right detection at home."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,12 @@ from crossdet.data.index import Index
 from crossdet.data.loading import make_loader, sequential_batches
 from crossdet.data.rotation import rows_per_picture
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.confidence import confident_share
-from crossdet.evaluation.operating import Judged, judge
+from crossdet.evaluation.operating import Judged, confident_share, judge
 from crossdet.evaluation.orientation import fold_detections, orientation_scores
 from crossdet.evaluation.precision_recall import Curve
-from crossdet.evaluation.protocols.base import LIMITS, Limits, Protocol, Split, ground_truth, score_split
+from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.evaluation.protocols.entry import Limits, Protocol, score_split
+from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.inference import rescale
 from crossdet.labels.folds import Folding
 from crossdet.labels.space import DROPPED, LabelSpace
@@ -30,7 +31,8 @@ from crossdet.models.retinanet.network import RetinaNet
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """shorter, longer: network input. The others: see `RetinaNet.decode`.
+    """How a detector looks at the pictures of a split. shorter, longer: network input. The others: see
+    `RetinaNet.decode`.
 
     score_threshold, max_detections: None = as each protocol has it.
     """
@@ -45,8 +47,17 @@ class EvalSettings:
     workers: int = 0
     agnostic_nms: bool = False
 
+    @classmethod
+    def of(cls, size: Any, given: Any = None, workers: int = 0, **other: Any) -> EvalSettings:
+        """size: has `shorter` and `longer`, such as the config's `input` or a detector's settings. given: has some
+        of the other settings under their names, such as the config's `eval`. other: settings that count more.
+        """
+        names = [field.name for field in fields(cls) if hasattr(given, field.name)]
+        values = {name: getattr(given, name) for name in names} | {"workers": workers} | other
+        return cls(size.shorter, size.longer, **values)
+
     def limits(self, protocol: Protocol) -> Limits:
-        own = LIMITS[protocol.name]
+        own = protocol.limits
         return Limits(
             own.max_detections if self.max_detections is None else self.max_detections,
             own.score_threshold if self.score_threshold is None else self.score_threshold,
@@ -85,7 +96,7 @@ def detect(
     part = Part(index, 0, np.full(len(index.classes), DROPPED, np.int64))
     dataset = HybridDataset([part], space, Resize(settings.shorter, settings.longer), substitute=False)
     batches = sequential_batches(len(index), settings.batch_size, rank, ranks)
-    limits = settings.limits(Protocol("coco"))
+    limits = settings.limits(PROTOCOLS["coco"])
     was_training = model.training
     model.eval()
     device = model.mean.device
@@ -174,7 +185,7 @@ def score_dataset(
     model: RetinaNet,
     split: Split,
     settings: EvalSettings,
-    protocols: Sequence[Protocol] = (Protocol("coco"),),
+    protocols: Sequence[Protocol] = (PROTOCOLS["coco"],),
     folding: Folding | None = None,
     **detect_options: Any,
 ) -> DatasetScores:

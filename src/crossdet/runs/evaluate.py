@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.config import Config, DatasetConfig
+from crossdet.config import Config
 from crossdet.config.sources import Sources
 from crossdet.data.federated import verified_in_evaluation
 from crossdet.data.index import Index
@@ -20,23 +20,15 @@ from crossdet.evaluation.arrays import Verified
 from crossdet.evaluation.choosing import main_number
 from crossdet.evaluation.curves import NamedCurve, write_run_curves
 from crossdet.evaluation.operating import operating_point
-from crossdet.evaluation.predictions import write_predictions
-from crossdet.evaluation.protocols.base import Protocol, Split
-from crossdet.evaluation.protocols.wider_face_lists import WiderFaceLists
+from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.evaluation.protocols.entry import write_predictions
 from crossdet.evaluation.run import DatasetScores, EvalSettings, score_dataset
+from crossdet.evaluation.splits import Split
 from crossdet.files import safe_names
 from crossdet.inference import Detector
 from crossdet.labels.folds import NO_ANGLE, Folding
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.retinanet.network import RetinaNet
-
-COLUMNS = {
-    "coco": ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"),
-    "lvis": ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR"),
-    "voc": ("mAP_area", "mAP_11pt"),
-    "wider_face": ("easy", "medium", "hard", "all"),
-}
-"""What the table shows of a protocol; WIDER Pedestrian's two metrics are named in full."""
 
 
 @dataclass(frozen=True)
@@ -52,38 +44,25 @@ def score_splits(
     model: RetinaNet,
     config: Config,
     splits: dict[str, Split],
-    lists: Mapping[str, WiderFaceLists],
-    shorter: int,
-    longer: int,
+    lists: Mapping[str, Any],
+    size: Any,
     folding: Folding | None = None,
     **detect_options: Any,
 ) -> Evaluation:
-    """Scores of all splits.
+    """Scores of all splits. lists: by dataset (`Protocol.lists`). size: of the network's input (`EvalSettings.of`).
 
-    The record: `mean` over the datasets of the first protocol's main number (COCO and LVIS AP, VOC mAP by area,
-    the mean of WIDER FACE's settings, COCO-style AP on WIDER Pedestrian), `datasets`, and `operating`: per class
+    The record: `mean` over the datasets of the first protocol's headline, `datasets`, and `operating`: per class
     the point of best F1 over all datasets that label it, with precision, recall and F1 by cross-fitting.
     """
-    limits = config.eval
-    settings = EvalSettings(
-        shorter,
-        longer,
-        limits.score_threshold,
-        limits.topk,
-        limits.nms_iou,
-        limits.max_detections,
-        limits.batch_size,
-        config.train.workers,
-        limits.agnostic_nms,
-    )
+    settings = EvalSettings.of(size, config.eval, config.train.workers)
     scores = {}
     for name, split in splits.items():
         dataset = config.datasets[name]
         own = replace(settings, max_detections=dataset.max_detections or settings.max_detections)
+        protocols = [PROTOCOLS[protocol] for protocol in dataset.protocol]
+        whole = replace(split, lists=lists.get(name), edition=dataset.edition)
         try:
-            scores[name] = score_dataset(
-                model, split, own, protocols_of(dataset, lists.get(name)), folding, **detect_options
-            )
+            scores[name] = score_dataset(model, whole, own, protocols, folding, **detect_options)
         except UserError as error:
             raise UserError(f"datasets.{name}: {error}") from None
     main = [main_number(s.record) for s in scores.values()]
@@ -94,17 +73,6 @@ def score_splits(
         "operating": _operating_points(splits, scores),
     }
     return Evaluation(metrics, scores, splits)
-
-
-def protocols_of(dataset: DatasetConfig, lists: WiderFaceLists | None) -> list[Protocol]:
-    return [
-        Protocol(
-            name,
-            edition=dataset.edition if name == "wider_pedestrian" else None,
-            lists=lists if name == "wider_face" else None,
-        )
-        for name in dataset.protocol
-    ]
 
 
 def _operating_points(splits: dict[str, Split], scores: dict[str, DatasetScores]) -> dict[str, Any]:
@@ -242,7 +210,8 @@ def write_evaluation(folder: Path, evaluation: Evaluation, method: str) -> None:
             split = replace(split, index=without_direction_classes(split.index))
         if split.index.turned is not None and split.index.turned.degrees.any():
             layout = "coco"  # the others go by names of files, which stand for several turned pictures
-        write_predictions(folder / "predictions" / folders[dataset], split, scores.found.detections, layout)
+        target = folder / "predictions" / folders[dataset]
+        write_predictions(PROTOCOLS[layout], target, split, scores.found.detections)
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
@@ -256,7 +225,8 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     wide = max([len("protocol"), *(len(record["protocol"]) for _, record, _ in rows)])
     lines = [f"{'dataset':<{width}}  images  {'protocol':<{wide}}  scores in percent"]
     for name, record, images in rows:
-        cells = "  ".join(f"{label} {_percent(value)}" for label, value in _shown(record))
+        shown = PROTOCOLS[record["protocol"]].columns(record)
+        cells = "  ".join(f"{label} {_percent(value)}" for label, value in shown)
         lines.append(f"{name:<{width}}  {images:>6}  {record['protocol']:<{wide}}  {cells}")
     for name, row in metrics["datasets"].items():
         if "orientation" in row:
@@ -265,14 +235,6 @@ def metrics_table(metrics: dict[str, Any]) -> str:
             lines.append(f"{name}: {len(row['unreadable'])} images could not be read and count as empty")
         lines += [f"{name}: {note}" for note in row.get("notes", ())]
     return "\n".join(lines)
-
-
-def _shown(record: dict[str, Any]) -> Sequence[tuple[str, float]]:
-    if record["protocol"] == "wider_pedestrian":
-        challenge, style = record["challenge"], record["coco_style"]
-        shown = [(f"challenge {challenge['edition']} AP", challenge["AP"])]
-        return [*shown, *((f"COCO-style {key}", value) for key, value in style.items())]
-    return [(key, record[key]) for key in COLUMNS[record["protocol"]] if key in record]
 
 
 def _orientation(found: dict[str, Any]) -> str:

@@ -24,8 +24,8 @@ from crossdet.data.loading import epoch_batches, make_loader
 from crossdet.errors import UserError
 from crossdet.evaluation.forgetting import main_numbers
 from crossdet.evaluation.pictures import write_val_pictures
-from crossdet.evaluation.protocols.base import Split
 from crossdet.evaluation.run import EvalSettings
+from crossdet.evaluation.splits import Split
 from crossdet.inference import AnyImage, Detector, load_detector
 from crossdet.labels.members import lonely_members
 from crossdet.labels.space import LabelSpace
@@ -191,8 +191,7 @@ def score_detector(
         config,
         splits,
         sources.lists,
-        config.input.shorter,
-        config.input.longer,
+        config.input,
         sources.space.folding,
         autocast=fabric.autocast(),
         rank=fabric.global_rank,
@@ -232,8 +231,8 @@ def evaluate(
         raise UserError(f"no dataset of the config has a `{split}` split")
     sources = open_sources(config, [split], detector=detector.space)
     splits = splits_for_detector(sources, getattr(sources, split), detector, fold)
-    size, folding = detector.settings, detector.space.folding if fold else None
-    evaluation = score_splits(detector.model, config, splits, sources.lists, size.shorter, size.longer, folding)
+    folding = detector.space.folding if fold else None
+    evaluation = score_splits(detector.model, config, splits, sources.lists, detector.settings, folding)
     if output is not None:
         name = run_or_weights if isinstance(run_or_weights, str | Path) else "detector"
         write_evaluation(Path(output), evaluation, Path(name).stem)
@@ -366,14 +365,8 @@ def training_data(config: Config, sources: Sources) -> HybridDataset:
 def teacher_settings(config: Config) -> EvalSettings:
     """How a teacher looks at images: as large as the network in training, with the limits of `eval`, and NMS by
     class: one class's label must not depend on what else the teacher sees there."""
-    return EvalSettings(
-        config.input.shorter,
-        config.input.longer,
-        topk=config.eval.topk,
-        nms_iou=config.eval.nms_iou,
-        batch_size=config.eval.batch_size,
-        workers=config.train.workers,
-    )
+    own = {"score_threshold": None, "max_detections": None, "agnostic_nms": False}
+    return EvalSettings.of(config.input, config.eval, config.train.workers, **own)
 
 
 def lesson_of(config: Config, sources: Sources) -> Lesson | None:
