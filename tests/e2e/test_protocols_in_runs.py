@@ -14,7 +14,7 @@ from crossdet.config import Config
 from crossdet.data.formats.voc import write_voc
 from crossdet.data.formats.wider_pedestrian import write_wider_pedestrian
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.curves import read_curves
+from crossdet.evaluation.curves import read_methods
 from crossdet.evaluation.files.wider_face_lists import read_wider_face_truth, write_wider_face_lists
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.protocols.entry import Limits, best_per_image, score_split
@@ -111,7 +111,7 @@ def test_one_table_in_which_every_dataset_shows_its_own_protocol(world, trained,
     assert again["challenge"]["AP"] == pytest.approx(metrics["peds"]["challenge"]["AP"], abs=1e-9)
     assert again["coco_style"]["AP50"] == pytest.approx(metrics["peds"]["coco_style"]["AP50"], abs=1e-6)
 
-    method, curves = read_curves(out / "curves/curves.json")
+    ((method, curves),) = read_methods(out / "curves/curves.json")
     assert method == trained.folder.name
     ap = {(c.dataset, c.protocol, c.name): c.curve.ap for c in curves}
     assert ap["faces", "wider_face", "hard"] == metrics["faces"]["hard"]

@@ -83,18 +83,19 @@ def judge(
     _, inside = best_overlaps(boxes, groups, truth.boxes[regions], truth_groups[regions], covered_share)
     counted = objects & truth.verifies(truth.image_of_box, truth.labels)
     odd, odd_box = (rows // directions % 2 == 1 for rows in (detections.image_of_box, truth.image_of_box))
-    counts, odd_counts = (
-        np.bincount(truth.labels[which], minlength=span) if span else np.zeros(0, np.int64)
-        for which in (counted, counted & odd_box)
-    )
+
+    def per_class(which: Bools) -> dict[int, int]:
+        counts = np.bincount(truth.labels[which], minlength=1 + max([span - 1, *classes]))
+        return {c: int(counts[c]) for c in classes}
+
     return Judged(
         labels=detections.labels.astype(np.int64),
         scores=detections.scores.astype(np.float64),
         hits=hits,
         counted=(hits | (inside < IOU_THRESHOLD)) & truth.verifies(detections.image_of_box, detections.labels),
-        objects={c: int(counts[c]) if c < span else 0 for c in classes},
+        objects=per_class(counted),
         odd=odd,
-        odd_objects={c: int(odd_counts[c]) if c < span else 0 for c in classes},
+        odd_objects=per_class(counted & odd_box),
         floor=floor,
     )
 
@@ -187,21 +188,9 @@ def _half(judged: Sequence[Judged], odd: bool) -> list[Judged]:
     halves = []
     for part in judged:
         rows = part.odd == odd
-        objects = {
-            c: part.odd_objects[c] if odd else count - part.odd_objects[c] for c, count in part.objects.items()
-        }
-        halves.append(
-            replace(
-                part,
-                labels=part.labels[rows],
-                scores=part.scores[rows],
-                hits=part.hits[rows],
-                counted=part.counted[rows],
-                objects=objects,
-                odd=part.odd[rows],
-                odd_objects=objects if odd else dict.fromkeys(objects, 0),
-            )
-        )
+        arrays = {key: getattr(part, key)[rows] for key in ("labels", "scores", "hits", "counted", "odd")}
+        even = {c: count - part.odd_objects[c] for c, count in part.objects.items()}
+        halves.append(replace(part, objects=part.odd_objects if odd else even, **arrays))
     return halves
 
 

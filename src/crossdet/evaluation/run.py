@@ -100,10 +100,12 @@ def detect(
     was_training = model.training
     model.eval()
     device = model.mean.device
-    boxes, scores, labels, images, lost = [], [], [], [], []
+    ids = np.zeros(0, np.int64)
+    columns: list[tuple[NDArray[Any], ...]] = [(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), ids, ids)]
+    lost: list[str] = []
     with autocast or nullcontext():
         for batch in make_loader(dataset, batches, settings.workers, device.type == "cuda", model.mean_colour):
-            found = model.find(
+            rows = model.find(
                 batch.images.to(device, non_blocking=True),
                 batch.sizes.to(device),
                 classes,
@@ -115,34 +117,25 @@ def detect(
                 nms_groups,
             )
             lost.extend(batch.unreadable)
-            for row, detections in enumerate(found):
+            for row, detections in enumerate(rows):
                 if int(batch.original_sizes[row, 0]) == 0:
                     continue
-                original = rescale(detections, batch.sizes[row], batch.original_sizes[row])
-                boxes.append(original.boxes.numpy())
-                scores.append(original.scores.numpy())
-                labels.append(original.labels.numpy())
-                images.append(np.full(len(original), int(batch.image_ids[row]), np.int64))
+                one = rescale(detections, batch.sizes[row], batch.original_sizes[row])
+                image = np.full(len(one), int(batch.image_ids[row]), np.int64)
+                columns.append((one.boxes.numpy(), one.scores.numpy(), one.labels.numpy(), image))
     model.train(was_training)
-    arrays = {
-        "boxes": np.concatenate([np.zeros((0, 4), np.float32), *boxes]),
-        "scores": np.concatenate([np.zeros(0, np.float32), *scores]),
-        "labels": np.concatenate([np.zeros(0, np.int64), *labels]),
-        "image_of_box": np.concatenate([np.zeros(0, np.int64), *images]),
-    }
-    if ranks > 1:
-        arrays, lost = _gather(arrays, lost, ranks)
-    return Found(DetectionArrays(**arrays), tuple(lost))
+    found = DetectionArrays(*map(np.concatenate, zip(*columns, strict=True)))
+    return Found(found, tuple(lost)) if ranks == 1 else _gathered(found, lost, ranks)
 
 
-def _gather(
-    arrays: dict[str, NDArray[Any]], lost: list[str], ranks: int
-) -> tuple[dict[str, NDArray[Any]], list[str]]:
+def _gathered(mine: DetectionArrays, lost: list[str], ranks: int) -> Found:
+    """What all ranks found, in the order of the images."""
     everyone: list[Any] = [None] * ranks
-    torch.distributed.all_gather_object(everyone, (arrays, lost))
-    joined = {key: np.concatenate([part[key] for part, _ in everyone]) for key in arrays}
-    order = np.argsort(joined["image_of_box"], kind="stable")
-    return {key: value[order] for key, value in joined.items()}, [line for _, part in everyone for line in part]
+    torch.distributed.all_gather_object(everyone, (mine, lost))
+    columns = [(d.boxes, d.scores, d.labels, d.image_of_box) for d, _ in everyone]
+    found = DetectionArrays(*map(np.concatenate, zip(*columns, strict=True)))
+    order = np.argsort(found.image_of_box, kind="stable")
+    return Found(found.take(order), tuple(line for _, part in everyone for line in part))
 
 
 @dataclass(frozen=True)
