@@ -92,24 +92,9 @@ def judged_classes(splits: Mapping[str, Split]) -> dict[str, list[str]]:
 def splits_for_training(sources: Sources) -> dict[str, Split]:
     """The validation splits in the label space of the config itself; in folded classes where it has such."""
     space, folding = sources.space, sources.space.folding
-    ids = {name: space.ids(name, index.classes) for name, index in sources.val.items()}
-    if folding is None:
-        same = np.arange(len(space.classes))
-        return {
-            name: Split(index, ids[name], space.classes, verified=_verified(space, name, index, same))
-            for name, index in sources.val.items()
-        }
-    return {
-        name: Split(
-            index,
-            np.where(ids[name] == DROPPED, DROPPED, folding.of[ids[name]]),
-            folding.names,
-            _angles(folding, ids[name].tolist()),
-            _verified(space, name, index, folding.of),
-            _members(space, name, space),
-        )
-        for name, index in sources.val.items()
-    }
+    names = space.classes if folding is None else folding.names
+    becomes = np.arange(len(space.classes)) if folding is None else folding.of
+    return {name: _split(space, name, index, becomes, names, space) for name, index in sources.val.items()}
 
 
 def splits_for_detector(
@@ -123,27 +108,43 @@ def splits_for_detector(
     Raises `UserError` for classes that the detector does not know.
     """
     space, known = sources.space, detector.space.reported if fold else detector.classes
-    ids = {name: space.ids(name, index.classes).tolist() for name, index in indexes.items()}
-    used = sorted({c for row in ids.values() for c in row} - {DROPPED})
-    own, position = space.folding, positions(space, detector, fold)
+    position = positions(space, detector, fold)
+    used = sorted(
+        {c for name, index in indexes.items() for c in space.ids(name, index.classes).tolist()} - {DROPPED}
+    )
     unknown = [space.classes[c] for c in used if position[c] == DROPPED]
     if unknown:
         raise UserError(
             f"the detector does not know the class(es) {', '.join(map(repr, unknown))}; it knows "
             f"{', '.join(known)}. Merge them to known names under `labels.merge`, or drop them"
         )
-    becomes = np.array(position, np.int64)
-    return {
-        name: Split(
-            index,
-            np.array([DROPPED if c == DROPPED else position[c] for c in ids[name]], np.int64),
-            known,
-            _angles(own, ids[name]) if own is not None and fold else None,
-            _verified(space, name, index, becomes),
-            _members(space, name, detector.space) if fold else None,
-        )
-        for name, index in indexes.items()
-    }
+    becomes, theirs = np.array(position, np.int64), detector.space if fold else None
+    return {name: _split(space, name, index, becomes, known, theirs) for name, index in indexes.items()}
+
+
+def _split(
+    space: LabelSpace,
+    dataset: str,
+    index: Index,
+    becomes: NDArray[np.int64],
+    names: Sequence[str],
+    folded: LabelSpace | None,
+) -> Split:
+    """becomes: `[C]` position in `names` of every class of `space`. folded: the label space of the detector, whose
+    classes are looked at in their folded form; None = they are not."""
+    ids = space.ids(dataset, index.classes)
+    verified = verified_in_evaluation(index, ids, space, space.dataset_index(dataset), becomes)
+    angles, own = None, space.folding
+    if own is not None and folded is not None:
+        angles = np.array([NO_ANGLE if c == DROPPED else int(own.angles[c]) for c in ids.tolist()], np.int64)
+    return Split(
+        index,
+        np.array([DROPPED if c == DROPPED else becomes[c] for c in ids.tolist()], np.int64),
+        names,
+        angles,
+        None if verified is None else Verified(*verified),
+        None if folded is None else _members(space, dataset, folded),
+    )
 
 
 def _members(space: LabelSpace, dataset: str, detector: LabelSpace) -> tuple[int, ...] | None:
@@ -164,13 +165,6 @@ def _members(space: LabelSpace, dataset: str, detector: LabelSpace) -> tuple[int
     )
 
 
-def _verified(space: LabelSpace, dataset: str, index: Index, becomes: NDArray[np.int64]) -> Verified | None:
-    found = verified_in_evaluation(
-        index, space.ids(dataset, index.classes), space, space.dataset_index(dataset), becomes
-    )
-    return None if found is None else Verified(*found)
-
-
 def positions(space: LabelSpace, detector: Detector, fold: bool) -> list[int]:
     """For every class of `space` the detector's, by name, or DROPPED; of folded classes where `fold`.
 
@@ -185,10 +179,6 @@ def positions(space: LabelSpace, detector: Detector, fold: bool) -> list[int]:
             names.append(theirs.names[theirs.of[detector.classes.index(name)]])
         found.append(next((known.index(n) for n in names if n in known), DROPPED))
     return found
-
-
-def _angles(folding: Folding, ids: Sequence[int]) -> NDArray[np.int64]:
-    return np.array([NO_ANGLE if c == DROPPED else int(folding.angles[c]) for c in ids], np.int64)
 
 
 # ------------------------------------------------------------------------------------------ what is written
