@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -44,6 +45,9 @@ class AuditedRun:
     audit: Audit
     splits: list[AuditedSplit]
     union: dict[str, Any] | None
+
+    def split(self, dataset: str) -> AuditedSplit:
+        return next(split for split in self.splits if split.name == dataset)
 
 
 def write_page(file: Path, runs: Sequence[AuditedRun]) -> None:
@@ -216,7 +220,7 @@ def _section(runs: Sequence[AuditedRun], pair: tuple[int, str], crops: Crops) ->
         parts.append(f"<p>{name} is declared absent here: every detection is wrong.</p>")
     for number, run in enumerate(runs):
         f = _of_pair(run, pair)
-        split = next(split for split in run.splits if split.name == pair[1])
+        split = run.split(pair[1])
         if len(runs) > 1:
             parts.append(f"<h4>{_coloured(number, run.name)}</h4>")
         parts.append(f"<p>{_counts(f, run.audit.classes)}</p>{_histograms(run.audit, f, number)}")
@@ -285,38 +289,38 @@ Crops = Mapping[tuple[int, str, int], bytes | None]
 """(number of the run, dataset, row of its detections) -> JPEG; None where the picture cannot be read."""
 
 
-def _shown(f: Foreign) -> Iterator[tuple[int, int | None]]:
-    """The detections to show and the truth rows of what they lie on."""
-    yield from zip(f.on_object[:CROPS].tolist(), f.box[:CROPS].tolist(), strict=True)
-    yield from ((row, None) for row in f.background[:CROPS].tolist())
-
-
 def _cut(runs: Sequence[AuditedRun], pairs: Sequence[tuple[int, str]]) -> tuple[Crops, list[str]]:
     """The first `MOST_CROPS` crops in the order of the sections, and the pictures that could not be read.
 
     Every picture is decoded once and only one is held at a time.
     """
-    wanted: dict[tuple[str, int], list[tuple[int, AuditedSplit, int, int | None]]] = {}
-    count = 0
-    for pair in pairs:
-        for number, run in enumerate(runs):
-            split = next(split for split in run.splits if split.name == pair[1])
-            for row, box in _shown(_of_pair(run, pair)):
-                if count < MOST_CROPS:
-                    key = (pair[1], int(split.detections.image_of_box[row]))
-                    wanted.setdefault(key, []).append((number, split, row, box))
-                    count += 1
+    shots = [
+        (number, run.split(dataset), row, box)
+        for class_id, dataset in pairs
+        for number, run in enumerate(runs)
+        for row, box in _shown(_of_pair(run, (class_id, dataset)))
+    ][:MOST_CROPS]
+    wanted = defaultdict(list)
+    for shot in shots:
+        wanted[shot[1].name, int(shot[1].detections.image_of_box[shot[2]])].append(shot)
     crops: dict[tuple[int, str, int], bytes | None] = {}
     unreadable = []
-    for (dataset, image), shots in wanted.items():
-        picture = read_picture(shots[0][1].index, image)
+    for (dataset, image), here in wanted.items():
+        index = here[0][1].index
+        picture = read_picture(index, image)
         if picture is None:
-            unreadable.append(f"{dataset}: {shots[0][1].index.names[image]}")
-        for number, split, row, box in shots:
-            other = None if box is None else tuple(split.truth.boxes[box].tolist())
-            cut = None if picture is None else _crop(picture, tuple(split.detections.boxes[row].tolist()), other)
+            unreadable.append(f"{dataset}: {index.names[image]}")
+        for number, split, row, box in here:
+            other = None if box is None else split.truth.boxes[box].tolist()
+            cut = None if picture is None else _crop(picture, split.detections.boxes[row].tolist(), other)
             crops[number, dataset, row] = cut
     return crops, unreadable
+
+
+def _shown(f: Foreign) -> Iterator[tuple[int, int | None]]:
+    """The detections to show and the truth rows of what they lie on."""
+    yield from zip(f.on_object[:CROPS].tolist(), f.box[:CROPS].tolist(), strict=True)
+    yield from ((row, None) for row in f.background[:CROPS].tolist())
 
 
 def _figure(split: AuditedSplit, row: int, f: Foreign, classes: tuple[str, ...], jpeg: bytes | None) -> str:
@@ -330,7 +334,7 @@ def _figure(split: AuditedSplit, row: int, f: Foreign, classes: tuple[str, ...],
     return f"<figure><img src='{source}' alt=''><figcaption>{caption}</figcaption></figure>"
 
 
-def _crop(picture: Image.Image, box: tuple[float, ...], other: tuple[float, ...] | None) -> bytes:
+def _crop(picture: Image.Image, box: Sequence[float], other: Sequence[float] | None) -> bytes:
     """JPEG of the box with half of its size around it, scaled to `CROP` pixels.
 
     The detection is drawn in orange, the labelled object that it lies on dashed in white.
@@ -392,13 +396,10 @@ def export_coco(file: Path, split: AuditedSplit, found: Audit) -> int:
                 }
             )
     images = [
-        {
-            "id": int(index.image_ids[row]),
-            "file_name": index.names[row],
-            "height": int(index.sizes[row, 0]),
-            "width": int(index.sizes[row, 1]),
-        }
-        for row in range(len(index))
+        {"id": number, "file_name": index.names[row], "height": height, "width": width}
+        for row, (number, (height, width)) in enumerate(
+            zip(index.image_ids.tolist(), index.sizes.tolist(), strict=True)
+        )
     ]
     categories = [{"id": c + 1, "name": name} for c, name in enumerate(found.classes)]
     write_json(file, {"images": images, "categories": categories, "annotations": annotations})

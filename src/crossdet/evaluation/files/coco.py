@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from crossdet.data.index import raise_if_any, read_bytes
 from crossdet.errors import AnnotationError
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Ints, Verified
-from crossdet.evaluation.files.text import rows_of, source_class
+from crossdet.evaluation.files.lines import rows_of, source_class
 from crossdet.evaluation.splits import Split
 from crossdet.files import write_atomically
 

@@ -16,7 +16,7 @@ from crossdet.data.formats.voc import list_entries, parse_xml
 from crossdet.data.index import is_there, raise_if_any
 from crossdet.errors import UserError, problem_list
 from crossdet.evaluation.arrays import DetectionArrays, VocTruth
-from crossdet.evaluation.files.text import line_of, read_detection_lines, rows_of, source_class, write_lines
+from crossdet.evaluation.files.lines import line_of, read_detection_lines, rows_of, source_class, write_lines
 from crossdet.evaluation.splits import Split
 from crossdet.files import safe_name, safe_names, spellings
 

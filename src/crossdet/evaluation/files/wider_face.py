@@ -6,6 +6,7 @@ PRED_DIR/<event>/<image>.txt: a line with the name (not used), a line with the c
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from crossdet.data.index import raise_if_any, read_bytes
 from crossdet.errors import AnnotationError, UserError
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.files.text import line_of, rows_of, write_lines
+from crossdet.evaluation.files.lines import line_of, rows_of, write_lines
 from crossdet.evaluation.splits import Split
 from crossdet.files import safe_names, spellings
 
@@ -114,26 +115,21 @@ def _read(file: Path, problems: list[str]) -> NDArray[np.float64]:
     if count != len(rows):
         problems.append(f"{file}:2: the count is {count}, but {len(rows)} line(s) follow; correct one of the two")
         return nothing
-    if all(len(row) == 5 for row in rows):
-        try:
-            values = np.array([float(word) for row in rows for word in row]).reshape(-1, 5)
-        except ValueError:
-            values = np.full((1, 5), np.nan)
-        if np.isfinite(values).all():
-            return values
+    found = [_five_numbers(row) for row in rows]
     problems += [
         f"{file}:{number}: {_shown(lines[number - 1])!r}, expected five finite numbers {LAYOUT}"
-        for number, row in enumerate(rows, start=3)
-        if not _is_good(row)
+        for number, values in enumerate(found, start=3)
+        if values is None
     ]
-    return nothing
+    return nothing if None in found else np.array(found, np.float64).reshape(-1, 5)
 
 
-def _is_good(row: list[bytes]) -> bool:
+def _five_numbers(row: list[bytes]) -> list[float] | None:
     try:
-        return len(row) == 5 and bool(np.isfinite([float(word) for word in row]).all())
+        values = [float(word) for word in row]
     except ValueError:
-        return False
+        return None
+    return values if len(values) == 5 and all(map(math.isfinite, values)) else None
 
 
 def _shown(line: bytes) -> str:

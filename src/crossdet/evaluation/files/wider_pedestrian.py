@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from crossdet.data.formats.wider_pedestrian import NUMBERS_PER_BOX, Line, read_box_lines, read_ignore_lines
 from crossdet.data.index import raise_if_any
 from crossdet.evaluation.arrays import Bools, DetectionArrays, GroundTruth, PedestrianTruth
-from crossdet.evaluation.files.text import line_of, read_detection_lines, rows_of, write_lines
+from crossdet.evaluation.files.lines import line_of, read_detection_lines, rows_of, write_lines
 from crossdet.evaluation.splits import Split
 
 LAYOUT = "name score x y w h"
