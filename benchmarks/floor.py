@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.building import build_detector
+from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.training.loop import TrainStep
 from crossdet.types import Batch
 from train_step import TORCHVISION, Form, optimizer, random_batch
@@ -71,7 +72,7 @@ class ConvolutionBytes:
 def phases(step: TrainStep, sgd: torch.optim.Optimizer, batch: Batch, form: Form) -> dict[str, float]:
     """Seconds of the parts of one step."""
     device, detector = batch.images.device, step.detector
-    labelled, labelling = timed(lambda: detector.labeller()(batch.to("cpu")).to(device), device)
+    labelled, labelling = timed(lambda: detector.prepare()(batch.to("cpu")).to(device), device)
     sgd.zero_grad(set_to_none=True)
     with form.autocast(device):
         features, forward = timed(lambda: detector.features(batch.images), device)
@@ -91,7 +92,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(args.device)
     form = Form(True, args.dtype == "bfloat16")
     batch = random_batch(args.batch, tuple(args.size), args.classes, 1, device)
-    settings = DetectorSettings(backbone=args.backbone, frozen_batch_norm=True)
+    settings = RetinaNetSettings(backbone=args.backbone, freeze_batch_norm=True)
     step = TrainStep(build_detector(settings, args.classes).to(device)).train()
     step = step.to(memory_format=torch.channels_last)
     sgd = optimizer(step)

@@ -37,9 +37,11 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from crossdet.data.decoding import read_image
-from crossdet.inference import Detector, InputSettings, predict_files
+from crossdet.inference import Detector, predict_files
 from crossdet.labels.space import LabelSpace
-from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.building import build_detector
+from crossdet.models.card import InputSettings
+from crossdet.models.retinanet.settings import Anchors, RetinaNetSettings
 from loading import write_generated_photos
 
 CANDIDATES = 2000
@@ -58,7 +60,11 @@ def pictures(size: int, count: int) -> list[Tensor]:
 def our_model(backbone: str, classes: int, device: torch.device, channels_last: bool) -> nn.Module:
     torch.manual_seed(0)
     scales = tuple(4 * 2 ** (k / 3) for k in range(3))
-    model = build_detector(DetectorSettings(backbone=backbone, scales=scales), classes).to(device).eval()
+    model = (
+        build_detector(RetinaNetSettings(backbone=backbone, anchors=Anchors(scales=scales)), classes)
+        .to(device)
+        .eval()
+    )
     return model.to(memory_format=torch.channels_last) if channels_last else model
 
 

@@ -32,7 +32,8 @@ from torchvision.ops import box_iou
 from crossdet.losses import image_focal_losses
 from crossdet.models.retinanet.anchors import AnchorGrid, anchor_grid, cell_anchors, pyramid_grids
 from crossdet.models.retinanet.matching import label_anchors
-from crossdet.types import PYRAMID_STRIDES, Annotations
+from crossdet.models.retinanet.settings import PYRAMID_STRIDES
+from crossdet.types import Annotations
 
 BATCH, CLASSES, BOXES, SIZE = 8, 81, 10, (320, 416)
 

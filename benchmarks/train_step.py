@@ -32,7 +32,8 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.building import build_detector
+from crossdet.models.retinanet.settings import Anchors, RetinaNetSettings
 from crossdet.training.loop import TrainStep
 from crossdet.types import Annotations, Batch
 
@@ -95,7 +96,7 @@ def optimizer(model: nn.Module) -> torch.optim.Optimizer:
 def our_step(backbone: str, classes: int, batch: Batch, form: Form, compiled: bool = False) -> Step:
     torch.manual_seed(0)
     scales = tuple(4 * 2 ** (k / 3) for k in range(3))
-    settings = DetectorSettings(backbone=backbone, scales=scales, frozen_batch_norm=True)
+    settings = RetinaNetSettings(backbone=backbone, anchors=Anchors(scales=scales), freeze_batch_norm=True)
     step = TrainStep(build_detector(settings, classes).to(batch.images.device), compiled).train()
     if form.channels_last:
         step = step.to(memory_format=torch.channels_last)

@@ -29,9 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from crossdet.losses import image_focal_losses
-from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.building import build_detector
 from crossdet.models.retinanet.matching import label_anchors
 from crossdet.models.retinanet.network import ImageLosses, RetinaNet
+from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.types import Annotations, Batch
 
 MB = 2**20
@@ -92,7 +93,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     batch = random_batch(args.batch, tuple(args.size), args.measure, args.classes, args.boxes, device)
     torch.manual_seed(0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    settings = DetectorSettings(backbone=args.backbone, frozen_batch_norm=True)
+    settings = RetinaNetSettings(backbone=args.backbone, freeze_batch_norm=True)
     detector = build_detector(settings, args.measure * args.classes).to(device).train()
     step = Step(detector, args.measure_full).to(memory_format=torch.channels_last)
     weights = [p for p in step.parameters() if p.requires_grad]

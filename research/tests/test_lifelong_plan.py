@@ -16,7 +16,7 @@ from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import UserError
 from crossdet.files import write_json
-from crossdet.models.provenance import WEIGHTS_FILE
+from crossdet.models.card import WEIGHTS_FILE
 from crossdet_research import jobs, lifelong, lifelong_measure
 from crossdet_research.lifelong_plan import (
     METHODS,

@@ -19,9 +19,9 @@ from crossdet import evaluate, load_config, load_detector
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import IndexBuilder
 from crossdet.errors import RunError, UserError
-from crossdet.models.provenance import file_digest, generations, read_metadata
+from crossdet.models.card import file_digest, read_card
 from crossdet.models.retinanet.growth import WEIGHT, by_class
-from crossdet.models.weights import load_weights, save_weights, update_metadata
+from crossdet.models.weights import load_weights, save_weights, update_card
 from crossdet.training import state as training_state
 from crossdet_research.lifelong_command import app
 from crossdet_research.lifelong_measure import Looker, measure_generation, unchanged
@@ -125,7 +125,7 @@ def test_each_generation_comes_from_the_weights_file_before(results):
         run = results / f"runs/{method}_seed0_gen3"
         before = results / f"runs/{method}_seed0_gen2"
         start = results / "runs/start_seed0_gen1"
-        history = generations(read_metadata(run))
+        history = read_card(run).generations
         assert [g.parent for g in history] == [None, file_digest(start), file_digest(before)]
         assert load_detector(run).classes == ("car", "face", "corner")
         assert read(results / f"{method}_seed0_gen3.json")["parent"] == file_digest(before)
@@ -156,11 +156,11 @@ def test_what_each_method_trains_on(results):
 @pytest.fixture(scope="module")
 def worse(trained, tmp_path_factory) -> Path:
     """The trained detector with noise on the rows of `car` in the last layer of the class subnet."""
-    tensors, metadata = load_weights(trained.folder)
+    tensors, card = load_weights(trained.folder)
     rows = by_class(tensors[WEIGHT], 4)
     rows[:, 0] += 0.3 * torch.randn(rows[:, 0].shape, generator=torch.Generator().manual_seed(0))
     file = tmp_path_factory.mktemp("worse") / "worse.safetensors"
-    save_weights(file, tensors, metadata)
+    save_weights(file, tensors, card)
     return file
 
 
@@ -256,7 +256,7 @@ def test_an_interrupted_queue_goes_on_and_other_weights_are_noticed(results, con
     one, two = (read(folder / "replay_seed0_gen3.json") for folder in (results, tmp_path))
     for key in ("val", "union", "old", "config"):
         assert one[key] == two[key], key
-    update_metadata(tmp_path / "runs/start_seed0_gen1/model.safetensors", {"remark": "other weights"})
+    update_card(tmp_path / "runs/start_seed0_gen1/model.safetensors", operating={})  # other weights
     with pytest.raises(UserError, match=r"replay_seed0_gen2\.json was made from other weights"):
         command(*words)
 

@@ -553,7 +553,7 @@ def test_references_have_all_labels_and_crowds(source: Path, tmp_path: Path) -> 
 
 def test_crowds_of_a_reference_are_no_negatives_of_their_class_only(source: Path, tmp_path: Path) -> None:
     """What same_positives.yaml promises, as the loss will see it: regions of the class, all background trusted."""
-    from crossdet.runs.train import training_batches
+    from crossdet.runs.building import training_batches
 
     out = tmp_path / "out"
     assert run(source / "toys.yaml", *BOTH, "--output", out)[0] == 0
@@ -572,7 +572,7 @@ def test_naive_with_everything_marked_sees_what_same_positives_sees(
     source: Path, tmp_path: Path, parts: tuple[str, ...]
 ) -> None:
     """Level 0 of a sweep by marks; at 0.5 half of the pictures differ, in nothing but crowds."""
-    from crossdet.runs.train import training_batches
+    from crossdet.runs.building import training_batches
 
     def seen(folder: Path, name: str) -> dict[tuple[int, int], tuple[Any, ...]]:
         config = load_config(folder / f"{name}.yaml", ["augment.flip=0"])

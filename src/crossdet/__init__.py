@@ -9,9 +9,13 @@ if TYPE_CHECKING:
     from crossdet.config import Config, load_config
     from crossdet.data.index import Index
     from crossdet.errors import CrossdetError, RunError, UserError
+    from crossdet.inference import load_detector
     from crossdet.labels.space import LabelSpace
+    from crossdet.losses import dataset_aware_focal_loss, negative_weights
+    from crossdet.runs.evaluate import evaluate
     from crossdet.runs.extend import extend
-    from crossdet.runs.train import evaluate, load_detector, predict, train
+    from crossdet.runs.predict import predict
+    from crossdet.runs.train import train
     from crossdet.types import Annotations, Batch, Detections
 
 __version__ = "0.1.0"
@@ -19,12 +23,14 @@ __version__ = "0.1.0"
 # Imported on first use, so that `crossdet --help` and `crossdet check` start without loading torch.
 _HOME = {
     "LabelSpace": "crossdet.labels.space",
+    "dataset_aware_focal_loss": "crossdet.losses",
+    "negative_weights": "crossdet.losses",
     "Config": "crossdet.config",
     "load_config": "crossdet.config",
     "train": "crossdet.runs.train",
-    "evaluate": "crossdet.runs.train",
-    "predict": "crossdet.runs.train",
-    "load_detector": "crossdet.runs.train",
+    "evaluate": "crossdet.runs.evaluate",
+    "predict": "crossdet.runs.predict",
+    "load_detector": "crossdet.inference",
     "extend": "crossdet.runs.extend",
     "Index": "crossdet.data.index",
     "Annotations": "crossdet.types",
@@ -37,7 +43,8 @@ _HOME = {
 
 __all__ = [
     "Annotations", "Batch", "Config", "CrossdetError", "Detections", "Index", "LabelSpace", "RunError",
-    "UserError", "evaluate", "extend", "load_config", "load_detector", "predict", "train",
+    "UserError", "dataset_aware_focal_loss", "evaluate", "extend", "load_config", "load_detector",
+    "negative_weights", "predict", "train",
 ]  # fmt: skip
 
 

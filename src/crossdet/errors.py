@@ -7,7 +7,9 @@ non-finite loss, a full disk); the command line exits with 1.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from typing import Any
 
 
 class CrossdetError(Exception):
@@ -41,3 +43,12 @@ class Diverged(RunError):
 def problem_list(heading: str, problems: Iterable[str]) -> str:
     """`heading` followed by one indented line per problem: all mistakes at once, not the first one only."""
     return "\n".join([heading, *(f"  - {problem}" for problem in problems)])
+
+
+def show(value: Any) -> str:
+    """A value as it stands in a message: JSON, at most 80 characters."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

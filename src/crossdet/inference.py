@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,27 +22,19 @@ from crossdet.data.loading import pad_images
 from crossdet.errors import LabelError, UserError
 from crossdet.labels.rules import unknown
 from crossdet.labels.space import LabelSpace
-from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.models.provenance import weights_path
-from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.building import build_detector
+from crossdet.models.card import InputSettings, weights_path
+from crossdet.models.contract import Network
 from crossdet.models.weights import load_weights
 from crossdet.types import Detections
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 DEFAULT_THRESHOLD = 0.3
 MAX_DETECTIONS, NMS_IOU = 100, 0.5
-"""Of `RetinaNet.decode`, where nothing else is said."""
+"""Of `Network.find`, where nothing else is said."""
 BATCHES_AHEAD = 2
 """Batches of a folder that are decoded and resized while the network looks at another."""
 AnyImage = str | Path | Image.Image | np.ndarray | Tensor
-
-
-@dataclass(frozen=True)
-class InputSettings:
-    """How pictures are prepared: shorter side in pixels, with a cap on the longer."""
-
-    shorter: int
-    longer: int
 
 
 class Detector:
@@ -53,7 +43,7 @@ class Detector:
     classes: the names that it knows, each member of a folded class for itself; `reported`: those of its detections.
     space: its label space, with the datasets that it was trained on.
     decoding: topk, max_detections, nms_iou and agnostic_nms, as the config of its training had them; see
-        `RetinaNet.decode`.
+        `Network.find`.
     thresholds: class -> score from which on it is reported, the best F1 on validation data; `DEFAULT_THRESHOLD`
         for classes that are not in it.
     fold: the directions of a class, and its classes per dataset, are reported as one class (docs/orientation.md);
@@ -63,7 +53,7 @@ class Detector:
 
     def __init__(
         self,
-        model: RetinaNet,
+        model: Network,
         space: LabelSpace,
         settings: InputSettings,
         decoding: Mapping[str, Any] | None = None,
@@ -91,7 +81,7 @@ class Detector:
 
     @property
     def device(self) -> torch.device:
-        return self.model.mean.device
+        return self.model.device
 
     def __call__(
         self,
@@ -106,7 +96,7 @@ class Detector:
         image: a file (EXIF orientation applied), PIL image, `[H, W, 3]` uint8 RGB array, or `[3, H, W]` uint8
             RGB tensor. classes: names to look for; None = all. score_threshold: one for all classes; None = each
             class's own. max_detections and further options (`agnostic_nms`, `nms_iou`, `topk`): of
-            `RetinaNet.decode`; where not given as in `decoding`.
+            `Network.find`; where not given as in `decoding`.
 
         Raises:
             UserError: unreadable file, unknown class, wrong array.
@@ -133,7 +123,7 @@ class Detector:
         max_detections: int | None = None,
         **decode_options: Any,
     ) -> dict[str, Any]:
-        """The arguments of `batch` as `RetinaNet.find` takes them. Raises `UserError` for an unknown class."""
+        """The arguments of `batch` as `Network.find` takes them. Raises `UserError` for an unknown class."""
         options = self.decoding | decode_options | {"classes": self._class_ids(classes)}
         used = list(self.thresholds_used(score_threshold).values())
         thresholds = used if self.folding is None else [used[c] for c in self.folding.of]
@@ -159,7 +149,7 @@ class Detector:
             most, groups = limit * self.folding.largest, self.folding.nms_groups
             options = {**options, "max_detections": most, "nms_groups": groups}
         for rows in _alike([small for _, small in pictures]):
-            stack, sizes = pad_images([pictures[row][1] for row in rows], self.model.mean_colour)
+            stack, sizes = pad_images([pictures[row][1] for row in rows], self.model.fill_colour)
             if self.device.type == "cuda":
                 stack = stack.pin_memory().to(self.device, non_blocking=True)
             raw = self.model.find(stack, sizes.to(self.device), **options)
@@ -267,10 +257,9 @@ def load_detector(
     Raises:
         UserError: missing, damaged or foreign file.
     """
-    state, metadata = load_weights(Path(path), last)
-    space = LabelSpace.from_json(metadata["labels"])
-    overlap = torch.from_numpy(space.overlap_array)
-    model = build_detector(DetectorSettings.from_json(metadata["model"]), len(space.classes), overlap)
+    state, card = load_weights(Path(path), last)
+    space = card.space
+    model = build_detector(card.settings, len(space.classes), torch.from_numpy(space.overlap_array))
     missing, unexpected = model.load_state_dict(state, strict=False)
     if missing or unexpected:
         raise UserError(
@@ -278,14 +267,11 @@ def load_detector(
             f"{len(unexpected)} unexpected"
         )
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    limits = json.loads(metadata["eval"])
     keys = ("topk", "max_detections", "nms_iou", "agnostic_nms")  # older weights do not say the last one
-    decoding = {key: limits[key] for key in keys if limits.get(key) is not None}
-    points = json.loads(metadata.get("operating", "{}"))
-    thresholds = {name: float(point["threshold"]) for name, point in points.items()}
-    settings = InputSettings(**json.loads(metadata["input"]))
+    decoding = {key: card.decoding[key] for key in keys if card.decoding.get(key) is not None}
     model = model.to(memory_format=torch.channels_last)  # as batches come, and as training has it
-    return Detector(model.to(chosen), space, settings, decoding, thresholds, fold, weights_path(Path(path), last))
+    file = weights_path(Path(path), last)
+    return Detector(model.to(chosen), space, card.input, decoding, card.thresholds, fold, file)
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:

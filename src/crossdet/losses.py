@@ -129,6 +129,50 @@ def image_focal_losses(
         return per_image
 
 
+def negative_weights(
+    labels: Tensor,
+    trusted: Tensor,
+    overlap: Tensor | None = None,
+    avoid: Tensor | None = None,
+    foreground_negatives: bool = True,
+    background_weight: Tensor | None = None,
+) -> Tensor:
+    """The weight of every negative term: what makes a loss over (position, class) dataset-aware.
+
+    Any class loss of the kind of focal loss or binary cross-entropy, on anchors, points or queries, becomes
+    dataset-aware where the term of "position n does not show class c" is multiplied by this tensor. It is 1 where
+    the term counts, and 0 where the image's labels cannot tell: at the background of an image that does not trust
+    the class. `dataset_aware_focal_loss` is the focal loss with these weights, without holding them.
+
+    Args:
+        labels: `[B, N]` int64, class id of the object at the position, `BACKGROUND` (-1) or `IGNORE` (-2).
+        trusted, overlap, avoid, foreground_negatives, background_weight: see `dataset_aware_focal_loss`.
+
+    Returns:
+        `[B, N, C]` float32 (float64 if `background_weight` is). At IGNORE and at a positive's own class it is 0.
+
+    Raises:
+        ValueError: as `dataset_aware_focal_loss`.
+    """
+    images, positions = labels.shape
+    classes = trusted.shape[1]
+    dtype = torch.float32 if background_weight is None else background_weight.dtype
+    stand_in = torch.empty((), dtype=dtype, device=labels.device).expand(images, positions, classes)
+    _check_shapes(stand_in, labels, trusted, overlap, avoid, None, background_weight)
+    _check_ids_on_cpu(stand_in, labels, avoid)
+    of_image = trusted.to(dtype) if background_weight is None else trusted * background_weight
+    weights = (labels == BACKGROUND)[:, :, None] * of_image[:, None]
+    if avoid is not None and len(avoid):
+        image, position, cls = avoid.unbind(1)
+        whole, one = cls < 0, cls >= 0
+        weights[image[whole], position[whole]] = 0
+        weights[image[one], position[one], cls[one]] = 0
+    image, position = (labels >= 0).nonzero(as_tuple=True)
+    negative = foreground_negatives_of(trusted, labels, image, position, foreground_negatives, overlap, avoid)
+    weights[image, position] = negative.to(dtype).scatter(1, labels[image, position][:, None], 0)
+    return weights
+
+
 def background_focal_sums(
     logits: Tensor, background: Tensor, avoid: Tensor | None, alpha: float, gamma: float, compiled: bool = False
 ) -> Tensor:

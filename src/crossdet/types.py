@@ -9,20 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 BACKGROUND = -1
-"""Label of an anchor that matches no object."""
+"""Label of a position (anchor, point, query) that matches no object."""
 IGNORE = -2
-"""Label of an anchor between the IoU thresholds: in no term of the loss."""
+"""Label of a position that is in no term of the loss."""
 
 
-PYRAMID_STRIDES = (8, 16, 32, 64, 128)
-"""Strides of the pyramid levels P3 to P7."""
 PAD_DIVISOR = 32
 """Batches are padded to a multiple of the coarsest backbone stride; few different shapes occur, too."""
 
@@ -106,30 +104,11 @@ class Annotations:
         return self._map(lambda tensor: tensor.pin_memory())
 
 
-class AnchorLabels(NamedTuple):
-    """What every anchor of a batch learns.
+class Prepared(Protocol):
+    """What a network's `prepare` adds to a batch in the loader's workers; nobody else looks into it."""
 
-    labels: `[B, N]` int64, class id, BACKGROUND or IGNORE. image, anchor: `[F]` int64, the foreground anchors, by
-    image and then by anchor. boxes: `[F, 4]` the box of each. avoid: `[P, 3]` int64 rows (image, anchor, class
-    or -1). per_shape: `[A]` how many foreground anchors have each shape, `anchor % A`; on the host, so that nobody
-    has to ask the device. Empty where it is not known.
-    """
-
-    labels: Tensor
-    image: Tensor
-    anchor: Tensor
-    boxes: Tensor
-    avoid: Tensor
-    per_shape: tuple[int, ...] = ()
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> AnchorLabels:
-        return self._replace(
-            labels=function(self.labels),
-            image=function(self.image),
-            anchor=function(self.anchor),
-            boxes=function(self.boxes),
-            avoid=function(self.avoid),
-        )
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """With all its tensors replaced by what `function` makes of them."""
 
 
 class TrustGroup(NamedTuple):
@@ -162,7 +141,7 @@ class Batch:
     unreadable: what was replaced by another image because it could not be read, one line each.
     trust_groups: images with equal rows of `trusted`; has_regions: whether a target has a region row. Both are
         found when the batch is made on the CPU and travel with it, so that nobody has to ask the device.
-    labelled: the anchors' labels, where the loader's workers have found them already (`label_batch`).
+    prepared: what the network's `prepare` found in the loader's workers, None without one.
     background_weight: `[B, C]` float32, factor on the negatives that the background of an image gives for a
         class: below 1 where a teacher and no person says what is background. None: all 1.
     """
@@ -177,7 +156,7 @@ class Batch:
     unreadable: tuple[str, ...] = field(default=())
     trust_groups: tuple[TrustGroup, ...] = field(default=())
     has_regions: bool | None = None
-    labelled: AnchorLabels | None = None
+    prepared: Prepared | None = None
     background_weight: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -218,7 +197,7 @@ class Batch:
             image_ids=move(self.image_ids),
             dataset_ids=move(self.dataset_ids),
             trust_groups=tuple(group._replace(classes=move(group.classes)) for group in self.trust_groups),
-            labelled=None if self.labelled is None else self.labelled.map(move),
+            prepared=None if self.prepared is None else self.prepared.map(move),
             background_weight=None if self.background_weight is None else move(self.background_weight),
         )
 
@@ -231,7 +210,7 @@ class Batch:
             trusted=self.trusted.pin_memory(),
             dataset_ids=self.dataset_ids.pin_memory(),
             trust_groups=tuple(g._replace(classes=g.classes.pin_memory()) for g in self.trust_groups),
-            labelled=None if self.labelled is None else self.labelled.map(lambda t: t.pin_memory()),
+            prepared=None if self.prepared is None else self.prepared.map(lambda t: t.pin_memory()),
             background_weight=None if self.background_weight is None else self.background_weight.pin_memory(),
         )
 

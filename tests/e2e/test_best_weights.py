@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from crossdet import evaluate, load_detector
-from crossdet.models.provenance import generations, read_metadata
-from crossdet.models.weights import load_weights, update_metadata
+from crossdet.models.card import read_card
+from crossdet.models.weights import load_weights, update_card
 
 THRESHOLDS = {"best.safetensors": 0.77, "model.safetensors": 0.11}
 
@@ -22,7 +22,7 @@ def run(trained, tmp_path) -> Path:
     shutil.copytree(trained.folder, folder)
     for name, threshold in THRESHOLDS.items():
         points = {one: {"threshold": threshold} for one in ("car", "face")}
-        update_metadata(folder / name, {"operating": json.dumps(points)})
+        update_card(folder / name, operating=points)
     return folder
 
 
@@ -39,9 +39,9 @@ def test_commands_say_what_they_take(run, world, tmp_path, crossdet, options, na
         done = crossdet(command, run, config, "-o", tmp_path / command, *options)
         assert done.returncode == 0
         assert f"weights: {run / name}" in done.stdout
-    before = {file: load_weights(run / file)[1]["operating"] for file in THRESHOLDS}
+    before = {file: load_weights(run / file)[1].operating for file in THRESHOLDS}
     crossdet("eval", run, config, "-o", tmp_path / "again", "--store-thresholds", *options)
-    after = {file: load_weights(run / file)[1]["operating"] for file in THRESHOLDS}
+    after = {file: load_weights(run / file)[1].operating for file in THRESHOLDS}
     assert [file for file in THRESHOLDS if before[file] != after[file]] == [name]
 
 
@@ -62,7 +62,7 @@ def test_each_weights_file_has_its_own_scores(trained):
     content = json.loads((trained.folder / "metrics.json").read_text())
     epochs = {record["epoch"]: record["metrics"] for record in content["epochs"] if "metrics" in record}
     for name, epoch in (("best.safetensors", content["best_epoch"]), ("model.safetensors", max(epochs))):
-        scores = {s.name: s.value for s in generations(read_metadata(trained.folder / name))[-1].scores}
+        scores = {s.name: s.value for s in read_card(trained.folder / name).generations[-1].scores}
         datasets = epochs[epoch]["datasets"]
         assert scores == {
             "car": datasets["cars"]["per_class"]["car"]["AP"],

@@ -18,18 +18,14 @@ from torch import Tensor
 from worlds import CAR, FACE, HEIGHT, WIDTH, changed
 
 from crossdet import Config, RunError, UserError, extend, load_detector, train
-from crossdet.config import ExtendConfig
 from crossdet.data.decoding import read_image
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import Index, IndexBuilder, load_index
 from crossdet.inference import Detector
-from crossdet.labels.space import LabelSpace
-from crossdet.models.building import DetectorSettings
-from crossdet.models.provenance import generations
+from crossdet.models.card import InputSettings
 from crossdet.models.retinanet.growth import ADAPTERS, BIAS, WEIGHT, by_class
-from crossdet.models.retinanet.subnets import Adapter
-from crossdet.models.weights import load_weights, update_metadata
-from crossdet.runs.extend import check_mode
+from crossdet.models.retinanet.settings import Adapter, RetinaNetSettings
+from crossdet.models.weights import load_weights, update_card
 from crossdet.runs.relabel import relabel
 from crossdet_research.lifelong_measure import unchanged
 
@@ -204,13 +200,13 @@ def test_replay_keeps_ids_whatever_the_order(world, signs, trained, tmp_path):
     assert detector.space.datasets == ("cars", "faces", "signs")
     assert set(record["datasets"]) <= {"cars", "faces", "signs"}
     assert sum(row["images"] for row in record["datasets"].values()) > 0
-    history = generations(load_weights(folder)[1])
+    history = load_weights(folder)[1].generations
     assert [g.mode for g in history] == ["train", "replay"]
     assert list(history[1].datasets) == ["signs", "cars", "faces"]
     assert {(s.name, s.dataset) for s in history[1].scores} == {
         ("car", "cars"), ("face", "faces"), ("sign", "signs"),
     }  # fmt: skip
-    assert json.loads(load_weights(folder)[1]["input"]) == {"shorter": 64, "longer": 96}
+    assert load_weights(folder)[1].input == InputSettings(64, 96)
 
 
 def test_thresholds_of_classes_without_validation_data_stay(world, signs, trained, tmp_path):
@@ -288,7 +284,7 @@ def test_a_resumed_run_wants_the_same_weights(world, signs, trained, tmp_path):
     shutil.copy(trained.folder / "model.safetensors", weights)
     parsed = config(world, signs, {"train.max_steps": 1}, old="none")
     extend(weights, parsed, output=tmp_path / "run")
-    update_metadata(weights, {"note": "not the same file any more"})
+    update_card(weights, operating={})  # not the same file any more
     with pytest.raises(UserError, match="started from other weights"):
         extend(weights, parsed, output=tmp_path / "run", resume=True)
 
@@ -323,7 +319,7 @@ def test_distill_learns_old_classes_from_the_teacher(world, signs, trained, tmp_
     area = np.median(np.asarray(labels.area)[objects & (np.asarray(labels.labels) == 1)])
     assert area == pytest.approx(truth["car"], rel=0.5)
     # what is saved does not speak of the teacher
-    space = LabelSpace.from_json(load_weights(folder)[1]["labels"])
+    space = load_weights(folder)[1].space
     assert dict(space.sources[2]) == {"sign": 2}
     assert not space.trusted_array("signs")[:2].any()
     assert record["datasets"].keys() == {"signs"}
@@ -372,10 +368,10 @@ def test_distill_without_any_old_dataset(world, signs, trained, tmp_path, capsys
     values["datasets"]["signs"] = {key: value for key, value in signs.items() if key != "val"}
     record = extend(trained.folder, Config.from_dict(values), output=tmp_path / "two")
     assert record["forgetting"] == {"tolerance": 0.5, "unmeasured": OLD, "classes": [], "regressions": []}
-    before = json.loads(load_weights(trained.folder)[1]["operating"])
+    before = load_weights(trained.folder)[1].operating
     assert before.keys() == set(OLD)
     for folder in (tmp_path / "one", tmp_path / "two"):
-        after = json.loads(load_weights(folder)[1]["operating"])
+        after = load_weights(folder)[1].operating
         assert {name: after[name] for name in OLD} == before
         detector = load_detector(folder, "cpu")
         assert detector.classes == ("car", "face", "sign")
@@ -429,21 +425,19 @@ def test_what_follows_an_adapter(world, signs, trained, tmp_path):
 
 
 def adapters(weights: Path) -> tuple[Adapter, ...]:
-    return DetectorSettings.from_json(load_weights(weights)[1]["model"]).adapters
+    return load_weights(weights)[1].settings.adapters
 
 
 def test_an_adapter_is_for_frozen_extensions(world, signs, trained, tmp_path):
     parsed = config(world, signs, {"extend.mode": "replay", "extend.adapter": 4})
-    with pytest.raises(UserError, match="4, but only the mode frozen has adapters, and this is replay"):
+    with pytest.raises(UserError, match="`adapter` of the mode frozen, but this is replay"):
         extend(trained.folder, parsed, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_channel_cannot_be_a_group():
-    known = LabelSpace.build({"cars": ["car"]})
-    one = ExtendConfig(mode="frozen", adapter=1)
     with pytest.raises(UserError, match="group norm needs at least two channels"):
-        check_mode(one, known, None, group_norm=True)
+        RetinaNetSettings(group_norm=True).extended("frozen", adapter=1, known=1, classes=2)
 
 
 # ------------------------------------------------------------------------------------------ after renaming
@@ -459,7 +453,7 @@ def test_renamed_weights_are_extended_under_their_new_names(world, signs, traine
     rows = {c["name"]: c for c in record["forgetting"]["classes"]}
     assert rows["auto"]["difference"] == 0
     assert rows["auto"]["before"] > 0.2
-    history = generations(load_weights(tmp_path / "run")[1])
+    history = load_weights(tmp_path / "run")[1].generations
     assert [g.mode for g in history] == ["train", "labels", "frozen"]
     assert history[1].edits == ("rename car=auto",)
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from worlds import changed, crossdet, one_thread
 
 from crossdet import RunError, train
-from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.contract import Losses
 from crossdet.models.weights import load_state
 from crossdet.training import loop as training
 
@@ -58,14 +58,14 @@ def test_a_loss_that_explodes_ends_the_run_with_its_batch(world, tmp_path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_bad_loss_is_found_before_its_step_is_taken(world, tmp_path, monkeypatch, value):
     """It would be in every weight and its momentum afterwards."""
-    normalise, calls = RetinaNet.normalise, []
+    normalised, calls = Losses.normalised, []
 
-    def poisoned(self: RetinaNet, sums: Any) -> dict[str, torch.Tensor]:
-        losses = normalise(self, sums)
+    def poisoned(self: Losses, by: Any) -> dict[str, torch.Tensor]:
+        losses = normalised(self, by)
         calls.append(1)
         return {**losses, "box": losses["box"] * (value if len(calls) == 4 else 1)}
 
-    monkeypatch.setattr(RetinaNet, "normalise", poisoned)
+    monkeypatch.setattr(Losses, "normalised", poisoned)
     with pytest.raises(RunError, match=r"not finite at step 3 \(epoch 1\)"):
         train(world.config({"train.checkpoint_steps": 3}), output=tmp_path / "run")
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)

@@ -339,7 +339,7 @@ def test_padding_has_the_colour_that_is_zero_to_the_network(world, trained, monk
     monkeypatch.setattr(run, "make_loader", spy)
     evaluate(trained.folder, world.config())
     model = load_detector(trained.folder).model
-    assert set(fills) == {tuple(model.mean_colour)}
+    assert set(fills) == {tuple(model.fill_colour)}
     pixel = torch.tensor(fills[0]).view(3, 1, 1)
     assert float(((pixel - model.mean) / model.std).abs().max()) < 0.01
 

@@ -15,7 +15,6 @@ import torch
 
 from crossdet import RunError, UserError, extend, train
 from crossdet.data.index import load_index
-from crossdet.labels.space import LabelSpace
 from crossdet.models.retinanet.network import RetinaNet
 from crossdet.models.weights import load_state, load_weights, save_state
 from crossdet.runs.relabel import relabel
@@ -66,14 +65,14 @@ def test_experts_fill_in_what_is_missing(world, trained, tmp_path, capsys):
     config = world.config({**SHORT, "pseudo.teachers": teachers, "pseudo.negative_weight": 0.5})
 
     seen = []
-    losses = RetinaNet.image_losses
+    losses = RetinaNet.losses
 
-    def watched(self: RetinaNet, features: Any, batch: Any, *more: Any) -> Any:
+    def watched(self: RetinaNet, batch: Any) -> Any:
         seen.append((batch.dataset_ids, batch.trusted, batch.background_weight))
-        return losses(self, features, batch, *more)
+        return losses(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RetinaNet, "image_losses", watched)
+        patch.setattr(RetinaNet, "losses", watched)
         record = train(config, output=tmp_path / "run")
     assert "teacher of car: " in capsys.readouterr().out
     for ids, trusted, weight in seen:
@@ -90,7 +89,7 @@ def test_experts_fill_in_what_is_missing(world, trained, tmp_path, capsys):
         assert np.median(index.area[objects]) == pytest.approx({"car": 24 * 14, "face": 256}[other], rel=0.5)
         assert told["datasets"][name][other]["objects"] == objects.sum()
     # the weights do not speak of teachers, and the run is scored as any other
-    space = LabelSpace.from_json(load_weights(tmp_path / "run")[1]["labels"])
+    space = load_weights(tmp_path / "run")[1].space
     assert space.avoid_array.sum() == 2
     assert record["metrics"]["datasets"].keys() == {"cars", "faces"}
 

@@ -19,10 +19,11 @@ from crossdet import Config, RunError, UserError, evaluate, load_config, load_de
 from crossdet.config.sources import open_sources
 from crossdet.data.loading import collate, epoch_batches
 from crossdet.labels.space import LabelSpace
-from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.building import build_detector
+from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.models.weights import load_weights
+from crossdet.runs.building import build_fabric, network_settings, training_data
 from crossdet.runs.evaluate import Evaluation
-from crossdet.runs.train import build_fabric, detector_settings, recipe, training_data
 from crossdet.training.loop import Recipe, Sealed, TrainStep, learning_rate
 
 STEPS_PER_EPOCH = 6
@@ -83,8 +84,8 @@ def test_weights_carry_what_predicting_needs(trained):
     with safe_open(trained.folder / "model.safetensors", "pt") as file:
         metadata = file.metadata()
     assert LabelSpace.from_json(metadata["labels"]).classes == ("car", "face")
-    settings = DetectorSettings.from_json(metadata["model"])
-    assert (settings.channels, settings.scales) == (16, (2.0, 3.0))
+    settings = RetinaNetSettings.from_json(metadata["model"])
+    assert (settings.channels, settings.anchors.scales) == (16, (2.0, 3.0))
     assert json.loads(metadata["input"]) == {"shorter": 64, "longer": 96}
     model = build_detector(settings, 2)
     model.load_state_dict(weights(trained.folder))  # strict
@@ -181,7 +182,7 @@ def test_best_weights_are_those_of_the_best_evaluation(world, tmp_path, monkeypa
         record = {"protocol": "coco", "AP": mean, "per_class": {}, "images": 0, "unreadable": []}
         return Evaluation({"mean": mean, "datasets": {"cars": record}}, {}, {})
 
-    monkeypatch.setattr("crossdet.runs.train.score_splits", scores)
+    monkeypatch.setattr("crossdet.runs.evaluate.score_splits", scores)
     run(world, tmp_path / "run", {"train.epochs": 3, "train.max_steps": None, "train.batch_size": 8})
     assert same(weights(tmp_path / "run", "best.safetensors"), seen[kept - 1])
     assert same(weights(tmp_path / "run"), seen[2])
@@ -277,7 +278,7 @@ def small_step(config: Config):
     sources = open_sources(config, ["train"])
     dataset = training_data(config, sources)
     batches = epoch_batches(dataset.sizes(), dataset.draw_weights(), 2, 0, 0)
-    detector = build_detector(detector_settings(config), 2, None, config.model.weights)
+    detector = build_detector(network_settings(config), 2, None, config.model.weights)
     detector.train()
     return TrainStep(detector), *(collate([dataset[d] for d in batch]) for batch in batches[:2])
 
@@ -318,38 +319,6 @@ def test_learning_rate_schedule():
     assert learning_rate(paper, 9.999) == pytest.approx(0.04)
     assert learning_rate(paper, 10) == pytest.approx(0.004)
     assert learning_rate(paper, 15) == pytest.approx(0.0004)
-
-
-def test_recipe_takes_every_value_of_the_config(world):
-    """A field of the recipe that the builder forgets would silently keep its default."""
-    changes = {
-        "train.epochs": 7,
-        "train.batch_size": 6,
-        "train.lr": 0.3,
-        "train.momentum": 0.8,
-        "train.weight_decay": 0.2,
-        "train.warmup_epochs": 1.5,
-        "train.warmup_factor": 0.25,
-        "train.steps": [3.0],
-        "train.step_factor": 0.5,
-        "train.max_steps": 9,
-        "train.clip_norm": 2.5,
-        "train.accumulate": 3,
-        "train.ema": 0.9,
-        "train.compile": True,
-        "train.group_aspect": False,
-        "train.workers": 1,
-        "seed": 5,
-        "train.eval_every": 4,
-        "train.checkpoint_minutes": 3.0,
-        "train.checkpoint_steps": 11,
-        "train.log_every": 13,
-    }
-    made, default = vars(recipe(world.config({**changes, "pseudo.teachers": "self"}))), vars(Recipe())
-    assert {key for key in default if made[key] == default[key]} == set()
-    for key, value in changes.items():
-        want = tuple(value) if isinstance(value, list) else value
-        assert made[key.removeprefix("train.")] == want
 
 
 # ------------------------------------------------------------------------------------ the run directory

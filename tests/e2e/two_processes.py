@@ -21,7 +21,7 @@ from crossdet.data.hybrid import Draw, HybridDataset
 from crossdet.data.loading import MicroBatches, collate
 from crossdet.models.building import build_detector
 from crossdet.models.retinanet.network import RetinaNet
-from crossdet.runs.train import build_fabric, detector_settings, training_data
+from crossdet.runs.building import build_fabric, network_settings, training_data
 from crossdet.training.loop import Sealed, TrainStep
 from crossdet.types import Batch
 
@@ -44,7 +44,7 @@ def compute(config: Config) -> dict[str, Any]:
 
 def detector_of(config: Config) -> RetinaNet:
     torch.manual_seed(0)
-    model = build_detector(detector_settings(config), 2)
+    model = build_detector(network_settings(config), 2)
     model.train()
     return model
 
@@ -64,12 +64,12 @@ def gradients(
     detector.normaliser = normaliser
     module = fabric.setup(TrainStep(detector))
     batch = share(fabric, dataset, GLOBAL_BATCHES[0])
-    output = module(Sealed(batch))
-    fabric.backward(output["classification"] + output["box"])
+    terms, _, positives = module(Sealed(batch))
+    fabric.backward(sum(terms.values()))
     return {
         "gradients": {n: p.grad.clone() for n, p in detector.named_parameters() if p.grad is not None},
         "images": len(batch),
-        "positives": int(output["image_positives"].sum()),
+        "positives": int(positives.sum()),
     }
 
 
@@ -78,8 +78,8 @@ def three_steps(config: Config, fabric: Fabric, dataset: HybridDataset) -> dict[
     optimizer = torch.optim.SGD(detector.parameters(), lr=0.01, momentum=0.9)
     module, optimizer = fabric.setup(TrainStep(detector), optimizer)
     for rows in GLOBAL_BATCHES:
-        output = module(Sealed(share(fabric, dataset, rows)))
-        fabric.backward(output["classification"] + output["box"])
+        terms, _, _ = module(Sealed(share(fabric, dataset, rows)))
+        fabric.backward(sum(terms.values()))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return {name: value.clone() for name, value in detector.state_dict().items()}
@@ -103,9 +103,9 @@ def head_dtypes(config: Config, dataset: HybridDataset) -> dict[str, str]:
     detector.backbone.body.conv_stem.register_forward_hook(note("backbone"))
     module = fabric.setup(TrainStep(detector))
     batch = share(fabric, dataset, GLOBAL_BATCHES[1])
-    output = module(Sealed(batch))
-    fabric.backward(output["classification"] + output["box"])
-    seen["loss"] = str(output["classification"].dtype)
+    terms, _, _ = module(Sealed(batch))
+    fabric.backward(sum(terms.values()))
+    seen["loss"] = str(terms["classification"].dtype)
     seen["boxes"] = str(batch.targets[0].boxes.dtype)
     seen["gradient"] = str(next(p.grad.dtype for p in detector.parameters() if p.grad is not None))
     return seen

@@ -10,7 +10,7 @@ from torchvision.ops import box_iou
 from crossdet.data.augment import Resize, resized
 from crossdet.models.retinanet import anchors as torch_anchors
 from crossdet.models.retinanet.anchor_stats import best_anchor_iou, resized_boxes, resized_sizes
-from crossdet.types import PYRAMID_STRIDES
+from crossdet.models.retinanet.settings import PYRAMID_STRIDES
 
 side = st.floats(0.3, 900)
 place = st.floats(-50, 700)

@@ -25,10 +25,14 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from crossdet.models.backbones import Backbone, freeze_batch_norm
 from crossdet.models.retinanet.network import Outputs, RetinaNet
-from crossdet.types import PYRAMID_STRIDES, Annotations, Batch
+from crossdet.models.retinanet.settings import PYRAMID_STRIDES, Anchors, RetinaNetLoss, RetinaNetSettings
+from crossdet.types import Annotations, Batch
 
 HEIGHT, WIDTH, CLASSES = 128, 256, 5
 SCALES, RATIOS = (4.0, 5.03, 6.35), (0.5, 1.0, 2.0)
+OURS = RetinaNetSettings(
+    anchors=Anchors(scales=SCALES, ratios=RATIOS), loss=RetinaNetLoss(box_beta=0.0), weights="none"
+)
 SETTINGS = {"score_threshold": 0.12, "topk": 150, "nms_iou": 0.5, "max_detections": 60}
 
 
@@ -93,7 +97,7 @@ def make_pair(backbone: str, channels_of_c5: int) -> Pair:
     )
     our_backbone = Backbone(backbone)
     freeze_batch_norm(our_backbone)
-    ours = RetinaNet(our_backbone, CLASSES, scales=SCALES, ratios=RATIOS, box_beta=0.0)
+    ours = RetinaNet(our_backbone, CLASSES, OURS)
     for module in ours.modules():  # statistics that a forgotten batch norm would show
         if type(module).__name__ == "FrozenBatchNorm2d":
             for name, low, high in (("weight", 0.4, 0.8), ("bias", -0.1, 0.1), ("running_mean", -0.1, 0.1)):
@@ -160,7 +164,7 @@ def test_features_and_logits(pair):
 
 def test_losses_and_gradients_of_one_image(pair):
     ours, theirs = pair.ours.train(), pair.theirs.train()
-    found = ours.loss(ours.features(pair.images[:1]), pair.batch([0]))
+    found = ours.losses_of(ours.features(pair.images[:1]), pair.batch([0])).normalised(ours.normaliser)
     wanted = pair.their_losses([0])
     for a, b in (("classification", "classification"), ("box", "bbox_regression")):
         assert float(found[a].detach()) == pytest.approx(float(wanted[b].detach()), rel=1e-4), a
@@ -185,19 +189,21 @@ def test_batches_are_normalised_by_all_their_positives(pair):
     ours = pair.ours.eval()
     batch = pair.batch([0, 1])
     features = ours.features(batch.images)
-    sums = ours.image_losses(features, batch)
+    sums = ours.losses_of(features, batch)
     positives = sums.positives
     assert len(set(positives.tolist())) == 2  # else the two rules agree
     wanted = pair.their_losses([0, 1])
-    by_image = (sums.classification / positives).mean(), (sums.box / positives).mean()
+    by_image = (sums.terms["classification"] / positives).mean(), (sums.terms["box"] / positives).mean()
     assert float(by_image[0]) == pytest.approx(float(wanted["classification"]), rel=1e-4)
     assert float(by_image[1]) == pytest.approx(float(wanted["bbox_regression"]), rel=1e-4)
-    found = ours.loss(features, batch)
-    assert float(found["classification"]) == pytest.approx(float(sums.classification.sum() / positives.sum()))
-    assert float(found["box"]) == pytest.approx(float(sums.box.sum() / positives.sum()))
+    found = ours.losses_of(features, batch).normalised(ours.normaliser)
+    assert float(found["classification"]) == pytest.approx(
+        float(sums.terms["classification"].sum() / positives.sum())
+    )
+    assert float(found["box"]) == pytest.approx(float(sums.terms["box"].sum() / positives.sum()))
     assert float(found["classification"]) != pytest.approx(float(wanted["classification"]), rel=1e-3)
     ours.normaliser = "image"
-    found = ours.loss(features, batch)
+    found = ours.losses_of(features, batch).normalised(ours.normaliser)
     ours.normaliser = "batch"
     assert float(found["classification"]) == pytest.approx(float(wanted["classification"]), rel=1e-4)
     assert float(found["box"]) == pytest.approx(float(wanted["bbox_regression"]), rel=1e-4)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from crossdet import LabelSpace
+from crossdet import LabelSpace, dataset_aware_focal_loss, negative_weights
 from crossdet.losses import image_focal_losses
 from crossdet.types import BACKGROUND, IGNORE
 
@@ -294,3 +294,30 @@ def test_background_weights_lie_between_avoided_and_trusted(case, foreground_neg
     elsewhere = ~(taught[:, None] & (case.labels == BACKGROUND)[..., None])
     assert torch.equal(gradient[elsewhere], whole[1][elsewhere])  # labelled objects and others' classes keep 1
     assert (none[1][~elsewhere] == 0).all()
+
+
+@FEW
+@given(
+    case=cases(), foreground_negatives=st.booleans(), seed=st.integers(0, 999), gamma=st.sampled_from([0.0, 2.0])
+)
+def test_the_loss_is_the_focal_loss_with_the_negative_weights(case, foreground_negatives, seed, gamma):
+    """`negative_weights` times the negative term, plus the positive term: nothing else is in the loss."""
+    space, alpha = case.space(), 0.3
+    trusted = case.trusted(space)
+    background = torch.rand(trusted.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    options = {
+        "overlap": space.overlap,
+        "avoid": case.avoid,
+        "foreground_negatives": foreground_negatives,
+        "background_weight": background,
+    }
+    weights = negative_weights(case.labels, trusted, **options)
+    p = case.logits.sigmoid()
+    positive = (
+        torch.nn.functional.one_hot(case.labels.clamp(min=0), p.shape[2]) * (case.labels >= 0)[..., None].double()
+    )
+    by_hand = -alpha * positive * (1 - p) ** gamma * p.log() - (1 - alpha) * weights * p**gamma * (1 - p).log()
+    found = dataset_aware_focal_loss(case.logits, case.labels, trusted, alpha, gamma, **options)
+    torch.testing.assert_close(found, by_hand.sum(), rtol=1e-10, atol=1e-12)
+    assert (weights * positive == 0).all()
+    assert (weights[case.labels == IGNORE] == 0).all()

@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from crossdet import LabelSpace, inference
-from crossdet.inference import BATCHES_AHEAD, Detector, InputSettings, predict_files
-from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.inference import BATCHES_AHEAD, Detector, predict_files
+from crossdet.models.building import build_detector
+from crossdet.models.card import InputSettings
+from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.runs import predict as predicting
 from crossdet.types import Detections
 
@@ -20,7 +22,7 @@ FILES = 23
 def detector():
     torch.manual_seed(0)
     space = LabelSpace.build(datasets={"a": ["x", "y"]})
-    settings = DetectorSettings(backbone="test_efficientnet", channels=8, head_depth=1, prior=0.3)
+    settings = RetinaNetSettings(backbone="test_efficientnet", channels=8, head_depth=1, prior=0.3)
     return Detector(build_detector(settings, 2), space, InputSettings(64, 128), thresholds={"x": 0.0, "y": 0.0})
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from crossdet.config import CONFIG_FILE, Config, UnionTestConfig, load_config
 from crossdet.errors import UserError
 from crossdet.files import write_json
-from crossdet.models.provenance import WEIGHTS_FILE
+from crossdet.models.card import WEIGHTS_FILE
 from crossdet_research import jobs, measure
 from crossdet_research.ablation_methods import Method, check_teaching, expert, reaching, shared_classes, stands_for
 from crossdet_research.split_configs import as_many_steps

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from crossdet.config import Config
 from crossdet.errors import UserError
 from crossdet.files import write_json
-from crossdet.models.provenance import WEIGHTS_FILE, file_digest
+from crossdet.models.card import WEIGHTS_FILE, file_digest
 from crossdet_research import jobs
 from crossdet_research.lifelong_plan import (
     JOINT,

@@ -27,7 +27,7 @@ from crossdet.evaluation.run import detect
 from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.space import DROPPED, LabelSpace
-from crossdet.models.provenance import file_digest
+from crossdet.models.card import file_digest
 from crossdet.models.retinanet.growth import ADAPTERS, BIAS, WEIGHT, by_class
 from crossdet.models.weights import load_weights
 from crossdet.runs.audit import open_union_test
@@ -250,7 +250,7 @@ def _plain(row: dict[str, Paired]) -> dict[str, dict[str, float]]:
 def unchanged(parent: Path, weights: Path) -> bool:
     """Whether all that the parent's classes are computed from is the same bit for bit."""
     (old, before), (new, after) = load_weights(parent), load_weights(weights)
-    known, all_classes = (len(LabelSpace.from_json(data["labels"]).classes) for data in (before, after))
+    known, all_classes = len(before.space.classes), len(after.space.classes)
     shapes = len(old[BIAS]) // known
     added = {name for name in new if name not in old and name.startswith(ADAPTERS)}
     if old.keys() != new.keys() - added or len(new[BIAS]) != shapes * all_classes:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crossdet.config import Config, DatasetConfig, ExtendConfig, Override, SplitConfig, UnionTestConfig, load_config
+from crossdet.config import Config, DatasetConfig, Override, SplitConfig, UnionTestConfig, load_config
 from crossdet.config.mistakes import suggest
 from crossdet.config.sources import classes_of, open_sources, union_test_index
 from crossdet.data.index import Index
 from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.labels.space import DROPPED, LabelSpace
+from crossdet.training.modes import ExtendSettings
 from crossdet_research.jobs import comparable
 
 VAL, UNION = "val", "union"
@@ -368,8 +369,8 @@ def resolve(settings: Settings, plan: Plan, method: Method, seed: int, generatio
     if method.mode != "frozen":
         own["adapter"] = 0
     if method.mode != "distill":  # the config's `extend` may be meant for distill
-        own |= {key: getattr(ExtendConfig(), key) for key in ("match", "pseudo", "trust")}
-    extend = (config.extend or ExtendConfig()).model_copy(update=own)
+        own |= {key: getattr(ExtendSettings(), key) for key in ("match", "pseudo", "trust")}
+    extend = (config.extend or ExtendSettings()).model_copy(update=own)
     return restricted(config.model_copy(update={"datasets": datasets, "extend": extend}), plan, names, generation)
 
 

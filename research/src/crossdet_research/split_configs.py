@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from crossdet.config import Config
-from crossdet.config.schema import TrainConfig
+from crossdet.training.recipe import Recipe
 from crossdet_research.split import Part, SplitPlan
 
 SECTIONS = ("model", "loss", "input", "augment", "train", "eval")
@@ -90,7 +90,7 @@ def _shared(plan: SplitPlan) -> bool:
     return len(names) != len(set(names))
 
 
-def as_many_steps(train: TrainConfig, factor: float) -> list[str]:
+def as_many_steps(train: Recipe, factor: float) -> list[str]:
     """Overrides that stretch the schedule `factor` times: an expert sees fewer images, so fewer steps per epoch.
 
     None where the steps are given as such.
@@ -106,7 +106,7 @@ def as_many_steps(train: TrainConfig, factor: float) -> list[str]:
 
 def _same_steps(sections: Mapping[str, Any], factor: float) -> str:
     """The lines that say how an expert gets as many optimiser steps as the others; "" where it has them."""
-    words = as_many_steps(TrainConfig(**sections.get("train", {})), factor)
+    words = as_many_steps(Recipe(**sections.get("train", {})), factor)
     if not words:
         return ""
     shown = " ".join(f"--set '{word}'" if " " in word else f"--set {word}" for word in words)

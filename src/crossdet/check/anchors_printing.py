@@ -16,7 +16,7 @@ from rich.text import Text
 from crossdet.check.anchors import LEAST_GAIN, LOW_IOU, RECALL_IOU, AnchorsReport, DatasetBoxes, SettingReport
 from crossdet.evaluation.figures import new_figure, save_figure
 from crossdet.models.retinanet.anchor_stats import best_anchor_iou
-from crossdet.types import PYRAMID_STRIDES
+from crossdet.models.retinanet.settings import PYRAMID_STRIDES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,10 +11,10 @@ from crossdet.config import Config
 from crossdet.config.sources import open_sources
 from crossdet.errors import UserError
 from crossdet.labels.edits import growth
-from crossdet.labels.space import LabelSpace
-from crossdet.models.provenance import read_metadata
-from crossdet.runs.extend import check_mode, with_settings_of
-from crossdet.runs.train import check_trainable
+from crossdet.models.card import read_card
+from crossdet.runs.building import check_trainable
+from crossdet.runs.extend import extended_settings, with_settings_of
+from crossdet.training.modes import Growth, check_mode
 
 
 def inspect_extension(config: Config, weights: Path, max_images: int | None = None) -> tuple[Report, Config]:
@@ -26,16 +26,18 @@ def inspect_extension(config: Config, weights: Path, max_images: int | None = No
     Raises:
         UserError: with all contradictions to the weights, or all mistakes of the config's files and label rules.
     """
-    metadata = read_metadata(weights)
-    known = LabelSpace.from_json(metadata["labels"])
-    config = with_settings_of(metadata, config)
+    card = read_card(weights)
+    known = card.space
+    config = with_settings_of(card, config)
     assert config.extend is not None  # `with_settings_of` gives one
     sources = open_sources(config, known=known)
     report = report_on(config, sources, max_images, old=len(known.classes))
     errors, notes = list(report.errors), [*growth(known, sources.space), *report.notes]
     try:
         check_trainable(sources, config.train.plain)
-        note = check_mode(config.extend, known, sources, config.model.group_norm)
+        grown = Growth(known, sources.space, sources.train)
+        note = check_mode(config.extend, grown)
+        extended_settings(config, card, grown)
         notes += [note.removeprefix("note: ")] if note else []
     except UserError as error:
         errors += [] if str(error) in errors else [str(error)]

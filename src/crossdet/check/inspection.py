@@ -32,7 +32,8 @@ from crossdet.evaluation.protocols import lists_of
 from crossdet.labels.members import lonely_members
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.retinanet.anchor_stats import best_anchor_iou, resized_boxes, resized_sizes
-from crossdet.types import PYRAMID_STRIDES, REGION_FLAGS, Flag
+from crossdet.models.retinanet.settings import PYRAMID_STRIDES
+from crossdet.types import REGION_FLAGS, Flag
 
 LOW_RECALL = 0.9
 """Below it boxes are missed by the anchors often enough to cost accuracy: a warning."""

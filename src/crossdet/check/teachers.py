@@ -5,7 +5,7 @@ from __future__ import annotations
 from crossdet.config import Config
 from crossdet.config.sources import Sources
 from crossdet.errors import UserError
-from crossdet.models.weights_argument import known_space
+from crossdet.models.card import known_space
 
 
 def look_at_teachers(config: Config, sources: Sources) -> tuple[list[str], list[str]]:

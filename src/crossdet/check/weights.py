@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crossdet.labels.space import LabelSpace
-from crossdet.models.provenance import Generation, generations, read_metadata, weights_path
+from crossdet.models.card import Generation, read_card, weights_path
 
 
 @dataclass(frozen=True)
@@ -39,17 +38,16 @@ class WeightsReport:
 
 def inspect_weights(path: Path) -> WeightsReport:
     """Reads the metadata of a weights file or run directory. Raises `UserError` if it is none."""
-    metadata = read_metadata(path)
-    space = LabelSpace.from_json(metadata["labels"])
-    points = json.loads(metadata.get("operating", "{}"))
+    card = read_card(path)
+    space = card.space
     return WeightsReport(
         file=str(weights_path(path)),
         classes={name: space.sources_of(c) for c, name in enumerate(space.classes)},
-        thresholds={name: float(point["threshold"]) for name, point in points.items()},
-        labels=json.loads(metadata["labels"]),
-        model=json.loads(metadata["model"]),
-        input=json.loads(metadata["input"]),
-        generations=generations(metadata),
+        thresholds=card.thresholds,
+        labels=json.loads(space.to_json()),
+        model=json.loads(card.settings.to_json()),
+        input=asdict(card.input),
+        generations=list(card.generations),
         merged={f.name: [space.classes[c] for c in f.members] for f in space.folds if f.is_merge},
     )
 

@@ -41,7 +41,7 @@ def extend(
     Example: crossdet extend runs/first more.yaml --mode distill --output runs/second
     """
     from crossdet.config import load_config
-    from crossdet.models.weights_argument import check_order, known_space, taken
+    from crossdet.models.card import check_order, known_space, taken
 
     check_order("extend", run, config)
     given = [("mode", mode), ("tolerance", tolerance)]
@@ -53,8 +53,8 @@ def extend(
 
     from crossdet.evaluation.forgetting import warning_of
     from crossdet.files import write_json
+    from crossdet.runs.building import is_first_process
     from crossdet.runs.extend import extend as extended
-    from crossdet.runs.train import is_first_process
 
     record = extended(run, loaded, output=output, resume=resume, overwrite=overwrite)
     report = record["forgetting"]

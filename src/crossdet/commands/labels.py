@@ -60,7 +60,7 @@ def labels(
     if problems:
         raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
 
-    from crossdet.models.weights_argument import taken
+    from crossdet.models.card import taken
     from crossdet.runs.relabel import relabel
 
     source = taken(weights)

@@ -83,7 +83,7 @@ def check(
     """
     from crossdet.check import inspect, inspect_weights, print_report, print_weights
     from crossdet.config import load_config
-    from crossdet.models.weights_argument import known_space, means_weights
+    from crossdet.models.card import known_space, means_weights
 
     weights = means_weights(config)
     _check_arguments(config, weights, folder, pictures, overrides, extends)
@@ -108,7 +108,7 @@ def check(
         raise typer.Exit(2)
     if pictures:
         from crossdet.data.drawing import write_batch_pictures
-        from crossdet.runs.train import training_batches
+        from crossdet.runs.building import training_batches
 
         target = folder or Path("check_pictures")
         drawn, sources = training_batches(loaded, batches, known=grown)
@@ -152,7 +152,7 @@ def train(
 
     loaded = load_config(config, overrides or [])  # its mistakes are told before torch is imported
 
-    from crossdet.runs.train import is_first_process
+    from crossdet.runs.building import is_first_process
     from crossdet.runs.train import train as run
 
     record = run(loaded, output=output, resume=resume, overwrite=overwrite)
@@ -192,7 +192,7 @@ def evaluate(
 ) -> None:
     """Score a detector on every dataset of a config, by its own protocol, on the classes that it labels."""
     from crossdet.config import load_config
-    from crossdet.models.weights_argument import check_order, known_space, taken
+    from crossdet.models.card import check_order, known_space, taken
 
     if store and not fold:
         raise UserError("--store-thresholds: they are kept for whole classes; leave out --no-fold")
@@ -200,8 +200,8 @@ def evaluate(
     loaded = load_config(config, overrides or [], known_space(run).datasets)
     _say(taken(run, last))
 
+    from crossdet.runs.evaluate import evaluate as score
     from crossdet.runs.evaluate import metrics_table
-    from crossdet.runs.train import evaluate as score
 
     folder = output or (run / f"eval_{config.stem}" if run.is_dir() else None)
     metrics = score(run, loaded, output=folder, fold=fold, agnostic_nms=agnostic_nms, last=last)
@@ -217,13 +217,13 @@ def evaluate(
     if folder is not None:
         out.print(f"curves and predictions in {escape(str(folder))}", highlight=False, soft_wrap=True)
     if store:
-        from crossdet.models.provenance import read_metadata, weights_path
-        from crossdet.models.weights import update_metadata
+        from crossdet.models.card import read_card, weights_path
+        from crossdet.models.weights import update_card
 
         weights = weights_path(run, last)
         # classes that the config lacks keep theirs
-        stored = json.loads(read_metadata(weights).get("operating", "{}"))
-        update_metadata(weights, {"operating": json.dumps(stored | metrics["operating"])})
+        stored = read_card(weights).operating or {}
+        update_card(weights, operating={**stored, **metrics["operating"]})
         _say(f"{len(metrics['operating'])} thresholds stored in {weights}")
 
 
@@ -244,7 +244,7 @@ def audit(
 ) -> None:
     """Show what no protocol sees: detections of classes that a dataset does not label."""
     from crossdet.config import load_config
-    from crossdet.models.weights_argument import check_order, known_space, taken
+    from crossdet.models.card import check_order, known_space, taken
 
     check_order("audit", run, config)
     loaded = load_config(config, overrides or [], known_space(run).datasets)
@@ -321,7 +321,7 @@ def predict(
     json_file: JsonFile = None,
 ) -> None:
     """Detect objects in images: drawn pictures, predictions.json and a COCO results file."""
-    from crossdet.models.weights_argument import taken
+    from crossdet.models.card import taken
 
     _say(taken(weights, last))
 

@@ -2,43 +2,33 @@
 
 `schema` holds the sections with their defaults (the paper's recipe) and the checks between values, `fields`
 the types of single values, `mistakes` turns pydantic's errors into sentences, `files` reads and writes YAML.
-Nothing below `crossdet.runs.train` knows these classes. No torch in here.
+Nothing below `crossdet.runs` knows these classes. No torch in here.
 """
 
 from crossdet.config.files import CONFIG_FILE, Override, dump_config, load_config
 from crossdet.config.schema import (
-    AnchorsConfig,
     AugmentConfig,
     Config,
     DatasetConfig,
     EvalConfig,
-    ExtendConfig,
     InputConfig,
     LabelsConfig,
-    LossConfig,
-    ModelConfig,
     PseudoConfig,
     SplitConfig,
-    TrainConfig,
     UnionTestConfig,
 )
 
 __all__ = [
     "CONFIG_FILE",
-    "AnchorsConfig",
     "AugmentConfig",
     "Config",
     "DatasetConfig",
     "EvalConfig",
-    "ExtendConfig",
     "InputConfig",
     "LabelsConfig",
-    "LossConfig",
-    "ModelConfig",
     "Override",
     "PseudoConfig",
     "SplitConfig",
-    "TrainConfig",
     "UnionTestConfig",
     "dump_config",
     "load_config",

@@ -1,74 +1,35 @@
-"""Types of single values: checked numbers, names, and paths.
-
-A path is relative to the config file's folder (`base` of the validation context; without it the current
-folder), and `${VAR}` in it is taken from the environment; nothing else is interpolated.
-"""
+"""Types of single values in a config, beyond those of `models.settings`: names, rules, files of a split."""
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Strict, StrictStr, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, StrictStr, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from crossdet.config.mistakes import show
 from crossdet.data.rotation_geometry import EQUAL_STEPS, direction_problem, equal_directions
+from crossdet.errors import show
 from crossdet.evaluation.protocols import PROTOCOLS
-
-
-def _listed(value: Any) -> Any:
-    """One value may stand for a list of one; null is the empty list."""
-    if value is None:
-        return ()
-    if isinstance(value, (list, tuple)):
-        return tuple(value)
-    return value if isinstance(value, dict) else (value,)
-
-
-def _expand(text: str) -> str:
-    def value(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if not os.environ.get(name):
-            state = "is empty" if name in os.environ else "is not set"
-            raise ValueError(f"environment variable `{name}` {state} (in {show(text)})")
-        return os.environ[name]
-
-    return re.sub(r"\$\{([^}]*)\}", value, text)
-
-
-def _path(value: Any, info: ValidationInfo) -> Path:
-    if not isinstance(value, (str, os.PathLike)) or not str(value):
-        raise ValueError(f"expected a path, got {show(value)}")
-    base = (info.context or {}).get("base") or Path.cwd()
-    return Path(base).absolute() / _expand(os.fspath(value))
+from crossdet.models.settings import Positives, Text, expand, filled, listed, resolved_path
 
 
 def _image_set(value: Any, info: ValidationInfo) -> str:
     """A name (`trainval`) stays a name; what has a slash or a suffix is a path."""
-    text = _expand(value) if isinstance(value, str) else value
+    text = expand(value) if isinstance(value, str) else value
     if isinstance(text, str) and text and "/" not in text and not Path(text).suffix:
         return text
-    return str(_path(value, info))
-
-
-def _weights(value: Any, info: ValidationInfo) -> str | Path:
-    if value is None or value in ("none", "imagenet"):
-        return value or "none"
-    if not isinstance(value, (str, os.PathLike)):
-        raise ValueError(f"expected `imagenet`, `none` or a path, got {show(value)}")
-    return _path(value, info)
+    return str(resolved_path(value, info))
 
 
 def _teachers(value: Any, info: ValidationInfo) -> str | tuple[Path, ...]:
     if value == "self":
         return "self"
-    entries = _listed(value)
+    entries = listed(value)
     if not isinstance(entries, tuple) or not entries:
         raise ValueError(f"expected `self` or a list of runs or weights files, got {show(value)}")
-    return tuple(_path(entry, info) for entry in entries)
+    return tuple(resolved_path(entry, info) for entry in entries)
 
 
 def _merge(value: Any) -> dict[str, tuple[str, ...] | bool]:
@@ -78,7 +39,7 @@ def _merge(value: Any) -> dict[str, tuple[str, ...] | bool]:
     problems = []
     merged: dict[str, tuple[str, ...] | bool] = {}
     for name, sources in value.items():
-        entries = _listed(sources)
+        entries = listed(sources)
         if name == "same_names" and isinstance(sources, bool):
             merged[name] = sources
         elif name == "same_names":
@@ -95,10 +56,10 @@ def _merge(value: Any) -> dict[str, tuple[str, ...] | bool]:
 def _dropped(value: Any) -> Any:
     """`{dataset: [names]}` is short for `[dataset/name, ...]`."""
     if not isinstance(value, dict):
-        return _listed(value)
+        return listed(value)
     flat = []
     for dataset, names in value.items():
-        entries = _listed(names)
+        entries = listed(names)
         if not isinstance(entries, tuple):
             raise ValueError(f"expected a list of class names under {show(dataset)}, got {show(names)}")
         flat += [f"{dataset}/{name}" if isinstance(name, str) else name for name in entries]
@@ -111,13 +72,7 @@ def _protocols(value: tuple[str, ...]) -> tuple[str, ...]:
             raise ValueError(f"expected one of {', '.join(sorted(PROTOCOLS))}, got {show(name)}")
         if value.count(name) > 1:
             raise ValueError(f"{show(name)} is named twice")
-    return _filled(value)
-
-
-def _filled(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not value:
-        raise ValueError("expected at least one value, got []")
-    return value
+    return filled(value)
 
 
 def _pair(value: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -150,40 +105,25 @@ def _dataset_name(value: str) -> str:
     return value
 
 
-def _accelerator(value: Any) -> Any:
-    return "cuda" if value == "gpu" else value
-
-
 def _no_rules(value: Any) -> Any:
     return {} if value is None else value
 
 
-Count = Annotated[int, Strict(), Field(ge=1)]
-CountOrZero = Annotated[int, Strict(), Field(ge=0)]
-Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Strict(), Field(ge=0, le=1)]
-OpenFraction = Annotated[float, Strict(), Field(gt=0, lt=1)]
-Positives = Annotated[tuple[Positive, ...], BeforeValidator(_listed), AfterValidator(_filled)]
 Range = Annotated[Positives, AfterValidator(_pair)]
-Epochs = Annotated[tuple[Positive, ...], BeforeValidator(_listed)]
 
-Text = Annotated[StrictStr, Field(min_length=1)]
 DatasetName = Annotated[StrictStr, AfterValidator(_dataset_name)]
-Names = Annotated[tuple[Text, ...], BeforeValidator(_listed)]
-SomeNames = Annotated[Names, AfterValidator(_filled)]
-Protocols = Annotated[tuple[Text, ...], BeforeValidator(_listed), AfterValidator(_protocols)]
+Names = Annotated[tuple[Text, ...], BeforeValidator(listed)]
+SomeNames = Annotated[Names, AfterValidator(filled)]
+Protocols = Annotated[tuple[Text, ...], BeforeValidator(listed), AfterValidator(_protocols)]
 Part = Annotated[StrictStr, AfterValidator(_part)]
 Directions = Annotated[tuple[int, ...], PlainValidator(_directions)]
-Accelerator = Annotated[Literal["auto", "cpu", "cuda"], BeforeValidator(_accelerator)]
 
 MergeGroups = Annotated[dict[str, tuple[str, ...] | bool], PlainValidator(_merge)]
 SourceClasses = Annotated[tuple[Text, ...], BeforeValidator(_dropped)]
 ClassesOfDatasets = Annotated[dict[str, Names], BeforeValidator(_no_rules)]
-Pairs = Annotated[tuple[Annotated[Names, AfterValidator(_pair)], ...], BeforeValidator(_listed)]
+Pairs = Annotated[tuple[Annotated[Names, AfterValidator(_pair)], ...], BeforeValidator(listed)]
 
-File = Annotated[Path, PlainValidator(_path)]
-Files = Annotated[tuple[File, ...], BeforeValidator(_listed)]
-ImageSets = Annotated[tuple[Annotated[str, PlainValidator(_image_set)], ...], BeforeValidator(_listed)]
-Weights = Annotated[str | Path, PlainValidator(_weights)]
+File = Annotated[Path, PlainValidator(resolved_path)]
+Files = Annotated[tuple[File, ...], BeforeValidator(listed)]
+ImageSets = Annotated[tuple[Annotated[str, PlainValidator(_image_set)], ...], BeforeValidator(listed)]
 Teachers = Annotated[str | tuple[Path, ...], PlainValidator(_teachers)]

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel
 
 from crossdet.config.mistakes import Key, Problem, dotted, section_below, suggest, validated
-from crossdet.config.schema import Config
+from crossdet.config.schema import Config, config_type
 from crossdet.data.index import Index
 from crossdet.errors import ConfigError, problem_list
 
@@ -57,7 +57,7 @@ def load_config(path: Path | str, overrides: Sequence[Override] = (), known_data
     for override in overrides:
         shown, text = (f"--set {override}", override) if isinstance(override, str) else override
         problems += _override(data, places, shown, text)
-    config, found = validated(Config, data, path.absolute().parent, known_datasets)
+    config, found = validated(config_type(data), data, path.absolute().parent, known_datasets)
     lines = [p.text for p in problems] + [f"{_place(p, places)}{p.text}" for p in found]
     if config is None or lines:
         raise ConfigError(problem_list(f"{path}: {len(lines)} mistake(s)", lines))
@@ -177,7 +177,7 @@ def _override(data: dict[str, Any], places: dict[Key, str], shown: str, text: st
         return [Problem((), f"{shown}: the value is not valid YAML: {_yaml_problem(error)}")]
     if problems:
         return [Problem((), f"{shown}: {problem.text}") for problem in problems]
-    level, kind = data, Config
+    level, kind = data, config_type(data)
     at: Key = ()
     parts = name.strip().split(".")
     while True:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+
+from crossdet.errors import show
 
 Key = tuple[str | int, ...]
 """Where a value stands: ("datasets", "faces", "weight")."""
@@ -146,12 +147,3 @@ def _touch(one: Key, other: Key) -> bool:
 
 def dotted(at: Key) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in at).lstrip(".")
-
-
-def show(value: Any) -> str:
-    """A value as it stands in a message: JSON, at most 80 characters."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, default=str)
-    except (TypeError, ValueError):
-        text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -4,65 +4,38 @@ Increasing Object Detection"); a comment says what a field means where its name 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    Strict,
-    StrictBool,
-    ValidationInfo,
-    WrapValidator,
-    model_validator,
-)
+from pydantic import Field, StrictBool, ValidationInfo, WrapValidator, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
 from crossdet.config.fields import (
-    Accelerator,
     ClassesOfDatasets,
-    Count,
-    CountOrZero,
     DatasetName,
     Directions,
-    Epochs,
     File,
     Files,
-    Fraction,
     ImageSets,
     MergeGroups,
     Names,
-    NotNegative,
-    OpenFraction,
     Pairs,
     Part,
-    Positive,
-    Positives,
     Protocols,
     Range,
     SomeNames,
     SourceClasses,
     Teachers,
-    Text,
-    Weights,
 )
-from crossdet.config.mistakes import Key, Problem, dotted, show, suggest, validated
+from crossdet.config.mistakes import Key, Problem, dotted, suggest, validated
 from crossdet.data.index import Index
-from crossdet.errors import ConfigError, problem_list
+from crossdet.errors import ConfigError, problem_list, show
 from crossdet.evaluation.protocols import PROTOCOLS, lists_of
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values are fixed, an empty section is all defaults."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty(cls, data: Any) -> Any:
-        return {} if data is None else data
-
+from crossdet.models.architectures import ARCHITECTURES, DEFAULT
+from crossdet.models.settings import Count, CountOrZero, Fraction, OpenFraction, Positive, Section
+from crossdet.training.modes.mode import ExtendSettings
+from crossdet.training.recipe import Recipe
 
 # ------------------------------------------------------------------------------------------- the sections
 
@@ -151,37 +124,6 @@ class LabelsConfig(Section):
     open_members: StrictBool = False  # the members of `per_dataset` are no negatives of each other's objects
 
 
-class AnchorsConfig(Section):
-    """Anchor area = (scale x stride)^2; ratio = height / width."""
-
-    scales: Positives = (2.0, 3.0, 4.0)
-    ratios: Positives = (0.5, 1.0, 2.0)
-
-
-class ModelConfig(Section):
-    name: Literal["retinanet"] = "retinanet"
-    backbone: Text = "resnet50"  # a timm name
-    weights: Weights = "imagenet"  # or `none`, or a file
-    channels: Count = 256  # of the pyramid
-    head_depth: CountOrZero = 4  # convolutions before each output
-    group_norm: StrictBool = False  # in pyramid and head; helps training from random weights
-    anchors: AnchorsConfig = AnchorsConfig()
-    positive_iou: Fraction = 0.5
-    negative_iou: Fraction = 0.4  # between the two an anchor is ignored
-    low_quality_matches: StrictBool = True  # each box keeps its best anchors, whatever their IoU
-    freeze_batch_norm: StrictBool | None = None  # null: frozen if weights are given
-    prior: OpenFraction = 0.01  # initial probability of every class
-
-
-class LossConfig(Section):
-    alpha: Fraction = 0.25
-    gamma: NotNegative = 2.0
-    foreground_negatives: StrictBool = True  # an object is a negative for all other datasets' classes
-    box_beta: NotNegative = 1 / 9  # of smooth L1; 0: L1
-    box_weight: NotNegative = 1.0
-    normaliser: Literal["batch", "image"] = "batch"  # positives that the sums are divided by
-
-
 class InputConfig(Section):
     shorter: Count = 800  # pixels of the shorter side after resizing
     longer: Count = 1333  # limit for the longer side
@@ -193,60 +135,6 @@ class AugmentConfig(Section):
     photometric: StrictBool = False
 
 
-class TrainConfig(Section):
-    """An epoch is as many draws as there are images in all datasets."""
-
-    epochs: Count = 20
-    batch_size: Count = 32  # images per optimiser step, over all devices and accumulation
-    lr: Positive = 0.04
-    momentum: Annotated[float, Strict(), Field(ge=0, lt=1)] = 0.9
-    weight_decay: NotNegative = 1e-4
-    warmup_epochs: NotNegative = 2.0  # not given: a tenth of `epochs`, as the paper's 2 of 20
-    warmup_factor: Fraction = 0.001  # of the learning rate, at the first step
-    steps: Epochs = (10.0, 15.0)  # epochs after which lr falls; not given: at 1/2 and 3/4 of `epochs`
-    step_factor: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.1
-    max_steps: Count | None = None  # stop after so many optimiser steps
-    clip_norm: Positive | None = None
-    accumulate: Count = 1  # micro-batches per optimiser step
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    channels_last: StrictBool = True
-    compile: StrictBool = False  # torch.compile of backbone, pyramid and focal terms: minutes of start-up
-    ema: OpenFraction | None = None  # decay of the averaged weights
-    plain: StrictBool = False  # naive concatenation: all background is trusted
-    accelerator: Accelerator = "auto"  # `gpu` is another word for `cuda`
-    devices: Count = 1
-    workers: CountOrZero = 2  # loader processes per device
-    group_aspect: StrictBool = True  # batches of tall or of wide images: less padding
-    eval_every: CountOrZero = 1  # epochs; 0: only at the end
-    checkpoint_minutes: Positive = 10.0
-    checkpoint_steps: Count | None = None  # also after so many optimiser steps
-    log_every: Count = 20  # optimiser steps
-
-    @model_validator(mode="before")
-    @classmethod
-    def _scaled_schedule(cls, data: Any) -> Any:
-        """The paper's schedule in the proportions of its 20 epochs, where only `epochs` is given."""
-        if not isinstance(data, Mapping):
-            return data
-        epochs = data.get("epochs", 20)
-        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-            return data  # reported by the field itself
-        return {"warmup_epochs": epochs / 10, "steps": [epochs / 2, epochs * 3 / 4], **data}
-
-    @property
-    def early_decay(self) -> str | None:
-        """A warning where the learning rate has fallen for the last time before half of the epochs; steps that are
-        written down stay where they are when `epochs` grows.
-        """
-        if not self.steps or self.step_factor == 1 or self.steps[-1] >= self.epochs / 2:
-            return None
-        return (
-            f"`train.steps`: from epoch {self.steps[-1]:g} of {self.epochs} on the learning rate is "
-            f"{self.step_factor ** len(self.steps):g} of `train.lr`; steps that are written down do not grow with "
-            f"`train.epochs`: set both, or leave `train.steps` out"
-        )
-
-
 class EvalConfig(Section):
     score_threshold: Fraction | None = None  # null: the protocol's (coco, voc 0.05, lvis 0.0001, wider_* 0.01)
     topk: Count = 1000  # candidates per pyramid level
@@ -256,19 +144,6 @@ class EvalConfig(Section):
         None  # per image; null: the protocol's (100, lvis 300, wider_face 750, ..._pedestrian 300)
     )
     batch_size: Count = 8
-
-
-class ExtendConfig(Section):
-    """`crossdet extend`: how a trained detector learns more (docs/extend.md)."""
-
-    mode: Literal["replay", "distill", "frozen"] = "replay"
-    tolerance: NotNegative | None = 0.5  # points an old class may lose before exit status 3; null: any
-    fixed_statistics: StrictBool = True  # batch norm of the backbone keeps the weights' running statistics
-    match: NotNegative = 1.0  # distill: weight of matching the old detector's logits and boxes; 0: off
-    pseudo: StrictBool = False  # distill: what the old detector finds becomes labels of its classes
-    uncertain_from: Fraction = 0.25  # pseudo: of a class's threshold; scores between the two are avoided
-    trust: StrictBool = False  # pseudo: the background that the old detector leaves is a negative
-    adapter: CountOrZero = 0  # frozen: channels of the new classes' own tower and box subnet; 0: none
 
 
 class PseudoConfig(Section):
@@ -304,14 +179,14 @@ class Config(Section):
 
     datasets: dict[DatasetName, DatasetConfig] = Field(default_factory=dict)
     labels: LabelsConfig = LabelsConfig()
-    model: ModelConfig = ModelConfig()
-    loss: LossConfig = LossConfig()
+    model: Any  # these two sections belong to the architecture: see `config_type`
+    loss: Any
     input: InputConfig = InputConfig()
     augment: AugmentConfig = AugmentConfig()
-    train: TrainConfig = TrainConfig()
+    train: Recipe = Recipe()
     eval: EvalConfig = EvalConfig()
     union_test: UnionTest = None
-    extend: ExtendConfig | None = None
+    extend: ExtendSettings | None = None
     pseudo: PseudoConfig | None = None
     seed: CountOrZero = 0
     output: File | None = None  # run directory; null: runs/<name of the config file> in the current folder
@@ -326,7 +201,8 @@ class Config(Section):
 
         Raises `ConfigError` that lists all mistakes.
         """
-        config, problems = validated(cls, dict(data), base or Path.cwd(), known_datasets)
+        kind = config_type(data)
+        config, problems = validated(kind, dict(data), base or Path.cwd(), known_datasets)
         if config is None:
             texts = [problem.text for problem in problems]
             raise ConfigError(problem_list(f"config: {len(texts)} mistake(s)", texts))
@@ -347,6 +223,25 @@ class Config(Section):
             texts = "; ".join(problem.text for problem in problems)
             raise PydanticCustomError("contradictions", "{texts}", {"texts": texts, "problems": problems})
         return self
+
+
+@cache
+def _config_type(name: str, names: tuple[str, ...]) -> type[Config]:
+    known = name in names
+    architecture = ARCHITECTURES[name if known else DEFAULT]
+    model: Any = architecture.model
+    if not known:  # so that the message lists them all
+        name_type: Any = Literal[names]
+        model = create_model("Model", __base__=model, name=(name_type, DEFAULT))
+    fields: dict[str, Any] = {"model": (model, model()), "loss": (architecture.loss, architecture.loss())}
+    return create_model("Config", __base__=Config, **fields)
+
+
+def config_type(data: Any) -> type[Config]:
+    """`Config` with the `model` and `loss` sections of the architecture that the plain values name."""
+    model = data.get("model") if isinstance(data, Mapping) else None
+    name = model.get("name", DEFAULT) if isinstance(model, Mapping) else DEFAULT
+    return _config_type(str(name), tuple(ARCHITECTURES))
 
 
 # ---------------------------------------------------------------------- checks that need several values
@@ -451,7 +346,7 @@ def _recipe_problems(config: Config) -> Iterator[Problem]:
         paths = tuple(tuple(key.split(".")) for key in keys)
         return Problem(paths, f"`{keys[0]}`: expected {expected}, got {show(value)}")
 
-    train, model, size = config.train, config.model, config.input
+    train, size = config.train, config.input
     share = train.accumulate * train.devices
     if train.batch_size % share:
         keys = ["train.batch_size", "train.accumulate", "train.devices"]
@@ -463,9 +358,8 @@ def _recipe_problems(config: Config) -> Iterator[Problem]:
         yield wrong(keys, f"at most `train.epochs` = {train.epochs}", train.warmup_epochs)
     if config.augment.scale_jitter[0] > config.augment.scale_jitter[1]:
         yield wrong(["augment.scale_jitter"], "[smallest, largest]", config.augment.scale_jitter)
-    if model.negative_iou > model.positive_iou:
-        keys = ["model.negative_iou", "model.positive_iou"]
-        yield wrong(keys, f"at most `model.positive_iou` = {model.positive_iou:g}", model.negative_iou)
+    for at, expected, value in ARCHITECTURES[config.model.name].contradictions(config.model):
+        yield wrong(at, expected, value)
     if size.shorter > size.longer:
         keys = ["input.shorter", "input.longer"]
         yield wrong(keys, f"at most `input.longer` = {size.longer}", size.shorter)

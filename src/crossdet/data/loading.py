@@ -142,7 +142,7 @@ def collate(
 
     `fill` is the mean colour of the backbone's normalisation, so that padding is close to zero after it. Images
     that trust the same classes come side by side, where the loss needs them. finish: what else is done to the
-    batch in the worker (the detector's `labeller`).
+    batch in the worker (the network's `prepare`).
     """
     groups: dict[bytes, list[Sample]] = {}
     for sample in samples:
@@ -162,34 +162,50 @@ def collate(
     return batch if finish is None else finish(batch)
 
 
-class _ArraysInline(pickle.Pickler):
-    """Pickles tensors as NumPy arrays, by value."""
+LARGE = 1 << 14
+"""Bytes from which on a tensor of a batch is passed between processes in shared memory."""
+
+
+class _BatchPickler(pickle.Pickler):
+    """Pickles small tensors as NumPy arrays, by value; large ones go into `shared`."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=5)
+        self.shared: list[Tensor] = []
+
+    def persistent_id(self, value: Any) -> int | None:
+        if not isinstance(value, Tensor) or value.nbytes < LARGE:
+            return None
+        self.shared.append(value)
+        return len(self.shared) - 1
 
     def reducer_override(self, value: Any) -> Any:
         return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
 
 
+class _BatchUnpickler(pickle.Unpickler):
+    def __init__(self, message: bytes, shared: Sequence[Tensor]) -> None:
+        super().__init__(io.BytesIO(message))
+        self.shared = shared
+
+    def persistent_load(self, position: int) -> Tensor:
+        return self.shared[position]
+
+
 def _reduce_batch(batch: Batch) -> tuple[Any, ...]:
-    """How a batch goes from a worker to the training process: images and anchor labels in shared memory.
+    """How a batch goes from a worker to the training process: images and other large tensors in shared memory.
 
     The rest is in the message. Otherwise every one of its small tensors (three per image) would take a file
     descriptor and a connection of its own, which together cost a tenth of what decoding does.
     """
     message = io.BytesIO()
-    rest = {f.name: getattr(batch, f.name) for f in fields(Batch) if f.name != "images"}
-    labels = None
-    if batch.labelled is not None:
-        labels = batch.labelled.labels
-        rest["labelled"] = batch.labelled._replace(labels=labels[:0])
-    _ArraysInline(message, protocol=5).dump(rest)
-    return _rebuild_batch, (batch.images, labels, message.getvalue())
+    pickler = _BatchPickler(message)
+    pickler.dump({f.name: getattr(batch, f.name) for f in fields(Batch)})
+    return _rebuild_batch, (message.getvalue(), *pickler.shared)
 
 
-def _rebuild_batch(images: Tensor, labels: Tensor | None, rest: bytes) -> Batch:
-    values = pickle.loads(rest)
-    if labels is not None:
-        values["labelled"] = values["labelled"]._replace(labels=labels)
-    return Batch(images=images, **values)
+def _rebuild_batch(message: bytes, *shared: Tensor) -> Batch:
+    return Batch(**_BatchUnpickler(message, shared).load())
 
 
 ForkingPickler.register(Batch, _reduce_batch)

@@ -11,7 +11,7 @@ from typing import Any
 
 from crossdet.evaluation.figures import line_look, new_figure, save_figure
 from crossdet.evaluation.protocols import PROTOCOLS
-from crossdet.models.provenance import Generation, Score
+from crossdet.models.card import Generation, Score
 
 MARKERS = "os^Dvp"
 

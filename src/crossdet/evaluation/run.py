@@ -26,13 +26,13 @@ from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.inference import rescale
 from crossdet.labels.folds import Folding
 from crossdet.labels.space import DROPPED, LabelSpace
-from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.contract import Network
 
 
 @dataclass(frozen=True)
 class EvalSettings:
     """How a detector looks at the pictures of a split. shorter, longer: network input. The others: see
-    `RetinaNet.decode`.
+    `Network.find`.
 
     score_threshold, max_detections: None = as each protocol has it.
     """
@@ -78,7 +78,7 @@ class Found:
 
 @torch.inference_mode()
 def detect(
-    model: RetinaNet,
+    model: Network,
     index: Index,
     classes: Sequence[int] | None,
     settings: EvalSettings,
@@ -90,7 +90,7 @@ def detect(
     """Detections of the unified `classes` (None = all) in all images of `index`, in original pixels.
 
     Limits that `settings` leaves open are COCO's. With several `ranks` each process takes its share of the images
-    and all get the whole result. nms_groups: see `RetinaNet.decode`. The model's train/eval mode is restored.
+    and all get the whole result. nms_groups: see `Network.find`. The model's train/eval mode is restored.
     """
     space = LabelSpace(("dataset",), ("object",), ({},))  # the ground truth is not needed to detect
     part = Part(index, 0, np.full(len(index.classes), DROPPED, np.int64))
@@ -99,12 +99,12 @@ def detect(
     limits = settings.limits(PROTOCOLS["coco"])
     was_training = model.training
     model.eval()
-    device = model.mean.device
+    device = model.device
     ids = np.zeros(0, np.int64)
     columns: list[tuple[NDArray[Any], ...]] = [(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), ids, ids)]
     lost: list[str] = []
     with autocast or nullcontext():
-        for batch in make_loader(dataset, batches, settings.workers, device.type == "cuda", model.mean_colour):
+        for batch in make_loader(dataset, batches, settings.workers, device.type == "cuda", model.fill_colour):
             rows = model.find(
                 batch.images.to(device, non_blocking=True),
                 batch.sizes.to(device),
@@ -152,7 +152,7 @@ class DatasetScores:
 
 
 def detect_folded(
-    model: RetinaNet,
+    model: Network,
     index: Index,
     classes: Sequence[int] | None,
     settings: EvalSettings,
@@ -175,7 +175,7 @@ def detect_folded(
 
 
 def score_dataset(
-    model: RetinaNet,
+    model: Network,
     split: Split,
     settings: EvalSettings,
     protocols: Sequence[Protocol] = (PROTOCOLS["coco"],),

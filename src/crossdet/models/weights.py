@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,18 @@ from torch import Tensor
 
 from crossdet.errors import UserError
 from crossdet.files import write_atomically
-from crossdet.models.provenance import BEST_FILE as BEST_FILE
-from crossdet.models.provenance import FORMAT, check_format, check_weights, weights_path
-from crossdet.models.provenance import WEIGHTS_FILE as WEIGHTS_FILE
+from crossdet.models.card import BEST_FILE as BEST_FILE
+from crossdet.models.card import FORMAT, Card, check_format, check_weights, weights_path
+from crossdet.models.card import WEIGHTS_FILE as WEIGHTS_FILE
 
 STATE_FILE = "state.pt"
 METRICS_FILE = "metrics.json"
 
 
-def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes tensors and string metadata (label space, model and input settings as JSON) as safetensors.
-
-    Equal weights and metadata give equal bytes.
-    """
+def save_weights(path: Path, state: dict[str, Tensor], card: Card) -> None:
+    """Writes tensors and their description as safetensors. Equal weights and cards give equal bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_atomically(path, _sorted_metadata(save(tensors, {"format": FORMAT, **metadata})))
+    write_atomically(path, _sorted_metadata(save(tensors, {"format": FORMAT, **card.to_metadata()})))
 
 
 def _sorted_metadata(data: bytes) -> bytes:
@@ -43,8 +41,8 @@ def _sorted_metadata(data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[size:]
 
 
-def load_weights(path: Path, last: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a weights file, or of a run directory's (`weights_path`).
+def load_weights(path: Path, last: bool = False) -> tuple[dict[str, Tensor], Card]:
+    """Tensors and description of a weights file, or of a run directory's (`weights_path`).
 
     Raises:
         UserError: missing, damaged, or not written by crossdet.
@@ -60,14 +58,14 @@ def load_weights(path: Path, last: bool = False) -> tuple[dict[str, Tensor], dic
     except (OSError, SafetensorError) as error:
         raise UserError(f"weights file {path} cannot be read: {error}") from None
     check_format(path, metadata)
-    return tensors, metadata
+    return tensors, Card.from_metadata(metadata)
 
 
-def update_metadata(path: Path, metadata: dict[str, str]) -> None:
-    """Adds entries to the metadata of a weights file; its tensors stay as they are. Raises as `load_weights`."""
+def update_card(path: Path, **changes: Any) -> None:
+    """Replaces fields of the card of a weights file; its tensors stay as they are. Raises as `load_weights`."""
     path = weights_path(path)
-    tensors, known = load_weights(path)
-    save_weights(path, tensors, {**known, **metadata})
+    tensors, card = load_weights(path)
+    save_weights(path, tensors, replace(card, **changes))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from crossdet.config import Config
-from crossdet.config.sources import Sources
+from crossdet.config.sources import Sources, open_sources
 from crossdet.data.federated import verified_in_evaluation
 from crossdet.data.index import Index
 from crossdet.data.rotation import without_direction_classes
@@ -25,10 +26,11 @@ from crossdet.evaluation.protocols.entry import write_predictions
 from crossdet.evaluation.run import DatasetScores, EvalSettings, score_dataset
 from crossdet.evaluation.splits import Split
 from crossdet.files import safe_names
-from crossdet.inference import Detector
+from crossdet.inference import Detector, load_detector
 from crossdet.labels.folds import NO_ANGLE, Folding
 from crossdet.labels.space import DROPPED, LabelSpace
-from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.contract import Network
+from crossdet.runs.building import as_config
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Evaluation:
 
 
 def score_splits(
-    model: RetinaNet,
+    model: Network,
     config: Config,
     splits: dict[str, Split],
     lists: Mapping[str, Any],
@@ -239,3 +241,60 @@ def _orientation(found: dict[str, Any]) -> str:
 
 def _percent(value: float) -> str:
     return f"{'-' if value != value else format(100 * value, '.1f'):>4}"
+
+
+def score_network(
+    fabric: Fabric, config: Config, sources: Sources, model: Network, splits: dict[str, Split]
+) -> Evaluation:
+    """Scores of a network on validation splits, at the precision and by all processes of a training."""
+    return score_splits(
+        model,
+        config,
+        splits,
+        sources.lists,
+        config.input,
+        sources.space.folding,
+        autocast=fabric.autocast(),
+        rank=fabric.global_rank,
+        ranks=fabric.world_size,
+    )
+
+
+def evaluate(
+    run_or_weights: str | Path | Detector,
+    config: Config | str | Path,
+    split: str = "val",
+    output: str | Path | None = None,
+    fold: bool = True,
+    agnostic_nms: bool | None = None,
+    last: bool = False,
+) -> dict[str, Any]:
+    """Scores a trained detector on every dataset of `config`, each by its protocols on the classes it labels.
+
+    The detector's classes are found by their unified names, so the config may hold other datasets than those it
+    was trained on; datasets that it was trained on mean what they meant, and the label rules may name them.
+
+    output: a folder for precision-recall curves (PNG and data) and for the detections in each dataset's own layout.
+    fold: the directions of a class, and its classes per dataset, are judged as one class (docs/orientation.md);
+    False: each for itself.
+    agnostic_nms: of several classes at one place the best is left, among the classes that a dataset labels; None =
+    as the config's `eval` says.
+    last: of a run directory its newest weights, not its best ones.
+
+    Raises:
+        UserError: unreadable weights or data, or classes that the detector does not know.
+    """
+    detector = run_or_weights
+    if not isinstance(detector, Detector):
+        detector = load_detector(detector, last=last)
+    config = as_config(config, detector.space.datasets).with_agnostic_nms(agnostic_nms)
+    if all(getattr(dataset, split) is None for dataset in config.datasets.values()):
+        raise UserError(f"no dataset of the config has a `{split}` split")
+    sources = open_sources(config, [split], detector=detector.space)
+    splits = splits_for_detector(sources, getattr(sources, split), detector, fold)
+    folding = detector.space.folding if fold else None
+    evaluation = score_splits(detector.model, config, splits, sources.lists, detector.settings, folding)
+    if output is not None:
+        name = run_or_weights if isinstance(run_or_weights, str | Path) else "detector"
+        write_evaluation(Path(output), evaluation, Path(name).stem)
+    return evaluation.metrics

@@ -1,18 +1,17 @@
 """`crossdet extend`: a trained detector and a config -> the same detector for more classes, and what it
 forgot.
 
-The label space grows by name (`label_edits.grown`), the old classes' weights are carried over bit for bit
-(`models.class_rows`), and what follows is an ordinary training: one loss, one data path. The modes differ in
-what they train on and in what is trained: `replay` nothing else, `distill` holds the old detector's answers on the
-new images (`logit_matching`) or adds its labels to them (`pseudo`), `frozen` trains the rows of the new
-classes alone, or with an adapter.
+The label space grows by name (`labels.edits.grown`), the old classes' weights are carried over bit for bit
+(`Growable.carry_over`), and what follows is an ordinary training: one loss, one data path. What the modes change
+about it stands in `training.modes`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,44 +20,35 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.seed import seed_everything
 
-from crossdet.config import Config, ExtendConfig
+from crossdet.config import Config
 from crossdet.config.sources import Sources, open_sources
 from crossdet.errors import UserError, problem_list
 from crossdet.evaluation.forgetting import changes, draw_generations, main_numbers, report_text, to_json
 from crossdet.evaluation.splits import Split
 from crossdet.files import write_json
 from crossdet.inference import Detector, load_detector
-from crossdet.labels.edits import growth
+from crossdet.labels.edits import growth as grown_by
 from crossdet.labels.space import DROPPED, LabelSpace
-from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.models.provenance import (
-    START_FILE,
-    Generation,
-    Score,
-    file_digest,
-    generations,
-    new_generation,
-    to_metadata,
-    weights_path,
-)
-from crossdet.models.retinanet.distillation import logit_matching
-from crossdet.models.retinanet.growth import carry_over, train_new_classes_only
-from crossdet.models.retinanet.subnets import Adapter
-from crossdet.models.weights import METRICS_FILE, load_weights, update_metadata
-from crossdet.runs.directory import check_run_dir, make_run_dir, run_directory
-from crossdet.runs.evaluate import judged_classes, splits_for_training
-from crossdet.runs.train import (
+from crossdet.models.architectures import ARCHITECTURES
+from crossdet.models.card import START_FILE, Card, Generation, Score, file_digest, new_generation, weights_path
+from crossdet.models.contract import Growable
+from crossdet.models.settings import NetworkSettings, Section
+from crossdet.models.weights import METRICS_FILE, load_weights, update_card
+from crossdet.runs.building import (
     as_config,
     build_fabric,
+    build_network,
     check_trainable,
-    detector_settings,
-    score_detector,
+    new_card,
     teacher_settings,
-    train_detector,
     training_data,
-    weights_metadata,
 )
-from crossdet.training.pseudo_labels import TEACHER_FOLDER, Teacher, label_images, taught_space
+from crossdet.runs.directory import check_run_dir, make_run_dir, run_directory
+from crossdet.runs.evaluate import judged_classes, score_network, splits_for_training
+from crossdet.runs.train import train_network
+from crossdet.training.modes import MODES, ExtendSettings, Growth, check_mode
+from crossdet.training.modes.mode import Extension
+from crossdet.training.pseudo_labels import TEACHER_FOLDER
 
 REPORT_FILE = "forgetting.json"
 PLOT_FILE = "generations.png"
@@ -89,60 +79,43 @@ def extend(
         RunError: as `train`.
     """
     parent = Path(run_or_weights)
-    tensors, metadata = load_weights(parent)
-    known = LabelSpace.from_json(metadata["labels"])
-    config = with_settings_of(metadata, as_config(config, known.datasets))
-    choice = config.extend or ExtendConfig()
+    tensors, card = load_weights(parent)
+    known = card.space
+    config = with_settings_of(card, as_config(config, known.datasets))
+    choice = config.extend or ExtendSettings()
     run_dir = run_directory(config, output)
     if weights_path(parent).resolve().parent == run_dir.resolve():
         raise UserError(f"{run_dir} holds the weights to extend; choose another directory with --output")
     sources = open_sources(config, known=known)
     check_trainable(sources, config.train.plain)
-    note = check_mode(choice, known, sources, config.model.group_norm)
-    history = [*generations(metadata), _generation(choice.mode, parent, sources, run_dir, resume)]
+    growth = Growth(known, sources.space, sources.train)
+    note = check_mode(choice, growth)
+    settings = extended_settings(config, card, growth)
+    history = [*card.generations, _generation(choice.mode, parent, sources, run_dir, resume)]
     check_run_dir(run_dir, config, resume, overwrite, REPORT_FILE, known.datasets)
 
     fabric = build_fabric(config)
     seed_everything(config.seed, verbose=False)
-    adapters = _adapters(choice, len(known.classes), len(sources.space.classes), metadata)
-    groups = DetectorSettings.from_json(metadata["model"]).group_channels
-    settings = replace(detector_settings(config), adapters=adapters, group_channels=groups)
-    overlap = torch.from_numpy(sources.space.overlap_array)
-    detector = build_detector(settings, len(sources.space.classes), overlap)
-    carry_over(detector, tensors, len(known.classes))
-    after_step = None
-    if choice.mode == "frozen":
-        after_step = train_new_classes_only(detector, len(known.classes))
+    network = build_network(settings, sources.space)
+    if not isinstance(network, Growable):
+        raise UserError(f"{parent}: detectors of the architecture {settings.name} cannot be extended")
+    network.carry_over(tensors, len(known.classes))
     make_run_dir(fabric, run_dir, config, resume)
     if fabric.is_global_zero:
-        print(*growth(known, sources.space), *filter(None, [note]), sep="\n", flush=True)
+        print(*grown_by(known, sources.space), *filter(None, [note]), sep="\n", flush=True)
     old = _in_layout(load_detector(parent, fabric.device), config)
     before = _start(fabric, config, sources, old, history[-1], run_dir, resume)
-    taught = sources
-    further_loss = None
-    if choice.mode == "distill" and choice.pseudo:
-        taught = _taught(fabric, config, sources, old, choice, run_dir, resume)
-    if choice.mode == "distill" and choice.match:
-        further_loss = logit_matching(old.model, choice.match)
+    mode = MODES[choice.mode]
+    course, space, train = mode.prepare(
+        Extension(fabric, choice, growth, network, old, teacher_settings(config), run_dir / TEACHER_FOLDER, resume)
+    )
     del old
 
-    points: dict[str, Any] = json.loads(metadata.get("operating", "{}"))
-    written = weights_metadata(config, sources.space, settings)
-    record = train_detector(
-        fabric,
-        config,
-        sources,
-        detector,
-        training_data(config, taught),
-        run_dir,
-        written | {"operating": json.dumps(points)},
-        history,
-        resume,
-        _stored_points(points, frozen=choice.mode == "frozen"),
-        after_step,
-        further_loss,
-        fixed_statistics=choice.fixed_statistics,
-    )
+    points = card.operating or {}
+    begun = replace(new_card(config, sources.space, settings, history), operating=points)
+    data = training_data(config, replace(sources, space=space, train=dict(train)))
+    stored = partial(_stored_points, points, mode.keeps_thresholds)
+    record = train_network(fabric, config, sources, network, data, run_dir, begun, resume, course, stored)
     after = _after(fabric, config, sources, known, run_dir)
     report = _report(fabric, run_dir, history, known.reported, before, after, choice.tolerance)
     return record | {"forgetting": report}
@@ -151,7 +124,7 @@ def extend(
 # ------------------------------------------------------------------------------------------ before training
 
 
-def with_settings_of(metadata: Mapping[str, str], config: Config) -> Config:
+def with_settings_of(card: Card, config: Config) -> Config:
     """The config with the model and input settings of the weights.
 
     What the config says itself under `model` and `input` must be the same (`model.weights` is not used);
@@ -162,100 +135,52 @@ def with_settings_of(metadata: Mapping[str, str], config: Config) -> Config:
     """
     if config.pseudo is not None:
         raise UserError("pseudo: this section is for `crossdet train`; here it is `extend: {mode: distill}`")
-    settings = asdict(DetectorSettings.from_json(metadata["model"]))
-    settings["freeze_batch_norm"] = settings.pop("frozen_batch_norm")
-    anchors = {key: settings[key] for key in ("scales", "ratios")}
-    size = json.loads(metadata["input"])
-    fixed: list[tuple[str, Any, dict[str, Any]]] = [
-        ("model", config.model, settings),
-        ("model.anchors", config.model.anchors, anchors),
-        ("input", config.input, size),
-    ]
-    problems = []
-    for name, section, values in fixed:
-        for key in sorted(section.model_fields_set & values.keys()):
-            said = getattr(section, key)
-            if said is not None and said != values[key]:
-                problems.append(f"`{name}.{key}`: {_shown(said)}, but the weights have {_shown(values[key])}")
+    settings, said = card.settings, config.model
+    model = type(said) if said.name == settings.name else ARCHITECTURES[settings.name].model
+    values = {key: getattr(settings, key) for key in model.model_fields if key != "weights"}
+    size = asdict(card.input)
+    problems = [*_contradictions("model", said, values), *_contradictions("input", config.input, size)]
     if problems:
         raise UserError(
             problem_list("the config contradicts the weights; leave these keys out, they come from there", problems)
         )
-
-    def filled(section: Any, values: Mapping[str, Any]) -> Any:
-        missing = {key: values[key] for key in type(section).model_fields if key in values}
-        return section.model_copy(
-            update={key: value for key, value in missing.items() if key not in section.model_fields_set}
-        )
-
-    model = config.model.model_copy(
-        update={key: value for key, value in settings.items() if key in type(config.model).model_fields}
-        | {"anchors": config.model.anchors.model_copy(update=anchors)}
-    )
-    limits = {key: value for key, value in json.loads(metadata["eval"]).items() if key != "batch_size"}
+    limits = {key: value for key, value in card.decoding.items() if key != "batch_size"}
     return config.model_copy(
         update={
-            "model": model,
+            "model": said.model_copy(update=values),
             "input": config.input.model_copy(update=size),
-            "loss": filled(config.loss, settings),
-            "eval": filled(config.eval, limits),
-            "extend": config.extend or ExtendConfig(),
+            "loss": _filled(config.loss, dict(settings.loss)),
+            "eval": _filled(config.eval, limits),
+            "extend": config.extend or ExtendSettings(),
         }
     )
+
+
+def _contradictions(name: str, said: Section, values: Mapping[str, Any]) -> Iterator[str]:
+    """What a section says itself and the weights say otherwise; null says nothing."""
+    for key in sorted(said.model_fields_set & values.keys()):
+        ours, theirs = getattr(said, key), values[key]
+        if isinstance(ours, Section):
+            yield from _contradictions(f"{name}.{key}", ours, dict(theirs))
+        elif ours is not None and ours != theirs:
+            yield f"`{name}.{key}`: {_shown(ours)}, but the weights have {_shown(theirs)}"
+
+
+def _filled(section: Any, values: Mapping[str, Any]) -> Any:
+    """The section with `values` where it says nothing itself."""
+    known = {key: values[key] for key in type(section).model_fields if key in values}
+    return section.model_copy(update={k: v for k, v in known.items() if k not in section.model_fields_set})
 
 
 def _shown(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
-def _adapters(choice: ExtendConfig, known: int, classes: int, metadata: Mapping[str, str]) -> tuple[Adapter, ...]:
-    """Those of the weights, and that of this extension for the classes from `known` on. Where old rows train, too,
-    they may use all channels."""
-    old = DetectorSettings.from_json(metadata["model"]).adapters
-    if choice.mode != "frozen":
-        return tuple(adapter._replace(first=0) for adapter in old)
-    return (*old, Adapter(known, choice.adapter, known, classes)) if choice.adapter else old
-
-
-def check_mode(choice: ExtendConfig, known: LabelSpace, sources: Sources, group_norm: bool) -> str | None:
-    """Refuses what cannot work (`UserError`); returns a note about what probably will not."""
-    mode = choice.mode
-    unused = [f"`{key}`" for key in ("pseudo", "match") if getattr(choice, key) != getattr(ExtendConfig(), key)]
-    if mode != "distill" and unused:
-        raise UserError(
-            f"extend: {' and '.join(unused)} of the mode distill, but this is {mode}; say `--mode distill`, or "
-            f"leave it out"
-        )
-    if mode == "distill" and not choice.pseudo and not choice.match:
-        raise UserError("extend: the mode distill needs a weight under `match`, `pseudo: true`, or both")
-    if mode != "frozen" and choice.adapter:
-        raise UserError(
-            f"extend.adapter: {choice.adapter}, but only the mode frozen has adapters, and this is {mode}; "
-            f"leave it out"
-        )
-    if group_norm and choice.adapter == 1:
-        raise UserError("extend.adapter: 1, but group norm needs at least two channels; take 2 or more")
-    new = sources.space.classes[len(known.classes) :]
-    if mode == "frozen" and not new:
-        raise UserError(
-            f"extend.mode: frozen trains new classes only, and the config brings none (the weights know "
-            f"{', '.join(known.classes)}); use replay or distill"
-        )
-    if mode == "frozen" and not choice.adapter:
-        return (
-            "note: boxes of the new classes come from what the old ones taught; if theirs have other shapes they "
-            "need some of their own, `--set extend.adapter=32`"
-        )
-    learnt = {int(c) for name, index in sources.train.items() for c in sources.space.ids(name, index.classes)} - {
-        DROPPED
-    }
-    forgotten = [name for c, name in enumerate(known.classes) if c not in learnt]
-    if mode == "replay" and forgotten:
-        return (
-            f"note: replay without training images of {', '.join(forgotten)}: give the old datasets again (a "
-            f"share is `part: 1/4`), or use the mode distill or frozen"
-        )
-    return None
+def extended_settings(config: Config, card: Card, growth: Growth) -> NetworkSettings:
+    """Of the network that grows: those of the weights, with the loss of the config."""
+    choice = config.extend or ExtendSettings()
+    settings = card.settings.model_copy(update={"loss": config.loss})
+    return settings.extended(choice.mode, choice.adapter, len(growth.known.classes), len(growth.space.classes))
 
 
 def _generation(mode: str, parent: Path, sources: Sources, run_dir: Path, resume: bool) -> Generation:
@@ -298,7 +223,7 @@ def _start(
     scores: list[Score] = []
     if splits:
         known = replace(sources, space=old.space)  # merged classes without members that are new
-        metrics = score_detector(fabric, config, known, old.model, splits).metrics
+        metrics = score_network(fabric, config, known, old.model, splits).metrics
         scores = main_numbers(metrics, judged_classes(splits))
     if fabric.is_global_zero:
         write_json(file, {"generation": asdict(generation), "before": [asdict(s) for s in scores]})
@@ -316,41 +241,9 @@ def _splits_of(sources: Sources, known: LabelSpace) -> dict[str, Split]:
     return splits
 
 
-def _stored_points(points: dict[str, Any], frozen: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Thresholds of classes that no validation data speak of stay; with frozen old classes all old ones do."""
-    return lambda found: {**found, **points} if frozen else {**points, **found}
-
-
-# ------------------------------------------------------------------------------------------ the teacher
-
-
-def _taught(
-    fabric: Fabric,
-    config: Config,
-    sources: Sources,
-    old: Detector,
-    choice: ExtendConfig,
-    run_dir: Path,
-    resume: bool,
-) -> Sources:
-    """The training splits with the old detector's labels, and the label space that knows of them.
-
-    Found once; a resumed run reads what it found.
-    """
-    thresholds = dict(enumerate(old.class_thresholds()))
-    teacher = Teacher(
-        "the old detector", old.model, {c: c for c in thresholds}, teacher_settings(config), thresholds
-    )
-    train, taught = label_images(
-        fabric,
-        [teacher],
-        sources.space,
-        sources.train,
-        choice.uncertain_from,
-        run_dir / TEACHER_FOLDER,
-        keep=resume,
-    )
-    return replace(sources, space=taught_space(sources.space, taught, choice.trust), train=train)
+def _stored_points(points: Mapping[str, Any], kept: bool, found: dict[str, Any]) -> dict[str, Any]:
+    """Thresholds of classes that no validation data speak of stay; all old ones where old classes are `kept`."""
+    return {**found, **points} if kept else {**points, **found}
 
 
 # ------------------------------------------------------------------------------------------ afterwards
@@ -371,7 +264,7 @@ def _after(fabric: Fabric, config: Config, sources: Sources, known: LabelSpace, 
     mixed = {name: split for name, split in old.items() if split.classes != splits[name].classes}
     if mixed:
         model = _in_layout(load_detector(run_dir, fabric.device), config).model
-        again = main_numbers(score_detector(fabric, config, sources, model, mixed).metrics, judged_classes(mixed))
+        again = main_numbers(score_network(fabric, config, sources, model, mixed).metrics, judged_classes(mixed))
         alone = {(score.name, score.dataset): score for score in again}
         scores = [alone.get((score.name, score.dataset), score) for score in scores]
     return scores
@@ -399,7 +292,7 @@ def _report(
     content = to_json(found, tolerance, old)
     if fabric.is_global_zero:
         history = [*history[:-1], replace(history[-1], scores=tuple(after))]
-        update_metadata(run_dir, to_metadata(history))
+        update_card(run_dir, generations=tuple(history))
         numbers = run_dir / METRICS_FILE
         write_json(numbers, json.loads(numbers.read_text()) | {"forgetting": content})
         draw_generations(run_dir / PLOT_FILE, history, before)

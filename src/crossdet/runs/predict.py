@@ -16,7 +16,7 @@ from torch import Tensor
 from crossdet.errors import UserError
 from crossdet.evaluation.pictures import draw_detections
 from crossdet.files import safe_names, write_json
-from crossdet.inference import find_images, load_detector, predict_files
+from crossdet.inference import AnyImage, Detector, find_images, load_detector, predict_files
 from crossdet.labels.folds import NO_ANGLE
 from crossdet.types import Detections
 
@@ -173,3 +173,20 @@ def _coco_ids(path: Path) -> CocoIds:
         raise UserError(f"--coco {path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"--coco {path}: no COCO annotation file ({error!r})") from None
+
+
+def predict(
+    weights: str | Path | Detector,
+    images: AnyImage | list[AnyImage] | tuple[AnyImage, ...],
+    classes: Sequence[str] | None = None,
+    score_threshold: float | None = None,
+    agnostic_nms: bool | None = None,
+) -> list[Detections]:
+    """Detections of each image; see `crossdet.inference.Detector` for what an image may be.
+
+    agnostic_nms: of several classes at one place the best is left; None = as the weights say.
+    """
+    detector = weights if isinstance(weights, Detector) else load_detector(weights)
+    many = list(images) if isinstance(images, list | tuple) else [images]
+    more = {} if agnostic_nms is None else {"agnostic_nms": agnostic_nms}
+    return [detector(image, classes, score_threshold, **more) for image in many]

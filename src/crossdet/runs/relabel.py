@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +10,7 @@ from typing import Any
 from crossdet.errors import UserError
 from crossdet.labels.edits import edited
 from crossdet.labels.space import LabelSpace
-from crossdet.models.provenance import (
-    Generation,
-    file_digest,
-    generations,
-    new_generation,
-    to_metadata,
-    weights_path,
-)
+from crossdet.models.card import Generation, file_digest, new_generation, weights_path
 from crossdet.models.weights import load_weights, save_weights
 
 
@@ -42,19 +34,15 @@ def relabel(
     """
     if output.resolve() == weights_path(weights).resolve():
         raise UserError(f"{output}: these are the weights themselves; give another file")
-    tensors, metadata = load_weights(weights)
-    space = LabelSpace.from_json(metadata["labels"])
+    tensors, card = load_weights(weights)
+    space = card.space
     changed = edited(space, renames, merges)
     edits = [f"rename {old}={new}" for old, new in renames]
     edits += [f"merge {new}={','.join(members)}" for new, members in merges]
-    history = _renamed(generations(metadata), dict(renames))
+    history = _renamed(card.generations, dict(renames))
     history.append(new_generation("labels", {}, changed, file_digest(weights), edits))
-    metadata = {key: value for key, value in metadata.items() if key != "format"}
-    metadata |= {"labels": changed.to_json(), **to_metadata(history)}
-    if "operating" in metadata:
-        points = _points(json.loads(metadata["operating"]), space, renames, merges)
-        metadata["operating"] = json.dumps(points)
-    save_weights(output, tensors, metadata)
+    points = None if card.operating is None else _points(card.operating, space, renames, merges)
+    save_weights(output, tensors, replace(card, space=changed, operating=points, generations=tuple(history)))
     return changed
 
 
@@ -68,7 +56,7 @@ def _renamed(history: Sequence[Generation], names: Mapping[str, str]) -> list[Ge
 
 
 def _points(
-    points: dict[str, Any],
+    points: Mapping[str, Any],
     old: LabelSpace,
     renames: Sequence[tuple[str, str]],
     merges: Sequence[tuple[str, Sequence[str]]],

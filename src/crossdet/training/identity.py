@@ -13,17 +13,22 @@ import numpy as np
 from crossdet.data.index import Index
 from crossdet.errors import UserError, problem_list
 from crossdet.labels.space import DROPPED, LabelSpace
-from crossdet.models.building import DetectorSettings
-from crossdet.models.provenance import WEIGHTS_FILE, read_metadata
+from crossdet.models.architectures import ARCHITECTURES, DEFAULT
+from crossdet.models.card import WEIGHTS_FILE, Card, read_card
 
 Identity = dict[str, str]
-"""labels, model: as in the weights' metadata. data: what `described` says of every split, as JSON."""
+"""labels, architecture, model: as in the weights' metadata. data: what `described` says of every split, as JSON."""
 
 
-def run_identity(metadata: Mapping[str, str], splits: Mapping[str, Index]) -> Identity:
-    """Of the weights' metadata and the splits that are trained and judged on, by the names that messages use."""
+def run_identity(card: Card, splits: Mapping[str, Index]) -> Identity:
+    """Of the weights' card and the splits that are trained and judged on, by the names that messages use."""
     data = {name: described(index) for name, index in splits.items()}
-    return {"labels": metadata["labels"], "model": metadata["model"], "data": json.dumps(data)}
+    return {**_of_card(card), "data": json.dumps(data)}
+
+
+def _of_card(card: Card) -> Identity:
+    settings = card.settings
+    return {"labels": card.space.to_json(), "architecture": settings.name, "model": settings.to_json()}
 
 
 def described(index: Index) -> dict[str, Any]:
@@ -53,14 +58,17 @@ def check_identity(run_dir: Path, stored: Identity | None, now: Identity) -> Non
 def _of_weights(run_dir: Path) -> Identity | None:
     if not (run_dir / WEIGHTS_FILE).is_file():
         return None
-    metadata = read_metadata(run_dir)
-    return {key: metadata[key] for key in ("labels", "model")}
+    return _of_card(read_card(run_dir))
 
 
 def _changes(before: Identity, now: Identity) -> Iterator[str]:
     yield from differences(LabelSpace.from_json(before["labels"]), LabelSpace.from_json(now["labels"]))
-    old, new = (vars(DetectorSettings.from_json(one["model"])) for one in (before, now))
-    yield from (f"model.{key}: {old[key]} then, {new[key]} now" for key in new if old[key] != new[key])
+    then_name, name = before.get("architecture", DEFAULT), now["architecture"]
+    if then_name != name:
+        yield f"model.name: {then_name} then, {name} now"
+    else:
+        old, new = (json.loads(ARCHITECTURES[name].settings.from_json(i["model"]).to_json()) for i in (before, now))
+        yield from (f"model.{key}: {old[key]} then, {new[key]} now" for key in new if old[key] != new[key])
     then, data = json.loads(before.get("data", now["data"])), json.loads(now["data"])
     yield from (f"datasets.{name}: was not there" for name in data if name not in then)
     for name, was in then.items():

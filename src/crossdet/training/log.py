@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -16,13 +16,29 @@ from torch.utils.tensorboard import SummaryWriter
 from crossdet.errors import RunError
 from crossdet.files import write_atomically
 
-_COLUMNS = ["step", "epoch", "lr", "loss", "classification", "box", "gradient_norm", "images_per_second"]
+_SHORT = {"classification": "class"}
+"""Names of terms as they stand in a line of the terminal."""
+
+
+class Step(NamedTuple):
+    """One optimiser step. losses: term -> scalar. norm: of the gradient before it was clipped, None where it is
+    not."""
+
+    step: int
+    epoch: int
+    step_in_epoch: int
+    steps_in_epoch: int
+    rate: float
+    losses: dict[str, Tensor]
+    norm: Tensor | None
 
 
 class RunLog:
     """Lines on the terminal, `steps.csv` and TensorBoard; silent in all processes but the first."""
 
-    def __init__(self, fabric: Fabric, run_dir: Path, step: int) -> None:
+    def __init__(self, fabric: Fabric, run_dir: Path, step: int, terms: Sequence[str]) -> None:
+        """terms: names of the loss's terms, columns of `steps.csv`."""
+        columns = ["step", "epoch", "lr", "loss", *terms, "gradient_norm", "images_per_second"]
         self.fabric = fabric
         self.active = fabric.is_global_zero
         self.steps_left, self.since, self.images, self.steps = 0, 0.0, 0, 0
@@ -35,12 +51,12 @@ class RunLog:
             with path.open(newline="") as old:
                 rows = [row for row in csv.DictReader(old) if int(row["step"]) <= step]
         text = io.StringIO(newline="")
-        table = csv.DictWriter(text, _COLUMNS)
+        table = csv.DictWriter(text, columns)
         table.writeheader()
         table.writerows(rows)
         write_atomically(path, text.getvalue().encode())
         self.file = path.open("a", newline="")
-        self.csv = csv.DictWriter(self.file, _COLUMNS)
+        self.csv = csv.DictWriter(self.file, columns)
         self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
 
     def start_epoch(self, steps_left: int, steps_after: int) -> None:
@@ -51,34 +67,24 @@ class RunLog:
         """Printed by the process that met it."""
         print(f"skipped, another image takes its place: {line}", flush=True)
 
-    def step(
-        self,
-        step: int,
-        epoch: int,
-        step_in_epoch: int,
-        steps_in_epoch: int,
-        rate: float,
-        losses: dict[str, Tensor],
-        norm: Tensor | None,
-        images: int,
-        every: int,
-    ) -> None:
+    def step(self, at: Step, images: int, every: int) -> None:
+        """images: in this step. every: so many steps have one line; the last one of an epoch has its own."""
         if not self.active:
             return
         self.images, self.steps = self.images + images, self.steps + 1
         self.steps_left -= 1
-        if step % every and step_in_epoch != steps_in_epoch:
+        if at.step % every and at.step_in_epoch != at.steps_in_epoch:
             return
         seconds = max(1e-9, time.monotonic() - self.since)
-        classification, box = float(losses["classification"]), float(losses["box"])
+        terms = {name: float(value) for name, value in at.losses.items()}
+        loss = sum(terms.values())
         row = {
-            "step": step,
-            "epoch": epoch + 1,
-            "lr": rate,
-            "loss": classification + box,
-            "classification": classification,
-            "box": box,
-            "gradient_norm": "" if norm is None else float(norm),
+            "step": at.step,
+            "epoch": at.epoch + 1,
+            "lr": at.rate,
+            "loss": loss,
+            **terms,
+            "gradient_norm": "" if at.norm is None else float(at.norm),
             "images_per_second": self.images / seconds,
         }
         try:
@@ -86,15 +92,16 @@ class RunLog:
             self.file.flush()
         except OSError as error:
             raise RunError(
-                f"{self.file.name} could not be written ({error.strerror or error}) at step {step}; the last "
+                f"{self.file.name} could not be written ({error.strerror or error}) at step {at.step}; the last "
                 f"saved state is kept, continue with --resume once there is room"
             ) from error
-        for name in ("lr", "loss", "classification", "box", "images_per_second"):
-            self.board.add_scalar(f"train/{name}", row[name], step)
+        for name in ("lr", "loss", *terms, "images_per_second"):
+            self.board.add_scalar(f"train/{name}", row[name], at.step)
         eta = _duration(self.steps_left * seconds / self.steps)
         print(
-            f"epoch {epoch + 1} step {step_in_epoch}/{steps_in_epoch}  "
-            f"loss {classification + box:.4f} (class {classification:.4f}, box {box:.4f})  lr {rate:.2g}  "
+            f"epoch {at.epoch + 1} step {at.step_in_epoch}/{at.steps_in_epoch}  "
+            f"loss {loss:.4f} ({', '.join(f'{_SHORT.get(n, n)} {v:.4f}' for n, v in terms.items())})  "
+            f"lr {at.rate:.2g}  "
             f"{self.images / seconds:.1f} images/s  {eta} left",
             flush=True,
         )
@@ -104,7 +111,7 @@ class RunLog:
             return
         for name, values in record["datasets"].items():
             print(
-                f"  {name}: {values['images']:.0f} images, {values['positives']:.0f} positive anchors, "
+                f"  {name}: {values['images']:.0f} images, {values['positives']:.0f} positives, "
                 f"loss {values['loss']:.4f} per positive",
                 flush=True,
             )

@@ -6,9 +6,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -19,35 +20,22 @@ from crossdet.data.loading import MicroBatches, epoch_batches, is_dead_worker, m
 from crossdet.errors import Diverged, RunError, UserError
 from crossdet.evaluation.choosing import is_better
 from crossdet.files import write_json
-from crossdet.models.retinanet.matching import label_and_weigh
-from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.card import Card
+from crossdet.models.contract import Growable, Network
 from crossdet.models.weights import BEST_FILE, METRICS_FILE, STATE_FILE, WEIGHTS_FILE, save_state
 from crossdet.training.identity import Identity
-from crossdet.training.log import RunLog
+from crossdet.training.log import RunLog, Step
+from crossdet.training.optimiser import make_optimiser
 from crossdet.training.recipe import Recipe as Recipe
 from crossdet.training.recipe import learning_rate as learning_rate
 from crossdet.training.signals import stop_signals
-from crossdet.training.state import DatasetTotals, Progress, RunState, averaged, sum_over_ranks
+from crossdet.training.state import Course, DatasetTotals, EpochData, Progress, RunState, averaged, sum_over_ranks
 from crossdet.types import Batch
 
-Evaluate = Callable[[RetinaNet, str], dict[str, Any]]
-"""(detector, when) -> metrics; `evaluation.choosing` decides by them which weights are the best."""
-Describe = Callable[[dict[str, Any]], dict[str, str]]
-"""metrics -> entries of the metadata of the weights that they are of."""
-FurtherLoss = Callable[[RetinaNet, list[Tensor], Batch], Tensor]
-"""(detector, its features of the batch, batch) -> a scalar that is added to the class loss."""
-
-
-class EpochData(NamedTuple):
-    """What an epoch trains on. background_weight: `[K, C]` float32 by dataset, see `Batch`; None: all 1."""
-
-    dataset: HybridDataset
-    background_weight: Tensor | None = None
-
-
-DataOfEpoch = Callable[[int, int, RetinaNet], EpochData]
-"""(epoch from 0, its steps done, the weights that teach) -> what the epoch trains on. Exact resuming wants the same
-answer of the same weights, and after the first step the one of before it."""
+Evaluate = Callable[[Network, str], dict[str, Any]]
+"""(network, when) -> metrics; `evaluation.choosing` decides by them which weights are the best."""
+Describe = Callable[[dict[str, Any]], Card]
+"""metrics -> the card of the weights that they are of."""
 
 
 class Sealed:
@@ -62,103 +50,68 @@ class Sealed:
 
 
 class TrainStep(nn.Module):
-    """The one forward that autocast and DDP see: features, head, losses."""
+    """The one forward that autocast and DDP see."""
 
-    def __init__(
-        self, detector: RetinaNet, compiled: bool = False, further_loss: FurtherLoss | None = None
-    ) -> None:
-        """compiled: backbone and pyramid as one graph, and the focal terms as one kernel, by `torch.compile`."""
+    def __init__(self, network: Network) -> None:
         super().__init__()
-        self.detector = detector
-        self.compiled = compiled
-        self.further_loss = further_loss
-        # dynamic: batches come in many sizes, and a graph for each would take minutes each
-        self._features = torch.compile(detector.features, dynamic=True) if compiled else detector.features
+        self.network = network
 
-    def forward(self, batch: Batch | Sealed) -> dict[str, Tensor]:
-        """Scalars `classification` and `box` to be summed and differentiated, and per image, detached,
-        `image_loss [B]` (not normalised) and `image_positives [B]`, for the logs."""
-        batch = batch.batch if isinstance(batch, Sealed) else batch
-        features = self._features(batch.images)
-        sums = self.detector.image_losses(features, batch, self.compiled)
-        losses = self.detector.normalise(sums)
-        if self.further_loss is not None:
-            further = self.further_loss(self.detector, features, batch)
-            losses["classification"] = losses["classification"] + further
-        return {
-            **losses,
-            "image_loss": (sums.classification + sums.box * self.detector.box_weight).detach(),
-            "image_positives": sums.positives,
-        }
+    def forward(self, batch: Batch | Sealed) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """A scalar for every term of the loss, to be summed and differentiated; and for the logs, per image and
+        detached, the sum of all terms `[B]` (not normalised) and the positives `[B]`."""
+        losses = self.network.losses(batch.batch if isinstance(batch, Sealed) else batch)
+        return losses.normalised(self.network.normaliser), losses.of_images(), losses.positives
 
 
 def fit(
     fabric: Fabric,
-    detector: RetinaNet,
+    network: Network,
     dataset: HybridDataset,
     dataset_names: Sequence[str],
     recipe: Recipe,
+    seed: int,
     run_dir: Path,
+    card: Card,
     evaluate: Evaluate | None = None,
-    metadata: dict[str, str] | None = None,
-    resume: bool = False,
-    after_step: Callable[[], None] | None = None,
-    further_loss: FurtherLoss | None = None,
-    data_of: DataOfEpoch | None = None,
-    fixed_statistics: bool = False,
-    identity: Identity | None = None,
     describe: Describe | None = None,
+    course: Course | None = None,
+    resume: bool = False,
+    identity: Identity | None = None,
 ) -> dict[str, Any]:
-    """Trains `detector` (what of it requires a gradient) and returns the last epoch's record (losses, metrics).
+    """Trains `network` (what of it requires a gradient) and returns the last epoch's record (losses, metrics).
 
     Writes into `run_dir`: `state.pt` (resumable), `model.safetensors` (newest weights), `best.safetensors`,
     `metrics.json`, `steps.csv`, TensorBoard logs. With `resume` it continues exactly where `state.pt` stands.
-    after_step: called after every update of the weights, before they are averaged or saved. data_of: what each
-    epoch trains on instead of `dataset`. fixed_statistics: batch norm of the backbone uses its running statistics
-    and leaves them as they are; its scale and shift train. identity: kept in the state; a run with another one is
-    not resumed. describe: what the weights' metadata gets of an evaluation, besides `metadata`.
+    card: what the weights say about themselves. evaluate: -> metrics; describe: metrics -> the card with them.
+    identity: kept in the state; a run with another one is not resumed.
 
     Raises:
         UserError: the state is that of another run (`check_identity`).
         RunError: non-finite loss (the batch is saved), interruption, or a file that cannot be written.
     """
-    # Fabric cannot clip gradients that a fused optimiser unscales itself
+    course = course or Course()
     scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
-    optimizer = torch.optim.SGD(
-        [p for p in detector.parameters() if p.requires_grad],
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        # one pass over weights, gradients and momentum, and no temporary of the weights' size
-        fused=not (scaled and recipe.clip_norm is not None),
-    )
-    step_module, optimizer = fabric.setup(TrainStep(detector, recipe.compile, further_loss), optimizer)
+    step_module, optimizer = fabric.setup(TrainStep(network), make_optimiser(network, recipe, scaled))
     average, teacher = None, None
     if recipe.ema is not None:
-        average = averaged(detector, recipe.ema)
-    elif recipe.teacher_ema is not None:
-        teacher = averaged(detector, recipe.teacher_ema, warm_up=True)
-    run = RunState(
-        fabric,
-        detector,
-        optimizer,
-        average,
-        run_dir,
-        metadata or {},
-        after_step,
-        fixed_statistics,
-        identity,
-        teacher,
-    )
+        average = averaged(network, recipe.ema)
+    elif course.teacher_decay is not None:
+        teacher = averaged(network, course.teacher_decay, warm_up=True)
+    # after the averages, which are copies of the network and need neither
+    if recipe.compile:
+        network.compile_parts()
+    if course.hold_to is not None:
+        cast(Growable, network).hold_to(*course.hold_to)
+    run = RunState(fabric, network, optimizer, average, run_dir, card, course, identity, teacher)
     if resume and (run_dir / STATE_FILE).exists():
         run.restore()
-    logs = RunLog(fabric, run_dir, run.progress.step)
+    logs = RunLog(fabric, run_dir, run.progress.step, network.terms)
     data = EpochData(dataset)
     with stop_signals() as stop, _dead_workers_told(run_dir):
         while run.progress.epoch < recipe.epochs and not run.progress.finished:
-            if data_of is not None:
-                data = data_of(run.progress.epoch, run.progress.step_in_epoch, run.teacher_detector())
-            record = _train_epoch(run, step_module, data, dataset_names, recipe, logs, stop)
+            if course.data_of is not None:
+                data = course.data_of(run.progress.epoch, run.progress.step_in_epoch, run.teacher_network())
+            record = _train_epoch(run, step_module, data, dataset_names, recipe, seed, logs, stop)
             _finish_epoch(run, recipe, record, evaluate, describe, logs)
     run.progress.finished = True
     run.save_state()
@@ -189,19 +142,20 @@ def _train_epoch(
     data: EpochData,
     dataset_names: Sequence[str],
     recipe: Recipe,
+    seed: int,
     logs: RunLog,
     stop: threading.Event,
 ) -> dict[str, Any]:
     """The steps of one epoch (the rest of it, after a resume)."""
     fabric, progress, device = run.fabric, run.progress, run.fabric.device
-    dataset, finish = data.dataset, run.detector.labeller()
+    dataset, finish = data.dataset, run.network.prepare()
     if data.background_weight is not None:
-        finish = partial(label_and_weigh, label=finish, weights=data.background_weight)
+        finish = partial(_prepare_and_weigh, prepare=finish, weights=data.background_weight)
     batches = epoch_batches(
         dataset.sizes(),
         dataset.draw_weights(),
         recipe.batch_size,
-        recipe.seed,
+        seed,
         progress.epoch,
         recipe.group_aspect,
         min_batch=fabric.world_size * recipe.accumulate,
@@ -210,15 +164,11 @@ def _train_epoch(
         batches[progress.step_in_epoch :], recipe.accumulate, fabric.global_rank, fabric.world_size
     )
     loader = make_loader(
-        dataset, micro_batches, recipe.workers, device.type == "cuda", run.detector.mean_colour, finish
+        dataset, micro_batches, recipe.workers, device.type == "cuda", run.network.fill_colour, finish
     )
     totals = run.totals or DatasetTotals(dataset_names, device)
     run.totals = totals
-    # a frozen backbone stays in evaluation mode, or its batch norm would go on counting
-    run.detector.train(any(p.requires_grad for p in run.detector.backbone.parameters()))
-    for module in run.detector.backbone.modules() if run.fixed_statistics else ():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
+    run.network.training_mode(run.course.fixed_statistics)
     stream = iter(loader)
     logs.start_epoch(len(batches) - progress.step_in_epoch, (recipe.epochs - progress.epoch - 1) * len(batches))
     for step_in_epoch in range(progress.step_in_epoch, len(batches)):
@@ -228,17 +178,8 @@ def _train_epoch(
         losses, norm = _optimiser_step(run, step_module, stream, dataset, recipe, rate, totals, logs)
         progress.step_in_epoch, progress.step = step_in_epoch + 1, progress.step + 1
         enough = recipe.max_steps is not None and progress.step >= recipe.max_steps
-        logs.step(
-            progress.step,
-            progress.epoch,
-            progress.step_in_epoch,
-            len(batches),
-            rate,
-            losses,
-            norm,
-            len(batches[step_in_epoch]),
-            1 if enough else recipe.log_every,
-        )
+        step = Step(progress.step, progress.epoch, progress.step_in_epoch, len(batches), rate, losses, norm)
+        logs.step(step, len(batches[step_in_epoch]), 1 if enough else recipe.log_every)
         if enough:
             progress.finished = True
             break
@@ -274,14 +215,14 @@ def _optimiser_step(
                 run.progress.unreadable.append(line)
                 logs.unreadable(line)
         with run.fabric.no_backward_sync(step_module, enabled=micro + 1 < recipe.accumulate):
-            output = _forward(step_module, batch)
-            loss = (output["classification"] + output["box"]) / recipe.accumulate
+            terms, image_loss, positives = _forward(step_module, batch)
+            loss = cast(Tensor, sum(terms.values())) / recipe.accumulate
             run.fabric.backward(loss)
             # looks at the value, so it waits for the device: with the backward pass queued, before any update
             _stop_if_not_finite(run, loss, batch, dataset)
-        totals.add(batch.dataset_ids, output["image_loss"], output["image_positives"])
-        for name in ("classification", "box"):
-            losses[name] = losses.get(name, 0) + output[name].detach() / recipe.accumulate
+        totals.add(batch.dataset_ids, image_loss, positives)
+        for name, value in terms.items():
+            losses[name] = losses.get(name, 0) + value.detach() / recipe.accumulate
     if run.fabric.world_size > 1:  # each process knows its share only; what is logged is the loss of all
         everyone = run.fabric.all_reduce(torch.stack(list(losses.values())), reduce_op="mean")
         losses = dict(zip(losses, cast(Tensor, everyone).unbind(), strict=True))
@@ -289,19 +230,20 @@ def _optimiser_step(
     if recipe.clip_norm is not None:
         norm = run.fabric.clip_gradients(step_module, run.optimizer, max_norm=recipe.clip_norm)
     run.optimizer.step()
-    if run.after_step is not None:
-        run.after_step()
-    run.optimizer.zero_grad(set_to_none=True)
-    for average in (run.average, run.teacher):
-        if average is not None:
-            average.update_parameters(run.detector)
+    run.after_update()
     return losses, norm
 
 
-def _forward(step_module: Any, batch: Batch) -> dict[str, Tensor]:
+def _prepare_and_weigh(batch: Batch, prepare: Callable[[Batch], Batch] | None, weights: Tensor) -> Batch:
+    """The batch prepared, with the background weights of each image's dataset; `weights [K, C]` by dataset."""
+    prepared = batch if prepare is None else prepare(batch)
+    return replace(prepared, background_weight=weights[batch.dataset_ids])
+
+
+def _forward(step_module: Any, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Raises `UserError` where `torch.compile` finds no compiler."""
     try:
-        output: dict[str, Tensor] = step_module(Sealed(batch))
+        output: tuple[dict[str, Tensor], Tensor, Tensor] = step_module(Sealed(batch))
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -333,18 +275,18 @@ def _finish_epoch(
     progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
     last = progress.finished or progress.epoch == recipe.epochs
     due = recipe.eval_every > 0 and progress.epoch % recipe.eval_every == 0
-    extra = {}
+    card = run.card
     better = False
     if evaluate is not None and (last or due):
-        record["metrics"] = evaluate(run.final_detector(), "last" if last else f"epoch {progress.epoch}")
-        extra = {} if describe is None else describe(record["metrics"])
+        record["metrics"] = evaluate(run.final_network(), "last" if last else f"epoch {progress.epoch}")
+        card = card if describe is None else describe(record["metrics"])
         better = _is_best(progress, record)
     progress.history.append(record)
     logs.epoch(record)
-    run.save_weights(WEIGHTS_FILE, extra)
+    run.save_weights(WEIGHTS_FILE, card)
     if better:
         progress.best_epoch = record["epoch"]
-        run.save_weights(BEST_FILE, extra)
+        run.save_weights(BEST_FILE, card)
     if run.fabric.is_global_zero:
         best = next((r["metrics"] for r in progress.history if r["epoch"] == progress.best_epoch), None)
         content = {

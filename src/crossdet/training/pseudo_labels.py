@@ -26,7 +26,7 @@ from crossdet.evaluation.run import EvalSettings, detect_folded
 from crossdet.files import safe_names
 from crossdet.labels.folds import Folding
 from crossdet.labels.space import DROPPED, LabelSpace
-from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.contract import Network
 from crossdet.types import REGION_FLAGS, Flag
 
 TEACHER_FOLDER = "teacher_labels"
@@ -162,7 +162,7 @@ class Teacher:
     """
 
     name: str
-    model: RetinaNet
+    model: Network
     own_ids: Mapping[int, int]
     settings: EvalSettings
     thresholds: Mapping[int, float] = field(default_factory=dict)

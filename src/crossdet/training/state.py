@@ -7,15 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from crossdet.data.hybrid import HybridDataset
 from crossdet.errors import Diverged, RunError
-from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.card import Card
+from crossdet.models.contract import Network
 from crossdet.models.weights import STATE_FILE, load_state, save_state, save_weights
 from crossdet.training.identity import Identity, check_identity
 from crossdet.training.recipe import Recipe
@@ -23,8 +25,8 @@ from crossdet.training.recipe import Recipe
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def averaged(detector: RetinaNet, decay: float, warm_up: bool = False) -> AveragedModel:
-    """An exponential moving average of a detector's weights, which follows it by `update_parameters`.
+def averaged(network: Network, decay: float, warm_up: bool = False) -> AveragedModel:
+    """An exponential moving average of a network's weights, which follows it by `update_parameters`.
 
     The first update takes the weights as they are. warm_up: the decay after n updates is at most
     (1 + n) / (10 + n), as with `num_updates` of TensorFlow's ExponentialMovingAverage: the average reaches back
@@ -42,7 +44,7 @@ def averaged(detector: RetinaNet, decay: float, warm_up: bool = False) -> Averag
         kept = min(decay, (1 + count) / (10 + count)) if warm_up else decay
         torch._foreach_lerp_(averages, current, 1 - kept)
 
-    average = AveragedModel(detector, multi_avg_fn=update, use_buffers=True)
+    average = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
     return average
 
 
@@ -100,42 +102,82 @@ class DatasetTotals:
         }
 
 
+class EpochData(NamedTuple):
+    """What an epoch trains on. background_weight: `[K, C]` float32 by dataset, see `Batch`; None: all 1."""
+
+    dataset: HybridDataset
+    background_weight: Tensor | None = None
+
+
+DataOfEpoch = Callable[[int, int, Network], EpochData]
+"""(epoch from 0, its steps done, the weights that teach) -> what the epoch trains on.
+
+A resumed run asks again: before the first step of an epoch the same weights must give the same answer, and after it
+the answer must be the one that the epoch began with.
+"""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a training does besides following its recipe.
+
+    after_step: called after every update of the weights, before they are averaged or saved.
+    hold_to: a network of the first classes, and the weight of holding to its answers (`Growable.hold_to`).
+    fixed_statistics: see `Network.training_mode`.
+    data_of: what each epoch trains on, if not always the same.
+    teacher_decay: of averaged weights that only label for the training itself; without `Recipe.ema`.
+    """
+
+    after_step: Callable[[], None] | None = None
+    hold_to: tuple[Network, float] | None = None
+    fixed_statistics: bool = False
+    data_of: DataOfEpoch | None = None
+    teacher_decay: float | None = None
+
+
 @dataclass
 class RunState:
     """What a checkpoint holds, and where it goes."""
 
     fabric: Fabric
-    detector: RetinaNet
+    network: Network
     optimizer: Any
     average: AveragedModel | None
     run_dir: Path
-    metadata: dict[str, str]
-    after_step: Callable[[], None] | None = None
-    fixed_statistics: bool = False
+    card: Card
+    course: Course = field(default_factory=Course)
     identity: Identity | None = None
     teacher: AveragedModel | None = None
     progress: Progress = field(default_factory=Progress)
     totals: DatasetTotals | None = None
     saved_at: float = field(default_factory=time.monotonic)
 
-    def final_detector(self) -> RetinaNet:
+    def final_network(self) -> Network:
         """The weights that count: the moving average where there is one."""
         if self.average is None:
-            return self.detector
-        return cast(RetinaNet, self.average.module)
+            return self.network
+        return cast(Network, self.average.module)
 
-    def teacher_detector(self) -> RetinaNet:
+    def teacher_network(self) -> Network:
         """The weights that label for the training itself: an average of their own where none counts."""
-        return self.final_detector() if self.teacher is None else cast(RetinaNet, self.teacher.module)
+        return self.final_network() if self.teacher is None else cast(Network, self.teacher.module)
 
-    def save_weights(self, name: str, extra: dict[str, str]) -> None:
+    def after_update(self) -> None:
+        """What follows an update of the weights: what the course says, and the averages."""
+        if self.course.after_step is not None:
+            self.course.after_step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for average in (self.average, self.teacher):
+            if average is not None:
+                average.update_parameters(self.network)
+
+    def save_weights(self, name: str, card: Card) -> None:
         if self.fabric.is_global_zero:
-            metadata = self.metadata | extra
-            save_weights(self.run_dir / name, self.final_detector().state_dict(), metadata)
+            save_weights(self.run_dir / name, self.final_network().state_dict(), card)
 
     def stop_if_diverged(self) -> None:
         """The loss is checked before a step; the step itself can still overflow (alike on all ranks)."""
-        broken = [name for name, p in self.detector.named_parameters() if not bool(torch.isfinite(p).all())]
+        broken = [name for name, p in self.network.named_parameters() if not bool(torch.isfinite(p).all())]
         if broken:
             raise Diverged(
                 f"the weights are no longer finite after step {self.progress.step} ({broken[0]}"
@@ -158,7 +200,7 @@ class RunState:
             sums = sum_over_ranks(self.fabric, self.totals.sums)
         if self.fabric.is_global_zero:
             state = {
-                "model": self.detector.state_dict(),
+                "model": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "average": None if self.average is None else self.average.state_dict(),
                 "teacher": None if self.teacher is None else self.teacher.state_dict(),
@@ -177,7 +219,7 @@ class RunState:
         state = load_state(self.run_dir / STATE_FILE)
         if self.identity is not None:
             check_identity(self.run_dir, state.get("identity"), self.identity)
-        self.detector.load_state_dict(state["model"])
+        self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
@@ -185,7 +227,7 @@ class RunState:
             if state.get("teacher") is not None:
                 self.teacher.load_state_dict(state["teacher"])
             else:  # the state of a run that had none begins it
-                self.teacher.update_parameters(self.detector)
+                self.teacher.update_parameters(self.network)
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.progress = Progress.from_state(state["progress"])
         if len(state["random"]) == self.fabric.world_size:

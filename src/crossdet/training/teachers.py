@@ -28,8 +28,7 @@ from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.files import write_json
 from crossdet.inference import Detector
 from crossdet.labels.space import LabelSpace
-from crossdet.models.retinanet.network import RetinaNet
-from crossdet.training.loop import DataOfEpoch, EpochData
+from crossdet.models.contract import Network
 from crossdet.training.pseudo_labels import (
     LEAST_SCORE,
     TEACHER_FOLDER,
@@ -42,6 +41,7 @@ from crossdet.training.pseudo_labels import (
     taught_space,
     teacher_name,
 )
+from crossdet.training.state import DataOfEpoch, EpochData
 from crossdet.types import Flag
 
 TAUGHT_FILE = "taught.json"
@@ -267,7 +267,7 @@ def taught_epochs(
         raise _gone(folder)
     fixed = data(taught)
 
-    def data_of(_epoch: int, _step: int, _model: RetinaNet) -> EpochData:
+    def data_of(_epoch: int, _step: int, _model: Network) -> EpochData:
         return fixed
 
     return data_of
@@ -291,7 +291,7 @@ def _taught_by_itself(
     untaught = data(Taught(lesson.space, dict(lesson.train), None))
     made: dict[int, EpochData] = {}
 
-    def data_of(epoch: int, step: int, model: RetinaNet) -> EpochData:
+    def data_of(epoch: int, step: int, model: Network) -> EpochData:
         if epoch < first:
             return untaught
         since = epoch - (epoch - first) % every

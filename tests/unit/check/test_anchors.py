@@ -36,7 +36,8 @@ from crossdet.demo.scenes import write_demo_datasets
 from crossdet.errors import UserError
 from crossdet.labels.space import LabelSpace
 from crossdet.models.retinanet.anchors import cell_anchors, grid_anchors
-from crossdet.types import PYRAMID_STRIDES, Flag
+from crossdet.models.retinanet.settings import PYRAMID_STRIDES
+from crossdet.types import Flag
 
 DEFAULT = AnchorSetting((2.0, 3.0, 4.0), (0.5, 1.0, 2.0))
 PEDESTRIAN = 2.44

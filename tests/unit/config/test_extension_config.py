@@ -14,12 +14,14 @@ from PIL import Image
 from crossdet import LabelSpace, load_detector
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import IndexBuilder
-from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.building import build_detector
+from crossdet.models.card import Card, InputSettings
+from crossdet.models.retinanet.settings import Anchors, RetinaNetSettings
 from crossdet.models.weights import save_weights
 
-SETTINGS = DetectorSettings(
-    backbone="test_efficientnet", channels=16, head_depth=1, scales=(2.0, 3.0), ratios=(0.6, 1.0),
-    frozen_batch_norm=False,
+SETTINGS = RetinaNetSettings(
+    backbone="test_efficientnet", channels=16, head_depth=1, anchors=Anchors(scales=(2.0, 3.0), ratios=(0.6, 1.0)),
+    freeze_batch_norm=False,
 )  # fmt: skip
 
 
@@ -50,14 +52,9 @@ def weights(tmp_path, monkeypatch) -> Path:
         merge={"person": ["objects/person", "people/human"]},
         drop=["objects/dog"],
     )
-    metadata = {
-        "labels": space.to_json(),
-        "model": SETTINGS.to_json(),
-        "input": json.dumps({"shorter": 48, "longer": 64}),
-        "eval": json.dumps({"topk": 50, "nms_iou": 0.5, "max_detections": 9, "score_threshold": None}),
-    }
+    card = Card(space, SETTINGS, InputSettings(48, 64), {"topk": 50, "nms_iou": 0.5, "max_detections": 9})
     tensors = build_detector(SETTINGS, len(space.classes)).state_dict()
-    save_weights(Path("first/model.safetensors"), tensors, metadata)
+    save_weights(Path("first/model.safetensors"), tensors, card)
     return Path("first")
 
 

@@ -14,8 +14,8 @@ from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError, UserError
 from crossdet.labels.edits import edited, grown
 from crossdet.labels.space import DROPPED, LabelSpace
+from crossdet.runs.building import check_trainable, training_data
 from crossdet.runs.evaluate import splits_for_training
-from crossdet.runs.train import check_trainable, training_data
 
 BOX = (10, 10, 40, 40)
 CLASSES = ("cup", "plate")

@@ -35,7 +35,8 @@ from crossdet.data.loading import (
     sequential_batches,
 )
 from crossdet.errors import RunError, UserError
-from crossdet.types import AnchorLabels, Annotations, Flag
+from crossdet.models.retinanet.anchors import AnchorLabels
+from crossdet.types import Annotations, Flag
 
 # ------------------------------------------------------------------------------------------------ decoding
 
@@ -823,15 +824,16 @@ def test_only_what_is_large_takes_shared_memory_between_processes():
     anchor_labels = torch.arange(20_000).view(2, -1)
     found = AnchorLabels(anchor_labels, *(torch.arange(3) for _ in range(4)), per_shape=(1, 2))
     batch = collate(
-        [sample_of(40, 70, 9, 5), sample_of(64, 33, 7, 6)], (1, 2, 3), lambda b: replace(b, labelled=found)
+        [sample_of(40, 70, 9, 5), sample_of(64, 33, 7, 6)], (1, 2, 3), lambda b: replace(b, prepared=found)
     )
-    function, (images, labels, message) = _reduce_batch(batch)
+    function, (message, *shared) = _reduce_batch(batch)
+    images, labels = shared
     assert images is batch.images
     assert labels is anchor_labels
     assert len(message) < 4000
-    again = function(images, labels, message)
-    assert again.labelled.per_shape == (1, 2)
-    for a, b in zip(again.labelled[:5], found[:5], strict=True):
+    again = function(message, *shared)
+    assert again.prepared.per_shape == (1, 2)
+    for a, b in zip(again.prepared[:5], found[:5], strict=True):
         assert torch.equal(a, b)
     for name in ("images", "sizes", "original_sizes", "trusted", "image_ids", "dataset_ids"):
         assert torch.equal(getattr(again, name), getattr(batch, name))

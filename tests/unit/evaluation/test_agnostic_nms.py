@@ -17,18 +17,19 @@ from crossdet import LabelSpace, evaluate, load_detector, predict
 from crossdet.config import Config, load_config
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import IndexBuilder
-from crossdet.inference import Detector, InputSettings
+from crossdet.inference import Detector
 from crossdet.labels.folds import Fold
-from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.building import build_detector
+from crossdet.models.card import Card, InputSettings
 from crossdet.models.retinanet import network as retinanet
-from crossdet.models.retinanet.subnets import Adapter
+from crossdet.models.retinanet.settings import Adapter, Anchors, RetinaNetSettings
 from crossdet.models.weights import load_weights, save_weights
 from crossdet.runs.audit import audit_runs
 from crossdet.runs.extend import with_settings_of
 
-SETTINGS = DetectorSettings(
-    backbone="test_efficientnet", channels=16, head_depth=1, scales=(2.0, 3.0), ratios=(0.6, 1.0),
-    frozen_batch_norm=False, prior=0.3,
+SETTINGS = RetinaNetSettings(
+    backbone="test_efficientnet", channels=16, head_depth=1, anchors=Anchors(scales=(2.0, 3.0), ratios=(0.6, 1.0)),
+    freeze_batch_norm=False, prior=0.3,
 )  # fmt: skip
 CLASSES = 5
 SPACE = LabelSpace.build({"a": ["car", "van", "dog"], "b": ["cat", "cow"]})
@@ -39,7 +40,7 @@ EVAL = {"topk": 200, "nms_iou": 0.5, "max_detections": 50, "score_threshold": No
 
 def made(*adapters: Adapter):
     torch.manual_seed(0)
-    model = build_detector(replace(SETTINGS, adapters=adapters), CLASSES).eval()
+    model = build_detector(SETTINGS.model_copy(update={"adapters": adapters}), CLASSES).eval()
     torch.nn.init.normal_(model.class_subnet.predict.weight, std=0.3)
     return model
 
@@ -96,13 +97,8 @@ def test_a_detector_with_folds():
 def run(tmp_path, monkeypatch) -> Path:
     """`first`: weights whose classes overlap at every place, and `config.yaml` with two datasets."""
     monkeypatch.chdir(tmp_path)
-    metadata = {
-        "labels": SPACE.to_json(),
-        "model": SETTINGS.to_json(),
-        "input": json.dumps({"shorter": 64, "longer": 96}),
-        "eval": json.dumps(EVAL),
-    }
-    save_weights(Path("first/model.safetensors"), made().state_dict(), metadata)
+    card = Card(SPACE, SETTINGS, InputSettings(64, 96), EVAL)
+    save_weights(Path("first/model.safetensors"), made().state_dict(), card)
     datasets = {}
     for name, sources in zip(SPACE.datasets, SPACE.sources, strict=True):
         builder = IndexBuilder(tmp_path / name)
@@ -143,9 +139,9 @@ def test_predict(run, command):
 
 
 def test_the_weights_carry_the_setting(run, command):
-    tensors, metadata = load_weights(run)
+    tensors, card = load_weights(run)
     config = Config.from_dict(plain_config(agnostic_nms=True))
-    said = metadata | {"eval": config.eval.model_dump_json()}
+    said = replace(card, decoding=config.eval.model_dump())
     save_weights(Path("second.safetensors"), tensors, said)
     detector = load_detector("second.safetensors", "cpu")
     assert detector.decoding["agnostic_nms"] is True
@@ -156,7 +152,7 @@ def test_the_weights_carry_the_setting(run, command):
     assert with_settings_of(said, Config.from_dict(plain_config())).eval.agnostic_nms is True
     other = Config.from_dict(plain_config(agnostic_nms=False))
     assert with_settings_of(said, other).eval.agnostic_nms is False
-    assert with_settings_of(metadata, Config.from_dict(plain_config())).eval.agnostic_nms is False
+    assert with_settings_of(card, Config.from_dict(plain_config())).eval.agnostic_nms is False
 
 
 def plain_config(**limits) -> dict:

@@ -19,9 +19,11 @@ from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.evaluation.protocols.entry import score_split
 from crossdet.evaluation.splits import ground_truth
-from crossdet.inference import Detector, InputSettings
+from crossdet.inference import Detector
 from crossdet.labels.space import DROPPED
-from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.building import build_detector
+from crossdet.models.card import InputSettings
+from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.runs.evaluate import splits_for_detector, splits_for_training
 from crossdet_research.lifelong_measure import place_of, rows_of
 
@@ -179,7 +181,7 @@ def test_directions_of_a_class_and_detectors_without_them():
     truth = ground_truth(folded)
     assert truth.verifies(rows, np.full(16, folded.names.index("face"))).tolist() == wanted.tolist()
     assert not truth.verifies(rows, np.full(16, folded.names.index("dog"))).any()
-    network = build_detector(DetectorSettings(backbone="test_efficientnet", channels=8, head_depth=1), 3)
+    network = build_detector(RetinaNetSettings(backbone="test_efficientnet", channels=8, head_depth=1), 3)
     plain = Detector(network, LabelSpace.build({"z": ["x", "face", "dog"]}), InputSettings(64, 64))
     for fold in (True, False):
         theirs = ground_truth(splits_for_detector(sources, sources.val, plain, fold=fold)["a"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,9 +31,10 @@ from crossdet.evaluation.splits import Split
 from crossdet.inference import Detector
 from crossdet.labels.edits import edited, grown, growth
 from crossdet.labels.folds import Fold
-from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.models.provenance import generations
+from crossdet.models.building import build_detector
+from crossdet.models.card import Card, InputSettings, read_card
 from crossdet.models.retinanet.growth import BIAS, WEIGHT, by_class
+from crossdet.models.retinanet.settings import Anchors, RetinaNetSettings
 from crossdet.models.weights import load_weights, save_weights
 from crossdet.runs import evaluate as evaluating
 from crossdet.runs.evaluate import splits_for_training
@@ -41,9 +43,9 @@ from crossdet.runs.relabel import relabel
 from crossdet.training.pseudo_labels import find
 from crossdet.training.teachers import as_teacher
 
-SETTINGS = DetectorSettings(
-    backbone="test_efficientnet", channels=16, head_depth=1, scales=(2.0, 3.0), ratios=(0.6, 1.0),
-    frozen_batch_norm=False,
+SETTINGS = RetinaNetSettings(
+    backbone="test_efficientnet", channels=16, head_depth=1, anchors=Anchors(scales=(2.0, 3.0), ratios=(0.6, 1.0)),
+    freeze_batch_norm=False,
 )  # fmt: skip
 SHAPES = 4
 CLASSES = ("car", "truck", "dog", "sign")
@@ -200,14 +202,9 @@ def trained_head(bias: float = -1.0):
     return model
 
 
-def save(path: Path, model, space: LabelSpace, **more: str) -> Path:
-    metadata = {
-        "labels": space.to_json(),
-        "model": SETTINGS.to_json(),
-        "input": json.dumps({"shorter": 64, "longer": 96}),
-        "eval": json.dumps({"topk": 300, "nms_iou": 0.5, "max_detections": None, "score_threshold": None}),
-    }
-    save_weights(path, model.state_dict(), metadata | more)
+def save(path: Path, model, space: LabelSpace, **more: Any) -> Path:
+    card = Card(space, SETTINGS, InputSettings(64, 96), {"topk": 300, "nms_iou": 0.5}, **more)
+    save_weights(path, model.state_dict(), card)
     return path
 
 
@@ -321,7 +318,7 @@ def weights(known, tmp_path, monkeypatch) -> Path:
     model = trained_head()
     torch.nn.init.normal_(model.class_subnet.predict.weight, std=0.2)
     points = {name: {"threshold": 0.11 + 0.1 * c} for c, name in enumerate(CLASSES)}
-    old = save(Path("old.safetensors"), model, known, operating=json.dumps(points))
+    old = save(Path("old.safetensors"), model, known, operating=points)
     relabel(old, Path("new.safetensors"), [], VEHICLE)
     return Path("new.safetensors")
 
@@ -350,7 +347,7 @@ def test_predict_and_thresholds(weights):
     assert torch.equal(one.scores, old(picture(3), "truck", 0.2).scores)
     with pytest.raises(UserError, match="unknown class 'vehicl'; did you mean 'vehicle'"):
         detector(picture(3), "vehicl")
-    assert generations(load_weights(weights)[1])[-1].edits == ("merge vehicle=car,truck",)
+    assert read_card(weights).generations[-1].edits == ("merge vehicle=car,truck",)
 
 
 def test_the_threshold_of_a_merged_class_is_stored_and_shown(weights, crossdet):
@@ -449,7 +446,7 @@ def test_extending(weights, crossdet, mode):
 
 def test_an_extension_never_trains_one_member_on_anothers_objects(weights, tmp_path):
     """A member's row gets no gradient from objects of the other, nor from background without its labels."""
-    from crossdet.runs.train import training_batches
+    from crossdet.runs.building import training_batches
 
     index = drawn(tmp_path, "new", ("van",))
     config = Config.from_dict({
@@ -461,7 +458,7 @@ def test_an_extension_never_trains_one_member_on_anothers_objects(weights, tmp_p
     overlap = torch.from_numpy(sources.space.overlap_array)
     model = build_detector(SETTINGS, 4, overlap)
     model.load_state_dict(load_weights(weights)[0])
-    sum(model.loss(model.features(batch.images), batch).values()).backward()
+    sum(model.losses_of(model.features(batch.images), batch).normalised(model.normaliser).values()).backward()
     rows = by_class(model.class_subnet.predict.bias.grad, SHAPES)
     assert not rows[:, 0].any()  # cars: nothing is known of them here
     assert rows[:, 1].any()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +10,10 @@ import torch
 from crossdet import LabelSpace, UserError, load_detector
 from crossdet.errors import LabelError
 from crossdet.labels.edits import edited, grown
-from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.models.provenance import Score, generations, read_metadata, to_metadata
-from crossdet.models.weights import load_weights, save_weights, update_metadata
+from crossdet.models.building import build_detector
+from crossdet.models.card import Card, Generation, InputSettings, Score, read_card
+from crossdet.models.retinanet.settings import RetinaNetSettings
+from crossdet.models.weights import save_weights, update_card
 from crossdet.runs.relabel import relabel
 from crossdet.training.identity import differences
 
@@ -216,7 +215,7 @@ def test_all_mistakes_of_an_edit_at_once(known):
         assert part in text, part
 
 
-SETTINGS = DetectorSettings(backbone="test_efficientnet", channels=16, head_depth=1, frozen_batch_norm=False)
+SETTINGS = RetinaNetSettings(backbone="test_efficientnet", channels=16, head_depth=1, freeze_batch_norm=False)
 
 
 @pytest.fixture(scope="module")
@@ -230,21 +229,17 @@ def model():
 
 
 def save(path, model, space, **more):
-    metadata = {
-        "labels": space.to_json(),
-        "model": SETTINGS.to_json(),
-        "input": json.dumps({"shorter": 64, "longer": 96}),
-        "eval": json.dumps({"topk": 100, "nms_iou": 0.5, "max_detections": None, "score_threshold": None}),
-    }
-    save_weights(path, model.state_dict(), metadata | more)
+    card = Card(space, SETTINGS, InputSettings(64, 96), {"topk": 100, "nms_iou": 0.5}, **more)
+    save_weights(path, model.state_dict(), card)
     return path
 
 
 def test_relabelled_weights_predict_under_their_new_names(known, model, tmp_path):
     points = {"car": {"threshold": 0.4}, "coco/bank": {"threshold": 0.5}, "peds/bank": {"threshold": 0.2}}
-    old = save(tmp_path / "old.safetensors", model, known, operating=json.dumps(points))
-    first = replace(generations(read_metadata(old))[0], scores=(Score("car", "coco", "coco AP", 0.5),))
-    update_metadata(old, to_metadata([first]))
+    old = save(tmp_path / "old.safetensors", model, known, operating=points)
+    read = {"coco": ["car"], "peds": ["pedestrian", "bank"]}
+    score = Score("car", "coco", "coco AP", 0.5)
+    update_card(old, generations=(Generation("train", read, list(known.classes), scores=(score,)),))
     before = old.read_bytes()
     new = tmp_path / "new.safetensors"
     relabel(old, new, [("car", "auto")], [("bank", ["coco/bank", "peds/bank"])])
@@ -260,13 +255,13 @@ def test_relabelled_weights_predict_under_their_new_names(known, model, tmp_path
         assert len(a)
         assert torch.equal(a.boxes, b.boxes)
         assert torch.equal(a.scores, b.scores)
-    history = generations(read_metadata(new))
+    history = read_card(new).generations
     assert [g.mode for g in history] == ["train", "labels"]
     assert history[1].edits == ("rename car=auto", "merge bank=coco/bank,peds/bank")
     assert history[0].datasets["peds"] == ["pedestrian", "bank"]
     assert history[0].scores == (Score("auto", "coco", "coco AP", 0.5),)  # one line in the plot
     assert old.read_bytes() == before
-    assert load_weights(new)[1]["input"] == load_weights(old)[1]["input"]
+    assert read_card(new).input == read_card(old).input
 
 
 def test_command(known, model, tmp_path, command, capsys):

@@ -17,11 +17,13 @@ from crossdet.evaluation.orientation import angular_error, fold_detections, orie
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.protocols.entry import score_split
 from crossdet.evaluation.splits import Split
-from crossdet.inference import Detector, InputSettings
+from crossdet.inference import Detector
 from crossdet.labels.edits import edited
 from crossdet.labels.folds import NO_ANGLE, Fold, Folding
 from crossdet.labels.members import with_members
-from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.building import build_detector
+from crossdet.models.card import InputSettings
+from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.runs.evaluate import splits_for_detector
 from crossdet_research.orientation import per_roll
 
@@ -245,7 +247,7 @@ def test_a_crowd_and_a_region_have_no_direction(tmp_path):
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
-    made = DetectorSettings(backbone="test_efficientnet", channels=8, head_depth=1, prior=0.3)
+    made = RetinaNetSettings(backbone="test_efficientnet", channels=8, head_depth=1, prior=0.3)
     return build_detector(made, 5)
 
 

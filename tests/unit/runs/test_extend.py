@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from rich.console import Console
 
 from crossdet import Config, LabelSpace, UserError
 from crossdet.check import inspect_weights, print_weights
-from crossdet.config import ExtendConfig
 from crossdet.data.index import IndexBuilder, Ragged
 from crossdet.errors import ConfigError
 from crossdet.evaluation.arrays import DetectionArrays
@@ -30,18 +28,19 @@ from crossdet.evaluation.forgetting import (
     to_json,
     warning_of,
 )
-from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.models.provenance import Generation, Score, generations, new_generation, to_metadata
-from crossdet.models.retinanet.growth import BIAS, WEIGHT, carry_over, train_new_classes_only
-from crossdet.models.retinanet.subnets import Adapter
+from crossdet.models.building import build_detector
+from crossdet.models.card import Card, Generation, InputSettings, Score, new_generation
+from crossdet.models.retinanet.growth import BIAS, WEIGHT, carry_over, freeze_old
+from crossdet.models.retinanet.settings import Adapter, Anchors, RetinaNetSettings
 from crossdet.models.weights import save_weights
 from crossdet.runs.extend import with_settings_of
+from crossdet.training.modes import ExtendSettings
 from crossdet.training.pseudo_labels import taught_classes, taught_space, with_pseudo_labels
 from crossdet.types import Flag
 
-SETTINGS = DetectorSettings(
-    backbone="test_efficientnet", channels=16, head_depth=1, scales=(2.0, 3.0), ratios=(0.6, 1.0),
-    frozen_batch_norm=False, prior=0.05,
+SETTINGS = RetinaNetSettings(
+    backbone="test_efficientnet", channels=16, head_depth=1, anchors=Anchors(scales=(2.0, 3.0), ratios=(0.6, 1.0)),
+    freeze_batch_norm=False, prior=0.05,
 )  # fmt: skip
 SHAPES = 4
 
@@ -88,7 +87,7 @@ def test_weights_of_another_architecture_are_refused():
 def test_frozen_rows_stand_still_under_momentum_and_weight_decay(layout):
     torch.manual_seed(0)
     model = build_detector(SETTINGS, 3)
-    restore = train_new_classes_only(model, 2)
+    restore = freeze_old(model, 2)
     model.to(memory_format=layout)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -280,15 +279,18 @@ def test_lines_over_generations(tmp_path):
 
 
 def test_generations_survive_the_metadata(space):
-    first = generations({"labels": space.to_json()})
+    plain = Card(space, SETTINGS, InputSettings(64, 96), {}).to_metadata()
+    del plain["provenance"]  # as weights of before there were generations
+    first = Card.from_metadata(plain).generations
     assert [(g.mode, g.parent, g.when) for g in first] == [("train", None, None)]
     assert first[0].datasets == {"old": ["car", "face"], "new": ["sign", "helmet"], "sea": ["ship"]}
     second = new_generation("replay", {"new": ("sign",)}, space, "ab" * 32)
     assert second.when is not None
     assert second.when.endswith("+00:00")
-    history = [*first, second, Generation("labels", {}, ["x"], "cd", edits=("rename a=b",))]
-    history[1] = Generation(**{**vars(second), "scores": (Score("car", "old", "coco AP", 0.5),)})
-    assert generations(to_metadata(history)) == history
+    second = replace(second, scores=(Score("car", "old", "coco AP", 0.5),))
+    history = (*first, second, Generation("labels", {}, ["x"], "cd", edits=("rename a=b",)))
+    card = Card(space, SETTINGS, InputSettings(64, 96), {"topk": 5}, {"car": {"threshold": 0.5}}, history)
+    assert Card.from_metadata(card.to_metadata()) == card
 
 
 def test_a_generation_tells_how_names_were_read(tmp_path):
@@ -297,11 +299,9 @@ def test_a_generation_tells_how_names_were_read(tmp_path):
         merge={"person": ["peds/pedestrian"]}, drop=["peds/cyclist"],
     )  # fmt: skip
     read = {"peds": ["pedestrian", "cyclist"], "old": ["car", "no longer there"], "elsewhere": ["x"]}
-    metadata = {
-        "labels": space.to_json(), "model": SETTINGS.to_json(), "input": json.dumps({"shorter": 64, "longer": 96}),
-        **to_metadata([Generation("train", read, ["person", "car"])]),
-    }  # fmt: skip
-    save_weights(tmp_path / "model.safetensors", {"a": torch.zeros(1)}, metadata)
+    history = (Generation("train", read, ["person", "car"]),)
+    card = Card(space, SETTINGS, InputSettings(64, 96), {}, generations=history)
+    save_weights(tmp_path / "model.safetensors", {"a": torch.zeros(1)}, card)
     console = Console(record=True, width=120)
     print_weights(inspect_weights(tmp_path), console)
     lines = console.export_text().splitlines()
@@ -314,21 +314,16 @@ def test_a_generation_tells_how_names_were_read(tmp_path):
 
 
 def test_weights_are_described_without_torch(space, tmp_path):
-    history = [Generation("train", {"old": ["car"]}, ["car"]), Generation("frozen", {}, ["car"], "ab" * 32)]
-    metadata = {
-        "labels": space.to_json(),
-        "model": replace(SETTINGS, adapters=(Adapter(3, 8, 3),)).to_json(),
-        "input": json.dumps({"shorter": 64, "longer": 96}),
-        "operating": json.dumps({"car": {"threshold": 0.25, "f1": 1.0}}),
-        **to_metadata(history),
-    }  # fmt: skip
+    history = (Generation("train", {"old": ["car"]}, ["car"]), Generation("frozen", {}, ["car"], "ab" * 32))
+    settings = SETTINGS.model_copy(update={"adapters": (Adapter(3, 8, 3),)})
+    card = Card(space, settings, InputSettings(64, 96), {}, {"car": {"threshold": 0.25, "f1": 1.0}}, history)
     file = tmp_path / "model.safetensors"
-    save_weights(file, {"a": torch.zeros(1)}, metadata)
+    save_weights(file, {"a": torch.zeros(1)}, card)
     report = inspect_weights(tmp_path)
     assert report.classes["car"] == ["old/car"]
     assert report.thresholds == {"car": 0.25}
     code = (
-        "import sys; from crossdet import cli; sys.argv = ['crossdet', 'check', sys.argv[1]]\n"
+        "import sys; from crossdet.commands import main as cli; sys.argv = ['crossdet', 'check', sys.argv[1]]\n"
         "try: cli.main()\n"
         "except SystemExit as end: assert not end.code\n"
         "assert 'torch' not in sys.modules"
@@ -352,11 +347,12 @@ def test_weights_are_described_without_torch(space, tmp_path):
 
 # ----------------------------------------------------------------------------------------- settings
 
-METADATA = {
-    "model": SETTINGS.to_json(),
-    "input": json.dumps({"shorter": 64, "longer": 96}),
-    "eval": json.dumps({"topk": 77, "nms_iou": 0.4, "max_detections": 9, "score_threshold": None, "batch_size": 3}),
-}  # fmt: skip
+CARD = Card(
+    LabelSpace.build({"old": ["car"]}),
+    SETTINGS,
+    InputSettings(64, 96),
+    {"topk": 77, "nms_iou": 0.4, "max_detections": 9, "score_threshold": None, "batch_size": 3},
+)
 
 
 def config(**sections) -> Config:
@@ -367,7 +363,7 @@ def config(**sections) -> Config:
 
 
 def test_model_and_input_come_from_the_weights():
-    filled = with_settings_of(METADATA, config(eval={"topk": 5}, loss={"gamma": 1.5}))
+    filled = with_settings_of(CARD, config(eval={"topk": 5}, loss={"gamma": 1.5}))
     assert (filled.model.backbone, filled.model.channels, filled.model.prior) == ("test_efficientnet", 16, 0.05)
     assert filled.model.anchors.scales == (2.0, 3.0)
     assert filled.model.freeze_batch_norm is False
@@ -381,13 +377,13 @@ def test_model_and_input_come_from_the_weights():
 
 def test_repeating_the_settings_is_no_contradiction():
     said = {"backbone": "test_efficientnet", "channels": 16, "weights": "none", "freeze_batch_norm": None}
-    with_settings_of(METADATA, config(model={**said, "anchors": {"scales": [2, 3], "ratios": [0.6, 1]}}))
+    with_settings_of(CARD, config(model={**said, "anchors": {"scales": [2, 3], "ratios": [0.6, 1]}}))
 
 
 def test_settings_that_contradict_are_listed():
     with pytest.raises(UserError) as error:
         with_settings_of(
-            METADATA,
+            CARD,
             config(model={"channels": 256, "anchors": {"scales": [4]}}, input={"shorter": 800, "longer": 96000}),
         )
     text = str(error.value)
@@ -398,7 +394,7 @@ def test_settings_that_contradict_are_listed():
 
 def test_without_old_images_the_old_detector_is_held_and_labels_nothing_by_default():
     """And its labels are trusted only together with labels."""
-    said = config().extend or ExtendConfig()
+    said = config().extend or ExtendSettings()
     assert (said.match, said.pseudo, said.trust, said.fixed_statistics) == (1.0, False, False, True)
     with pytest.raises(ConfigError, match=r"`extend.trust`: it is about the labels of `extend.pseudo`"):
         config(extend={"mode": "distill", "trust": True})

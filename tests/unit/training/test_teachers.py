@@ -19,8 +19,8 @@ from crossdet.evaluation.run import EvalSettings, Found
 from crossdet.evaluation.splits import Split
 from crossdet.losses import dataset_aware_focal_loss
 from crossdet.models.retinanet.anchors import anchor_grid, cell_anchors
-from crossdet.models.retinanet.matching import label_anchors, label_and_weigh
-from crossdet.training.loop import EpochData
+from crossdet.models.retinanet.matching import label_anchors
+from crossdet.training.loop import EpochData, _prepare_and_weigh
 from crossdet.training.pseudo_labels import Teacher, label_images
 from crossdet.training.state import averaged
 from crossdet.training.teachers import (
@@ -242,12 +242,12 @@ def test_batches_carry_the_weights_of_their_datasets():
         torch.ones(2, 2, dtype=torch.bool), ids, ids,
     )  # fmt: skip
     weights = torch.tensor([[1.0, 0.5], [0.25, 1.0]])
-    weighed = label_and_weigh(batch, lambda b: b, weights)
+    weighed = _prepare_and_weigh(batch, None, weights)
     assert weighed.background_weight.tolist() == [[0.25, 1.0], [1.0, 0.5]]
     assert weighed.to("cpu").background_weight.tolist() == [[0.25, 1.0], [1.0, 0.5]]
     assert batch.background_weight is None
     with pytest.raises(ValueError, match="background_weight"):
-        label_and_weigh(batch, lambda b: b, weights.double())
+        _prepare_and_weigh(batch, None, weights.double())
 
 
 # ------------------------------------------------------------------------------------------ by itself

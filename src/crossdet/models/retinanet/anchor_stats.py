@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from crossdet.data.index import Index
 from crossdet.labels.space import DROPPED
-from crossdet.types import PAD_DIVISOR, PYRAMID_STRIDES, REGION_FLAGS, Flag
+from crossdet.models.retinanet.settings import PYRAMID_STRIDES
+from crossdet.types import PAD_DIVISOR, REGION_FLAGS, Flag
 
 _CHUNK = 16_384  # boxes at a time: the temporaries stay in the processor's cache
 

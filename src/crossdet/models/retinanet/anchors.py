@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from crossdet.types import PAD_DIVISOR, PYRAMID_STRIDES
+from crossdet.models.retinanet.settings import PYRAMID_STRIDES
+from crossdet.types import PAD_DIVISOR
 
 _MAX_LOG_SCALE = math.log(1000 / 16)  # caps exp() at boxes of some thousand pixels, as everyone does
+
+
+class AnchorLabels(NamedTuple):
+    """What every anchor of a batch learns.
+
+    labels: `[B, N]` int64, class id, BACKGROUND or IGNORE. image, anchor: `[F]` int64, the foreground anchors, by
+    image and then by anchor. boxes: `[F, 4]` the box of each. avoid: `[P, 3]` int64 rows (image, anchor, class
+    or -1). per_shape: `[A]` how many foreground anchors have each shape, `anchor % A`; on the host, so that nobody
+    has to ask the device. Empty where it is not known.
+    """
+
+    labels: Tensor
+    image: Tensor
+    anchor: Tensor
+    boxes: Tensor
+    avoid: Tensor
+    per_shape: tuple[int, ...] = ()
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> AnchorLabels:
+        return self._replace(
+            labels=function(self.labels),
+            image=function(self.image),
+            anchor=function(self.anchor),
+            boxes=function(self.boxes),
+            avoid=function(self.avoid),
+        )
 
 
 def cell_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
@@ -81,8 +108,8 @@ def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """`[N, 4]` xyxy boxes: the inverse of `encode_boxes`; log scales are capped at log(1000 / 16)."""
-    size = anchors[:, 2:] - anchors[:, :2]
-    centre = (anchors[:, :2] + anchors[:, 2:]) / 2 + deltas[:, :2] * size
-    half = deltas[:, 2:].clamp(max=_MAX_LOG_SCALE).exp() * size / 2
-    return torch.cat([centre - half, centre + half], 1)
+    """`[..., N, 4]` xyxy boxes: the inverse of `encode_boxes`; log scales are capped at log(1000 / 16)."""
+    size = anchors[..., 2:] - anchors[..., :2]
+    centre = (anchors[..., :2] + anchors[..., 2:]) / 2 + deltas[..., :2] * size
+    half = deltas[..., 2:].clamp(max=_MAX_LOG_SCALE).exp() * size / 2
+    return torch.cat([centre - half, centre + half], -1)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from crossdet.losses import background_focal_sums, foreground_focal_parts, foreground_negatives_of
-from crossdet.types import BACKGROUND, AnchorLabels, TrustGroup
+from crossdet.models.retinanet.anchors import AnchorLabels
+from crossdet.types import BACKGROUND, TrustGroup
 
 FOREGROUND_ENTRIES = 8_000_000
 """Foreground anchors x classes held at once (32 MB per tensor)."""

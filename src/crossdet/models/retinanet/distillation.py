@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from crossdet.losses import smooth_l1
-from crossdet.models.retinanet.network import Outputs, RetinaNet
 from crossdet.types import Batch
+
+if TYPE_CHECKING:
+    from crossdet.models.retinanet.network import Outputs, RetinaNet
 
 PER_IMAGE = 512
 """Anchors of an image whose answers are matched."""
@@ -48,8 +51,8 @@ def logit_matching(
             _at(found, picked),
             _at(wanted_deltas, picked),
             _at(found_deltas, picked),
-            detector.box_beta,
-            detector.box_weight,
+            detector.settings.loss.box_beta,
+            detector.settings.loss.box_weight,
         )
 
     return loss

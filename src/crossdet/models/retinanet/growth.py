@@ -7,12 +7,15 @@ rows, so rows are addressed by (shape, class) everywhere here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from crossdet.errors import UserError
-from crossdet.models.retinanet.network import RetinaNet
+
+if TYPE_CHECKING:
+    from crossdet.models.retinanet.network import RetinaNet
 
 WEIGHT, BIAS = "class_subnet.predict.weight", "class_subnet.predict.bias"
 ADAPTERS = ("class_subnet.adapters.", "box_adapters.")
@@ -55,7 +58,7 @@ def by_class(rows: Tensor, shapes: int) -> Tensor:
     return rows.unflatten(0, (shapes, len(rows) // shapes))
 
 
-def train_new_classes_only(model: RetinaNet, classes: int) -> Callable[[], None]:
+def freeze_old(model: RetinaNet, classes: int) -> Callable[[], None]:
     """Freezes everything but the rows of the classes after the first `classes`, and their adapter if they have
     one.
 
@@ -64,10 +67,10 @@ def train_new_classes_only(model: RetinaNet, classes: int) -> Callable[[], None]
     since weight decay and momentum move also what has no gradient.
     """
     shapes = model.num_anchors
-    predict = model.class_subnet.predict
+    predict, adapters = model.class_subnet.predict, model.settings.adapters
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    if model.adapters and model.adapters[-1].first == classes:
+    if adapters and adapters[-1].first == classes:
         model.class_subnet.adapters[-1].requires_grad_(True)
         model.box_adapters[-1].requires_grad_(True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_area
 
-from crossdet.models.retinanet.anchors import AnchorGrid, anchor_grid, pyramid_grids
+from crossdet.models.retinanet.anchors import AnchorGrid, AnchorLabels, anchor_grid, pyramid_grids
 from crossdet.models.retinanet.nearby import CHUNK_ENTRIES, Lattice, largest_iou, lattice, pairs_overlapping
-from crossdet.types import BACKGROUND, IGNORE, PYRAMID_STRIDES, REGION_FLAGS, AnchorLabels, Annotations, Batch, Flag
+from crossdet.models.retinanet.settings import PYRAMID_STRIDES
+from crossdet.types import BACKGROUND, IGNORE, REGION_FLAGS, Annotations, Batch, Flag
 
 
 def label_batch(
@@ -30,12 +31,7 @@ def label_batch(
         grid, batch.targets, positive_iou, negative_iou, low_quality_matches, batch.has_regions
     )
     per_shape = torch.bincount(labelled.anchor % len(cells[0]), minlength=len(cells[0])).tolist()
-    return replace(batch, labelled=labelled._replace(per_shape=tuple(per_shape)))
-
-
-def label_and_weigh(batch: Batch, label: Callable[[Batch], Batch], weights: Tensor) -> Batch:
-    """The batch labelled, with the background weights of each image's dataset; `weights [K, C]` by dataset."""
-    return replace(label(batch), background_weight=weights[batch.dataset_ids])
+    return replace(batch, prepared=labelled._replace(per_shape=tuple(per_shape)))
 
 
 class Objects(NamedTuple):

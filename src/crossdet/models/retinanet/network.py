@@ -1,13 +1,13 @@
 """RetinaNet (Lin et al., arXiv 1708.02002) with the dataset-aware focal loss, top to bottom.
 
-`features` -> `head` -> `image_losses` (training) or `decode` (inference); each is a method of its own, and what
+`features` -> `head` -> `losses_of` (training) or `decode` (inference); each is a method of its own, and what
 `forward` gives does not depend on `self.training`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple, cast
 
@@ -20,8 +20,11 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 from crossdet.errors import UserError
 from crossdet.losses import smooth_l1
 from crossdet.models.backbones import Backbone
+from crossdet.models.contract import Growable, Losses, Network, ParameterGroup
+from crossdet.models.retinanet import growth
 from crossdet.models.retinanet.anchors import (
     AnchorGrid,
+    AnchorLabels,
     anchor_grid,
     cell_anchors,
     decode_boxes,
@@ -29,9 +32,11 @@ from crossdet.models.retinanet.anchors import (
     grid_anchors,
 )
 from crossdet.models.retinanet.class_loss import union_focal_losses
+from crossdet.models.retinanet.distillation import logit_matching
 from crossdet.models.retinanet.matching import label_anchors, label_batch
-from crossdet.models.retinanet.subnets import Adapter, GroupNorm, Subnet
-from crossdet.types import PAD_DIVISOR, PYRAMID_STRIDES, AnchorLabels, Batch, Detections
+from crossdet.models.retinanet.settings import PYRAMID_STRIDES, RetinaNetSettings
+from crossdet.models.retinanet.subnets import GroupNorm, Subnet
+from crossdet.types import PAD_DIVISOR, Batch, Detections
 
 LOGITS_AT_ONCE = 32_000_000
 """Class logits of a batch and level held at once in `find` (128 MB)."""
@@ -43,14 +48,6 @@ class Outputs(NamedTuple):
     logits: list[Tensor]
     deltas: list[Tensor]
     grids: list[tuple[int, int]]
-
-
-class ImageLosses(NamedTuple):
-    """Sums per image, `[B]` each, not yet normalised."""
-
-    classification: Tensor
-    box: Tensor
-    positives: Tensor
 
 
 class CoarseLevels(ExtraFPNBlock):
@@ -73,24 +70,19 @@ class CoarseLevels(ExtraFPNBlock):
         return [*results, p6, p7], [*names, "p6", "p7"]
 
 
-class RetinaNet(nn.Module):
+class RetinaNet(Growable):
     """One-stage detector for C classes: backbone, pyramid P3-P7, class subnet, box subnet.
 
     Args:
         backbone: gives C3, C4, C5.
         num_classes: C, the classes of the union.
-        channels, head_depth: width of the pyramid, convolutions of a subnet before its prediction.
-        group_norm: least channels per group of the group norm in P3 to P5 and in the subnets; 0: none (training
-            from random weights is slow without). P6 and P7 are plain convolutions.
-        scales, ratios: anchors; area (scale x stride)^2, ratio = height / width.
-        prior: probability that every class starts with at every anchor (focal loss initialisation).
-        positive_iou, negative_iou, low_quality_matches: see `label_anchors`.
-        alpha, gamma, foreground_negatives, overlap: see `dataset_aware_focal_loss`.
-        box_beta, box_weight: corner and weight of the smooth L1 box loss.
-        normaliser: "batch" or "image", see `normalise`.
-        adapters: of frozen extensions, oldest first, see `Adapter`.
+        settings: architecture and loss. Group norm is in P3 to P5 and in the subnets (training from random weights
+            is slow without it); P6 and P7 are plain convolutions. See `label_anchors` for what decides the anchors'
+            labels, `dataset_aware_focal_loss` for the loss of the classes, `normalise` for `normaliser`.
+        overlap: `[C, C]` bool, see `dataset_aware_focal_loss`.
     """
 
+    terms = ("classification", "box")
     mean: Tensor
     std: Tensor
     box_subnet_of: Tensor
@@ -100,25 +92,16 @@ class RetinaNet(nn.Module):
         self,
         backbone: Backbone,
         num_classes: int,
-        channels: int = 256,
-        head_depth: int = 4,
-        group_norm: int = 0,
-        scales: Sequence[float] = (2.0, 3.0, 4.0),
-        ratios: Sequence[float] = (0.5, 1.0, 2.0),
-        prior: float = 0.01,
-        positive_iou: float = 0.5,
-        negative_iou: float = 0.4,
-        low_quality_matches: bool = True,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
-        foreground_negatives: bool = True,
+        settings: RetinaNetSettings | None = None,
         overlap: Tensor | None = None,
-        box_beta: float = 1 / 9,
-        box_weight: float = 1.0,
-        normaliser: Literal["batch", "image"] = "batch",
-        adapters: Sequence[Adapter] = (),
     ) -> None:
         super().__init__()
+        settings = settings or RetinaNetSettings()
+        channels, depth = settings.channels, settings.head_depth
+        group_norm = settings.group_channels if settings.group_norm else 0
+        scales, ratios = settings.anchors.scales, settings.anchors.ratios
+        adapters = settings.adapters
+        self.settings = settings
         self.backbone = backbone
         self.fpn = FeaturePyramidNetwork(
             backbone.channels,
@@ -128,38 +111,32 @@ class RetinaNet(nn.Module):
         )
         self.num_classes = num_classes
         self.num_anchors = len(scales) * len(ratios)
-        self.adapters = tuple(adapters)
         widths = [adapter.channels for adapter in adapters]
         outputs = self.num_anchors * num_classes
-        self.class_subnet = Subnet(channels, channels, head_depth, outputs, group_norm, widths)
-        self.box_subnet = Subnet(channels, channels, head_depth, self.num_anchors * 4, group_norm)
+        self.class_subnet = Subnet(channels, channels, depth, outputs, group_norm, widths)
+        self.box_subnet = Subnet(channels, channels, depth, self.num_anchors * 4, group_norm)
         self.box_adapters = nn.ModuleList(
-            Subnet(channels, width, max(1, head_depth), self.num_anchors * 4, group_norm) for width in widths
+            Subnet(channels, width, max(1, depth), self.num_anchors * 4, group_norm) for width in widths
         )
         box_subnets = [
             max((i for i, adapter in enumerate(adapters, 1) if adapter.has_boxes_of(c)), default=0)
             for c in range(num_classes)
         ]
         self.register_buffer("box_subnet_of", torch.tensor(box_subnets), persistent=False)
-        nn.init.constant_(cast(Tensor, self.class_subnet.predict.bias), -math.log((1 - prior) / prior))
-        self.positive_iou = positive_iou
-        self.negative_iou = negative_iou
-        self.low_quality_matches = low_quality_matches
-        self.alpha = alpha
-        self.gamma = gamma
-        self.foreground_negatives = foreground_negatives
-        self.box_beta = box_beta
-        self.box_weight = box_weight
-        self.normaliser = normaliser
+        bias = cast(Tensor, self.class_subnet.predict.bias)
+        nn.init.constant_(bias, -math.log((1 - settings.prior) / settings.prior))
         self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1) * 255)
         for level, stride in enumerate(PYRAMID_STRIDES):
             self.register_buffer(f"cell_{level}", cell_anchors(stride, scales, ratios), persistent=False)
         some_overlap = overlap if overlap is not None and bool(overlap.any()) else None
         self.register_buffer("overlap", some_overlap, persistent=False)
+        self.normaliser = settings.loss.normaliser
+        self._compiled_features: Callable[[Tensor], list[Tensor]] | None = None
+        self._held: Callable[[RetinaNet, list[Tensor], Batch], Tensor] | None = None
 
     @property
-    def mean_colour(self) -> list[int]:
+    def fill_colour(self) -> list[int]:
         """RGB 0..255 that is normalised to (nearly) zero: the colour that batches are padded with."""
         return self.mean.flatten().round().int().tolist()
 
@@ -210,86 +187,108 @@ class RetinaNet(nn.Module):
 
     # ---------------------------------------------------------------- training
 
-    def labeller(self) -> Callable[[Batch], Batch]:
+    def prepare(self) -> Callable[[Batch], Batch]:
         """`label_batch` with this detector's anchors and thresholds, on the CPU: for the loader's workers."""
         return partial(
             label_batch,
             cells=[self.get_buffer(f"cell_{level}").cpu() for level in range(len(PYRAMID_STRIDES))],
-            positive_iou=self.positive_iou,
-            negative_iou=self.negative_iou,
-            low_quality_matches=self.low_quality_matches,
+            positive_iou=self.settings.positive_iou,
+            negative_iou=self.settings.negative_iou,
+            low_quality_matches=self.settings.low_quality_matches,
         )
 
-    def loss(self, features: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Scalars `classification` and `box`, see `normalise`."""
-        return self.normalise(self.image_losses(features, batch))
+    def losses(self, batch: Batch) -> Losses:
+        """Terms `classification` and `box`, see `contract.Losses`."""
+        features = (self._compiled_features or self.features)(batch.images)
+        losses = self.losses_of(features, batch)
+        if self._held is not None:
+            losses.further["classification"] = self._held(self, features, batch)
+        return losses
 
-    def image_losses(self, features: list[Tensor], batch: Batch, compiled: bool = False) -> ImageLosses:
-        """Loss sums per image, so that the loss of every dataset can be logged from the same numbers.
+    def losses_of(self, features: list[Tensor], batch: Batch) -> Losses:
+        """The same of given pyramid features.
 
         Class logits are computed only where the loss needs them, see `union_focal_losses`.
         """
         grid = self.anchor_grid([(f.shape[-2], f.shape[-1]) for f in features])
-        labelled = batch.labelled
-        if labelled is None:
-            labelled = label_anchors(
-                grid,
-                batch.targets,
-                self.positive_iou,
-                self.negative_iou,
-                self.low_quality_matches,
-                batch.has_regions,
-            )
-        elif labelled.labels.shape[1] != len(grid.boxes):
-            raise UserError(
-                f"model.backbone: its maps are {list(grid.grids)} for images of {tuple(batch.images.shape[-2:])}; "
-                f"they must halve from stride to stride, rounding up. Use another backbone"
-            )
+        labelled = self._labelled(batch, grid)
+        settings = self.settings.loss
         classification = union_focal_losses(
             [self.class_subnet.before_prediction(f) for f in features],
             self.class_subnet.predict,
             labelled,
             batch.trusted,
             batch.trust_groups,
-            self.alpha,
-            self.gamma,
-            self.foreground_negatives,
+            settings.alpha,
+            settings.gamma,
+            settings.foreground_negatives,
             self.overlap,
-            compiled,
+            self._compiled_features is not None,
             batch.background_weight,
         )
         deltas = torch.cat([self._deltas(f) for f in features], 1)
-        box = self._box_losses(deltas, grid.boxes, labelled)
-        return ImageLosses(classification, box, (labelled.labels >= 0).sum(1))
+        box = self._box_losses(deltas, grid.boxes, labelled) * settings.box_weight
+        return Losses({"classification": classification, "box": box}, (labelled.labels >= 0).sum(1))
+
+    def _labelled(self, batch: Batch, grid: AnchorGrid) -> AnchorLabels:
+        """What the workers found, or the same found here."""
+        if batch.prepared is None:
+            s = self.settings
+            return label_anchors(
+                grid, batch.targets, s.positive_iou, s.negative_iou, s.low_quality_matches, batch.has_regions
+            )
+        labelled = cast(AnchorLabels, batch.prepared)
+        if labelled.labels.shape[1] != len(grid.boxes):
+            raise UserError(
+                f"model.backbone: its maps are {list(grid.grids)} for images of {tuple(batch.images.shape[-2:])}; "
+                f"they must halve from stride to stride, rounding up. Use another backbone"
+            )
+        return labelled
 
     def _box_losses(self, deltas: Tensor, anchors: Tensor, labelled: AnchorLabels) -> Tensor:
         image, anchor = labelled.image, labelled.anchor
         wanted = encode_boxes(labelled.boxes, anchors[anchor])
         found = self._boxes_of(deltas[image, anchor], labelled.labels[image, anchor])
         found = found if found.dtype == torch.float64 else found.float()
-        losses = smooth_l1(found, wanted.to(found.dtype), self.box_beta)
+        losses = smooth_l1(found, wanted.to(found.dtype), self.settings.loss.box_beta)
         return found.new_zeros(len(deltas)).index_add(0, image, losses)
 
-    def normalise(self, sums: ImageLosses) -> dict[str, Tensor]:
-        """The two losses of this micro-batch, to be averaged over the ranks as DDP does with gradients.
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Backbone and the rest; no decay for biases and the affine maps of norms (all that is one-dimensional)."""
+        groups: dict[tuple[Literal["backbone", "rest"], bool], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                part: Literal["backbone", "rest"] = "backbone" if name.startswith("backbone.") else "rest"
+                groups.setdefault((part, parameter.ndim > 1), []).append(parameter)
+        return [ParameterGroup(part, decay, parameters) for (part, decay), parameters in groups.items()]
 
-        `normaliser` "batch": the sums of all ranks divided by max(1, their positives) (RetinaNet sec. 4). "image":
-        each image's sums divided by max(1, its own positives), and the mean over the images of all ranks, as in
-        torchvision; a dataset with many objects per image then weighs no more than one with few.
-        """
-        positives = sums.positives.to(sums.classification.dtype)
-        by_image = self.normaliser == "image"
-        share = 1 / positives.clamp(min=1) if by_image else torch.ones_like(positives)
-        count = positives.new_full((), len(positives)) if by_image else positives.sum()
-        ranks = 1
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            ranks = torch.distributed.get_world_size()
-            torch.distributed.all_reduce(count)
-        scale = ranks / count.clamp(min=1)
-        return {
-            "classification": (sums.classification * share).sum() * scale,
-            "box": (sums.box * share).sum() * scale * self.box_weight,
-        }
+    def training_mode(self, fixed_statistics: bool = False) -> None:
+        # a frozen backbone stays in evaluation mode, or its batch norm would go on counting
+        self.train(any(p.requires_grad for p in self.backbone.parameters()))
+        for module in self.backbone.modules() if fixed_statistics else ():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+
+    def compile_parts(self) -> None:
+        """Backbone and pyramid as one graph, and the focal terms as one kernel."""
+        # dynamic: batches come in many sizes, and a graph for each would take minutes each
+        self._compiled_features = torch.compile(self.features, dynamic=True)
+
+    def export_module(self) -> nn.Module:
+        """`images [B, 3, H, W]` -> class logits `[B, N, C]` and boxes `[B, N, 4]` xyxy of all anchors; with
+        adapters `[B, N, 4 (1 + adapters)]`, see `box_subnet_of`. Not clipped, without NMS."""
+        return Exported(self)
+
+    # ---------------------------------------------------------------- growth
+
+    def carry_over(self, state: Mapping[str, Tensor], classes: int) -> None:
+        growth.carry_over(self, state, classes)
+
+    def freeze_old(self, classes: int) -> Callable[[], None]:
+        return growth.freeze_old(self, classes)
+
+    def hold_to(self, teacher: Network, weight: float) -> None:
+        self._held = logit_matching(cast(RetinaNet, teacher), weight)
 
     # ---------------------------------------------------------------- inference
 
@@ -389,7 +388,7 @@ class RetinaNet(nn.Module):
 
     def _boxes_of(self, deltas: Tensor, labels: Tensor) -> Tensor:
         """`[n, 4]` of `deltas [n, 4 (1 + adapters)]` by the box subnets of the classes `labels [n]`."""
-        if not self.adapters:
+        if not self.settings.adapters:
             return deltas
         rows = torch.arange(len(deltas), device=deltas.device)
         return deltas.unflatten(1, (-1, 4))[rows, self.box_subnet_of[labels]]
@@ -405,16 +404,16 @@ class RetinaNet(nn.Module):
         Classes from before an adapter are computed without it, by the same call as before there was one: adding
         its zeros in the same convolution could change the order of a sum, and so the last bit.
         """
-        if not self.adapters:
+        if not self.settings.adapters:
             return self._rows_of_logits(tower, classes)
-        begins = [adapter.first for adapter in self.adapters]
+        begins = [adapter.first for adapter in self.settings.adapters]
         if len(classes) == self.num_classes:
             borders = begins
         else:
             borders = torch.searchsorted(classes, torch.tensor(begins, device=classes.device)).tolist()
-        width = tower.shape[1] - sum(adapter.channels for adapter in self.adapters)
+        width = tower.shape[1] - sum(adapter.channels for adapter in self.settings.adapters)
         parts = []
-        for group, adapter in zip(classes.tensor_split(borders), [*self.adapters, None], strict=True):
+        for group, adapter in zip(classes.tensor_split(borders), [*self.settings.adapters, None], strict=True):
             if len(group):
                 parts.append(self._rows_of_logits(tower[:, :width], group))
             width += adapter.channels if adapter is not None else 0
@@ -431,6 +430,21 @@ class RetinaNet(nn.Module):
         rows = (first + classes).flatten()
         weight, bias = predict.weight[rows, : tower.shape[1]], cast(Tensor, predict.bias)[rows]
         return self._by_anchor(F.conv2d(tower, weight, bias, padding=1), len(classes))
+
+
+class Exported(nn.Module):
+    """See `RetinaNet.export_module`."""
+
+    def __init__(self, network: RetinaNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self.network(images)
+        anchors = torch.cat(self.network.anchors(outputs.grids))
+        deltas = torch.cat(outputs.deltas, 1).unflatten(2, (-1, 4)).float()
+        boxes = [decode_boxes(deltas[:, :, i], anchors) for i in range(deltas.shape[2])]
+        return torch.cat(outputs.logits, 1), torch.cat(boxes, 2)
 
 
 class Candidates(NamedTuple):

@@ -3,30 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-class Adapter(NamedTuple):
-    """What a frozen extension adds: a class tower and a box subnet, both of so many channels.
-
-    first: the classes from here on use the class tower, see `Subnet`; the rows of those before have zeros there. 0
-    where all classes were trained since.
-    boxes, until: the classes `boxes <= c < until` have their boxes from the box subnet; until None: all from
-    `boxes` on that no later adapter has, as in weights that know no end. The boxes that the old classes taught the
-    old subnet need not fit new ones. Classes that come later have the old subnet again, which is wider.
-    """
-
-    first: int
-    channels: int
-    boxes: int
-    until: int | None = None
-
-    def has_boxes_of(self, c: int) -> bool:
-        return self.boxes <= c and (self.until is None or c < self.until)
 
 
 class GroupNorm(nn.GroupNorm):

@@ -5,23 +5,23 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 
 from crossdet.errors import UserError
 from crossdet.losses import image_focal_losses
-from crossdet.models.building import DetectorSettings, build_detector
-from crossdet.models.retinanet.growth import BIAS, WEIGHT, by_class, carry_over, train_new_classes_only
+from crossdet.models.building import build_detector
+from crossdet.models.retinanet.growth import BIAS, WEIGHT, by_class, carry_over, freeze_old
 from crossdet.models.retinanet.network import RetinaNet
-from crossdet.models.retinanet.subnets import Adapter
+from crossdet.models.retinanet.settings import Adapter, Anchors, RetinaNetSettings
 from crossdet.training.state import averaged
 from crossdet.types import Annotations, Batch
 
-SETTINGS = DetectorSettings(
-    backbone="test_efficientnet", channels=16, head_depth=1, group_norm=True, scales=(2.0, 3.0), ratios=(0.6, 1.0),
-    frozen_batch_norm=False,
+SETTINGS = RetinaNetSettings(
+    backbone="test_efficientnet", channels=16, head_depth=1, group_norm=True,
+    anchors=Anchors(scales=(2.0, 3.0), ratios=(0.6, 1.0)),
+    freeze_batch_norm=False,
 )  # fmt: skip
 SHAPES = 4
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -30,7 +30,7 @@ SIZES = torch.tensor([[64, 96], [50, 90]])
 
 
 def made(classes: int, *adapters: Adapter) -> RetinaNet:
-    return build_detector(replace(SETTINGS, adapters=adapters), classes).eval()
+    return build_detector(SETTINGS.model_copy(update={"adapters": adapters}), classes).eval()
 
 
 def grown(parent: RetinaNet, classes: int, *adapters: Adapter) -> RetinaNet:
@@ -51,7 +51,7 @@ def made_batch(model: RetinaNet) -> Batch:
     ]
     trusted = torch.tensor([[True, True, False, True], [False, False, True, False]])
     rows = torch.arange(2)
-    return model.labeller()(Batch(IMAGES, SIZES, SIZES, targets, trusted, rows, rows))
+    return model.prepare()(Batch(IMAGES, SIZES, SIZES, targets, trusted, rows, rows))
 
 
 @pytest.fixture
@@ -111,8 +111,8 @@ def test_the_loss_is_that_of_these_logits(generations):
     trusted = batch.trusted
     features = model.features(IMAGES)
     logits = torch.cat(model.head(features).logits, 1)
-    wanted = image_focal_losses(logits, batch.labelled.labels, trusted)
-    found = model.image_losses(features, batch).classification
+    wanted = image_focal_losses(logits, batch.prepared.labels, trusted)
+    found = model.losses_of(features, batch).terms["classification"]
     torch.testing.assert_close(found, wanted)
     gradients = [
         torch.autograd.grad(loss.sum(), list(model.class_subnet.adapters.parameters()), retain_graph=True)
@@ -144,29 +144,29 @@ def test_each_class_has_the_boxes_of_its_own_subnet(generations):
             back = centres - moved * widths
             nearest = (back[:, None] - anchors[:, ::2].mean(1)).abs().amin(1)
             assert (nearest[inside] < 1e-2).all()
-        losses = model.image_losses(model.features(IMAGES), batch).box
+        losses = model.losses_of(model.features(IMAGES), batch).terms["box"]
     assert losses.shape == (2,)
     # the box of class 1 comes from the first subnet, those of 2 and 3 from the adapters
     with torch.no_grad():
         model.box_adapters[1].predict.bias.fill_(torch.nan)
-        assert model.image_losses(model.features(IMAGES), batch).box.isnan().tolist() == [True, False]
+        assert model.losses_of(model.features(IMAGES), batch).terms["box"].isnan().tolist() == [True, False]
         model.box_adapters[1].predict.bias.zero_()
         model.box_subnet.predict.bias.fill_(torch.nan)
-        assert model.image_losses(model.features(IMAGES), batch).box.isnan().tolist() == [True, False]
+        assert model.losses_of(model.features(IMAGES), batch).terms["box"].isnan().tolist() == [True, False]
         model.box_subnet.predict.bias.zero_()
         model.box_adapters[0].predict.bias.fill_(torch.nan)
-        assert model.image_losses(model.features(IMAGES), batch).box.isnan().tolist() == [False, True]
+        assert model.losses_of(model.features(IMAGES), batch).terms["box"].isnan().tolist() == [False, True]
 
 
 def test_only_the_newest_adapter_and_rows_train(generations):
     model = generations[-1]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    restore = train_new_classes_only(model, 3)
+    restore = freeze_old(model, 3)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.5, momentum=0.9, weight_decay=0.1)
     batch = made_batch(model)
     for _ in range(3):
-        sum(model.loss(model.features(IMAGES), batch).values()).backward()
+        sum(model.losses_of(model.features(IMAGES), batch).normalised(model.normaliser).values()).backward()
         optimizer.step()
         restore()
         optimizer.zero_grad()
@@ -200,17 +200,17 @@ def test_later_classes_have_the_boxes_of_the_wide_subnet():
 
 
 def test_settings_know_the_adapters():
-    settings = replace(SETTINGS, adapters=(Adapter(2, 6, 2),))
-    assert DetectorSettings.from_json(settings.to_json()) == settings
+    settings = SETTINGS.model_copy(update={"adapters": (Adapter(2, 6, 2),)})
+    assert RetinaNetSettings.from_json(settings.to_json()) == settings
     older = {key: value for key, value in json.loads(SETTINGS.to_json()).items() if key != "adapters"}
-    assert DetectorSettings.from_json(json.dumps(older)) == SETTINGS
+    assert RetinaNetSettings.from_json(json.dumps(older)) == SETTINGS
     newer = json.loads(settings.to_json()) | {"adapters": [[2, 6, 2, 3, "more"]]}
     with pytest.raises(UserError, match="written by another version"):
-        DetectorSettings.from_json(json.dumps(newer))
+        RetinaNetSettings.from_json(json.dumps(newer))
 
 
 def test_an_adapter_has_a_convolution_where_subnets_have_none():
-    model = build_detector(replace(SETTINGS, head_depth=0, adapters=(Adapter(1, 4, 1),)), 2)
+    model = build_detector(SETTINGS.model_copy(update={"head_depth": 0, "adapters": (Adapter(1, 4, 1),)}), 2)
     assert len(model.class_subnet.adapters[0].tower) == 1
     assert len(model(IMAGES).logits) == 5
 

@@ -8,8 +8,9 @@ from torch import nn
 
 from crossdet.losses import image_focal_losses
 from crossdet.models.retinanet import class_loss as union_head
+from crossdet.models.retinanet.anchors import AnchorLabels
 from crossdet.models.retinanet.class_loss import union_focal_losses
-from crossdet.types import BACKGROUND, IGNORE, AnchorLabels, trust_groups
+from crossdet.types import BACKGROUND, IGNORE, trust_groups
 
 DEPTH, SHAPES = 5, 3
 GRIDS = [(6, 7), (3, 4), (2, 2), (1, 1)]

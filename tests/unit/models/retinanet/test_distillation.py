@@ -7,14 +7,15 @@ import math
 import pytest
 import torch
 
-from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.building import build_detector
 from crossdet.models.retinanet.distillation import bernoulli_divergence, logit_matching, matching_loss
 from crossdet.models.retinanet.growth import carry_over
+from crossdet.models.retinanet.settings import Anchors, RetinaNetSettings
 from crossdet.types import Annotations, Batch
 
-SETTINGS = DetectorSettings(
-    backbone="test_efficientnet", channels=16, head_depth=1, scales=(2.0, 3.0), ratios=(0.6, 1.0),
-    frozen_batch_norm=False, prior=0.05,
+SETTINGS = RetinaNetSettings(
+    backbone="test_efficientnet", channels=16, head_depth=1, anchors=Anchors(scales=(2.0, 3.0), ratios=(0.6, 1.0)),
+    freeze_batch_norm=False, prior=0.05,
 )  # fmt: skip
 SHAPES = 4
 

@@ -8,6 +8,7 @@ import torch
 from crossdet.models.backbones import Backbone
 from crossdet.models.retinanet import network as retinanet
 from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.retinanet.settings import RetinaNetSettings
 
 CLASSES = 11
 SIZES = torch.tensor([[96, 128], [70, 128]])
@@ -16,7 +17,7 @@ SIZES = torch.tensor([[96, 128], [70, 128]])
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    made = RetinaNet(Backbone("mobilenetv2_100"), CLASSES, channels=32, head_depth=1).eval()
+    made = RetinaNet(Backbone("mobilenetv2_100"), CLASSES, RetinaNetSettings(channels=32, head_depth=1)).eval()
     torch.nn.init.normal_(made.class_subnet.predict.weight, std=0.05)
     return made
 
@@ -63,7 +64,7 @@ def test_only_the_wanted_logits_are_computed(monkeypatch, model, images):
 
 def test_a_thousand_classes_are_never_there_at_once(monkeypatch, images):
     monkeypatch.setattr(retinanet, "LOGITS_AT_ONCE", 300_000)
-    many = RetinaNet(Backbone("mobilenetv2_100"), 1000, channels=16, head_depth=0).eval()
+    many = RetinaNet(Backbone("mobilenetv2_100"), 1000, RetinaNetSettings(channels=16, head_depth=0)).eval()
     sizes = []
     candidates = retinanet._candidates
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -12,8 +13,9 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from crossdet.losses import image_focal_losses
-from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.building import build_detector
 from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.training.loop import TrainStep
 from crossdet.types import BACKGROUND, IGNORE, Annotations, Batch, Flag
 
@@ -23,7 +25,7 @@ CLASSES = 5
 @pytest.fixture(scope="module")
 def model() -> RetinaNet:
     torch.manual_seed(0)
-    settings = DetectorSettings(backbone="resnet18", channels=16, head_depth=1, frozen_batch_norm=True)
+    settings = RetinaNetSettings(backbone="resnet18", channels=16, head_depth=1, freeze_batch_norm=True)
     return build_detector(settings, CLASSES).train()
 
 
@@ -52,19 +54,20 @@ def make_batch(images: int = 3, size: tuple[int, int] = (96, 160), regions: bool
 def test_labels_found_before_are_those_found_in_the_step(model, size, regions):
     """Also for sizes that `features` still pads, and for levels of a single position."""
     batch = make_batch(size=size, regions=regions)
-    labelled = pickle.loads(pickle.dumps(model.labeller()))(batch)  # as it reaches a worker process
-    assert labelled.labelled is not None
-    assert sum(labelled.labelled.per_shape) == len(labelled.labelled.anchor) > 0
+    labelled = pickle.loads(pickle.dumps(model.prepare()))(batch)  # as it reaches a worker process
+    assert labelled.prepared is not None
+    assert sum(labelled.prepared.per_shape) == len(labelled.prepared.anchor) > 0
     features = model.features(batch.images)
-    found, wanted = model.image_losses(features, labelled), model.image_losses(features, batch)
-    for a, b in zip(found, wanted, strict=True):
-        assert torch.equal(a, b)
+    found, wanted = model.losses_of(features, labelled), model.losses_of(features, batch)
+    assert torch.equal(found.positives, wanted.positives)
+    for name, sums in found.terms.items():
+        assert torch.equal(sums, wanted.terms[name])
 
 
 @pytest.mark.parametrize("regions", [False, True])
 def test_a_step_on_a_labelled_batch_reads_no_value(model, regions):
     """On fake tensors, which have shapes but no values, everything that would wait for a device fails."""
-    batch = model.labeller()(make_batch(regions=regions))
+    batch = model.prepare()(make_batch(regions=regions))
     step = TrainStep(model)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
 
@@ -76,11 +79,11 @@ def test_a_step_on_a_labelled_batch_reads_no_value(model, regions):
                 targets=[target._map(make) for target in batch.targets],
                 trusted=make(batch.trusted),
                 trust_groups=tuple(g._replace(classes=make(g.classes)) for g in batch.trust_groups),
-                labelled=None if unlabelled else batch.labelled.map(make),
+                prepared=None if unlabelled else batch.prepared.map(make),
             )
 
-        losses = step(fake(unlabelled=False))
-        (losses["classification"] + losses["box"]).backward()
+        terms, _, _ = step(fake(unlabelled=False))
+        sum(terms.values()).backward()
         # the test can fail: matching counts what it finds
         with pytest.raises(DynamicOutputShapeException):
             step(fake(unlabelled=True))
@@ -88,10 +91,10 @@ def test_a_step_on_a_labelled_batch_reads_no_value(model, regions):
 
 
 def test_labels_travel_with_the_batch(model):
-    batch = model.labeller()(make_batch())
+    batch = model.prepare()(make_batch())
     moved = batch.to("meta")
-    assert all(t.device.type == "meta" for t in moved.labelled[:5])
-    assert moved.labelled.per_shape == batch.labelled.per_shape
+    assert all(t.device.type == "meta" for t in moved.prepared[:5])
+    assert moved.prepared.per_shape == batch.prepared.per_shape
 
 
 @pytest.mark.slow
@@ -121,11 +124,12 @@ def test_compiled_features_are_not_compiled_for_every_shape(model, monkeypatch):
     counter = CompileCounter()
     whole = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **options: whole(function, backend=counter, **options))
-    step = TrainStep(model, compiled=True)
+    model = deepcopy(model)
+    model.compile_parts()
     for images in (2, 3):
         for size in ((64, 96), (96, 64), (96, 96), (128, 160), (64, 128), (160, 96)):
             pictures = make_batch(images, size).images
             wanted = model.features(pictures)
-            for found, level in zip(step._features(pictures), wanted, strict=True):
+            for found, level in zip(model._compiled_features(pictures), wanted, strict=True):
                 torch.testing.assert_close(found, level)
     assert 1 <= counter.frame_count <= 4

@@ -18,7 +18,8 @@ from crossdet.models.retinanet.anchors import (
     grid_anchors,
 )
 from crossdet.models.retinanet.matching import label_anchors
-from crossdet.types import BACKGROUND, IGNORE, PYRAMID_STRIDES, Annotations, Flag
+from crossdet.models.retinanet.settings import PYRAMID_STRIDES
+from crossdet.types import BACKGROUND, IGNORE, Annotations, Flag
 
 STRIDES = (8, 16, 32)
 GRID = anchor_grid(

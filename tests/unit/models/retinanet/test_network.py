@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from crossdet.errors import UserError
 from crossdet.models import backbones
 from crossdet.models.backbones import Backbone, freeze_batch_norm, load_backbone_weights, read_state
-from crossdet.models.building import DetectorSettings, build_detector
+from crossdet.models.building import build_detector
 from crossdet.models.retinanet.network import CoarseLevels, Outputs, RetinaNet
+from crossdet.models.retinanet.settings import PYRAMID_STRIDES, RetinaNetLoss, RetinaNetSettings
 from crossdet.models.retinanet.subnets import GroupNorm
-from crossdet.types import PYRAMID_STRIDES, Annotations, Batch, Flag
+from crossdet.types import Annotations, Batch, Flag
 
 CLASSES = 4
 
@@ -24,8 +25,10 @@ def make(classes: int = CLASSES, freeze: bool = True, **options) -> RetinaNet:
     backbone = Backbone("mobilenetv2_100")
     if freeze:
         freeze_batch_norm(backbone)
-    options = {"channels": 32, "head_depth": 1} | options
-    return RetinaNet(backbone, classes, **options)
+    overlap = options.pop("overlap", None)
+    loss = RetinaNetLoss(**{key: options.pop(key) for key in RetinaNetLoss.model_fields if key in options})
+    settings = RetinaNetSettings(loss=loss, **{"channels": 32, "head_depth": 1} | options)
+    return RetinaNet(backbone, classes, settings, overlap)
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +75,12 @@ def test_every_class_starts_at_the_prior(prior):
 def test_first_loss_is_that_of_the_prior(model):
     """What the prior is for: the background of the first step does not drown the positives."""
     batch = make_batch(pictures(1, 64, 64), [[[10, 10, 42, 42]]])
-    sums = model.image_losses(model.features(batch.images), batch)
+    sums = model.losses_of(model.features(batch.images), batch)
     anchors = sum(len(a) for a in model.anchors(model(batch.images).grids))
-    assert float(sums.classification.detach()) < anchors * CLASSES * 0.75 * 0.012**2 * 0.013 + 1.3 * int(
+    assert float(sums.terms["classification"].detach()) < anchors * CLASSES * 0.75 * 0.012**2 * 0.013 + 1.3 * int(
         sums.positives
     )
-    assert float(sums.classification.detach()) > 0.25 * 0.98**2 * -math.log(0.012) * int(sums.positives)
+    assert float(sums.terms["classification"].detach()) > 0.25 * 0.98**2 * -math.log(0.012) * int(sums.positives)
 
 
 def test_p6_comes_from_c5():
@@ -294,7 +297,7 @@ def test_images_of_a_batch_are_decoded_apart(model):
 def test_batches_without_any_box(model):
     batch = make_batch(pictures(2, 64, 64), [[], []])
     model.zero_grad()
-    losses = model.loss(model.features(batch.images), batch)
+    losses = model.losses_of(model.features(batch.images), batch).normalised(model.normaliser)
     sum(losses.values()).backward()
     assert set(losses) == {"classification", "box"}
     assert float(losses["box"].detach()) == 0.0
@@ -307,7 +310,7 @@ def test_batches_without_any_box(model):
 def test_only_regions_and_nothing_trusted_is_a_loss_of_zero(model):
     trusted = torch.zeros(1, CLASSES, dtype=torch.bool)
     batch = make_batch(pictures(1, 64, 64), [[[0, 0, 60, 60]]], int(Flag.IGNORE_REGION), trusted)
-    losses = model.loss(model.features(batch.images), batch)
+    losses = model.losses_of(model.features(batch.images), batch).normalised(model.normaliser)
     assert float(losses["classification"].detach()) == float(losses["box"].detach()) == 0.0
 
 
@@ -316,8 +319,8 @@ def test_regions_are_no_negatives_of_their_class(model, flag):
     """A region over everything, of class 0: the other classes still learn from the background."""
     batch = make_batch(pictures(1, 64, 64), [[[-999, -999, 999, 999]]], int(flag))
     model.zero_grad()
-    sums = model.image_losses(model.features(batch.images), batch)
-    sums.classification.sum().backward()
+    sums = model.losses_of(model.features(batch.images), batch)
+    sums.terms["classification"].sum().backward()
     bias = model.class_subnet.predict.bias.grad.reshape(9, CLASSES)
     assert int(sums.positives) == 0
     assert (bias[:, 0] == 0).all()
@@ -327,21 +330,21 @@ def test_regions_are_no_negatives_of_their_class(model, flag):
 def test_normalised_by_the_positives_of_the_batch(model):
     batch = make_batch(pictures(2, 64, 96), [[[5, 5, 40, 40], [50, 10, 80, 60]], [[20, 20, 40, 60]]])
     features = model.features(batch.images)
-    sums = model.image_losses(features, batch)
-    losses = model.loss(features, batch)
+    sums = model.losses_of(features, batch)
+    losses = model.losses_of(features, batch).normalised(model.normaliser)
     assert sums.positives.min() > 0
     total = int(sums.positives.sum())
     assert float(losses["classification"].detach()) == pytest.approx(
-        float(sums.classification.detach().sum()) / total, rel=1e-5
+        float(sums.terms["classification"].detach().sum()) / total, rel=1e-5
     )
-    assert float(losses["box"].detach()) == pytest.approx(float(sums.box.detach().sum()) / total, rel=1e-5)
+    assert float(losses["box"].detach()) == pytest.approx(float(sums.terms["box"].detach().sum()) / total, rel=1e-5)
     for row in range(2):  # the sums of an image do not depend on the other one
         alone = make_batch(batch.images[row : row + 1], [batch.targets[row].boxes.tolist()])
-        one = model.image_losses(model.features(alone.images), alone)
-        assert float(one.classification.detach()) == pytest.approx(
-            float(sums.classification[row].detach()), rel=1e-4
+        one = model.losses_of(model.features(alone.images), alone)
+        assert float(one.terms["classification"].detach()) == pytest.approx(
+            float(sums.terms["classification"][row].detach()), rel=1e-4
         )
-        assert float(one.box.detach()) == pytest.approx(float(sums.box[row].detach()), rel=1e-4)
+        assert float(one.terms["box"].detach()) == pytest.approx(float(sums.terms["box"][row].detach()), rel=1e-4)
 
 
 def test_options_reach_the_losses():
@@ -355,7 +358,7 @@ def test_options_reach_the_losses():
 
     def losses(**options) -> tuple[float, float]:
         model = make(**options)
-        found = model.loss(model.features(batch.images), batch)
+        found = model.losses_of(model.features(batch.images), batch).normalised(model.normaliser)
         return float(found["classification"].detach()), float(found["box"].detach())
 
     # a low prior makes the negatives of the foreground too small to see
@@ -374,7 +377,7 @@ def test_untrusted_classes_get_no_gradient_without_foreground(model):
     trusted = torch.tensor([[True, False, True, False]])
     batch = make_batch(pictures(1, 64, 64), [[]], trusted=trusted)
     model.zero_grad()
-    model.loss(model.features(batch.images), batch)["classification"].backward()
+    model.losses_of(model.features(batch.images), batch).normalised(model.normaliser)["classification"].backward()
     bias = model.class_subnet.predict.bias.grad.reshape(9, CLASSES)
     assert (bias[:, [1, 3]] == 0).all()
     assert (bias[:, [0, 2]] > 0).all()
@@ -391,14 +394,14 @@ def test_head_runs_in_bfloat16_under_autocast_and_the_loss_in_float32(model):
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             features = model.features(batch.images)
-            losses = model.loss(features, batch)
+            losses = model.losses_of(features, batch).normalised(model.normaliser)
     finally:
         for hook in hooks:
             hook.remove()
     assert seen
     assert set(seen) == {torch.bfloat16}
     assert {f.dtype for f in features} == {torch.bfloat16}
-    exact = model.loss(model.features(batch.images), batch)
+    exact = model.losses_of(model.features(batch.images), batch).normalised(model.normaliser)
     for name, value in losses.items():
         assert value.dtype == torch.float32
         assert float(value.detach()) == pytest.approx(float(exact[name].detach()), rel=0.03)
@@ -628,11 +631,11 @@ def test_a_group_has_at_least_four_channels(channels, groups):
 
 def test_weights_that_do_not_say_their_groups_keep_two_channels_in_each():
     """Weights files from before groups had a width: the network that they were trained as."""
-    written = json.loads(DetectorSettings(backbone="test_efficientnet", channels=16, group_norm=True).to_json())
+    written = json.loads(RetinaNetSettings(backbone="test_efficientnet", channels=16, group_norm=True).to_json())
     del written["group_channels"]
     old, new = (
-        DetectorSettings.from_json(json.dumps(written)),
-        DetectorSettings(backbone="test_efficientnet", channels=16, group_norm=True),
+        RetinaNetSettings.from_json(json.dumps(written)),
+        RetinaNetSettings(backbone="test_efficientnet", channels=16, group_norm=True),
     )
     groups = [
         {m.num_groups for m in build_detector(one, 2).modules() if isinstance(m, GroupNorm)} for one in (old, new)

@@ -1,9 +1,13 @@
-"""Where a weights file comes from: its generations, and its description without loading tensors. No torch."""
+"""What a weights file says about itself besides its tensors, as one object; and the file as an argument. No torch.
+
+Nobody else knows the names of the metadata's entries.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -15,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 
 from crossdet.errors import UserError
 from crossdet.labels.space import LabelSpace
+from crossdet.models.architectures import ARCHITECTURES, DEFAULT
+from crossdet.models.settings import NetworkSettings
 
 FORMAT = "crossdet/1"
 WEIGHTS_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
@@ -87,18 +93,80 @@ def first_generation(datasets: Mapping[str, Sequence[str]], space: LabelSpace) -
     return replace(new_generation("train", datasets, space, None), when=None)
 
 
-def generations(metadata: Mapping[str, str]) -> list[Generation]:
-    """The generations of a weights file; weights that `crossdet train` wrote are the first one."""
-    if KEY in metadata:
-        return [Generation.from_dict(entry) for entry in json.loads(metadata[KEY])]
-    space = LabelSpace.from_json(metadata["labels"])
-    datasets = {name: list(sources) for name, sources in zip(space.datasets, space.sources, strict=True)}
-    return [Generation("train", datasets, list(space.classes))]
+@dataclass(frozen=True)
+class InputSettings:
+    """How pictures are prepared: shorter side in pixels, with a cap on the longer."""
+
+    shorter: int
+    longer: int
 
 
-def to_metadata(history: Sequence[Generation]) -> dict[str, str]:
-    """The entry of the weights' metadata."""
-    return {KEY: json.dumps([asdict(generation) for generation in history])}
+@dataclass(frozen=True)
+class Card:
+    """The metadata of a weights file.
+
+    space, settings, input: label space, architecture, and size of the pictures.
+    decoding: the `eval` section of the config (topk, nms_iou, ...).
+    operating: class -> its operating point on validation data, as plain values; None: none was looked for.
+    generations: oldest first.
+    """
+
+    space: LabelSpace
+    settings: NetworkSettings
+    input: InputSettings
+    decoding: Mapping[str, Any]
+    operating: Mapping[str, Mapping[str, Any]] | None = None
+    generations: tuple[Generation, ...] = ()
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Class -> score from which on it is reported."""
+        return {name: float(point["threshold"]) for name, point in (self.operating or {}).items()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> Card:
+        """Of the strings in a file, of this version or an older one.
+
+        Weights that know no generations are those of a first training.
+        """
+        space = LabelSpace.from_json(metadata["labels"])
+        name = metadata.get("architecture", DEFAULT)
+        if name not in ARCHITECTURES:
+            raise UserError(
+                f"the weights are of the architecture {name!r}, which this version of crossdet does not know "
+                f"(it knows {', '.join(ARCHITECTURES)})"
+            )
+        if KEY in metadata:
+            history = tuple(Generation.from_dict(entry) for entry in json.loads(metadata[KEY]))
+        else:
+            datasets = {name: list(sources) for name, sources in zip(space.datasets, space.sources, strict=True)}
+            history = (Generation("train", datasets, list(space.classes)),)
+        return cls(
+            space,
+            ARCHITECTURES[name].settings.from_json(metadata["model"]),
+            InputSettings(**json.loads(metadata["input"])),
+            json.loads(metadata["eval"]),
+            json.loads(metadata["operating"]) if "operating" in metadata else None,
+            history,
+        )
+
+    def to_metadata(self) -> dict[str, str]:
+        """As it is stored; equal cards give equal strings."""
+        metadata = {
+            "labels": self.space.to_json(),
+            "model": self.settings.to_json(),
+            "input": json.dumps(asdict(self.input)),
+            "eval": json.dumps(dict(self.decoding), separators=(",", ":")),
+            KEY: json.dumps([asdict(generation) for generation in self.generations]),
+        }
+        if self.settings.name != DEFAULT:
+            metadata["architecture"] = self.settings.name
+        return metadata if self.operating is None else metadata | {"operating": json.dumps(self.operating)}
+
+
+def read_card(path: Path) -> Card:
+    """Of a weights file or run directory, without its tensors. Raises `UserError` as `read_metadata`."""
+    return Card.from_metadata(read_metadata(path))
 
 
 def weights_path(path: Path, last: bool = False) -> Path:
@@ -159,3 +227,46 @@ def check_format(path: Path, metadata: Mapping[str, str]) -> None:
             f"{path} is no crossdet weights file (format {metadata.get('format')!r}, expected {FORMAT!r}); "
             f"backbone weights go under `model.weights` of a config"
         )
+
+
+# ------------------------------------------------------------------------------------ as an argument
+
+
+def means_weights(path: Path) -> bool:
+    """Whether a path can only be meant as weights, where a config may stand as well: a folder, or no text."""
+    if path.is_dir() or path.suffix == SUFFIX:
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(1024)
+    utf16 = head.startswith((BOM_UTF16_LE, BOM_UTF16_BE))  # text, for the config's reader to refuse
+    return b"\0" in head and not utf16
+
+
+def check_order(command: str, weights: Path, config: Path) -> None:
+    """Raises `UserError` where the config of a command is no file with one, or stands where the weights should."""
+    if means_weights(config):
+        swapped = not means_weights(weights)
+        fix = f", such as `crossdet {command} {config} {weights}`" if swapped else ""
+        what = "a directory" if config.is_dir() else "no YAML file"
+        raise UserError(
+            f"{config} is {what}, and the second argument is a config: the weights come first, then the config{fix}"
+        )
+
+
+def taken(path: Path, last: bool = False) -> str:
+    """What a command says about the weights it takes: which file of a run directory. last: see `weights_path`.
+
+    Raises `UserError` if there are none.
+    """
+    check_weights(path)
+    file = weights_path(path, last)
+    if file.name != BEST_FILE or file == path:
+        return f"weights: {file}"
+    return f"weights: {file} (of the run's best evaluation; the newest are {WEIGHTS_FILE})"
+
+
+def known_space(path: Path) -> LabelSpace:
+    """The label space of a weights file or run directory. Raises `UserError` if it is none."""
+    return read_card(path).space

@@ -1,0 +1,10 @@
+"""The architectures, by the names that `model.name` of a config has. No torch in here."""
+
+from __future__ import annotations
+
+from crossdet.models.architecture import Architecture
+from crossdet.models.retinanet.architecture import RETINANET
+
+ARCHITECTURES: dict[str, Architecture] = {"retinanet": RETINANET}
+DEFAULT = next(iter(ARCHITECTURES))
+"""Of a config or of weights that do not say."""

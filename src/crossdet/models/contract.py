@@ -1,0 +1,162 @@
+"""What a network is to the rest of the package: training, evaluation, prediction and `extend` know no more.
+
+A network keeps its architecture in a folder of its own, `models/NAME/`, and an entry in `models.architectures`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from crossdet.errors import UserError
+from crossdet.types import Batch, Detections
+
+Normaliser = Literal["batch", "image"]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a network lost on a batch.
+
+    terms: name -> `[B]` sums per image, with the weights that the network gives its terms, so that the loss of
+    every dataset can be logged from the numbers that are trained on.
+    positives: `[B]` how many positions (anchors, points, queries) have an object.
+    further: name -> a scalar that is added to the term of that name after normalisation.
+    """
+
+    terms: dict[str, Tensor]
+    positives: Tensor
+    further: dict[str, Tensor] = field(default_factory=dict)
+
+    def of_images(self) -> Tensor:
+        """`[B]` sums of all terms, detached and not normalised, for the logs."""
+        return torch.stack(list(self.terms.values())).sum(0).detach()
+
+    def normalised(self, by: Normaliser) -> dict[str, Tensor]:
+        """A scalar for every term of this micro-batch, to be averaged over the ranks as DDP does with gradients.
+
+        "batch": the sums of all ranks divided by max(1, their positives) (RetinaNet sec. 4). "image": each image's
+        sums divided by max(1, its own positives), and the mean over the images of all ranks, as in torchvision; a
+        dataset with many objects per image then weighs no more than one with few.
+        """
+        positives = self.positives.to(next(iter(self.terms.values())).dtype)
+        by_image = by == "image"
+        share = 1 / positives.clamp(min=1) if by_image else torch.ones_like(positives)
+        count = positives.new_full((), len(positives)) if by_image else positives.sum()
+        ranks = 1
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            ranks = torch.distributed.get_world_size()
+            torch.distributed.all_reduce(count)
+        scale = ranks / count.clamp(min=1)
+        scalars = {name: (sums * share).sum() * scale for name, sums in self.terms.items()}
+        return scalars | {name: scalars[name] + value for name, value in self.further.items()}
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that a recipe may treat alike. part: where they stand; decay: whether weight decay is usual."""
+
+    part: Literal["backbone", "rest"]
+    decay: bool
+    parameters: list[nn.Parameter]
+
+
+class Network(nn.Module, ABC):
+    """A detector for C classes.
+
+    num_classes: C. terms: names of the terms of its loss, in order. normaliser: see `Losses.normalised`.
+    """
+
+    num_classes: int
+    terms: tuple[str, ...]
+    normaliser: Normaliser = "batch"
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    @abstractmethod
+    def fill_colour(self) -> Sequence[int]:
+        """RGB 0..255 that is (nearly) zero after normalisation: the colour that batches are padded with."""
+
+    def prepare(self) -> Callable[[Batch], Batch] | None:
+        """What the loader's workers do with a batch before it travels, such as labelling anchors: they put it into
+        `Batch.prepared`. It must be picklable and stay on the CPU. None: nothing."""
+        return None
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> Losses:
+        """On a batch on the network's device. Where `batch.trusted` is false, the background of an image gives a
+        class no gradient at all."""
+
+    @abstractmethod
+    def find(
+        self,
+        images: Tensor,
+        sizes: Tensor,
+        classes: Sequence[int] | Tensor | None = None,
+        score_threshold: float | Tensor = 0.05,
+        topk: int = 1000,
+        max_detections: int = 100,
+        nms_iou: float = 0.5,
+        agnostic_nms: bool = False,
+        nms_groups: Sequence[int] | None = None,
+    ) -> list[Detections]:
+        """Detections of every image, by falling score, boxes clipped to the image.
+
+        Args:
+            images: `[B, 3, H, W]` RGB 0..255.
+            sizes: `[B, 2]` (height, width) of each image inside its padding.
+            classes: unified ids to look for, before anything is cut off. None = all.
+            score_threshold: detections must score more; a number, or `[C]` one per class.
+            topk: candidates kept (per level, where a network has levels) before duplicates are removed.
+            max_detections: per image.
+            nms_iou, agnostic_nms, nms_groups: non-maximum suppression by class, among all classes that are looked
+                for, or among the classes of a group (`C` groups, by class). A network that finds no object twice
+                needs none.
+        """
+
+    @abstractmethod
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """All parameters that require a gradient, each once."""
+
+    def training_mode(self, fixed_statistics: bool = False) -> None:
+        """`train()` as this network wants it: parts that do not learn stay in evaluation mode. fixed_statistics: so
+        does the batch norm of the backbone, whose scale and shift go on learning."""
+        del fixed_statistics
+        self.train()
+
+    def compile_parts(self) -> None:
+        """`torch.compile` of what pays, for `losses`; by default of nothing."""
+
+    @abstractmethod
+    def export_module(self) -> nn.Module:
+        """`images [B, 3, H, W]` -> tensors of fixed meaning, traceable by `torch.export`."""
+
+
+class Growable(Network):
+    """What `crossdet extend` needs of a network besides. The mode replay needs `carry_over` alone."""
+
+    @abstractmethod
+    def carry_over(self, state: Mapping[str, Tensor], classes: int) -> None:
+        """Takes over the weights of a detector of the first `classes` classes bit for bit. Raises `UserError` for
+        weights of another architecture."""
+
+    def freeze_old(self, classes: int) -> Callable[[], None]:
+        """Freezes all but what the classes after the first `classes` have of their own. The function returned is to
+        be called after every optimiser step: it restores what shares a tensor with them."""
+        del classes
+        raise UserError(f"extend.mode: frozen, but {type(self).__name__} cannot freeze old classes; use replay")
+
+    def hold_to(self, teacher: Network, weight: float) -> None:
+        """From now on `losses` holds the answers about the teacher's classes at the teacher's, with this weight."""
+        del teacher
+        raise UserError(
+            f"extend.match: {weight:g}, but {type(self).__name__} has no such loss; set it to 0 and `pseudo: true`"
+        )

@@ -1,0 +1,142 @@
+"""The settings of RetinaNet, with their defaults: the paper's. No torch in here."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Field, StrictBool, ValidationError
+
+from crossdet.errors import UserError
+from crossdet.models.settings import (
+    Count,
+    CountOrZero,
+    Fraction,
+    NetworkSettings,
+    NotNegative,
+    OpenFraction,
+    Positives,
+    Section,
+    Text,
+    Weights,
+)
+
+PYRAMID_STRIDES = (8, 16, 32, 64, 128)
+"""Strides of the pyramid levels P3 to P7."""
+
+
+class Adapter(NamedTuple):
+    """What a frozen extension adds: a class tower and a box subnet, both of so many channels.
+
+    first: the classes from here on use the class tower, see `Subnet`; the rows of those before have zeros there. 0
+    where all classes were trained since.
+    boxes, until: the classes `boxes <= c < until` have their boxes from the box subnet; until None: all from
+    `boxes` on that no later adapter has, as in weights that know no end. The boxes that the old classes taught the
+    old subnet need not fit new ones. Classes that come later have the old subnet again, which is wider.
+    """
+
+    first: int
+    channels: int
+    boxes: int
+    until: int | None = None
+
+    def has_boxes_of(self, c: int) -> bool:
+        return self.boxes <= c and (self.until is None or c < self.until)
+
+
+class Anchors(Section):
+    """Anchor area = (scale x stride)^2; ratio = height / width."""
+
+    scales: Positives = (2.0, 3.0, 4.0)
+    ratios: Positives = (0.5, 1.0, 2.0)
+
+
+class RetinaNetModel(Section):
+    """The `model` section of a config."""
+
+    name: Literal["retinanet"] = "retinanet"
+    backbone: Text = "resnet50"  # a timm name
+    weights: Weights = "imagenet"  # or `none`, or a file
+    channels: Count = 256  # of the pyramid
+    head_depth: CountOrZero = 4  # convolutions before each output
+    group_norm: StrictBool = False  # in pyramid and head; helps training from random weights
+    anchors: Anchors = Anchors()
+    positive_iou: Fraction = 0.5
+    negative_iou: Fraction = 0.4  # between the two an anchor is ignored
+    low_quality_matches: StrictBool = True  # each box keeps its best anchors, whatever their IoU
+    freeze_batch_norm: StrictBool | None = None  # null: frozen if weights are given
+    prior: OpenFraction = 0.01  # initial probability of every class
+
+
+class RetinaNetLoss(Section):
+    """The `loss` section of a config."""
+
+    alpha: Fraction = 0.25
+    gamma: NotNegative = 2.0
+    foreground_negatives: StrictBool = True  # an object is a negative for all other datasets' classes
+    box_beta: NotNegative = 1 / 9  # of smooth L1; 0: L1
+    box_weight: NotNegative = 1.0
+    normaliser: Literal["batch", "image"] = "batch"  # positives that the sums are divided by
+
+
+class RetinaNetSettings(RetinaNetModel, NetworkSettings):  # type: ignore[misc]
+    """Everything that decides the network and its loss; stored with the weights as JSON.
+
+    weights: not known, the start of the backbone decides nothing afterwards. group_channels: least channels per group of the group norm.
+    adapters: of frozen extensions, oldest first.
+    """
+
+    weights: Weights = "none"
+    loss: RetinaNetLoss = RetinaNetLoss()
+    freeze_batch_norm: StrictBool = True
+    group_channels: Annotated[int, Field(ge=1)] = 4
+    adapters: tuple[Adapter, ...] = ()
+
+    @classmethod
+    def of(cls, model: RetinaNetModel, loss: RetinaNetLoss) -> Self:
+        """Of the two sections of a config. Batch norm is frozen if weights are given, unless the config says."""
+        values = dict(model) | {"weights": "none"}
+        if model.freeze_batch_norm is None:
+            values["freeze_batch_norm"] = model.weights != "none"
+        return cls.model_construct(**values, loss=loss)
+
+    def to_json(self) -> str:
+        """Flat, and by the names that the first weights files had."""
+        first = ("backbone", "channels", "head_depth", "group_norm", "group_channels")
+        then = ("prior", "positive_iou", "negative_iou", "low_quality_matches")
+        values = {
+            **{key: getattr(self, key) for key in first},
+            **dict(self.anchors),
+            **{key: getattr(self, key) for key in then},
+            **dict(self.loss),
+            "frozen_batch_norm": self.freeze_batch_norm,
+            "adapters": self.adapters,
+        }
+        return json.dumps(values)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Raises `UserError` for keys that this version does not know."""
+        values: dict[str, Any] = json.loads(text)
+        values.setdefault("group_channels", 2)  # of weights that do not say it yet
+        if "frozen_batch_norm" in values:
+            values["freeze_batch_norm"] = values.pop("frozen_batch_norm")
+        for name, kind in (("anchors", Anchors), ("loss", RetinaNetLoss)):
+            values[name] = {key: values.pop(key) for key in kind.model_fields if key in values}
+        try:
+            values["adapters"] = tuple(Adapter(*entry) for entry in values.get("adapters", ()))
+            return cls.model_validate(values)
+        except (ValidationError, TypeError) as error:
+            what = " ".join(str(error).split())
+            raise UserError(f"the weights file was written by another version of crossdet ({what})") from None
+
+    def extended(self, mode: str, adapter: int, known: int, classes: int) -> Self:
+        """With the adapters of the network, and a new one for the new classes where that is asked for. Where old
+        rows train, too, they may use all channels."""
+        if mode != "frozen":
+            return self.model_copy(update={"adapters": tuple(old._replace(first=0) for old in self.adapters)})
+        if not adapter:
+            return self
+        if self.group_norm and adapter == 1:
+            raise UserError("extend.adapter: 1, but group norm needs at least two channels; take 2 or more")
+        return self.model_copy(update={"adapters": (*self.adapters, Adapter(known, adapter, known, classes))})

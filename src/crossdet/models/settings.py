@@ -1,0 +1,123 @@
+"""What settings are made of: the base of a section, checked numbers, and paths. No torch in here.
+
+A path is relative to the config file's folder (`base` of the validation context; without it the current
+folder), and `${VAR}` in it is taken from the environment; nothing else is interpolated.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    Strict,
+    StrictStr,
+    ValidationInfo,
+    model_validator,
+)
+
+from crossdet.errors import show
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values are fixed, an empty section is all defaults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty(cls, data: Any) -> Any:
+        return {} if data is None else data
+
+
+def listed(value: Any) -> Any:
+    """One value may stand for a list of one; null is the empty list."""
+    if value is None:
+        return ()
+    if isinstance(value, (list, tuple)):
+        return tuple(value)
+    return value if isinstance(value, dict) else (value,)
+
+
+def expand(text: str) -> str:
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if not os.environ.get(name):
+            state = "is empty" if name in os.environ else "is not set"
+            raise ValueError(f"environment variable `{name}` {state} (in {show(text)})")
+        return os.environ[name]
+
+    return re.sub(r"\$\{([^}]*)\}", value, text)
+
+
+def resolved_path(value: Any, info: ValidationInfo) -> Path:
+    if not isinstance(value, (str, os.PathLike)) or not str(value):
+        raise ValueError(f"expected a path, got {show(value)}")
+    base = (info.context or {}).get("base") or Path.cwd()
+    return Path(base).absolute() / expand(os.fspath(value))
+
+
+def filled(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not value:
+        raise ValueError("expected at least one value, got []")
+    return value
+
+
+def _weights(value: Any, info: ValidationInfo) -> str | Path:
+    if value is None or value in ("none", "imagenet"):
+        return value or "none"
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"expected `imagenet`, `none` or a path, got {show(value)}")
+    return resolved_path(value, info)
+
+
+Count = Annotated[int, Strict(), Field(ge=1)]
+CountOrZero = Annotated[int, Strict(), Field(ge=0)]
+Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Strict(), Field(ge=0, le=1)]
+OpenFraction = Annotated[float, Strict(), Field(gt=0, lt=1)]
+Positives = Annotated[tuple[Positive, ...], BeforeValidator(listed), AfterValidator(filled)]
+Text = Annotated[StrictStr, Field(min_length=1)]
+Weights = Annotated[str | Path, PlainValidator(_weights)]
+
+
+class NetworkSettings(Section):
+    """Base of an architecture's settings: everything that decides a network and its loss.
+
+    They are the `model` section of a config, with the `loss` section as `loss`, and what only `crossdet extend`
+    adds. The defaults of all of them stand in the architecture's own module.
+    """
+
+    name: str
+    weights: Weights = "none"
+    loss: Any
+
+    @classmethod
+    def of(cls, model: Any, loss: Any) -> Self:
+        """Of the two sections of a config."""
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        """As it is stored with the weights."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Raises `UserError` for what this version does not know."""
+        raise NotImplementedError
+
+    def extended(self, mode: str, adapter: int, known: int, classes: int) -> Self:
+        """Those of a network that grows from `known` to `classes` classes. mode, adapter: of `extend` in a config.
+
+        Raises `UserError` where that cannot be.
+        """
+        raise NotImplementedError

@@ -1,0 +1,143 @@
+"""From a config to built parts: the only place that builds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+
+from crossdet.config import Config, load_config
+from crossdet.config.sources import Sources, listed_only_problem, open_sources
+from crossdet.data.augment import Augment
+from crossdet.data.hybrid import HybridDataset, Part
+from crossdet.data.loading import epoch_batches, make_loader
+from crossdet.errors import UserError
+from crossdet.evaluation.run import EvalSettings
+from crossdet.labels.space import LabelSpace
+from crossdet.models.architectures import ARCHITECTURES
+from crossdet.models.building import build_detector
+from crossdet.models.card import Card, Generation, InputSettings
+from crossdet.models.contract import Network
+from crossdet.models.settings import NetworkSettings
+from crossdet.types import Batch
+
+
+def as_config(config: Config | str | Path, known_datasets: Sequence[str] = ()) -> Config:
+    """The config itself, or the one in a file. known_datasets: see `load_config`."""
+    return config if isinstance(config, Config) else load_config(config, known_datasets=known_datasets)
+
+
+def build_fabric(config: Config) -> Fabric:
+    """Fabric for the config's devices and precision. Started by torchrun, it takes the processes from there."""
+    settings = config.train
+    accelerator = settings.accelerator
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.accelerator: cuda, but torch sees no GPU here; use auto or cpu")
+    devices, nodes, strategy = settings.devices, 1, "ddp" if settings.devices > 1 else "auto"
+    if torch.distributed.is_torchelastic_launched():
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+        strategy = "ddp"
+    fabric = Fabric(
+        accelerator=accelerator, devices=devices, num_nodes=nodes, precision=settings.precision, strategy=strategy
+    )
+    fabric.launch()
+    return fabric
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for the run: true for the only process, and for rank 0 of several."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def network_settings(config: Config) -> NetworkSettings:
+    """Of the sections `model` and `loss`."""
+    return ARCHITECTURES[config.model.name].settings.of(config.model, config.loss)
+
+
+def build_network(settings: NetworkSettings, space: LabelSpace, weights: str | Path = "none") -> Network:
+    """With a new head for the classes of the label space. weights: of the backbone, see `build_detector`."""
+    return build_detector(settings, len(space.classes), torch.from_numpy(space.overlap_array), weights)
+
+
+def new_card(
+    config: Config, space: LabelSpace, settings: NetworkSettings, generations: Sequence[Generation]
+) -> Card:
+    """What weights say about themselves before anything is known of their scores."""
+    size = InputSettings(config.input.shorter, config.input.longer)
+    return Card(space, settings, size, config.eval.model_dump(mode="json"), None, tuple(generations))
+
+
+def training_data(config: Config, sources: Sources) -> HybridDataset:
+    """The hybrid dataset of all training splits, with the config's augmentation."""
+    space = sources.space
+    parts = []
+    for name, index in sources.train.items():
+        dataset = config.datasets[name]
+        parts.append(
+            Part(
+                index=index,
+                row=space.dataset_index(name),
+                class_ids=space.ids(name, index.classes),
+                weight=dataset.weight,
+                repeat_threshold=dataset.repeat_threshold,
+                difficult_as_region=dataset.difficult == "ignore",
+                one_direction=True,
+            )
+        )
+    transform = Augment(
+        shorter=config.input.shorter,
+        longer=config.input.longer,
+        flip=config.augment.flip,
+        scale_jitter=(config.augment.scale_jitter[0], config.augment.scale_jitter[1]),
+        photometric=config.augment.photometric,
+    )
+    return HybridDataset(parts, space, transform, plain=config.train.plain)
+
+
+def teacher_settings(config: Config) -> EvalSettings:
+    """How a teacher looks at images: as large as the network in training, with the limits of `eval`, and NMS by
+    class: one class's label must not depend on what else the teacher sees there."""
+    own = {"score_threshold": None, "max_detections": None, "agnostic_nms": False}
+    return EvalSettings.of(config.input, config.eval, config.train.workers, **own)
+
+
+def training_batches(
+    config: Config | str | Path, count: int, epoch: int = 0, known: LabelSpace | None = None
+) -> tuple[list[Batch], Sources]:
+    """The first training batches of an epoch, exactly as training would see them (for looking at them).
+
+    known: the label space that an extension grows.
+    """
+    config = as_config(config)
+    sources = open_sources(config, known=known)
+    check_trainable(sources, plain=True)  # looking is how the question gets answered
+    dataset = training_data(config, sources)
+    batches = epoch_batches(
+        dataset.sizes(),
+        dataset.draw_weights(),
+        config.train.batch_size,
+        config.seed,
+        epoch,
+        config.train.group_aspect,
+    )
+    return list(make_loader(dataset, batches[:count])), sources
+
+
+def check_trainable(sources: Sources, plain: bool = False) -> None:
+    """Raises `UserError` if there is nothing to train on, or if it is not said whose background may be trusted.
+
+    plain: all background is trusted on purpose (`train.plain`).
+    """
+    if not sources.train:
+        raise UserError("no dataset of the config has a `train` split")
+    empty = [name for name, index in sources.train.items() if not len(index)]
+    if empty:
+        raise UserError(f"datasets without a single training image: {', '.join(empty)}")
+    if not any(len(index.boxes) for index in sources.train.values()):
+        raise UserError("the training splits hold no box at all")
+    if sources.listed_only and not plain:
+        raise UserError(listed_only_problem(sources.listed_only))

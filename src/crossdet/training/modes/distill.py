@@ -1,0 +1,52 @@
+"""`extend` with the old detector as a teacher: its answers are held, or what it finds becomes labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from crossdet.data.index import Index
+from crossdet.errors import UserError
+from crossdet.labels.space import LabelSpace
+from crossdet.training.modes.mode import ExtendSettings, Extension, Growth, Mode, Plan
+
+
+def check(settings: ExtendSettings, _growth: Growth) -> None:
+    if not settings.pseudo and not settings.match:
+        raise UserError("extend: the mode distill needs a weight under `match`, `pseudo: true`, or both")
+
+
+def prepare(extension: Extension) -> Plan:
+    from crossdet.training.state import Course
+
+    settings, growth, old = extension.settings, extension.growth, extension.old
+    space, train = growth.space, growth.train
+    if settings.pseudo:
+        space, train = _with_labels(extension)
+    course = Course(
+        hold_to=(old.model, settings.match) if settings.match else None, fixed_statistics=settings.fixed_statistics
+    )
+    return Plan(course, space, train)
+
+
+def _with_labels(extension: Extension) -> tuple[LabelSpace, Mapping[str, Index]]:
+    """Label space and training splits with the old detector's labels; a resumed run reads what was found."""
+    from crossdet.training.pseudo_labels import Teacher, label_images, taught_space
+
+    old, settings, growth = extension.old, extension.settings, extension.growth
+    thresholds = dict(enumerate(old.class_thresholds()))
+    teacher = Teacher(
+        "the old detector", old.model, {c: c for c in thresholds}, extension.teacher_settings, thresholds
+    )
+    train, taught = label_images(
+        extension.fabric,
+        [teacher],
+        growth.space,
+        growth.train,
+        settings.uncertain_from,
+        extension.folder,
+        keep=extension.resume,
+    )
+    return taught_space(growth.space, taught, settings.trust), train
+
+
+DISTILL = Mode(("pseudo", "match"), check, prepare)

@@ -1,0 +1,34 @@
+"""`extend` that trains what the new classes have of their own; old detections stay bit for bit."""
+
+from __future__ import annotations
+
+from crossdet.errors import UserError
+from crossdet.training.modes.mode import ExtendSettings, Extension, Growth, Mode, Plan
+
+
+def check(settings: ExtendSettings, growth: Growth) -> str | None:
+    if not growth.new:
+        raise UserError(
+            f"extend.mode: frozen trains new classes only, and the config brings none (the weights know "
+            f"{', '.join(growth.known.classes)}); use replay or distill"
+        )
+    if settings.adapter:
+        return None
+    return (
+        "note: boxes of the new classes come from what the old ones taught; if theirs have other shapes they "
+        "need some of their own, `--set extend.adapter=32`"
+    )
+
+
+def prepare(extension: Extension) -> Plan:
+    from crossdet.training.state import Course
+
+    growth = extension.growth
+    course = Course(
+        after_step=extension.network.freeze_old(len(growth.known.classes)),
+        fixed_statistics=extension.settings.fixed_statistics,
+    )
+    return Plan(course, growth.space, growth.train)
+
+
+FROZEN = Mode(("adapter",), check, prepare, keeps_thresholds=True)

@@ -1,0 +1,104 @@
+"""What a mode of `crossdet extend` is. No torch at import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from pydantic import AfterValidator, StrictBool, StrictStr
+
+from crossdet.errors import show
+from crossdet.labels.space import DROPPED, LabelSpace
+from crossdet.models.settings import CountOrZero, Fraction, NotNegative, Section
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from crossdet.data.index import Index
+    from crossdet.evaluation.run import EvalSettings
+    from crossdet.inference import Detector
+    from crossdet.models.contract import Growable
+    from crossdet.training.state import Course
+
+
+def _known(name: str) -> str:
+    from crossdet.training.modes import MODES  # the dict of the modes, which are made of this module
+
+    if name not in MODES:
+        *some, last = (f"'{mode}'" for mode in MODES)
+        raise ValueError(f"expected {', '.join(some)} or {last}, got {show(name)}")
+    return name
+
+
+class ExtendSettings(Section):
+    """The `extend` section of a config: how a trained detector learns more (docs/extend.md)."""
+
+    mode: Annotated[StrictStr, AfterValidator(_known)] = "replay"
+    tolerance: NotNegative | None = 0.5  # points an old class may lose before exit status 3; null: any
+    fixed_statistics: StrictBool = True  # batch norm of the backbone keeps the weights' running statistics
+    match: NotNegative = 1.0  # distill: weight of matching the old detector's logits and boxes; 0: off
+    pseudo: StrictBool = False  # distill: what the old detector finds becomes labels of its classes
+    uncertain_from: Fraction = 0.25  # pseudo: of a class's threshold; scores between the two are avoided
+    trust: StrictBool = False  # pseudo: the background that the old detector leaves is a negative
+    adapter: CountOrZero = 0  # frozen: channels of the new classes' own tower and box subnet; 0: none
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A label space that grows. known, space: before and after. train: what it is trained on."""
+
+    known: LabelSpace
+    space: LabelSpace
+    train: Mapping[str, Index]
+
+    @property
+    def new(self) -> tuple[str, ...]:
+        return self.space.classes[len(self.known.classes) :]
+
+    def without_images(self) -> list[str]:
+        """Old classes that no training image labels."""
+        learnt = {int(c) for name, index in self.train.items() for c in self.space.ids(name, index.classes)}
+        return [name for c, name in enumerate(self.known.classes) if c not in learnt - {DROPPED}]
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What a mode prepares a training from.
+
+    network: carries the old weights already. old: the detector before. teacher_settings: how it looks at training
+    images. folder: for what it finds there. resume: what lies in the folder is taken.
+    """
+
+    fabric: Fabric
+    settings: ExtendSettings
+    growth: Growth
+    network: Growable
+    old: Detector
+    teacher_settings: EvalSettings
+    folder: Path
+    resume: bool
+
+
+class Plan(NamedTuple):
+    """How the training goes: what it does besides its recipe, the label space and the indexes that it reads."""
+
+    course: Course
+    space: LabelSpace
+    train: Mapping[str, Index]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One entry of `MODES`.
+
+    keys: of the `extend` section that are of this mode alone. check: raises `UserError` for what cannot work;
+    returns a note about what probably will not. prepare: changes the network where the mode asks for it.
+    keeps_thresholds: old classes are not changed, and neither are their thresholds.
+    """
+
+    keys: tuple[str, ...]
+    check: Callable[[ExtendSettings, Growth], str | None]
+    prepare: Callable[[Extension], Plan]
+    keeps_thresholds: bool = False

@@ -1,0 +1,95 @@
+"""A network from outside goes through the whole package by one line in a dict."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from worlds import World, changed
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "models"))
+
+from tiny import TINY
+
+from crossdet import load_detector
+from crossdet.models.architectures import ARCHITECTURES
+from crossdet.models.card import read_card
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
+
+
+@pytest.fixture
+def config(world: World, tmp_path: Path) -> Path:
+    values = changed(
+        world.settings(), {"model": {"name": "tiny", "width": 16}, "train.epochs": 30, "train.lr": 0.01}
+    )
+    values["train"] |= {"eval_every": 0, "clip_norm": 5.0, "warmup_epochs": 1.0, "log_every": 50}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def test_from_check_to_extend(config, world, tmp_path, crossdet):
+    run = tmp_path / "run"
+    done = crossdet("check", config, "--json", tmp_path / "check.json")
+    assert done.returncode == 0, done.stderr
+    assert "No errors" in done.stdout
+    done = crossdet("train", config, "-o", run)
+    assert done.returncode == 0, done.stderr
+    assert "objects" in (run / "steps.csv").read_text().splitlines()[0]
+    card = read_card(run)
+    assert (card.settings.name, card.settings.width) == ("tiny", 16)
+    scores = json.loads((run / "metrics.json").read_text())["epochs"][-1]["metrics"]["datasets"]
+    assert scores["cars"]["AP50"] > 0.3  # it learns
+    assert load_detector(run, "cpu").classes == ("car", "face")
+
+    assert crossdet("eval", run, config, "--json", tmp_path / "eval.json").returncode == 0
+    again = json.loads((tmp_path / "eval.json").read_text())
+    assert again["datasets"]["cars"]["AP50"] == pytest.approx(scores["cars"]["AP50"], abs=1e-6)
+    assert crossdet("predict", run, world.root / "cars", "-o", tmp_path / "found").returncode == 0
+    found = json.loads((tmp_path / "found/predictions.json").read_text())
+    assert found["weights"] == str(run / "best.safetensors")
+    assert crossdet("check", run).returncode == 0
+    assert crossdet("audit", run, config).returncode == 0
+
+    more = yaml.safe_load(config.read_text())
+    del more["model"], more["input"]
+    for split, files in more["datasets"].pop("cars").items():
+        if split in ("train", "val"):
+            text = Path(files["annotations"]).read_text().replace('"car"', '"van"')
+            (tmp_path / f"{split}.json").write_text(text)
+            more["datasets"].setdefault("vans", {"format": "coco"})[split] = {
+                "images": files["images"], "annotations": str(tmp_path / f"{split}.json"),
+            }  # fmt: skip
+    more["train"] |= {"epochs": 1, "max_steps": 2}
+    extension = tmp_path / "more.yaml"
+    extension.write_text(yaml.safe_dump(more, sort_keys=False))
+    assert crossdet("check", extension, "--extends", run).returncode == 0
+    done = crossdet("extend", run, extension, "--mode", "replay", "-o", tmp_path / "second", "--tolerance", "100")
+    assert done.returncode == 0, done.stderr
+    second = read_card(tmp_path / "second")
+    assert second.space.classes == ("car", "face", "van")
+    assert [g.mode for g in second.generations] == ["train", "replay"]
+
+    for mode, words in (("frozen", "cannot freeze old classes"), ("distill", "has no such loss")):
+        done = crossdet("extend", run, extension, "--mode", mode, "-o", tmp_path / mode)
+        assert done.returncode == 2
+        assert words in done.stderr.replace("\n", " ")
+
+
+def test_its_mistakes_are_told_like_all_others(config, crossdet, monkeypatch):
+    done = crossdet("train", config, "--set", "model.width=13", "--set", "model.depth=3")
+    assert done.returncode == 2
+    assert "unknown key `model.depth`" in done.stderr
+    done = crossdet("train", config, "--set", "model.width=13")
+    assert "expected a luckier number, got 13" in done.stderr
+    monkeypatch.delitem(ARCHITECTURES, "tiny")
+    done = crossdet("train", config)
+    assert done.returncode == 2
+    assert "`model.name`: expected 'retinanet', got \"tiny\"" in done.stderr

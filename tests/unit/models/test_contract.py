@@ -1,0 +1,190 @@
+"""What every network must do (models/contract.py): the package's own, and one from outside."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from crossdet.models.contract import Growable, Losses, Network
+from crossdet.models.retinanet.architecture import RETINANET
+from crossdet.models.retinanet.settings import RetinaNetSettings
+from crossdet.types import Annotations, Batch, Flag
+
+from .tiny import TINY, TinySettings
+
+CLASSES = 4
+TRUSTED = torch.tensor([[True, True, False, False], [False, False, True, True], [True, True, True, True]])
+MADE = {
+    "retinanet": (RETINANET, RetinaNetSettings(backbone="test_efficientnet", channels=16, head_depth=1)),
+    "tiny": (TINY, TinySettings()),
+}
+
+
+@pytest.fixture(params=MADE)
+def architecture(request):
+    return MADE[request.param]
+
+
+@pytest.fixture
+def network(architecture) -> Network:
+    torch.manual_seed(0)
+    kind, settings = architecture
+    return kind.build(settings, CLASSES, None).double()
+
+
+def annotations(boxes: list[list[float]], labels: list[int], flags: list[int] | None = None) -> Annotations:
+    return Annotations(
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor(labels, dtype=torch.int64),
+        torch.tensor(flags or [0] * len(labels), dtype=torch.uint8),
+    )
+
+
+TARGETS = [
+    annotations([[4, 4, 40, 30], [50, 10, 80, 50]], [0, 1]),
+    annotations([[10, 10, 60, 60], [70, 2, 90, 22]], [2, 3], [0, int(Flag.IGNORE_REGION)]),
+    annotations([], []),
+]
+
+
+def batch_of(rows: list[int], trusted: Tensor = TRUSTED) -> Batch:
+    """Images and targets by row, as the loader would give them."""
+    images = torch.randint(0, 256, (3, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    sizes = torch.tensor([[64, 96]] * len(rows))
+    ids = torch.tensor(rows)
+    return Batch(images[rows], sizes, sizes, [TARGETS[row] for row in rows], trusted[rows], ids, ids)
+
+
+def prepared(network: Network, batch: Batch) -> Batch:
+    prepare = network.prepare()
+    return batch if prepare is None else prepare(batch)
+
+
+def gradients(network: Network, losses: Losses) -> dict[str, Tensor]:
+    network.zero_grad(set_to_none=True)
+    sum(losses.normalised(network.normaliser).values()).backward()
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+def test_losses_are_sums_per_image(network):
+    losses = network.losses(batch_of([0, 1, 2]))
+    assert tuple(losses.terms) == network.terms
+    assert losses.positives.shape == (3,)
+    assert int(losses.positives[2]) == 0
+    for sums in losses.terms.values():
+        assert sums.shape == (3,)
+        assert bool(sums.isfinite().all())
+    alone = [network.losses(batch_of([row])) for row in range(3)]
+    for name, sums in losses.terms.items():
+        torch.testing.assert_close(sums, torch.cat([one.terms[name] for one in alone]), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(losses.of_images(), sum(losses.terms.values()).detach())
+
+
+def test_prepared_batches_have_the_same_losses(network):
+    """What the workers do travels as it is: pickled, and moved to another device."""
+    batch = batch_of([0, 1, 2])
+    prepare = network.prepare()
+    if prepare is not None:
+        assert pickle.loads(pickle.dumps(prepare)) is not None
+    wanted = network.losses(batch).terms
+    for one in (prepared(network, batch), prepared(network, batch).to("cpu"), pickled(prepared(network, batch))):
+        for name, sums in network.losses(one).terms.items():
+            torch.testing.assert_close(sums, wanted[name], rtol=1e-9, atol=1e-12)
+
+
+def pickled(batch: Batch) -> Batch:
+    from multiprocessing.reduction import ForkingPickler
+
+    return pickle.load(io.BytesIO(ForkingPickler.dumps(batch)))
+
+
+def test_untrusted_background_gives_exactly_nothing(network):
+    """Neither a loss nor a gradient, also where no class is trusted at all."""
+    empty = annotations([], [])
+    nothing = torch.zeros_like(TRUSTED)
+    batch = replace(batch_of([0, 1], nothing), targets=[empty, empty], has_regions=None)
+    losses = network.losses(batch)
+    assert all(bool((sums == 0).all()) for sums in losses.terms.values())
+    assert all(bool((g == 0).all()) for g in gradients(network, losses).values())
+
+
+def test_a_class_that_nobody_trusts_or_shows_changes_nothing(network):
+    """Its logits get no gradient, so another dataset's class that shares nothing changes nothing either."""
+    trusted = TRUSTED.clone()
+    trusted[:, 3] = False
+    batch = replace(
+        batch_of([0, 2], trusted),
+        targets=[annotations([], []), annotations([[4, 4, 40, 30]], [1], [int(Flag.AVOID)])],
+        has_regions=None,
+    )
+    grads = gradients(network, network.losses(batch))
+    rows = {name: g for name, g in grads.items() if name.endswith(("predict.bias", "classes.bias"))}
+    (bias,) = (g for name, g in rows.items() if not name.startswith("box"))
+    assert bool((bias.view(-1, CLASSES)[:, 3] == 0).all())
+    assert bool((bias.view(-1, CLASSES)[:, 0] != 0).any())
+
+
+def test_order_of_images_does_not_matter(network):
+    one, other = network.losses(batch_of([0, 1, 2])), network.losses(batch_of([2, 0, 1]))
+    for name, sums in one.terms.items():
+        torch.testing.assert_close(sums[[2, 0, 1]], other.terms[name], rtol=1e-9, atol=1e-12)
+    for by in ("batch", "image"):
+        a, b = one.normalised(by), other.normalised(by)
+        assert all(float(a[name].detach()) == pytest.approx(float(b[name].detach()), rel=1e-5) for name in a)
+
+
+def test_detections_are_sorted_clipped_and_as_asked(network):
+    batch = batch_of([0, 1])
+    sizes = torch.tensor([[64, 96], [50, 70]])
+    found = network.float().eval().find(batch.images, sizes, score_threshold=0.0, max_detections=7)
+    assert [len(one) for one in found] == [7, 7]
+    for one, (height, width) in zip(found, sizes.tolist(), strict=True):
+        assert bool((one.scores.diff() <= 0).all())
+        assert bool((one.boxes >= 0).all())
+        assert bool((one.boxes <= torch.tensor([width, height, width, height])).all())
+    asked = network.find(batch.images, sizes, classes=[2], score_threshold=0.0, max_detections=7)
+    assert all(set(one.labels.tolist()) == {2} for one in asked)
+    limits = torch.tensor([2.0, 2.0, 2.0, 0.0])  # no score reaches the first three
+    assert all(set(one.labels.tolist()) == {3} for one in network.find(batch.images, sizes, score_threshold=limits))
+
+
+def test_groups_hold_every_parameter_that_learns_once(network):
+    wanted = [p for p in network.parameters() if p.requires_grad]
+    found = [p for group in network.parameter_groups() for p in group.parameters]
+    assert {id(p) for p in found} == {id(p) for p in wanted}
+    assert len(found) == len(wanted)
+    assert {group.part for group in network.parameter_groups()} == {"backbone", "rest"}
+
+
+def test_export_module_gives_the_same_for_any_batch(network):
+    module = network.float().eval().export_module()
+    images = batch_of([0, 1]).images
+    program = torch.export.export(module, (images,), strict=False)
+    for got, want in zip(program.module()(images), module(images), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_settings_survive_the_weights_file(architecture):
+    kind, settings = architecture
+    assert kind.settings.from_json(settings.to_json()) == settings
+    assert kind.settings.of(kind.model(), kind.loss()).name == settings.name
+
+
+def test_old_weights_are_carried_over(architecture):
+    """The grown network answers about old classes what the old one did, bit for bit."""
+    kind, settings = architecture
+    torch.manual_seed(0)
+    old = kind.build(settings, CLASSES, None).eval()
+    grown = kind.build(settings.extended("replay", 0, CLASSES, CLASSES + 2), CLASSES + 2, None).eval()
+    assert isinstance(grown, Growable)
+    grown.carry_over(old.state_dict(), CLASSES)
+    images, sizes = batch_of([0]).images, torch.tensor([[64, 96]])
+    limits = {"classes": range(CLASSES), "score_threshold": 0.0}
+    (before,), (after,) = old.find(images, sizes, **limits), grown.find(images, sizes, **limits)
+    assert torch.equal(before.scores, after.scores)
+    assert torch.equal(before.boxes, after.boxes)

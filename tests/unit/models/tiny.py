@@ -1,0 +1,168 @@
+"""A network that nobody in the package knows: 40 lines, no anchors, one feature level.
+
+Every cell of an 8-pixel grid says which classes' objects have their centre in it, and where its edges are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import batched_nms
+
+from crossdet.losses import negative_weights
+from crossdet.models.architecture import Architecture, Contradiction
+from crossdet.models.contract import Growable, Losses, ParameterGroup
+from crossdet.models.settings import Count, NetworkSettings, Section, Weights
+from crossdet.types import BACKGROUND, REGION_FLAGS, Batch, Detections
+
+STRIDE = 8
+
+
+class TinyModel(Section):
+    name: Literal["tiny"] = "tiny"
+    weights: Weights = "none"
+    width: Count = 24
+
+
+class TinyLoss(Section):
+    box: float = 2.0
+
+
+class TinySettings(TinyModel, NetworkSettings):
+    loss: TinyLoss = TinyLoss()
+
+    @classmethod
+    def of(cls, model: Any, loss: Any) -> Self:
+        return cls(width=model.width, loss=loss)
+
+    def to_json(self) -> str:
+        return json.dumps({"width": self.width, "box": self.loss.box})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        values = json.loads(text)
+        return cls(width=values["width"], loss=TinyLoss(box=values["box"]))
+
+    def extended(self, mode: str, adapter: int, known: int, classes: int) -> Self:
+        del mode, adapter, known, classes
+        return self
+
+
+class Tiny(Growable):
+    terms = ("objects", "edges")
+    fill_colour = (127, 127, 127)
+
+    def __init__(self, settings: TinySettings, num_classes: int, overlap: Tensor | None) -> None:
+        super().__init__()
+        self.num_classes, self.settings, self.overlap = num_classes, settings, overlap
+        widths = [3, settings.width, settings.width, settings.width]
+        self.backbone = nn.Sequential(
+            *(layer for a, b in pairwise(widths)
+              for layer in (nn.Conv2d(a, b, 3, 2, 1), nn.ReLU()))
+        )  # fmt: skip
+        self.classes = nn.Conv2d(settings.width, num_classes, 3, 1, 1)
+        self.edges = nn.Conv2d(settings.width, 4, 3, 1, 1)
+        nn.init.constant_(self.classes.bias, -4.0)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """`[B, N, C]` logits and `[B, N, 4]` boxes xyxy in pixels, row by row of the grid."""
+        x = self.backbone(images.to(self.edges.weight.dtype) / 127.5 - 1)
+        rows, columns = x.shape[-2:]
+        y, x_ = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        centre = ((torch.stack([x_, y, x_, y], -1).reshape(-1, 4) + 0.5) * STRIDE).to(x)
+        reach = self.edges(x).float().exp().flatten(2).transpose(1, 2) * STRIDE
+        sign = centre.new_tensor([-1, -1, 1, 1])
+        return self.classes(x).float().flatten(2).transpose(1, 2), centre + sign * reach
+
+    def losses(self, batch: Batch) -> Losses:
+        logits, boxes = self(batch.images)
+        labels = torch.full(logits.shape[:2], BACKGROUND, device=logits.device)
+        columns = -(-batch.images.shape[-1] // STRIDE)
+        avoid, edges = [], logits.new_zeros(len(labels))
+        for image, target in enumerate(batch.targets):
+            cell = (target.boxes[:, :2] + target.boxes[:, 2:]).div(2 * STRIDE).long()
+            place = cell[:, 1] * columns + cell[:, 0]
+            region = (target.flags & int(REGION_FLAGS)) != 0
+            labels[image, place[~region]] = target.labels[~region]
+            found = boxes[image, place[~region]]
+            edges[image] = F.l1_loss(found / STRIDE, target.boxes[~region] / STRIDE, reduction="none").sum()
+            avoid += [(image, int(p), int(c)) for p, c in zip(place[region], target.labels[region], strict=True)]
+        weights = negative_weights(
+            labels,
+            batch.trusted,
+            self.overlap,
+            torch.tensor(avoid, dtype=torch.int64, device=labels.device).reshape(-1, 3),
+            background_weight=batch.background_weight,
+        )
+        wanted = F.one_hot(labels.clamp(min=0), self.num_classes) * (labels >= 0)[..., None]
+        soft = F.softplus(logits)
+        objects = (weights * soft + wanted * (soft - logits)).sum((1, 2))
+        return Losses({"objects": objects, "edges": self.settings.loss.box * edges}, (labels >= 0).sum(1))
+
+    @torch.no_grad()
+    def find(
+        self,
+        images: Tensor,
+        sizes: Tensor,
+        classes: Sequence[int] | Tensor | None = None,
+        score_threshold: float | Tensor = 0.05,
+        topk: int = 1000,
+        max_detections: int = 100,
+        nms_iou: float = 0.5,
+        agnostic_nms: bool = False,
+        nms_groups: Sequence[int] | None = None,
+    ) -> list[Detections]:
+        wanted = torch.arange(self.num_classes) if classes is None else torch.as_tensor(classes).unique()
+        groups = torch.arange(self.num_classes) if nms_groups is None else torch.as_tensor(nms_groups)
+        found = []
+        for scores, boxes, (height, width) in zip(*self._scored(images), sizes.tolist(), strict=True):
+            limit = score_threshold[wanted] if isinstance(score_threshold, Tensor) else score_threshold
+            row, column = (scores[:, wanted] > limit).nonzero(as_tuple=True)
+            label = wanted[column]
+            score = scores[row, label]
+            first = score.argsort(descending=True, stable=True)[:topk]
+            row, label, score = row[first], label[first], score[first]
+            box = boxes[row].clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+            kept = batched_nms(box, score, torch.zeros_like(label) if agnostic_nms else groups[label], nms_iou)
+            kept = kept[:max_detections]
+            found.append(Detections(box[kept], score[kept], label[kept]))
+        return found
+
+    def _scored(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, boxes = self(images)
+        return logits.sigmoid(), boxes
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        rest = [*self.classes.parameters(), *self.edges.parameters()]
+        return [
+            ParameterGroup("backbone", True, list(self.backbone.parameters())),
+            ParameterGroup("rest", True, rest),
+        ]
+
+    def export_module(self) -> nn.Module:
+        return self
+
+    def carry_over(self, state: Any, classes: int) -> None:
+        own = self.state_dict()
+        with torch.no_grad():
+            for name, tensor in state.items():
+                (own[name][:classes] if name.startswith("classes.") else own[name]).copy_(tensor)
+
+
+def build(settings: TinySettings, num_classes: int, overlap: Tensor | None, weights: Any = "none") -> Tiny:
+    del weights
+    return Tiny(settings, num_classes, overlap)
+
+
+def contradictions(model: TinyModel) -> Iterator[Contradiction]:
+    if model.width == 13:
+        yield Contradiction(("model.width",), "a luckier number", model.width)
+
+
+TINY = Architecture(TinyModel, TinyLoss, TinySettings, build, contradictions)
