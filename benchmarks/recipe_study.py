@@ -50,7 +50,9 @@ from crossdet.data.augment import Augment, Resize
 from crossdet.data.hybrid import Draw
 from crossdet.data.loading import IMAGENET_MEAN, epoch_rows, pad_images
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.protocols.base import Protocol, Split, score_split
+from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.evaluation.protocols.entry import score_split
+from crossdet.evaluation.splits import Split
 from crossdet.inference import rescale
 from crossdet.losses import dataset_aware_focal_loss, smooth_l1
 from crossdet.models.building import build_detector
@@ -397,7 +399,7 @@ class Judge:
                 rows.append(np.full(len(original), row, np.int64))
                 row += 1
         arrays = DetectionArrays(*(np.concatenate(column) for column in (boxes, scores, labels, rows)))
-        record = score_split(Protocol("coco"), self.split, arrays, 100).record
+        record = score_split(PROTOCOLS["coco"], self.split, arrays, 100).record
         return {
             "AP": round(100 * record["AP"], 3),
             "AP50": round(100 * record["AP50"], 3),

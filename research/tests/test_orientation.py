@@ -15,7 +15,7 @@ from crossdet.data.rotation import rotated
 from crossdet.data.rotation_geometry import equal_directions
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.orientation import all_looks, found_objects
-from crossdet.evaluation.protocols.base import Split
+from crossdet.evaluation.splits import Split
 from crossdet_research.orientation import looked_all_around
 from crossdet_research.orientation_tables import difference_grid, grids, markdown, notes, rich_tables
 

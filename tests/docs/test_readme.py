@@ -12,8 +12,8 @@ import yaml
 
 from crossdet.commands import main as cli
 from crossdet.evaluation.curves import NamedCurve, write_run_curves
+from crossdet.evaluation.files.wider_face_lists import write_wider_face_lists
 from crossdet.evaluation.precision_recall import Curve
-from crossdet.evaluation.protocols.wider_face_lists import write_wider_face_lists
 from crossdet_research import main as research
 
 from .stand_ins import TINY, TINY_EXTENSION, coco, pictures, wider_face, wider_pedestrian

@@ -17,9 +17,9 @@ from crossdet import UserError, evaluate, load_detector, predict, train
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.protocols.base import Split, ground_truth
 from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.evaluation.run import EvalSettings, detect, score_dataset
+from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.inference import find_images
 from crossdet.labels.space import DROPPED
 from crossdet.models.retinanet.network import RetinaNet

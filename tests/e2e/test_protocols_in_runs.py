@@ -14,10 +14,12 @@ from crossdet.config import Config
 from crossdet.data.formats.voc import write_voc
 from crossdet.data.formats.wider_pedestrian import write_wider_pedestrian
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.curves import read_curves
-from crossdet.evaluation.protocols.base import LIMITS, Protocol, Split, best_per_image, score_split
-from crossdet.evaluation.protocols.wider_face_lists import read_wider_face_truth, write_wider_face_lists
+from crossdet.evaluation.curves import read_methods
+from crossdet.evaluation.files.wider_face_lists import read_wider_face_truth, write_wider_face_lists
+from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.evaluation.protocols.entry import Limits, best_per_image, score_split
 from crossdet.evaluation.run import EvalSettings
+from crossdet.evaluation.splits import Split
 from crossdet.inference import DEFAULT_THRESHOLD
 from crossdet.models.weights import load_weights, update_card
 
@@ -109,7 +111,7 @@ def test_one_table_in_which_every_dataset_shows_its_own_protocol(world, trained,
     assert again["challenge"]["AP"] == pytest.approx(metrics["peds"]["challenge"]["AP"], abs=1e-9)
     assert again["coco_style"]["AP50"] == pytest.approx(metrics["peds"]["coco_style"]["AP50"], abs=1e-6)
 
-    method, curves = read_curves(out / "curves/curves.json")
+    ((method, curves),) = read_methods(out / "curves/curves.json")
     assert method == trained.folder.name
     ap = {(c.dataset, c.protocol, c.name): c.curve.ap for c in curves}
     assert ap["faces", "wider_face", "hard"] == metrics["faces"]["hard"]
@@ -177,9 +179,9 @@ def test_pictures_missing_from_the_lists_or_from_the_split_are_told(world, train
     index = world.faces["val"]
     lists = face_lists(world, tmp_path / "lists")
     some = index.take(np.array([0, 1, 2]))
-    protocol = Protocol("wider_face", lists=read_wider_face_truth(lists))
     nothing = DetectionArrays(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), np.zeros(0, int))
-    result = score_split(protocol, Split(some, np.array([0]), ["face"]), nothing, 750)
+    split = Split(some, np.array([0]), ["face"], lists=read_wider_face_truth(lists))
+    result = score_split(PROTOCOLS["wider_face"], split, nothing, 750)
     assert result.notes == ("2 of 5 images of the lists are not in the split; their faces count",)
     assert result.record["hard"] == 0
 
@@ -209,9 +211,9 @@ def test_a_protocol_may_have_more_detections_than_another(world, trained, monkey
 
 def test_the_config_overrides_the_limits_of_a_protocol():
     settings = EvalSettings(64, 96, score_threshold=0.2, max_detections=7)
-    assert vars(settings.limits(Protocol("wider_face"))) == {"max_detections": 7, "score_threshold": 0.2}
-    assert settings.limits(Protocol("coco")).max_detections == 7
-    assert EvalSettings(64, 96).limits(Protocol("wider_face")) == LIMITS["wider_face"]
+    assert vars(settings.limits(PROTOCOLS["wider_face"])) == {"max_detections": 7, "score_threshold": 0.2}
+    assert settings.limits(PROTOCOLS["coco"]).max_detections == 7
+    assert EvalSettings(64, 96).limits(PROTOCOLS["wider_face"]) == Limits(750, 0.01)
 
 
 def test_the_best_of_each_image_are_kept_in_their_order():
@@ -227,9 +229,9 @@ def test_wider_face_refuses_a_dataset_of_several_classes(world, trained):
     split = Split(world.cars["val"], np.array([0]), ["car"])
     two = Split(two_classes(world), np.array([0, 1]), ["car", "face"])
     nothing = DetectionArrays(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), np.zeros(0, int))
-    assert score_split(Protocol("wider_face"), split, nothing, 750).record["all"] == 0
+    assert score_split(PROTOCOLS["wider_face"], split, nothing, 750).record["all"] == 0
     with pytest.raises(UserError, match="wider_face judges one class, the dataset labels car, face"):
-        score_split(Protocol("wider_face"), two, nothing, 750)
+        score_split(PROTOCOLS["wider_face"], two, nothing, 750)
 
 
 def two_classes(world):

@@ -15,10 +15,11 @@ from crossdet.commands.score import app
 from crossdet.config.sources import open_sources
 from crossdet.data.formats.coco import read_coco
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
-from crossdet.evaluation.protocols.base import LIMITS, best_per_image, score_split
+from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.protocols.coco import coco_scores
+from crossdet.evaluation.protocols.entry import best_per_image, score_split
 from crossdet.evaluation.protocols.lvis import lvis_scores
-from crossdet.runs.evaluate import protocols_of, splits_for_training
+from crossdet.runs.evaluate import splits_for_training
 
 with pytest.MonkeyPatch.context() as patch:
     # only the API's drawing uses OpenCV, whose import needs libraries of a screen that a server may lack
@@ -174,8 +175,8 @@ def test_files_in_a_run_and_in_score_give_the_numbers_of_the_lvis_api(seed, monk
     corners = np.concatenate([sized.boxes[:, :2], sized.boxes[:, :2] + sized.boxes[:, 2:]], 1)
     labels = np.array([CLASSES.index(c) for c in sized.labels])
     detections = DetectionArrays(corners, sized.scores, labels, sized.image_of_box)
-    (protocol,) = protocols_of(config.datasets["lvis"], None)
+    protocol = PROTOCOLS["lvis"]
     scores = score_split(protocol, split, detections, limit)
     assert_same(scores.record, wanted)
-    assert scores.headline == pytest.approx(wanted["AP"], abs=1e-9)
-    assert LIMITS["lvis"].max_detections == LVISResults.__init__.__defaults__[0] == 300
+    assert protocol.headline(scores.record) == pytest.approx(wanted["AP"], abs=1e-9)
+    assert protocol.limits.max_detections == LVISResults.__init__.__defaults__[0] == 300

@@ -26,8 +26,9 @@ from crossdet.evaluation.files.voc import read_voc_results, read_voc_truth
 from crossdet.evaluation.files.wider_face import read_wider_face_predictions
 from crossdet.evaluation.pictures import write_val_pictures
 from crossdet.evaluation.precision_recall import Curve
-from crossdet.evaluation.predictions import write_predictions
-from crossdet.evaluation.protocols.base import Split
+from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.evaluation.protocols.entry import write_predictions
+from crossdet.evaluation.splits import Split
 from crossdet.files import write_atomically
 from crossdet.labels.space import LabelSpace
 from crossdet.runs.predict import _picture_names
@@ -92,7 +93,7 @@ def test_class_files_of_voc_and_their_reader(tmp_path):
     split = Split(index, np.arange(len(classes)), classes)
     folder = tmp_path / "in" / "out"
     with nothing_outside(folder):
-        write_predictions(folder, split, as_found(index), "voc")
+        write_predictions(PROTOCOLS["voc"], folder, split, as_found(index))
     assert len(list(folder.iterdir())) == len(classes)
     assert {"Car.txt", "stop sign.txt"} <= {file.name for file in folder.iterdir()}
 
@@ -128,7 +129,7 @@ def test_image_files_of_wider_face_and_their_reader(tmp_path):
     index = index_of(root, image_names(root), ["face"])
     folder = tmp_path / "in" / "out"
     with nothing_outside(folder):
-        write_predictions(folder, Split(index, np.array([0]), ["face"]), as_found(index), "wider_face")
+        write_predictions(PROTOCOLS["wider_face"], folder, Split(index, np.array([0]), ["face"]), as_found(index))
     assert len(list(folder.rglob("*.txt"))) == len(index)
     paths = [PurePosixPath(index.names[row]) for row in range(len(index))]
     keys = [f"{path.parent.name}/{path.stem}".lstrip("/") for path in paths]
@@ -145,7 +146,9 @@ def test_predictions_in_one_file(tmp_path, protocol):
     index = index_of(root, image_names(root), CLASSES)
     folder = tmp_path / "in" / "out"
     with nothing_outside(folder):
-        write_predictions(folder, Split(index, np.arange(len(CLASSES)), CLASSES), as_found(index), protocol)
+        write_predictions(
+            PROTOCOLS[protocol], folder, Split(index, np.arange(len(CLASSES)), CLASSES), as_found(index)
+        )
     assert len(list(folder.iterdir())) == 1
 
 

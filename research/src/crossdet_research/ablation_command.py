@@ -20,7 +20,7 @@ from crossdet.commands.terminal import (
     wide,
     words,
 )
-from crossdet.evaluation.confidence import CONFIDENT
+from crossdet.evaluation.operating import CONFIDENT
 
 app = typer.Typer(
     name="ablation",

@@ -204,7 +204,7 @@ def _found(
 ) -> list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
     """Boxes, union labels and scores of the run in each of the pictures, as the union test counts them."""
     from crossdet.config.schema import EvalConfig
-    from crossdet.evaluation.protocols.base import best_per_image
+    from crossdet.evaluation.protocols.entry import best_per_image
     from crossdet.evaluation.run import detect
     from crossdet.inference import load_detector
     from crossdet_research.measure import MOST_COUNTED, eval_settings, folded, union_ids

@@ -22,9 +22,9 @@ from crossdet.config.sources import open_sources
 from crossdet.data.index import Index
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
 from crossdet.evaluation.bootstrap import Paired, paired_bootstrap
-from crossdet.evaluation.protocols.base import Split, ground_truth
 from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.evaluation.run import detect
+from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.card import file_digest

@@ -20,11 +20,11 @@ from crossdet.data.reading import read_split
 from crossdet.errors import UserError
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, GroundTruth
 from crossdet.evaluation.audit import DEFAULT_THRESHOLD, where_detections_lie
-from crossdet.evaluation.confidence import CONFIDENT, best_scores
 from crossdet.evaluation.hits import by_score
-from crossdet.evaluation.operating import best_f1, judge
-from crossdet.evaluation.protocols.base import Split, best_per_image, ground_truth
+from crossdet.evaluation.operating import CONFIDENT, best_f1, best_scores, judge
 from crossdet.evaluation.protocols.coco import RECALLS, coco_scores
+from crossdet.evaluation.protocols.entry import best_per_image
+from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.labels.space import DROPPED
 
 PRECISION = 0.9
@@ -383,13 +383,4 @@ def eval_settings(detector: Any, limits: Any) -> Any:
     """How the union test is looked at, the same for all runs; limits: the config's `eval`."""
     from crossdet.evaluation.run import EvalSettings
 
-    return EvalSettings(
-        shorter=detector.settings.shorter,
-        longer=detector.settings.longer,
-        score_threshold=LOWEST_SCORE,
-        topk=limits.topk,
-        nms_iou=limits.nms_iou,
-        max_detections=MOST_FOUND,
-        batch_size=limits.batch_size,
-        agnostic_nms=limits.agnostic_nms,
-    )
+    return EvalSettings.of(detector.settings, limits, score_threshold=LOWEST_SCORE, max_detections=MOST_FOUND)

@@ -24,7 +24,7 @@ from crossdet_research import jobs
 
 if TYPE_CHECKING:
     from crossdet.evaluation.arrays import DetectionArrays
-    from crossdet.evaluation.protocols.base import Split
+    from crossdet.evaluation.splits import Split
 
 TOOL = "crossdet orientation"
 """Mark of its files; older than the name of the command, so that earlier results stay readable."""
@@ -246,7 +246,6 @@ def measure(run_dir: Path, config: Config, looks: bool = False) -> dict[str, Any
     which it finds an object says the object's direction (`looked_all_around`); of the datasets where it can.
     """
     from crossdet.config.sources import open_sources
-    from crossdet.evaluation.protocols.base import Protocol
     from crossdet.evaluation.run import EvalSettings, score_dataset
     from crossdet.inference import load_detector
     from crossdet.runs.evaluate import splits_for_detector
@@ -254,18 +253,11 @@ def measure(run_dir: Path, config: Config, looks: bool = False) -> dict[str, Any
     detector = load_detector(run_dir, last=True)
     sources = open_sources(config, ["val"], detector=detector.space)
     limits = config.eval
-    settings = EvalSettings(
-        detector.settings.shorter,
-        detector.settings.longer,
-        topk=limits.topk,
-        nms_iou=limits.nms_iou,
-        batch_size=limits.batch_size,
-        workers=config.train.workers,
-        agnostic_nms=limits.agnostic_nms,
-    )
+    own = {"score_threshold": None, "max_detections": None}
+    settings = EvalSettings.of(detector.settings, limits, config.train.workers, **own)
     found: dict[str, Any] = {"datasets": {}, **({"looks": {}} if looks else {})}
     for name, split in splits_for_detector(sources, sources.val, detector, fold=True).items():
-        scores = score_dataset(detector.model, split, settings, (Protocol("coco"),), detector.space.folding)
+        scores = score_dataset(detector.model, split, settings, folding=detector.space.folding)
         detections, record = scores.found.detections, scores.record
         found["datasets"][name] = {
             **_numbers(split, record, detections),
@@ -288,13 +280,14 @@ def looked_all_around(
     """
     from crossdet.data.rotation import rows_per_picture
     from crossdet.evaluation.orientation import all_looks, orientation_scores
-    from crossdet.evaluation.protocols.base import LIMITS, Protocol, score_split
+    from crossdet.evaluation.protocols import PROTOCOLS
+    from crossdet.evaluation.protocols.entry import score_split
 
     seen = all_looks(split.index, detections, centred, nms_iou)
     if seen is None:
         return None
     found, degrees = seen
-    record = score_split(Protocol("coco"), split, found, LIMITS["coco"].max_detections).record
+    record = score_split(PROTOCOLS["coco"], split, found).record
     return {
         **_numbers(split, record, found),
         "orientation": orientation_scores(split, found, degrees),
@@ -315,7 +308,8 @@ def _numbers(split: Split, record: Mapping[str, Any], detections: DetectionArray
 
 def per_roll(split: Split, detections: DetectionArrays) -> dict[int, dict[str, float]]:
     """Degrees -> AP and AP50 on the pictures that are turned so; nothing of an index that is not turned."""
-    from crossdet.evaluation.protocols.base import LIMITS, Protocol, score_split
+    from crossdet.evaluation.protocols import PROTOCOLS
+    from crossdet.evaluation.protocols.entry import score_split
 
     turned = split.index.turned
     found = {}
@@ -327,6 +321,6 @@ def per_roll(split: Split, detections: DetectionArrays) -> dict[int, dict[str, f
         image = place[detections.image_of_box]
         mine = detections.take(np.flatnonzero(image >= 0), image)
         part = split.take(rows)
-        record = score_split(Protocol("coco"), part, mine, LIMITS["coco"].max_detections).record
+        record = score_split(PROTOCOLS["coco"], part, mine).record
         found[int(degrees)] = {"AP": record["AP"], "AP50": record["AP50"]}
     return found

@@ -15,7 +15,7 @@ from crossdet.data.index import IndexBuilder
 from crossdet.demo.scene_composition import HEIGHT, WIDTH
 from crossdet.demo.scenes import make_scene, write_demo_datasets
 from crossdet.errors import UserError
-from crossdet.evaluation.protocols.wider_face_lists import write_wider_face_lists
+from crossdet.evaluation.files.wider_face_lists import write_wider_face_lists
 from crossdet.files import write_json
 from crossdet_research.paper_rows import DATASETS, GENERATED_VOC_CLASSES
 

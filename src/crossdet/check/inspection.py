@@ -29,6 +29,7 @@ from crossdet.data.index import Index
 from crossdet.data.reading import IMAGE_REASONS
 from crossdet.data.rotation import pictures, rows_per_picture
 from crossdet.errors import LabelError
+from crossdet.evaluation.protocols import lists_of
 from crossdet.labels.members import lonely_members
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.retinanet.anchor_stats import best_anchor_iou, resized_boxes, resized_sizes
@@ -389,11 +390,9 @@ def _notes(
         if dataset not in sources.val:
             yield f"{dataset} has no `val` split: no score for it"
     for name, dataset_config in config.datasets.items():
-        if "wider_face" in dataset_config.protocol and name in sources.val and name not in sources.lists:
-            yield (
-                f"{name}: protocol wider_face without `val.lists`: one AP over all valid faces, "
-                "not easy, medium and hard"
-            )
+        lists = lists_of(dataset_config.protocol)
+        if lists is not None and name in sources.val and name not in sources.lists:
+            yield f"{name}: {lists.without}"
     if config.train.plain:
         yield "`train.plain` is on: all background is a negative for every class, avoided or not"
     for split in splits:

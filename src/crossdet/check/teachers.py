@@ -12,13 +12,13 @@ def look_at_teachers(config: Config, sources: Sources) -> tuple[list[str], list[
     """Errors, those that `train` would tell, and notes; nothing where the config has no teachers."""
     if config.pseudo is None or not sources.train:
         return [], []
-    from crossdet.evaluation.protocols.base import Split  # with torch, for the few configs that have teachers
     from crossdet.evaluation.run import EvalSettings
+    from crossdet.evaluation.splits import Split  # with torch, for the few configs that have teachers
     from crossdet.training.teachers import Lesson, known_ids
 
     space, teachers = sources.space, config.pseudo.teachers
     splits = {n: Split(i, space.ids(n, i.classes), space.classes) for n, i in sources.val.items()}
-    lesson = Lesson(space, sources.train, splits, EvalSettings(config.input.shorter, config.input.longer))
+    lesson = Lesson(space, sources.train, splits, EvalSettings.of(config.input))
     errors, notes = [], []
     teachable = set(range(len(space.classes))) if teachers == "self" else set[int]()
     for path in () if isinstance(teachers, str) else teachers:

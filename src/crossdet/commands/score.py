@@ -26,6 +26,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+CocoResults = Annotated[
+    Path, typer.Argument(metavar="RESULTS", help="results list: image_id, category_id, bbox, score")
+]
 JsonFile = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", dir_okay=False, help="also write the numbers as JSON, 0 to 1"),
@@ -43,9 +46,7 @@ MethodName = Annotated[
 @app.command()
 def coco(
     instances: Annotated[Path, typer.Argument(metavar="INSTANCES", help="COCO instances file (JSON)")],
-    results: Annotated[
-        Path, typer.Argument(metavar="RESULTS", help="results list: image_id, category_id, bbox, score")
-    ],
+    results: CocoResults,
     classes: Annotated[bool, typer.Option("--per-class", help="also print AP and AP50 of every class")] = False,
     max_detections: Annotated[
         int, typer.Option(min=1, metavar="N", help="detections that count per image and class, best first")
@@ -80,9 +81,7 @@ def coco(
 @app.command()
 def lvis(
     instances: Annotated[Path, typer.Argument(metavar="INSTANCES", help="LVIS annotation file (JSON)")],
-    results: Annotated[
-        Path, typer.Argument(metavar="RESULTS", help="results list: image_id, category_id, bbox, score")
-    ],
+    results: CocoResults,
     max_detections: Annotated[
         int, typer.Option(min=1, metavar="N", help="detections that count per image, best first")
     ] = 300,
@@ -95,7 +94,7 @@ def lvis(
     Example: crossdet score lvis lvis_v1_val.json results.json --json scores.json
     """
     from crossdet.evaluation.files.coco import read_coco_results, read_lvis_truth
-    from crossdet.evaluation.protocols.base import best_per_image
+    from crossdet.evaluation.protocols.entry import best_per_image
     from crossdet.evaluation.protocols.lvis import lvis_scores
 
     truth, frequencies = read_lvis_truth(instances)
@@ -144,7 +143,7 @@ def voc(
     Example: crossdet score voc VOCdevkit/VOC2007 results --image-set test
     """
     from crossdet.evaluation.files.voc import read_voc_results, read_voc_truth
-    from crossdet.evaluation.protocols.voc import voc_scores
+    from crossdet.evaluation.protocols.voc import numbers_of, voc_scores
 
     files = read_voc_truth(truth, image_set)
     read = read_voc_results(results, files)
@@ -155,9 +154,7 @@ def voc(
         "mAP_11pt": found.map_11pt,
         "iou": iou,
         "inclusive": not strict,
-        "per_class": {
-            c: {"area": v.area, "11pt": v.eleven_point, "objects": v.objects} for c, v in by_name.items()
-        },
+        "per_class": numbers_of(by_name),
     }
     rows = [(c, percent(v.area), percent(v.eleven_point), str(v.objects)) for c, v in by_name.items()]
     objects = sum(v.objects for v in by_name.values())
@@ -204,8 +201,8 @@ def wider_face(
     import numpy as np
 
     from crossdet.evaluation.files.wider_face import read_wider_face_predictions
+    from crossdet.evaluation.files.wider_face_lists import read_wider_face_truth
     from crossdet.evaluation.protocols.wider_face import wider_face_scores
-    from crossdet.evaluation.protocols.wider_face_lists import read_wider_face_truth
 
     lists = read_wider_face_truth(truth)
     read = read_wider_face_predictions(predictions, lists.names)

@@ -12,9 +12,8 @@ from pydantic_core import PydanticCustomError
 from crossdet.data.formats import FORMATS
 from crossdet.data.rotation_geometry import EQUAL_STEPS, direction_problem, equal_directions
 from crossdet.errors import show
+from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.models.settings import Positives, Text, expand, filled, listed, resolved_path
-
-KNOWN_PROTOCOLS = frozenset({"coco", "lvis", "voc", "wider_face", "wider_pedestrian"})
 
 
 def _image_set(value: Any, info: ValidationInfo) -> str:
@@ -77,8 +76,8 @@ def _format(value: Any) -> str:
 
 def _protocols(value: tuple[str, ...]) -> tuple[str, ...]:
     for name in value:
-        if name not in KNOWN_PROTOCOLS:
-            raise ValueError(f"expected one of {', '.join(sorted(KNOWN_PROTOCOLS))}, got {show(name)}")
+        if name not in PROTOCOLS:
+            raise ValueError(f"expected one of {', '.join(sorted(PROTOCOLS))}, got {show(name)}")
         if value.count(name) > 1:
             raise ValueError(f"{show(name)} is named twice")
     return filled(value)

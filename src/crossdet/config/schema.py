@@ -33,6 +33,7 @@ from crossdet.config.mistakes import Key, Problem, dotted, suggest, validated
 from crossdet.data.formats import FORMATS
 from crossdet.data.index import Index
 from crossdet.errors import ConfigError, problem_list, show
+from crossdet.evaluation.protocols import PROTOCOLS, lists_of
 from crossdet.models.architectures import ARCHITECTURES, DEFAULT
 from crossdet.models.settings import Count, CountOrZero, Fraction, OpenFraction, Positive, Section
 from crossdet.training.modes.mode import ExtendSettings
@@ -267,8 +268,9 @@ def _dataset_problems(config: Config) -> Iterator[Problem]:
             yield _problem(f"`{shown}.format` is missing: expected one of {', '.join(FORMATS)}", (*at, "format"))
         for split, given in (("train", dataset.train), ("val", dataset.val)):
             lists = isinstance(given, SplitConfig) and given.lists is not None
-            if lists and "wider_face" not in dataset.protocol:
-                text = f"belongs to the protocol `wider_face`, got protocol {', '.join(dataset.protocol)}"
+            if lists and lists_of(dataset.protocol) is None:
+                readers = " or ".join(f"`{name}`" for name in PROTOCOLS if lists_of([name]))
+                text = f"belongs to the protocol {readers}, got protocol {', '.join(dataset.protocol)}"
                 yield _problem(f"`{shown}.{split}.lists` {text}", (*at, split, "lists"), (*at, "protocol"))
         editions = [name for name, kind in FORMATS.items() if "edition" in kind.keys]
         if dataset.edition is not None and dataset.format not in editions:

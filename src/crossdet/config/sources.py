@@ -17,7 +17,7 @@ from crossdet.data.index import Index
 from crossdet.data.reading import read_split
 from crossdet.data.rotation import rotated
 from crossdet.errors import LabelError, UserError, problem_list
-from crossdet.evaluation.protocols.wider_face_lists import WiderFaceLists, read_wider_face_truth
+from crossdet.evaluation.protocols import lists_of
 from crossdet.labels.edits import grown
 from crossdet.labels.members import with_members
 from crossdet.labels.space import DROPPED, LabelSpace, check_class_names
@@ -39,7 +39,7 @@ class Sources:
     space: LabelSpace
     train: dict[str, Index]
     val: dict[str, Index]
-    lists: dict[str, WiderFaceLists]
+    lists: dict[str, Any]
     listed_only: tuple[ListedOnly, ...] = ()
     labelled: Mapping[str, Collection[str]] = field(default_factory=dict)
 
@@ -95,11 +95,11 @@ def open_sources(
 
 def _read_splits(
     config: Config, splits: Sequence[str]
-) -> tuple[dict[str, dict[str, Index]], dict[str, set[str]], dict[str, WiderFaceLists]]:
+) -> tuple[dict[str, dict[str, Index]], dict[str, set[str]], dict[str, Any]]:
     """Split -> dataset -> index, and `labelled` and `lists` of `Sources`; `UserError` with all mistakes."""
     found: dict[str, dict[str, Index]] = {split: {} for split in SPLITS}
     labelled: dict[str, set[str]] = {}
-    lists: dict[str, WiderFaceLists] = {}
+    lists: dict[str, Any] = {}
     problems: list[str] = []
     given = {
         (name, split): getattr(dataset, split) for name, dataset in config.datasets.items() for split in splits
@@ -110,9 +110,10 @@ def _read_splits(
                 index = open_split(config.datasets[name], split, files)
                 found[split][name] = share_of(index, config.datasets[name]) if split == "train" else index
                 labelled.setdefault(name, set()).update(_with_boxes(index))
-        if isinstance(files, SplitConfig) and files.lists is not None:
+        reader = lists_of(config.datasets[name].protocol)
+        if isinstance(files, SplitConfig) and files.lists is not None and reader is not None:
             with _noted(problems, f"datasets.{name}.{split}.lists"):
-                lists[name] = read_wider_face_truth(files.lists)
+                lists[name] = reader.read(files.lists)
     if problems:
         raise UserError(problem_list(f"{len(problems)} split(s) cannot be read", problems))
     return found, labelled, lists

@@ -27,11 +27,11 @@ from crossdet.data.index import Index
 from crossdet.data.reading import read_split
 from crossdet.demo.scenes import LOOKS, write_demo_datasets
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
-from crossdet.evaluation.confidence import CONFIDENT, confident_share
-from crossdet.evaluation.protocols.base import Split, ground_truth
+from crossdet.evaluation.files.wider_face_lists import write_wider_face_lists
+from crossdet.evaluation.operating import CONFIDENT, confident_share
 from crossdet.evaluation.protocols.coco import coco_scores
-from crossdet.evaluation.protocols.wider_face_lists import write_wider_face_lists
 from crossdet.evaluation.run import EvalSettings, detect
+from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.files import write_json
 from crossdet.inference import load_detector
 from crossdet.runs.train import train
@@ -193,9 +193,7 @@ def run_demo(
         train(load_config(config_file), output=folder / "runs" / method, overwrite=True)
         detector = load_detector(folder / "runs" / method, "cpu", last=True)
         test = test or _union_test(folder / "data", detector.classes)
-        settings = EvalSettings(
-            detector.settings.shorter, detector.settings.longer, score_threshold=0.02, batch_size=16
-        )
+        settings = EvalSettings.of(detector.settings, score_threshold=0.02, batch_size=16)
         found[method] = detect(detector.model, test.index, None, settings).detections
     assert test is not None
     console.print(

@@ -1,8 +1,8 @@
-"""Ground truth and detections of a whole split as flat arrays, as every protocol takes them."""
+"""Ground truth and detections of a whole split as flat arrays, as the protocols take them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -132,6 +132,77 @@ class DetectionArrays:
         """Some detections, in the order of `rows`. image_of_box: `[N]` other image rows of all detections."""
         images = self.image_of_box if image_of_box is None else image_of_box
         return DetectionArrays(self.boxes[rows], self.scores[rows], self.labels[rows], images[rows])
+
+
+@dataclass(frozen=True)
+class VocTruth:
+    """The objects of `images` images. boxes: `[M, 4]` xmin, ymin, xmax, ymax, the corner pixels inside the box.
+
+    labels: `[M]`. difficult: `[M]`, not counted. image_of_box: `[M]` rows in 0..images - 1.
+    """
+
+    images: int
+    boxes: Floats
+    labels: Ints
+    difficult: Bools
+    image_of_box: Ints
+
+    def __post_init__(self) -> None:
+        check_columns("VocTruth", self.boxes, labels=self.labels, difficult=self.difficult,
+                      image_of_box=self.image_of_box)  # fmt: skip
+        check_rows("VocTruth", self.image_of_box, self.images)
+
+
+@dataclass(frozen=True)
+class WiderFaceTruth:
+    """The faces of `images` images. boxes: `[M, 4]` x, y, w, h in pixels, as annotated, none left out.
+
+    image_of_box: `[M]` rows in 0..images - 1. kept: setting -> `[M]`, the faces that it counts.
+    """
+
+    images: int
+    boxes: Floats
+    image_of_box: Ints
+    kept: dict[str, Bools] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_columns("WiderFaceTruth", self.boxes, image_of_box=self.image_of_box, **self.kept)
+        check_rows("WiderFaceTruth", self.image_of_box, self.images)
+
+
+@dataclass(frozen=True)
+class PedestrianTruth:
+    """The boxes and ignore regions of `images` images, `[M, 4]` and `[R, 4]` x, y, w, h in pixels.
+
+    image_of_box: `[M]`, image_of_region: `[R]`, rows in 0..images - 1.
+    """
+
+    images: int
+    boxes: Floats
+    image_of_box: Ints
+    regions: Floats
+    image_of_region: Ints
+
+    def __post_init__(self) -> None:
+        for name, boxes, rows in (
+            ("PedestrianTruth", self.boxes, self.image_of_box),
+            ("PedestrianTruth (regions)", self.regions, self.image_of_region),
+        ):
+            check_columns(name, boxes, image_of_box=rows)
+            check_rows(name, rows, self.images)
+
+
+def to_xywh(corners: Floats) -> NDArray[np.float64]:
+    """`[N, 4]` boxes x, y, width, height of such by two corners."""
+    boxes = corners.astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    return boxes
+
+
+def to_corners(xywh: Floats) -> NDArray[np.float64]:
+    boxes = xywh.astype(np.float64)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
 
 
 def check_columns(name: str, boxes: Floats, **columns: NDArray[Any]) -> None:

@@ -26,14 +26,14 @@ from crossdet.evaluation.operating import (
     judge,
     operating_point,
 )
-from crossdet.evaluation.protocols.base import best_per_image
 from crossdet.evaluation.protocols.coco import coco_scores
+from crossdet.evaluation.protocols.entry import best_per_image
 
 DEFAULT_THRESHOLD = 0.3
 """Of a class without a right detection at home."""
 BINS = 20
-TOP = 24
-"""Examples kept per kind."""
+Calibration = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Lower ends of score intervals, rising, and the precision in each."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Home:
     operating: OperatingPoint | None
     false_per_image: float
     histogram: NDArray[np.int64]
-    calibration: tuple[NDArray[np.float64], NDArray[np.float64]]
+    calibration: Calibration
 
 
 @dataclass(frozen=True)
@@ -158,21 +158,16 @@ def _home(judged: Sequence[Judged], images: Sequence[int], class_id: int) -> Hom
     )
 
 
-def calibrate(scores: Floats, hits: Bools) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Precision as a function of the score that never falls (isotonic regression by pooling adjacent violators).
-
-    Returns:
-        lower ends of score intervals, rising, and the precision in each.
-    """
+def calibrate(scores: Floats, hits: Bools) -> Calibration:
+    """Precision as a function of the score that never falls (isotonic regression by pooling adjacent violators)."""
     levels, level_of = np.unique(scores, return_inverse=True)
     hits_at = np.bincount(level_of, hits, len(levels))
-    starts: list[float] = []
-    right: list[float] = []
-    counts: list[int] = []
-    for level, hit, count in zip(levels, hits_at, np.bincount(level_of, minlength=len(levels)), strict=True):
-        starts.append(float(level))
-        right.append(float(hit))
-        counts.append(int(count))
+    counts_at = np.bincount(level_of, minlength=len(levels))
+    starts, right, counts = list[float](), list[float](), list[int]()
+    for level, hit, count in zip(levels.tolist(), hits_at.tolist(), counts_at.tolist(), strict=True):
+        starts.append(level)
+        right.append(hit)
+        counts.append(count)
         while len(starts) > 1 and right[-2] * counts[-1] >= right[-1] * counts[-2]:
             starts.pop()
             later, more = right.pop(), counts.pop()
@@ -181,9 +176,7 @@ def calibrate(scores: Floats, hits: Bools) -> tuple[NDArray[np.float64], NDArray
     return np.array(starts), np.array(right) / np.maximum(np.array(counts, np.float64), 1)
 
 
-def precision_at(
-    calibration: tuple[NDArray[np.float64], NDArray[np.float64]], scores: Floats
-) -> NDArray[np.float64]:
+def precision_at(calibration: Calibration, scores: Floats) -> NDArray[np.float64]:
     """`[N]` calibrated precision; below the lowest known score as there, nan where nothing is known."""
     starts, precision = calibration
     if not len(starts):

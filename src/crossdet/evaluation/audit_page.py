@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from crossdet.data.decoding import UnreadableImage, read_row
-from crossdet.evaluation.audit import BINS, Audit, AuditedSplit, Foreign
+from crossdet.evaluation.audit import BINS, DEFAULT_THRESHOLD, Audit, AuditedSplit, Foreign
+from crossdet.evaluation.pictures import read_picture
 from crossdet.files import write_atomically, write_json
 
 CROP = 150
@@ -44,6 +45,9 @@ class AuditedRun:
     audit: Audit
     splits: list[AuditedSplit]
     union: dict[str, Any] | None
+
+    def split(self, dataset: str) -> AuditedSplit:
+        return next(split for split in self.splits if split.name == dataset)
 
 
 def write_page(file: Path, runs: Sequence[AuditedRun]) -> None:
@@ -126,41 +130,52 @@ def _findings(runs: Sequence[AuditedRun]) -> str:
     return "".join(parts)
 
 
+def _table(title: str, head: Sequence[str], rows: Sequence[str], text: str = "") -> str:
+    cells = "".join(f"<th>{name}</th>" for name in head)
+    return f"<h2>{title}</h2>{text}<table><tr>{cells}</tr>{''.join(rows)}</table>"
+
+
+def _row(*cells: str) -> str:
+    """A cell that is HTML already, such as one with a class, stays as it is."""
+    return f"<tr>{''.join(cell if cell.startswith('<td') else f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _numbers(values: Iterable[float], digits: int) -> str:
+    """One of each run."""
+    return " / ".join("-" if value != value else f"{value:.{digits}f}" for value in values)
+
+
 def _overview(runs: Sequence[AuditedRun]) -> str:
-    datasets = [split.name for split in runs[0].splits]
-    head = "".join(f"<th>{escape(name)}</th>" for name in datasets)
     rows = []
     for class_id, name in enumerate(runs[0].audit.classes):
-        cells = []
-        for split in runs[0].splits:
-            if split.annotated[class_id]:
-                cells.append("<td class=home>labelled</td>")
-                continue
-            pair = (class_id, split.name)
-            values = [_of_pair(run, pair).per_image for run in runs]
-            top = max((value for value in values if value == value), default=0.0)
-            shade = " class=lots" if top >= 0.5 else " class=many" if top >= 0.05 else ""
-            text = " / ".join(f"{value:.2f}" for value in values)
-            cells.append(
-                f"<td{shade}><a href='#{_anchor(runs, pair)}'>{text}</a></td>" if top else f"<td{shade}>{text}</td>"
-            )
-        thresholds = " / ".join(
-            f"{run.audit.home[class_id].threshold:.2f}" if class_id in run.audit.home else "0.30" for run in runs
-        )
-        rows.append(f"<tr><td>{escape(name)}</td><td>{thresholds}</td>{''.join(cells)}</tr>")
-    return (
-        "<h2>Detections per picture of classes that the dataset does not label</h2>"
-        f"<table><tr><th>class</th><th>threshold</th>{head}</tr>{''.join(rows)}</table>"
-    )
+        homes = [run.audit.home.get(class_id) for run in runs]
+        thresholds = _numbers((DEFAULT_THRESHOLD if home is None else home.threshold for home in homes), 2)
+        cells = [_overview_cell(runs, class_id, split) for split in runs[0].splits]
+        rows.append(_row(escape(name), thresholds, *cells))
+    head = ["class", "threshold", *(escape(split.name) for split in runs[0].splits)]
+    return _table("Detections per picture of classes that the dataset does not label", head, rows)
+
+
+def _overview_cell(runs: Sequence[AuditedRun], class_id: int, split: AuditedSplit) -> str:
+    if split.annotated[class_id]:
+        return "<td class=home>labelled</td>"
+    pair = (class_id, split.name)
+    values = [_of_pair(run, pair).per_image for run in runs]
+    text = " / ".join(f"{value:.2f}" for value in values)
+    top = max((value for value in values if value == value), default=0.0)
+    if not top:
+        return f"<td>{text}</td>"
+    shade = " class=lots" if top >= 0.5 else " class=many" if top >= 0.05 else ""
+    return f"<td{shade}><a href='#{_anchor(runs, pair)}'>{text}</a></td>"
 
 
 def _home_table(runs: Sequence[AuditedRun]) -> str:
     rows = []
     for class_id, name in enumerate(runs[0].audit.classes):
         homes = [run.audit.home.get(class_id) for run in runs]
-        points = [None if home is None else home.operating for home in homes]
         if all(home is None for home in homes):
             continue
+        points = [None if home is None else home.operating for home in homes]
         cells = [
             " / ".join(
                 "-" if point is None else f"{getattr(point, key):.3f}{'' if point.cross_fitted else '*'}"
@@ -168,40 +183,31 @@ def _home_table(runs: Sequence[AuditedRun]) -> str:
             )
             for key in ("precision", "recall", "f1")
         ]
-        rates = [float("nan") if home is None else home.false_per_image for home in homes]
-        cells.append(" / ".join("-" if rate != rate else f"{rate:.2f}" for rate in rates))
+        rates = _numbers((math.nan if home is None else home.false_per_image for home in homes), 2)
         objects = next((str(point.objects) for point in points if point is not None), "-")
-        rows.append(f"<tr><td>{escape(name)}</td><td>{'</td><td>'.join([*cells, objects])}</td></tr>")
-    return (
-        "<h2>The same classes where they are labelled</h2>"
+        rows.append(_row(escape(name), *cells, rates, objects))
+    head = ("class", "precision", "recall", "F1", "false positives per picture", "objects")
+    text = (
         "<p>Precision, recall and F1 by cross-fitting: the threshold of one half of the pictures judged on the "
         "other. *: one half finds nothing right, so they are those of the pictures that the threshold was chosen "
         "on, and optimistic. False positives: at the threshold above.</p>"
-        "<table><tr><th>class</th><th>precision</th><th>recall</th><th>F1</th>"
-        f"<th>false positives per picture</th><th>objects</th></tr>{''.join(rows)}</table>"
     )
+    return _table("The same classes where they are labelled", head, rows, text)
 
 
 def _union_table(runs: Sequence[AuditedRun]) -> str:
     unions = [run.union for run in runs if run.union is not None]
     if len(unions) < len(runs) or not unions:
         return ""
-
-    def row(name: str, values: list[list[float]]) -> str:
-        cells = "".join(f"<td>{' / '.join('-' if v != v else f'{v:.3f}' for v in cell)}</td>" for cell in values)
-        return f"<tr><td>{name}</td>{cells}</tr>"
-
     keys = ("AP50", "AP", "false_on_other_objects_per_image", "false_elsewhere_per_image")
     rows = [
-        row(escape(name), [[union["per_class"][name][key] for union in unions] for key in keys])
+        _row(escape(name), *(_numbers([union["per_class"][name][key] for union in unions], 3) for key in keys))
         for name in unions[0]["per_class"]
     ]
-    mean = row("mean", [[union[key] for union in unions] for key in keys[:2]])
-    return (
-        f"<h2>Union test: {unions[0]['images']} pictures in which every class is labelled</h2>"
-        "<table><tr><th>class</th><th>AP50</th><th>AP</th><th>false on other objects, per picture</th>"
-        f"<th>false elsewhere, per picture</th></tr>{''.join(rows)}{mean}</table>"
-    )
+    rows.append(_row("mean", *(_numbers([union[key] for union in unions], 3) for key in keys[:2])))
+    title = f"Union test: {unions[0]['images']} pictures in which every class is labelled"
+    head = ("class", "AP50", "AP", "false on other objects, per picture", "false elsewhere, per picture")
+    return _table(title, head, rows)
 
 
 # ------------------------------------------------------------------------------------------ sections
@@ -214,7 +220,7 @@ def _section(runs: Sequence[AuditedRun], pair: tuple[int, str], crops: Crops) ->
         parts.append(f"<p>{name} is declared absent here: every detection is wrong.</p>")
     for number, run in enumerate(runs):
         f = _of_pair(run, pair)
-        split = next(split for split in run.splits if split.name == pair[1])
+        split = run.split(pair[1])
         if len(runs) > 1:
             parts.append(f"<h4>{_coloured(number, run.name)}</h4>")
         parts.append(f"<p>{_counts(f, run.audit.classes)}</p>{_histograms(run.audit, f, number)}")
@@ -250,31 +256,30 @@ def _histograms(found: Audit, f: Foreign, number: int) -> str:
     """
     home = found.home.get(f.class_id)
     width, height = 420, 90
-    step = width / BINS
-    bars = _bars(f.histogram.tolist(), lambda i, h: (
-        f"<rect x='{i * step + 1:.1f}' y='{height - h * height:.1f}' width='{step - 2:.1f}' "
-        f"height='{h * height:.1f}' fill='{COLOURS[number % len(COLOURS)]}' opacity='.65'/>"
-    ))  # fmt: skip
-    outline, line = "", ""
+    drawn = _bars(f.histogram.tolist(), width, height, f"fill='{COLOURS[number % len(COLOURS)]}' opacity='.65'")
     if home is not None:
-        outline = _bars(home.histogram.tolist(), lambda i, h: (
-            f"<rect x='{i * step + 1:.1f}' y='{height - h * height:.1f}' width='{step - 2:.1f}' "
-            f"height='{h * height:.1f}' fill='none' stroke='currentColor'/>"
-        ))  # fmt: skip
+        drawn += _bars(home.histogram.tolist(), width, height, "fill='none' stroke='currentColor'")
         x = home.threshold * width
-        line = f"<line x1='{x:.1f}' x2='{x:.1f}' y1='0' y2='{height}' stroke='currentColor' stroke-dasharray='4'/>"
-    label = f"<text x='0' y='{height + 16}' font-size='11' fill='currentColor'>score 0</text>"
-    label += f"<text x='{width - 8}' y='{height + 16}' font-size='11' fill='currentColor'>1</text>"
+        drawn += (
+            f"<line x1='{x:.1f}' x2='{x:.1f}' y1='0' y2='{height}' stroke='currentColor' stroke-dasharray='4'/>"
+        )
+    for x, text in ((0, "score 0"), (width - 8, "1")):
+        drawn += f"<text x='{x}' y='{height + 16}' font-size='11' fill='currentColor'>{text}</text>"
     return (
-        f"<svg viewBox='0 0 {width} {height + 22}' width='{width}' role=img>{bars}{outline}{line}{label}</svg>"
+        f"<svg viewBox='0 0 {width} {height + 22}' width='{width}' role=img>{drawn}</svg>"
         "<p class=note>filled: scores here; outline: scores of true positives at home; heights are "
         "square roots, each to its own highest bar; dashed: threshold</p>"
     )
 
 
-def _bars(counts: list[int], bar: Callable[[int, float], str]) -> str:
-    top = max([1, *counts])
-    return "".join(bar(i, math.sqrt(count / top)) for i, count in enumerate(counts) if count)
+def _bars(counts: list[int], width: int, height: int, look: str) -> str:
+    step, bars = width / BINS, []
+    for i, count in enumerate(counts):
+        if count:
+            h = height * math.sqrt(count / max(counts))
+            place = f"x='{i * step + 1:.1f}' y='{height - h:.1f}' width='{step - 2:.1f}' height='{h:.1f}'"
+            bars.append(f"<rect {place} {look}/>")
+    return "".join(bars)
 
 
 # ------------------------------------------------------------------------------------------ crops
@@ -284,45 +289,38 @@ Crops = Mapping[tuple[int, str, int], bytes | None]
 """(number of the run, dataset, row of its detections) -> JPEG; None where the picture cannot be read."""
 
 
-def _shown(f: Foreign) -> Iterator[tuple[int, int | None]]:
-    """The detections to show and the truth rows of what they lie on."""
-    yield from zip(f.on_object[:CROPS].tolist(), f.box[:CROPS].tolist(), strict=True)
-    yield from ((row, None) for row in f.background[:CROPS].tolist())
-
-
 def _cut(runs: Sequence[AuditedRun], pairs: Sequence[tuple[int, str]]) -> tuple[Crops, list[str]]:
     """The first `MOST_CROPS` crops in the order of the sections, and the pictures that could not be read.
 
     Every picture is decoded once and only one is held at a time.
     """
-    wanted: dict[tuple[str, int], list[tuple[int, AuditedSplit, int, int | None]]] = {}
-    count = 0
-    for pair in pairs:
-        for number, run in enumerate(runs):
-            split = next(split for split in run.splits if split.name == pair[1])
-            for row, box in _shown(_of_pair(run, pair)):
-                if count < MOST_CROPS:
-                    key = (pair[1], int(split.detections.image_of_box[row]))
-                    wanted.setdefault(key, []).append((number, split, row, box))
-                    count += 1
+    shots = [
+        (number, run.split(dataset), row, box)
+        for class_id, dataset in pairs
+        for number, run in enumerate(runs)
+        for row, box in _shown(_of_pair(run, (class_id, dataset)))
+    ][:MOST_CROPS]
+    wanted = defaultdict(list)
+    for shot in shots:
+        wanted[shot[1].name, int(shot[1].detections.image_of_box[shot[2]])].append(shot)
     crops: dict[tuple[int, str, int], bytes | None] = {}
     unreadable = []
-    for (dataset, image), shots in wanted.items():
-        picture = _open(shots[0][1], image)
+    for (dataset, image), here in wanted.items():
+        index = here[0][1].index
+        picture = read_picture(index, image)
         if picture is None:
-            unreadable.append(f"{dataset}: {shots[0][1].index.names[image]}")
-        for number, split, row, box in shots:
-            other = None if box is None else tuple(split.truth.boxes[box].tolist())
-            cut = None if picture is None else _crop(picture, tuple(split.detections.boxes[row].tolist()), other)
+            unreadable.append(f"{dataset}: {index.names[image]}")
+        for number, split, row, box in here:
+            other = None if box is None else split.truth.boxes[box].tolist()
+            cut = None if picture is None else _crop(picture, split.detections.boxes[row].tolist(), other)
             crops[number, dataset, row] = cut
     return crops, unreadable
 
 
-def _open(split: AuditedSplit, image: int) -> Image.Image | None:
-    try:
-        return Image.fromarray(read_row(split.index, image).permute(1, 2, 0).numpy())
-    except UnreadableImage:
-        return None
+def _shown(f: Foreign) -> Iterator[tuple[int, int | None]]:
+    """The detections to show and the truth rows of what they lie on."""
+    yield from zip(f.on_object[:CROPS].tolist(), f.box[:CROPS].tolist(), strict=True)
+    yield from ((row, None) for row in f.background[:CROPS].tolist())
 
 
 def _figure(split: AuditedSplit, row: int, f: Foreign, classes: tuple[str, ...], jpeg: bytes | None) -> str:
@@ -336,7 +334,7 @@ def _figure(split: AuditedSplit, row: int, f: Foreign, classes: tuple[str, ...],
     return f"<figure><img src='{source}' alt=''><figcaption>{caption}</figcaption></figure>"
 
 
-def _crop(picture: Image.Image, box: tuple[float, ...], other: tuple[float, ...] | None) -> bytes:
+def _crop(picture: Image.Image, box: Sequence[float], other: Sequence[float] | None) -> bytes:
     """JPEG of the box with half of its size around it, scaled to `CROP` pixels.
 
     The detection is drawn in orange, the labelled object that it lies on dashed in white.
@@ -398,13 +396,10 @@ def export_coco(file: Path, split: AuditedSplit, found: Audit) -> int:
                 }
             )
     images = [
-        {
-            "id": int(index.image_ids[row]),
-            "file_name": index.names[row],
-            "height": int(index.sizes[row, 0]),
-            "width": int(index.sizes[row, 1]),
-        }
-        for row in range(len(index))
+        {"id": number, "file_name": index.names[row], "height": height, "width": width}
+        for row, (number, (height, width)) in enumerate(
+            zip(index.image_ids.tolist(), index.sizes.tolist(), strict=True)
+        )
     ]
     categories = [{"id": c + 1, "name": name} for c, name in enumerate(found.classes)]
     write_json(file, {"images": images, "categories": categories, "annotations": annotations})

@@ -13,29 +13,17 @@ from typing import Any
 
 import numpy as np
 
-WIDER_FACE = ("easy", "medium", "hard", "all")
+from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.evaluation.protocols.entry import Record
+
 Metrics = Mapping[str, Any]
-"""The record of `evaluating.score_splits`."""
+"""The record of `runs.evaluate.score_splits`."""
 
 
-def main_number(record: Mapping[str, Any]) -> float:
-    """The one number of a dataset's record, 0..1: COCO AP, VOC mAP by area, the mean of WIDER FACE's settings,
-    COCO-style AP on WIDER Pedestrian; NaN where it is not defined."""
-    if "coco_style" in record:
-        value = record["coco_style"]["AP"]
-    elif "mAP_area" in record:
-        value = record["mAP_area"]
-    elif record["protocol"] == "wider_face":
-        known = [record[key] for key in WIDER_FACE if record.get(key) is not None and record[key] == record[key]]
-        value = sum(known) / len(known) if known else None
-    else:
-        value = record["AP"]
-    return number_of(value)
-
-
-def number_of(value: float | None) -> float:
-    """JSON has null for NaN."""
-    return math.nan if value is None else float(value)
+def main_number(record: Record) -> float:
+    """The one number of a dataset's record, by its (first) protocol, 0..1; NaN where it is not defined."""
+    value = PROTOCOLS[record["protocol"]].headline(record)
+    return math.nan if value is None else float(value)  # JSON has null for NaN
 
 
 def relative_scores(evaluations: Sequence[Metrics]) -> list[float]:

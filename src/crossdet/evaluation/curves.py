@@ -67,7 +67,7 @@ def overlay(
     """
     methods: list[Method] = []
     for given, file in files:
-        for stored, curves in _methods_of(file / DATA_FILE if file.is_dir() else file):
+        for stored, curves in read_methods(file / DATA_FILE if file.is_dir() else file):
             taken = {name for name, _ in methods}
             folder_name = (file if file.is_dir() else file.parent).resolve().name
             names = [given or stored, f"{given or stored}, {folder_name}"]
@@ -129,20 +129,11 @@ def _shaping_points(curve: Curve, points: int = MAX_POINTS) -> NDArray[np.int64]
     return np.unique(np.concatenate([np.searchsorted(length, wanted), [count - 1]]))
 
 
-def read_curves(file: Path) -> tuple[str, list[NamedCurve]]:
-    """(method, curves) of a file that `write_curves` wrote.
+def read_methods(file: Path) -> list[tuple[str, list[NamedCurve]]]:
+    """The methods, with their curves, of a file of `write_curves` (one) or of the data of `overlay`.
 
-    Raises:
-        UserError: names the file and what is wrong in it.
+    Raises `UserError` that names the file and what is wrong in it.
     """
-    methods = _methods_of(file)
-    if len(methods) != 1:
-        raise UserError(f"{file}: curves of {len(methods)} methods, expected those of one")
-    return methods[0]
-
-
-def _methods_of(file: Path) -> list[tuple[str, list[NamedCurve]]]:
-    """The methods of a file of `write_curves` (one) or of the data of `overlay`."""
     try:
         content = json.loads(file.read_text())
         if content.get("format") not in (FORMAT, OVERLAY):

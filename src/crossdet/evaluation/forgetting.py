@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossdet.evaluation.choosing import main_number, number_of
 from crossdet.evaluation.figures import line_look, new_figure, save_figure
+from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.models.card import Generation, Score
 
 MARKERS = "os^Dvp"
@@ -37,20 +37,15 @@ class Change:
 def main_numbers(metrics: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> list[Score]:
     """The main number of every class of every dataset, by the dataset's first protocol.
 
-    COCO, LVIS: AP. VOC: AP by area. WIDER Pedestrian: COCO-style AP. WIDER FACE: mean of the settings that it has.
-
     metrics: the record of `score_splits`. names: dataset -> the classes that were looked at.
     """
     scores = []
     for dataset, record in metrics["datasets"].items():
+        protocol = PROTOCOLS[record["protocol"]]
         for name in names[dataset]:
-            protocol = record["protocol"]
-            if protocol == "wider_face":
-                number, value = "AP", main_number(record)
-            else:
-                number = "AP area" if protocol == "voc" else "AP"
-                value = number_of(record["per_class"].get(name, {}).get("area" if protocol == "voc" else "AP"))
-            scores.append(Score(name, dataset, f"{protocol} {number}", value if value == value else None))
+            value = protocol.class_number(record, name)
+            defined = value is not None and value == value
+            scores.append(Score(name, dataset, f"{protocol.name} {protocol.number}", value if defined else None))
     return scores
 
 
@@ -100,15 +95,9 @@ def changes_table(found: Sequence[Change]) -> str:
          _points(c.difference, "+.1f"))
         for c in found
     ]  # fmt: skip
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    lines = []
-    for row in (head, *rows):
-        cells = [
-            cell.ljust(width) if column < 3 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    form = "  ".join(f"{{:{'<' if column < 3 else '>'}{width}}}" for column, width in enumerate(widths))
+    return "\n".join(form.format(*row).rstrip() for row in (head, *rows))
 
 
 def _points(value: float | None, form: str = ".1f") -> str:

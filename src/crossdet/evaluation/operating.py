@@ -1,4 +1,5 @@
-"""Which detections are right at home, and the score from which on a class is best reported.
+"""Which detections are right at home, the score from which on a class is best reported, and how confidently its
+objects are found.
 
 AP needs no threshold, a detector in use does. Per class it is the score with the best F1 on the validation data
 that label the class; it is stored with the weights. A teacher's threshold may be that of another F-beta. How good a
@@ -14,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, GroundTruth
-from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou_with_offset
+from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou_with_offset, pairs
 
 IOU_THRESHOLD = 0.5
+CONFIDENT = 0.3
+"""The score threshold of `confident_share`; also `crossdet predict`'s default."""
 
 
 @dataclass(frozen=True)
@@ -80,18 +83,19 @@ def judge(
     _, inside = best_overlaps(boxes, groups, truth.boxes[regions], truth_groups[regions], covered_share)
     counted = objects & truth.verifies(truth.image_of_box, truth.labels)
     odd, odd_box = (rows // directions % 2 == 1 for rows in (detections.image_of_box, truth.image_of_box))
-    counts, odd_counts = (
-        np.bincount(truth.labels[which], minlength=span) if span else np.zeros(0, np.int64)
-        for which in (counted, counted & odd_box)
-    )
+
+    def per_class(which: Bools) -> dict[int, int]:
+        counts = np.bincount(truth.labels[which], minlength=1 + max([span - 1, *classes]))
+        return {c: int(counts[c]) for c in classes}
+
     return Judged(
         labels=detections.labels.astype(np.int64),
         scores=detections.scores.astype(np.float64),
         hits=hits,
         counted=(hits | (inside < IOU_THRESHOLD)) & truth.verifies(detections.image_of_box, detections.labels),
-        objects={c: int(counts[c]) if c < span else 0 for c in classes},
+        objects=per_class(counted),
         odd=odd,
-        odd_objects={c: int(odd_counts[c]) if c < span else 0 for c in classes},
+        odd_objects=per_class(counted & odd_box),
         floor=floor,
     )
 
@@ -184,19 +188,35 @@ def _half(judged: Sequence[Judged], odd: bool) -> list[Judged]:
     halves = []
     for part in judged:
         rows = part.odd == odd
-        objects = {
-            c: part.odd_objects[c] if odd else count - part.odd_objects[c] for c, count in part.objects.items()
-        }
-        halves.append(
-            replace(
-                part,
-                labels=part.labels[rows],
-                scores=part.scores[rows],
-                hits=part.hits[rows],
-                counted=part.counted[rows],
-                objects=objects,
-                odd=part.odd[rows],
-                odd_objects=objects if odd else dict.fromkeys(objects, 0),
-            )
-        )
+        arrays = {key: getattr(part, key)[rows] for key in ("labels", "scores", "hits", "counted", "odd")}
+        even = {c: count - part.odd_objects[c] for c, count in part.objects.items()}
+        halves.append(replace(part, objects=part.odd_objects if odd else even, **arrays))
     return halves
+
+
+# ------------------------------------------------------------------------------------------ confidence
+
+
+def best_scores(truth: GroundTruth, found: DetectionArrays, iou: float = 0.5) -> NDArray[np.float64]:
+    """`[M]` for every box of `truth` the best score of a detection of its class with at least `iou`; 0 if none."""
+    best = np.zeros(len(truth.boxes))
+    overlap = iou_with_offset(0.0)
+    for box, row in pairs(truth.image_of_box, found.image_of_box):
+        same = truth.labels[box] == found.labels[row]
+        box, row = box[same], row[same]
+        good = overlap(found.boxes[row], truth.boxes[box]) >= iou
+        np.maximum.at(best, box[good], found.scores[row[good]])
+    return best
+
+
+def confident_share(truth: GroundTruth, found: DetectionArrays, classes: Sequence[int]) -> dict[int, float]:
+    """Per class the share of its boxes (crowds aside) found with a score of at least `CONFIDENT`; nan without.
+
+    AP ranks the detections of one class, so evenly lowered scores cost it nothing; this shows what AP forgives.
+    """
+    confident = best_scores(truth, found) >= CONFIDENT
+    shares = {}
+    for class_id in classes:
+        mine = (truth.labels == class_id) & ~truth.crowd
+        shares[class_id] = float(confident[mine].mean()) if mine.any() else float("nan")
+    return shares

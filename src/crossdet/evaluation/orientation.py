@@ -16,10 +16,9 @@ from crossdet.data.index import Index
 from crossdet.data.rotation import rows_per_picture
 from crossdet.data.rotation_geometry import canvas, turn_boxes
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, GroundTruth, Ints
-from crossdet.evaluation.confidence import CONFIDENT
 from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou_with_offset
-from crossdet.evaluation.operating import IOU_THRESHOLD
-from crossdet.evaluation.protocols.base import Split, ground_truth
+from crossdet.evaluation.operating import CONFIDENT, IOU_THRESHOLD
+from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.labels.folds import NO_ANGLE, Folding
 
 

@@ -30,7 +30,7 @@ def write_val_pictures(detector: Detector, space: LabelSpace, val: dict[str, Ind
     for (name, index), plain in zip(val.items(), safe_names(list(val)), strict=True):
         class_ids = space.ids(name, index.classes)
         for image in np.linspace(0, len(index) - 1, min(PER_DATASET, len(index))).astype(int).tolist():
-            picture = _picture(index, image)
+            picture = read_picture(index, image)
             if picture is None:
                 continue
             pair = [
@@ -57,7 +57,7 @@ def draw_by_dataset(
     for name, index in val.items():
         panels: list[Image.Image] = []
         for start in np.linspace(0, len(index), min(columns, len(index)), endpoint=False).astype(int).tolist():
-            picture = next(filter(None, (_picture(index, row) for row in range(start, len(index)))), None)
+            picture = next(filter(None, (read_picture(index, row) for row in range(start, len(index)))), None)
             if picture is None:
                 continue
             found = draw_detections(picture, detector(picture, score_threshold=score))
@@ -75,7 +75,7 @@ def draw_by_dataset(
     return sheet
 
 
-def _picture(index: Index, image: int) -> Image.Image | None:
+def read_picture(index: Index, image: int) -> Image.Image | None:
     """None where it cannot be read."""
     try:
         return Image.fromarray(read_row(index, image).permute(1, 2, 0).numpy())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,12 @@ from crossdet.data.index import Index
 from crossdet.data.loading import make_loader, sequential_batches
 from crossdet.data.rotation import rows_per_picture
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.confidence import confident_share
-from crossdet.evaluation.operating import Judged, judge
+from crossdet.evaluation.operating import Judged, confident_share, judge
 from crossdet.evaluation.orientation import fold_detections, orientation_scores
 from crossdet.evaluation.precision_recall import Curve
-from crossdet.evaluation.protocols.base import LIMITS, Limits, Protocol, Split, ground_truth, score_split
+from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.evaluation.protocols.entry import Limits, Protocol, score_split
+from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.inference import rescale
 from crossdet.labels.folds import Folding
 from crossdet.labels.space import DROPPED, LabelSpace
@@ -30,7 +31,8 @@ from crossdet.models.contract import Network
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """shorter, longer: network input. The others: see `Network.find`.
+    """How a detector looks at the pictures of a split. shorter, longer: network input. The others: see
+    `Network.find`.
 
     score_threshold, max_detections: None = as each protocol has it.
     """
@@ -45,8 +47,17 @@ class EvalSettings:
     workers: int = 0
     agnostic_nms: bool = False
 
+    @classmethod
+    def of(cls, size: Any, given: Any = None, workers: int = 0, **other: Any) -> EvalSettings:
+        """size: has `shorter` and `longer`, such as the config's `input` or a detector's settings. given: has some
+        of the other settings under their names, such as the config's `eval`. other: settings that count more.
+        """
+        names = [field.name for field in fields(cls) if hasattr(given, field.name)]
+        values = {name: getattr(given, name) for name in names} | {"workers": workers} | other
+        return cls(size.shorter, size.longer, **values)
+
     def limits(self, protocol: Protocol) -> Limits:
-        own = LIMITS[protocol.name]
+        own = protocol.limits
         return Limits(
             own.max_detections if self.max_detections is None else self.max_detections,
             own.score_threshold if self.score_threshold is None else self.score_threshold,
@@ -85,14 +96,16 @@ def detect(
     part = Part(index, 0, np.full(len(index.classes), DROPPED, np.int64))
     dataset = HybridDataset([part], space, Resize(settings.shorter, settings.longer), substitute=False)
     batches = sequential_batches(len(index), settings.batch_size, rank, ranks)
-    limits = settings.limits(Protocol("coco"))
+    limits = settings.limits(PROTOCOLS["coco"])
     was_training = model.training
     model.eval()
     device = model.device
-    boxes, scores, labels, images, lost = [], [], [], [], []
+    ids = np.zeros(0, np.int64)
+    columns: list[tuple[NDArray[Any], ...]] = [(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), ids, ids)]
+    lost: list[str] = []
     with autocast or nullcontext():
         for batch in make_loader(dataset, batches, settings.workers, device.type == "cuda", model.fill_colour):
-            found = model.find(
+            rows = model.find(
                 batch.images.to(device, non_blocking=True),
                 batch.sizes.to(device),
                 classes,
@@ -104,34 +117,25 @@ def detect(
                 nms_groups,
             )
             lost.extend(batch.unreadable)
-            for row, detections in enumerate(found):
+            for row, detections in enumerate(rows):
                 if int(batch.original_sizes[row, 0]) == 0:
                     continue
-                original = rescale(detections, batch.sizes[row], batch.original_sizes[row])
-                boxes.append(original.boxes.numpy())
-                scores.append(original.scores.numpy())
-                labels.append(original.labels.numpy())
-                images.append(np.full(len(original), int(batch.image_ids[row]), np.int64))
+                one = rescale(detections, batch.sizes[row], batch.original_sizes[row])
+                image = np.full(len(one), int(batch.image_ids[row]), np.int64)
+                columns.append((one.boxes.numpy(), one.scores.numpy(), one.labels.numpy(), image))
     model.train(was_training)
-    arrays = {
-        "boxes": np.concatenate([np.zeros((0, 4), np.float32), *boxes]),
-        "scores": np.concatenate([np.zeros(0, np.float32), *scores]),
-        "labels": np.concatenate([np.zeros(0, np.int64), *labels]),
-        "image_of_box": np.concatenate([np.zeros(0, np.int64), *images]),
-    }
-    if ranks > 1:
-        arrays, lost = _gather(arrays, lost, ranks)
-    return Found(DetectionArrays(**arrays), tuple(lost))
+    found = DetectionArrays(*map(np.concatenate, zip(*columns, strict=True)))
+    return Found(found, tuple(lost)) if ranks == 1 else _gathered(found, lost, ranks)
 
 
-def _gather(
-    arrays: dict[str, NDArray[Any]], lost: list[str], ranks: int
-) -> tuple[dict[str, NDArray[Any]], list[str]]:
+def _gathered(mine: DetectionArrays, lost: list[str], ranks: int) -> Found:
+    """What all ranks found, in the order of the images."""
     everyone: list[Any] = [None] * ranks
-    torch.distributed.all_gather_object(everyone, (arrays, lost))
-    joined = {key: np.concatenate([part[key] for part, _ in everyone]) for key in arrays}
-    order = np.argsort(joined["image_of_box"], kind="stable")
-    return {key: value[order] for key, value in joined.items()}, [line for _, part in everyone for line in part]
+    torch.distributed.all_gather_object(everyone, (mine, lost))
+    columns = [(d.boxes, d.scores, d.labels, d.image_of_box) for d, _ in everyone]
+    found = DetectionArrays(*map(np.concatenate, zip(*columns, strict=True)))
+    order = np.argsort(found.image_of_box, kind="stable")
+    return Found(found.take(order), tuple(line for _, part in everyone for line in part))
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,7 @@ def score_dataset(
     model: Network,
     split: Split,
     settings: EvalSettings,
-    protocols: Sequence[Protocol] = (Protocol("coco"),),
+    protocols: Sequence[Protocol] = (PROTOCOLS["coco"],),
     folding: Folding | None = None,
     **detect_options: Any,
 ) -> DatasetScores:

@@ -18,8 +18,8 @@ from crossdet.errors import UserError
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.audit import AuditedSplit, audit, to_json, union_scores
 from crossdet.evaluation.audit_page import AuditedRun, export_coco, write_page
-from crossdet.evaluation.protocols.base import Split, ground_truth
 from crossdet.evaluation.run import EvalSettings, detect_folded
+from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.files import safe_names, write_json
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.space import DROPPED
@@ -144,18 +144,8 @@ def _detect(detector: Detector, index: Index, config: Config) -> DetectionArrays
 
 
 def _settings(detector: Detector, config: Config) -> EvalSettings:
-    size, limits = detector.settings, config.eval
-    return EvalSettings(
-        size.shorter,
-        size.longer,
-        SCORE_THRESHOLD,
-        limits.topk,
-        limits.nms_iou,
-        MAX_DETECTIONS,
-        limits.batch_size,
-        config.train.workers,
-        limits.agnostic_nms,
-    )
+    own: dict[str, Any] = {"score_threshold": SCORE_THRESHOLD, "max_detections": MAX_DETECTIONS}
+    return EvalSettings.of(detector.settings, config.eval, config.train.workers, **own)
 
 
 def open_union_test(given: UnionTestConfig | Index, detector: Detector) -> Split:

@@ -101,14 +101,8 @@ def training_data(config: Config, sources: Sources) -> HybridDataset:
 def teacher_settings(config: Config) -> EvalSettings:
     """How a teacher looks at images: as large as the network in training, with the limits of `eval`, and NMS by
     class: one class's label must not depend on what else the teacher sees there."""
-    return EvalSettings(
-        config.input.shorter,
-        config.input.longer,
-        topk=config.eval.topk,
-        nms_iou=config.eval.nms_iou,
-        batch_size=config.eval.batch_size,
-        workers=config.train.workers,
-    )
+    own = {"score_threshold": None, "max_detections": None, "agnostic_nms": False}
+    return EvalSettings.of(config.input, config.eval, config.train.workers, **own)
 
 
 def training_batches(

@@ -11,7 +11,7 @@ import numpy as np
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
-from crossdet.config import Config, DatasetConfig
+from crossdet.config import Config
 from crossdet.config.sources import Sources, open_sources
 from crossdet.data.federated import verified_in_evaluation
 from crossdet.data.index import Index
@@ -21,24 +21,16 @@ from crossdet.evaluation.arrays import Verified
 from crossdet.evaluation.choosing import main_number
 from crossdet.evaluation.curves import NamedCurve, write_run_curves
 from crossdet.evaluation.operating import operating_point
-from crossdet.evaluation.predictions import write_predictions
-from crossdet.evaluation.protocols.base import Protocol, Split
-from crossdet.evaluation.protocols.wider_face_lists import WiderFaceLists
+from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.evaluation.protocols.entry import write_predictions
 from crossdet.evaluation.run import DatasetScores, EvalSettings, score_dataset
+from crossdet.evaluation.splits import Split
 from crossdet.files import safe_names
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.folds import NO_ANGLE, Folding
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.contract import Network
 from crossdet.runs.building import as_config
-
-COLUMNS = {
-    "coco": ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"),
-    "lvis": ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR"),
-    "voc": ("mAP_area", "mAP_11pt"),
-    "wider_face": ("easy", "medium", "hard", "all"),
-}
-"""What the table shows of a protocol; WIDER Pedestrian's two metrics are named in full."""
 
 
 @dataclass(frozen=True)
@@ -54,38 +46,25 @@ def score_splits(
     model: Network,
     config: Config,
     splits: dict[str, Split],
-    lists: Mapping[str, WiderFaceLists],
-    shorter: int,
-    longer: int,
+    lists: Mapping[str, Any],
+    size: Any,
     folding: Folding | None = None,
     **detect_options: Any,
 ) -> Evaluation:
-    """Scores of all splits.
+    """Scores of all splits. lists: by dataset (`Protocol.lists`). size: of the network's input (`EvalSettings.of`).
 
-    The record: `mean` over the datasets of the first protocol's main number (COCO and LVIS AP, VOC mAP by area,
-    the mean of WIDER FACE's settings, COCO-style AP on WIDER Pedestrian), `datasets`, and `operating`: per class
+    The record: `mean` over the datasets of the first protocol's headline, `datasets`, and `operating`: per class
     the point of best F1 over all datasets that label it, with precision, recall and F1 by cross-fitting.
     """
-    limits = config.eval
-    settings = EvalSettings(
-        shorter,
-        longer,
-        limits.score_threshold,
-        limits.topk,
-        limits.nms_iou,
-        limits.max_detections,
-        limits.batch_size,
-        config.train.workers,
-        limits.agnostic_nms,
-    )
+    settings = EvalSettings.of(size, config.eval, config.train.workers)
     scores = {}
     for name, split in splits.items():
         dataset = config.datasets[name]
         own = replace(settings, max_detections=dataset.max_detections or settings.max_detections)
+        protocols = [PROTOCOLS[protocol] for protocol in dataset.protocol]
+        whole = replace(split, lists=lists.get(name), edition=dataset.edition)
         try:
-            scores[name] = score_dataset(
-                model, split, own, protocols_of(dataset, lists.get(name)), folding, **detect_options
-            )
+            scores[name] = score_dataset(model, whole, own, protocols, folding, **detect_options)
         except UserError as error:
             raise UserError(f"datasets.{name}: {error}") from None
     main = [main_number(s.record) for s in scores.values()]
@@ -96,17 +75,6 @@ def score_splits(
         "operating": _operating_points(splits, scores),
     }
     return Evaluation(metrics, scores, splits)
-
-
-def protocols_of(dataset: DatasetConfig, lists: WiderFaceLists | None) -> list[Protocol]:
-    return [
-        Protocol(
-            name,
-            edition=dataset.edition if name == "wider_pedestrian" else None,
-            lists=lists if name == "wider_face" else None,
-        )
-        for name in dataset.protocol
-    ]
 
 
 def _operating_points(splits: dict[str, Split], scores: dict[str, DatasetScores]) -> dict[str, Any]:
@@ -126,24 +94,9 @@ def judged_classes(splits: Mapping[str, Split]) -> dict[str, list[str]]:
 def splits_for_training(sources: Sources) -> dict[str, Split]:
     """The validation splits in the label space of the config itself; in folded classes where it has such."""
     space, folding = sources.space, sources.space.folding
-    ids = {name: space.ids(name, index.classes) for name, index in sources.val.items()}
-    if folding is None:
-        same = np.arange(len(space.classes))
-        return {
-            name: Split(index, ids[name], space.classes, verified=_verified(space, name, index, same))
-            for name, index in sources.val.items()
-        }
-    return {
-        name: Split(
-            index,
-            np.where(ids[name] == DROPPED, DROPPED, folding.of[ids[name]]),
-            folding.names,
-            _angles(folding, ids[name].tolist()),
-            _verified(space, name, index, folding.of),
-            _members(space, name, space),
-        )
-        for name, index in sources.val.items()
-    }
+    names = space.classes if folding is None else folding.names
+    becomes = np.arange(len(space.classes)) if folding is None else folding.of
+    return {name: _split(space, name, index, becomes, names, space) for name, index in sources.val.items()}
 
 
 def splits_for_detector(
@@ -157,27 +110,43 @@ def splits_for_detector(
     Raises `UserError` for classes that the detector does not know.
     """
     space, known = sources.space, detector.space.reported if fold else detector.classes
-    ids = {name: space.ids(name, index.classes).tolist() for name, index in indexes.items()}
-    used = sorted({c for row in ids.values() for c in row} - {DROPPED})
-    own, position = space.folding, positions(space, detector, fold)
+    position = positions(space, detector, fold)
+    used = sorted(
+        {c for name, index in indexes.items() for c in space.ids(name, index.classes).tolist()} - {DROPPED}
+    )
     unknown = [space.classes[c] for c in used if position[c] == DROPPED]
     if unknown:
         raise UserError(
             f"the detector does not know the class(es) {', '.join(map(repr, unknown))}; it knows "
             f"{', '.join(known)}. Merge them to known names under `labels.merge`, or drop them"
         )
-    becomes = np.array(position, np.int64)
-    return {
-        name: Split(
-            index,
-            np.array([DROPPED if c == DROPPED else position[c] for c in ids[name]], np.int64),
-            known,
-            _angles(own, ids[name]) if own is not None and fold else None,
-            _verified(space, name, index, becomes),
-            _members(space, name, detector.space) if fold else None,
-        )
-        for name, index in indexes.items()
-    }
+    becomes, theirs = np.array(position, np.int64), detector.space if fold else None
+    return {name: _split(space, name, index, becomes, known, theirs) for name, index in indexes.items()}
+
+
+def _split(
+    space: LabelSpace,
+    dataset: str,
+    index: Index,
+    becomes: NDArray[np.int64],
+    names: Sequence[str],
+    folded: LabelSpace | None,
+) -> Split:
+    """becomes: `[C]` position in `names` of every class of `space`. folded: the label space of the detector, whose
+    classes are looked at in their folded form; None = they are not."""
+    ids = space.ids(dataset, index.classes)
+    verified = verified_in_evaluation(index, ids, space, space.dataset_index(dataset), becomes)
+    angles, own = None, space.folding
+    if own is not None and folded is not None:
+        angles = np.array([NO_ANGLE if c == DROPPED else int(own.angles[c]) for c in ids.tolist()], np.int64)
+    return Split(
+        index,
+        np.array([DROPPED if c == DROPPED else becomes[c] for c in ids.tolist()], np.int64),
+        names,
+        angles,
+        None if verified is None else Verified(*verified),
+        None if folded is None else _members(space, dataset, folded),
+    )
 
 
 def _members(space: LabelSpace, dataset: str, detector: LabelSpace) -> tuple[int, ...] | None:
@@ -198,13 +167,6 @@ def _members(space: LabelSpace, dataset: str, detector: LabelSpace) -> tuple[int
     )
 
 
-def _verified(space: LabelSpace, dataset: str, index: Index, becomes: NDArray[np.int64]) -> Verified | None:
-    found = verified_in_evaluation(
-        index, space.ids(dataset, index.classes), space, space.dataset_index(dataset), becomes
-    )
-    return None if found is None else Verified(*found)
-
-
 def positions(space: LabelSpace, detector: Detector, fold: bool) -> list[int]:
     """For every class of `space` the detector's, by name, or DROPPED; of folded classes where `fold`.
 
@@ -219,10 +181,6 @@ def positions(space: LabelSpace, detector: Detector, fold: bool) -> list[int]:
             names.append(theirs.names[theirs.of[detector.classes.index(name)]])
         found.append(next((known.index(n) for n in names if n in known), DROPPED))
     return found
-
-
-def _angles(folding: Folding, ids: Sequence[int]) -> NDArray[np.int64]:
-    return np.array([NO_ANGLE if c == DROPPED else int(folding.angles[c]) for c in ids], np.int64)
 
 
 # ------------------------------------------------------------------------------------------ what is written
@@ -244,7 +202,8 @@ def write_evaluation(folder: Path, evaluation: Evaluation, method: str) -> None:
             split = replace(split, index=without_direction_classes(split.index))
         if split.index.turned is not None and split.index.turned.degrees.any():
             layout = "coco"  # the others go by names of files, which stand for several turned pictures
-        write_predictions(folder / "predictions" / folders[dataset], split, scores.found.detections, layout)
+        target = folder / "predictions" / folders[dataset]
+        write_predictions(PROTOCOLS[layout], target, split, scores.found.detections)
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
@@ -258,7 +217,8 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     wide = max([len("protocol"), *(len(record["protocol"]) for _, record, _ in rows)])
     lines = [f"{'dataset':<{width}}  images  {'protocol':<{wide}}  scores in percent"]
     for name, record, images in rows:
-        cells = "  ".join(f"{label} {_percent(value)}" for label, value in _shown(record))
+        shown = PROTOCOLS[record["protocol"]].columns(record)
+        cells = "  ".join(f"{label} {_percent(value)}" for label, value in shown)
         lines.append(f"{name:<{width}}  {images:>6}  {record['protocol']:<{wide}}  {cells}")
     for name, row in metrics["datasets"].items():
         if "orientation" in row:
@@ -267,14 +227,6 @@ def metrics_table(metrics: dict[str, Any]) -> str:
             lines.append(f"{name}: {len(row['unreadable'])} images could not be read and count as empty")
         lines += [f"{name}: {note}" for note in row.get("notes", ())]
     return "\n".join(lines)
-
-
-def _shown(record: dict[str, Any]) -> Sequence[tuple[str, float]]:
-    if record["protocol"] == "wider_pedestrian":
-        challenge, style = record["challenge"], record["coco_style"]
-        shown = [(f"challenge {challenge['edition']} AP", challenge["AP"])]
-        return [*shown, *((f"COCO-style {key}", value) for key, value in style.items())]
-    return [(key, record[key]) for key in COLUMNS[record["protocol"]] if key in record]
 
 
 def _orientation(found: dict[str, Any]) -> str:
@@ -300,8 +252,7 @@ def score_network(
         config,
         splits,
         sources.lists,
-        config.input.shorter,
-        config.input.longer,
+        config.input,
         sources.space.folding,
         autocast=fabric.autocast(),
         rank=fabric.global_rank,
@@ -341,8 +292,8 @@ def evaluate(
         raise UserError(f"no dataset of the config has a `{split}` split")
     sources = open_sources(config, [split], detector=detector.space)
     splits = splits_for_detector(sources, getattr(sources, split), detector, fold)
-    size, folding = detector.settings, detector.space.folding if fold else None
-    evaluation = score_splits(detector.model, config, splits, sources.lists, size.shorter, size.longer, folding)
+    folding = detector.space.folding if fold else None
+    evaluation = score_splits(detector.model, config, splits, sources.lists, detector.settings, folding)
     if output is not None:
         name = run_or_weights if isinstance(run_or_weights, str | Path) else "detector"
         write_evaluation(Path(output), evaluation, Path(name).stem)

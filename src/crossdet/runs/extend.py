@@ -24,7 +24,7 @@ from crossdet.config import Config
 from crossdet.config.sources import Sources, open_sources
 from crossdet.errors import UserError, problem_list
 from crossdet.evaluation.forgetting import changes, draw_generations, main_numbers, report_text, to_json
-from crossdet.evaluation.protocols.base import Split
+from crossdet.evaluation.splits import Split
 from crossdet.files import write_json
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.edits import growth as grown_by

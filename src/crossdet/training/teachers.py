@@ -23,8 +23,8 @@ from crossdet.data.index import Index
 from crossdet.data.rotation import rows_per_picture
 from crossdet.errors import UserError, problem_list
 from crossdet.evaluation.operating import OperatingPoint, best_f_beta, cross_fitted, f_beta, judge
-from crossdet.evaluation.protocols.base import Split, ground_truth
 from crossdet.evaluation.run import EvalSettings
+from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.files import write_json
 from crossdet.inference import Detector
 from crossdet.labels.space import LabelSpace

@@ -54,13 +54,13 @@ def page_of(file, *splits, name="run"):
 
 
 def test_every_picture_is_decoded_once(street, tmp_path, monkeypatch):
-    read, paths = audit_page.read_row, []
+    read, paths = audit_page.read_picture, []
 
     def counting(index, row):
         paths.append(index.path(row))
         return read(index, row)
 
-    monkeypatch.setattr(audit_page, "read_row", counting)
+    monkeypatch.setattr(audit_page, "read_picture", counting)
     page = page_of(tmp_path / "a.html", street)
     assert page.count("data:image/jpeg") == 4
     assert sorted(path.name for path in paths) == ["0.png", "1.png"]  # by score they alternate

@@ -15,8 +15,10 @@ from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
 from crossdet.evaluation.audit import AuditedSplit, audit
 from crossdet.evaluation.bootstrap import paired_bootstrap
 from crossdet.evaluation.operating import best_f1, judge
-from crossdet.evaluation.protocols.base import Protocol, ground_truth, score_split
+from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.protocols.coco import coco_scores
+from crossdet.evaluation.protocols.entry import score_split
+from crossdet.evaluation.splits import ground_truth
 from crossdet.inference import Detector
 from crossdet.labels.space import DROPPED
 from crossdet.models.building import build_detector
@@ -52,7 +54,7 @@ def split_of(index, labels=None, name="lvis", others=None, train=None, **dataset
 
 def scores(split, found):
     """COCO AP50, VOC mAP and the operating point of class 0."""
-    coco, voc = (score_split(Protocol(name), split, found, 100) for name in ("coco", "voc"))
+    coco, voc = (score_split(PROTOCOLS[name], split, found, 100) for name in ("coco", "voc"))
     point = best_f1([judge(ground_truth(split), found, split.classes)], 0)
     return coco.record["AP50"], voc.record["mAP_area"], point
 
@@ -100,7 +102,7 @@ def test_a_merged_class_is_verified_by_all_its_classes():
     assert truth.verifies(np.arange(4), np.zeros(4, np.int64)).tolist() == [False, True, True, False]
     assert truth.images_verifying(0) == 2
     on = [detections((0, 0, 0, 0.5), (1, 0, 0, 0.5), (image, 0, 200, 0.9)) for image in range(4)]
-    assert [score_split(Protocol("coco"), split, found, 100).record["AP50"] for found in on] == [
+    assert [score_split(PROTOCOLS["coco"], split, found, 100).record["AP50"] for found in on] == [
         pytest.approx(1),
         pytest.approx(2 / 3),
         pytest.approx(2 / 3),
@@ -113,7 +115,7 @@ def test_a_dataset_that_labels_a_class_in_part():
     index = index_of(["car", "dog"], [([(0, 0), (1, 100)], [], []), ([], [], [])], federated=False)
     split = split_of(index, {"not_exhaustive": {"lvis": ["car"]}})
     found = detections((0, 0, 0, 0.8), (1, 0, 0, 0.9), (0, 1, 100, 0.8), (1, 1, 100, 0.9))
-    result = score_split(Protocol("coco"), split, found, 100)
+    result = score_split(PROTOCOLS["coco"], split, found, 100)
     assert result.record["per_class"]["car"]["AP50"] == pytest.approx(1)
     assert result.record["per_class"]["dog"]["AP50"] == pytest.approx(0.5)
     (note,) = result.notes
@@ -124,7 +126,7 @@ def test_a_dataset_that_labels_a_class_in_part():
     # the images of another dataset that labels cars in full decide alone
     full = judge(ground_truth(split_of(index)), found, [0, 1])
     assert best_f1([judged, full], 0) == best_f1([full], 0)
-    faces = score_split(Protocol("wider_pedestrian"), split, found, 100)
+    faces = score_split(PROTOCOLS["wider_pedestrian"], split, found, 100)
     assert faces.notes == (
         "the challenge counts every detection that finds nothing, also where the images do not verify its class",
     )

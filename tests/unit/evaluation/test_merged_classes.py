@@ -24,8 +24,10 @@ from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.protocols.base import Protocol, Split, score_split
+from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.evaluation.protocols.entry import score_split
 from crossdet.evaluation.run import EvalSettings, detect, score_dataset
+from crossdet.evaluation.splits import Split
 from crossdet.inference import Detector
 from crossdet.labels.edits import edited, grown, growth
 from crossdet.labels.folds import Fold
@@ -277,7 +279,7 @@ def test_ap_is_that_of_nms_among_the_members(known, tmp_path):
     index, space = drawn(tmp_path, "pictures", ("vehicle",), 8), edited(known, [], VEHICLE)
     settings = EvalSettings(64, 96, score_threshold=0.01, max_detections=100)
     split = Split(index, np.array([0]), space.reported)
-    record = score_dataset(model, split, settings, (Protocol("coco"),), space.folding).record
+    record = score_dataset(model, split, settings, (PROTOCOLS["coco"],), space.folding).record
     found = detect(model, index, [0, 1], replace(settings, nms_iou=1.0, max_detections=10**6)).detections
     rows = []
     for image in range(len(index)):
@@ -286,7 +288,7 @@ def test_ap_is_that_of_nms_among_the_members(known, tmp_path):
         rows.append(mine[nms(boxes, scores, 0.5).numpy()])
     kept = found.take(np.concatenate(rows))
     one = DetectionArrays(kept.boxes, kept.scores, np.zeros_like(kept.labels), kept.image_of_box)
-    wanted = score_split(Protocol("coco"), split, one, 100).record
+    wanted = score_split(PROTOCOLS["coco"], split, one, 100).record
     assert record["per_class"]["vehicle"]["AP50"] > 0
     for number in ("AP", "AP50"):
         assert record["per_class"]["vehicle"][number] == wanted["per_class"]["vehicle"][number]

@@ -14,7 +14,9 @@ from crossdet.data.rotation import rotated
 from crossdet.errors import ConfigError, LabelError, UserError
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.orientation import angular_error, fold_detections, orientation_scores
-from crossdet.evaluation.protocols.base import Protocol, Split, score_split
+from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.evaluation.protocols.entry import score_split
+from crossdet.evaluation.splits import Split
 from crossdet.inference import Detector
 from crossdet.labels.edits import edited
 from crossdet.labels.folds import NO_ANGLE, Fold, Folding
@@ -222,7 +224,7 @@ def test_orientation_by_hand(tmp_path):
     assert orientation_scores(Split(many, np.zeros(4, np.int64), ["face"]), found, angles[[0] * 5]) is None
     rolls = per_roll(split, found.take(np.array([0, 2])))
     assert {d: row["AP50"] for d, row in rolls.items()} == pytest.approx({0: 1, 90: 0, 180: 1, 270: 0})
-    everything = score_split(Protocol("coco"), split, found, 100).record
+    everything = score_split(PROTOCOLS["coco"], split, found, 100).record
     # the double one stands before the weakest right one: precision 0.8 at the last 25 of 101 recalls
     assert everything["AP50"] == pytest.approx((76 + 25 * 0.8) / 101)
 

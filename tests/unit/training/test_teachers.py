@@ -15,8 +15,8 @@ from crossdet import Config, LabelSpace, UserError
 from crossdet.data.index import IndexBuilder
 from crossdet.errors import ConfigError
 from crossdet.evaluation.arrays import DetectionArrays, Verified
-from crossdet.evaluation.protocols.base import Split
 from crossdet.evaluation.run import EvalSettings, Found
+from crossdet.evaluation.splits import Split
 from crossdet.losses import dataset_aware_focal_loss
 from crossdet.models.retinanet.anchors import anchor_grid, cell_anchors
 from crossdet.models.retinanet.matching import label_anchors

@@ -1,4 +1,4 @@
-"""COCO ground truth and results as pycocotools takes them: every box as it stands, nothing clipped or left out.
+"""COCO and LVIS ground truth and results as their APIs take them: every box as it stands, nothing left out.
 
 `area` of an annotation is its own (the box area where missing), `iscrowd` decides alone what is a crowd:
 pycocotools overwrites `ignore`. Images rank by their id where scores are equal, then the results by their order.
@@ -21,12 +21,16 @@ from numpy.typing import NDArray
 from crossdet.data.annotation_files import raise_if_any, read_bytes
 from crossdet.errors import AnnotationError
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Ints, Verified
-from crossdet.evaluation.protocols.lvis import FREQUENCIES
+from crossdet.evaluation.files.lines import rows_of, source_class
+from crossdet.evaluation.splits import Split
+from crossdet.files import write_atomically
 
 Items = list[dict[str, Any]]
 NUMBER, BOX = "a finite number", "four finite numbers [x, y, width, height]"
 LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 FLOAT_MAX = 1.7976931348623157e308
+FREQUENCIES = ("r", "c", "f")
+"""Rare, common, frequent: classes in 1-10, 11-100 and more images of LVIS' training split, as its files say."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,21 @@ def read_coco_results(file: Path, coco: CocoFile) -> tuple[DetectionArrays, list
     notes = [] if known.all() else [_left_out("results", "category_id", labels[~known], "categories")]
     detections = DetectionArrays(xywh[known], np.array(scores, np.float64)[known], labels[known], rows[known])
     return detections, notes
+
+
+def write_coco_results(folder: Path, split: Split, detections: DetectionArrays) -> None:
+    """`results.json`, with the image and category ids of the index."""
+    index, source = split.index, source_class(split)
+    rows = [
+        {
+            "image_id": int(index.image_ids[image]),
+            "category_id": int(index.category_ids[source[label]]),
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": score,
+        }
+        for (x1, y1, x2, y2), score, label, image in rows_of(detections)
+    ]
+    write_atomically(folder / "results.json", json.dumps(rows).encode())
 
 
 def _left_out(section: str, key: str, ids: NDArray[np.int64], known: str) -> str:

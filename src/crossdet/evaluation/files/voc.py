@@ -8,17 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from crossdet.data.annotation_files import is_there, raise_if_any
 from crossdet.data.formats.voc import list_entries, parse_xml
 from crossdet.errors import UserError, problem_list
-from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.files.text import read_detection_lines
-from crossdet.evaluation.protocols.voc import VocTruth
-from crossdet.files import safe_name, spellings
+from crossdet.evaluation.arrays import DetectionArrays, VocTruth
+from crossdet.evaluation.files.lines import line_of, read_detection_lines, rows_of, source_class, write_lines
+from crossdet.evaluation.splits import Split
+from crossdet.files import safe_name, safe_names, spellings
 
 LAYOUT = "image score xmin ymin xmax ymax"
 KIT_NAME = re.compile(r"comp\d+(?:_[^_]+)?_det_[^_]+_(?P<name>.+)")
@@ -143,3 +143,15 @@ def _files(folder: Path, classes: Sequence[str]) -> tuple[dict[str, list[Path]],
         else:
             unknown.append(file.name)
     return by_class, unknown
+
+
+def write_voc_results(folder: Path, split: Split, detections: DetectionArrays) -> None:
+    """`CLASS.txt` of every class."""
+    source = source_class(split)
+    lines: dict[int, list[str]] = {label: [] for label in split.classes}
+    for (x1, y1, x2, y2), score, label, image in rows_of(detections):
+        stem = PurePosixPath(split.index.names[image]).stem
+        lines[label].append(line_of(stem, score, x1 + 1, y1 + 1, x2, y2))
+    names = safe_names([split.index.classes[source[label]] for label in lines])
+    for name, found in zip(names, lines.values(), strict=True):
+        write_lines(folder / f"{name}.txt", found)

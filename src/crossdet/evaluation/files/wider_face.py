@@ -6,9 +6,11 @@ PRED_DIR/<event>/<image>.txt: a line with the name (not used), a line with the c
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,9 @@ from numpy.typing import NDArray
 from crossdet.data.annotation_files import raise_if_any, read_bytes
 from crossdet.errors import AnnotationError, UserError
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.files import spellings
+from crossdet.evaluation.files.lines import line_of, rows_of, write_lines
+from crossdet.evaluation.splits import Split
+from crossdet.files import safe_names, spellings
 
 LAYOUT = "x y w h score"
 
@@ -111,27 +115,46 @@ def _read(file: Path, problems: list[str]) -> NDArray[np.float64]:
     if count != len(rows):
         problems.append(f"{file}:2: the count is {count}, but {len(rows)} line(s) follow; correct one of the two")
         return nothing
-    if all(len(row) == 5 for row in rows):
-        try:
-            values = np.array([float(word) for row in rows for word in row]).reshape(-1, 5)
-        except ValueError:
-            values = np.full((1, 5), np.nan)
-        if np.isfinite(values).all():
-            return values
+    found = [_five_numbers(row) for row in rows]
     problems += [
         f"{file}:{number}: {_shown(lines[number - 1])!r}, expected five finite numbers {LAYOUT}"
-        for number, row in enumerate(rows, start=3)
-        if not _is_good(row)
+        for number, values in enumerate(found, start=3)
+        if values is None
     ]
-    return nothing
+    return nothing if None in found else np.array(found, np.float64).reshape(-1, 5)
 
 
-def _is_good(row: list[bytes]) -> bool:
+def _five_numbers(row: list[bytes]) -> list[float] | None:
     try:
-        return len(row) == 5 and bool(np.isfinite([float(word) for word in row]).all())
+        values = [float(word) for word in row]
     except ValueError:
-        return False
+        return None
+    return values if len(values) == 5 and all(map(math.isfinite, values)) else None
 
 
 def _shown(line: bytes) -> str:
     return line.strip().decode(errors="replace")
+
+
+def write_wider_face_predictions(folder: Path, split: Split, detections: DetectionArrays) -> None:
+    """`EVENT/IMAGE.txt` of every image of the split."""
+    lines: dict[int, list[str]] = defaultdict(list)
+    for (x1, y1, x2, y2), score, _, image in rows_of(detections):
+        lines[image].append(line_of(x1, y1, x2 - x1, y2 - y1, score))
+    names = [PurePosixPath(split.index.names[image]) for image in range(len(split.index))]
+    for image, (name, file) in enumerate(zip(names, _files_to_write(names), strict=True)):
+        title = " ".join(name.stem.splitlines())  # the layout counts lines
+        write_lines(folder / file, [title, str(len(lines[image])), *lines[image]])
+
+
+def _files_to_write(names: Sequence[PurePosixPath]) -> list[Path]:
+    """`EVENT/IMAGE.txt` of every image, all different."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name.parent.name, []).append(row)
+    files = [Path()] * len(names)
+    for event, folder in zip(rows, safe_names(list(rows)), strict=True):
+        stems = safe_names([names[row].stem for row in rows[event]])
+        for row, stem in zip(rows[event], stems, strict=True):
+            files[row] = Path(folder if event else "", f"{stem}.txt")
+    return files

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.data.annotation_files import raise_if_any
 from crossdet.data.formats.wider_pedestrian import NUMBERS_PER_BOX, Line, read_box_lines, read_ignore_lines
-from crossdet.evaluation.arrays import Bools, DetectionArrays, GroundTruth
-from crossdet.evaluation.files.text import read_detection_lines
-from crossdet.evaluation.protocols.wider_pedestrian import PedestrianTruth
+from crossdet.evaluation.arrays import Bools, DetectionArrays, GroundTruth, PedestrianTruth
+from crossdet.evaluation.files.lines import line_of, read_detection_lines, rows_of, write_lines
+from crossdet.evaluation.splits import Split
 
 LAYOUT = "name score x y w h"
 
@@ -99,3 +99,16 @@ def coco_style(files: PedestrianFiles, ignore_cyclists: bool) -> GroundTruth:
         area=boxes[:, 2] * boxes[:, 3],
         image_of_box=np.concatenate([truth.image_of_box, truth.image_of_region]),
     )
+
+
+def write_submission(folder: Path, split: Split, detections: DetectionArrays) -> None:
+    """`submission.txt`, with file names without folders where these are unique, as the annotations have them."""
+    names = [split.index.names[row] for row in range(len(split.index))]
+    plain = [PurePosixPath(name).name for name in names]
+    if len(set(plain)) == len(plain):
+        names = plain
+    lines = [
+        line_of(names[image], score, x1, y1, x2 - x1, y2 - y1)
+        for (x1, y1, x2, y2), score, _, image in rows_of(detections)
+    ]
+    write_lines(folder / "submission.txt", lines)

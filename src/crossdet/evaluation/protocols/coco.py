@@ -19,8 +19,11 @@ from typing import Any
 import numpy as np
 
 from crossdet.errors import UserError
-from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, GroundTruth, Ints, check_rows
+from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, GroundTruth, Ints, check_rows, to_xywh
+from crossdet.evaluation.files.coco import write_coco_results
 from crossdet.evaluation.precision_recall import Curve
+from crossdet.evaluation.protocols.entry import Limits, Protocol, Scores, columns, never_wrong, of_class
+from crossdet.evaluation.splits import Split, ground_truth
 
 PAIRS_AT_ONCE = 1_000_000
 """Image-class pairs per call of the evaluator, which keeps an object per pair: bounds the memory (LVIS)."""
@@ -161,9 +164,7 @@ def _evaluate(
 
 def _records(boxes: Floats, labels: Ints, images: Ints, sized: bool) -> list[dict[str, Any]]:
     """The evaluator's annotations; ids start at 1, since it reads a match with 0 as none."""
-    xywh = boxes.astype(np.float64)
-    if not sized:
-        xywh[:, 2:] -= xywh[:, :2]
+    xywh = boxes.astype(np.float64) if sized else to_xywh(boxes)
     areas = xywh[:, 2] * xywh[:, 3]
     columns = zip(xywh.tolist(), labels.tolist(), images.tolist(), areas.tolist(), strict=True)
     return [
@@ -187,3 +188,24 @@ def _as_in_lvis(frame: dict[str, Any], found: list[dict[str, Any]], verified: Bo
 
 def _silent(*_: object) -> None:
     pass
+
+
+def in_split(split: Split, found: CocoScores) -> Scores:
+    """As the scores of a split, by its class names."""
+    per_class = {split.names[c]: dict(values) for c, values in found.per_class.items()}
+    return Scores({**found.scores, "per_class": per_class}, found.curves, never_wrong(split))
+
+
+def _score(split: Split, detections: DetectionArrays, most: int) -> Scores:
+    return in_split(split, coco_scores(ground_truth(split), detections, split.classes, most))
+
+
+PROTOCOL = Protocol(
+    name="coco",
+    limits=Limits(100, 0.05),
+    score=_score,
+    headline=lambda record: record["AP"],
+    columns=columns("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"),
+    class_number=of_class("AP"),
+    write=write_coco_results,
+)

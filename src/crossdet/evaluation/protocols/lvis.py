@@ -14,11 +14,10 @@ from dataclasses import replace
 import numpy as np
 
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Ints
-from crossdet.evaluation.protocols.coco import CocoScores, coco_scores
-
-MAX_DETECTIONS = 300
-FREQUENCIES = ("r", "c", "f")
-"""Rare, common, frequent: classes in 1-10, 11-100 and more images of LVIS' training split, as its files say."""
+from crossdet.evaluation.files.coco import FREQUENCIES, write_coco_results
+from crossdet.evaluation.protocols.coco import CocoScores, coco_scores, in_split
+from crossdet.evaluation.protocols.entry import Limits, Protocol, Scores, columns, of_class
+from crossdet.evaluation.splits import Split, ground_truth
 
 
 def lvis_scores(
@@ -30,7 +29,7 @@ def lvis_scores(
 ) -> CocoScores:
     """Scores as `coco_scores` gives them, under LVIS' names: AP AP50 AP75 APs APm APl, AR ARs ARm ARl.
 
-    detections: no more per image than may count (`protocols.best_per_image`). frequencies: class id -> r, c or f;
+    detections: no more per image than may count (`best_per_image`). frequencies: class id -> r, c or f;
     with them also APr APc APf, means over the classes of the group that have boxes. sized: see `coco_scores`.
 
     Raises: see `coco_scores`.
@@ -48,3 +47,18 @@ def lvis_scores(
     scores["AR"] = found.scores["AR100"]
     scores |= {key: found.scores[key] for key in ("ARs", "ARm", "ARl")}
     return replace(found, scores=scores)
+
+
+def _score(split: Split, detections: DetectionArrays, _most: int) -> Scores:
+    return in_split(split, lvis_scores(ground_truth(split), detections, split.classes))
+
+
+PROTOCOL = Protocol(
+    name="lvis",
+    limits=Limits(300, 0.0001),
+    score=_score,
+    headline=lambda record: record["AP"],
+    columns=columns("AP", "AP50", "AP75", "APs", "APm", "APl", "AR"),
+    class_number=of_class("AP"),
+    write=write_coco_results,
+)

@@ -9,34 +9,18 @@ object not yet found it is right; else it is wrong. There is no second-best obje
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from crossdet.errors import UserError
-from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, Ints, check_columns, check_rows
+from crossdet.evaluation.arrays import Bools, DetectionArrays, Ints, VocTruth, check_rows
+from crossdet.evaluation.files.voc import write_voc_results
 from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou_with_offset
 from crossdet.evaluation.precision_recall import Curve, area_ap, eleven_point_ap, exact_curve
-
-
-@dataclass(frozen=True)
-class VocTruth:
-    """The objects of `images` images. boxes: `[M, 4]` xmin, ymin, xmax, ymax, the corner pixels inside the box.
-
-    labels: `[M]`. difficult: `[M]`, not counted. image_of_box: `[M]` rows in 0..images - 1.
-    """
-
-    images: int
-    boxes: Floats
-    labels: Ints
-    difficult: Bools
-    image_of_box: Ints
-
-    def __post_init__(self) -> None:
-        check_columns("VocTruth", self.boxes, labels=self.labels, difficult=self.difficult,
-                      image_of_box=self.image_of_box)  # fmt: skip
-        check_rows("VocTruth", self.image_of_box, self.images)
+from crossdet.evaluation.protocols.entry import Limits, Protocol, Scores, columns, never_wrong, of_class
+from crossdet.evaluation.splits import Split, ground_truth
 
 
 @dataclass(frozen=True)
@@ -120,3 +104,34 @@ def _score_class(
         return VocClass(nan, nan, 0, Curve(recall, precision, nan))
     area = area_ap(recall, precision)
     return VocClass(area, eleven_point_ap(recall, precision), objects, Curve(recall, precision, area))
+
+
+def _score(split: Split, detections: DetectionArrays, _most: int) -> Scores:
+    """Zero-based half-open boxes become 1-based with the corner pixels inside. Regions count as difficult."""
+    truth, inclusive = ground_truth(split), np.array([1.0, 1.0, 0.0, 0.0])
+    found = voc_scores(
+        VocTruth(len(split.index), truth.boxes + inclusive, truth.labels, truth.crowd, truth.image_of_box),
+        detections.with_boxes(detections.boxes + inclusive),
+        split.classes,
+        verified=truth.verifies(detections.image_of_box, detections.labels),
+    )
+    by_name = {split.names[c]: scores for c, scores in found.per_class.items()}
+    record = {"mAP_area": found.map_area, "mAP_11pt": found.map_11pt, "iou": 0.5, "per_class": numbers_of(by_name)}
+    return Scores(record, {name: v.curve for name, v in by_name.items()}, never_wrong(split))
+
+
+def numbers_of(by_name: Mapping[str, VocClass]) -> dict[str, dict[str, float | int]]:
+    """The numbers of every class as they go into a record."""
+    return {name: {"area": v.area, "11pt": v.eleven_point, "objects": v.objects} for name, v in by_name.items()}
+
+
+PROTOCOL = Protocol(
+    name="voc",
+    limits=Limits(100, 0.05),
+    score=_score,
+    headline=lambda record: record["mAP_area"],
+    columns=columns("mAP_area", "mAP_11pt"),
+    class_number=of_class("area"),
+    write=write_voc_results,
+    number="AP area",
+)

@@ -11,39 +11,42 @@ Corners are x + w and y + h, and sides are again counted with + 1, so every box 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, Ints, check_columns, check_rows
+from crossdet.data.index import Index
+from crossdet.errors import UserError
+from crossdet.evaluation.arrays import (
+    Bools,
+    DetectionArrays,
+    Floats,
+    Ints,
+    WiderFaceTruth,
+    check_rows,
+    to_corners,
+    to_xywh,
+)
+from crossdet.evaluation.files.wider_face import write_wider_face_predictions
+from crossdet.evaluation.files.wider_face_lists import SETTINGS, read_wider_face_truth
 from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou_with_offset
 from crossdet.evaluation.precision_recall import Curve, area_ap
+from crossdet.evaluation.protocols.entry import Limits, Lists, Protocol, Record, Scores, columns, counts_everything
+from crossdet.evaluation.splits import Split
+from crossdet.labels.space import DROPPED
+from crossdet.types import REGION_FLAGS, Flag
 
 THRESHOLDS = 1.0 - np.arange(1, 1001) / 1000
 IOU_THRESHOLD = 0.5
-SETTINGS = ("easy", "medium", "hard")
+ALL_SETTINGS = (*SETTINGS, "all")
+"""The last one without lists: all valid faces of the index."""
 
 Arithmetic = Literal["double", "matlab_int32"]
 """double: as the Python ports. matlab_int32: the released MATLAB code, see `_int32_overlap` and `_scaled`."""
-
-
-@dataclass(frozen=True)
-class WiderFaceTruth:
-    """The faces of `images` images. boxes: `[M, 4]` x, y, w, h in pixels, as annotated, none left out.
-
-    image_of_box: `[M]` rows in 0..images - 1. kept: setting -> `[M]`, the faces that it counts.
-    """
-
-    images: int
-    boxes: Floats
-    image_of_box: Ints
-    kept: dict[str, Bools] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_columns("WiderFaceTruth", self.boxes, image_of_box=self.image_of_box, **self.kept)
-        check_rows("WiderFaceTruth", self.image_of_box, self.images)
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,11 @@ def wider_face_scores(
     scaled = _scaled(detections.scores, arithmetic).astype(np.float64)
     order = by_score(scaled)
     order = order[has_faces[detections.image_of_box[order]]]
-    boxes, scaled = _corners(detections.boxes[order]), scaled[order]
+    boxes, scaled = to_corners(detections.boxes[order]), scaled[order]
     best, iou = best_overlaps(
         boxes,
         detections.image_of_box[order],
-        _corners(truth.boxes),
+        to_corners(truth.boxes),
         truth.image_of_box,
         iou_with_offset(1.0) if arithmetic == "double" else _int32_overlap,
     )
@@ -94,12 +97,6 @@ def wider_face_scores(
         faces={setting: int(kept.sum()) for setting, kept in truth.kept.items()},
         curves=curves,
     )
-
-
-def _corners(boxes: Floats) -> NDArray[np.float64]:
-    corners = boxes.astype(np.float64)
-    corners[:, 2:] += corners[:, :2]
-    return corners
 
 
 def _scaled(scores: Floats, arithmetic: Arithmetic) -> Floats:
@@ -151,3 +148,59 @@ def _int32_overlap(boxes: Floats, truth: Floats) -> Floats:
 
 def _rounded(values: Floats) -> Floats:
     return np.trunc(values + np.copysign(0.5, values))
+
+
+def _score(split: Split, detections: DetectionArrays, _most: int) -> Scores:
+    if len(split.classes) != 1:
+        names = ", ".join(split.names[c] for c in split.classes) or "none"
+        raise UserError(f"protocol wider_face judges one class, the dataset labels {names}")
+    sized = detections.with_boxes(to_xywh(detections.boxes))
+    notes = counts_everything("wider_face", split)
+    if split.lists is None:
+        usable = ~split.flagged(int(REGION_FLAGS | Flag.INVALID)) & (split.labels() != DROPPED)
+        boxes, image_of_box = to_xywh(np.asarray(split.index.boxes)), split.index.image_of_box()
+        truth = WiderFaceTruth(len(split.index), boxes, image_of_box, {"all": usable})
+        notes.append("no `val.lists`, so all valid faces are one setting, not easy, medium and hard")
+    else:
+        truth = split.lists.truth
+        sized, lines = _by_name(sized, split.index, split.lists.names)
+        notes += lines
+    found = wider_face_scores(truth, sized)
+    return Scores({**found.scores, "faces": found.faces}, found.curves, tuple(notes))
+
+
+def _by_name(detections: DetectionArrays, index: Index, names: Sequence[str]) -> tuple[DetectionArrays, list[str]]:
+    """The detections with image rows of the lists, found by `event/name`, and what did not fit."""
+    row_of = {name: row for row, name in enumerate(names)}
+    keys = [PurePosixPath(index.names[row]) for row in range(len(index))]
+    rows = np.array([row_of.get(f"{key.parent.name}/{key.stem}", -1) for key in keys], np.int64)
+    notes = []
+    if (rows < 0).any():
+        first = keys[int(np.flatnonzero(rows < 0)[0])]
+        notes.append(f"{int((rows < 0).sum())} images are not in the lists and left out, such as {first}")
+    missing = len(names) - len(np.unique(rows[rows >= 0]))
+    if missing:
+        notes.append(f"{missing} of {len(names)} images of the lists are not in the split; their faces count")
+    image = rows[detections.image_of_box]
+    return detections.take(np.flatnonzero(image >= 0), image), notes
+
+
+def _headline(record: Record) -> float | None:
+    """The mean of the settings that the record has."""
+    known = [record[key] for key in ALL_SETTINGS if record.get(key) is not None and record[key] == record[key]]
+    return sum(known) / len(known) if known else None
+
+
+PROTOCOL = Protocol(
+    name="wider_face",
+    limits=Limits(750, 0.01),
+    score=_score,
+    headline=_headline,
+    columns=columns(*ALL_SETTINGS),
+    class_number=lambda record, _name: _headline(record),
+    write=write_wider_face_predictions,
+    lists=Lists(
+        read_wider_face_truth,
+        "protocol wider_face without `val.lists`: one AP over all valid faces, not easy, medium and hard",
+    ),
+)

@@ -14,35 +14,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crossdet.errors import UserError
-from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, Ints, check_columns, check_rows
+from crossdet.evaluation.arrays import (
+    Bools,
+    DetectionArrays,
+    Floats,
+    Ints,
+    PedestrianTruth,
+    check_rows,
+    to_corners,
+    to_xywh,
+)
+from crossdet.evaluation.files.wider_pedestrian import write_submission
 from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou_with_offset, pairs
 from crossdet.evaluation.precision_recall import Curve, area_ap, exact_curve
+from crossdet.evaluation.protocols.coco import coco_scores
+from crossdet.evaluation.protocols.entry import (
+    Limits,
+    Protocol,
+    Record,
+    Scores,
+    best_per_image,
+    counts_everything,
+    of_class,
+)
+from crossdet.evaluation.splits import Split, ground_truth
+from crossdet.types import REGION_FLAGS, Flag
 
 IOU_THRESHOLDS = np.arange(0.5, 1.0, 0.05)
 EDITIONS = (2018, 2019)
-
-
-@dataclass(frozen=True)
-class PedestrianTruth:
-    """The boxes and ignore regions of `images` images, `[M, 4]` and `[R, 4]` x, y, w, h in pixels.
-
-    image_of_box: `[M]`, image_of_region: `[R]`, rows in 0..images - 1.
-    """
-
-    images: int
-    boxes: Floats
-    image_of_box: Ints
-    regions: Floats
-    image_of_region: Ints
-
-    def __post_init__(self) -> None:
-        check_columns("PedestrianTruth", self.boxes, image_of_box=self.image_of_box)
-        check_columns("PedestrianTruth (regions)", self.regions, image_of_region=self.image_of_region)
-        check_rows("PedestrianTruth", self.image_of_box, self.images)
-        check_rows("PedestrianTruth (regions)", self.image_of_region, self.images)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def challenge_scores(truth: PedestrianTruth, detections: DetectionArrays, editio
     if edition not in EDITIONS:
         raise UserError(f"WIDER Pedestrian edition: expected 2018 or 2019, got {edition!r}")
     check_rows("detections", detections.image_of_box, truth.images)
-    boxes, found, regions = (_corners(b) for b in (truth.boxes, detections.boxes, truth.regions))
+    boxes, found, regions = (to_corners(b) for b in (truth.boxes, detections.boxes, truth.regions))
     kept = ~_mostly_ignored(boxes, truth.image_of_box, regions, truth.image_of_region, edition)
     counted = ~_mostly_ignored(found, detections.image_of_box, regions, truth.image_of_region, edition)
     scores = detections.scores[counted]
@@ -88,12 +89,6 @@ def challenge_scores(truth: PedestrianTruth, detections: DetectionArrays, editio
         curves.append(Curve(recall, precision, ap))
     per_iou = [curve.ap for curve in curves]
     return ChallengeScores(float(np.mean(per_iou)), per_iou, edition, positives, int(counted.sum()), curves)
-
-
-def _corners(boxes: Floats) -> NDArray[np.float64]:
-    corners = boxes.astype(np.float64)
-    corners[:, 2:] += corners[:, :2]
-    return corners
 
 
 def _mostly_ignored(boxes: Floats, images: Ints, regions: Floats, images_of_regions: Ints, edition: int) -> Bools:
@@ -119,3 +114,42 @@ def _ordered(corners: Floats) -> Floats:
     return np.concatenate(
         [np.minimum(corners[:, :2], corners[:, 2:]), np.maximum(corners[:, :2], corners[:, 2:])], 1
     )
+
+
+def _score(split: Split, detections: DetectionArrays, _most: int) -> Scores:
+    """The challenge joins all classes, also those that the label rules drop; COCO-style is per class."""
+    index, labels = split.index, np.asarray(split.index.labels)
+    regions = split.flagged(int(REGION_FLAGS | Flag.INVALID))
+    objects, image, boxes = (labels >= 0) & ~regions, index.image_of_box(), to_xywh(np.asarray(index.boxes))
+    challenge = challenge_scores(
+        PedestrianTruth(len(index), boxes[objects], image[objects], boxes[regions], image[regions]),
+        detections.with_boxes(to_xywh(detections.boxes)),
+        split.edition or (2018 if len(index.classes) > 1 else 2019),
+    )
+    coco = coco_scores(ground_truth(split), best_per_image(detections, 100), split.classes)
+    record = {
+        "challenge": {"AP": challenge.AP, "per_iou": challenge.per_iou, "edition": challenge.edition},
+        "coco_style": {key: coco.scores[key] for key in ("AP", "AP50", "AP75")},
+        "per_class": {split.names[c]: dict(values) for c, values in coco.per_class.items()},
+    }
+    curves = {"challenge IoU .50": challenge.curves[0], "challenge IoU .75": challenge.curves[5]}
+    curves |= {f"COCO-style {key}": coco.curves[key] for key in ("AP50", "AP75")}
+    return Scores(record, curves, tuple(counts_everything("the challenge", split)))
+
+
+def _columns(record: Record) -> list[tuple[str, float]]:
+    """The two metrics, named in full."""
+    challenge = record["challenge"]
+    style = [(f"COCO-style {key}", value) for key, value in record["coco_style"].items()]
+    return [(f"challenge {challenge['edition']} AP", challenge["AP"]), *style]
+
+
+PROTOCOL = Protocol(
+    name="wider_pedestrian",
+    limits=Limits(300, 0.01),
+    score=_score,
+    headline=lambda record: record["coco_style"]["AP"],
+    columns=_columns,
+    class_number=of_class("AP"),
+    write=write_submission,
+)

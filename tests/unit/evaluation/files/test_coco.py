@@ -260,7 +260,7 @@ def test_scoring_does_not_import_torch(tmp_path: Path) -> None:
         "import sys; from crossdet.commands.score import app; "
         f"app(['coco', {str(truth)!r}, {str(results)!r}], standalone_mode=False); "
         "import crossdet.evaluation.files.voc, crossdet.evaluation.files.wider_face; "
-        "import crossdet.evaluation.files.wider_pedestrian, crossdet.evaluation.protocols.wider_face_lists; "
+        "import crossdet.evaluation.files.wider_pedestrian, crossdet.evaluation.files.wider_face_lists; "
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

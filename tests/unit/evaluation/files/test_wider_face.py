@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.io import loadmat, savemat
 
 from crossdet.errors import UserError
-from crossdet.evaluation.protocols.wider_face_lists import read_wider_face_truth, write_wider_face_lists
+from crossdet.evaluation.files.wider_face_lists import read_wider_face_truth, write_wider_face_lists
 
 from .helpers import curves, refused, scored, write
 

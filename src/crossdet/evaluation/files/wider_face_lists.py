@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from crossdet.data.annotation_files import is_there, raise_if_any
 from crossdet.errors import AnnotationError, UserError
-from crossdet.evaluation.arrays import Bools, Floats, Ints
-from crossdet.evaluation.protocols.wider_face import SETTINGS, WiderFaceTruth
+from crossdet.evaluation.arrays import Bools, Floats, Ints, WiderFaceTruth
 
+SETTINGS = ("easy", "medium", "hard")
 ALL_FACES = "wider_face_val.mat"
 FILE_OF = {setting: f"wider_{setting}_val.mat" for setting in SETTINGS}
 

@@ -1,8 +1,8 @@
-"""Text files of detections: `image score a b c d` per line."""
+"""Text files of detections, `image score a b c d` per line: reading them, and what all writers share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from crossdet.data.annotation_files import raise_if_any, read_bytes
 from crossdet.errors import AnnotationError
+from crossdet.evaluation.arrays import DetectionArrays
+from crossdet.evaluation.splits import Split
+from crossdet.files import write_atomically
 
 
 def text_lines(file: Path) -> list[str]:
@@ -96,3 +99,32 @@ def _is_number(word: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+# ------------------------------------------------------------------------------------------- writing
+
+
+def rows_of(detections: DetectionArrays) -> Iterator[tuple[list[float], float, int, int]]:
+    """Corners, score, label and image row of every detection, as plain numbers."""
+    return zip(
+        detections.boxes.astype(np.float64).tolist(),
+        detections.scores.astype(np.float64).tolist(),
+        detections.labels.tolist(),
+        detections.image_of_box.tolist(),
+        strict=True,
+    )
+
+
+def source_class(split: Split) -> dict[int, int]:
+    """Unified id -> the first class of the index that it stands for."""
+    ids = split.class_ids.tolist()
+    return {unified: ids.index(unified) for unified in split.classes}
+
+
+def line_of(*values: str | float) -> str:
+    """Nothing is rounded."""
+    return " ".join(value if isinstance(value, str) else repr(value) for value in values)
+
+
+def write_lines(file: Path, lines: Sequence[str]) -> None:
+    write_atomically(file, "".join(f"{line}\n" for line in lines).encode())

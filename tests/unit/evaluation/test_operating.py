@@ -6,7 +6,7 @@ import torch
 from torchvision.ops import box_iou
 
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
-from crossdet.evaluation.confidence import best_scores, confident_share
+from crossdet.evaluation.operating import best_scores, confident_share
 
 
 def random_case(seed):
