@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import (
+from crossdet.evaluation.confidence import CONFIDENT
+from crossdet_research.options import (
     FigureFile,
     JsonFile,
     MarkdownFile,
@@ -20,7 +21,6 @@ from crossdet.commands.terminal import (
     wide,
     words,
 )
-from crossdet.evaluation.confidence import CONFIDENT
 
 app = typer.Typer(
     name="ablation",

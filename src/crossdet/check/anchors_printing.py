@@ -15,6 +15,7 @@ from rich.text import Text
 
 from crossdet.check.anchors import LEAST_GAIN, LOW_IOU, RECALL_IOU, AnchorsReport, DatasetBoxes, SettingReport
 from crossdet.evaluation.figures import new_figure, save_figure
+from crossdet.evaluation.tables import lineless_table, percent
 from crossdet.models.retinanet.anchor_stats import best_anchor_iou
 from crossdet.types import PYRAMID_STRIDES
 
@@ -58,7 +59,7 @@ def verdict(report: AnchorsReport) -> list[str]:
     cost = f"{proposal.setting.per_position} anchors per position, the config has {config.setting.per_position}"
     lines = [
         f"{_values(proposal.setting.scales)} x {_values(proposal.setting.ratios)}: {cost}. Objective (mean of "
-        f"recall and mean IoU) {100 * proposal.mean.objective:.1f}, config {100 * config.mean.objective:.1f}."
+        f"recall and mean IoU) {percent(proposal.mean.objective)}, config {percent(config.mean.objective)}."
     ]
     if gain < LEAST_GAIN and proposal.setting.per_position >= config.setting.per_position:
         lines.append("That is hardly better: no reason to leave the config's setting.")
@@ -82,11 +83,7 @@ def _show(console: Console, table: Table) -> None:
 
 
 def _table(*columns: str, left: int = 1) -> Table:
-    table = Table(box=None, padding=(0, 1), header_style="dim", show_edge=False)
-    for position, column in enumerate(columns):
-        is_text = position < left
-        table.add_column(Text(column), justify="left" if is_text else "right", no_wrap=not is_text)
-    return table
+    return lineless_table(*columns, left=left, no_wrap=left, header_style="dim", pad_edge=True)
 
 
 def _dataset_table(report: AnchorsReport) -> Table:
@@ -113,14 +110,14 @@ def _setting_table(report: AnchorsReport) -> Table:
         numbers = (mean.recall, mean.recall_low, mean.mean_iou, mean.objective)
         shape = (_values(row.setting.scales), _values(row.setting.ratios), str(row.setting.per_position))
         style = "bold" if "proposal" in row.roles else ""
-        table.add_row(label, *shape, *(f"{100 * v:.1f}" for v in numbers), style=style)
+        table.add_row(label, *shape, *map(percent, numbers), style=style)
     return table
 
 
 def _coverage_table(report: AnchorsReport, key: str) -> Table:
     table = _table("", *_labels(report))
     for d in report.datasets:
-        cells = (f"{100 * getattr(row.datasets[d.name], key):.1f}" for row in report.settings)
+        cells = (percent(getattr(row.datasets[d.name], key)) for row in report.settings)
         table.add_row(Text(d.name), *cells)
     return table
 

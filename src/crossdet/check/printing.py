@@ -20,6 +20,7 @@ from crossdet.check.report import (
     Report,
     SplitReport,
 )
+from crossdet.evaluation.tables import lineless_table
 
 MATRIX_CLASSES = 20
 """Up to so many classes the avoidance matrix is shown in full; beyond, classes with equal columns are grouped."""
@@ -73,11 +74,11 @@ def _print(console: Console, table: Table) -> None:
     console.print(Padding(table, (0, 0, 0, 1), expand=False))
 
 
-def _table(*columns: str, numbers: bool = True) -> Table:
-    """Left-aligned first column; the others are numbers unless said otherwise."""
-    table = Table(box=None, padding=(0, 1), header_style="dim", show_edge=False)
-    for position, column in enumerate(columns):
-        table.add_column(Text(column), justify="right" if numbers and position else "left", overflow="fold")
+def _table(*columns: str, left: int = 1) -> Table:
+    """left: so many columns are text, the others are numbers."""
+    table = lineless_table(*columns, left=left, header_style="dim", pad_edge=True)
+    for column in table.columns:
+        column.overflow = "fold"
     return table
 
 
@@ -93,8 +94,7 @@ def _dataset_table(splits: Sequence[SplitReport]) -> Table:
         "invalid": [s.invalid for s in splits],
     }
     shown = {name: counts for name, counts in optional.items() if any(counts)}
-    table = _table("dataset", "split", "images", "without objects", "boxes", "classes", *shown)
-    table.columns[1].justify = "left"
+    table = _table("dataset", "split", "images", "without objects", "boxes", "classes", *shown, left=2)
     for row, split in enumerate(splits):
         counts = (split.images, split.empty_images, split.boxes, len(split.boxes_per_class))
         numbers = [*counts, *(column[row] for column in shown.values())]
@@ -212,7 +212,7 @@ def _group_table(classes: Sequence[ClassReport]) -> Table:
         AVOIDED: "avoided",
     }
     used = [kind for kind in kinds if any(kind in c.states.values() for c in classes)]
-    table = _table("", "classes", *(kinds[kind] for kind in used), numbers=False)
+    table = _table("", "classes", *(kinds[kind] for kind in used), left=2 + len(used))
     table.columns[0].justify = "right"
     for states, names in sorted(groups.items(), key=lambda item: -len(item[1])):
         cells = [_some([dataset for dataset, state in states if state == kind], _NAMED) for kind in used]

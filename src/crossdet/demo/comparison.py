@@ -31,6 +31,7 @@ from crossdet.evaluation.protocols.base import Split, ground_truth
 from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.evaluation.protocols.wider_face_lists import write_wider_face_lists
 from crossdet.evaluation.run import EvalSettings, detect
+from crossdet.evaluation.tables import lineless_table, percent
 from crossdet.files import write_json
 from crossdet.inference import load_detector
 from crossdet.runs.train import train
@@ -309,11 +310,8 @@ def _print_tables(result: dict[str, Any], test: UnionTest, console: Console) -> 
 
 
 def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2))
-    table.add_column("class")
-    for column in ("all looks", *(f"look: {look}" for look in LOOKS)):
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
+    looks = ("all looks", *(f"look: {look}" for look in LOOKS))
+    return lineless_table("class", *looks, title=title, no_wrap=1, padding=(0, 2))
 
 
 def _foreign(name: str, look: str) -> bool:
@@ -321,7 +319,7 @@ def _foreign(name: str, look: str) -> bool:
 
 
 def _pair(values: list[float], foreign: bool) -> str:
-    aware, naive = ("-" if v != v else f"{100 * v:.1f}" for v in values)
+    aware, naive = map(percent, values)
     return f"{'*' if foreign else ' '}{aware:>5} / {naive:>5}"
 
 
