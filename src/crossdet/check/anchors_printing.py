@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crossdet.check.anchors import LEAST_GAIN, LOW_IOU, RECALL_IOU, AnchorsReport, DatasetBoxes, SettingReport
+from crossdet.check.printing import heading, show
 from crossdet.evaluation.figures import new_figure, save_figure
 from crossdet.evaluation.tables import lineless_table, percent
 from crossdet.models.retinanet.anchor_stats import best_anchor_iou
@@ -28,21 +29,21 @@ MAX_POINTS = 3000
 
 def print_anchors(report: AnchorsReport, console: Console) -> None:
     """The datasets, the settings, how each covers each dataset, and the proposal as `--set` takes it."""
-    _title(console, "Training boxes at the network's input")
-    _show(console, _dataset_table(report))
+    heading(console, "Training boxes at the network's input")
+    show(console, _dataset_table(report))
     for name in report.without_boxes:
         console.print(Text(f"  {name}: no training boxes, left out"))
-    _title(console, "Settings (means over the datasets by their share of the draws, %)")
-    _show(console, _setting_table(report))
+    heading(console, "Settings (means over the datasets by their share of the draws, %)")
+    show(console, _setting_table(report))
     console.print(Text("  A, B, ...: of the paper (sec. 4.1.2, table 3)", style="dim"))
     for title, key in (
         (f"Boxes reached by an anchor, % (IoU >= {RECALL_IOU:g})", "recall"),
         (f"The same at IoU >= {LOW_IOU:g}, %", "recall_low"),
         ("Mean IoU with the best anchor, %", "mean_iou"),
     ):
-        _title(console, title)
-        _show(console, _coverage_table(report, key))
-    _title(console, "Proposal")
+        heading(console, title)
+        show(console, _coverage_table(report, key))
+    heading(console, "Proposal")
     for line in verdict(report):
         console.print(Padding(Text(line), (0, 0, 0, 2)))
     if "config" not in report.of("proposal").roles:
@@ -71,15 +72,6 @@ def verdict(report: AnchorsReport) -> list[str]:
     if worse:
         lines.append(f"It reaches fewer boxes than the config's setting in {', '.join(worse)}.")
     return lines
-
-
-def _title(console: Console, text: str) -> None:
-    console.print()
-    console.print(Text(text, style="bold"))
-
-
-def _show(console: Console, table: Table) -> None:
-    console.print(Padding(table, (0, 0, 0, 1), expand=False))
 
 
 def _table(*columns: str, left: int = 1) -> Table:

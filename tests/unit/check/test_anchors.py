@@ -259,7 +259,7 @@ def test_the_config_row_agrees_with_check(tmp_path):
     config = Config.from_dict(two_datasets(tmp_path))
     data, _ = training_boxes(config)
     row = anchors_report(data, configured(config)).of("config")
-    for report in inspect(config).anchors:
+    for report in inspect(config).network.datasets:
         assert row.datasets[report.dataset].recall == pytest.approx(report.recall)
 
 
