@@ -209,13 +209,13 @@ def test_counts_out_of_range(scales, ratios, option):
         propose([pedestrians(10)], scales, ratios)
 
 
-def test_a_hundred_thousand_boxes_take_seconds():
+def test_thirty_thousand_boxes_take_seconds():
     import time
 
-    data = [mixed(35_000, k, str(k), 1 / 3) for k in range(3)]
+    data = [mixed(10_000, k, str(k), 1 / 3) for k in range(3)]
     start = time.perf_counter()
     anchors_report(data, DEFAULT)
-    assert time.perf_counter() - start < 20  # about 1 s alone on one core
+    assert time.perf_counter() - start < 10  # about 0.5 s alone on one core
 
 
 # ------------------------------------------------------------------------------------------ boxes of a config
