@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,8 +105,8 @@ def _anchor_report(config: Config, sources: Sources, split: tuple[str, str], ind
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     everything = np.ones(len(boxes), bool)
     parts = (everything, area < SMALL, (area >= SMALL) & (area <= LARGE), area > LARGE)
-    shares = [(int(part.sum()), float(reached[part].mean()) if part.any() else None) for part in parts]
-    report = AnchorReport(*split, *(value for share in shares for value in share))
+    shares: list[Any] = [[int(part.sum()), float(reached[part].mean()) if part.any() else None] for part in parts]
+    report = AnchorReport(*split, *chain(*shares))
     return replace(report, hint=_hint(config, boxes[~reached])) if report.low else report
 
 

@@ -102,7 +102,7 @@ def _table(*columns: str, left: int = 1) -> Table:
 def _dataset_table(splits: Sequence[SplitReport]) -> Table:
     flags = {"crowds": "crowd", "ignore regions": "ignore_regions", "avoided regions": "avoided_regions",
              "difficult": "difficult", "invalid": "invalid"}  # fmt: skip
-    shown = {title: counts for title, f in flags.items() if any(counts := [getattr(s, f) for s in splits])}
+    shown = {title: column for title, f in flags.items() if any(column := [getattr(s, f) for s in splits])}
     table = _table("dataset", "split", "images", "without objects", "boxes", "classes", *shown, left=2)
     for row, split in enumerate(splits):
         counts = (split.images, split.empty_images, split.boxes, len(split.boxes_per_class))

@@ -326,17 +326,15 @@ def _on_top_of(known: LabelSpace, space: LabelSpace) -> LabelSpace:
     """The grown space with the known classes first, in their order, and merged as they were."""
     new = [name for name in space.classes if name not in known.classes]
     space = _with_classes(space, (*known.classes, *new))
-    folds = tuple(_with_namesake(fold, space) for fold in known.folds)
+    folds = list(known.folds)
+    for place, fold in enumerate(folds):
+        if fold.name in space.classes:  # a further member
+            members = sorted({*fold.members, space.id_of(fold.name)})
+            folds[place] = replace(fold, members=tuple(members))
     overlap = space.overlap_pairs | _pairs_among(folds)
-    listed_only = space.listed_only | known.listed_only
-    return replace(space, folds=folds, overlap_pairs=overlap, listed_only=listed_only)
-
-
-def _with_namesake(fold: Fold, space: LabelSpace) -> Fold:
-    """The fold with the class of its own name as a further member, where there is one."""
-    if fold.name not in space.classes:
-        return fold
-    return replace(fold, members=tuple(sorted({*fold.members, space.id_of(fold.name)})))
+    return replace(
+        space, folds=tuple(folds), overlap_pairs=overlap, listed_only=space.listed_only | known.listed_only
+    )
 
 
 def _with_classes(space: LabelSpace, classes: tuple[str, ...]) -> LabelSpace:
@@ -348,7 +346,7 @@ def _with_classes(space: LabelSpace, classes: tuple[str, ...]) -> LabelSpace:
         sources=tuple({n: ids.get(c, DROPPED) for n, c in sources.items()} for sources in space.sources),
         absent_pairs=frozenset((row, ids[c]) for row, c in space.absent_pairs),
         not_exhaustive_pairs=frozenset((row, ids[c]) for row, c in space.not_exhaustive_pairs),
-        overlap_pairs=frozenset(_sorted_pair(ids[a], ids[b]) for a, b in space.overlap_pairs),
+        overlap_pairs=frozenset((min(ids[a], ids[b]), max(ids[a], ids[b])) for a, b in space.overlap_pairs),
         listed_only=frozenset((row, name, ids[c]) for row, name, c in space.listed_only),
     )
 
@@ -449,7 +447,3 @@ def _edit_problems(space: LabelSpace, renames: Renames, merges: Merges) -> list[
     final.update(fold.name for fold in folds if fold.name not in {classes[c] for c in fold.members})
     problems += [f"{name!r} would be the name of {count} classes" for name, count in final.items() if count > 1]
     return problems
-
-
-def _sorted_pair(a: int, b: int) -> tuple[int, int]:
-    return (a, b) if a < b else (b, a)

@@ -36,8 +36,8 @@ class LabelSpace:
 
     datasets: names, in the order of the rows. classes: unified names, in the order of first appearance.
     sources: per dataset, source class name -> unified id, `DROPPED` for dropped classes.
-    folds: classes that are one class in several directions or datasets (`labels.members.with_members`), or that were
-        merged after training (`labels.edits.edited`).
+    folds: classes that are one class in several directions or datasets (`labels.members.with_members`), or that
+        were merged after training (`labels.edits.edited`).
     directions: row of a dataset -> the directions that its source classes `name@DEGREES` have.
     listed_only: (row, own class name, unified id) of the source classes that a dataset lists and, by the rules
         `absent` and `unlabelled`, does not label. They are dropped in `sources`.
@@ -244,11 +244,10 @@ class LabelSpace:
             for group in seen.values()
             for position, (row_a, name_a, id_a) in enumerate(group)
             for row_b, name_b, id_b in group[position + 1 :]
-            if row_a != row_b and id_a != id_b and not self._said_distinct(name_a, id_a, name_b, id_b)
+            if row_a != row_b and id_a != id_b
+            # not those that the rules call distinct
+            if not (self.classes[id_a].endswith(f"/{name_a}") and self.classes[id_b].endswith(f"/{name_b}"))
         ]
-
-    def _said_distinct(self, name_a: str, id_a: int, name_b: str, id_b: int) -> bool:
-        return self.classes[id_a].endswith(f"/{name_a}") and self.classes[id_b].endswith(f"/{name_b}")
 
     # ------------------------------------------------------------------ JSON
 
