@@ -17,7 +17,6 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
-from rich.table import Table
 
 from crossdet.config import load_config
 from crossdet.data.drawing import class_colour, draw_boxes
@@ -280,31 +279,29 @@ def _images(
 
 
 def _print_tables(result: dict[str, Any], test: UnionTest, console: Console) -> None:
-    rows = sorted(test.classes, key=lambda name: (name != "face", name != "person"))
-    table = _table("AP50, aware / naive (* = not labelled in the training pictures of this look)")
-    for name in (*rows, "mean"):
-        cells = []
-        for look in ("all", *LOOKS):
-            values = [result[m][look][name] for m in METHODS]
-            numbers = values if name == "mean" else [v["AP50"] for v in values]
-            cells.append(_pair(numbers, name != "mean" and _foreign(name, look)))
-        table.add_row(name, *cells, style="bold" if name == "mean" else "")
-    console.print(table)
-    console.print()
-    table = _table(f"share of the objects found with a score of at least {CONFIDENT}, aware / naive")
-    for name in rows:
-        cells = [
-            _pair([result[m][look][name]["confident"] for m in METHODS], _foreign(name, look))
-            for look in ("all", *LOOKS)
-        ]
-        table.add_row(name, *cells)
-    console.print(table)
-    console.print()
-
-
-def _table(title: str) -> Table:
-    looks = ("all looks", *(f"look: {look}" for look in LOOKS))
-    return lineless_table("class", *looks, title=title, no_wrap=1, padding=(0, 2))
+    """AP50 and confidently found shares: a row per class, `aware / naive` in every look."""
+    classes = sorted(test.classes, key=lambda name: (name != "face", name != "person"))
+    looks = {"all": "all looks"} | {look: f"look: {look}" for look in LOOKS}
+    for title, number, rows in (
+        (
+            "AP50, aware / naive (* = not labelled in the training pictures of this look)",
+            "AP50",
+            [*classes, "mean"],
+        ),
+        (f"share of the objects found with a score of at least {CONFIDENT}, aware / naive", "confident", classes),
+    ):
+        table = lineless_table("class", *looks.values(), title=title, no_wrap=1, padding=(0, 2))
+        for name in rows:
+            cells = []
+            for look in looks:
+                found = [result[method][look][name] for method in METHODS]
+                if name == "mean":
+                    cells.append(_pair(found, False))
+                else:
+                    cells.append(_pair([values[number] for values in found], _foreign(name, look)))
+            table.add_row(name, *cells, style="bold" if name == "mean" else "")
+        console.print(table)
+        console.print()
 
 
 def _foreign(name: str, look: str) -> bool:
