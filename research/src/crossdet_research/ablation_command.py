@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from crossdet.evaluation.confidence import CONFIDENT
 
-from crossdet.commands.terminal import (
+from crossdet_research.options import (
     FigureFile,
     JsonFile,
     MarkdownFile,
@@ -20,7 +21,6 @@ from crossdet.commands.terminal import (
     wide,
     words,
 )
-from crossdet.evaluation.operating import CONFIDENT
 
 app = typer.Typer(
     name="ablation",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import (
+from crossdet_research.options import (
     FigureFile,
     JsonFile,
     MarkdownFile,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import (
+from crossdet_research.options import (
     MarkdownFile,
     Overrides,
     RunsDir,

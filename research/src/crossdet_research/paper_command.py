@@ -11,10 +11,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from crossdet.commands.terminal import JsonFile, say, say_bold, wide
 from crossdet.errors import UserError
 from crossdet.files import write_atomically, write_json
 from crossdet_research.ablation_methods import FURTHER, METHODS
+from crossdet_research.options import JsonFile, say, say_bold, wide
 from crossdet_research.paper_rows import (
     BACKBONES,
     CONTRADICTIONS,

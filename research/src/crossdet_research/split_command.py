@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from crossdet.commands.terminal import JsonFile, out, say
 from crossdet.errors import UserError, problem_list
+from crossdet_research.options import JsonFile, out, say
 
 if TYPE_CHECKING:
     from crossdet.config import Config

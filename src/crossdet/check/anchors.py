@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from crossdet.config import Config
 from crossdet.config.sources import SPLITS, open_sources
 from crossdet.data.federated import repeat_factors
-from crossdet.data.index import Index
 from crossdet.errors import UserError
 from crossdet.models.retinanet.anchor_stats import best_anchor_iou, best_placed_iou, learnt_boxes, placed
 
@@ -91,6 +90,9 @@ class Coverage:
     def objective(self) -> float:
         return (self.recall + self.mean_iou) / 2
 
+    def to_json(self) -> dict[str, float]:
+        return {**vars(self), "objective": self.objective}
+
 
 @dataclass(frozen=True)
 class SettingReport:
@@ -136,26 +138,21 @@ class AnchorsReport:
         """Plain values; ratios 0 to 1, sizes in pixels of the network's input."""
         settings = [
             {
-                "roles": list(row.roles),
-                "scales": list(row.setting.scales),
-                "ratios": list(row.setting.ratios),
+                "roles": row.roles,
+                **row.setting._asdict(),
                 "per_position": row.setting.per_position,
-                "mean": _plain(row.mean),
-                "datasets": {name: _plain(coverage) for name, coverage in row.datasets.items()},
+                "mean": row.mean.to_json(),
+                "datasets": {name: coverage.to_json() for name, coverage in row.datasets.items()},
             }
             for row in self.settings
         ]
         datasets = {d.name: {k: v for k, v in vars(d).items() if k != "name"} for d in self.datasets}
         return {
             "datasets": datasets,
-            "without_boxes": list(self.without_boxes),
+            "without_boxes": self.without_boxes,
             "settings": settings,
-            "set": list(self.overrides),
+            "set": self.overrides,
         }
-
-
-def _plain(coverage: Coverage) -> dict[str, float]:
-    return {**vars(coverage), "objective": coverage.objective}
 
 
 # --------------------------------------------------------------------------------------------------- boxes
@@ -171,8 +168,7 @@ def training_boxes(config: Config) -> tuple[list[DatasetBoxes], tuple[str, ...]]
     sources = open_sources(config, ("train",) if complete else SPLITS)
     if not sources.train:
         raise UserError("anchors are chosen from training boxes: no dataset of the config has a `train` split")
-    found: list[tuple[str, Index, NDArray[np.float64], NDArray[np.int64], float]] = []
-    empty = []
+    found: dict[str, tuple[float, NDArray[np.float64], NDArray[np.int64]]] = {}
     for name, index in sources.train.items():
         dataset = config.datasets[name]
         ids = sources.space.ids(name, index.classes)
@@ -180,17 +176,15 @@ def training_boxes(config: Config) -> tuple[list[DatasetBoxes], tuple[str, ...]]
         boxes, sizes = learnt_boxes(index, ids, config.input.shorter, config.input.longer, as_region)
         if len(boxes):
             factors = repeat_factors(index, ids, dataset.repeat_threshold, as_region)
-            drawn = dataset.weight * float(factors.sum())
-            found.append((name, index, boxes, sizes, drawn))
-        else:
-            empty.append(name)
+            found[name] = (dataset.weight * float(factors.sum()), boxes, sizes)
+    empty = [name for name in sources.train if name not in found]
     if not found:
         raise UserError(
             f"no training boxes in {', '.join(empty)}: there is nothing to choose anchors from; "
             "`crossdet check` shows what was read"
         )
-    total = sum(drawn for *_, drawn in found)
-    rows = [DatasetBoxes(n, len(index), drawn / total, b, s) for n, index, b, s, drawn in found]
+    total = sum(drawn for drawn, *_ in found.values())
+    rows = [DatasetBoxes(n, len(sources.train[n]), drawn / total, b, s) for n, (drawn, b, s) in found.items()]
     return rows, tuple(empty)
 
 
@@ -260,10 +254,8 @@ class _Sample:
         marks = reached[-1] * (np.arange(ratios) + 0.5) / ratios
         quantiles = self.ratios[order][np.minimum(np.searchsorted(reached, marks), len(order) - 1)]
         limits = (1 / WIDEST_RATIO, WIDEST_RATIO)
-        return AnchorSetting(
-            _distinct(smallest * 2 ** (i / scales) for i in range(scales)),
-            _distinct(np.clip(quantiles, *limits).tolist()),
-        )
+        steps = (smallest * 2 ** (i / scales) for i in range(scales))
+        return AnchorSetting(_distinct(steps), _distinct(np.clip(quantiles, *limits).tolist()))
 
     def best(self, setting: AnchorSetting) -> NDArray[np.float32]:
         """`[M]` IoU with the best anchor; 0 without anchors."""

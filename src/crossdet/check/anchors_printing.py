@@ -14,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from crossdet.check.anchors import LEAST_GAIN, LOW_IOU, RECALL_IOU, AnchorsReport, DatasetBoxes, SettingReport
+from crossdet.check.printing import heading, show
 from crossdet.evaluation.figures import new_figure, save_figure
+from crossdet.evaluation.tables import lineless_table, percent
 from crossdet.models.retinanet.anchor_stats import best_anchor_iou
 from crossdet.models.retinanet.settings import PYRAMID_STRIDES
 
@@ -27,21 +29,21 @@ MAX_POINTS = 3000
 
 def print_anchors(report: AnchorsReport, console: Console) -> None:
     """The datasets, the settings, how each covers each dataset, and the proposal as `--set` takes it."""
-    _title(console, "Training boxes at the network's input")
-    _show(console, _dataset_table(report))
+    heading(console, "Training boxes at the network's input")
+    show(console, _dataset_table(report))
     for name in report.without_boxes:
         console.print(Text(f"  {name}: no training boxes, left out"))
-    _title(console, "Settings (means over the datasets by their share of the draws, %)")
-    _show(console, _setting_table(report))
+    heading(console, "Settings (means over the datasets by their share of the draws, %)")
+    show(console, _setting_table(report))
     console.print(Text("  A, B, ...: of the paper (sec. 4.1.2, table 3)", style="dim"))
     for title, key in (
         (f"Boxes reached by an anchor, % (IoU >= {RECALL_IOU:g})", "recall"),
         (f"The same at IoU >= {LOW_IOU:g}, %", "recall_low"),
         ("Mean IoU with the best anchor, %", "mean_iou"),
     ):
-        _title(console, title)
-        _show(console, _coverage_table(report, key))
-    _title(console, "Proposal")
+        heading(console, title)
+        show(console, _coverage_table(report, key))
+    heading(console, "Proposal")
     for line in verdict(report):
         console.print(Padding(Text(line), (0, 0, 0, 2)))
     if "config" not in report.of("proposal").roles:
@@ -58,7 +60,7 @@ def verdict(report: AnchorsReport) -> list[str]:
     cost = f"{proposal.setting.per_position} anchors per position, the config has {config.setting.per_position}"
     lines = [
         f"{_values(proposal.setting.scales)} x {_values(proposal.setting.ratios)}: {cost}. Objective (mean of "
-        f"recall and mean IoU) {100 * proposal.mean.objective:.1f}, config {100 * config.mean.objective:.1f}."
+        f"recall and mean IoU) {percent(proposal.mean.objective)}, config {percent(config.mean.objective)}."
     ]
     if gain < LEAST_GAIN and proposal.setting.per_position >= config.setting.per_position:
         lines.append("That is hardly better: no reason to leave the config's setting.")
@@ -72,21 +74,8 @@ def verdict(report: AnchorsReport) -> list[str]:
     return lines
 
 
-def _title(console: Console, text: str) -> None:
-    console.print()
-    console.print(Text(text, style="bold"))
-
-
-def _show(console: Console, table: Table) -> None:
-    console.print(Padding(table, (0, 0, 0, 1), expand=False))
-
-
 def _table(*columns: str, left: int = 1) -> Table:
-    table = Table(box=None, padding=(0, 1), header_style="dim", show_edge=False)
-    for position, column in enumerate(columns):
-        is_text = position < left
-        table.add_column(Text(column), justify="left" if is_text else "right", no_wrap=not is_text)
-    return table
+    return lineless_table(*columns, left=left, no_wrap=left, header_style="dim", pad_edge=True)
 
 
 def _dataset_table(report: AnchorsReport) -> Table:
@@ -113,14 +102,14 @@ def _setting_table(report: AnchorsReport) -> Table:
         numbers = (mean.recall, mean.recall_low, mean.mean_iou, mean.objective)
         shape = (_values(row.setting.scales), _values(row.setting.ratios), str(row.setting.per_position))
         style = "bold" if "proposal" in row.roles else ""
-        table.add_row(label, *shape, *(f"{100 * v:.1f}" for v in numbers), style=style)
+        table.add_row(label, *shape, *map(percent, numbers), style=style)
     return table
 
 
 def _coverage_table(report: AnchorsReport, key: str) -> Table:
     table = _table("", *_labels(report))
     for d in report.datasets:
-        cells = (f"{100 * getattr(row.datasets[d.name], key):.1f}" for row in report.settings)
+        cells = (percent(getattr(row.datasets[d.name], key)) for row in report.settings)
         table.add_row(Text(d.name), *cells)
     return table
 

@@ -139,10 +139,16 @@ def same_content(paths: Sequence[str]) -> list[list[str]]:
 
 
 def _split(
-    groups: list[list[str]], key: Callable[[str], Hashable | None], pool: ThreadPoolExecutor
+    groups: list[list[str]], key: Callable[[Path], Hashable | None], pool: ThreadPoolExecutor
 ) -> list[list[str]]:
+    def key_of(path: str) -> Hashable | None:
+        try:
+            return key(Path(path))
+        except OSError:
+            return None
+
     flat = [(number, path) for number, group in enumerate(groups) for path in group]
-    keys = pool.map(key, [path for _, path in flat])
+    keys = pool.map(key_of, [path for _, path in flat])
     parts: dict[Any, list[str]] = {}
     for (number, path), value in zip(flat, keys, strict=True):
         if value is not None:
@@ -150,25 +156,16 @@ def _split(
     return [part for part in parts.values() if len(part) > 1]
 
 
-def _size(path: str) -> int | None:
-    try:
-        return Path(path).stat().st_size or None  # empty files are broken, not equal
-    except OSError:
-        return None
+def _size(path: Path) -> int | None:
+    return path.stat().st_size or None  # empty files are broken, not equal
 
 
-def _sample(path: str) -> bytes | None:
-    try:
-        with Path(path).open("rb") as file:
-            file.seek(os.fstat(file.fileno()).st_size // 2)
-            return file.read(_SAMPLE_BYTES)
-    except OSError:
-        return None
+def _sample(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(os.fstat(file.fileno()).st_size // 2)
+        return file.read(_SAMPLE_BYTES)
 
 
-def _digest(path: str) -> bytes | None:
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=20)).digest()
-    except OSError:
-        return None
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=20)).digest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.padding import Padding
@@ -15,50 +16,64 @@ from crossdet.check.report import (
     LABELLED,
     NOT_EXHAUSTIVE,
     PER_IMAGE,
-    AnchorReport,
     ClassReport,
     Report,
     SplitReport,
+    some,
 )
+from crossdet.evaluation.tables import lineless_table
 
 MATRIX_CLASSES = 20
 """Up to so many classes the avoidance matrix is shown in full; beyond, classes with equal columns are grouped."""
 
 _NAMED = 6
-_SYMBOLS = {LABELLED: "●", AVOIDED: "·", ABSENT: "○", NOT_EXHAUSTIVE: "◐", PER_IMAGE: "*"}
-_ASCII = {LABELLED: "#", AVOIDED: ".", ABSENT: "0", NOT_EXHAUSTIVE: "~", PER_IMAGE: "*"}
-_STYLES = {LABELLED: "green", AVOIDED: "dim", ABSENT: "cyan", NOT_EXHAUSTIVE: "yellow", PER_IMAGE: "magenta"}
-_MEANINGS = {
-    LABELLED: "labelled",
-    AVOIDED: "not labelled: background avoided",
-    ABSENT: "known to be absent: background trusted",
-    NOT_EXHAUSTIVE: "labelled in part: background avoided",
-    PER_IMAGE: "federated: each image says what was verified",
+
+
+class _State(NamedTuple):
+    """How one of `crossdet.check.report.STATES` is shown. group: its column where classes are grouped."""
+
+    symbol: str
+    ascii: str
+    style: str
+    meaning: str
+    group: str
+
+
+_SHOWN = {
+    LABELLED: _State("●", "#", "green", "labelled", "labelled by"),
+    AVOIDED: _State("·", ".", "dim", "not labelled: background avoided", "avoided"),
+    ABSENT: _State("○", "0", "cyan", "known to be absent: background trusted", "absent from (trusted)"),
+    NOT_EXHAUSTIVE: _State("◐", "~", "yellow", "labelled in part: background avoided", "in part by (avoided)"),
+    PER_IMAGE: _State("*", "*", "magenta", "federated: each image says what was verified", "per image in"),
 }
+_COLUMNS = (LABELLED, PER_IMAGE, NOT_EXHAUSTIVE, ABSENT, AVOIDED)
+"""The order of the states where classes are grouped."""
 
 
 def print_report(report: Report, console: Console) -> None:
     """Prints everything a person needs before training; errors and warnings come last, where they are seen."""
-    _heading(console, "Datasets")
-    _print(console, _dataset_table(report.splits))
+    heading(console, "Datasets")
+    show(console, _dataset_table(report.splits))
     _lines(console, _box_lines(report.splits))
     _lines(console, _skipped_lines(report.splits))
     _lines(console, [_file_line(report.splits)])
-    _heading(console, "Labels")
+    heading(console, "Labels")
     _lines(console, _label_lines(report))
-    _heading(console, "Whose background is a negative for which class")
+    heading(console, "Whose background is a negative for which class")
     if len(report.classes) <= MATRIX_CLASSES:
         _print_matrix(report, console)
     else:
-        _print(console, _group_table(report.classes))
+        show(console, _group_table(report.classes))
         _lines(console, ["Every class in full: --json FILE."])
     _lines(console, _conflict_lines(report))
-    _heading(console, f"Boxes reached by an anchor (IoU >= {report.positive_iou:g}; sizes at the network's input)")
-    _print(console, _anchor_table(report.anchors))
+    if report.network is not None:
+        title, table = report.network.table()
+        heading(console, title)
+        show(console, table)
     _print_findings(report, console)
 
 
-def _heading(console: Console, text: str) -> None:
+def heading(console: Console, text: str) -> None:
     console.print()
     console.print(Text(text, style="bold"))
 
@@ -69,15 +84,15 @@ def _lines(console: Console, lines: Iterable[Text | str]) -> None:
         console.print(Padding(Text(line) if isinstance(line, str) else line, (0, 0, 0, 2), expand=False))
 
 
-def _print(console: Console, table: Table) -> None:
+def show(console: Console, table: Table) -> None:
     console.print(Padding(table, (0, 0, 0, 1), expand=False))
 
 
-def _table(*columns: str, numbers: bool = True) -> Table:
-    """Left-aligned first column; the others are numbers unless said otherwise."""
-    table = Table(box=None, padding=(0, 1), header_style="dim", show_edge=False)
-    for position, column in enumerate(columns):
-        table.add_column(Text(column), justify="right" if numbers and position else "left", overflow="fold")
+def _table(*columns: str, left: int = 1) -> Table:
+    """left: so many columns are text, the others are numbers."""
+    table = lineless_table(*columns, left=left, header_style="dim", pad_edge=True)
+    for column in table.columns:
+        column.overflow = "fold"
     return table
 
 
@@ -85,16 +100,10 @@ def _table(*columns: str, numbers: bool = True) -> Table:
 
 
 def _dataset_table(splits: Sequence[SplitReport]) -> Table:
-    optional = {
-        "crowds": [s.crowd for s in splits],
-        "ignore regions": [s.ignore_regions for s in splits],
-        "avoided regions": [s.avoided_regions for s in splits],
-        "difficult": [s.difficult for s in splits],
-        "invalid": [s.invalid for s in splits],
-    }
-    shown = {name: counts for name, counts in optional.items() if any(counts)}
-    table = _table("dataset", "split", "images", "without objects", "boxes", "classes", *shown)
-    table.columns[1].justify = "left"
+    flags = {"crowds": "crowd", "ignore regions": "ignore_regions", "avoided regions": "avoided_regions",
+             "difficult": "difficult", "invalid": "invalid"}  # fmt: skip
+    shown = {title: column for title, f in flags.items() if any(column := [getattr(s, f) for s in splits])}
+    table = _table("dataset", "split", "images", "without objects", "boxes", "classes", *shown, left=2)
     for row, split in enumerate(splits):
         counts = (split.images, split.empty_images, split.boxes, len(split.boxes_per_class))
         numbers = [*counts, *(column[row] for column in shown.values())]
@@ -150,16 +159,9 @@ def _label_lines(report: Report) -> Iterator[Text | str]:
     for dataset in report.datasets:
         own = [c.name for c in plain if c.sources[0].split("/", 1)[0] == dataset]
         if own:
-            yield Text.assemble((f"under their own name, of {dataset}: ", "dim"), _some(own, MATRIX_CLASSES))
+            yield Text.assemble((f"under their own name, of {dataset}: ", "dim"), some(own, MATRIX_CLASSES, _NAMED))
     if report.dropped:
-        yield Text.assemble(("dropped: ", "dim"), _some(report.dropped, MATRIX_CLASSES))
-
-
-def _some(names: Sequence[str], limit: int) -> str:
-    """All names if they are few; otherwise the first ones and a count."""
-    if len(names) <= limit:
-        return ", ".join(names)
-    return f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more"
+        yield Text.assemble(("dropped: ", "dim"), some(report.dropped, MATRIX_CLASSES, _NAMED))
 
 
 # -------------------------------------------------------------------------------------------------- matrix
@@ -168,7 +170,9 @@ def _some(names: Sequence[str], limit: int) -> str:
 def _print_matrix(report: Report, console: Console) -> None:
     """Rows datasets, columns classes; in blocks of columns where the terminal is too narrow for one table."""
     unicode = "utf" in (console.encoding or "").lower()
-    symbols = _SYMBOLS if unicode else _ASCII
+    symbols = {
+        state: Text(shown.symbol if unicode else shown.ascii, style=shown.style) for state, shown in _SHOWN.items()
+    }
     rows = [f"{name} (federated)" if name in report.federated else name for name in report.datasets]
     room = console.width - max(len(row) for row in rows) - 5
     for block in _blocks(report.classes, room):
@@ -176,13 +180,12 @@ def _print_matrix(report: Report, console: Console) -> None:
         for column in table.columns[1:]:
             column.justify = "center"
         for dataset, row in zip(report.datasets, rows, strict=True):
-            states = [c.states[dataset] for c in block]
-            table.add_row(Text(row), *(Text(symbols[state], style=_STYLES[state]) for state in states))
-        _print(console, table)
+            table.add_row(Text(row), *(symbols[c.states[dataset]] for c in block))
+        show(console, table)
     used = {state for c in report.classes for state in c.states.values()}
-    for state in _MEANINGS:
-        if state in used:
-            _lines(console, [Text.assemble((symbols[state], _STYLES[state]), f" {_MEANINGS[state]}")])
+    _lines(
+        console, (Text.assemble(symbols[state], f" {_SHOWN[state].meaning}") for state in _SHOWN if state in used)
+    )
 
 
 def _blocks(classes: Sequence[ClassReport], room: int) -> Iterator[list[ClassReport]]:
@@ -204,22 +207,15 @@ def _group_table(classes: Sequence[ClassReport]) -> Table:
     groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for c in classes:
         groups.setdefault(tuple(c.states.items()), []).append(c.name)
-    kinds = {
-        LABELLED: "labelled by",
-        PER_IMAGE: "per image in",
-        NOT_EXHAUSTIVE: "in part by (avoided)",
-        ABSENT: "absent from (trusted)",
-        AVOIDED: "avoided",
-    }
-    used = [kind for kind in kinds if any(kind in c.states.values() for c in classes)]
-    table = _table("", "classes", *(kinds[kind] for kind in used), numbers=False)
+    used = [kind for kind in _COLUMNS if any(kind in c.states.values() for c in classes)]
+    table = _table("", "classes", *(_SHOWN[kind].group for kind in used), left=2 + len(used))
     table.columns[0].justify = "right"
     for states, names in sorted(groups.items(), key=lambda item: -len(item[1])):
-        cells = [_some([dataset for dataset, state in states if state == kind], _NAMED) for kind in used]
+        cells = [some([dataset for dataset, state in states if state == kind], _NAMED) for kind in used]
         avoiding = sum(state == AVOIDED for _, state in states)
         if avoiding > 1:
             cells[-1] = f"the other {avoiding}"
-        table.add_row(str(len(names)), Text(_some(names, _NAMED)), *(Text(cell or "-") for cell in cells))
+        table.add_row(str(len(names)), Text(some(names, _NAMED)), *(Text(cell or "-") for cell in cells))
     return table
 
 
@@ -243,24 +239,7 @@ def _conflict_lines(report: Report) -> Iterator[str]:
         )
 
 
-# ------------------------------------------------------------------------------------- anchors and findings
-
-
-def _anchor_table(anchors: Iterable[AnchorReport]) -> Table:
-    table = _table("dataset", "boxes", "all", "small, < 32x32 px", "medium", "large, > 96x96 px")
-    for a in anchors:
-        parts = [(a.boxes, a.recall), (a.small_boxes, a.small), (a.medium_boxes, a.medium)]
-        parts.append((a.large_boxes, a.large))
-        cells = [Text("-") if recall is None else _share(recall, count) for count, recall in parts]
-        cells[0] = _share(a.recall, 0) if a.recall is not None else Text("-")
-        table.add_row(Text(f"{a.dataset} {a.split}"), f"{a.boxes:,}", *cells)
-    return table
-
-
-def _share(recall: float, count: int) -> Text:
-    """`97% of 1,204`; red where the anchors do not do. Rounded down, so that 100% means all."""
-    style = "red" if recall < 0.9 else ""
-    return Text.assemble((f"{int(recall * 100)}%", style), (f" of {count:,}" if count else "", "dim"))
+# ------------------------------------------------------------------------------------------------ findings
 
 
 def _print_findings(report: Report, console: Console) -> None:
@@ -274,7 +253,7 @@ def _print_findings(report: Report, console: Console) -> None:
         for finding in findings:
             loud = "bold red" if finding.startswith("LEAK") else style
             table.add_row(Text("-", loud), Text(finding, loud, overflow="fold"))
-        _print(console, table)
+        show(console, table)
     console.print()
     counts = [f"{len(report.errors)} error(s)", f"{len(report.warnings)} warning(s)"]
     if report.errors:

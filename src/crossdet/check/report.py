@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 FIRST = 3
 """How many places of one kind a report names; all are counted."""
@@ -94,25 +98,16 @@ class ClassReport:
     trusting_images: int
 
 
-@dataclass(frozen=True)
-class AnchorReport:
-    """Share of a dataset's boxes that some anchor reaches with `model.positive_iou`; None without boxes.
+class NetworkFinding(Protocol):
+    """What the architecture of a config has to say of the data before training."""
 
-    small, medium, large: area at the network's input below 32^2, between, above 96^2 pixels. hint: what the
-    boxes that are not reached have in common, and what to change; "" if nothing is to be done.
-    """
+    def warnings(self) -> Iterable[str]: ...
 
-    dataset: str
-    split: str
-    boxes: int
-    recall: float | None
-    small_boxes: int
-    small: float | None
-    medium_boxes: int
-    medium: float | None
-    large_boxes: int
-    large: float | None
-    hint: str = ""
+    def table(self) -> tuple[str, Table]:
+        """A heading, and what stands below it."""
+
+    def to_json(self) -> dict[str, object]:
+        """What it adds to the keys of the report."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +142,27 @@ class Report:
     avoiding_images: int
     likely_duplicates: tuple[tuple[str, str], ...]
     partial_merges: tuple[str, ...]
-    positive_iou: float
-    anchors: tuple[AnchorReport, ...]
+    network: NetworkFinding | None
     duplicates: tuple[DuplicateReport, ...]
     max_images: int | None
-    errors: tuple[str, ...]
-    warnings: tuple[str, ...]
-    notes: tuple[str, ...]
+    errors: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """The whole report as JSON text; keys are the field names."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        """The whole report as JSON text; keys are the field names, in place of `network` those of the finding."""
+        content: dict[str, object] = {}
+        for key, value in asdict(self).items():
+            if key != "network":
+                content[key] = value
+            elif self.network is not None:
+                content |= self.network.to_json()
+        return json.dumps(content, indent=2, ensure_ascii=False)
+
+
+def some(names: Sequence[str], most: int, shown: int | None = None) -> str:
+    """All names if they are at most so many; otherwise the first ones (as many, or `shown`) and a count."""
+    if len(names) <= most:
+        return ", ".join(names)
+    shown = shown or most
+    return f"{', '.join(names[:shown])} and {len(names) - shown} more"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from crossdet.evaluation.tables import lineless_table, percent
 from crossdet.models.card import Generation, read_card, weights_path
 
 
@@ -63,9 +63,8 @@ def print_weights(report: WeightsReport, console: Console) -> None:
         ),
         soft_wrap=True,
     )
-    table = Table(title="Classes", title_justify="left", box=None, pad_edge=False)
-    for title in ("id", "class", "threshold", "labelled by"):
-        table.add_column(title, justify="right" if title in ("id", "threshold") else "left")
+    table = lineless_table("id", "class", "threshold", "labelled by", title="Classes", left=4)
+    table.columns[0].justify = table.columns[2].justify = "right"
     for number, (name, sources) in enumerate(report.classes.items()):
         threshold = None if name in report.merged else report.thresholds.get(name)
         shown = "-" if threshold is None else f"{threshold:.3f}"
@@ -118,8 +117,7 @@ def _generation_lines(number: int, generation: Generation, labels: dict[str, Any
     for edit in generation.edits:
         yield f"   {edit}"
     for score in generation.scores:
-        value = "-" if score.value is None else f"{100 * score.value:.1f}"
-        yield f"   {score.name} on {score.dataset}: {score.number} {value}"
+        yield f"   {score.name} on {score.dataset}: {score.number} {percent(score.value)}"
 
 
 def _read_as(labels: dict[str, Any], dataset: str, name: str) -> str:

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import JsonFile, out, say
+from crossdet.commands.terminal import ConfigFile, JsonFile, out, save_json, say
 from crossdet.errors import UserError
 
 _FIGURES = (".png", ".pdf", ".svg")
 
 
 def anchors(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file")],
+    config: ConfigFile,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="override a config value, e.g. --set input.shorter=600"),
@@ -38,7 +38,6 @@ def anchors(
     from crossdet.check.anchors import anchors_report, configured, training_boxes
     from crossdet.check.anchors_printing import draw_anchors, print_anchors
     from crossdet.config import load_config
-    from crossdet.files import write_json
 
     if plot is not None and plot.suffix.lower() not in _FIGURES:
         raise UserError(f"--plot: expected a file name that ends in {', '.join(_FIGURES)}, got {plot}")
@@ -47,7 +46,7 @@ def anchors(
     report = anchors_report(data, configured(loaded), scales, ratios, without_boxes)
     print_anchors(report, out)
     if json_file is not None:
-        write_json(json_file, report.to_json())
+        save_json(json_file, report.to_json())
         say(f"numbers in {json_file}")
     if plot is not None:
         draw_anchors(plot, data, report)

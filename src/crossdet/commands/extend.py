@@ -9,15 +9,25 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from crossdet.commands.terminal import JsonFile
+from crossdet.commands.terminal import (
+    ConfigFile,
+    JsonFile,
+    Output,
+    Overrides,
+    Overwrite,
+    Resume,
+    RunOrWeights,
+    save_json,
+    say,
+)
 
 FORGOTTEN = 3
 """Exit status of a run that succeeded but lost more than the tolerance."""
 
 
 def extend(
-    run: Annotated[Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help="run directory or .safetensors file")],
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file")],
+    run: RunOrWeights,
+    config: ConfigFile,
     mode: Annotated[
         str | None, typer.Option(help="replay, distill or frozen (default: `extend.mode` of the config)")
     ] = None,
@@ -25,13 +35,10 @@ def extend(
         float | None,
         typer.Option(min=0, help="points an old class may lose before the exit status is 3 (default: 0.5)"),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="override a config value, e.g. --set train.lr=0.01"),
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="where to write")] = None,
-    resume: Annotated[bool, typer.Option(help="continue the run in the output directory")] = False,
-    overwrite: Annotated[bool, typer.Option(help="replace the run in the output directory")] = False,
+    overrides: Overrides = None,
+    output: Output = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     json_file: JsonFile = None,
 ) -> None:
     """Extend a trained detector by the classes and data of a config, keeping its old classes.
@@ -47,24 +54,20 @@ def extend(
     given = [("mode", mode), ("tolerance", tolerance)]
     options = [f"extend.{key}={value}" for key, value in given if value is not None]
     loaded = load_config(config, [*(overrides or []), *options], known_space(run).datasets)
-
-    out = Console()
-    out.print(escape(taken(run)), highlight=False, soft_wrap=True)
+    say(taken(run))
 
     from crossdet.evaluation.forgetting import warning_of
-    from crossdet.files import write_json
     from crossdet.runs.building import is_first_process
     from crossdet.runs.extend import extend as extended
 
     record = extended(run, loaded, output=output, resume=resume, overwrite=overwrite)
     report = record["forgetting"]
     if is_first_process():
-        if json_file is not None:
-            write_json(json_file, record)
+        save_json(json_file, record)
         where = Path(output or loaded.output or ".")
         names = ("model.safetensors", "forgetting.json", "generations.png", "metrics.json")
         files = ", ".join(name for name in names if (where / name).exists())  # no plot without a number
-        out.print(f"done: {escape(str(where))}  ({files})", highlight=False, soft_wrap=True)
+        say(f"done: {where}  ({files})")
         if report["regressions"]:
             text = f"[bold yellow]warning[/bold yellow] {escape(warning_of(report))}"
             Console(stderr=True).print(text, highlight=False, soft_wrap=True)

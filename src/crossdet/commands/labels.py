@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
+from crossdet.commands.terminal import say
 from crossdet.errors import UserError, problem_list
 from crossdet.labels.space import LabelSpace
 
@@ -66,7 +65,7 @@ def labels(
     source = taken(weights)
     space = relabel(weights, target, renames, merges)
     for line in (source, *_told(space, target, {new for new, _ in merges})):
-        Console().print(escape(line), highlight=False, soft_wrap=True)
+        say(line)
 
 
 def _told(space: LabelSpace, target: Path, made: set[str]) -> Iterator[str]:

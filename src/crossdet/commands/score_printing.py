@@ -6,21 +6,20 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+
+from crossdet.evaluation import tables
 
 out = Console()
 
 
 def percent(value: float) -> str:
-    return "-" if value != value else f"{100 * value:.2f}"
+    return tables.percent(value, 2)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """The first column is text, the others are numbers."""
     out.print(escape(title), highlight=False, soft_wrap=True)
-    table = Table(box=None, pad_edge=False)
-    for at, column in enumerate(columns):
-        table.add_column(escape(column), justify="right" if at else "left", no_wrap=at > 0)
+    table = tables.lineless_table(*columns, no_wrap=1)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     out.print(table, highlight=False)

@@ -1,65 +1,58 @@
-"""What command lines have in common: options, the reading of lists, printing, and exit codes."""
+"""What the commands have in common: their options, printing, and exit codes."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from crossdet.errors import RunError, UserError
+from crossdet.files import write_json
 
 out = Console()
-wide = Console(width=max(200, out.width))
-"""For tables: a narrow terminal breaks their lines, which is better than to cut names."""
 
-MarkdownFile = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="also write as Markdown")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file")]
+RunOrWeights = Annotated[Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help="run directory or .safetensors file")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override a config value, e.g. --set train.lr=0.01"),
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="where to write")]
+Resume = Annotated[bool, typer.Option(help="continue the run in the output directory")]
+Overwrite = Annotated[bool, typer.Option(help="replace the run in the output directory")]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="also write the numbers as JSON")
 ]
-FigureFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE.png", help="where to draw")]
-Seeds = Annotated[list[str] | None, typer.Option("--seeds", metavar="N,M", help="default: 0,1,2")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a config value of all trainings")
+Fold = Annotated[
+    bool,
+    typer.Option(help="report directions of a class, its classes per dataset, and merged classes as one class"),
 ]
-RunsDir = Annotated[
-    Path | None, typer.Option("--runs", metavar="DIR", help="where the trainings go (default: DIR/runs)")
+AgnosticNms = Annotated[
+    bool | None,
+    typer.Option(
+        "--agnostic-nms/--no-agnostic-nms",
+        help="of several classes at one place report the best (default: as `eval.agnostic_nms` says, of the "
+        "config or, for predict, of the weights)",
+    ),
+]
+Last = Annotated[
+    bool, typer.Option("--last", help="of a run directory its newest weights instead of its best ones")
 ]
 
 
-def words(given: list[str] | None) -> list[str]:
-    """The option may be repeated, and each may hold several words: `A,B` or `A B`."""
-    return list(dict.fromkeys(word for text in given or [] for word in text.replace(",", " ").split()))
+def say(text: str, style: str = "") -> None:
+    """A line as it is: no markup, no line breaks of ours."""
+    out.print(escape(text), highlight=False, soft_wrap=True, style=style)
 
 
-def seed_numbers(given: list[str] | None) -> list[int]:
-    """Of `Seeds`. Raises `UserError` for what is no whole number."""
-    found = words(given) or ["0", "1", "2"]
-    wrong = [word for word in found if not word.isdecimal()]
-    if wrong:
-        raise UserError(f"--seeds {', '.join(wrong)}: expected whole numbers from 0 on, such as 0,1,2")
-    return [int(word) for word in found]
-
-
-def say(text: str) -> None:
-    """A line as it is."""
-    out.print(escape(text), highlight=False, soft_wrap=True)
-
-
-def say_bold(text: str) -> None:
-    """For the steps of a queue, among all that the trainings print."""
-    out.print(escape(text), highlight=False, soft_wrap=True, style="bold")
-
-
-def show_tables(tables: Iterable[Table]) -> None:
-    for table in tables:
-        wide.print(table, highlight=False)
-        out.print()
+def save_json(file: Path | None, content: Any) -> None:
+    """What `--json` asks for; nothing where it is not given."""
+    if file is not None:
+        write_json(file, content)
 
 
 def run_app(app: typer.Typer) -> None:
@@ -67,19 +60,12 @@ def run_app(app: typer.Typer) -> None:
     errors = Console(stderr=True)
     try:
         app()
-    except UserError as error:
-        errors.print(f"[bold red]error[/bold red] {_plain(error)}", highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except RunError as error:
-        errors.print(f"[bold red]failed[/bold red] {_plain(error)}", highlight=False, soft_wrap=True)
-        sys.exit(1)
-    except OSError as error:
-        errors.print(f"[bold red]failed[/bold red] {_plain(error)}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+    except (UserError, RunError, OSError) as error:
+        mine = isinstance(error, UserError)
+        text = str(error).replace("[", r"\[")
+        word = "error" if mine else "failed"
+        errors.print(f"[bold red]{word}[/bold red] {text}", highlight=False, soft_wrap=True)
+        sys.exit(2 if mine else 1)
     except KeyboardInterrupt:
         errors.print("interrupted")
         sys.exit(1)
-
-
-def _plain(error: Exception) -> str:
-    return str(error).replace("[", r"\[")

@@ -17,7 +17,6 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
-from rich.table import Table
 
 from crossdet.config import load_config
 from crossdet.data.drawing import class_colour, draw_boxes
@@ -32,6 +31,7 @@ from crossdet.evaluation.operating import CONFIDENT, confident_share
 from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.evaluation.run import EvalSettings, detect
 from crossdet.evaluation.splits import Split, ground_truth
+from crossdet.evaluation.tables import lineless_table, percent
 from crossdet.files import write_json
 from crossdet.inference import load_detector
 from crossdet.runs.train import train
@@ -97,43 +97,36 @@ def full_config(seed: int, steps: int | None = None) -> dict[str, Any]:
 
 
 def _demo_datasets() -> dict[str, Any]:
+    def faces(split: str, **more: str) -> dict[str, str]:
+        annotations = f"data/faces/wider_face_{split}_bbx_gt.txt"
+        return {"images": "data/faces/images", "annotations": annotations, **more}
+
+    def peds(split: str) -> dict[str, str]:
+        return {
+            "images": f"data/peds/images/{split}",
+            "annotations": f"data/peds/{split}_annotations.txt",
+            "ignore": f"data/peds/pedestrian_ignore_part_{split}.txt",
+        }
+
+    def objects(split: str) -> dict[str, str]:
+        annotations = f"data/objects/annotations/instances_{split}.json"
+        return {"images": f"data/objects/images/{split}", "annotations": annotations}
+
     return {
         "faces": {
             "format": "wider_face",
-            "train": {"images": "data/faces/images", "annotations": "data/faces/wider_face_train_bbx_gt.txt"},
-            "val": {
-                "images": "data/faces/images",
-                "annotations": "data/faces/wider_face_val_bbx_gt.txt",
-                "lists": "data/faces/ground_truth",
-            },
+            "train": faces("train"),
+            "val": faces("val", lists="data/faces/ground_truth"),
             "protocol": "wider_face",
         },
         "peds": {
             "format": "wider_pedestrian",
             "edition": 2018,
-            "train": {
-                "images": "data/peds/images/train",
-                "annotations": "data/peds/train_annotations.txt",
-                "ignore": "data/peds/pedestrian_ignore_part_train.txt",
-            },
-            "val": {
-                "images": "data/peds/images/val",
-                "annotations": "data/peds/val_annotations.txt",
-                "ignore": "data/peds/pedestrian_ignore_part_val.txt",
-            },
+            "train": peds("train"),
+            "val": peds("val"),
             "protocol": "wider_pedestrian",
         },
-        "objects": {
-            "format": "coco",
-            "train": {
-                "images": "data/objects/images/train",
-                "annotations": "data/objects/annotations/instances_train.json",
-            },
-            "val": {
-                "images": "data/objects/images/val",
-                "annotations": "data/objects/annotations/instances_val.json",
-            },
-        },
+        "objects": {"format": "coco", "train": objects("train"), "val": objects("val")},
     }
 
 
@@ -285,34 +278,29 @@ def _images(
 
 
 def _print_tables(result: dict[str, Any], test: UnionTest, console: Console) -> None:
-    rows = sorted(test.classes, key=lambda name: (name != "face", name != "person"))
-    table = _table("AP50, aware / naive (* = not labelled in the training pictures of this look)")
-    for name in (*rows, "mean"):
-        cells = []
-        for look in ("all", *LOOKS):
-            values = [result[m][look][name] for m in METHODS]
-            numbers = values if name == "mean" else [v["AP50"] for v in values]
-            cells.append(_pair(numbers, name != "mean" and _foreign(name, look)))
-        table.add_row(name, *cells, style="bold" if name == "mean" else "")
-    console.print(table)
-    console.print()
-    table = _table(f"share of the objects found with a score of at least {CONFIDENT}, aware / naive")
-    for name in rows:
-        cells = [
-            _pair([result[m][look][name]["confident"] for m in METHODS], _foreign(name, look))
-            for look in ("all", *LOOKS)
-        ]
-        table.add_row(name, *cells)
-    console.print(table)
-    console.print()
-
-
-def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2))
-    table.add_column("class")
-    for column in ("all looks", *(f"look: {look}" for look in LOOKS)):
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
+    """AP50 and confidently found shares: a row per class, `aware / naive` in every look."""
+    classes = sorted(test.classes, key=lambda name: (name != "face", name != "person"))
+    looks = {"all": "all looks"} | {look: f"look: {look}" for look in LOOKS}
+    for title, number, rows in (
+        (
+            "AP50, aware / naive (* = not labelled in the training pictures of this look)",
+            "AP50",
+            [*classes, "mean"],
+        ),
+        (f"share of the objects found with a score of at least {CONFIDENT}, aware / naive", "confident", classes),
+    ):
+        table = lineless_table("class", *looks.values(), title=title, no_wrap=1, padding=(0, 2))
+        for name in rows:
+            cells = []
+            for look in looks:
+                found = [result[method][look][name] for method in METHODS]
+                if name == "mean":
+                    cells.append(_pair(found, False))
+                else:
+                    cells.append(_pair([values[number] for values in found], _foreign(name, look)))
+            table.add_row(name, *cells, style="bold" if name == "mean" else "")
+        console.print(table)
+        console.print()
 
 
 def _foreign(name: str, look: str) -> bool:
@@ -320,7 +308,7 @@ def _foreign(name: str, look: str) -> bool:
 
 
 def _pair(values: list[float], foreign: bool) -> str:
-    aware, naive = ("-" if v != v else f"{100 * v:.1f}" for v in values)
+    aware, naive = map(percent, values)
     return f"{'*' if foreign else ' '}{aware:>5} / {naive:>5}"
 
 
@@ -335,10 +323,10 @@ def write_comparisons(folder: Path, test: UnionTest, found: dict[str, DetectionA
     sheets = []
     for number, look in enumerate(LOOKS):
         rows = np.flatnonzero(test.look_of == number)[:PICTURES_PER_LOOK]
-        sheet = _stack([_comparison(test, found, int(row)) for row in rows])
+        sheet = _joined([_comparison(test, found, int(row)) for row in rows], across=False)
         sheet.save(folder / f"{look}.png")
         sheets.append(_comparison(test, found, _most_unlabelled(test, look)))
-    _stack(sheets).save(folder / "overview.png")
+    _joined(sheets, across=False).save(folder / "overview.png")
     return folder
 
 
@@ -360,10 +348,7 @@ def _comparison(test: UnionTest, found: dict[str, DetectionArrays], row: int) ->
         mine = np.flatnonzero((d.image_of_box == row) & (d.scores >= CONFIDENT))
         title = f"{'naive concatenation' if method == 'naive' else 'dataset-aware'}, score >= {CONFIDENT}"
         panels.append(_panel(picture, title, test.classes, d.boxes[mine], d.labels[mine], d.scores[mine]))
-    sheet = Image.new("RGB", (sum(p.width for p in panels) + 8 * (len(panels) - 1), panels[0].height), "white")
-    for number, panel in enumerate(panels):
-        sheet.paste(panel, (number * (panel.width + 8), 0))
-    return sheet
+    return _joined(panels, across=True)
 
 
 def _panel(
@@ -385,10 +370,12 @@ def _panel(
     return panel
 
 
-def _stack(rows: list[Image.Image]) -> Image.Image:
-    sheet = Image.new("RGB", (rows[0].width, sum(r.height for r in rows) + 8 * (len(rows) - 1)), "white")
-    top = 0
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height + 8
+def _joined(parts: list[Image.Image], across: bool) -> Image.Image:
+    """The pictures, all of one size, beside each other (across) or below each other."""
+    width, height = parts[0].size
+    step = (width + 8, 0) if across else (0, height + 8)
+    last = len(parts) - 1
+    sheet = Image.new("RGB", (width + last * step[0], height + last * step[1]), "white")
+    for number, part in enumerate(parts):
+        sheet.paste(part, (number * step[0], number * step[1]))
     return sheet

@@ -81,58 +81,40 @@ class Painter:
         x, y, sx, sy = self._place
         return [(x + px * sx, y + py * sy) for px, py in points]
 
-    def _corners(self, x1: float, y1: float, x2: float, y2: float) -> Extent:
+    def _corners(self, x1: float, y1: float, x2: float, y2: float) -> list[Point]:
         (ax, ay), (bx, by) = self._points(((x1, y1), (x2, y2)))
-        return min(ax, bx), min(ay, by), max(ax, bx), max(ay, by)
+        return [(min(ax, bx), min(ay, by)), (max(ax, bx), max(ay, by))]
 
-    def _grow(self, owner: int, x1: float, y1: float, x2: float, y2: float) -> None:
-        a, b, c, d = self.extents.get(owner, NOTHING)
-        self.extents[owner] = (min(a, x1 / FACTOR), min(b, y1 / FACTOR), max(c, x2 / FACTOR), max(d, y2 / FACTOR))
+    def _draw(self, shape: str, points: list[Point], colour: Colour, **more: float) -> None:
+        """A shape of `ImageDraw` by its name; points: in pixels of the painter."""
+        getattr(self._colour, shape)(points, fill=colour, **more)
+        if self.owner is not None:
+            getattr(self._mask, shape)(points, fill=self.owner, **more)
+            if shape != "line":  # its round ends and joints reach further
+                (a, b, c, d), (xs, ys) = self.extents.get(self.owner, NOTHING), zip(*points, strict=True)
+                x1, y1, x2, y2 = (v / FACTOR for v in (min(xs), min(ys), max(xs), max(ys)))
+                self.extents[self.owner] = (min(a, x1), min(b, y1), max(c, x2), max(d, y2))
 
     def polygon(self, colour: Colour, *points: Point) -> None:
-        placed = self._points(points)
-        self._colour.polygon(placed, colour)
-        if self.owner is not None:
-            self._mask.polygon(placed, self.owner)
-            xs, ys = zip(*placed, strict=True)
-            self._grow(self.owner, min(xs), min(ys), max(xs), max(ys))
+        self._draw("polygon", self._points(points), colour)
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
-        corners = self._corners(x - rx, y - ry, x + rx, y + ry)
-        self._colour.ellipse(corners, colour)
-        if self.owner is not None:
-            self._mask.ellipse(corners, self.owner)
-            self._grow(self.owner, *corners)
+        self._draw("ellipse", self._corners(x - rx, y - ry, x + rx, y + ry), colour)
 
     def cap(self, x: float, y: float, rx: float, ry: float, start: float, end: float, colour: Colour) -> None:
         """What a chord cuts off an ellipse, between two angles in degrees (180 left, 270 top, 360 right)."""
-        corners = self._corners(x - rx, y - ry, x + rx, y + ry)
-        self._colour.chord(corners, start, end, colour)
-        if self.owner is not None:
-            self._mask.chord(corners, start, end, self.owner)
-            self._grow(self.owner, *corners)
+        self._draw("chord", self._corners(x - rx, y - ry, x + rx, y + ry), colour, start=start, end=end)
 
     def box(self, x1: float, y1: float, x2: float, y2: float, colour: Colour, radius: float = 0) -> None:
         corners = self._corners(x1, y1, x2, y2)
-        if not radius:  # several times faster than a rounded one of radius 0
-            self._colour.rectangle(corners, colour)
-            if self.owner is not None:
-                self._mask.rectangle(corners, self.owner)
-                self._grow(self.owner, *corners)
-            return
-        radius *= abs(self._place[3])
-        self._colour.rounded_rectangle(corners, radius, colour)
-        if self.owner is not None:
-            self._mask.rounded_rectangle(corners, radius, self.owner)
-            self._grow(self.owner, *corners)
+        if radius:
+            self._draw("rounded_rectangle", corners, colour, radius=radius * abs(self._place[3]))
+        else:  # several times faster than a rounded one of radius 0
+            self._draw("rectangle", corners, colour)
 
     def stroke(self, colour: Colour, width: float, *points: Point) -> None:
         """A line with round ends and joints."""
-        placed = self._points(points)
-        thick = max(1, round(width * abs(self._place[3])))
-        self._colour.line(placed, colour, thick)
-        if self.owner is not None:
-            self._mask.line(placed, self.owner, thick)
+        self._draw("line", self._points(points), colour, width=max(1, round(width * abs(self._place[3]))))
         for x, y in points:
             self.ellipse(x, y, width / 2, width / 2, colour)
 

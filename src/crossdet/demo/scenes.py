@@ -121,19 +121,14 @@ def _plan(root: Path, seed: int, split: str, count: int) -> list[_Picture]:
     pictures = []
     for look in LOOKS:
         for i in range(count):
-            if split == "union":
-                folder, name = root / "union_test" / "images", f"{look}_{i + 1:04d}.jpg"
-            elif look == "faces":
-                event = EVENTS[i % len(EVENTS)]
-                folder, name = (
-                    root / "faces" / "images",
-                    f"{event}/{event.replace('--', '_')}_{split}_{i + 1}.jpg",
-                )
-            elif look == "peds":
-                folder, name = root / "peds" / "images" / split, f"img{i + 1:05d}.jpg"
-            else:
-                folder, name = root / "objects" / "images" / split, f"{number * 100_000 + i + 1:012d}.jpg"
-            pictures.append(_Picture(look, (seed, number, i), folder, name))
+            event = EVENTS[i % len(EVENTS)]
+            folder, name = {
+                "union": ("union_test/images", f"{look}_{i + 1:04d}.jpg"),
+                "faces": ("faces/images", f"{event}/{event.replace('--', '_')}_{split}_{i + 1}.jpg"),
+                "peds": (f"peds/images/{split}", f"img{i + 1:05d}.jpg"),
+                "objects": (f"objects/images/{split}", f"{number * 100_000 + i + 1:012d}.jpg"),
+            }["union" if split == "union" else look]
+            pictures.append(_Picture(look, (seed, number, i), root / folder, name))
     return pictures
 
 

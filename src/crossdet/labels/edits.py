@@ -8,117 +8,347 @@ config that reads an old name differently is refused, since the weights already 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import combinations, product
-from typing import Any
+from typing import Unpack
 
 from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.labels.folds import Fold
-from crossdet.labels.rules import DROPPED, quoted, unknown
-from crossdet.labels.space import LabelSpace, Names
+from crossdet.labels.rules import DROPPED, LabelRules, Names, quoted, unknown
+from crossdet.labels.space import LabelSpace
 
-Rules = Mapping[str, Any]
 EDITS = "`crossdet labels` renames and merges classes of trained weights"
+
+Renames = Sequence[tuple[str, str]]
+Merges = Sequence[tuple[str, Sequence[str]]]
+Rule = Mapping[str, Names]
 
 
 # ------------------------------------------------------------------------------------------- growing
 
 
-def grown(
-    known: LabelSpace,
-    datasets: Mapping[str, Sequence[str]],
-    merge: Rules | None = None,
-    absent: Rules | None = None,
-    distinct: Sequence[str] = (),
-    drop: Sequence[str] = (),
-    not_exhaustive: Rules | None = None,
-    overlap: Sequence[Sequence[str]] = (),
-    federated: Iterable[str] = (),
-    unlabelled: Rules | None = None,
-    labelled: Mapping[str, Collection[str]] | None = None,
-) -> LabelSpace:
+def grown(known: LabelSpace, datasets: Mapping[str, Sequence[str]], **rules: Unpack[LabelRules]) -> LabelSpace:
     """The label space `known` with more datasets, more classes, or both.
 
-    The arguments are those of `LabelSpace.build`; the rules may speak of old datasets and classes as well.
-    What they leave out about these stays as it is. Old classes keep their ids, old datasets their rows, also
-    those that are not among `datasets`. Classes merged after training stay merged, and `merge`
-    names their members; into the merged name itself it makes a further member, for objects that may be any of
-    them. In the other rules the merged name stands for all members.
+    The rules may speak of old datasets and classes as well; what they leave out about these stays as it is. Old
+    classes keep their ids, old datasets their rows, also those that are not among `datasets`. Classes merged after
+    training stay merged, and `merge` names their members; into the merged name itself it makes a further member,
+    for objects that may be any of them. In the other rules the merged name stands for all members.
 
     Raises:
         LabelError: lists everything that contradicts `known`, else all mistakes of the rules.
     """
-    drop = [*drop, *_listed_merges(known, datasets, absent, unlabelled, labelled)]
-    groups = {
-        name: tuple(m for m in members if m not in _listed_only(known, name, absent, unlabelled))
-        for name, members in _new_groups(known, merge).items()
-    }
-    federated = list(federated)
-    same_names = (merge or {}).get("same_names", False)
+    growing = _Growing(known, datasets, rules)
     problems = [
-        *_dataset_contradictions(known, datasets, federated),
-        *_merge_contradictions(known, groups, distinct),
-        *_drop_contradictions(known, drop, distinct, datasets),
-        *([] if same_names else _merged_name_contradictions(known, datasets, groups, [*distinct, *drop])),
-        *_listed_contradictions(known, datasets, absent, unlabelled, labelled),
+        *growing.dataset_contradictions(),
+        *growing.merge_contradictions(),
+        *growing.drop_contradictions(),
+        *growing.merged_name_contradictions(),
+        *growing.unlabelled_contradictions(),
     ]
     if problems:
         count = f"{len(problems)} contradiction(s) with the label space of the weights"
         raise LabelError(problem_list(f"labels: {count}", problems))
-
-    names = {name: list(sources) for name, sources in zip(known.datasets, known.sources, strict=True)}
-    for dataset, classes in datasets.items():
-        names[dataset] = list(dict.fromkeys([*names.get(dataset, ()), *classes]))
-    merged = {name: known.sources_of(c) for c, name in enumerate(known.classes)}
-    for target, members in groups.items():
-        merged[target] = list(dict.fromkeys([*merged.get(target, ()), *members]))
-    taken = {*(source for members in merged.values() for source in members), *_dropped(known), *drop}
-    build = partial(
-        LabelSpace.build,
-        names,
-        merge={**merged, "same_names": same_names},
-        distinct=[entry for entry in distinct if not _settled(entry, names, taken)],
-        drop=[*_dropped(known), *(source for source in drop if source not in _dropped(known))],
-        federated=[*(known.datasets[row] for row in sorted(known.federated)), *federated],
-    )
     try:
-        if known.folds:
-            absent, unlabelled, not_exhaustive, overlap = _of_members(
-                known, build(), absent, unlabelled, not_exhaustive, overlap
-            )
-        space = build(
-            absent=_joined(known, known.absent_pairs, absent),
-            not_exhaustive=_joined(known, known.not_exhaustive_pairs, not_exhaustive),
-            overlap=[*([known.classes[a], known.classes[b]] for a, b in sorted(known.overlap_pairs)), *overlap],
-            unlabelled=unlabelled,
-            labelled=labelled,
-        )
+        space = growing.space()
     except LabelError as error:
         raise LabelError(f"the label rules of the config, together with those of the weights: {error}") from None
     return _on_top_of(known, space)
 
 
-def _new_groups(known: LabelSpace, merge: Rules | None) -> dict[str, tuple[str, ...]]:
-    """The merge groups, without what the weights' merged classes say already: merged car and truck may be
-    written out as `vehicle: [old/car, old/truck]`."""
-    groups = {}
-    for target, members in (merge or {}).items():
-        if isinstance(members, bool):
-            continue
-        said = {
-            source
-            for fold in known.folds
-            if fold.name == target
-            for c in fold.members
-            if known.classes[c] != target
-            for source in known.sources_of(c)
+class _Growing:
+    """What the weights know and what a config says, by name; lives for one call of `grown`.
+
+    meaning: source class `dataset/name` of the weights -> unified name, None where they dropped it.
+    said_unlabelled: (dataset, unified name) of all entries of `absent` and `unlabelled`.
+    groups: the merge groups, without what the weights' merged classes say already.
+    """
+
+    def __init__(self, known: LabelSpace, datasets: Mapping[str, Sequence[str]], rules: LabelRules) -> None:
+        self.known, self.datasets, self.rules = known, datasets, rules
+        self.absent: Rule = rules.get("absent") or {}
+        self.unlabelled: Rule = rules.get("unlabelled") or {}
+        self.labelled = rules.get("labelled") or {}
+        self.distinct = list(rules.get("distinct") or ())
+        self.federated = list(rules.get("federated") or ())
+        self.meaning = {
+            f"{dataset}/{name}": None if c == DROPPED else known.classes[c]
+            for dataset, sources in zip(known.datasets, known.sources, strict=True)
+            for name, c in sources.items()
         }
-        left = tuple(source for source in members if source not in said)
-        if left or not said:
-            groups[target] = left
-    return groups
+        self.dropped = [source for source, unified in self.meaning.items() if unified is None]
+        self.said_unlabelled = [
+            (dataset, name)
+            for rule in (self.absent, self.unlabelled)
+            for dataset, names in rule.items()
+            for name in _listed(names)
+        ]
+        self.drop = [*(rules.get("drop") or ()), *self._listed_merges()]
+        merge = rules.get("merge") or {}
+        self.same_names = merge.get("same_names", False)
+        self.groups = dict(self._new_groups({n: m for n, m in merge.items() if not isinstance(m, bool)}))
+
+    def _new_groups(self, merge: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Merged car and truck may be written out as `vehicle: [old/car, old/truck]`. Nor is a source class of a
+        dataset, of which the rules say that it does not label the group's class, a member."""
+        for target, members in merge.items():
+            said = {
+                source
+                for fold in self.known.folds
+                if fold.name == target
+                for c in fold.members
+                if self.known.classes[c] != target
+                for source in self.known.sources_of(c)
+            }
+            left = [source for source in members if source not in said]
+            if left or not said:
+                lists = [dataset for dataset, name in self.said_unlabelled if name == target]
+                listed = {source for source in self.dropped if source.partition("/")[0] in lists}
+                yield target, tuple(source for source in left if source not in listed)
+
+    def _listed_merges(self) -> list[str]:
+        """New source classes with the name of a merged class that are listed without a box and said not to be
+        labelled: there is nothing to make a member of."""
+        merged = {fold.name for fold in self.known.folds} - set(self.known.classes)
+        return [
+            f"{dataset}/{name}"
+            for dataset, name in self.said_unlabelled
+            if name in merged
+            and name in self.datasets.get(dataset, ())
+            and name not in self.labelled.get(dataset, ())
+            and f"{dataset}/{name}" not in self.meaning
+        ]
+
+    def _meanings(self, name: str) -> dict[str, str]:
+        """Source classes of the weights with this name of their own -> unified name."""
+        return {
+            s: unified for s, unified in self.meaning.items() if unified is not None and s.partition("/")[2] == name
+        }
+
+    # ------------------------------------------------------------------ the new space
+
+    def space(self) -> LabelSpace:
+        """The grown space, its classes in any order. Raises `LabelError` with all mistakes of the rules."""
+        known = self.known
+        names = {name: list(sources) for name, sources in zip(known.datasets, known.sources, strict=True)}
+        for dataset, classes in self.datasets.items():
+            names[dataset] = list(dict.fromkeys([*names.get(dataset, ()), *classes]))
+        merged = {name: known.sources_of(c) for c, name in enumerate(known.classes)}
+        for target, members in self.groups.items():
+            merged[target] = list(dict.fromkeys([*merged.get(target, ()), *members]))
+        taken = {*(source for members in merged.values() for source in members), *self.dropped, *self.drop}
+        build = partial(
+            LabelSpace.build,
+            names,
+            merge={**merged, "same_names": self.same_names},
+            distinct=[entry for entry in self.distinct if not _settled(entry, names, taken)],
+            drop=list(dict.fromkeys([*self.dropped, *self.drop])),
+            federated=[*(known.datasets[row] for row in sorted(known.federated)), *self.federated],
+        )
+        absent, unlabelled = self.absent, self.unlabelled
+        in_part: Rule = self.rules.get("not_exhaustive") or {}
+        overlap = self.rules.get("overlap") or ()
+        if known.folds:
+            absent, unlabelled, in_part, overlap = self._of_members(build(), in_part, overlap)
+        return build(
+            absent=_joined(known, known.absent_pairs, absent),
+            not_exhaustive=_joined(known, known.not_exhaustive_pairs, in_part),
+            overlap=[*([known.classes[a], known.classes[b]] for a, b in sorted(known.overlap_pairs)), *overlap],
+            unlabelled=unlabelled,
+            labelled=self.rules.get("labelled"),
+        )
+
+    def _of_members(
+        self, space: LabelSpace, not_exhaustive: Rule, overlap: Sequence[Sequence[str]]
+    ) -> tuple[Rule, Rule, Rule, list[list[str]]]:
+        """absent, unlabelled, not_exhaustive and overlap with the members in place of the names of merged classes.
+
+        Where a member has the name of its merged class, it alone is meant by rules of a dataset: a rule that makes
+        negatives says no more than it must. `overlap`, which takes negatives away, always means all members.
+
+        space: the grown one, as far as it is known without these rules.
+        """
+        folds = {fold.name: [self.known.classes[c] for c in fold.members] for fold in self.known.folds}
+        for name, members in folds.items():
+            members += [name] if name in space.classes and name not in members else []
+        whole = {name: members for name, members in folds.items() if name not in self.known.classes}
+
+        def of_all(rule: Rule) -> Rule:
+            return {d: [m for n in _listed(names) for m in whole.get(n, [n])] for d, names in rule.items()}
+
+        def labelled(dataset: str, members: list[str]) -> list[str]:
+            row = space.annotated_array[space.datasets.index(dataset)] if dataset in space.datasets else ()
+            return [name for name in members if len(row) and row[space.id_of(name)]] or members
+
+        return (
+            of_all(self.absent),
+            of_all(self.unlabelled),
+            {
+                d: [m for n in _listed(names) for m in (labelled(d, whole[n]) if n in whole else [n])]
+                for d, names in not_exhaustive.items()
+            },
+            [[a, b] for one, two in overlap for a, b in product(folds.get(one, [one]), folds.get(two, [two]))],
+        )
+
+    # ------------------------------------------------------------------ contradictions
+
+    def dataset_contradictions(self) -> Iterator[str]:
+        known = self.known
+        for dataset, given in self.datasets.items():
+            if dataset not in known.datasets:
+                continue
+            row = known.datasets.index(dataset)
+            lost = [n for n, c in known.sources[row].items() if n not in given and c != DROPPED]
+            if lost:
+                yield (
+                    f"datasets.{dataset}: the weights know it with class {quoted(lost)}, which its files no longer "
+                    f"have, so its background would be a negative for what it does not label; give the dataset "
+                    f"another name"
+                )
+            if (row in known.federated) != (dataset in self.federated):
+                was = "is federated in the weights and not in the config"
+                if row not in known.federated:
+                    was = "is federated, but not in the weights"
+                yield f"datasets.{dataset}: {was}; give the dataset another name"
+
+    def merge_contradictions(self) -> Iterator[str]:
+        for target, members in self.groups.items():
+            for source in members:
+                yield from self._member_contradictions(target, source)
+            other = self._meanings(target)
+            if target not in self.known.classes and other and target not in self.distinct:
+                yield (
+                    f"merge.{target}: the weights know {_shown(other)}; use that class, or list {target!r} under "
+                    f"`distinct` if it means something else here"
+                )
+
+    def _member_contradictions(self, target: str, source: str) -> Iterator[str]:
+        name = source.partition("/")[2]
+        meanings = self._meanings(name)
+        if source in self.dropped:
+            yield (
+                f"merge.{target}: the weights dropped {source}, so its objects were background; give the "
+                f"dataset another name to read it anew"
+            )
+        elif source in meanings:
+            if meanings[source] != target:
+                yield (
+                    f"merge.{target}: the weights know {source} as {meanings[source]!r}, not as {target!r}; {EDITS}"
+                )
+        elif meanings and target not in meanings.values() and name not in self.distinct:
+            yield (
+                f"merge.{target}: {source} would be {target!r}, but the weights know {_shown(meanings)}; "
+                f"merge it there, or list {name!r} under `distinct` if it means something else here"
+            )
+
+    def drop_contradictions(self) -> Iterator[str]:
+        learnt = {source: unified for source, unified in self.meaning.items() if unified is not None}
+        for source in self.drop:
+            if source in learnt:
+                name = learnt[source]
+                yield f"drop: the weights learnt {source} as {name!r}; a class of the weights cannot be dropped"
+        new = [f"{d}/{n}" for d, classes in self.datasets.items() for n in classes if f"{d}/{n}" not in learnt]
+        for entry in self.distinct:
+            mine = {s: u for s, u in learnt.items() if entry in (s, s.partition("/")[2]) and u != s}
+            if mine and not any(entry in (s, s.partition("/")[2]) for s in new):
+                yield (
+                    f"distinct: {entry!r} would be a class of its own, but the weights know {_shown(mine)}; {EDITS}"
+                )
+
+    def merged_name_contradictions(self) -> Iterator[str]:
+        """New source classes with the name of a merged class of which nothing is said."""
+        if self.same_names:
+            return
+        settled = {*self.distinct, *self.drop}
+        said = {*settled, *(source for members in self.groups.values() for source in members)}
+        for fold in self.known.folds:
+            name, members = fold.name, [self.known.classes[c] for c in fold.members]
+            if name in self.known.classes or name in settled:  # a class with a known name, as always
+                continue
+            for dataset, classes in self.datasets.items():
+                source = f"{dataset}/{name}"
+                if name in classes and source not in said and source not in self.meaning:
+                    yield (
+                        f"class {name!r} of {dataset}: the weights know it as merged from {', '.join(members)}. If "
+                        f"its objects are of one of these, say so (`merge: {{{members[0]}: [{source}]}}`); if they "
+                        f"may be any, make it a further member (`merge: {{{name}: [{source}]}}`); or list it under "
+                        f"`distinct`"
+                    )
+
+    def unlabelled_contradictions(self) -> Iterator[str]:
+        """Datasets of which the weights were told that they do not label a class, and of which something else is
+        true now."""
+        known = self.known
+        for row, name, _ in sorted(known.listed_only):
+            dataset = known.datasets[row]
+            if dataset in self.datasets and name in self.labelled.get(dataset, ()):
+                yield (
+                    f"datasets.{dataset}: the weights know it as one that lists {name!r} and does not label it, "
+                    f"but its files have boxes of it now; give the dataset another name to read it anew"
+                )
+        absent = {(known.datasets[row], known.classes[c]) for row, c in known.absent_pairs}
+        for dataset, names in self.unlabelled.items():
+            for name in _listed(names):
+                if (dataset, name) in absent and name not in _listed(self.absent.get(dataset)):
+                    yield (
+                        f"unlabelled.{dataset}: the weights know {name!r} as absent from this dataset, so its "
+                        f"background was trusted; give the dataset another name to read it anew"
+                    )
+
+
+def _listed(names: Names) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or ())
+
+
+def _shown(meanings: Mapping[str, str]) -> str:
+    return ", ".join(f"{source} as {unified!r}" for source, unified in meanings.items())
+
+
+def _joined(known: LabelSpace, pairs: Iterable[tuple[int, int]], more: Rule) -> dict[str, list[str]]:
+    """Dataset -> unified names, of what is known and what the config adds."""
+    rules: dict[str, list[str]] = {}
+    for row, c in sorted(pairs):
+        rules.setdefault(known.datasets[row], []).append(known.classes[c])
+    for dataset, names in more.items():
+        rules[dataset] = list(dict.fromkeys([*rules.get(dataset, []), *_listed(names)]))
+    return rules
+
+
+def _settled(entry: str, names: Mapping[str, Sequence[str]], taken: set[str]) -> bool:
+    """Whether nothing is left for an entry of `distinct` to decide: all its source classes have their place."""
+    sources = [f"{d}/{n}" for d, classes in names.items() for n in classes if entry in (n, f"{d}/{n}")]
+    return bool(sources) and all(source in taken for source in sources)
+
+
+def _on_top_of(known: LabelSpace, space: LabelSpace) -> LabelSpace:
+    """The grown space with the known classes first, in their order, and merged as they were."""
+    new = [name for name in space.classes if name not in known.classes]
+    space = _with_classes(space, (*known.classes, *new))
+    folds = list(known.folds)
+    for place, fold in enumerate(folds):
+        if fold.name in space.classes:  # a further member
+            members = sorted({*fold.members, space.id_of(fold.name)})
+            folds[place] = replace(fold, members=tuple(members))
+    overlap = space.overlap_pairs | _pairs_among(folds)
+    return replace(
+        space, folds=tuple(folds), overlap_pairs=overlap, listed_only=space.listed_only | known.listed_only
+    )
+
+
+def _with_classes(space: LabelSpace, classes: tuple[str, ...]) -> LabelSpace:
+    """The same space with its classes in another order."""
+    ids = {old: classes.index(name) for old, name in enumerate(space.classes)}
+    return replace(
+        space,
+        classes=classes,
+        sources=tuple({n: ids.get(c, DROPPED) for n, c in sources.items()} for sources in space.sources),
+        absent_pairs=frozenset((row, ids[c]) for row, c in space.absent_pairs),
+        not_exhaustive_pairs=frozenset((row, ids[c]) for row, c in space.not_exhaustive_pairs),
+        overlap_pairs=frozenset((min(ids[a], ids[b]), max(ids[a], ids[b])) for a, b in space.overlap_pairs),
+        listed_only=frozenset((row, name, ids[c]) for row, name, c in space.listed_only),
+    )
 
 
 def growth(known: LabelSpace, space: LabelSpace) -> list[str]:
@@ -141,280 +371,10 @@ def growth(known: LabelSpace, space: LabelSpace) -> list[str]:
     return [*lines, f"into known classes: {'; '.join(joined)}"] if joined else lines
 
 
-def _on_top_of(known: LabelSpace, space: LabelSpace) -> LabelSpace:
-    """The grown space with the known classes first, in their order, and merged as they were."""
-    new = [name for name in space.classes if name not in known.classes]
-    space = _with_classes(space, (*known.classes, *new))
-    folds = tuple(_with_namesake(fold, space) for fold in known.folds)
-    overlap = space.overlap_pairs | _pairs_among(folds)
-    listed_only = space.listed_only | known.listed_only
-    return replace(space, folds=folds, overlap_pairs=overlap, listed_only=listed_only)
-
-
-def _with_namesake(fold: Fold, space: LabelSpace) -> Fold:
-    """The fold with the class of its own name as a further member, where there is one."""
-    if fold.name not in space.classes:
-        return fold
-    return replace(fold, members=tuple(sorted({*fold.members, space.id_of(fold.name)})))
-
-
-def _of_members(
-    known: LabelSpace,
-    space: LabelSpace,
-    absent: Rules | None,
-    unlabelled: Rules | None,
-    not_exhaustive: Rules | None,
-    overlap: Iterable[Sequence[str]],
-) -> tuple[Rules, Rules, Rules, list[list[str]]]:
-    """The rules with the members in place of the names of merged classes.
-
-    Where a member has the name of its merged class, it alone is meant by rules of a dataset: a rule that makes
-    negatives says no more than it must. `overlap`, which takes negatives away, always means all members.
-
-    space: the grown one, as far as it is known without these rules.
-    """
-    folds = {fold.name: [known.classes[c] for c in fold.members] for fold in known.folds}
-    for name, members in folds.items():
-        members += [name] if name in space.classes and name not in members else []
-    whole = {name: members for name, members in folds.items() if name not in known.classes}
-
-    def of_all(rule: Rules | None) -> Rules:
-        return {d: [m for n in _listed(names) for m in whole.get(n, [n])] for d, names in (rule or {}).items()}
-
-    def labelled(dataset: str, members: list[str]) -> list[str]:
-        row = space.annotated_array[space.datasets.index(dataset)] if dataset in space.datasets else ()
-        return [name for name in members if len(row) and row[space.id_of(name)]] or members
-
-    return (
-        of_all(absent),
-        of_all(unlabelled),
-        {
-            d: [m for n in _listed(names) for m in (labelled(d, whole[n]) if n in whole else [n])]
-            for d, names in (not_exhaustive or {}).items()
-        },
-        [[a, b] for one, two in overlap for a, b in product(folds.get(one, [one]), folds.get(two, [two]))],
-    )
-
-
-def _listed(names: Names) -> list[str]:
-    return [names] if isinstance(names, str) else list(names or ())
-
-
-def _merged_name_contradictions(
-    known: LabelSpace,
-    datasets: Mapping[str, Sequence[str]],
-    groups: Mapping[str, Sequence[str]],
-    settled: Sequence[str],
-) -> list[str]:
-    """New source classes with the name of a merged class of which nothing is said.
-
-    settled: entries of `distinct` and `drop`.
-    """
-    said = {*settled, *(source for members in groups.values() for source in members)}
-    problems = []
-    for fold in known.folds:
-        name, members = fold.name, [known.classes[c] for c in fold.members]
-        if name in known.classes or name in settled:  # a class with a known name, as always
-            continue
-        problems += [
-            f"class {name!r} of {dataset}: the weights know it as merged from {', '.join(members)}. If its objects "
-            f"are of one of these, say so (`merge: {{{members[0]}: [{dataset}/{name}]}}`); if they may be any, "
-            f"make it a further member (`merge: {{{name}: [{dataset}/{name}]}}`); or list it under `distinct`"
-            for dataset, classes in datasets.items()
-            if name in classes and f"{dataset}/{name}" not in said and not _knows(known, dataset, name)
-        ]
-    return problems
-
-
-def _knows(known: LabelSpace, dataset: str, name: str) -> bool:
-    """Whether a source class is one that the weights were trained on, or dropped."""
-    return dataset in known.datasets and name in known.sources[known.datasets.index(dataset)]
-
-
-def _with_classes(space: LabelSpace, classes: tuple[str, ...]) -> LabelSpace:
-    """The same space with its classes in another order."""
-    ids = {old: classes.index(name) for old, name in enumerate(space.classes)}
-    return replace(
-        space,
-        classes=classes,
-        sources=tuple({n: ids.get(c, DROPPED) for n, c in sources.items()} for sources in space.sources),
-        absent_pairs=frozenset((row, ids[c]) for row, c in space.absent_pairs),
-        not_exhaustive_pairs=frozenset((row, ids[c]) for row, c in space.not_exhaustive_pairs),
-        overlap_pairs=frozenset(_sorted_pair(ids[a], ids[b]) for a, b in space.overlap_pairs),
-        listed_only=frozenset((row, name, ids[c]) for row, name, c in space.listed_only),
-    )
-
-
-def _joined(known: LabelSpace, pairs: Iterable[tuple[int, int]], more: Rules | None) -> dict[str, list[str]]:
-    """Dataset -> unified names, of what is known and what the config adds."""
-    rules: dict[str, list[str]] = {}
-    for row, c in sorted(pairs):
-        rules.setdefault(known.datasets[row], []).append(known.classes[c])
-    for dataset, names in (more or {}).items():
-        rules[dataset] = list(dict.fromkeys([*rules.get(dataset, []), *_listed(names)]))
-    return rules
-
-
-def _dropped(known: LabelSpace) -> list[str]:
-    return known.sources_of(DROPPED)
-
-
-def _listed_only(known: LabelSpace, name: str, absent: Rules | None, unlabelled: Rules | None) -> list[str]:
-    """Source classes that the weights leave out because the rules say, as they did before, that their dataset
-    does not label the unified class `name`."""
-    said = [d for rule in (absent, unlabelled) for d, names in (rule or {}).items() if name in _listed(names)]
-    return [source for source in _dropped(known) if source.partition("/")[0] in said]
-
-
-def _listed_merges(
-    known: LabelSpace,
-    datasets: Mapping[str, Sequence[str]],
-    absent: Rules | None,
-    unlabelled: Rules | None,
-    labelled: Mapping[str, Collection[str]] | None,
-) -> list[str]:
-    """New source classes with the name of a merged class that are listed without a box and said not to be
-    labelled: there is nothing to make a member of."""
-    merged = {fold.name for fold in known.folds} - set(known.classes)
-    return [
-        f"{dataset}/{name}"
-        for rule in (absent, unlabelled)
-        for dataset, names in (rule or {}).items()
-        for name in _listed(names)
-        if name in merged
-        and name in datasets.get(dataset, ())
-        and name not in (labelled or {}).get(dataset, ())
-        and not _knows(known, dataset, name)
-    ]
-
-
-def _listed_contradictions(
-    known: LabelSpace,
-    datasets: Mapping[str, Sequence[str]],
-    absent: Rules | None,
-    unlabelled: Rules | None,
-    labelled: Mapping[str, Collection[str]] | None,
-) -> list[str]:
-    """Datasets of which the weights were told that they do not label a class, and of which something else is true
-    now."""
-    problems = [
-        f"datasets.{known.datasets[row]}: the weights know it as one that lists {name!r} and does not label it, "
-        f"but its files have boxes of it now; give the dataset another name to read it anew"
-        for row, name, _ in sorted(known.listed_only)
-        if known.datasets[row] in datasets and name in (labelled or {}).get(known.datasets[row], ())
-    ]
-    for dataset, names in (unlabelled or {}).items():
-        for name in _listed(names):
-            row = known.datasets.index(dataset) if dataset in known.datasets else -1
-            said = name in known.classes and (row, known.classes.index(name)) in known.absent_pairs
-            if said and name not in _listed((absent or {}).get(dataset)):
-                problems.append(
-                    f"unlabelled.{dataset}: the weights know {name!r} as absent from this dataset, so its "
-                    f"background was trusted; give the dataset another name to read it anew"
-                )
-    return problems
-
-
-def _settled(entry: str, names: Mapping[str, Sequence[str]], taken: set[str]) -> bool:
-    """Whether nothing is left for an entry of `distinct` to decide: all its source classes have their place."""
-    sources = [f"{d}/{n}" for d, classes in names.items() for n in classes if entry in (n, f"{d}/{n}")]
-    return bool(sources) and all(source in taken for source in sources)
-
-
-def _meanings(known: LabelSpace) -> dict[str, dict[str, str]]:
-    """The datasets' own class name -> its source class `dataset/name` -> unified name."""
-    meanings: dict[str, dict[str, str]] = {}
-    for dataset, sources in zip(known.datasets, known.sources, strict=True):
-        for name, c in sources.items():
-            if c != DROPPED:
-                meanings.setdefault(name, {})[f"{dataset}/{name}"] = known.classes[c]
-    return meanings
-
-
-def _dataset_contradictions(
-    known: LabelSpace, datasets: Mapping[str, Sequence[str]], federated: Sequence[str]
-) -> list[str]:
-    problems = []
-    for dataset, given in datasets.items():
-        if dataset not in known.datasets:
-            continue
-        row = known.datasets.index(dataset)
-        lost = [n for n, c in known.sources[row].items() if n not in given and c != DROPPED]
-        if lost:
-            problems.append(
-                f"datasets.{dataset}: the weights know it with class {quoted(lost)}, which its files no longer "
-                f"have, so its background would be a negative for what it does not label; give the dataset "
-                f"another name"
-            )
-        if (row in known.federated) != (dataset in federated):
-            was = "is federated in the weights and not" if row in known.federated else "is federated, but not in"
-            end = "in the config" if row in known.federated else "the weights"
-            problems.append(f"datasets.{dataset}: {was} {end}; give the dataset another name")
-    return problems
-
-
-def _merge_contradictions(
-    known: LabelSpace, groups: Mapping[str, Sequence[str]], distinct: Sequence[str]
-) -> list[str]:
-    problems = []
-    meanings, dropped = _meanings(known), _dropped(known)
-    for target, members in groups.items():
-        for source in members:
-            name = source.partition("/")[2]
-            meaning = meanings.get(name, {})
-            if source in dropped:
-                problems.append(
-                    f"merge.{target}: the weights dropped {source}, so its objects were background; give the "
-                    f"dataset another name to read it anew"
-                )
-            elif source in meaning and meaning[source] != target:
-                problems.append(
-                    f"merge.{target}: the weights know {source} as {meaning[source]!r}, not as {target!r}; {EDITS}"
-                )
-            elif source not in meaning and meaning and target not in meaning.values() and name not in distinct:
-                problems.append(
-                    f"merge.{target}: {source} would be {target!r}, but the weights know {_shown(meaning)}; "
-                    f"merge it there, or list {name!r} under `distinct` if it means something else here"
-                )
-        other = meanings.get(target, {})
-        if target not in known.classes and other and target not in distinct:
-            problems.append(
-                f"merge.{target}: the weights know {_shown(other)}; use that class, or list {target!r} under "
-                f"`distinct` if it means something else here"
-            )
-    return problems
-
-
-def _shown(meaning: Mapping[str, str]) -> str:
-    return ", ".join(f"{source} as {unified!r}" for source, unified in meaning.items())
-
-
-def _drop_contradictions(
-    known: LabelSpace, drop: Sequence[str], distinct: Sequence[str], datasets: Mapping[str, Sequence[str]]
-) -> list[str]:
-    learnt = {source: name for meaning in _meanings(known).values() for source, name in meaning.items()}
-    problems = [
-        f"drop: the weights learnt {source} as {learnt[source]!r}; a class of the weights cannot be dropped"
-        for source in drop
-        if source in learnt
-    ]
-    new = [f"{d}/{n}" for d, classes in datasets.items() for n in classes if f"{d}/{n}" not in learnt]
-    for entry in distinct:
-        mine = [s for s in learnt if entry in (s, s.partition("/")[2]) and learnt[s] != s]
-        if mine and not any(entry in (s, s.partition("/")[2]) for s in new):
-            problems.append(
-                f"distinct: {entry!r} would be a class of its own, but the weights know "
-                f"{_shown({s: learnt[s] for s in mine})}; {EDITS}"
-            )
-    return problems
-
-
 # ------------------------------------------------------------------------------------------- renaming, merging
 
 
-def edited(
-    space: LabelSpace, renames: Sequence[tuple[str, str]], merges: Sequence[tuple[str, Sequence[str]]]
-) -> LabelSpace:
+def edited(space: LabelSpace, renames: Renames, merges: Merges) -> LabelSpace:
     """A label space with classes renamed and merged; all ids stay.
 
     A merged class is a `Fold` over its members: they stay classes of the head and keep what every dataset is to
@@ -440,9 +400,7 @@ def edited(
     return replace(space, classes=classes, folds=folds, overlap_pairs=overlap)
 
 
-def _edited_names(
-    space: LabelSpace, renames: Sequence[tuple[str, str]], merges: Sequence[tuple[str, Sequence[str]]]
-) -> tuple[tuple[str, ...], tuple[Fold, ...]]:
+def _edited_names(space: LabelSpace, renames: Renames, merges: Merges) -> tuple[tuple[str, ...], tuple[Fold, ...]]:
     """Classes and merged classes after the edits; unknown names are passed over."""
     known = {fold.name: fold.members for fold in space.folds}
     name_of = dict(renames)
@@ -461,9 +419,7 @@ def _pairs_among(folds: Iterable[Fold]) -> set[tuple[int, int]]:
     return {pair for fold in folds if fold.is_merge for pair in combinations(sorted(fold.members), 2)}
 
 
-def _edit_problems(
-    space: LabelSpace, renames: Sequence[tuple[str, str]], merges: Sequence[tuple[str, Sequence[str]]]
-) -> list[str]:
+def _edit_problems(space: LabelSpace, renames: Renames, merges: Merges) -> list[str]:
     used = [old for old, _ in renames] + [member for _, members in merges for member in members]
     known = list(dict.fromkeys([*space.reported, *space.classes]))
     problems = [unknown("class", name, known) for name in dict.fromkeys(used) if name not in known]
@@ -491,7 +447,3 @@ def _edit_problems(
     final.update(fold.name for fold in folds if fold.name not in {classes[c] for c in fold.members})
     problems += [f"{name!r} would be the name of {count} classes" for name, count in final.items() if count > 1]
     return problems
-
-
-def _sorted_pair(a: int, b: int) -> tuple[int, int]:
-    return (a, b) if a < b else (b, a)

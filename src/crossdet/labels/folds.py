@@ -14,7 +14,7 @@ NO_ANGLE, NO_CLASS = -1, -1
 
 
 def direction_name(name: str, degrees: int) -> str:
-    """The class of the objects of `name` that are turned by so much: `face@90`."""
+    """The class of the objects of `name` that are rotated by so much: `face@90`."""
     return f"{name}@{degrees}"
 
 
@@ -80,7 +80,7 @@ class Folding:
 
     @property
     def nms_groups(self) -> list[int] | None:
-        """Of every class the group that NMS runs in (`RetinaNet.decode`); None: by class."""
+        """Of every class the group that NMS runs in (a network's `find`); None: by class."""
         return self.of.tolist() if self.merged else None
 
     @property

@@ -38,20 +38,20 @@ def with_members(
 
     Raises `LabelError` that lists all mistakes.
     """
-    turned = {space.dataset_index(name): tuple(angles) for name, angles in (directions or {}).items()}
-    problems = _problems(space, per_dataset, turned)
+    rotated = {space.dataset_index(name): tuple(angles) for name, angles in (directions or {}).items()}
+    problems = _problems(space, per_dataset, rotated)
     if problems:
         raise LabelError(problem_list(f"labels: {len(problems)} mistake(s)", problems))
-    if not per_dataset and not turned:
+    if not per_dataset and not rotated:
         return space
-    members = [_members(space, c, name in per_dataset, turned) for c, name in enumerate(space.classes)]
+    members = [_members(space, c, name in per_dataset, rotated) for c, name in enumerate(space.classes)]
     flat = [(c, member) for c, own in enumerate(members) for member in own]
     names = [_name(space, c, member) for c, member in flat]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise LabelError(f"labels: {', '.join(map(repr, twice))} would be the name of two classes; rename one")
     ids = {key: number for number, key in enumerate(flat)}
-    sources = tuple(_sources(space, row, ids, per_dataset, turned) for row in range(len(space.datasets)))
+    sources = tuple(_sources(space, row, ids, per_dataset, rotated) for row in range(len(space.datasets)))
     return LabelSpace(
         datasets=space.datasets,
         classes=tuple(names),
@@ -68,7 +68,7 @@ def with_members(
             for c, (name, own) in enumerate(zip(space.classes, members, strict=True))
             if own != [(None, None)]
         ),
-        directions=turned,
+        directions=rotated,
     )
 
 
@@ -82,13 +82,13 @@ def lonely_members(space: LabelSpace) -> list[str]:
     ]
 
 
-def _problems(space: LabelSpace, per_dataset: Sequence[str], turned: Mapping[int, tuple[int, ...]]) -> list[str]:
+def _problems(space: LabelSpace, per_dataset: Sequence[str], rotated: Mapping[int, tuple[int, ...]]) -> list[str]:
     found = [f"per_dataset: {unknown('class', n, space.classes)}" for n in per_dataset if n not in space.classes]
-    for c, name in enumerate(space.classes if turned else ()):
+    for c, name in enumerate(space.classes if rotated else ()):
         rows = _rows(space, c)
-        without = [space.datasets[row] for row in rows if row not in turned]
+        without = [space.datasets[row] for row in rows if row not in rotated]
         if without and len(without) < len(rows):
-            given = ", ".join(space.datasets[row] for row in rows if row in turned)
+            given = ", ".join(space.datasets[row] for row in rows if row in rotated)
             found.append(
                 f"class {name!r} has directions in {given} but not in {', '.join(without)}; give "
                 f"{'them' if len(without) > 1 else 'it'} `directions`, too (`[0]` if all its objects are upright)"
@@ -100,12 +100,12 @@ def _rows(space: LabelSpace, c: int) -> list[int]:
     return [row for row, sources in enumerate(space.sources) if c in sources.values()]
 
 
-def _members(space: LabelSpace, c: int, per_dataset: bool, turned: Mapping[int, tuple[int, ...]]) -> list[Member]:
+def _members(space: LabelSpace, c: int, per_dataset: bool, rotated: Mapping[int, tuple[int, ...]]) -> list[Member]:
     rows = _rows(space, c)
-    angles: list[int | None] = [*sorted({a for row in rows for a in turned.get(row, ())})] or [None]
+    angles: list[int | None] = [*sorted({a for row in rows for a in rotated.get(row, ())})] or [None]
     if not per_dataset:
         return [(None, angle) for angle in angles]
-    return [(row, angle) for row in rows for angle in (sorted(turned[row]) if row in turned else [None])]
+    return [(row, angle) for row in rows for angle in (sorted(rotated[row]) if row in rotated else [None])]
 
 
 def _name(space: LabelSpace, c: int, member: Member) -> str:
@@ -119,12 +119,12 @@ def _sources(
     row: int,
     ids: Mapping[tuple[int, Member], int],
     per_dataset: Sequence[str],
-    turned: Mapping[int, tuple[int, ...]],
+    rotated: Mapping[int, tuple[int, ...]],
 ) -> dict[str, int]:
     found = {}
     for source, c in space.sources[row].items():
         own = row if c != DROPPED and space.classes[c] in per_dataset else None
-        for angle in turned.get(row, (None,)):
+        for angle in rotated.get(row, (None,)):
             name = source if angle is None else direction_name(source, angle)
             found[name] = DROPPED if c == DROPPED else ids[c, (own, angle)]
     return found

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypedDict
 
 from crossdet.errors import LabelError, problem_list
 
@@ -17,6 +17,38 @@ DROPPED = -1
 """Unified id of a source class that the label rules drop."""
 
 RowClass = tuple[int, int]
+Names = Sequence[str] | None
+
+
+class LabelRules(TypedDict, total=False):
+    """What may be said about the classes of datasets. Every rule may be None, and one name may stand for a list of
+    one.
+
+    merge: unified name -> source classes as `dataset/name`; the key `same_names: True` merges all names that are
+        identical in several datasets.
+    distinct: names that mean different things in different datasets; they become `dataset/name`.
+    drop: source classes that are not learnt, as `dataset/name` or dataset -> names. Their objects are background
+        of their dataset.
+    absent: dataset -> unified classes it is known not to contain: its background is trusted for them.
+    unlabelled: dataset -> unified classes that its pictures may show and that it does not label, though it may
+        list them: its background is avoided for them.
+    not_exhaustive: dataset -> unified classes it labels only in part.
+    overlap: pairs of unified classes that one box can show at once (a close-up face and its person).
+    federated: datasets whose images say themselves what was verified (LVIS, Open Images).
+    labelled: dataset -> those of its class names that it has boxes of; None: all of them; of a dataset that is
+        missing nothing is known. A class that is listed without a box may be `absent` or `unlabelled`; the dataset
+        is then as one that does not list it.
+    """
+
+    merge: Mapping[str, Any] | None
+    absent: Mapping[str, Names] | None
+    distinct: Names
+    drop: Names | Mapping[str, Names]
+    not_exhaustive: Mapping[str, Names] | None
+    overlap: Sequence[Sequence[str]]
+    federated: Iterable[str] | None
+    unlabelled: Mapping[str, Names] | None
+    labelled: Mapping[str, Collection[str]] | None
 
 
 @dataclass(frozen=True)
@@ -36,7 +68,7 @@ class ReadRules:
 # ------------------------------------------------------------------------------------------- names and wording
 
 
-def fold(name: str) -> str:
+def normalised_name(name: str) -> str:
     """A class name without case, plural and separators: `Traffic_Lights` and `traffic light` are equal."""
     words = name.casefold().replace("_", " ").replace("-", " ").split()
     return " ".join(_singular(word) for word in words)
@@ -72,7 +104,7 @@ def unknown(what: str, name: object, known: Sequence[str]) -> str:
 class RuleReader:
     """Collects the mistakes of all rules before it gives up; lives for one `LabelSpace.build`.
 
-    Every rule may be None (not given); where names are expected, one text is a list of one.
+    classes, sources: as of `ReadRules`, before what a dataset only lists is taken out.
     """
 
     def __init__(self, datasets: Any) -> None:
@@ -82,50 +114,46 @@ class RuleReader:
             self.names[dataset] = self._class_names(dataset, classes)
         if not self.names and not self.problems:
             self.problems.append("datasets: none given")
+        self.datasets = tuple(self.names)
         self.known = [f"{dataset}/{name}" for dataset, names in self.names.items() for name in names]
+        self.classes: tuple[str, ...] = ()
+        self.sources: tuple[Mapping[str, int], ...] = ()
 
     def read(
         self,
-        merge: Any,
-        absent: Any,
-        distinct: Any,
-        drop: Any,
-        not_exhaustive: Any,
-        overlap: Any,
-        federated: Any,
+        merge: Any = None,
+        absent: Any = None,
+        distinct: Any = None,
+        drop: Any = None,
+        not_exhaustive: Any = None,
+        overlap: Any = None,
+        federated: Any = None,
         unlabelled: Any = None,
         labelled: Mapping[str, Collection[str]] | None = None,
     ) -> ReadRules:
-        """Raises `LabelError` that lists all mistakes."""
+        """The arguments are `LabelRules`. Raises `LabelError` that lists all mistakes."""
         dropped = self._dropped(drop)
         merged, same_names = self._merged(merge, dropped)
         unified = self._unified_names(merged, same_names, self._distinct(distinct, merged, dropped), dropped)
-        classes = tuple(dict.fromkeys(unified[source] for source in self.known if source not in dropped))
-        if not classes and not self.problems:
+        self.classes = tuple(dict.fromkeys(unified[source] for source in self.known if source not in dropped))
+        if not self.classes and not self.problems:
             self.problems.append("drop: no class is left")
-        sources: tuple[Mapping[str, int], ...] = tuple(
-            {name: DROPPED if f"{d}/{name}" in dropped else classes.index(unified[f"{d}/{name}"]) for name in names}
-            for d, names in self.names.items()
+        ids = {source: self.classes.index(name) for source, name in unified.items()}
+        self.sources = tuple(
+            {name: ids.get(f"{dataset}/{name}", DROPPED) for name in names} for dataset, names in self.names.items()
         )
-        absent_pairs = self._pairs("absent", absent, classes)
-        unlabelled_pairs = self._pairs("unlabelled", unlabelled, classes)
-        self._with_boxes("absent", absent_pairs, sources, classes, labelled)
-        self._with_boxes("unlabelled", unlabelled_pairs, sources, classes, labelled)
-        self._said_twice(absent_pairs & unlabelled_pairs, classes)
-        listed_only = frozenset(
-            (row, name, c)
-            for row, own in enumerate(sources)
-            for name, c in own.items()
-            if (row, c) in absent_pairs | unlabelled_pairs
-        )
-        sources = self._without_listed(sources, absent_pairs | unlabelled_pairs, classes)
+        absent_pairs, unlabelled_pairs = self._pairs("absent", absent), self._pairs("unlabelled", unlabelled)
+        self._with_boxes("absent", absent_pairs, labelled)
+        self._with_boxes("unlabelled", unlabelled_pairs, labelled)
+        self._said_twice(absent_pairs & unlabelled_pairs)
+        sources, listed_only = self._without_listed(absent_pairs | unlabelled_pairs)
         rules = ReadRules(
-            datasets=tuple(self.names),
-            classes=classes,
+            datasets=self.datasets,
+            classes=self.classes,
             sources=sources,
             absent_pairs=absent_pairs,
-            not_exhaustive_pairs=self._pairs("not_exhaustive", not_exhaustive, classes),
-            overlap_pairs=self._overlap(overlap, classes),
+            not_exhaustive_pairs=self._pairs("not_exhaustive", not_exhaustive),
+            overlap_pairs=self._overlap(overlap),
             federated=self._rows("federated", self._texts("federated", federated)),
             listed_only=listed_only,
         )
@@ -199,35 +227,33 @@ class RuleReader:
     def _merged(self, merge: Any, dropped: set[str]) -> tuple[dict[str, str], bool]:
         """source -> unified name of its merge group; and whether identical names merge by themselves."""
         merged: dict[str, str] = {}
-        same_names = False
         if merge is not None and not isinstance(merge, Mapping):
             self.problems.append(f"merge: {merge!r} is not a map from unified name to source classes")
-            return merged, same_names
-        for target, members in (merge or {}).items():
-            if target == "same_names":
-                same_names = members
-                if not isinstance(members, bool):
-                    self.problems.append(f"merge.same_names: {members!r} is not true or false")
-                continue
+            return merged, False
+        groups = dict(merge or {})
+        same_names = groups.pop("same_names", False)
+        if not isinstance(same_names, bool):
+            self.problems.append(f"merge.same_names: {same_names!r} is not true or false")
+        for target, members in groups.items():
             if not isinstance(target, str):
                 self.problems.append(f"merge: the name {target!r} is not a text")
-                continue
-            if isinstance(members, str) or not isinstance(members, Sequence) or not members:
+            elif isinstance(members, str) or not isinstance(members, Sequence) or not members:
                 self.problems.append(f"merge.{target}: {members!r} is not a list of source classes 'dataset/name'")
-                continue
-            for member in members:
-                source = self._source(f"merge.{target}", member)
-                if source is None:
-                    continue
-                if source in merged:
-                    self.problems.append(f"merge.{target}: {source!r} is already merged into {merged[source]!r}")
-                elif source in dropped:
-                    self.problems.append(
-                        f"merge.{target}: {source!r} is also in `drop`; take it out of one of them"
-                    )
-                else:
-                    merged[source] = target
+            else:
+                self._merge_group(target, members, merged, dropped)
         return merged, bool(same_names)
+
+    def _merge_group(self, target: str, members: Sequence[Any], merged: dict[str, str], dropped: set[str]) -> None:
+        for member in members:
+            source = self._source(f"merge.{target}", member)
+            if source is None:
+                continue
+            if source in merged:
+                self.problems.append(f"merge.{target}: {source!r} is already merged into {merged[source]!r}")
+            elif source in dropped:
+                self.problems.append(f"merge.{target}: {source!r} is also in `drop`; take it out of one of them")
+            else:
+                merged[source] = target
 
     def _distinct(self, distinct: Any, merged: Mapping[str, str], dropped: set[str]) -> set[str]:
         chosen = set()
@@ -283,27 +309,26 @@ class RuleReader:
     # ------------------------------------------------------------------ what is said about unified classes
 
     def _rows(self, key: str, datasets: Iterable[str]) -> frozenset[int]:
-        known = list(self.names)
         rows = set()
         for dataset in datasets:
-            if dataset in known:
-                rows.add(known.index(dataset))
+            if dataset in self.datasets:
+                rows.add(self.datasets.index(dataset))
             else:
-                self.problems.append(f"{key}: {unknown('dataset', dataset, known)}")
+                self.problems.append(f"{key}: {unknown('dataset', dataset, self.datasets)}")
         return frozenset(rows)
 
-    def _pairs(self, key: str, given: Any, classes: tuple[str, ...]) -> frozenset[RowClass]:
+    def _pairs(self, key: str, given: Any) -> frozenset[RowClass]:
         pairs = set()
         for dataset, names in self._items(key, given, "unified classes"):
             for row in self._rows(key, [dataset]):
                 for name in self._texts(f"{key}.{dataset}", names):
-                    if name in classes:
-                        pairs.add((row, classes.index(name)))
+                    if name in self.classes:
+                        pairs.add((row, self.classes.index(name)))
                     else:
-                        self.problems.append(f"{key}.{dataset}: {unknown('unified class', name, classes)}")
+                        self.problems.append(f"{key}.{dataset}: {unknown('unified class', name, self.classes)}")
         return frozenset(pairs)
 
-    def _overlap(self, overlap: Any, classes: tuple[str, ...]) -> frozenset[tuple[int, int]]:
+    def _overlap(self, overlap: Any) -> frozenset[tuple[int, int]]:
         pairs = set()
         if overlap is not None and (isinstance(overlap, (str, Mapping)) or not isinstance(overlap, Iterable)):
             self.problems.append(f"overlap: {overlap!r} is not a list of pairs of unified classes")
@@ -313,65 +338,61 @@ class RuleReader:
             if not listed or len(pair) != 2 or pair[0] == pair[1]:
                 self.problems.append(f"overlap: {pair!r} is not a pair of two different unified classes")
                 continue
-            strange = [name for name in pair if name not in classes]
-            self.problems.extend(f"overlap: {unknown('unified class', n, classes)}" for n in strange)
+            strange = [name for name in pair if name not in self.classes]
+            self.problems.extend(f"overlap: {unknown('unified class', n, self.classes)}" for n in strange)
             if not strange:
-                a, b = sorted(classes.index(name) for name in pair)
+                a, b = sorted(self.classes.index(name) for name in pair)
                 pairs.add((a, b))
         return frozenset(pairs)
 
     def _with_boxes(
-        self,
-        key: str,
-        pairs: Iterable[RowClass],
-        sources: Sequence[Mapping[str, int]],
-        classes: Sequence[str],
-        labelled: Mapping[str, Collection[str]] | None,
+        self, key: str, pairs: Iterable[RowClass], labelled: Mapping[str, Collection[str]] | None
     ) -> None:
         """A class that a dataset has boxes of is neither absent from it nor unlabelled in it."""
         for row, c in sorted(pairs):
-            dataset = list(self.names)[row]
-            mine = [name for name, unified in sources[row].items() if unified == c]
-            found = [n for n in mine if labelled is None or n in labelled.get(dataset, ())]
-            if found:
-                in_part = f"; if it labels only some of them, use `not_exhaustive: {{{dataset}: [{classes[c]}]}}`"
+            dataset, name = self.datasets[row], self.classes[c]
+            mine = [own for own, unified in self.sources[row].items() if unified == c]
+            if any(labelled is None or own in labelled.get(dataset, ()) for own in mine):
+                in_part = f"; if it labels only some of them, use `not_exhaustive: {{{dataset}: [{name}]}}`"
                 self.problems.append(
-                    f"{key}.{dataset}: [{classes[c]}]: but this dataset labels the class"
+                    f"{key}.{dataset}: [{name}]: but this dataset labels the class"
                     f"{in_part if key == 'unlabelled' else ''}"
                 )
 
-    def _said_twice(self, pairs: Iterable[RowClass], classes: Sequence[str]) -> None:
-        for row, c in sorted(pairs):
-            dataset = list(self.names)[row]
-            self.problems.append(
-                f"{dataset}: [{classes[c]}] is both under `absent` (no picture shows it, the background is "
-                f"trusted) and under `unlabelled` (pictures may show it, the background is avoided); keep one"
-            )
+    def _said_twice(self, pairs: Iterable[RowClass]) -> None:
+        self.problems += [
+            f"{self.datasets[row]}: [{self.classes[c]}] is both under `absent` (no picture shows it, the "
+            f"background is trusted) and under `unlabelled` (pictures may show it, the background is avoided); "
+            f"keep one"
+            for row, c in sorted(pairs)
+        ]
 
     def _without_listed(
-        self, sources: Sequence[Mapping[str, int]], pairs: Collection[RowClass], classes: Sequence[str]
-    ) -> tuple[Mapping[str, int], ...]:
-        """The sources as if a dataset had not listed the classes that it is said not to label."""
+        self, pairs: Collection[RowClass]
+    ) -> tuple[tuple[Mapping[str, int], ...], frozenset[tuple[int, str, int]]]:
+        """The sources as if no dataset listed the classes that it is said not to label, and `listed_only`."""
+        listed = frozenset(
+            (row, name, c) for row, own in enumerate(self.sources) for name, c in own.items() if (row, c) in pairs
+        )
         left = tuple(
-            {name: DROPPED if (row, c) in pairs else c for name, c in own.items()}
-            for row, own in enumerate(sources)
+            {name: DROPPED if (row, name, c) in listed else c for name, c in own.items()}
+            for row, own in enumerate(self.sources)
         )
         remaining = {c for own in left for c in own.values()}
-        lost = [name for c, name in enumerate(classes) if c not in remaining]
+        lost = [name for c, name in enumerate(self.classes) if c not in remaining]
         if lost and not self.problems:
             self.problems.append(
                 f"{quoted(lost)}: no dataset is left that labels it, after `absent` and `unlabelled`; list its "
                 f"source classes under `drop` instead"
             )
-        return left
+        return left, listed
 
     def _contradictions(self, rules: ReadRules) -> None:
         if self.problems:
             return
         for row, c in sorted(rules.not_exhaustive_pairs):
             if c not in rules.sources[row].values():
-                where = f"{rules.datasets[row]}: [{rules.classes[c]}]"
                 self.problems.append(
-                    f"not_exhaustive.{where}: this dataset does not label the class at all, so it is "
-                    f"avoided already; take the entry out"
+                    f"not_exhaustive.{self.datasets[row]}: [{self.classes[c]}]: this dataset does not label the "
+                    f"class at all, so it is avoided already; take the entry out"
                 )

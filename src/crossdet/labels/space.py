@@ -15,22 +15,19 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.errors import LabelError, UserError
 from crossdet.labels.folds import Fold, Folding
-from crossdet.labels.rules import DROPPED, RuleReader, fold, quoted, unknown
+from crossdet.labels.rules import DROPPED, LabelRules, RuleReader, normalised_name, quoted, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DROPPED", "LabelSpace", "check_class_names", "fold"]
-
-Pairs = Sequence[Sequence[str]]
-Names = Sequence[str] | None
+__all__ = ["DROPPED", "LabelSpace", "check_class_names"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,8 @@ class LabelSpace:
 
     datasets: names, in the order of the rows. classes: unified names, in the order of first appearance.
     sources: per dataset, source class name -> unified id, `DROPPED` for dropped classes.
-    folds: classes that are one class in several directions or datasets (`label_members.with_members`), or that were
-        merged after training (`label_edits.edited`).
+    folds: classes that are one class in several directions or datasets (`labels.members.with_members`), or that
+        were merged after training (`labels.edits.edited`).
     directions: row of a dataset -> the directions that its source classes `name@DEGREES` have.
     listed_only: (row, own class name, unified id) of the source classes that a dataset lists and, by the rules
         `absent` and `unlabelled`, does not label. They are dropped in `sources`.
@@ -58,45 +55,12 @@ class LabelSpace:
     listed_only: frozenset[tuple[int, str, int]] = frozenset()
 
     @classmethod
-    def build(
-        cls,
-        datasets: Mapping[str, Sequence[str]],
-        merge: Mapping[str, Any] | None = None,
-        absent: Mapping[str, Names] | None = None,
-        distinct: Names = (),
-        drop: Names | Mapping[str, Names] = (),
-        not_exhaustive: Mapping[str, Names] | None = None,
-        overlap: Pairs = (),
-        federated: Iterable[str] | None = (),
-        unlabelled: Mapping[str, Names] | None = None,
-        labelled: Mapping[str, Collection[str]] | None = None,
-    ) -> LabelSpace:
-        """Merges the datasets' classes.
-
-        datasets: dataset name -> its own class names.
-        merge: unified name -> source classes as `dataset/name`; the key `same_names: True` merges all names
-            that are identical in several datasets.
-        distinct: names that mean different things in different datasets; they become `dataset/name`.
-        drop: source classes that are not learnt, as `dataset/name` or dataset -> names. Their objects are
-            background of their dataset.
-        absent: dataset -> unified classes it is known not to contain: its background is trusted for them.
-        unlabelled: dataset -> unified classes that its pictures may show and that it does not label, though it
-            may list them: its background is avoided for them.
-        not_exhaustive: dataset -> unified classes it labels only in part.
-        overlap: pairs of unified classes that one box can show at once (a close-up face and its person).
-        federated: datasets whose images say themselves what was verified (LVIS, Open Images).
-        labelled: dataset -> those of its class names that it has boxes of; None: all of them; of a dataset that is
-            missing nothing is known. A class that is listed without a box may be `absent` or `unlabelled`; the
-            dataset is then as one that does not list it.
-
-        Apart from `datasets` every argument may be None, and one name may stand for a list of one.
+    def build(cls, datasets: Mapping[str, Sequence[str]], **rules: Unpack[LabelRules]) -> LabelSpace:
+        """Merges the datasets' classes. datasets: dataset name -> its own class names. rules: see `LabelRules`.
 
         Raises `LabelError` that lists all mistakes.
         """
-        rules = RuleReader(datasets).read(
-            merge, absent, distinct, drop, not_exhaustive, overlap, federated, unlabelled, labelled
-        )
-        return cls(**vars(rules))
+        return cls(**vars(RuleReader(datasets).read(**rules)))
 
     # ------------------------------------------------------------------ ids
 
@@ -253,7 +217,7 @@ class LabelSpace:
             joined: dict[int, set[str]] = {}
             for row, sources in enumerate(self.sources):
                 own = sources if labelled is None else labelled.get(self.datasets[row], sources)
-                names = {fold(s) for s, unified in sources.items() if unified == class_id and s in own}
+                names = {normalised_name(s) for s, unified in sources.items() if unified == class_id and s in own}
                 if names:
                     joined[row] = names
             if len(joined) < 2 or max(len(names) for names in joined.values()) == 1:
@@ -269,22 +233,21 @@ class LabelSpace:
         return hints
 
     def likely_duplicates(self) -> list[tuple[str, str]]:
-        """Pairs of source classes of different datasets with equal folded names and different unified ids."""
+        """Pairs of source classes of different datasets with equal normalised names and different unified ids."""
         seen: dict[str, list[tuple[int, str, int]]] = {}
         for row, sources in enumerate(self.sources):
             for name, unified in sources.items():
                 if unified != DROPPED:
-                    seen.setdefault(fold(name), []).append((row, name, unified))
+                    seen.setdefault(normalised_name(name), []).append((row, name, unified))
         return [
             (f"{self.datasets[row_a]}/{name_a}", f"{self.datasets[row_b]}/{name_b}")
             for group in seen.values()
             for position, (row_a, name_a, id_a) in enumerate(group)
             for row_b, name_b, id_b in group[position + 1 :]
-            if row_a != row_b and id_a != id_b and not self._said_distinct(name_a, id_a, name_b, id_b)
+            if row_a != row_b and id_a != id_b
+            # not those that the rules call distinct
+            if not (self.classes[id_a].endswith(f"/{name_a}") and self.classes[id_b].endswith(f"/{name_b}"))
         ]
-
-    def _said_distinct(self, name_a: str, id_a: int, name_b: str, id_b: int) -> bool:
-        return self.classes[id_a].endswith(f"/{name_a}") and self.classes[id_b].endswith(f"/{name_b}")
 
     # ------------------------------------------------------------------ JSON
 

@@ -20,6 +20,7 @@ from crossdet.evaluation.audit import AuditedSplit, audit, to_json, union_scores
 from crossdet.evaluation.audit_page import AuditedRun, export_coco, write_page
 from crossdet.evaluation.run import EvalSettings, detect_folded
 from crossdet.evaluation.splits import Split, ground_truth
+from crossdet.evaluation.tables import lineless_table, percent
 from crossdet.files import safe_names, write_json
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.space import DROPPED
@@ -225,17 +226,10 @@ def _union_table(unions: list[dict[str, Any]]) -> Table:
     for name in unions[0]["per_class"]:
         rows = [union["per_class"][name] for union in unions]
         wrong = [" / ".join(f"{row[key]:.2f}" for row in rows) for key in keys]
-        table.add_row(name, " / ".join(_percent(row["AP50"]) for row in rows), *wrong)
-    table.add_row("mean", " / ".join(_percent(union["AP50"]) for union in unions))
+        table.add_row(name, " / ".join(percent(row["AP50"]) for row in rows), *wrong)
+    table.add_row("mean", " / ".join(percent(union["AP50"]) for union in unions))
     return table
-
-
-def _percent(value: float) -> str:
-    return "-" if value != value else f"{100 * value:.1f}"
 
 
 def _table(columns: list[str]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2))
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    return table
+    return lineless_table(*columns, no_wrap=0, padding=(0, 2))

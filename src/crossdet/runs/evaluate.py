@@ -25,6 +25,7 @@ from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.protocols.entry import write_predictions
 from crossdet.evaluation.run import DatasetScores, EvalSettings, score_dataset
 from crossdet.evaluation.splits import Split
+from crossdet.evaluation.tables import percent
 from crossdet.files import safe_names
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.folds import NO_ANGLE, Folding
@@ -218,7 +219,7 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     lines = [f"{'dataset':<{width}}  images  {'protocol':<{wide}}  scores in percent"]
     for name, record, images in rows:
         shown = PROTOCOLS[record["protocol"]].columns(record)
-        cells = "  ".join(f"{label} {_percent(value)}" for label, value in shown)
+        cells = "  ".join(f"{label} {percent(value):>4}" for label, value in shown)
         lines.append(f"{name:<{width}}  {images:>6}  {record['protocol']:<{wide}}  {cells}")
     for name, row in metrics["datasets"].items():
         if "orientation" in row:
@@ -234,13 +235,9 @@ def _orientation(found: dict[str, Any]) -> str:
         return f"direction: none of the {found['objects']} objects was found"
     accuracy, error = found["accuracy"], found["mean_error"]
     return (
-        f"direction right for {_percent(accuracy).strip()} % of the {found['found']} objects found "
+        f"direction right for {percent(accuracy)} % of the {found['found']} objects found "
         f"(of {found['objects']}), mean error {'-' if error != error else format(error, '.0f')} degrees"
     )
-
-
-def _percent(value: float) -> str:
-    return f"{'-' if value != value else format(100 * value, '.1f'):>4}"
 
 
 def score_network(

@@ -210,13 +210,13 @@ def test_counts_out_of_range(scales, ratios, option):
         propose([pedestrians(10)], scales, ratios)
 
 
-def test_a_hundred_thousand_boxes_take_seconds():
+def test_thirty_thousand_boxes_take_seconds():
     import time
 
-    data = [mixed(35_000, k, str(k), 1 / 3) for k in range(3)]
+    data = [mixed(10_000, k, str(k), 1 / 3) for k in range(3)]
     start = time.perf_counter()
     anchors_report(data, DEFAULT)
-    assert time.perf_counter() - start < 20  # about 1 s alone on one core
+    assert time.perf_counter() - start < 10  # about 0.5 s alone on one core
 
 
 # ------------------------------------------------------------------------------------------ boxes of a config
@@ -260,7 +260,7 @@ def test_the_config_row_agrees_with_check(tmp_path):
     config = Config.from_dict(two_datasets(tmp_path))
     data, _ = training_boxes(config)
     row = anchors_report(data, configured(config)).of("config")
-    for report in inspect(config).anchors:
+    for report in inspect(config).network.datasets:
         assert row.datasets[report.dataset].recall == pytest.approx(report.recall)
 
 

@@ -309,7 +309,7 @@ def test_no_images_and_no_boxes(tmp_path):
     assert "datasets.a.train: no images" in report.errors
     assert "datasets.b.train: no boxes; it only gives negatives from its background" in report.warnings
     assert "b val: no boxes, so it gives no score" in report.warnings
-    assert all(anchors.recall is None for anchors in report.anchors)
+    assert all(anchors.recall is None for anchors in report.network.datasets)
     assert printed(report)
 
 
@@ -475,7 +475,7 @@ def test_anchor_recall_by_size(tmp_path):
     rows = [(0, (2, 2, 10, 10), 0), (0, (20, 20, 22, 22), 0), (0, (0, 0, 40, 40), int(Flag.CROWD))]
     index = make(tmp_path / "a", ("cat",), [rows])
     config = configured({"a": {"train": index}}, input={"shorter": 96, "longer": 200})
-    (anchors,) = inspect(config).anchors
+    (anchors,) = inspect(config).network.datasets
     assert (anchors.boxes, anchors.recall) == (2, 0.5)
     assert (anchors.small_boxes, anchors.small, anchors.medium_boxes, anchors.medium) == (2, 0.5, 0, None)
 
@@ -505,7 +505,7 @@ def test_notes(tmp_path):
     assert "a has no `val` split: no score for it" in plain.notes
     held_out = inspect(configured({"a": {"val": index}}))
     assert any("can only evaluate" in note for note in held_out.notes)
-    assert held_out.anchors[0].split == "val"
+    assert held_out.network.datasets[0].split == "val"
     assert "No errors, no warnings." in printed(held_out)
 
 

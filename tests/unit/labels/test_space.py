@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from crossdet import LabelSpace
 from crossdet.errors import LabelError, UserError
-from crossdet.labels.space import DROPPED, check_class_names, fold
+from crossdet.labels.rules import normalised_name
+from crossdet.labels.space import DROPPED, check_class_names
 
 
 @pytest.fixture
@@ -285,7 +286,7 @@ def test_likely_duplicates():
     [("Cars", "car"), ("bus", "bus"), ("glass", "glass"), ("sandwiches", "sandwich"), ("berries", "berry")],
 )
 def test_fold(name, folded):
-    assert fold(name) == folded
+    assert normalised_name(name) == folded
 
 
 def test_lookups_name_what_is_known(space):

@@ -1,0 +1,177 @@
+"""What a report means, in words: errors (the run would fail), warnings, and notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from crossdet.check.files import Split
+from crossdet.check.report import DuplicateReport, Report, SplitReport, some
+from crossdet.check.teachers import look_at_teachers
+from crossdet.config import Config
+from crossdet.config.sources import Sources, listed_only_problem
+from crossdet.evaluation.protocols import lists_of
+from crossdet.labels.members import lonely_members
+from crossdet.labels.space import DROPPED, LabelSpace
+
+_NAMED = 8  # classes that a message names before it only counts
+
+
+def with_findings(report: Report, config: Config, sources: Sources, old: int) -> Report:
+    """The report with its errors, warnings and notes. old: so many classes are known to the extended weights."""
+    teacher_errors, teacher_notes = look_at_teachers(config, sources)
+    return replace(
+        report,
+        errors=(*_errors(report, config, sources, extends=old > 0), *teacher_errors),
+        warnings=tuple(_warnings(report, config, sources, old)),
+        notes=(*_notes(report, config, sources), *teacher_notes),
+    )
+
+
+# ------------------------------------------------------------------------------------------------- errors
+
+
+def _errors(report: Report, config: Config, sources: Sources, extends: bool) -> Iterator[str]:
+    weights = config.model.weights
+    if isinstance(weights, Path) and not weights.is_file() and not extends:  # an extension does not use them
+        yield f"model.weights: {weights} does not exist; give a file, `imagenet` or `none`"
+    for split in report.splits:
+        where = f"datasets.{split.dataset}.{split.split}"
+        if not split.images:
+            yield f"{where}: no images"
+        elif split.files.bad == split.files.checked:
+            kinds = ("missing", "unreadable", "contradicting")
+            found = {kind: getattr(split.files, kind) for kind in kinds}
+            counts = ", ".join(f"{places.count:,} {kind}" for kind, places in found.items() if places.count)
+            first = next(places.first[0] for places in found.values() if places.count)
+            yield f"{where}: none of its image files can be used ({counts}), such as {first}"
+    if sources.listed_only and not config.train.plain:
+        yield listed_only_problem(sources.listed_only)
+
+
+# ----------------------------------------------------------------------------------------------- warnings
+
+
+def _warnings(report: Report, config: Config, sources: Sources, old: int) -> Iterator[str]:
+    for duplicate in report.duplicates:
+        if duplicate.leak:
+            yield _leak(duplicate)
+    for split in report.splits:
+        yield from _split_warnings(split, sources.space)
+    if sources.train:
+        yield from _class_warnings(report, old, config.train.plain)
+    for a, b in report.likely_duplicates:
+        yield (
+            f"likely the same class, not merged: {a} and {b}; merge them under `labels.merge`, or list the "
+            "name under `labels.distinct`"
+        )
+    yield from (f"merge of unlike classes: {text}" for text in report.partial_merges)
+    if report.network is not None:
+        yield from report.network.warnings()
+    if sources.train and config.train.early_decay:
+        yield config.train.early_decay
+    yield from lonely_members(sources.space)
+
+
+def _leak(duplicate: DuplicateReport) -> str:
+    train, held_out = duplicate.one, duplicate.other
+    if train[1] != "train":
+        train, held_out = held_out, train
+    return (
+        f"LEAK: {_pictures(duplicate.pictures, f' of {_name(held_out)}')} also in {_name(train)}, so scores on "
+        f"{_name(held_out)} say little; {_example(duplicate)}"
+    )
+
+
+def _split_warnings(split: SplitReport, space: LabelSpace) -> Iterator[str]:
+    where, training = f"{split.dataset} {split.split}", split.split == "train"
+    if training and split.images and not split.boxes:
+        yield f"datasets.{split.dataset}.train: no boxes; it only gives negatives from its background"
+    yield from _file_warnings(split, where)
+    if not training and split.images and not split.boxes:
+        yield f"{where}: no boxes, so it gives no score"
+    if training and split.boxes:
+        ids = space.sources[space.dataset_index(split.dataset)]
+        none = [n for n, count in split.boxes_per_class.items() if not count and ids[n] != DROPPED]
+        if none:
+            yield f"{where}: no boxes of {some(none, _NAMED)}"
+
+
+def _file_warnings(split: SplitReport, where: str) -> Iterator[str]:
+    files = split.files
+    for what, places in (
+        ("are missing", files.missing),
+        ("cannot be read", files.unreadable),
+        ("are not the annotated pictures", files.contradicting),
+    ):
+        if places.count and files.bad < files.checked:
+            count = f"{places.count:,} of {files.checked:,} image files"
+            yield f"{where}: {count} {what}, such as {places.first[0]}"
+    if files.turned.count:
+        count = f"{files.turned.count:,} of {files.checked:,} image files, such as {files.turned.first[0]}"
+        yield (
+            f"{where}: EXIF would turn or mirror {count}: training and evaluation read them as stored, "
+            "`predict` turns them upright. If their boxes fit what is stored (`crossdet check CONFIG "
+            "--pictures DIR` draws them on it), remove the mark from the files; if they fit the upright "
+            "pictures, store the pixels upright, without the mark"
+        )
+
+
+def _class_warnings(report: Report, old: int, plain: bool) -> Iterator[str]:
+    unlearnt = [c.name for c in report.classes[old:] if not c.train_boxes and len(c.sources) > 1]
+    if unlearnt:
+        yield f"no training boxes in any dataset for {some(unlearnt, _NAMED)}"
+    blind = [c.name for c in report.classes if not c.trusting_images and c.train_boxes]
+    if blind and not plain:
+        yield (
+            f"no training image gives background for {some(blind, _NAMED)}: only other objects teach what is not "
+            "one; see `labels.not_exhaustive` and `labels.absent`"
+        )
+
+
+# -------------------------------------------------------------------------------------------------- notes
+
+
+def _notes(report: Report, config: Config, sources: Sources) -> Iterator[str]:
+    yield from _config_notes(config, sources)
+    for split in report.splits:
+        number = split.images // split.directions
+        if split.directions > 1:
+            drawn = ", an epoch draws each once" if split.split == "train" else ""
+            yield f"{split.dataset} {split.split}: {number:,} pictures in {split.directions} directions{drawn}"
+        if split.files.checked < number:
+            looked = f"{split.files.checked:,} of {number:,} image files"
+            yield f"{split.dataset} {split.split}: only {looked} were looked at"
+    for d in report.duplicates:
+        if not d.leak:
+            one, other = _name(d.one), _name(d.other)
+            where = f"more than once in {one}" if one == other else f"in {one} and in {other}"
+            yield f"{_pictures(d.pictures)} {where}, {_example(d)}"
+
+
+def _config_notes(config: Config, sources: Sources) -> Iterator[str]:
+    if not sources.train:
+        yield "no dataset has a `train` split: this config can only evaluate"
+    for dataset in sources.train:
+        if dataset not in sources.val:
+            yield f"{dataset} has no `val` split: no score for it"
+    for name, dataset_config in config.datasets.items():
+        lists = lists_of(dataset_config.protocol)
+        if lists is not None and name in sources.val and name not in sources.lists:
+            yield f"{name}: {lists.without}"
+    if config.train.plain:
+        yield "`train.plain` is on: all background is a negative for every class, avoided or not"
+
+
+def _pictures(count: int, of: str = "") -> str:
+    return f"{count:,} pictures{of} are" if count > 1 else f"1 picture{of} is"
+
+
+def _name(split: Split) -> str:
+    return " ".join(split)
+
+
+def _example(duplicate: DuplicateReport) -> str:
+    """The first pair; one path if both use the same file."""
+    return "such as " + " = ".join(dict.fromkeys(duplicate.files[0]))

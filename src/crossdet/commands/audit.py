@@ -1,0 +1,60 @@
+"""`crossdet audit`: what a detector finds of the classes that a dataset does not label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crossdet.commands.terminal import (
+    AgnosticNms,
+    ConfigFile,
+    JsonFile,
+    Last,
+    Output,
+    Overrides,
+    RunOrWeights,
+    out,
+    save_json,
+    say,
+)
+from crossdet.errors import UserError
+
+
+def audit(
+    run: RunOrWeights,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    against: Annotated[
+        list[Path] | None, typer.Option(metavar="RUN_OR_WEIGHTS", help="another detector, shown side by side")
+    ] = None,
+    split: Annotated[str, typer.Option(help="split to look at: val or train")] = "val",
+    agnostic_nms: AgnosticNms = None,
+    last: Last = False,
+    output: Output = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Show what no protocol sees: detections of classes that a dataset does not label."""
+    from crossdet.config import load_config
+    from crossdet.models.card import check_order, known_space, taken
+
+    check_order("audit", run, config)
+    loaded = load_config(config, overrides or [], known_space(run).datasets)
+    if split not in ("val", "train"):
+        raise UserError(f"--split: expected val or train, got {split!r}")
+
+    runs = [run, *(against or [])]
+    for one in runs:
+        say(taken(one, last))
+
+    from crossdet.runs.audit import audit_runs, audit_tables
+
+    folder = output or ((run if run.is_dir() else run.parent) / "audit")
+    content = audit_runs(runs, loaded, folder, split, agnostic_nms, last)
+    for title, table in audit_tables(content):
+        say(title)
+        out.print(table)
+        out.print()
+    save_json(json_file, content)
+    say(f"{folder}  (audit.html, audit.json, unlabelled_DATASET.json for review in a labelling tool)")

@@ -1,0 +1,90 @@
+"""`crossdet check`: everything that can be known before any training. No torch, but for `--pictures`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crossdet.commands.terminal import JsonFile, Overrides, out, save_json, say
+from crossdet.errors import UserError
+
+
+def check(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="YAML config file; or trained weights, or a run directory")
+    ],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="folder for --pictures (default: check_pictures)")
+    ] = None,
+    overrides: Overrides = None,
+    extends: Annotated[
+        Path | None,
+        typer.Option(metavar="WEIGHTS", help="read the config as `crossdet extend WEIGHTS CONFIG` would"),
+    ] = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="write training batches as pictures: boxes, flags, avoided classes")
+    ] = False,
+    batches: Annotated[int, typer.Option(min=1, help="how many batches --pictures draws")] = 2,
+    json_file: JsonFile = None,
+) -> None:
+    """Read everything before any training: data, merged labels, avoidance matrix, anchors, duplicates.
+
+    Of trained weights: their classes, label rules, thresholds, and the generations that they come from.
+    A config that extends weights: --extends WEIGHTS.
+    """
+    from crossdet.check import inspect, inspect_weights, print_report, print_weights
+    from crossdet.config import load_config
+    from crossdet.models.card import known_space, means_weights
+
+    weights = means_weights(config)
+    _check_arguments(config, weights, folder, pictures, overrides, extends)
+    if weights:
+        described = inspect_weights(config)
+        print_weights(described, out)
+        save_json(json_file, json.loads(described.to_json()))
+        return
+    known = None if extends is None else known_space(extends)
+    loaded = load_config(config, overrides or [], () if known is None else known.datasets)
+    if extends is None:
+        report = inspect(loaded)
+    else:
+        from crossdet.check.extension import inspect_extension
+
+        report, loaded = inspect_extension(loaded, extends)
+    print_report(report, out)
+    save_json(json_file, json.loads(report.to_json()))
+    if report.errors:
+        raise typer.Exit(2)
+    if pictures:
+        from crossdet.data.drawing import write_batch_pictures
+        from crossdet.runs.building import training_batches
+
+        target = folder or Path("check_pictures")
+        drawn, sources = training_batches(loaded, batches, known=known)
+        files = write_batch_pictures(drawn, sources.space, sources.space.datasets, target)
+        say(f"{len(files)} training pictures in {target}")
+
+
+def _check_arguments(
+    config: Path,
+    weights: bool,
+    folder: Path | None,
+    pictures: bool,
+    overrides: list[str] | None,
+    extends: Path | None,
+) -> None:
+    """Refuses what `check` would have to ignore. weights: CONFIG is trained weights."""
+    if folder is not None and not pictures:
+        hint = ""
+        if weights and folder.is_file():
+            hint = f"; to check a config that extends weights: `crossdet check {folder} --extends {config}`"
+        raise UserError(
+            f"unexpected argument {folder}: a second one is the folder of --pictures, which is not given{hint}"
+        )
+    given = [("--pictures", pictures), ("--set", overrides), ("--extends", extends)]
+    ignored = [name for name, value in given if value]
+    if weights and ignored:
+        raise UserError(f"{', '.join(ignored)}: for a config, but {config} is no YAML file; name the config first")

@@ -1,0 +1,33 @@
+"""`crossdet curves`: the precision-recall curves of several runs or methods in one figure per dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crossdet.commands.terminal import Output, say
+
+
+def curves(
+    files: Annotated[
+        list[str], typer.Argument(metavar="[NAME=]FILE...", help="curves.json of eval or score, or its folder")
+    ],
+    output: Output = Path("curves"),
+    dataset: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="draw only this dataset; may be repeated")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="write what was drawn into one small JSON, which this command draws again"
+        ),
+    ] = None,
+) -> None:
+    """Draw the precision-recall curves of several runs or methods into one figure per dataset."""
+    from crossdet.evaluation.curves import overlay
+
+    named = [(name or None, Path(file)) for name, _, file in (part.rpartition("=") for part in files)]
+    for picture in overlay(named, output or Path("curves"), dataset or (), data):
+        say(str(picture))

@@ -1,0 +1,95 @@
+"""`crossdet eval`: the scores of a detector on the datasets of a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from crossdet.commands.terminal import (
+    AgnosticNms,
+    ConfigFile,
+    Fold,
+    JsonFile,
+    Last,
+    Overrides,
+    RunOrWeights,
+    out,
+    save_json,
+    say,
+)
+from crossdet.errors import UserError
+from crossdet.evaluation.tables import lineless_table, percent
+
+
+def evaluate(
+    run: RunOrWeights,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    json_file: JsonFile = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="where to write precision-recall curves and predictions (default: inside a run directory)",
+        ),
+    ] = None,
+    classes: Annotated[bool, typer.Option("--per-class", help="also print the scores of every class")] = False,
+    store: Annotated[
+        bool,
+        typer.Option("--store-thresholds", help="store the thresholds of best F1 in the weights file, for predict"),
+    ] = False,
+    fold: Fold = True,
+    agnostic_nms: AgnosticNms = None,
+    last: Last = False,
+) -> None:
+    """Score a detector on every dataset of a config, by its own protocol, on the classes that it labels."""
+    from crossdet.config import load_config
+    from crossdet.models.card import check_order, known_space, taken
+
+    if store and not fold:
+        raise UserError("--store-thresholds: they are kept for whole classes; leave out --no-fold")
+    check_order("eval", run, config)
+    loaded = load_config(config, overrides or [], known_space(run).datasets)
+    say(taken(run, last))
+
+    from crossdet.runs.evaluate import evaluate as score
+    from crossdet.runs.evaluate import metrics_table
+
+    inside = run / f"eval_{config.stem}" if run.is_dir() else None
+    folder = output or inside
+    metrics = score(run, loaded, output=folder, fold=fold, agnostic_nms=agnostic_nms, last=last)
+    print(metrics_table(metrics))
+    if classes:
+        for name, row in metrics["datasets"].items():
+            out.print(_class_table(name, row["per_class"]))
+    target = json_file or (run / f"eval_{config.stem}.json" if inside else None)
+    if target is not None:
+        save_json(target, metrics)
+        say(f"numbers in {target}")
+    if folder is not None:
+        say(f"curves and predictions in {folder}")
+    if store:
+        from crossdet.models.card import read_card, weights_path
+        from crossdet.models.weights import update_card
+
+        weights = weights_path(run, last)
+        # classes that the config lacks keep theirs
+        stored = read_card(weights).operating or {}
+        update_card(weights, operating={**stored, **metrics["operating"]})
+        say(f"{len(metrics['operating'])} thresholds stored in {weights}")
+
+
+def _class_table(dataset: str, per_class: dict[str, dict[str, Any]]) -> Table:
+    """The numbers that the dataset's protocol has per class; counts as they are, ratios in percent."""
+    keys = list(dict.fromkeys(key for row in per_class.values() for key in row))
+    titles = ("found at 0.3" if key == "found_confidently" else key for key in keys)
+    table = lineless_table("class", *titles, title=dataset)
+    for name, row in per_class.items():
+        cells = (str(row[key]) if isinstance(row[key], int) else percent(row[key]) for key in keys)
+        table.add_row(name, *cells)
+    return table
