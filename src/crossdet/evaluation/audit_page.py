@@ -92,7 +92,7 @@ def _of_pair(run: AuditedRun, pair: tuple[int, str]) -> Foreign:
     return next(f for f in run.audit.foreign if (f.class_id, f.dataset) == pair)
 
 
-def _anchor(runs: Sequence[AuditedRun], pair: tuple[int, str]) -> str:
+def _place(runs: Sequence[AuditedRun], pair: tuple[int, str]) -> str:
     """Of numbers: names may hold what a link cannot (%, #)."""
     return f"c{pair[0]}-{[split.name for split in runs[0].splits].index(pair[1])}"
 
@@ -115,7 +115,7 @@ def _findings(runs: Sequence[AuditedRun]) -> str:
     parts = ["<h2>Probably unlabelled objects</h2>"]
     for number, run in enumerate(runs):
         items = [
-            f"<li><a href='#{_anchor(runs, (f.class_id, f.dataset))}'><b>{escape(f.dataset)}</b> probably holds "
+            f"<li><a href='#{_place(runs, (f.class_id, f.dataset))}'><b>{escape(f.dataset)}</b> probably holds "
             f"about {f.expected_unlabelled:.0f} unlabelled <b>{escape(run.audit.classes[f.class_id])}</b></a> "
             f"({len(f.background)} detections on background in {f.images} pictures)</li>"
             for f in run.audit.ranked()
@@ -166,7 +166,7 @@ def _overview_cell(runs: Sequence[AuditedRun], class_id: int, split: AuditedSpli
     if not top:
         return f"<td>{text}</td>"
     shade = " class=lots" if top >= 0.5 else " class=many" if top >= 0.05 else ""
-    return f"<td{shade}><a href='#{_anchor(runs, pair)}'>{text}</a></td>"
+    return f"<td{shade}><a href='#{_place(runs, pair)}'>{text}</a></td>"
 
 
 def _home_table(runs: Sequence[AuditedRun]) -> str:
@@ -215,7 +215,7 @@ def _union_table(runs: Sequence[AuditedRun]) -> str:
 
 def _section(runs: Sequence[AuditedRun], pair: tuple[int, str], crops: Crops) -> str:
     name = escape(runs[0].audit.classes[pair[0]])
-    parts = [f"<section id='{_anchor(runs, pair)}'><h3>{name} in {escape(pair[1])}</h3>"]
+    parts = [f"<section id='{_place(runs, pair)}'><h3>{name} in {escape(pair[1])}</h3>"]
     if _of_pair(runs[0], pair).absent:
         parts.append(f"<p>{name} is declared absent here: every detection is wrong.</p>")
     for number, run in enumerate(runs):
