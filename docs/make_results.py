@@ -29,20 +29,20 @@ from pathlib import Path
 
 from crossdet.evaluation.curves import overlay
 from crossdet.files import write_atomically
-from crossdet_research.ablation_figures import draw_learning_curves, draw_sweep
-from crossdet_research.ablation_results import Column, read_all, read_results
-from crossdet_research.ablation_tables import markdown as ablation_markdown
-from crossdet_research.ablation_tables import sweep_markdown
-from crossdet_research.lifelong_figure import draw_generations
-from crossdet_research.lifelong_plan import JOINT, METHODS
-from crossdet_research.lifelong_results import read_results as read_sequence
-from crossdet_research.lifelong_tables import markdown as lifelong_markdown
-from crossdet_research.lifelong_tables import step_grid
-from crossdet_research.orientation_tables import markdown as orientation_markdown
-from crossdet_research.orientation_tables import read_runs as read_orientation
+from crossdet_research.ablation.figures import draw_learning_curves, draw_sweep
+from crossdet_research.ablation.results import Column, read_all, read_results
+from crossdet_research.ablation.tables import markdown as ablation_markdown
+from crossdet_research.ablation.tables import sweep_markdown
+from crossdet_research.lifelong.figure import draw_generations
+from crossdet_research.lifelong.plan import JOINT, METHODS
+from crossdet_research.lifelong.results import read_results as read_sequence
+from crossdet_research.lifelong.tables import markdown as lifelong_markdown
+from crossdet_research.lifelong.tables import step_grid
+from crossdet_research.orientation.tables import markdown as orientation_markdown
+from crossdet_research.orientation.tables import read_runs as read_orientation
 from crossdet_research.paired import Difference, difference
-from crossdet_research.paper_tables import markdown as paper_markdown
-from crossdet_research.paper_tables import paper_table
+from crossdet_research.paper.tables import markdown as paper_markdown
+from crossdet_research.paper.tables import paper_table
 from crossdet_research.tables import spread
 
 ROOT = Path(__file__).parents[1]

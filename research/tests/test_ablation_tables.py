@@ -11,9 +11,9 @@ from PIL import Image
 
 from crossdet.errors import UserError
 from crossdet.files import write_json
-from crossdet_research.ablation_figures import curve_points, draw_learning_curves, draw_sweep, sweep_points
-from crossdet_research.ablation_methods import FURTHER
-from crossdet_research.ablation_results import (
+from crossdet_research.ablation.figures import curve_points, draw_learning_curves, draw_sweep, sweep_points
+from crossdet_research.ablation.methods import FURTHER
+from crossdet_research.ablation.results import (
     EXPERTS,
     UNION_AP,
     differences,
@@ -24,7 +24,7 @@ from crossdet_research.ablation_results import (
     sections,
     value_at,
 )
-from crossdet_research.ablation_tables import (
+from crossdet_research.ablation.tables import (
     as_json,
     damage_grid,
     grid,

@@ -12,11 +12,11 @@ import pytest
 
 from crossdet.errors import UserError
 from crossdet.files import write_json
-from crossdet_research.lifelong_asked import asked
-from crossdet_research.lifelong_figure import ALL, class_lines, draw_generations
-from crossdet_research.lifelong_plan import Plan
-from crossdet_research.lifelong_results import kept_to_end, old_classes, read_results, worst_class
-from crossdet_research.lifelong_tables import (
+from crossdet_research.lifelong.asked import asked
+from crossdet_research.lifelong.figure import ALL, class_lines, draw_generations
+from crossdet_research.lifelong.plan import Plan
+from crossdet_research.lifelong.results import kept_to_end, old_classes, read_results, worst_class
+from crossdet_research.lifelong.tables import (
     as_json,
     asked_grid,
     class_grid,

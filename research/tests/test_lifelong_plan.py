@@ -17,8 +17,10 @@ from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import UserError
 from crossdet.files import write_json
 from crossdet.models.provenance import WEIGHTS_FILE
-from crossdet_research import jobs, lifelong, lifelong_measure
-from crossdet_research.lifelong_plan import (
+from crossdet_research import jobs
+from crossdet_research.lifelong import measure as lifelong_measure
+from crossdet_research.lifelong import queue as lifelong
+from crossdet_research.lifelong.plan import (
     METHODS,
     Settings,
     check_settings,
@@ -31,8 +33,8 @@ from crossdet_research.lifelong_plan import (
     roots_of,
     with_share,
 )
-from crossdet_research.lifelong_results import read_results
-from crossdet_research.lifelong_tables import notes
+from crossdet_research.lifelong.results import read_results
+from crossdet_research.lifelong.tables import notes
 
 
 def index(*classes: str) -> Index:

@@ -23,9 +23,9 @@ from crossdet.models.provenance import file_digest, generations, read_metadata
 from crossdet.models.retinanet.growth import WEIGHT, by_class
 from crossdet.models.weights import load_weights, save_weights, update_metadata
 from crossdet.training import state as training_state
-from crossdet_research.lifelong_command import app
-from crossdet_research.lifelong_measure import Looker, measure_generation, unchanged
-from crossdet_research.lifelong_plan import UnionTest
+from crossdet_research.lifelong.command import app
+from crossdet_research.lifelong.measure import Looker, measure_generation, unchanged
+from crossdet_research.lifelong.plan import UnionTest
 
 METHODS = ("fine_tune", "replay", "distill", "distill_replay", "frozen", "frozen_adapter", "joint")
 CHAINS = METHODS[:-1]

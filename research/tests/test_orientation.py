@@ -16,8 +16,8 @@ from crossdet.data.rotation_geometry import equal_directions
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.orientation import all_looks, found_objects
 from crossdet.evaluation.protocols.base import Split
-from crossdet_research.orientation import looked_all_around
-from crossdet_research.orientation_tables import difference_grid, grids, markdown, notes, rich_tables
+from crossdet_research.orientation.queue import looked_all_around
+from crossdet_research.orientation.tables import difference_grid, grids, markdown, notes, rich_tables
 
 BOX_RULES = ("enclosing", "centred")
 

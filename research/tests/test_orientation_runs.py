@@ -14,8 +14,8 @@ from crossdet import evaluate, load_detector, train
 from crossdet.check import inspect
 from crossdet.config import Config
 from crossdet.errors import UserError
-from crossdet_research.orientation import run_orientation
-from crossdet_research.orientation_tables import markdown, read_runs
+from crossdet_research.orientation.queue import run_orientation
+from crossdet_research.orientation.tables import markdown, read_runs
 
 TURNED = {"datasets.faces": None, "datasets.cars.directions": 4, "datasets.cars.val_directions": [0, 90]}
 

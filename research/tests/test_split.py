@@ -24,11 +24,11 @@ from crossdet.data.formats.coco import read_coco, write_coco
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import UserError
 from crossdet.types import Flag
-from crossdet_research import assignment
-from crossdet_research.looks import LOOKS, can_be_erased, erase, mask_of, read_picture, with_look
-from crossdet_research.split import METHODS, SplitPlan, split_dataset, summary
-from crossdet_research.split_command import split
-from crossdet_research.split_files import write_split
+from crossdet_research.split import assignment
+from crossdet_research.split.command import split
+from crossdet_research.split.files import write_split
+from crossdet_research.split.looks import LOOKS, can_be_erased, erase, mask_of, read_picture, with_look
+from crossdet_research.split.plan import METHODS, SplitPlan, split_dataset, summary
 
 CLASSES = ("a", "b", "c")
 PARTS = {"left": ["a"], "right": ["b", "c"]}
@@ -706,7 +706,7 @@ def test_names_that_lead_out_of_the_folder_stay_inside(source: Path, tmp_path: P
 
 def test_splitting_needs_no_torch() -> None:
     code = (
-        "import sys, crossdet_research.split_command, crossdet_research.split_files, crossdet.config.sources;"
+        "import sys, crossdet_research.split.command, crossdet_research.split.files, crossdet.config.sources;"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

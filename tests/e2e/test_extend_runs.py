@@ -31,7 +31,7 @@ from crossdet.models.retinanet.subnets import Adapter
 from crossdet.models.weights import load_weights, update_metadata
 from crossdet.runs.extend import check_mode
 from crossdet.runs.relabel import relabel
-from crossdet_research.lifelong_measure import unchanged
+from crossdet_research.lifelong.measure import unchanged
 
 SIGN = (40, 80, 220)
 SHAPES = 4

@@ -32,8 +32,8 @@ from crossdet.files import write_atomically
 from crossdet.labels.space import LabelSpace
 from crossdet.runs.predict import _picture_names
 from crossdet.types import Annotations, Batch, Detections
-from crossdet_research.split import split_dataset
-from crossdet_research.split_files import write_split
+from crossdet_research.split.files import write_split
+from crossdet_research.split.plan import split_dataset
 
 CLASSES = [
     "../../escaped", "..", ".", ".hidden", "a/b", "a\\b", "a:b", "con", "tab\tx", "x" * 400, "Car", "car", "\u00e9",

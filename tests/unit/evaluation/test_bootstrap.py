@@ -9,8 +9,8 @@ import pytest
 
 from crossdet.errors import UserError
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
-from crossdet.evaluation.bootstrap import average_precision, class_matches, drawn, paired_bootstrap
 from crossdet.evaluation.protocols.coco import coco_scores
+from crossdet_research.lifelong.bootstrap import average_precision, class_matches, drawn, paired_bootstrap
 
 CLASSES = 3
 

@@ -13,7 +13,6 @@ from crossdet.data.index import Index, IndexBuilder
 from crossdet.data.rotation import rotated
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
 from crossdet.evaluation.audit import AuditedSplit, audit
-from crossdet.evaluation.bootstrap import paired_bootstrap
 from crossdet.evaluation.operating import best_f1, judge
 from crossdet.evaluation.protocols.base import Protocol, ground_truth, score_split
 from crossdet.evaluation.protocols.coco import coco_scores
@@ -21,7 +20,8 @@ from crossdet.inference import Detector, InputSettings
 from crossdet.labels.space import DROPPED
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.runs.evaluate import splits_for_detector, splits_for_training
-from crossdet_research.lifelong_measure import place_of, rows_of
+from crossdet_research.lifelong.bootstrap import paired_bootstrap
+from crossdet_research.lifelong.measure import place_of, rows_of
 
 
 def index_of(classes, images, federated=True) -> Index:

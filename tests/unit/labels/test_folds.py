@@ -21,7 +21,7 @@ from crossdet.labels.folds import NO_ANGLE, Fold, Folding
 from crossdet.labels.members import with_members
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.runs.evaluate import splits_for_detector
-from crossdet_research.orientation import per_roll
+from crossdet_research.orientation.queue import per_roll
 
 BASE = {"faces": ["face"], "people": ["person", "face"], "cars": ["car", "wheel"]}
 

@@ -66,8 +66,8 @@ def run(
 
     Example: crossdet-research ablation run halves --methods naive,aware,same_positives,full --seeds 0,1,2
     """
-    from crossdet_research.ablation import open_split_folder, run_ablation
-    from crossdet_research.ablation_methods import chosen_methods
+    from crossdet_research.ablation.methods import chosen_methods
+    from crossdet_research.ablation.queue import open_split_folder, run_ablation
 
     split = open_split_folder(split_dir, runs)
     chosen = chosen_methods(words(methods), split.summary, say)
@@ -82,8 +82,8 @@ def run(
 def table(results: SplitResults, markdown_file: MarkdownFile = None, json_file: JsonFile = None) -> None:
     """All measures of a split, mean and standard deviation over the seeds; blank where nothing was run."""
     from crossdet.files import write_atomically, write_json
-    from crossdet_research.ablation_results import read_results
-    from crossdet_research.ablation_tables import as_json, markdown, notes, recovered_text, rich_tables
+    from crossdet_research.ablation.results import read_results
+    from crossdet_research.ablation.tables import as_json, markdown, notes, recovered_text, rich_tables
 
     found = read_results(results)
     show_tables(rich_tables(found))
@@ -98,8 +98,8 @@ def table(results: SplitResults, markdown_file: MarkdownFile = None, json_file: 
 @app.command()
 def curves(results: SplitResults, output: FigureFile) -> None:
     """Draw the learning curves: a panel per part, a line per method, a band over the seeds."""
-    from crossdet_research.ablation_figures import draw_learning_curves
-    from crossdet_research.ablation_results import read_results
+    from crossdet_research.ablation.figures import draw_learning_curves
+    from crossdet_research.ablation.results import read_results
 
     draw_learning_curves(read_results(results), output)
     say(str(output))
@@ -117,9 +117,9 @@ def sweep(
 ) -> None:
     """Union AP over the share of images that show an unlabelled object, for all splits of a results folder."""
     from crossdet.files import write_atomically
-    from crossdet_research.ablation_figures import draw_sweep
-    from crossdet_research.ablation_results import read_all
-    from crossdet_research.ablation_tables import sweep_markdown, sweep_tables
+    from crossdet_research.ablation.figures import draw_sweep
+    from crossdet_research.ablation.results import read_all
+    from crossdet_research.ablation.tables import sweep_markdown, sweep_tables
 
     splits = read_all(results)
     for one in sweep_tables(splits):
@@ -144,8 +144,8 @@ def pictures(
     score: Annotated[float, typer.Option(min=0, max=1, help="lowest score that is drawn")] = CONFIDENT,
 ) -> None:
     """Draw one test picture in every look: all objects, and what two runs find."""
-    from crossdet_research.ablation import open_split_folder
-    from crossdet_research.ablation_figures import draw_pictures
+    from crossdet_research.ablation.figures import draw_pictures
+    from crossdet_research.ablation.queue import open_split_folder
 
     runs = [(run.resolve().name, run) for run in (run_a, run_b)]
     draw_pictures(open_split_folder(split_dir), runs, output, score, image)

@@ -53,7 +53,7 @@ def run(
 
     Example: crossdet-research orientation run animals.yaml --seeds 0,1,2 -o animals_rolls
     """
-    from crossdet_research.orientation import run_orientation
+    from crossdet_research.orientation.queue import run_orientation
 
     files = run_orientation(config, output, seed_numbers(seeds), words(methods), overrides or [], runs, say)
     for file in files:
@@ -67,7 +67,7 @@ def table(
 ) -> None:
     """AP over all rolls and per roll, and how often the direction is right: mean and spread over the seeds."""
     from crossdet.files import write_atomically
-    from crossdet_research.orientation_tables import markdown, notes, read_runs, rich_tables
+    from crossdet_research.orientation.tables import markdown, notes, read_runs, rich_tables
 
     found = read_runs(results)
     show_tables(rich_tables(found))

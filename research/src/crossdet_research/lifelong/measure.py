@@ -21,7 +21,6 @@ from crossdet.config import Config
 from crossdet.config.sources import open_sources
 from crossdet.data.index import Index
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
-from crossdet.evaluation.bootstrap import Paired, paired_bootstrap
 from crossdet.evaluation.protocols.base import Split, ground_truth
 from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.evaluation.run import detect
@@ -32,8 +31,9 @@ from crossdet.models.retinanet.growth import ADAPTERS, BIAS, WEIGHT, by_class
 from crossdet.models.weights import load_weights
 from crossdet.runs.audit import open_union_test
 from crossdet.runs.evaluate import splits_for_detector
-from crossdet_research.lifelong_plan import UNION, VAL, UnionTest
-from crossdet_research.measure import eval_settings
+from crossdet_research.ablation.measure import eval_settings
+from crossdet_research.lifelong.bootstrap import Paired, paired_bootstrap
+from crossdet_research.lifelong.plan import UNION, VAL, UnionTest
 
 UNLABELLED = "unlabelled"
 

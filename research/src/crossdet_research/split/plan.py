@@ -1,6 +1,6 @@
 """From one fully labelled dataset several partially labelled ones, to measure what missing labels cost.
 
-`split_dataset` decides (arrays only), `crossdet_research.split_files.write_split` writes. No torch.
+`split_dataset` decides (arrays only), `crossdet_research.split.files.write_split` writes. No torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from crossdet.data.index import Index, too_many
 from crossdet.errors import UserError, problem_list
 from crossdet.labels.rules import unknown
 from crossdet.types import REGION_FLAGS, Flag
-from crossdet_research.assignment import (
+from crossdet_research.split.assignment import (
     avoid,
     balance,
     choose,
@@ -29,7 +29,7 @@ from crossdet_research.assignment import (
     nearest,
     range_of_part,
 )
-from crossdet_research.looks import LOOKS, ORIGINAL, can_be_erased
+from crossdet_research.split.looks import LOOKS, ORIGINAL, can_be_erased
 
 Method = Literal["choose", "erase", "mark"]
 METHODS: tuple[Method, ...] = ("choose", "erase", "mark")

@@ -19,7 +19,7 @@ from crossdet.errors import UserError
 from crossdet.files import write_json
 from crossdet.models.provenance import WEIGHTS_FILE, file_digest
 from crossdet_research import jobs
-from crossdet_research.lifelong_plan import (
+from crossdet_research.lifelong.plan import (
     JOINT,
     START,
     Method,
@@ -36,7 +36,7 @@ from crossdet_research.lifelong_plan import (
 )
 
 if TYPE_CHECKING:
-    from crossdet_research.lifelong_measure import Looker
+    from crossdet_research.lifelong.measure import Looker
 
 TOOL = "crossdet lifelong"
 """Mark of its files; older than the name of the command, so that earlier results stay readable."""
@@ -141,7 +141,7 @@ def _measurer(config: Config, plan: Plan, union: UnionTest) -> Callable[[Job], d
 
     def measure(job: Job) -> dict[str, Any]:
         nonlocal looker
-        from crossdet_research.lifelong_measure import Looker, measure_generation
+        from crossdet_research.lifelong.measure import Looker, measure_generation
 
         looker = looker or Looker(config.eval)
         seen = restricted(config, plan, plan.datasets(job.generation), job.generation)

@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from crossdet_research.lifelong_asked import asked
-from crossdet_research.lifelong_plan import JOINT
-from crossdet_research.lifelong_results import (
+from crossdet_research.lifelong.asked import asked
+from crossdet_research.lifelong.plan import JOINT
+from crossdet_research.lifelong.results import (
     EXTENSIONS,
     PLACES,
     REPLAYING,

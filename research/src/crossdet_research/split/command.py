@@ -1,4 +1,4 @@
-"""`crossdet-research split`: the command line of `crossdet_research.split`."""
+"""`crossdet-research split`: the command line of `crossdet_research.split.plan`."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def split(
     """
     from crossdet.config import load_config
     from crossdet.files import write_json
-    from crossdet_research.split import split_dataset
-    from crossdet_research.split_configs import recipe
-    from crossdet_research.split_files import write_split
+    from crossdet_research.split.configs import recipe
+    from crossdet_research.split.files import write_split
+    from crossdet_research.split.plan import split_dataset
 
     loaded = load_config(config, overrides or [])
     parts, looks = _given("--part", "NAME=CLASS,...", part), _given("--look", "PART=LOOK", look or [])

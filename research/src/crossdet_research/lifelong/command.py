@@ -117,8 +117,8 @@ def run(
 
     Example: crossdet-research lifelong run all.yaml --generation faces --generation peds,objects -o lifelong
     """
-    from crossdet_research.lifelong import run_lifelong
-    from crossdet_research.lifelong_plan import Settings, chosen_methods
+    from crossdet_research.lifelong.plan import Settings, chosen_methods
+    from crossdet_research.lifelong.queue import run_lifelong
 
     settings = Settings(
         config,
@@ -147,8 +147,8 @@ def run(
 def table(results: ResultsDir, markdown_file: MarkdownFile = None, json_file: JsonFile = None) -> None:
     """What old classes lost, what new ones reached, every class from its arrival to the end, and what is asked."""
     from crossdet.files import write_atomically, write_json
-    from crossdet_research.lifelong_results import read_results
-    from crossdet_research.lifelong_tables import as_json, markdown, notes, rich_tables
+    from crossdet_research.lifelong.results import read_results
+    from crossdet_research.lifelong.tables import as_json, markdown, notes, rich_tables
 
     found = read_results(results)
     show_tables(rich_tables(found))
@@ -170,8 +170,8 @@ def plot(
     ] = None,
 ) -> None:
     """Draw AP50 over the generations: a panel per class, a line per method, a band over the seeds."""
-    from crossdet_research.lifelong_figure import draw_generations
-    from crossdet_research.lifelong_results import read_results
+    from crossdet_research.lifelong.figure import draw_generations
+    from crossdet_research.lifelong.results import read_results
 
     draw_generations(read_results(results), output, None if place is None else place.value)
     say(str(output))

@@ -10,8 +10,8 @@ import numpy as np
 
 from crossdet.errors import UserError
 from crossdet.evaluation.figures import COLOURS, check_image_file, new_figure, save_figure
-from crossdet_research.lifelong_plan import JOINT, METHODS
-from crossdet_research.lifelong_results import Results
+from crossdet_research.lifelong.plan import JOINT, METHODS
+from crossdet_research.lifelong.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

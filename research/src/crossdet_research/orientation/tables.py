@@ -15,7 +15,7 @@ from rich.table import Table
 
 from crossdet.errors import UserError
 from crossdet_research import jobs
-from crossdet_research.orientation import DOMAINS, LOOKS_OF, METHODS, ROLLS, TOOL, Method
+from crossdet_research.orientation.queue import DOMAINS, LOOKS_OF, METHODS, ROLLS, TOOL, Method
 from crossdet_research.paired import COLUMNS, NOTE, difference
 from crossdet_research.tables import machines, rich_table, spread
 

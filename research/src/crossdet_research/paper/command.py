@@ -14,8 +14,8 @@ from rich.table import Table
 from crossdet.commands.terminal import JsonFile, say, say_bold, wide
 from crossdet.errors import UserError
 from crossdet.files import write_atomically, write_json
-from crossdet_research.ablation_methods import FURTHER, METHODS
-from crossdet_research.paper_rows import (
+from crossdet_research.ablation.methods import FURTHER, METHODS
+from crossdet_research.paper.rows import (
     BACKBONES,
     CONTRADICTIONS,
     DATASETS,
@@ -27,7 +27,7 @@ from crossdet_research.paper_rows import (
     Row,
     Training,
 )
-from crossdet_research.paper_tables import (
+from crossdet_research.paper.tables import (
     anchor_texts,
     as_json,
     markdown,
@@ -116,8 +116,8 @@ def show(
     overrides: Overrides = None,
 ) -> None:
     """The full resolved config of a row, as YAML: `crossdet check` and `train` take it."""
-    from crossdet_research.paper import Place
-    from crossdet_research.paper import show as text_of
+    from crossdet_research.paper.experiments import Place
+    from crossdet_research.paper.experiments import show as text_of
 
     print(text_of(name, Place(data, Path(), images), scale.value, seed, overrides or []), end="")
 
@@ -145,7 +145,7 @@ def run(
     if everything == bool(names):
         raise UserError("name rows, trainings or tables, or give --all")
     from crossdet_research.jobs import is_first
-    from crossdet_research.paper import Place, experiments_of, find_rows, run_queue
+    from crossdet_research.paper.experiments import Place, experiments_of, find_rows, run_queue
 
     rows = find_rows(names) if names else list(ROWS)
     experiments = experiments_of(rows, scale.value, data)

@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from crossdet.errors import UserError
 from crossdet.evaluation.figures import PICTURES, check_image_file, line_look, new_figure, save_figure
 from crossdet.files import write_atomically
-from crossdet_research.ablation_methods import FURTHER, METHODS
-from crossdet_research.ablation_results import UNION_AP, Results, Run, all_levels, sweep_key
-from crossdet_research.ablation_tables import SWEPT
+from crossdet_research.ablation.methods import FURTHER, METHODS
+from crossdet_research.ablation.results import UNION_AP, Results, Run, all_levels, sweep_key
+from crossdet_research.ablation.tables import SWEPT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from PIL import Image
 
-    from crossdet_research.ablation import SplitFolder
-    from crossdet_research.measure import UnionTest
+    from crossdet_research.ablation.measure import UnionTest
+    from crossdet_research.ablation.queue import SplitFolder
 
 ORDER = tuple(method.name for method in (*METHODS, *FURTHER))
 """A method has the same colour in all figures."""
@@ -155,7 +155,7 @@ def draw_pictures(
     """
     from PIL import Image
 
-    from crossdet_research.measure import open_union_test
+    from crossdet_research.ablation.measure import open_union_test
 
     check_image_file(file, PICTURES)
     test = open_union_test(split.folder, split.parts)
@@ -207,7 +207,7 @@ def _found(
     from crossdet.evaluation.protocols.base import best_per_image
     from crossdet.evaluation.run import detect
     from crossdet.inference import load_detector
-    from crossdet_research.measure import MOST_COUNTED, eval_settings, folded, union_ids
+    from crossdet_research.ablation.measure import MOST_COUNTED, eval_settings, folded, union_ids
 
     detector = load_detector(run, last=True)
     ids = union_ids(detector.classes, test.classes, split.parts)

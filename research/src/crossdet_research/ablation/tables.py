@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.table import Table
 
-from crossdet_research.ablation_methods import methods_of, same_trainings, stands_for
-from crossdet_research.ablation_results import (
+from crossdet_research.ablation.methods import methods_of, same_trainings, stands_for
+from crossdet_research.ablation.results import (
     UNION_AP,
     Results,
     Run,

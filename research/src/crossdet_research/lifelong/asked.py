@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from crossdet_research.lifelong_plan import JOINT, METHODS
-from crossdet_research.lifelong_results import Results, kept_to_end, old_classes, unchanged, worst_class
+from crossdet_research.lifelong.plan import JOINT, METHODS
+from crossdet_research.lifelong.results import Results, kept_to_end, old_classes, unchanged, worst_class
 
 LEAST_OF_JOINT, LEAST_KEPT, MOST_LOST = 0.95, 0.90, 0.5
 """What is asked of replay (new classes, share of joint training), of distill (old classes, share of before), and of

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from crossdet.errors import UserError
-from crossdet_research.paper_rows import BACKBONES, CONTRADICTIONS, DATASETS, ROWS, TITLES, TRAININGS, Row, Training
+from crossdet_research.paper.rows import BACKBONES, CONTRADICTIONS, DATASETS, ROWS, TITLES, TRAININGS, Row, Training
 from crossdet_research.tables import machines, markdown_table, spread
 
 SCALES = ("full", "mini")

@@ -10,8 +10,8 @@ from typing import Any
 
 from crossdet.errors import UserError
 from crossdet_research import jobs
-from crossdet_research.lifelong import TOOL
-from crossdet_research.lifelong_plan import JOINT, METHODS, START, UNION, VAL
+from crossdet_research.lifelong.plan import JOINT, METHODS, START, UNION, VAL
+from crossdet_research.lifelong.queue import TOOL
 
 Run = Mapping[str, Any]
 NUMBER = "AP50"

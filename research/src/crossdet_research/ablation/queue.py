@@ -16,11 +16,12 @@ from crossdet.config import CONFIG_FILE, Config, UnionTestConfig, load_config
 from crossdet.errors import UserError
 from crossdet.files import write_json
 from crossdet.models.provenance import WEIGHTS_FILE
-from crossdet_research import jobs, measure
-from crossdet_research.ablation_methods import Method, check_teaching, expert, reaching, shared_classes, stands_for
-from crossdet_research.split_configs import as_many_steps
-from crossdet_research.split_files import MARKER
-from crossdet_research.split_files import TOOL as SPLIT_TOOL
+from crossdet_research import jobs
+from crossdet_research.ablation import measure
+from crossdet_research.ablation.methods import Method, check_teaching, expert, reaching, shared_classes, stands_for
+from crossdet_research.split.configs import as_many_steps
+from crossdet_research.split.files import MARKER
+from crossdet_research.split.files import TOOL as SPLIT_TOOL
 
 TOOL = "crossdet ablation"
 """Mark of its files; older than the name of the command, so that earlier results stay readable."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from crossdet.errors import UserError
 from crossdet_research import jobs
-from crossdet_research.ablation import TOOL
-from crossdet_research.ablation_methods import FURTHER, methods_of, of_teachers, shared_classes
+from crossdet_research.ablation.methods import FURTHER, methods_of, of_teachers, shared_classes
+from crossdet_research.ablation.queue import TOOL
 from crossdet_research.paired import LEAST_PAIRS, Difference, difference
 
 Run = Mapping[str, Any]

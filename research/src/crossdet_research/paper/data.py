@@ -16,7 +16,7 @@ from crossdet.demo.scenes import make_scene, write_demo_datasets
 from crossdet.errors import UserError
 from crossdet.evaluation.protocols.wider_face_lists import write_wider_face_lists
 from crossdet.files import write_json
-from crossdet_research.paper_rows import DATASETS, GENERATED_VOC_CLASSES
+from crossdet_research.paper.rows import DATASETS, GENERATED_VOC_CLASSES
 
 WORLD, VOC = "demo_world", "demo_voc"
 SEED = 0

@@ -10,7 +10,7 @@ import yaml
 
 from crossdet.config import Config
 from crossdet.config.schema import TrainConfig
-from crossdet_research.split import Part, SplitPlan
+from crossdet_research.split.plan import Part, SplitPlan
 
 SECTIONS = ("model", "loss", "input", "augment", "train", "eval")
 _WHAT = {

@@ -20,9 +20,9 @@ from crossdet.data.index import Index, Strings, too_many
 from crossdet.errors import UserError, problem_list
 from crossdet.files import safe_name, write_json
 from crossdet.types import Flag
-from crossdet_research.looks import ORIGINAL, BadPicture, erase, read_picture, with_look, write_picture
-from crossdet_research.split import Part, SplitPlan, foreign_and_kept, summary
-from crossdet_research.split_configs import write_configs
+from crossdet_research.split.configs import write_configs
+from crossdet_research.split.looks import ORIGINAL, BadPicture, erase, read_picture, with_look, write_picture
+from crossdet_research.split.plan import Part, SplitPlan, foreign_and_kept, summary
 
 MARKER = "split.json"
 TOOL = "crossdet split"

@@ -19,8 +19,9 @@ from crossdet.config import Config, SplitConfig, dump_config, load_config
 from crossdet.config.mistakes import suggest
 from crossdet.errors import Diverged, RunError, UserError, problem_list
 from crossdet.files import write_atomically, write_json
-from crossdet_research import jobs, paper_data
-from crossdet_research.paper_rows import (
+from crossdet_research import jobs
+from crossdet_research.paper import data as paper_data
+from crossdet_research.paper.rows import (
     COCO_NAMES,
     DATASETS,
     FULL,
