@@ -92,7 +92,7 @@ def result(
     trained = [part] if part != method else list(summary["parts"])
     curve = [{"epoch": e, "step": 10 * e, "datasets": dict.fromkeys(trained, e * (ap or 0) / 2)} for e in (1, 2)]
     return {
-        "tool": "crossdet-research ablation", "split": split, "summary": summary, "method": method, "title": method,
+        "tool": "crossdet ablation", "split": split, "summary": summary, "method": method, "title": method,
         "seed": seed, "steps": 20, "diverged": "the loss is not finite at step 9" if ap is None else None,
         "union": union, "protocols": {} if ap is None else dict.fromkeys(trained, ap), "curve": curve,
         "training_seconds": 120.0, "overrides": ["train.lr=0.04"],

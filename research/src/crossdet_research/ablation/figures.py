@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crossdet.errors import UserError
 from crossdet.evaluation.figures import PICTURES, check_image_file, line_look, new_figure, save_figure
@@ -20,16 +20,15 @@ from crossdet_research.ablation.tables import SWEPT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from PIL import Image
 
-    from crossdet_research.ablation.measure import UnionTest
+    from crossdet.evaluation.arrays import DetectionArrays
+    from crossdet.evaluation.union import UnionTest
     from crossdet_research.ablation.queue import SplitFolder
 
 ORDER = tuple(method.name for method in (*METHODS, *FURTHER))
 """A method has the same colour in all figures."""
 SIDE = 420
 """Pixels to which the shorter side of a picture is enlarged, so that text has room."""
-LINE = 22
 
 Points = Mapping[float, Sequence[float]]
 """x -> values of the seeds."""
@@ -153,56 +152,42 @@ def draw_pictures(
 
     Raises `UserError` for unreadable runs or pictures, or a number beyond the last picture.
     """
-    from PIL import Image
-
-    from crossdet_research.ablation.measure import open_union_test
+    from crossdet.evaluation.union import compare, joined
+    from crossdet_research.ablation.measure import open_test
 
     check_image_file(file, PICTURES)
-    test = open_union_test(split.folder, split.parts)
+    test = open_test(split.folder, split.parts)
     rows = _rows_of_picture(test, image)
-    found = [_found(split, run, test, rows) for _, run in runs]
+    found = [(title, _found(split, run, test, rows)) for title, run in runs]
     lines = []
-    for position, row in enumerate(rows):
-        with Image.open(test.index.path(row)) as opened:
-            picture = opened.convert("RGB")
-        mine = np.flatnonzero((test.truth.image_of_box == row) & ~test.truth.crowd)
-        look = str(test.look_of[row])
-        home = ", ".join(c for c in test.classes if c in test.home[look])
-        truth = (test.truth.boxes[mine], test.truth.labels[mine], None)
-        panels = [_panel(picture, f"look {look} (labelled here: {home}): all objects", test.classes, truth)]
-        for (title, _), detections in zip(runs, found, strict=True):
-            boxes, labels, scores = detections[position]
-            kept = np.flatnonzero(scores >= score)
-            panels.append(
-                _panel(
-                    picture, f"{title}, score >= {score:g}", test.classes, (boxes[kept], labels[kept], scores[kept])
-                )
-            )
-        lines.append(_joined(panels, upright=False))
+    for row in rows:
+        look = str(test.domain_of[row])
+        home = ", ".join(c for c in test.classes if c in test.labelled_in[look])
+        height, width = (int(side) for side in test.index.sizes[row])
+        title = f"look {look} (labelled here: {home}): all objects"
+        lines.append(compare(test, row, title, found, score, SIDE / min(height, width)))
     buffer = io.BytesIO()
-    _joined(lines, upright=True).save(buffer, "JPEG" if file.suffix.lower() in (".jpg", ".jpeg") else "PNG")
+    joined(lines, upright=True).save(buffer, "JPEG" if file.suffix.lower() in (".jpg", ".jpeg") else "PNG")
     write_atomically(file, buffer.getvalue())
 
 
 def _rows_of_picture(test: UnionTest, image: int | None) -> list[int]:
     """The rows of one test picture in all looks. The test set has the same pictures in every look, in one order."""
-    looks = list(dict.fromkeys(test.look_of.tolist()))
-    rows = np.stack([np.flatnonzero(test.look_of == look) for look in looks])  # [looks, pictures]
+    looks = list(dict.fromkeys(test.domain_of.tolist()))
+    rows = np.stack([np.flatnonzero(test.domain_of == look) for look in looks])  # [looks, pictures]
     if image is None:
-        foreign = np.array([any(c not in test.home[look] for look in looks) for c in test.classes])
+        foreign = np.array([any(c not in test.labelled_in[look] for look in looks) for c in test.classes])
         chosen = foreign if foreign.any() else ~foreign
         objects = chosen[test.truth.labels] & ~test.truth.crowd
-        counts = np.bincount(test.truth.image_of_box[objects], minlength=len(test.look_of))
+        counts = np.bincount(test.truth.image_of_box[objects], minlength=len(test.domain_of))
         image = int(counts[rows].sum(axis=0).argmax())
     if not 0 <= image < rows.shape[1]:
         raise UserError(f"--image {image}: expected 0 to {rows.shape[1] - 1}")
     return [int(row) for row in rows[:, image]]
 
 
-def _found(
-    split: SplitFolder, run: Path, test: UnionTest, rows: Sequence[int]
-) -> list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
-    """Boxes, union labels and scores of the run in each of the pictures, as the union test counts them."""
+def _found(split: SplitFolder, run: Path, test: UnionTest, rows: Sequence[int]) -> DetectionArrays:
+    """What the run finds in these pictures of the test, as the test counts it."""
     from crossdet.config.schema import EvalConfig
     from crossdet.evaluation.protocols.base import best_per_image
     from crossdet.evaluation.run import detect
@@ -215,51 +200,4 @@ def _found(
     pictures = test.index.take(np.array(rows, np.int64))
     detections = detect(detector.model, pictures, None, eval_settings(detector, limits)).detections
     best = best_per_image(folded(detections, ids, limits.nms_iou), MOST_COUNTED)
-    found = []
-    for position in range(len(rows)):
-        mine = np.flatnonzero(best.image_of_box == position)
-        found.append((best.boxes[mine], ids[best.labels[mine]], best.scores[mine]))
-    return found
-
-
-def _panel(
-    picture: Image.Image,
-    title: str,
-    classes: Sequence[str],
-    objects: tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None],
-) -> Image.Image:
-    """The picture, enlarged, with boxes, below a line of text. objects: boxes, labels, and scores or None."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    from crossdet.data.drawing import class_colour, draw_boxes
-
-    boxes, labels, scores = objects
-    factor = max(1.0, SIDE / min(picture.size))
-    size = (round(picture.width * factor), round(picture.height * factor))
-    texts = [classes[label] for label in labels.tolist()]
-    if scores is not None:
-        texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores.tolist(), strict=True)]
-    drawn = draw_boxes(
-        picture.resize(size, Image.Resampling.LANCZOS) if factor > 1 else picture,
-        (boxes * factor).tolist(),
-        texts,
-        [class_colour(label) for label in labels.tolist()],
-    )
-    panel = Image.new("RGB", (drawn.width, drawn.height + LINE), "white")
-    panel.paste(drawn, (0, LINE))
-    ImageDraw.Draw(panel).text((4, 3), title, fill="black", font=ImageFont.load_default(14))
-    return panel
-
-
-def _joined(parts: Sequence[Image.Image], upright: bool, gap: int = 8) -> Image.Image:
-    """Side by side, or one below the other."""
-    from PIL import Image
-
-    long = sum(p.height if upright else p.width for p in parts) + gap * (len(parts) - 1)
-    wide = max(p.width if upright else p.height for p in parts)
-    sheet = Image.new("RGB", (wide, long) if upright else (long, wide), "white")
-    at = 0
-    for part in parts:
-        sheet.paste(part, (0, at) if upright else (at, 0))
-        at += (part.height if upright else part.width) + gap
-    return sheet
+    return replace(best, labels=ids[best.labels], image_of_box=np.array(rows, np.int64)[best.image_of_box])

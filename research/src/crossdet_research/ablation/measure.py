@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.data.index import Index
-from crossdet.data.reading import SplitFiles, read_split
 from crossdet.errors import UserError
-from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, GroundTruth
+from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats
 from crossdet.evaluation.audit import DEFAULT_THRESHOLD, where_detections_lie
 from crossdet.evaluation.confidence import CONFIDENT, best_scores
 from crossdet.evaluation.hits import by_score
 from crossdet.evaluation.operating import best_f1, judge
-from crossdet.evaluation.protocols.base import Split, best_per_image, ground_truth
+from crossdet.evaluation.protocols.base import best_per_image
 from crossdet.evaluation.protocols.coco import RECALLS, coco_scores
+from crossdet.evaluation.union import UnionTest, of_images, open_union_test
 from crossdet.labels.space import DROPPED
 
 PRECISION = 0.9
@@ -86,32 +85,15 @@ def loss_spikes(losses: Floats) -> int:
 # ------------------------------------------------------------------------------------------- union test
 
 
-@dataclass(frozen=True)
-class UnionTest:
-    """The fully labelled test pictures of a split in all looks.
-
-    truth: in ids of `classes`. look_of: `[I]` look of every image. home: look -> classes that some part with this
-    look labels.
-    """
-
-    index: Index
-    truth: GroundTruth
-    classes: tuple[str, ...]
-    look_of: NDArray[np.str_]
-    home: Mapping[str, frozenset[str]]
-
-
-def open_union_test(split_dir: Path, parts: Mapping[str, Mapping[str, Any]]) -> UnionTest:
-    """parts: of `split.json`. Raises `UserError` where the files cannot be read."""
-    files = SplitFiles(annotations=(split_dir / "test/all.json",), images=(split_dir / "images",))
-    index = read_split("coco", files)
-    looks = np.array([PurePosixPath(index.names[row]).parts[0] for row in range(len(index))])
-    home = {
-        look: frozenset(c for p in parts.values() if p["look"] == look for c in p["classes"])
-        for look in dict.fromkeys(looks.tolist())
+def open_test(split_dir: Path, parts: Mapping[str, Mapping[str, Any]]) -> UnionTest:
+    """The test pictures of a split, each look a domain. parts: of `split.json`."""
+    looks = dict.fromkeys(part["look"] for part in parts.values())
+    labelled = {
+        look: frozenset(c for part in parts.values() if part["look"] == look for c in part["classes"])
+        for look in looks
     }
-    truth = ground_truth(Split(index, np.arange(len(index.classes)), index.classes))
-    return UnionTest(index, truth, tuple(index.classes), looks, home)
+    folder = split_dir / "test/all.json"
+    return open_union_test(folder, split_dir / "images", lambda name: PurePosixPath(name).parts[0], labelled)
 
 
 def union_ids(detector: Sequence[str], union: Sequence[str], parts: Collection[str]) -> NDArray[np.int64]:
@@ -132,7 +114,7 @@ def folded(detections: DetectionArrays, ids: NDArray[np.int64], nms_iou: float) 
     known = ids[ids >= 0]
     if len(np.unique(known)) == len(known):
         return kept
-    from crossdet.evaluation.orientation import rows_after_nms
+    from crossdet.evaluation.folding import rows_after_nms  # imports torch
 
     return kept.take(rows_after_nms(kept, ids[kept.labels], nms_iou))
 
@@ -238,8 +220,8 @@ def _per_class(
 def _per_look(test: UnionTest, best: DetectionArrays, known: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Look -> AP, AP50 and per class the numbers in this look; home: a part with this look labels the class."""
     looks = {}
-    for look in dict.fromkeys(test.look_of.tolist()):
-        truth, found = of_images(test.truth, best, test.look_of == look)
+    for look in dict.fromkeys(test.domain_of.tolist()):
+        truth, found = of_images(test.truth, best, np.flatnonzero(test.domain_of == look))
         scores = coco_scores(truth, found, known)
         best_of_object = best_scores(truth, found)
         looks[look] = {
@@ -249,7 +231,7 @@ def _per_look(test: UnionTest, best: DetectionArrays, known: Sequence[int]) -> d
                 test.classes[c]: {
                     **scores.per_class[c],
                     **_confidence(best_of_object, (truth.labels == c) & ~truth.crowd),
-                    "home": test.classes[c] in test.home[look],
+                    "home": test.classes[c] in test.labelled_in[look],
                 }
                 for c in known
             },
@@ -263,21 +245,6 @@ def _confidence(best_of_object: Floats, objects: Bools) -> dict[str, float]:
     if not len(scores):
         return {"found_confidently": float("nan"), "best_score": float("nan")}
     return {"found_confidently": float((scores >= CONFIDENT).mean()), "best_score": float(scores.mean())}
-
-
-def of_images(truth: GroundTruth, found: DetectionArrays, chosen: Bools) -> tuple[GroundTruth, DetectionArrays]:
-    """Truth and detections of the chosen images (`[I]` bool), rows renumbered."""
-    row = np.cumsum(chosen) - 1
-    t = np.flatnonzero(chosen[truth.image_of_box])
-    part = GroundTruth(
-        image_ids=truth.image_ids[chosen],
-        boxes=truth.boxes[t],
-        labels=truth.labels[t],
-        crowd=truth.crowd[t],
-        area=truth.area[t],
-        image_of_box=row[truth.image_of_box[t]],
-    )
-    return part, found.take(np.flatnonzero(chosen[found.image_of_box]), row[found.image_of_box])
 
 
 def _mean(values: Any) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 
 from crossdet.config import CONFIG_FILE, Config, UnionTestConfig, load_config
 from crossdet.errors import UserError
+from crossdet.evaluation.union import UnionTest
 from crossdet.files import write_json
 from crossdet.models.provenance import WEIGHTS_FILE
 from crossdet_research import jobs
@@ -183,7 +184,7 @@ def run_ablation(
             record, diverged = _train(job)
         if diverged:
             say(f"{title}: diverged: {diverged}")
-        test = test or measure.open_union_test(split.folder, split.parts)
+        test = test or measure.open_test(split.folder, split.parts)
         write_json(job.file, _result(job, record, diverged, test))
         written.append(job.file)
     return written
@@ -301,9 +302,7 @@ def _train(job: Job) -> tuple[dict[str, Any] | None, str | None]:
     return record, diverged and jobs.without_roots(diverged, job.split.roots)
 
 
-def _result(
-    job: Job, record: Mapping[str, Any] | None, diverged: str | None, test: measure.UnionTest
-) -> dict[str, Any]:
+def _result(job: Job, record: Mapping[str, Any] | None, diverged: str | None, test: UnionTest) -> dict[str, Any]:
     """What is written down of one training. record: of its last epoch; None where it diverged."""
     from crossdet.training.teachers import last_taught
 

@@ -6,15 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from crossdet.data.formats.voc import write_voc
-from crossdet.data.formats.wider_face import read_wider_face
 from crossdet.data.index import IndexBuilder, read_lines
 from crossdet.demo.scene_composition import HEIGHT, WIDTH
 from crossdet.demo.scenes import make_scene, write_demo_datasets
 from crossdet.errors import UserError
-from crossdet.evaluation.protocols.wider_face_lists import write_wider_face_lists
 from crossdet.files import write_json
 from crossdet_research.paper.rows import DATASETS, GENERATED_VOC_CLASSES
 
@@ -23,8 +19,6 @@ SEED = 0
 """Of the pictures. The seed of a training changes its weights and draws, not its data."""
 VOC_SEED, VOC_LOOK = 77, "faces"
 """The generated VOC pictures look as those of `faces` do: unlike the `objects` that stand for COCO."""
-FACE_HEIGHTS = {"easy": 24, "medium": 18, "hard": 0}
-"""Least height in pixels of the faces that a setting counts."""
 
 
 def val_images(images: int) -> int:
@@ -57,13 +51,10 @@ def count_photos(root: Path, dataset: str) -> int:
 def write_world(root: Path, images: int) -> None:
     """Faces, pedestrians and objects of the demo, `images` each for training; found in place the next time."""
     world = root / WORLD
+    from crossdet.demo.comparison import write_face_lists  # imports torch
+
     write_demo_datasets(world, SEED, images, val_images(images), 2)
-    index = read_wider_face(world / "faces/wider_face_val_bbx_gt.txt", world / "faces/images")
-    boxes = np.array(index.boxes, np.float64)
-    boxes[:, 2:] -= boxes[:, :2]
-    kept = {setting: boxes[:, 3] >= least for setting, least in FACE_HEIGHTS.items()}
-    names = [str(Path(index.names[row]).with_suffix("")) for row in range(len(index))]
-    write_wider_face_lists(world / "faces/ground_truth", names, boxes, index.image_of_box(), kept)
+    write_face_lists(world / "faces")
 
 
 def write_voc_objects(root: Path, images: int) -> None:
