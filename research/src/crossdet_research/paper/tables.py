@@ -16,25 +16,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from crossdet.errors import UserError
-from crossdet_research.paper.rows import BACKBONES, CONTRADICTIONS, DATASETS, ROWS, TITLES, TRAININGS, Row, Training
+from crossdet_research.paper.rows import (
+    BACKBONES,
+    CONTRADICTIONS,
+    DATASETS,
+    DATASETS_ORDER,
+    RECORD_KEYS,
+    ROWS,
+    TITLES,
+    TRAININGS,
+    Row,
+    Training,
+)
 from crossdet_research.tables import machines, markdown_table, spread
 
 SCALES = ("full", "mini")
-RECORD_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
-    "COCO": {
-        "AP": ("AP",),
-        "AP50": ("AP50",),
-        "AP75": ("AP75",),
-        "APS": ("APs",),
-        "APM": ("APm",),
-        "APL": ("APl",),
-    },
-    "PED": {"AP": ("coco_style", "AP"), "AP50": ("coco_style", "AP50"), "AP75": ("coco_style", "AP75")},
-    "FACE": {"Easy": ("easy",), "Medium": ("medium",), "Hard": ("hard",)},
-    "VOC": {"mAP": ("mAP_area",)},
-}
-"""Where the record of a dataset holds the paper's metric."""
-
 Result = Mapping[str, Any]
 
 
@@ -103,16 +99,6 @@ def paper_table(table: str, folder: Path | None = None) -> PaperTable:
             results[scale] = own
     return PaperTable(table, rows, tuple(columns), results)
 
-
-DATASETS_ORDER = {
-    "1": ("COCO",),
-    "2": ("PED", "FACE"),
-    "3": ("COCO", "PED", "FACE"),
-    "4": ("COCO", "PED"),
-    "5": ("COCO", "VOC"),
-    "6": ("PED", "FACE"),
-    "fig5": ("FACE",),
-}
 
 # ------------------------------------------------------------------------------------------- text
 
