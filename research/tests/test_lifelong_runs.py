@@ -25,7 +25,7 @@ from crossdet.models.weights import load_weights, save_weights, update_metadata
 from crossdet.training import state as training_state
 from crossdet_research.lifelong.command import app
 from crossdet_research.lifelong.measure import Looker, measure_generation, unchanged
-from crossdet_research.lifelong.plan import UnionTest
+from crossdet_research.lifelong.plan import UnionImages
 
 METHODS = ("fine_tune", "replay", "distill", "distill_replay", "frozen", "frozen_adapter", "joint")
 CHAINS = METHODS[:-1]
@@ -169,7 +169,7 @@ def test_numbers_are_those_of_eval(trained, worse, world):
     config = world.config({"datasets.faces.protocol": "coco"})
     looker = Looker(config.eval)
     parent, union = trained.folder / "model.safetensors", world.cars["val"]
-    test = UnionTest(union, {"some": [3, 0]})
+    test = UnionImages(union, {"some": [3, 0]})
     content = measure_generation(worse, parent, config, test, looker, ["faces"])
     assert content["old_weights_unchanged"] is False
     for weights, key in ((parent, "before"), (worse, "after")):
@@ -196,7 +196,7 @@ def test_numbers_are_those_of_eval(trained, worse, world):
     rest = content["old"]["val"]["unlabelled"]
     assert (rest["classes"], rest["mean"]["AP50"]) == (["car"], car)
     assert content["old"]["val"]["worst"] == "car"
-    some = UnionTest(union.take(np.array([3, 0])))
+    some = UnionImages(union.take(np.array([3, 0])))
     assert (
         content["union_parts"]["some"]
         == measure_generation(worse, None, config, some, Looker(config.eval))["union"]
@@ -207,7 +207,7 @@ def test_validation_images_as_a_union_test(trained, world):
     """Every class is judged on the images of both datasets; the pictures of one show unlabelled cars or faces."""
     config = world.config()
     weights = trained.folder / "model.safetensors"
-    content = measure_generation(weights, None, config, UnionTest(vals=config), Looker(config.eval))
+    content = measure_generation(weights, None, config, UnionImages(vals=config), Looker(config.eval))
     val, union = content["val"], content["union"]
     assert union["images"] == val["images"] == 10
     for name in ("car", "face"):

@@ -145,7 +145,7 @@ def run(
 
 @app.command()
 def table(results: ResultsDir, markdown_file: MarkdownFile = None, json_file: JsonFile = None) -> None:
-    """What old classes lost, what new ones reached, every class from its arrival to the end, and what is asked."""
+    """What old classes lost, what new ones reached, and every class from its arrival to the end."""
     from crossdet.files import write_atomically, write_json
     from crossdet_research.lifelong.results import read_results
     from crossdet_research.lifelong.tables import as_json, markdown, notes, rich_tables

@@ -24,6 +24,7 @@ from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
 from crossdet.evaluation.protocols.base import Split, ground_truth
 from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.evaluation.run import detect
+from crossdet.evaluation.union import of_images
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.provenance import file_digest
@@ -33,7 +34,7 @@ from crossdet.runs.audit import open_union_test
 from crossdet.runs.evaluate import splits_for_detector
 from crossdet_research.ablation.measure import eval_settings
 from crossdet_research.lifelong.bootstrap import Paired, paired_bootstrap
-from crossdet_research.lifelong.plan import UNION, VAL, UnionTest
+from crossdet_research.lifelong.plan import UNION, VAL, UnionImages
 
 UNLABELLED = "unlabelled"
 
@@ -83,7 +84,7 @@ def _verified_in(parts: dict[str, Split], starts: NDArray[np.int64]) -> Verified
     return Verified(none, np.concatenate(image), np.concatenate(label))
 
 
-def union_place(union: UnionTest, detector: Detector) -> Place | None:
+def union_place(union: UnionImages, detector: Detector) -> Place | None:
     """Where all images are fully labelled; None without such images, or where the detector knows none of their
     classes. Classes that it does not know are left out."""
     if union.vals is not None:
@@ -98,22 +99,6 @@ def union_place(union: UnionTest, detector: Detector) -> Place | None:
     if union.index is None or not set(union.index.classes) & set(detector.classes):
         return None
     return place_of({f"/{UNION}": open_union_test(union.index, detector)})  # no dataset's name holds a slash
-
-
-def rows_of(truth: GroundTruth, found: DetectionArrays, rows: Sequence[int]) -> tuple[GroundTruth, DetectionArrays]:
-    """Truth and detections of some images."""
-    new = np.full(len(truth.image_ids), -1, np.int64)
-    new[list(rows)] = np.arange(len(rows))
-    boxes = np.flatnonzero(new[truth.image_of_box] >= 0)
-    columns = {name: getattr(truth, name)[boxes] for name in ("boxes", "labels", "crowd", "area")}
-    part = GroundTruth(
-        image_ids=truth.image_ids[list(rows)],
-        image_of_box=new[truth.image_of_box[boxes]],
-        verified=truth.verified and truth.verified.take(np.array(rows, np.int64), len(truth.image_ids)),
-        **columns,
-    )
-    moved = new[found.image_of_box]
-    return part, found.take(np.flatnonzero(moved >= 0), moved)
 
 
 class Looker:
@@ -147,7 +132,12 @@ class Looker:
 
 
 def measure_generation(
-    weights: Path, parent: Path | None, config: Config, union: UnionTest, looker: Looker, newest: Sequence[str] = ()
+    weights: Path,
+    parent: Path | None,
+    config: Config,
+    union: UnionImages,
+    looker: Looker,
+    newest: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The numbers of one weights file.
 
@@ -174,7 +164,9 @@ def measure_generation(
         result[name] = _scores(place.truth, found[name], place.classes, detector.classes)
     if full is not None:
         result["union_parts"] = {
-            name: _scores(*rows_of(full.truth, found[UNION], rows), full.classes, detector.classes)
+            name: _scores(
+                *of_images(full.truth, found[UNION], np.array(rows, np.int64)), full.classes, detector.classes
+            )
             for name, rows in union.parts.items()
         }
     result["datasets"] = {

@@ -188,7 +188,7 @@ def make_plan(config: Config, groups: Sequence[str], methods: Sequence[Method]) 
 
 
 @dataclass(frozen=True)
-class UnionTest:
+class UnionImages:
     """What stands for fully labelled images. index: of the config's `union_test`. parts: name -> rows of it.
 
     vals: a config whose `val` images, all together, are taken for fully labelled ones.
@@ -199,7 +199,7 @@ class UnionTest:
     vals: Config | None = None
 
 
-def read_union_test(config: Config, plan: Plan, settings: Settings) -> UnionTest:
+def read_union_test(config: Config, plan: Plan, settings: Settings) -> UnionImages:
     """The fully labelled images of the config; nothing without.
 
     Raises `UserError` where they cannot be read, or show no class of the sequence.
@@ -207,11 +207,11 @@ def read_union_test(config: Config, plan: Plan, settings: Settings) -> UnionTest
     if settings.union_of_val:
         if config.union_test is not None or settings.places:
             raise UserError("--union-of-val: takes the place of `union_test` and --place; leave these out")
-        return UnionTest(vals=restricted(config, plan, list(config.datasets), len(plan.generations)))
+        return UnionImages(vals=restricted(config, plan, list(config.datasets), len(plan.generations)))
     if config.union_test is None:
         if settings.places:
             raise UserError("--place: a part of the `union_test`, but the config has none")
-        return UnionTest()
+        return UnionImages()
     index = union_test_index(config.union_test)
     known = plan.known(len(plan.generations))
     if not set(index.classes) & set(known):
@@ -219,7 +219,7 @@ def read_union_test(config: Config, plan: Plan, settings: Settings) -> UnionTest
             f"union_test: none of its classes ({', '.join(index.classes)}) is one of the sequence "
             f"({', '.join(known)}); it needs the unified names"
         )
-    return UnionTest(index, _union_parts(config.union_test, index, settings.places))
+    return UnionImages(index, _union_parts(config.union_test, index, settings.places))
 
 
 def _union_parts(given: UnionTestConfig | Index, index: Index, places: Sequence[str]) -> dict[str, list[int]]:

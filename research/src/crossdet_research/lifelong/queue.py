@@ -25,7 +25,7 @@ from crossdet_research.lifelong.plan import (
     Method,
     Plan,
     Settings,
-    UnionTest,
+    UnionImages,
     check_settings,
     make_plan,
     read_union_test,
@@ -135,7 +135,7 @@ def run_lifelong(
     return written
 
 
-def _measurer(config: Config, plan: Plan, union: UnionTest) -> Callable[[Job], dict[str, Any]]:
+def _measurer(config: Config, plan: Plan, union: UnionImages) -> Callable[[Job], dict[str, Any]]:
     """Training -> the numbers of its weights. What weights found in a split is remembered."""
     looker: Looker | None = None
 

@@ -55,17 +55,6 @@ class Results:
         chain = [self.runs.get((START.name if g == 1 else method, seed, g)) for g in range(first, generation + 1)]
         return None if any(one and one.get("diverged") for one in chain) else chain[-1]
 
-    def wanted(self, method: str) -> dict[int, set[int]]:
-        """Generation -> seeds that a queue was asked to train, by the JSONs that it wrote."""
-        found: dict[int, set[int]] = {}
-        for run in self.runs.values():
-            queue = run.get("queue") or {"seeds": self.seeds, "methods": self.methods()}
-            if method in queue["methods"]:
-                every = method != JOINT.name or queue.get("every_joint")
-                for generation in range(2 if every else self.last, self.last + 1):
-                    found.setdefault(generation, set()).update(queue["seeds"])
-        return found
-
     def known(self, generation: int) -> list[str]:
         return [name for new in self.classes[:generation] for name in new]
 

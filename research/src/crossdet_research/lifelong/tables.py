@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.table import Table
 
-from crossdet_research.lifelong.asked import asked
 from crossdet_research.lifelong.plan import JOINT
 from crossdet_research.lifelong.results import (
     EXTENSIONS,
@@ -32,11 +31,6 @@ OLD_NOTE = (
     "0, and classes for which this holds in any seed; without new labels: the difference of the old classes that "
     "the newest datasets do not label, blank where these are all; worst class: by its mean over the seeds; of "
     "joint: new classes against joint training on the same datasets, whose steps are others (last table)"
-)
-ASKED_NOTE = (
-    "what is asked: point estimates, the mean over the seeds ± its standard error, in the worst generation; within "
-    "the intervals: the largest loss that the interval of any seed reaches; yes or no only where every generation "
-    "and seed that was asked for is there, else how many are"
 )
 
 
@@ -147,16 +141,6 @@ def _ends(results: Results, place: str, name: str, arrived: int) -> list[str]:
     return cells
 
 
-def asked_grid(results: Results, place: str) -> Grid:
-    """Without what is asked of methods that the queue was not asked for."""
-    rows = [
-        [one.text, one.value, "" if one.met is None else "yes" if one.met else "no"]
-        for one in asked(results, place)
-        if one.wanted
-    ]
-    return ["asked, in the worst generation", "found", "met"], rows
-
-
 def part_grid(results: Results) -> Grid:
     """Mean AP50 of all classes on the parts of the union test, after the last generation."""
     parts = results.part_names()
@@ -199,7 +183,6 @@ def grids(results: Results) -> list[tuple[str, Grid]]:
             ("Old and new classes", old_grid),
             ("Mean AP50 of all classes so far", mean_grid),
             ("AP50 when a class arrived and at the end", class_grid),
-            ("What is asked", asked_grid),
         )
     ]
     if results.part_names():
@@ -220,7 +203,6 @@ def notes(results: Results) -> list[str]:
         f"{len(runs)} trainings, {len(results.seeds)} seed(s); hardware: {machines(runs)}",
         "AP50 in percent, mean ± standard deviation over the seeds; blank: not run",
         OLD_NOTE,
-        ASKED_NOTE,
     ]
     if runs[0].get("union_of_val"):
         lines.append("union test: the validation images of all datasets together, taken for fully labelled")
@@ -275,10 +257,7 @@ def as_json(results: Results) -> dict[str, Any]:
         "generations": [list(names) for names in results.generations],
         "classes": [list(names) for names in results.classes],
         "places": {
-            place: {
-                "asked": [vars(one) for one in asked(results, place)],
-                "methods": {method: _of_method(results, method, place) for method in results.methods()},
-            }
+            place: {"methods": {method: _of_method(results, method, place) for method in results.methods()}}
             for place in results.places()
         },
         "union_parts": {
