@@ -14,9 +14,8 @@ from crossdet.data.index import Index, IndexBuilder
 from crossdet.data.rotation import rotated
 from crossdet.data.rotation_geometry import equal_directions
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.orientation import all_looks, found_objects
 from crossdet.evaluation.protocols.base import Split
-from crossdet_research.orientation.queue import looked_all_around
+from crossdet_research.orientation.measure import all_looks, found_objects, looked_all_around, per_roll
 from crossdet_research.orientation.tables import difference_grid, grids, markdown, notes, rich_tables
 
 BOX_RULES = ("enclosing", "centred")
@@ -85,6 +84,13 @@ def test_one_that_finds_what_lies_on_its_side_is_wrong_by_a_quarter(rule, steps)
     quarters = {d: found["AP"] for d, found in row["rolls"].items() if d % 90 == 0}
     assert quarters == pytest.approx(dict.fromkeys((0, 90, 180, 270), 1))
     assert (row["orientation"]["accuracy"], row["orientation"]["mean_error"]) == (0, 90)
+
+
+def test_every_roll_is_judged_by_itself():
+    split = turned(upright_index([(30, 40)], [(0, *CORNERS[0])]), equal_directions(4), "enclosing")
+    found = DetectionArrays(split.index.boxes[[0, 2]], np.array([0.9, 0.8]), np.zeros(2, int), np.array([0, 2]))
+    rolls = per_roll(split, found)
+    assert {d: row["AP50"] for d, row in rolls.items()} == pytest.approx({0: 1, 90: 0, 180: 1, 270: 0})
 
 
 def test_looks_by_hand():

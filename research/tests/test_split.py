@@ -710,3 +710,27 @@ def test_splitting_needs_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("look", ["original", "warm"])
+def test_pictures_with_strange_names_stay_in_the_folder(tmp_path: Path, look: str) -> None:
+    root, folder = tmp_path / "pictures", tmp_path / "in" / "out"
+    names = ["a b.png", "e/1.png", "E/1.png", "../beside/1.png", f"{root.parent}/beside/2.png", ".h/.x.png"]
+    names += ["con/nul.png", "t\tb/n\nl.png", "c:d/*?.png", "..e/..x..png"]
+    names += [f"{'l' * 240}/x.png", f"e/{'m' * 240}.png"]
+    builder = IndexBuilder(root)
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (10 * number, 90, 90)).save(root / name, "PNG")
+        builder.image(name, 30, 40, image_id=number + 1)
+        builder.box((1, 2, 11, 22), number % 2)
+    index = builder.build(["a", "b"])
+    before = set(tmp_path.rglob("*"))
+    write_split(
+        split_dataset(index, index, {"left": ["a"], "right": ["b"]}, looks=dict.fromkeys(["left", "right"], look)),
+        folder,
+    )
+    made = {file for file in (folder / "images" / look / "val").rglob("*") if file.is_file()}
+    assert len(made) == len(names)
+    assert all(file.suffix.lower() in (".png", ".jpg") for file in made)
+    assert {file for file in tmp_path.rglob("*") if folder not in (file, *file.parents)} == before | {folder.parent}

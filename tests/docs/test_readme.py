@@ -13,6 +13,7 @@ from crossdet.commands import main as cli
 from crossdet.evaluation.curves import NamedCurve, write_run_curves
 from crossdet.evaluation.precision_recall import Curve
 from crossdet.evaluation.protocols.wider_face_lists import write_wider_face_lists
+from crossdet_research import main as research
 
 from .stand_ins import TINY, TINY_EXTENSION, coco, pictures, wider_face, wider_pedestrian
 
@@ -84,7 +85,7 @@ def run(monkeypatch, words):
     """Exit code of a command."""
     monkeypatch.setattr(sys, "argv", words)
     try:
-        cli.main()
+        (research if words[0] == "crossdet-research" else cli).main()
     except SystemExit as stop:
         return stop.code or 0
     return 0
@@ -92,7 +93,7 @@ def run(monkeypatch, words):
 
 def commands():
     lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    return [shlex.split(line) for line in lines if line.startswith("crossdet ")]
+    return [shlex.split(line) for line in lines if line.startswith(("crossdet ", "crossdet-research "))]
 
 
 def test_the_readme_shows_every_step():

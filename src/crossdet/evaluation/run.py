@@ -18,8 +18,9 @@ from crossdet.data.loading import make_loader, sequential_batches
 from crossdet.data.rotation import rows_per_picture
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.confidence import confident_share
+from crossdet.evaluation.folding import fold_detections
 from crossdet.evaluation.operating import Judged, judge
-from crossdet.evaluation.orientation import fold_detections, orientation_scores
+from crossdet.evaluation.orientation import orientation_scores
 from crossdet.evaluation.precision_recall import Curve
 from crossdet.evaluation.protocols.base import LIMITS, Limits, Protocol, Split, ground_truth, score_split
 from crossdet.inference import rescale

@@ -12,19 +12,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from crossdet.config import Config, SplitConfig, load_config
 from crossdet.config.mistakes import suggest
 from crossdet.errors import UserError, problem_list
 from crossdet.files import write_json
 from crossdet_research import jobs
-
-if TYPE_CHECKING:
-    from crossdet.evaluation.arrays import DetectionArrays
-    from crossdet.evaluation.protocols.base import Split
 
 TOOL = "crossdet orientation"
 """Mark of its files; older than the name of the command, so that earlier results stay readable."""
@@ -162,6 +156,8 @@ def run_orientation(
         if diverged:
             say(f"{title}: diverged: {diverged}")
         looks = job.method.name == LOOKS_OF
+        from crossdet_research.orientation.measure import measure
+
         measures = measure(job.run_dir, judged_by, looks) if record else {"datasets": None}
         write_json(job.file, _result(job, config_file.stem, record, diverged, measures))
     return [job.file for job in queue]
@@ -232,101 +228,3 @@ def _result(
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "config": job.what,
     }
-
-
-# ------------------------------------------------------------------------------------------- measuring
-
-
-def measure(run_dir: Path, config: Config, looks: bool = False) -> dict[str, Any]:
-    """`datasets`: dataset -> COCO numbers of folded classes over all its validation pictures, the same of every
-    roll (`rolls`: degrees -> AP, AP50), how many objects are `found`, and how right the directions are
-    (`orientation`, where the detector knows any).
-
-    looks: also `looks`, the same numbers of a detector that looks at every roll of a picture, where the roll at
-    which it finds an object says the object's direction (`looked_all_around`); of the datasets where it can.
-    """
-    from crossdet.config.sources import open_sources
-    from crossdet.evaluation.protocols.base import Protocol
-    from crossdet.evaluation.run import EvalSettings, score_dataset
-    from crossdet.inference import load_detector
-    from crossdet.runs.evaluate import splits_for_detector
-
-    detector = load_detector(run_dir, last=True)
-    sources = open_sources(config, ["val"], detector=detector.space)
-    limits = config.eval
-    settings = EvalSettings(
-        detector.settings.shorter,
-        detector.settings.longer,
-        topk=limits.topk,
-        nms_iou=limits.nms_iou,
-        batch_size=limits.batch_size,
-        workers=config.train.workers,
-        agnostic_nms=limits.agnostic_nms,
-    )
-    found: dict[str, Any] = {"datasets": {}, **({"looks": {}} if looks else {})}
-    for name, split in splits_for_detector(sources, sources.val, detector, fold=True).items():
-        scores = score_dataset(detector.model, split, settings, (Protocol("coco"),), detector.space.folding)
-        detections, record = scores.found.detections, scores.record
-        found["datasets"][name] = {
-            **_numbers(split, record, detections),
-            "orientation": record.get("orientation"),
-            "unreadable": len(record["unreadable"]),
-        }
-        centred = config.datasets[name].direction_box == "centred"
-        if looks and (row := looked_all_around(split, detections, centred, limits.nms_iou)) is not None:
-            found["looks"][name] = row
-    return found
-
-
-def looked_all_around(
-    split: Split, detections: DetectionArrays, centred: bool, nms_iou: float
-) -> dict[str, Any] | None:
-    """The numbers of `measure`, and how many `looks` a picture takes, of a detector without directions that looks
-    at all rolls of a picture (`evaluation.orientation.all_looks`); None where the directions do not allow it.
-
-    detections: in all pictures of the split, the looks among them. NMS over all looks, then as any other detector.
-    """
-    from crossdet.data.rotation import rows_per_picture
-    from crossdet.evaluation.orientation import all_looks, orientation_scores
-    from crossdet.evaluation.protocols.base import LIMITS, Protocol, score_split
-
-    seen = all_looks(split.index, detections, centred, nms_iou)
-    if seen is None:
-        return None
-    found, degrees = seen
-    record = score_split(Protocol("coco"), split, found, LIMITS["coco"].max_detections).record
-    return {
-        **_numbers(split, record, found),
-        "orientation": orientation_scores(split, found, degrees),
-        "looks": rows_per_picture(split.index),
-    }
-
-
-def _numbers(split: Split, record: Mapping[str, Any], detections: DetectionArrays) -> dict[str, Any]:
-    from crossdet.evaluation.orientation import found_objects
-
-    return {
-        "images": len(split.index),
-        **{key: record[key] for key in ("AP", "AP50", "AP75", "per_class")},
-        "rolls": per_roll(split, detections),
-        "found": found_objects(split, detections),
-    }
-
-
-def per_roll(split: Split, detections: DetectionArrays) -> dict[int, dict[str, float]]:
-    """Degrees -> AP and AP50 on the pictures that are turned so; nothing of an index that is not turned."""
-    from crossdet.evaluation.protocols.base import LIMITS, Protocol, score_split
-
-    turned = split.index.turned
-    found = {}
-    for degrees in [] if turned is None else sorted(set(turned.degrees.tolist())):
-        assert turned is not None
-        rows = np.flatnonzero(turned.degrees == degrees)
-        place = np.full(len(split.index), -1, np.int64)
-        place[rows] = np.arange(len(rows))
-        image = place[detections.image_of_box]
-        mine = detections.take(np.flatnonzero(image >= 0), image)
-        part = split.take(rows)
-        record = score_split(Protocol("coco"), part, mine, LIMITS["coco"].max_detections).record
-        found[int(degrees)] = {"AP": record["AP"], "AP50": record["AP50"]}
-    return found

@@ -7,10 +7,13 @@ import time
 import numpy as np
 import pytest
 
+from crossdet.data.index import IndexBuilder
 from crossdet.errors import UserError
-from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
+from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
+from crossdet.evaluation.protocols.base import Split
 from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet_research.lifelong.bootstrap import average_precision, class_matches, drawn, paired_bootstrap
+from crossdet_research.lifelong.measure import place_of
 
 CLASSES = 3
 
@@ -181,3 +184,45 @@ def test_a_thousand_draws_take_seconds():
     started = time.process_time()
     paired_bootstrap(truth, good, bad, [0], resamples=1000)
     assert time.process_time() - started < 10
+
+
+def federated_truth(seed):
+    rng = np.random.default_rng(seed)
+    low = rng.uniform(0, 200, (40, 2))
+    boxes = np.concatenate([low, low + 30], 1)
+    labels, images = rng.integers(0, 3, 40), rng.integers(0, 12, 40)
+    pairs = np.argwhere(rng.random((12, 3)) < 0.5)
+    truth = GroundTruth(
+        np.arange(12), boxes, labels, rng.random(40) < 0.1, np.full(40, 900.0), images,
+        Verified(np.array([2]), pairs[:, 0], pairs[:, 1]),
+    )  # fmt: skip
+    rows = rng.integers(0, 40, 160)
+    image = np.where(rng.random(160) < 0.3, rng.integers(0, 12, 160), images[rows])
+    found = DetectionArrays(
+        boxes[rows] + rng.normal(0, 2, (160, 4)), rng.permutation(160) / 160, labels[rows], image
+    )
+    return truth, found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_images_that_do_not_verify_a_class_count_as_the_protocol_has_it(seed):
+    truth, found = federated_truth(seed)
+    result, wanted = paired_bootstrap(truth, found, found, range(3), 2), coco_scores(truth, found, range(3))
+    for c in range(3):
+        for key in ("AP", "AP50"):
+            assert result.per_class[c][key].before == pytest.approx(wanted.per_class[c][key], abs=1e-9), (c, key)
+    everything = GroundTruth(*(getattr(truth, name) for name in list(vars(truth))[:-1]))
+    assert coco_scores(everything, found, range(3)).scores["AP"] < wanted.scores["AP"]
+
+
+def test_splits_judged_together_keep_what_their_images_verify():
+    def split(verified):
+        builder = IndexBuilder("nowhere")
+        for number in range(2 if verified else 1):
+            builder.image(f"{number}.png", 50, 500)
+        return Split(builder.build(["cat"]), np.zeros(1, np.int64), ["cat"], verified=verified)
+
+    first = Verified(np.zeros(0, np.int64), np.array([0]), np.array([0]))  # of two images the first verifies cats
+    together = place_of({"a": split(first), "b": split(None)}).truth
+    assert together.verifies(np.arange(3), np.zeros(3, np.int64)).tolist() == [True, False, True]
+    assert place_of({"b": split(None)}).truth.verified is None
