@@ -34,7 +34,7 @@ from crossdet_research.ablation.measure import (
     union_measures,
 )
 from crossdet_research.ablation.methods import FURTHER, METHODS, chosen_methods, expert, methods_of, stands_for
-from crossdet_research.ablation.queue import SplitFolder, open_split_folder, resolve, run_ablation
+from crossdet_research.ablation.queue import AblationJob, SplitFolder, open_split_folder, resolve, run_ablation
 
 # ------------------------------------------------------------------------------------------- single numbers
 
@@ -405,8 +405,7 @@ def test_the_queue_has_the_teachers_before_those_who_are_taught(tmp_path: Path, 
 
     monkeypatch.setattr(jobs, "train_on", train)
     monkeypatch.setattr(jobs, "finished_record", lambda run: {"step": 1} if run.name in finished else None)
-    monkeypatch.setattr("crossdet_research.ablation.measure.open_union_test", lambda *_: "test")
-    monkeypatch.setattr("crossdet_research.ablation.queue._result", lambda job, record, diverged, _: {
+    monkeypatch.setattr(AblationJob, "result", lambda job, record, diverged: {
         "config": job.what, "summary": job.split.summary, "diverged": diverged, "overrides": job.given
     })  # fmt: skip
     said: list[str] = []

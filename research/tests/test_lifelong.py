@@ -192,7 +192,7 @@ def test_classes_on_parts_of_the_union_test_are_a_table(tmp_path):
         result("start", 0, 1, {}, **parts(a=0.5, b=0.75)),
         result("replay", 0, 2, {}, **parts(a=0.125, b=0.625, c=1.0)),
     )
-    header, rows = class_part_grid(read_results(tmp_path))
+    header, rows = class_part_grid(read_results(tmp_path))[:2]
     assert header == ["class", "arrives", "part", "replay"]
     assert rows == [  # of the other part nothing is known
         ["a", "1", "dark", "50.0 → 12.5"],
@@ -211,7 +211,7 @@ def test_steps_are_counted_with_those_of_the_generations_before(tmp_path):
             result("fine_tune", seed, 2, {"a": 0.5}),  # of a version that did not say
         )
     found = read_results(tmp_path)
-    headers, rows = step_grid(found)
+    headers, rows = step_grid(found)[:2]
     assert headers[1:3] == ["generation 1", "generation 2"]
     assert rows == [
         [found.title("fine_tune"), "600", "", "", ""],

@@ -281,7 +281,7 @@ def test_a_diverged_generation_is_a_result_and_ends_its_chain(results, config_fi
 
 def test_table_and_figure(results, tmp_path):
     text = command("table", results, "--markdown", tmp_path / "t.md", "--json", tmp_path / "t.json")
-    assert "What is asked" in text
+    assert "Old and new classes" in text
     page = (tmp_path / "t.md").read_text()
     assert "| corner | 3 |" in page
     assert "by part of the union test" in page

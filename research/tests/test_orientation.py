@@ -16,7 +16,8 @@ from crossdet.data.rotation_geometry import equal_directions
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.protocols.base import Split
 from crossdet_research.orientation.measure import all_looks, found_objects, looked_all_around, per_roll
-from crossdet_research.orientation.tables import difference_grid, grids, markdown, notes, rich_tables
+from crossdet_research.orientation.tables import difference_grid, grids, markdown, notes
+from crossdet_research.tables import rich_tables
 
 BOX_RULES = ("enclosing", "centred")
 
@@ -194,7 +195,7 @@ def test_looks_are_a_line_of_their_own():
         run_of("rotated", {"faces": rolls_row(0.5, None)}),
         run_of("directions", {"faces": rolls_row(0.5, 0.8)}),
     ]
-    [(_, headers, lines)] = grids(runs)
+    headers, lines, *_ = grids(runs)[0]
     assert [line[0] for line in lines] == [
         "upright pictures only", "upright, 2 looks (2 x inference)",
         "rotation as augmentation", "directions as classes",
@@ -205,7 +206,7 @@ def test_looks_are_a_line_of_their_own():
     ]  # fmt: skip
     assert lines[1] == [lines[1][0], "1", "60.0", "60.0", "60.0", "30.0", "75.0", "100.0", "10.0", "50.0", "100.0"]
     assert lines[0][6:] == ["75.0", "", "", "50.0", ""]
-    assert len(grids([{**runs[0], "looks": {}}])[0][2]) == 1
+    assert len(grids([{**runs[0], "looks": {}}])[0].rows) == 1
     assert notes(runs) == (["Optimiser steps of every training: 20."], [])
 
 
@@ -222,7 +223,7 @@ def test_split_classes_have_columns_of_their_own():
 
     names = ("merged", "per_dataset", "per_dataset_open")
     runs = [run_of(m, rows(car), split_classes=["car"]) for m, car in zip(names, (0.1, 0.2, 0.3), strict=True)]
-    [(_, headers, lines)] = grids(runs)
+    headers, lines, *_ = grids(runs)[0]
     assert headers[4:] == ["a AP", "a AP50", "b AP", "b AP50", "b AP, split", "b AP50, split"]
     assert [line[-2:] for line in lines] == [["10.0"] * 2, ["20.0"] * 2, ["30.0"] * 2]
     assert [line[0] for line in lines][-1] == "the same, no negatives of each other"
@@ -240,7 +241,7 @@ def test_methods_are_compared_seed_by_seed():
         )
         for seed, value in enumerate(values)
     ]
-    assert difference_grid(runs)[2] == [
+    assert difference_grid(runs).rows == [
         ["rotated - upright", "AP50", "+11.0 ± 1.0", "3", "+8.5 to +13.5", "yes"],
         ["directions - rotated", "AP50", "-0.5 ± 0.7", "2 (of 2 and 3)", "", "2 seeds: not judged"],
     ]
@@ -266,5 +267,5 @@ def test_what_does_not_compare_is_said_loudly():
     assert wrong.startswith("SETTINGS DIFFER between rotated (seed 0) and directions (seed 0), ")
     assert wrong.endswith(": datasets.faces.directions, train.lr.")
     console = Console(record=True, width=250)
-    console.print(*rich_tables(runs))
+    console.print(*rich_tables(grids(runs)))
     assert "rotation as augmentation" in console.export_text()

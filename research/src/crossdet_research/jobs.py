@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import yaml
 
 import crossdet
 from crossdet.config import CONFIG_FILE, Config, dump_config
-from crossdet.errors import Diverged, RunError, UserError, problem_list
+from crossdet.errors import UserError
 from crossdet.files import write_atomically, write_json
 
 MACHINE_KEYS = {"output", "train.devices", "train.workers", "train.accelerator", "train.log_every",
@@ -97,12 +97,6 @@ def read_json(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def refuse(problems: Sequence[str]) -> None:
-    """Raises `UserError` with all that `check_same` and the like have found in a queue; nothing without any."""
-    if problems:
-        raise UserError(problem_list(f"{len(problems)} training(s) cannot be used", problems))
-
-
 # ------------------------------------------------------------------------------------------- training
 
 
@@ -127,32 +121,19 @@ def train_on(config: Config, run_dir: Path, what: Mapping[str, Any]) -> dict[str
     from crossdet.models.weights import STATE_FILE
     from crossdet.runs.train import train
 
-    if config.train.devices > 1 and processes() == 1:
-        raise UserError(
-            f"train.devices: {config.train.devices}: start a queue on several devices by torchrun, which sets it"
-        )
     if before := read_json(run_dir / NOTE):
         check_same(what, before.get("config"), run_dir)
     if (record := finished_record(run_dir)) is not None:
         return record
+    if config.train.devices > 1 and processes() == 1:
+        raise UserError(
+            f"train.devices: {config.train.devices}: start a queue on several devices by torchrun, which sets it"
+        )
     if (run_dir / STATE_FILE).exists():
         # the data may lie elsewhere than where the run was begun, and the number of devices may be another
         write_atomically(run_dir / CONFIG_FILE, dump_config(config).encode())
     with noted(run_dir, {"config": what}):
         return train(config, output=run_dir, resume=True)
-
-
-def outcome(train: Callable[[], dict[str, Any]], queue: str) -> tuple[dict[str, Any] | None, str | None]:
-    """(what `train` returns, None), or (None, what happened) of a training that diverged, which is a result.
-
-    Raises `RunError` of an interruption, with the advice to run `queue` (as in "of the ablation's queue") again.
-    """
-    try:
-        return train(), None
-    except Diverged as error:
-        return None, str(error)
-    except RunError as error:
-        raise RunError(f"{error} (of {queue}: run the same command again)") from error
 
 
 @contextmanager

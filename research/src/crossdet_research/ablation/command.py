@@ -16,17 +16,15 @@ from crossdet.commands.terminal import (
     say,
     say_bold,
     seed_numbers,
-    show_tables,
-    wide,
     words,
 )
 from crossdet.evaluation.confidence import CONFIDENT
+from crossdet_research.study import report, study_app
+from crossdet_research.tables import rich_tables
 
-app = typer.Typer(
-    name="ablation",
-    help="The methods compared on a dataset of `crossdet-research split`: run, table, curves, sweep, pictures.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
+app = study_app(
+    "ablation",
+    "The methods compared on a dataset of `crossdet-research split`: run, table, curves, sweep, pictures.",
 )
 SplitDir = Annotated[Path, typer.Argument(metavar="SPLIT_DIR", help="folder that `crossdet-research split` wrote")]
 SplitResults = Annotated[
@@ -81,18 +79,12 @@ def run(
 @app.command()
 def table(results: SplitResults, markdown_file: MarkdownFile = None, json_file: JsonFile = None) -> None:
     """All measures of a split, mean and standard deviation over the seeds; blank where nothing was run."""
-    from crossdet.files import write_atomically, write_json
     from crossdet_research.ablation.results import read_results
-    from crossdet_research.ablation.tables import as_json, markdown, notes, recovered_text, rich_tables
+    from crossdet_research.ablation.tables import as_json, grids, markdown, notes, recovered_text
 
     found = read_results(results)
-    show_tables(rich_tables(found))
-    for line in [recovered_text(found), *notes(found)]:
-        say(line)
-    if markdown_file is not None:
-        write_atomically(markdown_file, markdown(found).encode())
-    if json_file is not None:
-        write_json(json_file, as_json(found))
+    lines = [recovered_text(found), *notes(found)]
+    report(rich_tables(grids(found)), lines, markdown_file, markdown(found), json_file, as_json(found))
 
 
 @app.command()
@@ -116,19 +108,15 @@ def sweep(
     markdown_file: MarkdownFile = None,
 ) -> None:
     """Union AP over the share of images that show an unlabelled object, for all splits of a results folder."""
-    from crossdet.files import write_atomically
     from crossdet_research.ablation.figures import draw_sweep
     from crossdet_research.ablation.results import read_all
-    from crossdet_research.ablation.tables import sweep_markdown, sweep_tables
+    from crossdet_research.ablation.tables import sweep_grids, sweep_markdown
 
-    splits = read_all(results)
-    for one in sweep_tables(splits):
-        wide.print(one, highlight=False)
+    splits, lines = read_all(results), []
     if plot is not None:
         draw_sweep(splits, plot)
-        say(str(plot))
-    if markdown_file is not None:
-        write_atomically(markdown_file, sweep_markdown(splits).encode())
+        lines.append(str(plot))
+    report(rich_tables(sweep_grids(splits)), lines, markdown_file, sweep_markdown(splits))
 
 
 @app.command()

@@ -15,8 +15,9 @@ from crossdet.errors import UserError
 from crossdet.evaluation.figures import PICTURES, check_image_file, line_look, new_figure, save_figure
 from crossdet.files import write_atomically
 from crossdet_research.ablation.methods import FURTHER, METHODS
-from crossdet_research.ablation.results import UNION_AP, Results, Run, all_levels, sweep_key
+from crossdet_research.ablation.results import UNION_AP, Results, all_levels, sweep_key
 from crossdet_research.ablation.tables import SWEPT
+from crossdet_research.tables import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

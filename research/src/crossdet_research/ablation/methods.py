@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crossdet.config.mistakes import suggest
-from crossdet.errors import UserError, problem_list
+from crossdet_research import study
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(study.Method):
     """One way to train on a split.
 
     base: name of the split's config. overrides: on top of it. merged: classes that several parts label are one
@@ -19,8 +18,6 @@ class Method:
     teachers are the experts of the same seed, which are trained before.
     """
 
-    name: str
-    title: str
     base: str
     overrides: tuple[str, ...] = ()
     merged: bool = True
@@ -118,17 +115,10 @@ def chosen_methods(
     for other, name in same.items():
         if not names or other in names:
             say(f"{why}: {other} is the same training as {name}")
-    wanted: list[Method] = []
-    problems = []
-    for name in names:
-        known = same.get(name, name)
-        found = [m for m in possible.values() if m.name == known or (name == "expert" and m.part)]
-        if not found:
-            problems.append(f"--methods {name}: unknown method; {suggest(name, [*possible, *same], 'methods')}")
-        wanted += found
-    if problems:
-        raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
-    return list(dict.fromkeys(wanted)) if names else methods_of(summary)
+    known = {name: [method] for name, method in possible.items()}
+    known |= {other: [possible[name]] for other, name in same.items()}
+    known["expert"] = [method for method in possible.values() if method.part]
+    return study.chosen_methods(names, known) if names else methods_of(summary)
 
 
 def reaching(method: Method, overrides: Sequence[str]) -> list[str]:
@@ -148,5 +138,4 @@ def check_teaching(methods: Sequence[Method], overrides: Sequence[str]) -> None:
         for method in with_teachers:
             own = [one for one in method.own_teaching if f"{one}.".startswith(f"{key}.")]
             problems += [f"--set {text}: {method.name} has its own {one}; leave out one of the two" for one in own]
-    if problems:
-        raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
+    study.refuse(problems)

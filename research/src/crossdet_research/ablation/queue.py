@@ -6,23 +6,24 @@ No torch before a training or a measurement starts.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from crossdet.config import CONFIG_FILE, Config, UnionTestConfig, load_config
 from crossdet.errors import UserError
 from crossdet.evaluation.union import UnionTest
-from crossdet.files import write_json
 from crossdet.models.provenance import WEIGHTS_FILE
-from crossdet_research import jobs
+from crossdet_research import jobs, study
 from crossdet_research.ablation import measure
 from crossdet_research.ablation.methods import Method, check_teaching, expert, reaching, shared_classes, stands_for
 from crossdet_research.split.configs import as_many_steps
 from crossdet_research.split.files import MARKER
 from crossdet_research.split.files import TOOL as SPLIT_TOOL
+from crossdet_research.study import Job
+from crossdet_research.tables import Run
 
 TOOL = "crossdet ablation"
 """Mark of its files; older than the name of the command, so that earlier results stay readable."""
@@ -53,6 +54,10 @@ class SplitFolder:
     @property
     def roots(self) -> dict[Path, str]:
         return {self.folder: ROOT, self.runs: "RUNS"}
+
+    @cached_property
+    def test(self) -> UnionTest:
+        return measure.open_test(self.folder, self.parts)
 
     def run_dir(self, method: Method, seed: int) -> Path:
         return self.runs / f"{method.name}_seed{seed}"
@@ -100,41 +105,135 @@ def resolve(split: SplitFolder, method: Method, seed: int, overrides: Sequence[s
 
 
 @dataclass(frozen=True)
-class Job:
-    """One training and its JSON. what: its config as it is compared. given: the user's overrides that reach it.
-    teachers: of a taught method, the experts of its seed."""
+class AblationJob(Job):
+    """One training on a split. given: the user's overrides that reach it. teachers: the experts of its seed, of a
+    method that they label for. trains: false where finished trainings are only measured. again: measure it anew."""
 
     split: SplitFolder
     method: Method
-    seed: int
-    config: Config
-    what: dict[str, Any]
     given: tuple[str, ...]
-    file: Path
-    teachers: tuple[Job, ...] = ()
+    teachers: tuple[AblationJob, ...] = ()
+    trains: bool = True
+    again: bool = False
+
+    tool = TOOL
+    of_queue = "of the ablation's queue"
 
     @property
-    def run_dir(self) -> Path:
-        return self.split.run_dir(self.method, self.seed)
+    def title(self) -> str:
+        return f"{self.split.name}, {super().title}"
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """The last record of a training that has ended."""
+        return jobs.finished_record(self.run_dir)
 
     @property
     def is_done(self) -> bool:
         """Whether there is nothing to train."""
-        return self.file.exists() or jobs.finished_record(self.run_dir) is not None
+        return self.file.exists() or self.record is not None
 
     @property
-    def missing_teachers(self) -> list[Job]:
+    def missing_teachers(self) -> list[AblationJob]:
         """Those that have no finished run."""
-        return [job for job in self.teachers if jobs.finished_record(job.run_dir) is None]
+        return [job for job in self.teachers if job.record is None]
 
     @property
-    def title(self) -> str:
-        return f"{self.split.name}, {self.method.name}, seed {self.seed}"
+    def remark(self) -> str:
+        return ": measured" if self.record else ""
 
     @property
-    def on_this_data(self) -> dict[str, Any]:
-        """What a run directory is compared by: runs stay where a split is replaced."""
+    def what_of_run(self) -> dict[str, Any]:
+        """With the split: runs stay where it is replaced."""
         return {**self.what, "split": dict(self.split.summary)}
+
+    def left_out(self) -> str | None:
+        if (self.file.exists() and not self.again) or self.record is not None:
+            return None
+        if not self.trains or self.file.exists():
+            return "no finished training, left out"
+        names = ", ".join(teacher.method.name for teacher in self.missing_teachers)
+        return f"left out; no finished training of what is to teach it: {names}" if names else None
+
+    def problems(self) -> Iterator[str]:
+        if self.file.exists():
+            before = jobs.read_json(self.file)
+            jobs.check_same(self.what, before.get("config"), self.file)
+            if before.get("summary") != self.split.summary:
+                yield f"{self.file} is of another split; use another folder with --output"
+        if self.again or not self.file.exists():
+            self._check_run()
+        yield from self._problems_of_teachers()
+
+    def _check_run(self) -> None:
+        """The run directory may also be of a plain `crossdet train`."""
+        if not (self.run_dir / CONFIG_FILE).exists():
+            return
+        before = self.note.get("config")
+        if not isinstance(before, dict):
+            config = load_config(self.run_dir / CONFIG_FILE)
+            test, roots = config.union_test, dict(self.roots)
+            if isinstance(test, UnionTestConfig) and test.annotations:
+                roots[test.annotations[0].parents[1]] = ROOT  # where the split lay when the run was made
+            before = _comparable(config, roots)
+        jobs.check_same(self.what_of_run, before, self.run_dir)
+
+    def _problems_of_teachers(self) -> Iterator[str]:
+        """A teacher made with other settings, or with a result but no run here: then it would not be trained."""
+        if self.is_done:
+            return
+        for teacher in self.teachers:
+            teacher._check_run()
+        for teacher in self.missing_teachers:
+            if teacher.file.exists() and not jobs.read_json(teacher.file).get("diverged"):
+                yield (
+                    f"{self.title}: its teacher {teacher.method.name} has a result, {teacher.file}, but no "
+                    f"finished run in {self.split.runs}; put the run there, or move the result away to train it "
+                    f"again"
+                )
+                return
+
+    def result(self, record: Run | None, diverged: str | None) -> dict[str, Any]:
+        from crossdet.training.teachers import last_taught
+
+        note, parts, train = self.note, self.split.parts, self.config.train
+        epochs = jobs.read_json(self.run_dir / "metrics.json").get("epochs", [])
+        rows = measure.read_steps(self.run_dir)
+        steps = record["step"] if record else (int(rows[-1]["step"]) if rows else 0)
+        metrics = study.metrics_of(record)
+        return super().result(record, diverged) | {
+            "split": self.split.name,
+            "summary": dict(self.split.summary),
+            "stands_for": stands_for(self.method, self.split.summary),
+            "overrides": list(self.given),
+            "steps": steps,
+            "steps_with_teachers": self._with_teachers(steps),
+            "metrics": metrics,
+            "protocols": measure.own_numbers(metrics, parts),
+            "curve": measure.learning_curve(epochs, parts),
+            "stability": measure.stability(rows, train.warmup_epochs, train.clip_norm),
+            "taught": self._without_runs(last_taught(self.run_dir)),
+            "union": measure.measure_union(self.run_dir, self.split.test, parts, self.config.eval)
+            if record
+            else None,
+            "training_seconds": measure.training_seconds(rows, epochs),
+            "hardware": note.get("hardware") or jobs.hardware(),
+            "hardware_is": "of the training" if note else "of the measurement",
+        }
+
+    def _with_teachers(self, steps: int) -> int | None:
+        """The steps and those of its teachers; None without any, and where one of them has no finished run here."""
+        known = [int(job.record["step"]) for job in self.teachers if job.record is not None]
+        return steps + sum(known) if known and len(known) == len(self.teachers) else None
+
+    def _without_runs(self, taught: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Who labelled what, with teachers by the names of their runs."""
+        if taught is None:
+            return None
+        text = json.dumps(taught).replace(f"/{WEIGHTS_FILE}", "")
+        for folder in dict.fromkeys((self.split.runs.absolute(), self.split.runs.resolve())):
+            text = text.replace(json.dumps(f"{folder}/")[1:-1], "")
+        return dict(json.loads(text))
 
 
 def run_ablation(
@@ -158,81 +257,47 @@ def run_ablation(
         UserError: mistakes in overrides, configs or data, or runs and results of other settings.
         RunError: an interruption; run again to go on.
     """
-    if jobs.processes() > 1:
-        raise UserError("the ablation runs on one device; start it without torchrun")
+    study.on_one_device("the ablation")
     check_teaching(methods, overrides)
-    queue = _queue(split, results, methods, seeds, overrides, say if train else None)
-    _check_all(queue, again)
-    test = None
-    written = []
-    for number, job in enumerate(queue, 1):
-        title = f"[{number}/{len(queue)}] {job.title}"
-        if job.file.exists() and not again:
-            say(f"{title}: finished, skipped")
-            written.append(job.file)
-            continue
-        record, diverged = jobs.finished_record(job.run_dir), None
-        if record is None and (not train or (again and job.file.exists())):
-            say(f"{title}: no finished training, left out")
-            continue
-        if record is None and (missing := job.missing_teachers):
-            names = ", ".join(teacher.method.name for teacher in missing)
-            say(f"{title}: left out; no finished training of what is to teach it: {names}")
-            continue
-        say(f"{title}: measured" if record else title)
-        if record is None:
-            record, diverged = _train(job)
-        if diverged:
-            say(f"{title}: diverged: {diverged}")
-        test = test or measure.open_test(split.folder, split.parts)
-        write_json(job.file, _result(job, record, diverged, test))
-        written.append(job.file)
-    return written
 
+    def job(method: Method, seed: int) -> AblationJob:
+        config = resolve(split, method, seed, overrides)
+        made = AblationJob(
+            method=method,
+            seed=seed,
+            config=config,
+            what=_comparable(config, split.roots),
+            run_dir=split.run_dir(method, seed),
+            file=results / split.name / f"{method.name}_seed{seed}.json",
+            roots=split.roots,
+            split=split,
+            given=(),
+            teachers=tuple(job(expert(part), seed) for part in split.parts) if method.taught else (),
+            trains=train,
+            again=again,
+        )
+        return replace(made, given=tuple(map(made.portable, reaching(method, overrides))))
 
-def _queue(
-    split: SplitFolder,
-    results: Path,
-    methods: Sequence[Method],
-    seeds: Sequence[int],
-    overrides: Sequence[str],
-    say: Callable[[str], None] | None,
-) -> list[Job]:
-    """All methods of one seed after the other, those who are taught last; with the experts that are missing for
-    them, which is said (None: without)."""
-    queue: list[Job] = []
+    queue: list[AblationJob] = []
     for seed in seeds:
-        mine = [_job(split, results, method, seed, overrides) for method in methods]
-        taught = [job for job in mine if job.method.taught]
-        added: dict[str, Job] = {}
-        for job in taught:
-            if say is None or job.is_done:
-                continue
-            missing = [one for one in job.missing_teachers if one.method not in methods]
-            if missing:
-                names = ", ".join(one.method.name for one in missing)
-                say(f"{job.title}: it is taught by {names}, in the queue as well")
-            added |= {one.method.name: one for one in missing}
-        queue += [*(job for job in mine if not job.method.taught), *added.values(), *taught]
-    return queue
+        queue += _with_their_teachers([job(method, seed) for method in methods], say if train else None)
+    study.check(queue)
+    return study.run(queue, say, again)
 
 
-def _job(split: SplitFolder, results: Path, method: Method, seed: int, overrides: Sequence[str]) -> Job:
-    config = resolve(split, method, seed, overrides)
-    file = results / split.name / f"{method.name}_seed{seed}.json"
-    mine = reaching(method, overrides)
-    given = tuple(jobs.without_roots(_without_folders(text), split.roots) for text in mine)
-    teachers = map(expert, split.parts) if method.taught else ()
-    return Job(
-        split,
-        method,
-        seed,
-        config,
-        _comparable(config, split.roots),
-        given,
-        file,
-        tuple(_job(split, results, teacher, seed, overrides) for teacher in teachers),
-    )
+def _with_their_teachers(mine: Sequence[AblationJob], say: Callable[[str], None] | None) -> list[AblationJob]:
+    """The jobs of one seed, those with teachers last, and before them the experts that are missing for them, which
+    is said (None: without these)."""
+    methods = [job.method for job in mine]
+    added: dict[str, AblationJob] = {}
+    taught = [job for job in mine if job.method.taught]
+    for job in taught:
+        missing = [] if say is None or job.is_done else job.missing_teachers
+        names = [one.method.name for one in missing if one.method not in methods]
+        if names and say is not None:
+            say(f"{job.title}: it is taught by {', '.join(names)}, in the queue as well")
+        added |= {one.method.name: one for one in missing if one.method not in methods}
+    return [*(job for job in mine if not job.method.taught), *added.values(), *taught]
 
 
 def _comparable(config: Config, roots: Mapping[Path, str]) -> dict[str, Any]:
@@ -241,120 +306,3 @@ def _comparable(config: Config, roots: Mapping[Path, str]) -> dict[str, Any]:
     if config.pseudo is not None and not isinstance(config.pseudo.teachers, str):
         what["pseudo"]["teachers"] = [path.parent.name for path in config.pseudo.teachers]
     return what
-
-
-def _without_folders(override: str) -> str:
-    key, _, value = override.partition("=")
-    return f"{key}={Path(value).name if Path(value).is_absolute() else value}"
-
-
-def _check_all(queue: Sequence[Job], again: bool) -> None:
-    """Raises `UserError` with every result and run directory that was made with other settings or data."""
-    problems = []
-    for job in queue:
-        try:
-            if job.file.exists():
-                before = jobs.read_json(job.file)
-                jobs.check_same(job.what, before.get("config"), job.file)
-                if before.get("summary") != job.split.summary:
-                    problems.append(f"{job.file} is of another split; use another folder with --output")
-            if (again or not job.file.exists()) and (job.run_dir / CONFIG_FILE).exists():
-                jobs.check_same(job.on_this_data, _settings_of_run(job), job.run_dir)
-            _check_teachers(job)
-        except UserError as error:
-            problems.append(str(error))
-    jobs.refuse(problems)
-
-
-def _check_teachers(job: Job) -> None:
-    """Raises `UserError` where a teacher was made with other settings, or has a result but no run here: then it
-    would not be trained."""
-    if job.is_done:
-        return
-    for teacher in job.teachers:
-        if (teacher.run_dir / CONFIG_FILE).exists():
-            jobs.check_same(teacher.on_this_data, _settings_of_run(teacher), teacher.run_dir)
-    for teacher in job.missing_teachers:
-        if teacher.file.exists() and not jobs.read_json(teacher.file).get("diverged"):
-            raise UserError(
-                f"{job.title}: its teacher {teacher.method.name} has a result, {teacher.file}, but no finished run "
-                f"in {job.split.runs}; put the run there, or move the result away to train it again"
-            )
-
-
-def _settings_of_run(job: Job) -> dict[str, Any]:
-    """The settings of a run directory, of the queue or of a plain `crossdet train`."""
-    note = jobs.read_json(job.run_dir / jobs.NOTE)
-    if isinstance(note.get("config"), dict):
-        return dict(note["config"])
-    config = load_config(job.run_dir / CONFIG_FILE)
-    test, roots = config.union_test, dict(job.split.roots)
-    if isinstance(test, UnionTestConfig) and test.annotations:
-        roots[test.annotations[0].parents[1]] = ROOT  # where the split lay when the run was made
-    return _comparable(config, roots)
-
-
-def _train(job: Job) -> tuple[dict[str, Any] | None, str | None]:
-    """As `jobs.outcome`."""
-    record, diverged = jobs.outcome(
-        lambda: jobs.train_on(job.config, job.run_dir, job.on_this_data), "the ablation's queue"
-    )
-    return record, diverged and jobs.without_roots(diverged, job.split.roots)
-
-
-def _result(job: Job, record: Mapping[str, Any] | None, diverged: str | None, test: UnionTest) -> dict[str, Any]:
-    """What is written down of one training. record: of its last epoch; None where it diverged."""
-    from crossdet.training.teachers import last_taught
-
-    note = jobs.read_json(job.run_dir / jobs.NOTE)
-    epochs = jobs.read_json(job.run_dir / "metrics.json").get("epochs", [])
-    rows = measure.read_steps(job.run_dir)
-    train = job.config.train
-    steps = record["step"] if record else (int(rows[-1]["step"]) if rows else 0)
-    content: dict[str, Any] = {
-        "tool": TOOL,
-        "split": job.split.name,
-        "summary": dict(job.split.summary),
-        "method": job.method.name,
-        "title": job.method.title,
-        "stands_for": stands_for(job.method, job.split.summary),
-        "seed": job.seed,
-        "overrides": list(job.given),
-        "epochs": record["epoch"] if record else None,
-        "steps": steps,
-        "steps_with_teachers": _with_teachers(job, steps),
-        "diverged": diverged,
-        "metrics": {k: v for k, v in (record or {}).get("metrics", {}).items() if k != "operating"},
-        "protocols": measure.own_numbers((record or {}).get("metrics", {}), job.split.parts),
-        "curve": measure.learning_curve(epochs, job.split.parts),
-        "stability": measure.stability(rows, train.warmup_epochs, train.clip_norm),
-        "taught": _without_runs(last_taught(job.run_dir), job.split),
-        "union": None,
-        "seconds": note.get("seconds"),
-        "training_seconds": measure.training_seconds(rows, epochs),
-        "hardware": note.get("hardware") or jobs.hardware(),
-        "hardware_is": "of the training" if note else "of the measurement",
-        "version": {"training": note.get("version"), "measurement": jobs.version()},
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "config": job.what,
-    }
-    if record:
-        content["union"] = measure.measure_union(job.run_dir, test, job.split.parts, job.config.eval)
-    return content
-
-
-def _with_teachers(job: Job, steps: int) -> int | None:
-    """The steps and those of its teachers; None without any, and where one of them has no finished run here."""
-    records = [jobs.finished_record(teacher.run_dir) for teacher in job.teachers]
-    known = [int(record["step"]) for record in records if record is not None]
-    return steps + sum(known) if known and len(known) == len(records) else None
-
-
-def _without_runs(taught: dict[str, Any] | None, split: SplitFolder) -> dict[str, Any] | None:
-    """Who labelled what, with teachers by the names of their runs."""
-    if taught is None:
-        return None
-    text = json.dumps(taught).replace(f"/{WEIGHTS_FILE}", "")
-    for folder in dict.fromkeys((split.runs.absolute(), split.runs.resolve())):
-        text = text.replace(json.dumps(f"{folder}/")[1:-1], "")
-    return dict(json.loads(text))

@@ -9,12 +9,11 @@ from statistics import mean
 from typing import Any
 
 from crossdet.errors import UserError
-from crossdet_research import jobs
+from crossdet_research import study
 from crossdet_research.ablation.methods import FURTHER, methods_of, of_teachers, shared_classes
-from crossdet_research.ablation.queue import TOOL
 from crossdet_research.paired import LEAST_PAIRS, Difference, difference
+from crossdet_research.tables import Column, Run
 
-Run = Mapping[str, Any]
 Keys = tuple[str, ...]
 EXPERTS = "experts"
 PAIRS = (
@@ -88,23 +87,14 @@ class Results:
 def read_results(folder: Path) -> Results:
     """Raises `UserError` where there is no result, or results of different splits or settings."""
     runs: dict[str, dict[int, Run]] = {}
-    files: dict[str, Run] = {}
-    summary = None
-    for file in sorted(folder.glob("*_seed*.json")):
-        content = jobs.read_json(file)
-        if content.get("tool") != TOOL or not {"method", "seed", "summary", "union"} <= content.keys():
-            raise UserError(f"{file}: not a result of `crossdet-research ablation run`; move it away")
-        summary = summary or content["summary"]
-        if content["summary"] != summary:
-            raise UserError(f"{folder}: {file.name} is of another split than the others; move it away")
-        files[file.name] = content
-        runs.setdefault(content["method"], {})[int(content["seed"])] = content
-    if summary is None:
-        raise UserError(f"{folder}: no result of `crossdet-research ablation run`")
-    taught = {name: run for name, run in files.items() if _has_teachers(run)}
-    _check_overrides(folder, {name: given_settings(run)[0] for name, run in files.items()})
-    _check_overrides(folder, {name: given_settings(run)[1] for name, run in taught.items()})
-    return Results(folder.resolve().name, summary, runs)
+    found = study.read_results(folder, "*_seed*.json", "ablation", ("tool", "method", "seed", "summary", "union"))
+    for run in found:
+        if run["summary"] != found[0]["summary"]:
+            raise UserError(f"{folder}: {run['file'].name} is of another split than the others; move it away")
+        runs.setdefault(run["method"], {})[int(run["seed"])] = run
+    _check_overrides(folder, {run["file"].name: given_settings(run)[0] for run in found})
+    _check_overrides(folder, {run["file"].name: given_settings(run)[1] for run in found if _has_teachers(run)})
+    return Results(folder.resolve().name, found[0]["summary"], runs)
 
 
 def given_settings(run: Run) -> tuple[list[str], list[str]]:
@@ -227,24 +217,14 @@ def _mean(values: Sequence[Any]) -> float | None:
 # ------------------------------------------------------------------------------------------- numbers
 
 
-@dataclass(frozen=True)
-class Column:
-    """One measure. path: where a run's JSON has it. scale: 100 for percent."""
-
-    title: str
-    path: Keys
-    scale: float = 100.0
-    digits: int = 1
-
-    def values(self, runs: Mapping[int, Run]) -> dict[int, float]:
-        """Seed -> value, of the runs that have one."""
-        found = {seed: value_at(run, self.path) for seed, run in runs.items()}
-        return {seed: self.scale * value for seed, value in found.items() if value is not None}
+def column(title: str, path: Keys, scale: float = 100.0, digits: int = 1) -> Column:
+    """path: where a run's JSON has the number."""
+    return Column(title, lambda run: value_at(run, path), scale, digits)
 
 
 WEIGHTED = ("union", "weighted_AP50")
 """Not in the JSONs: of the classes there, weighted by their objects."""
-UNION_AP, UNION_AP50 = Column("union AP", ("union", "AP")), Column("union AP50", ("union", "AP50"))
+UNION_AP, UNION_AP50 = column("union AP", ("union", "AP")), column("union AP50", ("union", "AP50"))
 
 
 @dataclass(frozen=True)
@@ -294,7 +274,7 @@ def sections(results: Results) -> list[Section]:
             Section(
                 f"classes_{key}",
                 f"{key} per class on the union test",
-                tuple(Column(c, ("union", "per_class", c, key)) for c in results.classes),
+                tuple(column(c, ("union", "per_class", c, key)) for c in results.classes),
                 rows,
             )
             for key in ("AP", "AP50")
@@ -320,47 +300,47 @@ STABILITY = (
     "median of the 20 before"
 )
 TEACHERS = "steps with teachers: with those of the experts that label for it"
-WITH_TEACHERS = Column("steps with teachers", ("steps_with_teachers",), 1, 0)
+WITH_TEACHERS = column("steps with teachers", ("steps_with_teachers",), 1, 0)
 CALIBRATION = (
-    Column("AP50, mean of classes", ("union", "AP50")),
-    Column("AP50, mean weighted by objects", WEIGHTED),
-    Column("AP50, all classes in one ranking", ("union", "pooled_AP50")),
-    Column("calibration error", ("union", "calibration_error")),
-    Column("range of best thresholds", ("union", "threshold_range"), 1, 3),
+    column("AP50, mean of classes", ("union", "AP50")),
+    column("AP50, mean weighted by objects", WEIGHTED),
+    column("AP50, all classes in one ranking", ("union", "pooled_AP50")),
+    column("calibration error", ("union", "calibration_error")),
+    column("range of best thresholds", ("union", "threshold_range"), 1, 3),
 )
 TRAINING = (
-    Column("steps", ("steps",), 1, 0),
+    column("steps", ("steps",), 1, 0),
     WITH_TEACHERS,
-    Column("logged steps", ("stability", "logged"), 1, 0),
-    Column("gradient norm, median", ("stability", "gradient_norm_median"), 1, 2),
-    Column("99 %", ("stability", "gradient_norm_p99"), 1, 2),
-    Column("largest", ("stability", "gradient_norm_max"), 1, 2),
-    Column("clipped steps, %", ("stability", "clipped")),
-    Column("loss spikes", ("stability", "loss_spikes"), 1, 1),
-    Column("minutes of steps", ("training_seconds",), 1 / 60, 1),
+    column("logged steps", ("stability", "logged"), 1, 0),
+    column("gradient norm, median", ("stability", "gradient_norm_median"), 1, 2),
+    column("99 %", ("stability", "gradient_norm_p99"), 1, 2),
+    column("largest", ("stability", "gradient_norm_max"), 1, 2),
+    column("clipped steps, %", ("stability", "clipped")),
+    column("loss spikes", ("stability", "loss_spikes"), 1, 1),
+    column("minutes of steps", ("training_seconds",), 1 / 60, 1),
 )
 
 
 def _scores(results: Results) -> tuple[Column, ...]:
-    parts = [Column(name, ("protocols", name)) for name in results.summary["parts"]]
-    places = [Column(f"AP50 {text}", ("union", f"{key}_AP50")) for key, text in results.places()]
+    parts = [column(name, ("protocols", name)) for name in results.summary["parts"]]
+    places = [column(f"AP50 {text}", ("union", f"{key}_AP50")) for key, text in results.places()]
     return (*parts, UNION_AP, UNION_AP50, *places)
 
 
 def _confidence(results: Results) -> tuple[Column, ...]:
     places = [
-        Column(f"found at 0.3 {text}", ("union", f"{key}_found_confidently")) for key, text in results.places()
+        column(f"found at 0.3 {text}", ("union", f"{key}_found_confidently")) for key, text in results.places()
     ]
     false = [
-        Column(f"{what} ({threshold})", ("union", "false_positives", key, where), 1, 2)
+        column(f"{what} ({threshold})", ("union", "false_positives", key, where), 1, 2)
         for threshold, key in (("own", "own_threshold"), ("0.3", "confident"))
         for where, what in (("on_other_objects", "on other objects"), ("elsewhere", "elsewhere"))
     ]
     return (
-        Column("recall at precision 0.9", ("union", "recall_at_precision")),
-        Column("found at 0.3", ("union", "found_confidently")),
+        column("recall at precision 0.9", ("union", "recall_at_precision")),
+        column("found at 0.3", ("union", "found_confidently")),
         *places,
-        Column("mean best score", ("union", "best_score"), 1, 3),
+        column("mean best score", ("union", "best_score"), 1, 3),
         *false,
     )
 
@@ -369,7 +349,7 @@ def _looks(results: Results) -> tuple[Column, ...]:
     if len(results.looks) < 2:
         return ()
     return tuple(
-        Column(
+        column(
             f"{name}, {look}{'' if results.is_home(name, look) else ' *'}",
             ("union", "per_look", look, "per_class", name, "AP50"),
         )

@@ -6,16 +6,14 @@ Values are mean and standard deviation over the seeds; what was not run, or cann
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
+from itertools import pairwise
 from typing import Any
 
-from rich.table import Table
-
+from crossdet_research import tables
 from crossdet_research.ablation.methods import methods_of, same_trainings, stands_for
 from crossdet_research.ablation.results import (
     UNION_AP,
     Results,
-    Run,
     Section,
     all_levels,
     differences,
@@ -26,28 +24,22 @@ from crossdet_research.ablation.results import (
 )
 from crossdet_research.paired import COLUMNS, difference
 from crossdet_research.paired import NOTE as PAIRED
-from crossdet_research.tables import machines, markdown_table, rich_table, spread
+from crossdet_research.tables import Grid, Run, machines, markdown_lines, method_row, spread
 
 
-def _seeds(runs: Mapping[int, Run]) -> str:
-    """`3`, or `2 (1 diverged)`; blank without any."""
-    lost = sum(bool(run.get("diverged")) for run in runs.values())
-    return f"{len(runs) - lost}" + (f" ({lost} diverged)" if lost else "") if runs else ""
+def grid(results: Results, section: Section) -> Grid:
+    rows = [method_row(results.title(name), results.of(name), section.columns) for name in section.methods]
+    return Grid(["method", "seeds", *(c.title for c in section.columns)], rows, section.title, section.note)
 
 
-def grid(results: Results, section: Section) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells of a table."""
-    lines = []
-    for name in section.methods:
-        runs = results.of(name)
-        cells = [spread(c.values(runs).values(), c.digits) for c in section.columns]
-        lines.append([results.title(name), _seeds(runs), *cells])
-    return ["method", "seeds", *(c.title for c in section.columns)], lines
+def difference_grid(results: Results) -> Grid:
+    rows = [[f"{a} - {b}", column.title, *delta.cells] for a, b, column, delta in differences(results)]
+    return Grid(["difference", "of", *COLUMNS], rows, "Differences", PAIRED)
 
 
-def difference_grid(results: Results) -> tuple[list[str], list[list[str]]]:
-    lines = [[f"{a} - {b}", column.title, *delta.cells] for a, b, column, delta in differences(results)]
-    return ["difference", "of", *COLUMNS], lines
+def grids(results: Results) -> list[Grid]:
+    found = [*(grid(results, section) for section in sections(results)), difference_grid(results)]
+    return [one for one in found if one.rows]
 
 
 def recovered_text(results: Results) -> str:
@@ -90,28 +82,11 @@ def notes(results: Results) -> list[str]:
 
 def markdown(results: Results, only: Sequence[str] = ()) -> str:
     """All tables of a split. only: those with these keys, without head, differences and methods not run."""
-    lines = []
-    if not only:
-        lines = [f"### Ablation on {results.name}", "", *(f"- {note}" for note in notes(results)), ""]
-        lines += [f"- **{recovered_text(results)}**", ""]
-    for section in sections(results):
-        if only and section.key not in only:
-            continue
-        headers, rows = grid(results, section)
-        rows = [row for row in rows if row[1]] if only else rows
-        lines += [f"**{section.title}**", "", *markdown_table(headers, rows), ""]
-        lines += [f"({section.note})", ""] if section.note else []
-    if differences(results) and not only:
-        lines += ["**Differences**", "", *markdown_table(*difference_grid(results)), "", f"({PAIRED})", ""]
-    return "\n".join(lines)
-
-
-def rich_tables(results: Results) -> list[Table]:
-    grids = [(section.title, *grid(results, section)) for section in sections(results)]
-    return [
-        rich_table(title, headers, rows)
-        for title, headers, rows in [*grids, ("Differences", *difference_grid(results))]
-    ]
+    if only:
+        found = [grid(results, section) for section in sections(results) if section.key in only]
+        return "\n".join(markdown_lines(one._replace(rows=[row for row in one.rows if row[1]]) for one in found))
+    lines = [f"### Ablation on {results.name}", "", *(f"- {note}" for note in notes(results)), ""]
+    return "\n".join([*lines, f"- **{recovered_text(results)}**", "", *markdown_lines(grids(results))])
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -136,17 +111,8 @@ def as_json(results: Results) -> dict[str, Any]:
 
 
 def _row(section: Section, runs: Mapping[int, Run]) -> dict[str, Any]:
-    row = {}
-    for column in section.columns:
-        seeds = column.values(runs)
-        many = list(seeds.values())
-        row[column.title] = {
-            "mean": mean(many) if many else None,
-            "std": stdev(many) if len(many) > 1 else None,
-            "n": len(many),
-            "seeds": seeds,
-        }
-    return row
+    values = {column.title: column.values(runs) for column in section.columns}
+    return {title: tables.as_json(seeds) | {"n": len(seeds)} for title, seeds in values.items()}
 
 
 # ------------------------------------------------------------------------------------------- sweep
@@ -154,59 +120,51 @@ def _row(section: Section, runs: Mapping[int, Run]) -> dict[str, Any]:
 SWEPT = ("naive", "aware", "same_positives", "full")
 
 
-def sweep_grid(splits: Sequence[Results]) -> tuple[list[str], list[list[str]]]:
+def sweep_grid(splits: Sequence[Results]) -> Grid:
     """A row per split, by looks and conflict: union AP of the methods, and what aware recovers."""
     rows = []
-    for one in sorted(all_levels(splits), key=lambda split: (split.looks, split.summary["conflict"])):
+    for one in by_conflict(splits):
         values = {name: UNION_AP.values(one.of(name)) for name in SWEPT}
         delta = difference(values["aware"], values["naive"])
-        share = recovered(one)
+        share = recovered(one)["share"]
+        images = sum(part["images"] for part in one.summary["parts"].values())
         rows.append(
             [
-                one.name,
-                ", ".join(one.looks),
-                str(sum(part["images"] for part in one.summary["parts"].values())),
-                f"{100 * one.summary['conflict']:.0f}",
+                *(one.name, ", ".join(one.looks), str(images), f"{100 * one.summary['conflict']:.0f}"),
                 *(spread(values[name].values()) for name in SWEPT),
                 "" if delta is None else delta.words,
-                "undefined" if share["share"] is None else f"{100 * share['share']:.0f} %",
+                "undefined" if share is None else f"{100 * share:.0f} %",
             ]
         )
     headers = ["split", "looks", "images", "conflict, %", *SWEPT, "aware - naive", "recovered"]
-    return headers, rows
+    return Grid(headers, rows, "Union AP over the share of images that show an unlabelled object")
 
 
-def damage_grid(splits: Sequence[Results]) -> tuple[list[str], list[list[str]]]:
+def by_conflict(splits: Sequence[Results]) -> list[Results]:
+    return sorted(all_levels(splits), key=lambda split: (split.looks, split.summary["conflict"]))
+
+
+def damage_grid(splits: Sequence[Results]) -> Grid:
     """Naive training at two levels of conflict of the same parts: every level against the one below it, and against
     the lowest."""
     panels: dict[tuple[str, ...], list[Results]] = {}
-    for one in sorted(all_levels(splits), key=lambda split: (split.looks, split.summary["conflict"])):
+    for one in by_conflict(splits):
         panels.setdefault(sweep_key(one), []).append(one)
     rows = []
     for many in panels.values():
-        pairs = [(many[i], many[i + 1]) for i in range(len(many) - 1)]
-        pairs += [(many[0], many[-1])] if len(many) > 2 else []
-        for low, high in pairs:
+        for low, high in [*pairwise(many), *([(many[0], many[-1])] if len(many) > 2 else [])]:
             delta = difference(*(UNION_AP.values(one.of("naive")) for one in (high, low)))
             if delta is not None:
                 levels = " to ".join(f"{100 * one.summary['conflict']:.0f}" for one in (low, high))
                 rows.append([high.name, ", ".join(high.looks), levels, *delta.cells])
-    return ["split", "looks", "conflict, %", *COLUMNS], rows
+    title = "What more conflict changes in union AP of naive training"
+    return Grid(["split", "looks", "conflict, %", *COLUMNS], rows, title, PAIRED)
 
 
-SWEEP = "union AP over the share of images that show an unlabelled object"
-DAMAGE = "what more conflict changes in union AP of naive training"
+def sweep_grids(splits: Sequence[Results]) -> list[Grid]:
+    return [one for one in (sweep_grid(splits), damage_grid(splits)) if one.rows]
 
 
 def sweep_markdown(splits: Sequence[Results]) -> str:
-    lines = [f"**{SWEEP[0].upper()}{SWEEP[1:]}** (percent)", "", *markdown_table(*sweep_grid(splits)), ""]
-    headers, rows = damage_grid(splits)
-    if rows:
-        lines += [f"**{DAMAGE[0].upper()}{DAMAGE[1:]}**", "", *markdown_table(headers, rows), ""]
-        lines += [f"({PAIRED})", ""]
-    return "\n".join(lines)
-
-
-def sweep_tables(splits: Sequence[Results]) -> list[Table]:
-    grids = [(SWEEP, sweep_grid(splits)), (DAMAGE, damage_grid(splits))]
-    return [rich_table(title, headers, rows) for title, (headers, rows) in grids if rows]
+    first, *others = markdown_lines(sweep_grids(splits))
+    return "\n".join([f"{first} (percent)", *others])

@@ -18,15 +18,14 @@ from crossdet.commands.terminal import (
     say,
     say_bold,
     seed_numbers,
-    show_tables,
     words,
 )
+from crossdet_research.study import report, study_app
+from crossdet_research.tables import rich_tables
 
-app = typer.Typer(
-    name="lifelong",
-    help="Datasets that arrive one after the other: what each mode of `extend` keeps and learns: run, table, plot.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
+app = study_app(
+    "lifelong",
+    "Datasets that arrive one after the other: what each mode of `extend` keeps and learns: run, table, plot.",
 )
 ResultsDir = Annotated[Path, typer.Argument(metavar="DIR", help="folder with the JSONs of one sequence")]
 
@@ -146,18 +145,11 @@ def run(
 @app.command()
 def table(results: ResultsDir, markdown_file: MarkdownFile = None, json_file: JsonFile = None) -> None:
     """What old classes lost, what new ones reached, and every class from its arrival to the end."""
-    from crossdet.files import write_atomically, write_json
     from crossdet_research.lifelong.results import read_results
-    from crossdet_research.lifelong.tables import as_json, markdown, notes, rich_tables
+    from crossdet_research.lifelong.tables import as_json, grids, markdown, notes
 
     found = read_results(results)
-    show_tables(rich_tables(found))
-    for line in notes(found):
-        say(line)
-    if markdown_file is not None:
-        write_atomically(markdown_file, markdown(found).encode())
-    if json_file is not None:
-        write_json(json_file, as_json(found))
+    report(rich_tables(grids(found)), notes(found), markdown_file, markdown(found), json_file, as_json(found))
 
 
 @app.command()

@@ -16,8 +16,9 @@ from crossdet.config import Config, DatasetConfig, ExtendConfig, Override, Split
 from crossdet.config.mistakes import suggest
 from crossdet.config.sources import classes_of, open_sources, union_test_index
 from crossdet.data.index import Index
-from crossdet.errors import LabelError, UserError, problem_list
+from crossdet.errors import LabelError, UserError
 from crossdet.labels.space import DROPPED, LabelSpace
+from crossdet_research import study
 from crossdet_research.jobs import comparable
 
 VAL, UNION = "val", "union"
@@ -29,15 +30,13 @@ SHARE = "1/4"
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(study.Method):
     """One way to learn what arrives.
 
     mode: of `crossdet extend`; None: a training from the start. replays: old images are seen again.
     overrides: on top of the config. slower: with `LR_SHARE` of the learning rate. remark: said before a training.
     """
 
-    name: str
-    title: str
     mode: str | None
     replays: bool = False
     overrides: tuple[str, ...] = ()
@@ -67,15 +66,7 @@ METHODS: tuple[Method, ...] = (
 
 def chosen_methods(names: Sequence[str]) -> list[Method]:
     """The methods of these names, all without names. Raises `UserError` for unknown ones."""
-    known = {method.name: method for method in METHODS}
-    problems = [
-        f"--methods {name}: unknown method; {suggest(name, list(known), 'methods')}"
-        for name in names
-        if name not in known
-    ]
-    if problems:
-        raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
-    return [known[name] for name in dict.fromkeys(names)] if names else list(METHODS)
+    return study.chosen_methods(names, {method.name: [method] for method in METHODS}) or list(METHODS)
 
 
 # ------------------------------------------------------------------------------------------- the sequence
@@ -141,8 +132,7 @@ def order_of_arrival(config: Config, groups: Sequence[str]) -> list[list[str]]:
             for name in names
             if config.datasets[name].val is None
         ]
-    if problems:
-        raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
+    study.refuse(problems)
     return order
 
 
@@ -182,8 +172,7 @@ def make_plan(config: Config, groups: Sequence[str], methods: Sequence[Method]) 
                 f"once they are {', '.join(plan.known(generation))}; make the names the same by `labels.merge`"
             )
             break
-    if problems:
-        raise UserError(problem_list(f"{len(problems)} mistake(s) in the sequence", problems))
+    study.refuse(problems, "mistake(s) in the sequence")
     return plan
 
 
@@ -241,8 +230,7 @@ def _union_parts(given: UnionTestConfig | Index, index: Index, places: Sequence[
             if foreign or not names:
                 problems.append(f"--place {text}: {len(foreign)} of {len(names)} images are not in `union_test`")
             parts[name] = [rows[one] for one in names if one in rows]
-    if problems:
-        raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
+    study.refuse(problems)
     return parts
 
 
@@ -340,8 +328,7 @@ def check_settings(settings: Settings) -> None:
         if name is not None and name not in known:
             hint = suggest(name, known, "extensions")
             problems.append(f"--extend-set {text}: no extension is called {name!r}; {hint}")
-    if problems:
-        raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
+    study.refuse(problems)
 
 
 def resolve(settings: Settings, plan: Plan, method: Method, seed: int, generation: int) -> Config:

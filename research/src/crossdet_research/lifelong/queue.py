@@ -8,17 +8,15 @@ starts.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossdet.config import Config
-from crossdet.errors import UserError
-from crossdet.files import write_json
 from crossdet.models.provenance import WEIGHTS_FILE, file_digest
-from crossdet_research import jobs
+from crossdet_research import jobs, study
 from crossdet_research.lifelong.plan import (
     JOINT,
     START,
@@ -34,6 +32,8 @@ from crossdet_research.lifelong.plan import (
     roots_of,
     what_of,
 )
+from crossdet_research.study import Job
+from crossdet_research.tables import Run
 
 if TYPE_CHECKING:
     from crossdet_research.lifelong.measure import Looker
@@ -45,33 +45,118 @@ REPORT_FILE = "forgetting.json"
 
 
 @dataclass(frozen=True)
-class Job:
-    """One generation of a method and its JSON. parent: weights that it starts from; None: random or ImageNet's.
+class Arrivals:
+    """What all trainings of a queue have in common. asked: what the queue was asked to train."""
 
-    what: its config and the sequence, as compared. roots: names of this machine's folders.
-    """
+    settings: Settings
+    config: Config
+    plan: Plan
+    union: UnionImages
+    asked: dict[str, Any]
+
+    @cached_property
+    def looker(self) -> Looker:
+        """What weights found in a split is remembered."""
+        from crossdet_research.lifelong.measure import Looker
+
+        return Looker(self.config.eval)
+
+
+@dataclass(frozen=True)
+class GenerationJob(Job):
+    """One generation of a method. before: the generation whose weights it starts from; None: a training from random
+    or ImageNet's weights."""
 
     method: Method
-    seed: int
+    sequence: Arrivals
     generation: int
-    config: Config
-    what: dict[str, Any]
-    file: Path
-    run_dir: Path
-    parent: Path | None
-    roots: Mapping[Path, str]
+    before: GenerationJob | None
+
+    tool = TOOL
+    of_queue = "of the sequence's queue"
 
     @property
     def title(self) -> str:
         return f"{self.method.name}, generation {self.generation}, seed {self.seed}"
 
     @property
+    def remark(self) -> str:
+        return f": {self.method.remark}" if self.method.remark else ""
+
+    @property
     def weights(self) -> Path:
         return self.run_dir / WEIGHTS_FILE
 
     @property
-    def note(self) -> dict[str, Any]:
-        return jobs.read_json(self.run_dir / jobs.NOTE)
+    def parent(self) -> str | None:
+        """Digest of the weights that it starts from, where they are there."""
+        return file_digest(self.before.weights) if self.before and self.before.weights.exists() else None
+
+    def left_out(self) -> str | None:
+        if self.before is None:
+            return None
+        if jobs.read_json(self.before.file).get("diverged"):
+            return "left out, the generation before diverged"
+        if self.before.left_out():
+            return "left out, the generation before was left out"
+        there = self.file.exists() or self.before.weights.exists()
+        return None if there else "left out, the generation before has no weights"
+
+    def problems(self) -> Iterator[str]:
+        """Also results from other weights, or from weights of a training that diverged."""
+        result = jobs.read_json(self.file) if self.file.exists() else None
+        before = self.note if result is None else result
+        if not before and result is None:
+            return
+        place = self.run_dir if result is None else self.file
+        jobs.check_same(self.what, before.get("config"), place)
+        if self.before is not None and self.parent not in (None, before.get("parent")):
+            made = "begun" if result is None else "made"
+            yield f"{place} was {made} from other weights than {self.before.weights}; move it away"
+        if result is None:
+            return
+        if self.before is not None and jobs.read_json(self.before.file).get("diverged"):
+            name = self.before.file.name
+            yield f"{place} was made from weights of a training that diverged ({name}); move it away"
+        if result.get("union_of_val", False) != self.sequence.settings.union_of_val:
+            yield f"{place} was measured with the other choice of --union-of-val"
+
+    def train(self) -> dict[str, Any]:
+        if self.before is None:
+            return super().train()
+        from crossdet.runs.extend import extend
+
+        record = jobs.finished_record(self.run_dir)
+        if record is not None and (self.run_dir / REPORT_FILE).exists():
+            return record
+        with jobs.noted(self.run_dir, {"config": self.what, "parent": self.parent}):
+            return extend(self.before.weights, self.config, output=self.run_dir, resume=True)
+
+    def result(self, record: Run | None, diverged: str | None) -> dict[str, Any]:
+        settings, report = self.sequence.settings, self.run_dir / REPORT_FILE
+        content = super().result(record, diverged) | {
+            "name": settings.file.stem,
+            "sequence": self.sequence.plan.to_json(),
+            "generation": self.generation,
+            "overrides": [*map(self.portable, settings.overrides)],
+            "extend_overrides": [*map(self.portable, settings.of_extensions(self.method))],
+            "share": settings.share if self.method.replays else None,
+            "replay_weight": settings.replay_weight if self.method.replays else None,
+            "union_of_val": settings.union_of_val,
+            "parent": self.note.get("parent"),
+            "forgetting": json.loads(report.read_text()) if report.exists() else None,
+            "queue": self.sequence.asked,
+        }
+        return content if record is None else content | self._measured()
+
+    def _measured(self) -> dict[str, Any]:
+        from crossdet_research.lifelong.measure import measure_generation
+
+        of, plan = self.sequence, self.sequence.plan
+        seen = restricted(of.config, plan, plan.datasets(self.generation), self.generation)
+        parent = None if self.before is None else self.before.weights
+        newest = plan.generations[self.generation - 1]
+        return measure_generation(self.weights, parent, seen, of.union, of.looker, newest)
 
 
 def run_lifelong(
@@ -98,197 +183,52 @@ def run_lifelong(
         UserError: mistakes in config, data or sequence, or runs and results of other settings.
         RunError: an interruption; run again to go on.
     """
-    if jobs.processes() > 1:
-        raise UserError("a lifelong sequence runs on one device; start it without torchrun")
+    study.on_one_device("a lifelong sequence")
     check_settings(settings)
     config = settings.config()
     plan = make_plan(config, groups, methods)
-    union = read_union_test(config, plan, settings)
+    asked = {"seeds": [*seeds], "methods": [m.name for m in methods], "every_joint": every_joint}
+    sequence = Arrivals(settings, config, plan, read_union_test(config, plan, settings), asked)
     for number, (names, new) in enumerate(zip(plan.generations, plan.classes, strict=True), 1):
         say(f"generation {number}: {', '.join(names)}; new classes: {', '.join(new) or 'none'}")
-    queue = _queue(settings, plan, results, runs or results / "runs", methods, seeds, every_joint)
-    _check_all(queue, settings)
-    asked = {"seeds": [*seeds], "methods": [m.name for m in methods], "every_joint": every_joint}
-    measure = _measurer(config, plan, union)
-    written = []
-    dead: dict[Path, str] = {}
-    for number, job in enumerate(queue, 1):
-        title = f"[{number}/{len(queue)}] {job.title}"
-        if (reason := _left_out(job, dead)) is not None:
-            say(f"{title}: left out, {reason}")
-            dead[job.weights] = "the generation before was left out"
-            continue
-        if job.file.exists():
-            say(f"{title}: finished, skipped")
-            diverged = jobs.read_json(job.file).get("diverged")
-        else:
-            say(f"{title}: {job.method.remark}" if job.method.remark else title)
-            record, diverged = _train(job)
-            content = _result(job, record, diverged, plan, settings) | {"queue": asked}
-            if record is not None:
-                content |= measure(job)
-            write_json(job.file, content)
-        written.append(job.file)
-        if diverged:
-            say(f"{title}: diverged: {diverged}")
-            dead[job.weights] = "the generation before diverged"
-    return written
-
-
-def _measurer(config: Config, plan: Plan, union: UnionImages) -> Callable[[Job], dict[str, Any]]:
-    """Training -> the numbers of its weights. What weights found in a split is remembered."""
-    looker: Looker | None = None
-
-    def measure(job: Job) -> dict[str, Any]:
-        nonlocal looker
-        from crossdet_research.lifelong.measure import Looker, measure_generation
-
-        looker = looker or Looker(config.eval)
-        seen = restricted(config, plan, plan.datasets(job.generation), job.generation)
-        newest = plan.generations[job.generation - 1]
-        return measure_generation(job.weights, job.parent, seen, union, looker, newest)
-
-    return measure
-
-
-def _left_out(job: Job, dead: Mapping[Path, str]) -> str | None:
-    """Why a training cannot start; None: it can, or has ended. dead: weights that nothing may start from."""
-    if job.parent is None:
-        return None
-    if job.parent in dead:
-        return dead[job.parent]
-    return None if job.file.exists() or job.parent.exists() else "the generation before has no weights"
-
-
-# ------------------------------------------------------------------------------------------- queue
+    queue = _queue(sequence, results, runs or results / "runs", methods, seeds, every_joint)
+    study.check(queue)
+    return study.run(queue, say)
 
 
 def _queue(
-    settings: Settings,
-    plan: Plan,
+    sequence: Arrivals,
     results: Path,
     runs: Path,
     methods: Sequence[Method],
     seeds: Sequence[int],
     every_joint: bool,
-) -> list[Job]:
+) -> list[GenerationJob]:
     """In the order of training: what starts from a generation comes after it."""
+    plan, roots = sequence.plan, roots_of(sequence.config, runs)
     last = len(plan.generations)
-    roots = roots_of(settings.config(), runs)
 
-    def job(method: Method, seed: int, generation: int) -> Job:
+    def job(method: Method, seed: int, generation: int, before: GenerationJob | None) -> GenerationJob:
         name = f"{method.name}_seed{seed}_gen{generation}"
-        before = START if generation == 2 else method
-        parent = runs / f"{before.name}_seed{seed}_gen{generation - 1}" / WEIGHTS_FILE
-        config = resolve(settings, plan, method, seed, generation)
-        return Job(
+        config = resolve(sequence.settings, plan, method, seed, generation)
+        return GenerationJob(
             method=method,
             seed=seed,
-            generation=generation,
             config=config,
             what=what_of(config, plan, roots),
-            file=results / f"{name}.json",
             run_dir=runs / name,
-            parent=None if method.mode is None else parent,
+            file=results / f"{name}.json",
             roots=roots,
+            sequence=sequence,
+            generation=generation,
+            before=None if method.mode is None else before,
         )
 
     queue = []
     for seed in seeds:
-        queue.append(job(START, seed, 1))
+        queue.append(start := job(START, seed, 1, None))
         for method in methods:
-            first = last if method is JOINT and not every_joint else 2
-            queue += [job(method, seed, generation) for generation in range(first, last + 1)]
+            before = start
+            for generation in range(last if method is JOINT and not every_joint else 2, last + 1):
+                queue.append(before := job(method, seed, generation, before))
     return queue
-
-
-def _check_all(queue: Sequence[Job], settings: Settings) -> None:
-    """Raises `UserError` with every result and run directory of other settings, from other weights, or from weights
-    of a training that diverged."""
-    problems = []
-    for job in queue:
-        parent = file_digest(job.parent) if job.parent is not None and job.parent.exists() else None
-        try:
-            if job.file.exists():
-                before = jobs.read_json(job.file)
-                jobs.check_same(job.what, before.get("config"), job.file)
-                if parent is not None and before.get("parent") != parent:
-                    problems.append(f"{job.file} was made from other weights than {job.parent}; move it away")
-                problems += _of_diverged(job)
-                if before.get("union_of_val", False) != settings.union_of_val:
-                    problems.append(f"{job.file} was measured with the other choice of --union-of-val")
-            elif job.note:
-                jobs.check_same(job.what, job.note.get("config"), job.run_dir)
-                if parent is not None and job.note.get("parent") != parent:
-                    problems.append(f"{job.run_dir} was begun from other weights than {job.parent}; move it away")
-        except UserError as error:
-            problems.append(str(error))
-    jobs.refuse(problems)
-
-
-def _of_diverged(job: Job) -> list[str]:
-    """What is wrong with a result whose parent diverged."""
-    if job.parent is None:
-        return []
-    before = job.file.with_name(f"{job.parent.parent.name}.json")
-    if not jobs.read_json(before).get("diverged"):
-        return []
-    return [f"{job.file} was made from weights of a training that diverged ({before.name}); move it away"]
-
-
-# ------------------------------------------------------------------------------------------- one training
-
-
-def _train(job: Job) -> tuple[dict[str, Any] | None, str | None]:
-    """As `jobs.outcome`."""
-    record, diverged = jobs.outcome(lambda: _train_on(job), "the sequence's queue")
-    return record, diverged and jobs.without_roots(diverged, job.roots)
-
-
-def _train_on(job: Job) -> dict[str, Any]:
-    """`jobs.train_on`, and the same for an extension."""
-    if job.parent is None:
-        return jobs.train_on(job.config, job.run_dir, job.what)
-    from crossdet.runs.extend import extend
-
-    record = jobs.finished_record(job.run_dir)
-    if record is not None and (job.run_dir / REPORT_FILE).exists():
-        return record
-    with jobs.noted(job.run_dir, {"config": job.what, "parent": file_digest(job.parent)}):
-        return extend(job.parent, job.config, output=job.run_dir, resume=True)
-
-
-def _result(
-    job: Job, record: Mapping[str, Any] | None, diverged: str | None, plan: Plan, settings: Settings
-) -> dict[str, Any]:
-    """What is written down of one training, without what is measured."""
-    report = job.run_dir / REPORT_FILE
-    return {
-        "tool": TOOL,
-        "name": settings.file.stem,
-        "sequence": plan.to_json(),
-        "method": job.method.name,
-        "title": job.method.title,
-        "seed": job.seed,
-        "generation": job.generation,
-        "overrides": [_portable(text, job.roots) for text in settings.overrides],
-        "extend_overrides": [_portable(text, job.roots) for text in settings.of_extensions(job.method)],
-        "share": settings.share if job.method.replays else None,
-        "replay_weight": settings.replay_weight if job.method.replays else None,
-        "union_of_val": settings.union_of_val,
-        "parent": job.note.get("parent"),
-        "epochs": record["epoch"] if record else None,
-        "steps": record["step"] if record else None,
-        "diverged": diverged,
-        "forgetting": json.loads(report.read_text()) if report.exists() else None,
-        "seconds": job.note.get("seconds"),
-        "hardware": job.note.get("hardware"),
-        "version": {"training": job.note.get("version"), "measurement": jobs.version()},
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "config": job.what,
-    }
-
-
-def _portable(override: str, roots: Mapping[Path, str]) -> str:
-    key, _, value = override.partition("=")
-    return jobs.without_roots(f"{key}={Path(value).name if Path(value).is_absolute() else value}", roots)

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from crossdet.errors import UserError
-from crossdet_research import jobs
+from crossdet_research import study
 from crossdet_research.lifelong.plan import JOINT, METHODS, START, UNION, VAL
-from crossdet_research.lifelong.queue import TOOL
+from crossdet_research.tables import Run
 
-Run = Mapping[str, Any]
 NUMBER = "AP50"
 PLACES = {UNION: "on the union test", VAL: "on the validation images of the datasets that label a class"}
 EXTENSIONS = tuple(method.name for method in METHODS if method.mode is not None)
@@ -120,29 +118,25 @@ def steps_of(results: Results, method: str, seed: int, generation: int) -> tuple
 def read_results(folder: Path) -> Results:
     """Raises `UserError` where there is no result, or results of different sequences or settings."""
     runs: dict[tuple[str, int, int], Run] = {}
-    first: Run | None = None
-    for file in sorted(folder.glob("*_seed*_gen*.json")):
-        content = jobs.read_json(file)
-        if content.get("tool") != TOOL or not {"method", "seed", "generation", "sequence"} <= content.keys():
-            raise UserError(f"{file}: not a result of `crossdet-research lifelong run`; move it away")
-        first, method = first or content, content["method"]
-        of_method = next((run for (name, _, _), run in runs.items() if name == method), content)
-        _check_comparable(file, content, first, ("sequence", "overrides", "union_of_val"), "others")
+    of_method: dict[str, Run] = {}
+    keys = ("tool", "method", "seed", "generation", "sequence")
+    found = study.read_results(folder, "*_seed*_gen*.json", "lifelong", keys)
+    for run in found:
+        method = run["method"]
+        _check_comparable(run, found[0], ("sequence", "overrides", "union_of_val"), "others")
         if method in EXTENSIONS:
-            keys = ("extend_overrides", *(("share", "replay_weight") if method in REPLAYING else ()))
-            _check_comparable(file, content, of_method, keys, f"others of {method}")
-        runs[content["method"], int(content["seed"]), int(content["generation"])] = content
-    if first is None:
-        raise UserError(f"{folder}: no result of `crossdet-research lifelong run`")
-    sequence = first["sequence"]
+            own = ("extend_overrides", *(("share", "replay_weight") if method in REPLAYING else ()))
+            _check_comparable(run, of_method.setdefault(method, run), own, f"others of {method}")
+        runs[method, int(run["seed"]), int(run["generation"])] = run
+    sequence = found[0]["sequence"]
     return Results(folder.resolve().name, sequence["generations"], sequence["classes"], runs)
 
 
-def _check_comparable(file: Path, content: Run, other: Run, keys: Sequence[str], who: str) -> None:
+def _check_comparable(run: Run, other: Run, keys: Sequence[str], who: str) -> None:
     for key in keys:
-        if content.get(key) != other.get(key):
+        if run.get(key) != other.get(key):
             raise UserError(
-                f"{file.parent}: {file.name} has another {key} than the {who} ({content.get(key)}, not "
+                f"{run['file'].parent}: {run['file'].name} has another {key} than the {who} ({run.get(key)}, not "
                 f"{other.get(key)}); they cannot be compared, keep them in different folders"
             )
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
-from rich.table import Table
-
 from crossdet_research.lifelong.plan import JOINT
 from crossdet_research.lifelong.results import (
     EXTENSIONS,
@@ -15,16 +13,14 @@ from crossdet_research.lifelong.results import (
     REPLAYING,
     Old,
     Results,
-    Run,
     kept_to_end,
     old_classes,
     steps_of,
     unchanged,
     worst_class,
 )
-from crossdet_research.tables import machines, markdown_table, rich_table, spread
+from crossdet_research.tables import Grid, Run, machines, markdown_lines, spread
 
-Grid = tuple[list[str], list[list[str]]]
 OLD_NOTE = (
     "old: mean AP50 of the old classes, against the weights that the generation started from; interval: 95 %, "
     "paired bootstrap over the images, ends averaged over the seeds; significant: seeds whose interval lies below "
@@ -44,7 +40,8 @@ def old_grid(results: Results, place: str) -> Grid:
     ]
     headers = ["method", "generation", "seeds", "old before", "old after", "difference", "interval"]
     headers += ["significant", "kept", "without new labels", "worst class"]
-    return [*headers, "new", "of joint", "old weights unchanged"], rows
+    headers += ["new", "of joint", "old weights unchanged"]
+    return Grid(headers, rows, f"Old and new classes {PLACES[place]}")
 
 
 def _old_row(results: Results, method: str, generation: int, place: str) -> list[str] | None:
@@ -105,7 +102,8 @@ def mean_grid(results: Results, place: str) -> Grid:
             for generation in range(1, results.last + 1)
         ]
         rows.append([results.title(method), *cells])
-    return ["method", *(f"generation {number + 1}" for number in range(results.last))], rows
+    headers = ["method", *(f"generation {number + 1}" for number in range(results.last))]
+    return Grid(headers, rows, f"Mean AP50 of all classes so far {PLACES[place]}")
 
 
 def class_grid(results: Results, place: str) -> Grid:
@@ -115,7 +113,8 @@ def class_grid(results: Results, place: str) -> Grid:
         for arrived in range(1, results.last + 1)
         for name in results.new(arrived)
     ]
-    return ["class", "arrives", *map(results.title, results.methods())], rows
+    headers = ["class", "arrives", *map(results.title, results.methods())]
+    return Grid(headers, rows, f"AP50 when a class arrived and at the end {PLACES[place]}")
 
 
 def class_part_grid(results: Results) -> Grid:
@@ -127,7 +126,8 @@ def class_part_grid(results: Results) -> Grid:
         for part in results.part_names()
         if any(cells := _ends(results, part, name, arrived))
     ]
-    return ["class", "arrives", "part", *map(results.title, results.methods())], rows
+    headers = ["class", "arrives", "part", *map(results.title, results.methods())]
+    return Grid(headers, rows, "AP50 when a class arrived and at the end, by part of the union test")
 
 
 def _ends(results: Results, place: str, name: str, arrived: int) -> list[str]:
@@ -148,7 +148,8 @@ def part_grid(results: Results) -> Grid:
     for method in results.methods():
         cells = [spread(results.part_by_seed(method, results.last, part).values()) for part in parts]
         rows.append([results.title(method), *cells])
-    return ["method", *parts], rows
+    title = "Mean AP50 of all classes after the last generation, by part of the union test"
+    return Grid(["method", *parts], rows, title)
 
 
 def step_grid(results: Results) -> Grid:
@@ -169,26 +170,17 @@ def step_grid(results: Results) -> Grid:
         own = [f"{mean(own for own, _ in one):.0f}" if one else "" for one in many]
         rows.append([results.title(method), *own, f"{mean(last):.0f}" if last else "", share])
     headers = [f"generation {number + 1}" for number in range(results.last)]
-    return ["method", *headers, "the last with those it rests on", "of joint training on everything"], rows
+    headers += ["the last with those it rests on", "of joint training on everything"]
+    return Grid(["method", *headers], rows, "Optimiser steps")
 
 
-def grids(results: Results) -> list[tuple[str, Grid]]:
-    """Title and table, of every place and of the parts of the union test."""
-    parts = "Mean AP50 of all classes after the last generation, by part of the union test"
-    by_class = "AP50 when a class arrived and at the end, by part of the union test"
-    found = [
-        (f"{title} {PLACES[place]}", grid(results, place))
-        for place in results.places()
-        for title, grid in (
-            ("Old and new classes", old_grid),
-            ("Mean AP50 of all classes so far", mean_grid),
-            ("AP50 when a class arrived and at the end", class_grid),
-        )
-    ]
+def grids(results: Results) -> list[Grid]:
+    """Of every place and of the parts of the union test."""
+    found = [grid(results, place) for place in results.places() for grid in (old_grid, mean_grid, class_grid)]
     if results.part_names():
-        found += [(parts, part_grid(results)), (by_class, class_part_grid(results))]
+        found += [part_grid(results), class_part_grid(results)]
     steps = step_grid(results)
-    return [*found, ("Optimiser steps", steps)] if steps[1] else found
+    return [*found, steps] if steps.rows else found
 
 
 def notes(results: Results) -> list[str]:
@@ -240,14 +232,8 @@ def _failures(results: Results) -> list[str]:
 
 def markdown(results: Results) -> str:
     """All tables."""
-    lines = [f"### Lifelong sequence {results.name}", "", *(f"- {note}" for note in notes(results)), ""]
-    for title, (headers, rows) in grids(results):
-        lines += [f"**{title}**", "", *markdown_table(headers, rows), ""]
-    return "\n".join(lines)
-
-
-def rich_tables(results: Results) -> list[Table]:
-    return [rich_table(title, headers, rows) for title, (headers, rows) in grids(results)]
+    head = [f"### Lifelong sequence {results.name}", "", *(f"- {note}" for note in notes(results)), ""]
+    return "\n".join([*head, *markdown_lines(grids(results))])
 
 
 def as_json(results: Results) -> dict[str, Any]:

@@ -7,23 +7,12 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import (
-    MarkdownFile,
-    Overrides,
-    RunsDir,
-    Seeds,
-    say,
-    say_bold,
-    seed_numbers,
-    show_tables,
-    words,
-)
+from crossdet.commands.terminal import MarkdownFile, Overrides, RunsDir, Seeds, say, say_bold, seed_numbers, words
+from crossdet_research.study import report, study_app
+from crossdet_research.tables import rich_tables
 
-app = typer.Typer(
-    name="orientation",
-    help="Directions as classes against rotation as augmentation; classes per dataset against merging.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
+app = study_app(
+    "orientation", "Directions as classes against rotation as augmentation; classes per dataset against merging."
 )
 
 
@@ -66,15 +55,10 @@ def table(
     markdown_file: MarkdownFile = None,
 ) -> None:
     """AP over all rolls and per roll, and how often the direction is right: mean and spread over the seeds."""
-    from crossdet.files import write_atomically
-    from crossdet_research.orientation.tables import markdown, notes, read_runs, rich_tables
+    from crossdet_research.orientation.tables import grids, markdown, notes, read_runs
 
     found = read_runs(results)
-    show_tables(rich_tables(found))
     said, wrong = notes(found)
-    for line in said:
-        say(line)
+    report(rich_tables(grids(found)), said, markdown_file, markdown(found))
     for line in wrong:
         say_bold(line)
-    if markdown_file is not None:
-        write_atomically(markdown_file, markdown(found).encode())

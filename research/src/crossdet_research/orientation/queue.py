@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crossdet.config import Config, SplitConfig, load_config
-from crossdet.config.mistakes import suggest
-from crossdet.errors import UserError, problem_list
-from crossdet.files import write_json
-from crossdet_research import jobs
+from crossdet.errors import UserError
+from crossdet_research import jobs, study
+from crossdet_research.study import Job
+from crossdet_research.tables import Run
 
 TOOL = "crossdet orientation"
 """Mark of its files; older than the name of the command, so that earlier results stay readable."""
@@ -27,11 +26,9 @@ ROLLS, DOMAINS = "rolls", "domains"
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(study.Method):
     """One way to train from a config. asks: which comparison it belongs to."""
 
-    name: str
-    title: str
     asks: str
 
 
@@ -96,17 +93,23 @@ def measured_config(file: Path, overrides: Sequence[str], config: Config) -> Con
 
 
 @dataclass(frozen=True)
-class Job:
-    """One training and its JSON. what: its config as it is compared. split_classes: `labels.per_dataset` of the
-    base config, also of methods that do without."""
+class OrientationJob(Job):
+    """name: of the config. split_classes: `labels.per_dataset` of the base config, also of methods that do without.
+    judged_by: the config that all methods are measured with."""
 
-    method: Method
-    seed: int
-    config: Config
-    what: dict[str, Any]
-    run_dir: Path
-    file: Path
-    split_classes: tuple[str, ...] = ()
+    name: str
+    split_classes: tuple[str, ...]
+    judged_by: Config
+
+    tool = TOOL
+
+    def result(self, record: Run | None, diverged: str | None) -> dict[str, Any]:
+        from crossdet_research.orientation.measure import measure
+
+        looks = self.method.name == LOOKS_OF
+        measures = measure(self.run_dir, self.judged_by, looks) if record else {"datasets": None}
+        own = {"name": self.name, "split_classes": list(self.split_classes)}
+        return super().result(record, diverged) | own | measures
 
 
 def run_orientation(
@@ -127,49 +130,35 @@ def run_orientation(
         UserError: mistakes in config or data, or runs and results of other settings.
         RunError: an interruption; run again to go on.
     """
-    if jobs.processes() > 1:
-        raise UserError("this queue runs on one device; start it without torchrun")
+    study.on_one_device("this queue")
     base = load_config(config_file, overrides)
     if all(dataset.val is None for dataset in base.datasets.values()):
         raise UserError(f"{config_file}: no dataset has a `val` split to measure on")
-    chosen = _chosen(methods, methods_of(base))
+    possible = methods_of(base)
+    known = {method.name: [method] for method in possible}
+    chosen = study.chosen_methods(methods, known, "not with this config") or possible
     judged_by = measured_config(config_file, overrides, base)
     roots = {**_roots(base), output: "OUTPUT"}
     queue = []
     for seed in seeds:
         for method in chosen:
             name = f"{method.name}_seed{seed}"
-            words = [*overrides, *overrides_of(method, base), f"seed={seed}"]
-            config = load_config(config_file, words)
-            what = jobs.comparable(config, roots)
-            place = (runs or output / "runs") / name
-            file = output / f"{name}.json"
-            queue.append(Job(method, seed, config, what, place, file, tuple(base.labels.per_dataset)))
-    _check_all(queue)
-    for number, job in enumerate(queue, 1):
-        title = f"[{number}/{len(queue)}] {job.method.name}, seed {job.seed}"
-        if job.file.exists():
-            say(f"{title}: finished, skipped")
-            continue
-        say(title)
-        record, diverged = _train(job)
-        if diverged:
-            say(f"{title}: diverged: {diverged}")
-        looks = job.method.name == LOOKS_OF
-        from crossdet_research.orientation.measure import measure
-
-        measures = measure(job.run_dir, judged_by, looks) if record else {"datasets": None}
-        write_json(job.file, _result(job, config_file.stem, record, diverged, measures))
-    return [job.file for job in queue]
-
-
-def _chosen(names: Sequence[str], possible: Sequence[Method]) -> list[Method]:
-    known = {method.name: method for method in possible}
-    wrong = [name for name in names if name not in known]
-    if wrong:
-        lines = [f"--methods {name}: not with this config; {suggest(name, [*known], 'methods')}" for name in wrong]
-        raise UserError(problem_list(f"{len(wrong)} mistake(s)", lines))
-    return [known[name] for name in dict.fromkeys(names)] if names else list(possible)
+            config = load_config(config_file, [*overrides, *overrides_of(method, base), f"seed={seed}"])
+            job = OrientationJob(
+                method=method,
+                seed=seed,
+                config=config,
+                what=jobs.comparable(config, roots),
+                run_dir=(runs or output / "runs") / name,
+                file=output / f"{name}.json",
+                roots=roots,
+                name=config_file.stem,
+                split_classes=tuple(base.labels.per_dataset),
+                judged_by=judged_by,
+            )
+            queue.append(job)
+    study.check(queue)
+    return study.run(queue, say)
 
 
 def _roots(config: Config) -> dict[Path, str]:
@@ -182,49 +171,3 @@ def _roots(config: Config) -> dict[Path, str]:
             common = Path(os.path.commonpath([str(file) for file in files]))
             found[common if common not in files else common.parent] = name
     return found
-
-
-def _check_all(queue: Sequence[Job]) -> None:
-    """Raises `UserError` with every result and run that was made with other settings."""
-    problems = []
-    for job in queue:
-        for place, before in (
-            (job.file, jobs.read_json(job.file) if job.file.exists() else None),
-            (job.run_dir, jobs.read_json(job.run_dir / jobs.NOTE) if job.run_dir.exists() else None),
-        ):
-            if before is None:
-                continue
-            try:
-                jobs.check_same(job.what, before.get("config"), place)
-            except UserError as error:
-                problems.append(str(error))
-    jobs.refuse(problems)
-
-
-def _train(job: Job) -> tuple[dict[str, Any] | None, str | None]:
-    """As `jobs.outcome`."""
-    record, diverged = jobs.outcome(lambda: jobs.train_on(job.config, job.run_dir, job.what), "a queue")
-    return record, diverged and diverged.replace(f"{job.run_dir}", job.run_dir.name)
-
-
-def _result(
-    job: Job, name: str, record: Mapping[str, Any] | None, diverged: str | None, measures: Mapping[str, Any]
-) -> dict[str, Any]:
-    note = jobs.read_json(job.run_dir / jobs.NOTE)
-    return {
-        "tool": TOOL,
-        "name": name,
-        "method": job.method.name,
-        "title": job.method.title,
-        "seed": job.seed,
-        "epochs": record["epoch"] if record else None,
-        "steps": record["step"] if record else None,
-        "diverged": diverged,
-        "split_classes": list(job.split_classes),
-        **measures,
-        "seconds": note.get("seconds"),
-        "hardware": note.get("hardware"),
-        "version": {"training": note.get("version"), "measurement": jobs.version()},
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "config": job.what,
-    }

@@ -11,15 +11,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from rich.table import Table
-
 from crossdet.errors import UserError
-from crossdet_research import jobs
-from crossdet_research.orientation.queue import DOMAINS, LOOKS_OF, METHODS, ROLLS, TOOL, Method
+from crossdet_research import jobs, study
+from crossdet_research.orientation.queue import DOMAINS, LOOKS_OF, METHODS, ROLLS
 from crossdet_research.paired import COLUMNS, NOTE, difference
-from crossdet_research.tables import machines, rich_table, spread
+from crossdet_research.tables import Column, Grid, Run, machines, markdown_table, method_row
 
-Run = Mapping[str, Any]
 Value = Callable[[Run], float | None]
 SHOWN = ("AP", "AP50")
 PAIRS = (
@@ -33,12 +30,7 @@ PAIRS = (
 
 def read_runs(folder: Path) -> list[Run]:
     """The JSONs of a folder, by method and seed. Raises `UserError` where there is none, or of several configs."""
-    found = [jobs.read_json(file) for file in sorted(folder.glob("*_seed*.json"))]
-    runs = [run for run in found if run.get("tool") == TOOL]
-    if not runs:
-        raise UserError(
-            f"{folder} holds no result; `crossdet-research orientation run CONFIG --output {folder}` makes them"
-        )
+    runs = study.read_results(folder, "*_seed*.json", "orientation", ("tool", "method", "seed", "name"))
     names = sorted({run["name"] for run in runs})
     if len(names) > 1:
         raise UserError(f"{folder} holds results of several configs: {', '.join(names)}")
@@ -46,86 +38,74 @@ def read_runs(folder: Path) -> list[Run]:
     return sorted(runs, key=lambda run: (order.index(run["method"]), run["seed"]))
 
 
-def grids(runs: Sequence[Run]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """(title, headers, cells) of every comparison that was run."""
+def grids(runs: Sequence[Run]) -> list[Grid]:
+    """A table per comparison that was run, and the differences."""
     made = []
     for asks, title in ((ROLLS, "over all rolls"), (DOMAINS, "one class, several datasets")):
-        methods = [m for m in METHODS if m.asks == asks and any(r["method"] == m.name for r in runs)]
-        if not methods:
-            continue
-        columns = _columns(asks, runs)
-        lines: list[list[str]] = []
-        for method in methods:
-            lines.append(_line(method, runs, columns))
-            if method.name == LOOKS_OF and (looks := _looks(runs)):
-                lines.append(_line(*looks, columns))
-        made.append((f"{runs[0]['name']}: {title}", ["method", "seeds", *(name for name, _, _ in columns)], lines))
-    return made
+        columns, rows = _columns(asks, runs), []
+        for method in METHODS:
+            if method.asks == asks and (mine := _of(runs, method.name)):
+                rows.append(method_row(method.title, mine, columns))
+                if method.name == LOOKS_OF and (looks := _looks(runs)):
+                    rows.append(method_row(*looks, columns))
+        headers = ["method", "seeds", *(column.title for column in columns)]
+        made.append(Grid(headers, rows, f"{runs[0]['name']}: {title}"))
+    return [one for one in (*made, difference_grid(runs)) if one.rows]
 
 
-def difference_grid(runs: Sequence[Run]) -> tuple[str, list[str], list[list[str]]]:
-    """Title, headers and cells of the differences of AP50 between methods; no cells where no pair was run."""
+def difference_grid(runs: Sequence[Run]) -> Grid:
+    """Differences of AP50 between methods."""
     rows = []
     for a, b in PAIRS:
         asks = next(method.asks for method in METHODS if method.name == a)
-        for name, value, factor in _columns(asks, runs):
-            of = name.partition("AP50")
-            if of[1] and (name == "AP50" or of[2] == ", split"):
-                delta = difference(*(_by_seed(runs, method, value, factor) for method in (a, b)))
+        for column in _columns(asks, runs):
+            if column.title == "AP50" or column.title.endswith("AP50, split"):
+                delta = difference(*(column.values(_of(runs, method)) for method in (a, b)))
                 if delta is not None:
-                    rows.append([f"{a} - {b}", name, *delta.cells])
-    return "Differences", ["difference", "of", *COLUMNS], rows
+                    rows.append([f"{a} - {b}", column.title, *delta.cells])
+    return Grid(["difference", "of", *COLUMNS], rows, "Differences", NOTE)
 
 
-def _by_seed(runs: Sequence[Run], method: str, value: Value, factor: float) -> dict[int, float]:
-    mine = [run for run in runs if run["method"] == method and not run["diverged"]]
-    return {run["seed"]: factor * v for run in mine if (v := value(run)) is not None}
+def _of(runs: Sequence[Run], method: str) -> dict[int, Run]:
+    """Seed -> run of the method."""
+    return {run["seed"]: run for run in runs if run["method"] == method}
 
 
-def _columns(asks: str, runs: Sequence[Run]) -> list[tuple[str, Value, float]]:
+def _columns(asks: str, runs: Sequence[Run]) -> list[Column]:
     return _roll_columns(runs) if asks == ROLLS else _domain_columns(runs)
 
 
-def _looks(runs: Sequence[Run]) -> tuple[Method, list[Run]] | None:
-    """What was measured with several looks at a picture, as a method of its own and its runs; None without any."""
+def _looks(runs: Sequence[Run]) -> tuple[str, dict[int, Run]] | None:
+    """Title and runs of what was measured with several looks at a picture; None without any."""
     made = [run for run in runs if run.get("looks")]
     if not made:
         return None
     counts = sorted({row["looks"] for run in made for row in run["looks"].values()})
     number = " or ".join(map(str, counts))
-    method = Method("looks", f"upright, {number} looks ({number} x inference)", ROLLS)
-    return method, [{**run, "method": method.name, "datasets": run["looks"]} for run in made]
+    by_seed: dict[int, Run] = {run["seed"]: {**run, "datasets": run["looks"]} for run in made}
+    return f"upright, {number} looks ({number} x inference)", by_seed
 
 
-def _line(method: Method, runs: Sequence[Run], columns: Sequence[tuple[str, Value, float]]) -> list[str]:
-    mine = [run for run in runs if run["method"] == method.name]
-    good = [run for run in mine if not run["diverged"]]
-    seeds = f"{len(good)}" + (f" ({len(mine) - len(good)} diverged)" if len(good) < len(mine) else "")
-    cells = [spread(factor * v for run in good if (v := value(run)) is not None) for _, value, factor in columns]
-    return [method.title, seeds, *cells]
-
-
-def _roll_columns(runs: Sequence[Run]) -> list[tuple[str, Value, float]]:
+def _roll_columns(runs: Sequence[Run]) -> list[Column]:
     degrees = sorted({int(d) for run in runs for row in _rows(run) for d in row["rolls"]})
     return [
-        ("AP", _mean("AP"), 100),
-        ("AP50", _mean("AP50"), 100),
-        *((f"AP50 at {d}°", _mean("rolls", str(d), "AP50"), 100) for d in degrees),
-        ("found %", _mean("found", "share"), 100),
-        ("direction right, of found %", _mean("orientation", "accuracy"), 100),
-        ("mean error °", _mean("orientation", "mean_error"), 1),
-        ("found at 0.3 %", _mean("found", "confident"), 100),
-        ("direction right, of found at 0.3 %", _mean("orientation", "confident", "accuracy"), 100),
+        Column("AP", _mean("AP")),
+        Column("AP50", _mean("AP50")),
+        *(Column(f"AP50 at {d}°", _mean("rolls", str(d), "AP50")) for d in degrees),
+        Column("found %", _mean("found", "share")),
+        Column("direction right, of found %", _mean("orientation", "accuracy")),
+        Column("mean error °", _mean("orientation", "mean_error"), 1),
+        Column("found at 0.3 %", _mean("found", "confident")),
+        Column("direction right, of found at 0.3 %", _mean("orientation", "confident", "accuracy")),
     ]
 
 
-def _domain_columns(runs: Sequence[Run]) -> list[tuple[str, Value, float]]:
-    names = list(dict.fromkeys(name for run in runs for name in run["datasets"] or {}))
-    columns: list[tuple[str, Value, float]] = [("AP", _mean("AP"), 100), ("AP50", _mean("AP50"), 100)]
-    for name in names:
-        columns += [(f"{name} {key}", _of(name, key), 100) for key in SHOWN]
+def _domain_columns(runs: Sequence[Run]) -> list[Column]:
+    columns = [Column("AP", _mean("AP")), Column("AP50", _mean("AP50"))]
+    for name in dict.fromkeys(name for run in runs for name in run["datasets"] or {}):
+        columns += [Column(f"{name} {key}", _of_dataset(name, key)) for key in SHOWN]
         split = [c for c in split_classes(runs) if any(c in _per_class(run, name) for run in runs)]
-        columns += [(f"{name} {key}, split", _of_classes(name, key, split), 100) for key in SHOWN if split]
+        columns += [Column(f"{name} {key}, split", _of_classes(name, key, split)) for key in SHOWN if split]
     return columns
 
 
@@ -159,7 +139,7 @@ def _mean(*keys: str) -> Value:
     return value
 
 
-def _of(dataset: str, key: str) -> Value:
+def _of_dataset(dataset: str, key: str) -> Value:
     return lambda run: _at((run["datasets"] or {}).get(dataset), (key,))
 
 
@@ -222,22 +202,13 @@ def _common(run: Run) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------- showing
 
 
-def rich_tables(runs: Sequence[Run]) -> list[Table]:
-    return [rich_table(*grid) for grid in _with_differences(runs)]
-
-
-def _with_differences(runs: Sequence[Run]) -> list[tuple[str, list[str], list[list[str]]]]:
-    compared = difference_grid(runs)
-    return [*grids(runs), *([compared] if compared[2] else [])]
-
-
 def markdown(runs: Sequence[Run]) -> str:
-    parts = []
-    for title, headers, lines in _with_differences(runs):
-        rule = "|".join(["---", *("---:" for _ in headers[1:])])
-        rows = [f"| {' | '.join(line)} |" for line in lines]
-        parts.append("\n".join([f"**{title}**", "", f"| {' | '.join(headers)} |", f"|{rule}|", *rows]))
-    parts += [f"({NOTE})"] if difference_grid(runs)[2] else []
+    parts, shown = [], grids(runs)
+    for grid in shown:
+        head, _, *rows = markdown_table(grid.headers, grid.rows)
+        rule = "|".join(["", "---", *("---:" for _ in grid.headers[1:]), ""])
+        parts.append("\n".join([f"**{grid.title}**", "", head, rule, *rows]))
+    parts += [f"({grid.note})" for grid in shown if grid.note]
     said, wrong = notes(runs)
     parts += [f"**{line}**" for line in wrong]
     times = [run["seconds"] / 60 for run in runs if run.get("seconds")]

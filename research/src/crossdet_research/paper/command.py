@@ -11,9 +11,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from crossdet.commands.terminal import JsonFile, say, say_bold, wide
+from crossdet.commands.terminal import JsonFile, MarkdownFile, say, say_bold, wide
 from crossdet.errors import UserError
-from crossdet.files import write_atomically, write_json
+from crossdet.files import write_json
 from crossdet_research.ablation.methods import FURTHER, METHODS
 from crossdet_research.paper.rows import (
     BACKBONES,
@@ -30,19 +30,17 @@ from crossdet_research.paper.rows import (
 from crossdet_research.paper.tables import (
     anchor_texts,
     as_json,
+    grid,
+    headers,
     markdown,
     notes,
     paper_table,
-    rich_table,
     row_as_json,
 )
+from crossdet_research.study import report, study_app
+from crossdet_research.tables import rich_tables
 
-app = typer.Typer(
-    name="paper",
-    help="The experiments of the paper (tables 1-6, figure 5): list, show, run, table.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-)
+app = study_app("paper", "The experiments of the paper (tables 1-6, figure 5): list, show, run, table.")
 
 
 class ScaleChoice(StrEnum):
@@ -168,19 +166,12 @@ def table(
         "runs/paper"
     ),
     json_file: JsonFile = None,
-    markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="also write the table as Markdown")
-    ] = None,
+    markdown_file: MarkdownFile = None,
 ) -> None:
     """One of the paper's tables, the paper's numbers and ours side by side; blank where nothing was run."""
     found = paper_table(number.removeprefix("t"), results)
-    wide.print(rich_table(found), highlight=False)
-    for line in notes(found):
-        say(line)
-    if markdown_file is not None:
-        write_atomically(markdown_file, markdown(found).encode())
-    if json_file is not None:
-        write_json(json_file, as_json(found))
+    shown = rich_tables([grid(found)], headers(found).index("scales") + 1)
+    report(shown, notes(found), markdown_file, markdown(found), json_file, as_json(found))
 
 
 @app.command()

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +16,9 @@ import yaml
 
 from crossdet.config import Config, SplitConfig, dump_config, load_config
 from crossdet.config.mistakes import suggest
-from crossdet.errors import Diverged, RunError, UserError, problem_list
-from crossdet.files import write_atomically, write_json
-from crossdet_research import jobs
+from crossdet.errors import UserError, problem_list
+from crossdet.files import write_atomically
+from crossdet_research import jobs, study
 from crossdet_research.paper import data as paper_data
 from crossdet_research.paper.rows import (
     COCO_NAMES,
@@ -39,8 +38,12 @@ from crossdet_research.paper.rows import (
     Training,
     short,
 )
+from crossdet_research.study import Job, Method
+from crossdet_research.tables import Run
 
 Scale = Literal["full", "mini"]
+DATA = "DATA"
+"""Stands for the data folder in stored configs."""
 
 
 @dataclass(frozen=True)
@@ -231,6 +234,58 @@ def _image_count(experiment: Experiment, root: Path, images: int) -> int:
 # ------------------------------------------------------------------------------------------- running
 
 
+@dataclass(frozen=True)
+class PaperJob(Job):
+    experiment: Experiment
+
+    of_queue = "for the paper's queue"
+
+    @property
+    def title(self) -> str:
+        return f"{self.experiment.name}, {self.experiment.scale}, seed {self.seed}"
+
+    def problems(self) -> Iterator[str]:
+        if self.file.exists():
+            jobs.check_same(self.what, jobs.read_json(self.file).get("config"), self.file)
+        elif (self.run_dir / "state.pt").exists() and not self.note:
+            yield (
+                f"{self.run_dir} holds a run of another command, or has lost its {jobs.NOTE}; move it away, or use "
+                f"another folder with --output"
+            )
+
+    def train(self) -> dict[str, Any]:
+        record = super().train()
+        if jobs.is_first():
+            write_atomically(self.file.with_suffix(".yaml"), dump_config(self.config).encode())
+        return record
+
+    def result(self, record: Run | None, diverged: str | None) -> dict[str, Any]:
+        from crossdet.config.sources import open_sources
+
+        sources, training, photos = open_sources(self.config), self.experiment.training, self.experiment.photos
+        common = super().result(record, diverged)
+        content = {
+            "training": training.name,
+            "scale": self.experiment.scale,
+            "data": data_kind(self.experiment),
+            "rows": [
+                row.name for row in ROWS if row.training == training.name and (not photos or row.table == "5")
+            ],
+            "datasets": {
+                name: {"train_images": len(sources.train[name]), "val_images": len(sources.val[name])}
+                for name in sources.train
+            },
+            "classes": len(sources.space.classes),
+            "metrics": {
+                key: value for key, value in (record or {}).get("metrics", {}).items() if key != "operating"
+            },
+            "seconds": round(self.note.get("seconds", 0.0), 1),
+            "hardware": self.note.get("hardware", {}),
+            "version": self.note.get("version", {}),
+        }
+        return {key: common[key] for key in ("seed", "epochs", "steps", "finished", "config")} | content
+
+
 def run_queue(
     experiments: Sequence[Experiment],
     place: Place,
@@ -247,67 +302,33 @@ def run_queue(
         UserError: mistakes in configs or data, or results of other settings in the output folder.
         RunError: an interruption (run again to go on), or trainings that diverged.
     """
-    todo = [(experiment, seed) for seed in seeds for experiment in experiments]
-    configs = {job: resolve(job[0], place, job[1], overrides) for job in todo}
-    finished = {job: _finished(job[0], place, job[1], configs[job]) for job in todo}
-    open_jobs = [job for job in todo if not finished[job]]
-    _prepare([experiment for experiment, _ in open_jobs], place)
-    _check_files([configs[job] for job in open_jobs])
-    results, diverged = [], []
-    for number, (experiment, seed) in enumerate(todo, 1):
-        title = f"[{number}/{len(todo)}] {experiment.name}, {experiment.scale}, seed {seed}"
-        result = _folder(experiment, place) / f"{experiment.stem(seed)}.json"
-        if finished[experiment, seed]:
-            say(f"{title}: finished, skipped")
-        else:
-            say(title)
-            try:
-                run_one(experiment, place, seed, configs[experiment, seed])
-            except RunError as error:
-                if not isinstance(error, Diverged):
-                    raise RunError(f"{error} (for the paper's queue: run the same command again)") from error
-                diverged.append(f"{experiment.stem(seed)}: {error}")
-                say(f"{title}: {error}")
-                continue
-        results.append(result)
-    if diverged:
-        raise RunError(problem_list(f"{len(diverged)} training(s) diverged", diverged))
-    return results
-
-
-def run_one(experiment: Experiment, place: Place, seed: int, config: Config) -> None:
-    """Trains or goes on training, and writes config and JSON; with several processes the first one writes."""
-    folder, stem = _folder(experiment, place), experiment.stem(seed)
-    what = comparable(config, place.root)
-    record = jobs.train_on(config, folder / stem, what)
-    if jobs.is_first():
-        write_atomically(folder / f"{stem}.yaml", dump_config(config).encode())
-        note = jobs.read_json(folder / stem / jobs.NOTE)
-        write_json(folder / f"{stem}.json", _result(experiment, seed, config, record, what, note))
+    queue = []
+    for seed in seeds:
+        for experiment in experiments:
+            config, stem = resolve(experiment, place, seed, overrides), experiment.stem(seed)
+            folder = place.output / experiment.scale
+            queue.append(
+                PaperJob(
+                    method=Method(experiment.name, experiment.name),
+                    seed=seed,
+                    config=config,
+                    what=comparable(config, place.root),
+                    run_dir=folder / stem,
+                    file=folder / f"{stem}.json",
+                    roots={place.root: DATA},
+                    experiment=experiment,
+                )
+            )
+    study.check(queue)
+    todo = [job for job in queue if not job.file.exists()]
+    _prepare([job.experiment for job in todo], place)
+    _check_files([job.config for job in todo])
+    return study.run(queue, say, divergence_is_a_result=False)
 
 
 def comparable(config: Config, root: Path) -> dict[str, Any]:
     """The config as it is compared and stored, paths below the data folder as `DATA/...`."""
-    return jobs.comparable(config, {root: "DATA"})
-
-
-def _folder(experiment: Experiment, place: Place) -> Path:
-    return place.output / experiment.scale
-
-
-def _finished(experiment: Experiment, place: Place, seed: int, config: Config) -> bool:
-    """Whether there is a result. Raises `UserError` if it is of other settings, or the run is not of this queue."""
-    file = _folder(experiment, place) / f"{experiment.stem(seed)}.json"
-    if not file.exists():
-        run_dir = file.with_suffix("")
-        if (run_dir / "state.pt").exists() and not jobs.read_json(run_dir / jobs.NOTE):
-            raise UserError(
-                f"{run_dir} holds a run of another command, or has lost its {jobs.NOTE}; move it "
-                f"away, or use another folder with --output"
-            )
-        return False
-    jobs.check_same(comparable(config, place.root), jobs.read_json(file).get("config"), file)
-    return True
+    return jobs.comparable(config, {root: DATA})
 
 
 def _prepare(experiments: Sequence[Experiment], place: Place) -> None:
@@ -334,42 +355,3 @@ def _check_files(configs: Sequence[Config]) -> None:
         raise UserError(
             problem_list("data that is not there (docs/paper.md says where it comes from)", map(str, missing))
         )
-
-
-def _result(
-    experiment: Experiment,
-    seed: int,
-    config: Config,
-    record: Mapping[str, Any],
-    what: Mapping[str, Any],
-    note: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What is written down of a finished training. note: what `jobs.train_on` kept of it."""
-    from crossdet.config.sources import open_sources
-
-    sources = open_sources(config)
-    training = experiment.training
-    return {
-        "training": training.name,
-        "scale": experiment.scale,
-        "data": data_kind(experiment),
-        "rows": [
-            row.name
-            for row in ROWS
-            if row.training == training.name and (not experiment.photos or row.table == "5")
-        ],
-        "seed": seed,
-        "datasets": {
-            name: {"train_images": len(sources.train[name]), "val_images": len(sources.val[name])}
-            for name in sources.train
-        },
-        "classes": len(sources.space.classes),
-        "epochs": record["epoch"],
-        "steps": record["step"],
-        "metrics": {key: value for key, value in record.get("metrics", {}).items() if key != "operating"},
-        "seconds": round(note.get("seconds", 0.0), 1),
-        "hardware": note.get("hardware", {}),
-        "version": note.get("version", {}),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "config": what,
-    }

@@ -5,17 +5,14 @@ All values are in percent. A number that was not run, or that a protocol leaves 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
 from crossdet.errors import UserError
+from crossdet_research import study, tables
 from crossdet_research.paper.rows import (
     BACKBONES,
     CONTRADICTIONS,
@@ -28,10 +25,9 @@ from crossdet_research.paper.rows import (
     Row,
     Training,
 )
-from crossdet_research.tables import machines, markdown_table, spread
+from crossdet_research.tables import Grid, Run, machines, markdown_lines, spread
 
 SCALES = ("full", "mini")
-Result = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class PaperTable:
     table: str
     rows: tuple[Row, ...]
     columns: tuple[tuple[str, str], ...]
-    results: Mapping[str, Mapping[str, Sequence[Result]]]
+    results: Mapping[str, Mapping[str, Sequence[Run]]]
 
     @property
     def scales(self) -> tuple[str, ...]:
@@ -54,7 +50,7 @@ class PaperTable:
         return {seed: value for seed, value in values.items() if value is not None}
 
 
-def value_of(result: Result, dataset: str, metric: str) -> float | None:
+def value_of(result: Run, dataset: str, metric: str) -> float | None:
     """The paper's metric of one run, in percent; None where the run has no such number."""
     value: Any = result["metrics"].get("datasets", {}).get(DATASETS[dataset].key)
     for key in RECORD_KEYS[dataset][metric]:
@@ -62,16 +58,12 @@ def value_of(result: Result, dataset: str, metric: str) -> float | None:
     return None if value is None else 100 * float(value)
 
 
-def read_results(folder: Path, scale: str) -> dict[str, list[Result]]:
+def read_results(folder: Path, scale: str) -> dict[str, list[Run]]:
     """Experiment name (`coco_resnet50`, `voc_resnet50_photos`) -> its JSONs, by seed."""
-    found: dict[str, list[Result]] = {}
-    for file in sorted((folder / scale).glob("*_seed*.json")):
-        try:
-            content = json.loads(file.read_text())
-            content["seed"], content["metrics"], content["training"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{file}: not a result of `crossdet-research paper run`; move it away") from None
-        found.setdefault(file.stem.rpartition("_seed")[0], []).append(content)
+    found: dict[str, list[Run]] = {}
+    keys = ("seed", "metrics", "training")
+    for run in study.read_results(folder / scale, "*_seed*.json", "paper", keys, needed=False):
+        found.setdefault(run["file"].stem.rpartition("_seed")[0], []).append(run)
     return {name: sorted(results, key=lambda r: int(r["seed"])) for name, results in found.items()}
 
 
@@ -171,19 +163,12 @@ def notes(table: PaperTable) -> list[str]:
     return lines
 
 
+def grid(table: PaperTable) -> Grid:
+    return Grid(headers(table), [cells(table, row) for row in table.rows], caption(table))
+
+
 def markdown(table: PaperTable) -> str:
-    lines = markdown_table(headers(table), [cells(table, row) for row in table.rows])
-    return "\n".join([f"**{caption(table)}**", "", *lines, "", *(f"- {note}" for note in notes(table)), ""])
-
-
-def rich_table(table: PaperTable) -> Table:
-    shown = Table(title=escape(caption(table)), title_justify="left", box=None, pad_edge=False)
-    for name in headers(table):
-        numbers = name not in ("data", "backbone", "ratios", "scales", "merge", "notes")
-        shown.add_column(name, justify="right" if numbers else "left", no_wrap=True)
-    for row in table.rows:
-        shown.add_row(*map(escape, cells(table, row)))
-    return shown
+    return "\n".join([*markdown_lines([grid(table)]), *(f"- {note}" for note in notes(table)), ""])
 
 
 def as_json(table: PaperTable) -> dict[str, Any]:
@@ -220,12 +205,6 @@ def _values(table: PaperTable, row: Row) -> dict[str, Any]:
         for metric, printed in metrics.items():
             entry: dict[str, Any] = {"paper": printed}
             for scale in table.scales:
-                seeds = table.ours(row, (dataset, metric), scale)
-                many = list(seeds.values())
-                entry[scale] = {
-                    "mean": mean(many) if many else None,
-                    "std": stdev(many) if len(many) > 1 else None,
-                    "seeds": seeds,
-                }
+                entry[scale] = tables.as_json(table.ours(row, (dataset, metric), scale))
             values.setdefault(dataset, {})[metric] = entry
     return values
