@@ -14,7 +14,7 @@ from crossdet.errors import UserError
 from crossdet.files import write_json
 from crossdet_research.lifelong.figure import ALL, class_lines, draw_generations
 from crossdet_research.lifelong.plan import Plan
-from crossdet_research.lifelong.results import kept_to_end, old_classes, read_results, worst_class
+from crossdet_research.lifelong.results import read_results, worst_class
 from crossdet_research.lifelong.tables import (
     as_json,
     class_grid,
@@ -93,17 +93,17 @@ def results(tmp_path: Path) -> Any:
 
 
 def test_old_classes_and_shares_by_hand(results):
-    replay = old_classes(results, "replay", 2, "val")
+    replay = results.old_classes("replay", 2, "val")
     assert [round(one.difference, 6) for one in replay.values()] == [-1.0, 0.0]
     assert not any(one.is_loss for one in replay.values())
     name, differences = worst_class(replay)
     assert (name, differences) == ("b", pytest.approx([-2.0, 0.0]))
-    rest = old_classes(results, "replay", 2, "val", unlabelled=True)
+    rest = results.old_classes("replay", 2, "val", unlabelled=True)
     assert [round(one.difference, 6) for one in rest.values()] == [-2.0, 0.0]
-    (distill,) = old_classes(results, "distill", 2, "val").values()
+    (distill,) = results.old_classes("distill", 2, "val").values()
     assert distill.is_loss
     assert distill.lost == ("a",)
-    assert old_classes(results, "distill", 2, "val", unlabelled=True)[0].lost == ()
+    assert results.old_classes("distill", 2, "val", unlabelled=True)[0].lost == ()
     assert results.of_joint("replay", 2, "val") == pytest.approx({0: 1.0, 1: 0.8})
     assert results.by_seed("replay", 2, "val", ["a", "b", "c"])[0] == pytest.approx((80 + 58 + 50) / 3)
     assert results.by_seed("replay", 1, "val", ["a", "b"]) == pytest.approx({0: 70, 1: 50})  # start's
@@ -125,8 +125,8 @@ def test_classes_with_new_labels_do_not_hide_what_the_others_lose(tmp_path, monk
         result("distill", 0, 3, {"a": 0.7, "b": 0.3, "c": 0.5}, **queue, **third),
     )
     results = read_results(tmp_path)
-    assert kept_to_end(results, "distill", "val") == pytest.approx({0: 1.0})
-    assert kept_to_end(results, "distill", "val", unlabelled=True) == pytest.approx({0: 0.6})
+    assert results.kept_to_end("distill", "val") == pytest.approx({0: 1.0})
+    assert results.kept_to_end("distill", "val", unlabelled=True) == pytest.approx({0: 0.6})
     rows = old_grid(results, "val")[1]
     assert [row[9:11] for row in rows] == [["", "a 0.00"], ["-20.00", "b -20.00"]]
     content = as_json(results)["places"]["val"]["methods"]["distill"]

@@ -31,6 +31,7 @@ from crossdet_research.lifelong.plan import (
     resolve,
     restricted,
     roots_of,
+    what_of,
     with_share,
 )
 from crossdet_research.lifelong.results import read_results
@@ -278,7 +279,7 @@ def test_nothing_starts_from_a_training_that_diverged(files, monkeypatch):
     roots = roots_of(Settings(files).config(), output / "runs")
     config = resolve(Settings(files), plan, method("replay"), 0, 3)
     parent = lifelong.file_digest(output / "runs/replay_seed0_gen2" / WEIGHTS_FILE)
-    late |= {"method": "replay", "config": lifelong.what_of(config, plan, roots), "parent": parent}
+    late |= {"method": "replay", "config": what_of(config, plan, roots), "parent": parent}
     write_json(output / "replay_seed0_gen3.json", late | {"share": "1/4", "replay_weight": 1.0})
     with pytest.raises(UserError, match=r"replay_seed0_gen3\.json was made from weights of a training that div"):
         run("replay")

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 import crossdet
-from crossdet.config import CONFIG_FILE, Config, dump_config
+from crossdet.config import CONFIG_FILE, Config, SplitConfig, dump_config
 from crossdet.errors import UserError
 from crossdet.files import write_atomically, write_json
 
@@ -30,14 +30,9 @@ NOTE = "experiment.json"
 """In a run directory: what a queue knows of a training that has not ended."""
 
 
-# ------------------------------------------------------------------------------------------- the same settings
-
-
 def comparable(config: Config, roots: Mapping[Path, str]) -> dict[str, Any]:
-    """The config as plain values without what belongs to a machine; paths below a root as `NAME/...`.
-
-    roots: folder -> the name that stands for it. A weights file counts by its name alone.
-    """
+    """The config as plain values without what belongs to a machine; paths below a root as `NAME/...`. roots: folder
+    -> the name that stands for it. A weights file counts by its name alone."""
 
     def cleaned(value: Any, at: str) -> Any:
         if isinstance(value, dict):
@@ -60,6 +55,17 @@ def without_roots(text: str, roots: Mapping[Path, str]) -> str:
         for path in dict.fromkeys((root.absolute(), root.resolve())):
             text = text.replace(f"{path}/", f"{name}/")
     return text
+
+
+def data_files(config: Config) -> dict[str, list[Path]]:
+    """Dataset, or `union_test` -> the files and folders of its splits."""
+    splits = [(name, split) for name, dataset in config.datasets.items() for split in (dataset.train, dataset.val)]
+    found: dict[str, list[Path]] = {}
+    for name, split in [*splits, ("union_test", config.union_test)]:
+        if isinstance(split, SplitConfig):
+            files = [*split.images, *split.annotations, *split.ignore, *filter(None, [split.lists])]
+            found.setdefault(name, []).extend(files)
+    return found
 
 
 def differences(a: Any, b: Any, at: str = "") -> Iterator[str]:
@@ -95,9 +101,6 @@ def read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-# ------------------------------------------------------------------------------------------- training
 
 
 def finished_record(run_dir: Path) -> dict[str, Any] | None:
@@ -152,9 +155,6 @@ def noted(run_dir: Path, known: Mapping[str, Any]) -> Iterator[None]:
             write_json(note, {**content, "seconds": earlier + time.monotonic() - started})
 
 
-# ------------------------------------------------------------------------------------------- where and by what
-
-
 def processes() -> int:
     """How many processes torchrun has started; 1 without it."""
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
@@ -179,14 +179,10 @@ def hardware() -> dict[str, Any]:
 
 
 def version() -> dict[str, str]:
-    return {"crossdet": crossdet.__version__, "source": source_hash()}
-
-
-def source_hash() -> str:
-    """Of the package's own files, so that a number can be traced to its code also where there is no git."""
-    folder = Path(crossdet.__file__).parent
+    """Of the package, and of its and the studies' own files: so a number leads to its code where there is no git."""
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(file.relative_to(folder).as_posix().encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
+    for folder in (Path(crossdet.__file__).parent, Path(__file__).parent):
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(file.relative_to(folder).as_posix().encode())
+            digest.update(file.read_bytes())
+    return {"crossdet": crossdet.__version__, "source": digest.hexdigest()[:12]}

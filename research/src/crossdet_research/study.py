@@ -56,11 +56,9 @@ def refuse(problems: Iterable[str], what: str = "mistake(s)") -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """One training of a queue and its JSON.
-
-    what: the config as it is compared. roots: folders of this machine -> what stands for them where something is
-    written down. `tool` marks the JSONs of a study, `of_queue` stands in the advice after an interruption.
-    """
+    """One training of a queue and its JSON. what: the config as it is compared. roots: folders of this machine ->
+    what stands for them where something is written down. `tool` marks the JSONs of a study: older than the name of
+    the command. `of_queue` stands in the advice after an interruption."""
 
     method: Method
     seed: int
@@ -70,7 +68,7 @@ class Job:
     file: Path
     roots: Mapping[Path, str]
 
-    tool: ClassVar[str]
+    tool: ClassVar[str] = ""
     of_queue: ClassVar[str] = "of a queue"
 
     @property
@@ -207,10 +205,8 @@ def _outcome(job: Job) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def read_results(folder: Path, pattern: str, study: str, keys: Collection[str], needed: bool = True) -> list[Run]:
-    """The JSONs of a study in a folder, by file name, each with its `file`.
-
-    keys: what every one holds. Raises `UserError` for other files, and where there is none but one is `needed`.
-    """
+    """The JSONs of a study in a folder, by file name, each with its `file`. keys: what every one holds. Raises
+    `UserError` for other files, and where there is none but one is `needed`."""
     mark, found = f"crossdet {study}", list[Run]()
     for file in sorted(folder.glob(pattern)):
         content = jobs.read_json(file)
@@ -225,9 +221,26 @@ def read_results(folder: Path, pattern: str, study: str, keys: Collection[str], 
 # ------------------------------------------------------------------------------------------- commands
 
 
+Several = list[str] | None
+"""An option that may be repeated."""
+
+
+def option(flag: str, metavar: str, text: str, *short: str) -> Any:
+    return typer.Option(flag, *short, metavar=metavar, help=text)
+
+
+def argument(metavar: str, text: str) -> Any:
+    return typer.Argument(metavar=metavar, help=text)
+
+
 def study_app(name: str, text: str) -> typer.Typer:
     """An empty command line."""
     return typer.Typer(name=name, help=text, no_args_is_help=True, rich_markup_mode="rich")
+
+
+def say_files(files: Iterable[Path]) -> None:
+    for file in files:
+        say(str(file))
 
 
 def report(

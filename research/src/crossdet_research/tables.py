@@ -45,6 +45,19 @@ def method_row(title: str, runs: Mapping[int, Run], columns: Iterable[Column]) -
     return [title, seeds, *(spread(column.values(runs).values(), column.digits) for column in columns)]
 
 
+def number_at(row: Any, keys: Sequence[str]) -> float | None:
+    """The number that a JSON has below these keys; None where there is none."""
+    for key in keys:
+        row = row.get(key) if isinstance(row, Mapping) else None
+    return None if row is None else float(row)
+
+
+def average(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are known; None without any."""
+    known = [float(value) for value in values if value is not None]
+    return mean(known) if known else None
+
+
 def spread(values: Iterable[float], digits: int = 1) -> str:
     """`34.9`, or mean ± standard deviation of several seeds; blank without any."""
     many = list(values)

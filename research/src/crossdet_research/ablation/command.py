@@ -7,52 +7,41 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import (
-    FigureFile,
-    JsonFile,
-    MarkdownFile,
-    Overrides,
-    Seeds,
-    say,
-    say_bold,
-    seed_numbers,
-    words,
-)
+from crossdet.commands import terminal
+from crossdet.commands.terminal import JsonFile, MarkdownFile
 from crossdet.evaluation.confidence import CONFIDENT
-from crossdet_research.study import report, study_app
+from crossdet_research.study import Several, argument, option, report, say_files, study_app
 from crossdet_research.tables import rich_tables
 
 app = study_app(
     "ablation",
     "The methods compared on a dataset of `crossdet-research split`: run, table, curves, sweep, pictures.",
 )
-SplitDir = Annotated[Path, typer.Argument(metavar="SPLIT_DIR", help="folder that `crossdet-research split` wrote")]
-SplitResults = Annotated[
-    Path, typer.Argument(metavar="RESULTS_DIR/SPLIT", help="folder with the JSONs of one split")
-]
+SplitDir = Annotated[Path, argument("SPLIT_DIR", "folder that `crossdet-research split` wrote")]
+SplitResults = Annotated[Path, argument("RESULTS_DIR/SPLIT", "folder with the JSONs of one split")]
 
 
 @app.command()
 def run(
     split_dir: SplitDir,
     methods: Annotated[
-        list[str] | None,
-        typer.Option(
+        Several,
+        option(
             "--methods",
-            metavar="A,B",
-            help="naive, aware, same_positives, full, naive_merged, aware_no_foreground, aware_distinct, expert "
+            "A,B",
+            "naive, aware, same_positives, full, naive_merged, aware_no_foreground, aware_distinct, expert "
             "(all of them), expert_PART; default: all of these that differ on the split. Also aware_pseudo and "
             "aware_pseudo_positives (after the experts), aware_pseudo_self, aware_pseudo_self_positives",
         ),
     ] = None,
-    seeds: Seeds = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="RESULTS_DIR", help="JSONs go to RESULTS_DIR/SPLIT")
-    ] = Path("results"),
+    seeds: terminal.Seeds = None,
+    output: Annotated[Path, option("--output", "RESULTS_DIR", "JSONs go to RESULTS_DIR/SPLIT", "-o")] = Path(
+        "results"
+    ),
     runs: Annotated[
-        Path | None, typer.Option("--runs", metavar="DIR", help="where the trainings go (default: SPLIT_DIR/runs)")
+        Path | None, option("--runs", "DIR", "where the trainings go (default: SPLIT_DIR/runs)")
     ] = None,
-    overrides: Overrides = None,
+    overrides: terminal.Overrides = None,
     measure_only: Annotated[
         bool, typer.Option("--measure-only", help="train nothing; measure the trainings that have finished")
     ] = False,
@@ -68,12 +57,9 @@ def run(
     from crossdet_research.ablation.queue import open_split_folder, run_ablation
 
     split = open_split_folder(split_dir, runs)
-    chosen = chosen_methods(words(methods), split.summary, say)
-    files = run_ablation(
-        split, output, chosen, seed_numbers(seeds), overrides or [], say_bold, train=not measure_only, again=again
-    )
-    for file in files:
-        say(str(file))
+    chosen = chosen_methods(terminal.words(methods), split.summary, terminal.say)
+    numbers, given, train = terminal.seed_numbers(seeds), overrides or [], not measure_only
+    say_files(run_ablation(split, output, chosen, numbers, given, terminal.say_bold, train, again))
 
 
 @app.command()
@@ -88,23 +74,19 @@ def table(results: SplitResults, markdown_file: MarkdownFile = None, json_file: 
 
 
 @app.command()
-def curves(results: SplitResults, output: FigureFile) -> None:
+def curves(results: SplitResults, output: terminal.FigureFile) -> None:
     """Draw the learning curves: a panel per part, a line per method, a band over the seeds."""
     from crossdet_research.ablation.figures import draw_learning_curves
     from crossdet_research.ablation.results import read_results
 
     draw_learning_curves(read_results(results), output)
-    say(str(output))
+    terminal.say(str(output))
 
 
 @app.command()
 def sweep(
-    results: Annotated[
-        Path, typer.Argument(metavar="RESULTS_DIR", help="folder with the results of several splits")
-    ],
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE.png", help="draw union AP over the conflict")
-    ] = None,
+    results: Annotated[Path, argument("RESULTS_DIR", "folder with the results of several splits")],
+    plot: Annotated[Path | None, option("--plot", "FILE.png", "draw union AP over the conflict")] = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
     """Union AP over the share of images that show an unlabelled object, for all splits of a results folder."""
@@ -122,9 +104,9 @@ def sweep(
 @app.command()
 def pictures(
     split_dir: SplitDir,
-    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="run directory")],
-    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="another one")],
-    output: FigureFile,
+    run_a: Annotated[Path, argument("RUN_A", "run directory")],
+    run_b: Annotated[Path, argument("RUN_B", "another one")],
+    output: terminal.FigureFile,
     image: Annotated[
         int | None,
         typer.Option(min=0, help="number of the test picture (default: one with many unlabelled objects)"),
@@ -137,4 +119,4 @@ def pictures(
 
     runs = [(run.resolve().name, run) for run in (run_a, run_b)]
     draw_pictures(open_split_folder(split_dir), runs, output, score, image)
-    say(str(output))
+    terminal.say(str(output))

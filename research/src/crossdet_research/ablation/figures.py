@@ -48,14 +48,9 @@ def _draw_line(panel: Axes, points: Points, method: str, label: str, marker: str
         panel.errorbar(x, middle, width, color=style["color"], capsize=3)
 
 
-# ------------------------------------------------------------------------------------------- learning curves
-
-
 def draw_learning_curves(results: Results, file: Path) -> None:
-    """A panel per part: AP of its own classes over the optimiser steps, a line per method.
-
-    Raises `UserError` where no run was evaluated.
-    """
+    """A panel per part: AP of its own classes over the optimiser steps, a line per method. Raises `UserError` where
+    no run was evaluated."""
     check_image_file(file)
     parts = list(results.summary["parts"])
     lines = {
@@ -92,14 +87,9 @@ def curve_points(runs: Mapping[int, Run], part: str) -> dict[float, list[float]]
     return points
 
 
-# ------------------------------------------------------------------------------------------- conflict sweep
-
-
 def draw_sweep(splits: Sequence[Results], file: Path) -> None:
-    """Union AP over the share of images in conflict: a panel per set of looks (and of parts and sizes).
-
-    Raises `UserError` without a single union AP.
-    """
+    """Union AP over the share of images in conflict: a panel per set of looks (and of parts and sizes). Raises
+    `UserError` without a single union AP."""
     check_image_file(file)
     panels: dict[tuple[str, ...], list[Results]] = {}
     for one in all_levels(splits):
@@ -138,9 +128,6 @@ def _sweep_title(results: Results) -> str:
     classes = " | ".join(", ".join(p["classes"]) for p in parts)
     title = f"{looks}\n{'-'.join(map(str, images))} images per part"
     return f"{title}\n{classes}" if len(classes) <= 40 else title
-
-
-# ------------------------------------------------------------------------------------------- pictures
 
 
 def draw_pictures(

@@ -37,9 +37,6 @@ SPIKE, BEFORE = 3.0, 20
 """A logged loss is a spike above so many times the median of so many logged losses before it."""
 
 
-# ------------------------------------------------------------------------------------------- single numbers
-
-
 def recall_at_precision(scores: Floats, hits: Bools, objects: int, precision: float = PRECISION) -> float:
     """The largest recall of any threshold at which the precision is at least `precision`; 0 if there is none."""
     if not objects:
@@ -80,9 +77,6 @@ def loss_spikes(losses: Floats) -> int:
     return sum(
         bool(losses[row] > SPIKE * np.median(losses[row - BEFORE : row])) for row in range(BEFORE, len(losses))
     )
-
-
-# ------------------------------------------------------------------------------------------- union test
 
 
 def open_test(split_dir: Path, parts: Mapping[str, Mapping[str, Any]]) -> UnionTest:
@@ -252,9 +246,6 @@ def _mean(values: Any) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
-# ------------------------------------------------------------------------------------------- logs
-
-
 def learning_curve(
     epochs: Sequence[Mapping[str, Any]], parts: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
@@ -267,11 +258,9 @@ def learning_curve(
 
 
 def own_numbers(metrics: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    """Part -> mean over the classes that it labels of COCO AP, or of VOC's AP by area.
-
-    The references are scored on all classes of a part; so that all methods are judged by the same, only its own
-    count. For the others this is the number of the protocol itself.
-    """
+    """Part -> mean over the classes that it labels of COCO AP, or of VOC's AP by area. The references are scored on
+    all classes of a part; so that all methods are judged by the same, only its own count. For the others this is
+    the number of the protocol itself."""
     numbers = {}
     for name, record in metrics.get("datasets", {}).items():
         rows = record["per_class"]
@@ -292,9 +281,7 @@ def read_steps(run_dir: Path) -> list[dict[str, str]]:
 
 def stability(rows: Sequence[Mapping[str, str]], warmup_epochs: float, clip_norm: float | None) -> dict[str, Any]:
     """Gradient norms (before clipping; logged only where they are clipped) and loss spikes, of the logged steps.
-
-    Spikes are looked for in epochs that begin after the warm-up; see `loss_spikes`.
-    """
+    Spikes are looked for in epochs that begin after the warm-up; see `loss_spikes`."""
     norms = np.array([float(row["gradient_norm"]) for row in rows if row["gradient_norm"]])
     after = np.array([float(row["loss"]) for row in rows if int(row["epoch"]) - 1 >= warmup_epochs])
     known = len(norms) > 0
@@ -320,14 +307,9 @@ def training_seconds(rows: Sequence[Mapping[str, str]], epochs: Sequence[Mapping
     )
 
 
-# ------------------------------------------------------------------------------------------- a run
-
-
 def measure_union(run_dir: Path, test: UnionTest, parts: Collection[str], eval_limits: Any) -> dict[str, Any]:
-    """Runs the newest weights of a run over the union test. eval_limits: the config's `eval`.
-
-    Raises `UserError` for weights that know no class of the test.
-    """
+    """Runs the newest weights of a run over the union test. eval_limits: the config's `eval`. Raises `UserError`
+    for weights that know no class of the test."""
     from crossdet.evaluation.run import detect
     from crossdet.inference import load_detector
 

@@ -11,12 +11,9 @@ from crossdet_research import study
 
 @dataclass(frozen=True)
 class Method(study.Method):
-    """One way to train on a split.
-
-    base: name of the split's config. overrides: on top of it. merged: classes that several parts label are one
-    class; where no class is shared this changes nothing. part: the only part it sees (an expert). taught: its
-    teachers are the experts of the same seed, which are trained before.
-    """
+    """One way to train on a split. base: name of the split's config. overrides: on top of it. merged: classes that
+    several parts label are one class; where no class is shared this changes nothing. part: the only part it sees
+    (an expert). taught: its teachers are the experts of the same seed, which are trained before."""
 
     base: str
     overrides: tuple[str, ...] = ()
@@ -36,6 +33,7 @@ def of_teachers(override: str) -> bool:
     return override.partition("=")[0].strip().split(".")[0] == "pseudo"
 
 
+BY_ITSELF, POSITIVES = "pseudo.teachers=self", "pseudo.negative_weight=0.0"
 METHODS: tuple[Method, ...] = (
     Method("naive", "naive concatenation", "naive", merged=False),
     Method("aware", "aware (paper)", "aware"),
@@ -50,20 +48,9 @@ METHODS: tuple[Method, ...] = (
 """In the order of the queue, without the experts."""
 FURTHER: tuple[Method, ...] = (
     Method("aware_pseudo", "aware, labels by the experts", "aware", taught=True),
-    Method("aware_pseudo_self", "aware, labels by itself", "aware", ("pseudo.teachers=self",)),
-    Method(
-        "aware_pseudo_positives",
-        "aware, only positives of the experts",
-        "aware",
-        ("pseudo.negative_weight=0.0",),
-        taught=True,
-    ),
-    Method(
-        "aware_pseudo_self_positives",
-        "aware, only positives of its own",
-        "aware",
-        ("pseudo.teachers=self", "pseudo.negative_weight=0.0"),
-    ),
+    Method("aware_pseudo_self", "aware, labels by itself", "aware", (BY_ITSELF,)),
+    Method("aware_pseudo_positives", "aware, only positives of the experts", "aware", (POSITIVES,), taught=True),
+    Method("aware_pseudo_self_positives", "aware, only positives of its own", "aware", (BY_ITSELF, POSITIVES)),
 )
 """Methods that are run where they are named only; the tables show them where they were run."""
 SAME_WITHOUT_SHARED = {"naive_merged": "naive", "aware_distinct": "aware"}
@@ -106,10 +93,8 @@ def stands_for(method: Method, summary: Mapping[str, Any]) -> list[str]:
 def chosen_methods(
     names: Sequence[str], summary: Mapping[str, Any], say: Callable[[str], None] = print
 ) -> list[Method]:
-    """The methods of these names, all but `FURTHER` without names; `expert` stands for all experts.
-
-    Says which of them are the same training. Raises `UserError` for unknown names.
-    """
+    """The methods of these names, all but `FURTHER` without names; `expert` stands for all experts. Says which of
+    them are the same training. Raises `UserError` for unknown names."""
     possible = {method.name: method for method in (*methods_of(summary), *FURTHER)}
     same, why = same_trainings(summary)
     for other, name in same.items():

@@ -20,23 +20,18 @@ from crossdet_research import jobs, study
 from crossdet_research.ablation import measure
 from crossdet_research.ablation.methods import Method, check_teaching, expert, reaching, shared_classes, stands_for
 from crossdet_research.split.configs import as_many_steps
-from crossdet_research.split.files import MARKER
-from crossdet_research.split.files import TOOL as SPLIT_TOOL
+from crossdet_research.split.files import MARKER, TOOL
 from crossdet_research.study import Job
 from crossdet_research.tables import Run
 
-TOOL = "crossdet ablation"
-"""Mark of its files; older than the name of the command, so that earlier results stay readable."""
 ROOT = "SPLIT"
 """Stands for the split's folder in stored configs."""
 
 
 @dataclass(frozen=True)
 class SplitFolder:
-    """A folder that `crossdet-research split` wrote.
-
-    summary: its `split.json` without what only splitting needs. runs: where its trainings go.
-    """
+    """A folder that `crossdet-research split` wrote. summary: its `split.json` without what only splitting needs.
+    runs: where its trainings go."""
 
     folder: Path
     summary: Mapping[str, Any]
@@ -66,7 +61,7 @@ class SplitFolder:
 def open_split_folder(folder: Path, runs: Path | None = None) -> SplitFolder:
     """runs: None is `runs` in the folder. Raises `UserError` where there is no split, or an unfinished one."""
     content = jobs.read_json(folder / MARKER)
-    if content.get("tool") != SPLIT_TOOL:
+    if content.get("tool") != TOOL:
         raise UserError(
             f"{folder} holds no split; `crossdet-research split CONFIG ... --output {folder}` makes one"
         )
@@ -76,15 +71,9 @@ def open_split_folder(folder: Path, runs: Path | None = None) -> SplitFolder:
     return SplitFolder(folder, summary, runs or folder / "runs")
 
 
-# ------------------------------------------------------------------------------------------- configs
-
-
 def resolve(split: SplitFolder, method: Method, seed: int, overrides: Sequence[str] = ()) -> Config:
-    """The validated config of one training; overrides of the user come last but for the length of experts. Those
-    of `pseudo` do not reach methods without teachers.
-
-    Raises `ConfigError`.
-    """
+    """The validated config of one training; overrides of the user come last but for the length of experts. Those of
+    `pseudo` do not reach methods without teachers. Raises `ConfigError`."""
     file = split.folder / f"{method.base}.yaml"
     shared = shared_classes(split.summary)
     distinct = [f"labels.distinct={json.dumps(shared)}"] if shared and not method.merged else []
@@ -101,9 +90,6 @@ def resolve(split: SplitFolder, method: Method, seed: int, overrides: Sequence[s
     return config
 
 
-# ------------------------------------------------------------------------------------------- queue
-
-
 @dataclass(frozen=True)
 class AblationJob(Job):
     """One training on a split. given: the user's overrides that reach it. teachers: the experts of its seed, of a
@@ -116,7 +102,7 @@ class AblationJob(Job):
     trains: bool = True
     again: bool = False
 
-    tool = TOOL
+    tool = "crossdet ablation"
     of_queue = "of the ablation's queue"
 
     @property
@@ -253,9 +239,7 @@ def run_ablation(
     trains nothing. again: measure finished trainings anew, also where there is a JSON. The experts that teach a
     method are trained before it.
 
-    Raises:
-        UserError: mistakes in overrides, configs or data, or runs and results of other settings.
-        RunError: an interruption; run again to go on.
+    Raises `UserError` of mistakes in config or data, and what `study.check` and `study.run` raise.
     """
     study.on_one_device("the ablation")
     check_teaching(methods, overrides)

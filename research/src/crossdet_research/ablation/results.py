@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 from crossdet.errors import UserError
-from crossdet_research import study
+from crossdet_research import study, tables
 from crossdet_research.ablation.methods import FURTHER, methods_of, of_teachers, shared_classes
 from crossdet_research.paired import LEAST_PAIRS, Difference, difference
 from crossdet_research.tables import Column, Run
@@ -17,24 +17,13 @@ from crossdet_research.tables import Column, Run
 Keys = tuple[str, ...]
 EXPERTS = "experts"
 PAIRS = (
-    ("aware", "naive"),
-    ("same_positives", "naive"),
-    ("aware", "same_positives"),
-    ("full", "same_positives"),
-    ("aware", "aware_no_foreground"),
-    ("aware", "aware_distinct"),
-    ("naive_merged", "naive"),
-    ("aware", "naive_merged"),
-    ("aware", EXPERTS),
-    ("aware_pseudo", "aware"),
-    ("aware_pseudo_self", "aware"),
-    ("aware_pseudo", "same_positives"),
-    ("aware_pseudo_self", "same_positives"),
-    ("aware_pseudo", "aware_pseudo_self"),
-    ("aware_pseudo_positives", "aware"),
-    ("aware_pseudo_self_positives", "aware"),
-    ("aware_pseudo", "aware_pseudo_positives"),
-)
+    ("aware", "naive"), ("same_positives", "naive"), ("aware", "same_positives"), ("full", "same_positives"),
+    ("aware", "aware_no_foreground"), ("aware", "aware_distinct"), ("naive_merged", "naive"),
+    ("aware", "naive_merged"), ("aware", EXPERTS), ("aware_pseudo", "aware"), ("aware_pseudo_self", "aware"),
+    ("aware_pseudo", "same_positives"), ("aware_pseudo_self", "same_positives"),
+    ("aware_pseudo", "aware_pseudo_self"), ("aware_pseudo_positives", "aware"),
+    ("aware_pseudo_self_positives", "aware"), ("aware_pseudo", "aware_pseudo_positives"),
+)  # fmt: skip
 """Differences that are shown where both were run."""
 
 
@@ -92,8 +81,9 @@ def read_results(folder: Path) -> Results:
         if run["summary"] != found[0]["summary"]:
             raise UserError(f"{folder}: {run['file'].name} is of another split than the others; move it away")
         runs.setdefault(run["method"], {})[int(run["seed"])] = run
-    _check_overrides(folder, {run["file"].name: given_settings(run)[0] for run in found})
-    _check_overrides(folder, {run["file"].name: given_settings(run)[1] for run in found if _has_teachers(run)})
+    _check_overrides(found, 0)
+    known = {method.name for method in FURTHER if method.own_teaching}
+    _check_overrides([run for run in found if run["method"] in known or given_settings(run)[1]], 1)
     return Results(folder.resolve().name, found[0]["summary"], runs)
 
 
@@ -103,19 +93,14 @@ def given_settings(run: Run) -> tuple[list[str], list[str]]:
     return [t for t in given if not of_teachers(t)], [t for t in given if of_teachers(t)]
 
 
-def _has_teachers(run: Run) -> bool:
-    known = {method.name for method in FURTHER if method.own_teaching}
-    return run["method"] in known or bool(given_settings(run)[1])
-
-
-def _check_overrides(folder: Path, given: Mapping[str, list[str]]) -> None:
-    """Raises `UserError` unless all files were made with the same. given: file -> overrides."""
-    first = next(iter(given.values()), [])
-    for name, mine in given.items():
+def _check_overrides(runs: Sequence[Run], which: int) -> None:
+    """Raises `UserError` unless all were made with the same. which: of the two of `given_settings`."""
+    for run in runs:
+        mine, first = (given_settings(one)[which] for one in (run, runs[0]))
         if mine != first:
             raise UserError(
-                f"{folder}: {name} was made with --set {mine or 'nothing'}, others with {first or 'nothing'}; "
-                f"they cannot be compared, keep them in different folders"
+                f"{run['file'].parent}: {run['file'].name} was made with --set {mine or 'nothing'}, others with "
+                f"{first or 'nothing'}; they cannot be compared, keep them in different folders"
             )
 
 
@@ -173,21 +158,14 @@ def _completed(levels: Sequence[Results]) -> list[Results]:
         made.append(replace(one, runs={**known, **({"naive": naive} if naive else {})}))
     if "same_positives" in known and all(one.summary["conflict"] for one in levels):
         come = max(levels, key=lambda one: float(one.summary["conflict"]))
-        made.append(
-            Results(
-                f"{come.name}, all marked",
-                {**come.summary, "conflict": 0.0},
-                {**known, "naive": known["same_positives"]},
-            )
-        )
+        every = {**known, "naive": known["same_positives"]}
+        made.append(Results(f"{come.name}, all marked", {**come.summary, "conflict": 0.0}, every))
     return made
 
 
 def experts_together(results: Results) -> dict[int, Run]:
     """Seed -> the experts as if they were one detector: every dataset and class by the one that was trained on it.
-
-    A class that several know is the mean of them. The union AP only where all experts have been run.
-    """
+    A class that several know is the mean of them. The union AP only where all experts have been run."""
     names = results.experts()
     together: dict[int, Run] = {}
     for seed in sorted({seed for name in names for seed in results.runs.get(name, {})}):
@@ -197,24 +175,15 @@ def experts_together(results: Results) -> dict[int, Run]:
         for c in results.classes:
             rows = [run["union"]["per_class"][c] for run in known if c in run["union"]["per_class"]]
             if rows:
-                per_class[c] = {key: _mean([row[key] for row in rows]) for key in ("AP", "AP50")}
+                per_class[c] = {key: tables.average([row[key] for row in rows]) for key in ("AP", "AP50")}
         everything = len(known) == len(names) and len(per_class) == len(results.classes)
-        union = {key: _mean([row[key] for row in per_class.values()]) for key in ("AP", "AP50") if everything}
-        protocols = {name: value for run in known for name, value in run["protocols"].items()}
-        together[seed] = {
-            "seed": seed,
-            "union": {"complete": everything, **union, "per_class": per_class},
-            "protocols": protocols,
+        union = {
+            key: tables.average([row[key] for row in per_class.values()]) for key in ("AP", "AP50") if everything
         }
+        protocols = {name: value for run in known for name, value in run["protocols"].items()}
+        whole = {"complete": everything, **union, "per_class": per_class}
+        together[seed] = {"seed": seed, "union": whole, "protocols": protocols}
     return together
-
-
-def _mean(values: Sequence[Any]) -> float | None:
-    known = [float(value) for value in values if value is not None]
-    return mean(known) if known else None
-
-
-# ------------------------------------------------------------------------------------------- numbers
 
 
 def column(title: str, path: Keys, scale: float = 100.0, digits: int = 1) -> Column:
@@ -247,10 +216,8 @@ def value_at(run: Run, path: Keys) -> float | None:
         return _weighted_ap50((run.get("union") or {}).get("per_class", {}))
     if path == ("stability", "loss_spikes") and (run.get("stability") or {}).get("losses_judged") == 0:
         return None  # none was looked at: too few logged losses
-    value: Any = run
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return None if value is None or value != value else float(value)
+    value = tables.number_at(run, path)
+    return None if value is None or value != value else value
 
 
 def _weighted_ap50(per_class: Mapping[str, Run]) -> float | None:
@@ -367,17 +334,12 @@ def _with_values(results: Results, section: Section) -> Section:
     return Section(section.key, section.title, columns, methods, section.note)
 
 
-# ------------------------------------------------------------------------------------------- differences
-
-
 def recovered_share(
     naive: Mapping[int, float], aware: Mapping[int, float], reference: Mapping[int, float]
 ) -> dict[str, Any]:
-    """How much of the gap naive -> reference the aware method recovers, on the seeds that all three have.
-
-    share: None where the paired t-test does not tell the gap from 0, or it is negative; `why` says so. low, high:
-    of the gap.
-    """
+    """How much of the gap naive -> reference the aware method recovers, on the seeds that all three have. share:
+    None where the paired t-test does not tell the gap from 0, or it is negative; `why` says so. low, high: of the
+    gap."""
     seeds = sorted(naive.keys() & aware.keys() & reference.keys())
     result: dict[str, Any] = {"seeds": seeds, "share": None, "gap": None, "low": None, "high": None, "why": ""}
     low, mine, high = ({s: group[s] for s in seeds} for group in (naive, aware, reference))
@@ -402,10 +364,9 @@ def recovered(results: Results) -> dict[str, Any]:
 
 def differences(results: Results) -> list[tuple[str, str, Column, Difference]]:
     """All pairs of `PAIRS` that were run, on union AP and AP50."""
-    found = []
-    for a, b in PAIRS:
-        for column in (UNION_AP, UNION_AP50):
-            delta = difference(column.values(results.of(a)), column.values(results.of(b)))
-            if delta is not None:
-                found.append((a, b, column, delta))
-    return found
+    return [
+        (a, b, column, delta)
+        for a, b in PAIRS
+        for column in (UNION_AP, UNION_AP50)
+        if (delta := difference(column.values(results.of(a)), column.values(results.of(b)))) is not None
+    ]

@@ -30,12 +30,9 @@ CELLS_AT_ONCE = 2_000_000
 
 @dataclass(frozen=True)
 class ClassMatches:
-    """The detections of one class, `[D]` by falling score, at `T` IoU thresholds.
-
-    image: `[D]` image rows. hits: `[T, D]` true positives. counted: `[T, D]` false where a detection is neither
-    right nor wrong: it took a crowd, or found nothing in an image that does not verify its class. objects: `[I]`
-    boxes to find in each image.
-    """
+    """The detections of one class, `[D]` by falling score, at `T` IoU thresholds. image: `[D]` image rows. hits:
+    `[T, D]` true positives. counted: `[T, D]` false where a detection is neither right nor wrong: it took a crowd,
+    or found nothing in an image that does not verify its class. objects: `[I]` boxes to find in each image."""
 
     image: NDArray[np.int64]
     hits: Bools
@@ -144,9 +141,6 @@ def drawn(groups: Ints, resamples: int, seed: int) -> NDArray[np.int64]:
     return counts
 
 
-# ------------------------------------------------------------------------------------------- AP of many draws
-
-
 def average_precision(matches: ClassMatches, draws: Ints) -> NDArray[np.float64]:
     """`[B, T]` AP at 101 recalls where image i counts `draws[b, i]` times; nan for draws without an object."""
     objects = draws @ matches.objects
@@ -187,9 +181,6 @@ def _hits_needed(objects: Ints) -> NDArray[np.int64]:
     needed -= (needed > 0) & ((needed - 1) / count >= RECALLS)
     needed += needed / count < RECALLS
     return needed
-
-
-# ------------------------------------------------------------------------------------------- matches
 
 
 def class_matches(

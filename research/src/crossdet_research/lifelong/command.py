@@ -2,79 +2,56 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from crossdet.commands.terminal import (
-    FigureFile,
-    JsonFile,
-    MarkdownFile,
-    Overrides,
-    RunsDir,
-    Seeds,
-    say,
-    say_bold,
-    seed_numbers,
-    words,
-)
-from crossdet_research.study import report, study_app
+from crossdet.commands import terminal
+from crossdet.commands.terminal import JsonFile, MarkdownFile
+from crossdet_research.study import Several, argument, option, report, say_files, study_app
 from crossdet_research.tables import rich_tables
 
 app = study_app(
     "lifelong",
     "Datasets that arrive one after the other: what each mode of `extend` keeps and learns: run, table, plot.",
 )
-ResultsDir = Annotated[Path, typer.Argument(metavar="DIR", help="folder with the JSONs of one sequence")]
-
-
-class JointChoice(StrEnum):
-    last = "last"
-    every = "every"
-
-
-class PlaceChoice(StrEnum):
-    val = "val"
-    union = "union"
+ResultsDir = Annotated[Path, argument("DIR", "folder with the JSONs of one sequence")]
 
 
 Generations = Annotated[
-    list[str] | None,
-    typer.Option(
+    Several,
+    option(
         "--generation",
-        metavar="A,B",
-        help="datasets that arrive together; once per generation, in order (default: one dataset each)",
+        "A,B",
+        "datasets that arrive together; once per generation, in order (default: one dataset each)",
     ),
 ]
 Methods = Annotated[
-    list[str] | None,
-    typer.Option(
+    Several,
+    option(
         "--methods",
-        metavar="A,B",
-        help="fine_tune, replay, distill, distill_replay, frozen, frozen_adapter, joint (default: all)",
+        "A,B",
+        "fine_tune, replay, distill, distill_replay, frozen, frozen_adapter, joint (default: all)",
     ),
 ]
 ExtendOverrides = Annotated[
-    list[str] | None,
-    typer.Option(
+    Several,
+    option(
         "--extend-set",
-        metavar="[METHOD:]KEY=VALUE",
-        help="override a config value of the extensions, or of one method's: replay:train.lr=0.01",
+        "[METHOD:]KEY=VALUE",
+        "override a config value of the extensions, or of one method's: replay:train.lr=0.01",
     ),
 ]
 ReplayShare = Annotated[
     str,
-    typer.Option(
+    option(
         "--replay-share",
-        metavar="N/M",
-        help="of the old images for replay and distill_replay: the N-th of M parts, the next with each seed",
+        "N/M",
+        "of the old images for replay and distill_replay: the N-th of M parts, the next with each seed",
     ),
 ]
-ReplayWeight = Annotated[
-    float, typer.Option("--replay-weight", metavar="W", help="factor on the chance of these to be drawn")
-]
+ReplayWeight = Annotated[float, option("--replay-weight", "W", "factor on the chance of these to be drawn")]
 UnionOfVal = Annotated[
     bool,
     typer.Option(
@@ -83,34 +60,33 @@ UnionOfVal = Annotated[
     ),
 ]
 Places = Annotated[
-    list[str] | None,
-    typer.Option(
+    Several,
+    option(
         "--place",
-        metavar="NAME=FILE",
-        help="also judge the images of the union test that FILE lists by themselves; once per place",
+        "NAME=FILE",
+        "also judge the images of the union test that FILE lists by themselves; once per place",
     ),
 ]
 
 
 @app.command()
 def run(
-    config: Annotated[
-        Path, typer.Argument(metavar="CONFIG", help="YAML config file; its datasets arrive in their order")
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="JSONs go here")],
+    config: Annotated[Path, argument("CONFIG", "YAML config file; its datasets arrive in their order")],
+    output: Annotated[Path, option("--output", "DIR", "JSONs go here", "-o")],
     generation: Generations = None,
     methods: Methods = None,
-    seeds: Seeds = None,
-    overrides: Overrides = None,
+    seeds: terminal.Seeds = None,
+    overrides: terminal.Overrides = None,
     extend_overrides: ExtendOverrides = None,
     share: ReplayShare = "1/4",
     replay_weight: ReplayWeight = 1.0,
     joint: Annotated[
-        JointChoice, typer.Option("--joint", help="train on everything so far for the last generation, or every")
-    ] = JointChoice.last,
+        Literal["last", "every"],
+        typer.Option("--joint", help="train on everything so far for the last generation, or every"),
+    ] = "last",
     union_of_val: UnionOfVal = False,
     places: Places = None,
-    runs: RunsDir = None,
+    runs: terminal.RunsDir = None,
 ) -> None:
     """Train and measure; a queue that skips what is finished and goes on where it was stopped.
 
@@ -120,26 +96,13 @@ def run(
     from crossdet_research.lifelong.queue import run_lifelong
 
     settings = Settings(
-        config,
-        tuple(overrides or ()),
-        tuple(extend_overrides or ()),
-        share,
-        replay_weight,
-        union_of_val,
-        tuple(places or ()),
+        config, overrides or (), extend_overrides or (), share, replay_weight, union_of_val, places or ()
     )
-    files = run_lifelong(
-        settings,
-        output,
-        chosen_methods(words(methods)),
-        seed_numbers(seeds),
-        generation or (),
-        joint is JointChoice.every,
-        runs,
-        say_bold,
+    chosen, numbers = chosen_methods(terminal.words(methods)), terminal.seed_numbers(seeds)
+    every_joint = joint == "every"
+    say_files(
+        run_lifelong(settings, output, chosen, numbers, generation or (), every_joint, runs, terminal.say_bold)
     )
-    for file in files:
-        say(str(file))
 
 
 @app.command()
@@ -155,9 +118,9 @@ def table(results: ResultsDir, markdown_file: MarkdownFile = None, json_file: Js
 @app.command()
 def plot(
     results: ResultsDir,
-    output: FigureFile,
+    output: terminal.FigureFile,
     place: Annotated[
-        PlaceChoice | None,
+        Literal["val", "union"] | None,
         typer.Option("--on", help="validation images or union test (default: the union test, if there is one)"),
     ] = None,
 ) -> None:
@@ -165,5 +128,5 @@ def plot(
     from crossdet_research.lifelong.figure import draw_generations
     from crossdet_research.lifelong.results import read_results
 
-    draw_generations(read_results(results), output, None if place is None else place.value)
-    say(str(output))
+    draw_generations(read_results(results), output, place)
+    terminal.say(str(output))

@@ -23,10 +23,8 @@ ALL = "mean of all so far"
 
 
 def class_lines(results: Results, place: str, name: str) -> dict[str, dict[int, list[float]]]:
-    """Method -> generation -> AP50 of the seeds, in points. name: a class, or `ALL`.
-
-    Of joint training only what was trained for it: the first generation is everybody's.
-    """
+    """Method -> generation -> AP50 of the seeds, in points. name: a class, or `ALL`. Of joint training only what
+    was trained for it: the first generation is everybody's."""
     lines = {}
     for method in results.methods():
         points = {}

@@ -41,11 +41,9 @@ UNLABELLED = "unlabelled"
 
 @dataclass(frozen=True)
 class Place:
-    """Images on which detectors are judged together. parts: name -> split, whose images follow each other.
-
-    truth: of all parts. strata: `[I]` number of the part. classes: the ids that are labelled in some part.
-    full: every class is judged in all parts, else in those that label it.
-    """
+    """Images on which detectors are judged together. parts: name -> split, whose images follow each other. truth:
+    of all parts. strata: `[I]` number of the part. classes: the ids that are labelled in some part. full: every
+    class is judged in all parts, else in those that label it."""
 
     parts: dict[str, Split]
     truth: GroundTruth
@@ -169,26 +167,22 @@ def measure_generation(
             )
             for name, rows in union.parts.items()
         }
-    result["datasets"] = {
-        name: _headline(looker.look(detector, digest, place_of({name: split})), split)
-        for name, split in splits.items()
-    }
+    result["datasets"] = {}
+    for name, split in splits.items():
+        mine = looker.look(detector, digest, place_of({name: split}))
+        scores = coco_scores(ground_truth(split), mine, split.classes, per_class=False).scores
+        result["datasets"][name] = {key: scores[key] for key in ("AP", "AP50")}
     if parent is not None:
         old = load_detector(parent)
         before = {name: looker.look(old, file_digest(parent), place) for name, place in places.items()}
-        labelled = _labelled_by(newest, sources.space)
+        rows = sources.space.annotated_array[[sources.space.dataset_index(name) for name in newest]]
+        labelled = {name for c, name in enumerate(sources.space.classes) if rows[:, c].any()}
         result["old"] = {
             name: _old_classes(place, before[name], found[name], detector.classes, len(old.classes), labelled)
             for name, place in places.items()
         }
         result["old_weights_unchanged"] = unchanged(parent, weights)
     return result
-
-
-def _labelled_by(datasets: Sequence[str], space: LabelSpace) -> set[str]:
-    """The classes that some of the datasets label."""
-    rows = space.annotated_array[[space.dataset_index(name) for name in datasets]]
-    return {name for c, name in enumerate(space.classes) if rows[:, c].any()}
 
 
 def _scores(
@@ -203,11 +197,6 @@ def _scores(
     }
 
 
-def _headline(found: DetectionArrays, split: Split) -> dict[str, float]:
-    scores = coco_scores(ground_truth(split), found, split.classes, per_class=False).scores
-    return {key: scores[key] for key in ("AP", "AP50")}
-
-
 def _old_classes(
     place: Place,
     before: DetectionArrays,
@@ -216,11 +205,9 @@ def _old_classes(
     known: int,
     labelled: Collection[str],
 ) -> dict[str, Any]:
-    """The first `known` classes before and after, and the 95 % interval of the difference.
-
-    labelled: classes of the newest datasets. With new labels and images a class gains what the others lose, so
-    the rest has a mean of its own.
-    """
+    """The first `known` classes before and after, and the 95 % interval of the difference. labelled: classes of the
+    newest datasets. With new labels and images a class gains what the others lose, so the rest has a mean of its
+    own."""
     classes = [c for c in place.classes if c < known]
     rest = [c for c in classes if names[c] not in labelled]
     result = paired_bootstrap(place.truth, before, after, classes, strata=place.strata, subsets={UNLABELLED: rest})

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crossdet.config import Config, DatasetConfig, ExtendConfig, Override, SplitConfig, UnionTestConfig, load_config
+from crossdet.config import Config, DatasetConfig, ExtendConfig, Override, UnionTestConfig, load_config
 from crossdet.config.mistakes import suggest
 from crossdet.config.sources import classes_of, open_sources, union_test_index
 from crossdet.data.index import Index
 from crossdet.errors import LabelError, UserError
 from crossdet.labels.space import DROPPED, LabelSpace
-from crossdet_research import study
-from crossdet_research.jobs import comparable
+from crossdet_research import jobs, study
 
 VAL, UNION = "val", "union"
 """Places where a generation is judged."""
@@ -31,11 +30,9 @@ SHARE = "1/4"
 
 @dataclass(frozen=True)
 class Method(study.Method):
-    """One way to learn what arrives.
-
-    mode: of `crossdet extend`; None: a training from the start. replays: old images are seen again.
-    overrides: on top of the config. slower: with `LR_SHARE` of the learning rate. remark: said before a training.
-    """
+    """One way to learn what arrives. mode: of `crossdet extend`; None: a training from the start. replays: old
+    images are seen again. overrides: on top of the config. slower: with `LR_SHARE` of the learning rate. remark:
+    said before a training."""
 
     mode: str | None
     replays: bool = False
@@ -75,9 +72,7 @@ def chosen_methods(names: Sequence[str]) -> list[Method]:
 @dataclass(frozen=True)
 class Plan:
     """generations: datasets that arrive, by generation. classes: unified classes that they bring, old ones aside.
-
-    sources: dataset -> its own class names.
-    """
+    sources: dataset -> its own class names."""
 
     generations: tuple[tuple[str, ...], ...]
     classes: tuple[tuple[str, ...], ...]
@@ -96,52 +91,38 @@ class Plan:
 
 
 def order_of_arrival(config: Config, groups: Sequence[str]) -> list[list[str]]:
-    """Datasets by generation: one at a time as the config has them, or as grouped (`peds,objects`).
-
-    Raises `UserError` for unknown, missing and repeated datasets, and for fewer than two generations.
-    """
+    """Datasets by generation: one at a time as the config has them, or as grouped (`peds,objects`). Raises
+    `UserError` for unknown, missing and repeated datasets, and for fewer than two generations."""
     names = list(config.datasets)
     given = [[name.strip() for name in text.split(",") if name.strip()] for text in groups]
     order = [group for group in given if group] or [[name] for name in names]
     listed = [name for group in order for name in group]
-    problems = [
-        f"--generation: no dataset {name!r}; {suggest(name, names, 'datasets')}"
-        for name in dict.fromkeys(listed)
-        if name not in names
-    ]
+    problems = []
+    for name in dict.fromkeys(listed):
+        if name not in names:
+            problems.append(f"--generation: no dataset {name!r}; {suggest(name, names, 'datasets')}")
+        if listed.count(name) > 1:
+            problems.append(f"--generation: {name!r} arrives {listed.count(name)} times")
+    missing = [name for name in names if name not in listed]
     problems += [
-        f"--generation: {name!r} arrives {listed.count(name)} times"
-        for name in dict.fromkeys(listed)
-        if listed.count(name) > 1
-    ]
-    problems += [
-        f"--generation: {name!r} is in no generation; add it, or take it out of the config"
-        for name in names
-        if name not in listed
+        f"--generation: {name!r} is in no generation; add it, or take it out of the config" for name in missing
     ]
     if not problems and len(order) < 2:
         problems = ["a sequence needs at least two generations; the config has one dataset"]
-    problems += [
-        f"datasets.{name}: no `train` split, it cannot be learnt"
-        for name in names
-        if config.datasets[name].train is None
-    ]
-    if config.union_test is None:
-        problems += [
-            f"datasets.{name}: no `val` split and no `union_test`, what is forgotten of it cannot be measured"
-            for name in names
-            if config.datasets[name].val is None
-        ]
+    for name, dataset in config.datasets.items():
+        if dataset.train is None:
+            problems.append(f"datasets.{name}: no `train` split, it cannot be learnt")
+        if dataset.val is None and config.union_test is None:
+            problems.append(
+                f"datasets.{name}: no `val` split and no `union_test`, what is forgotten of it cannot be measured"
+            )
     study.refuse(problems)
     return order
 
 
 def make_plan(config: Config, groups: Sequence[str], methods: Sequence[Method]) -> Plan:
     """Reads all data and grows the label space through all generations as the trainings will: a mistake in the
-    label rules is told before the first of them.
-
-    Raises `UserError`.
-    """
+    label rules is told before the first of them. Raises `UserError`."""
     order = order_of_arrival(config, groups)
     sources = open_sources(config)
     space, names = sources.space, classes_of(sources.space)
@@ -178,10 +159,8 @@ def make_plan(config: Config, groups: Sequence[str], methods: Sequence[Method]) 
 
 @dataclass(frozen=True)
 class UnionImages:
-    """What stands for fully labelled images. index: of the config's `union_test`. parts: name -> rows of it.
-
-    vals: a config whose `val` images, all together, are taken for fully labelled ones.
-    """
+    """What stands for fully labelled images. index: of the config's `union_test`. parts: name -> rows of it. vals:
+    a config whose `val` images, all together, are taken for fully labelled ones."""
 
     index: Index | None = None
     parts: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -189,10 +168,8 @@ class UnionImages:
 
 
 def read_union_test(config: Config, plan: Plan, settings: Settings) -> UnionImages:
-    """The fully labelled images of the config; nothing without.
-
-    Raises `UserError` where they cannot be read, or show no class of the sequence.
-    """
+    """The fully labelled images of the config; nothing without. Raises `UserError` where they cannot be read, or
+    show no class of the sequence."""
     if settings.union_of_val:
         if config.union_test is not None or settings.places:
             raise UserError("--union-of-val: takes the place of `union_test` and --place; leave these out")
@@ -284,22 +261,19 @@ class Settings:
     """
 
     file: Path
-    overrides: tuple[str, ...] = ()
-    extend_overrides: tuple[str, ...] = ()
+    overrides: Sequence[str] = ()
+    extend_overrides: Sequence[str] = ()
     share: str = SHARE
     replay_weight: float = 1.0
     union_of_val: bool = False
-    places: tuple[str, ...] = ()
+    places: Sequence[str] = ()
 
     def config(self, more: Sequence[Override] = ()) -> Config:
         return load_config(self.file, [*self.overrides, *more])
 
-    def of_extensions(self, method: Method) -> list[str]:
-        """The overrides of one method's extensions, those of all methods first."""
-        return [text for _, text in self.typed(method)]
-
     def typed(self, method: Method) -> list[tuple[str, str]]:
-        """The same, each after the words that a mistake in it is told with."""
+        """The overrides of one method's extensions, those of all methods first, each after the words that a mistake
+        in it is told with."""
         if method.mode is None:
             return []
         given = [(f"--extend-set {text}", *override_of(text)) for text in self.extend_overrides]
@@ -349,7 +323,9 @@ def resolve(settings: Settings, plan: Plan, method: Method, seed: int, generatio
     datasets, names = dict(config.datasets), list(plan.generations[generation - 1])
     if method.replays:
         old = plan.datasets(generation - 1)
-        datasets |= {name: replayed(datasets[name], settings, seed) for name in old}
+        for name in old:
+            shared = with_share(datasets[name], settings.share, seed)
+            datasets[name] = shared.model_copy(update={"weight": shared.weight * settings.replay_weight})
         names = [*old, *names]
     own: dict[str, Any] = {"mode": method.mode}
     if method.mode != "frozen":
@@ -360,17 +336,9 @@ def resolve(settings: Settings, plan: Plan, method: Method, seed: int, generatio
     return restricted(config.model_copy(update={"datasets": datasets, "extend": extend}), plan, names, generation)
 
 
-def replayed(dataset: DatasetConfig, settings: Settings, seed: int) -> DatasetConfig:
-    """An old dataset as replay sees it."""
-    shared = with_share(dataset, settings.share, seed)
-    return shared.model_copy(update={"weight": shared.weight * settings.replay_weight})
-
-
 def with_share(dataset: DatasetConfig, share: str, seed: int = 0) -> DatasetConfig:
-    """The dataset with a share of what it trains on; the share of a `part` is a part again.
-
-    Each seed has the next share, so that the seeds' spread is also that of which images are kept.
-    """
+    """The dataset with a share of what it trains on; the share of a `part` is a part again. Each seed has the next
+    share, so that the seeds' spread is also that of which images are kept."""
     first, count = map(int, share.split("/"))
     remainder, divisor = dataset.part_of or (0, 1)
     number = (first - 1 + seed) % count
@@ -383,13 +351,8 @@ def with_share(dataset: DatasetConfig, share: str, seed: int = 0) -> DatasetConf
 
 def roots_of(config: Config, runs: Path) -> dict[Path, str]:
     """What stands for this machine's folders in stored configs: the one of the runs, and that of all data."""
-    splits = [split for d in config.datasets.values() for split in (d.train, d.val)] + [config.union_test]
-    files = [
-        file.absolute().parent
-        for split in splits
-        if isinstance(split, SplitConfig)
-        for file in (*split.images, *split.annotations, *split.ignore, *filter(None, [split.lists]))
-    ]
+    by_dataset = jobs.data_files(config)
+    files = [file.absolute().parent for files in by_dataset.values() for file in files]
     roots = {runs: "RUNS"}
     if files:
         roots[Path(os.path.commonpath(files))] = "DATA"
@@ -398,4 +361,4 @@ def roots_of(config: Config, runs: Path) -> dict[Path, str]:
 
 def what_of(config: Config, plan: Plan, roots: Mapping[Path, str]) -> dict[str, Any]:
     """The config and the sequence as plain values that can be compared between machines."""
-    return {**comparable(config, roots), "sequence": plan.to_json()}
+    return {**jobs.comparable(config, roots), "sequence": plan.to_json()}

@@ -17,29 +17,13 @@ from typing import TYPE_CHECKING, Any
 from crossdet.config import Config
 from crossdet.models.provenance import WEIGHTS_FILE, file_digest
 from crossdet_research import jobs, study
-from crossdet_research.lifelong.plan import (
-    JOINT,
-    START,
-    Method,
-    Plan,
-    Settings,
-    UnionImages,
-    check_settings,
-    make_plan,
-    read_union_test,
-    resolve,
-    restricted,
-    roots_of,
-    what_of,
-)
+from crossdet_research.lifelong import plan as lifelong
 from crossdet_research.study import Job
 from crossdet_research.tables import Run
 
 if TYPE_CHECKING:
     from crossdet_research.lifelong.measure import Looker
 
-TOOL = "crossdet lifelong"
-"""Mark of its files; older than the name of the command, so that earlier results stay readable."""
 REPORT_FILE = "forgetting.json"
 """The last file of an extension: without it the run has not ended."""
 
@@ -48,10 +32,10 @@ REPORT_FILE = "forgetting.json"
 class Arrivals:
     """What all trainings of a queue have in common. asked: what the queue was asked to train."""
 
-    settings: Settings
+    settings: lifelong.Settings
     config: Config
-    plan: Plan
-    union: UnionImages
+    plan: lifelong.Plan
+    union: lifelong.UnionImages
     asked: dict[str, Any]
 
     @cached_property
@@ -67,12 +51,12 @@ class GenerationJob(Job):
     """One generation of a method. before: the generation whose weights it starts from; None: a training from random
     or ImageNet's weights."""
 
-    method: Method
+    method: lifelong.Method
     sequence: Arrivals
     generation: int
     before: GenerationJob | None
 
-    tool = TOOL
+    tool = "crossdet lifelong"
     of_queue = "of the sequence's queue"
 
     @property
@@ -139,7 +123,7 @@ class GenerationJob(Job):
             "sequence": self.sequence.plan.to_json(),
             "generation": self.generation,
             "overrides": [*map(self.portable, settings.overrides)],
-            "extend_overrides": [*map(self.portable, settings.of_extensions(self.method))],
+            "extend_overrides": [self.portable(text) for _, text in settings.typed(self.method)],
             "share": settings.share if self.method.replays else None,
             "replay_weight": settings.replay_weight if self.method.replays else None,
             "union_of_val": settings.union_of_val,
@@ -153,42 +137,37 @@ class GenerationJob(Job):
         from crossdet_research.lifelong.measure import measure_generation
 
         of, plan = self.sequence, self.sequence.plan
-        seen = restricted(of.config, plan, plan.datasets(self.generation), self.generation)
+        seen = lifelong.restricted(of.config, plan, plan.datasets(self.generation), self.generation)
         parent = None if self.before is None else self.before.weights
         newest = plan.generations[self.generation - 1]
         return measure_generation(self.weights, parent, seen, of.union, of.looker, newest)
 
 
 def run_lifelong(
-    settings: Settings,
+    settings: lifelong.Settings,
     results: Path,
-    methods: Sequence[Method],
+    methods: Sequence[lifelong.Method],
     seeds: Sequence[int],
     groups: Sequence[str] = (),
     every_joint: bool = False,
     runs: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Path]:
-    """Trains and measures what has no JSON in `results` yet, all methods with the first seed first.
+    """Trains and measures what has no JSON in `results`, all methods with the first seed first; returns the JSONs.
 
     groups: the datasets of each generation; none: one at a time, as the config has them. every_joint: joint
     training for every generation, else for the last. runs: where the trainings go; None: `runs` in `results`. An
     unfinished training is continued. One that diverges is a result; what would start from it is left out, though
     weights of its last good epoch are there.
 
-    Returns:
-        the JSONs.
-
-    Raises:
-        UserError: mistakes in config, data or sequence, or runs and results of other settings.
-        RunError: an interruption; run again to go on.
+    Raises `UserError` of mistakes in config or data, and what `study.check` and `study.run` raise.
     """
     study.on_one_device("a lifelong sequence")
-    check_settings(settings)
+    lifelong.check_settings(settings)
     config = settings.config()
-    plan = make_plan(config, groups, methods)
+    plan = lifelong.make_plan(config, groups, methods)
     asked = {"seeds": [*seeds], "methods": [m.name for m in methods], "every_joint": every_joint}
-    sequence = Arrivals(settings, config, plan, read_union_test(config, plan, settings), asked)
+    sequence = Arrivals(settings, config, plan, lifelong.read_union_test(config, plan, settings), asked)
     for number, (names, new) in enumerate(zip(plan.generations, plan.classes, strict=True), 1):
         say(f"generation {number}: {', '.join(names)}; new classes: {', '.join(new) or 'none'}")
     queue = _queue(sequence, results, runs or results / "runs", methods, seeds, every_joint)
@@ -200,22 +179,22 @@ def _queue(
     sequence: Arrivals,
     results: Path,
     runs: Path,
-    methods: Sequence[Method],
+    methods: Sequence[lifelong.Method],
     seeds: Sequence[int],
     every_joint: bool,
 ) -> list[GenerationJob]:
     """In the order of training: what starts from a generation comes after it."""
-    plan, roots = sequence.plan, roots_of(sequence.config, runs)
+    plan, roots = sequence.plan, lifelong.roots_of(sequence.config, runs)
     last = len(plan.generations)
 
-    def job(method: Method, seed: int, generation: int, before: GenerationJob | None) -> GenerationJob:
+    def job(method: lifelong.Method, seed: int, generation: int, before: GenerationJob | None) -> GenerationJob:
         name = f"{method.name}_seed{seed}_gen{generation}"
-        config = resolve(sequence.settings, plan, method, seed, generation)
+        config = lifelong.resolve(sequence.settings, plan, method, seed, generation)
         return GenerationJob(
             method=method,
             seed=seed,
             config=config,
-            what=what_of(config, plan, roots),
+            what=lifelong.what_of(config, plan, roots),
             run_dir=runs / name,
             file=results / f"{name}.json",
             roots=roots,
@@ -226,9 +205,9 @@ def _queue(
 
     queue = []
     for seed in seeds:
-        queue.append(start := job(START, seed, 1, None))
+        queue.append(start := job(lifelong.START, seed, 1, None))
         for method in methods:
             before = start
-            for generation in range(last if method is JOINT and not every_joint else 2, last + 1):
+            for generation in range(last if method is lifelong.JOINT and not every_joint else 2, last + 1):
                 queue.append(before := job(method, seed, generation, before))
     return queue

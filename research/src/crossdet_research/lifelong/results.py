@@ -104,15 +104,57 @@ class Results:
         mine, joint = (self.by_seed(m, generation, place, new) for m in (method, JOINT.name))
         return {seed: mine[seed] / joint[seed] for seed in mine if joint.get(seed)}
 
+    def steps_of(self, method: str, seed: int, generation: int) -> tuple[float, float] | None:
+        """Optimiser steps of one generation, and with those of all generations before it that it rests on (joint
+        training rests on none); None without a run, or where a JSON does not say."""
+        own = (self.run(method, seed, generation) or {}).get("steps")
+        if own is None or generation == 1 or method == JOINT.name:
+            return None if own is None else (own, own)
+        before = self.steps_of(method, seed, generation - 1)
+        return None if before is None else (own, own + before[1])
 
-def steps_of(results: Results, method: str, seed: int, generation: int) -> tuple[float, float] | None:
-    """Optimiser steps of one generation, and with those of all generations before it that it rests on (joint
-    training rests on none); None without a run, or where a JSON does not say."""
-    own = (results.run(method, seed, generation) or {}).get("steps")
-    if own is None or generation == 1 or method == JOINT.name:
-        return None if own is None else (own, own)
-    before = steps_of(results, method, seed, generation - 1)
-    return None if before is None else (own, own + before[1])
+    def old_classes(self, method: str, generation: int, place: str, unlabelled: bool = False) -> dict[int, Old]:
+        """Seed -> the old classes against the weights that the generation started from; empty for joint training.
+        unlabelled: only those that the newest datasets do not label."""
+        found = {}
+        for seed in self.seeds:
+            content = ((self.run(method, seed, generation) or {}).get("old") or {}).get(place)
+            of = content and (content.get("unlabelled") if unlabelled else content)
+            if not content or not of or of["mean"][NUMBER]["before"] is None:
+                continue
+            row = of["mean"][NUMBER]
+            low, high = (None if row[key] is None else 100 * row[key] for key in ("low", "high"))
+            rows = {name: content["classes"][name][NUMBER] for name in of["classes"]}
+            known = {name: one for name, one in rows.items() if one["before"] is not None}
+            lost = tuple(name for name, one in known.items() if one["high"] is not None and one["high"] < 0)
+            differences = {name: 100 * (one["after"] - one["before"]) for name, one in known.items()}
+            found[seed] = Old(100 * row["before"], 100 * row["after"], low, high, lost, differences)
+        return found
+
+    def kept_to_end(self, method: str, place: str, unlabelled: bool = False) -> dict[int, float]:
+        """Seed -> mean AP50 after the last generation of all classes that were there before it, as a share of what
+        they had when they arrived. unlabelled: of those that no later dataset labels."""
+        later = {g: set(self.old_names(g, place, unlabelled) or ()) for g in range(2, self.last + 1)}
+        arrived = {
+            name: g
+            for g in range(1, self.last)
+            for name in self.new(g)
+            if all(name in later[after] for after in range(g + 1, self.last + 1))
+        }
+        shares = {}
+        for seed in self.seeds:
+            ends = [self.value(method, seed, self.last, place, name) for name in arrived]
+            starts = [self.value(method, seed, g, place, name) for name, g in arrived.items()]
+            pairs = [(s, e) for s, e in zip(starts, ends, strict=True) if s is not None and e is not None]
+            if pairs and len(pairs) == len(arrived) and sum(s for s, _ in pairs):
+                shares[seed] = sum(e for _, e in pairs) / sum(s for s, _ in pairs)
+        return shares
+
+    def unchanged(self, method: str, generation: int) -> dict[int, bool]:
+        """Seed -> whether the old weights are the same bit for bit."""
+        runs = {seed: self.run(method, seed, generation) for seed in self.seeds}
+        key = "old_weights_unchanged"
+        return {seed: run[key] for seed, run in runs.items() if run and key in run}
 
 
 def read_results(folder: Path) -> Results:
@@ -141,16 +183,10 @@ def _check_comparable(run: Run, other: Run, keys: Sequence[str], who: str) -> No
             )
 
 
-# ------------------------------------------------------------------------------------------- old classes
-
-
 @dataclass(frozen=True)
 class Old:
-    """The old classes of one extension, mean AP50 in points.
-
-    low, high: 95 % interval of after - before over the images. lost: the classes whose interval lies below 0.
-    differences: of every class.
-    """
+    """The old classes of one extension, mean AP50 in points. low, high: 95 % interval of after - before over the
+    images. lost: the classes whose interval lies below 0. differences: of every class."""
 
     before: float
     after: float
@@ -168,59 +204,9 @@ class Old:
         return self.high is not None and self.high < 0
 
 
-def old_classes(
-    results: Results, method: str, generation: int, place: str, unlabelled: bool = False
-) -> dict[int, Old]:
-    """Seed -> the old classes against the weights that the generation started from; empty for joint training.
-
-    unlabelled: only those that the newest datasets do not label.
-    """
-    found = {}
-    for seed in results.seeds:
-        content = ((results.run(method, seed, generation) or {}).get("old") or {}).get(place)
-        of = content and (content.get("unlabelled") if unlabelled else content)
-        if not content or not of or of["mean"][NUMBER]["before"] is None:
-            continue
-        row = of["mean"][NUMBER]
-        low, high = (None if row[key] is None else 100 * row[key] for key in ("low", "high"))
-        rows = {name: content["classes"][name][NUMBER] for name in of["classes"]}
-        known = {name: one for name, one in rows.items() if one["before"] is not None}
-        lost = tuple(name for name, one in known.items() if one["high"] is not None and one["high"] < 0)
-        differences = {name: 100 * (one["after"] - one["before"]) for name, one in known.items()}
-        found[seed] = Old(100 * row["before"], 100 * row["after"], low, high, lost, differences)
-    return found
-
-
 def worst_class(old: Mapping[int, Old]) -> tuple[str, list[float]] | None:
     """The class that lost most, by the mean over the seeds, and its differences; None without classes."""
     names = dict.fromkeys(name for one in old.values() for name in one.differences)
     by_class = {n: [o.differences[n] for o in old.values() if n in o.differences] for n in names}
     name = min(by_class, key=lambda n: mean(by_class[n]), default=None)
     return None if name is None else (name, by_class[name])
-
-
-def kept_to_end(results: Results, method: str, place: str, unlabelled: bool = False) -> dict[int, float]:
-    """Seed -> mean AP50 after the last generation of all classes that were there before it, as a share of what they
-    had when they arrived. unlabelled: of those that no later dataset labels."""
-    later = {g: set(results.old_names(g, place, unlabelled) or ()) for g in range(2, results.last + 1)}
-    arrived = {
-        name: g
-        for g in range(1, results.last)
-        for name in results.new(g)
-        if all(name in later[after] for after in range(g + 1, results.last + 1))
-    }
-    shares = {}
-    for seed in results.seeds:
-        ends = [results.value(method, seed, results.last, place, name) for name in arrived]
-        starts = [results.value(method, seed, g, place, name) for name, g in arrived.items()]
-        pairs = [(s, e) for s, e in zip(starts, ends, strict=True) if s is not None and e is not None]
-        if pairs and len(pairs) == len(arrived) and sum(s for s, _ in pairs):
-            shares[seed] = sum(e for _, e in pairs) / sum(s for s, _ in pairs)
-    return shares
-
-
-def unchanged(results: Results, method: str, generation: int) -> dict[int, bool]:
-    """Seed -> whether the old weights are the same bit for bit."""
-    runs = {seed: results.run(method, seed, generation) for seed in results.seeds}
-    key = "old_weights_unchanged"
-    return {seed: run[key] for seed, run in runs.items() if run and key in run}

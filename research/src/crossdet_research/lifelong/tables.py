@@ -7,18 +7,7 @@ from statistics import mean
 from typing import Any
 
 from crossdet_research.lifelong.plan import JOINT
-from crossdet_research.lifelong.results import (
-    EXTENSIONS,
-    PLACES,
-    REPLAYING,
-    Old,
-    Results,
-    kept_to_end,
-    old_classes,
-    steps_of,
-    unchanged,
-    worst_class,
-)
+from crossdet_research.lifelong.results import EXTENSIONS, PLACES, REPLAYING, Old, Results, worst_class
 from crossdet_research.tables import Grid, Run, machines, markdown_lines, spread
 
 OLD_NOTE = (
@@ -45,16 +34,20 @@ def old_grid(results: Results, place: str) -> Grid:
 
 
 def _old_row(results: Results, method: str, generation: int, place: str) -> list[str] | None:
-    old = old_classes(results, method, generation, place)
+    old = results.old_classes(method, generation, place)
     new = results.by_seed(method, generation, place, results.new(generation))
     if not old and not new:
         return None
     names = [results.old_names(generation, place, unlabelled) for unlabelled in (False, True)]
-    rest = old_classes(results, method, generation, place, unlabelled=True) if names[0] != names[1] else {}
+    rest = results.old_classes(method, generation, place, unlabelled=True) if names[0] != names[1] else {}
     share = results.of_joint(method, generation, place)
-    same = unchanged(results, method, generation)
+    same = results.unchanged(method, generation)
     worst = worst_class(old)
-    kept = f"{100 * mean(one.after / one.before for one in old.values()):.0f} %" if _all(old) else ""
+    kept = (
+        f"{100 * mean(one.after / one.before for one in old.values()):.0f} %"
+        if old and all(one.before for one in old.values())
+        else ""
+    )
     return [
         results.title(method),
         str(generation),
@@ -71,10 +64,6 @@ def _old_row(results: Results, method: str, generation: int, place: str) -> list
         f"{100 * mean(share.values()):.0f} %" if share else "",
         ("yes" if all(same.values()) else "no") if same else "",
     ]
-
-
-def _all(old: Mapping[int, Old]) -> bool:
-    return bool(old) and all(one.before for one in old.values())
 
 
 def _interval(old: Mapping[int, Old]) -> str:
@@ -156,7 +145,7 @@ def step_grid(results: Results) -> Grid:
     """A row per method: steps of each generation, and all that the last one rests on, beside joint training's."""
 
     def steps(method: str, generation: int) -> list[tuple[float, float]]:
-        found = [steps_of(results, method, seed, generation) for seed in results.seeds]
+        found = [results.steps_of(method, seed, generation) for seed in results.seeds]
         return [one for one in found if one is not None]
 
     joint = [own for own, _ in steps(JOINT.name, results.last)]
@@ -261,18 +250,18 @@ def _of_method(results: Results, method: str, place: str) -> dict[str, Any]:
     extensions = range(2, results.last + 1)
 
     def old(generation: int, unlabelled: bool) -> dict[int, Any]:
-        found = old_classes(results, method, generation, place, unlabelled)
+        found = results.old_classes(method, generation, place, unlabelled)
         return {seed: vars(one) | {"difference": one.difference} for seed, one in found.items()}
 
     def worst(generation: int) -> dict[str, Any] | None:
-        found = worst_class(old_classes(results, method, generation, place))
+        found = worst_class(results.old_classes(method, generation, place))
         return None if found is None else {"class": found[0], "differences": found[1]}
 
     return {
         "old": {g: old(g, False) for g in extensions},
         "old_unlabelled": {g: old(g, True) for g in extensions},
         "worst_class": {g: worst(g) for g in extensions},
-        "kept_to_end": kept_to_end(results, method, place) if method in EXTENSIONS else {},
+        "kept_to_end": results.kept_to_end(method, place) if method in EXTENSIONS else {},
         "share_of_joint": {g: results.of_joint(method, g, place) for g in extensions},
         "AP50": {
             name: {g: results.by_seed(method, g, place, [name]) for g in range(1, results.last + 1)}

@@ -23,6 +23,7 @@ from crossdet.evaluation.folding import rows_after_nms
 from crossdet.evaluation.orientation import finders, orientation_scores
 from crossdet.evaluation.protocols.base import LIMITS, Protocol, Split, ground_truth, score_split
 from crossdet.evaluation.run import EvalSettings, score_dataset
+from crossdet.evaluation.union import of_images
 from crossdet.inference import load_detector
 from crossdet.runs.evaluate import splits_for_detector
 
@@ -39,8 +40,7 @@ def measure(run_dir: Path, config: Config, looks: bool = False) -> dict[str, Any
     sources = open_sources(config, ["val"], detector=detector.space)
     limits = config.eval
     settings = EvalSettings(
-        detector.settings.shorter,
-        detector.settings.longer,
+        *(detector.settings.shorter, detector.settings.longer),
         topk=limits.topk,
         nms_iou=limits.nms_iou,
         batch_size=limits.batch_size,
@@ -66,10 +66,8 @@ def looked_all_around(
     split: Split, detections: DetectionArrays, centred: bool, nms_iou: float
 ) -> dict[str, Any] | None:
     """The numbers of `measure`, and how many `looks` a picture takes, of a detector without directions that looks
-    at all rolls of a picture (`all_looks`); None where the directions do not allow it.
-
-    detections: in all pictures of the split, the looks among them. NMS over all looks, then as any other detector.
-    """
+    at all rolls of a picture (`all_looks`); None where the directions do not allow it. detections: in all pictures
+    of the split, the looks among them. NMS over all looks, then as any other detector."""
     seen = all_looks(split.index, detections, centred, nms_iou)
     if seen is None:
         return None
@@ -98,12 +96,8 @@ def per_roll(split: Split, detections: DetectionArrays) -> dict[int, dict[str, f
     for degrees in [] if turned is None else sorted(set(turned.degrees.tolist())):
         assert turned is not None
         rows = np.flatnonzero(turned.degrees == degrees)
-        place = np.full(len(split.index), -1, np.int64)
-        place[rows] = np.arange(len(rows))
-        image = place[detections.image_of_box]
-        mine = detections.take(np.flatnonzero(image >= 0), image)
-        part = split.take(rows)
-        record = score_split(Protocol("coco"), part, mine, LIMITS["coco"].max_detections).record
+        _, mine = of_images(ground_truth(split), detections, rows)
+        record = score_split(Protocol("coco"), split.take(rows), mine, LIMITS["coco"].max_detections).record
         found[int(degrees)] = {"AP": record["AP"], "AP50": record["AP50"]}
     return found
 
@@ -150,10 +144,8 @@ def all_looks(
 def _onto(
     boxes: Floats, before: Ints, after: Ints, degrees: NDArray[np.int64], centred: bool
 ) -> NDArray[np.float32]:
-    """Boxes on canvases of sizes `before [N, 2]`, turned onto canvases of sizes `after [N, 2]`, centre on centre.
-
-    A turned canvas that is turned once more is larger than the picture turned by both at once.
-    """
+    """Boxes on canvases of sizes `before [N, 2]`, turned onto canvases of sizes `after [N, 2]`, centre on centre. A
+    turned canvas that is turned once more is larger than the picture turned by both at once."""
     moved = turn_boxes(boxes, before, degrees, np.full(len(boxes), centred))
     shift = (after - canvas(before, degrees))[:, ::-1] / 2
     return (moved + np.tile(shift, 2)).astype(np.float32)
@@ -161,11 +153,8 @@ def _onto(
 
 def found_objects(split: Split, detections: DetectionArrays) -> dict[str, Any]:
     """How many objects (no crowds) are found, whatever their direction: found as in `orientation_scores`, whose
-    numbers are of these alone.
-
-    `share`: of the `objects`, by a detection of any score; `confident`: with a score of at least 0.3. nan without
-    objects.
-    """
+    numbers are of these alone. `share`: of the `objects`, by a detection of any score; `confident`: with a score of
+    at least 0.3. nan without objects."""
     truth = ground_truth(split)
     objects = np.flatnonzero(~truth.crowd & (truth.labels >= 0))
     hits, _ = finders(truth, objects, detections, np.ones(len(detections.scores), bool))

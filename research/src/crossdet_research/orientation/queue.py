@@ -19,8 +19,6 @@ from crossdet_research import jobs, study
 from crossdet_research.study import Job
 from crossdet_research.tables import Run
 
-TOOL = "crossdet orientation"
-"""Mark of its files; older than the name of the command, so that earlier results stay readable."""
 ROLLS, DOMAINS = "rolls", "domains"
 """The two comparisons: over in-plane rotations, and over datasets that share a class."""
 
@@ -62,10 +60,8 @@ def methods_of(config: Config) -> list[Method]:
 
 
 def overrides_of(method: Method, config: Config) -> list[str]:
-    """What a method changes in the config.
-
-    Validation during the training is upright, or the first direction where 0 is none: it is not what is compared.
-    """
+    """What a method changes in the config. Validation during the training is upright, or the first direction where
+    0 is none: it is not what is compared."""
     words = [f"labels.open_members={json.dumps(method.name == 'per_dataset_open')}"]
     if method.asks == ROLLS or method.name == "merged":
         words.append("labels.per_dataset=[]")
@@ -89,9 +85,6 @@ def measured_config(file: Path, overrides: Sequence[str], config: Config) -> Con
     return load_config(file, [*words, "labels.per_dataset=[]", "labels.open_members=false"])
 
 
-# ------------------------------------------------------------------------------------------- queue
-
-
 @dataclass(frozen=True)
 class OrientationJob(Job):
     """name: of the config. split_classes: `labels.per_dataset` of the base config, also of methods that do without.
@@ -101,7 +94,7 @@ class OrientationJob(Job):
     split_classes: tuple[str, ...]
     judged_by: Config
 
-    tool = TOOL
+    tool = "crossdet orientation"
 
     def result(self, record: Run | None, diverged: str | None) -> dict[str, Any]:
         from crossdet_research.orientation.measure import measure
@@ -126,9 +119,7 @@ def run_orientation(
     runs: where the trainings go; None: `runs` in `output`. An unfinished training is continued, a finished one only
     measured; one that diverges is a result and does not stop the others.
 
-    Raises:
-        UserError: mistakes in config or data, or runs and results of other settings.
-        RunError: an interruption; run again to go on.
+    Raises `UserError` of mistakes in config or data, and what `study.check` and `study.run` raise.
     """
     study.on_one_device("this queue")
     base = load_config(config_file, overrides)
@@ -167,7 +158,8 @@ def _roots(config: Config) -> dict[Path, str]:
     for name, dataset in config.datasets.items():
         splits = [split for split in (dataset.train, dataset.val) if isinstance(split, SplitConfig)]
         files = [file for split in splits for file in (*split.images, *split.annotations, *split.ignore)]
-        if files:
-            common = Path(os.path.commonpath([str(file) for file in files]))
-            found[common if common not in files else common.parent] = name
+        if not files:
+            continue
+        common = Path(os.path.commonpath([str(file) for file in files]))
+        found[common if common not in files else common.parent] = name
     return found

@@ -5,7 +5,7 @@ Below the tables stands what makes their lines comparable, or that something doe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from statistics import mean
@@ -15,7 +15,7 @@ from crossdet.errors import UserError
 from crossdet_research import jobs, study
 from crossdet_research.orientation.queue import DOMAINS, LOOKS_OF, METHODS, ROLLS
 from crossdet_research.paired import COLUMNS, NOTE, difference
-from crossdet_research.tables import Column, Grid, Run, machines, markdown_table, method_row
+from crossdet_research.tables import Column, Grid, Run, average, machines, markdown_table, method_row, number_at
 
 Value = Callable[[Run], float | None]
 SHOWN = ("AP", "AP50")
@@ -121,7 +121,7 @@ def _per_class(run: Run, dataset: str) -> Mapping[str, Any]:
 
 def _of_classes(dataset: str, key: str, names: Sequence[str]) -> Value:
     """The mean over some classes of a dataset."""
-    return lambda run: _average(_at(_per_class(run, dataset), (name, key)) for name in names)
+    return lambda run: average(number_at(_per_class(run, dataset), (name, key)) for name in names)
 
 
 def _rows(run: Run) -> list[Mapping[str, Any]]:
@@ -134,27 +134,13 @@ def _mean(*keys: str) -> Value:
     """The mean over the datasets that have the number; None without any."""
 
     def value(run: Run) -> float | None:
-        return _average(_at(row, keys) for row in _rows(run))
+        return average(number_at(row, keys) for row in _rows(run))
 
     return value
 
 
 def _of_dataset(dataset: str, key: str) -> Value:
-    return lambda run: _at((run["datasets"] or {}).get(dataset), (key,))
-
-
-def _at(row: Any, keys: Sequence[str]) -> float | None:
-    for key in keys:
-        row = row.get(key) if isinstance(row, Mapping) else None
-    return None if row is None else float(row)
-
-
-def _average(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-# ------------------------------------------------------------------------------------------- comparable
+    return lambda run: number_at((run["datasets"] or {}).get(dataset), (key,))
 
 
 def notes(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
@@ -197,9 +183,6 @@ def _common(run: Run) -> dict[str, Any]:
         if dataset.get("directions") is None:
             dataset.pop("directions", None)
     return config
-
-
-# ------------------------------------------------------------------------------------------- showing
 
 
 def markdown(runs: Sequence[Run]) -> str:

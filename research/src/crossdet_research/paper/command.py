@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -15,45 +14,20 @@ from crossdet.commands.terminal import JsonFile, MarkdownFile, say, say_bold, wi
 from crossdet.errors import UserError
 from crossdet.files import write_json
 from crossdet_research.ablation.methods import FURTHER, METHODS
-from crossdet_research.paper.rows import (
-    BACKBONES,
-    CONTRADICTIONS,
-    DATASETS,
-    FULL,
-    MINI_IMAGES,
-    ROWS,
-    TITLES,
-    TRAININGS,
-    Row,
-    Training,
-)
-from crossdet_research.paper.tables import (
-    anchor_texts,
-    as_json,
-    grid,
-    headers,
-    markdown,
-    notes,
-    paper_table,
-    row_as_json,
-)
-from crossdet_research.study import report, study_app
+from crossdet_research.paper import rows as paper
+from crossdet_research.paper import tables
+from crossdet_research.study import Several, argument, option, report, say_files, study_app
 from crossdet_research.tables import rich_tables
 
 app = study_app("paper", "The experiments of the paper (tables 1-6, figure 5): list, show, run, table.")
 
 
-class ScaleChoice(StrEnum):
-    full = "full"
-    mini = "mini"
-
-
 Scale = Annotated[
-    ScaleChoice, typer.Option("--scale", help="full: the paper's recipe on the official downloads; mini: minutes")
+    Literal["full", "mini"],
+    typer.Option("--scale", help="full: the paper's recipe on the official downloads; mini: minutes"),
 ]
 Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="override a config value, e.g. --set train.accumulate=4"),
+    Several, option("--set", "KEY=VALUE", "override a config value, e.g. --set train.accumulate=4")
 ]
 Images = Annotated[int, typer.Option("--images", min=8, help="mini: generated training pictures per dataset")]
 
@@ -61,11 +35,11 @@ Images = Annotated[int, typer.Option("--images", min=8, help="mini: generated tr
 @app.command(name="list")
 def list_rows(
     throughput: Annotated[
-        list[str] | None,
-        typer.Option(
+        Several,
+        option(
             "--images-per-second",
-            metavar="[BACKBONE=]N",
-            help="training throughput of one GPU, measured; adds the estimated GPU hours of full runs",
+            "[BACKBONE=]N",
+            "training throughput of one GPU, measured; adds the estimated GPU hours of full runs",
         ),
     ] = None,
     json_file: JsonFile = None,
@@ -78,14 +52,14 @@ def list_rows(
         shown.add_column(name, no_wrap=True)
     if speeds:
         shown.add_column("GPU hours", justify="right", no_wrap=True)
-    for table_key in TITLES:
+    for table_key in paper.TITLES:
         shown.add_row(f"[bold]{table_key if not table_key.isdigit() else f'Table {table_key}'}[/bold]")
-        for row in (row for row in ROWS if row.table == table_key):
+        for row in (row for row in paper.ROWS if row.table == table_key):
             shown.add_row(*map(escape, [*_row_cells(row), *([_hours(row, speeds)] if speeds else [])]))
     wide.print(shown, highlight=False)
-    say(f"\n{len(ROWS)} rows, {len(TRAININGS)} trainings; rows with the same training share one run.")
+    say(f"\n{len(paper.ROWS)} rows, {len(paper.TRAININGS)} trainings; rows with the same training share one run.")
     if speeds:
-        known = [t for t in TRAININGS.values() if t.backbone in speeds]
+        known = [t for t in paper.TRAININGS.values() if t.backbone in speeds]
         total = sum(gpu_hours(training, speeds[training.backbone]) for training in known)
         say(f"GPU hours of {len(known)} trainings: {total:,.0f} (training alone, without evaluation).")
     say("\nThe ablation that the paper left out: `crossdet-research ablation run`, on what `split` wrote")
@@ -93,50 +67,44 @@ def list_rows(
     for method, title in ablation:
         say(f"  {method:{width}}  {title}")
     say("\nContradictions and gaps, and what is run:")
-    for number, entry in CONTRADICTIONS.items():
+    for number, entry in paper.CONTRADICTIONS.items():
         say(f"({number}) {entry.problem}. Run: {entry.reading}")
     if json_file is not None:
         content = {
-            "rows": [row_as_json(row) for row in ROWS],
+            "rows": [tables.row_as_json(row) for row in paper.ROWS],
             "ablation": dict(ablation),
-            "contradictions": {str(n): vars(entry) for n, entry in CONTRADICTIONS.items()},
+            "contradictions": {str(n): vars(entry) for n, entry in paper.CONTRADICTIONS.items()},
         }
         write_json(json_file, content)
 
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="ROW|TRAINING", help="such as t1/coco_resnet50 or coco_resnet50")],
-    scale: Scale = ScaleChoice.full,
-    data: Annotated[Path, typer.Option("--data", metavar="ROOT", help="data folder")] = Path("data"),
+    name: Annotated[str, argument("ROW|TRAINING", "such as t1/coco_resnet50 or coco_resnet50")],
+    scale: Scale = "full",
+    data: Annotated[Path, option("--data", "ROOT", "data folder")] = Path("data"),
     seed: Annotated[int, typer.Option(min=0, help="of the training")] = 0,
-    images: Images = MINI_IMAGES,
+    images: Images = paper.MINI_IMAGES,
     overrides: Overrides = None,
 ) -> None:
     """The full resolved config of a row, as YAML: `crossdet check` and `train` take it."""
     from crossdet_research.paper.experiments import Place
     from crossdet_research.paper.experiments import show as text_of
 
-    print(text_of(name, Place(data, Path(), images), scale.value, seed, overrides or []), end="")
+    print(text_of(name, Place(data, Path(), images), scale, seed, overrides or []), end="")
 
 
 @app.command()
 def run(
-    data: Annotated[
-        Path,
-        typer.Option("--data", metavar="ROOT", help="data folder: official downloads, or for generated pictures"),
-    ],
+    data: Annotated[Path, option("--data", "ROOT", "data folder: official downloads, or for generated pictures")],
     names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[ROW|TRAINING|TABLE]...", help="t1/coco_resnet50, coco_resnet50, t1, fig5"),
+        Several, argument("[ROW|TRAINING|TABLE]...", "t1/coco_resnet50, coco_resnet50, t1, fig5")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="all rows of tables 1-6 and figure 5")] = False,
-    scale: Scale = ScaleChoice.full,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="results go to DIR/SCALE")] = Path(
-        "runs/paper"
-    ),
+    scale: Scale = "full",
+    output: Annotated[Path, option("--output", "DIR", "results go to DIR/SCALE", "-o")] = Path("runs/paper"),
     seeds: Annotated[list[int] | None, typer.Option("--seed", min=0, help="may be repeated")] = None,
-    images: Images = MINI_IMAGES,
+    images: Images = paper.MINI_IMAGES,
     overrides: Overrides = None,
 ) -> None:
     """Train and evaluate; a queue that skips what is finished and goes on where it was stopped."""
@@ -145,39 +113,31 @@ def run(
     from crossdet_research.jobs import is_first
     from crossdet_research.paper.experiments import Place, experiments_of, find_rows, run_queue
 
-    rows = find_rows(names) if names else list(ROWS)
-    experiments = experiments_of(rows, scale.value, data)
+    rows = find_rows(names) if names else list(paper.ROWS)
+    experiments = experiments_of(rows, scale, data)
     place = Place(data, output, images)
-
-    def announce(text: str) -> None:
-        if is_first():
-            say_bold(text)
-
-    files = run_queue(experiments, place, list(dict.fromkeys(seeds or [0])), overrides or [], announce)
+    files = run_queue(experiments, place, list(dict.fromkeys(seeds or [0])), overrides or [], say_bold)
     if is_first():
-        for file in files:
-            say(str(file))
+        say_files(files)
 
 
 @app.command()
 def table(
-    number: Annotated[str, typer.Argument(metavar="TABLE", help="1 to 6, or fig5")],
-    results: Annotated[Path, typer.Option("--results", metavar="DIR", help="the --output of `paper run`")] = Path(
-        "runs/paper"
-    ),
+    number: Annotated[str, argument("TABLE", "1 to 6, or fig5")],
+    results: Annotated[Path, option("--results", "DIR", "the --output of `paper run`")] = Path("runs/paper"),
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
     """One of the paper's tables, the paper's numbers and ours side by side; blank where nothing was run."""
-    found = paper_table(number.removeprefix("t"), results)
-    shown = rich_tables([grid(found)], headers(found).index("scales") + 1)
-    report(shown, notes(found), markdown_file, markdown(found), json_file, as_json(found))
+    found = tables.paper_table(number.removeprefix("t"), results)
+    shown = rich_tables([tables.grid(found)], tables.headers(found).index("scales") + 1)
+    report(shown, tables.notes(found), markdown_file, tables.markdown(found), json_file, tables.as_json(found))
 
 
 @app.command()
 def pictures(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help="run directory or weights file")],
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file with val splits")],
+    run_dir: Annotated[Path, argument("RUN_OR_WEIGHTS", "run directory or weights file")],
+    config: Annotated[Path, argument("CONFIG", "YAML config file with val splits")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.png")] = Path("figure6.png"),
     columns: Annotated[int, typer.Option(min=1, help="pictures per dataset")] = 4,
     score: Annotated[
@@ -204,29 +164,29 @@ def pictures(
     say(str(output))
 
 
-def gpu_hours(training: Training, images_per_second: float) -> float:
+def gpu_hours(training: paper.Training, images_per_second: float) -> float:
     """Draws of the full schedule / throughput of one GPU; evaluation and start-up are not in it."""
-    images = sum(DATASETS[name].images for name in training.datasets)
-    return images * int(FULL["train"]["epochs"]) / images_per_second / 3600
+    images = sum(paper.DATASETS[name].images for name in training.datasets)
+    return images * int(paper.FULL["train"]["epochs"]) / images_per_second / 3600
 
 
-def _row_cells(row: Row) -> list[str]:
-    training = TRAININGS[row.training]
+def _row_cells(row: paper.Row) -> list[str]:
+    training = paper.TRAININGS[row.training]
     shared = "COCO" in training.datasets and {"PED", "VOC"} & set(training.datasets)
     values = "; ".join(f"{d} {_numbers(v)}" for d, v in row.values.items())
     return [
         row.name,
         "+".join(training.datasets),
-        BACKBONES[training.backbone],
-        *anchor_texts(training, row),
+        paper.BACKBONES[training.backbone],
+        *tables.anchor_texts(training, row),
         ("yes" if training.merge else "no") if shared else "",
         values,
         ", ".join(map(str, row.notes)),
     ]
 
 
-def _hours(row: Row, speeds: dict[str, float]) -> str:
-    training = TRAININGS[row.training]
+def _hours(row: paper.Row, speeds: dict[str, float]) -> str:
+    training = paper.TRAININGS[row.training]
     known = training.backbone in speeds
     return f"{gpu_hours(training, speeds[training.backbone]):.1f}" if known else ""
 
@@ -240,12 +200,12 @@ def _speeds(given: list[str]) -> dict[str, float]:
             value = float(number)
         except ValueError:
             value = 0.0
-        if not 0 < value < float("inf") or (name and name not in BACKBONES):
-            names = ", ".join(BACKBONES)
+        if not 0 < value < float("inf") or (name and name not in paper.BACKBONES):
+            names = ", ".join(paper.BACKBONES)
             raise UserError(
                 f"--images-per-second {text}: expected a number above 0, or BACKBONE=NUMBER with {names}"
             )
-        speeds |= {name: value} if name else dict.fromkeys(BACKBONES, value)
+        speeds |= {name: value} if name else dict.fromkeys(paper.BACKBONES, value)
     return speeds
 
 

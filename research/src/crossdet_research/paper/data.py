@@ -58,11 +58,9 @@ def write_world(root: Path, images: int) -> None:
 
 
 def write_voc_objects(root: Path, images: int) -> None:
-    """A VOC set beside the demo's objects: other pictures in another look, cars, dogs and signs labelled.
-
-    The persons and faces in its pictures are not labelled. Found in place the next time; an interrupted one, or
-    one of another size, is written anew.
-    """
+    """A VOC set beside the demo's objects: other pictures in another look, cars, dogs and signs labelled. The
+    persons and faces in its pictures are not labelled. Found in place the next time; an interrupted one, or one of
+    another size, is written anew."""
     folder, marker = root / VOC, root / VOC / "made.json"
     settings = {"images": images, "seed": VOC_SEED, "look": VOC_LOOK}
     if marker.exists() and json.loads(marker.read_text()) == settings:

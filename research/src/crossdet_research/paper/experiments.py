@@ -14,30 +14,13 @@ from typing import Any, Literal
 
 import yaml
 
-from crossdet.config import Config, SplitConfig, dump_config, load_config
+from crossdet.config import Config, dump_config, load_config
 from crossdet.config.mistakes import suggest
 from crossdet.errors import UserError, problem_list
 from crossdet.files import write_atomically
 from crossdet_research import jobs, study
 from crossdet_research.paper import data as paper_data
-from crossdet_research.paper.rows import (
-    COCO_NAMES,
-    DATASETS,
-    FULL,
-    MINI,
-    MINI_BACKBONES,
-    MINI_FALLS,
-    MINI_IMAGES,
-    MINI_STEPS,
-    MINI_WARMUP,
-    ROWS,
-    TITLES,
-    TRAININGS,
-    VOC_CLASSES,
-    Row,
-    Training,
-    short,
-)
+from crossdet_research.paper import rows as paper
 from crossdet_research.study import Job, Method
 from crossdet_research.tables import Run
 
@@ -50,7 +33,7 @@ DATA = "DATA"
 class Experiment:
     """One training at one scale. photos: table 5 at mini scale on photographs instead of generated pictures."""
 
-    training: Training
+    training: paper.Training
     scale: Scale
     photos: bool = False
 
@@ -69,22 +52,17 @@ class Place:
 
     root: Path
     output: Path
-    images: int = MINI_IMAGES
+    images: int = paper.MINI_IMAGES
 
 
-# ------------------------------------------------------------------------------------------- names
-
-
-def find_rows(names: Sequence[str]) -> list[Row]:
+def find_rows(names: Sequence[str]) -> list[paper.Row]:
     """The rows meant by `t1/coco_resnet50` (a row), `coco_resnet50` (all rows of a training) or `t1` (a table).
-
-    Raises `UserError` with all names that are none of these.
-    """
-    chosen: list[Row] = []
+    Raises `UserError` with all names that are none of these."""
+    chosen: list[paper.Row] = []
     problems = []
-    known = [*map(short, TITLES), *TRAININGS, *(row.name for row in ROWS)]
+    known = [*map(paper.short, paper.TITLES), *paper.TRAININGS, *(row.name for row in paper.ROWS)]
     for name in names:
-        found = [row for row in ROWS if name in (row.name, row.training, short(row.table))]
+        found = [row for row in paper.ROWS if name in (row.name, row.training, paper.short(row.table))]
         if not found:
             problems.append(f"no row, training or table {name!r}; {suggest(name, known, 'names')}")
         chosen += [row for row in found if row not in chosen]
@@ -93,31 +71,25 @@ def find_rows(names: Sequence[str]) -> list[Row]:
     return chosen
 
 
-def experiment_of(row: Row, scale: Scale, photos: bool) -> Experiment:
-    """photos: whether the data folder holds photographs for table 5."""
-    return Experiment(TRAININGS[row.training], scale, photos and scale == "mini" and row.table == "5")
-
-
-def experiments_of(rows: Sequence[Row], scale: Scale, root: Path) -> list[Experiment]:
+def experiments_of(rows: Sequence[paper.Row], scale: Scale, root: Path) -> list[Experiment]:
     """Each distinct training once, in the order of the rows."""
-    photos = paper_data.has_photos(root)
-    return list(dict.fromkeys(experiment_of(row, scale, photos) for row in rows))
+    photos = scale == "mini" and paper_data.has_photos(root)
+    return list(
+        dict.fromkeys(Experiment(paper.TRAININGS[row.training], scale, photos and row.table == "5") for row in rows)
+    )
 
 
-# ------------------------------------------------------------------------------------------- config
-
-
-def settings(experiment: Experiment, root: Path, seed: int = 0, images: int = MINI_IMAGES) -> dict[str, Any]:
+def settings(experiment: Experiment, root: Path, seed: int = 0, images: int = paper.MINI_IMAGES) -> dict[str, Any]:
     """The config as plain values; data paths are `root` and what lies below it."""
     training = experiment.training
     full = experiment.scale == "full"
-    blocks = {DATASETS[name].key: _block(experiment, name) for name in training.datasets}
-    recipe = FULL if full else MINI
+    blocks = {paper.DATASETS[name].key: _block(experiment, name) for name in training.datasets}
+    recipe = paper.FULL if full else paper.MINI
     return {
         "datasets": {key: _below(root, block) for key, block in blocks.items()},
         "labels": {"merge": merge_rules(training, by_name=not full)},
         "model": {
-            "backbone": training.backbone if full else MINI_BACKBONES[training.backbone],
+            "backbone": training.backbone if full else paper.MINI_BACKBONES[training.backbone],
             **recipe["model"],
             "anchors": {"scales": list(training.anchors.scales), "ratios": list(training.anchors.ratios)},
         },
@@ -130,21 +102,19 @@ def settings(experiment: Experiment, root: Path, seed: int = 0, images: int = MI
 
 def mini_schedule(images: int) -> dict[str, Any]:
     """`MINI_STEPS` steps with warm-up and falls at the same steps, for a union of `images` training images."""
-    epochs = MINI_STEPS * MINI["train"]["batch_size"] / images
+    epochs = paper.MINI_STEPS * paper.MINI["train"]["batch_size"] / images
     return {
         "epochs": max(1, math.ceil(epochs)),
-        "warmup_epochs": round(MINI_WARMUP * epochs, 4),
-        "steps": [round(share * epochs, 4) for share in MINI_FALLS],
-        "max_steps": MINI_STEPS,
+        "warmup_epochs": round(paper.MINI_WARMUP * epochs, 4),
+        "steps": [round(share * epochs, 4) for share in paper.MINI_FALLS],
+        "max_steps": paper.MINI_STEPS,
     }
 
 
-def merge_rules(training: Training, by_name: bool = False) -> dict[str, Any]:
-    """Merge groups. WIDER Pedestrian's two classes are always one, as its challenge judges them.
-
-    by_name: at mini scale the classes that VOC shares with COCO have equal names. Without `merge` person and
-    pedestrian stay two classes: no rule is needed, their names differ.
-    """
+def merge_rules(training: paper.Training, by_name: bool = False) -> dict[str, Any]:
+    """Merge groups. WIDER Pedestrian's two classes are always one, as its challenge judges them. by_name: at mini
+    scale the classes that VOC shares with COCO have equal names. Without `merge` person and pedestrian stay two
+    classes: no rule is needed, their names differ."""
     rules: dict[str, Any] = {}
     people = ["peds/pedestrian", "peds/cyclist"]
     if "PED" in training.datasets:
@@ -156,16 +126,14 @@ def merge_rules(training: Training, by_name: bool = False) -> dict[str, Any]:
         if by_name:
             rules["same_names"] = True
         else:
-            names = {voc: COCO_NAMES.get(voc, voc) for voc in VOC_CLASSES}
+            names = {voc: paper.COCO_NAMES.get(voc, voc) for voc in paper.VOC_CLASSES}
             rules |= {coco: [f"coco/{coco}", f"voc/{voc}"] for voc, coco in names.items()}
     return rules
 
 
 def resolve(experiment: Experiment, place: Place, seed: int = 0, overrides: Sequence[str] = ()) -> Config:
-    """The validated config, with `key=value` overrides; no data file needs to exist.
-
-    Under torchrun `train.devices` is the number of its processes. Raises `ConfigError`.
-    """
+    """The validated config, with `key=value` overrides; no data file needs to exist. Under torchrun `train.devices`
+    is the number of its processes. Raises `ConfigError`."""
     root = place.root.absolute()
     values = settings(experiment, root, seed, place.images)
     devices = [f"train.devices={jobs.processes()}"] if jobs.processes() > 1 else []
@@ -188,10 +156,10 @@ def show(row_or_training: str, place: Place, scale: Scale, seed: int = 0, overri
     experiment = experiments[0]
     training = experiment.training
     text = dump_config(resolve(experiment, place, seed, overrides))
-    all_rows = [row.name for row in ROWS if row.training == training.name]
+    all_rows = [row.name for row in paper.ROWS if row.training == training.name]
     notes = sorted({note for row in rows for note in row.notes})
     head = [
-        f"{training.name}, {scale} scale: {', '.join(DATASETS[name].title for name in training.datasets)}",
+        f"{training.name}, {scale} scale: {', '.join(paper.DATASETS[name].title for name in training.datasets)}",
         f"rows of the paper: {', '.join(all_rows)}",
         f"data: {data_kind(experiment)}",
         *([f"contradictions: {', '.join(map(str, notes))} (crossdet-research paper list)"] if notes else []),
@@ -207,7 +175,7 @@ def data_kind(experiment: Experiment) -> str:
 
 
 def _block(experiment: Experiment, name: str) -> Mapping[str, Any]:
-    dataset = DATASETS[name]
+    dataset = paper.DATASETS[name]
     if experiment.scale == "full":
         return dataset.full
     return dataset.photos if experiment.photos else dataset.mini
@@ -229,9 +197,6 @@ def _image_count(experiment: Experiment, root: Path, images: int) -> int:
     if not experiment.photos:
         return images * len(experiment.training.datasets)
     return sum(paper_data.count_photos(root, name) for name in experiment.training.datasets)
-
-
-# ------------------------------------------------------------------------------------------- running
 
 
 @dataclass(frozen=True)
@@ -269,7 +234,7 @@ class PaperJob(Job):
             "scale": self.experiment.scale,
             "data": data_kind(self.experiment),
             "rows": [
-                row.name for row in ROWS if row.training == training.name and (not photos or row.table == "5")
+                row.name for row in paper.ROWS if row.training == training.name and (not photos or row.table == "5")
             ],
             "datasets": {
                 name: {"train_images": len(sources.train[name]), "val_images": len(sources.val[name])}
@@ -298,9 +263,7 @@ def run_queue(
     A finished one is skipped, an unfinished one continued. A training whose loss diverges is named at the end and
     does not stop the others.
 
-    Raises:
-        UserError: mistakes in configs or data, or results of other settings in the output folder.
-        RunError: an interruption (run again to go on), or trainings that diverged.
+    Raises `UserError` of mistakes in config or data, and what `study.check` and `study.run` raise.
     """
     queue = []
     for seed in seeds:
@@ -323,7 +286,8 @@ def run_queue(
     todo = [job for job in queue if not job.file.exists()]
     _prepare([job.experiment for job in todo], place)
     _check_files([job.config for job in todo])
-    return study.run(queue, say, divergence_is_a_result=False)
+    first = jobs.is_first()  # of the processes: it speaks for all
+    return study.run(queue, say if first else lambda _: None, divergence_is_a_result=False)
 
 
 def comparable(config: Config, root: Path) -> dict[str, Any]:
@@ -345,12 +309,8 @@ def _prepare(experiments: Sequence[Experiment], place: Place) -> None:
 
 def _check_files(configs: Sequence[Config]) -> None:
     """Raises `UserError` with all data files of the whole queue that are not there: not after hours of training."""
-    missing: dict[Path, None] = {}
-    for dataset in (dataset for config in configs for dataset in config.datasets.values()):
-        for split in (dataset.train, dataset.val):
-            assert isinstance(split, SplitConfig)
-            files = [*split.images, *split.annotations, *split.ignore, *([split.lists] if split.lists else [])]
-            missing |= dict.fromkeys(file for file in files if not file.exists())
+    files = [file for config in configs for found in jobs.data_files(config).values() for file in found]
+    missing = [file for file in dict.fromkeys(files) if not file.exists()]
     if missing:
         raise UserError(
             problem_list("data that is not there (docs/paper.md says where it comes from)", map(str, missing))

@@ -16,11 +16,9 @@ import yaml
 
 @dataclass(frozen=True)
 class Dataset:
-    """key: its name in the configs. images: training images of the official download.
-
-    full, mini, photos: the dataset's section of the config at each scale, all paths below the data folder.
-    `mini` is generated; `photos` replaces it in table 5 where these folders exist.
-    """
+    """key: its name in the configs. images: training images of the official download. full, mini, photos: the
+    dataset's section of the config at each scale, all paths below the data folder. `mini` is generated; `photos`
+    replaces it in table 5 where these folders exist."""
 
     key: str
     title: str
@@ -51,11 +49,9 @@ class Training:
 
 @dataclass(frozen=True)
 class Row:
-    """table: "1" to "6" or "fig5". values: evaluated dataset -> metric as the paper calls it -> percent.
-
-    None: the paper shows the result as a curve only. scales: as printed, where that is not the training's.
-    notes: keys of `CONTRADICTIONS`.
-    """
+    """table: "1" to "6" or "fig5". values: evaluated dataset -> metric as the paper calls it -> percent. None: the
+    paper shows the result as a curve only. scales: as printed, where that is not the training's. notes: keys of
+    `CONTRADICTIONS`."""
 
     table: str
     training: str

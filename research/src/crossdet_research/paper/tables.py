@@ -13,18 +13,7 @@ from typing import Any
 
 from crossdet.errors import UserError
 from crossdet_research import study, tables
-from crossdet_research.paper.rows import (
-    BACKBONES,
-    CONTRADICTIONS,
-    DATASETS,
-    DATASETS_ORDER,
-    RECORD_KEYS,
-    ROWS,
-    TITLES,
-    TRAININGS,
-    Row,
-    Training,
-)
+from crossdet_research.paper import rows as paper
 from crossdet_research.tables import Grid, Run, machines, markdown_lines, spread
 
 SCALES = ("full", "mini")
@@ -35,7 +24,7 @@ class PaperTable:
     """columns: (dataset, metric). results: scale -> training -> JSONs of its seeds; only scales that have any."""
 
     table: str
-    rows: tuple[Row, ...]
+    rows: tuple[paper.Row, ...]
     columns: tuple[tuple[str, str], ...]
     results: Mapping[str, Mapping[str, Sequence[Run]]]
 
@@ -43,7 +32,7 @@ class PaperTable:
     def scales(self) -> tuple[str, ...]:
         return tuple(self.results) or ("full",)
 
-    def ours(self, row: Row, column: tuple[str, str], scale: str) -> dict[int, float]:
+    def ours(self, row: paper.Row, column: tuple[str, str], scale: str) -> dict[int, float]:
         """Seed -> percent."""
         found = self.results.get(scale, {}).get(row.training, ())
         values = {int(result["seed"]): value_of(result, *column) for result in found}
@@ -52,10 +41,9 @@ class PaperTable:
 
 def value_of(result: Run, dataset: str, metric: str) -> float | None:
     """The paper's metric of one run, in percent; None where the run has no such number."""
-    value: Any = result["metrics"].get("datasets", {}).get(DATASETS[dataset].key)
-    for key in RECORD_KEYS[dataset][metric]:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return None if value is None else 100 * float(value)
+    keys = ("metrics", "datasets", paper.DATASETS[dataset].key, *paper.RECORD_KEYS[dataset][metric])
+    value = tables.number_at(result, keys)
+    return None if value is None else 100 * value
 
 
 def read_results(folder: Path, scale: str) -> dict[str, list[Run]]:
@@ -69,12 +57,12 @@ def read_results(folder: Path, scale: str) -> dict[str, list[Run]]:
 
 def paper_table(table: str, folder: Path | None = None) -> PaperTable:
     """table: a key of `TITLES`. folder: where the queue wrote its JSONs; None: the paper's numbers alone."""
-    if table not in TITLES:
-        raise UserError(f"no table {table!r}; there are {', '.join(TITLES)}")
-    rows = tuple(row for row in ROWS if row.table == table)
+    if table not in paper.TITLES:
+        raise UserError(f"no table {table!r}; there are {', '.join(paper.TITLES)}")
+    rows = tuple(row for row in paper.ROWS if row.table == table)
     columns = dict.fromkeys(
         (dataset, metric)
-        for dataset in DATASETS_ORDER[table]
+        for dataset in paper.DATASETS_ORDER[table]
         for row in rows
         for metric in row.values.get(dataset, {})
     )
@@ -92,9 +80,6 @@ def paper_table(table: str, folder: Path | None = None) -> PaperTable:
     return PaperTable(table, rows, tuple(columns), results)
 
 
-# ------------------------------------------------------------------------------------------- text
-
-
 def headers(table: PaperTable) -> list[str]:
     fixed = ["data", "backbone", "ratios", "scales", *(["merge"] if table.table == "4" else [])]
     several = len({dataset for dataset, _ in table.columns}) > 1
@@ -102,16 +87,16 @@ def headers(table: PaperTable) -> list[str]:
     return [*fixed, *names, "notes"]
 
 
-def cells(table: PaperTable, row: Row) -> list[str]:
-    training = TRAININGS[row.training]
-    fixed = ["+".join(training.datasets), BACKBONES[training.backbone], *anchor_texts(training, row)]
+def cells(table: PaperTable, row: paper.Row) -> list[str]:
+    training = paper.TRAININGS[row.training]
+    fixed = ["+".join(training.datasets), paper.BACKBONES[training.backbone], *anchor_texts(training, row)]
     if table.table == "4":
         fixed.append("yes" if training.merge else "no")
     values = [_cell(table, row, column) for column in table.columns]
     return [*fixed, *values, ", ".join(map(str, row.notes))]
 
 
-def anchor_texts(training: Training, row: Row | None = None) -> tuple[str, str]:
+def anchor_texts(training: paper.Training, row: paper.Row | None = None) -> tuple[str, str]:
     """Ratios and scales; the scales as the row prints them."""
     scales = training.anchors.scales if row is None or row.scales is None else row.scales
     return _numbers(training.anchors.ratios), _numbers(scales)
@@ -121,7 +106,7 @@ def _numbers(values: Iterable[float]) -> str:
     return f"[{', '.join(f'{value:g}' for value in values)}]"
 
 
-def _cell(table: PaperTable, row: Row, column: tuple[str, str]) -> str:
+def _cell(table: PaperTable, row: paper.Row, column: tuple[str, str]) -> str:
     dataset, metric = column
     if metric not in row.values.get(dataset, {}):
         return ""
@@ -134,7 +119,7 @@ def _cell(table: PaperTable, row: Row, column: tuple[str, str]) -> str:
 def caption(table: PaperTable) -> str:
     name = f"Table {table.table}" if table.table.isdigit() else "Figure 5"
     labels = " / ".join(["paper", *(f"ours, {scale}" for scale in table.scales)])
-    return f"{name}. {TITLES[table.table]}. In percent: {labels}"
+    return f"{name}. {paper.TITLES[table.table]}. In percent: {labels}"
 
 
 def notes(table: PaperTable) -> list[str]:
@@ -158,7 +143,7 @@ def notes(table: PaperTable) -> list[str]:
                 "differences within the table mean anything, its level has nothing to do with the paper's"
             )
     for number in sorted({note for row in table.rows for note in row.notes}):
-        entry = CONTRADICTIONS[number]
+        entry = paper.CONTRADICTIONS[number]
         lines.append(f"({number}) {entry.problem}. Run: {entry.reading}")
     return lines
 
@@ -175,16 +160,16 @@ def as_json(table: PaperTable) -> dict[str, Any]:
     """The table with every seed's number, not rounded, in percent."""
     return {
         "table": table.table,
-        "title": TITLES[table.table],
+        "title": paper.TITLES[table.table],
         "unit": "percent",
         "rows": [row_as_json(row) | {"values": _values(table, row)} for row in table.rows],
         "notes": notes(table),
     }
 
 
-def row_as_json(row: Row) -> dict[str, Any]:
+def row_as_json(row: paper.Row) -> dict[str, Any]:
     """A row and its training, with the numbers that the paper prints."""
-    training = TRAININGS[row.training]
+    training = paper.TRAININGS[row.training]
     return {
         "row": row.name,
         "training": row.training,
@@ -199,7 +184,7 @@ def row_as_json(row: Row) -> dict[str, Any]:
     }
 
 
-def _values(table: PaperTable, row: Row) -> dict[str, Any]:
+def _values(table: PaperTable, row: paper.Row) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for dataset, metrics in row.values.items():
         for metric, printed in metrics.items():

@@ -28,9 +28,6 @@ def nearest(value: float) -> int:
     return math.floor(value + 0.5)
 
 
-# ------------------------------------------------------------------------------------------- as the data come
-
-
 def group_sizes(total: int, parts: int, share: float, size: int | None = None) -> tuple[int, Counts]:
     """(images in every part, `[P]` images that only part p has).
 
@@ -72,16 +69,11 @@ def members(home: Home, part: int) -> NDArray[np.int64]:
     return np.flatnonzero((home == part) | (home == SHARED))
 
 
-# ------------------------------------------------------------------------------------------- choosing
-
-
 @dataclass(frozen=True)
 class Problem:
-    """Images that can be moved, by kind: images of one kind are in conflict with the same parts.
-
-    pool: `[Q]` rows of all images that are not shared. kind: `[Q]`. conflict: `[T, P]` of every kind.
-    sizes: `[P]` images of every part, own: `[P]` of them not shared; fixed: `[P]` shared ones in conflict.
-    """
+    """Images that can be moved, by kind: images of one kind are in conflict with the same parts. pool: `[Q]` rows
+    of all images that are not shared. kind: `[Q]`. conflict: `[T, P]` of every kind. sizes: `[P]` images of every
+    part, own: `[P]` of them not shared; fixed: `[P]` shared ones in conflict."""
 
     pool: NDArray[np.int64]
     kind: NDArray[np.int64]
@@ -129,10 +121,8 @@ def choose(home: Home, conflict: Bools, wanted: float, rng: np.random.Generator)
 
 
 def avoid(home: Home, bad: Bools, rng: np.random.Generator) -> Home:
-    """Moves as few images as possible so that the part with the most bad images has the fewest it can have.
-
-    bad: `[P, I]`. The sizes of the parts and the shared images stay.
-    """
+    """Moves as few images as possible so that the part with the most bad images has the fewest it can have. bad:
+    `[P, I]`. The sizes of the parts and the shared images stay."""
     problem = Problem.of(home, bad)
     before = problem.per_kind(home)
     per_kind, per_part, bad_per_part = _sums(problem)
@@ -217,9 +207,6 @@ def _moved(home: Home, problem: Problem, before: Counts, after: Counts, rng: np.
     return home
 
 
-# ------------------------------------------------------------------------------------------- what can be reached
-
-
 def equal_range(home: Home, conflict: Bools) -> tuple[float, float] | None:
     """Least and greatest share that `choose` can reach in all parts at once; None: there is none."""
     problem = Problem.of(home, conflict)
@@ -267,10 +254,8 @@ def range_of_part(home: Home, conflict: Bools, part: int) -> tuple[float, float]
 
 
 def largest_size_with(bad: Bools, share: float, wanted: float, seed: int, fewer: bool = False) -> int:
-    """Most images per part with which the share `wanted` of bad images can be reached; 0: with none.
-
-    bad: `[P, I]`. fewer: a smaller share does as well.
-    """
+    """Most images per part with which the share `wanted` of bad images can be reached; 0: with none. bad: `[P, I]`.
+    fewer: a smaller share does as well."""
     parts, total = bad.shape
 
     def works(size: int) -> bool:
@@ -286,17 +271,12 @@ def largest_size_with(bad: Bools, share: float, wanted: float, seed: int, fewer:
     return low
 
 
-# ------------------------------------------------------------------------------------------- balancing
-
-
 def balance(
     home: Home, conflict: Bools, boxes: Counts, wanted: Counts, labelled: Bools, rng: np.random.Generator
 ) -> Home:
-    """Swaps images between parts (and with unused ones) towards the wanted labelled boxes per part and class.
-
-    Only swaps that leave every part's size and number of images in conflict; the sum of squared relative
-    differences falls with each. boxes: `[I, C]` objects of every image; wanted, labelled: `[P, C]`.
-    """
+    """Swaps images between parts (and with unused ones) towards the wanted labelled boxes per part and class. Only
+    swaps that leave every part's size and number of images in conflict; the sum of squared relative differences
+    falls with each. boxes: `[I, C]` objects of every image; wanted, labelled: `[P, C]`."""
     home = home.copy()
     weight = labelled / np.maximum(wanted, 1) ** 2
     gap = np.stack([boxes[members(home, p)].sum(axis=0) for p in range(len(wanted))]) - wanted

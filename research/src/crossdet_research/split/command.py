@@ -10,6 +10,7 @@ import typer
 
 from crossdet.commands.terminal import JsonFile, out, say
 from crossdet.errors import UserError, problem_list
+from crossdet_research.study import Several, argument, option
 
 if TYPE_CHECKING:
     from crossdet.config import Config
@@ -17,13 +18,11 @@ if TYPE_CHECKING:
 
 
 def split(
-    config: Annotated[
-        Path, typer.Argument(metavar="CONFIG", help="YAML config with a dataset that is labelled in full")
-    ],
+    config: Annotated[Path, argument("CONFIG", "YAML config with a dataset that is labelled in full")],
     part: Annotated[
         list[str], typer.Option(metavar="NAME=CLASS,...", help="a part and the classes it labels; at least two")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="where to write")],
+    output: Annotated[Path, option("--output", "DIR", "where to write", "-o")],
     dataset: Annotated[
         str | None, typer.Option(metavar="NAME", help="which dataset of the config, if it has several")
     ] = None,
@@ -49,15 +48,13 @@ def split(
         int | None, typer.Option(min=1, metavar="N", help="training images per part (default: all images are used)")
     ] = None,
     look: Annotated[
-        list[str] | None,
+        Several,
         typer.Option(
             metavar="PART=LOOK", help="grey_dark, warm, cold, faded, blur_noise or none for a part's pictures"
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of everything random")] = 0,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a config value")
-    ] = None,
+    overrides: Annotated[Several, option("--set", "KEY=VALUE", "override a config value")] = None,
     overwrite: Annotated[bool, typer.Option(help="replace the split in the output directory")] = False,
     json_file: JsonFile = None,
 ) -> None:

@@ -34,12 +34,14 @@ def recipe(config: Config) -> dict[str, Any]:
 
 def write_configs(plan: SplitPlan, folder: Path, sections: Mapping[str, Any], protocols: Sequence[str]) -> None:
     """aware, naive, same_positives, full and one expert per part. Paths are relative to the folder."""
+    names = [name for part in plan.parts for name in part.classes]
+    shared = len(names) != len(set(names))  # some class is labelled in several parts
     for method in _WHAT:
         _write(
             folder,
             method,
             _WHAT[method],
-            _config(plan.parts, method, sections, protocols, shared=_shared(plan), marked=plan.method == "mark"),
+            _config(plan.parts, method, sections, protocols, shared=shared, marked=plan.method == "mark"),
         )
     total = sum(len(part.images) for part in plan.parts)
     for part in plan.parts:
@@ -84,17 +86,9 @@ def _config(
     return content
 
 
-def _shared(plan: SplitPlan) -> bool:
-    """Whether some class is labelled in several parts."""
-    names = [name for part in plan.parts for name in part.classes]
-    return len(names) != len(set(names))
-
-
 def as_many_steps(train: TrainConfig, factor: float) -> list[str]:
     """Overrides that stretch the schedule `factor` times: an expert sees fewer images, so fewer steps per epoch.
-
-    None where the steps are given as such.
-    """
+    None where the steps are given as such."""
     if train.max_steps is not None:
         return []
     return [

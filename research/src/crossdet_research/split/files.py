@@ -33,10 +33,8 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class _Picture:
-    """A picture to be made from row `row` of `index`, below `images`.
-
-    own: `[K]` classes of the part; all other objects are painted over. None: nothing is.
-    """
+    """A picture to be made from row `row` of `index`, below `images`. own: `[K]` classes of the part; all other
+    objects are painted over. None: nothing is."""
 
     index: Index
     row: int
@@ -109,16 +107,9 @@ def _make_room(folder: Path, overwrite: bool) -> None:
             path.unlink(missing_ok=True)
 
 
-# ------------------------------------------------------------------------------------------- pictures
-
-
 def looks_of(plan: SplitPlan) -> list[str]:
     """The looks that occur, in the order of the parts."""
     return list(dict.fromkeys(part.look for part in plan.parts))
-
-
-def _own(plan: SplitPlan, part: Part) -> Bools:
-    return np.array([name in part.classes for name in plan.train.classes])
 
 
 def _picture_name(index: Index, row: int, look: str, split: str, changed: bool) -> str:
@@ -157,7 +148,7 @@ def _pictures(plan: SplitPlan) -> Iterator[_Picture]:
         painted = set(part.erased_images.tolist())
         for row, name in _train_names(plan, part).items():
             if name not in made:
-                own = _own(plan, part) if row in painted else None
+                own = np.array([c in part.classes for c in plan.train.classes]) if row in painted else None
                 yield _Picture(plan.train, row, part.look, name, own)
             made.add(name)
     for look in looks_of(plan):
@@ -202,9 +193,6 @@ def _write_one(picture: _Picture, target: Path, seed: int) -> str:
         pixels = erase(pixels, *foreign_and_kept(picture.index, picture.row, picture.own))
     write_picture(with_look(pixels, picture.look, seed, picture.name), target)
     return ""
-
-
-# ------------------------------------------------------------------------------------------- annotations
 
 
 def _write_part(plan: SplitPlan, part: Part, folder: Path) -> None:
@@ -265,10 +253,8 @@ def subset(
     names: Sequence[str],
     crowd: Bools | None = None,
 ) -> Index:
-    """Some images of an index under other names, with the boxes `keep [M]`, of the given classes only.
-
-    crowd: `[M]` boxes that become crowds: no positives, and no negatives of their class there.
-    """
+    """Some images of an index under other names, with the boxes `keep [M]`, of the given classes only. crowd: `[M]`
+    boxes that become crowds: no positives, and no negatives of their class there."""
     flags = index.flags.copy()
     if crowd is not None:
         flags[crowd] |= np.uint8(Flag.CROWD)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +30,14 @@ LEFT_OVER = 0.25
 QUALITY = 95
 
 
-# ------------------------------------------------------------------------------------------- looks
-
-
 def _grey_dark(pixels: Pixels, rng: np.random.Generator) -> Pixels:  # noqa: ARG001
     """Grey-scale, 55% of the brightness: a monochrome camera in poor light."""
     grey = pixels.astype(np.float32) @ LUMA * 0.55
     return _bytes(np.repeat(grey[..., None], 3, axis=2))
 
 
-def _warm(pixels: Pixels, rng: np.random.Generator) -> Pixels:  # noqa: ARG001
-    """White balance towards tungsten: more red, less blue."""
-    return _bytes(pixels.astype(np.float32) * np.array([1.12, 0.97, 0.68], np.float32))
-
-
-def _cold(pixels: Pixels, rng: np.random.Generator) -> Pixels:  # noqa: ARG001
-    """White balance towards shade: more blue, less red."""
-    return _bytes(pixels.astype(np.float32) * np.array([0.72, 0.95, 1.15], np.float32))
+def _white_balance(pixels: Pixels, _: np.random.Generator, red: float, green: float, blue: float) -> Pixels:
+    return _bytes(pixels.astype(np.float32) * np.array([red, green, blue], np.float32))
 
 
 def _faded(pixels: Pixels, rng: np.random.Generator) -> Pixels:  # noqa: ARG001
@@ -69,8 +61,8 @@ def _bytes(values: NDArray[np.floating[Any]]) -> Pixels:
 
 LOOKS: dict[str, Callable[[Pixels, np.random.Generator], Pixels]] = {
     "grey_dark": _grey_dark,
-    "warm": _warm,
-    "cold": _cold,
+    "warm": partial(_white_balance, red=1.12, green=0.97, blue=0.68),  # towards tungsten
+    "cold": partial(_white_balance, red=0.72, green=0.95, blue=1.15),  # towards shade
     "faded": _faded,
     "blur_noise": _blur_noise,
 }
@@ -82,9 +74,6 @@ def with_look(pixels: Pixels, look: str, seed: int, name: str) -> Pixels:
         return pixels
     digest = hashlib.sha256(f"{seed}/{look}/{name}".encode(errors="surrogateescape")).digest()
     return LOOKS[look](pixels, np.random.default_rng(int.from_bytes(digest[:8], "big")))
-
-
-# ------------------------------------------------------------------------------------------- painting over
 
 
 def mask_of(boxes: Boxes, height: int, width: int) -> NDArray[np.bool_]:
@@ -104,10 +93,8 @@ def can_be_erased(foreign: Boxes, kept: Boxes, height: int, width: int) -> bool:
 
 def erase(pixels: Pixels, foreign: Boxes, kept: Boxes) -> Pixels:
     """A copy in which the foreign boxes, but for pixels of kept boxes, have the colour of what lies around them.
-
     The colour is the median of a ring around the box, without the pixels of any box; the ring grows until it has
-    `RING` such pixels, up to the whole picture. Boxes `[N, 4]` xyxy; pixels that a box touches count as its own.
-    """
+    `RING` such pixels, up to the whole picture. Boxes `[N, 4]` xyxy; pixels that a box touches count as its own."""
     height, width = pixels.shape[:2]
     keep = mask_of(kept, height, width)
     background = ~(keep | mask_of(foreign, height, width))
@@ -142,19 +129,13 @@ def _whole(boxes: Boxes) -> list[tuple[int, int, int, int]]:
     return [(int(x1), int(y1), int(x2), int(y2)) for (x1, y1), (x2, y2) in zip(low, high, strict=True)]
 
 
-# ------------------------------------------------------------------------------------------- files
-
-
 class BadPicture(Exception):
     """The file is missing, broken, or not the picture that was annotated. The message names it."""
 
 
 def read_picture(path: Path, annotated: tuple[int, int]) -> Pixels:
     """The picture as training sees it (`crossdet.data.decoding`): turned by its EXIF tag only if the annotated
-    (height, width) is that of the turned picture.
-
-    Raises `BadPicture`.
-    """
+    (height, width) is that of the turned picture. Raises `BadPicture`."""
     try:
         with Image.open(io.BytesIO(path.read_bytes())) as opened:
             image: Image.Image = opened

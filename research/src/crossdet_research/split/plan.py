@@ -17,18 +17,7 @@ from crossdet.data.index import Index, too_many
 from crossdet.errors import UserError, problem_list
 from crossdet.labels.rules import unknown
 from crossdet.types import REGION_FLAGS, Flag
-from crossdet_research.split.assignment import (
-    avoid,
-    balance,
-    choose,
-    deal,
-    equal_range,
-    largest_size,
-    largest_size_with,
-    members,
-    nearest,
-    range_of_part,
-)
+from crossdet_research.split import assignment
 from crossdet_research.split.looks import LOOKS, ORIGINAL, can_be_erased
 
 Method = Literal["choose", "erase", "mark"]
@@ -118,10 +107,11 @@ def split_dataset(
     Raises `UserError` that lists all mistakes.
     """
     looks = {part: ORIGINAL if look == NO_LOOK else look for part, look in (looks or {}).items()}
-    problems = list(_mistakes(train, val, parts, looks, share, conflict, method, images))
+    asked = _Asked(train, val, parts, looks, share, conflict, method, images, seed)
+    problems = list(_mistakes(asked))
     if all(problem.startswith("--look") for problem in problems):  # then the images can be dealt out
         try:
-            plan = _planned(train, val, parts, looks, share, conflict, method, images, seed)
+            plan = _planned(asked)
         except _Unreachable as error:
             problems.append(str(error))
     if problems:
@@ -129,44 +119,46 @@ def split_dataset(
     return plan
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What `split_dataset` was asked for."""
+
+    train: Index
+    val: Index
+    parts: Mapping[str, Sequence[str]]
+    looks: Mapping[str, str]
+    share: float
+    conflict: float
+    method: Method
+    images: int | None
+    seed: int
+
+
 class _Unreachable(Exception):
     """The wanted share of conflict cannot be had; the message says which can."""
 
 
-def _planned(
-    train: Index,
-    val: Index,
-    parts: Mapping[str, Sequence[str]],
-    looks: Mapping[str, str],
-    share: float,
-    conflict: float,
-    method: Method,
-    images: int | None,
-    seed: int,
-) -> SplitPlan:
-    names = list(parts)
-    own = np.array([[c in parts[name] for c in train.classes] for name in names])  # [P, K]
+def _planned(asked: _Asked) -> SplitPlan:
+    train, method, conflict, names = asked.train, asked.method, asked.conflict, list(asked.parts)
+    own = np.array([[c in asked.parts[name] for c in train.classes] for name in names])  # [P, K]
     shown = objects_per_image(train, every=True) > 0
     in_conflict = np.stack([(shown & ~row).any(axis=1) for row in own])  # [P, I]
     boxes = objects_per_image(train)
-    home = deal(len(train), len(names), share, images, np.random.default_rng(seed))
-    as_they_come = np.stack([boxes[members(home, p)].sum(axis=0) * own[p] for p in range(len(names))])
-    rng = np.random.default_rng([seed, 1])
+    home = assignment.deal(len(train), len(names), asked.share, asked.images, np.random.default_rng(asked.seed))
+    as_they_come = np.stack([boxes[assignment.members(home, p)].sum(axis=0) * own[p] for p in range(len(names))])
+    rng = np.random.default_rng([asked.seed, 1])
     stuck = np.zeros_like(in_conflict)
     if method == "erase":  # also at conflict 1: all levels have the same images
         stuck = in_conflict & ~_erasable(train, own)
-        home = balance(avoid(home, stuck, rng), stuck, boxes, as_they_come, own, rng)
+        home = assignment.balance(assignment.avoid(home, stuck, rng), stuck, boxes, as_they_come, own, rng)
     elif method == "choose" and conflict < 1:
-        chosen = choose(home, in_conflict, conflict, rng)
+        chosen = assignment.choose(home, in_conflict, conflict, rng)
         if chosen is None:
-            raise _Unreachable(_reach_of_choosing(home, in_conflict, names, share, conflict, images, seed))
-        home = balance(chosen, in_conflict, boxes, as_they_come, own, rng)
-    rows = [members(home, p) for p in range(len(names))]
+            raise _Unreachable(_reach_of_choosing(asked, home, in_conflict))
+        home = assignment.balance(chosen, in_conflict, boxes, as_they_come, own, rng)
+    rows = [assignment.members(home, p) for p in range(len(names))]
     none = [np.zeros(0, np.int64) for _ in names]
-    cleared = none
-    if method != "choose" and conflict < 1:
-        most = largest_size_with(stuck, share, conflict, seed, fewer=True)
-        cleared = _to_clear(rows, in_conflict, stuck, names, conflict, method, most, rng)
+    cleared = none if method == "choose" or conflict == 1 else _to_clear(asked, rows, in_conflict, stuck, rng)
     erased, marked = (cleared, none) if method == "erase" else (none, cleared)
     made = []
     for p, name in enumerate(names):
@@ -176,7 +168,7 @@ def _planned(
             Part(
                 name=name,
                 classes=tuple(c for c, has in zip(train.classes, own[p], strict=True) if has),
-                look=looks.get(name, ORIGINAL),
+                look=asked.looks.get(name, ORIGINAL),
                 images=rows[p],
                 erased_images=erased[p],
                 marked_images=marked[p],
@@ -186,7 +178,7 @@ def _planned(
                 marked=np.isin(train.image_of_box(), marked[p]) & foreign,
             )
         )
-    return SplitPlan(train, val, tuple(made), share, conflict, method, seed, as_they_come)
+    return SplitPlan(train, asked.val, tuple(made), asked.share, conflict, method, asked.seed, as_they_come)
 
 
 def objects_per_image(index: Index, every: bool = False) -> NDArray[np.int64]:
@@ -203,26 +195,18 @@ def objects_per_image(index: Index, every: bool = False) -> NDArray[np.int64]:
 
 
 def _to_clear(
-    rows: Sequence[Rows],
-    in_conflict: Bools,
-    stuck: Bools,
-    names: Sequence[str],
-    conflict: float,
-    method: Method,
-    most: int,
-    rng: np.random.Generator,
+    asked: _Asked, rows: Sequence[Rows], in_conflict: Bools, stuck: Bools, rng: np.random.Generator
 ) -> list[Rows]:
-    """Per part the images in which foreign objects are painted over or marked, rising.
-
-    The order in which images are taken does not depend on `conflict`: an image without foreign objects at one
-    level has none at any lower level. most: images per part with which the level could be had.
-    """
+    """Per part the images in which foreign objects are painted over or marked, rising. stuck: `[P, I]` where they
+    cannot be. The order in which images are taken does not depend on `conflict`: an image without foreign objects
+    at one level has none at any lower level."""
+    conflict = asked.conflict
     cleared, problems = [], []
-    for p, name in enumerate(names):
+    for p, name in enumerate(asked.parts):
         bad = rows[p][in_conflict[p, rows[p]]]
         possible = bad[~stuck[p, bad]]
         under = len(bad) - len(possible)
-        wanted = nearest(conflict * len(rows[p]))
+        wanted = assignment.nearest(conflict * len(rows[p]))
         order = rng.permutation(possible)
         if under <= wanted <= len(bad):
             cleared.append(np.sort(order[: len(bad) - wanted]))
@@ -230,8 +214,10 @@ def _to_clear(
             why = f" (in {under} image(s) foreign objects lie under objects that it labels)" if under else ""
             problems.append(f"{name} {_span(under / len(rows[p]), len(bad) / len(rows[p]), len(rows[p]))}{why}")
     if problems:
+        most = assignment.largest_size_with(stuck, asked.share, conflict, asked.seed, fewer=True)
+        way = "marking" if asked.method == "mark" else "painting over"
         raise _Unreachable(
-            f"--conflict {conflict:g} cannot be reached by {'marking' if method == 'mark' else 'painting over'}; "
+            f"--conflict {conflict:g} cannot be reached by {way}; "
             f"possible is: {'; '.join(problems)}"
             + (f"; or take --images {most} or fewer" if 0 < most < min(len(one) for one in rows) else "")
         )
@@ -259,50 +245,44 @@ def foreign_and_kept(index: Index, image: int, own: Bools) -> tuple[NDArray[np.f
 # ------------------------------------------------------------------------------------------- mistakes
 
 
-def _mistakes(
-    train: Index,
-    val: Index,
-    parts: Mapping[str, Sequence[str]],
-    looks: Mapping[str, str],
-    share: float,
-    conflict: float,
-    method: str,
-    images: int | None,
-) -> Iterator[str]:
-    if len(parts) < 2:
-        yield f"--part: expected at least two parts, got {len(parts)}"
-    for name, classes in parts.items():
+def _mistakes(asked: _Asked) -> Iterator[str]:
+    train = asked.train
+    if len(asked.parts) < 2:
+        yield f"--part: expected at least two parts, got {len(asked.parts)}"
+    yield from _part_mistakes(asked.parts, train.classes)
+    for part, look in asked.looks.items():
+        if part not in asked.parts:
+            yield f"--look {part}={look}: {unknown('part', part, list(asked.parts))}"
+        if look not in (ORIGINAL, *LOOKS):
+            yield f"--look {part}={look}: {unknown('look', look, [NO_LOOK, *LOOKS])}"
+    for option, value in (("--share", asked.share), ("--conflict", asked.conflict)):
+        if not 0 <= value <= 1:
+            yield f"{option} {value:g}: expected a number from 0 to 1"
+    if asked.method not in METHODS:
+        yield f"--conflict-by {asked.method}: {unknown('way', asked.method, METHODS)}"
+    yield from _size_mistakes(len(train), len(asked.parts), asked.share, asked.images)
+    yield from _unusable(train, asked.val)
+
+
+def _part_mistakes(parts: Mapping[str, Sequence[str]], classes: Sequence[str]) -> Iterator[str]:
+    for name, own in parts.items():
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name.casefold() in RESERVED:
             yield (f"--part {name}: expected a name of letters, digits, _ . -, other than {', '.join(RESERVED)}")
-        if not classes:
+        if not own:
             yield f"--part {name}: no class"
-        for given in classes:
-            if given not in train.classes:
-                yield f"--part {name}: {unknown('class', given, train.classes)}"
+        yield from (f"--part {name}: {unknown('class', c, classes)}" for c in own if c not in classes)
     twice = [name for name in parts if [other.casefold() for other in parts].count(name.casefold()) > 1]
     if twice:
         yield f"--part: {', '.join(twice)} differ by case only; they are folders, choose other names"
-    nowhere = [name for name in train.classes if not any(name in classes for classes in parts.values())]
+    nowhere = [name for name in classes if not any(name in own for own in parts.values())]
     if nowhere and parts:
         yield f"--part: {', '.join(nowhere)} in no part; every class needs at least one that labels it"
-    for part, look in looks.items():
-        if part not in parts:
-            yield f"--look {part}={look}: {unknown('part', part, list(parts))}"
-        if look not in (ORIGINAL, *LOOKS):
-            yield f"--look {part}={look}: {unknown('look', look, [NO_LOOK, *LOOKS])}"
-    for option, value in (("--share", share), ("--conflict", conflict)):
-        if not 0 <= value <= 1:
-            yield f"{option} {value:g}: expected a number from 0 to 1"
-    if method not in METHODS:
-        yield f"--conflict-by {method}: {unknown('way', method, METHODS)}"
-    yield from _size_mistakes(len(train), len(parts), share, images)
-    yield from _unusable(train, val)
 
 
 def _size_mistakes(total: int, parts: int, share: float, images: int | None) -> Iterator[str]:
     if parts < 1 or not 0 <= share <= 1:
         return
-    most = largest_size(total, parts, share)
+    most = assignment.largest_size(total, parts, share)
     if most < 1:
         yield f"--part: {parts} parts, but only {total} training image(s): a part would have none"
     elif images is not None and not 1 <= images <= most:
@@ -322,23 +302,16 @@ def _unusable(train: Index, val: Index) -> Iterator[str]:
         yield f"val: class {', '.join(strange)} is not among those of the training split"
 
 
-def _reach_of_choosing(
-    home: NDArray[np.int64],
-    in_conflict: Bools,
-    names: Sequence[str],
-    share: float,
-    conflict: float,
-    images: int | None,
-    seed: int,
-) -> str:
-    sizes = [len(members(home, p)) for p in range(len(names))]
+def _reach_of_choosing(asked: _Asked, home: NDArray[np.int64], in_conflict: Bools) -> str:
+    names, conflict = list(asked.parts), asked.conflict
+    sizes = [len(assignment.members(home, p)) for p in range(len(names))]
     per_part = "; ".join(
-        f"{name} {_span(*range_of_part(home, in_conflict, p), sizes[p])}" for p, name in enumerate(names)
+        f"{name} {_span(*assignment.range_of_part(home, in_conflict, p), sizes[p])}" for p, name in enumerate(names)
     )
-    both = equal_range(home, in_conflict)
+    both = assignment.equal_range(home, in_conflict)
     equal = "no equal share" if both is None else f"equal shares {_span(*both, max(sizes))}"
-    most = largest_size_with(in_conflict, share, conflict, seed)
-    fewer = f"--images {most} or fewer" if 0 < most < (images or max(sizes)) else ""
+    most = assignment.largest_size_with(in_conflict, asked.share, conflict, asked.seed)
+    fewer = f"--images {most} or fewer" if 0 < most < (asked.images or max(sizes)) else ""
     ways = " or ".join(filter(None, [fewer, "--conflict-by mark", "--conflict-by erase"]))
     return (
         f"--conflict {conflict:g} cannot be reached by choosing among the images, with {max(sizes)} per part: "
@@ -350,9 +323,6 @@ def _span(low: float, high: float, count: int) -> str:
     """Shares with as many digits as `--conflict` needs to hit that image count."""
     digits = max(2, len(str(count)))
     return f"{low:.{digits}f} to {high:.{digits}f}"
-
-
-# ------------------------------------------------------------------------------------------- summary
 
 
 def summary(plan: SplitPlan) -> dict[str, Any]:
