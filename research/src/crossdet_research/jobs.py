@@ -179,7 +179,7 @@ def hardware() -> dict[str, Any]:
 
 
 def version() -> dict[str, str]:
-    """Of the package, and of its and the studies' own files: so a number leads to its code where there is no git."""
+    """Of the package, and of its and the studies' files: a number leads to its code where there is no git."""
     digest = hashlib.sha256()
     for folder in (Path(crossdet.__file__).parent, Path(__file__).parent):
         for file in sorted(folder.rglob("*.py")):
