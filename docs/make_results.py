@@ -24,25 +24,25 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from crossdet.evaluation.curves import overlay
 from crossdet.files import write_atomically
-from crossdet_research.ablation_figures import draw_learning_curves, draw_sweep
-from crossdet_research.ablation_results import Column, read_all, read_results
-from crossdet_research.ablation_tables import markdown as ablation_markdown
-from crossdet_research.ablation_tables import sweep_markdown
-from crossdet_research.lifelong_figure import draw_generations
-from crossdet_research.lifelong_plan import JOINT, METHODS
-from crossdet_research.lifelong_results import read_results as read_sequence
-from crossdet_research.lifelong_tables import markdown as lifelong_markdown
-from crossdet_research.lifelong_tables import step_grid
-from crossdet_research.orientation_tables import markdown as orientation_markdown
-from crossdet_research.orientation_tables import read_runs as read_orientation
+from crossdet_research.ablation.figures import draw_learning_curves, draw_sweep
+from crossdet_research.ablation.results import column, read_all, read_results
+from crossdet_research.ablation.tables import markdown as ablation_markdown
+from crossdet_research.ablation.tables import sweep_markdown
+from crossdet_research.lifelong.figure import draw_generations
+from crossdet_research.lifelong.plan import JOINT, METHODS
+from crossdet_research.lifelong.results import read_results as read_sequence
+from crossdet_research.lifelong.tables import markdown as lifelong_markdown
+from crossdet_research.lifelong.tables import step_grid
+from crossdet_research.orientation.tables import markdown as orientation_markdown
+from crossdet_research.orientation.tables import read_runs as read_orientation
 from crossdet_research.paired import Difference, difference
-from crossdet_research.paper_tables import markdown as paper_markdown
-from crossdet_research.paper_tables import paper_table
+from crossdet_research.paper.tables import markdown as paper_markdown
+from crossdet_research.paper.tables import paper_table
 from crossdet_research.tables import spread
 
 ROOT = Path(__file__).parents[1]
@@ -55,49 +55,80 @@ WORDS = re.compile(r"(<!-- results: (?P<name>[^>]+?) -->)(?!\n)[^\n]*?(<!-- end 
 def block(name: str, data: Path, images: Path) -> str:
     """The Markdown of one block; draws its figure into `images`."""
     kind, _, rest = name.partition(" ")
-    if kind == "paper":
-        table, _, folder = rest.partition(" ")
-        return paper_markdown(paper_table(table, data / (folder or "paper")))
-    if kind == "ablation":
-        results = read_results(data / "ablation" / rest)
-        tables = ablation_markdown(results)
-        if all(len(run["curve"]) < 2 for runs in results.runs.values() for run in runs.values()):
-            return tables
-        file = images / f"curves_{rest}.png"
-        draw_learning_curves(results, file)
-        return f"{tables}\n![Learning curves]({_link(file)})\n"
-    if kind == "stability":
-        return ablation_markdown(read_results(data / rest), only=("scores", "training"))
-    if kind == "sweep":
-        splits = read_all(data / rest)
-        file = images / f"{rest.replace('/', '_')}.png"
-        draw_sweep(splits, file)
-        return f"{sweep_markdown(splits)}\n![Union AP over the conflict]({_link(file)})\n"
-    if kind == "lifelong":
-        sequence = read_sequence(data / "lifelong" / rest)
-        file = images / f"lifelong_{rest}.png"
-        draw_generations(sequence, file)
-        tables = lifelong_markdown(sequence)
-        folded = f"<details>\n<summary>All tables of {rest}</summary>\n\n{tables}\n</details>"
-        return f"![AP50 over the generations]({_link(file)})\n\n{folded}\n"
-    if kind == "orientation":
-        return orientation_markdown(read_orientation(data / "orientation" / rest))
-    if kind == "curves":
-        with tempfile.TemporaryDirectory() as folder:
-            drawn = overlay([(None, data / "curves" / f"{rest}.json")], Path(folder))
-            files = [shutil.copyfile(one, images / f"{rest}_{one.name}") for one in drawn]
-        return "\n".join(f"![Precision and recall, {rest}]({_link(file)})" for file in files) + "\n"
-    if kind == "bench":
-        sys.path.insert(0, str(ROOT / "benchmarks"))
-        from bench import targets_table
+    if kind not in BLOCKS:
+        raise SystemExit(f"unknown block {name!r}")
+    return BLOCKS[kind](rest, data, images)
 
-        file = data / "bench.json"
-        if not file.exists():
-            raise SystemExit(f"{file} is not there; `make bench` writes bench/bench.json")
-        content = json.loads(file.read_text())
-        about = ", ".join(f"{key} {value}" for key, value in content["machine"].items())
-        return f"{about}\n\n" + "\n".join(targets_table(content["results"])) + "\n"
-    raise SystemExit(f"unknown block {name!r}")
+
+def _paper(name: str, data: Path, _: Path) -> str:
+    table, _, folder = name.partition(" ")
+    return paper_markdown(paper_table(table, data / (folder or "paper")))
+
+
+def _ablation(split: str, data: Path, images: Path) -> str:
+    results = read_results(data / "ablation" / split)
+    tables = ablation_markdown(results)
+    if all(len(run["curve"]) < 2 for runs in results.runs.values() for run in runs.values()):
+        return tables
+    file = images / f"curves_{split}.png"
+    draw_learning_curves(results, file)
+    return f"{tables}\n![Learning curves]({_link(file)})\n"
+
+
+def _stability(folder: str, data: Path, _: Path) -> str:
+    return ablation_markdown(read_results(data / folder), only=("scores", "training"))
+
+
+def _sweep(folder: str, data: Path, images: Path) -> str:
+    splits = read_all(data / folder)
+    file = images / f"{folder.replace('/', '_')}.png"
+    draw_sweep(splits, file)
+    return f"{sweep_markdown(splits)}\n![Union AP over the conflict]({_link(file)})\n"
+
+
+def _lifelong(name: str, data: Path, images: Path) -> str:
+    sequence = read_sequence(data / "lifelong" / name)
+    file = images / f"lifelong_{name}.png"
+    draw_generations(sequence, file)
+    tables = lifelong_markdown(sequence)
+    folded = f"<details>\n<summary>All tables of {name}</summary>\n\n{tables}\n</details>"
+    return f"![AP50 over the generations]({_link(file)})\n\n{folded}\n"
+
+
+def _orientation(name: str, data: Path, _: Path) -> str:
+    return orientation_markdown(read_orientation(data / "orientation" / name))
+
+
+def _curves(name: str, data: Path, images: Path) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = overlay([(None, data / "curves" / f"{name}.json")], Path(folder))
+        files = [shutil.copyfile(one, images / f"{name}_{one.name}") for one in drawn]
+    return "\n".join(f"![Precision and recall, {name}]({_link(file)})" for file in files) + "\n"
+
+
+def _bench(_: str, data: Path, __: Path) -> str:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from bench import targets_table
+
+    file = data / "bench.json"
+    if not file.exists():
+        raise SystemExit(f"{file} is not there; `make bench` writes bench/bench.json")
+    content = json.loads(file.read_text())
+    about = ", ".join(f"{key} {value}" for key, value in content["machine"].items())
+    return f"{about}\n\n" + "\n".join(targets_table(content["results"])) + "\n"
+
+
+BLOCKS: dict[str, Callable[[str, Path, Path], str]] = {
+    "paper": _paper,
+    "ablation": _ablation,
+    "stability": _stability,
+    "sweep": _sweep,
+    "lifelong": _lifelong,
+    "orientation": _orientation,
+    "curves": _curves,
+    "bench": _bench,
+}
+"""Kind of block -> its Markdown, of the words after the kind, `--data` and `--images`."""
 
 
 def words(name: str, data: Path) -> str:
@@ -106,8 +137,8 @@ def words(name: str, data: Path) -> str:
     if kind in ("value", "difference"):
         results = read_results(data / "ablation" / folder)
         methods, key = rest[: 1 + (kind == "difference")], rest[1 + (kind == "difference") :]
-        column = Column(name, ("union", *(key or ["AP"])[0].split(".")))
-        values = [column.values(results.of(method)) for method in methods]
+        measure = column(name, ("union", *(key or ["AP"])[0].split(".")))
+        values = [measure.values(results.of(method)) for method in methods]
         return spread(values[0].values()) if kind == "value" else _said(difference(*values), name)
     if kind == "share":
         sequence = read_sequence(data / "lifelong" / folder)

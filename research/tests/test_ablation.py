@@ -16,17 +16,15 @@ from crossdet.errors import ConfigError, Diverged, UserError
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
 from crossdet.evaluation.operating import judge
 from crossdet.evaluation.protocols.coco import coco_scores
+from crossdet.evaluation.union import UnionTest
 from crossdet.files import write_json
 from crossdet_research import jobs
-from crossdet_research.ablation import SplitFolder, open_split_folder, resolve, run_ablation
-from crossdet_research.ablation_methods import FURTHER, METHODS, chosen_methods, expert, methods_of, stands_for
-from crossdet_research.measure import (
-    UnionTest,
+from crossdet_research.ablation.measure import (
     calibration_error,
     folded,
     learning_curve,
     loss_spikes,
-    open_union_test,
+    open_test,
     own_numbers,
     pooled_ap50,
     recall_at_precision,
@@ -35,6 +33,8 @@ from crossdet_research.measure import (
     union_ids,
     union_measures,
 )
+from crossdet_research.ablation.methods import FURTHER, METHODS, chosen_methods, expert, methods_of, stands_for
+from crossdet_research.ablation.queue import AblationJob, SplitFolder, open_split_folder, resolve, run_ablation
 
 # ------------------------------------------------------------------------------------------- single numbers
 
@@ -240,9 +240,9 @@ def test_the_union_test_is_read_with_its_looks(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     (tmp_path / "images").mkdir()
     write_coco(builder.build(("a", "b", "c")), tmp_path / "test/all.json")
-    test = open_union_test(tmp_path, APART["parts"])
-    assert test.look_of.tolist() == ["original", "grey_dark"]
-    assert test.home == {"original": {"a"}, "grey_dark": {"b", "c"}}
+    test = open_test(tmp_path, APART["parts"])
+    assert test.domain_of.tolist() == ["original", "grey_dark"]
+    assert test.labelled_in == {"original": {"a"}, "grey_dark": {"b", "c"}}
     assert test.truth.labels.tolist() == [1, 2]
 
 
@@ -301,9 +301,7 @@ def split_folder(root: Path, summary: dict[str, Any]) -> SplitFolder:
             "union_test": {"format": "coco", "images": "images", "annotations": "test/all.json"},
         }
         (root / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    write_json(
-        root / "split.json", {"tool": "crossdet-research split", "complete": True, "wrote": ["images"], **summary}
-    )
+    write_json(root / "split.json", {"tool": "crossdet split", "complete": True, "wrote": ["images"], **summary})
     return open_split_folder(root)
 
 
@@ -407,8 +405,7 @@ def test_the_queue_has_the_teachers_before_those_who_are_taught(tmp_path: Path, 
 
     monkeypatch.setattr(jobs, "train_on", train)
     monkeypatch.setattr(jobs, "finished_record", lambda run: {"step": 1} if run.name in finished else None)
-    monkeypatch.setattr("crossdet_research.measure.open_union_test", lambda *_: "test")
-    monkeypatch.setattr("crossdet_research.ablation._result", lambda job, record, diverged, _: {
+    monkeypatch.setattr(AblationJob, "result", lambda job, record, diverged: {
         "config": job.what, "summary": job.split.summary, "diverged": diverged, "overrides": job.given
     })  # fmt: skip
     said: list[str] = []
@@ -454,6 +451,6 @@ def test_the_queue_has_the_teachers_before_those_who_are_taught(tmp_path: Path, 
 def test_a_folder_without_a_split_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no split"):
         open_split_folder(tmp_path)
-    write_json(tmp_path / "split.json", {"tool": "crossdet-research split", "complete": False})
+    write_json(tmp_path / "split.json", {"tool": "crossdet split", "complete": False})
     with pytest.raises(UserError, match="not written to its end"):
         open_split_folder(tmp_path)

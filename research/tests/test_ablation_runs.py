@@ -17,9 +17,9 @@ from crossdet import load_config, load_detector, train
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import RunError, UserError
 from crossdet.training import state as training_state
-from crossdet_research.ablation_command import app
-from crossdet_research.split import split_dataset
-from crossdet_research.split_files import write_split
+from crossdet_research.ablation.command import app
+from crossdet_research.split.files import write_split
+from crossdet_research.split.plan import split_dataset
 
 METHODS = "naive,aware_distinct,same_positives,expert_left"
 SIGN = (60, 60, 220)

@@ -11,9 +11,9 @@ from PIL import Image
 
 from crossdet.errors import UserError
 from crossdet.files import write_json
-from crossdet_research.ablation_figures import curve_points, draw_learning_curves, draw_sweep, sweep_points
-from crossdet_research.ablation_methods import FURTHER
-from crossdet_research.ablation_results import (
+from crossdet_research.ablation.figures import curve_points, draw_learning_curves, draw_sweep, sweep_points
+from crossdet_research.ablation.methods import FURTHER
+from crossdet_research.ablation.results import (
     EXPERTS,
     UNION_AP,
     differences,
@@ -24,7 +24,7 @@ from crossdet_research.ablation_results import (
     sections,
     value_at,
 )
-from crossdet_research.ablation_tables import (
+from crossdet_research.ablation.tables import (
     as_json,
     damage_grid,
     grid,
@@ -92,7 +92,7 @@ def result(
     trained = [part] if part != method else list(summary["parts"])
     curve = [{"epoch": e, "step": 10 * e, "datasets": dict.fromkeys(trained, e * (ap or 0) / 2)} for e in (1, 2)]
     return {
-        "tool": "crossdet-research ablation", "split": split, "summary": summary, "method": method, "title": method,
+        "tool": "crossdet ablation", "split": split, "summary": summary, "method": method, "title": method,
         "seed": seed, "steps": 20, "diverged": "the loss is not finite at step 9" if ap is None else None,
         "union": union, "protocols": {} if ap is None else dict.fromkeys(trained, ap), "curve": curve,
         "training_seconds": 120.0, "overrides": ["train.lr=0.04"],
@@ -119,7 +119,7 @@ VALUES: dict[str, list[float | None]] = {
 
 
 def cell(text: tuple[list[str], list[list[str]]], row: str, column: str) -> str:
-    headers, rows = text
+    headers, rows = text[:2]
     return next(line for line in rows if line[0] == row)[headers.index(column)]
 
 
@@ -247,7 +247,7 @@ def test_the_sweep_over_conflict(tmp_path: Path) -> None:
             write_results(tmp_path / f"{look}_{conflict:g}", values, summary)  # type: ignore[arg-type]
     splits = read_all(tmp_path)
     assert [one.summary["conflict"] for one in splits] == [0, 0, 0.5, 0.5]
-    headers, rows = sweep_grid(splits)
+    headers, rows = sweep_grid(splits)[:2]
     assert [row[0] for row in rows] == ["original_0", "original_0.5", "grey_dark_0", "grey_dark_0.5"]
     assert rows[1][headers.index("naive")] == "21.0 ± 1.4"
     assert rows[1][headers.index("full")] == ""
@@ -270,7 +270,7 @@ def test_more_conflict_is_judged_level_by_level_and_between_the_ends(tmp_path: P
     parts = {"left": ["a"], "right": ["b"]}
     for conflict, values in ((0.0, [0.3, 0.31, 0.35]), (0.5, [0.29, 0.31, 0.34]), (1.0, [0.2, 0.21, 0.25])):
         write_results(tmp_path / f"at_{conflict:g}", {"naive": list(values)}, summary_of(parts, conflict))
-    headers, rows = damage_grid(read_all(tmp_path))
+    headers, rows = damage_grid(read_all(tmp_path))[:2]
     assert headers[2:] == ["conflict, %", *COLUMNS]
     assert [(row[0], row[2], row[-1]) for row in rows] == [
         ("at_0.5", "0 to 50", "no"), ("at_1", "50 to 100", "yes"), ("at_1", "0 to 100", "yes"),
@@ -313,7 +313,7 @@ def test_levels_by_marks_share_their_trainings(tmp_path: Path, parts: dict[str, 
     half = {**come, "conflict": 0.5, "conflict_by": "mark", "conflict_wanted": 0.5}
     write_results(tmp_path / "half", {naive: [0.24, 0.26]}, half)
     write_results(tmp_path / "painted", {"naive": [0.1]}, {**half, "conflict_by": "erase"})
-    headers, rows = sweep_grid(read_all(tmp_path))
+    headers, rows = sweep_grid(read_all(tmp_path))[:2]
     shown = {row[0]: dict(zip(headers, row, strict=True)) for row in rows}
     assert list(shown) == ["all, all marked", "half", "painted", "all"]
     assert [shown[name]["naive"] for name in shown] == ["28.0", "25.0 ± 1.4", "10.0", "20.0"]
@@ -328,7 +328,7 @@ def test_seeds_of_several_levels_are_put_together(tmp_path: Path) -> None:
     half = {**come, "conflict": 0.5, "conflict_by": "mark", "conflict_wanted": 0.5}
     write_results(tmp_path / "all", {"aware": [0.3]}, come)
     write_results(tmp_path / "half", {"aware": [0.3, 0.32]}, half)
-    headers, rows = sweep_grid(read_all(tmp_path))
+    headers, rows = sweep_grid(read_all(tmp_path))[:2]
     assert [row[headers.index("aware")] for row in rows] == ["31.0 ± 1.4", "31.0 ± 1.4"]
 
 
@@ -337,7 +337,7 @@ def test_marks_of_another_deal_share_nothing(tmp_path: Path) -> None:
     write_results(tmp_path / "all", {"aware": [0.3], "same_positives": [0.28]}, come)
     half = {**come, "conflict": 0.5, "conflict_by": "mark", "seed": 1}
     write_results(tmp_path / "half", {"naive": [0.24]}, half)
-    headers, rows = sweep_grid(read_all(tmp_path))
+    headers, rows = sweep_grid(read_all(tmp_path))[:2]
     assert [(row[0], row[headers.index("aware")]) for row in rows] == [("half", ""), ("all", "30.0")]
 
 

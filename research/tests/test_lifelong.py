@@ -12,13 +12,11 @@ import pytest
 
 from crossdet.errors import UserError
 from crossdet.files import write_json
-from crossdet_research.lifelong_asked import asked
-from crossdet_research.lifelong_figure import ALL, class_lines, draw_generations
-from crossdet_research.lifelong_plan import Plan
-from crossdet_research.lifelong_results import kept_to_end, old_classes, read_results, worst_class
-from crossdet_research.lifelong_tables import (
+from crossdet_research.lifelong.figure import ALL, class_lines, draw_generations
+from crossdet_research.lifelong.plan import Plan
+from crossdet_research.lifelong.results import read_results, worst_class
+from crossdet_research.lifelong.tables import (
     as_json,
-    asked_grid,
     class_grid,
     class_part_grid,
     markdown,
@@ -33,7 +31,7 @@ PLAN = Plan((("one",), ("two",)), (("a", "b"), ("c",)), {})
 
 def result(method: str, seed: int, generation: int, per_class: dict[str, float], **more: Any) -> dict[str, Any]:
     return {
-        "tool": "crossdet-research lifelong",
+        "tool": "crossdet lifelong",
         "sequence": PLAN.to_json(),
         "method": method,
         "seed": seed,
@@ -95,64 +93,22 @@ def results(tmp_path: Path) -> Any:
 
 
 def test_old_classes_and_shares_by_hand(results):
-    replay = old_classes(results, "replay", 2, "val")
+    replay = results.old_classes("replay", 2, "val")
     assert [round(one.difference, 6) for one in replay.values()] == [-1.0, 0.0]
     assert not any(one.is_loss for one in replay.values())
     name, differences = worst_class(replay)
     assert (name, differences) == ("b", pytest.approx([-2.0, 0.0]))
-    rest = old_classes(results, "replay", 2, "val", unlabelled=True)
+    rest = results.old_classes("replay", 2, "val", unlabelled=True)
     assert [round(one.difference, 6) for one in rest.values()] == [-2.0, 0.0]
-    (distill,) = old_classes(results, "distill", 2, "val").values()
+    (distill,) = results.old_classes("distill", 2, "val").values()
     assert distill.is_loss
     assert distill.lost == ("a",)
-    assert old_classes(results, "distill", 2, "val", unlabelled=True)[0].lost == ()
+    assert results.old_classes("distill", 2, "val", unlabelled=True)[0].lost == ()
     assert results.of_joint("replay", 2, "val") == pytest.approx({0: 1.0, 1: 0.8})
     assert results.by_seed("replay", 2, "val", ["a", "b", "c"])[0] == pytest.approx((80 + 58 + 50) / 3)
     assert results.by_seed("replay", 1, "val", ["a", "b"]) == pytest.approx({0: 70, 1: 50})  # start's
     assert results.by_seed("fine_tune", 2, "val", ["a"]) == {}
     assert results.places() == ["val"]
-    assert results.wanted("replay") == {2: {0, 1}}
-    assert results.wanted("distill") == {2: {0}}
-
-
-def test_what_is_asked_by_hand(results):
-    rows = [(one.value, one.met) for one in asked(results, "val")]
-    assert rows == [
-        ("0.50 ± 0.50 lost in generation 2; within the intervals at most 3.00", True),  # mean of 1.0 and 0.0
-        ("1.00 ± 1.00 lost by b in generation 2", False),
-        ("0 of 2 generations and seeds", True),
-        (
-            "1.00 ± 1.00 lost in generation 2; within the intervals at most 6.00",
-            False,
-        ),  # b: the new images do not label it
-        ("0 of 2 generations and seeds", True),
-        ("90.0 ± 10.0 % in generation 2", False),
-        ("85.7 % in generation 2", False),  # 0.6 / 0.7
-        ("85.7 % in generation 2", False),  # from the arrival on: (0.6 + 0.6) / (0.8 + 0.6)
-        ("100.0 % in generation 2", True),
-        ("100.0 % in generation 2", True),
-        ("1 of 1 generations and seeds", True),
-    ]
-
-
-def test_nothing_is_met_before_all_that_was_asked_for_is_there(results, tmp_path):
-    (tmp_path / "replay_seed1_gen2.json").unlink()
-    loss, worst, significant, *_ = rows = asked(read_results(tmp_path), "val")
-    assert (loss.value, loss.met) == (
-        "1.00 lost in generation 2; within the intervals at most 3.00; 1 of 2", None,
-    )  # fmt: skip
-    assert (worst.met, significant.met) == (None, None)
-    assert (significant.value, significant.have, significant.wanted) == (
-        "0 of 1 generations and seeds; 1 of 2", 1, 2,
-    )  # fmt: skip
-    assert rows[5].value == "100.0 % in generation 2; 1 of 2"
-    assert [one.met for one in rows[6:]] == [False, False, True, True, True]  # distill and frozen: one seed
-    (tmp_path / "replay_seed0_gen2.json").unlink()
-    assert [(one.value, one.met) for one in asked(read_results(tmp_path), "val")[:3]] == [("", None)] * 3
-    # a result of which no queue is known: all seeds that there are
-    write(tmp_path, result("start", 2, 1, {"a": 0.5, "b": 0.5}, queue=None))
-    write(tmp_path, result("replay", 2, 2, {"a": 0.5, "b": 0.5}, queue=None))
-    assert read_results(tmp_path).wanted("replay") == {2: {0, 1, 2}}
 
 
 def test_classes_with_new_labels_do_not_hide_what_the_others_lose(tmp_path, monkeypatch):
@@ -169,25 +125,8 @@ def test_classes_with_new_labels_do_not_hide_what_the_others_lose(tmp_path, monk
         result("distill", 0, 3, {"a": 0.7, "b": 0.3, "c": 0.5}, **queue, **third),
     )
     results = read_results(tmp_path)
-    assert kept_to_end(results, "distill", "val") == pytest.approx({0: 1.0})
-    assert kept_to_end(results, "distill", "val", unlabelled=True) == pytest.approx({0: 0.6})
-    found = {one.text: (one.value, one.met) for one in asked(results, "val") if one.value}
-    assert found == {
-        "distill: old classes keep 90 % of their AP50 in a generation, no old images": (
-            "100.0 % in generation 2", True,
-        ),
-        "distill: classes keep 90 % of their AP50 from their arrival to the end": (
-            "100.0 % in generation 3", True,
-        ),
-        "distill: old classes without new labels keep 90 % of their AP50 in a generation, no old images": (
-            "60.0 % in generation 3", False,
-        ),
-        "distill: classes that never get new labels keep 90 % of their AP50 from their arrival to the end": (
-            "60.0 % in generation 3", False,
-        ),
-    }  # fmt: skip
-    shown = [row[0] for row in asked_grid(results, "val")[1]]  # nothing of replay, which nobody asked for
-    assert shown == list(found)
+    assert results.kept_to_end("distill", "val") == pytest.approx({0: 1.0})
+    assert results.kept_to_end("distill", "val", unlabelled=True) == pytest.approx({0: 0.6})
     rows = old_grid(results, "val")[1]
     assert [row[9:11] for row in rows] == [["", "a 0.00"], ["-20.00", "b -20.00"]]
     content = as_json(results)["places"]["val"]["methods"]["distill"]
@@ -196,8 +135,8 @@ def test_classes_with_new_labels_do_not_hide_what_the_others_lose(tmp_path, monk
     # in a generation that labels all old classes again there is nothing without new labels
     third = old((0.5, 0.5, 0, 0), {"a": (0.5, 0.7, 0, 0), "b": (0.5, 0.3, 0, 0)}, ())
     write(tmp_path, result("distill", 0, 3, {"a": 0.7, "b": 0.3, "c": 0.5}, **queue, **third))
-    rest = [one for one in asked(read_results(tmp_path), "val") if "without new labels keep" in one.text]
-    assert [(one.value, one.met, one.wanted) for one in rest] == [("100.0 % in generation 2", True, 1)]
+    old_row = old_grid(read_results(tmp_path), "val")[1][1]
+    assert old_row[9] == ""
 
 
 def test_tables_by_hand(results):
@@ -217,8 +156,7 @@ def test_tables_by_hand(results):
     assert cells["b"]["joint"] == "70.0 ± 0.0"
     assert cells["c"]["replay"] == "45.0 ± 7.1"
     assert any("fine_tune, generation 2, seed 0, diverged: the loss is not finite" in n for n in notes(results))
-    assert "| What is asked" not in markdown(results)
-    assert "**What is asked on the validation images" in markdown(results)
+    assert "**Old and new classes on the validation images" in markdown(results)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +192,7 @@ def test_classes_on_parts_of_the_union_test_are_a_table(tmp_path):
         result("start", 0, 1, {}, **parts(a=0.5, b=0.75)),
         result("replay", 0, 2, {}, **parts(a=0.125, b=0.625, c=1.0)),
     )
-    header, rows = class_part_grid(read_results(tmp_path))
+    header, rows = class_part_grid(read_results(tmp_path))[:2]
     assert header == ["class", "arrives", "part", "replay"]
     assert rows == [  # of the other part nothing is known
         ["a", "1", "dark", "50.0 → 12.5"],
@@ -273,7 +211,7 @@ def test_steps_are_counted_with_those_of_the_generations_before(tmp_path):
             result("fine_tune", seed, 2, {"a": 0.5}),  # of a version that did not say
         )
     found = read_results(tmp_path)
-    headers, rows = step_grid(found)
+    headers, rows = step_grid(found)[:2]
     assert headers[1:3] == ["generation 1", "generation 2"]
     assert rows == [
         [found.title("fine_tune"), "600", "", "", ""],

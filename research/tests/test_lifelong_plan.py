@@ -14,11 +14,13 @@ from crossdet import Config
 from crossdet.config.schema import DatasetConfig
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import Index, IndexBuilder
-from crossdet.errors import UserError
+from crossdet.errors import Diverged, UserError
 from crossdet.files import write_json
 from crossdet.models.card import WEIGHTS_FILE
-from crossdet_research import jobs, lifelong, lifelong_measure
-from crossdet_research.lifelong_plan import (
+from crossdet_research import jobs
+from crossdet_research.lifelong import measure as lifelong_measure
+from crossdet_research.lifelong import queue as lifelong
+from crossdet_research.lifelong.plan import (
     METHODS,
     Settings,
     check_settings,
@@ -29,10 +31,11 @@ from crossdet_research.lifelong_plan import (
     resolve,
     restricted,
     roots_of,
+    what_of,
     with_share,
 )
-from crossdet_research.lifelong_results import read_results
-from crossdet_research.lifelong_tables import notes
+from crossdet_research.lifelong.results import read_results
+from crossdet_research.lifelong.tables import notes
 
 
 def index(*classes: str) -> Index:
@@ -244,16 +247,16 @@ def test_nothing_starts_from_a_training_that_diverged(files, monkeypatch):
     """Though its weights are there: they are written after every epoch."""
     begun = []
 
-    def train(job: Any) -> tuple[dict[str, Any] | None, str | None]:
+    def train(job: Any) -> dict[str, Any]:
         begun.append(job.title)
         job.run_dir.mkdir(parents=True, exist_ok=True)
         (job.run_dir / WEIGHTS_FILE).write_text(job.title)
-        parent = None if job.parent is None else lifelong.file_digest(job.parent)
-        write_json(job.run_dir / jobs.NOTE, {"config": job.what, "parent": parent})
-        broken = job.method.name == "replay" and job.generation == 2
-        return (None, "the loss is not finite") if broken else ({"epoch": 1, "step": 1}, None)
+        write_json(job.run_dir / jobs.NOTE, {"config": job.what, "parent": job.parent})
+        if job.method.name == "replay" and job.generation == 2:
+            raise Diverged("the loss is not finite")
+        return {"epoch": 1, "step": 1}
 
-    monkeypatch.setattr(lifelong, "_train", train)
+    monkeypatch.setattr(lifelong.GenerationJob, "train", train)
     monkeypatch.setattr(lifelong_measure, "measure_generation", lambda *_: {"val": {"per_class": {}}})
     output = files.parent / "out"
 
@@ -276,7 +279,7 @@ def test_nothing_starts_from_a_training_that_diverged(files, monkeypatch):
     roots = roots_of(Settings(files).config(), output / "runs")
     config = resolve(Settings(files), plan, method("replay"), 0, 3)
     parent = lifelong.file_digest(output / "runs/replay_seed0_gen2" / WEIGHTS_FILE)
-    late |= {"method": "replay", "config": lifelong.what_of(config, plan, roots), "parent": parent}
+    late |= {"method": "replay", "config": what_of(config, plan, roots), "parent": parent}
     write_json(output / "replay_seed0_gen3.json", late | {"share": "1/4", "replay_weight": 1.0})
     with pytest.raises(UserError, match=r"replay_seed0_gen3\.json was made from weights of a training that div"):
         run("replay")

@@ -15,17 +15,18 @@ from PIL import Image
 from typer.testing import CliRunner
 from worlds import draw_split
 
-from crossdet import evaluate, load_config, load_detector
+from crossdet import load_config, load_detector
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import IndexBuilder
 from crossdet.errors import RunError, UserError
 from crossdet.models.card import file_digest, read_card
 from crossdet.models.retinanet.growth import WEIGHT, by_class
 from crossdet.models.weights import load_weights, save_weights, update_card
+from crossdet.runs.evaluate import evaluate
 from crossdet.training import state as training_state
-from crossdet_research.lifelong_command import app
-from crossdet_research.lifelong_measure import Looker, measure_generation, unchanged
-from crossdet_research.lifelong_plan import UnionTest
+from crossdet_research.lifelong.command import app
+from crossdet_research.lifelong.measure import Looker, measure_generation, unchanged
+from crossdet_research.lifelong.plan import UnionImages
 
 METHODS = ("fine_tune", "replay", "distill", "distill_replay", "frozen", "frozen_adapter", "joint")
 CHAINS = METHODS[:-1]
@@ -169,7 +170,7 @@ def test_numbers_are_those_of_eval(trained, worse, world):
     config = world.config({"datasets.faces.protocol": "coco"})
     looker = Looker(config.eval)
     parent, union = trained.folder / "model.safetensors", world.cars["val"]
-    test = UnionTest(union, {"some": [3, 0]})
+    test = UnionImages(union, {"some": [3, 0]})
     content = measure_generation(worse, parent, config, test, looker, ["faces"])
     assert content["old_weights_unchanged"] is False
     for weights, key in ((parent, "before"), (worse, "after")):
@@ -196,7 +197,7 @@ def test_numbers_are_those_of_eval(trained, worse, world):
     rest = content["old"]["val"]["unlabelled"]
     assert (rest["classes"], rest["mean"]["AP50"]) == (["car"], car)
     assert content["old"]["val"]["worst"] == "car"
-    some = UnionTest(union.take(np.array([3, 0])))
+    some = UnionImages(union.take(np.array([3, 0])))
     assert (
         content["union_parts"]["some"]
         == measure_generation(worse, None, config, some, Looker(config.eval))["union"]
@@ -207,7 +208,7 @@ def test_validation_images_as_a_union_test(trained, world):
     """Every class is judged on the images of both datasets; the pictures of one show unlabelled cars or faces."""
     config = world.config()
     weights = trained.folder / "model.safetensors"
-    content = measure_generation(weights, None, config, UnionTest(vals=config), Looker(config.eval))
+    content = measure_generation(weights, None, config, UnionImages(vals=config), Looker(config.eval))
     val, union = content["val"], content["union"]
     assert union["images"] == val["images"] == 10
     for name in ("car", "face"):
@@ -281,7 +282,7 @@ def test_a_diverged_generation_is_a_result_and_ends_its_chain(results, config_fi
 
 def test_table_and_figure(results, tmp_path):
     text = command("table", results, "--markdown", tmp_path / "t.md", "--json", tmp_path / "t.json")
-    assert "What is asked" in text
+    assert "Old and new classes" in text
     page = (tmp_path / "t.md").read_text()
     assert "| corner | 3 |" in page
     assert "by part of the union test" in page

@@ -14,10 +14,10 @@ from crossdet.data.index import Index, IndexBuilder
 from crossdet.data.rotation import rotated
 from crossdet.data.rotation_geometry import equal_directions
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.orientation import all_looks, found_objects
 from crossdet.evaluation.splits import Split
-from crossdet_research.orientation import looked_all_around
-from crossdet_research.orientation_tables import difference_grid, grids, markdown, notes, rich_tables
+from crossdet_research.orientation.measure import all_looks, found_objects, looked_all_around, per_roll
+from crossdet_research.orientation.tables import difference_grid, grids, markdown, notes
+from crossdet_research.tables import rich_tables
 
 BOX_RULES = ("enclosing", "centred")
 
@@ -85,6 +85,13 @@ def test_one_that_finds_what_lies_on_its_side_is_wrong_by_a_quarter(rule, steps)
     quarters = {d: found["AP"] for d, found in row["rolls"].items() if d % 90 == 0}
     assert quarters == pytest.approx(dict.fromkeys((0, 90, 180, 270), 1))
     assert (row["orientation"]["accuracy"], row["orientation"]["mean_error"]) == (0, 90)
+
+
+def test_every_roll_is_judged_by_itself():
+    split = turned(upright_index([(30, 40)], [(0, *CORNERS[0])]), equal_directions(4), "enclosing")
+    found = DetectionArrays(split.index.boxes[[0, 2]], np.array([0.9, 0.8]), np.zeros(2, int), np.array([0, 2]))
+    rolls = per_roll(split, found)
+    assert {d: row["AP50"] for d, row in rolls.items()} == pytest.approx({0: 1, 90: 0, 180: 1, 270: 0})
 
 
 def test_looks_by_hand():
@@ -188,7 +195,7 @@ def test_looks_are_a_line_of_their_own():
         run_of("rotated", {"faces": rolls_row(0.5, None)}),
         run_of("directions", {"faces": rolls_row(0.5, 0.8)}),
     ]
-    [(_, headers, lines)] = grids(runs)
+    headers, lines, *_ = grids(runs)[0]
     assert [line[0] for line in lines] == [
         "upright pictures only", "upright, 2 looks (2 x inference)",
         "rotation as augmentation", "directions as classes",
@@ -199,7 +206,7 @@ def test_looks_are_a_line_of_their_own():
     ]  # fmt: skip
     assert lines[1] == [lines[1][0], "1", "60.0", "60.0", "60.0", "30.0", "75.0", "100.0", "10.0", "50.0", "100.0"]
     assert lines[0][6:] == ["75.0", "", "", "50.0", ""]
-    assert len(grids([{**runs[0], "looks": {}}])[0][2]) == 1
+    assert len(grids([{**runs[0], "looks": {}}])[0].rows) == 1
     assert notes(runs) == (["Optimiser steps of every training: 20."], [])
 
 
@@ -216,7 +223,7 @@ def test_split_classes_have_columns_of_their_own():
 
     names = ("merged", "per_dataset", "per_dataset_open")
     runs = [run_of(m, rows(car), split_classes=["car"]) for m, car in zip(names, (0.1, 0.2, 0.3), strict=True)]
-    [(_, headers, lines)] = grids(runs)
+    headers, lines, *_ = grids(runs)[0]
     assert headers[4:] == ["a AP", "a AP50", "b AP", "b AP50", "b AP, split", "b AP50, split"]
     assert [line[-2:] for line in lines] == [["10.0"] * 2, ["20.0"] * 2, ["30.0"] * 2]
     assert [line[0] for line in lines][-1] == "the same, no negatives of each other"
@@ -234,7 +241,7 @@ def test_methods_are_compared_seed_by_seed():
         )
         for seed, value in enumerate(values)
     ]
-    assert difference_grid(runs)[2] == [
+    assert difference_grid(runs).rows == [
         ["rotated - upright", "AP50", "+11.0 ± 1.0", "3", "+8.5 to +13.5", "yes"],
         ["directions - rotated", "AP50", "-0.5 ± 0.7", "2 (of 2 and 3)", "", "2 seeds: not judged"],
     ]
@@ -260,5 +267,5 @@ def test_what_does_not_compare_is_said_loudly():
     assert wrong.startswith("SETTINGS DIFFER between rotated (seed 0) and directions (seed 0), ")
     assert wrong.endswith(": datasets.faces.directions, train.lr.")
     console = Console(record=True, width=250)
-    console.print(*rich_tables(runs))
+    console.print(*rich_tables(grids(runs)))
     assert "rotation as augmentation" in console.export_text()

@@ -10,12 +10,13 @@ import pytest
 import yaml
 from worlds import World, changed
 
-from crossdet import evaluate, load_detector, train
+from crossdet import load_detector, train
 from crossdet.check import inspect
 from crossdet.config import Config
 from crossdet.errors import UserError
-from crossdet_research.orientation import run_orientation
-from crossdet_research.orientation_tables import markdown, read_runs
+from crossdet.runs.evaluate import evaluate
+from crossdet_research.orientation.queue import run_orientation
+from crossdet_research.orientation.tables import markdown, read_runs
 
 TURNED = {"datasets.faces": None, "datasets.cars.directions": 4, "datasets.cars.val_directions": [0, 90]}
 
@@ -73,7 +74,7 @@ def test_check_looks_at_each_file_once(world: World) -> None:
     assert not report.duplicates
 
 
-def test_the_queue(world: World, tmp_path: Path, command: Any) -> None:
+def test_the_queue(world: World, tmp_path: Path, research: Any) -> None:
     settings = changed(world.settings(), {"datasets.faces": None, "datasets.cars.directions": 4})
     file = tmp_path / "turned.yaml"
     file.write_text(yaml.safe_dump(settings))
@@ -113,7 +114,7 @@ def test_the_queue(world: World, tmp_path: Path, command: Any) -> None:
     assert "AP50 at 270°" in text
     assert "| upright, 4 looks (4 x inference) | 1 |" in text
     assert "Optimiser steps of every training: 2." in text
-    code, shown = command("orientation", "table", output, "--markdown", tmp_path / "table.md")
+    code, shown, _ = research("orientation", "table", output, "--markdown", tmp_path / "table.md")
     assert code == 0
     assert "rotation as augmentation" in shown
     assert "Optimiser steps of every training: 2." in shown

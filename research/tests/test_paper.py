@@ -20,14 +20,23 @@ from crossdet.config import Config, load_config
 from crossdet.errors import ConfigError, UserError
 from crossdet.files import write_json
 from crossdet.labels.space import LabelSpace
-from crossdet.training.loop import Recipe, learning_rate
-from crossdet_research import paper_data
-from crossdet_research.ablation_methods import FURTHER, METHODS
+from crossdet.training.loop import learning_rate
+from crossdet.training.recipe import Recipe
+from crossdet_research.ablation.methods import FURTHER, METHODS
 from crossdet_research.jobs import check_same
-from crossdet_research.paper import Experiment, Place, comparable, experiments_of, find_rows, resolve, show
-from crossdet_research.paper_command import app, gpu_hours
-from crossdet_research.paper_rows import CONTRADICTIONS, DATASETS, MINI_STEPS, ROWS, TITLES, TRAININGS
-from crossdet_research.paper_tables import as_json, markdown, paper_table, value_of
+from crossdet_research.paper import data as paper_data
+from crossdet_research.paper.command import app, gpu_hours
+from crossdet_research.paper.experiments import (
+    Experiment,
+    Place,
+    comparable,
+    experiments_of,
+    find_rows,
+    resolve,
+    show,
+)
+from crossdet_research.paper.rows import CONTRADICTIONS, DATASETS, MINI_STEPS, ROWS, TITLES, TRAININGS
+from crossdet_research.paper.tables import as_json, markdown, paper_table, value_of
 
 # Typed from the tables of arXiv 2001.04621, columns as there. "-" is printed there for what was not evaluated.
 PRINTED = """
@@ -377,7 +386,7 @@ def test_missing_downloads_are_all_named_before_anything_is_trained(tmp_path):
 
 def test_listing_showing_and_tables_load_no_torch(tmp_path):
     code = (
-        "import sys; from typer.testing import CliRunner; from crossdet_research.paper_command import app\n"
+        "import sys; from typer.testing import CliRunner; from crossdet_research.paper.command import app\n"
         f"for words in (['list'], ['show', 'voc_resnet50'], ['table', '1', '--results', {str(tmp_path)!r}]):\n"
         "    assert CliRunner().invoke(app, words).exit_code == 0, words\n"
         "assert 'torch' not in sys.modules"

@@ -20,11 +20,11 @@ from crossdet.errors import RunError, UserError
 from crossdet.inference import Detector
 from crossdet.training import state as training_state
 from crossdet.types import Detections
-from crossdet_research import paper_data
-from crossdet_research.paper import Experiment as PaperExperiment
-from crossdet_research.paper import Place, resolve
-from crossdet_research.paper_command import app
-from crossdet_research.paper_rows import DATASETS, TRAININGS, VOC_CLASSES
+from crossdet_research.paper import data as paper_data
+from crossdet_research.paper.command import app
+from crossdet_research.paper.experiments import Experiment as PaperExperiment
+from crossdet_research.paper.experiments import Place, resolve
+from crossdet_research.paper.rows import DATASETS, TRAININGS, VOC_CLASSES
 
 IMAGES = 8
 TWO_STEPS = ("--images", IMAGES, "--set", "train.max_steps=2")
@@ -271,7 +271,7 @@ def test_check_recognises_the_official_layout(downloads, tmp_path, name):
 def test_a_full_row_under_torchrun(downloads, tmp_path):
     """The official layout, two processes: they share the batch, and the first one writes."""
     script = tmp_path / "paper.py"
-    script.write_text("from crossdet_research.paper_command import app\napp()\n")
+    script.write_text("from crossdet_research.paper.command import app\napp()\n")
     sets = [word for override in SMALL for word in ("--set", override)]
     words = (
         "run",
@@ -295,6 +295,12 @@ def test_a_full_row_under_torchrun(downloads, tmp_path):
     assert done.stdout.count("[1/2] coco_face_ped_resnet50") == 1
     again = command(*words)  # with one process: finished is finished
     assert again.count("finished, skipped") == 2
-    refused = torchrun(2, script, "run", "t6", "--data", downloads, "-o", tmp_path / "out", "--scale", "mini")
-    assert refused.returncode != 0
-    assert "without torchrun" in refused.stderr
+
+
+def test_mini_experiments_are_refused_under_torchrun(data, tmp_path, monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="start them without torchrun"):
+        command(
+            "run", "t6", "--data", data, "-o", tmp_path / "out", "--scale", "mini", "--set", "train.batch_size=8"
+        )

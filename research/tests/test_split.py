@@ -24,11 +24,11 @@ from crossdet.data.formats.coco import read_coco, write_coco
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import UserError
 from crossdet.types import Flag
-from crossdet_research import assignment
-from crossdet_research.looks import LOOKS, can_be_erased, erase, mask_of, read_picture, with_look
-from crossdet_research.split import METHODS, SplitPlan, split_dataset, summary
-from crossdet_research.split_command import split
-from crossdet_research.split_files import write_split
+from crossdet_research.split import assignment
+from crossdet_research.split.command import split
+from crossdet_research.split.files import write_split
+from crossdet_research.split.looks import LOOKS, can_be_erased, erase, mask_of, read_picture, with_look
+from crossdet_research.split.plan import METHODS, SplitPlan, split_dataset, summary
 
 CLASSES = ("a", "b", "c")
 PARTS = {"left": ["a"], "right": ["b", "c"]}
@@ -706,7 +706,31 @@ def test_names_that_lead_out_of_the_folder_stay_inside(source: Path, tmp_path: P
 
 def test_splitting_needs_no_torch() -> None:
     code = (
-        "import sys, crossdet_research.split_command, crossdet_research.split_files, crossdet.config.sources;"
+        "import sys, crossdet_research.split.command, crossdet_research.split.files, crossdet.config.sources;"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("look", ["original", "warm"])
+def test_pictures_with_strange_names_stay_in_the_folder(tmp_path: Path, look: str) -> None:
+    root, folder = tmp_path / "pictures", tmp_path / "in" / "out"
+    names = ["a b.png", "e/1.png", "E/1.png", "../beside/1.png", f"{root.parent}/beside/2.png", ".h/.x.png"]
+    names += ["con/nul.png", "t\tb/n\nl.png", "c:d/*?.png", "..e/..x..png"]
+    names += [f"{'l' * 240}/x.png", f"e/{'m' * 240}.png"]
+    builder = IndexBuilder(root)
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (10 * number, 90, 90)).save(root / name, "PNG")
+        builder.image(name, 30, 40, image_id=number + 1)
+        builder.box((1, 2, 11, 22), number % 2)
+    index = builder.build(["a", "b"])
+    before = set(tmp_path.rglob("*"))
+    write_split(
+        split_dataset(index, index, {"left": ["a"], "right": ["b"]}, looks=dict.fromkeys(["left", "right"], look)),
+        folder,
+    )
+    made = {file for file in (folder / "images" / look / "val").rglob("*") if file.is_file()}
+    assert len(made) == len(names)
+    assert all(file.suffix.lower() in (".png", ".jpg") for file in made)
+    assert {file for file in tmp_path.rglob("*") if folder not in (file, *file.parents)} == before | {folder.parent}

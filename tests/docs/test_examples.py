@@ -1,14 +1,12 @@
 """Every config in examples/ is resolved and trains two steps, on generated stand-ins for its data."""
 
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 
 from crossdet import load_config, load_detector, train
 from crossdet.check import inspect
-from crossdet.commands import main as cli
 
 from .stand_ins import TINY, coco, coco_classes, random_backbone, voc, yolo
 
@@ -57,7 +55,7 @@ def test_example_opens_with_command_time_and_result(path):
         assert part in head
 
 
-def test_the_split_in_the_head_of_its_example(bench, tmp_path, monkeypatch):
+def test_the_split_in_the_head_of_its_example(bench, tmp_path, monkeypatch, research):
     """As it stands there; the stand-ins show every class in every picture."""
     monkeypatch.setenv("CROSSDET_BENCH", str(bench))
     monkeypatch.setenv("CROSSDET_WEIGHTS", str(bench / "weights"))
@@ -67,7 +65,6 @@ def test_the_split_in_the_head_of_its_example(bench, tmp_path, monkeypatch):
     ]
     monkeypatch.chdir(tmp_path)
     words = line.strip("# ").replace("examples/bccd_full.yaml", str(example))
-    monkeypatch.setattr(sys, "argv", shlex.split(words))
-    cli.app(standalone_mode=False)
+    assert research(*shlex.split(words)[1:]).returncode == 0
     for name in ("aware", "naive", "same_positives", "full", "expert_red", "expert_white"):
         assert not inspect(load_config(tmp_path / "bccd_look" / f"{name}.yaml")).errors

@@ -93,7 +93,7 @@ def int32_iou(detection, face):
     return half_away(inside / union) if union else 2**31 - 1
 
 
-def wider_face(images, setting_kept, single=False):
+def wider_face(images, setting_kept, single=False):  # noqa: C901  (slow and in one piece, to be read beside MATLAB)
     """images: [(faces [x, y, w, h], detections [(x, y, w, h, score)])]; setting_kept: per image a set of rows."""
     everything = [d[4] for _, detections in images for d in detections]
     real = np.float32 if single else float

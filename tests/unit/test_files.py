@@ -33,8 +33,6 @@ from crossdet.files import write_atomically
 from crossdet.labels.space import LabelSpace
 from crossdet.runs.predict import _picture_names
 from crossdet.types import Annotations, Batch, Detections
-from crossdet_research.split import split_dataset
-from crossdet_research.split_files import write_split
 
 CLASSES = [
     "../../escaped", "..", ".", ".hidden", "a/b", "a\\b", "a:b", "con", "tab\tx", "x" * 400, "Car", "car", "\u00e9",
@@ -177,20 +175,6 @@ def test_labels_of_yolo_are_refused_where_they_would_lie_outside(tmp_path):
         kept = [name for name in names if not name.startswith(("../", "/")) and name != "e/1.jpg"]
         write_yolo(index_of(root, kept, ["car"]), folder, "val")
     assert len(list((folder / "labels").rglob("*.txt"))) == len(kept)
-
-
-@pytest.mark.parametrize("look", ["original", "warm"])
-def test_pictures_of_a_split(tmp_path, look):
-    root = tmp_path / "pictures"
-    names = [name for name in image_names(root) if name != "e/1.jpg"]
-    index = index_of(root, names, ["a", "b"])
-    plan = split_dataset(index, index, {"left": ["a"], "right": ["b"]}, looks={"left": look, "right": look})
-    folder = tmp_path / "in" / "out"
-    with nothing_outside(folder):
-        write_split(plan, folder)
-    made = {file for file in (folder / "images" / look / "val").rglob("*") if file.is_file()}
-    assert len(made) == len(names)
-    assert all(file.suffix.lower() in (".png", ".jpg") for file in made)
 
 
 def test_figures_and_drawn_pictures(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 import crossdet
-from crossdet.config import CONFIG_FILE, Config, dump_config
-from crossdet.errors import Diverged, RunError, UserError, problem_list
+from crossdet.config import CONFIG_FILE, Config, SplitConfig, dump_config
+from crossdet.errors import UserError
 from crossdet.files import write_atomically, write_json
 
 MACHINE_KEYS = {"output", "train.devices", "train.workers", "train.accelerator", "train.log_every",
@@ -30,14 +30,9 @@ NOTE = "experiment.json"
 """In a run directory: what a queue knows of a training that has not ended."""
 
 
-# ------------------------------------------------------------------------------------------- the same settings
-
-
 def comparable(config: Config, roots: Mapping[Path, str]) -> dict[str, Any]:
-    """The config as plain values without what belongs to a machine; paths below a root as `NAME/...`.
-
-    roots: folder -> the name that stands for it. A weights file counts by its name alone.
-    """
+    """The config as plain values without what belongs to a machine; paths below a root as `NAME/...`. roots: folder
+    -> the name that stands for it. A weights file counts by its name alone."""
 
     def cleaned(value: Any, at: str) -> Any:
         if isinstance(value, dict):
@@ -60,6 +55,17 @@ def without_roots(text: str, roots: Mapping[Path, str]) -> str:
         for path in dict.fromkeys((root.absolute(), root.resolve())):
             text = text.replace(f"{path}/", f"{name}/")
     return text
+
+
+def data_files(config: Config) -> dict[str, list[Path]]:
+    """Dataset, or `union_test` -> the files and folders of its splits."""
+    splits = [(name, split) for name, dataset in config.datasets.items() for split in (dataset.train, dataset.val)]
+    found: dict[str, list[Path]] = {}
+    for name, split in [*splits, ("union_test", config.union_test)]:
+        if isinstance(split, SplitConfig):
+            files = [*split.images, *split.annotations, *split.ignore, *filter(None, [split.lists])]
+            found.setdefault(name, []).extend(files)
+    return found
 
 
 def differences(a: Any, b: Any, at: str = "") -> Iterator[str]:
@@ -97,15 +103,6 @@ def read_json(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def refuse(problems: Sequence[str]) -> None:
-    """Raises `UserError` with all that `check_same` and the like have found in a queue; nothing without any."""
-    if problems:
-        raise UserError(problem_list(f"{len(problems)} training(s) cannot be used", problems))
-
-
-# ------------------------------------------------------------------------------------------- training
-
-
 def finished_record(run_dir: Path) -> dict[str, Any] | None:
     """The last record of a training that has ended; None of one that has not, or where there is none."""
     from crossdet.models.weights import STATE_FILE, load_state
@@ -127,32 +124,19 @@ def train_on(config: Config, run_dir: Path, what: Mapping[str, Any]) -> dict[str
     from crossdet.models.weights import STATE_FILE
     from crossdet.runs.train import train
 
-    if config.train.devices > 1 and processes() == 1:
-        raise UserError(
-            f"train.devices: {config.train.devices}: start a queue on several devices by torchrun, which sets it"
-        )
     if before := read_json(run_dir / NOTE):
         check_same(what, before.get("config"), run_dir)
     if (record := finished_record(run_dir)) is not None:
         return record
+    if config.train.devices > 1 and processes() == 1:
+        raise UserError(
+            f"train.devices: {config.train.devices}: start a queue on several devices by torchrun, which sets it"
+        )
     if (run_dir / STATE_FILE).exists():
         # the data may lie elsewhere than where the run was begun, and the number of devices may be another
         write_atomically(run_dir / CONFIG_FILE, dump_config(config).encode())
     with noted(run_dir, {"config": what}):
         return train(config, output=run_dir, resume=True)
-
-
-def outcome(train: Callable[[], dict[str, Any]], queue: str) -> tuple[dict[str, Any] | None, str | None]:
-    """(what `train` returns, None), or (None, what happened) of a training that diverged, which is a result.
-
-    Raises `RunError` of an interruption, with the advice to run `queue` (as in "of the ablation's queue") again.
-    """
-    try:
-        return train(), None
-    except Diverged as error:
-        return None, str(error)
-    except RunError as error:
-        raise RunError(f"{error} (of {queue}: run the same command again)") from error
 
 
 @contextmanager
@@ -169,9 +153,6 @@ def noted(run_dir: Path, known: Mapping[str, Any]) -> Iterator[None]:
     finally:
         if is_first():
             write_json(note, {**content, "seconds": earlier + time.monotonic() - started})
-
-
-# ------------------------------------------------------------------------------------------- where and by what
 
 
 def processes() -> int:
@@ -198,14 +179,10 @@ def hardware() -> dict[str, Any]:
 
 
 def version() -> dict[str, str]:
-    return {"crossdet": crossdet.__version__, "source": source_hash()}
-
-
-def source_hash() -> str:
-    """Of the package's own files, so that a number can be traced to its code also where there is no git."""
-    folder = Path(crossdet.__file__).parent
+    """Of the package, and of its and the studies' files: a number leads to its code where there is no git."""
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(file.relative_to(folder).as_posix().encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
+    for folder in (Path(crossdet.__file__).parent, Path(__file__).parent):
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(file.relative_to(folder).as_posix().encode())
+            digest.update(file.read_bytes())
+    return {"crossdet": crossdet.__version__, "source": digest.hexdigest()[:12]}

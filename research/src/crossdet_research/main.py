@@ -8,11 +8,11 @@ from __future__ import annotations
 import typer
 
 from crossdet.commands.terminal import run_app
-from crossdet_research.ablation_command import app as ablation_app
-from crossdet_research.lifelong_command import app as lifelong_app
-from crossdet_research.orientation_command import app as orientation_app
-from crossdet_research.paper_command import app as paper_app
-from crossdet_research.split_command import split
+from crossdet_research.ablation.command import app as ablation_app
+from crossdet_research.lifelong.command import app as lifelong_app
+from crossdet_research.orientation.command import app as orientation_app
+from crossdet_research.paper.command import app as paper_app
+from crossdet_research.split.command import split
 
 app = typer.Typer(
     help="Studies with crossdet: the paper's tables, controlled label conflicts, sequences of extensions.",

@@ -21,11 +21,9 @@ COLUMNS = ["percent points, paired by seed", "pairs", "95 % interval", "differen
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two methods on the seeds that both have, in percent points.
-
-    counts: how many seeds either has. std: of the paired differences. low, high: 95 % interval of their mean. p:
-    two-sided. std, low, high and p are None with one seed.
-    """
+    """Of two methods on the seeds that both have, in percent points. counts: how many seeds either has. std: of the
+    paired differences. low, high: 95 % interval of their mean. p: two-sided. std, low, high and p are None with one
+    seed."""
 
     seeds: tuple[int, ...]
     counts: tuple[int, int]

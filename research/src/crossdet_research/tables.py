@@ -1,13 +1,61 @@
-"""What the tables of several experiments have in common: cells, and tables as Markdown and for the terminal."""
+"""What the tables of all studies have in common: numbers over seeds, as Markdown and for the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.markup import escape
 from rich.table import Table
+
+Run = Mapping[str, Any]
+"""The JSON of one training."""
+
+
+class Grid(NamedTuple):
+    """A table as text. note: what a reader must know."""
+
+    headers: list[str]
+    rows: list[list[str]]
+    title: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measure. value: of a run; None where it has none. scale: 100 for percent."""
+
+    title: str
+    value: Callable[[Run], float | None]
+    scale: float = 100.0
+    digits: int = 1
+
+    def values(self, runs: Mapping[int, Run]) -> dict[int, float]:
+        """Seed -> value, of the runs that have one."""
+        found = {seed: self.value(run) for seed, run in runs.items()}
+        return {seed: self.scale * value for seed, value in found.items() if value is not None}
+
+
+def method_row(title: str, runs: Mapping[int, Run], columns: Iterable[Column]) -> list[str]:
+    """A method, how many of its seeds there are (`2 (1 diverged)`; blank without any), and its values."""
+    lost = sum(bool(run.get("diverged")) for run in runs.values())
+    seeds = f"{len(runs) - lost}" + (f" ({lost} diverged)" if lost else "") if runs else ""
+    return [title, seeds, *(spread(column.values(runs).values(), column.digits) for column in columns)]
+
+
+def number_at(row: Any, keys: Sequence[str]) -> float | None:
+    """The number that a JSON has below these keys; None where there is none."""
+    for key in keys:
+        row = row.get(key) if isinstance(row, Mapping) else None
+    return None if row is None else float(row)
+
+
+def average(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are known; None without any."""
+    known = [float(value) for value in values if value is not None]
+    return mean(known) if known else None
 
 
 def spread(values: Iterable[float], digits: int = 1) -> str:
@@ -18,7 +66,14 @@ def spread(values: Iterable[float], digits: int = 1) -> str:
     return f"{mean(many):.{digits}f}" + (f" ± {stdev(many):.{digits}f}" if len(many) > 1 else "")
 
 
-def machines(runs: Iterable[Mapping[str, Any]]) -> str:
+def as_json(seeds: Mapping[int, float]) -> dict[str, Any]:
+    """The values of the seeds, not rounded, with their mean and standard deviation."""
+    many = list(seeds.values())
+    deviation = stdev(many) if len(many) > 1 else None
+    return {"mean": mean(many) if many else None, "std": deviation, "seeds": dict(seeds)}
+
+
+def machines(runs: Iterable[Run]) -> str:
     """What the trainings ran on, from `hardware` of their JSONs: each kind of GPU with its number, or number of CPU
     cores, once."""
 
@@ -39,11 +94,23 @@ def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> lis
     return [line(headers), line("---" for _ in headers), *(line(row) for row in rows)]
 
 
-def rich_table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """The first column is a name and stays on one line; the others are numbers."""
-    shown = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
-    for number, name in enumerate(headers):
-        shown.add_column(escape(name), justify="right" if number else "left", no_wrap=not number)
-    for row in rows:
-        shown.add_row(*map(escape, row))
-    return shown
+def markdown_lines(grids: Iterable[Grid]) -> list[str]:
+    """Each table below its title, with its note."""
+    lines = []
+    for grid in grids:
+        lines += [f"**{grid.title}**", "", *markdown_table(grid.headers, grid.rows), ""]
+        lines += [f"({grid.note})", ""] if grid.note else []
+    return lines
+
+
+def rich_tables(grids: Iterable[Grid], numbers_from: int = 1) -> list[Table]:
+    """For the terminal: names on one line; numbers, from a column on, to the right."""
+    tables = []
+    for grid in grids:
+        shown = Table(title=escape(grid.title), title_justify="left", box=None, pad_edge=False)
+        for at, name in enumerate(grid.headers):
+            shown.add_column(escape(name), justify="right" if at >= numbers_from else "left", no_wrap=not at)
+        for row in grid.rows:
+            shown.add_row(*map(escape, row))
+        tables.append(shown)
+    return tables

@@ -8,30 +8,24 @@ held-out set in all three looks carries all labels and shows what each of them r
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from rich.console import Console
 
 from crossdet.config import load_config
-from crossdet.data.drawing import class_colour, draw_boxes
-from crossdet.data.formats.format import SplitFiles
 from crossdet.data.formats.wider_face import read_wider_face
-from crossdet.data.index import Index
-from crossdet.data.reading import read_split
 from crossdet.demo.scenes import LOOKS, write_demo_datasets
-from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
+from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.files.wider_face_lists import write_wider_face_lists
 from crossdet.evaluation.operating import CONFIDENT, confident_share
 from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.evaluation.run import EvalSettings, detect
-from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.evaluation.tables import lineless_table, percent
+from crossdet.evaluation.union import UnionTest, compare, joined, of_images, open_union_test
 from crossdet.files import write_json
 from crossdet.inference import load_detector
 from crossdet.runs.train import train
@@ -130,16 +124,6 @@ def _demo_datasets() -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class UnionTest:
-    """The fully labelled pictures: all classes in all looks. look_of: `[I]` position in LOOKS per image."""
-
-    index: Index
-    truth: GroundTruth
-    classes: tuple[str, ...]
-    look_of: NDArray[np.int64]
-
-
 def write_demo_world(
     folder: Path,
     seed: int = 0,
@@ -152,7 +136,7 @@ def write_demo_world(
     folder.mkdir(parents=True, exist_ok=True)
     union = max(PICTURES_PER_LOOK, images // 3) if test_images is None else test_images
     write_demo_datasets(folder / "data", seed, images, max(2, images // 8), union)
-    _write_face_lists(folder / "data/faces")
+    write_face_lists(folder / "data/faces")
     configs = {method: demo_config(method == "naive", seed, steps) for method in METHODS}
     for name, content in (configs | {"full": full_config(seed, steps)}).items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
@@ -213,7 +197,7 @@ def run_demo(
     return content
 
 
-def _write_face_lists(faces: Path) -> None:
+def write_face_lists(faces: Path) -> None:
     """Easy, medium and hard faces in the layout of WIDER FACE's evaluation; here by their height alone."""
     index = read_wider_face(faces / "wider_face_val_bbx_gt.txt", faces / "images")
     boxes = np.array(index.boxes, np.float64)
@@ -224,22 +208,22 @@ def _write_face_lists(faces: Path) -> None:
 
 
 def _union_test(data: Path, classes: tuple[str, ...]) -> UnionTest:
-    files = SplitFiles(
-        annotations=(data / "union_test/annotations/all.json",), images=(data / "union_test/images",)
+    folder = data / "union_test"
+    return open_union_test(
+        folder / "annotations/all.json",
+        folder / "images",
+        lambda name: next(look for look in LOOKS if name.startswith(look)),
+        {look: frozenset(name for name in classes if not _foreign(name, look)) for look in LOOKS},
+        classes,
     )
-    index = read_split("coco", files)
-    class_ids = np.array([classes.index(name) for name in index.classes], np.int64)
-    names = [index.names[row] for row in range(len(index))]
-    look_of = np.array([next(i for i, look in enumerate(LOOKS) if n.startswith(look)) for n in names])
-    return UnionTest(index, ground_truth(Split(index, class_ids, classes)), classes, look_of)
 
 
 def _measure(test: UnionTest, found: DetectionArrays) -> dict[str, Any]:
     """AP50 per class and look, and how confidently the labelled objects are found."""
     result: dict[str, Any] = {}
     for look in ("all", *LOOKS):
-        chosen = np.ones(len(test.look_of), bool) if look == "all" else test.look_of == LOOKS.index(look)
-        truth, detections = _images(test.truth, found, chosen)
+        rows = np.flatnonzero((test.domain_of == look) | (look == "all"))
+        truth, detections = of_images(test.truth, found, rows)
         scores = coco_scores(truth, detections, range(len(test.classes)))
         confident = confident_share(truth, detections, range(len(test.classes)))
         result[look] = {"mean": scores.scores["AP50"]} | {
@@ -251,30 +235,6 @@ def _measure(test: UnionTest, found: DetectionArrays) -> dict[str, Any]:
             for c, name in enumerate(test.classes)
         }
     return result
-
-
-def _images(
-    truth: GroundTruth, found: DetectionArrays, chosen: NDArray[np.bool_]
-) -> tuple[GroundTruth, DetectionArrays]:
-    """Truth and detections of the chosen images, rows renumbered."""
-    new_row = np.cumsum(chosen) - 1
-    t, d = chosen[truth.image_of_box], chosen[found.image_of_box]
-    return (
-        GroundTruth(
-            image_ids=truth.image_ids[chosen],
-            boxes=truth.boxes[t],
-            labels=truth.labels[t],
-            crowd=truth.crowd[t],
-            area=truth.area[t],
-            image_of_box=new_row[truth.image_of_box[t]],
-        ),
-        DetectionArrays(
-            boxes=found.boxes[d],
-            scores=found.scores[d],
-            labels=found.labels[d],
-            image_of_box=new_row[found.image_of_box[d]],
-        ),
-    )
 
 
 def _print_tables(result: dict[str, Any], test: UnionTest, console: Console) -> None:
@@ -320,62 +280,22 @@ def write_comparisons(folder: Path, test: UnionTest, found: dict[str, DetectionA
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
+    by_title = [("naive concatenation", found["naive"]), ("dataset-aware", found["aware"])]
+
+    def comparison(row: int) -> Image.Image:
+        return compare(test, row, "all objects", by_title, CONFIDENT, factor=2)
+
     sheets = []
-    for number, look in enumerate(LOOKS):
-        rows = np.flatnonzero(test.look_of == number)[:PICTURES_PER_LOOK]
-        sheet = _joined([_comparison(test, found, int(row)) for row in rows], across=False)
-        sheet.save(folder / f"{look}.png")
-        sheets.append(_comparison(test, found, _most_unlabelled(test, look)))
-    _joined(sheets, across=False).save(folder / "overview.png")
+    for look in LOOKS:
+        rows = np.flatnonzero(test.domain_of == look)[:PICTURES_PER_LOOK]
+        joined([comparison(int(row)) for row in rows], upright=True).save(folder / f"{look}.png")
+        sheets.append(comparison(_most_unlabelled(test, look)))
+    joined(sheets, upright=True).save(folder / "overview.png")
     return folder
 
 
 def _most_unlabelled(test: UnionTest, look: str) -> int:
     """The picture of a look with the most objects of classes that its training pictures do not label."""
-    foreign = np.array([_foreign(name, look) for name in test.classes])[test.truth.labels]
-    counts = np.bincount(test.truth.image_of_box[foreign & ~test.truth.crowd], minlength=len(test.look_of))
-    return int(np.where(test.look_of == LOOKS.index(look), counts, -1).argmax())
-
-
-def _comparison(test: UnionTest, found: dict[str, DetectionArrays], row: int) -> Image.Image:
-    with Image.open(test.index.path(row)) as opened:
-        picture = opened.convert("RGB").resize((2 * opened.width, 2 * opened.height), Image.Resampling.LANCZOS)
-    truth = test.truth
-    mine = np.flatnonzero((truth.image_of_box == row) & ~truth.crowd)
-    panels = [_panel(picture, "all objects", test.classes, truth.boxes[mine], truth.labels[mine], None)]
-    for method in ("naive", "aware"):
-        d = found[method]
-        mine = np.flatnonzero((d.image_of_box == row) & (d.scores >= CONFIDENT))
-        title = f"{'naive concatenation' if method == 'naive' else 'dataset-aware'}, score >= {CONFIDENT}"
-        panels.append(_panel(picture, title, test.classes, d.boxes[mine], d.labels[mine], d.scores[mine]))
-    return _joined(panels, across=True)
-
-
-def _panel(
-    picture: Image.Image,
-    title: str,
-    classes: tuple[str, ...],
-    boxes: NDArray[Any],
-    labels: NDArray[Any],
-    scores: NDArray[Any] | None,
-) -> Image.Image:
-    texts = [classes[label] for label in labels.tolist()]
-    if scores is not None:
-        texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores.tolist(), strict=True)]
-    doubled = [(2 * x1, 2 * y1, 2 * x2, 2 * y2) for x1, y1, x2, y2 in boxes.tolist()]
-    drawn = draw_boxes(picture, doubled, texts, [class_colour(label) for label in labels.tolist()])
-    panel = Image.new("RGB", (drawn.width, drawn.height + 22), "white")
-    panel.paste(drawn, (0, 22))
-    ImageDraw.Draw(panel).text((4, 3), title, fill="black", font=ImageFont.load_default(14))
-    return panel
-
-
-def _joined(parts: list[Image.Image], across: bool) -> Image.Image:
-    """The pictures, all of one size, beside each other (across) or below each other."""
-    width, height = parts[0].size
-    step = (width + 8, 0) if across else (0, height + 8)
-    last = len(parts) - 1
-    sheet = Image.new("RGB", (width + last * step[0], height + last * step[1]), "white")
-    for number, part in enumerate(parts):
-        sheet.paste(part, (number * step[0], number * step[1]))
-    return sheet
+    foreign = np.array([name not in test.labelled_in[look] for name in test.classes])[test.truth.labels]
+    counts = np.bincount(test.truth.image_of_box[foreign & ~test.truth.crowd], minlength=len(test.domain_of))
+    return int(np.where(test.domain_of == look, counts, -1).argmax())

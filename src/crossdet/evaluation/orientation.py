@@ -1,105 +1,17 @@
-"""Folded classes in evaluation: detections of members as one class, and how often their direction is right.
-
-Also what needs no directions in training: a detector of upright objects that looks at every roll of a picture.
-"""
+"""How often the direction of a found object is right."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torchvision.ops import batched_nms
 
-from crossdet.data.index import Index
-from crossdet.data.rotation import rows_per_picture
-from crossdet.data.rotation_geometry import canvas, turn_boxes
-from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, GroundTruth, Ints
+from crossdet.evaluation.arrays import Bools, DetectionArrays, GroundTruth, Ints
 from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou_with_offset
 from crossdet.evaluation.operating import CONFIDENT, IOU_THRESHOLD
 from crossdet.evaluation.splits import Split, ground_truth
-from crossdet.labels.folds import NO_ANGLE, Folding
-
-
-def fold_detections(
-    detections: DetectionArrays, folding: Folding, nms_iou: float
-) -> tuple[DetectionArrays, NDArray[np.int64]]:
-    """Detections of a split in folded classes, with NMS among the members of each, and the `[N]` degrees of the
-    members that are left (NO_ANGLE where they are no directions)."""
-    labels = folding.of[detections.labels]
-    chosen = rows_after_nms(detections, labels, nms_iou)
-    folded = DetectionArrays(
-        detections.boxes[chosen], detections.scores[chosen], labels[chosen], detections.image_of_box[chosen]
-    )
-    return folded, folding.angles[detections.labels[chosen]]
-
-
-def rows_after_nms(detections: DetectionArrays, labels: NDArray[np.int64], nms_iou: float) -> NDArray[np.int64]:
-    """The rows, ascending, that NMS in each image and class leaves. labels: `[N]`, not the detections' own."""
-    rows = [np.zeros(0, np.int64)]
-    order = np.argsort(detections.image_of_box, kind="stable")
-    starts = np.flatnonzero(np.diff(detections.image_of_box[order], prepend=-1))
-    for mine in np.split(order, starts[1:]):
-        kept = batched_nms(
-            torch.from_numpy(detections.boxes[mine].astype(np.float32)),
-            torch.from_numpy(detections.scores[mine].astype(np.float32)),
-            torch.from_numpy(labels[mine]),
-            nms_iou,
-        )
-        rows.append(mine[kept.numpy()])
-    return np.sort(np.concatenate(rows))
-
-
-def all_looks(
-    index: Index, detections: DetectionArrays, centred: bool, nms_iou: float
-) -> tuple[DetectionArrays, NDArray[np.int64]] | None:
-    """What a detector finds in a picture that it looks at in all D directions, for every row of a turned index, and
-    the `[N]` degrees of each.
-
-    The looks at a row are all rows of its picture, so the detections are those in all rows. One in the row at a
-    degrees is turned by b - a onto the row at b degrees. The detector takes what it finds for upright, so in that
-    row it is an object turned by b - a. NMS in each image and class.
-
-    centred: the boxes are turned as `direction_box: centred` does, see `turning.turn_boxes`. At multiples of 90
-    degrees they are exact. None where the index is not turned, or a look is missing: b - a must be one of the
-    directions for all a and b, as in 4, 8 or 12.
-    """
-    count = rows_per_picture(index)
-    if index.turned is None or count < 2:
-        return None
-    degrees = index.turned.degrees.astype(np.int64)
-    directions = set(degrees[:count].tolist())
-    if any((b - a) % 360 not in directions for a in directions for b in directions):
-        return None
-    seen = np.asarray(detections.image_of_box, np.int64)
-    boxes, images, angles = [], [], []
-    for place in range(count):
-        image = seen // count * count + place
-        angle = (degrees[image] - degrees[seen]) % 360
-        boxes.append(_onto(detections.boxes, index.sizes[seen], index.sizes[image], angle, centred))
-        images.append(image)
-        angles.append(angle)
-    everything = DetectionArrays(
-        np.concatenate(boxes),
-        np.tile(detections.scores, count),
-        np.tile(detections.labels, count),
-        np.concatenate(images),
-    )
-    kept = rows_after_nms(everything, np.asarray(everything.labels, np.int64), nms_iou)
-    return everything.take(kept), np.concatenate(angles)[kept]
-
-
-def _onto(
-    boxes: Floats, before: Ints, after: Ints, degrees: NDArray[np.int64], centred: bool
-) -> NDArray[np.float32]:
-    """Boxes on canvases of sizes `before [N, 2]`, turned onto canvases of sizes `after [N, 2]`, centre on centre.
-
-    A turned canvas that is turned once more is larger than the picture turned by both at once.
-    """
-    moved = turn_boxes(boxes, before, degrees, np.full(len(boxes), centred))
-    shift = (after - canvas(before, degrees))[:, ::-1] / 2
-    return (moved + np.tile(shift, 2)).astype(np.float32)
+from crossdet.labels.folds import NO_ANGLE
 
 
 def angular_error(a: Ints, b: Ints) -> NDArray[np.int64]:
@@ -122,28 +34,13 @@ def orientation_scores(split: Split, detections: DetectionArrays, degrees: Ints)
         return None
     truth, angles = ground_truth(split), _object_angles(split)
     objects = np.flatnonzero(~truth.crowd & (truth.labels >= 0) & (angles != NO_ANGLE))
-    hits, found = _hits(truth, objects, detections, np.asarray(degrees) != NO_ANGLE)
+    hits, found = finders(truth, objects, detections, np.asarray(degrees) != NO_ANGLE)
     error = angular_error(np.asarray(degrees)[hits], angles[found])
     sure = detections.scores[hits] >= CONFIDENT
     return {"objects": len(objects), **_summary(error), "confident": _summary(error[sure])}
 
 
-def found_objects(split: Split, detections: DetectionArrays) -> dict[str, Any]:
-    """How many objects (no crowds) are found, whatever their direction: found as in `orientation_scores`, whose
-    numbers are of these alone.
-
-    `share`: of the `objects`, by a detection of any score; `confident`: with a score of at least 0.3. nan without
-    objects.
-    """
-    truth = ground_truth(split)
-    objects = np.flatnonzero(~truth.crowd & (truth.labels >= 0))
-    hits, _ = _hits(truth, objects, detections, np.ones(len(detections.scores), bool))
-    sure = int((detections.scores[hits] >= CONFIDENT).sum())
-    of = len(objects) or float("nan")
-    return {"objects": len(objects), "share": len(hits) / of, "confident": sure / of}
-
-
-def _hits(
+def finders(
     truth: GroundTruth, objects: NDArray[np.int64], detections: DetectionArrays, usable: Bools
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the `usable` detections that find one of the `objects` (rows of the truth), at most one for each, and

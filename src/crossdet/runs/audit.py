@@ -21,6 +21,7 @@ from crossdet.evaluation.audit_page import AuditedRun, export_coco, write_page
 from crossdet.evaluation.run import EvalSettings, detect_folded
 from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.evaluation.tables import lineless_table, percent
+from crossdet.evaluation.union import in_classes
 from crossdet.files import safe_names, write_json
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.space import DROPPED
@@ -154,15 +155,14 @@ def open_union_test(given: UnionTestConfig | Index, detector: Detector) -> Split
 
     Raises `UserError` where the files cannot be read or no class is known.
     """
-    index, classes = union_test_index(given), _classes(detector)
     own = dict(zip(detector.classes, positions(detector.space, detector, _folds(detector)), strict=True))
-    known = [classes.index(c) if c in classes else own.get(c, DROPPED) for c in index.classes]
-    if set(known) <= {DROPPED}:
+    split = in_classes(union_test_index(given), _classes(detector), own)
+    if not split.classes:
         raise UserError(
-            f"union_test: none of its classes ({', '.join(index.classes)}) is one of the detector's "
-            f"({', '.join(classes)}); it needs the unified names"
+            f"union_test: none of its classes ({', '.join(split.index.classes)}) is one of the detector's "
+            f"({', '.join(split.names)}); it needs the unified names"
         )
-    return Split(index, np.array(known, np.int64), classes)
+    return split
 
 
 # ------------------------------------------------------------------------------------------ tables

@@ -11,12 +11,10 @@ from crossdet.data.federated import verified_in_evaluation
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.data.rotation import rotated
-from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
+from crossdet.evaluation.arrays import DetectionArrays, Verified
 from crossdet.evaluation.audit import AuditedSplit, audit
-from crossdet.evaluation.bootstrap import paired_bootstrap
 from crossdet.evaluation.operating import best_f1, judge
 from crossdet.evaluation.protocols import PROTOCOLS
-from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.evaluation.protocols.entry import score_split
 from crossdet.evaluation.splits import ground_truth
 from crossdet.inference import Detector
@@ -25,7 +23,6 @@ from crossdet.models.building import build_detector
 from crossdet.models.card import InputSettings
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.runs.evaluate import splits_for_detector, splits_for_training
-from crossdet_research.lifelong_measure import place_of, rows_of
 
 
 def index_of(classes, images, federated=True) -> Index:
@@ -204,35 +201,6 @@ def test_classes_that_become_one_are_verified_together():
     assert verified_in_evaluation(index, ids, part, 0, np.array([0, DROPPED, 1])) is None
 
 
-def random_truth(seed):
-    rng = np.random.default_rng(seed)
-    low = rng.uniform(0, 200, (40, 2))
-    boxes = np.concatenate([low, low + 30], 1)
-    labels, images = rng.integers(0, 3, 40), rng.integers(0, 12, 40)
-    pairs = np.argwhere(rng.random((12, 3)) < 0.5)
-    truth = GroundTruth(
-        np.arange(12), boxes, labels, rng.random(40) < 0.1, np.full(40, 900.0), images,
-        Verified(np.array([2]), pairs[:, 0], pairs[:, 1]),
-    )  # fmt: skip
-    rows = rng.integers(0, 40, 160)
-    image = np.where(rng.random(160) < 0.3, rng.integers(0, 12, 160), images[rows])
-    found = DetectionArrays(
-        boxes[rows] + rng.normal(0, 2, (160, 4)), rng.permutation(160) / 160, labels[rows], image
-    )
-    return truth, found
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_the_bootstrap_counts_as_the_protocol(seed):
-    truth, found = random_truth(seed)
-    result, wanted = paired_bootstrap(truth, found, found, range(3), 2), coco_scores(truth, found, range(3))
-    for c in range(3):
-        for key in ("AP", "AP50"):
-            assert result.per_class[c][key].before == pytest.approx(wanted.per_class[c][key], abs=1e-9), (c, key)
-    everything = GroundTruth(*(getattr(truth, name) for name in list(vars(truth))[:-1]))
-    assert coco_scores(everything, found, range(3)).scores["AP"] < wanted.scores["AP"]
-
-
 def test_regions_of_no_class_are_in_no_pair():
     """Label -1 must not be taken for the last class of the image before."""
     verified = Verified(np.zeros(0, np.int64), np.array([0]), np.array([1]))
@@ -251,13 +219,3 @@ def test_false_detections_per_image_that_verifies(tmp_path):
     assert home.operating.precision == 0.5  # 0.95 wrong, 0.9 right; 0.99 is in an image that verifies nothing
     assert home.false_per_image == 0.5
     assert home.histogram.sum() == 1
-
-
-def test_splits_judged_together_keep_what_their_images_verify():
-    federated = split_of(index_of(["cat"], [([], [0], []), ([], [], [])]))
-    plain = split_of(index_of(["cat"], [([], [], [])], federated=False))
-    together = place_of({"a": federated, "b": plain}).truth
-    assert together.verifies(np.arange(3), np.zeros(3, np.int64)).tolist() == [True, False, True]
-    assert place_of({"b": plain}).truth.verified is None
-    some, _ = rows_of(together, detections(), [2, 1])
-    assert some.verifies(np.arange(2), np.zeros(2, np.int64)).tolist() == [True, False]

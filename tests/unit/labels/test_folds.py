@@ -13,7 +13,8 @@ from crossdet.data.index import IndexBuilder
 from crossdet.data.rotation import rotated
 from crossdet.errors import ConfigError, LabelError, UserError
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.orientation import angular_error, fold_detections, orientation_scores
+from crossdet.evaluation.folding import fold_detections
+from crossdet.evaluation.orientation import angular_error, orientation_scores
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.protocols.entry import score_split
 from crossdet.evaluation.splits import Split
@@ -25,7 +26,6 @@ from crossdet.models.building import build_detector
 from crossdet.models.card import InputSettings
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.runs.evaluate import splits_for_detector
-from crossdet_research.orientation import per_roll
 
 BASE = {"faces": ["face"], "people": ["person", "face"], "cars": ["car", "wheel"]}
 
@@ -222,8 +222,6 @@ def test_orientation_by_hand(tmp_path):
     assert scores["mean_error"] == (0 + 0 + 180 + 90) / 4
     assert scores["confident"] == {"found": 3, "accuracy": 1 / 3, "mean_error": 90.0}
     assert orientation_scores(Split(many, np.zeros(4, np.int64), ["face"]), found, angles[[0] * 5]) is None
-    rolls = per_roll(split, found.take(np.array([0, 2])))
-    assert {d: row["AP50"] for d, row in rolls.items()} == pytest.approx({0: 1, 90: 0, 180: 1, 270: 0})
     everything = score_split(PROTOCOLS["coco"], split, found, 100).record
     # the double one stands before the weakest right one: precision 0.8 at the last 25 of 101 recalls
     assert everything["AP50"] == pytest.approx((76 + 25 * 0.8) / 101)

@@ -1,0 +1,169 @@
+"""`crossdet-research split`: the command line of `crossdet_research.split.plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from crossdet.commands.terminal import JsonFile, out, say
+from crossdet.errors import UserError, problem_list
+from crossdet_research.study import Several, argument, option
+
+if TYPE_CHECKING:
+    from crossdet.config import Config
+    from crossdet.data.index import Index
+
+
+def split(
+    config: Annotated[Path, argument("CONFIG", "YAML config with a dataset that is labelled in full")],
+    part: Annotated[
+        list[str], typer.Option(metavar="NAME=CLASS,...", help="a part and the classes it labels; at least two")
+    ],
+    output: Annotated[Path, option("--output", "DIR", "where to write", "-o")],
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="which dataset of the config, if it has several")
+    ] = None,
+    share: Annotated[
+        float, typer.Option(min=0, max=1, help="share of the training images that is in every part")
+    ] = 0.0,
+    conflict: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="share of each part's images that show an object it does not label; 1: as the data come",
+        ),
+    ] = 1.0,
+    conflict_by: Annotated[
+        Literal["choose", "erase", "mark"],
+        typer.Option(
+            help="lower conflict by moving images between parts, by painting over what is not labelled, or by "
+            "marking it as regions that naive training avoids"
+        ),
+    ] = "choose",
+    images: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="training images per part (default: all images are used)")
+    ] = None,
+    look: Annotated[
+        Several,
+        typer.Option(
+            metavar="PART=LOOK", help="grey_dark, warm, cold, faded, blur_noise or none for a part's pictures"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of everything random")] = 0,
+    overrides: Annotated[Several, option("--set", "KEY=VALUE", "override a config value")] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace the split in the output directory")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Make partially labelled datasets out of one that is labelled in full, and configs to compare on them.
+
+    Example: crossdet-research split bccd.yaml --part red=RBC --part white=WBC,Platelets --output halves
+    """
+    from crossdet.config import load_config
+    from crossdet.files import write_json
+    from crossdet_research.split.configs import recipe
+    from crossdet_research.split.files import write_split
+    from crossdet_research.split.plan import split_dataset
+
+    loaded = load_config(config, overrides or [])
+    parts, looks = _given("--part", "NAME=CLASS,...", part), _given("--look", "PART=LOOK", look or [])
+    name = _dataset_name(loaded, dataset)
+    train, val = _open(loaded, name)
+    plan = split_dataset(
+        train,
+        val,
+        {p: [c.strip() for c in classes.split(",") if c.strip()] for p, classes in parts.items()},
+        looks=looks,
+        share=share,
+        conflict=conflict,
+        method=conflict_by,
+        images=images,
+        seed=seed,
+    )
+    record = write_split(plan, output, recipe(loaded), loaded.datasets[name].protocol, overwrite)
+    _print(record, output, name)
+    if json_file is not None:
+        write_json(json_file, record)
+
+
+def _given(option: str, wanted: str, texts: Sequence[str]) -> dict[str, str]:
+    """`NAME=VALUE` of a repeated option."""
+    found: dict[str, str] = {}
+    problems = []
+    for text in texts:
+        name, equals, value = (piece.strip() for piece in text.partition("="))
+        if not name or not equals or not value:
+            problems.append(f"{option} {text}: expected {wanted}")
+        elif name in found:
+            problems.append(f"{option} {text}: {name} is given twice")
+        found.setdefault(name, value)
+    if problems:
+        raise UserError(problem_list(f"split: {len(problems)} mistake(s)", problems))
+    return found
+
+
+def _dataset_name(config: Config, wanted: str | None) -> str:
+    from crossdet.labels.rules import unknown
+
+    if wanted is not None and wanted not in config.datasets:
+        raise UserError(f"--dataset: {unknown('dataset', wanted, list(config.datasets))}")
+    both = [name for name, one in config.datasets.items() if one.train is not None and one.val is not None]
+    name = wanted or (both[0] if len(both) == 1 else None)
+    if name is None:
+        known = ", ".join(both) or "none"
+        raise UserError(
+            f"--dataset: which one? With a `train` and a `val` split the config has {known}; split needs both"
+        )
+    if name not in both:
+        raise UserError(f"datasets.{name}: split needs a `train` and a `val` split")
+    return name
+
+
+def _open(config: Config, name: str) -> tuple[Index, Index]:
+    """Both splits; of the training split the images that `part` leaves."""
+    from crossdet.config.sources import open_split, share_of
+
+    dataset, indexes, problems = config.datasets[name], {}, []
+    for split_name in ("train", "val"):
+        given = getattr(dataset, split_name)
+        try:
+            indexes[split_name] = open_split(dataset, split_name, given)
+        except UserError as error:
+            problems.append(f"datasets.{name}.{split_name}: " + str(error).replace("\n", "\n    "))
+    if problems:
+        raise UserError(problem_list(f"{len(problems)} split(s) cannot be read", problems))
+    return share_of(indexes["train"], dataset), indexes["val"]
+
+
+def _print(record: dict[str, Any], folder: Path, name: str) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    columns = ("part", "look", "images", "conflict", "labelled", "not labelled")
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for at, column in enumerate(columns):
+        table.add_column(column, justify="right" if at in (2, 3) else "left")
+    for part, row in record["parts"].items():
+        conflict = f"{row['conflict']:.3f} ({row['conflict_images']})"
+        labelled = ", ".join(f"{c} {n}" for c, n in row["boxes_labelled"].items())
+        missing = ", ".join(f"{c} {n}" for c, n in row["boxes_unlabelled"].items())
+        cells = (part, row["look"], str(row["images"]), conflict, labelled, missing or "-")
+        table.add_row(*(escape(cell) for cell in cells))
+    out.print(table, highlight=False)
+    lines = [
+        f"{name}: {record['train_images']} training images, {record['unused_images']} unused, "
+        f"{record['images_in_every_part']} in every part; {record['val_images']} test images",
+        f"conflict (images that show an object which is not labelled): {record['conflict']:.3f} of all",
+    ]
+    if erased := sum(row["erased_images"] for row in record["parts"].values()):
+        boxes = sum(row["boxes_erased"] for row in record["parts"].values())
+        lines.append(f"painted over: {boxes} objects in {erased} images")
+    if marked := sum(row.get("marked_images", 0) for row in record["parts"].values()):
+        boxes = sum(row["boxes_marked"] for row in record["parts"].values())
+        lines.append(f"marked: {boxes} objects in {marked} images (naive.yaml avoids them)")
+    lines.append(f"{folder}  (aware.yaml, naive.yaml, same_positives.yaml, full.yaml, expert_*.yaml, split.json)")
+    for line in lines:
+        say(line)
