@@ -71,13 +71,13 @@ class ConvolutionBytes:
 
 def phases(step: TrainStep, sgd: torch.optim.Optimizer, batch: Batch, form: Form) -> dict[str, float]:
     """Seconds of the parts of one step."""
-    device, detector = batch.images.device, step.detector
+    device, detector = batch.images.device, step.network
     labelled, labelling = timed(lambda: detector.prepare()(batch.to("cpu")).to(device), device)
     sgd.zero_grad(set_to_none=True)
     with form.autocast(device):
         features, forward = timed(lambda: detector.features(batch.images), device)
-        losses, head = timed(lambda: detector.loss(features, labelled), device)
-    _, backward = timed((losses["classification"] + losses["box"]).backward, device)
+        losses, head = timed(lambda: detector.losses_of(features, labelled).normalised("batch"), device)
+    _, backward = timed(sum(losses.values()).backward, device)
     _, update = timed(sgd.step, device)
     return {
         "labelling": labelling,
@@ -102,7 +102,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     moved = ConvolutionBytes(step)
     with FlopCounterMode(display=False) as counter, form.autocast(device):
         losses = step(batch)
-        (losses["classification"] + losses["box"]).backward()
+        sum(losses.values()).backward()
     moved.remove()
     rate = matrix_rate(device, torch.bfloat16 if form.bfloat16 else torch.float32)
     copy_rate = bandwidth(device)

@@ -97,7 +97,10 @@ def our_step(backbone: str, classes: int, batch: Batch, form: Form, compiled: bo
     torch.manual_seed(0)
     scales = tuple(4 * 2 ** (k / 3) for k in range(3))
     settings = RetinaNetSettings(backbone=backbone, anchors=Anchors(scales=scales), freeze_batch_norm=True)
-    step = TrainStep(build_detector(settings, classes).to(batch.images.device), compiled).train()
+    network = build_detector(settings, classes).to(batch.images.device)
+    if compiled:
+        network.compile_parts()
+    step = TrainStep(network).train()
     if form.channels_last:
         step = step.to(memory_format=torch.channels_last)
     sgd = optimizer(step)
@@ -105,8 +108,8 @@ def our_step(backbone: str, classes: int, batch: Batch, form: Form, compiled: bo
     def run() -> float:
         sgd.zero_grad(set_to_none=True)
         with form.autocast(batch.images.device):
-            losses = step(batch)
-        loss = losses["classification"] + losses["box"]
+            terms, _, _ = step(batch)
+        loss = sum(terms.values())
         loss.backward()
         sgd.step()
         return float(loss.detach())

@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from crossdet.losses import image_focal_losses
 from crossdet.models.building import build_detector
+from crossdet.models.contract import Losses
 from crossdet.models.retinanet.matching import label_anchors
-from crossdet.models.retinanet.network import ImageLosses, RetinaNet
+from crossdet.models.retinanet.network import RetinaNet
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.types import Annotations, Batch
 
@@ -47,11 +48,10 @@ class Step(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         features = self.detector.features(batch.images)
-        sums = self.all_logits(features, batch) if self.full else self.detector.image_losses(features, batch)
-        losses = self.detector.normalise(sums)
-        return losses["classification"] + losses["box"]
+        losses = self.all_logits(features, batch) if self.full else self.detector.losses_of(features, batch)
+        return sum(losses.normalised(self.detector.normaliser).values())
 
-    def all_logits(self, features: list[Tensor], batch: Batch) -> ImageLosses:
+    def all_logits(self, features: list[Tensor], batch: Batch) -> Losses:
         model = self.detector
         outputs = model.head(features)
         grid = model.anchor_grid(outputs.grids)
@@ -60,7 +60,7 @@ class Step(nn.Module):
             torch.cat(outputs.logits, 1), labelled.labels, batch.trusted, avoid=labelled.avoid
         )
         box = model._box_losses(torch.cat(outputs.deltas, 1), grid.boxes, labelled)
-        return ImageLosses(classification, box, (labelled.labels >= 0).sum(1))
+        return Losses({"classification": classification, "box": box}, (labelled.labels >= 0).sum(1))
 
 
 def random_batch(
