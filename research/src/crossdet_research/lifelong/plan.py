@@ -98,12 +98,10 @@ def order_of_arrival(config: Config, groups: Sequence[str]) -> list[list[str]]:
     given = [[name.strip() for name in text.split(",") if name.strip()] for text in groups]
     order = [group for group in given if group] or [[name] for name in names]
     listed = [name for group in order for name in group]
-    problems = []
-    for name in dict.fromkeys(listed):
-        if name not in names:
-            problems.append(f"--generation: no dataset {name!r}; {suggest(name, names, 'datasets')}")
-        if listed.count(name) > 1:
-            problems.append(f"--generation: {name!r} arrives {listed.count(name)} times")
+    unknown = [name for name in dict.fromkeys(listed) if name not in names]
+    twice = [name for name in dict.fromkeys(listed) if listed.count(name) > 1]
+    problems = [f"--generation: no dataset {name!r}; {suggest(name, names, 'datasets')}" for name in unknown]
+    problems += [f"--generation: {name!r} arrives {listed.count(name)} times" for name in twice]
     missing = [name for name in names if name not in listed]
     problems += [
         f"--generation: {name!r} is in no generation; add it, or take it out of the config" for name in missing
@@ -345,9 +343,6 @@ def with_share(dataset: DatasetConfig, share: str, seed: int = 0) -> DatasetConf
     number = (first - 1 + seed) % count
     part = f"{remainder + divisor * number + 1}/{divisor * count}"
     return dataset.model_copy(update={"part": None if part == "1/1" else part})
-
-
-# ------------------------------------------------------------------------------------------- to compare
 
 
 def roots_of(config: Config, runs: Path) -> dict[Path, str]:
