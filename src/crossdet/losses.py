@@ -185,13 +185,13 @@ class _FocalSums(torch.autograd.Function):
     def backward(ctx: Any, grad_sums: Tensor, grad_terms: Tensor) -> tuple[Tensor | None, ...]:
         slope, place, fore_slope = ctx.saved_tensors
         # Fresh memory of this size costs as much as the loss, and a graph that is not kept needs `slope` no more.
-        grad = slope * grad_sums[:, None] if _graph_is_kept() else slope.mul_(grad_sums[:, None])
+        grad = slope * grad_sums[:, None] if graph_is_kept() else slope.mul_(grad_sums[:, None])
         if place is not None:  # background and foreground are different anchors
             grad.flatten(0, 1)[place] = fore_slope * grad_terms[:, None]
         return grad, None, None, None, None, None, None
 
 
-def _graph_is_kept() -> bool:
+def graph_is_kept() -> bool:
     """Whether the backward pass that runs was asked to retain the graph; true where torch does not tell."""
     ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return True if ask is None else bool(ask())
@@ -209,12 +209,12 @@ def _without_avoided(logits: Tensor, background: Tensor, avoid: Tensor | None) -
     image, anchor, cls = avoid.unbind(1)
     images, anchors, classes = logits.shape
     place = image * anchors + anchor
-    weights = _with_entries(weights, torch.where((image >= 0) & (cls < 0), place, images * anchors), 0.0)
+    weights = with_entries(weights, torch.where((image >= 0) & (cls < 0), place, images * anchors), 0.0)
     single = torch.where((image >= 0) & (cls >= 0), place * classes + cls, logits.numel())
-    return _with_entries(logits, single, -1e4), weights  # a probability of zero
+    return with_entries(logits, single, -1e4), weights  # a probability of zero
 
 
-def _with_entries(tensor: Tensor, places: Tensor, value: float) -> Tensor:
+def with_entries(tensor: Tensor, places: Tensor, value: float) -> Tensor:
     """A copy of the tensor with some entries replaced; a place behind the last entry is lost."""
     longer = tensor.new_empty(tensor.numel() + 1)
     copy = longer[:-1].view(tensor.shape).copy_(tensor)
@@ -271,6 +271,30 @@ def _compiled_piece() -> Callable[[Tensor, Tensor, Tensor, Tensor | None, float]
             slope.copy_(power * (gamma * (1 - p) * soft + p))
 
     return torch.compile(add_focal_piece, dynamic=True)
+
+
+def background_focal_parts(
+    logits: Tensor, alpha: float, gamma: float, compiled: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Negative focal terms `(1 - alpha) p^gamma softplus(logit)` of each logit, and their derivatives. Not for
+    autograd.
+
+    logits: float32 or float64, any shape. compiled: in one pass, by `torch.compile`.
+    """
+    terms, slopes = (_compiled_parts() if compiled else _background_parts)(logits, alpha, gamma)
+    return terms, slopes
+
+
+def _background_parts(logits: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
+    power, p, soft = _focal_parts(logits, gamma)
+    power = power * (1 - alpha)
+    # d(p^gamma softplus) = p^gamma (gamma (1 - p) softplus + p)
+    return power * soft, (gamma * (soft - soft * p) + p) * power
+
+
+@cache
+def _compiled_parts() -> Callable[[Tensor, float, float], tuple[Tensor, Tensor]]:
+    return torch.compile(_background_parts, dynamic=True)
 
 
 def foreground_negatives_of(

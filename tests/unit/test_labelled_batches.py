@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from crossdet.losses import image_focal_losses
+from crossdet.models import union_head
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.retinanet import RetinaNet
 from crossdet.training import TrainStep
@@ -61,9 +62,11 @@ def test_labels_found_before_are_those_found_in_the_step(model, size, regions):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("regions", [False, True])
-def test_a_step_on_a_labelled_batch_reads_no_value(model, regions):
+def test_a_step_on_a_labelled_batch_reads_no_value(model, regions, batched, monkeypatch):
     """On fake tensors, which have shapes but no values, everything that would wait for a device fails."""
+    monkeypatch.setattr(union_head, "is_batched", lambda device: batched)
     batch = model.labeller()(make_batch(regions=regions))
     step = TrainStep(model)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:

@@ -8,19 +8,29 @@ the full computation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from crossdet.losses import background_focal_sums, foreground_focal_parts, foreground_negatives_of
+from crossdet.losses import (
+    background_focal_parts,
+    background_focal_sums,
+    foreground_focal_parts,
+    foreground_negatives_of,
+    graph_is_kept,
+    with_entries,
+)
 from crossdet.types import BACKGROUND, AnchorLabels, TrustGroup
 
 FOREGROUND_ENTRIES = 8_000_000
-"""Foreground anchors x classes held at once (32 MB per tensor)."""
+"""Foreground anchors x classes, or x inputs of the layer, held at once (32 MB per tensor)."""
+DEVICE_ENTRIES = 1 << 24
+"""Background logits whose focal terms a device computes at once (64 MB per tensor, of which five are held)."""
 
 
 def union_focal_losses(
@@ -49,7 +59,9 @@ def union_focal_losses(
     classes = trusted.shape[1]
     shapes = predict.out_channels // classes
     spots = _positions(towers, labelled, shapes)
-    rows = [_rows_of(group, classes, shapes, trusted.device) for group in groups]
+    device = trusted.device
+    counts = [shapes * len(group.classes) for group in groups]
+    rows = [_rows_of(group, classes, shapes, device) for group in groups]
     negatives = (trusted, labelled, foreground_negatives, overlap)
     terms, weight, bias = _UnionLayer.apply(
         predict.weight,
@@ -60,20 +72,19 @@ def union_focal_losses(
         negatives,
         (alpha, gamma),
     )
-    background = _background(
-        towers,
-        weight,
-        bias,
-        [len(r) for r in rows],
-        labelled,
-        groups,
-        alpha,
-        gamma,
-        compiled,
-        background_weight,
-    )
+    rest = (counts, labelled, groups, alpha, gamma, compiled, background_weight)
+    if is_batched(device):
+        background = _batched_background(towers, weight, bias, *rest, trusted)
+    else:
+        background = _background(towers, weight, bias, *rest)
     losses: Tensor = background.index_add(0, labelled.image, terms.to(background.dtype))
     return losses
+
+
+def is_batched(device: torch.device) -> bool:
+    """Whether the background takes few and large operations: a device waits for every small one, but a CPU is
+    faster with small pieces, which stay in its cache."""
+    return device.type != "cpu"
 
 
 def _rows_of(group: TrustGroup, classes: int, shapes: int, device: torch.device) -> Tensor:
@@ -175,6 +186,274 @@ def _in_level(avoid: Tensor, start: int, anchors: int) -> Tensor | None:
     return torch.stack([torch.where(here, image, -1), anchor - start, cls], 1)
 
 
+# ------------------------------------------------------------------------------ background on a device
+
+
+def _batched_background(
+    towers: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    counts: Sequence[int],
+    labelled: AnchorLabels,
+    groups: Sequence[TrustGroup],
+    alpha: float,
+    gamma: float,
+    compiled: bool,
+    background_weight: Tensor | None,
+    trusted: Tensor,
+) -> Tensor:
+    """What `_background` gives, by few and large operations.
+
+    All levels lie side by side in one map, so that a trusted set is one convolution, and the focal terms of all
+    sets are computed together.
+    """
+    device, layout = weight.device, Layout.of(towers)
+    order = [image for group in groups for image in group.images]
+    place = None  # the images in the order of the groups, where the loader has not seen to it
+    if order != list(range(len(order))):
+        place = torch.tensor(order).to(device, non_blocking=True)
+    shapes = labelled.labels.shape[1] // layout.cells
+    silent = layout.put_anchors(labelled.labels != BACKGROUND, shapes)
+    avoid = labelled.avoid
+    if len(avoid):
+        image, anchor, cls = avoid.unbind(1)
+        anchor = layout.anchor_places(shapes, device)[anchor]
+        every = torch.where(cls < 0, image * silent.shape[1] + anchor, silent.numel())
+        silent = with_entries(silent, every, True)
+        cls, meant = cls.clamp(min=0), cls >= 0
+        column = (trusted.cumsum(1) - 1)[image, cls]
+        meant &= trusted[image, cls]
+        image = image if place is None else place.argsort()[image]
+        avoid = torch.stack([torch.where(meant, image, -1), anchor, column], 1)
+    weights = None
+    if background_weight is not None:
+        weights = [_of_group(background_weight, group) for group in groups]
+    sums: Tensor = _BatchedBackground.apply(
+        weight,
+        bias,
+        layout,
+        Sets([len(g.images) for g in groups], [len(g.classes) for g in groups], list(counts)),
+        place,
+        silent if place is None else silent.index_select(0, place),
+        avoid,
+        weights,
+        (alpha, gamma, compiled),
+        *towers,
+    )
+    return sums if place is None else sums[place.argsort()]
+
+
+class Layout(NamedTuple):
+    """Maps of all levels in one: the first, below it the others side by side, one empty row or column between.
+
+    What a 3x3 convolution with padding 1 gives inside a level is then what it gives for the level alone.
+    grids: (rows, columns) of each level; corners: where it lies.
+    """
+
+    rows: int
+    columns: int
+    grids: tuple[tuple[int, int], ...]
+    corners: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, maps: Sequence[Tensor]) -> Layout:
+        grids = tuple((t.shape[-2], t.shape[-1]) for t in maps)
+        corners, right, below = [(0, 0)], 0, 0
+        for rows, columns in grids[1:]:
+            corners.append((grids[0][0] + 1, right))
+            right, below = right + columns + 1, max(below, rows + 1)
+        return cls(grids[0][0] + below, max(grids[0][1], right - 1), grids, tuple(corners))
+
+    @property
+    def cells(self) -> int:
+        """Of the levels, without what is between them."""
+        return sum(rows * columns for rows, columns in self.grids)
+
+    def windows(self) -> Iterator[tuple[slice, slice]]:
+        for (rows, columns), (top, left) in zip(self.grids, self.corners, strict=True):
+            yield slice(top, top + rows), slice(left, left + columns)
+
+    def put(self, maps: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """`[B, D, rows, columns]` of all levels' maps, zero between them."""
+        batch, channels = maps[0].shape[:2]
+        whole = maps[0].new_zeros((batch, self.rows, self.columns, channels), dtype=dtype)
+        whole = whole.permute(0, 3, 1, 2)
+        for level, (down, across) in zip(maps, self.windows(), strict=True):
+            whole[:, :, down, across] = level
+        return whole
+
+    def put_anchors(self, values: Tensor, shapes: int) -> Tensor:
+        """`[B, rows * columns * A]` of `values [B, N]` bool by anchor; true between the levels."""
+        whole = values.new_ones((len(values), self.rows, self.columns, shapes))
+        levels = values.split([rows * columns * shapes for rows, columns in self.grids], 1)
+        for level, (rows, columns), (down, across) in zip(levels, self.grids, self.windows(), strict=True):
+            whole[:, down, across] = level.unflatten(1, (rows, columns, shapes))
+        return whole.flatten(1)
+
+    def anchor_places(self, shapes: int, device: torch.device) -> Tensor:
+        """`[N]`: where each anchor is in what `put_anchors` gives."""
+        places = torch.arange(self.rows * self.columns * shapes, device=device)
+        whole = places.view(self.rows, self.columns, shapes)
+        return torch.cat([whole[down, across].flatten() for down, across in self.windows()])
+
+
+class Sets(NamedTuple):
+    """The trusted sets of a batch: of each its images, its classes, and its output channels (A x classes)."""
+
+    images: list[int]
+    classes: list[int]
+    channels: list[int]
+
+    def pieces(self, cells: int) -> Iterator[list[tuple[int, int, int, int]]]:
+        """The logits, image after image, cut into pieces of about `DEVICE_ENTRIES`.
+
+        cells: positions of a map. A piece is a list of (set, first of its images, number of images, logits).
+        """
+        piece: list[tuple[int, int, int, int]] = []
+        room = DEVICE_ENTRIES
+        for number, (images, channels) in enumerate(zip(self.images, self.channels, strict=True)):
+            each, first = cells * channels, 0
+            while channels and first < images:
+                if room < each and piece:
+                    yield piece
+                    piece, room = [], DEVICE_ENTRIES
+                some = min(images - first, max(1, room // each))
+                piece.append((number, first, some, some * each))
+                first, room = first + some, room - some * each
+        if piece:
+            yield piece
+
+
+class _BatchedBackground(torch.autograd.Function):
+    """`[B]` sums of the background anchors, images in the order of the sets; see `_batched_background`.
+
+    silent: `[B, N]`, anchors without a term. avoid: `[P, 3]` (image, anchor, column of the image's set); image -1
+    means nothing. weights: per set `[images, K]`. The slopes take the place of the logits.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        bias: Tensor,
+        layout: Layout,
+        sets: Sets,
+        place: Tensor | None,
+        silent: Tensor,
+        avoid: Tensor,
+        weights: list[Tensor] | None,
+        options: tuple[float, float, bool],
+        *towers: Tensor,
+    ) -> Tensor:
+        device = weight.device.type
+        half = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if half else weight.dtype
+        with torch.autocast(device, enabled=False):
+            maps = layout.put(towers, dtype)
+            maps = maps if place is None else _take(maps, place)
+            layer = weight.to(dtype).contiguous(memory_format=torch.channels_last)
+            flat = _logits_of_sets(maps, layer, bias.to(dtype), sets, silent, avoid)
+            sums = _replace_by_slopes(flat, sets, layout.rows * layout.columns, weights, options)
+        ctx.save_for_backward(flat, maps, layer, place)
+        ctx.layout, ctx.sets = layout, sets
+        ctx.dtypes = weight.dtype, [t.dtype for t in towers]
+        return sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_sums: Tensor) -> tuple[Any, ...]:
+        slopes, maps, layer, place = ctx.saved_tensors
+        slopes = slopes.clone() if graph_is_kept() else slopes
+        sets, cells = ctx.sets, ctx.layout.rows * ctx.layout.columns
+        lengths = [i * c * cells for i, c in zip(sets.images, sets.channels, strict=True)]
+        parts = zip(
+            slopes.split(lengths),
+            grad_sums.to(slopes.dtype).split(sets.images),
+            maps.split(sets.images),
+            layer.split(sets.channels),
+            strict=True,
+        )
+        grads = [_layer_gradients(*part) for part in parts]
+        grad_maps, grad_weight, grad_bias = (torch.cat(some) for some in zip(*grads, strict=True))
+        grad_maps = grad_maps if place is None else grad_maps.index_select(0, place.argsort())
+        dtype, tower_types = ctx.dtypes
+        grad_towers = [
+            grad_maps[:, :, down, across].to(tower_type)
+            for tower_type, (down, across) in zip(tower_types, ctx.layout.windows(), strict=True)
+        ]
+        return grad_weight.to(dtype), grad_bias.to(dtype), *[None] * 7, *grad_towers
+
+
+def _layer_gradients(
+    slopes: Tensor, factor: Tensor, maps: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of a set's maps, weight and bias. slopes: flat, are overwritten. factor: by image."""
+    if not len(weight):
+        return torch.zeros_like(maps), weight, weight.new_zeros(0)
+    grad = slopes.view(len(maps), *maps.shape[2:], len(weight)).mul_(factor[:, None, None, None])
+    ones = [1, 1]
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        grad.permute(0, 3, 1, 2), maps, weight, [len(weight)], ones, ones, ones, False, [0, 0], 1, [True] * 3
+    )
+    return gradients
+
+
+def _logits_of_sets(
+    maps: Tensor, weight: Tensor, bias: Tensor, sets: Sets, silent: Tensor, avoid: Tensor
+) -> Tensor:
+    """All logits of all sets, flat: by set, image, position, anchor shape and class. -1e4, which is a probability
+    of zero with slope zero, where a logit has no term."""
+    parts, table, start = [], [], 0
+    of_sets = zip(
+        maps.split(sets.images),
+        silent.split(sets.images),
+        weight.split(sets.channels),
+        bias.split(sets.channels),
+        sets.classes,
+        strict=True,
+    )
+    for some, without, rows, offsets, classes in of_sets:
+        each = silent.shape[1] * classes
+        table += [(start + image * each, classes) for image in range(len(some))]
+        start += len(some) * each
+        if classes:
+            logits = F.conv2d(some, rows, offsets, padding=1).permute(0, 2, 3, 1)
+            logits = logits.reshape(len(some), -1, classes).masked_fill_(without[..., None], -1e4)
+            parts.append(logits.flatten())
+    flat = parts[0] if len(parts) == 1 else torch.cat([bias.new_zeros(0), *parts])
+    if len(avoid):
+        first, width = torch.tensor(table).to(avoid.device, non_blocking=True).unbind(1)
+        image, anchor, column = avoid.unbind(1)
+        place = first[image] + anchor * width[image] + column
+        flat = with_entries(flat, torch.where(image < 0, len(flat), place), -1e4)
+    return flat
+
+
+def _replace_by_slopes(
+    flat: Tensor, sets: Sets, cells: int, weights: list[Tensor] | None, options: tuple[float, float, bool]
+) -> Tensor:
+    """`[B]` sums of the focal terms of the logits; in their place come the derivatives."""
+    zero = torch.zeros((), dtype=_wide_type(flat), device=flat.device)
+    sums = [[] if classes else [zero.expand(n)] for n, classes in zip(sets.images, sets.classes, strict=True)]
+    start = 0
+    for piece in sets.pieces(cells):
+        lengths = [length for *_, length in piece]
+        logits = flat[start : start + sum(lengths)]
+        start += sum(lengths)
+        terms, slopes = background_focal_parts(_wide(logits), *options)
+        parts = zip(piece, terms.split(lengths), slopes.split(lengths), strict=True)
+        for (number, first, images, _), term, slope in parts:
+            shape = (images, -1, sets.classes[number])
+            if weights is None:
+                sums[number].append(term.view(images, -1).sum(1))
+            else:
+                by_class = weights[number][first : first + images].to(terms.dtype)
+                sums[number].append((term.view(shape).sum(1) * by_class).sum(1))
+                slope.view(shape).mul_(by_class[:, None])
+        logits.copy_(slopes)
+    return torch.cat([part for parts in sums for part in parts])
+
+
 # ------------------------------------------------------------------------------------------ foreground
 
 
@@ -243,8 +522,9 @@ class _UnionLayer(torch.autograd.Function):
         ctx.save_for_backward(weight, bias, patches, shape_of, rows)
         terms = patches.new_zeros(len(patches), dtype=_wide_type(patches))
         with torch.autocast(weight.device.type, enabled=False):
-            for _, _, picked, parts in _chunks(ctx, weight, bias, patches, shape_of):
-                terms[picked] = parts(False)[0]
+            for chunk in _chunks(ctx, patches, shape_of):
+                inputs = _wide(patches[chunk.rows])
+                terms[chunk.rows] = _foreground_parts(ctx, weight, bias, inputs, chunk, False)[0]
         return terms, weight.index_select(0, rows), bias.index_select(0, rows)
 
     @staticmethod
@@ -255,12 +535,17 @@ class _UnionLayer(torch.autograd.Function):
             dense, dense_bias = torch.zeros_like(weight), torch.zeros_like(bias)
             grad_patches = torch.zeros_like(patches, dtype=_wide_type(patches))
             shapes = len(bias) // ctx.negatives[0].shape[1]
-            into, into_bias = _flat(dense, shapes), dense_bias.view(shapes, -1)
-            for shape, flat, picked, parts in _chunks(ctx, weight, bias, patches, shape_of):
-                slope = parts(True)[1] * grad_terms[picked, None]
-                grad_patches[picked] = slope @ flat
-                into[shape].addmm_(slope.T, _wide(patches[picked]))
-                into_bias[shape] += slope.sum(0)
+            flat, into, into_bias = _flat(weight, shapes), _flat(dense, shapes), dense_bias.view(shapes, -1)
+            for chunk in _chunks(ctx, patches, shape_of):
+                inputs = _wide(patches[chunk.rows])
+                slope = _foreground_parts(ctx, weight, bias, inputs, chunk, True)[1]
+                slope *= grad_terms[chunk.rows, None]
+                grad_inputs = torch.empty_like(inputs)
+                for shape, part in chunk.parts:
+                    torch.mm(slope[part], flat[shape], out=grad_inputs[part])
+                    into[shape].addmm_(slope[part].T, inputs[part])
+                    into_bias[shape] += slope[part].sum(0)
+                grad_patches[chunk.rows] = grad_inputs
             dense.index_add_(0, rows, grad_weight.to(dense.dtype))
             dense_bias.index_add_(0, rows, grad_bias.to(dense.dtype))
         return dense, dense_bias, grad_patches.to(patches.dtype), None, None, None, None
@@ -275,34 +560,44 @@ def _wide_type(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _chunks(ctx: Any, weight: Tensor, bias: Tensor, patches: Tensor, shape_of: Tensor) -> Any:
-    """(anchor shape, its weight `[C, D * 9]`, foreground rows, function) of each chunk.
+class Chunk(NamedTuple):
+    """Foreground anchors by shape. rows: `[f]`. parts: of each anchor shape among them, where its rows are."""
 
-    The function computes terms `[f]` and, if asked, slopes `[f, C]` with respect to the logits.
-    """
-    trusted, labelled, foreground_negatives, overlap = ctx.negatives
-    alpha, gamma = ctx.exponents
-    classes = trusted.shape[1]
-    shapes = len(bias) // classes
-    flat, flat_bias = _flat(weight, shapes), bias.view(shapes, classes)
+    rows: Tensor
+    parts: list[tuple[int, slice]]
+
+
+def _chunks(ctx: Any, patches: Tensor, shape_of: Tensor) -> Iterator[Chunk]:
+    """Of bounded size, see `FOREGROUND_ENTRIES`; without waiting for the device where the counts are known."""
+    trusted, labelled = ctx.negatives[:2]
     order = shape_of.argsort(stable=True)
-    counts = labelled.per_shape or torch.bincount(shape_of, minlength=shapes).tolist()
-    step = max(1, FOREGROUND_ENTRIES // max(1, classes))
-    end = 0
-    for shape, count in enumerate(counts):
-        start, end = end, end + count
-        for first in range(start, end, step):
-            picked = order[first : min(end, first + step)]
+    counts = labelled.per_shape or torch.bincount(shape_of).tolist()
+    ends = list(accumulate(counts))
+    step = max(1, FOREGROUND_ENTRIES // max(trusted.shape[1], patches.shape[1]))
+    for first in range(0, sum(counts), step):
+        last = min(first + step, sum(counts))
+        parts = [
+            (shape, slice(max(0, end - count - first), min(end, last) - first))
+            for shape, (count, end) in enumerate(zip(counts, ends, strict=True))
+            if max(first, end - count) < min(end, last)
+        ]
+        yield Chunk(order[first:last], parts)
 
-            def parts(with_slope: bool, shape: int = shape, picked: Tensor = picked) -> tuple[Tensor, Tensor]:
-                logits = torch.addmm(flat_bias[shape], _wide(patches[picked]), flat[shape].T)
-                image, anchor = labelled.image[picked], labelled.anchor[picked]
-                negative = foreground_negatives_of(
-                    trusted, labelled.labels, image, anchor, foreground_negatives, overlap, labelled.avoid
-                )
-                own = labelled.labels[image, anchor]
-                return foreground_focal_parts(
-                    logits, own, negative.to(logits.dtype), alpha, gamma, with_slope
-                )
 
-            yield shape, flat[shape], picked, parts
+def _foreground_parts(
+    ctx: Any, weight: Tensor, bias: Tensor, inputs: Tensor, chunk: Chunk, with_slope: bool
+) -> tuple[Tensor, Tensor]:
+    """Terms `[f]` of a chunk and, if asked, slopes `[f, C]` with respect to its logits. inputs: its patches."""
+    trusted, labelled, foreground_negatives, overlap = ctx.negatives
+    classes = trusted.shape[1]
+    flat, flat_bias = _flat(weight, len(bias) // classes), bias.view(-1, classes)
+    logits = inputs.new_empty(len(inputs), classes)
+    for shape, part in chunk.parts:
+        torch.addmm(flat_bias[shape], inputs[part], flat[shape].T, out=logits[part])
+    image, anchor = labelled.image[chunk.rows], labelled.anchor[chunk.rows]
+    negative = foreground_negatives_of(
+        trusted, labelled.labels, image, anchor, foreground_negatives, overlap, labelled.avoid
+    )
+    own = labelled.labels[image, anchor]
+    alpha, gamma = ctx.exponents
+    return foreground_focal_parts(logits, own, negative.to(logits.dtype), alpha, gamma, with_slope)
