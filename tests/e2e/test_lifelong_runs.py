@@ -195,16 +195,12 @@ def test_numbers_are_those_of_eval(trained, worse, world):
     rest = content["old"]["val"]["unlabelled"]
     assert (rest["classes"], rest["mean"]["AP50"]) == (["car"], car)
     assert content["old"]["val"]["worst"] == "car"
-    some = UnionTest(union.take(np.array([3, 0])))
-    alone = measure_generation(worse, None, config, some, Looker(config.eval))["union"]
-    part = content["union_parts"]["some"]
-    if (
-        torch.cuda.is_available()
-    ):  # rounds differently for another number of pictures: nearly equal scores swap
-        assert part["images"] == alone["images"]
-        assert part["per_class"]["car"] == pytest.approx(alone["per_class"]["car"], abs=0.05)
-    else:
-        assert part == alone
+    # in the order of the whole: equal scores, of which these weights give some, stand in the order of the pictures
+    some = UnionTest(union.take(np.array([0, 3])))
+    assert (
+        content["union_parts"]["some"]
+        == measure_generation(worse, None, config, some, Looker(config.eval))["union"]
+    )
 
 
 def test_validation_images_as_a_union_test(trained, world):
