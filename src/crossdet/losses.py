@@ -185,13 +185,13 @@ class _FocalSums(torch.autograd.Function):
     def backward(ctx: Any, grad_sums: Tensor, grad_terms: Tensor) -> tuple[Tensor | None, ...]:
         slope, place, fore_slope = ctx.saved_tensors
         # Fresh memory of this size costs as much as the loss, and a graph that is not kept needs `slope` no more.
-        grad = slope * grad_sums[:, None] if graph_is_kept() else slope.mul_(grad_sums[:, None])
+        grad = slope * grad_sums[:, None] if _graph_is_kept() else slope.mul_(grad_sums[:, None])
         if place is not None:  # background and foreground are different anchors
             grad.flatten(0, 1)[place] = fore_slope * grad_terms[:, None]
         return grad, None, None, None, None, None, None
 
 
-def graph_is_kept() -> bool:
+def _graph_is_kept() -> bool:
     """Whether the backward pass that runs was asked to retain the graph; true where torch does not tell."""
     ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return True if ask is None else bool(ask())

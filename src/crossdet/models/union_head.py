@@ -22,11 +22,12 @@ from crossdet.losses import (
     background_focal_sums,
     foreground_focal_parts,
     foreground_negatives_of,
-    graph_is_kept,
     with_entries,
 )
 from crossdet.types import BACKGROUND, AnchorLabels, TrustGroup
 
+CHANNEL_MULTIPLE = 8
+"""A device's convolution has a multiple of so many output channels: what tensor cores take in half precision."""
 FOREGROUND_ENTRIES = 8_000_000
 """Foreground anchors x classes, or x inputs of the layer, held at once (32 MB per tensor)."""
 DEVICE_ENTRIES = 1 << 24
@@ -304,6 +305,21 @@ class Sets(NamedTuple):
     classes: list[int]
     channels: list[int]
 
+    @property
+    def padded(self) -> list[int]:
+        return [-(-channels // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE for channels in self.channels]
+
+    def channel_places(self, device: torch.device) -> Tensor | None:
+        """Where each channel is among the padded ones; None: as it is."""
+        if self.padded == self.channels:
+            return None
+        ends = accumulate(self.padded)
+        places = [
+            torch.arange(end - padded, end - padded + channels)
+            for end, padded, channels in zip(ends, self.padded, self.channels, strict=True)
+        ]
+        return torch.cat(places).to(device, non_blocking=True)
+
     def pieces(self, cells: int) -> Iterator[list[tuple[int, int, int, int]]]:
         """The logits, image after image, cut into pieces of about `DEVICE_ENTRIES`.
 
@@ -351,10 +367,16 @@ class _BatchedBackground(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             maps = layout.put(towers, dtype)
             maps = maps if place is None else _take(maps, place)
-            layer = weight.to(dtype).contiguous(memory_format=torch.channels_last)
-            flat = _logits_of_sets(maps, layer, bias.to(dtype), sets, silent, avoid)
+            channels = sets.channel_places(weight.device)
+            layer, offsets = weight.to(dtype), bias.to(dtype)
+            if channels is not None:
+                total = sum(sets.padded)
+                layer = layer.new_zeros(total, *layer.shape[1:]).index_copy_(0, channels, layer)
+                offsets = offsets.new_zeros(total).index_copy_(0, channels, offsets)
+            layer = layer.contiguous(memory_format=torch.channels_last)
+            flat = _logits_of_sets(maps, layer, offsets, sets, silent, avoid)
             sums = _replace_by_slopes(flat, sets, layout.rows * layout.columns, weights, options)
-        ctx.save_for_backward(flat, maps, layer, place)
+        ctx.save_for_backward(flat, maps, layer, place, channels)
         ctx.layout, ctx.sets = layout, sets
         ctx.dtypes = weight.dtype, [t.dtype for t in towers]
         return sums
@@ -362,20 +384,21 @@ class _BatchedBackground(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_sums: Tensor) -> tuple[Any, ...]:
-        slopes, maps, layer, place = ctx.saved_tensors
-        slopes = slopes.clone() if graph_is_kept() else slopes
+        slopes, maps, layer, place, channels = ctx.saved_tensors
         sets, cells = ctx.sets, ctx.layout.rows * ctx.layout.columns
         lengths = [i * c * cells for i, c in zip(sets.images, sets.channels, strict=True)]
         parts = zip(
             slopes.split(lengths),
             grad_sums.to(slopes.dtype).split(sets.images),
             maps.split(sets.images),
-            layer.split(sets.channels),
+            layer.split(sets.padded),
             strict=True,
         )
         grads = [_layer_gradients(*part) for part in parts]
         grad_maps, grad_weight, grad_bias = (torch.cat(some) for some in zip(*grads, strict=True))
         grad_maps = grad_maps if place is None else grad_maps.index_select(0, place.argsort())
+        if channels is not None:
+            grad_weight, grad_bias = (g.index_select(0, channels) for g in (grad_weight, grad_bias))
         dtype, tower_types = ctx.dtypes
         grad_towers = [
             grad_maps[:, :, down, across].to(tower_type)
@@ -387,10 +410,14 @@ class _BatchedBackground(torch.autograd.Function):
 def _layer_gradients(
     slopes: Tensor, factor: Tensor, maps: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of a set's maps, weight and bias. slopes: flat, are overwritten. factor: by image."""
+    """Gradients of a set's maps, weight and bias. slopes: flat, without those of padding. factor: by image."""
     if not len(weight):
         return torch.zeros_like(maps), weight, weight.new_zeros(0)
-    grad = slopes.view(len(maps), *maps.shape[2:], len(weight)).mul_(factor[:, None, None, None])
+    slopes = slopes.view(len(maps), *maps.shape[2:], -1)
+    channels = slopes.shape[-1]
+    grad = slopes.new_empty(*slopes.shape[:-1], len(weight))
+    grad[..., channels:] = 0
+    torch.mul(slopes, factor[:, None, None, None], out=grad[..., :channels])
     ones = [1, 1]
     gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
         grad.permute(0, 3, 1, 2), maps, weight, [len(weight)], ones, ones, ones, False, [0, 0], 1, [True] * 3
@@ -402,13 +429,13 @@ def _logits_of_sets(
     maps: Tensor, weight: Tensor, bias: Tensor, sets: Sets, silent: Tensor, avoid: Tensor
 ) -> Tensor:
     """All logits of all sets, flat: by set, image, position, anchor shape and class. -1e4, which is a probability
-    of zero with slope zero, where a logit has no term."""
+    of zero with slope zero, where a logit has no term. weight, bias: of the padded channels."""
     parts, table, start = [], [], 0
     of_sets = zip(
         maps.split(sets.images),
         silent.split(sets.images),
-        weight.split(sets.channels),
-        bias.split(sets.channels),
+        weight.split(sets.padded),
+        bias.split(sets.padded),
         sets.classes,
         strict=True,
     )
@@ -417,9 +444,10 @@ def _logits_of_sets(
         table += [(start + image * each, classes) for image in range(len(some))]
         start += len(some) * each
         if classes:
-            logits = F.conv2d(some, rows, offsets, padding=1).permute(0, 2, 3, 1)
-            logits = logits.reshape(len(some), -1, classes).masked_fill_(without[..., None], -1e4)
-            parts.append(logits.flatten())
+            logits = F.conv2d(some, rows, offsets, padding=1).permute(0, 2, 3, 1).flatten(1, 2)
+            without = without.view(len(some), logits.shape[1], -1, 1)
+            logits = logits[..., : without.shape[2] * classes].unflatten(2, (-1, classes))
+            parts.append(logits.masked_fill(without, -1e4).flatten())
     flat = parts[0] if len(parts) == 1 else torch.cat([bias.new_zeros(0), *parts])
     if len(avoid):
         first, width = torch.tensor(table).to(avoid.device, non_blocking=True).unbind(1)
