@@ -161,8 +161,8 @@ def label_densely(
         piece = slice(start, start + step)
         inside, iou = _all_pairs(padded[piece], grid.boxes)
         best_of_box = (iou == iou.amax(2, keepdim=True)) & (iou > 0)
-        near = (inside >= 0.5 * box_area(grid.boxes)) | (iou >= negative_iou) | best_of_box
         if has_regions:
+            near = (inside >= 0.5 * box_area(grid.boxes)) | (iou >= negative_iou) | best_of_box
             iou.masked_fill_(region[piece, :, None], 0)
             best_of_box.masked_fill_(region[piece, :, None], False)
         torch.max(iou, 1, out=(best[piece], column[piece]))  # of equal ones the first
