@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
-from crossdet.losses import image_focal_losses
+from crossdet.losses import background_focal_parts, image_focal_losses
 from crossdet.models import union_head
 from crossdet.models.building import DetectorSettings, build_detector
 from crossdet.models.retinanet import RetinaNet
@@ -117,6 +117,10 @@ def test_compiled_terms_are_the_same(gamma):
     torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=0)
     torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-5, atol=1e-7)
     assert torch.isfinite(results[1][1]).all()
+    for one, other in zip(
+        *(background_focal_parts(logits, 0.25, gamma, c) for c in (True, False)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
 def test_compiled_features_are_not_compiled_for_every_shape(model, monkeypatch):
