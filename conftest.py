@@ -14,6 +14,9 @@ import pytest
 # Before torch is imported. Two threads that wait for each other on a busy machine made tiny trainings 100 times
 # slower; one is enough for them, and the test processes fill the cores already.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# On a GPU convolutions may use TF32, whose 10 bits of mantissa move boxes by hundredths of a pixel and swap
+# detections of nearly equal score; the tests compare results of float32.
+os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 
 for folder in ("e2e", "parity"):  # for worlds.py and slow_references.py
     sys.path.insert(0, str(Path(__file__).parent / "tests" / folder))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from test_distributed import torchrun
 from torchvision.models._meta import _COCO_CATEGORIES
 from typer.testing import CliRunner
@@ -160,10 +161,11 @@ def test_an_interrupted_queue_goes_on_elsewhere_and_ends_as_if_it_had_not_been(
     content = json.loads((folder / f"{name}_seed0.json").read_text())
     assert content["steps"] == 2
     assert content["seconds"] > seconds > 0
-    one, two = (
-        (place / f"{name}_seed0" / "model.safetensors").read_bytes() for place in (results / "mini", folder)
-    )
-    assert one == two
+    one, two = (place / f"{name}_seed0" / "model.safetensors" for place in (results / "mini", folder))
+    if torch.cuda.is_available():  # its convolutions add up gradients in another order every time
+        torch.testing.assert_close(load_file(one), load_file(two), rtol=1e-3, atol=1e-5)
+    else:
+        assert one.read_bytes() == two.read_bytes()
 
 
 def test_a_run_that_ended_before_its_json_was_written(results, data, tmp_path):

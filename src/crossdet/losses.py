@@ -34,17 +34,17 @@ def dataset_aware_focal_loss(
     compiled: bool = False,
     background_weight: Tensor | None = None,
 ) -> Tensor:
-    """Sum of the dataset-aware focal loss over images, anchors and classes.
+    """Sum of the dataset-aware focal loss over images, positions and classes.
 
-    Of the pair (anchor, class c), with p = sigmoid(logit):
+    Of the pair (position, class c), with p = sigmoid(logit):
 
-    - anchor labelled c: `-alpha (1 - p)^gamma log(p)`;
-    - background anchor: `-(1 - alpha) p^gamma log(1 - p)` where the image trusts c, else exactly zero, with
+    - position labelled c: `-alpha (1 - p)^gamma log(p)`;
+    - background position: `-(1 - alpha) p^gamma log(1 - p)` where the image trusts c, else exactly zero, with
       exactly zero gradient;
-    - anchor labelled g != c: a negative for every c ("ground-truth patches from one dataset are included to
+    - position labelled g != c: a negative for every c ("ground-truth patches from one dataset are included to
       un-shared negative examples of other datasets"), except where `overlap[g, c]`. With
       `foreground_negatives=False` only for the trusted c;
-    - anchor labelled IGNORE: nothing.
+    - position labelled IGNORE: nothing.
 
     "Exactly zero" holds for finite logits: an infinite or NaN one gives NaN (0 x inf) also where nothing is
     trusted, so a broken forward pass is not hidden.
@@ -58,13 +58,13 @@ def dataset_aware_focal_loss(
         foreground_negatives: whether labelled objects are negatives also for classes that their image does not
             trust.
         overlap: `[C, C]` bool: an object of one class is no negative for the other.
-        avoid: `[P, 3]` int64 rows (image, anchor, class): this pair is no negative; class -1 = no class. A
+        avoid: `[P, 3]` int64 rows (image, position, class): this pair is no negative; class -1 = no class. A
             positive stays a positive.
         negative_weight: broadcastable to `[B, 1, C]`, multiplies the negative terms; `[C]` is one weight per
             class, `[B, 1, C]` one per image and class.
         compiled: run the innermost part through `torch.compile`; worth its start-up in long trainings. Needs a
             C++ compiler (CPU) or Triton (GPU).
-        background_weight: `[B, C]` floating point, multiplies the negative terms of background anchors, and not
+        background_weight: `[B, C]` floating point, multiplies the negative terms of background positions, and not
             those of labelled objects: how far the background is trusted where it is not a person who labelled.
 
     Returns:
@@ -115,15 +115,15 @@ def image_focal_losses(
             weight = weight * factor
         if background_weight is not None:
             weight = weight * background_weight.to(weight.dtype)
-        image, anchor = (labels >= 0).nonzero(as_tuple=True)
-        own = labels[image, anchor]
-        negative = foreground_negatives_of(trusted, labels, image, anchor, foreground_negatives, overlap, avoid).to(
-            logits.dtype
-        )
+        image, position = (labels >= 0).nonzero(as_tuple=True)
+        own = labels[image, position]
+        negative = foreground_negatives_of(
+            trusted, labels, image, position, foreground_negatives, overlap, avoid
+        ).to(logits.dtype)
         if negative_weight is not None:
             negative = negative * factor[image]
         sums, terms = _FocalSums.apply(
-            logits, labels == BACKGROUND, avoid, (image, anchor, own, negative), alpha, gamma, compiled
+            logits, labels == BACKGROUND, avoid, (image, position, own, negative), alpha, gamma, compiled
         )
         per_image: Tensor = (sums * weight).sum(1).index_add(0, image, terms)
         return per_image
@@ -176,7 +176,7 @@ def negative_weights(
 def background_focal_sums(
     logits: Tensor, background: Tensor, avoid: Tensor | None, alpha: float, gamma: float, compiled: bool = False
 ) -> Tensor:
-    """`[B, C]`: the negative focal terms of the background anchors, summed over anchors, before trust is applied.
+    """`[B, C]`: the negative focal terms of the background positions, summed, before trust is applied.
 
     logits: `[B, N, C]` float32 or float64. background: `[B, N]` bool. avoid, compiled: as of
     `dataset_aware_focal_loss`; rows of `avoid` with image -1 mean nothing.
@@ -186,11 +186,11 @@ def background_focal_sums(
 
 
 class _FocalSums(torch.autograd.Function):
-    """Sums `[B, C]` over the background anchors of `(1 - alpha) p^gamma softplus(logit)`, and terms `[F]` of the
-    foreground anchors, with the gradient computed along.
+    """Sums `[B, C]` over the background positions of `(1 - alpha) p^gamma softplus(logit)`, and terms `[F]` of the
+    foreground positions, with the gradient computed along.
 
     Written out because the step is bound by memory: autograd keeps five tensors of the logits' size and reads
-    each several times; here the terms of a few anchors stay in the cache, and one tensor, the gradient, is kept.
+    each several times; here the terms of a few positions stay in the cache, and one tensor, the gradient, is kept.
     """
 
     @staticmethod
@@ -210,10 +210,10 @@ class _FocalSums(torch.autograd.Function):
         if foreground is None:
             place, terms, fore_slope = None, logits.new_zeros(0), None
         else:
-            image, anchor, own, negative = foreground
-            place = image * logits.shape[1] + anchor
+            image, position, own, negative = foreground
+            place = image * logits.shape[1] + position
             terms, fore_slope = foreground_focal_parts(
-                logits[image, anchor], own, negative, alpha, gamma, slope is not None
+                logits[image, position], own, negative, alpha, gamma, slope is not None
             )
         if slope is not None:
             ctx.save_for_backward(slope, place, fore_slope)
@@ -225,7 +225,7 @@ class _FocalSums(torch.autograd.Function):
         slope, place, fore_slope = ctx.saved_tensors
         # Fresh memory of this size costs as much as the loss, and a graph that is not kept needs `slope` no more.
         grad = slope * grad_sums[:, None] if _graph_is_kept() else slope.mul_(grad_sums[:, None])
-        if place is not None:  # background and foreground are different anchors
+        if place is not None:  # background and foreground are different positions
             grad.flatten(0, 1)[place] = fore_slope * grad_terms[:, None]
         return grad, None, None, None, None, None, None
 
@@ -237,7 +237,7 @@ def _graph_is_kept() -> bool:
 
 
 def _without_avoided(logits: Tensor, background: Tensor, avoid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Logits and 0/1 weights of the anchors with which an avoided pair has term and slope zero, exactly.
+    """Logits and 0/1 weights of the positions with which an avoided pair has term and slope zero, exactly.
 
     Rows of `avoid` with image -1 mean nothing; they and the rows of the other kind are written into one entry too
     many, since picking rows out would wait for the device.
@@ -245,15 +245,15 @@ def _without_avoided(logits: Tensor, background: Tensor, avoid: Tensor | None) -
     weights = background.to(logits.dtype)
     if avoid is None or not len(avoid):
         return logits, weights
-    image, anchor, cls = avoid.unbind(1)
-    images, anchors, classes = logits.shape
-    place = image * anchors + anchor
-    weights = _with_entries(weights, torch.where((image >= 0) & (cls < 0), place, images * anchors), 0.0)
+    image, position, cls = avoid.unbind(1)
+    images, positions, classes = logits.shape
+    place = image * positions + position
+    weights = with_entries(weights, torch.where((image >= 0) & (cls < 0), place, images * positions), 0.0)
     single = torch.where((image >= 0) & (cls >= 0), place * classes + cls, logits.numel())
-    return _with_entries(logits, single, -1e4), weights  # a probability of zero
+    return with_entries(logits, single, -1e4), weights  # a probability of zero
 
 
-def _with_entries(tensor: Tensor, places: Tensor, value: float) -> Tensor:
+def with_entries(tensor: Tensor, places: Tensor, value: float) -> Tensor:
     """A copy of the tensor with some entries replaced; a place behind the last entry is lost."""
     longer = tensor.new_empty(tensor.numel() + 1)
     copy = longer[:-1].view(tensor.shape).copy_(tensor)
@@ -265,12 +265,12 @@ def _background_sums(
     logits: Tensor, background: Tensor, slope: Tensor | None, alpha: float, gamma: float, compiled: bool
 ) -> Tensor:
     """The sums; writes the derivatives by the logits into `slope`."""
-    images, anchors, classes = logits.shape
+    images, positions, classes = logits.shape
     sums = logits.new_zeros(images, 1, classes)
     add_piece = _compiled_piece() if compiled else _add_focal_piece
     # on other devices every small piece would be a kernel launch
-    step = max(1, CHUNK // max(1, images * classes)) if logits.device.type == "cpu" else max(1, anchors)
-    for start in range(0, anchors, step):
+    step = max(1, CHUNK // max(1, images * classes)) if logits.device.type == "cpu" else max(1, positions)
+    for start in range(0, positions, step):
         piece = slice(start, start + step)
         weight = background[:, piece, None] * (1 - alpha)
         add_piece(logits[:, piece], weight, sums, None if slope is None else slope[:, piece], gamma)
@@ -278,7 +278,7 @@ def _background_sums(
 
 
 def _add_focal_piece(logits: Tensor, weight: Tensor, sums: Tensor, slope: Tensor | None, gamma: float) -> None:
-    """Adds `weight p^gamma softplus(logit)` of some anchors to `sums [B, 1, C]`; writes the derivative.
+    """Adds `weight p^gamma softplus(logit)` of some positions to `sums [B, 1, C]`; writes the derivative.
 
     logits, slope: `[B, n, C]`. weight: `[B, n, 1]`.
     """
@@ -306,27 +306,51 @@ def _compiled_piece() -> Callable[[Tensor, Tensor, Tensor, Tensor | None, float]
     return torch.compile(add_focal_piece, dynamic=True)
 
 
+def background_focal_parts(
+    logits: Tensor, alpha: float, gamma: float, compiled: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Negative focal terms `(1 - alpha) p^gamma softplus(logit)` of each logit, and their derivatives. Not for
+    autograd.
+
+    logits: float32 or float64, any shape. compiled: in one pass, by `torch.compile`.
+    """
+    terms, slopes = (_compiled_parts() if compiled else _background_parts)(logits, alpha, gamma)
+    return terms, slopes
+
+
+def _background_parts(logits: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
+    power, p, soft = _focal_parts(logits, gamma)
+    power = power * (1 - alpha)
+    # d(p^gamma softplus) = p^gamma (gamma (1 - p) softplus + p)
+    return power * soft, (gamma * (soft - soft * p) + p) * power
+
+
+@cache
+def _compiled_parts() -> Callable[[Tensor, float, float], tuple[Tensor, Tensor]]:
+    return torch.compile(_background_parts, dynamic=True)
+
+
 def foreground_negatives_of(
     trusted: Tensor,
     labels: Tensor,
     image: Tensor,
-    anchor: Tensor,
+    position: Tensor,
     foreground_negatives: bool,
     overlap: Tensor | None,
     avoid: Tensor | None,
 ) -> Tensor:
-    """`[F, C]` bool: for which classes each foreground anchor is a negative, its own class not yet taken out.
+    """`[F, C]` bool: for which classes each foreground position is a negative, its own class not yet taken out.
 
-    trusted: `[B, C]`. labels: `[B, N]`. image, anchor: `[F]` where the labels are classes.
+    trusted: `[B, C]`. labels: `[B, N]`. image, position: `[F]` where the labels are classes.
     """
     allowed = trusted.new_ones(len(image), trusted.shape[1]) if foreground_negatives else trusted[image]
     if overlap is not None:
-        allowed = allowed & ~overlap[labels[image, anchor]]
+        allowed = allowed & ~overlap[labels[image, position]]
     if avoid is not None and len(avoid):
         row_of = labels.new_full(labels.shape, -1)
-        row_of[image, anchor] = torch.arange(len(image), device=labels.device)
+        row_of[image, position] = torch.arange(len(image), device=labels.device)
         row, cls = row_of[avoid[:, 0], avoid[:, 1]], avoid[:, 2]
-        # one row too many takes what speaks of no foreground anchor or is of the other kind
+        # one row too many takes what speaks of no foreground position or is of the other kind
         longer = torch.cat([allowed, allowed.new_zeros(1, allowed.shape[1])])
         spare = len(image)
         longer.index_fill_(0, torch.where((row >= 0) & (cls < 0), row, spare), False)
@@ -338,7 +362,7 @@ def foreground_negatives_of(
 def foreground_focal_parts(
     logits: Tensor, own: Tensor, negative: Tensor, alpha: float, gamma: float, with_slope: bool
 ) -> tuple[Tensor, Tensor]:
-    """`[F]`: positive term of each foreground anchor's own class plus its negative terms; and, if asked, their
+    """`[F]`: positive term of each foreground position's own class plus its negative terms; and, if asked, their
     derivatives `[F, C]` by the logits (else anything). Not for autograd.
 
     logits: `[F, C]`. own: `[F]` int64. negative: `[F, C]` weights of the negative terms; that of `own` is ignored.
@@ -374,15 +398,15 @@ def _check_shapes(
 ) -> None:
     if logits.dim() != 3 or not logits.is_floating_point():
         raise ValueError(f"logits: expected floating point [B, N, C], got {_shown(logits)}")
-    images, anchors, classes = logits.shape
-    if labels.shape != (images, anchors) or labels.dtype != torch.int64:
-        raise ValueError(f"labels: expected int64 [{images}, {anchors}] like the logits, got {_shown(labels)}")
+    images, positions, classes = logits.shape
+    if labels.shape != (images, positions) or labels.dtype != torch.int64:
+        raise ValueError(f"labels: expected int64 [{images}, {positions}] like the logits, got {_shown(labels)}")
     if trusted.shape != (images, classes) or trusted.dtype != torch.bool:
         raise ValueError(f"trusted: expected bool [{images}, {classes}], got {_shown(trusted)}")
     if overlap is not None and (overlap.shape != (classes, classes) or overlap.dtype != torch.bool):
         raise ValueError(f"overlap: expected bool [{classes}, {classes}], got {_shown(overlap)}")
     if avoid is not None and (avoid.dim() != 2 or avoid.shape[1] != 3 or avoid.dtype != torch.int64):
-        raise ValueError(f"avoid: expected int64 [P, 3] rows (image, anchor, class), got {_shown(avoid)}")
+        raise ValueError(f"avoid: expected int64 [P, 3] rows (image, position, class), got {_shown(avoid)}")
     if negative_weight is not None:
         wanted, given = (images, 1, classes), negative_weight.shape
         fits = all(n in (1, want) for n, want in zip(reversed(given), reversed(wanted), strict=False))
@@ -406,7 +430,7 @@ def _shown(tensor: Tensor) -> str:
 
 def _check_ids_on_cpu(logits: Tensor, labels: Tensor, avoid: Tensor | None) -> None:
     """Not on other devices: looking at values there would wait for all work queued so far."""
-    images, anchors, classes = logits.shape
+    images, positions, classes = logits.shape
     if labels.device.type == "cpu" and labels.numel():
         low, high = (int(v) for v in labels.aminmax())
         if low < IGNORE or high >= classes:
@@ -415,7 +439,7 @@ def _check_ids_on_cpu(logits: Tensor, labels: Tensor, avoid: Tensor | None) -> N
                 f"labels: {bad} is no class id (0 to {classes - 1}), BACKGROUND ({BACKGROUND}) or IGNORE ({IGNORE})"
             )
     if avoid is not None and avoid.device.type == "cpu" and len(avoid):
-        limits = (("image", 0, images), ("anchor", 0, anchors), ("class", -1, classes))
+        limits = (("image", 0, images), ("position", 0, positions), ("class", -1, classes))
         lows, highs = avoid.amin(0).tolist(), avoid.amax(0).tolist()
         for (name, least, end), low, high in zip(limits, lows, highs, strict=True):
             if low < least or high >= end:

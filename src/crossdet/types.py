@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BACKGROUND = -1
-"""Label of a position (anchor, point, query) that matches no object."""
+"""Label of a position (an anchor, a point, a query) that matches no object."""
 IGNORE = -2
 """Label of a position that is in no term of the loss."""
 

@@ -341,7 +341,7 @@ def test_padding_has_the_colour_that_is_zero_to_the_network(world, trained, monk
     model = load_detector(trained.folder).model
     assert set(fills) == {tuple(model.fill_colour)}
     pixel = torch.tensor(fills[0]).view(3, 1, 1)
-    assert float(((pixel - model.mean) / model.std).abs().max()) < 0.01
+    assert float(((pixel - model.mean.cpu()) / model.std.cpu()).abs().max()) < 0.01
 
 
 def test_evaluation_leaves_the_mode_of_the_model(world, detector):

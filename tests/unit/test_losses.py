@@ -411,7 +411,7 @@ def test_arguments_are_not_changed():
         ({"avoid": torch.zeros(1, 3, dtype=torch.int32)}, r"avoid: expected int64 \[P, 3\]"),
         ({"avoid": torch.tensor([[0, 0, 0], [2, 0, 0]])}, r"avoid: image 2 is not in 0 to 1"),
         ({"avoid": torch.tensor([[-1, 0, 0]])}, r"avoid: image -1 is not in 0 to 1"),
-        ({"avoid": torch.tensor([[0, 4, 0]])}, r"avoid: anchor 4 is not in 0 to 3"),
+        ({"avoid": torch.tensor([[0, 4, 0]])}, r"avoid: position 4 is not in 0 to 3"),
         ({"avoid": torch.tensor([[0, 0, 3]])}, r"avoid: class 3 is not in -1 to 2"),
         ({"avoid": torch.tensor([[0, 0, -2], [0, 0, -1]])}, r"avoid: class -2 is not in -1 to 2"),
         (

@@ -8,20 +8,21 @@ the full computation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from crossdet.losses import background_focal_sums, foreground_focal_parts, foreground_negatives_of
+from crossdet.losses import foreground_focal_parts, foreground_negatives_of
 from crossdet.models.retinanet.anchors import AnchorLabels
-from crossdet.types import BACKGROUND, TrustGroup
+from crossdet.models.retinanet.background import background_sums, batched_background_sums, wide, wide_type
+from crossdet.types import TrustGroup
 
 FOREGROUND_ENTRIES = 8_000_000
-"""Foreground anchors x classes held at once (32 MB per tensor)."""
+"""Foreground anchors x classes, or x inputs of the layer, held at once (32 MB per tensor)."""
 
 
 def union_focal_losses(
@@ -50,7 +51,9 @@ def union_focal_losses(
     classes = trusted.shape[1]
     shapes = predict.out_channels // classes
     spots = _positions(towers, labelled, shapes)
-    rows = [_rows_of(group, classes, shapes, trusted.device) for group in groups]
+    device = trusted.device
+    counts = [shapes * len(group.classes) for group in groups]
+    rows = [_rows_of(group, classes, shapes, device) for group in groups]
     negatives = (trusted, labelled, foreground_negatives, overlap)
     terms, weight, bias = _UnionLayer.apply(
         predict.weight,
@@ -61,111 +64,25 @@ def union_focal_losses(
         negatives,
         (alpha, gamma),
     )
-    background = _background(
-        towers, weight, bias, [len(r) for r in rows], labelled, groups, alpha, gamma, compiled, background_weight
-    )
+    rest = (counts, labelled, groups, alpha, gamma, compiled, background_weight)
+    if is_batched(device):
+        background = batched_background_sums(towers, weight, bias, *rest, trusted)
+    else:
+        background = background_sums(towers, weight, bias, *rest)
     losses: Tensor = background.index_add(0, labelled.image, terms.to(background.dtype))
     return losses
+
+
+def is_batched(device: torch.device) -> bool:
+    """Whether the background takes few and large operations: a device waits for every small one, but a CPU is
+    faster with small pieces, which stay in its cache."""
+    return device.type != "cpu"
 
 
 def _rows_of(group: TrustGroup, classes: int, shapes: int, device: torch.device) -> Tensor:
     """`[A * K]` output channels of the group's classes."""
     first = torch.arange(shapes, device=device)[:, None] * classes
     return (first + group.classes.to(device, non_blocking=True)).flatten()
-
-
-# ------------------------------------------------------------------------------------------ background
-
-
-def _background(
-    towers: Sequence[Tensor],
-    weight: Tensor,
-    bias: Tensor,
-    counts: Sequence[int],
-    labelled: AnchorLabels,
-    groups: Sequence[TrustGroup],
-    alpha: float,
-    gamma: float,
-    compiled: bool,
-    background_weight: Tensor | None,
-) -> Tensor:
-    """`[B]` sums of the background anchors, each image over its own trusted classes."""
-    device = weight.device
-    order = [image for group in groups for image in group.images]
-    images = [len(group.images) for group in groups]
-    sorted_already = order == list(range(len(order)))  # the loader sees to it
-    place = None if sorted_already else torch.tensor(order, device=device)
-    # One gather of all images and one scatter of all gradients, instead of one per group.
-    parts = [(t if place is None else _take(t, place)).split(images) for t in towers]
-    labels = (labelled.labels if place is None else labelled.labels[place]) == BACKGROUND
-    avoided, first = labelled.avoid, 0
-    if place is not None and len(avoided):
-        avoided = torch.cat([place.argsort()[avoided[:, :1]], avoided[:, 1:]], 1)
-    sums = []
-    for number, (group, w, b) in enumerate(zip(groups, weight.split(counts), bias.split(counts), strict=True)):
-        start, total = 0, torch.zeros((), dtype=_wide_type(towers[0]), device=device)
-        mine = labels.split(images)[number]
-        avoid = _in_group(avoided, first, images[number], group.classes)
-        first += images[number]
-        if background_weight is not None:
-            # images of a group may differ: what one dataset labels a teacher labels in another
-            weights = _of_group(background_weight, group)
-        for level in parts:
-            maps = level[number]
-            cells = maps.shape[-2] * maps.shape[-1]
-            width = len(group.classes)
-            anchors = cells * (counts[number] // width) if width else 0
-            if anchors:
-                logits = F.conv2d(maps, w, b, padding=1).permute(0, 2, 3, 1).reshape(len(maps), -1, width)
-                logits = logits if logits.dtype == torch.float64 else logits.float()
-                piece = slice(start, start + anchors)
-                here = _in_level(avoid, start, anchors)
-                terms = background_focal_sums(logits, mine[:, piece], here, alpha, gamma, compiled)
-                if background_weight is not None:
-                    terms = terms * weights.to(terms.dtype)
-                total = total + terms.sum(1)
-            start += anchors
-        sums.append(total.expand(len(group.images)))
-    joined = torch.cat(sums)
-    return joined if place is None else joined[place.argsort()]
-
-
-def _of_group(table: Tensor, group: TrustGroup) -> Tensor:
-    """`[images, K]` part of `table [B, C]`, without waiting for the device."""
-    rows = torch.stack([table[image] for image in group.images])
-    return rows.index_select(1, group.classes.to(table.device, non_blocking=True))
-
-
-def _take(maps: Tensor, images: Tensor) -> Tensor:
-    wide = maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
-    taken = maps.index_select(0, images)
-    return taken.contiguous(memory_format=torch.channels_last) if wide else taken
-
-
-def _in_group(avoid: Tensor, first: int, images: int, classes: Tensor) -> Tensor:
-    """Avoided pairs `[P, 3]` (image, anchor, class), counted within some images in a row and their classes.
-
-    Image -1 for pairs of others: picking rows out would wait for the device.
-    """
-    if not len(avoid) or not len(classes):
-        return avoid[:0]
-    image, anchor, cls = avoid.unbind(1)
-    column = cls[:, None] == classes.to(avoid.device)
-    here = (image >= first) & (image < first + images) & ((cls < 0) | column.any(1))
-    column_of = torch.where(cls < 0, -1, column.to(torch.int8).argmax(1))
-    return torch.stack([torch.where(here, image - first, -1), anchor, column_of], 1)
-
-
-def _in_level(avoid: Tensor, start: int, anchors: int) -> Tensor | None:
-    """The same, counted within the anchors of one level."""
-    if not len(avoid):
-        return None
-    image, anchor, cls = avoid.unbind(1)
-    here = (anchor >= start) & (anchor < start + anchors)
-    return torch.stack([torch.where(here, image, -1), anchor - start, cls], 1)
-
-
-# ------------------------------------------------------------------------------------------ foreground
 
 
 def _positions(towers: Sequence[Tensor], labelled: AnchorLabels, shapes: int) -> tuple[Tensor, Tensor]:
@@ -231,10 +148,11 @@ class _UnionLayer(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.negatives, ctx.exponents = negatives, exponents
         ctx.save_for_backward(weight, bias, patches, shape_of, rows)
-        terms = patches.new_zeros(len(patches), dtype=_wide_type(patches))
+        terms = patches.new_zeros(len(patches), dtype=wide_type(patches))
         with torch.autocast(weight.device.type, enabled=False):
-            for _, _, picked, parts in _chunks(ctx, weight, bias, patches, shape_of):
-                terms[picked] = parts(False)[0]
+            for chunk in _chunks(ctx, patches, shape_of):
+                inputs = wide(patches[chunk.rows])
+                terms[chunk.rows] = _foreground_parts(ctx, weight, bias, inputs, chunk, False)[0]
         return terms, weight.index_select(0, rows), bias.index_select(0, rows)
 
     @staticmethod
@@ -243,54 +161,62 @@ class _UnionLayer(torch.autograd.Function):
         weight, bias, patches, shape_of, rows = ctx.saved_tensors
         with torch.autocast(weight.device.type, enabled=False):
             dense, dense_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-            grad_patches = torch.zeros_like(patches, dtype=_wide_type(patches))
+            grad_patches = torch.zeros_like(patches, dtype=wide_type(patches))
             shapes = len(bias) // ctx.negatives[0].shape[1]
-            into, into_bias = _flat(dense, shapes), dense_bias.view(shapes, -1)
-            for shape, flat, picked, parts in _chunks(ctx, weight, bias, patches, shape_of):
-                slope = parts(True)[1] * grad_terms[picked, None]
-                grad_patches[picked] = slope @ flat
-                into[shape].addmm_(slope.T, _wide(patches[picked]))
-                into_bias[shape] += slope.sum(0)
+            flat, into, into_bias = _flat(weight, shapes), _flat(dense, shapes), dense_bias.view(shapes, -1)
+            for chunk in _chunks(ctx, patches, shape_of):
+                inputs = wide(patches[chunk.rows])
+                slope = _foreground_parts(ctx, weight, bias, inputs, chunk, True)[1]
+                slope *= grad_terms[chunk.rows, None]
+                grad_inputs = torch.empty_like(inputs)
+                for shape, part in chunk.parts:
+                    torch.mm(slope[part], flat[shape], out=grad_inputs[part])
+                    into[shape].addmm_(slope[part].T, inputs[part])
+                    into_bias[shape] += slope[part].sum(0)
+                grad_patches[chunk.rows] = grad_inputs
             dense.index_add_(0, rows, grad_weight.to(dense.dtype))
             dense_bias.index_add_(0, rows, grad_bias.to(dense.dtype))
         return dense, dense_bias, grad_patches.to(patches.dtype), None, None, None, None
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(_wide_type(tensor))
+class Chunk(NamedTuple):
+    """Foreground anchors by shape. rows: `[f]`. parts: of each anchor shape among them, where its rows are."""
+
+    rows: Tensor
+    parts: list[tuple[int, slice]]
 
 
-def _wide_type(tensor: Tensor) -> torch.dtype:
-    """What is summed in: half types in single precision."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def _chunks(ctx: Any, weight: Tensor, bias: Tensor, patches: Tensor, shape_of: Tensor) -> Any:
-    """(anchor shape, its weight `[C, D * 9]`, foreground rows, function) of each chunk.
-
-    The function computes terms `[f]` and, if asked, slopes `[f, C]` with respect to the logits.
-    """
-    trusted, labelled, foreground_negatives, overlap = ctx.negatives
-    alpha, gamma = ctx.exponents
-    classes = trusted.shape[1]
-    shapes = len(bias) // classes
-    flat, flat_bias = _flat(weight, shapes), bias.view(shapes, classes)
+def _chunks(ctx: Any, patches: Tensor, shape_of: Tensor) -> Iterator[Chunk]:
+    """Of bounded size, see `FOREGROUND_ENTRIES`; without waiting for the device where the counts are known."""
+    trusted, labelled = ctx.negatives[:2]
     order = shape_of.argsort(stable=True)
-    counts = labelled.per_shape or torch.bincount(shape_of, minlength=shapes).tolist()
-    step = max(1, FOREGROUND_ENTRIES // max(1, classes))
-    end = 0
-    for shape, count in enumerate(counts):
-        start, end = end, end + count
-        for first in range(start, end, step):
-            picked = order[first : min(end, first + step)]
+    counts = labelled.per_shape or torch.bincount(shape_of).tolist()
+    ends = list(accumulate(counts))
+    step = max(1, FOREGROUND_ENTRIES // max(trusted.shape[1], patches.shape[1]))
+    for first in range(0, sum(counts), step):
+        last = min(first + step, sum(counts))
+        parts = [
+            (shape, slice(max(0, end - count - first), min(end, last) - first))
+            for shape, (count, end) in enumerate(zip(counts, ends, strict=True))
+            if max(first, end - count) < min(end, last)
+        ]
+        yield Chunk(order[first:last], parts)
 
-            def parts(with_slope: bool, shape: int = shape, picked: Tensor = picked) -> tuple[Tensor, Tensor]:
-                logits = torch.addmm(flat_bias[shape], _wide(patches[picked]), flat[shape].T)
-                image, anchor = labelled.image[picked], labelled.anchor[picked]
-                negative = foreground_negatives_of(
-                    trusted, labelled.labels, image, anchor, foreground_negatives, overlap, labelled.avoid
-                )
-                own = labelled.labels[image, anchor]
-                return foreground_focal_parts(logits, own, negative.to(logits.dtype), alpha, gamma, with_slope)
 
-            yield shape, flat[shape], picked, parts
+def _foreground_parts(
+    ctx: Any, weight: Tensor, bias: Tensor, inputs: Tensor, chunk: Chunk, with_slope: bool
+) -> tuple[Tensor, Tensor]:
+    """Terms `[f]` of a chunk and, if asked, slopes `[f, C]` with respect to its logits. inputs: its patches."""
+    trusted, labelled, foreground_negatives, overlap = ctx.negatives
+    classes = trusted.shape[1]
+    flat, flat_bias = _flat(weight, len(bias) // classes), bias.view(-1, classes)
+    logits = inputs.new_empty(len(inputs), classes)
+    for shape, part in chunk.parts:
+        torch.addmm(flat_bias[shape], inputs[part], flat[shape].T, out=logits[part])
+    image, anchor = labelled.image[chunk.rows], labelled.anchor[chunk.rows]
+    negative = foreground_negatives_of(
+        trusted, labelled.labels, image, anchor, foreground_negatives, overlap, labelled.avoid
+    )
+    own = labelled.labels[image, anchor]
+    alpha, gamma = ctx.exponents
+    return foreground_focal_parts(logits, own, negative.to(logits.dtype), alpha, gamma, with_slope)

@@ -34,6 +34,10 @@ def label_batch(
     return replace(batch, prepared=labelled._replace(per_shape=tuple(per_shape)))
 
 
+DENSE_PAIRS = 1 << 25
+"""Box-anchor pairs that `label_densely` looks at at once (128 MB per float32 tensor, of which four are held)."""
+
+
 class Objects(NamedTuple):
     """The objects (no regions) of a batch: boxes `[M, 4]`, classes `[M]`, images `[M]`, rising.
 
@@ -67,14 +71,17 @@ def label_anchors(
     anchor by half). A teacher's region (`Flag.TEACHER`) says nothing
     about objects that no teacher labelled: their anchors are not listed for it.
 
-    The result is that of the full matrix of boxes and anchors, but only pairs that can decide something are
-    looked at (`pairs_overlapping`), in pieces.
+    The result is that of the full matrix of boxes and anchors. On a CPU only pairs that can decide something are
+    looked at (`pairs_overlapping`), in pieces. On a device finding them takes longer than the matrix, so there it
+    is computed (`label_densely`), unless that of one image has more than `DENSE_PAIRS` entries.
 
     grid: `N` anchors, the same for every image. targets: `B` annotations, pixels like the anchors.
     has_regions: whether there is any region row; None = look.
     """
     images, anchors = len(targets), len(grid.boxes)
     device = grid.boxes.device
+    if device.type != "cpu" and max(map(len, targets), default=0) * anchors <= DENSE_PAIRS:
+        return label_densely(grid, targets, positive_iou, negative_iou, low_quality_matches, has_regions)
     counts = torch.tensor([len(target) for target in targets])
     owner = torch.repeat_interleave(torch.arange(images), counts).to(device)
     boxes, classes, flags = (
@@ -104,6 +111,78 @@ def label_anchors(
         avoid = torch.cat([avoid, doubtful[~sure[doubtful[:, 0] * anchors + doubtful[:, 1]]]])
     image = foreground.div(anchors, rounding_mode="floor")
     return AnchorLabels(labels.view(images, anchors), image, foreground - image * anchors, boxes[row], avoid)
+
+
+def label_densely(
+    grid: AnchorGrid,
+    targets: Sequence[Annotations],
+    positive_iou: float,
+    negative_iou: float,
+    low_quality_matches: bool,
+    has_regions: bool | None,
+) -> AnchorLabels:
+    """What `label_anchors` gives (`avoid` in another order) from the matrix of all boxes and anchors.
+
+    It waits for the device once, to learn how many anchors are foreground; where there are regions, also for the
+    avoided anchors of every piece.
+    """
+    boxes, classes, flags = (
+        torch.cat([getattr(target, name) for target in targets]) for name in ("boxes", "labels", "flags")
+    )
+    has_regions = bool(((flags & int(REGION_FLAGS)) != 0).any()) if has_regions is None else has_regions
+    slots = _slots([len(target) for target in targets]).to(boxes.device, non_blocking=True)
+    padded, flags = _with_spare(boxes)[slots], _with_spare(flags)[slots]
+    region, taught = ((flags & int(bits)) != 0 for bits in (REGION_FLAGS, Flag.TEACHER))
+    count = len(grid.boxes)
+    best, column, foreground = (
+        torch.empty((len(targets), count), dtype=dtype, device=boxes.device)
+        for dtype in (boxes.dtype, torch.int64, torch.bool)
+    )
+    avoid = [torch.zeros((0, 3), dtype=torch.int64, device=boxes.device)]
+    step = max(1, DENSE_PAIRS // max(1, slots.shape[1] * count))
+    for start in range(0, len(targets), step):
+        piece = slice(start, start + step)
+        inside, iou = _all_pairs(padded[piece], grid.boxes)
+        best_of_box = (iou == iou.amax(2, keepdim=True)) & (iou > 0)
+        if has_regions:
+            near = (inside >= 0.5 * box_area(grid.boxes)) | (iou >= negative_iou) | best_of_box
+            iou.masked_fill_(region[piece, :, None], 0)
+            best_of_box.masked_fill_(region[piece, :, None], False)
+        torch.max(iou, 1, out=(best[piece], column[piece]))  # of equal ones the first
+        foreground[piece] = best[piece] >= positive_iou
+        if low_quality_matches:
+            foreground[piece] |= best_of_box.any(1)
+        if has_regions:
+            by_person = foreground[piece] & ~taught[piece].gather(1, column[piece])
+            near &= region[piece, :, None] & ~(taught[piece, :, None] & by_person[:, None])
+            image, place, anchor = near.nonzero(as_tuple=True)
+            image += start
+            avoid.append(torch.stack([image, anchor, classes[slots[image, place]]], 1))
+    labels = torch.where(best < negative_iou, BACKGROUND, IGNORE)
+    image, anchor = foreground.nonzero(as_tuple=True)
+    row = slots[image, column[image, anchor]]
+    labels[image, anchor] = classes[row]
+    return AnchorLabels(labels, image, anchor, boxes[row], torch.cat(avoid))
+
+
+def _slots(counts: Sequence[int]) -> Tensor:
+    """`[B, most]` rows of the boxes of each image, one after the other; their number where an image has fewer."""
+    lengths = torch.tensor(counts)
+    place = torch.arange(max(1, int(lengths.max())))
+    rows = (lengths.cumsum(0) - lengths)[:, None] + place
+    return torch.where(place < lengths[:, None], rows, sum(counts))
+
+
+def _with_spare(rows: Tensor) -> Tensor:
+    """One row of zeros more: a box that overlaps no anchor, and no flag."""
+    return torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])])
+
+
+def _all_pairs(boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """`[B, M, N]` intersection and IoU of boxes `[B, M, 4]` and anchors `[N, 4]`."""
+    inside = _intersection(boxes[:, :, None], anchors)
+    areas = box_area(boxes.flatten(0, 1)).view(boxes.shape[:2])
+    return inside, inside / (areas[..., None] + box_area(anchors) - inside)
 
 
 def _match(

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from crossdet.losses import image_focal_losses
-from crossdet.models.retinanet import class_loss as union_head
+from crossdet.models.retinanet import background as background_module
+from crossdet.models.retinanet import class_loss
 from crossdet.models.retinanet.anchors import AnchorLabels
 from crossdet.models.retinanet.class_loss import union_focal_losses
 from crossdet.types import BACKGROUND, IGNORE, trust_groups
@@ -15,6 +16,15 @@ from crossdet.types import BACKGROUND, IGNORE, trust_groups
 DEPTH, SHAPES = 5, 3
 GRIDS = [(6, 7), (3, 4), (2, 2), (1, 1)]
 ANCHORS = SHAPES * sum(h * w for h, w in GRIDS)
+
+
+@pytest.fixture(autouse=True, params=["in pieces", "batched"])
+def background(request, monkeypatch):
+    """Every test as on a CPU and as on other devices; the latter also with focal terms in several rounds."""
+    if request.param == "batched":
+        monkeypatch.setattr(class_loss, "is_batched", lambda device: True)
+        monkeypatch.setattr(background_module, "DEVICE_ENTRIES", 2000)
+    return request.param
 
 
 class Case:
@@ -102,7 +112,7 @@ def test_weighed_background_is_that_of_all_logits(seed):
     assert_equal(case, overlap=case.overlap)
     assert not torch.allclose(case.sliced(True, None, 2.0), plain)
     case.background_weight = torch.ones(case.trusted.shape)
-    assert torch.equal(case.sliced(True, None, 2.0), plain)
+    torch.testing.assert_close(case.sliced(True, None, 2.0), plain, rtol=0, atol=1e-12)
 
 
 def test_no_foreground_and_no_trusted_class_keep_the_parameters_in_the_graph():
@@ -125,7 +135,7 @@ def test_everything_trusted_is_the_ordinary_focal_loss():
 @pytest.mark.parametrize("entries", [1, 20, 100])
 def test_chunks_of_the_foreground_change_nothing(monkeypatch, entries):
     case = Case(5)
-    monkeypatch.setattr(union_head, "FOREGROUND_ENTRIES", entries)
+    monkeypatch.setattr(class_loss, "FOREGROUND_ENTRIES", entries)
     assert_equal(case, overlap=case.overlap)
 
 
@@ -158,24 +168,59 @@ def test_the_dense_gradient_is_exactly_zero_where_nothing_was_computed():
     assert bool((weight != 0).any())
 
 
+def test_a_graph_that_is_kept_gives_the_same_gradients_again():
+    case = Case(4)
+    losses = case.sliced(True, None, 2.0).sum()
+    leaves = [*case.towers, case.predict.weight, case.predict.bias]
+    first = torch.autograd.grad(losses, leaves, retain_graph=True)
+    for one, other in zip(first, torch.autograd.grad(losses, leaves), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_levels_of_any_sizes_lie_apart_in_one_map():
+    """Put and taken out again; what is between them is zero, and no level touches another."""
+    for grids in (GRIDS, [(3, 2)], [(2, 9), (4, 8), (1, 1)], [(9, 2), (5, 1), (3, 1), (2, 1), (1, 1)]):
+        maps = [torch.full((1, 2, h, w), float(level + 1)) for level, (h, w) in enumerate(grids)]
+        layout = background_module.Layout.of(maps)
+        whole = layout.put(maps, torch.float32)
+        assert whole.shape == (1, 2, layout.rows, layout.columns)
+        for level, (down, across) in zip(maps, layout.windows(), strict=True):
+            assert torch.equal(whole[:, :, down, across], level)
+            top, left = max(0, down.start - 1), max(0, across.start - 1)
+            around = whole[:, :, top : down.stop + 1, left : across.stop + 1]
+            assert bool(((around == 0) | (around == level[0, 0, 0, 0])).all())
+        assert int((whole > 0).sum()) == 2 * layout.cells
+        anchors = torch.rand(1, layout.cells * SHAPES) < 0.5
+        places = layout.anchor_places(SHAPES, torch.device("cpu"))
+        silent = layout.put_anchors(anchors, SHAPES)
+        assert torch.equal(silent[0, places], anchors[0])
+        assert int((~silent).sum()) == int((~anchors).sum())
+
+
 def test_groups_are_the_distinct_rows():
     trusted = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 0, 1], [1, 1, 1]], dtype=torch.bool)
     groups = [(group.images, group.classes.tolist()) for group in trust_groups(trusted)]
     assert groups == [((0, 2), [0, 2]), ((1,), []), ((3,), [0, 1, 2])]
 
 
-def test_only_the_needed_slices_are_convolved(monkeypatch):
-    """Never more output channels than the trusted classes of a group have."""
+def test_only_the_needed_slices_are_convolved(monkeypatch, background):
+    """Never more output channels than the trusted classes of a group have; batched, once for all levels."""
     case = Case(1)
     widths = []
-    conv2d = union_head.F.conv2d
+    conv2d = background_module.F.conv2d
 
     def watched(x, weight, *args, **kwargs):
         widths.append(len(weight))
         return conv2d(x, weight, *args, **kwargs)
 
-    monkeypatch.setattr(union_head.F, "conv2d", watched)
+    monkeypatch.setattr(background_module.F, "conv2d", watched)
     case.sliced(True, None, 2.0)
     sizes = {SHAPES * len(group.classes) for group in trust_groups(case.trusted)} - {0}
-    assert set(widths) == sizes
-    assert max(widths) < SHAPES * 7
+    sets = sum(bool(len(group.classes)) for group in trust_groups(case.trusted))
+    if background == "batched":
+        assert set(widths) == {-(-size // 8) * 8 for size in sizes}
+        assert len(widths) == sets
+    else:
+        assert set(widths) == sizes
+        assert len(widths) == sets * len(GRIDS)
+        assert max(widths) < SHAPES * 7

@@ -12,8 +12,9 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
-from crossdet.losses import image_focal_losses
+from crossdet.losses import background_focal_parts, image_focal_losses
 from crossdet.models.building import build_detector
+from crossdet.models.retinanet import class_loss
 from crossdet.models.retinanet.network import RetinaNet
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.training.loop import TrainStep
@@ -64,9 +65,11 @@ def test_labels_found_before_are_those_found_in_the_step(model, size, regions):
         assert torch.equal(sums, wanted.terms[name])
 
 
+@pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("regions", [False, True])
-def test_a_step_on_a_labelled_batch_reads_no_value(model, regions):
+def test_a_step_on_a_labelled_batch_reads_no_value(model, regions, batched, monkeypatch):
     """On fake tensors, which have shapes but no values, everything that would wait for a device fails."""
+    monkeypatch.setattr(class_loss, "is_batched", lambda device: batched)
     batch = model.prepare()(make_batch(regions=regions))
     step = TrainStep(model)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -117,6 +120,8 @@ def test_compiled_terms_are_the_same(gamma):
     torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=0)
     torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-5, atol=1e-7)
     assert torch.isfinite(results[1][1]).all()
+    for one, other in zip(*(background_focal_parts(logits, 0.25, gamma, c) for c in (True, False)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
 def test_compiled_features_are_not_compiled_for_every_shape(model, monkeypatch):

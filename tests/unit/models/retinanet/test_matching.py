@@ -11,13 +11,13 @@ from torchvision.ops import box_iou
 from crossdet.models.retinanet import matching, nearby
 from crossdet.models.retinanet.anchors import (
     AnchorGrid,
+    AnchorLabels,
     anchor_grid,
     cell_anchors,
     decode_boxes,
     encode_boxes,
     grid_anchors,
 )
-from crossdet.models.retinanet.matching import label_anchors
 from crossdet.models.retinanet.settings import PYRAMID_STRIDES
 from crossdet.types import BACKGROUND, IGNORE, Annotations, Flag
 
@@ -28,6 +28,24 @@ GRID = anchor_grid(
     STRIDES,
 )
 ALL_ANCHORS = GRID.boxes
+
+
+def label_anchors(
+    grid: AnchorGrid,
+    targets: list[Annotations],
+    positive_iou: float = 0.5,
+    negative_iou: float = 0.4,
+    low_quality_matches: bool = True,
+    has_regions: bool | None = None,
+) -> AnchorLabels:
+    """Every case of this file is labelled as on a CPU and as on other devices, with the same result."""
+    arguments = (grid, targets, positive_iou, negative_iou, low_quality_matches, has_regions)
+    found, dense = matching.label_anchors(*arguments), matching.label_densely(*arguments)
+    for one, other in zip(dense[:4], found[:4], strict=True):
+        assert torch.equal(one, other)
+        assert one.dtype == other.dtype
+    assert sorted(dense.avoid.tolist()) == sorted(found.avoid.tolist())
+    return found
 
 
 def loose(anchors: Tensor | list) -> AnchorGrid:
@@ -189,6 +207,7 @@ def test_pieces_change_nothing(monkeypatch, entries):
     whole = label_anchors(GRID, [target, target])
     for module in (matching, nearby):
         monkeypatch.setattr(module, "CHUNK_ENTRIES", entries)
+    monkeypatch.setattr(matching, "DENSE_PAIRS", 50 * entries)
     parts = label_anchors(GRID, [target, target])
     assert torch.equal(parts.labels, whole.labels)
     assert torch.equal(parts.boxes, whole.boxes)
@@ -202,7 +221,7 @@ def test_two_thousand_boxes_are_memory_bounded(monkeypatch):
     seen = watch_pairs(monkeypatch)
     for module in (matching, nearby):
         monkeypatch.setattr(module, "CHUNK_ENTRIES", 20_000)
-    found = label_anchors(GRID, [annotations(boxes, classes)])
+    found = matching.label_anchors(GRID, [annotations(boxes, classes)])
     assert max(seen) <= 20_000
     assert sum(seen) < 0.1 * 2000 * len(ALL_ANCHORS)
     labels, matched = reference(ALL_ANCHORS, boxes, classes, 0.5, 0.4, True)
@@ -382,6 +401,7 @@ def test_images_with_very_different_numbers_of_boxes_are_matched_as_alone(monkey
     """However the batch is cut: the first boxes of all images together, the last of the crowded one alone."""
     for module in (matching, nearby):
         monkeypatch.setattr(module, "CHUNK_ENTRIES", entries)
+    monkeypatch.setattr(matching, "DENSE_PAIRS", 50 * entries)
     targets = []
     for row, count in enumerate((3, 0, 40, 1, 17, 40)):
         flags = torch.zeros(count, dtype=torch.uint8)
