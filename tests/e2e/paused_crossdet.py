@@ -10,15 +10,15 @@ import time
 from pathlib import Path
 
 from crossdet.commands.main import main
-from crossdet.training.log import RunLog
+from crossdet.training.log import RunLog, Step
 
 pause, file = int(sys.argv[1]), Path(sys.argv[2])
 log_step = RunLog.step
 
 
-def step(self: RunLog, number: int, *arguments: object) -> None:
-    log_step(self, number, *arguments)  # type: ignore[arg-type]
-    if number == pause:
+def step(self: RunLog, at: Step, *arguments: object) -> None:
+    log_step(self, at, *arguments)  # type: ignore[arg-type]
+    if at.step == pause:
         file.write_text("here")
         end = time.monotonic() + 120
         while file.exists() and time.monotonic() < end:

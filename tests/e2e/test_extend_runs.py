@@ -216,13 +216,13 @@ def test_thresholds_of_classes_without_validation_data_stay(world, signs, traine
 
 
 def test_an_interrupted_extension_continues_exactly(world, signs, trained, tmp_path):
-    from crossdet.training.log import RunLog
+    from crossdet.training.log import RunLog, Step
 
     log_step = RunLog.step
 
-    def ctrl_c(self: RunLog, number: int, *arguments: object) -> None:
-        log_step(self, number, *arguments)  # type: ignore[arg-type]
-        if number == 2:
+    def ctrl_c(self: RunLog, at: Step, *arguments: object) -> None:
+        log_step(self, at, *arguments)  # type: ignore[arg-type]
+        if at.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
     changes = {"extend.mode": "distill", "extend.pseudo": True}

@@ -271,7 +271,7 @@ def test_weights_that_overflow_in_a_step_are_not_saved(world, tmp_path, monkeypa
         result = update(run, *arguments)
         if run.progress.step == 2:
             with torch.no_grad():
-                run.detector.box_subnet.predict.weight.mul_(float("inf"))
+                run.network.box_subnet.predict.weight.mul_(float("inf"))
         return result
 
     monkeypatch.setattr(training, "_optimiser_step", overflow)

@@ -18,7 +18,7 @@ from crossdet.data.cache import load_index
 from crossdet.models.retinanet.network import RetinaNet
 from crossdet.models.weights import load_state, load_weights, save_state
 from crossdet.runs.relabel import relabel
-from crossdet.training.log import RunLog
+from crossdet.training.log import RunLog, Step
 from crossdet.training.teachers import last_taught, teach
 from crossdet.types import Flag
 
@@ -39,9 +39,9 @@ ITSELF = {
 def interrupted(config: Any, folder: Path, step: int) -> None:
     log_step = RunLog.step
 
-    def ctrl_c(self: RunLog, number: int, *arguments: object) -> None:
-        log_step(self, number, *arguments)  # type: ignore[arg-type]
-        if number == step:
+    def ctrl_c(self: RunLog, at: Step, *arguments: object) -> None:
+        log_step(self, at, *arguments)  # type: ignore[arg-type]
+        if at.step == step:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -162,13 +162,13 @@ def test_a_killed_loader_process_is_told(config, tmp_path):
 
 def test_interrupted_in_this_process(world, tmp_path):
     """The same from Python; the handlers that were there before are back afterwards."""
-    from crossdet.training.log import RunLog
+    from crossdet.training.log import RunLog, Step
 
     log_step = RunLog.step
 
-    def ctrl_c(self: RunLog, number: int, *arguments: object) -> None:
-        log_step(self, number, *arguments)  # type: ignore[arg-type]
-        if number == 3:
+    def ctrl_c(self: RunLog, at: Step, *arguments: object) -> None:
+        log_step(self, at, *arguments)  # type: ignore[arg-type]
+        if at.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)

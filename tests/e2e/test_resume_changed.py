@@ -18,7 +18,7 @@ from crossdet import RunError, train
 from crossdet.config import load_config
 from crossdet.errors import UserError
 from crossdet.models.weights import load_state, save_state
-from crossdet.training.log import RunLog
+from crossdet.training.log import RunLog, Step
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def interrupted(data: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     load_config(config)
     step = RunLog.step
 
-    def ctrl_c(self: RunLog, number: int, *arguments: Any) -> None:
-        step(self, number, *arguments)
-        if number == 7:
+    def ctrl_c(self: RunLog, at: Step, *arguments: Any) -> None:
+        step(self, at, *arguments)
+        if at.step == 7:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(RunLog, "step", ctrl_c)

@@ -405,7 +405,7 @@ def test_arguments_are_not_changed():
         ({"overlap": torch.zeros(3, 3)}, r"overlap: expected bool \[3, 3\], got torch.float32 \[3, 3\]"),
         (
             {"avoid": torch.zeros(5, 2, dtype=torch.int64)},
-            r"avoid: expected int64 \[P, 3\] rows \(image, anchor, class\), got torch.int64 \[5, 2\]",
+            r"avoid: expected int64 \[P, 3\] rows \(image, position, class\), got torch.int64 \[5, 2\]",
         ),
         ({"avoid": torch.zeros(3, dtype=torch.int64)}, r"avoid: expected int64 \[P, 3\]"),
         ({"avoid": torch.zeros(1, 3, dtype=torch.int32)}, r"avoid: expected int64 \[P, 3\]"),

@@ -13,13 +13,14 @@ from rich.text import Text
 
 from crossdet.evaluation.tables import lineless_table, percent
 from crossdet.models.card import Generation, read_card, weights_path
+from crossdet.models.settings import NetworkSettings
 
 
 @dataclass(frozen=True)
 class WeightsReport:
     """classes: unified name -> source classes `dataset/name`. thresholds: class -> score from which on
     `predict` reports it, where known. merged: classes that were merged after training -> their members. labels: the
-    label space as it is stored. model, input: settings.
+    label space as it is stored. model, input, settings: the settings, as they are stored and as an object.
     """
 
     file: str
@@ -29,11 +30,14 @@ class WeightsReport:
     model: dict[str, Any]
     input: dict[str, int]
     generations: list[Generation]
+    settings: NetworkSettings
     merged: dict[str, list[str]] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The whole report as JSON text; keys are the field names."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        """The whole report as JSON text; keys are the field names but `settings`."""
+        content = asdict(self)
+        del content["settings"]
+        return json.dumps(content, indent=2, ensure_ascii=False)
 
 
 def inspect_weights(path: Path) -> WeightsReport:
@@ -48,17 +52,17 @@ def inspect_weights(path: Path) -> WeightsReport:
         model=json.loads(card.settings.to_json()),
         input=asdict(card.input),
         generations=list(card.generations),
+        settings=card.settings,
         merged={f.name: [space.classes[c] for c in f.members] for f in space.folds if f.is_merge},
     )
 
 
 def print_weights(report: WeightsReport, console: Console) -> None:
     """Classes with ids, sources and thresholds, label rules, model, and the generations."""
-    model = report.model
     console.print(Text(report.file, style="bold"), soft_wrap=True)
     console.print(
         Text(
-            f"{model['backbone']}, {len(report.classes)} classes; input: shorter side "
+            f"{report.settings.title}, {len(report.classes)} classes; input: shorter side "
             f"{report.input['shorter']}, longer at most {report.input['longer']} pixels"
         ),
         soft_wrap=True,
@@ -70,7 +74,7 @@ def print_weights(report: WeightsReport, console: Console) -> None:
         shown = "-" if threshold is None else f"{threshold:.3f}"
         table.add_row(str(number), Text(name), shown, Text(", ".join(sources)))
     console.print(table)
-    for line in (*_merged(report), *_adapters(model, list(report.classes)), *_rules(report.labels)):
+    for line in (*_merged(report), *report.settings.notes(list(report.classes)), *_rules(report.labels)):
         console.print(Text(line), soft_wrap=True)
     console.print(Text("Generations", style="italic"))
     for number, generation in enumerate(report.generations):
@@ -83,17 +87,6 @@ def _merged(report: WeightsReport) -> Iterator[str]:
         threshold = report.thresholds.get(name)
         shown = "no threshold stored" if threshold is None else f"threshold {threshold:.3f}"
         yield f"merged: {', '.join(members)} are reported as {name} ({shown})"
-
-
-def _adapters(model: dict[str, Any], classes: list[str]) -> Iterator[str]:
-    adapters = model.get("adapters", ())
-    later = [boxes for _, _, boxes, *_ in adapters[1:]] + [len(classes)]
-    for (first, channels, boxes, *until), next_one in zip(adapters, later, strict=False):
-        end = until[0] if until and until[0] is not None else next_one
-        yield (
-            f"adapter of {channels} channels: scores of {', '.join(classes[first:])}; boxes of "
-            f"{', '.join(classes[boxes:end]) or 'none'}"
-        )
 
 
 def _rules(labels: dict[str, Any]) -> Iterator[str]:

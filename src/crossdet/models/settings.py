@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -100,6 +101,16 @@ class NetworkSettings(Section):
     name: str
     weights: Weights = "none"
     loss: Any
+
+    @property
+    def title(self) -> str:
+        """What a person calls the network."""
+        return self.name
+
+    def notes(self, classes: Sequence[str]) -> Iterator[str]:
+        """Further lines about it for people. classes: names by id."""
+        del classes
+        yield from ()
 
     @classmethod
     def of(cls, model: Any, loss: Any) -> Self:

@@ -135,11 +135,17 @@ def with_settings_of(card: Card, config: Config) -> Config:
     """
     if config.pseudo is not None:
         raise UserError("pseudo: this section is for `crossdet train`; here it is `extend: {mode: distill}`")
-    settings, said = card.settings, config.model
-    model = type(said) if said.name == settings.name else ARCHITECTURES[settings.name].model
-    values = {key: getattr(settings, key) for key in model.model_fields if key != "weights"}
+    settings, said, loss = card.settings, config.model, config.loss
+    kind = ARCHITECTURES[settings.name]
+    values = {key: getattr(settings, key) for key in kind.model.model_fields if key != "weights"}
     size = asdict(card.input)
     problems = [*_contradictions("model", said, values), *_contradictions("input", config.input, size)]
+    if said.name != settings.name:  # a config that names none is read as one of the first architecture
+        if loss.model_fields_set or said.model_fields_set - {"name", "weights"}:
+            problems.append(
+                f"`model.name`: say {settings.name}, so that the sections `model` and `loss` are read as its"
+            )
+        said, loss = kind.model(), kind.loss()
     if problems:
         raise UserError(
             problem_list("the config contradicts the weights; leave these keys out, they come from there", problems)
@@ -149,7 +155,7 @@ def with_settings_of(card: Card, config: Config) -> Config:
         update={
             "model": said.model_copy(update=values),
             "input": config.input.model_copy(update=size),
-            "loss": _filled(config.loss, dict(settings.loss)),
+            "loss": _filled(loss, dict(settings.loss)),
             "eval": _filled(config.eval, limits),
             "extend": config.extend or ExtendSettings(),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, StrictBool, ValidationError
@@ -91,6 +92,19 @@ class RetinaNetSettings(RetinaNetModel, NetworkSettings):  # type: ignore[misc]
     freeze_batch_norm: StrictBool = True
     group_channels: Annotated[int, Field(ge=1)] = 4
     adapters: tuple[Adapter, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return self.backbone
+
+    def notes(self, classes: Sequence[str]) -> Iterator[str]:
+        later = [adapter.boxes for adapter in self.adapters[1:]] + [len(classes)]
+        for adapter, next_one in zip(self.adapters, later, strict=False):
+            end = next_one if adapter.until is None else adapter.until
+            yield (
+                f"adapter of {adapter.channels} channels: scores of {', '.join(classes[adapter.first :])}; "
+                f"boxes of {', '.join(classes[adapter.boxes : end]) or 'none'}"
+            )
 
     @classmethod
     def of(cls, model: RetinaNetModel, loss: RetinaNetLoss) -> Self:
