@@ -19,13 +19,14 @@ from crossdet.models.card import Generation, read_card, weights_path
 class WeightsReport:
     """classes: unified name -> source classes `dataset/name`. thresholds: class -> score from which on
     `predict` reports it, where known. merged: classes that were merged after training -> their members. labels: the
-    label space as it is stored. model, input: settings.
+    label space as it is stored. network: `NetworkSettings.described`. model, input: settings.
     """
 
     file: str
     classes: dict[str, list[str]]
     thresholds: dict[str, float]
     labels: dict[str, Any]
+    network: list[str]
     model: dict[str, Any]
     input: dict[str, int]
     generations: list[Generation]
@@ -45,6 +46,7 @@ def inspect_weights(path: Path) -> WeightsReport:
         classes={name: space.sources_of(c) for c, name in enumerate(space.classes)},
         thresholds=card.thresholds,
         labels=json.loads(space.to_json()),
+        network=card.settings.described(space.classes),
         model=json.loads(card.settings.to_json()),
         input=asdict(card.input),
         generations=list(card.generations),
@@ -54,11 +56,11 @@ def inspect_weights(path: Path) -> WeightsReport:
 
 def print_weights(report: WeightsReport, console: Console) -> None:
     """Classes with ids, sources and thresholds, label rules, model, and the generations."""
-    model = report.model
+    network, *more = report.network
     console.print(Text(report.file, style="bold"), soft_wrap=True)
     console.print(
         Text(
-            f"{model['backbone']}, {len(report.classes)} classes; input: shorter side "
+            f"{network}, {len(report.classes)} classes; input: shorter side "
             f"{report.input['shorter']}, longer at most {report.input['longer']} pixels"
         ),
         soft_wrap=True,
@@ -70,7 +72,7 @@ def print_weights(report: WeightsReport, console: Console) -> None:
         shown = "-" if threshold is None else f"{threshold:.3f}"
         table.add_row(str(number), Text(name), shown, Text(", ".join(sources)))
     console.print(table)
-    for line in (*_merged(report), *_adapters(model, list(report.classes)), *_rules(report.labels)):
+    for line in (*_merged(report), *more, *_rules(report.labels)):
         console.print(Text(line), soft_wrap=True)
     console.print(Text("Generations", style="italic"))
     for number, generation in enumerate(report.generations):
@@ -83,17 +85,6 @@ def _merged(report: WeightsReport) -> Iterator[str]:
         threshold = report.thresholds.get(name)
         shown = "no threshold stored" if threshold is None else f"threshold {threshold:.3f}"
         yield f"merged: {', '.join(members)} are reported as {name} ({shown})"
-
-
-def _adapters(model: dict[str, Any], classes: list[str]) -> Iterator[str]:
-    adapters = model.get("adapters", ())
-    later = [boxes for _, _, boxes, *_ in adapters[1:]] + [len(classes)]
-    for (first, channels, boxes, *until), next_one in zip(adapters, later, strict=False):
-        end = until[0] if until and until[0] is not None else next_one
-        yield (
-            f"adapter of {channels} channels: scores of {', '.join(classes[first:])}; boxes of "
-            f"{', '.join(classes[boxes:end]) or 'none'}"
-        )
 
 
 def _rules(labels: dict[str, Any]) -> Iterator[str]:

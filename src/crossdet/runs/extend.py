@@ -135,9 +135,10 @@ def with_settings_of(card: Card, config: Config) -> Config:
     """
     if config.pseudo is not None:
         raise UserError("pseudo: this section is for `crossdet train`; here it is `extend: {mode: distill}`")
-    settings, said = card.settings, config.model
-    model = type(said) if said.name == settings.name else ARCHITECTURES[settings.name].model
-    values = {key: getattr(settings, key) for key in model.model_fields if key != "weights"}
+    settings = card.settings
+    config = _of_architecture(settings.name, config)
+    said, kind = config.model, ARCHITECTURES[settings.name]
+    values = {key: getattr(settings, key) for key in kind.model.model_fields if key != "weights"}
     size = asdict(card.input)
     problems = [*_contradictions("model", said, values), *_contradictions("input", config.input, size)]
     if problems:
@@ -154,6 +155,21 @@ def with_settings_of(card: Card, config: Config) -> Config:
             "extend": config.extend or ExtendSettings(),
         }
     )
+
+
+def _of_architecture(name: str, config: Config) -> Config:
+    """The config with the sections of this architecture, where it does not say itself of which they are."""
+    if config.model.name == name or "name" in config.model.model_fields_set:
+        return config
+    sections = {"model": config.model, "loss": config.loss}
+    said = [f"`{at}.{key}`" for at, section in sections.items() for key in sorted(section.model_fields_set)]
+    if said:
+        raise UserError(
+            f"{', '.join(said)}: without `model.name` these are of {config.model.name}, but the weights are of "
+            f"{name}; leave them out, or say `model.name: {name}`"
+        )
+    kind = ARCHITECTURES[name]
+    return config.model_copy(update={"model": kind.model(), "loss": kind.loss()})
 
 
 def _contradictions(name: str, said: Section, values: Mapping[str, Any]) -> Iterator[str]:
