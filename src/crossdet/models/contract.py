@@ -167,8 +167,9 @@ class Growable(Network):
         raise UserError(f"extend.mode: frozen, but {type(self).__name__} cannot freeze old classes; use replay")
 
     def hold_to(self, teacher: Network, weight: float) -> None:
-        """From now on `losses` holds the answers about the teacher's classes at the teacher's, with this weight. The
-        teacher is no submodule: it is neither trained nor saved. It has the same architecture."""
+        """From now on `losses` holds the answers about the teacher's classes at the teacher's, with this weight.
+
+        The teacher has the same architecture. It is no submodule: it is neither trained nor saved."""
         del teacher
         raise UserError(
             f"extend.match: {weight:g}, but {type(self).__name__} has no such loss; set it to 0 and `pseudo: true`"
