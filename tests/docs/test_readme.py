@@ -125,10 +125,8 @@ def test_the_readme_is_short():
 def test_commands(world, monkeypatch, capsys):
     monkeypatch.chdir(world)
     for words in [*commands(USING), *commands(README)]:
-        if words[1] == "extend" and "runs/second" in words:
-            shutil.rmtree("runs/second", ignore_errors=True)  # both pages write it
-        if words[1] == "train" and "--resume" not in words:
-            shutil.rmtree("runs/first", ignore_errors=True)
+        if words[1] in ("train", "extend") and "--resume" not in words:  # both pages write the same runs
+            shutil.rmtree(words[words.index("--output") + 1], ignore_errors=True)
         # the first run has finished when the README's --resume comes: resuming it is refused, with a message
         expected = 2 if "--resume" in words else 0
         if "config.yaml" in words:

@@ -40,6 +40,8 @@ def test_from_check_to_extend(config, world, tmp_path, crossdet):
     done = crossdet("check", config, "--json", tmp_path / "check.json")
     assert done.returncode == 0, done.stderr
     assert "No errors" in done.stdout
+    done = crossdet("anchors", config)
+    assert (done.returncode, "tiny has no anchors" in done.stderr) == (2, True)
     done = crossdet("train", config, "-o", run)
     assert done.returncode == 0, done.stderr
     assert "objects" in (run / "steps.csv").read_text().splitlines()[0]

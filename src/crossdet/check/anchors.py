@@ -343,6 +343,9 @@ def _neighbours(parts: int, axis: int, value: float) -> list[float]:
 
 
 def configured(config: Config) -> AnchorSetting:
+    """Raises `UserError` where the architecture has no anchors."""
+    if not hasattr(config.model, "anchors"):
+        raise UserError(f"model.name: {config.model.name} has no anchors")
     return AnchorSetting(config.model.anchors.scales, config.model.anchors.ratios)
 
 

@@ -13,31 +13,28 @@ from rich.text import Text
 
 from crossdet.evaluation.tables import lineless_table, percent
 from crossdet.models.card import Generation, read_card, weights_path
-from crossdet.models.settings import NetworkSettings
 
 
 @dataclass(frozen=True)
 class WeightsReport:
     """classes: unified name -> source classes `dataset/name`. thresholds: class -> score from which on
     `predict` reports it, where known. merged: classes that were merged after training -> their members. labels: the
-    label space as it is stored. model, input, settings: the settings, as they are stored and as an object.
+    label space as it is stored. network: `NetworkSettings.described`. model, input: settings.
     """
 
     file: str
     classes: dict[str, list[str]]
     thresholds: dict[str, float]
     labels: dict[str, Any]
+    network: list[str]
     model: dict[str, Any]
     input: dict[str, int]
     generations: list[Generation]
-    settings: NetworkSettings
     merged: dict[str, list[str]] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The whole report as JSON text; keys are the field names but `settings`."""
-        content = asdict(self)
-        del content["settings"]
-        return json.dumps(content, indent=2, ensure_ascii=False)
+        """The whole report as JSON text; keys are the field names."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
 
 def inspect_weights(path: Path) -> WeightsReport:
@@ -49,20 +46,21 @@ def inspect_weights(path: Path) -> WeightsReport:
         classes={name: space.sources_of(c) for c, name in enumerate(space.classes)},
         thresholds=card.thresholds,
         labels=json.loads(space.to_json()),
+        network=card.settings.described(space.classes),
         model=json.loads(card.settings.to_json()),
         input=asdict(card.input),
         generations=list(card.generations),
-        settings=card.settings,
         merged={f.name: [space.classes[c] for c in f.members] for f in space.folds if f.is_merge},
     )
 
 
 def print_weights(report: WeightsReport, console: Console) -> None:
     """Classes with ids, sources and thresholds, label rules, model, and the generations."""
+    network, *more = report.network
     console.print(Text(report.file, style="bold"), soft_wrap=True)
     console.print(
         Text(
-            f"{report.settings.title}, {len(report.classes)} classes; input: shorter side "
+            f"{network}, {len(report.classes)} classes; input: shorter side "
             f"{report.input['shorter']}, longer at most {report.input['longer']} pixels"
         ),
         soft_wrap=True,
@@ -74,7 +72,7 @@ def print_weights(report: WeightsReport, console: Console) -> None:
         shown = "-" if threshold is None else f"{threshold:.3f}"
         table.add_row(str(number), Text(name), shown, Text(", ".join(sources)))
     console.print(table)
-    for line in (*_merged(report), *report.settings.notes(list(report.classes)), *_rules(report.labels)):
+    for line in (*_merged(report), *more, *_rules(report.labels)):
         console.print(Text(line), soft_wrap=True)
     console.print(Text("Generations", style="italic"))
     for number, generation in enumerate(report.generations):

@@ -34,6 +34,7 @@ from crossdet.data.formats import FORMATS
 from crossdet.data.index import Index
 from crossdet.errors import ConfigError, problem_list, show
 from crossdet.evaluation.protocols import PROTOCOLS, lists_of
+from crossdet.models.architecture import Architecture
 from crossdet.models.architectures import ARCHITECTURES, DEFAULT
 from crossdet.models.settings import Count, CountOrZero, Fraction, OpenFraction, Positive, Section
 from crossdet.training.modes.mode import ExtendSettings
@@ -211,6 +212,10 @@ class Config(Section):
             raise ConfigError(problem_list(f"config: {len(problems)} mistake(s)", (p.text for p in problems)))
         return config
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle finds no type of `config_type` by its name."""
+        return _unpickled, (self.model.name, self.__getstate__())
+
     def with_agnostic_nms(self, given: bool | None) -> Config:
         """The config with `eval.agnostic_nms` as a caller wants it; None = as it is."""
         if given is None:
@@ -229,11 +234,10 @@ class Config(Section):
 
 
 @cache
-def _config_type(name: str, names: tuple[str, ...]) -> type[Config]:
-    known = name in names
-    architecture = ARCHITECTURES[name if known else DEFAULT]
+def _config_type(architecture: Architecture, names: tuple[str, ...] = ()) -> type[Config]:
+    """names: where the config has none of these, so that the message lists them all."""
     model: Any = architecture.model
-    if not known:  # so that the message lists them all
+    if names:
         name_type: Any = Literal[names]
         model = create_model("Model", __base__=model, name=(name_type, DEFAULT))
     fields: dict[str, Any] = {"model": (model, model()), "loss": (architecture.loss, architecture.loss())}
@@ -244,7 +248,16 @@ def config_type(data: Any) -> type[Config]:
     """`Config` with the `model` and `loss` sections of the architecture that the plain values name."""
     model = data.get("model") if isinstance(data, Mapping) else None
     name = model.get("name", DEFAULT) if isinstance(model, Mapping) else DEFAULT
-    return _config_type(str(name), tuple(ARCHITECTURES))
+    if str(name) in ARCHITECTURES:
+        return _config_type(ARCHITECTURES[str(name)])
+    return _config_type(ARCHITECTURES[DEFAULT], tuple(ARCHITECTURES))
+
+
+def _unpickled(architecture: str, state: dict[Any, Any]) -> Config:
+    kind = _config_type(ARCHITECTURES[architecture])
+    config = kind.__new__(kind)
+    config.__setstate__(state)
+    return config
 
 
 # ---------------------------------------------------------------------- checks that need several values

@@ -67,7 +67,7 @@ def open_sources(
 
     The label rules speak of all datasets, also of those that have none of the wanted `splits`: their class names
     come from the trained label space, if there is one, else from their training files.
-    known: a label space that the config's datasets and rules extend (`label_edits.grown`), instead of a new one.
+    known: a label space that the config's datasets and rules extend (`labels.edits.grown`), instead of a new one.
     detector: that of a detector which is to be scored. The config is read as one that extends it, so that an
     extension's own config can be used; where it contradicts the detector, by itself.
 

@@ -21,7 +21,8 @@ class Contradiction(NamedTuple):
 class Architecture:
     """One entry of `ARCHITECTURES`.
 
-    model, loss: the sections of a config. settings: both together, and what is stored with weights.
+    model, loss: the sections of a config; `model` has `name` and `weights`.
+    settings: both together, and what is stored with weights.
     build: (settings, number of classes, overlap `[C, C]` or None, weights of the backbone) -> `contract.Network`
     with a new head; it imports torch when it is called.
     contradictions: what single values of the `model` section cannot show.

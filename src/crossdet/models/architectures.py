@@ -7,4 +7,4 @@ from crossdet.models.retinanet.architecture import RETINANET
 
 ARCHITECTURES: dict[str, Architecture] = {"retinanet": RETINANET}
 DEFAULT = next(iter(ARCHITECTURES))
-"""Of a config or of weights that do not say."""
+"""Of a config or of weights that do not say: files from before there was a choice. So RetinaNet stays the first."""

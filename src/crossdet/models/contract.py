@@ -24,7 +24,8 @@ class Losses:
     """What a network lost on a batch.
 
     terms: name -> `[B]` sums per image, with the weights that the network gives its terms, so that the loss of
-    every dataset can be logged from the numbers that are trained on.
+    every dataset can be logged from the numbers that are trained on. The names are `Network.terms`, all of them, in
+    that order, whatever the batch: processes add up each other's.
     positives: `[B]` how many positions (anchors, points, queries) have an object.
     further: name -> a scalar that is added to the term of that name after normalisation.
     """
@@ -44,7 +45,9 @@ class Losses:
         sums divided by max(1, its own positives), and the mean over the images of all ranks, as in torchvision; a
         dataset with many objects per image then weighs no more than one with few.
         """
-        positives = self.positives.to(next(iter(self.terms.values())).dtype)
+        # no half precision here: it would round a count above 256
+        dtype = torch.promote_types(next(iter(self.terms.values())).dtype, torch.float32)
+        positives = self.positives.to(dtype)
         by_image = by == "image"
         share = 1 / positives.clamp(min=1) if by_image else torch.ones_like(positives)
         count = positives.new_full((), len(positives)) if by_image else positives.sum()
@@ -70,6 +73,9 @@ class Network(nn.Module, ABC):
     """A detector for C classes.
 
     num_classes: C. terms: names of the terms of its loss, in order. normaliser: see `Losses.normalised`.
+
+    It is copied (`copy.deepcopy`) for averaged weights, before `compile_parts` and `hold_to`. `losses` and `find`
+    run under autocast where the recipe says so.
     """
 
     num_classes: int
@@ -93,7 +99,11 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def losses(self, batch: Batch) -> Losses:
         """On a batch on the network's device. Where `batch.trusted` is false, the background of an image gives a
-        class no gradient at all."""
+        class no gradient at all.
+
+        Every parameter that requires a gradient takes part, at least with a zero, also for a batch without objects:
+        with several processes each waits for the gradients of all.
+        """
 
     @abstractmethod
     def find(
@@ -128,9 +138,11 @@ class Network(nn.Module, ABC):
 
     def training_mode(self, fixed_statistics: bool = False) -> None:
         """`train()` as this network wants it: parts that do not learn stay in evaluation mode. fixed_statistics: so
-        does the batch norm of the backbone, whose scale and shift go on learning."""
-        del fixed_statistics
+        does the batch norm of the backbone (here: all of it), whose scale and shift go on learning."""
         self.train()
+        for module in self.modules() if fixed_statistics else ():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
 
     def compile_parts(self) -> None:
         """`torch.compile` of what pays, for `losses`; by default of nothing."""
@@ -155,7 +167,9 @@ class Growable(Network):
         raise UserError(f"extend.mode: frozen, but {type(self).__name__} cannot freeze old classes; use replay")
 
     def hold_to(self, teacher: Network, weight: float) -> None:
-        """From now on `losses` holds the answers about the teacher's classes at the teacher's, with this weight."""
+        """From now on `losses` holds the answers about the teacher's classes at the teacher's, with this weight.
+
+        The teacher has the same architecture. It is no submodule: it is neither trained nor saved."""
         del teacher
         raise UserError(
             f"extend.match: {weight:g}, but {type(self).__name__} has no such loss; set it to 0 and `pseudo: true`"

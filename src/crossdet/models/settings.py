@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -102,23 +102,19 @@ class NetworkSettings(Section):
     weights: Weights = "none"
     loss: Any
 
-    @property
-    def title(self) -> str:
-        """What a person calls the network."""
-        return self.name
-
-    def notes(self, classes: Sequence[str]) -> Iterator[str]:
-        """Further lines about it for people. classes: names by id."""
-        del classes
-        yield from ()
-
     @classmethod
     def of(cls, model: Any, loss: Any) -> Self:
         """Of the two sections of a config."""
         raise NotImplementedError
 
+    def described(self, classes: Sequence[str]) -> list[str]:
+        """For people: the network in a word or two, and a line for each thing that not every network has."""
+        del classes
+        return [self.name]
+
     def to_json(self) -> str:
-        """As it is stored with the weights."""
+        """As it is stored with the weights: a JSON object with every setting that decides them, so that two of them
+        can be compared key by key."""
         raise NotImplementedError
 
     @classmethod

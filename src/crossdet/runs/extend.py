@@ -135,17 +135,12 @@ def with_settings_of(card: Card, config: Config) -> Config:
     """
     if config.pseudo is not None:
         raise UserError("pseudo: this section is for `crossdet train`; here it is `extend: {mode: distill}`")
-    settings, said, loss = card.settings, config.model, config.loss
-    kind = ARCHITECTURES[settings.name]
+    settings = card.settings
+    config = _of_architecture(settings.name, config)
+    said, kind = config.model, ARCHITECTURES[settings.name]
     values = {key: getattr(settings, key) for key in kind.model.model_fields if key != "weights"}
     size = asdict(card.input)
     problems = [*_contradictions("model", said, values), *_contradictions("input", config.input, size)]
-    if said.name != settings.name:  # a config that names none is read as one of the first architecture
-        if loss.model_fields_set or said.model_fields_set - {"name", "weights"}:
-            problems.append(
-                f"`model.name`: say {settings.name}, so that the sections `model` and `loss` are read as its"
-            )
-        said, loss = kind.model(), kind.loss()
     if problems:
         raise UserError(
             problem_list("the config contradicts the weights; leave these keys out, they come from there", problems)
@@ -155,11 +150,26 @@ def with_settings_of(card: Card, config: Config) -> Config:
         update={
             "model": said.model_copy(update=values),
             "input": config.input.model_copy(update=size),
-            "loss": _filled(loss, dict(settings.loss)),
+            "loss": _filled(config.loss, dict(settings.loss)),
             "eval": _filled(config.eval, limits),
             "extend": config.extend or ExtendSettings(),
         }
     )
+
+
+def _of_architecture(name: str, config: Config) -> Config:
+    """The config with the sections of this architecture, where it does not say itself of which they are."""
+    if config.model.name == name or "name" in config.model.model_fields_set:
+        return config
+    sections = {"model": config.model, "loss": config.loss}
+    said = [f"`{at}.{key}`" for at, section in sections.items() for key in sorted(section.model_fields_set)]
+    if said:
+        raise UserError(
+            f"{', '.join(said)}: without `model.name` these are of {config.model.name}, but the weights are of "
+            f"{name}; leave them out, or say `model.name: {name}`"
+        )
+    kind = ARCHITECTURES[name]
+    return config.model_copy(update={"model": kind.model(), "loss": kind.loss()})
 
 
 def _contradictions(name: str, said: Section, values: Mapping[str, Any]) -> Iterator[str]:

@@ -22,7 +22,7 @@ def relabel(
 ) -> LabelSpace:
     """Writes the weights with classes renamed and merged to `output`; returns their label space.
 
-    The tensors stay as they are: a merged class is a fold over its members (`label_edits.edited`). Label rules,
+    The tensors stay as they are: a merged class is a fold over its members (`labels.edits.edited`). Label rules,
     thresholds and provenance follow the names. A merged class has no threshold until `crossdet eval
     --store-thresholds` finds one: its members' say nothing about both together.
 

@@ -3,8 +3,8 @@
 Confident detections become objects, uncertain ones AVOID regions of their class, and what is left of the background
 may count as a negative. What a person labelled always wins: a detection on a labelled object of another class is
 left out, since the object says that it is not that class, and an uncertain one takes no negatives from the object
-(`Flag.TEACHER`). Who teaches is for others to say: `crossdet extend` has
-the detector that is extended, joint training what `teaching.py` chooses.
+(`Flag.TEACHER`). Who teaches is for others to say: `crossdet extend` has the detector that is extended, joint
+training what `teachers.py` chooses.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The config file: defaults, the wording of mistakes, overrides, paths, round trip."""
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -273,6 +274,13 @@ def test_weights(written, read):
         "model": {"weights": None if written == "null" else written},
     }
     assert Config.from_dict(data, base=Path("/base")).model.weights == read
+
+
+def test_a_config_can_be_sent_to_another_process():
+    """Its type is made for its architecture, and has no name of its own."""
+    values = {"images": "i", "annotations": "a.json"}
+    config = Config.from_dict({"datasets": {"a": {"format": "coco", "train": values}}, "model": {"channels": 8}})
+    assert pickle.loads(pickle.dumps(config)) == config
 
 
 def test_round_trip(tmp_path):

@@ -85,6 +85,21 @@ def test_losses_are_sums_per_image(network):
     torch.testing.assert_close(losses.of_images(), sum(losses.terms.values()).detach())
 
 
+def test_half_precision_counts_every_positive():
+    half = Losses({"a": torch.ones(1, dtype=torch.bfloat16)}, torch.tensor([257]))  # 256 in bfloat16
+    assert float(half.normalised("batch")["a"]) == pytest.approx(1 / 257)
+
+
+def test_fixed_statistics_are_for_any_batch_norm():
+    network = TINY.build(TinySettings(), CLASSES, None)
+    network.backbone.append(torch.nn.BatchNorm2d(24))
+    network.training_mode()
+    assert network.backbone[-1].training
+    network.training_mode(fixed_statistics=True)
+    assert network.training
+    assert not network.backbone[-1].training
+
+
 def test_prepared_batches_have_the_same_losses(network):
     """What the workers do travels as it is: pickled, and moved to another device."""
     batch = batch_of([0, 1, 2])

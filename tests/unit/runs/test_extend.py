@@ -28,6 +28,7 @@ from crossdet.evaluation.forgetting import (
     to_json,
     warning_of,
 )
+from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.building import build_detector
 from crossdet.models.card import Card, Generation, InputSettings, Score, new_generation
 from crossdet.models.retinanet.growth import BIAS, WEIGHT, carry_over, freeze_old
@@ -37,6 +38,8 @@ from crossdet.runs.extend import with_settings_of
 from crossdet.training.modes import ExtendSettings
 from crossdet.training.pseudo_labels import taught_classes, taught_space, with_pseudo_labels
 from crossdet.types import Flag
+
+from ..models.tiny import TINY, TinyLoss, TinyModel, TinySettings
 
 SETTINGS = RetinaNetSettings(
     backbone="test_efficientnet", channels=16, head_depth=1, anchors=Anchors(scales=(2.0, 3.0), ratios=(0.6, 1.0)),
@@ -390,6 +393,20 @@ def test_settings_that_contradict_are_listed():
     assert "`model.channels`: 256, but the weights have 16" in text
     assert "`model.anchors.scales`: [4.0], but the weights have [2.0, 3.0]" in text
     assert "`input.shorter`: 800, but the weights have 64" in text
+
+
+def test_a_config_without_a_name_takes_the_architecture_of_the_weights(monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
+    card = replace(CARD, settings=TinySettings(width=16, loss=TinyLoss(box=3.0)))
+    for sections in ({}, {"model": {"name": "tiny"}}):
+        filled = with_settings_of(card, config(**sections))
+        assert (filled.model, filled.loss) == (TinyModel(width=16), TinyLoss(box=3.0))
+    with pytest.raises(
+        UserError, match=r"`model.channels`, `loss.gamma`: .* of retinanet, but the weights are of tiny"
+    ):
+        with_settings_of(card, config(model={"channels": 16}, loss={"gamma": 1.0}))
+    with pytest.raises(UserError, match=r'`model.name`: "retinanet", but the weights have "tiny"'):
+        with_settings_of(card, config(model={"name": "retinanet"}))
 
 
 def test_without_old_images_the_old_detector_is_held_and_labels_nothing_by_default():

@@ -1,9 +1,9 @@
 """The class loss without the full logits: its cost does not grow with the union of classes.
 
 By the loss's own rule an image needs logits for its trusted classes at every anchor, and for all classes at its few
-foreground anchors (docs/design.md, "Cost"). So the last layer of the class subnet is evaluated for each distinct
-trusted set of the batch, and for the whole union at the foreground anchors only. Loss and gradients are those of
-the full computation.
+foreground anchors (docs/design.md, "The rule"). So the last layer of the class subnet is evaluated for each
+distinct trusted set of the batch, and for the whole union at the foreground anchors only. Loss and gradients are
+those of the full computation.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class RetinaNet(Growable):
         num_classes: C, the classes of the union.
         settings: architecture and loss. Group norm is in P3 to P5 and in the subnets (training from random weights
             is slow without it); P6 and P7 are plain convolutions. See `label_anchors` for what decides the anchors'
-            labels, `dataset_aware_focal_loss` for the loss of the classes, `normalise` for `normaliser`.
+            labels, `dataset_aware_focal_loss` for the loss of the classes, `Losses.normalised` for `normaliser`.
         overlap: `[C, C]` bool, see `dataset_aware_focal_loss`.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, StrictBool, ValidationError
@@ -93,19 +93,6 @@ class RetinaNetSettings(RetinaNetModel, NetworkSettings):  # type: ignore[misc]
     group_channels: Annotated[int, Field(ge=1)] = 4
     adapters: tuple[Adapter, ...] = ()
 
-    @property
-    def title(self) -> str:
-        return self.backbone
-
-    def notes(self, classes: Sequence[str]) -> Iterator[str]:
-        later = [adapter.boxes for adapter in self.adapters[1:]] + [len(classes)]
-        for adapter, next_one in zip(self.adapters, later, strict=False):
-            end = next_one if adapter.until is None else adapter.until
-            yield (
-                f"adapter of {adapter.channels} channels: scores of {', '.join(classes[adapter.first :])}; "
-                f"boxes of {', '.join(classes[adapter.boxes : end]) or 'none'}"
-            )
-
     @classmethod
     def of(cls, model: RetinaNetModel, loss: RetinaNetLoss) -> Self:
         """Of the two sections of a config. Batch norm is frozen if weights are given, unless the config says."""
@@ -113,6 +100,17 @@ class RetinaNetSettings(RetinaNetModel, NetworkSettings):  # type: ignore[misc]
         if model.freeze_batch_norm is None:
             values["freeze_batch_norm"] = model.weights != "none"
         return cls.model_construct(**values, loss=loss)
+
+    def described(self, classes: Sequence[str]) -> list[str]:
+        lines = [self.backbone]
+        ends = [later.boxes for later in self.adapters[1:]] + [len(classes)]
+        for adapter, next_one in zip(self.adapters, ends, strict=False):
+            boxes = classes[adapter.boxes : next_one if adapter.until is None else adapter.until]
+            scores = ", ".join(classes[adapter.first :])
+            lines.append(
+                f"adapter of {adapter.channels} channels: scores of {scores}; boxes of {', '.join(boxes) or 'none'}"
+            )
+        return lines
 
     def to_json(self) -> str:
         """Flat, and by the names that the first weights files had."""
@@ -141,7 +139,9 @@ class RetinaNetSettings(RetinaNetModel, NetworkSettings):  # type: ignore[misc]
             values["adapters"] = tuple(Adapter(*entry) for entry in values.get("adapters", ()))
             return cls.model_validate(values)
         except (ValidationError, TypeError) as error:
-            what = " ".join(str(error).split())
+            what = str(error)
+            if isinstance(error, ValidationError):
+                what = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise UserError(f"the weights file was written by another version of crossdet ({what})") from None
 
     def extended(self, mode: str, adapter: int, known: int, classes: int) -> Self:

@@ -207,6 +207,9 @@ def test_settings_know_the_adapters():
     newer = json.loads(settings.to_json()) | {"adapters": [[2, 6, 2, 3, "more"]]}
     with pytest.raises(UserError, match="written by another version"):
         RetinaNetSettings.from_json(json.dumps(newer))
+    newer = json.loads(settings.to_json()) | {"anchor_free": True}
+    with pytest.raises(UserError, match=r"another version .*\(anchor_free: Extra inputs are not permitted\)"):
+        RetinaNetSettings.from_json(json.dumps(newer))
 
 
 def test_an_adapter_has_a_convolution_where_subnets_have_none():
