@@ -79,10 +79,13 @@ def test_from_check_to_extend(config, world, tmp_path, crossdet):
     assert second.space.classes == ("car", "face", "van")
     assert [g.mode for g in second.generations] == ["train", "replay"]
 
-    for mode, words in (("frozen", "cannot freeze old classes"), ("distill", "has no such loss")):
+    for mode, words in (("frozen", "they have no `freeze_old`"), ("distill", "they have no `hold_to`")):
         done = crossdet("extend", run, extension, "--mode", mode, "-o", tmp_path / mode)
         assert done.returncode == 2
         assert words in done.stderr.replace("\n", " ")
+        assert not (tmp_path / mode).exists()  # found before anything is written
+        checked = crossdet("check", extension, "--extends", run, "--set", f"extend.mode={mode}")
+        assert words in checked.stdout.replace("\n", " ")
 
 
 def test_its_mistakes_are_told_like_all_others(config, crossdet, monkeypatch):

@@ -26,6 +26,7 @@ class Architecture:
     build: (settings, number of classes, overlap `[C, C]` or None, weights of the backbone) -> `contract.Network`
     with a new head; it imports torch when it is called.
     contradictions: what single values of the `model` section cannot show.
+    grows_by: the methods of `contract.Growable` that its networks have.
     """
 
     model: type[Section]
@@ -33,3 +34,4 @@ class Architecture:
     settings: type[NetworkSettings]
     build: Callable[..., Any]
     contradictions: Callable[[Any], Iterator[Contradiction]]
+    grows_by: frozenset[str] = frozenset()

@@ -166,7 +166,15 @@ class Card:
 
 def read_card(path: Path) -> Card:
     """Of a weights file or run directory, without its tensors. Raises `UserError` as `read_metadata`."""
-    return Card.from_metadata(read_metadata(path))
+    return card_of(path, read_metadata(path))
+
+
+def card_of(path: Path, metadata: Mapping[str, str]) -> Card:
+    """`Card.from_metadata`; what it refuses is told with the file."""
+    try:
+        return Card.from_metadata(metadata)
+    except UserError as error:
+        raise UserError(f"weights {path}: {error}") from None
 
 
 def weights_path(path: Path, last: bool = False) -> Path:

@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from crossdet.errors import UserError
 from crossdet.types import Batch, Detections
 
 Normaliser = Literal["batch", "image"]
@@ -134,7 +133,7 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def parameter_groups(self) -> list[ParameterGroup]:
-        """All parameters that require a gradient, each once."""
+        """All parameters that require a gradient, each once. (Today's recipe treats them all alike.)"""
 
     def training_mode(self, fixed_statistics: bool = False) -> None:
         """`train()` as this network wants it: parts that do not learn stay in evaluation mode. fixed_statistics: so
@@ -153,7 +152,7 @@ class Network(nn.Module, ABC):
 
 
 class Growable(Network):
-    """What `crossdet extend` needs of a network besides. The mode replay needs `carry_over` alone."""
+    """What `crossdet extend` needs of a network besides: what of it there is says `Architecture.grows_by`."""
 
     @abstractmethod
     def carry_over(self, state: Mapping[str, Tensor], classes: int) -> None:
@@ -163,14 +162,10 @@ class Growable(Network):
     def freeze_old(self, classes: int) -> Callable[[], None]:
         """Freezes all but what the classes after the first `classes` have of their own. The function returned is to
         be called after every optimiser step: it restores what shares a tensor with them."""
-        del classes
-        raise UserError(f"extend.mode: frozen, but {type(self).__name__} cannot freeze old classes; use replay")
+        raise NotImplementedError
 
     def hold_to(self, teacher: Network, weight: float) -> None:
         """From now on `losses` holds the answers about the teacher's classes at the teacher's, with this weight.
 
         The teacher has the same architecture. It is no submodule: it is neither trained nor saved."""
-        del teacher
-        raise UserError(
-            f"extend.match: {weight:g}, but {type(self).__name__} has no such loss; set it to 0 and `pseudo: true`"
-        )
+        raise NotImplementedError

@@ -17,7 +17,7 @@ from torch import Tensor
 from crossdet.errors import UserError
 from crossdet.files import write_atomically
 from crossdet.models.card import BEST_FILE as BEST_FILE
-from crossdet.models.card import FORMAT, Card, check_format, check_weights, weights_path
+from crossdet.models.card import FORMAT, Card, card_of, check_format, check_weights, weights_path
 from crossdet.models.card import WEIGHTS_FILE as WEIGHTS_FILE
 
 STATE_FILE = "state.pt"
@@ -58,7 +58,7 @@ def load_weights(path: Path, last: bool = False) -> tuple[dict[str, Tensor], Car
     except (OSError, SafetensorError) as error:
         raise UserError(f"weights file {path} cannot be read: {error}") from None
     check_format(path, metadata)
-    return tensors, Card.from_metadata(metadata)
+    return tensors, card_of(path, metadata)
 
 
 def update_card(path: Path, **changes: Any) -> None:

@@ -97,8 +97,7 @@ def extend(
     fabric = build_fabric(config)
     seed_everything(config.seed, verbose=False)
     network = build_network(settings, sources.space)
-    if not isinstance(network, Growable):
-        raise UserError(f"{parent}: detectors of the architecture {settings.name} cannot be extended")
+    assert isinstance(network, Growable)  # `extended_settings` has seen that its architecture grows
     network.carry_over(tensors, len(known.classes))
     make_run_dir(fabric, run_dir, config, resume)
     if fabric.is_global_zero:
@@ -195,6 +194,13 @@ def _shown(value: Any) -> str:
 def extended_settings(config: Config, card: Card, growth: Growth) -> NetworkSettings:
     """Of the network that grows: those of the weights, with the loss of the config."""
     choice = config.extend or ExtendSettings()
+    name = card.settings.name
+    lacks = sorted(MODES[choice.mode].needs(choice) - ARCHITECTURES[name].grows_by)
+    if lacks:
+        raise UserError(
+            f"extend.mode: {choice.mode}, but networks of the architecture {name} cannot do that (they have no "
+            f"{' and no '.join(f'`{one}`' for one in lacks)}); use another mode"
+        )
     settings = card.settings.model_copy(update={"loss": config.loss})
     return settings.extended(choice.mode, choice.adapter, len(growth.known.classes), len(growth.space.classes))
 

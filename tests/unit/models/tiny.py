@@ -165,4 +165,4 @@ def contradictions(model: TinyModel) -> Iterator[Contradiction]:
         yield Contradiction(("model.width",), "a luckier number", model.width)
 
 
-TINY = Architecture(TinyModel, TinyLoss, TinySettings, build, contradictions)
+TINY = Architecture(TinyModel, TinyLoss, TinySettings, build, contradictions, grows_by=frozenset({"carry_over"}))

@@ -36,4 +36,11 @@ def contradictions(model: RetinaNetModel) -> Iterator[Contradiction]:
         yield Contradiction(("model.negative_iou", "model.positive_iou"), expected, model.negative_iou)
 
 
-RETINANET = Architecture(RetinaNetModel, RetinaNetLoss, RetinaNetSettings, build, contradictions)
+RETINANET = Architecture(
+    RetinaNetModel,
+    RetinaNetLoss,
+    RetinaNetSettings,
+    build,
+    contradictions,
+    grows_by=frozenset({"carry_over", "freeze_old", "hold_to"}),
+)

@@ -49,4 +49,8 @@ def _with_labels(extension: Extension) -> tuple[LabelSpace, Mapping[str, Index]]
     return taught_space(growth.space, taught, settings.trust), train
 
 
-DISTILL = Mode(("pseudo", "match"), check, prepare)
+def needs(settings: ExtendSettings) -> frozenset[str]:
+    return frozenset({"carry_over", "hold_to"} if settings.match else {"carry_over"})
+
+
+DISTILL = Mode(("pseudo", "match"), check, prepare, needs)

@@ -31,4 +31,10 @@ def prepare(extension: Extension) -> Plan:
     return Plan(course, growth.space, growth.train)
 
 
-FROZEN = Mode(("adapter",), check, prepare, keeps_thresholds=True)
+FROZEN = Mode(
+    ("adapter",),
+    check,
+    prepare,
+    needs=lambda _settings: frozenset({"carry_over", "freeze_old"}),
+    keeps_thresholds=True,
+)

@@ -94,11 +94,13 @@ class Mode:
     """One entry of `MODES`.
 
     keys: of the `extend` section that are of this mode alone. check: raises `UserError` for what cannot work;
-    returns a note about what probably will not. prepare: changes the network where the mode asks for it.
+    returns a note about what probably will not. prepare: changes the network where the mode asks for it. needs: of
+    the network, methods of `contract.Growable`.
     keeps_thresholds: old classes are not changed, and neither are their thresholds.
     """
 
     keys: tuple[str, ...]
     check: Callable[[ExtendSettings, Growth], str | None]
     prepare: Callable[[Extension], Plan]
+    needs: Callable[[ExtendSettings], frozenset[str]]
     keeps_thresholds: bool = False

@@ -22,4 +22,4 @@ def prepare(extension: Extension) -> Plan:
     return Plan(course, extension.growth.space, extension.growth.train)
 
 
-REPLAY = Mode((), check, prepare)
+REPLAY = Mode((), check, prepare, needs=lambda _settings: frozenset({"carry_over"}))
