@@ -19,7 +19,7 @@ from crossdet.models.retinanet.network import RetinaNet
 from crossdet.models.weights import load_state, load_weights, save_state
 from crossdet.runs.relabel import relabel
 from crossdet.training.log import RunLog, Step
-from crossdet.training.teachers import last_taught, teach
+from crossdet.training.teachers import label_by_teachers, last_teacher_labels
 from crossdet.types import Flag
 
 SHORT = {"train.epochs": 2, "train.eval_every": 0}
@@ -78,7 +78,7 @@ def test_experts_fill_in_what_is_missing(world, trained, tmp_path, capsys):
     for ids, trusted, weight in seen:
         assert trusted.all()
         assert torch.equal(weight, torch.tensor([[1.0, 0.5], [0.5, 1.0]])[ids])  # cars: faces by the teacher
-    told = last_taught(tmp_path / "run")
+    told = last_teacher_labels(tmp_path / "run")
     assert {row["teacher"] for row in told["classes"].values()} == {str(weights)}
     for name, other in (("cars", "face"), ("faces", "car")):
         index = load_index(tmp_path / "run" / "teacher_labels" / name)
@@ -105,7 +105,7 @@ def test_the_network_labels_for_itself_and_goes_on_exactly(ema, world, tmp_path,
     train(config, output=tmp_path / "run")
     printed = capsys.readouterr().out
     assert "teacher of car: the network after 7 epochs" in printed
-    told = last_taught(tmp_path / "run")
+    told = last_teacher_labels(tmp_path / "run")
     assert sum(n for row in told["datasets"].values() for c in row.values() for n in c.values()) > 0
 
     interrupted(config, tmp_path / "middle", 45)  # in the epoch that is trained on the first labels
@@ -131,13 +131,13 @@ def test_without_an_average_that_counts_the_teacher_has_its_own(world, tmp_path,
     config = world.config({**ITSELF, "train.ema": None})
     taught_by = []
 
-    def watched(fabric: Any, lesson: Any, teachers: Any, folder: Path) -> Any:
+    def watched(fabric: Any, plan: Any, teachers: Any, folder: Path) -> Any:
         saved = load_state(folder.parents[1] / "state.pt")
         own = {name: value.clone() for name, value in teachers[0].model.state_dict().items()}
         taught_by.append((own, saved))
-        return teach(fabric, lesson, teachers, folder)
+        return label_by_teachers(fabric, plan, teachers, folder)
 
-    monkeypatch.setattr("crossdet.training.teachers.teach", watched)
+    monkeypatch.setattr("crossdet.training.teachers.label_by_teachers", watched)
     train(config, output=tmp_path / "run")
     interrupted(config, tmp_path / "old", 42)  # the last step before the labels
     state = load_state(tmp_path / "old" / "state.pt")

@@ -14,11 +14,11 @@ def look_at_teachers(config: Config, sources: Sources) -> tuple[list[str], list[
         return [], []
     from crossdet.evaluation.run import EvalSettings
     from crossdet.evaluation.splits import Split  # with torch, for the few configs that have teachers
-    from crossdet.training.teachers import Lesson, known_ids
+    from crossdet.training.teachers import TeacherPlan, known_ids
 
     space, teachers = sources.space, config.pseudo.teachers
     splits = {n: Split(i, space.ids(n, i.classes), space.classes) for n, i in sources.val.items()}
-    lesson = Lesson(space, sources.train, splits, EvalSettings.of(config.input))
+    plan = TeacherPlan(space, sources.train, splits, EvalSettings.of(config.input))
     errors, notes = [], []
     teachable = set(range(len(space.classes))) if teachers == "self" else set[int]()
     for path in () if isinstance(teachers, str) else teachers:
@@ -32,7 +32,7 @@ def look_at_teachers(config: Config, sources: Sources) -> tuple[list[str], list[
         notes.append(f"pseudo.teachers: {path} knows {', '.join(classes[own] for own in ids.values())}")
     if not errors:
         try:
-            lesson.check(teachable)
+            plan.check(teachable)
         except UserError as error:
             errors.append(str(error))
     return errors, notes

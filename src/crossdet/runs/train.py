@@ -38,7 +38,7 @@ from crossdet.training.identity import run_identity
 from crossdet.training.loop import fit
 from crossdet.training.pseudo_labels import TEACHER_FOLDER
 from crossdet.training.state import Course, EpochData
-from crossdet.training.teachers import TEACHER_DECAY, Lesson, Taught, open_teachers, taught_epochs
+from crossdet.training.teachers import TEACHER_DECAY, TeacherLabels, TeacherPlan, open_teachers, teacher_epochs
 
 
 def train(
@@ -65,11 +65,11 @@ def train(
     if resume and (run_dir / START_FILE).exists():
         raise UserError(f"{run_dir} is an extension; resume it with `crossdet extend`, its weights and its config")
     begun = resume and (run_dir / STATE_FILE).exists()
-    lesson, teachers = lesson_of(config, sources), []
-    if lesson is not None:
-        check_teachers_stay(lesson.paths, run_dir)
-    if lesson is not None and not begun:
-        teachers = open_teachers(lesson, lambda path: load_detector(path, fabric.device))
+    plan, teachers = teacher_plan_of(config, sources), []
+    if plan is not None:
+        check_teachers_stay(plan.paths, run_dir)
+    if plan is not None and not begun:
+        teachers = open_teachers(plan, lambda path: load_detector(path, fabric.device))
     seed_everything(config.seed, verbose=False)
     settings = network_settings(config)
     network = build_network(settings, sources.space, config.model.weights)
@@ -77,15 +77,15 @@ def train(
     datasets = {name: list(index.classes) for name, index in sources.train.items()}
     card = new_card(config, sources.space, settings, [first_generation(datasets, sources.space)])
 
-    def taught_data(taught: Taught) -> EpochData:
-        labelled = replace(sources, space=taught.space, train=taught.train)
-        return EpochData(training_data(config, labelled), taught.background_weight)
+    def labelled_data(by_teacher: TeacherLabels) -> EpochData:
+        labelled = replace(sources, space=by_teacher.space, train=by_teacher.train)
+        return EpochData(training_data(config, labelled), by_teacher.background_weight)
 
     course = Course()
-    if lesson is not None:
+    if plan is not None:
         course = Course(
-            data_of=taught_epochs(fabric, lesson, teachers, run_dir / TEACHER_FOLDER, begun, taught_data),
-            teacher_decay=TEACHER_DECAY if lesson.schedule is not None else None,
+            data_of=teacher_epochs(fabric, plan, teachers, run_dir / TEACHER_FOLDER, begun, labelled_data),
+            teacher_decay=TEACHER_DECAY if plan.schedule is not None else None,
         )
     del teachers  # their memory is for the training
     data = training_data(config, sources)
@@ -155,12 +155,12 @@ def train_network(
     return record
 
 
-def lesson_of(config: Config, sources: Sources) -> Lesson | None:
+def teacher_plan_of(config: Config, sources: Sources) -> TeacherPlan | None:
     """What teachers do in a joint training; None without them."""
     pseudo = config.pseudo
     if pseudo is None:
         return None
-    return Lesson(
+    return TeacherPlan(
         sources.space,
         sources.train,
         splits_for_training(sources),

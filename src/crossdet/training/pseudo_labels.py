@@ -47,7 +47,7 @@ def teacher_name(unified: str) -> str:
     return f"{unified} (teacher)"
 
 
-def taught_classes(space: LabelSpace, dataset: str, known: Iterable[int]) -> list[int]:
+def classes_for_teachers(space: LabelSpace, dataset: str, known: Iterable[int]) -> list[int]:
     """Those of the `known` classes that a teacher labels in a dataset, rising.
 
     It labels what the dataset does not label at all and is not known not to contain.
@@ -57,14 +57,14 @@ def taught_classes(space: LabelSpace, dataset: str, known: Iterable[int]) -> lis
     return [c for c in sorted(known) if wanted[c]]
 
 
-def taught_space(space: LabelSpace, taught: Mapping[str, Sequence[int]], trust: bool) -> LabelSpace:
+def space_with_teachers(space: LabelSpace, by_teacher: Mapping[str, Sequence[int]], trust: bool) -> LabelSpace:
     """The label space of a training on the teacher's labels: they are classes of the dataset like its own.
 
     trust: the background that the teacher leaves is a negative for them; else it stays avoided.
     """
     sources = [dict(row) for row in space.sources]
     in_part = set(space.not_exhaustive_pairs)
-    for dataset, classes in taught.items():
+    for dataset, classes in by_teacher.items():
         row = space.dataset_index(dataset)
         sources[row] |= {teacher_name(space.classes[c]): c for c in classes}
         if not trust:
@@ -76,7 +76,7 @@ def with_pseudo_labels(
     index: Index,
     class_ids: Ids,
     found: DetectionArrays,
-    taught: Sequence[int],
+    by_teacher: Sequence[int],
     names: Sequence[str],
     confident: Floats,
     uncertain: Floats,
@@ -86,13 +86,13 @@ def with_pseudo_labels(
     after.
 
     class_ids: `[K]` unified ids of the index's classes, or `DROPPED`. found: the detections, in original
-    pixels. taught: the classes to label (of a federated dataset each image counts as verified for them: the teacher
-    has looked at all), names: unified names by id. confident, uncertain: `[C]` a score of
+    pixels. by_teacher: the classes to label (of a federated dataset each image counts as verified for them: the
+    teacher has looked at all), names: unified names by id. confident, uncertain: `[C]` a score of
     at least `confident` is an object, one of at least `uncertain` an AVOID region. overlap: `[C, C]`, pairs that
     one box can show at once.
     """
     position = np.full(len(names), -1, np.int64)
-    position[list(taught)] = len(index.classes) + np.arange(len(taught))
+    position[list(by_teacher)] = len(index.classes) + np.arange(len(by_teacher))
     labels = np.asarray(found.labels, np.int64)
     wanted = (position[labels] >= 0) & (found.scores >= uncertain[labels])
     wanted &= ~_on_labelled_objects(index, class_ids, found, overlap)
@@ -111,9 +111,9 @@ def with_pseudo_labels(
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     return replace(
         index,
-        classes=(*index.classes, *(teacher_name(names[c]) for c in taught)),
+        classes=(*index.classes, *(teacher_name(names[c]) for c in by_teacher)),
         category_ids=np.concatenate(
-            [index.category_ids, index.category_ids.max(initial=0) + 1 + np.arange(len(taught))]
+            [index.category_ids, index.category_ids.max(initial=0) + 1 + np.arange(len(by_teacher))]
         ),
         box_offsets=offsets,
         boxes=joined(index.boxes, boxes),
@@ -121,7 +121,7 @@ def with_pseudo_labels(
         flags=joined(index.flags, flags),
         area=joined(index.area, area),
         columns={name: joined(column, np.zeros(len(kept), column.dtype)) for name, column in index.columns.items()},
-        negatives=None if index.negatives is None else _in_all(index.negatives, position[list(taught)]),
+        negatives=None if index.negatives is None else _in_all(index.negatives, position[list(by_teacher)]),
     )
 
 
@@ -179,7 +179,7 @@ def label_images(
     folder: Path,
     keep: bool = False,
 ) -> tuple[dict[str, Index], dict[str, list[int]]]:
-    """The training splits with the teachers' labels, kept in `folder/DATASET`, and dataset -> the classes taught.
+    """The training splits with the teachers' labels, kept in `folder/DATASET`, and dataset -> the classes labelled.
 
     No two teachers have a threshold of the same class. A detection from `uncertain_from` times the threshold on is
     an AVOID region. keep: what lies in the folder is taken.
@@ -187,13 +187,13 @@ def label_images(
     taken = {c: score for teacher in teachers for c, score in teacher.thresholds.items()}
     confident = np.full(len(space.classes), np.inf)
     confident[list(taken)] = list(taken.values())
-    labelled, taught = dict(train), {}
+    labelled, by_teacher = dict(train), {}
     folders = label_folders(folder, train)
     for name, index in train.items():
-        classes = taught_classes(space, name, taken)
+        classes = classes_for_teachers(space, name, taken)
         if not classes:
             continue
-        taught[name], place = classes, folders[name]
+        by_teacher[name], place = classes, folders[name]
         if not (keep and place.exists()):
             parts = []
             for teacher in teachers:
@@ -218,7 +218,7 @@ def label_images(
                 print(f"teacher on {name}: {len(added) - uncertain} objects, {uncertain} uncertain", flush=True)
         fabric.barrier()
         labelled[name] = open_labelled(place, index)
-    return labelled, taught
+    return labelled, by_teacher
 
 
 def label_folders(folder: Path, datasets: Iterable[str]) -> dict[str, Path]:

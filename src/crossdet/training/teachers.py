@@ -33,18 +33,18 @@ from crossdet.training.pseudo_labels import (
     LEAST_SCORE,
     TEACHER_FOLDER,
     Teacher,
+    classes_for_teachers,
     find,
     label_folders,
     label_images,
     open_labelled,
-    taught_classes,
-    taught_space,
+    space_with_teachers,
     teacher_name,
 )
 from crossdet.training.state import DataOfEpoch, EpochData
 from crossdet.types import Flag
 
-TAUGHT_FILE = "taught.json"
+TEACHERS_FILE = "taught.json"
 """Beside the indexes with the labels: who labelled what. Written last, so that with it they are complete."""
 TEACHER_DECAY = 0.999
 """Of the averaged weights by which a network teaches itself where the config has no `train.ema` (Mean Teacher,
@@ -52,8 +52,8 @@ Tarvainen and Valpola 2017, has it after its ramp-up)."""
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What is taught in a joint training, and how.
+class TeacherPlan:
+    """What teachers label in a joint training, and how.
 
     train, splits: training images, and validation images that the thresholds are found on. settings: of the
     network in training as a teacher; others have their own input size. schedule: (epochs after which the network
@@ -73,9 +73,9 @@ class Lesson:
     negative_weight: float = 1.0
 
     def wanted(self) -> set[int]:
-        """Classes that some dataset can be taught."""
+        """Classes that teachers can label in some dataset."""
         known = range(len(self.space.classes))
-        return {c for name in self.train for c in taught_classes(self.space, name, known)}
+        return {c for name in self.train for c in classes_for_teachers(self.space, name, known)}
 
     def check(self, teachable: Iterable[int]) -> None:
         """Raises `UserError` unless one of the classes is wanted and has validation data."""
@@ -94,7 +94,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Taught:
+class TeacherLabels:
     """The training data with the teachers' labels: label space, indexes, and `[K, C]` weights of the background
     by dataset (None: all 1).
     """
@@ -123,88 +123,91 @@ def as_teacher(name: str, detector: Detector, space: LabelSpace, settings: EvalS
     return Teacher(name, detector.model, own_ids, settings, folding=detector.folding)
 
 
-def open_teachers(lesson: Lesson, load: Callable[[Path], Detector]) -> list[Teacher]:
-    """The detectors at `lesson.paths`; none where the network in training teaches itself.
+def open_teachers(plan: TeacherPlan, load: Callable[[Path], Detector]) -> list[Teacher]:
+    """The detectors at `plan.paths`; none where the network in training teaches itself.
 
     Raises `UserError` that lists those that cannot be used, or where there is nothing to teach.
     """
-    if lesson.schedule is not None:
-        lesson.check(range(len(lesson.space.classes)))
+    if plan.schedule is not None:
+        plan.check(range(len(plan.space.classes)))
         return []
     teachers, problems = list[Teacher](), []
-    for path in lesson.paths:
+    for path in plan.paths:
         try:
-            teachers.append(as_teacher(str(path), load(path), lesson.space, lesson.settings))
+            teachers.append(as_teacher(str(path), load(path), plan.space, plan.settings))
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError(problem_list(f"pseudo.teachers: {len(problems)} teacher(s) cannot be used", problems))
-    lesson.check(c for teacher in teachers for c in teacher.own_ids)
+    plan.check(c for teacher in teachers for c in teacher.own_ids)
     return teachers
 
 
-def teach(fabric: Fabric, lesson: Lesson, teachers: Sequence[Teacher], folder: Path) -> Taught:
-    """Finds the thresholds, labels the training images, and keeps both in `folder`, for `read_taught`.
+def label_by_teachers(
+    fabric: Fabric, plan: TeacherPlan, teachers: Sequence[Teacher], folder: Path
+) -> TeacherLabels:
+    """Finds the thresholds, labels the training images, and keeps both in `folder`, for `read_teacher_labels`.
 
-    A class that no teacher detects right on its validation data is not taught and stays avoided.
+    A class that no teacher detects right on its validation data is not labelled and stays avoided.
     """
-    chosen, points = _best_teachers(fabric, lesson, teachers)
-    train, taught = label_images(fabric, chosen, lesson.space, lesson.train, lesson.uncertain_from, folder)
-    names = lesson.space.classes
+    chosen, points = _best_teachers(fabric, plan, teachers)
+    train, by_teacher = label_images(fabric, chosen, plan.space, plan.train, plan.uncertain_from, folder)
+    names = plan.space.classes
     if fabric.is_global_zero:
-        for c in sorted(lesson.wanted()):
+        for c in sorted(plan.wanted()):
             print(_told(names[c], *points[c]) if c in points else f"no teacher of {names[c]}", flush=True)
         content = {
             "teachers": [teacher.name for teacher in teachers],
             "classes": {names[c]: {"teacher": name, **vars(point)} for c, (name, point) in points.items()},
             "datasets": {
-                name: {names[c]: _added(train[name], names[c]) for c in classes} for name, classes in taught.items()
+                name: {names[c]: _added(train[name], names[c]) for c in classes}
+                for name, classes in by_teacher.items()
             },
         }
-        write_json(folder / TAUGHT_FILE, content)
+        write_json(folder / TEACHERS_FILE, content)
     fabric.barrier()
-    return _as_taught(lesson, train, taught)
+    return _as_teacher_labels(plan, train, by_teacher)
 
 
-def read_taught(lesson: Lesson, folder: Path) -> Taught | None:
-    """What `teach` kept in a folder; None where it did not come to its end."""
-    if not (folder / TAUGHT_FILE).exists():
+def read_teacher_labels(plan: TeacherPlan, folder: Path) -> TeacherLabels | None:
+    """What `label_by_teachers` kept in a folder; None where it did not come to its end."""
+    if not (folder / TEACHERS_FILE).exists():
         return None
-    content = json.loads((folder / TAUGHT_FILE).read_text())["datasets"]
-    taught = {name: [lesson.space.id_of(c) for c in classes] for name, classes in content.items()}
-    folders = label_folders(folder, lesson.train)
-    train = {name: open_labelled(folders[name], i) if name in taught else i for name, i in lesson.train.items()}
-    return _as_taught(lesson, train, taught)
+    content = json.loads((folder / TEACHERS_FILE).read_text())["datasets"]
+    by_teacher = {name: [plan.space.id_of(c) for c in classes] for name, classes in content.items()}
+    folders = label_folders(folder, plan.train)
+    train = {name: open_labelled(folders[name], i) if name in by_teacher else i for name, i in plan.train.items()}
+    return _as_teacher_labels(plan, train, by_teacher)
 
 
-def last_taught(run_dir: Path) -> dict[str, Any] | None:
+def last_teacher_labels(run_dir: Path) -> dict[str, Any] | None:
     """Who labelled what, of the newest labels in a run directory; None without teachers."""
-    files = list((run_dir / TEACHER_FOLDER).glob(f"**/{TAUGHT_FILE}"))
+    files = list((run_dir / TEACHER_FOLDER).glob(f"**/{TEACHERS_FILE}"))
     newest = max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
     return None if newest is None else dict(json.loads(newest.read_text()))
 
 
 def _best_teachers(
-    fabric: Fabric, lesson: Lesson, teachers: Sequence[Teacher]
+    fabric: Fabric, plan: TeacherPlan, teachers: Sequence[Teacher]
 ) -> tuple[list[Teacher], dict[int, tuple[str, OperatingPoint]]]:
     """Every class for the teacher with the best F-beta, the first of equal ones; class -> (teacher, point), with
     cross-fitted numbers where there can be some."""
-    wanted, best = lesson.wanted(), dict[int, tuple[int, OperatingPoint]]()
+    wanted, best = plan.wanted(), dict[int, tuple[int, OperatingPoint]]()
     honest = dict[int, OperatingPoint]()
     for number, teacher in enumerate(teachers):
         judged = []
-        for split in lesson.splits.values():
+        for split in plan.splits.values():
             classes = [c for c in split.classes if c in teacher.own_ids and c in wanted]
             if classes:
                 found = find(fabric, teacher, split.index, classes, LEAST_SCORE)
                 directions = rows_per_picture(split.index)
                 judged.append(judge(ground_truth(split), found, classes, LEAST_SCORE, directions))
         for c in sorted(wanted & teacher.own_ids.keys()):
-            point = best_f_beta(judged, c, lesson.beta)
+            point = best_f_beta(judged, c, plan.beta)
             if point is None:
                 continue
-            if c not in best or f_beta(point, lesson.beta) > f_beta(best[c][1], lesson.beta):
-                best[c], honest[c] = (number, point), cross_fitted(judged, c, point, lesson.beta)
+            if c not in best or f_beta(point, plan.beta) > f_beta(best[c][1], plan.beta):
+                best[c], honest[c] = (number, point), cross_fitted(judged, c, point, plan.beta)
     chosen = [
         replace(teacher, thresholds={c: point.threshold for c, (of, point) in best.items() if of == number})
         for number, teacher in enumerate(teachers)
@@ -227,45 +230,47 @@ def _added(index: Index, name: str) -> dict[str, int]:
     return {"objects": len(flags) - uncertain, "uncertain": uncertain}
 
 
-def _as_taught(lesson: Lesson, train: dict[str, Index], taught: Mapping[str, Sequence[int]]) -> Taught:
-    space = taught_space(lesson.space, taught, trust=lesson.negative_weight > 0)
-    return Taught(space, train, background_weights(lesson.space, taught, lesson.negative_weight))
+def _as_teacher_labels(
+    plan: TeacherPlan, train: dict[str, Index], by_teacher: Mapping[str, Sequence[int]]
+) -> TeacherLabels:
+    space = space_with_teachers(plan.space, by_teacher, trust=plan.negative_weight > 0)
+    return TeacherLabels(space, train, background_weights(plan.space, by_teacher, plan.negative_weight))
 
 
-def background_weights(space: LabelSpace, taught: Mapping[str, Sequence[int]], weight: float) -> Tensor | None:
-    """`[K, C]` float32: `weight` for the classes that a dataset is taught, else 1; None where that is 1, too, and
-    where the weight is 0, since then the background is not trusted at all.
+def background_weights(space: LabelSpace, by_teacher: Mapping[str, Sequence[int]], weight: float) -> Tensor | None:
+    """`[K, C]` float32: `weight` for the classes that teachers label in a dataset, else 1; None where that is 1,
+    too, and where the weight is 0, since then the background is not trusted at all.
     """
-    if weight in (0, 1) or not taught:
+    if weight in (0, 1) or not by_teacher:
         return None
     table = torch.ones(len(space.datasets), len(space.classes))
-    for name, classes in taught.items():
+    for name, classes in by_teacher.items():
         table[space.dataset_index(name), list(classes)] = weight
     return table
 
 
-def taught_epochs(
+def teacher_epochs(
     fabric: Fabric,
-    lesson: Lesson,
+    plan: TeacherPlan,
     teachers: Sequence[Teacher],
     folder: Path,
     begun: bool,
-    data: Callable[[Taught], EpochData],
+    data: Callable[[TeacherLabels], EpochData],
 ) -> DataOfEpoch:
     """What each epoch trains on. teachers: they label now, unless the training has `begun` with their labels, which
-    lie in `folder`; without `lesson.schedule`. data: what is trained on labels.
+    lie in `folder`; without `plan.schedule`. data: what is trained on labels.
 
     Raises `UserError` where labels that a resumed run needs are gone.
     """
     if not begun and fabric.is_global_zero:
         shutil.rmtree(folder, ignore_errors=True)
     fabric.barrier()
-    if lesson.schedule is not None:
-        return _taught_by_itself(fabric, lesson, lesson.schedule, folder, data)
-    taught = read_taught(lesson, folder) if begun else teach(fabric, lesson, teachers, folder)
-    if taught is None:
+    if plan.schedule is not None:
+        return _epochs_by_itself(fabric, plan, plan.schedule, folder, data)
+    by_teacher = read_teacher_labels(plan, folder) if begun else label_by_teachers(fabric, plan, teachers, folder)
+    if by_teacher is None:
         raise _gone(folder)
-    fixed = data(taught)
+    fixed = data(by_teacher)
 
     def data_of(_epoch: int, _step: int, _model: Network) -> EpochData:
         return fixed
@@ -277,8 +282,12 @@ def _gone(folder: Path) -> UserError:
     return UserError(f"{folder}: the labels that this run trains on are gone; start it anew with --overwrite")
 
 
-def _taught_by_itself(
-    fabric: Fabric, lesson: Lesson, schedule: tuple[int, int], folder: Path, data: Callable[[Taught], EpochData]
+def _epochs_by_itself(
+    fabric: Fabric,
+    plan: TeacherPlan,
+    schedule: tuple[int, int],
+    folder: Path,
+    data: Callable[[TeacherLabels], EpochData],
 ) -> DataOfEpoch:
     """The network in training labels the images after `schedule[0]` epochs, and again after every `schedule[1]`.
 
@@ -288,25 +297,25 @@ def _taught_by_itself(
     resumed run finds or reads the same.
     """
     first, every = schedule
-    untaught = data(Taught(lesson.space, dict(lesson.train), None))
+    without_teachers = data(TeacherLabels(plan.space, dict(plan.train), None))
     made: dict[int, EpochData] = {}
 
     def data_of(epoch: int, step: int, model: Network) -> EpochData:
         if epoch < first:
-            return untaught
+            return without_teachers
         since = epoch - (epoch - first) % every
         if since in made:
             return made[since]
         place = folder / f"epoch_{since}"
-        taught = read_taught(lesson, place)
-        if taught is None:
+        by_teacher = read_teacher_labels(plan, place)
+        if by_teacher is None:
             if step or epoch > since:
                 raise _gone(place)
-            own_ids = {c: c for c in range(len(lesson.space.classes))}
-            teacher = Teacher(f"the network after {since} epochs", model, own_ids, lesson.settings)
-            taught = teach(fabric, lesson, [teacher], place)
+            own_ids = {c: c for c in range(len(plan.space.classes))}
+            teacher = Teacher(f"the network after {since} epochs", model, own_ids, plan.settings)
+            by_teacher = label_by_teachers(fabric, plan, [teacher], place)
         made.clear()
-        made[since] = data(taught)
+        made[since] = data(by_teacher)
         if fabric.is_global_zero:
             for old in folder.glob("epoch_*"):
                 if old != place:

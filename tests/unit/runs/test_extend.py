@@ -36,7 +36,7 @@ from crossdet.models.retinanet.settings import Adapter, Anchors, RetinaNetSettin
 from crossdet.models.weights import save_weights
 from crossdet.runs.extend import with_settings_of
 from crossdet.training.modes import ExtendSettings
-from crossdet.training.pseudo_labels import taught_classes, taught_space, with_pseudo_labels
+from crossdet.training.pseudo_labels import classes_for_teachers, space_with_teachers, with_pseudo_labels
 from crossdet.types import Flag
 
 from ..models.tiny import TINY, TinyLoss, TinyModel, TinySettings
@@ -126,19 +126,19 @@ def space() -> LabelSpace:
 
 
 def test_the_teacher_labels_what_the_dataset_does_not(space):
-    assert taught_classes(space, "new", range(2)) == [0, 1]
-    assert taught_classes(space, "sea", range(2)) == [1]
-    assert taught_classes(space, "old", range(2)) == []
+    assert classes_for_teachers(space, "new", range(2)) == [0, 1]
+    assert classes_for_teachers(space, "sea", range(2)) == [1]
+    assert classes_for_teachers(space, "old", range(2)) == []
 
 
 def test_trust_in_the_teacher_is_a_switch(space):
-    trusting = taught_space(space, {"new": [0, 1]}, trust=True)
+    trusting = space_with_teachers(space, {"new": [0, 1]}, trust=True)
     assert trusting.trusted_array("new").tolist() == [True, True, True, True, False]
     assert trusting.ids("new", ["sign", "helmet", "car (teacher)", "face (teacher)"]).tolist() == [2, 3, 0, 1]
-    careful = taught_space(space, {"new": [0, 1]}, trust=False)
+    careful = space_with_teachers(space, {"new": [0, 1]}, trust=False)
     assert careful.trusted_array("new").tolist() == [False, False, True, True, False]
-    for taught in (trusting, careful):
-        assert (taught.avoid_array[[0, 2]] == space.avoid_array[[0, 2]]).all()
+    for by_teacher in (trusting, careful):
+        assert (by_teacher.avoid_array[[0, 2]] == space.avoid_array[[0, 2]]).all()
     assert space.sources[1] == {"sign": 2, "helmet": 3}  # unchanged
 
 

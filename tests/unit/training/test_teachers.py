@@ -24,13 +24,13 @@ from crossdet.training.loop import EpochData, _prepare_and_weigh
 from crossdet.training.pseudo_labels import Teacher, label_images
 from crossdet.training.state import averaged
 from crossdet.training.teachers import (
-    Lesson,
-    Taught,
+    TeacherLabels,
+    TeacherPlan,
     background_weights,
-    last_taught,
-    read_taught,
-    taught_epochs,
-    teach,
+    label_by_teachers,
+    last_teacher_labels,
+    read_teacher_labels,
+    teacher_epochs,
 )
 from crossdet.types import BACKGROUND, Annotations, Batch
 
@@ -48,12 +48,12 @@ def index_of(root: Path, name: str, box: list[float], images: int = 2) -> Any:
 
 
 @pytest.fixture
-def lesson(tmp_path) -> Lesson:
+def plan(tmp_path) -> TeacherPlan:
     """`cars` labels cars and `faces` faces; every image shows both."""
     space = LabelSpace.build({"cars": ["car"], "faces": ["face"]})
     indexes = {"cars": index_of(tmp_path, "car", CAR), "faces": index_of(tmp_path, "face", FACE)}
     splits = {name: Split(index, space.ids(name, index.classes), space.classes) for name, index in indexes.items()}
-    return Lesson(space, indexes, splits, SETTINGS)
+    return TeacherPlan(space, indexes, splits, SETTINGS)
 
 
 def found(rows: list[tuple[list[float], float, int]], images: int = 2) -> DetectionArrays:
@@ -95,76 +95,80 @@ def labels(index: Any) -> list[tuple[str, int]]:
 # ------------------------------------------------------------------------------------------ who teaches
 
 
-def test_each_class_has_the_teacher_that_finds_it_best(lesson, detections, tmp_path, capsys):
+def test_each_class_has_the_teacher_that_finds_it_best(plan, detections, tmp_path, capsys):
     """`blind` finds cars beside wrong ones; `good` knows both, faces under its id 0, and an uncertain car."""
     wrong, unsure = [0.0, 70, 20, 90], [40.0, 60, 55, 75]
     detections["blind"] = [(CAR, 0.6, 0), (wrong, 0.8, 0)]
     detections["good"] = [(CAR, 0.9, 1), (FACE, 0.7, 0), (unsure, 0.2, 1), (wrong, 0.05, 1)]
     teachers = [teacher("blind", {0: 0}), teacher("good", {0: 1, 1: 0})]
-    taught = teach(fabric(), lesson, teachers, tmp_path / "labels")
+    by_teacher = label_by_teachers(fabric(), plan, teachers, tmp_path / "labels")
     # half-way to the next score: 0.55 of cars, (0.7 + 0.01) / 2 of faces
-    assert labels(taught.train["faces"]) == [("face", 0), ("car (teacher)", 32), ("car (teacher)", 48)] * 2
-    assert labels(taught.train["cars"]) == [("car", 0), ("face (teacher)", 32)] * 2
-    assert taught.background_weight is None
-    assert not taught.space.avoid_array.any()
-    assert lesson.space.avoid_array.sum() == 2
-    told = last_taught(tmp_path)
+    assert labels(by_teacher.train["faces"]) == [("face", 0), ("car (teacher)", 32), ("car (teacher)", 48)] * 2
+    assert labels(by_teacher.train["cars"]) == [("car", 0), ("face (teacher)", 32)] * 2
+    assert by_teacher.background_weight is None
+    assert not by_teacher.space.avoid_array.any()
+    assert plan.space.avoid_array.sum() == 2
+    told = last_teacher_labels(tmp_path)
     assert told is None
     (tmp_path / "labels").rename(tmp_path / "teacher_labels")
-    told = last_taught(tmp_path)
+    told = last_teacher_labels(tmp_path)
     assert {name: row["teacher"] for name, row in told["classes"].items()} == {"car": "good", "face": "good"}
     assert told["classes"]["car"]["threshold"] == pytest.approx(0.55)
     assert told["datasets"]["faces"] == {"car": {"objects": 2, "uncertain": 2}}
     assert "teacher of car: good, objects from a score of 0.55 on (precision 1.00" in capsys.readouterr().out
     # the same from disk, without looking again
     detections.clear()
-    again = read_taught(lesson, tmp_path / "teacher_labels")
+    again = read_teacher_labels(plan, tmp_path / "teacher_labels")
     assert again is not None
-    assert again.space == taught.space
-    assert labels(again.train["faces"]) == labels(taught.train["faces"])
+    assert again.space == by_teacher.space
+    assert labels(again.train["faces"]) == labels(by_teacher.train["faces"])
 
 
-def test_two_experts_share_a_dataset(lesson, detections, tmp_path):
+def test_two_experts_share_a_dataset(plan, detections, tmp_path):
     """A third dataset labels signs; each expert knows one class, both as 0."""
     space = LabelSpace.build({"cars": ["car"], "faces": ["face"], "signs": ["sign"]})
-    train = {**lesson.train, "signs": index_of(tmp_path, "sign", [80.0, 80, 90, 90])}
+    train = {**plan.train, "signs": index_of(tmp_path, "sign", [80.0, 80, 90, 90])}
     detections["a"], detections["b"] = [(CAR, 0.9, 0)], [(FACE, 0.8, 0)]
-    three = Lesson(space, train, lesson.splits, SETTINGS)
-    taught = teach(fabric(), three, [teacher("a", {0: 0}), teacher("b", {1: 0})], tmp_path / "labels")
-    assert labels(taught.train["signs"]) == [("sign", 0), ("car (teacher)", 32), ("face (teacher)", 32)] * 2
+    three = TeacherPlan(space, train, plan.splits, SETTINGS)
+    by_teacher = label_by_teachers(
+        fabric(), three, [teacher("a", {0: 0}), teacher("b", {1: 0})], tmp_path / "labels"
+    )
+    assert labels(by_teacher.train["signs"]) == [("sign", 0), ("car (teacher)", 32), ("face (teacher)", 32)] * 2
     # nobody knows signs: they stay avoided
-    assert np.argwhere(taught.space.avoid_array).tolist() == [[0, 2], [1, 2]]
+    assert np.argwhere(by_teacher.space.avoid_array).tolist() == [[0, 2], [1, 2]]
 
 
-def test_thresholds_come_from_images_that_verify_the_class(lesson, detections, tmp_path, capsys):
+def test_thresholds_come_from_images_that_verify_the_class(plan, detections, tmp_path, capsys):
     """One image of two verifies cars; no image of the other dataset verifies faces, so no threshold of theirs can
     be known, and they stay avoided."""
     none = np.zeros(0, np.int64)
     part = {"cars": Verified(none, np.array([0]), np.array([0])), "faces": Verified(none, none, none)}
-    splits = {name: replace(split, verified=part[name]) for name, split in lesson.splits.items()}
+    splits = {name: replace(split, verified=part[name]) for name, split in plan.splits.items()}
     detections["good"] = [(CAR, 0.9, 0), (FACE, 0.7, 1)]
-    taught = teach(fabric(), replace(lesson, splits=splits), [teacher("good", {0: 0, 1: 1})], tmp_path / "labels")
+    by_teacher = label_by_teachers(
+        fabric(), replace(plan, splits=splits), [teacher("good", {0: 0, 1: 1})], tmp_path / "labels"
+    )
     printed = capsys.readouterr().out
     assert "on 1 validation objects" in printed
     assert "no teacher of face" in printed
-    assert labels(taught.train["faces"]) == [("face", 0), ("car (teacher)", 32)] * 2
-    assert np.argwhere(taught.space.avoid_array).tolist() == [[0, 1]]
+    assert labels(by_teacher.train["faces"]) == [("face", 0), ("car (teacher)", 32)] * 2
+    assert np.argwhere(by_teacher.space.avoid_array).tolist() == [[0, 1]]
 
 
-def test_a_class_that_is_never_found_right_stays_avoided(lesson, detections, tmp_path, capsys):
+def test_a_class_that_is_never_found_right_stays_avoided(plan, detections, tmp_path, capsys):
     detections["poor"] = [(FACE, 0.9, 0), ([0.0, 0, 5, 5], 0.9, 1)]
-    taught = teach(fabric(), lesson, [teacher("poor", {0: 0, 1: 1})], tmp_path / "labels")
-    assert taught.train == lesson.train
-    assert taught.space == lesson.space
+    by_teacher = label_by_teachers(fabric(), plan, [teacher("poor", {0: 0, 1: 1})], tmp_path / "labels")
+    assert by_teacher.train == plan.train
+    assert by_teacher.space == plan.space
     assert "no teacher of car\nno teacher of face\n" in capsys.readouterr().out
 
 
-def test_a_labelled_object_wins_over_the_teacher(lesson, detections, tmp_path):
+def test_a_labelled_object_wins_over_the_teacher(plan, detections, tmp_path):
     """The expert takes the labelled face for a car, too: that is left out, and the anchors stay negatives."""
     one = Teacher("t", "t", {0: 0}, SETTINGS, {0: 0.5})  # type: ignore[arg-type]
     detections["t"] = [(FACE, 0.9, 0), (CAR, 0.8, 0)]
-    train, taught = label_images(fabric(), [one], lesson.space, lesson.train, 0.25, tmp_path / "labels")
-    assert taught == {"faces": [0]}
+    train, by_teacher = label_images(fabric(), [one], plan.space, plan.train, 0.25, tmp_path / "labels")
+    assert by_teacher == {"faces": [0]}
     assert labels(train["faces"]) == [("face", 0), ("car (teacher)", 32)] * 2
     assert np.allclose(np.asarray(train["faces"].boxes)[1], CAR)
 
@@ -172,17 +176,17 @@ def test_a_labelled_object_wins_over_the_teacher(lesson, detections, tmp_path):
 # ------------------------------------------------------------------------------------------ weights
 
 
-def test_weights_of_the_background(lesson, detections, tmp_path):
-    space = lesson.space
+def test_weights_of_the_background(plan, detections, tmp_path):
+    space = plan.space
     assert background_weights(space, {"cars": [1]}, 1.0) is None
     assert background_weights(space, {"cars": [1]}, 0.0) is None
     table = background_weights(space, {"cars": [1]}, 0.25)
     assert table.tolist() == [[1.0, 0.25], [1.0, 1.0]]
     detections["good"] = [(CAR, 0.9, 0)]
-    none = Lesson(space, lesson.train, lesson.splits, SETTINGS, negative_weight=0.0)
-    taught = teach(fabric(), none, [teacher("good", {0: 0})], tmp_path / "labels")
-    assert labels(taught.train["faces"])[1] == ("car (teacher)", 32)
-    assert np.array_equal(taught.space.avoid_array, space.avoid_array)  # positives only
+    none = TeacherPlan(space, plan.train, plan.splits, SETTINGS, negative_weight=0.0)
+    by_teacher = label_by_teachers(fabric(), none, [teacher("good", {0: 0})], tmp_path / "labels")
+    assert labels(by_teacher.train["faces"])[1] == ("car (teacher)", 32)
+    assert np.array_equal(by_teacher.space.avoid_array, space.avoid_array)  # positives only
 
 
 def targets_of(index: Any, space: LabelSpace, dataset: str) -> Annotations:
@@ -194,14 +198,14 @@ def targets_of(index: Any, space: LabelSpace, dataset: str) -> Annotations:
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_without_weight_only_the_confident_boxes_are_learnt(lesson, detections, tmp_path, weight):
+def test_without_weight_only_the_confident_boxes_are_learnt(plan, detections, tmp_path, weight):
     """The gradient with the teacher's labels against that of plain avoidance: an image of `faces` with a labelled
     face, a confident car, and uncertain ones, of which one is around the face."""
     unsure, around = [40.0, 60, 70, 80], [50.0, 0, 80, 30]
     detections["good"] = [(CAR, 0.9, 0), (unsure, 0.2, 0), (around, 0.2, 0)]
-    some = replace(lesson, negative_weight=weight)
-    taught = teach(fabric(), some, [teacher("good", {0: 0})], tmp_path / "labels")
-    assert labels(taught.train["faces"])[:4] == [
+    some = replace(plan, negative_weight=weight)
+    by_teacher = label_by_teachers(fabric(), some, [teacher("good", {0: 0})], tmp_path / "labels")
+    assert labels(by_teacher.train["faces"])[:4] == [
         ("face", 0), ("car (teacher)", 32), ("car (teacher)", 48), ("car (teacher)", 48)
     ]  # fmt: skip
     grid = anchor_grid([cell_anchors(8, [1, 2, 3], [0.5, 1, 2])], [(12, 12)], [8])
@@ -215,8 +219,8 @@ def test_without_weight_only_the_confident_boxes_are_learnt(lesson, detections, 
         dataset_aware_focal_loss(logits, found.labels, trusted, avoid=found.avoid).backward()
         return found.labels[0], logits.grad[0]
 
-    before, plain = learnt(lesson.train["faces"], lesson.space)
-    after, grad = learnt(taught.train["faces"], taught.space)
+    before, plain = learnt(plan.train["faces"], plan.space)
+    after, grad = learnt(by_teacher.train["faces"], by_teacher.space)
     cars, faces, background = after == 0, after == 1, after == BACKGROUND
     assert torch.equal(faces, before == 1)
     assert torch.equal(grad[faces], plain[faces])
@@ -253,20 +257,20 @@ def test_batches_carry_the_weights_of_their_datasets():
 # ------------------------------------------------------------------------------------------ by itself
 
 
-def test_the_network_teaches_itself_on_schedule(lesson, detections, tmp_path):
+def test_the_network_teaches_itself_on_schedule(plan, detections, tmp_path):
     """After 2 epochs and after every 3 more; resumed runs read, and never find anew in the middle of an epoch."""
     detections["net"] = [(CAR, 0.9, 0), (FACE, 0.9, 1)]
-    own = Lesson(lesson.space, lesson.train, lesson.splits, SETTINGS, schedule=(2, 3))
+    own = TeacherPlan(plan.space, plan.train, plan.splits, SETTINGS, schedule=(2, 3))
     folder = tmp_path / "labels"
 
     def start(begun: bool) -> Any:
-        return taught_epochs(fabric(), own, [], folder, begun, lambda t: EpochData(t))  # type: ignore[arg-type]
+        return teacher_epochs(fabric(), own, [], folder, begun, lambda t: EpochData(t))  # type: ignore[arg-type]
 
-    def seen(data_of: Any, epoch: int, step: int = 0) -> Taught:
+    def seen(data_of: Any, epoch: int, step: int = 0) -> TeacherLabels:
         return data_of(epoch, step, "net").dataset
 
     run = start(False)
-    assert seen(run, 0).train == seen(run, 1).train == dict(lesson.train)
+    assert seen(run, 0).train == seen(run, 1).train == dict(plan.train)
     assert not folder.exists()
     second = seen(run, 2)
     assert len(labels(second.train["cars"])) == 4
@@ -311,10 +315,10 @@ def test_the_average_of_the_weights_by_its_formula(warm_up):
                 torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=f"{name} {updates}")
 
 
-def test_what_cannot_be_taught_is_told(lesson):
+def test_what_cannot_be_taught_is_told(plan):
     with pytest.raises(UserError, match="no dataset leaves a class unlabelled that a teacher knows"):
-        lesson.check([])
-    blind = Lesson(lesson.space, lesson.train, {"cars": lesson.splits["cars"]}, SETTINGS)
+        plan.check([])
+    blind = TeacherPlan(plan.space, plan.train, {"cars": plan.splits["cars"]}, SETTINGS)
     blind.check([0, 1])
     with pytest.raises(UserError, match=r"there are none of face; give a dataset .* a `val` split"):
         blind.check([1])
@@ -323,27 +327,27 @@ def test_what_cannot_be_taught_is_told(lesson):
 # ------------------------------------------------------------------------------------------ config
 
 
-def config(lesson: Lesson, **sections: Any) -> Config:
-    return Config.from_dict({"datasets": dict(lesson.train), **sections})
+def config(plan: TeacherPlan, **sections: Any) -> Config:
+    return Config.from_dict({"datasets": dict(plan.train), **sections})
 
 
-def test_the_section_of_the_config(lesson, tmp_path):
-    assert config(lesson).pseudo is None
-    own = config(lesson, pseudo={"teachers": "self"}, train={"epochs": 30}).pseudo
+def test_the_section_of_the_config(plan, tmp_path):
+    assert config(plan).pseudo is None
+    own = config(plan, pseudo={"teachers": "self"}, train={"epochs": 30}).pseudo
     assert own.schedule(30) == (16, 7)
     assert own.schedule(2) == (1, 1)
     assert own.schedule(3) == (2, 1)
     for epochs in range(4, 50, 4):  # an epoch after both falls of the default learning rate
-        falls = Config.from_dict({"datasets": dict(lesson.train), "train": {"epochs": epochs}}).train.steps
+        falls = Config.from_dict({"datasets": dict(plan.train), "train": {"epochs": epochs}}).train.steps
         first, every = own.schedule(epochs)
         assert (first, first + every) == (falls[0] + 1, falls[1] + 1)
     assert own.negative_weight == 0.5  # its own misses count less than an expert's
-    assert config(lesson, pseudo={"teachers": ["a"]}).pseudo.negative_weight == 1
-    asked = config(lesson, pseudo={"teachers": "self", "negative_weight": 1.0}).pseudo
+    assert config(plan, pseudo={"teachers": ["a"]}).pseudo.negative_weight == 1
+    asked = config(plan, pseudo={"teachers": "self", "negative_weight": 1.0}).pseudo
     assert asked.negative_weight == 1
-    fixed = config(lesson, pseudo={"teachers": "self", "from_epoch": 3, "every": 2}).pseudo
+    fixed = config(plan, pseudo={"teachers": "self", "from_epoch": 3, "every": 2}).pseudo
     assert fixed.schedule(30) == (3, 2)
-    one = Config.from_dict({"datasets": dict(lesson.train), "pseudo": {"teachers": "runs/a"}}, base=tmp_path)
+    one = Config.from_dict({"datasets": dict(plan.train), "pseudo": {"teachers": "runs/a"}}, base=tmp_path)
     assert one.pseudo.teachers == (tmp_path / "runs/a",)
 
 
@@ -359,7 +363,7 @@ def test_the_section_of_the_config(lesson, tmp_path):
         ({"beta": 2.0}, {}, "`pseudo.teachers` is missing: expected `self` or a list"),
     ],
 )
-def test_mistakes_of_the_section(lesson, pseudo, train, message):
+def test_mistakes_of_the_section(plan, pseudo, train, message):
     with pytest.raises(ConfigError) as told:
-        config(lesson, pseudo=pseudo, train=train)
+        config(plan, pseudo=pseudo, train=train)
     assert message in str(told.value)

@@ -180,7 +180,7 @@ class AblationJob(Job):
                 return
 
     def result(self, record: Run | None, diverged: str | None) -> dict[str, Any]:
-        from crossdet.training.teachers import last_taught
+        from crossdet.training.teachers import last_teacher_labels
 
         note, parts, train = self.note, self.split.parts, self.config.train
         epochs = jobs.read_json(self.run_dir / "metrics.json").get("epochs", [])
@@ -198,7 +198,7 @@ class AblationJob(Job):
             "protocols": measure.own_numbers(metrics, parts),
             "curve": measure.learning_curve(epochs, parts),
             "stability": measure.stability(rows, train.warmup_epochs, train.clip_norm),
-            "taught": self._without_runs(last_taught(self.run_dir)),
+            "taught": self._without_runs(last_teacher_labels(self.run_dir)),
             "union": measure.measure_union(self.run_dir, self.split.test, parts, self.config.eval)
             if record
             else None,

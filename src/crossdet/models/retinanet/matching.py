@@ -87,16 +87,16 @@ def label_anchors(
     boxes, classes, flags = (
         torch.cat([getattr(target, name) for target in targets]) for name in ("boxes", "labels", "flags")
     )
-    region, taught = ((flags & int(bits)) != 0 for bits in (REGION_FLAGS, Flag.TEACHER))
+    region, by_teacher = ((flags & int(bits)) != 0 for bits in (REGION_FLAGS, Flag.TEACHER))
     has_regions = bool(region.any()) if has_regions is None else has_regions
     shapes = lattice(grid)
     avoid = doubtful = torch.zeros((0, 3), dtype=torch.int64, device=device)
     if has_regions:
         avoid, doubtful = (
             _avoided(grid, shapes, boxes[some], classes[some], owner[some], negative_iou)
-            for some in (region & ~taught, region & taught)
+            for some in (region & ~by_teacher, region & by_teacher)
         )
-        boxes, classes, owner, taught = boxes[~region], classes[~region], owner[~region], taught[~region]
+        boxes, classes, owner, by_teacher = boxes[~region], classes[~region], owner[~region], by_teacher[~region]
         counts = torch.bincount(owner, minlength=images).cpu()
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(device)
     objects = Objects(boxes, classes, owner, starts)
@@ -107,7 +107,7 @@ def label_anchors(
     labels[foreground] = classes[row]
     if len(doubtful):
         sure = torch.zeros_like(kept)
-        sure[foreground] = ~taught[row]
+        sure[foreground] = ~by_teacher[row]
         avoid = torch.cat([avoid, doubtful[~sure[doubtful[:, 0] * anchors + doubtful[:, 1]]]])
     image = foreground.div(anchors, rounding_mode="floor")
     return AnchorLabels(labels.view(images, anchors), image, foreground - image * anchors, boxes[row], avoid)
@@ -132,7 +132,7 @@ def label_densely(
     has_regions = bool(((flags & int(REGION_FLAGS)) != 0).any()) if has_regions is None else has_regions
     slots = _slots([len(target) for target in targets]).to(boxes.device, non_blocking=True)
     padded, flags = _with_spare(boxes)[slots], _with_spare(flags)[slots]
-    region, taught = ((flags & int(bits)) != 0 for bits in (REGION_FLAGS, Flag.TEACHER))
+    region, by_teacher = ((flags & int(bits)) != 0 for bits in (REGION_FLAGS, Flag.TEACHER))
     count = len(grid.boxes)
     best, column, foreground = (
         torch.empty((len(targets), count), dtype=dtype, device=boxes.device)
@@ -153,8 +153,8 @@ def label_densely(
         if low_quality_matches:
             foreground[piece] |= best_of_box.any(1)
         if has_regions:
-            by_person = foreground[piece] & ~taught[piece].gather(1, column[piece])
-            near &= region[piece, :, None] & ~(taught[piece, :, None] & by_person[:, None])
+            by_person = foreground[piece] & ~by_teacher[piece].gather(1, column[piece])
+            near &= region[piece, :, None] & ~(by_teacher[piece, :, None] & by_person[:, None])
             image, place, anchor = near.nonzero(as_tuple=True)
             image += start
             avoid.append(torch.stack([image, anchor, classes[slots[image, place]]], 1))

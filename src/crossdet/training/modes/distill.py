@@ -30,14 +30,14 @@ def prepare(extension: Extension) -> Plan:
 
 def _with_labels(extension: Extension) -> tuple[LabelSpace, Mapping[str, Index]]:
     """Label space and training splits with the old detector's labels; a resumed run reads what was found."""
-    from crossdet.training.pseudo_labels import Teacher, label_images, taught_space
+    from crossdet.training.pseudo_labels import Teacher, label_images, space_with_teachers
 
     old, settings, growth = extension.old, extension.settings, extension.growth
     thresholds = dict(enumerate(old.class_thresholds()))
     teacher = Teacher(
         "the old detector", old.model, {c: c for c in thresholds}, extension.teacher_settings, thresholds
     )
-    train, taught = label_images(
+    train, by_teacher = label_images(
         extension.fabric,
         [teacher],
         growth.space,
@@ -46,7 +46,7 @@ def _with_labels(extension: Extension) -> tuple[LabelSpace, Mapping[str, Index]]
         extension.folder,
         keep=extension.resume,
     )
-    return taught_space(growth.space, taught, settings.trust), train
+    return space_with_teachers(growth.space, by_teacher, settings.trust), train
 
 
 def needs(settings: ExtendSettings) -> frozenset[str]:
