@@ -47,7 +47,7 @@ class Recipe(Section):
     accumulate: Count = 1  # micro-batches per optimiser step
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: StrictBool = True
-    compile: StrictBool = False  # torch.compile of backbone, pyramid and focal terms: minutes of start-up
+    compile: StrictBool = False  # torch.compile of what pays in the network: minutes of start-up
     ema: OpenFraction | None = None  # decay of the averaged weights
     plain: StrictBool = False  # naive concatenation: all background is trusted
     accelerator: Accelerator = "auto"  # `gpu` is another word for `cuda`

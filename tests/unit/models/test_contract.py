@@ -13,6 +13,7 @@ from torch import Tensor
 from crossdet.models.contract import Growable, Losses, Network
 from crossdet.models.retinanet.architecture import RETINANET
 from crossdet.models.retinanet.settings import RetinaNetSettings
+from crossdet.training.state import averaged
 from crossdet.types import Annotations, Batch, Flag
 
 from .tiny import TINY, TinySettings
@@ -178,10 +179,34 @@ def test_groups_hold_every_parameter_that_learns_once(network):
 
 def test_export_module_gives_the_same_for_any_batch(network):
     module = network.float().eval().export_module()
-    images = batch_of([0, 1]).images
-    program = torch.export.export(module, (images,), strict=False)
-    for got, want in zip(program.module()(images), module(images), strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=8)},)
+    program = torch.export.export(module, (batch_of([0, 1]).images,), dynamic_shapes=shapes, strict=False).module()
+    for rows in ([0, 1], [2], [0, 1, 2]):
+        images = batch_of(rows).images
+        for got, want in zip(program(images), module(images), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [[2], [0, 1, 2]])
+def test_every_parameter_takes_part(network, rows):
+    """Also where no image has an object: DDP waits for the gradient of every parameter."""
+    grads = gradients(network, network.losses(batch_of(rows)))
+    assert grads.keys() == {name for name, p in network.named_parameters() if p.requires_grad}
+
+
+def test_averages_are_copies_with_the_same_names(network):
+    average = averaged(network, 0.5)
+    assert average.module.state_dict().keys() == network.state_dict().keys()
+    assert average.module.prepare is not network.prepare
+    before = {name: tensor.clone() for name, tensor in average.module.state_dict().items()}
+    average.update_parameters(network)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1.0)
+    average.update_parameters(network)
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(average.module.state_dict()[name], before[name] + 0.5, rtol=1e-6, atol=1e-6)
+        assert not torch.equal(parameter, average.module.state_dict()[name])
 
 
 def test_settings_survive_the_weights_file(architecture):

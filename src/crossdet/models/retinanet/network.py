@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple, cast
 
@@ -171,7 +172,7 @@ class RetinaNet(Growable):
 
     def _by_anchor(self, x: Tensor, width: int) -> Tensor:
         # [B, A * width, H, W] -> [B, H W A, width]; a view, not a copy, in channels_last
-        return x.permute(0, 2, 3, 1).reshape(len(x), -1, width)
+        return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, width)
 
     def anchors(self, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
         """`[H W A, 4]` xyxy anchors of every level."""
@@ -201,9 +202,9 @@ class RetinaNet(Growable):
         """Terms `classification` and `box`, see `contract.Losses`."""
         features = (self._compiled_features or self.features)(batch.images)
         losses = self.losses_of(features, batch)
-        if self._held is not None:
-            losses.further["classification"] = self._held(self, features, batch)
-        return losses
+        if self._held is None:
+            return losses
+        return replace(losses, further={"classification": self._held(self, features, batch)})
 
     def losses_of(self, features: list[Tensor], batch: Batch) -> Losses:
         """The same of given pyramid features.
