@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork, batched_nms
+from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from crossdet.errors import UserError
@@ -32,6 +32,7 @@ from crossdet.models.retinanet.anchors import (
     encode_boxes,
     grid_anchors,
 )
+from crossdet.models.retinanet.candidates import Boxes, Candidates, best_candidates, detections_of, merged
 from crossdet.models.retinanet.class_loss import union_focal_losses
 from crossdet.models.retinanet.distillation import logit_matching
 from crossdet.models.retinanet.matching import label_anchors, label_batch
@@ -326,9 +327,9 @@ class RetinaNet(Growable):
             levels = []
             for logits, deltas, boxes in zip(outputs.logits, outputs.deltas, anchors, strict=True):
                 columns = logits[image] if classes is None else logits[image][:, chosen]
-                best = _candidates(columns, chosen, score_threshold, topk)
+                best = best_candidates(columns, chosen, score_threshold, topk)
                 levels.append(self._with_boxes(best, deltas[image], boxes))
-            found.append(_detections(levels, sizes[image], max_detections, nms_iou, groups))
+            found.append(detections_of(levels, sizes[image], max_detections, nms_iou, groups))
         return found
 
     def find(
@@ -357,18 +358,18 @@ class RetinaNet(Growable):
             for part in chosen.split(max(1, LOGITS_AT_ONCE // (len(sizes) * len(boxes)))):
                 logits = self._class_logits(tower, part)
                 for image in range(len(sizes)):
-                    more = _candidates(logits[image], part, score_threshold, topk)
-                    best[image] = _merge(best[image], more, topk)
+                    more = best_candidates(logits[image], part, score_threshold, topk)
+                    best[image] = merged(best[image], more, topk)
             for image, candidates in enumerate(best):
                 if candidates is not None:
                     levels[image].append(self._with_boxes(candidates, deltas[image], boxes))
         return [
-            _detections(parts, size, max_detections, nms_iou, groups)
+            detections_of(parts, size, max_detections, nms_iou, groups)
             for parts, size in zip(levels, sizes, strict=True)
         ]
 
     def _chosen(self, classes: Sequence[int] | Tensor | None, device: torch.device) -> Tensor:
-        """`[K]` ids, rising and each once, which `_class_logits` and `_merge` count on."""
+        """`[K]` ids, rising and each once, which `_class_logits` and `merged` count on."""
         if classes is None:
             return torch.arange(self.num_classes, device=device)
         return torch.as_tensor(classes, dtype=torch.int64).unique().to(device)
@@ -446,55 +447,3 @@ class Exported(nn.Module):
         deltas = torch.cat(outputs.deltas, 1).unflatten(2, (-1, 4)).float()
         boxes = [decode_boxes(deltas[:, :, i], anchors) for i in range(deltas.shape[2])]
         return torch.cat(outputs.logits, 1), torch.cat(boxes, 2)
-
-
-class Candidates(NamedTuple):
-    """The best pairs of one level of one image: scores `[n]`, anchor rows `[n]`, unified class ids `[n]`."""
-
-    scores: Tensor
-    anchor: Tensor
-    label: Tensor
-
-
-class Boxes(NamedTuple):
-    """Decoded candidates: boxes `[n, 4]`, scores `[n]`, labels `[n]`."""
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-
-
-def _candidates(logits: Tensor, classes: Tensor, threshold: float | Tensor, topk: int) -> Candidates:
-    """The `topk` best pairs above the threshold of `logits [n, K]`; equal ones by anchor, then by class.
-
-    classes: `[K]` ids of the columns. threshold: a number, or `[C]` by class id.
-    """
-    scores = logits.float().sigmoid()
-    limit = threshold[classes] if isinstance(threshold, Tensor) else threshold
-    pairs = (scores > limit).flatten().nonzero().squeeze(1)
-    kept, order = scores.flatten()[pairs].sort(descending=True, stable=True)
-    pairs = pairs[order[:topk]]
-    width = max(1, logits.shape[1])
-    return Candidates(kept[:topk], pairs.div(width, rounding_mode="floor"), classes[pairs % width])
-
-
-def _merge(known: Candidates | None, more: Candidates, topk: int) -> Candidates:
-    if known is None:
-        return more
-    scores, anchor, label = (torch.cat(pair) for pair in zip(known, more, strict=True))
-    order = torch.argsort(anchor, stable=True)  # the classes come in order already
-    order = order[scores[order].sort(descending=True, stable=True).indices[:topk]]
-    return Candidates(scores[order], anchor[order], label[order])
-
-
-def _detections(
-    levels: Sequence[Boxes], size: Tensor, max_detections: int, nms_iou: float, groups: Tensor | None
-) -> Detections:
-    """Boxes of all levels clipped to the image, NMS by class or group, and the cap. size: `[2]` (height, width)."""
-    boxes, scores, labels = (torch.cat(parts) for parts in zip(*levels, strict=True))
-    high = torch.stack([size[1], size[0], size[1], size[0]]).to(boxes.dtype)
-    boxes = boxes.clamp(min=0).minimum(high)
-    visible = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    boxes, scores, labels = boxes[visible], scores[visible], labels[visible]
-    keep = batched_nms(boxes, scores, labels if groups is None else groups[labels], nms_iou)[:max_detections]
-    return Detections(boxes[keep], scores[keep], labels[keep])

@@ -66,13 +66,13 @@ def test_a_thousand_classes_are_never_there_at_once(monkeypatch, images):
     monkeypatch.setattr(retinanet, "LOGITS_AT_ONCE", 300_000)
     many = RetinaNet(Backbone("mobilenetv2_100"), 1000, RetinaNetSettings(channels=16, head_depth=0)).eval()
     sizes = []
-    candidates = retinanet._candidates
+    candidates = retinanet.best_candidates
 
     def watched(logits, *args):
         sizes.append(logits.numel())
         return candidates(logits, *args)
 
-    monkeypatch.setattr(retinanet, "_candidates", watched)
+    monkeypatch.setattr(retinanet, "best_candidates", watched)
     with torch.inference_mode():
         many.find(images, SIZES)
     assert max(sizes) <= 150_000  # of one of two images
