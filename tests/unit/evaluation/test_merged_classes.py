@@ -241,9 +241,12 @@ def test_the_score_of_a_merged_class_is_the_best_of_its_members(seed, ids):
     members = [CLASSES[c] for c in sorted(ids)]
     found = whole(picture(seed), "m", 0.1, max_detections=40)
     everything = apart(picture(seed), members, 0.1, max_detections=10**6, nms_iou=1.0)
-    keep = nms(everything.boxes, everything.scores, 0.5)[:40]
-    assert torch.equal(found.scores, everything.scores[keep])
-    assert torch.equal(found.boxes, everything.boxes[keep])
+    # NMS among groups moves the boxes apart, which rounds: an IoU of just 0.5 may come out on either side
+    kept = [nms(everything.boxes, everything.scores, 0.5 + off)[:40] for off in (0, 1e-4, -1e-4)]
+    assert any(
+        torch.equal(found.scores, everything.scores[keep]) and torch.equal(found.boxes, everything.boxes[keep])
+        for keep in kept
+    )
     assert set(found.names or ()) <= {"m"}
     # at every box: the largest of the members' scores there, in any order of NMS
     single = [apart(picture(seed), name, 0.1, max_detections=10**6, nms_iou=1.0) for name in members]

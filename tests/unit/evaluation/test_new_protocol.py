@@ -65,7 +65,9 @@ def test_evaluation_by_a_new_protocol(world, trained, monkeypatch, tmp_path, com
     # its predictions, and the terminal
     assert json.loads((tmp_path / "predictions/faces/results.json").read_text())
     config = world.write_config(tmp_path / "config.yaml", changed)
-    code, printed = command("eval", trained.folder, config, "--json", tmp_path / "numbers.json")
+    code, printed = command(
+        "eval", trained.folder, config, "-o", tmp_path / "eval", "--json", tmp_path / "numbers.json"
+    )
     assert code == 0
     assert "recall" in printed
     assert json.loads((tmp_path / "numbers.json").read_text())["datasets"]["faces"]["recall"] == faces["recall"]
