@@ -20,8 +20,7 @@ from crossdet.config import Config, load_config
 from crossdet.errors import ConfigError, UserError
 from crossdet.files import write_json
 from crossdet.labels.space import LabelSpace
-from crossdet.training.loop import learning_rate
-from crossdet.training.recipe import Recipe
+from crossdet.training.schedule import Schedule
 from crossdet_research.ablation.methods import FURTHER, METHODS
 from crossdet_research.jobs import check_same
 from crossdet_research.paper import data as paper_data
@@ -264,8 +263,8 @@ def test_mini_trainings_share_one_budget_and_schedule(tmp_path):
         images = 300 * len(training.datasets)
         per_epoch = -(-images // train.batch_size)
         assert train.epochs * per_epoch >= MINI_STEPS, name
-        recipe = Recipe(epochs=train.epochs, lr=train.lr, warmup_epochs=train.warmup_epochs, steps=train.steps)
-        rates[name] = [learning_rate(recipe, step / (images / 8)) for step in range(MINI_STEPS)]
+        schedule = Schedule.of(train, images)
+        rates[name] = [schedule.rate(step / (images / 8), step, 0.0) for step in range(MINI_STEPS)]
     assert all(r == pytest.approx(rates["coco_resnet50"], rel=1e-3) for r in rates.values())
     falls = [i for i in range(1, MINI_STEPS) if rates["coco_resnet50"][i] < rates["coco_resnet50"][i - 1]]
     assert falls == [507, 619]  # 3/4 and 11/12 of 675

@@ -69,8 +69,8 @@ def _warnings(report: Report, config: Config, sources: Sources, old: int) -> Ite
     yield from (f"merge of unlike classes: {text}" for text in report.partial_merges)
     if report.network is not None:
         yield from report.network.warnings()
-    if sources.train and config.train.early_decay:
-        yield config.train.early_decay
+    if sources.train:
+        yield from config.train.warnings
     yield from lonely_members(sources.space)
 
 

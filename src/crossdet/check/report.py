@@ -131,6 +131,7 @@ class Report:
     errors: the run would fail. warnings: it would run, but probably not as meant. notes: good to know.
     avoiding_images: training images whose background is not used for at least one class.
     max_images: limit of image files looked at per split, None = all.
+    recipe: how it would be trained, a line each; empty where there is nothing to train on.
     """
 
     datasets: tuple[str, ...]
@@ -145,6 +146,7 @@ class Report:
     network: NetworkFinding | None
     duplicates: tuple[DuplicateReport, ...]
     max_images: int | None
+    recipe: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

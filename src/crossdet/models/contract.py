@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from crossdet.errors import UserError
 from crossdet.types import Batch, Detections
 
 Normaliser = Literal["batch", "image"]
@@ -133,7 +134,7 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def parameter_groups(self) -> list[ParameterGroup]:
-        """All parameters that require a gradient, each once. (Today's recipe treats them all alike.)"""
+        """All parameters that require a gradient, each once."""
 
     def training_mode(self, fixed_statistics: bool = False) -> None:
         """`train()` as this network wants it: parts that do not learn stay in evaluation mode. fixed_statistics: so
@@ -142,6 +143,13 @@ class Network(nn.Module, ABC):
         for module in self.modules() if fixed_statistics else ():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
+
+    def freeze_stem(self) -> None:
+        """The backbone's layers up to stride 4 are not trained any more, nor do statistics of theirs move.
+
+        Raises `UserError` where nobody knows which these are.
+        """
+        raise UserError("train.freeze_stem: this network does not say which layers are its stem; leave it out")
 
     def compile_parts(self) -> None:
         """`torch.compile` of what pays, for `losses`; by default of nothing."""

@@ -14,6 +14,7 @@ from crossdet.config.sources import Sources, listed_only_problem, open_sources
 from crossdet.data.augment import Augment
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.loading import epoch_batches, make_loader
+from crossdet.data.rotation import rows_per_picture
 from crossdet.errors import UserError
 from crossdet.evaluation.run import EvalSettings
 from crossdet.labels.space import LabelSpace
@@ -54,8 +55,9 @@ def is_first_process() -> bool:
 
 
 def network_settings(config: Config) -> NetworkSettings:
-    """Of the sections `model` and `loss`."""
-    return ARCHITECTURES[config.model.name].settings.of(config.model, config.loss)
+    """Of the sections `model` and `loss`, and of the recipe where they leave something to it."""
+    kind = ARCHITECTURES[config.model.name].settings
+    return kind.of(config.model, config.loss, config.train.network_defaults)
 
 
 def build_network(settings: NetworkSettings, space: LabelSpace, weights: str | Path = "none") -> Network:
@@ -96,6 +98,11 @@ def training_data(config: Config, sources: Sources) -> HybridDataset:
         photometric=config.augment.photometric,
     )
     return HybridDataset(parts, space, transform, plain=config.train.plain)
+
+
+def pictures_of(sources: Sources) -> int:
+    """Images of all training splits: those of an epoch."""
+    return sum(len(index) // rows_per_picture(index) for index in sources.train.values())
 
 
 def teacher_settings(config: Config) -> EvalSettings:

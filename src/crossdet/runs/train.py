@@ -29,6 +29,7 @@ from crossdet.runs.building import (
     check_trainable,
     network_settings,
     new_card,
+    pictures_of,
     teacher_settings,
     training_data,
 )
@@ -37,6 +38,7 @@ from crossdet.runs.evaluate import judged_classes, metrics_table, score_network,
 from crossdet.training.identity import run_identity
 from crossdet.training.loop import fit
 from crossdet.training.pseudo_labels import TEACHER_FOLDER
+from crossdet.training.schedule import Schedule
 from crossdet.training.state import Course, EpochData
 from crossdet.training.teachers import TEACHER_DECAY, TeacherLabels, TeacherPlan, open_teachers, teacher_epochs
 
@@ -112,10 +114,13 @@ def train_network(
     it. operating: the operating points that are found -> those that are stored.
     """
     if fabric.is_global_zero:
-        for text in filter(None, [config.train.early_decay, *lonely_members(sources.space)]):
+        print(*Schedule.of(config.train, len(dataset)).lines(), sep="\n", flush=True)
+        for text in (*config.train.warnings, *lonely_members(sources.space)):
             print(f"warning: {text}", flush=True)
     if config.train.channels_last:
         network = network.to(memory_format=torch.channels_last)
+    if config.train.freeze_stem:
+        network.freeze_stem()
     splits = splits_for_training(sources)
 
     def score(model: Network, when: str) -> dict[str, Any]:
@@ -166,7 +171,7 @@ def teacher_plan_of(config: Config, sources: Sources) -> TeacherPlan | None:
         splits_for_training(sources),
         teacher_settings(config),
         () if isinstance(pseudo.teachers, str) else pseudo.teachers,
-        pseudo.schedule(config.train.epochs) if pseudo.teachers == "self" else None,
+        pseudo.schedule(config.train.epochs_for(pictures_of(sources))) if pseudo.teachers == "self" else None,
         pseudo.beta,
         pseudo.uncertain_from,
         pseudo.negative_weight,

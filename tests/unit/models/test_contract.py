@@ -205,7 +205,7 @@ def test_averages_are_copies_with_the_same_names(network):
             parameter.add_(1.0)
     average.update_parameters(network)
     for name, parameter in network.named_parameters():
-        torch.testing.assert_close(average.module.state_dict()[name], before[name] + 0.5, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(average.module.state_dict()[name], before[name] + 9 / 11, rtol=1e-6, atol=1e-6)
         assert not torch.equal(parameter, average.module.state_dict()[name])
 
 

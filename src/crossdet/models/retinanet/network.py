@@ -136,6 +136,7 @@ class RetinaNet(Growable):
         self.normaliser = settings.loss.normaliser
         self._compiled_features: Callable[[Tensor], list[Tensor]] | None = None
         self._held: Callable[[RetinaNet, list[Tensor], Batch], Tensor] | None = None
+        self._frozen_stem = False
 
     @property
     def fill_colour(self) -> list[int]:
@@ -270,6 +271,14 @@ class RetinaNet(Growable):
         for module in self.backbone.modules() if fixed_statistics else ():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
+        if self._frozen_stem:
+            for module in self.backbone.stem():
+                module.eval()
+
+    def freeze_stem(self) -> None:
+        for module in self.backbone.stem():
+            module.requires_grad_(False)
+        self._frozen_stem = True
 
     def compile_parts(self) -> None:
         """Backbone and pyramid as one graph, and the focal terms as one kernel."""
