@@ -155,7 +155,7 @@ class RunState:
     progress: Progress = field(default_factory=Progress)
     totals: DatasetTotals | None = None
     saved_at: float = field(default_factory=time.monotonic)
-    seen_at: float = field(default_factory=time.monotonic)
+    seen_at: float = field(default_factory=lambda: time.monotonic())
 
     def final_network(self) -> Network:
         """The weights that count: the moving average where there is one."""
