@@ -34,7 +34,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 def test_auto_trains_and_says_how(world, tmp_path, capsys):
     record = train(auto(world, epochs=12, batch_size=4), output=tmp_path)
     printed = capsys.readouterr().out
-    assert "recipe auto: AdamW, learning rate 0.00035 for 4 pictures a step, weight decay 0.05" in printed
+    assert "recipe auto: AdamW, learning rate 0.0014 for 4 pictures a step, weight decay 0.05" in printed
     assert "12 epochs, 72 steps" in printed
     content = json.loads((tmp_path / "metrics.json").read_text())
     assert content["recipe"][0] in printed
@@ -42,7 +42,7 @@ def test_auto_trains_and_says_how(world, tmp_path, capsys):
     assert judged == [2, 3, 4, 5, 6, 8, 9, 10, 11, 12]  # about ten times
     assert record["metrics"]["mean"] >= 0
     found = [float(row["lr"]) for row in rows(tmp_path)]
-    assert max(found) == pytest.approx(Recipe(batch_size=4).rate)
+    assert max(found) == pytest.approx(Recipe(batch_size=4).rate(from_scratch=True))
     assert found[-1] < 0.01 * max(found)
     assert load_state(tmp_path / "state.pt")["average"] is not None
 

@@ -113,8 +113,11 @@ def train_network(
     card: of the weights; its last generation is this training's, and every weights file gets its own scores into
     it. operating: the operating points that are found -> those that are stored.
     """
+    schedule = Schedule.of(
+        config.train, len(dataset), config.model.weights == "none" and len(card.generations) == 1
+    )
     if fabric.is_global_zero:
-        print(*Schedule.of(config.train, len(dataset)).lines(), sep="\n", flush=True)
+        print(*schedule.lines(), sep="\n", flush=True)
         for text in (*config.train.warnings, *lonely_members(sources.space)):
             print(f"warning: {text}", flush=True)
     if config.train.channels_last:
@@ -143,7 +146,7 @@ def train_network(
         network,
         dataset,
         list(sources.space.datasets),
-        config.train,
+        schedule,
         config.seed,
         run_dir,
         card,

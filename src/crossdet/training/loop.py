@@ -68,7 +68,7 @@ def fit(
     network: Network,
     dataset: HybridDataset,
     dataset_names: Sequence[str],
-    recipe: Recipe,
+    schedule: Schedule,
     seed: int,
     run_dir: Path,
     card: Card,
@@ -89,7 +89,7 @@ def fit(
         UserError: the state is that of another run (`check_identity`).
         RunError: non-finite loss (the batch is saved), interruption, or a file that cannot be written.
     """
-    course = course or Course()
+    course, recipe = course or Course(), schedule.recipe
     scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
     step_module, optimizer = fabric.setup(TrainStep(network), make_optimiser(network, recipe, scaled))
     average, teacher = None, None
@@ -106,7 +106,7 @@ def fit(
     if resume and (run_dir / STATE_FILE).exists():
         run.restore()
     logs = RunLog(fabric, run_dir, run.progress.step, network.terms)
-    data, schedule = EpochData(dataset), Schedule.of(recipe, len(dataset))
+    data = EpochData(dataset)
     with stop_signals() as stop, _dead_workers_told(run_dir):
         while run.progress.epoch != schedule.epochs and not run.progress.finished:
             if course.data_of is not None:

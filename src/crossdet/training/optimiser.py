@@ -20,9 +20,9 @@ def make_optimiser(network: Network, recipe: Recipe, scaled: bool) -> torch.opti
     fused = not (scaled and recipe.clip_norm is not None)
     groups = _groups(network, recipe)
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.rate, weight_decay=recipe.decay, fused=fused)
+        return torch.optim.AdamW(groups, lr=recipe.rate(), weight_decay=recipe.decay, fused=fused)
     momentum = 0.9 if recipe.momentum is None else recipe.momentum
-    return torch.optim.SGD(groups, lr=recipe.rate, momentum=momentum, weight_decay=recipe.decay, fused=fused)
+    return torch.optim.SGD(groups, lr=recipe.rate(), momentum=momentum, weight_decay=recipe.decay, fused=fused)
 
 
 def _groups(network: Network, recipe: Recipe) -> list[dict[str, Any]]:

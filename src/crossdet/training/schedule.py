@@ -69,15 +69,21 @@ class Clock:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A recipe for a training on so many pictures. epochs: None where steps or minutes end it."""
+    """A recipe for a training on so many pictures. epochs: None where steps or minutes end it. from_scratch: the
+    backbone begins with random weights."""
 
     recipe: Recipe
     pictures: int
     epochs: int | None
+    from_scratch: bool = False
 
     @classmethod
-    def of(cls, recipe: Recipe, pictures: int) -> Schedule:
-        return cls(recipe, pictures, recipe.epochs_for(pictures))
+    def of(cls, recipe: Recipe, pictures: int, from_scratch: bool = False) -> Schedule:
+        return cls(recipe, pictures, recipe.epochs_for(pictures), from_scratch)
+
+    @property
+    def highest_rate(self) -> float:
+        return self.recipe.rate(self.from_scratch)
 
     def done(self, epoch: float, step: int, clock: Clock) -> float:
         """The share of the training that is done, 0..1. epoch: with its fraction."""
@@ -100,7 +106,7 @@ class Schedule:
         """The learning rate of the step after so many."""
         recipe = self.recipe
         warm = self._warm(epoch, step, done)
-        rate = recipe.rate * self._height(epoch, done)
+        rate = self.highest_rate * self._height(epoch, done)
         return rate if warm >= 1 else rate * (recipe.warmup_factor + (1 - recipe.warmup_factor) * warm)
 
     def _warm(self, epoch: float, step: int, done: float) -> float:
@@ -144,7 +150,7 @@ class Schedule:
     def lines(self) -> list[str]:
         """What was chosen and why, for people."""
         recipe, said = self.recipe, self.recipe.model_fields_set
-        rate = f"learning rate {recipe.rate:.2g} for {recipe.batch_size} pictures a step"
+        rate = f"learning rate {self.highest_rate:.2g} for {recipe.batch_size} pictures a step"
         if recipe.backbone_lr != 1:
             rate += f", {recipe.backbone_lr:g} of it for the backbone"
         optimizer = {"adamw": "AdamW", "sgd": "SGD"}[recipe.optimizer]

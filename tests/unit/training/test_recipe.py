@@ -23,7 +23,7 @@ def problems(**train) -> str:
 def test_the_papers_recipe_is_the_papers():
     """Sec. 4.1.2: SGD at 0.04 for 32 pictures, 20 epochs, warm-up of 2, falls after 10 and 15."""
     paper = Recipe(recipe="paper")
-    assert (paper.optimizer, paper.rate, paper.batch_size, paper.decay) == ("sgd", 0.04, 32, 1e-4)
+    assert (paper.optimizer, paper.rate(), paper.batch_size, paper.decay) == ("sgd", 0.04, 32, 1e-4)
     assert (paper.epochs, paper.warmup_epochs, paper.steps, paper.factor) == (20, 2.0, (10.0, 15.0), 0.1)
     assert (paper.clip_norm, paper.ema, paper.eval_every, paper.decay_norms) == (None, None, 1, True)
     assert not paper.network_defaults.train_batch_norm
@@ -41,8 +41,14 @@ def test_the_papers_schedule_keeps_its_proportions():
     ("optimizer", "batch", "rate"), [("adamw", 8, 5e-4), ("adamw", 32, 1e-3), ("sgd", 8, 0.01)]
 )
 def test_the_rate_grows_with_the_batch(optimizer, batch, rate):
-    assert Recipe(optimizer=optimizer, batch_size=batch).rate == pytest.approx(rate)
-    assert Recipe(optimizer=optimizer, batch_size=batch, lr=0.003).rate == 0.003
+    assert Recipe(optimizer=optimizer, batch_size=batch).rate() == pytest.approx(rate)
+    assert Recipe(optimizer=optimizer, batch_size=batch, lr=0.003).rate() == 0.003
+
+
+def test_random_weights_want_a_higher_rate():
+    assert Recipe().rate(from_scratch=True) == 2e-3
+    assert Recipe(lr=0.003).rate(from_scratch=True) == 0.003
+    assert Recipe(recipe="paper").rate(from_scratch=True) == 0.04
 
 
 @pytest.mark.parametrize(("pictures", "epochs"), [(100, 100), (800, 30), (801, 30), (118_287, 12)])
@@ -72,9 +78,9 @@ def test_what_goes_not_together_is_told_at_once():
 
 def test_a_rate_for_sgd_is_not_taken_for_adamw_in_silence():
     (warning,) = Recipe(lr=0.01).warnings
-    assert "`train.lr`: 0.01 is a rate for SGD; AdamW takes 0.0005 for 8 pictures a step" in warning
+    assert "`train.lr`: 0.01 is a rate for SGD; AdamW takes 0.0005 to 0.002 for 8 pictures a step" in warning
     assert not [*Recipe(lr=0.01, optimizer="sgd").warnings]
-    assert not [*Recipe(lr=0.002).warnings]
+    assert not [*Recipe(lr=0.004).warnings]
 
 
 def test_steps_that_fall_early_are_told():

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossdet.training.recipe import EVALUATIONS, Recipe
@@ -117,6 +117,7 @@ def test_evaluations_that_take_long_are_fewer():
     assert 2 <= len(judged) <= 4
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.floats(0.05, 3), st.floats(0.2, 5), st.floats(0, 20))
 def test_a_machine_that_changes_its_pace_still_ends_in_time(pace, change, evaluation):
     """Half way the steps take `change` times as long; the last fit is at most a twentieth of the training old."""
