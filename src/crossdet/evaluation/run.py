@@ -17,9 +17,8 @@ from crossdet.data.index import Index
 from crossdet.data.loading import make_loader, sequential_batches
 from crossdet.data.rotation import rows_per_picture
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.folding import fold_detections
+from crossdet.evaluation.folding import fold_detections, orientation_scores
 from crossdet.evaluation.operating import Judged, confident_share, judge
-from crossdet.evaluation.orientation import orientation_scores
 from crossdet.evaluation.precision_recall import Curve
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.protocols.entry import Protocol, ProtocolLimits, score_split

@@ -18,10 +18,9 @@ from crossdet.data.index import Index
 from crossdet.data.rotation import without_direction_classes
 from crossdet.errors import UserError
 from crossdet.evaluation.arrays import Verified
-from crossdet.evaluation.choosing import main_number
 from crossdet.evaluation.curves import NamedCurve, write_run_curves
 from crossdet.evaluation.operating import operating_point
-from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.evaluation.protocols import PROTOCOLS, main_number
 from crossdet.evaluation.protocols.entry import write_predictions
 from crossdet.evaluation.run import DatasetScores, EvalSettings, score_dataset
 from crossdet.evaluation.splits import Split

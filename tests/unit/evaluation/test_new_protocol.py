@@ -7,11 +7,10 @@ import pytest
 from crossdet import evaluate
 from crossdet.config import Config
 from crossdet.errors import UserError
-from crossdet.evaluation.choosing import main_number
 from crossdet.evaluation.files.coco import write_coco_results
 from crossdet.evaluation.forgetting import changes, main_numbers
 from crossdet.evaluation.operating import judge
-from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.evaluation.protocols import PROTOCOLS, main_number
 from crossdet.evaluation.protocols.entry import Protocol, ProtocolLimits, Scores, columns, of_class
 from crossdet.evaluation.splits import ground_truth
 from crossdet.runs.evaluate import metrics_table

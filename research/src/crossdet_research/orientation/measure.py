@@ -18,9 +18,8 @@ from crossdet.data.index import Index
 from crossdet.data.rotation import rows_per_picture
 from crossdet.data.rotation_geometry import canvas, turn_boxes
 from crossdet.evaluation.arrays import DetectionArrays, Floats, Ints
-from crossdet.evaluation.folding import rows_after_nms
+from crossdet.evaluation.folding import finders, orientation_scores, rows_after_nms
 from crossdet.evaluation.operating import CONFIDENT
-from crossdet.evaluation.orientation import finders, orientation_scores
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.protocols.entry import score_split
 from crossdet.evaluation.run import EvalSettings, score_dataset
