@@ -131,8 +131,7 @@ def _gathered(mine: DetectionArrays, lost: list[str], ranks: int) -> Found:
     """What all ranks found, in the order of the images."""
     everyone: list[Any] = [None] * ranks
     torch.distributed.all_gather_object(everyone, (mine, lost))
-    columns = [(d.boxes, d.scores, d.labels, d.image_of_box) for d, _ in everyone]
-    found = DetectionArrays(*map(np.concatenate, zip(*columns, strict=True)))
+    found = DetectionArrays.joined([detections for detections, _ in everyone])
     order = np.argsort(found.image_of_box, kind="stable")
     return Found(found.take(order), tuple(line for _, part in everyone for line in part))
 

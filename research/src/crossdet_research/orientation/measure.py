@@ -40,14 +40,8 @@ def measure(run_dir: Path, config: Config, looks: bool = False) -> dict[str, Any
     detector = load_detector(run_dir, last=True)
     sources = open_sources(config, ["val"], detector=detector.space)
     limits = config.eval
-    settings = EvalSettings(
-        *(detector.settings.shorter, detector.settings.longer),
-        topk=limits.topk,
-        nms_iou=limits.nms_iou,
-        batch_size=limits.batch_size,
-        workers=config.train.workers,
-        agnostic_nms=limits.agnostic_nms,
-    )
+    its_own = {"score_threshold": None, "max_detections": None}  # the protocol's
+    settings = EvalSettings.of(detector.settings, limits, config.train.workers, **its_own)
     found: dict[str, Any] = {"datasets": {}, **({"looks": {}} if looks else {})}
     for name, split in splits_for_detector(sources, sources.val, detector, fold=True).items():
         scores = score_dataset(detector.model, split, settings, (PROTOCOLS["coco"],), detector.space.folding)
@@ -73,7 +67,7 @@ def looked_all_around(
     if seen is None:
         return None
     found, degrees = seen
-    record = score_split(PROTOCOLS["coco"], split, found, PROTOCOLS["coco"].limits.max_detections).record
+    record = score_split(PROTOCOLS["coco"], split, found).record
     return {
         **_numbers(split, record, found),
         "orientation": orientation_scores(split, found, degrees),
@@ -92,16 +86,14 @@ def _numbers(split: Split, record: Mapping[str, Any], detections: DetectionArray
 
 def per_roll(split: Split, detections: DetectionArrays) -> dict[int, dict[str, float]]:
     """Degrees -> AP and AP50 on the pictures that are turned so; nothing of an index that is not turned."""
-    turned = split.index.turned
-    found = {}
-    for degrees in [] if turned is None else sorted(set(turned.degrees.tolist())):
-        assert turned is not None
-        rows = np.flatnonzero(turned.degrees == degrees)
+    found: dict[int, dict[str, float]] = {}
+    if split.index.turned is None:
+        return found
+    for degrees in np.unique(split.index.turned.degrees).tolist():
+        rows = np.flatnonzero(split.index.turned.degrees == degrees)
         _, mine = of_images(ground_truth(split), detections, rows)
-        record = score_split(
-            PROTOCOLS["coco"], split.take(rows), mine, PROTOCOLS["coco"].limits.max_detections
-        ).record
-        found[int(degrees)] = {"AP": record["AP"], "AP50": record["AP50"]}
+        record = score_split(PROTOCOLS["coco"], split.take(rows), mine).record
+        found[degrees] = {"AP": record["AP"], "AP50": record["AP50"]}
     return found
 
 
