@@ -200,7 +200,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, method: str) -> None:
         split, layout = evaluation.splits[dataset], scores.record["protocol"]
         if split.angles is not None and (split.angles != NO_ANGLE).any():
             split = replace(split, index=without_direction_classes(split.index))
-        if split.index.turned is not None and split.index.turned.degrees.any():
+        if split.index.rotation is not None and split.index.rotation.degrees.any():
             layout = "coco"  # the others go by names of files, which stand for several turned pictures
         target = folder / "predictions" / folders[dataset]
         write_predictions(PROTOCOLS[layout], target, split, scores.found.detections)

@@ -231,7 +231,7 @@ def open_labelled(place: Path, index: Index) -> Index:
     """What `label_images` kept of a split. index: the split without the labels; how its pictures are turned is said
     by the config and not in the folder.
     """
-    return replace(load_index(place), turned=index.turned)
+    return replace(load_index(place), rotation=index.rotation)
 
 
 def find(fabric: Fabric, teacher: Teacher, index: Index, classes: Sequence[int], floor: float) -> DetectionArrays:
