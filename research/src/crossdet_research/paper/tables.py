@@ -66,8 +66,10 @@ def paper_table(table: str, folder: Path | None = None) -> PaperTable:
         for row in rows
         for metric in row.values.get(dataset, {})
     )
-    results = {}
-    for scale in () if folder is None else SCALES:
+    results: dict[str, dict[str, list[Run]]] = {}
+    if folder is None:
+        return PaperTable(table, rows, tuple(columns), results)
+    for scale in SCALES:
         everything = read_results(folder, scale)
         suffix = "_photos" if table == "5" and any(name.endswith("_photos") for name in everything) else ""
         names = {row.training: row.training + suffix for row in rows}
