@@ -39,8 +39,7 @@ def dataset_aware_focal_loss(
     Of the pair (position, class c), with p = sigmoid(logit):
 
     - position labelled c: `-alpha (1 - p)^gamma log(p)`;
-    - background position: `-(1 - alpha) p^gamma log(1 - p)` where the image trusts c, else exactly zero, with
-      exactly zero gradient;
+    - background: `-(1 - alpha) p^gamma log(1 - p)` where the image trusts c, else exactly zero, the gradient too;
     - position labelled g != c: a negative for every c (in the paper: an un-shared negative example), except where
       `overlap[g, c]`. With `foreground_negatives=False` only for the trusted c;
     - position labelled IGNORE: nothing.
@@ -52,7 +51,8 @@ def dataset_aware_focal_loss(
         logits: `[B, N, C]` floating point, finite. Half types are computed in float32.
         labels: `[B, N]` int64, class id, `BACKGROUND` (-1) or `IGNORE` (-2).
         trusted: `[B, C]` bool; all true gives the ordinary focal loss (naive concatenation).
-        alpha: weight of positives; negatives weigh 1 - alpha. gamma: focusing exponent.
+        alpha: weight of positives; negatives weigh 1 - alpha.
+        gamma: focusing exponent.
         foreground_negatives: labelled objects are negatives also for classes that their image does not trust.
         overlap: `[C, C]` bool: an object of one class is no negative for the other.
         avoid: `[P, 3]` int64 (image, position, class): the pair is no negative, but may be positive; -1 = no class.
