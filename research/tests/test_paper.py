@@ -22,18 +22,10 @@ from crossdet.files import write_json
 from crossdet.labels.space import LabelSpace
 from crossdet.training.schedule import Schedule
 from crossdet_research.ablation.methods import FURTHER, METHODS
-from crossdet_research.jobs import check_same
+from crossdet_research.jobs import check_same, comparable
 from crossdet_research.paper import data as paper_data
 from crossdet_research.paper.command import app, gpu_hours
-from crossdet_research.paper.experiments import (
-    Experiment,
-    Place,
-    comparable,
-    experiments_of,
-    find_rows,
-    resolve,
-    show,
-)
+from crossdet_research.paper.experiments import DATA, Experiment, Place, experiments_of, find_rows, resolve, show
 from crossdet_research.paper.rows import CONTRADICTIONS, DATASETS, MINI_STEPS, ROWS, TITLES, TRAININGS
 from crossdet_research.paper.tables import as_json, markdown, paper_table, value_of
 
@@ -293,15 +285,15 @@ def test_table_5_takes_photographs_where_there_are_some(tmp_path):
 def test_the_data_folder_and_the_machine_are_no_part_of_an_experiment(tmp_path, monkeypatch):
     experiment = Experiment(TRAININGS["coco_face_resnet50"], "full")
     here, there = (Place(tmp_path / name, tmp_path) for name in ("here", "there"))
-    one = comparable(resolve(experiment, here), here.root)
+    one = comparable(resolve(experiment, here), {here.root: DATA})
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "8")
     config = resolve(experiment, there, overrides=["train.workers=7"])
     assert config.train.devices == 8
-    assert comparable(config, there.root) == one
+    assert comparable(config, {there.root: DATA}) == one
     assert str(tmp_path) not in json.dumps(one)
     check_same(one, one | {"key_of_an_older_version": 1}, tmp_path)
-    changed = comparable(resolve(experiment, there, overrides=["train.lr=0.1"]), there.root)
+    changed = comparable(resolve(experiment, there, overrides=["train.lr=0.1"]), {there.root: DATA})
     with pytest.raises(UserError, match=r"differing: train\.lr\. "):
         check_same(changed, one, tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "5")

@@ -39,11 +39,9 @@ def dataset_aware_focal_loss(
     Of the pair (position, class c), with p = sigmoid(logit):
 
     - position labelled c: `-alpha (1 - p)^gamma log(p)`;
-    - background position: `-(1 - alpha) p^gamma log(1 - p)` where the image trusts c, else exactly zero, with
-      exactly zero gradient;
-    - position labelled g != c: a negative for every c ("ground-truth patches from one dataset are included to
-      un-shared negative examples of other datasets"), except where `overlap[g, c]`. With
-      `foreground_negatives=False` only for the trusted c;
+    - background: `-(1 - alpha) p^gamma log(1 - p)` where the image trusts c, else exactly zero, the gradient too;
+    - position labelled g != c: a negative for every c (in the paper: an un-shared negative example), except where
+      `overlap[g, c]`. With `foreground_negatives=False` only for the trusted c;
     - position labelled IGNORE: nothing.
 
     "Exactly zero" holds for finite logits: an infinite or NaN one gives NaN (0 x inf) also where nothing is
@@ -55,25 +53,19 @@ def dataset_aware_focal_loss(
         trusted: `[B, C]` bool; all true gives the ordinary focal loss (naive concatenation).
         alpha: weight of positives; negatives weigh 1 - alpha.
         gamma: focusing exponent.
-        foreground_negatives: whether labelled objects are negatives also for classes that their image does not
-            trust.
+        foreground_negatives: labelled objects are negatives also for classes that their image does not trust.
         overlap: `[C, C]` bool: an object of one class is no negative for the other.
-        avoid: `[P, 3]` int64 rows (image, position, class): this pair is no negative; class -1 = no class. A
-            positive stays a positive.
-        negative_weight: broadcastable to `[B, 1, C]`, multiplies the negative terms; `[C]` is one weight per
-            class, `[B, 1, C]` one per image and class.
-        compiled: run the innermost part through `torch.compile`; worth its start-up in long trainings. Needs a
-            C++ compiler (CPU) or Triton (GPU).
-        background_weight: `[B, C]` floating point, multiplies the negative terms of background positions, and not
-            those of labelled objects: how far the background is trusted where it is not a person who labelled.
+        avoid: `[P, 3]` int64 (image, position, class): the pair is no negative, but may be positive; -1 = no class.
+        negative_weight: `[C]` by class or `[B, 1, C]` by image and class, multiplies the negative terms.
+        compiled: the innermost part by `torch.compile`, for long trainings; needs a C++ compiler or Triton (GPU).
+        background_weight: `[B, C]`, multiplies the negative terms of background positions: how far it is trusted.
 
     Returns:
         Scalar: the sum, not divided by the number of positives; float64 for float64 logits, else float32.
 
     Raises:
-        ValueError: shapes or types do not fit together. On CPU tensors also: a label or an entry of `avoid` is
-            out of range. On other devices that is not looked at, since it would wait for the device in every
-            step; there an id out of range ends in a device-side assertion or a wrong index.
+        ValueError: shapes or types do not fit together; on a CPU also an id out of range in `labels` or `avoid`.
+            Elsewhere a check would wait for the device: there it is a device-side assertion or a wrong index.
     """
     return image_focal_losses(
         logits,

@@ -41,15 +41,15 @@ class FileReport:
     """The image files of a split, by their headers: a file broken further in is found when it is decoded.
 
     checked: files looked at. contradicting: size in the header is in neither orientation the annotated one.
-    turned: usable files that training and evaluation read as stored and `predict` turns or mirrors by their EXIF
-    mark, since no annotated size says which of the two the boxes are in.
+    exif_orientation: usable files that training and evaluation read as stored and `predict` turns or mirrors by
+    their EXIF mark, since no annotated size says which of the two the boxes are in.
     """
 
     checked: int
     missing: Places
     unreadable: Places
     contradicting: Places
-    turned: Places = Places()
+    exif_orientation: Places = Places()
 
     @property
     def bad(self) -> int:

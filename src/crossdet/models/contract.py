@@ -69,6 +69,35 @@ class ParameterGroup:
     parameters: list[nn.Parameter]
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What of all that a network finds in an image it reports.
+
+    score_threshold: detections must score more; a number, or `[C]` one per class.
+    topk: candidates kept (per level, where a network has levels) before duplicates are removed.
+    max_detections: per image, after that.
+    nms_iou, agnostic_nms, nms_groups: non-maximum suppression by class, among all classes that are looked for, or
+        among the classes of a group (`C` groups, by class). A network that finds no object twice needs none.
+    """
+
+    score_threshold: float | Tensor = 0.05
+    topk: int = 1000
+    max_detections: int = 100
+    nms_iou: float = 0.5
+    agnostic_nms: bool = False
+    nms_groups: Sequence[int] | None = None
+
+    def threshold_of(self, classes: Tensor) -> float | Tensor:
+        """`score_threshold` for classes `[K]`: a number, or `[K]`."""
+        return self.score_threshold[classes] if isinstance(self.score_threshold, Tensor) else self.score_threshold
+
+    def rivals(self, labels: Tensor) -> Tensor:
+        """`[n]` of labels `[n]`: detections with the same number suppress each other."""
+        if self.agnostic_nms:
+            return torch.zeros_like(labels)
+        return labels if self.nms_groups is None else labels.new_tensor(self.nms_groups)[labels]
+
+
 class Network(nn.Module, ABC):
     """A detector for C classes.
 
@@ -111,12 +140,7 @@ class Network(nn.Module, ABC):
         images: Tensor,
         sizes: Tensor,
         classes: Sequence[int] | Tensor | None = None,
-        score_threshold: float | Tensor = 0.05,
-        topk: int = 1000,
-        max_detections: int = 100,
-        nms_iou: float = 0.5,
-        agnostic_nms: bool = False,
-        nms_groups: Sequence[int] | None = None,
+        limits: Limits = Limits(),
     ) -> list[Detections]:
         """Detections of every image, by falling score, boxes clipped to the image.
 
@@ -124,12 +148,7 @@ class Network(nn.Module, ABC):
             images: `[B, 3, H, W]` RGB 0..255.
             sizes: `[B, 2]` (height, width) of each image inside its padding.
             classes: unified ids to look for, before anything is cut off. None = all.
-            score_threshold: detections must score more; a number, or `[C]` one per class.
-            topk: candidates kept (per level, where a network has levels) before duplicates are removed.
-            max_detections: per image.
-            nms_iou, agnostic_nms, nms_groups: non-maximum suppression by class, among all classes that are looked
-                for, or among the classes of a group (`C` groups, by class). A network that finds no object twice
-                needs none.
+            limits: what is reported of it.
         """
 
     @abstractmethod

@@ -18,10 +18,9 @@ from crossdet.data.index import Index
 from crossdet.data.rotation import without_direction_classes
 from crossdet.errors import UserError
 from crossdet.evaluation.arrays import Verified
-from crossdet.evaluation.choosing import main_number
 from crossdet.evaluation.curves import NamedCurve, write_run_curves
 from crossdet.evaluation.operating import operating_point
-from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.evaluation.protocols import PROTOCOLS, main_number
 from crossdet.evaluation.protocols.entry import write_predictions
 from crossdet.evaluation.run import DatasetScores, EvalSettings, score_dataset
 from crossdet.evaluation.splits import Split
@@ -201,7 +200,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, method: str) -> None:
         split, layout = evaluation.splits[dataset], scores.record["protocol"]
         if split.angles is not None and (split.angles != NO_ANGLE).any():
             split = replace(split, index=without_direction_classes(split.index))
-        if split.index.turned is not None and split.index.turned.degrees.any():
+        if split.index.rotation is not None and split.index.rotation.degrees.any():
             layout = "coco"  # the others go by names of files, which stand for several turned pictures
         target = folder / "predictions" / folders[dataset]
         write_predictions(PROTOCOLS[layout], target, split, scores.found.detections)

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from crossdet.data.hybrid import HybridDataset
 from crossdet.data.loading import MicroBatches, epoch_batches, is_dead_worker, make_loader, next_batch
 from crossdet.errors import Diverged, RunError, UserError
-from crossdet.evaluation.choosing import is_better
 from crossdet.files import write_json
 from crossdet.models.card import Card
 from crossdet.models.contract import Growable, Network
 from crossdet.models.weights import BEST_FILE, METRICS_FILE, STATE_FILE, WEIGHTS_FILE, save_state
+from crossdet.training.choosing import is_better
 from crossdet.training.identity import Identity
 from crossdet.training.log import RunLog, Step
 from crossdet.training.optimiser import make_optimiser, set_rate
@@ -33,7 +33,7 @@ from crossdet.training.state import Course, DatasetTotals, EpochData, Progress, 
 from crossdet.types import Batch
 
 Evaluate = Callable[[Network, str], dict[str, Any]]
-"""(network, when) -> metrics; `evaluation.choosing` decides by them which weights are the best."""
+"""(network, when) -> metrics; `choosing` decides by them which weights are the best."""
 Describe = Callable[[dict[str, Any]], Card]
 """metrics -> the card of the weights that they are of."""
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crossdet.models.contract import Growable, Losses, Network
+from crossdet.models.contract import Growable, Limits, Losses, Network
 from crossdet.models.retinanet.architecture import RETINANET
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.training.state import averaged
@@ -157,16 +157,16 @@ def test_order_of_images_does_not_matter(network):
 def test_detections_are_sorted_clipped_and_as_asked(network):
     batch = batch_of([0, 1])
     sizes = torch.tensor([[64, 96], [50, 70]])
-    found = network.float().eval().find(batch.images, sizes, score_threshold=0.0, max_detections=7)
+    found = network.float().eval().find(batch.images, sizes, limits=Limits(0.0, max_detections=7))
     assert [len(one) for one in found] == [7, 7]
     for one, (height, width) in zip(found, sizes.tolist(), strict=True):
         assert bool((one.scores.diff() <= 0).all())
         assert bool((one.boxes >= 0).all())
         assert bool((one.boxes <= torch.tensor([width, height, width, height])).all())
-    asked = network.find(batch.images, sizes, classes=[2], score_threshold=0.0, max_detections=7)
+    asked = network.find(batch.images, sizes, [2], Limits(0.0, max_detections=7))
     assert all(set(one.labels.tolist()) == {2} for one in asked)
-    limits = torch.tensor([2.0, 2.0, 2.0, 0.0])  # no score reaches the first three
-    assert all(set(one.labels.tolist()) == {3} for one in network.find(batch.images, sizes, score_threshold=limits))
+    limits = Limits(torch.tensor([2.0, 2.0, 2.0, 0.0]))  # no score reaches the first three
+    assert all(set(one.labels.tolist()) == {3} for one in network.find(batch.images, sizes, limits=limits))
 
 
 def test_groups_hold_every_parameter_that_learns_once(network):
@@ -224,7 +224,7 @@ def test_old_weights_are_carried_over(architecture):
     assert isinstance(grown, Growable)
     grown.carry_over(old.state_dict(), CLASSES)
     images, sizes = batch_of([0]).images, torch.tensor([[64, 96]])
-    limits = {"classes": range(CLASSES), "score_threshold": 0.0}
-    (before,), (after,) = old.find(images, sizes, **limits), grown.find(images, sizes, **limits)
+    asked = (images, sizes, range(CLASSES), Limits(0.0))
+    (before,), (after,) = old.find(*asked), grown.find(*asked)
     assert torch.equal(before.scores, after.scores)
     assert torch.equal(before.boxes, after.boxes)

@@ -17,7 +17,7 @@ from torchvision.ops import batched_nms
 
 from crossdet.losses import negative_weights
 from crossdet.models.architecture import Architecture, Contradiction
-from crossdet.models.contract import Growable, Losses, ParameterGroup
+from crossdet.models.contract import Growable, Limits, Losses, ParameterGroup
 from crossdet.models.settings import Count, NetworkSettings, Section, Weights
 from crossdet.types import BACKGROUND, REGION_FLAGS, Batch, Detections
 
@@ -111,26 +111,18 @@ class Tiny(Growable):
         images: Tensor,
         sizes: Tensor,
         classes: Sequence[int] | Tensor | None = None,
-        score_threshold: float | Tensor = 0.05,
-        topk: int = 1000,
-        max_detections: int = 100,
-        nms_iou: float = 0.5,
-        agnostic_nms: bool = False,
-        nms_groups: Sequence[int] | None = None,
+        limits: Limits = Limits(),
     ) -> list[Detections]:
         wanted = torch.arange(self.num_classes) if classes is None else torch.as_tensor(classes).unique()
-        groups = torch.arange(self.num_classes) if nms_groups is None else torch.as_tensor(nms_groups)
         found = []
         for scores, boxes, (height, width) in zip(*self._scored(images), sizes.tolist(), strict=True):
-            limit = score_threshold[wanted] if isinstance(score_threshold, Tensor) else score_threshold
-            row, column = (scores[:, wanted] > limit).nonzero(as_tuple=True)
+            row, column = (scores[:, wanted] > limits.threshold_of(wanted)).nonzero(as_tuple=True)
             label = wanted[column]
             score = scores[row, label]
-            first = score.argsort(descending=True, stable=True)[:topk]
+            first = score.argsort(descending=True, stable=True)[: limits.topk]
             row, label, score = row[first], label[first], score[first]
             box = boxes[row].clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
-            kept = batched_nms(box, score, torch.zeros_like(label) if agnostic_nms else groups[label], nms_iou)
-            kept = kept[:max_detections]
+            kept = batched_nms(box, score, limits.rivals(label), limits.nms_iou)[: limits.max_detections]
             found.append(Detections(box[kept], score[kept], label[kept]))
         return found
 

@@ -21,7 +21,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 from crossdet.errors import UserError
 from crossdet.losses import smooth_l1
 from crossdet.models.backbones import Backbone
-from crossdet.models.contract import Growable, Losses, Network, ParameterGroup
+from crossdet.models.contract import Growable, Limits, Losses, Network, ParameterGroup
 from crossdet.models.retinanet import growth
 from crossdet.models.retinanet.anchors import (
     AnchorGrid,
@@ -308,12 +308,7 @@ class RetinaNet(Growable):
         outputs: Outputs,
         sizes: Tensor,
         classes: Sequence[int] | Tensor | None = None,
-        score_threshold: float | Tensor = 0.05,
-        topk: int = 1000,
-        max_detections: int = 100,
-        nms_iou: float = 0.5,
-        agnostic_nms: bool = False,
-        nms_groups: Sequence[int] | None = None,
+        limits: Limits = Limits(),
     ) -> list[Detections]:
         """Detections of every image, by falling score, boxes clipped to the image.
 
@@ -322,23 +317,17 @@ class RetinaNet(Growable):
             sizes: `[B, 2]` (height, width) of each image inside its padding.
             classes: unified ids to look for; applied before top-k, NMS and the cap, so that no other class
                 uses up candidates. None = all.
-            score_threshold: candidates must score more; a number, or `[C]` one per class.
-            topk: candidates kept per level.
-            max_detections: per image, after class-wise NMS at `nms_iou`.
-            agnostic_nms: NMS among all classes that are looked for; of several at one place the best is left.
-            nms_groups: `C` groups, by class; NMS among the classes of a group. None = each class by itself.
         """
         anchors = self.anchors(outputs.grids)
-        groups = self._nms_groups(agnostic_nms, nms_groups, sizes.device)
         chosen = self._chosen(classes, sizes.device)
         found = []
         for image in range(len(sizes)):
             levels = []
             for logits, deltas, boxes in zip(outputs.logits, outputs.deltas, anchors, strict=True):
                 columns = logits[image] if classes is None else logits[image][:, chosen]
-                best = best_candidates(columns, chosen, score_threshold, topk)
+                best = best_candidates(columns, chosen, limits)
                 levels.append(self._with_boxes(best, deltas[image], boxes))
-            found.append(detections_of(levels, sizes[image], max_detections, nms_iou, groups))
+            found.append(detections_of(levels, sizes[image], limits))
         return found
 
     def find(
@@ -346,19 +335,13 @@ class RetinaNet(Growable):
         images: Tensor,
         sizes: Tensor,
         classes: Sequence[int] | Tensor | None = None,
-        score_threshold: float | Tensor = 0.05,
-        topk: int = 1000,
-        max_detections: int = 100,
-        nms_iou: float = 0.5,
-        agnostic_nms: bool = False,
-        nms_groups: Sequence[int] | None = None,
+        limits: Limits = Limits(),
     ) -> list[Detections]:
         """What `decode(self(images), sizes, ...)` gives, without all logits: only those of `classes` are computed,
         some classes at a time, so that 2,000 classes need no more memory than 100."""
         features = self.features(images)
         anchors = self.anchors([(f.shape[-2], f.shape[-1]) for f in features])
         chosen = self._chosen(classes, sizes.device)
-        groups = self._nms_groups(agnostic_nms, nms_groups, sizes.device)
         levels: list[list[Boxes]] = [[] for _ in sizes]
         for level, boxes in zip(features, anchors, strict=True):
             deltas = self._deltas(level)
@@ -367,29 +350,18 @@ class RetinaNet(Growable):
             for part in chosen.split(max(1, LOGITS_AT_ONCE // (len(sizes) * len(boxes)))):
                 logits = self._class_logits(tower, part)
                 for image in range(len(sizes)):
-                    more = best_candidates(logits[image], part, score_threshold, topk)
-                    best[image] = merged(best[image], more, topk)
+                    more = best_candidates(logits[image], part, limits)
+                    best[image] = merged(best[image], more, limits.topk)
             for image, candidates in enumerate(best):
                 if candidates is not None:
                     levels[image].append(self._with_boxes(candidates, deltas[image], boxes))
-        return [
-            detections_of(parts, size, max_detections, nms_iou, groups)
-            for parts, size in zip(levels, sizes, strict=True)
-        ]
+        return [detections_of(parts, size, limits) for parts, size in zip(levels, sizes, strict=True)]
 
     def _chosen(self, classes: Sequence[int] | Tensor | None, device: torch.device) -> Tensor:
         """`[K]` ids, rising and each once, which `_class_logits` and `merged` count on."""
         if classes is None:
             return torch.arange(self.num_classes, device=device)
         return torch.as_tensor(classes, dtype=torch.int64).unique().to(device)
-
-    def _nms_groups(
-        self, agnostic_nms: bool, nms_groups: Sequence[int] | None, device: torch.device
-    ) -> Tensor | None:
-        """`[C]` group of every class in NMS, None where each is its own."""
-        if agnostic_nms:
-            return torch.zeros(self.num_classes, dtype=torch.int64, device=device)
-        return None if nms_groups is None else torch.tensor(nms_groups, device=device)
 
     def _deltas(self, features: Tensor) -> Tensor:
         """`[B, H W A, 4 (1 + adapters)]`: those of the box subnet, and of each adapter's."""
