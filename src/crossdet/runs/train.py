@@ -39,6 +39,7 @@ from crossdet.training.loop import fit
 from crossdet.training.pseudo_labels import TEACHER_FOLDER
 from crossdet.training.state import Course, EpochData
 from crossdet.training.teachers import TEACHER_DECAY, TeacherLabels, TeacherPlan, open_teachers, teacher_epochs
+from crossdet.training.watch import Watch
 
 
 def train(
@@ -117,6 +118,7 @@ def train_network(
     if config.train.channels_last:
         network = network.to(memory_format=torch.channels_last)
     splits = splits_for_training(sources)
+    watch = Watch(sources.train, sources.val, config.input.shorter, fresh=len(card.generations) == 1)
 
     def score(model: Network, when: str) -> dict[str, Any]:
         metrics = score_network(fabric, config, sources, model, splits).metrics
@@ -144,7 +146,7 @@ def train_network(
         card,
         score if sources.val else None,
         describe,
-        course,
+        replace(course, watch=watch),
         resume,
         run_identity(card, named_splits(sources)),
     )

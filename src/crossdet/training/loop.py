@@ -107,6 +107,7 @@ def fit(
         run.restore()
     logs = RunLog(fabric, run_dir, run.progress.step, network.terms)
     data = EpochData(dataset)
+    course.watch.begin(run)
     with stop_signals() as stop, _dead_workers_told(run_dir):
         while run.progress.epoch < recipe.epochs and not run.progress.finished:
             if course.data_of is not None:
@@ -115,6 +116,7 @@ def fit(
             _finish_epoch(run, recipe, record, evaluate, describe, logs)
     run.progress.finished = True
     run.save_state()
+    course.watch.end(run)
     logs.close()
     return run.progress.history[-1] if run.progress.history else {}
 
@@ -180,6 +182,7 @@ def _train_epoch(
         enough = recipe.max_steps is not None and progress.step >= recipe.max_steps
         step = Step(progress.step, progress.epoch, progress.step_in_epoch, len(batches), rate, losses, norm)
         logs.step(step, len(batches[step_in_epoch]), 1 if enough else recipe.log_every)
+        run.course.watch.step(run, losses)
         if enough:
             progress.finished = True
             break
@@ -281,6 +284,7 @@ def _finish_epoch(
         record["metrics"] = evaluate(run.final_network(), "last" if last else f"epoch {progress.epoch}")
         card = card if describe is None else describe(record["metrics"])
         better = _is_best(progress, record)
+    run.course.watch.epoch(run, recipe, record)
     progress.history.append(record)
     logs.epoch(record)
     run.save_weights(WEIGHTS_FILE, card)
