@@ -81,7 +81,7 @@ class Watch:
 
     def begin(self, run: RunState) -> None:
         """Before the first step: what the features are like, and whether the validation sets look familiar."""
-        if "best" in run.progress.guard:
+        if "start" in run.progress.guard:
             return
         with watching(run):
             train, val = ({n: _set_statistics(run, i) for n, i in part.items()} for part in (self.train, self.val))
@@ -101,15 +101,16 @@ class Watch:
         progress, metrics = run.progress, record.get("metrics", {})
         of_metrics = [Finding(**finding) for finding in metrics.pop("warnings", [])]
         done = share_done(progress.epoch, progress.step, recipe.epochs, recipe.max_steps)
+        score = metrics.get("mean")
         if metrics:
+            progress.guard["score"] = score if score == score else None
             self._look(run, progress.step)
         if done >= EARLY - 1e-9:
             for finding in of_metrics:
                 self._tell(run, [finding])
             if (metrics or not self.val) and self.fresh:
-                mean = metrics.get("mean")
-                score = mean if isinstance(mean, float) and mean == mean else None
-                self._tell(run, flat_loss(LossCurve(**progress.guard.get("curve", {})), score))
+                curve = LossCurve(**progress.guard.get("curve", {}))
+                self._tell(run, flat_loss(curve, progress.guard.get("score")))
         record["warnings"] = progress.guard.pop("now", [])
 
     def end(self, run: RunState) -> None:
@@ -119,17 +120,15 @@ class Watch:
             print("seen in this training (docs/guard.md):", *lines(list(newest.values())), sep="\n", flush=True)
 
     def _look(self, run: RunState, step: int) -> None:
-        pictures = self._looked_at()
+        pictures, memory = self._looked_at(), run.progress.guard
         if len(pictures) < FEWEST_PICTURES:
-            run.progress.guard["best"] = None
+            memory["start"] = None
             return
         with watching(run):
             now = look_at(run.network.feature_maps(pictures.to(run.fabric.device))[-1])
-        stored = run.progress.guard.get("best")
-        best = now if stored is None else Look(**stored)
-        self._tell(run, dead_features(now, best, step))
-        best = Look(max(best.variation, now.variation), min(best.dead, now.dead))
-        run.progress.guard["best"] = asdict(best)
+        start = Look(**memory.setdefault("start", asdict(now)))
+        self._tell(run, dead_features(now, start, step, memory.get("score")))
+        memory["newest"] = asdict(now)
 
     def _looked_at(self) -> Tensor:
         """`[B, 3, S, S]`, in equal parts of the validation sets, of the training sets where there is none."""
