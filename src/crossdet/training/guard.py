@@ -47,7 +47,7 @@ ALIVE_VARIATION = 0.45
 and 0.82 in the trainings by AdamW."""
 LOST_VARIATION = 0.5
 """... and the share of what it was before training. Pictures that are alike vary less to begin with: 0.60 for blood
-cells and dice with ImageNet weights (0.89 and more for other photographs), 0.27 with random weights of a ResNet-18."""
+cells and dice with ImageNet weights (other photographs: 0.89 and more), 0.27 with random weights of a ResNet-18."""
 NO_VARIATION = 0.02
 """Below this nothing is left, whatever it was before: 0.01 in the worst collapse of that study."""
 DEAD_CHANNELS = 0.2
@@ -291,10 +291,11 @@ def flat_loss(curve: LossCurve, score: float | None) -> list[Finding]:
 FOREIGN = 0.6
 """`distance` of a validation set from the nearest training set from which on it looks like none of them.
 
-32 pictures each at 160 pixels, the middle map, eight sets of photographs, MobileNetV2 with ImageNet weights: a set's
-validation pictures from its own training pictures at most 0.38 (site_safety, whose training pictures are augmented
+32 pictures each at 160 pixels, the middle map, eight sets of photographs, MobileNetV2 with ImageNet weights: from
+its own training pictures a validation set is at most 0.38 (site_safety, whose training pictures are augmented
 mosaics; the others 0.00 to 0.15); streets, rooms, faces and animals among each other 0.14 to 0.59; aquarium, blood
-cells, dice and cards from the nearest other set 0.82, 1.75, 1.22 and 0.68. With random weights see docs/guard.md."""
+cells, dice and cards from the nearest other set 0.82, 1.75, 1.22 and 0.68. With random weights: see docs/guard.md.
+"""
 FEWEST_OF_SET = 8
 
 
