@@ -91,8 +91,9 @@ def dead_features(now: Look, start: Look, step: int, score: float | None = None)
         return []
     told = {"step": step, **asdict(now), "variation_before": start.variation, "dead_before": start.dead}
     means = (
-        "The backbone loses what it knew, most often by a learning rate that is too high for it. Start again with "
-        "a tenth of `train.lr`, or with a longer warm-up, or let the backbone's batch norm train"
+        "The backbone loses what it knew, most often by a learning rate that is too high for it. Unless the scores "
+        "come out well all the same, start again with a tenth of `train.lr`, or with a longer warm-up, or let the "
+        "backbone's batch norm train"
     )
     lost = now.variation < min(ALIVE_VARIATION, LOST_VARIATION * start.variation)
     if lost or (step and now.variation < NO_VARIATION):
