@@ -20,6 +20,7 @@ from crossdet.config import Config, load_config
 from crossdet.errors import ConfigError, UserError
 from crossdet.files import write_json
 from crossdet.labels.space import LabelSpace
+from crossdet.training.recipe import Recipe
 from crossdet.training.schedule import Schedule
 from crossdet_research.ablation.methods import FURTHER, METHODS
 from crossdet_research.jobs import check_same, comparable
@@ -217,10 +218,12 @@ def test_full_is_the_papers_recipe_and_the_configs_defaults(name, tmp_path):
     assert config.model.weights == "imagenet"
     train = config.train
     assert (train.epochs, train.batch_size, train.lr) == (20, 32, 0.04)
-    assert (train.warmup_epochs, train.steps, train.step_factor) == (2, (10, 15), 0.1)
-    assert (train.momentum, train.weight_decay) == (0.9, 1e-4)
+    assert (train.warmup_epochs, train.steps, train.factor) == (2, (10, 15), 0.1)
+    assert (train.optimizer, train.momentum, train.decay) == ("sgd", None, 1e-4)
     assert (config.input.shorter, config.input.longer) == (800, 1333)
-    assert config.train == Config.from_dict({"datasets": {"a": {"format": "coco", "train": {}}}}).train
+    assert Schedule.of(train, 1000).rate(3.0, 300, 0.15) == 0.04
+    for key in type(train).model_fields:
+        assert getattr(train, key) == getattr(Recipe(recipe="paper", lr=0.04), key), key
 
 
 @pytest.mark.parametrize("scale", ["full", "mini"])

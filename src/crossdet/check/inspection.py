@@ -56,7 +56,8 @@ def report_on(config: Config, sources: Sources, max_images: int | None = None, o
     )
     classes, avoiding = _class_reports(sources)
     train_images = sum(len(pictures(index)) for index in sources.train.values())
-    schedule = Schedule.of(config.train, train_images, config.model.weights == "none" and not old)
+    from_scratch = config.model.weights == "none" and not old
+    schedule = Schedule.of(config.train, train_images, from_scratch) if train_images else None
     report = Report(
         datasets=space.datasets,
         federated=tuple(space.datasets[row] for row in sorted(space.federated)),
@@ -70,7 +71,7 @@ def report_on(config: Config, sources: Sources, max_images: int | None = None, o
         network=anchor_coverage(config, sources),
         duplicates=tuple(find_duplicates({split: found.values() for split, found in paths.items()})),
         max_images=max_images,
-        recipe=tuple(schedule.lines()) if train_images else (),
+        recipe=() if schedule is None else tuple(schedule.lines()),
     )
     return with_findings(report, config, sources, old)
 

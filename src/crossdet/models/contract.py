@@ -152,6 +152,14 @@ class Network(nn.Module, ABC):
         """
 
     @abstractmethod
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """What the head reads from the backbone, for looking at how alive it is (`training.guard`).
+
+        images: `[B, 3, H, W]` RGB 0..255 without padding. Maps `[B, c, h, w]`, the deepest last, at least one; of a
+        backbone of tokens these in their places. In evaluation mode it depends on nothing but images and weights.
+        """
+
+    @abstractmethod
     def parameter_groups(self) -> list[ParameterGroup]:
         """All parameters that require a gradient, each once."""
 

@@ -31,6 +31,7 @@ from crossdet.labels.folds import NO_ANGLE, Folding
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.contract import Network
 from crossdet.runs.building import as_config
+from crossdet.training.guard import of_detections
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def score_splits(
     """Scores of all splits. lists: by dataset (`Protocol.lists`). size: of the network's input (`EvalSettings.of`).
 
     The record: `mean` over the datasets of the first protocol's headline, `datasets`, and `operating`: per class
-    the point of best F1 over all datasets that label it, with precision, recall and F1 by cross-fitting.
+    the point of best F1 over all datasets that label it, with precision, recall and F1 by cross-fitting; and
+    `warnings`: what the detections say of a detector that failed (`training.guard`).
     """
     settings = EvalSettings.of(size, config.eval, config.train.workers)
     scores = {}
@@ -73,6 +75,11 @@ def score_splits(
         "mean": sum(known) / len(known) if known else float("nan"),
         "datasets": {name: s.record for name, s in scores.items()},
         "operating": _operating_points(splits, scores),
+        "warnings": [
+            finding.to_json()
+            for name, s in scores.items()
+            for finding in of_detections(name, splits[name], s.found.detections, s.judged)
+        ],
     }
     return Evaluation(metrics, scores, splits)
 

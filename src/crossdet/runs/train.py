@@ -41,6 +41,7 @@ from crossdet.training.pseudo_labels import TEACHER_FOLDER
 from crossdet.training.schedule import Schedule
 from crossdet.training.state import Course, EpochData
 from crossdet.training.teachers import TEACHER_DECAY, TeacherLabels, TeacherPlan, open_teachers, teacher_epochs
+from crossdet.training.watch import Watch
 
 
 def train(
@@ -125,6 +126,7 @@ def train_network(
     if config.train.freeze_stem:
         network.freeze_stem()
     splits = splits_for_training(sources)
+    watch = Watch(sources.train, sources.val, config.input.shorter, fresh=len(card.generations) == 1)
 
     def score(model: Network, when: str) -> dict[str, Any]:
         metrics = score_network(fabric, config, sources, model, splits).metrics
@@ -152,7 +154,7 @@ def train_network(
         card,
         score if sources.val else None,
         describe,
-        course,
+        replace(course, watch=watch),
         resume,
         run_identity(card, named_splits(sources)),
     )

@@ -107,6 +107,7 @@ def fit(
         run.restore()
     logs = RunLog(fabric, run_dir, run.progress.step, network.terms)
     data = EpochData(dataset)
+    course.watch.begin(run)
     with stop_signals() as stop, _dead_workers_told(run_dir):
         while run.progress.epoch != schedule.epochs and not run.progress.finished:
             if course.data_of is not None:
@@ -115,6 +116,7 @@ def fit(
             _finish_epoch(run, schedule, record, evaluate, describe, logs)
     run.progress.finished = True
     run.save_state()
+    course.watch.end(run)
     logs.close()
     return run.progress.history[-1] if run.progress.history else {}
 
@@ -183,6 +185,7 @@ def _train_epoch(
         left = schedule.steps_left(progress.epoch, step_in_epoch + 1, len(batches), progress.step, progress.clock)
         step = Step(progress.step, progress.epoch, progress.step_in_epoch, len(batches), rate, losses, norm, left)
         logs.step(step, len(batches[step_in_epoch]), 1 if progress.finished else recipe.log_every)
+        run.course.watch.step(run, losses)
         if progress.finished:
             break
         run.save_if_due(recipe, stop)
@@ -283,6 +286,7 @@ def _finish_epoch(
             record["metrics"] = evaluate(run.final_network(), "last" if last else f"epoch {progress.epoch}")
         card = card if describe is None else describe(record["metrics"])
         better = _is_best(progress, record)
+    run.course.watch.epoch(run, done, record)
     progress.history.append(record)
     logs.epoch(record)
     run.save_weights(WEIGHTS_FILE, card)

@@ -23,6 +23,7 @@ from crossdet.models.weights import STATE_FILE, load_state, save_state, save_wei
 from crossdet.training.identity import Identity, check_identity
 from crossdet.training.recipe import Recipe
 from crossdet.training.schedule import Clock
+from crossdet.training.watch import Watch
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -60,7 +61,7 @@ class Progress:
     """Where a run stands: everything of the resumable state that is not a tensor.
 
     best_epoch: the one whose weights are kept as the best, from 1. unreadable: one line per image that could not be
-    read so far. clock: of the time so far, and of what is left of a recipe's minutes.
+    read so far. clock: of the time so far, and of a recipe's minutes. guard: what `Watch` remembers.
     """
 
     epoch: int = 0
@@ -71,6 +72,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
+    guard: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_state(cls, stored: dict[str, Any]) -> Progress:
@@ -130,6 +132,7 @@ class Course:
     fixed_statistics: see `Network.training_mode`.
     data_of: what each epoch trains on, if not always the same.
     teacher_decay: of averaged weights that only label for the training itself; without `Recipe.ema`.
+    watch: looks at it and warns.
     """
 
     after_step: Callable[[], None] | None = None
@@ -137,6 +140,7 @@ class Course:
     fixed_statistics: bool = False
     data_of: DataOfEpoch | None = None
     teacher_decay: float | None = None
+    watch: Watch = field(default_factory=Watch)
 
 
 @dataclass

@@ -169,6 +169,22 @@ def test_detections_are_sorted_clipped_and_as_asked(network):
     assert all(set(one.labels.tolist()) == {3} for one in network.find(batch.images, sizes, limits=limits))
 
 
+def test_feature_maps_are_of_images_alone(network):
+    """Deepest last, one row per image, the same for a picture in any company; gradients reach the backbone."""
+    images = batch_of([0, 1, 2]).images
+    maps = network.eval().feature_maps(images)
+    assert maps
+    areas = [one.shape[2] * one.shape[3] for one in maps]
+    assert areas == sorted(areas, reverse=True)
+    for one, alone in zip(maps, network.feature_maps(images[1:2]), strict=True):
+        assert one.shape[0] == 3
+        assert one.dim() == 4
+        torch.testing.assert_close(one[1:2], alone, rtol=1e-9, atol=1e-12)
+    maps[-1].sum().backward()
+    (backbone,) = (g.parameters for g in network.parameter_groups() if g.part == "backbone" and g.decay)
+    assert any(p.grad is not None and bool((p.grad != 0).any()) for p in backbone)
+
+
 def test_groups_hold_every_parameter_that_learns_once(network):
     wanted = [p for p in network.parameters() if p.requires_grad]
     found = [p for group in network.parameter_groups() for p in group.parameters]

@@ -38,7 +38,7 @@ class TinySettings(TinyModel, NetworkSettings):
     loss: TinyLoss = TinyLoss()
 
     @classmethod
-    def of(cls, model: Any, loss: Any) -> Self:
+    def of(cls, model: Any, loss: Any, defaults: Any = None) -> Self:
         return cls(width=model.width, loss=loss)
 
     def to_json(self) -> str:
@@ -72,13 +72,16 @@ class Tiny(Growable):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, N, C]` logits and `[B, N, 4]` boxes xyxy in pixels, row by row of the grid."""
-        x = self.backbone(images.to(self.edges.weight.dtype) / 127.5 - 1)
+        (x,) = self.feature_maps(images)
         rows, columns = x.shape[-2:]
         y, x_ = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
         centre = ((torch.stack([x_, y, x_, y], -1).reshape(-1, 4) + 0.5) * STRIDE).to(x)
         reach = self.edges(x).float().exp().flatten(2).transpose(1, 2) * STRIDE
         sign = centre.new_tensor([-1, -1, 1, 1])
         return self.classes(x).float().flatten(2).transpose(1, 2), centre + sign * reach
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        return [self.backbone(images.to(self.edges.weight.dtype) / 127.5 - 1)]
 
     def losses(self, batch: Batch) -> Losses:
         logits, boxes = self(batch.images)

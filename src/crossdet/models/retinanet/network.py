@@ -147,6 +147,11 @@ class RetinaNet(Growable):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Pyramid P3-P7 of `images [B, 3, H, W]` RGB 0..255 (uint8 or float), before normalisation."""
+        maps = self.feature_maps(images)
+        return list(self.fpn({f"c{i + 3}": c for i, c in enumerate(maps)}).values())
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """C3, C4 and C5 of the same."""
         height, width = images.shape[-2:]
         x = (images.to(self.mean.dtype) - self.mean) / self.std
         # Zero after normalisation is the mean colour: a border that is as uninformative as can be.
@@ -155,8 +160,8 @@ class RetinaNet(Growable):
         # The weights decide the layout. Asked of a 3x3 weight: 1x1 ones count as contiguous in both formats.
         wide = self.fpn.layer_blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last if wide else torch.contiguous_format)
-        maps = self.backbone(x)
-        return list(self.fpn({f"c{i + 3}": c for i, c in enumerate(maps)}).values())
+        maps: list[Tensor] = self.backbone(x)
+        return maps
 
     def head(self, features: list[Tensor]) -> Outputs:
         """All logits and box deltas of every level."""
