@@ -50,7 +50,8 @@ def dataset_aware_focal_loss(
     Args:
         logits: `[B, N, C]` floating point, finite. Half types are computed in float32.
         labels: `[B, N]` int64, class id, `BACKGROUND` (-1) or `IGNORE` (-2).
-        trusted: `[B, C]` bool; all true gives the ordinary focal loss (naive concatenation).
+        trusted: `[B, C]` bool; all true gives the ordinary focal loss (naive concatenation). Or `[B, N, C]`, by
+            position: in a mosaic trust belongs to a place.
         alpha: weight of positives; negatives weigh 1 - alpha.
         gamma: focusing exponent.
         foreground_negatives: labelled objects are negatives also for classes that their image does not trust.
@@ -101,7 +102,8 @@ def image_focal_losses(
     # Autocast would run the sums below, which are matrix products, in half precision.
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        weight = trusted.to(logits.dtype)
+        by_position = trusted.dim() == 3
+        weight = logits.new_ones(len(logits), logits.shape[2]) if by_position else trusted.to(logits.dtype)
         if negative_weight is not None:
             factor = negative_weight.to(logits.dtype).broadcast_to(len(logits), 1, logits.shape[2])[:, 0]
             weight = weight * factor
@@ -114,8 +116,10 @@ def image_focal_losses(
         ).to(logits.dtype)
         if negative_weight is not None:
             negative = negative * factor[image]
+        # the terms of a logit of -1e4, a probability of zero, and their slope are zero; objects keep their logits
+        seen = logits.masked_fill(~trusted & (labels < 0)[:, :, None], -1e4) if by_position else logits
         sums, terms = _FocalSums.apply(
-            logits, labels == BACKGROUND, avoid, (image, position, own, negative), alpha, gamma, compiled
+            seen, labels == BACKGROUND, avoid, (image, position, own, negative), alpha, gamma, compiled
         )
         per_image: Tensor = (sums * weight).sum(1).index_add(0, image, terms)
         return per_image
@@ -147,13 +151,14 @@ def negative_weights(
         ValueError: as `dataset_aware_focal_loss`.
     """
     images, positions = labels.shape
-    classes = trusted.shape[1]
+    classes = trusted.shape[-1]
     dtype = torch.float32 if background_weight is None else background_weight.dtype
     stand_in = torch.empty((), dtype=dtype, device=labels.device).expand(images, positions, classes)
     _check_shapes(stand_in, labels, trusted, overlap, avoid, None, background_weight)
     _check_ids_on_cpu(stand_in, labels, avoid)
-    of_image = trusted.to(dtype) if background_weight is None else trusted * background_weight
-    weights = (labels == BACKGROUND)[:, :, None] * of_image[:, None]
+    weights = (labels == BACKGROUND)[:, :, None] * (trusted if trusted.dim() == 3 else trusted[:, None]).to(dtype)
+    if background_weight is not None:
+        weights = weights * background_weight[:, None]
     if avoid is not None and len(avoid):
         image, position, cls = avoid.unbind(1)
         whole, one = cls < 0, cls >= 0
@@ -333,9 +338,12 @@ def foreground_negatives_of(
 ) -> Tensor:
     """`[F, C]` bool: for which classes each foreground position is a negative, its own class not yet taken out.
 
-    trusted: `[B, C]`. labels: `[B, N]`. image, position: `[F]` where the labels are classes.
+    trusted: `[B, C]` or `[B, N, C]`. labels: `[B, N]`. image, position: `[F]` where the labels are classes.
     """
-    allowed = trusted.new_ones(len(image), trusted.shape[1]) if foreground_negatives else trusted[image]
+    if foreground_negatives:
+        allowed = trusted.new_ones(len(image), trusted.shape[-1])
+    else:
+        allowed = trusted[image] if trusted.dim() == 2 else trusted[image, position]
     if overlap is not None:
         allowed = allowed & ~overlap[labels[image, position]]
     if avoid is not None and len(avoid):
@@ -393,8 +401,10 @@ def _check_shapes(
     images, positions, classes = logits.shape
     if labels.shape != (images, positions) or labels.dtype != torch.int64:
         raise ValueError(f"labels: expected int64 [{images}, {positions}] like the logits, got {_shown(labels)}")
-    if trusted.shape != (images, classes) or trusted.dtype != torch.bool:
-        raise ValueError(f"trusted: expected bool [{images}, {classes}], got {_shown(trusted)}")
+    shapes = ((images, classes), (images, positions, classes))
+    if tuple(trusted.shape) not in shapes or trusted.dtype != torch.bool:
+        wanted_shape = f"[{images}, {classes}] or [{images}, {positions}, {classes}]"
+        raise ValueError(f"trusted: expected bool {wanted_shape}, got {_shown(trusted)}")
     if overlap is not None and (overlap.shape != (classes, classes) or overlap.dtype != torch.bool):
         raise ValueError(f"overlap: expected bool [{classes}, {classes}], got {_shown(overlap)}")
     if avoid is not None and (avoid.dim() != 2 or avoid.shape[1] != 3 or avoid.dtype != torch.int64):

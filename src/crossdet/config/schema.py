@@ -134,9 +134,16 @@ class InputConfig(Section):
 
 
 class AugmentConfig(Section):
-    flip: Fraction = 0.5
+    flip: Fraction = 0.5  # this and the last three: probabilities
     scale_jitter: Range = (1.0, 1.0)  # range of a factor on the size
     photometric: StrictBool = False
+    zoom_out: Fraction = 0.0  # on a canvas up to twice as wide and high
+    iou_crop: Fraction = 0.0
+    mosaic: Fraction = 0.0  # of four pictures of all datasets
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> AugmentConfig:
+        """The section with these values for the keys that the config does not name: for recipes."""
+        return self.model_copy(update={k: v for k, v in defaults.items() if k not in self.model_fields_set})
 
 
 class EvalConfig(Section):

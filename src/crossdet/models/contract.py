@@ -128,7 +128,8 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def losses(self, batch: Batch) -> Losses:
         """On a batch on the network's device. Where `batch.trusted` is false, the background of an image gives a
-        class no gradient at all.
+        class no gradient at all. In mosaics `batch.tiles` says where more is trusted (`models.tiles`); a network
+        that does not look at them loses negatives and makes no mistake.
 
         Every parameter that requires a gradient takes part, at least with a zero, also for a batch without objects:
         with several processes each waits for the gradients of all.

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 
 from crossdet.config import Config, load_config
 from crossdet.config.sources import Sources, listed_only_problem, open_sources
-from crossdet.data.augment import Augment
+from crossdet.data.augment import IMAGENET_MEAN, Augment
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.loading import epoch_batches, make_loader
 from crossdet.data.rotation import rows_per_picture
@@ -73,8 +73,10 @@ def new_card(
     return Card(space, settings, size, config.eval.model_dump(mode="json"), None, tuple(generations))
 
 
-def training_data(config: Config, sources: Sources) -> HybridDataset:
-    """The hybrid dataset of all training splits, with the config's augmentation."""
+def training_data(config: Config, sources: Sources, fill: Sequence[int] = IMAGENET_MEAN) -> HybridDataset:
+    """The hybrid dataset of all training splits, with the config's augmentation.
+
+    fill: RGB of borders that augmentation adds, the network's `fill_colour`."""
     space = sources.space
     parts = []
     for name, index in sources.train.items():
@@ -96,8 +98,11 @@ def training_data(config: Config, sources: Sources) -> HybridDataset:
         flip=config.augment.flip,
         scale_jitter=(config.augment.scale_jitter[0], config.augment.scale_jitter[1]),
         photometric=config.augment.photometric,
+        zoom_out=config.augment.zoom_out,
+        iou_crop=config.augment.iou_crop,
+        fill=tuple(fill),
     )
-    return HybridDataset(parts, space, transform, plain=config.train.plain)
+    return HybridDataset(parts, space, transform, plain=config.train.plain, mosaic=config.augment.mosaic)
 
 
 def pictures_of(sources: Sources) -> int:

@@ -107,7 +107,7 @@ def extend(
 
     points = card.operating or {}
     begun = replace(new_card(config, sources.space, settings, history), operating=points)
-    data = training_data(config, replace(sources, space=space, train=dict(train)))
+    data = training_data(config, replace(sources, space=space, train=dict(train)), network.fill_colour)
     stored = partial(_stored_points, points, mode.keeps_thresholds)
     record = train_network(fabric, config, sources, network, data, run_dir, begun, resume, course, stored)
     after = _after(fabric, config, sources, known, run_dir)

@@ -82,7 +82,7 @@ def train(
 
     def labelled_data(by_teacher: TeacherLabels) -> EpochData:
         labelled = replace(sources, space=by_teacher.space, train=by_teacher.train)
-        return EpochData(training_data(config, labelled), by_teacher.background_weight)
+        return EpochData(training_data(config, labelled, network.fill_colour), by_teacher.background_weight)
 
     course = Course()
     if plan is not None:
@@ -91,7 +91,7 @@ def train(
             teacher_decay=TEACHER_DECAY if plan.schedule is not None else None,
         )
     del teachers  # their memory is for the training
-    data = training_data(config, sources)
+    data = training_data(config, sources, network.fill_colour)
     record = train_network(fabric, config, sources, network, data, run_dir, card, resume, course)
     fabric.barrier()
     return record

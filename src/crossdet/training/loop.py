@@ -241,7 +241,7 @@ def _optimiser_step(
 def _prepare_and_weigh(batch: Batch, prepare: Callable[[Batch], Batch] | None, weights: Tensor) -> Batch:
     """The batch prepared, with the background weights of each image's dataset; `weights [K, C]` by dataset."""
     prepared = batch if prepare is None else prepare(batch)
-    return replace(prepared, background_weight=weights[batch.dataset_ids])
+    return replace(prepared, background_weight=batch.of_datasets(weights))
 
 
 def _forward(step_module: Any, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:

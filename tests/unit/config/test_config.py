@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from crossdet.config import Config, dump_config, load_config
+from crossdet.config.schema import AugmentConfig
 from crossdet.data.index import IndexBuilder
 from crossdet.errors import ConfigError
 from crossdet.training.recipe import Recipe
@@ -96,6 +97,7 @@ def test_fixed_and_strict():
             "model: {positive_iou: 0.3}",
             "`model.negative_iou`: expected at most `model.positive_iou` = 0.3, got 0.4",
         ),
+        ("augment: {mosaic: 2}", "`augment.mosaic`: expected a number from 0 to 1, got 2"),
         ("augment: {scale_jitter: [2, 1]}", "`augment.scale_jitter`: expected [smallest, largest], got [2.0, 1.0]"),
         ("input: {longer: 100}", "`input.shorter`: expected at most `input.longer` = 100, got 800"),
         ("labels: {merge: {same_names: 3}}", "`labels.merge.same_names`: expected true or false, got 3"),
@@ -329,3 +331,10 @@ def test_an_index_alone_is_a_dataset_to_train_on():
     config = Config.from_dict({"datasets": {"a": builder.build(["x"])}})
     assert config.datasets["a"].train.classes == ("x",)
     assert config.datasets["a"].val is None
+
+
+def test_a_recipe_decides_what_augmentation_the_config_leaves_open():
+    augment = AugmentConfig(mosaic=0.2, flip=0.0)
+    assert (augment.zoom_out, augment.iou_crop, AugmentConfig().mosaic) == (0, 0, 0)
+    decided = augment.with_defaults({"mosaic": 0.5, "zoom_out": 0.4, "flip": 0.5})
+    assert (decided.mosaic, decided.zoom_out, decided.flip) == (0.2, 0.4, 0.0)

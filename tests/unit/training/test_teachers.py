@@ -32,7 +32,7 @@ from crossdet.training.teachers import (
     read_teacher_labels,
     teacher_epochs,
 )
-from crossdet.types import BACKGROUND, Annotations, Batch
+from crossdet.types import BACKGROUND, Annotations, Batch, Tiles
 
 SETTINGS = EvalSettings(64, 96)
 CAR, FACE = [10.0, 10, 30, 30], [60.0, 10, 70, 20]
@@ -250,6 +250,10 @@ def test_batches_carry_the_weights_of_their_datasets():
     assert weighed.background_weight.tolist() == [[0.25, 1.0], [1.0, 0.5]]
     assert weighed.to("cpu").background_weight.tolist() == [[0.25, 1.0], [1.0, 0.5]]
     assert batch.background_weight is None
+    # the second image is a mosaic of both datasets: nowhere more than either of them says
+    trusted, owners = torch.ones(2, 2, 2, dtype=torch.bool), torch.tensor([[1, 1], [0, 1]])
+    mosaics = replace(batch, tiles=Tiles(torch.zeros(2, 2, 4), trusted, owners))
+    assert _prepare_and_weigh(mosaics, None, weights).background_weight.tolist() == [[0.25, 1.0], [0.25, 0.5]]
     with pytest.raises(ValueError, match="background_weight"):
         _prepare_and_weigh(batch, None, weights.double())
 

@@ -38,6 +38,7 @@ from crossdet.models.retinanet.distillation import logit_matching
 from crossdet.models.retinanet.matching import label_anchors, label_batch
 from crossdet.models.retinanet.settings import PYRAMID_STRIDES, RetinaNetSettings
 from crossdet.models.retinanet.subnets import GroupNorm, Subnet
+from crossdet.models.tiles import LocalTrust
 from crossdet.types import PAD_DIVISOR, Batch, Detections
 
 LOGITS_AT_ONCE = 32_000_000
@@ -225,7 +226,7 @@ class RetinaNet(Growable):
             [self.class_subnet.before_prediction(f) for f in features],
             self.class_subnet.predict,
             labelled,
-            batch.trusted,
+            batch.trusted_somewhere,
             batch.trust_groups,
             settings.alpha,
             settings.gamma,
@@ -233,6 +234,7 @@ class RetinaNet(Growable):
             self.overlap,
             self._compiled_features is not None,
             batch.background_weight,
+            None if batch.tiles is None else LocalTrust.of(batch.tiles, grid.boxes),
         )
         deltas = torch.cat([self._deltas(f) for f in features], 1)
         box = self._box_losses(deltas, grid.boxes, labelled) * settings.box_weight
