@@ -31,7 +31,7 @@ RATES = {"dfine": (5e-5, 1.0), "dfine_fast": (4e-4, 0.5)}
 """Method -> learning rate, factor of the backbone."""
 
 
-def build(classes: int, weights: str | None) -> nn.Module:
+def build(classes: int, size: int, weights: str | None) -> nn.Module:
     from transformers import DFineConfig, DFineForObjectDetection, TimmBackboneConfig
 
     config = DFineConfig(
@@ -51,6 +51,7 @@ def build(classes: int, weights: str | None) -> nn.Module:
         decoder_layers=3,
         decoder_n_points=[6, 6],
         num_feature_levels=2,
+        num_queries=min(300, (size // 16) ** 2 + (size // 32) ** 2),  # a small picture has fewer places
     )
     model: Any = DFineForObjectDetection(config)
     if weights is not None:
@@ -134,7 +135,7 @@ def parameter_groups(model: nn.Module, rate: float, backbone_factor: float) -> l
 def train(job: Job, photographs: Photographs) -> tuple[Training, nn.Module]:
     settings = job.settings
     device = torch.device(settings.device)
-    model = build(len(photographs.classes), settings.weights).to(device).train()
+    model = build(len(photographs.classes), settings.size, settings.weights).to(device).train()
     optimiser = torch.optim.AdamW(parameter_groups(model, *RATES[job.method]), lr=0.0)
 
     def step(batch: list[Any], at: At) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from torch import Tensor
 
 from crossdet.config.schema import config_type
@@ -102,7 +103,11 @@ def write_yolo_set(photographs: Photographs, folder: Path) -> Path:
             link = folder / "images" / split / index.names[row]
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(index.path(row).resolve())
-    return folder / "data.yaml"
+    file = folder / "data.yaml"
+    content = yaml.safe_load(file.read_text())
+    content["path"] = str(folder.absolute())  # Ultralytics looks for a relative one in a folder of its own
+    file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    return file
 
 
 class Found:
