@@ -42,6 +42,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -91,9 +92,10 @@ def machine() -> dict[str, Any]:
 
 def run(name: str, method: str, settings: Settings, folder: Path) -> dict[str, Any]:
     """One training in a process of its own; with `error` instead of numbers where that failed."""
-    folder.mkdir(parents=True, exist_ok=True)
     job, result, log = folder / "job.json", folder / "result.json", folder / "log.txt"
-    result.unlink(missing_ok=True)
+    if job.exists():  # what an earlier try left
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     Job(name, method, settings, str(folder.absolute())).write(job)
     threads = str(settings.threads)
     path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -159,13 +161,18 @@ def tables(entries: Sequence[Entry]) -> str:
     return "\n\n".join(texts) + "\n"
 
 
+def _column(entry: Entry) -> str:
+    """The method, and what was given to crossdet: that is another method."""
+    return " ".join([entry["method"], *entry["settings"]["given"]])
+
+
 def _table(title: str, entries: Sequence[Entry], key: str, scale: float) -> list[str]:
-    methods = [name for name in METHODS if any(e["method"] == name for e in entries)]
+    methods = sorted({_column(e) for e in entries}, key=lambda name: (METHODS.index(name.split()[0]), name))
     sets = [name for name in SETS if any(e["set"] == name for e in entries)]
     digits = 1 if scale > 1 else 0
     values = {
         (name, method): [
-            scale * e[key] for e in entries if e["set"] == name and e["method"] == method and "error" not in e
+            scale * e[key] for e in entries if e["set"] == name and _column(e) == method and "error" not in e
         ]
         for name in sets
         for method in methods

@@ -250,8 +250,8 @@ def test_the_record_of_a_training():
     assert (record["seconds"], record["pictures"], record["epochs"]) == (61.0, 160, 3)
 
 
-def entry(name, method, ap, seed=0, minutes=15, **more):
-    shown = Settings("", None, minutes, 320, 2, seed=seed).shown(method)
+def entry(name, method, ap, seed=0, minutes=15, given=(), **more):
+    shown = Settings("", None, minutes, 320, 2, seed=seed, given=given).shown(method)
     numbers = {"AP": ap, "AP50": 2 * ap, "pictures": 800}
     return {"set": name, "method": method, "settings": shown, **numbers, **more}
 
@@ -266,6 +266,7 @@ def test_the_table(tmp_path):
         entry("aquarium", "crossdet", 0.05),
         {"set": "aquarium", "method": "yolo", "settings": entry("", "yolo", 0)["settings"], "error": "broken"},
         entry("bccd", "yolo", 0.35, minutes=5),
+        entry("bccd", "crossdet", 0.38, minutes=5, given=("train.lr=0.1",)),
     ]
     file = tmp_path / "peers.json"
     peers.write_entries(file, entries)
@@ -284,6 +285,7 @@ def test_the_table(tmp_path):
     assert "| AP50 | crossdet | yolo |" in lines
     assert "| dice | 800 | 800 |" in lines
     assert "**5 minutes, 320 px, cpu, 2 threads, start: random**" in lines
+    assert "| AP | crossdet train.lr=0.1 | yolo |" in lines
 
 
 def test_the_queue_skips_what_is_done_and_tries_again_what_failed(tmp_path, monkeypatch, capsys):
@@ -343,3 +345,15 @@ def test_one_method_through_the_command(data, tmp_path):
     assert found["threads_in_use"] == 1
     assert set(found["versions"]) >= {"torch", "torchvision", "timm"}
     assert (tmp_path / "dice_fcos/pictures/0.png").exists()
+
+
+def test_an_earlier_try_is_cleared_away(data, tmp_path, monkeypatch):
+    """A training wants an empty folder; a folder of something else stays."""
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: subprocess.CompletedProcess(args, 1))
+    left = tmp_path / "left.txt"
+    left.write_text("mine")
+    assert peers.run("dice", "fcos", settings(data), tmp_path)["error"] == ""
+    assert left.exists()
+    peers.run("dice", "fcos", settings(data), tmp_path)
+    assert not left.exists()
+    assert read_job(tmp_path / "job.json").method == "fcos"
