@@ -39,6 +39,8 @@ def train(job: Job, photographs: Photographs) -> tuple[Training, Any]:
 
     def on_batch(trainer: Any) -> None:
         seen["losses"].append(float(trainer.loss.detach()) / settings.batch)
+        if time.monotonic() - seen["begun"] > 60 * settings.minutes:
+            trainer.stop = True  # by itself it looks at the clock at its updates only, every 64 pictures
 
     def on_epoch_end(trainer: Any) -> None:
         seen["ended"], seen["epochs"] = time.monotonic(), trainer.epoch + 1
