@@ -97,7 +97,7 @@ def test_fixed_and_strict():
             "model: {positive_iou: 0.3}",
             "`model.negative_iou`: expected at most `model.positive_iou` = 0.3, got 0.4",
         ),
-        ("augment: {mosaic: 2}", "`augment.mosaic`: expected a number from 0 to 1, got 2"),
+        ("augment: {mosaic: 2}", "`augment.mosaic`: expected a number <= 1, got 2"),
         ("augment: {scale_jitter: [2, 1]}", "`augment.scale_jitter`: expected [smallest, largest], got [2.0, 1.0]"),
         ("input: {longer: 100}", "`input.shorter`: expected at most `input.longer` = 100, got 800"),
         ("labels: {merge: {same_names: 3}}", "`labels.merge.same_names`: expected true or false, got 3"),

@@ -71,7 +71,7 @@ def dataset(tmp_path) -> HybridDataset:
 
 def test_three_pictures_are_drawn_by_weight_beside_the_one_asked_for(dataset):
     drawn = Counter()
-    for seed in range(150):
+    for seed in range(80):
         sample = dataset[Draw(0, seed)]
         assert sample.image.shape[1:] == (48, 80)
         assert (sample.image_id, sample.dataset_id, sample.original_size) == (0, 0, (24, 40))
@@ -84,7 +84,7 @@ def test_three_pictures_are_drawn_by_weight_beside_the_one_asked_for(dataset):
             assert 10 <= sample.image[0, y1:y2, x1:x2].float().mean() <= 12
         assert (sample.target.boxes >= 0).all()
         assert (sample.target.boxes <= torch.tensor([80, 48, 80, 48])).all()
-    assert drawn[1] / drawn.total() == pytest.approx(9 / 11, abs=0.06)
+    assert drawn[1] / drawn.total() == pytest.approx(9 / 11, abs=0.08)
 
 
 def test_the_share_of_mosaics(dataset):
