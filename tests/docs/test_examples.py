@@ -43,7 +43,8 @@ def test_example_trains_two_steps(path, bench, tmp_path, monkeypatch):
     monkeypatch.setenv("CROSSDET_BENCH", str(bench))
     monkeypatch.setenv("CROSSDET_HEADS", str(bench / "heads"))
     monkeypatch.setenv("CROSSDET_WEIGHTS", str(bench / "weights"))
-    config = load_config(path, TINY)
+    of_paper = ["train.warmup_epochs=0.5", "train.steps=[0.9]"] if "recipe: paper" in path.read_text() else []
+    config = load_config(path, [*TINY, *of_paper])
     assert not inspect(config).errors
     record = train(config, output=tmp_path / "run")
     assert record["step"] == 2
