@@ -357,3 +357,23 @@ def test_an_earlier_try_is_cleared_away(data, tmp_path, monkeypatch):
     peers.run("dice", "fcos", settings(data), tmp_path)
     assert not left.exists()
     assert read_job(tmp_path / "job.json").method == "fcos"
+
+
+def test_crossdet_trains_is_timed_and_detects(data, tmp_path, monkeypatch):
+    """By steps instead of minutes, with a head that is quick."""
+    from crossdet.runs import train as verb
+
+    for name in ("fit", "score_network"):
+        monkeypatch.setattr(verb, name, getattr(verb, name))  # so that what is timed is itself again afterwards
+    whole = own.config_of
+    small = {"max_steps": 2, "batch_size": 2, "workers": 0, "accelerator": "cpu", "eval_every": 0, "log_every": 1}
+    monkeypatch.setattr(own, "config_of", lambda job: {**whole(job), "train": small})
+    given = ("model.channels=16", "model.head_depth=1")
+    photographs = sets.open_set("bccd", data)
+    training, find = own.run(Job("bccd", "crossdet", settings(data, given=given), str(tmp_path)), photographs)
+    assert (training.steps, training.pictures, len(training.losses)) == (2, 4, 2)
+    assert training.seconds > 0
+    assert training.about["evaluation_seconds"] > 0
+    arrays = find().arrays()
+    assert set(arrays.image_of_box.tolist()) <= set(range(4))
+    assert arrays.boxes.max(initial=0) <= 80  # pixels of the pictures, which are 80x60
