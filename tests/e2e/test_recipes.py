@@ -12,7 +12,7 @@ import pytest
 import torch
 from worlds import World, changed
 
-from crossdet import RunError, train
+from crossdet import RunError, UserError, train
 from crossdet.config import Config
 from crossdet.models.weights import load_state, load_weights
 from crossdet.training.optimiser import make_optimiser, set_rate
@@ -84,6 +84,19 @@ def test_a_training_by_the_clock_ends_in_time_and_resumes(world, tmp_path, monke
     assert 0.9 * 1800 <= resumed["clock"]["spent"] <= 1.05 * 1800
     both = [float(row["lr"]) for row in rows(tmp_path / "stopped")]
     assert all(abs(a - b) < 0.1 * max(both) for a, b in pairwise(both[60:]))  # no jump, not where it went on either
+
+
+def test_a_run_does_not_go_on_in_other_numbers_unasked(world, tmp_path):
+    config = auto(world, max_steps=4, batch_size=4, eval_every=0, checkpoint_steps=2)
+    train(config, output=tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["numbers"] == "32-true"  # `auto`, on a CPU
+    state["numbers"], state["progress"]["finished"] = "bf16-mixed", False
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(UserError, match=r"computed in bf16-mixed, and `train.precision: auto` means 32-true"):
+        train(config, output=tmp_path, resume=True)
+    asked = auto(world, max_steps=4, batch_size=4, eval_every=0, checkpoint_steps=2, precision="32-true")
+    train(asked, output=tmp_path, resume=True)
 
 
 def test_patience_ends_a_training_that_gets_no_better(world, tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from crossdet.evaluation.union import in_classes
 from crossdet.files import safe_names, write_json
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.space import DROPPED
+from crossdet.runs.building import loader_workers
 from crossdet.runs.evaluate import positions, splits_for_detector
 
 SCORE_THRESHOLD = 0.05
@@ -147,7 +148,7 @@ def _detect(detector: Detector, index: Index, config: Config) -> DetectionArrays
 
 def _settings(detector: Detector, config: Config) -> EvalSettings:
     own: dict[str, Any] = {"score_threshold": SCORE_THRESHOLD, "max_detections": MAX_DETECTIONS}
-    return EvalSettings.of(detector.settings, config.eval, config.train.workers, **own)
+    return EvalSettings.of(detector.settings, config.eval, loader_workers(config), **own)
 
 
 def open_union_test(given: UnionTestConfig | Index, detector: Detector) -> Split:

@@ -42,11 +42,24 @@ def build_fabric(config: Config) -> Fabric:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
         strategy = "ddp"
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if on_gpu(config) and torch.cuda.is_bf16_supported(False) else "32-true"
     fabric = Fabric(
-        accelerator=accelerator, devices=devices, num_nodes=nodes, precision=settings.precision, strategy=strategy
+        accelerator=accelerator, devices=devices, num_nodes=nodes, precision=precision, strategy=strategy
     )
     fabric.launch()
     return fabric
+
+
+def on_gpu(config: Config) -> bool:
+    """Whether the config's training takes place on a GPU."""
+    return config.train.accelerator != "cpu" and torch.cuda.is_available()
+
+
+def loader_workers(config: Config) -> int:
+    """Loader processes per device, for evaluation as for training."""
+    return config.train.loader_workers(on_gpu(config))
 
 
 def is_first_process() -> bool:
@@ -114,7 +127,7 @@ def teacher_settings(config: Config) -> EvalSettings:
     """How a teacher looks at images: as large as the network in training, with the limits of `eval`, and NMS by
     class: one class's label must not depend on what else the teacher sees there."""
     own = {"score_threshold": None, "max_detections": None, "agnostic_nms": False}
-    return EvalSettings.of(config.input, config.eval, config.train.workers, **own)
+    return EvalSettings.of(config.input, config.eval, loader_workers(config), **own)
 
 
 def training_batches(

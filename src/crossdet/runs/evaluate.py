@@ -30,7 +30,7 @@ from crossdet.inference import Detector, load_detector
 from crossdet.labels.folds import NO_ANGLE, Folding
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.contract import Network
-from crossdet.runs.building import as_config
+from crossdet.runs.building import as_config, loader_workers
 from crossdet.training.guard import of_detections
 
 
@@ -58,7 +58,7 @@ def score_splits(
     the point of best F1 over all datasets that label it, with precision, recall and F1 by cross-fitting; and
     `warnings`: what the detections say of a detector that failed (`training.guard`).
     """
-    settings = EvalSettings.of(size, config.eval, config.train.workers)
+    settings = EvalSettings.of(size, config.eval, loader_workers(config))
     scores = {}
     for name, split in splits.items():
         dataset = config.datasets[name]

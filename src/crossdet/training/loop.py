@@ -104,7 +104,7 @@ def fit(
         cast(Growable, network).hold_to(*course.hold_to)
     run = RunState(fabric, network, optimizer, average, run_dir, card, course, identity, teacher)
     if resume and (run_dir / STATE_FILE).exists():
-        run.restore()
+        run.restore(recipe)
     logs = RunLog(fabric, run_dir, run.progress.step, network.terms)
     data = EpochData(dataset)
     course.watch.begin(run)
@@ -166,7 +166,12 @@ def _train_epoch(
         batches[progress.step_in_epoch :], recipe.accumulate, fabric.global_rank, fabric.world_size
     )
     loader = make_loader(
-        dataset, micro_batches, recipe.workers, device.type == "cuda", run.network.fill_colour, finish
+        dataset,
+        micro_batches,
+        recipe.loader_workers(device.type == "cuda"),
+        device.type == "cuda",
+        run.network.fill_colour,
+        finish,
     )
     totals = run.totals or DatasetTotals(dataset_names, device)
     run.totals = totals

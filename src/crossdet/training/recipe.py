@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -40,6 +41,7 @@ PAPER: dict[str, Any] = {
     "clip_norm": None,
     "ema": None,
     "eval_every": 1,
+    "precision": "32-true",
 }
 """What `recipe: paper` puts in the place of the defaults (sec. 4.1.2); warm-up and steps by its epochs."""
 
@@ -88,14 +90,14 @@ class Recipe(Section):
     step_factor: Factor | None = None  # null: 0.1
     clip_norm: Positive | None = 10.0
     accumulate: Count = 1  # micro-batches per optimiser step
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"  # bf16 on a card that has it, else 32
     channels_last: StrictBool = True
     compile: StrictBool = False  # torch.compile of what pays in the network: minutes of start-up
     ema: OpenFraction | None = 0.999  # decay of the averaged weights; smaller in the first steps
     plain: StrictBool = False  # naive concatenation: all background is trusted
     accelerator: Accelerator = "auto"  # `gpu` is another word for `cuda`
     devices: Count = 1
-    workers: CountOrZero = 2  # loader processes per device
+    workers: CountOrZero | None = None  # loader processes per device; null: cores - 1, on a CPU at most 2, else 8
     group_aspect: StrictBool = True  # batches of tall or of wide images: less padding
     eval_every: CountOrZero | None = None  # epochs; 0: only at the end; null: about ten times
     checkpoint_minutes: Positive = 10.0
@@ -139,6 +141,12 @@ class Recipe(Section):
         trained one (docs/log.md, 2026-11-27)."""
         auto = self.recipe == "auto"
         return NetworkDefaults(group_norm=auto, train_batch_norm=auto and self.micro_batch >= SMALLEST_BATCH)
+
+    def loader_workers(self, on_gpu: bool) -> int:
+        """Loader processes of each device."""
+        if self.workers is not None:
+            return self.workers
+        return max(1, min(8 if on_gpu else 2, (os.cpu_count() or 1) // self.devices - 1))
 
     def epochs_for(self, pictures: int) -> int | None:
         """Epochs of a training on so many pictures; None: until the steps or the minutes are over."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from crossdet.data.hybrid import HybridDataset
-from crossdet.errors import Diverged, RunError
+from crossdet.errors import Diverged, RunError, UserError
 from crossdet.models.card import Card
 from crossdet.models.contract import Network
 from crossdet.models.weights import STATE_FILE, load_state, save_state, save_weights
@@ -236,6 +236,7 @@ class RunState:
                 "average": None if self.average is None else self.average.state_dict(),
                 "teacher": None if self.teacher is None else self.teacher.state_dict(),
                 "precision": self.fabric.strategy.precision.state_dict(),
+                "numbers": self.numbers,
                 "progress": vars(self.progress) | {"clock": asdict(self.progress.clock)},
                 "totals": None if sums is None else sums.cpu(),
                 "names": None if self.totals is None else self.totals.names,
@@ -246,10 +247,22 @@ class RunState:
         self.saved_at = time.monotonic()
         self.fabric.barrier()
 
-    def restore(self) -> None:
+    @property
+    def numbers(self) -> str:
+        """The precision that is computed in, by Fabric's name."""
+        return str(self.fabric.strategy.precision.precision)
+
+    def restore(self, recipe: Recipe) -> None:
+        """Raises `UserError` where the state is of another run or cannot go on as it was."""
         state = load_state(self.run_dir / STATE_FILE)
         if self.identity is not None:
             check_identity(self.run_dir, state.get("identity"), self.identity)
+        then = state.get("numbers", self.numbers)
+        if recipe.precision == "auto" and then != self.numbers:
+            raise UserError(
+                f"{self.run_dir}: this run computed in {then}, and `train.precision: auto` means {self.numbers} on "
+                f"this machine. Say `train.precision: {self.numbers}` to go on all the same"
+            )
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None and state["average"] is not None:

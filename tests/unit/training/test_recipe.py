@@ -67,6 +67,15 @@ def test_batch_norm_is_trained_where_a_device_sees_enough_pictures():
     assert not Recipe(batch_size=2).network_defaults.train_batch_norm
 
 
+def test_workers_by_the_cores(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    assert (Recipe().loader_workers(True), Recipe().loader_workers(False)) == (8, 2)
+    assert Recipe(devices=4, batch_size=8).loader_workers(True) == 3
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert Recipe().loader_workers(True) == 1
+    assert Recipe(workers=0).loader_workers(True) == 0
+
+
 def test_what_goes_not_together_is_told_at_once():
     text = problems(momentum=0.8, steps=[5.0, 3.0], warmup_epochs=3.0, warmup_steps=10, epochs=2)
     assert "`train.momentum`: expected nothing with `train.optimizer: adamw`" in text

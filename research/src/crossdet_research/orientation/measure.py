@@ -26,6 +26,7 @@ from crossdet.evaluation.run import EvalSettings, score_dataset
 from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.evaluation.union import of_images
 from crossdet.inference import load_detector
+from crossdet.runs.building import loader_workers
 from crossdet.runs.evaluate import splits_for_detector
 
 
@@ -41,7 +42,7 @@ def measure(run_dir: Path, config: Config, looks: bool = False) -> dict[str, Any
     sources = open_sources(config, ["val"], detector=detector.space)
     limits = config.eval
     its_own = {"score_threshold": None, "max_detections": None}  # the protocol's
-    settings = EvalSettings.of(detector.settings, limits, config.train.workers, **its_own)
+    settings = EvalSettings.of(detector.settings, limits, loader_workers(config), **its_own)
     found: dict[str, Any] = {"datasets": {}, **({"looks": {}} if looks else {})}
     for name, split in splits_for_detector(sources, sources.val, detector, fold=True).items():
         scores = score_dataset(detector.model, split, settings, (PROTOCOLS["coco"],), detector.space.folding)
