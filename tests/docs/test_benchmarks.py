@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SMALL = "--datasets 1 3 --classes 5 --batch 2 --size 64 96 --backbone resnet18 --steps 1 --full"
+SMALL = "--datasets 1 3 --classes 5 --batch 2 --size 64 64 --backbone resnet18 --steps 1 --full"
 ROOT = Path(__file__).parents[2]
 
 
