@@ -279,3 +279,18 @@ def test_weights_that_overflow_in_a_step_are_not_saved(world, tmp_path, monkeypa
     with pytest.raises(RunError, match=r"no longer finite after step 3 .*last good state is kept"):
         train(config, output=tmp_path / "run")
     assert load_state(tmp_path / "run" / "state.pt")["progress"]["step"] == 2
+
+
+def test_a_gradient_that_overflows_is_no_traceback_where_gradients_are_clipped(world, tmp_path, monkeypatch):
+    update = training._optimiser_step
+
+    def overflow(run, *arguments):
+        if run.progress.step == 2:
+            run.network.box_subnet.predict.weight.register_hook(lambda gradient: gradient * float("inf"))
+        return update(run, *arguments)
+
+    monkeypatch.setattr(training, "_optimiser_step", overflow)
+    config = world.config({"train.checkpoint_steps": 1, "train.epochs": 1, "train.clip_norm": 10.0})
+    with pytest.raises(RunError, match=r"no longer finite after step 3 .*last good state is kept"):
+        train(config, output=tmp_path / "run")
+    assert load_state(tmp_path / "run" / "state.pt")["progress"]["step"] == 2

@@ -199,7 +199,8 @@ class HybridDataset(Dataset[Sample]):
         draws = map(Draw, [row, *others.tolist()], generator.integers(0, 2**62, PICTURES).tolist())
         read = [(self._read(draw), draw.seed) for draw in draws]
         first = read[0][0]
-        size = resized(*first.original_size, self.transform.shorter, self.transform.longer)
+        height, width = resized(*first.original_size, self.transform.shorter, self.transform.longer)
+        size = (max(2, height), max(2, width))  # of a thread of a picture, too, there is room for four
         places = rooms(*size, generator)
         pieces = []
         for (picture, seed), place in zip(read, places, strict=True):

@@ -237,7 +237,11 @@ def _optimiser_step(
         losses = dict(zip(losses, cast(Tensor, everyone).unbind(), strict=True))
     norm = None
     if recipe.clip_norm is not None:
-        norm = run.fabric.clip_gradients(step_module, run.optimizer, max_norm=recipe.clip_norm)
+        # a gradient that is not finite is no traceback: float16 skips such a step, others stop at the next loss,
+        # and asking for it would wait for the device
+        norm = run.fabric.clip_gradients(
+            step_module, run.optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False
+        )
     run.optimizer.step()
     run.after_update()
     return losses, norm

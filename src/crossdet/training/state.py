@@ -182,22 +182,28 @@ class RunState:
 
     def look_at_clock(self, recipe: Recipe) -> None:
         """After every step: the time that it took, and where a recipe has minutes, the pace from time to time."""
+        self._read_clock()
         clock, step = self.progress.clock, self.progress.step
-        now = time.monotonic()
-        clock.spent, self.seen_at = clock.spent + now - self.seen_at, now
         if recipe.minutes is None or not clock.wants_fit(step):
             return
         clock.fit(step, recipe.minutes)
         if self.fabric.world_size > 1:  # clocks differ between processes, the schedule must not
             self.progress.clock = self.fabric.broadcast(clock)
 
+    def _read_clock(self) -> float:
+        """Adds the time since the last reading to what is spent, and returns that."""
+        clock, now = self.progress.clock, time.monotonic()
+        clock.spent, self.seen_at = clock.spent + now - self.seen_at, now
+        return clock.spent
+
     @contextmanager
     def evaluation(self, done: float) -> Iterator[None]:
         """Around an evaluation, when this share of the training is done."""
-        began = time.monotonic()
+        began = self._read_clock()
         yield
-        clock = self.progress.clock
-        clock.evaluated, clock.evaluations = clock.evaluated + time.monotonic() - began, clock.evaluations + 1
+        # all of it is spent before the state is saved: the pace is that of what was spent and not evaluated
+        clock, ended = self.progress.clock, self._read_clock()
+        clock.evaluated, clock.evaluations = clock.evaluated + ended - began, clock.evaluations + 1
         clock.judged_at = done
         if self.fabric.world_size > 1:
             self.progress.clock = self.fabric.broadcast(clock)

@@ -122,7 +122,9 @@ class Watch:
             return
         with watching(run):
             now = look_at(run.network.feature_maps(pictures.to(run.fabric.device))[-1])
-        start = Look(**memory.setdefault("start", asdict(now)))
+        if memory.get("start") is None:  # also where pictures could not be read then and can be now
+            memory["start"] = asdict(now)
+        start = Look(**memory["start"])
         self._tell(run, dead_features(now, start, step, memory.get("score")))
         memory["newest"] = asdict(now)
 

@@ -69,6 +69,15 @@ def dataset(tmp_path) -> HybridDataset:
     return HybridDataset(parts, space, Augment(48, 200, flip=0.0, fill=FILL), mosaic=1.0)
 
 
+@pytest.mark.parametrize("size", [(1, 400), (400, 1)])
+def test_a_thread_of_a_picture_leaves_room_for_four(tmp_path, size):
+    thread = build(tmp_path / "a", ["cat"], [[((0.0, 0.0, 1.0, 1.0), 0)]], size=size)
+    space = LabelSpace.build({"a": ["cat"]})
+    one = HybridDataset([Part(thread, 0, space.ids("a", ["cat"]))], space, Augment(48, 200), mosaic=1.0)
+    for seed in range(5):
+        assert sorted(one[Draw(0, seed)].image.shape[1:]) == [2, 200]
+
+
 def test_three_pictures_are_drawn_by_weight_beside_the_one_asked_for(dataset):
     drawn = Counter()
     for seed in range(80):
