@@ -25,6 +25,15 @@ def test_loading_benchmark(tmp_path):
     assert all(rate > 0 for rate in row["images_per_second_per_core"].values())
 
 
+def test_augmentation_benchmark(tmp_path):
+    """All settings load; mosaics keep more background by tile than by what all tiles trust."""
+    result = run_quick("augmentation.py", tmp_path, "--workers", "0")
+    assert {"off", "zoom_out", "iou_crop", "mosaic"} < set(result["loading"])
+    alone, three = result["loss"]["1 x 7"], result["loss"]["3 x 3"]
+    assert alone["kept_by_tile"] == alone["kept_by_all_tiles"] == 1
+    assert three["kept_by_all_tiles"] < three["kept_by_tile"] < 1
+
+
 def test_index_benchmark(tmp_path):
     result = run_quick("index.py", tmp_path)
     assert result["open_ratio"] > 3
