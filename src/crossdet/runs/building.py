@@ -52,6 +52,11 @@ def build_fabric(config: Config) -> Fabric:
     return fabric
 
 
+def processes(config: Config) -> int:
+    """How many processes train together."""
+    return int(os.environ["WORLD_SIZE"]) if torch.distributed.is_torchelastic_launched() else config.train.devices
+
+
 def on_gpu(config: Config) -> bool:
     """Whether the config's training takes place on a GPU."""
     return config.train.accelerator != "cpu" and torch.cuda.is_available()
@@ -70,7 +75,7 @@ def is_first_process() -> bool:
 def network_settings(config: Config) -> NetworkSettings:
     """Of the sections `model` and `loss`, and of the recipe where they leave something to it."""
     kind = ARCHITECTURES[config.model.name].settings
-    return kind.of(config.model, config.loss, config.train.network_defaults)
+    return kind.of(config.model, config.loss, config.train.network_defaults(processes(config)))
 
 
 def build_network(settings: NetworkSettings, space: LabelSpace, weights: str | Path = "none") -> Network:

@@ -89,7 +89,7 @@ def _check_same_config(path: Path, config: Config, known_datasets: Sequence[str]
     if changed:
         raise UserError(
             f"{path.parent}: the run was started with another config; differing: {', '.join(changed)}. "
-            f"Resume with the same values, or start a new run with --output"
+            f"Resume with the same values ({path} has them), or start a new run with --output"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def train_network(
     )
     if fabric.is_global_zero:
         print(*schedule.lines(), sep="\n", flush=True)
-        for text in (*config.train.warnings, *lonely_members(sources.space)):
+        for text in _warnings(config, sources):
             print(f"warning: {text}", flush=True)
     if config.train.channels_last:
         network = network.to(memory_format=torch.channels_last)
@@ -163,6 +163,13 @@ def train_network(
         write_val_pictures(detector, sources.space, sources.val, run_dir / "pictures")
     fabric.barrier()
     return record
+
+
+def _warnings(config: Config, sources: Sources) -> Iterator[str]:
+    yield from config.train.warnings
+    yield from lonely_members(sources.space)
+    if config.train.patience and not sources.val:
+        yield "`train.patience`: no dataset has a `val` split to be judged on, so nothing stops early"
 
 
 def teacher_plan_of(config: Config, sources: Sources) -> TeacherPlan | None:

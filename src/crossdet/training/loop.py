@@ -284,6 +284,7 @@ def _finish_epoch(
 ) -> None:
     """Evaluates if it is time, keeps the best weights, and writes the state at the epoch's end."""
     run.stop_if_diverged()
+    run.share_buffers()
     progress = run.progress
     progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
     last = progress.finished or progress.epoch == schedule.epochs

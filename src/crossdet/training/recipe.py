@@ -111,6 +111,8 @@ class Recipe(Section):
         if not isinstance(data, Mapping) or _recipe_of(data) != "paper":
             return data
         values = {"recipe": "paper", **PAPER, **data}
+        if "epochs" not in data and (data.get("minutes") or data.get("max_steps")):
+            values["epochs"] = None  # warm-up and falls by shares of what is given
         epochs = values["epochs"]
         if values["schedule"] != "steps" or isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
             return values  # a wrong value is reported by the field itself
@@ -130,17 +132,14 @@ class Recipe(Section):
         """The weight decay that is meant."""
         return WEIGHT_DECAYS[self.optimizer] if self.weight_decay is None else self.weight_decay
 
-    @property
-    def micro_batch(self) -> int:
-        """Pictures per device and micro-batch."""
-        return self.batch_size // (self.accumulate * self.devices)
+    def network_defaults(self, processes: int) -> NetworkDefaults:
+        """What the recipe says about the network; processes: of the training, each with its share of the batch.
 
-    @property
-    def network_defaults(self) -> NetworkDefaults:
-        """The paper's batch norm is fixed. Behind a fixed one features died at rates that they stand behind a
+        The paper's batch norm is fixed. Behind a fixed one features died at rates that they stand behind a
         trained one (docs/log.md, 2026-11-27)."""
         auto = self.recipe == "auto"
-        return NetworkDefaults(group_norm=auto, train_batch_norm=auto and self.micro_batch >= SMALLEST_BATCH)
+        enough = self.batch_size // (self.accumulate * processes) >= SMALLEST_BATCH
+        return NetworkDefaults(group_norm=auto, train_batch_norm=auto and enough)
 
     def loader_workers(self, on_gpu: bool) -> int:
         """Loader processes of each device."""

@@ -208,6 +208,18 @@ class RunState:
         if self.fabric.world_size > 1:
             self.progress.clock = self.fabric.broadcast(clock)
 
+    def share_buffers(self) -> None:
+        """The first process's running statistics for all: those that are saved, and so those that are judged.
+
+        Under DDP each has its own after a step, and its averages have had their own all the time.
+        """
+        if self.fabric.world_size == 1:
+            return
+        for network in (self.network, self.average, self.teacher):
+            for buffer in () if network is None else network.buffers():
+                if buffer.is_floating_point():
+                    torch.distributed.broadcast(buffer, 0)
+
     def save_weights(self, name: str, card: Card) -> None:
         if self.fabric.is_global_zero:
             save_weights(self.run_dir / name, self.final_network().state_dict(), card)

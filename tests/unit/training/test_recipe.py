@@ -26,8 +26,8 @@ def test_the_papers_recipe_is_the_papers():
     assert (paper.optimizer, paper.rate(), paper.batch_size, paper.decay) == ("sgd", 0.04, 32, 1e-4)
     assert (paper.epochs, paper.warmup_epochs, paper.steps, paper.factor) == (20, 2.0, (10.0, 15.0), 0.1)
     assert (paper.clip_norm, paper.ema, paper.eval_every, paper.decay_norms) == (None, None, 1, True)
-    assert not paper.network_defaults.train_batch_norm
-    assert not paper.network_defaults.group_norm
+    assert not paper.network_defaults(1).train_batch_norm
+    assert not paper.network_defaults(1).group_norm
 
 
 def test_the_papers_schedule_keeps_its_proportions():
@@ -61,10 +61,18 @@ def test_small_data_is_seen_more_often(pictures, epochs):
 
 
 def test_batch_norm_is_trained_where_a_device_sees_enough_pictures():
-    assert Recipe().network_defaults.train_batch_norm
-    assert Recipe(batch_size=8, devices=2).network_defaults.train_batch_norm
-    assert not Recipe(batch_size=8, devices=2, accumulate=2).network_defaults.train_batch_norm
-    assert not Recipe(batch_size=2).network_defaults.train_batch_norm
+    assert Recipe().network_defaults(1).train_batch_norm
+    assert Recipe(batch_size=8).network_defaults(2).train_batch_norm
+    assert not Recipe(batch_size=8, accumulate=2).network_defaults(2).train_batch_norm
+    assert not Recipe(batch_size=8).network_defaults(8).train_batch_norm
+    assert not Recipe(batch_size=2).network_defaults(1).train_batch_norm
+
+
+def test_the_papers_recipe_within_another_limit_has_its_falls_there():
+    for limit in ({"minutes": 30.0}, {"max_steps": 100}):
+        paper = Recipe(recipe="paper", **limit)
+        assert (paper.epochs, paper.steps, paper.warmup_epochs) == (None, None, None)
+        assert Recipe(recipe="paper", epochs=4, **limit).steps == (2.0, 3.0)
 
 
 def test_workers_by_the_cores(monkeypatch):

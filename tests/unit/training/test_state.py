@@ -6,9 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from crossdet.training.recipe import Recipe
-from crossdet.training.state import Progress, RunState
+from crossdet.training.state import Progress, RunState, averaged
 
 
 def new_run(progress: Progress) -> Any:
@@ -42,3 +43,17 @@ def test_an_evaluation_is_spent_when_the_state_is_saved_after_it(monkeypatch):
     assert progress.clock.spent == 182
     assert progress.clock.line is not None
     assert progress.clock.line[2] == pytest.approx(10 * 60 - 2 - 60, rel=0.12)  # steps of a second each
+
+
+def test_all_processes_are_judged_with_the_statistics_that_are_saved(monkeypatch):
+    sent: list[int] = []
+    monkeypatch.setattr("torch.distributed.broadcast", lambda buffer, source: sent.append(buffer.data_ptr()))
+    network = torch.nn.BatchNorm2d(3)
+    average = averaged(network, 0.9)  # type: ignore[arg-type]
+    run: Any = RunState(SimpleNamespace(world_size=2), network, None, average, None, None)  # type: ignore[arg-type]
+    run.share_buffers()
+    of = [network.running_mean, network.running_var, average.module.running_mean, average.module.running_var]
+    assert sent == [buffer.data_ptr() for buffer in of]
+    run.fabric.world_size = 1
+    run.share_buffers()
+    assert len(sent) == 4
