@@ -88,7 +88,7 @@ def predict_to_folder(
             entry = _entry(file, picture.shape[2], picture.shape[1], found)
             entries.append(entry)
             counts.update(found.names or ())
-            results.extend(_coco_rows(entry, found, len(entries), ids))
+            results.extend(_coco_rows(file, found, len(entries), ids))
             if pictures:
                 drawing.add(drawn[file], picture, found)
     content = {
@@ -149,17 +149,11 @@ def _entry(file: Path, width: int, height: int, found: Detections) -> dict[str, 
     return {"file": str(file), "width": width, "height": height, "detections": detections}
 
 
-def _coco_rows(entry: dict[str, Any], found: Detections, number: int, ids: CocoIds | None) -> list[dict[str, Any]]:
-    image = number if ids is None else ids.images.get(Path(entry["file"]).name)
-    rows = []
-    for detection, label in zip(entry["detections"], found.labels.tolist(), strict=True):
-        category = label + 1 if ids is None else ids.categories.get(detection["class"])
-        if image is None or category is None:
-            continue
-        x1, y1, x2, y2 = detection["box_xyxy"]
-        bbox = [x1, y1, x2 - x1, y2 - y1]
-        rows.append({"image_id": image, "category_id": category, "bbox": bbox, "score": detection["score"]})
-    return rows
+def _coco_rows(file: Path, found: Detections, number: int, ids: CocoIds | None) -> list[dict[str, Any]]:
+    if ids is None:
+        return found.to_coco(number)
+    image = ids.images.get(file.name)
+    return [] if image is None else found.to_coco(image, ids.categories)
 
 
 def _coco_ids(path: Path) -> CocoIds:
