@@ -269,8 +269,8 @@ class Detections:
     names: the class names of the labels, where the maker knows them (`load_detector` does).
     angles: `[N]` int64 degrees counter-clockwise, -1 where a class has no directions; None where no class has.
 
-    `found[mask]`, `found[3]`, `found[:5]` and `found[[4, 0]]` are `Detections` of some rows, in the order asked for;
-    going through it gives one row after the other.
+    `found[mask]`, `found[3]`, `found[:5]` and `found[[4, 0]]` are `Detections` of some rows, in the order asked
+    for; going through it gives one row after the other.
     """
 
     boxes: Tensor
@@ -340,8 +340,8 @@ class Detections:
         return rows
 
     def to_pandas(self) -> Any:
-        """A `pandas.DataFrame`, a row per detection: class (the name; without names there is no such column), label,
-        score, x1, y1, x2, y2, and angle where there are directions.
+        """A `pandas.DataFrame`, a row per detection: class (the name, where there are names), label, score, x1, y1,
+        x2, y2, and angle where there are directions.
 
         Raises `UserError` where pandas is not installed.
         """
@@ -354,8 +354,8 @@ class Detections:
         return pandas.DataFrame(columns)
 
     def to_supervision(self) -> Any:
-        """A `supervision.Detections`: xyxy, confidence, class_id (the unified ids), data["class_name"] where there are
-        names, and data["angle"] where there are directions.
+        """A `supervision.Detections`: xyxy, confidence, class_id (the unified ids), data["class_name"] where there
+        are names, and data["angle"] where there are directions.
 
         Raises `UserError` where supervision is not installed.
         """

@@ -96,10 +96,19 @@ def test_printing_is_short():
 
 def test_coco_rows():
     rows = some().to_coco(image_id=7)
-    assert rows[0] == {"image_id": 7, "category_id": 5, "bbox": [1.0, 2.0, 10.0, 20.0], "score": some().scores[0].item()}
+    assert rows[0] == {
+        "image_id": 7,
+        "category_id": 5,
+        "bbox": [1.0, 2.0, 10.0, 20.0],
+        "score": some().scores[0].item(),
+    }
     assert [row["category_id"] for row in rows] == [5, 1, 5, 3]
     rows = some().to_coco(7, {"person": 1, "face": 90})
-    assert [(row["category_id"], row["score"]) for row in rows] == [(90, pytest.approx(0.925)), (1, 0.75), (90, 0.5)]
+    assert [(row["category_id"], row["score"]) for row in rows] == [
+        (90, pytest.approx(0.925)),
+        (1, 0.75),
+        (90, 0.5),
+    ]
     assert nothing().to_coco(1) == []
     assert len(some(None).to_coco(1)) == 4
     with pytest.raises(UserError, match="no class names"):
