@@ -28,9 +28,12 @@ from crossdet.models.card import InputSettings, weights_path
 from crossdet.models.contract import Limits, Network
 from crossdet.models.weights import load_weights
 from crossdet.types import Detections
+from crossdet.windows import Tiling, join
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 DEFAULT_THRESHOLD = 0.3
+WINDOWS_AT_ONCE = 8
+"""Windows of large pictures in one forward pass."""
 BATCHES_AHEAD = 2
 """Batches of a folder that are decoded and resized while the network looks at another."""
 AnyImage = str | Path | Image.Image | np.ndarray | Tensor
@@ -88,6 +91,8 @@ class Detector:
         classes: Sequence[str] | str | None = None,
         score_threshold: float | None = None,
         max_detections: int | None = None,
+        tile: int | None = None,
+        overlap: float | None = None,
         **decode_options: Any,
     ) -> Detections:
         """Detections in one image, by falling score, with `names`.
@@ -95,12 +100,15 @@ class Detector:
         image: a file (EXIF orientation applied), PIL image, `[H, W, 3]` uint8 RGB array, or `[3, H, W]` uint8
             RGB tensor. classes: names to look for; None = all. score_threshold: one for all classes; None = each
             class's own. max_detections and further options (`agnostic_nms`, `nms_iou`, `topk`): of
-            `Limits`; where not given as in `decoding`.
+            `Limits`; where not given as in `decoding`. tile: side of the windows, in pixels of the image, that a
+            large one is looked at in, each `resized` as a picture of its own; they overlap by the share `overlap`
+            of it (default 0.2), in which objects across seams should have room (`windows.join`). `topk` holds for
+            every window, `max_detections` for the image.
 
         Raises:
-            UserError: unreadable file, unknown class, wrong array.
+            UserError: unreadable file, unknown class, wrong array, a tile or an overlap that cannot be.
         """
-        return self.batch([image], classes, score_threshold, max_detections, **decode_options)[0]
+        return self.batch([image], classes, score_threshold, max_detections, tile, overlap, **decode_options)[0]
 
     def batch(
         self,
@@ -108,12 +116,16 @@ class Detector:
         classes: Sequence[str] | str | None = None,
         score_threshold: float | None = None,
         max_detections: int | None = None,
+        tile: int | None = None,
+        overlap: float | None = None,
         **decode_options: Any,
     ) -> list[Detections]:
-        """As `__call__`, for several images in one forward pass."""
-        ids = self.class_ids(classes)
+        """As `__call__`, for several images in one forward pass; their windows in several."""
+        ids, tiling = self.class_ids(classes), Tiling.of(tile, overlap)
         limits = self.limits(score_threshold, max_detections, **decode_options)
         pictures = [as_tensor(image) for image in images]
+        if tiling is not None:
+            return self.find_in_windows(pictures, ids, limits, tiling)
         return self.find([(picture, self.resized(picture)) for picture in pictures], ids, limits)
 
     def limits(
@@ -151,6 +163,21 @@ class Detector:
                 original = torch.tensor(pictures[row][0].shape[1:], dtype=torch.int64)
                 found[row] = self._named(rescale(detections, size, original), limits)
         return [detections for detections in found if detections is not None]
+
+    def find_in_windows(
+        self, pictures: Sequence[Tensor], classes: Sequence[int] | None, limits: Limits, tiling: Tiling
+    ) -> list[Detections]:
+        """As `find`, in windows of the pictures `[3, H, W]`, some at a time; what has one window is looked at as
+        without tiling."""
+        windows = [tiling.windows(picture.shape[1], picture.shape[2]) for picture in pictures]
+        views = [window.of(picture) for picture, of in zip(pictures, windows, strict=True) for window in of]
+        at_once = max(WINDOWS_AT_ONCE, len(pictures))
+        found: list[Detections] = []
+        for start in range(0, len(views), at_once):
+            some = views[start : start + at_once]
+            found += self.find([(view, self.resized(view)) for view in some], classes, limits)
+        parts = iter(found)
+        return [join(list(islice(parts, len(of))), of, limits) for of in windows]
 
     def thresholds_used(self, score_threshold: float | None) -> dict[str, float]:
         """Class -> threshold that applies when this one is given."""
@@ -306,19 +333,29 @@ def predict_files(
     max_detections: int | None = None,
     batch_size: int = 8,
     agnostic_nms: bool | None = None,
+    tile: int | None = None,
+    overlap: float | None = None,
 ) -> Iterator[tuple[Path, Tensor | None, Detections | str]]:
     """(file, picture, detections) of every file in order; (file, None, reason) where it cannot be read.
 
     Files are decoded and resized in threads, up to `BATCHES_AHEAD` batches ahead of the network: so many pictures
-    and one batch more are in memory, whatever the number of files. The options are those of `Detector.__call__`.
+    and one batch more are in memory, whatever the number of files. The options are those of `Detector.__call__`;
+    with a tile the pictures, which are large, come one by one and their windows in batches.
     """
+    tiling = Tiling.of(tile, overlap)
+    batch_size = batch_size if tiling is None else 1
 
     def prepare(file: Path) -> tuple[Tensor, Tensor] | str:
         try:
             picture = read_image(file, upright=True)
         except UnreadableImage as error:
             return str(error)
-        return picture, detector.resized(picture)
+        return picture, picture if tiling is not None else detector.resized(picture)
+
+    def find(pictures: Sequence[tuple[Tensor, Tensor]]) -> list[Detections]:
+        if tiling is None:
+            return detector.find(pictures, ids, limits)
+        return detector.find_in_windows([picture for picture, _ in pictures], ids, limits, tiling)
 
     more = {} if agnostic_nms is None else {"agnostic_nms": agnostic_nms}
     ids, limits = detector.class_ids(classes), detector.limits(score_threshold, max_detections, **more)
@@ -330,7 +367,7 @@ def predict_files(
             prepared = [future.result() for future in ahead.popleft()]
             ahead.extend([pool.submit(prepare, file) for file in group] for group in islice(groups, 1))
             pictures = [pair for pair in prepared if not isinstance(pair, str)]
-            found = iter(detector.find(pictures, ids, limits))
+            found = iter(find(pictures))
             for file, pair in zip(files[start : start + batch_size], prepared, strict=True):
                 yield (file, None, pair) if isinstance(pair, str) else (file, pair[0], next(found))
     finally:  # also when the caller takes no more

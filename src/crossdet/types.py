@@ -6,10 +6,14 @@ module and stay free of torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+
+from crossdet.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +27,9 @@ IGNORE = -2
 
 PAD_DIVISOR = 32
 """Batches are padded to a multiple of the coarsest backbone stride; few different shapes occur, too."""
+
+CLASSES_SHOWN = 6
+"""Classes that `Detections` name when they are printed."""
 
 
 class Flag(IntFlag):
@@ -254,13 +261,16 @@ class Batch:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Detections:
     """What a detector found in one image, by falling score.
 
     boxes: `[N, 4]` float32 xyxy pixels; scores: `[N]` float32 in 0..1; labels: `[N]` int64 unified class ids.
     names: the class names of the labels, where the maker knows them (`load_detector` does).
     angles: `[N]` int64 degrees counter-clockwise, -1 where a class has no directions; None where no class has.
+
+    `found[mask]`, `found[3]`, `found[:5]` and `found[[4, 0]]` are `Detections` of some rows, in the order asked
+    for; going through it gives one row after the other.
     """
 
     boxes: Tensor
@@ -283,3 +293,112 @@ class Detections:
 
     def __len__(self) -> int:
         return self.boxes.shape[0]
+
+    def __repr__(self) -> str:
+        """As `Detections(7: 4 face, 3 person; best score 0.93)`; `class 2` stands for a class without a name."""
+        if not len(self):
+            return "Detections(0)"
+        counts = Counter(self.names or [f"class {label}" for label in self.labels.tolist()]).most_common()
+        shown = ", ".join(f"{count} {name}" for name, count in counts[:CLASSES_SHOWN])
+        more = f", and {len(counts) - CLASSES_SHOWN} more classes" if len(counts) > CLASSES_SHOWN else ""
+        return f"Detections({len(self)}: {shown}{more}; best score {float(self.scores.max()):.2f})"
+
+    def __iter__(self) -> Iterator[Detections]:
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, rows: Any) -> Detections:
+        """Some rows: one by its number (from the end where negative), a slice, a mask `[N]` or a list of numbers,
+        as list, array or tensor. Raises `IndexError` for rows that there are not, `TypeError` for other things."""
+        chosen = _rows(rows, len(self))
+        on_device = chosen.to(self.boxes.device)
+        return Detections(
+            self.boxes[on_device],
+            self.scores[on_device],
+            self.labels[on_device],
+            None if self.names is None else tuple(self.names[row] for row in chosen.tolist()),
+            None if self.angles is None else self.angles[on_device],
+        )
+
+    def to_coco(self, image_id: int, categories: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+        """Rows of a COCO results file: image_id, category_id, bbox (x, y, width, height in pixels) and score.
+
+        categories: class name -> category id of the annotation file; detections of classes that it has not are left
+        out. None: unified id + 1, as in the `coco_results.json` of `crossdet predict`.
+
+        Raises `UserError` where there are categories but these detections have no names.
+        """
+        if categories is not None and self.names is None:
+            raise UserError("to_coco: these detections have no class names for `categories`; leave it out")
+        ids: list[int | None] = [label + 1 for label in self.labels.tolist()]
+        if categories is not None:
+            ids = [categories.get(name) for name in self.names or ()]
+        rows = []
+        for category, score, (x1, y1, x2, y2) in zip(ids, self.scores.tolist(), self.boxes.tolist(), strict=True):
+            if category is not None:
+                box = [x1, y1, x2 - x1, y2 - y1]
+                rows.append({"image_id": image_id, "category_id": category, "bbox": box, "score": score})
+        return rows
+
+    def to_pandas(self) -> Any:
+        """A `pandas.DataFrame`, a row per detection: class (the name, where there are names), label, score, x1, y1,
+        x2, y2, and angle where there are directions.
+
+        Raises `UserError` where pandas is not installed.
+        """
+        pandas = _package("pandas", "to_pandas")
+        columns: dict[str, Any] = {} if self.names is None else {"class": list(self.names)}
+        columns |= {"label": _array(self.labels), "score": _array(self.scores)}
+        columns |= dict(zip(("x1", "y1", "x2", "y2"), _array(self.boxes).T, strict=True))
+        if self.angles is not None:
+            columns["angle"] = _array(self.angles)
+        return pandas.DataFrame(columns)
+
+    def to_supervision(self) -> Any:
+        """A `supervision.Detections`: xyxy, confidence, class_id (the unified ids), data["class_name"] where there
+        are names, and data["angle"] where there are directions.
+
+        Raises `UserError` where supervision is not installed.
+        """
+        import numpy as np
+
+        supervision = _package("supervision", "to_supervision")
+        data = {} if self.names is None else {"class_name": np.array(self.names, dtype=np.str_)}
+        if self.angles is not None:
+            data["angle"] = _array(self.angles)
+        return supervision.Detections(
+            xyxy=_array(self.boxes), confidence=_array(self.scores), class_id=_array(self.labels), data=data
+        )
+
+
+def _rows(rows: Any, count: int) -> Tensor:
+    """`[K]` int64 row numbers on the CPU, none negative, of whatever `Detections.__getitem__` was given."""
+    import numpy as np
+    import torch
+
+    if isinstance(rows, slice):
+        return torch.tensor(range(count)[rows], dtype=torch.int64)
+    given = _array(rows) if isinstance(rows, torch.Tensor) else np.asarray(rows)
+    if given.dtype.kind == "b":
+        if given.shape != (count,):
+            raise IndexError(f"a mask of shape {list(given.shape)} for {count} detections; it needs [{count}]")
+        return torch.from_numpy(np.flatnonzero(given))
+    if given.ndim > 1 or (given.dtype.kind not in "iu" and given.size):
+        raise TypeError(f"detections are chosen by a number, a slice, a mask or a list of numbers, not by {rows!r}")
+    numbers = torch.from_numpy(given.reshape(-1).astype(np.int64))
+    if outside := [row for row in numbers.tolist() if not -count <= row < count]:
+        raise IndexError(f"row {outside[0]} of {count} detections")
+    return numbers.where(numbers >= 0, numbers + count)
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().numpy()
+
+
+def _package(name: str, method: str) -> Any:
+    """A package that only a conversion needs."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise UserError(f"{method} needs the package {name}: pip install 'crossdet[{name}]'") from None

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
+from crossdet import load_config, train
 from crossdet.commands import main as cli
+from crossdet.config.sources import open_sources
 from crossdet.evaluation.curves import NamedCurve, write_run_curves
 from crossdet.evaluation.files.wider_face_lists import write_wider_face_lists
 from crossdet.evaluation.precision_recall import Curve
@@ -111,8 +113,8 @@ def commands(page):
 def test_the_pages_show_every_step():
     assert [words[1] for words in commands(README)] == ["check", "train", "eval", "audit", "predict", "extend"]
     assert [words[1] for words in commands(USING)] == [
-        "check", "check", "anchors", "train", "train", "eval", "audit", "predict", *["score"] * 4, "curves",
-        "extend", "extend", "check", "paper", "paper",
+        "check", "check", "anchors", "train", "train", "eval", "audit", "predict", "predict",
+        *["score"] * 4, "curves", "extend", "extend", "check", "paper", "paper",
     ]  # fmt: skip
 
 
@@ -163,6 +165,25 @@ def test_python(world, monkeypatch, tmp_path):
     # of the first image, all of people: no gradient for the faces at its background, but on its person
     assert (names["logits"].grad[0] == 0).tolist() == [[False, False], [False, True], [False, True]]
     assert len(own_loop.splitlines()) <= 12
+
+
+def test_python_of_the_guide(world, monkeypatch):
+    """Its detector is one of a training of two steps, its pets are two pictures of the stand-ins."""
+    habits, dataset = blocks("python", USING)
+    monkeypatch.chdir(world)
+    names: dict = {}
+    if not (world / "runs/first/model.safetensors").exists():
+        train(load_config("config.yaml", [*TINY, *BACKBONE]), output="runs/first")
+    exec(compile(habits.replace('"street.jpg"', '"street.jpg", score_threshold=0.0'), "using.md", "exec"), names)
+    found = names["found"]
+    assert len(found)
+    assert {row["category_id"] for row in names["rows"]} <= {1, 2}
+    assert len(names["rows"]) == sum(name in ("face", "person") for name in found.names)
+    assert set(names["faces"].names) <= {"face"}
+    exec(compile(dataset, "using.md", "exec"), names)
+    space = open_sources(names["config"]).space
+    assert space.classes == ("cat", "dog")
+    assert names["index"].boxes.tolist() == [[10, 20, 50, 60], [30, 5, 70, 44]]
 
 
 def test_the_config_is_the_paper_recipe():

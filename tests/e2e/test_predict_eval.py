@@ -228,6 +228,28 @@ def test_more_pictures_than_one_batch_keep_their_order(world, trained, detector,
         assert [d["score"] for d in entry["detections"]][:1] == pytest.approx(best, rel=1e-3)
 
 
+def test_large_pictures_are_predicted_in_tiles(world, trained, detector, tmp_path, command):
+    image = Image.open(picture(world)).resize((160, 120))
+    image.save(tmp_path / "large.png")
+    given = ("predict", trained.folder, tmp_path / "large.png", "-o", tmp_path / "out", "--score", "0.05")
+    code, _ = command(*given, "--tile", "64", "--overlap", "0.3")
+    assert code == 0
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert (content["tile"], content["overlap"]) == (64, 0.3)
+    found = detector(image, score_threshold=0.05, tile=64, overlap=0.3)
+    assert len(found)
+    boxes = [d["box_xyxy"] for d in content["images"][0]["detections"]]
+    assert boxes == predict(detector, image, score_threshold=0.05, tile=64, overlap=0.3)[0].boxes.tolist()
+    assert boxes == found.boxes.tolist()
+    with pytest.raises(UserError, match=r"overlap: .*; give tile \(such as 640\), too"):
+        predict(detector, image, overlap=0.3)
+    assert command(*given, "--overlap", "0.3")[0] == 2
+    assert command(*given)[0] == 0
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert content["tile"] is None
+    assert content["overlap"] is None
+
+
 def test_find_images(world, tmp_path, monkeypatch):
     cars = world.root / "cars"
     assert find_images([cars / "val_1.png", cars]) == [

@@ -37,6 +37,13 @@ def predict(
     fold: Fold = True,
     agnostic_nms: AgnosticNms = None,
     last: Last = False,
+    tile: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="look at large images in windows of so many pixels, such as 640"),
+    ] = None,
+    overlap: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="by how much the windows of --tile overlap (default: 0.2)")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Detect objects in images: drawn pictures, predictions.json and a COCO results file."""
@@ -49,8 +56,9 @@ def predict(
     names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
     folder = output or Path("predictions")
     summary = predict_to_folder(
-        weights, images, folder, names, score, max_detections, pictures, coco, fold, agnostic_nms, last
-    )
+        weights, images, folder, names, score, max_detections, pictures, coco, fold, agnostic_nms, last,
+        tile, overlap,
+    )  # fmt: skip
     for line in summary.unreadable:
         out.print(f"[yellow]skipped[/yellow] {escape(line)}", highlight=False, soft_wrap=True)
     counts = ", ".join(f"{name} {count}" for name, count in summary.counts.items()) or "nothing"

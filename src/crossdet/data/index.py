@@ -7,7 +7,7 @@ loader workers share the pages instead of each holding a copy. No torch in here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,30 @@ class Index:
         for name, array in have.items():
             if array.shape != wanted.get(name, (boxes,)):
                 raise ValueError(f"Index.{name}: expected shape {wanted.get(name, (boxes,))}, got {array.shape}")
+
+    @classmethod
+    def from_records(
+        cls, records: Iterable[Mapping[str, Any]], classes: Sequence[str] | None = None, root: str | Path = "."
+    ) -> Index:
+        """An index from Python: one record per image.
+
+        records: `{"image": path, "boxes": [[x1, y1, x2, y2], ...], "labels": [class name, ...]}`, and where wanted
+            `"flags": [...]`, of each box bits of `crossdet.types.Flag`. Boxes are in pixels, zero-based and
+            half-open. An image without objects has empty lists. The label of a region (crowd, ignore, avoid) may be
+            None: of no class in particular.
+        classes: all class names, in the order of the labels; None = those that occur, sorted. All images of a
+            dataset have to be labelled for all its classes: the background is a negative for them.
+        root: folder that the paths are relative to.
+
+        Sizes are read from the image headers. Boxes are clipped to their image; those that have no area, or lie
+        outside, are left out and counted in `skipped`, as are images that cannot be read.
+
+        Raises `UserError` that lists every mistake: keys, missing images, an image that has two records, boxes
+        without four numbers, labels that are no name or not among `classes`.
+        """
+        from crossdet.data.records import index_from_records  # it builds on the readers, and they on this module
+
+        return index_from_records(records, classes, root)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -19,6 +19,7 @@ from crossdet.files import safe_names, write_json
 from crossdet.inference import AnyImage, Detector, find_images, load_detector, predict_files
 from crossdet.labels.folds import NO_ANGLE
 from crossdet.types import Detections
+from crossdet.windows import Tiling
 
 MAX_OPEN_DRAWINGS = 16
 """Pictures that wait to be drawn and written; more would keep the decoded files in memory."""
@@ -54,6 +55,8 @@ def predict_to_folder(
     fold: bool = True,
     agnostic_nms: bool | None = None,
     last: bool = False,
+    tile: int | None = None,
+    overlap: float | None = None,
 ) -> Summary:
     """Detects in all images and writes `predictions.json`, `coco_results.json` and `pictures/` into `folder`.
 
@@ -64,9 +67,11 @@ def predict_to_folder(
     with directions says its `angle` in degrees counter-clockwise.
     agnostic_nms: of several classes at one place the best is left; None = as the weights say.
     last: of a run directory its newest weights, not its best ones.
+    tile, overlap: of `Detector.__call__`, for large pictures.
 
     Raises `UserError` for weights, images or classes that do not exist.
     """
+    tiling = Tiling.of(tile, overlap)
     files = find_images(images)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +84,8 @@ def predict_to_folder(
     counts: Counter[str] = Counter()
     lost: list[str] = []
     drawn = _picture_names(files)
-    searched = predict_files(detector, files, classes, score_threshold, max_detections, agnostic_nms=agnostic_nms)
+    options: dict[str, Any] = {"agnostic_nms": agnostic_nms, "tile": tile, "overlap": overlap}
+    searched = predict_files(detector, files, classes, score_threshold, max_detections, **options)
     with _Drawing(folder / "pictures") as drawing:
         for file, picture, found in searched:
             if picture is None or isinstance(found, str):
@@ -88,7 +94,7 @@ def predict_to_folder(
             entry = _entry(file, picture.shape[2], picture.shape[1], found)
             entries.append(entry)
             counts.update(found.names or ())
-            results.extend(_coco_rows(entry, found, len(entries), ids))
+            results.extend(_coco_rows(file, found, len(entries), ids))
             if pictures:
                 drawing.add(drawn[file], picture, found)
     content = {
@@ -96,6 +102,8 @@ def predict_to_folder(
         "classes": detector.reported,
         "score_threshold": score_threshold,
         "thresholds": detector.thresholds_used(score_threshold),
+        "tile": None if tiling is None else tiling.side,
+        "overlap": None if tiling is None else tiling.overlap,
         "images": entries,
         "unreadable": lost,
     }
@@ -149,17 +157,11 @@ def _entry(file: Path, width: int, height: int, found: Detections) -> dict[str, 
     return {"file": str(file), "width": width, "height": height, "detections": detections}
 
 
-def _coco_rows(entry: dict[str, Any], found: Detections, number: int, ids: CocoIds | None) -> list[dict[str, Any]]:
-    image = number if ids is None else ids.images.get(Path(entry["file"]).name)
-    rows = []
-    for detection, label in zip(entry["detections"], found.labels.tolist(), strict=True):
-        category = label + 1 if ids is None else ids.categories.get(detection["class"])
-        if image is None or category is None:
-            continue
-        x1, y1, x2, y2 = detection["box_xyxy"]
-        bbox = [x1, y1, x2 - x1, y2 - y1]
-        rows.append({"image_id": image, "category_id": category, "bbox": bbox, "score": detection["score"]})
-    return rows
+def _coco_rows(file: Path, found: Detections, number: int, ids: CocoIds | None) -> list[dict[str, Any]]:
+    if ids is None:
+        return found.to_coco(number)
+    image = ids.images.get(file.name)
+    return [] if image is None else found.to_coco(image, ids.categories)
 
 
 def _coco_ids(path: Path) -> CocoIds:
@@ -181,12 +183,14 @@ def predict(
     classes: Sequence[str] | None = None,
     score_threshold: float | None = None,
     agnostic_nms: bool | None = None,
+    tile: int | None = None,
+    overlap: float | None = None,
 ) -> list[Detections]:
-    """Detections of each image; see `crossdet.inference.Detector` for what an image may be.
+    """Detections of each image; see `crossdet.inference.Detector` for what an image may be, for tile and overlap.
 
     agnostic_nms: of several classes at one place the best is left; None = as the weights say.
     """
     detector = weights if isinstance(weights, Detector) else load_detector(weights)
     many = list(images) if isinstance(images, list | tuple) else [images]
-    more = {} if agnostic_nms is None else {"agnostic_nms": agnostic_nms}
-    return [detector(image, classes, score_threshold, **more) for image in many]
+    more: dict[str, Any] = {} if agnostic_nms is None else {"agnostic_nms": agnostic_nms}
+    return [detector(image, classes, score_threshold, tile=tile, overlap=overlap, **more) for image in many]
