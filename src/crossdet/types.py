@@ -144,6 +144,8 @@ class Batch:
     prepared: what the network's `prepare` found in the loader's workers, None without one.
     background_weight: `[B, C]` float32, factor on the negatives that the background of an image gives for a
         class: below 1 where a teacher and no person says what is background. None: all 1.
+    draws: `[B]` int64, the seed of everything random that happens to an image in this epoch, for what a network
+        does at random; it stays on the CPU. None: not known, nothing is drawn.
     """
 
     images: Tensor
@@ -158,6 +160,7 @@ class Batch:
     has_regions: bool | None = None
     prepared: Prepared | None = None
     background_weight: Tensor | None = None
+    draws: Tensor | None = None
 
     def __post_init__(self) -> None:
         import torch
@@ -172,6 +175,8 @@ class Batch:
         if self.background_weight is not None:
             shape = (count, self.trusted.shape[1])
             _expect("background_weight", self.background_weight, shape, torch.float32)
+        if self.draws is not None:
+            _expect("draws", self.draws, (count,), torch.int64)
         if len(self.targets) != count:
             raise ValueError(f"targets: expected {count} (one per image), got {len(self.targets)}")
         if not self.trust_groups:

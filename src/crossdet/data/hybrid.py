@@ -76,7 +76,8 @@ class Draw(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One transformed image. `unreadable`: the images that could not be read before this one was taken."""
+    """One transformed image. `unreadable`: the images that could not be read before this one was taken. `seed`: of
+    its draw."""
 
     image: Tensor
     original_size: tuple[int, int]
@@ -85,6 +86,7 @@ class Sample(NamedTuple):
     image_id: int
     dataset_id: int
     unreadable: tuple[str, ...]
+    seed: int = 0
 
 
 class HybridDataset(Dataset[Sample]):
@@ -177,6 +179,7 @@ class HybridDataset(Dataset[Sample]):
             image_id=int(self.starts[number]) + image // self.directions[number],
             dataset_id=self.parts[number].row,
             unreadable=tuple(lost),
+            seed=seed,
         )
 
     def annotations(self, number: int, image: int) -> tuple[Annotations, Tensor]:
