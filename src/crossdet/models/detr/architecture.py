@@ -64,7 +64,7 @@ def foreign_d_fine(path: Path) -> Foreign | None:
 
 def foreign_rt_detr(path: Path) -> Foreign | None:
     version = checkpoints.VERSIONS.get(checkpoints.model_type(path) or "")
-    return None if version is None else _foreign(path, RTDetrModel(weights=path, version=version))
+    return None if version is None else _foreign(path, RTDetrModel(weights=path, version=1 if version == 1 else 2))
 
 
 def _foreign(path: Path, model: DetrModel) -> Foreign:

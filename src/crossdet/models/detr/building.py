@@ -12,7 +12,7 @@ from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from crossdet.errors import UserError
-from crossdet.models.backbones import Backbone
+from crossdet.models.backbones import ALIASES, FEATURE_STRIDES, Backbone
 from crossdet.models.detr.checkpoints import CONFIG, check_files, described, directory_of, write_processor
 from crossdet.models.detr.decoders import decode_d_fine, decode_rt_detr
 from crossdet.models.detr.growth import has_rows
@@ -92,7 +92,8 @@ def _made(
 ) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
     """HF's model with random weights, and the normalisation of its pictures."""
     config = hf_config(settings, num_classes)
-    mean, std = settings.mean, settings.std
+    mean: tuple[float, ...] = settings.mean
+    std: tuple[float, ...] = settings.std
     backbone = None
     if settings.backbone is not None:
         backbone = Backbone(settings.backbone, pretrained=pretrained)
@@ -117,14 +118,14 @@ def _made(
 
 def _timm_config(name: str, levels: int) -> Any:
     import timm
-    from transformers import TimmBackboneConfig
-
-    from crossdet.models.backbones import ALIASES, FEATURE_STRIDES
+    from transformers import CONFIG_MAPPING
 
     name = ALIASES.get(name, name)
-    strides = timm.create_model(name, features_only=True, pretrained=False).feature_info.reduction()
+    body: Any = timm.create_model(name, features_only=True, pretrained=False)
+    strides = body.feature_info.reduction()
     positions = [strides.index(stride) for stride in FEATURE_STRIDES[-levels:]]
-    return TimmBackboneConfig(backbone=name, out_indices=positions, use_pretrained_backbone=False)
+    kind: Any = CONFIG_MAPPING["timm_backbone"]
+    return kind(backbone=name, out_indices=positions, use_pretrained_backbone=False)
 
 
 def _initialise(whole: Any) -> None:

@@ -53,7 +53,8 @@ class Prepared(NamedTuple):
 
 
 def _mapped(objects: Objects, function: Callable[[Tensor], Tensor]) -> Objects:
-    return Objects(*map(function, objects[:-1]), objects.counts)  # type: ignore[arg-type]
+    boxes, labels, images, by_teacher = map(function, objects[:-1])
+    return Objects(boxes, labels, images, by_teacher, objects.counts)
 
 
 def prepare(batch: Batch, square: int | None, denoising: Settings, first: int = 0) -> Batch:

@@ -91,7 +91,7 @@ class RTDetrModel(DetrModel):
     version: Literal[1, 2] = 2
 
 
-class DetrSettings(DetrModel, NetworkSettings):  # type: ignore[misc]
+class DetrSettings(DetrModel, NetworkSettings):
     """Everything that decides the network and its loss; stored with the weights as JSON.
 
     size: None where it began as a checkpoint.

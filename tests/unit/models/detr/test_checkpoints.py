@@ -201,8 +201,8 @@ def test_missing_and_unsafe_files(copy):
     with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, which could run code"):
         load_weights(copy)
     half = dict(list(tensors.items())[::2])
-    save_file(half, copy / "part.safetensors")
-    index = {"weight_map": dict.fromkeys(half, "part.safetensors") | {"more": "other.safetensors"}}
+    save_file(half, copy / "part.safetensors", {"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(half, "part.safetensors") | {"more": "other.safetensors"}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"names 1 files that do not exist \(other.safetensors, ...\)"):
         load_weights(copy)
