@@ -297,7 +297,13 @@ def split_folder(root: Path, summary: dict[str, Any]) -> SplitFolder:
                 for p in parts
             },
             "labels": {"merge": {"same_names": True}},
-            "train": {"epochs": 6, "steps": [4.0, 5.0], "warmup_epochs": 0.5, "plain": name == "naive"},
+            "train": {
+                "recipe": "paper",
+                "epochs": 6,
+                "steps": [4.0, 5.0],
+                "warmup_epochs": 0.5,
+                "plain": name == "naive",
+            },
             "union_test": {"format": "coco", "images": "images", "annotations": "test/all.json"},
         }
         (root / f"{name}.yaml").write_text(yaml.safe_dump(content))

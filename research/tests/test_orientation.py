@@ -41,8 +41,8 @@ def turned(index: Index, directions: tuple[int, ...], rule: str) -> Split:
 def truth_at(split: Split, degrees: int, scores: float = 0.9) -> DetectionArrays:
     """What a detector finds that finds every object of one roll, and nothing at other rolls."""
     image = split.index.image_of_box()
-    assert split.index.turned is not None
-    rows = np.flatnonzero(split.index.turned.degrees[image] == degrees)
+    assert split.index.rotation is not None
+    rows = np.flatnonzero(split.index.rotation.degrees[image] == degrees)
     return DetectionArrays(
         np.asarray(split.index.boxes)[rows], np.full(len(rows), scores), np.zeros(len(rows), np.int64), image[rows]
     )

@@ -20,21 +20,13 @@ from crossdet.config import Config, load_config
 from crossdet.errors import ConfigError, UserError
 from crossdet.files import write_json
 from crossdet.labels.space import LabelSpace
-from crossdet.training.loop import learning_rate
 from crossdet.training.recipe import Recipe
+from crossdet.training.schedule import Schedule
 from crossdet_research.ablation.methods import FURTHER, METHODS
-from crossdet_research.jobs import check_same
+from crossdet_research.jobs import check_same, comparable
 from crossdet_research.paper import data as paper_data
 from crossdet_research.paper.command import app, gpu_hours
-from crossdet_research.paper.experiments import (
-    Experiment,
-    Place,
-    comparable,
-    experiments_of,
-    find_rows,
-    resolve,
-    show,
-)
+from crossdet_research.paper.experiments import DATA, Experiment, Place, experiments_of, find_rows, resolve, show
 from crossdet_research.paper.rows import CONTRADICTIONS, DATASETS, MINI_STEPS, ROWS, TITLES, TRAININGS
 from crossdet_research.paper.tables import as_json, markdown, paper_table, value_of
 
@@ -226,10 +218,12 @@ def test_full_is_the_papers_recipe_and_the_configs_defaults(name, tmp_path):
     assert config.model.weights == "imagenet"
     train = config.train
     assert (train.epochs, train.batch_size, train.lr) == (20, 32, 0.04)
-    assert (train.warmup_epochs, train.steps, train.step_factor) == (2, (10, 15), 0.1)
-    assert (train.momentum, train.weight_decay) == (0.9, 1e-4)
+    assert (train.warmup_epochs, train.steps, train.factor) == (2, (10, 15), 0.1)
+    assert (train.optimizer, train.momentum, train.decay) == ("sgd", None, 1e-4)
     assert (config.input.shorter, config.input.longer) == (800, 1333)
-    assert config.train == Config.from_dict({"datasets": {"a": {"format": "coco", "train": {}}}}).train
+    assert Schedule.of(train, 1000).rate(3.0, 300, 0.15) == 0.04
+    for key in type(train).model_fields:
+        assert getattr(train, key) == getattr(Recipe(recipe="paper", lr=0.04), key), key
 
 
 @pytest.mark.parametrize("scale", ["full", "mini"])
@@ -264,8 +258,8 @@ def test_mini_trainings_share_one_budget_and_schedule(tmp_path):
         images = 300 * len(training.datasets)
         per_epoch = -(-images // train.batch_size)
         assert train.epochs * per_epoch >= MINI_STEPS, name
-        recipe = Recipe(epochs=train.epochs, lr=train.lr, warmup_epochs=train.warmup_epochs, steps=train.steps)
-        rates[name] = [learning_rate(recipe, step / (images / 8)) for step in range(MINI_STEPS)]
+        schedule = Schedule.of(train, images)
+        rates[name] = [schedule.rate(step / (images / 8), step, 0.0) for step in range(MINI_STEPS)]
     assert all(r == pytest.approx(rates["coco_resnet50"], rel=1e-3) for r in rates.values())
     falls = [i for i in range(1, MINI_STEPS) if rates["coco_resnet50"][i] < rates["coco_resnet50"][i - 1]]
     assert falls == [507, 619]  # 3/4 and 11/12 of 675
@@ -294,15 +288,15 @@ def test_table_5_takes_photographs_where_there_are_some(tmp_path):
 def test_the_data_folder_and_the_machine_are_no_part_of_an_experiment(tmp_path, monkeypatch):
     experiment = Experiment(TRAININGS["coco_face_resnet50"], "full")
     here, there = (Place(tmp_path / name, tmp_path) for name in ("here", "there"))
-    one = comparable(resolve(experiment, here), here.root)
+    one = comparable(resolve(experiment, here), {here.root: DATA})
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "8")
     config = resolve(experiment, there, overrides=["train.workers=7"])
     assert config.train.devices == 8
-    assert comparable(config, there.root) == one
+    assert comparable(config, {there.root: DATA}) == one
     assert str(tmp_path) not in json.dumps(one)
     check_same(one, one | {"key_of_an_older_version": 1}, tmp_path)
-    changed = comparable(resolve(experiment, there, overrides=["train.lr=0.1"]), there.root)
+    changed = comparable(resolve(experiment, there, overrides=["train.lr=0.1"]), {there.root: DATA})
     with pytest.raises(UserError, match=r"differing: train\.lr\. "):
         check_same(changed, one, tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "5")

@@ -122,7 +122,7 @@ def test_pictures_have_a_row_per_dataset_with_all_classes(results, tmp_path, mon
         assert row[22:, : row.shape[1] // 2].any()
         assert row[22:, row.shape[1] // 2 :].any()
         assert not row[:22].any()
-    with pytest.raises(UserError, match=r"expected a \.png or \.jpg"):
+    with pytest.raises(UserError, match=r"ends in \.png, \.jpg"):
         command(*words[:3], "-o", tmp_path / "figure6.svg")
 
 

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,12 @@ from crossdet.labels.rules import unknown
 from crossdet.labels.space import LabelSpace
 from crossdet.models.building import build_detector
 from crossdet.models.card import InputSettings, weights_path
-from crossdet.models.contract import Network
+from crossdet.models.contract import Limits, Network
 from crossdet.models.weights import load_weights
 from crossdet.types import Detections
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 DEFAULT_THRESHOLD = 0.3
-MAX_DETECTIONS, NMS_IOU = 100, 0.5
-"""Of `Network.find`, where nothing else is said."""
 BATCHES_AHEAD = 2
 """Batches of a folder that are decoded and resized while the network looks at another."""
 AnyImage = str | Path | Image.Image | np.ndarray | Tensor
@@ -43,7 +42,7 @@ class Detector:
     classes: the names that it knows, each member of a folded class for itself; `reported`: those of its detections.
     space: its label space, with the datasets that it was trained on.
     decoding: topk, max_detections, nms_iou and agnostic_nms, as the config of its training had them; see
-        `Network.find`.
+        `Limits`.
     thresholds: class -> score from which on it is reported, the best F1 on validation data; `DEFAULT_THRESHOLD`
         for classes that are not in it.
     fold: the directions of a class, and its classes per dataset, are reported as one class (docs/orientation.md);
@@ -96,7 +95,7 @@ class Detector:
         image: a file (EXIF orientation applied), PIL image, `[H, W, 3]` uint8 RGB array, or `[3, H, W]` uint8
             RGB tensor. classes: names to look for; None = all. score_threshold: one for all classes; None = each
             class's own. max_detections and further options (`agnostic_nms`, `nms_iou`, `topk`): of
-            `Network.find`; where not given as in `decoding`.
+            `Limits`; where not given as in `decoding`.
 
         Raises:
             UserError: unreadable file, unknown class, wrong array.
@@ -112,50 +111,45 @@ class Detector:
         **decode_options: Any,
     ) -> list[Detections]:
         """As `__call__`, for several images in one forward pass."""
-        options = self.options(classes, score_threshold, max_detections, **decode_options)
+        ids = self.class_ids(classes)
+        limits = self.limits(score_threshold, max_detections, **decode_options)
         pictures = [as_tensor(image) for image in images]
-        return self.find([(picture, self.resized(picture)) for picture in pictures], options)
+        return self.find([(picture, self.resized(picture)) for picture in pictures], ids, limits)
 
-    def options(
-        self,
-        classes: Sequence[str] | str | None = None,
-        score_threshold: float | None = None,
-        max_detections: int | None = None,
-        **decode_options: Any,
-    ) -> dict[str, Any]:
-        """The arguments of `batch` as `Network.find` takes them. Raises `UserError` for an unknown class."""
-        options = self.decoding | decode_options | {"classes": self._class_ids(classes)}
+    def limits(
+        self, score_threshold: float | None = None, max_detections: int | None = None, **decode_options: Any
+    ) -> Limits:
+        """The options of `__call__`, before anything is folded."""
         used = list(self.thresholds_used(score_threshold).values())
         thresholds = used if self.folding is None else [used[c] for c in self.folding.of]
-        options["score_threshold"] = torch.tensor(thresholds, device=self.device)
-        if max_detections is not None:
-            options["max_detections"] = max_detections
-        return options
+        limits = Limits(torch.tensor(thresholds, device=self.device), **(self.decoding | decode_options))
+        return limits if max_detections is None else replace(limits, max_detections=max_detections)
 
     def resized(self, picture: Tensor) -> Tensor:
         """A `[3, H, W]` uint8 picture at the size at which the network looks at it."""
         return self._resize(picture, torch.zeros((0, 4)))[0]
 
     @torch.inference_mode()
-    def find(self, pictures: Sequence[tuple[Tensor, Tensor]], options: Mapping[str, Any]) -> list[Detections]:
-        """Detections in pairs (picture, the same `resized`) with the `options` of that method.
+    def find(
+        self, pictures: Sequence[tuple[Tensor, Tensor]], classes: Sequence[int] | None, limits: Limits
+    ) -> list[Detections]:
+        """Detections in pairs (picture, the same `resized`). classes: of `class_ids`; limits: of that method.
 
         One forward pass; two where upright and lying pictures together would be mostly padding.
         """
         found: list[Detections | None] = [None] * len(pictures)
-        limit = options.get("max_detections", MAX_DETECTIONS)
-        nms_iou = options.get("nms_iou", NMS_IOU)
+        of_members = limits
         if self.folding is not None:
-            most, groups = limit * self.folding.largest, self.folding.nms_groups
-            options = {**options, "max_detections": most, "nms_groups": groups}
+            most, groups = limits.max_detections * self.folding.largest, self.folding.nms_groups
+            of_members = replace(limits, max_detections=most, nms_groups=groups)
         for rows in _alike([small for _, small in pictures]):
             stack, sizes = pad_images([pictures[row][1] for row in rows], self.model.fill_colour)
             if self.device.type == "cuda":
                 stack = stack.pin_memory().to(self.device, non_blocking=True)
-            raw = self.model.find(stack, sizes.to(self.device), **options)
+            raw = self.model.find(stack, sizes.to(self.device), classes, of_members)
             for row, detections, size in zip(rows, raw, sizes, strict=True):
                 original = torch.tensor(pictures[row][0].shape[1:], dtype=torch.int64)
-                found[row] = self._named(rescale(detections, size, original), limit, nms_iou)
+                found[row] = self._named(rescale(detections, size, original), limits)
         return [detections for detections in found if detections is not None]
 
     def thresholds_used(self, score_threshold: float | None) -> dict[str, float]:
@@ -175,7 +169,8 @@ class Detector:
             for name, of in zip(self.classes, whole, strict=True)
         ]
 
-    def _class_ids(self, classes: Sequence[str] | str | None) -> list[int] | None:
+    def class_ids(self, classes: Sequence[str] | str | None) -> list[int] | None:
+        """Ids of the members of these classes, None for all. Raises `UserError` for an unknown one."""
         if classes is None:
             return None
         names = [classes] if isinstance(classes, str) else list(classes)
@@ -189,12 +184,12 @@ class Detector:
             raise LabelError("; ".join(unknown("class", name, known) for name in strange))
         return [c for name in names for c in members.get(name) or [self.space.id_of(name)]]
 
-    def _named(self, found: Detections, limit: int, nms_iou: float) -> Detections:
+    def _named(self, found: Detections, limits: Limits) -> Detections:
         """With names; of one object that is found as several members of a fold the best one is left."""
         boxes, scores, labels, angles = found.boxes, found.scores, found.labels, None
         if self.folding is not None:
             one = torch.from_numpy(self.folding.of)[labels]
-            keep = batched_nms(boxes, scores, one, nms_iou)[:limit]
+            keep = batched_nms(boxes, scores, one, limits.nms_iou)[: limits.max_detections]
             if self.folding.has_angles:
                 angles = torch.from_numpy(self.folding.angles)[labels[keep]]
             boxes, scores, labels = boxes[keep], scores[keep], one[keep]
@@ -326,7 +321,7 @@ def predict_files(
         return picture, detector.resized(picture)
 
     more = {} if agnostic_nms is None else {"agnostic_nms": agnostic_nms}
-    options = detector.options(classes, score_threshold, max_detections, **more)
+    ids, limits = detector.class_ids(classes), detector.limits(score_threshold, max_detections, **more)
     groups = (files[i : i + batch_size] for i in range(0, len(files), batch_size))
     pool = ThreadPoolExecutor(max_workers=min(8, max(2, os.cpu_count() or 1)))
     try:
@@ -335,7 +330,7 @@ def predict_files(
             prepared = [future.result() for future in ahead.popleft()]
             ahead.extend([pool.submit(prepare, file) for file in group] for group in islice(groups, 1))
             pictures = [pair for pair in prepared if not isinstance(pair, str)]
-            found = iter(detector.find(pictures, options))
+            found = iter(detector.find(pictures, ids, limits))
             for file, pair in zip(files[start : start + batch_size], prepared, strict=True):
                 yield (file, None, pair) if isinstance(pair, str) else (file, pair[0], next(found))
     finally:  # also when the caller takes no more

@@ -39,11 +39,9 @@ def dataset_aware_focal_loss(
     Of the pair (position, class c), with p = sigmoid(logit):
 
     - position labelled c: `-alpha (1 - p)^gamma log(p)`;
-    - background position: `-(1 - alpha) p^gamma log(1 - p)` where the image trusts c, else exactly zero, with
-      exactly zero gradient;
-    - position labelled g != c: a negative for every c ("ground-truth patches from one dataset are included to
-      un-shared negative examples of other datasets"), except where `overlap[g, c]`. With
-      `foreground_negatives=False` only for the trusted c;
+    - background: `-(1 - alpha) p^gamma log(1 - p)` where the image trusts c, else exactly zero, the gradient too;
+    - position labelled g != c: a negative for every c (in the paper: an un-shared negative example), except where
+      `overlap[g, c]`. With `foreground_negatives=False` only for the trusted c;
     - position labelled IGNORE: nothing.
 
     "Exactly zero" holds for finite logits: an infinite or NaN one gives NaN (0 x inf) also where nothing is
@@ -52,28 +50,23 @@ def dataset_aware_focal_loss(
     Args:
         logits: `[B, N, C]` floating point, finite. Half types are computed in float32.
         labels: `[B, N]` int64, class id, `BACKGROUND` (-1) or `IGNORE` (-2).
-        trusted: `[B, C]` bool; all true gives the ordinary focal loss (naive concatenation).
+        trusted: `[B, C]` bool; all true gives the ordinary focal loss (naive concatenation). Or `[B, N, C]`, by
+            position: in a mosaic trust belongs to a place.
         alpha: weight of positives; negatives weigh 1 - alpha.
         gamma: focusing exponent.
-        foreground_negatives: whether labelled objects are negatives also for classes that their image does not
-            trust.
+        foreground_negatives: labelled objects are negatives also for classes that their image does not trust.
         overlap: `[C, C]` bool: an object of one class is no negative for the other.
-        avoid: `[P, 3]` int64 rows (image, position, class): this pair is no negative; class -1 = no class. A
-            positive stays a positive.
-        negative_weight: broadcastable to `[B, 1, C]`, multiplies the negative terms; `[C]` is one weight per
-            class, `[B, 1, C]` one per image and class.
-        compiled: run the innermost part through `torch.compile`; worth its start-up in long trainings. Needs a
-            C++ compiler (CPU) or Triton (GPU).
-        background_weight: `[B, C]` floating point, multiplies the negative terms of background positions, and not
-            those of labelled objects: how far the background is trusted where it is not a person who labelled.
+        avoid: `[P, 3]` int64 (image, position, class): the pair is no negative, but may be positive; -1 = no class.
+        negative_weight: `[C]` by class or `[B, 1, C]` by image and class, multiplies the negative terms.
+        compiled: the innermost part by `torch.compile`, for long trainings; needs a C++ compiler or Triton (GPU).
+        background_weight: `[B, C]`, multiplies the negative terms of background positions: how far it is trusted.
 
     Returns:
         Scalar: the sum, not divided by the number of positives; float64 for float64 logits, else float32.
 
     Raises:
-        ValueError: shapes or types do not fit together. On CPU tensors also: a label or an entry of `avoid` is
-            out of range. On other devices that is not looked at, since it would wait for the device in every
-            step; there an id out of range ends in a device-side assertion or a wrong index.
+        ValueError: shapes or types do not fit together; on a CPU also an id out of range in `labels` or `avoid`.
+            Elsewhere a check would wait for the device: there it is a device-side assertion or a wrong index.
     """
     return image_focal_losses(
         logits,
@@ -109,7 +102,8 @@ def image_focal_losses(
     # Autocast would run the sums below, which are matrix products, in half precision.
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        weight = trusted.to(logits.dtype)
+        by_position = trusted.dim() == 3
+        weight = logits.new_ones(len(logits), logits.shape[2]) if by_position else trusted.to(logits.dtype)
         if negative_weight is not None:
             factor = negative_weight.to(logits.dtype).broadcast_to(len(logits), 1, logits.shape[2])[:, 0]
             weight = weight * factor
@@ -122,8 +116,10 @@ def image_focal_losses(
         ).to(logits.dtype)
         if negative_weight is not None:
             negative = negative * factor[image]
+        # the terms of a logit of -1e4, a probability of zero, and their slope are zero; objects keep their logits
+        seen = logits.masked_fill(~trusted & (labels < 0)[:, :, None], -1e4) if by_position else logits
         sums, terms = _FocalSums.apply(
-            logits, labels == BACKGROUND, avoid, (image, position, own, negative), alpha, gamma, compiled
+            seen, labels == BACKGROUND, avoid, (image, position, own, negative), alpha, gamma, compiled
         )
         per_image: Tensor = (sums * weight).sum(1).index_add(0, image, terms)
         return per_image
@@ -155,13 +151,14 @@ def negative_weights(
         ValueError: as `dataset_aware_focal_loss`.
     """
     images, positions = labels.shape
-    classes = trusted.shape[1]
+    classes = trusted.shape[-1]
     dtype = torch.float32 if background_weight is None else background_weight.dtype
     stand_in = torch.empty((), dtype=dtype, device=labels.device).expand(images, positions, classes)
     _check_shapes(stand_in, labels, trusted, overlap, avoid, None, background_weight)
     _check_ids_on_cpu(stand_in, labels, avoid)
-    of_image = trusted.to(dtype) if background_weight is None else trusted * background_weight
-    weights = (labels == BACKGROUND)[:, :, None] * of_image[:, None]
+    weights = (labels == BACKGROUND)[:, :, None] * (trusted if trusted.dim() == 3 else trusted[:, None]).to(dtype)
+    if background_weight is not None:
+        weights = weights * background_weight[:, None]
     if avoid is not None and len(avoid):
         image, position, cls = avoid.unbind(1)
         whole, one = cls < 0, cls >= 0
@@ -341,9 +338,12 @@ def foreground_negatives_of(
 ) -> Tensor:
     """`[F, C]` bool: for which classes each foreground position is a negative, its own class not yet taken out.
 
-    trusted: `[B, C]`. labels: `[B, N]`. image, position: `[F]` where the labels are classes.
+    trusted: `[B, C]` or `[B, N, C]`. labels: `[B, N]`. image, position: `[F]` where the labels are classes.
     """
-    allowed = trusted.new_ones(len(image), trusted.shape[1]) if foreground_negatives else trusted[image]
+    if foreground_negatives:
+        allowed = trusted.new_ones(len(image), trusted.shape[-1])
+    else:
+        allowed = trusted[image] if trusted.dim() == 2 else trusted[image, position]
     if overlap is not None:
         allowed = allowed & ~overlap[labels[image, position]]
     if avoid is not None and len(avoid):
@@ -401,8 +401,10 @@ def _check_shapes(
     images, positions, classes = logits.shape
     if labels.shape != (images, positions) or labels.dtype != torch.int64:
         raise ValueError(f"labels: expected int64 [{images}, {positions}] like the logits, got {_shown(labels)}")
-    if trusted.shape != (images, classes) or trusted.dtype != torch.bool:
-        raise ValueError(f"trusted: expected bool [{images}, {classes}], got {_shown(trusted)}")
+    shapes = ((images, classes), (images, positions, classes))
+    if tuple(trusted.shape) not in shapes or trusted.dtype != torch.bool:
+        wanted_shape = f"[{images}, {classes}] or [{images}, {positions}, {classes}]"
+        raise ValueError(f"trusted: expected bool {wanted_shape}, got {_shown(trusted)}")
     if overlap is not None and (overlap.shape != (classes, classes) or overlap.dtype != torch.bool):
         raise ValueError(f"overlap: expected bool [{classes}, {classes}], got {_shown(overlap)}")
     if avoid is not None and (avoid.dim() != 2 or avoid.shape[1] != 3 or avoid.dtype != torch.int64):

@@ -127,6 +127,26 @@ def trust_groups(trusted: Tensor) -> tuple[TrustGroup, ...]:
     return tuple(TrustGroup(tuple(images), on_cpu[images[0]].nonzero().squeeze(1)) for images in rows.values())
 
 
+class Tiles(NamedTuple):
+    """The pictures that a mosaic is made of: trust belongs to a place, not to the whole image.
+
+    boxes: `[T, 4]` float32, xyxy, where each picture lies in the mosaic. trusted: `[T, C]` bool, what each of them
+    trusts. dataset_ids: `[T]` int64. In a batch all have `B` in front, and an image that is no mosaic has tiles
+    without area, which nothing touches, that trust what it trusts.
+
+    Background is a negative for a class only where all tiles that the position touches trust the class. A tile is
+    no region (`Flag`): there an object of the tile is a negative of the classes that the tile does not trust, as
+    it is in its own picture, and its background never is.
+    """
+
+    boxes: Tensor
+    trusted: Tensor
+    dataset_ids: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Tiles:
+        return Tiles(*map(function, self))
+
+
 @dataclass(frozen=True)
 class Batch:
     """What one training or evaluation step sees.
@@ -135,15 +155,17 @@ class Batch:
     sizes: `[B, 2]` int64, (height, width) of each image before padding.
     original_sizes: `[B, 2]` int64, (height, width) of the picture on disk.
     targets: one `Annotations` per image, in pixels of `images`.
-    trusted: `[B, C]` bool: background of the image may be a negative for the class.
+    trusted: `[B, C]` bool: background of the image may be a negative for the class, wherever it is.
     image_ids: `[B]` int64, row of the image in its hybrid dataset.
     dataset_ids: `[B]` int64, partition of the image; for logs and reports only, the loss never reads it.
     unreadable: what was replaced by another image because it could not be read, one line each.
-    trust_groups: images with equal rows of `trusted`; has_regions: whether a target has a region row. Both are
-        found when the batch is made on the CPU and travel with it, so that nobody has to ask the device.
+    trust_groups: images with equal rows of `trusted_somewhere`; has_regions: whether a target has a region row.
+        Both are found when the batch is made on the CPU and travel with it, so that nobody has to ask the device.
     prepared: what the network's `prepare` found in the loader's workers, None without one.
     background_weight: `[B, C]` float32, factor on the negatives that the background of an image gives for a
         class: below 1 where a teacher and no person says what is background. None: all 1.
+    tiles: of the mosaics among the images, whose `trusted` is what all their tiles trust: where they trust more.
+        None: no image is a mosaic.
     draws: `[B]` int64, the seed of everything random that happens to an image in this epoch, for what a network
         does at random; it stays on the CPU. None: not known, nothing is drawn.
     """
@@ -160,6 +182,7 @@ class Batch:
     has_regions: bool | None = None
     prepared: Prepared | None = None
     background_weight: Tensor | None = None
+    tiles: Tiles | None = None
     draws: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -175,18 +198,32 @@ class Batch:
         if self.background_weight is not None:
             shape = (count, self.trusted.shape[1])
             _expect("background_weight", self.background_weight, shape, torch.float32)
+        if self.tiles is not None:
+            number, classes = self.tiles.boxes.shape[1], self.trusted.shape[1]
+            _expect("tiles.boxes", self.tiles.boxes, (count, number, 4), torch.float32)
+            _expect("tiles.trusted", self.tiles.trusted, (count, number, classes), torch.bool)
+            _expect("tiles.dataset_ids", self.tiles.dataset_ids, (count, number), torch.int64)
         if self.draws is not None:
             _expect("draws", self.draws, (count,), torch.int64)
         if len(self.targets) != count:
             raise ValueError(f"targets: expected {count} (one per image), got {len(self.targets)}")
         if not self.trust_groups:
-            object.__setattr__(self, "trust_groups", trust_groups(self.trusted))
+            object.__setattr__(self, "trust_groups", trust_groups(self.trusted_somewhere))
         if self.has_regions is None:
             found = any(bool((target.flags & int(REGION_FLAGS)).any()) for target in self.targets)
             object.__setattr__(self, "has_regions", found)
 
     def __len__(self) -> int:
         return self.images.shape[0]
+
+    @property
+    def trusted_somewhere(self) -> Tensor:
+        """`[B, C]` bool: whether some part of the image trusts its background for the class."""
+        return self.trusted if self.tiles is None else self.tiles.trusted.any(1)
+
+    def of_datasets(self, table: Tensor) -> Tensor:
+        """`[B, C]` of weights `table [K, C]` by dataset; of a mosaic the smallest of its datasets'."""
+        return table[self.dataset_ids] if self.tiles is None else table[self.tiles.dataset_ids].amin(1)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         def move(tensor: Tensor) -> Tensor:
@@ -204,6 +241,7 @@ class Batch:
             trust_groups=tuple(group._replace(classes=move(group.classes)) for group in self.trust_groups),
             prepared=None if self.prepared is None else self.prepared.map(move),
             background_weight=None if self.background_weight is None else move(self.background_weight),
+            tiles=None if self.tiles is None else self.tiles.map(move),
         )
 
     def pin_memory(self) -> Batch:
@@ -217,6 +255,7 @@ class Batch:
             trust_groups=tuple(g._replace(classes=g.classes.pin_memory()) for g in self.trust_groups),
             prepared=None if self.prepared is None else self.prepared.map(lambda t: t.pin_memory()),
             background_weight=None if self.background_weight is None else self.background_weight.pin_memory(),
+            tiles=None if self.tiles is None else self.tiles.map(lambda t: t.pin_memory()),
         )
 
 

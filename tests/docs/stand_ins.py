@@ -15,7 +15,7 @@ from crossdet.data.index import Index, IndexBuilder
 
 # Overrides that shrink any config to two steps of a tiny network; a random backbone has no frozen statistics.
 TINY = ["input.shorter=64", "input.longer=96", "model.channels=16", "model.head_depth=1", "train.batch_size=2",
-        "train.epochs=1", "train.warmup_epochs=0.5", "train.steps=[0.9]", "train.max_steps=2",
+        "train.epochs=1", "train.max_steps=2",
         "train.workers=0", "train.accelerator=cpu", "eval.batch_size=4"]  # fmt: skip
 # of an extension, whose model and input size stand in the weights
 TINY_EXTENSION = [override for override in TINY if not override.startswith(("model", "input"))]

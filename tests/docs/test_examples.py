@@ -20,13 +20,16 @@ def bench(tmp_path_factory):
     coco(root, "coco/images/train", "coco/annotations/instances_train.json", coco_classes(), 8, 1)
     coco(root, "coco/images/val", "coco/annotations/instances_val.json", coco_classes(), 4, 2)
     voc(root / "voc_animals", ["cat", "cow", "dog", "horse", "sheep"], {"train": 8, "val": 4})
-    yolo(root / "dice", ["one", "two", "three"], {"train": 8, "val": 4})
-    for folder, classes in (("playing_cards", ["king", "ace"]), ("aquarium", ["fish", "shark"])):
+    yolo(root / "dice", ["five", "four", "one", "six", "three", "two"], {"train": 8, "val": 4})
+    animals = ["fish", "jellyfish", "penguin", "puffin", "shark", "starfish", "stingray"]
+    for folder, classes in (("playing_cards", ["king", "ace"]), ("aquarium", animals)):
         for seed, (split, count) in enumerate({"train": 8, "val": 4}.items()):
             annotations = f"{folder}/annotations/instances_{split}.json"
             coco(root, f"{folder}/images/{split}", annotations, classes, count, seed)
     for seed, (split, count) in enumerate({"train": 8, "val": 4}.items()):
         coco(root, "heads/images", f"heads/{split}.json", ["head"], count, seed)
+        things = ["person", "head", "lower_face", "torso", "cone", "machinery", "vehicle"]  # each part needs each
+        coco(root, "site_safety", f"site_safety/{split}_merged.json", things, 4 * count, seed)
     random_backbone(root / "weights" / "mobilenetv2_100.imagenet.safetensors")
     return root
 
@@ -40,7 +43,8 @@ def test_example_trains_two_steps(path, bench, tmp_path, monkeypatch):
     monkeypatch.setenv("CROSSDET_BENCH", str(bench))
     monkeypatch.setenv("CROSSDET_HEADS", str(bench / "heads"))
     monkeypatch.setenv("CROSSDET_WEIGHTS", str(bench / "weights"))
-    config = load_config(path, TINY)
+    of_paper = ["train.warmup_epochs=0.5", "train.steps=[0.9]"] if "recipe: paper" in path.read_text() else []
+    config = load_config(path, [*TINY, *of_paper])
     assert not inspect(config).errors
     record = train(config, output=tmp_path / "run")
     assert record["step"] == 2
@@ -55,16 +59,31 @@ def test_example_opens_with_command_time_and_result(path):
         assert part in head
 
 
-def test_the_split_in_the_head_of_its_example(bench, tmp_path, monkeypatch, research):
-    """As it stands there; the stand-ins show every class in every picture."""
+SPLITS = {
+    "bccd_full": ["red", "white"],
+    "site_safety_full": ["faces", "persons", "rest"],
+    "aquarium_full": ["small", "large"],
+    "dice_full": ["low", "high"],
+}
+"""Example with a split in its head -> the parts of it."""
+
+
+def test_every_example_with_a_split_is_listed():
+    assert set(SPLITS) == {path.stem for path in EXAMPLES if "crossdet-research split" in path.read_text()}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_the_split_in_the_head_of_its_example(name, bench, tmp_path, monkeypatch, research):
+    """As it stands there."""
     monkeypatch.setenv("CROSSDET_BENCH", str(bench))
     monkeypatch.setenv("CROSSDET_WEIGHTS", str(bench / "weights"))
-    (example,) = [path for path in EXAMPLES if path.stem == "bccd_full"]
+    (example,) = [path for path in EXAMPLES if path.stem == name]
     (line,) = [
         row for row in example.read_text().splitlines() if "crossdet-research split" in row and "--part" in row
     ]
     monkeypatch.chdir(tmp_path)
-    words = line.strip("# ").replace("examples/bccd_full.yaml", str(example))
-    assert research(*shlex.split(words)[1:]).returncode == 0
-    for name in ("aware", "naive", "same_positives", "full", "expert_red", "expert_white"):
-        assert not inspect(load_config(tmp_path / "bccd_look" / f"{name}.yaml")).errors
+    words = shlex.split(line.strip("# ").replace(f"examples/{name}.yaml", str(example)))
+    assert research(*words[1:]).returncode == 0
+    folder = tmp_path / words[words.index("--output") + 1]
+    for method in ("aware", "naive", "same_positives", "full", *(f"expert_{part}" for part in SPLITS[name])):
+        assert not inspect(load_config(folder / f"{method}.yaml")).errors

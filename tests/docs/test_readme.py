@@ -167,7 +167,7 @@ def test_python(world, monkeypatch, tmp_path):
 
 def test_the_config_is_the_paper_recipe():
     (text,) = blocks("yaml")
-    assert yaml.safe_load(text)["train"] == {"epochs": 20, "batch_size": 32, "lr": 0.04}
+    assert yaml.safe_load(text)["train"] == {"minutes": 60}
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -24,6 +24,7 @@ from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.inference import Detector
 from crossdet.models.card import InputSettings
+from crossdet.models.contract import Limits
 from crossdet.models.retinanet.growth import ADAPTERS, BIAS, WEIGHT, by_class
 from crossdet.models.retinanet.settings import Adapter, RetinaNetSettings
 from crossdet.models.weights import load_weights, update_card
@@ -145,8 +146,8 @@ def test_frozen_detections_are_bit_identical(frozen, trained, world, signs):
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     sizes = torch.tensor([[64, 96], [64, 80]])
     with torch.inference_mode():
-        first = before.model.decode(before.model(images), sizes, [0, 1], 0.0)
-        second = after.model.decode(after.model(images), sizes, [0, 1], 0.0)
+        first = before.model.decode(before.model(images), sizes, [0, 1], Limits(0.0))
+        second = after.model.decode(after.model(images), sizes, [0, 1], Limits(0.0))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a.boxes, b.boxes)
         assert torch.equal(a.scores, b.scores)

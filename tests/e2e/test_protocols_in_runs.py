@@ -17,7 +17,7 @@ from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.curves import read_methods
 from crossdet.evaluation.files.wider_face_lists import read_wider_face_truth, write_wider_face_lists
 from crossdet.evaluation.protocols import PROTOCOLS
-from crossdet.evaluation.protocols.entry import Limits, best_per_image, score_split
+from crossdet.evaluation.protocols.entry import ProtocolLimits, best_per_image, score_split
 from crossdet.evaluation.run import EvalSettings
 from crossdet.evaluation.splits import Split
 from crossdet.inference import DEFAULT_THRESHOLD
@@ -213,7 +213,7 @@ def test_the_config_overrides_the_limits_of_a_protocol():
     settings = EvalSettings(64, 96, score_threshold=0.2, max_detections=7)
     assert vars(settings.limits(PROTOCOLS["wider_face"])) == {"max_detections": 7, "score_threshold": 0.2}
     assert settings.limits(PROTOCOLS["coco"]).max_detections == 7
-    assert EvalSettings(64, 96).limits(PROTOCOLS["wider_face"]) == Limits(750, 0.01)
+    assert EvalSettings(64, 96).limits(PROTOCOLS["wider_face"]) == ProtocolLimits(750, 0.01)
 
 
 def test_the_best_of_each_image_are_kept_in_their_order():

@@ -24,7 +24,9 @@ from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.models.weights import load_weights
 from crossdet.runs.building import build_fabric, network_settings, training_data
 from crossdet.runs.evaluate import Evaluation
-from crossdet.training.loop import Recipe, Sealed, TrainStep, learning_rate
+from crossdet.training.loop import Sealed, TrainStep
+from crossdet.training.recipe import Recipe
+from crossdet.training.schedule import Schedule
 
 STEPS_PER_EPOCH = 6
 
@@ -77,7 +79,7 @@ def test_config_in_the_run_is_resolved_and_loads_again(trained, world):
     wanted = world.config(trained.settings)
     assert loaded.model_copy(update={"output": None}) == wanted
     raw = yaml.safe_load((trained.folder / "config.yaml").read_text())
-    assert raw["train"]["momentum"] == 0.9  # the defaults are written out
+    assert raw["train"]["warmup_factor"] == 0.001  # the defaults are written out
 
 
 def test_weights_carry_what_predicting_needs(trained):
@@ -212,7 +214,7 @@ def test_plain_trusts_the_background_of_every_dataset(world, short, tmp_path):
 
 def test_ema_is_the_running_average_of_the_weights(world, short, tmp_path):
     """The file holds the average, the state both; one step back and the newest weights give the average."""
-    decay = 0.7
+    decay = 0.05  # below (1 + 1) / (10 + 1), to which it is bounded after one update
     run(world, tmp_path / "one", {"train.max_steps": 1})
     run(world, tmp_path / "two", {"train.max_steps": 2})
     run(world, tmp_path / "ema", {"train.max_steps": 2, "train.ema": decay})
@@ -312,7 +314,10 @@ def test_max_steps_in_a_later_epoch(world, tmp_path):
 
 
 def test_learning_rate_schedule():
-    paper = Recipe()
+    def learning_rate(schedule, epoch):
+        return schedule.rate(epoch, 0, 0.0)
+
+    paper = Schedule.of(Recipe(recipe="paper"), 1000)
     assert learning_rate(paper, 0) == pytest.approx(0.04 * 0.001)
     assert learning_rate(paper, 1) == pytest.approx(0.04 * (0.001 + 0.999 / 2))
     assert learning_rate(paper, 2) == pytest.approx(0.04)

@@ -72,6 +72,7 @@ class World:
             },
             "input": {"shorter": 64, "longer": 96},
             "train": {
+                "recipe": "paper",
                 "epochs": 2,
                 "batch_size": 4,
                 "lr": 0.02,

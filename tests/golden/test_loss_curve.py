@@ -72,6 +72,7 @@ def curve(
         "input": {"shorter": 96, "longer": 160},
         "augment": {"scale_jitter": [0.8, 1.2]},
         "train": {
+            "recipe": "paper",
             "epochs": 9,
             "batch_size": 4,
             "lr": 0.2,

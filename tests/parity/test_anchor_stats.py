@@ -84,7 +84,7 @@ def test_sizes_are_those_of_the_transform(shorter, longer):
 
 def test_boxes_are_those_of_the_transform():
     boxes = np.array([[10, 20, 70, 50], [0, 0, 101, 77]], np.float32)
-    _, expected = Resize(200, 333)(torch.zeros((3, 77, 101), dtype=torch.uint8), torch.from_numpy(boxes))
+    _, expected, _ = Resize(200, 333)(torch.zeros((3, 77, 101), dtype=torch.uint8), torch.from_numpy(boxes))
     sizes = np.array([[77, 101]] * 2)
     have = resized_boxes(boxes, sizes, resized_sizes(sizes, 200, 333))
     np.testing.assert_allclose(have, expected.numpy(), rtol=1e-6)

@@ -24,6 +24,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from crossdet.models.backbones import Backbone, freeze_batch_norm
+from crossdet.models.contract import Limits
 from crossdet.models.retinanet.network import Outputs, RetinaNet
 from crossdet.models.retinanet.settings import PYRAMID_STRIDES, Anchors, RetinaNetLoss, RetinaNetSettings
 from crossdet.types import Annotations, Batch
@@ -219,7 +220,7 @@ def test_detections(pair):
     wanted = theirs.postprocess_detections(
         {"cls_logits": outputs.logits, "bbox_regression": outputs.deltas}, [anchors, anchors], sizes
     )
-    found = ours.decode(outputs, torch.tensor(sizes), **SETTINGS)
+    found = ours.decode(outputs, torch.tensor(sizes), limits=Limits(**SETTINGS))
     for a, b in zip(found, wanted, strict=True):
         assert len(a) == SETTINGS["max_detections"]  # the cap binds
         assert a.labels.tolist() == b["labels"].tolist()
@@ -234,7 +235,7 @@ def test_detections_end_to_end(pair):
     """From pixels: the same objects, up to the rounding of two float32 networks."""
     ours, theirs = pair.ours.eval(), pair.theirs.eval()
     wanted = theirs([pair.images[0] / 255])[0]
-    found = ours.decode(ours(pair.images[:1]), torch.tensor([[HEIGHT, WIDTH]]), **SETTINGS)[0]
+    found = ours.decode(ours(pair.images[:1]), torch.tensor([[HEIGHT, WIDTH]]), limits=Limits(**SETTINGS))[0]
     assert len(found) == len(wanted["boxes"])
     torch.testing.assert_close(found.scores, wanted["scores"], rtol=1e-2, atol=1e-3)
     close = (found.boxes[:, None] - wanted["boxes"]).abs().amax(2) < 0.05
@@ -260,7 +261,7 @@ def test_boxes_clipped_to_nothing_are_not_reported(pair):
         )[0]
     finally:
         theirs.detections_per_img = theirs_unlimited
-    found = ours.decode(outputs, torch.tensor(sizes), **SETTINGS | {"max_detections": 10_000})[0]
+    found = ours.decode(outputs, torch.tensor(sizes), limits=Limits(**SETTINGS | {"max_detections": 10_000}))[0]
     seen = (wanted["boxes"][:, 2:] > wanted["boxes"][:, :2]).all(1)
     assert 0 < int(seen.sum()) < len(seen)
     assert found.labels.tolist() == wanted["labels"][seen].tolist()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from crossdet import LabelSpace
-from crossdet.losses import dataset_aware_focal_loss, image_focal_losses, smooth_l1
+from crossdet.losses import dataset_aware_focal_loss, image_focal_losses, negative_weights, smooth_l1
 from crossdet.types import BACKGROUND, IGNORE
 
 FACE, PERSON = 0, 1
@@ -394,9 +394,10 @@ def test_arguments_are_not_changed():
         ({"labels": torch.full((2, 4), -3)}, r"labels: -3 is no class id"),
         (
             {"trusted": torch.ones(2, 4, dtype=torch.bool)},
-            r"trusted: expected bool \[2, 3\], got torch.bool \[2, 4\]",
+            r"trusted: expected bool \[2, 3\] or \[2, 4, 3\], got torch.bool \[2, 4\]",
         ),
-        ({"trusted": torch.ones(2, 3)}, r"trusted: expected bool \[2, 3\], got torch.float32 \[2, 3\]"),
+        ({"trusted": torch.ones(2, 3)}, r"trusted: expected bool \[2, 3\] .*, got torch.float32 \[2, 3\]"),
+        ({"trusted": torch.ones(2, 3, 3, dtype=torch.bool)}, r"trusted: expected .* got torch.bool \[2, 3, 3\]"),
         ({"trusted": torch.ones(3, dtype=torch.bool)}, r"trusted: expected bool \[2, 3\]"),
         (
             {"overlap": torch.zeros(3, 2, dtype=torch.bool)},
@@ -443,6 +444,26 @@ def test_weights_of_every_shape_that_fits(shape):
     full = weight.expand(2, 1, 3).contiguous()
     found = image_focal_losses(**case | {"negative_weight": weight})
     assert torch.equal(found, image_focal_losses(**case | {"negative_weight": full}))
+
+
+@pytest.mark.parametrize("foreground_negatives", [True, False])
+def test_trust_by_position(foreground_negatives):
+    """Equal rows give what one row gives; else each position is that of an image that trusts what it trusts."""
+    case = random_case(5) | {"foreground_negatives": foreground_negatives, "avoid": None}
+    images, positions, classes = case["logits"].shape
+    repeated = case["trusted"][:, None].expand(-1, positions, -1)
+    one, same = (image_focal_losses(**case | {"trusted": t}) for t in (case["trusted"], repeated))
+    torch.testing.assert_close(same, one, rtol=1e-12, atol=0)
+    trusted = torch.rand(images, positions, classes, generator=torch.Generator().manual_seed(0)) < 0.5
+    found = image_focal_losses(**case | {"trusted": trusted})
+    alone = torch.zeros_like(found)
+    for n in range(positions):
+        part = {"logits": case["logits"][:, n : n + 1], "labels": case["labels"][:, n : n + 1]}
+        alone += image_focal_losses(**case | part | {"trusted": trusted[:, n]})
+        weights = negative_weights(case["labels"], trusted, case["overlap"], None, foreground_negatives)
+        row = negative_weights(part["labels"], trusted[:, n], case["overlap"], None, foreground_negatives)
+        assert torch.equal(weights[:, n], row[:, 0])
+    torch.testing.assert_close(found, alone, rtol=1e-12, atol=0)
 
 
 def test_a_broken_logit_is_not_hidden():

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from crossdet.commands.terminal import JsonFile, out, say
 from crossdet.errors import UserError
@@ -46,9 +44,3 @@ def seed_numbers(given: list[str] | None) -> list[int]:
 def say_bold(text: str) -> None:
     """For the steps of a queue, among all that the trainings print."""
     say(text, style="bold")
-
-
-def show_tables(tables: Iterable[Table]) -> None:
-    for table in tables:
-        wide.print(table, highlight=False)
-        out.print()

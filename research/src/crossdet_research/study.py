@@ -15,13 +15,13 @@ from typing import Any, ClassVar, TypeVar
 import typer
 from rich.table import Table
 
-from crossdet.commands.terminal import say
+from crossdet.commands.terminal import out, say
 from crossdet.config import Config
 from crossdet.config.mistakes import suggest
 from crossdet.errors import Diverged, RunError, UserError, problem_list
 from crossdet.files import write_atomically, write_json
 from crossdet_research import jobs
-from crossdet_research.options import show_tables
+from crossdet_research.options import wide
 from crossdet_research.tables import Run
 
 # ------------------------------------------------------------------------------------------- methods
@@ -253,7 +253,9 @@ def report(
     content: Any = None,
 ) -> None:
     """Shows tables and lines, and writes the files that were asked for."""
-    show_tables(tables)
+    for table in tables:
+        wide.print(table, highlight=False)
+        out.print()
     for line in lines:
         say(line)
     if markdown_file is not None:

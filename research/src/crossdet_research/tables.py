@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from rich.markup import escape
 from rich.table import Table
 
+from crossdet.evaluation.tables import lineless_table
+
 Run = Mapping[str, Any]
 """The JSON of one training."""
 
@@ -107,9 +109,8 @@ def rich_tables(grids: Iterable[Grid], numbers_from: int = 1) -> list[Table]:
     """For the terminal: names on one line; numbers, from a column on, to the right."""
     tables = []
     for grid in grids:
-        shown = Table(title=escape(grid.title), title_justify="left", box=None, pad_edge=False)
-        for at, name in enumerate(grid.headers):
-            shown.add_column(escape(name), justify="right" if at >= numbers_from else "left", no_wrap=not at)
+        shown = lineless_table(*grid.headers, title=escape(grid.title), left=numbers_from)
+        shown.columns[0].no_wrap = True
         for row in grid.rows:
             shown.add_row(*map(escape, row))
         tables.append(shown)

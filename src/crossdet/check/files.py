@@ -41,7 +41,7 @@ def look_at_files(index: Index, paths: Mapping[int, Path], own_sizes: bool = Fal
     unreadable: list[str] = []
     contradicting: list[str] = []
     as_stored: dict[Path, bool] = {}  # -> a quarter turn would be seen in the size
-    sizes = index.sizes if index.turned is None else index.turned.sizes
+    sizes = index.sizes if index.rotation is None else index.rotation.sizes
     for (row, path), have in zip(paths.items(), header_sizes(list(paths.values())), strict=True):
         height, width = (int(side) for side in sizes[row])
         if have is None:
@@ -51,12 +51,12 @@ def look_at_files(index: Index, paths: Mapping[int, Path], own_sizes: bool = Fal
         elif have != (width, height) or not _stored_sideways(path):
             told = f"{path}: the picture is {have[1]}x{have[0]}, its annotation says {width}x{height}"
             contradicting.append(told)
-    turned = [
+    marked = [
         f"{path} (orientation {mark})"
         for (path, seen), mark in zip(as_stored.items(), _orientations(list(as_stored)), strict=True)
         if 2 <= mark <= (4 if seen else 8)
     ]
-    kinds = (missing, unreadable, contradicting, turned)
+    kinds = (missing, unreadable, contradicting, marked)
     return FileReport(len(paths), *(Places.of(found) for found in kinds))
 
 

@@ -69,8 +69,8 @@ def _warnings(report: Report, config: Config, sources: Sources, old: int) -> Ite
     yield from (f"merge of unlike classes: {text}" for text in report.partial_merges)
     if report.network is not None:
         yield from report.network.warnings()
-    if sources.train and config.train.early_decay:
-        yield config.train.early_decay
+    if sources.train:
+        yield from config.train.warnings
     yield from lonely_members(sources.space)
 
 
@@ -108,8 +108,9 @@ def _file_warnings(split: SplitReport, where: str) -> Iterator[str]:
         if places.count and files.bad < files.checked:
             count = f"{places.count:,} of {files.checked:,} image files"
             yield f"{where}: {count} {what}, such as {places.first[0]}"
-    if files.turned.count:
-        count = f"{files.turned.count:,} of {files.checked:,} image files, such as {files.turned.first[0]}"
+    marked = files.exif_orientation
+    if marked.count:
+        count = f"{marked.count:,} of {files.checked:,} image files, such as {marked.first[0]}"
         yield (
             f"{where}: EXIF would turn or mirror {count}: training and evaluation read them as stored, "
             "`predict` turns them upright. If their boxes fit what is stored (`crossdet check CONFIG "

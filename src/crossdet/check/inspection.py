@@ -21,6 +21,7 @@ from crossdet.data.reading import IMAGE_REASONS
 from crossdet.data.rotation import pictures, rows_per_picture
 from crossdet.errors import LabelError
 from crossdet.labels.space import DROPPED, LabelSpace
+from crossdet.training.schedule import Schedule
 from crossdet.types import REGION_FLAGS, Flag
 
 
@@ -54,19 +55,23 @@ def report_on(config: Config, sources: Sources, max_images: int | None = None, o
         for split, index in indexes.items()
     )
     classes, avoiding = _class_reports(sources)
+    train_images = sum(len(pictures(index)) for index in sources.train.values())
+    from_scratch = config.model.weights == "none" and not old
+    schedule = Schedule.of(config.train, train_images, from_scratch) if train_images else None
     report = Report(
         datasets=space.datasets,
         federated=tuple(space.datasets[row] for row in sorted(space.federated)),
         dropped=_dropped(config, space),
         splits=splits,
         classes=classes,
-        train_images=sum(len(pictures(index)) for index in sources.train.values()),
+        train_images=train_images,
         avoiding_images=avoiding,
         likely_duplicates=tuple(space.likely_duplicates()),
         partial_merges=tuple(space.partial_merges(_labelled(sources))),
         network=anchor_coverage(config, sources),
         duplicates=tuple(find_duplicates({split: found.values() for split, found in paths.items()})),
         max_images=max_images,
+        recipe=() if schedule is None else tuple(schedule.lines()),
     )
     return with_findings(report, config, sources, old)
 

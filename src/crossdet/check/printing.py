@@ -70,6 +70,9 @@ def print_report(report: Report, console: Console) -> None:
         title, table = report.network.table()
         heading(console, title)
         show(console, table)
+    if report.recipe:
+        heading(console, "Training")
+        _lines(console, report.recipe)
     _print_findings(report, console)
 
 

@@ -41,15 +41,15 @@ class FileReport:
     """The image files of a split, by their headers: a file broken further in is found when it is decoded.
 
     checked: files looked at. contradicting: size in the header is in neither orientation the annotated one.
-    turned: usable files that training and evaluation read as stored and `predict` turns or mirrors by their EXIF
-    mark, since no annotated size says which of the two the boxes are in.
+    exif_orientation: usable files that training and evaluation read as stored and `predict` turns or mirrors by
+    their EXIF mark, since no annotated size says which of the two the boxes are in.
     """
 
     checked: int
     missing: Places
     unreadable: Places
     contradicting: Places
-    turned: Places = Places()
+    exif_orientation: Places = Places()
 
     @property
     def bad(self) -> int:
@@ -131,6 +131,7 @@ class Report:
     errors: the run would fail. warnings: it would run, but probably not as meant. notes: good to know.
     avoiding_images: training images whose background is not used for at least one class.
     max_images: limit of image files looked at per split, None = all.
+    recipe: how it would be trained, a line each; empty where there is nothing to train on.
     """
 
     datasets: tuple[str, ...]
@@ -145,6 +146,7 @@ class Report:
     network: NetworkFinding | None
     duplicates: tuple[DuplicateReport, ...]
     max_images: int | None
+    recipe: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -59,11 +59,12 @@ def evaluate(
 
     from crossdet.runs.evaluate import evaluate as score
     from crossdet.runs.evaluate import metrics_table
+    from crossdet.training.guard import lines
 
     inside = run / f"eval_{config.stem}" if run.is_dir() else None
     folder = output or inside
     metrics = score(run, loaded, output=folder, fold=fold, agnostic_nms=agnostic_nms, last=last)
-    print(metrics_table(metrics))
+    print(*[metrics_table(metrics), *lines(metrics["warnings"])], sep="\n")
     if classes:
         for name, row in metrics["datasets"].items():
             out.print(_class_table(name, row["per_class"]))

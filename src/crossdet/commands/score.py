@@ -6,7 +6,7 @@ ratios in 0..1 and nothing rounded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,7 +17,9 @@ from crossdet.errors import UserError
 from crossdet.files import write_json
 
 if TYPE_CHECKING:
+    from crossdet.evaluation.files.wider_pedestrian import PedestrianFiles
     from crossdet.evaluation.precision_recall import Curve
+    from crossdet.evaluation.protocols.wider_pedestrian import ChallengeScores
 
 app = typer.Typer(
     name="score",
@@ -224,15 +226,18 @@ def wider_face(
             "all scores are equal: here every detection counts at the last threshold, the released code divides "
             "0 by 0 and gives 0"
         )
-    if read.missing:
-        known = f"{len(read.missing)} of {len(lists.names)} images have no prediction file"
-        notes.append(f"{known} and count as without detections: {some(read.missing)}")
-    if read.unknown:
-        notes.append(
-            f"{len(read.unknown)} prediction file(s) of no image of the set left out: {some(read.unknown)}"
-        )
+    notes += _file_notes(read.missing, read.unknown, len(lists.names))
     _finish(notes, record, json_file)
     _write_curves(curves, name, predictions, truth, {"wider_face": found.curves})
+
+
+def _file_notes(missing: Sequence[str], unknown: Sequence[str], images: int) -> Iterator[str]:
+    """missing: images without a prediction file; unknown: prediction files without an image."""
+    if missing:
+        known = f"{len(missing)} of {images} images have no prediction file"
+        yield f"{known} and count as without detections: {some(missing)}"
+    if unknown:
+        yield f"{len(unknown)} prediction file(s) of no image of the set left out: {some(unknown)}"
 
 
 @app.command(name="wider_pedestrian")
@@ -285,24 +290,37 @@ def wider_pedestrian(
         "coco_style": {**ratios, "cyclists": cyclists},
         "ignore_regions": len(files.truth.regions),
     }
-    first = f"challenge {files.edition} AP"
-    rows = [(first, percent(challenge.AP))]
-    rows += [(f"{first} at IoU .{50 + 5 * at}", percent(challenge.per_iou[at])) for at in (0, 5)]
-    regions = "no ignore regions" if ignore is None else "ignore regions as crowd"
-    riders = f", cyclists {'joined' if cyclists == 'join' else 'ignored'}" if files.edition == 2018 else ""
-    rows += [(f"COCO-style {key}, {regions}{riders}", percent(value)) for key, value in ratios.items()]
+    rows = [*_challenge_rows(challenge, files.edition), *_style_rows(ratios, files.edition, ignore, cyclists)]
     count = f"{files.truth.images} images, {len(files.truth.boxes)} boxes, {len(detections.scores)} detections"
     print_table(f"WIDER Pedestrian {files.edition}: {count}", ("metric", "%"), rows)
-    notes = [f"{len(files.truth.regions)} ignore regions used"]
-    if ignore is None:
-        notes = ["no ignore regions were used (--ignore FILE): what lies in them counts like everything else"]
-    if files.outside:
-        notes.append(f"{files.outside} ignore regions of images that are not in {annotations} left out")
-    _finish(notes, record, json_file)
+    _finish(_region_notes(files, annotations, ignore), record, json_file)
     chosen = {"IoU .50": challenge.curves[0], "IoU .75": challenge.curves[5]}
     coco_curves = {key: style.curves[key] for key in ("AP50", "AP75")}
     groups = {f"wider_pedestrian challenge {files.edition}": chosen, "wider_pedestrian coco-style": coco_curves}
     _write_curves(curves, name, predictions, annotations, groups)
+
+
+def _challenge_rows(challenge: ChallengeScores, edition: int) -> list[tuple[str, str]]:
+    first = f"challenge {edition} AP"
+    rows = [(first, percent(challenge.AP))]
+    return rows + [(f"{first} at IoU .{50 + 5 * at}", percent(challenge.per_iou[at])) for at in (0, 5)]
+
+
+def _style_rows(
+    ratios: Mapping[str, float], edition: int, ignore: Path | None, cyclists: str
+) -> list[tuple[str, str]]:
+    regions = "no ignore regions" if ignore is None else "ignore regions as crowd"
+    riders = f", cyclists {'joined' if cyclists == 'join' else 'ignored'}" if edition == 2018 else ""
+    return [(f"COCO-style {key}, {regions}{riders}", percent(value)) for key, value in ratios.items()]
+
+
+def _region_notes(files: PedestrianFiles, annotations: Path, ignore: Path | None) -> Iterator[str]:
+    if ignore is None:
+        yield "no ignore regions were used (--ignore FILE): what lies in them counts like everything else"
+    else:
+        yield f"{len(files.truth.regions)} ignore regions used"
+    if files.outside:
+        yield f"{files.outside} ignore regions of images that are not in {annotations} left out"
 
 
 def _finish(notes: Iterable[str], record: dict[str, Any], json_file: Path | None) -> None:

@@ -1,5 +1,4 @@
-"""The sections of the config file. The defaults are the paper's recipe ("Cross-dataset Training for Class
-Increasing Object Detection"); a comment says what a field means where its name does not."""
+"""The sections of the config file; a comment says what a field means where its name does not."""
 
 from __future__ import annotations
 
@@ -135,9 +134,16 @@ class InputConfig(Section):
 
 
 class AugmentConfig(Section):
-    flip: Fraction = 0.5
+    flip: Fraction = 0.5  # this and the last three: probabilities
     scale_jitter: Range = (1.0, 1.0)  # range of a factor on the size
     photometric: StrictBool = False
+    zoom_out: Fraction = 0.0  # on a canvas up to twice as wide and high
+    iou_crop: Fraction = 0.0
+    mosaic: Fraction = 0.0  # of four pictures of all datasets
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> AugmentConfig:
+        """The section with these values for the keys that the config does not name: for recipes."""
+        return self.model_copy(update={k: v for k, v in defaults.items() if k not in self.model_fields_set})
 
 
 class EvalConfig(Section):
@@ -169,12 +175,16 @@ class PseudoConfig(Section):
             return {"negative_weight": 0.5, **data}
         return data
 
-    def schedule(self, epochs: int) -> tuple[int, int]:
-        """(from_epoch, every) of a training of so many epochs.
+    def schedule(self, epochs: int | None) -> tuple[int, int]:
+        """(from_epoch, every) of a training of so many epochs; None: nobody knows how many, and both are given.
 
-        By default an epoch after the default learning rate falls, at 1/2 and 3/4 of them: before a fall the
-        weights are at their noisiest.
+        By default an epoch after the default learning rate begins to fall, at 1/2 of them: before that the weights
+        are at their noisiest.
         """
+        if epochs is None:
+            assert self.from_epoch is not None
+            assert self.every is not None
+            return self.from_epoch, self.every
         first = max(1, min(epochs // 2 + 1, epochs - 1)) if self.from_epoch is None else self.from_epoch
         return first, max(1, epochs // 4) if self.every is None else self.every
 
@@ -358,18 +368,10 @@ def _recipe_problems(config: Config) -> Iterator[Problem]:
         return _problem(f"`{keys[0]}`: expected {expected}, got {show(value)}", *keys)
 
     train, size = config.train, config.input
-    share = train.accumulate * train.devices
-    if train.batch_size % share:
-        expected = f"a multiple of accumulate x devices = {share}"
-        yield wrong(expected, train.batch_size, "train.batch_size", "train.accumulate", "train.devices")
-    if list(train.steps) != sorted(set(train.steps)):
-        yield wrong("epochs in increasing order", train.steps, "train.steps")
-    if train.warmup_epochs > train.epochs:
-        expected = f"at most `train.epochs` = {train.epochs}"
-        yield wrong(expected, train.warmup_epochs, "train.warmup_epochs", "train.epochs")
     if config.augment.scale_jitter[0] > config.augment.scale_jitter[1]:
         yield wrong("[smallest, largest]", config.augment.scale_jitter, "augment.scale_jitter")
-    for keys, expected, value in ARCHITECTURES[config.model.name].contradictions(config.model):
+    of_network = ARCHITECTURES[config.model.name].contradictions(config.model)
+    for keys, expected, value in (*train.contradictions(), *of_network):
         yield wrong(expected, value, *keys)
     if size.shorter > size.longer:
         yield wrong(f"at most `input.longer` = {size.longer}", size.shorter, "input.shorter", "input.longer")
@@ -390,7 +392,13 @@ def _pseudo_problems(config: Config) -> Iterator[Problem]:
             if getattr(pseudo, key) is not None:
                 text = f"`pseudo.{key}` is for `teachers: self`; others label once, before the training"
                 yield _problem(text, f"pseudo.{key}", "pseudo.teachers")
-    elif pseudo.schedule(epochs)[0] >= epochs:
+    elif epochs is None and (config.train.minutes or config.train.max_steps):
+        if pseudo.from_epoch is None or pseudo.every is None:
+            text = "expected both where the length of the training is not in epochs (`train.epochs`)"
+            yield _problem(
+                f"`pseudo.from_epoch`, `pseudo.every`: {text}", "pseudo", "train.minutes", "train.max_steps"
+            )
+    elif epochs is not None and pseudo.schedule(epochs)[0] >= epochs:
         text = f"expected less than `train.epochs` = {epochs}, got {pseudo.schedule(epochs)[0]}"
         yield _problem(f"`pseudo.from_epoch`: {text}", "pseudo.from_epoch", "train.epochs", "pseudo")
 

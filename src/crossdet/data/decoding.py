@@ -61,13 +61,13 @@ def read_row(index: Index, row: int) -> Tensor:
 
     Raises `UnreadableImage`.
     """
-    sizes = index.sizes if index.turned is None else index.turned.sizes
+    sizes = index.sizes if index.rotation is None else index.rotation.sizes
     annotated = int(sizes[row, 0]), int(sizes[row, 1])
-    if index.turned is None:
+    if index.rotation is None:
         return read_image(index.path(row), annotated)
     if 0 in annotated:
         raise UnreadableImage(f"{index.path(row)}: its size was unknown, so its boxes could not be turned")
-    return rotate(read_image(index.path(row), annotated), int(index.turned.degrees[row]))
+    return rotate(read_image(index.path(row), annotated), int(index.rotation.degrees[row]))
 
 
 def rotate(image: Tensor, degrees: int) -> Tensor:

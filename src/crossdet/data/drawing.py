@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -99,7 +99,8 @@ def write_batch_pictures(
     """Writes every image of the batches as training sees it, without its padding; returns the files.
 
     A strip below says what cannot be seen: the dataset, the boxes per class, and the classes for which the
-    background of this picture is not used. Regions (crowds, ignored, avoided) are hatched.
+    background of this picture is not used; of a mosaic for each of its tiles, whose borders are white. Regions
+    (crowds, ignored, avoided) are hatched.
 
     dataset_names: by `Batch.dataset_ids`.
     """
@@ -110,13 +111,47 @@ def write_batch_pictures(
             height, width = (int(side) for side in batch.sizes[row])
             pixels = batch.images[row, :, :height, :width].permute(1, 2, 0).contiguous().cpu().numpy()
             dataset = dataset_names[int(batch.dataset_ids[row])]
-            drawn = _annotated(Image.fromarray(pixels), batch.targets[row], space.classes)
+            picture, tiles = Image.fromarray(pixels), _tiles_of(batch, row)
+            _outline(picture, tiles)
+            drawn = _annotated(picture, batch.targets[row], space.classes)
             lines = _strip_lines(dataset, batch.targets[row], batch.trusted[row], space.classes)
+            if tiles:
+                lines = [f"mosaic, {lines[0]}", *(_tile_line(tile, dataset_names, space.classes) for tile in tiles)]
             name = safe_name(f"{len(written):03d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', dataset)}")
             file = folder / f"{name}.jpg"
             _with_strip(drawn, lines).save(file, quality=92, subsampling=0)
             written.append(file)
     return written
+
+
+class _Tile(NamedTuple):
+    """One tile of a mosaic. place: upper left to lower right."""
+
+    place: str
+    box: Box
+    trusted: Tensor
+    dataset_id: int
+
+
+def _tiles_of(batch: Batch, row: int) -> list[_Tile]:
+    """None where the image is no mosaic."""
+    if batch.tiles is None or not batch.tiles.boxes[row].any():
+        return []
+    boxes, trusted, dataset_ids = (values[row] for values in batch.tiles)
+    places = ("upper left", "upper right", "lower left", "lower right")
+    return [_Tile(*tile) for tile in zip(places, boxes.tolist(), trusted, dataset_ids.tolist(), strict=True)]
+
+
+def _outline(picture: Image.Image, tiles: Iterable[_Tile]) -> None:
+    """Draws the borders of the tiles into the picture."""
+    draw = ImageDraw.Draw(picture)
+    for tile in tiles:
+        draw.rectangle(_inside(tile.box, picture.size), outline="white")
+
+
+def _tile_line(tile: _Tile, dataset_names: Sequence[str], classes: Sequence[str]) -> str:
+    avoided = avoided_text([c for c, trusted in zip(classes, tile.trusted, strict=True) if not trusted])
+    return f"{tile.place}, {dataset_names[tile.dataset_id]}: {avoided}"
 
 
 def _annotated(picture: Image.Image, target: Annotations, classes: Sequence[str]) -> Image.Image:

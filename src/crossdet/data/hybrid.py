@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,18 +17,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from crossdet.data.augment import Augment, View, resized
 from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.data.federated import repeat_factors, verified_classes
 from crossdet.data.index import Index, offsets
+from crossdet.data.mosaic import PICTURES, SCALE, Piece, joined, rooms
 from crossdet.data.rotation import pictures, rows_per_picture
 from crossdet.errors import RunError
 from crossdet.labels.folds import NO_CLASS, mirror_map
 from crossdet.labels.space import DROPPED, LabelSpace
-from crossdet.types import Annotations, Flag
+from crossdet.types import Annotations, Flag, Tiles
 
-Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Transform = Callable[[Tensor, Tensor], View]
 
-CORNER = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+VISIBLE = 0.3
+"""Share of an object's area from which on what a crop leaves of it is learnt as the object."""
 MAX_SUBSTITUTES = 20
 """Unreadable images in a row after which something is wrong with the disk, not with an image."""
 
@@ -75,9 +79,22 @@ class Draw(NamedTuple):
     seed: int
 
 
+class Picture(NamedTuple):
+    """A picture that was read: image row of a part. lost: those that could not be read before it was taken."""
+
+    number: int
+    row: int
+    pixels: Tensor
+    original_size: tuple[int, int]
+    lost: tuple[str, ...]
+
+
 class Sample(NamedTuple):
-    """One transformed image. `unreadable`: the images that could not be read before this one was taken. `seed`: of
-    its draw."""
+    """One transformed image. `unreadable`: the images that could not be read before this one was taken.
+
+    tiles: of a mosaic, whose other values are those of its first picture; but `trusted` is what all its pictures
+    trust. seed: of the draw.
+    """
 
     image: Tensor
     original_size: tuple[int, int]
@@ -86,6 +103,7 @@ class Sample(NamedTuple):
     image_id: int
     dataset_id: int
     unreadable: tuple[str, ...]
+    tiles: Tiles | None = None
     seed: int = 0
 
 
@@ -95,12 +113,14 @@ class HybridDataset(Dataset[Sample]):
     Args:
         parts: the datasets.
         space: their label space.
-        transform: (image, boxes) -> (image, boxes).
+        transform: (image, boxes) -> `View`.
         plain: naive concatenation: every image trusts its background for every class.
         substitute: an unreadable image is replaced by the next readable one of its part (training). Otherwise
             (evaluation) it comes as a blank image with original size (0, 0), for which nothing is reported.
         min_side: objects with a side below this many pixels after the transform are not learnt: they would turn
             an anchor that is many times larger into a positive.
+        mosaic: share of the draws that become a mosaic: of the picture drawn and three more, drawn from all parts
+            by `draw_weights`. Needs an `Augment`, whose zoom out and crop are for the other draws.
     """
 
     def __init__(
@@ -111,6 +131,7 @@ class HybridDataset(Dataset[Sample]):
         plain: bool = False,
         substitute: bool = True,
         min_side: float = 1.0,
+        mosaic: float = 0.0,
     ) -> None:
         self.parts = list(parts)
         self.space = space
@@ -121,6 +142,8 @@ class HybridDataset(Dataset[Sample]):
         self.directions = [part.directions for part in parts]
         self.starts = offsets([len(part.index) // part.directions for part in parts])
         self.mirrored = mirror_map(len(space.classes), space.folds)
+        self.mosaic = mosaic
+        self.drawn_below = np.cumsum(self.draw_weights()) if mosaic else None
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -139,11 +162,77 @@ class HybridDataset(Dataset[Sample]):
         return np.concatenate([part.weight * part.repeat_factors() for part in self.parts])
 
     def __getitem__(self, draw: Draw | int) -> Sample:
-        row, seed = draw if isinstance(draw, Draw) else (draw, 0)
-        number, image = self.locate(row)
+        draw = draw if isinstance(draw, Draw) else Draw(draw, 0)
+        if self.mosaic:
+            generator = np.random.default_rng([draw.seed, PICTURES])
+            if generator.random() < self.mosaic:
+                return self._mosaic(draw.row, generator)._replace(seed=draw.seed)
+        picture = self._read(draw)
+        piece = self._piece(picture, draw.seed, self.transform)
+        sample = self._sample(picture, piece.image, piece.target, piece.trusted, picture.lost)
+        return sample._replace(seed=draw.seed)
+
+    def _sample(
+        self,
+        picture: Picture,
+        image: Tensor,
+        target: Annotations,
+        trusted: Tensor,
+        lost: tuple[str, ...],
+        tiles: Tiles | None = None,
+    ) -> Sample:
+        return Sample(
+            image=image,
+            original_size=picture.original_size,
+            target=target,
+            trusted=trusted,
+            image_id=int(self.starts[picture.number]) + picture.row // self.directions[picture.number],
+            dataset_id=self.parts[picture.number].row,
+            unreadable=lost,
+            tiles=tiles,
+        )
+
+    def _mosaic(self, row: int, generator: np.random.Generator) -> Sample:
+        """Of this row's picture and three more; a function of the draw alone, as all that happens to it."""
+        assert isinstance(self.transform, Augment)  # training's transform
+        assert self.drawn_below is not None  # there are mosaics
+        marks = generator.random(PICTURES - 1) * self.drawn_below[-1]
+        others = np.searchsorted(self.drawn_below, marks, side="right").clip(max=len(self) - 1)
+        draws = map(Draw, [row, *others.tolist()], generator.integers(0, 2**62, PICTURES).tolist())
+        read = [(self._read(draw), draw.seed) for draw in draws]
+        first = read[0][0]
+        size = resized(*first.original_size, self.transform.shorter, self.transform.longer)
+        places = rooms(*size, generator)
+        pieces = []
+        for (picture, seed), place in zip(read, places, strict=True):
+            left, top, right, bottom = place
+            scale = float(generator.uniform(*SCALE))
+            show = partial(self.transform.piece, room=(bottom - top, right - left), scale=scale)
+            pieces.append(self._piece(picture, seed, show))
+        image, target, tiles = joined(pieces, places, size, self.transform.fill)
+        lost = tuple(line for picture, _ in read for line in picture.lost)
+        return self._sample(first, image, target, tiles.trusted.all(0), lost, tiles)
+
+    def _piece(self, picture: Picture, seed: int, transform: Transform) -> Piece:
+        """What the transform shows of a picture, with its labels and its trust."""
+        target, trusted = self.annotations(picture.number, picture.row)
+        target = replace(target, boxes=_clipped(target.boxes, picture.pixels))
+        # Seeded per draw, not per worker: the same run gives the same pictures for any number of workers, and a
+        # resumed one continues with the pictures it would have seen.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
+            view = transform(picture.pixels, target.boxes)
+        if self.mirrored is not None and view.mirrored:
+            target = replace(target, labels=_mirrored(target.labels, self.mirrored))
+        target = after_transform(target, view.boxes, view.image, self.min_side)
+        return Piece(view.image, target, trusted, self.parts[picture.number].row)
+
+    def _read(self, draw: Draw) -> Picture:
+        """The picture of a draw, or the next readable one of its part."""
+        number, image = self.locate(draw.row)
         part, directions, lost = self.parts[number], self.directions[number], []
         if directions > 1:
-            image += int(np.random.default_rng(seed).integers(directions))
+            image += int(np.random.default_rng(draw.seed).integers(directions))
         for step in range(min(MAX_SUBSTITUTES, len(part.index) // directions)):
             candidate = (image + step * directions) % len(part.index)
             try:
@@ -152,35 +241,10 @@ class HybridDataset(Dataset[Sample]):
                 lost.append(str(error))
                 if not self.substitute:
                     blank = torch.full((3, 64, 64), 128, dtype=torch.uint8)
-                    return self._sample(number, candidate, blank, (0, 0), seed, lost)
+                    return Picture(number, candidate, blank, (0, 0), tuple(lost))
                 continue
-            original = (pixels.shape[1], pixels.shape[2])
-            return self._sample(number, candidate, pixels, original, seed, lost)
+            return Picture(number, candidate, pixels, (pixels.shape[1], pixels.shape[2]), tuple(lost))
         raise RunError(f"{len(lost)} images in a row cannot be read, the last one: {lost[-1]}")
-
-    def _sample(
-        self, number: int, image: int, pixels: Tensor, original: tuple[int, int], seed: int, lost: list[str]
-    ) -> Sample:
-        target, trusted = self.annotations(number, image)
-        # Seeded per draw, not per worker: the same run gives the same pictures for any number of workers, and a
-        # resumed one continues with the pictures it would have seen.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
-            # a pixel in the corner goes along: it shows whether the picture was mirrored
-            pixels, boxes = self.transform(pixels, torch.cat([target.boxes, CORNER]))
-        if self.mirrored is not None and float(boxes[-1, 0]) > 0:
-            target = replace(target, labels=_mirrored(target.labels, self.mirrored))
-        boxes = boxes[:-1]
-        return Sample(
-            image=pixels,
-            original_size=original,
-            target=_after_transform(target, boxes, pixels, self.min_side),
-            trusted=trusted,
-            image_id=int(self.starts[number]) + image // self.directions[number],
-            dataset_id=self.parts[number].row,
-            unreadable=tuple(lost),
-            seed=seed,
-        )
 
     def annotations(self, number: int, image: int) -> tuple[Annotations, Tensor]:
         """Targets in unified ids and original pixels, and the `[C]` trusted row, of one image of one part."""
@@ -221,14 +285,28 @@ def _mirrored(labels: Tensor, becomes: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(mirrored)
 
 
-def _after_transform(target: Annotations, boxes: Tensor, pixels: Tensor, min_side: float) -> Annotations:
-    """Clips boxes to the image, drops the empty ones, and turns tiny objects into avoided regions."""
+def _clipped(boxes: Tensor, pixels: Tensor) -> Tensor:
+    """Boxes `[M, 4]` cut at the border of the picture `[3, H, W]`."""
     height, width = pixels.shape[1:]
     # in NumPy: on a handful of boxes an operation of torch takes several times as long
     high = np.array([width, height, width, height], np.float32)
-    clipped = np.minimum(np.maximum(boxes.numpy(), np.float32(0)), high)
-    shorter = (clipped[:, 2:] - clipped[:, :2]).min(1)
-    flags = target.flags.numpy() | np.where(shorter < min_side, np.uint8(Flag.AVOID), np.uint8(0))
+    return torch.from_numpy(np.minimum(np.maximum(boxes.numpy(), np.float32(0)), high))
+
+
+def after_transform(target: Annotations, boxes: Tensor, pixels: Tensor, min_side: float) -> Annotations:
+    """The annotations of a view: what a crop does to objects, and nothing that is visible becomes background.
+
+    An object of which less than `VISIBLE` of the area is left, or that is tiny, is an avoided region of its class
+    over what is visible of it; one that is outside is gone. Others, and all regions, are cut at the border.
+
+    target: before the transform, boxes inside the picture. boxes: the same boxes in the view `pixels`, not yet cut.
+    min_side: see `HybridDataset`.
+    """
+    whole, cut = boxes.numpy(), _clipped(boxes, pixels).numpy()
+    sides = cut[:, 2:] - cut[:, :2]
+    shorter = sides.min(1)
+    hidden = sides.prod(1) < VISIBLE * (whole[:, 2:] - whole[:, :2]).prod(1)
+    flags = target.flags.numpy() | np.where((shorter < min_side) | hidden, np.uint8(Flag.AVOID), np.uint8(0))
     kept = shorter > 0
-    arrays = (clipped[kept], target.labels.numpy()[kept], flags[kept])
+    arrays = (cut[kept], target.labels.numpy()[kept], flags[kept])
     return Annotations(*(torch.from_numpy(array) for array in arrays))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.data.rotation_geometry import Turned
+from crossdet.data.rotation_geometry import Rotation
 
 NOT_A_NUMBER = "box with a coordinate that is no number"
 NO_AREA = "box without area"
@@ -82,7 +82,7 @@ class Index:
     area: `[M]` float32; the annotated area, else the box area. columns: further ones per box (WIDER FACE), `[M]`.
     negatives, not_exhaustive: per-image class lists of a federated dataset (LVIS); None otherwise.
     skipped: what the reader left out, reason -> places ("file:line: value"), for `crossdet check`.
-    turned: how far the pictures are turned (`data.rotation`); sizes and boxes are those of the turned ones.
+    rotation: how far the pictures are turned (`data.rotation`); sizes and boxes are those of the turned ones.
     """
 
     classes: tuple[str, ...]
@@ -100,7 +100,7 @@ class Index:
     negatives: Ragged | None = None
     not_exhaustive: Ragged | None = None
     skipped: dict[str, list[str]] = field(default_factory=dict)
-    turned: Turned | None = None
+    rotation: Rotation | None = None
 
     def __post_init__(self) -> None:
         images, boxes = len(self.names), len(self.boxes)
@@ -154,7 +154,7 @@ class Index:
             **self.box_columns(box_rows),
             negatives=ragged(self.negatives),
             not_exhaustive=ragged(self.not_exhaustive),
-            turned=None if self.turned is None else self.turned.take(images),
+            rotation=None if self.rotation is None else self.rotation.take(images),
         )
 
 

@@ -19,12 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
+from crossdet.data.augment import IMAGENET_MEAN
 from crossdet.data.hybrid import Draw, HybridDataset, Sample
 from crossdet.errors import RunError, UserError
-from crossdet.types import PAD_DIVISOR, Batch
-
-IMAGENET_MEAN = (124, 116, 104)
-"""RGB mean of ImageNet: what batches are padded with where no model says otherwise."""
+from crossdet.types import PAD_DIVISOR, Batch, Tiles
 
 
 def epoch_rows(weights: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.int64]:
@@ -146,7 +144,8 @@ def collate(
     """
     groups: dict[bytes, list[Sample]] = {}
     for sample in samples:
-        groups.setdefault(sample.trusted.numpy().tobytes(), []).append(sample)
+        somewhere = sample.trusted if sample.tiles is None else sample.tiles.trusted.any(0)
+        groups.setdefault(somewhere.numpy().tobytes(), []).append(sample)
     samples = [sample for group in groups.values() for sample in group]
     images, sizes = pad_images([sample.image for sample in samples], fill)
     batch = Batch(
@@ -158,9 +157,28 @@ def collate(
         image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
         dataset_ids=torch.tensor([sample.dataset_id for sample in samples], dtype=torch.int64),
         unreadable=tuple(line for sample in samples for line in sample.unreadable),
+        tiles=_tiles(samples),
         draws=torch.tensor([sample.seed for sample in samples], dtype=torch.int64),
     )
     return batch if finish is None else finish(batch)
+
+
+def _tiles(samples: Sequence[Sample]) -> Tiles | None:
+    """Of a batch, see `Tiles`; None where there is no mosaic."""
+    count = max((len(sample.tiles.boxes) for sample in samples if sample.tiles is not None), default=0)
+    if not count:
+        return None
+    alone = [
+        Tiles(
+            torch.zeros(count, 4),
+            sample.trusted.expand(count, -1),
+            torch.full((count,), sample.dataset_id, dtype=torch.int64),
+        )
+        if sample.tiles is None
+        else sample.tiles
+        for sample in samples
+    ]
+    return Tiles(*(torch.stack(parts) for parts in zip(*alone, strict=True)))
 
 
 LARGE = 1 << 14

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.data.index import Index, Ragged
-from crossdet.data.rotation_geometry import BOX_RULES, Turned, canvas, direction_problem, turn_boxes
+from crossdet.data.rotation_geometry import BOX_RULES, Rotation, canvas, direction_problem, rotate_boxes
 from crossdet.labels.folds import direction_name
 from crossdet.types import REGION_FLAGS, Flag
 
@@ -28,8 +28,8 @@ def rotated(
     Args:
         index: upright pictures. One whose size is unknown cannot be turned and counts as unreadable.
         directions: degrees counter-clockwise, each in 0..359.
-        box: `enclosing` or `centred`, see `turn_boxes`. Regions (crowds, ignore regions) are always enclosing: too
-            large a region only leaves out negatives.
+        box: `enclosing` or `centred`, see `rotate_boxes`. Regions (crowds, ignore regions) are always enclosing:
+            too large a region only leaves out negatives.
         classes: the directions that have a class of their own, at least `directions`: class k then becomes as many
             classes `name@degrees`. None: classes stay as they are.
 
@@ -45,8 +45,8 @@ def rotated(
         raise ValueError(f"directions: {problem}")
     if box not in BOX_RULES:
         raise ValueError(f"box: expected one of {', '.join(BOX_RULES)}, got {box!r}")
-    if index.turned is not None:
-        raise ValueError("this index is turned already")
+    if index.rotation is not None:
+        raise ValueError("this index is rotated already")
     if named is not None and not set(order) <= set(named):
         raise ValueError(f"classes: {named} lack some of the directions {order}")
     many = index.take(np.repeat(np.arange(len(index), dtype=np.int64), len(order)))
@@ -60,7 +60,7 @@ def rotated(
         sizes=canvas(many.sizes, degrees),
         boxes=boxes,
         area=np.where(np.isclose(many.area, before), after, many.area).astype(np.float32),
-        turned=Turned(degrees, many.sizes),
+        rotation=Rotation(degrees, many.sizes),
     )
     if named is None:
         return turned
@@ -87,14 +87,14 @@ def without_direction_classes(index: Index) -> Index:
 
 def pictures(index: Index) -> NDArray[np.int64]:
     """One row per picture: all rows, or those of the first direction of a turned index."""
-    if index.turned is None or not len(index):
+    if index.rotation is None or not len(index):
         return np.arange(len(index), dtype=np.int64)
-    return np.flatnonzero(index.turned.degrees == index.turned.degrees[0])
+    return np.flatnonzero(index.rotation.degrees == index.rotation.degrees[0])
 
 
 def rows_per_picture(index: Index) -> int:
     """D of a turned index as `rotated` makes it, 1 of an upright one."""
-    return 1 if index.turned is None or not len(index) else len(index) // len(pictures(index))
+    return 1 if index.rotation is None or not len(index) else len(index) // len(pictures(index))
 
 
 def _boxes(many: Index, degrees: NDArray[np.int16], rule: str) -> NDArray[np.float32]:
@@ -102,7 +102,7 @@ def _boxes(many: Index, degrees: NDArray[np.int16], rule: str) -> NDArray[np.flo
     known: NDArray[np.bool_] = np.all(many.sizes[image] > 0, axis=1)
     region = (np.asarray(many.flags) & int(REGION_FLAGS | Flag.INVALID)) != 0
     centred = ~region if rule == "centred" else np.zeros(len(image), bool)
-    moved = turn_boxes(many.boxes, many.sizes[image], degrees[image], centred)
+    moved = rotate_boxes(many.boxes, many.sizes[image], degrees[image], centred)
     return np.where(known[:, None], moved, many.boxes).astype(np.float32)
 
 

@@ -21,15 +21,15 @@ SLACK = 1e-6
 
 
 @dataclass(frozen=True)
-class Turned:
-    """How the images of an index are turned. degrees: `[I]` int16. sizes: `[I, 2]` int32 (height, width) of the
+class Rotation:
+    """How the images of an index are rotated. degrees: `[I]` int16. sizes: `[I, 2]` int32 (height, width) of the
     pictures on disk, 0 where unknown."""
 
     degrees: NDArray[np.int16]
     sizes: NDArray[np.int32]
 
-    def take(self, images: NDArray[np.int64]) -> Turned:
-        return Turned(self.degrees[images], self.sizes[images])
+    def take(self, images: NDArray[np.int64]) -> Rotation:
+        return Rotation(self.degrees[images], self.sizes[images])
 
 
 def equal_directions(count: int) -> tuple[int, ...]:
@@ -45,7 +45,7 @@ def canvas(sizes: NDArray[np.integer[Any]], degrees: NDArray[np.integer[Any]]) -
     return grown
 
 
-def turn_boxes(
+def rotate_boxes(
     boxes: NDArray[np.floating[Any]],
     sizes: NDArray[np.integer[Any]],
     degrees: NDArray[np.integer[Any]],

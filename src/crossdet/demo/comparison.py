@@ -49,17 +49,11 @@ def demo_config(plain: bool, seed: int, steps: int | None = None) -> dict[str, A
             "weights": "none",
             "channels": 64,
             "head_depth": 1,
-            "group_norm": True,  # random weights learn several times faster with it
             "anchors": {"scales": [2, 3], "ratios": [0.7, 1.2, 2.2]},
         },
         "input": {"shorter": 160, "longer": 224},
         "train": {
             "epochs": 6,
-            "steps": [4.5, 5.5],
-            "batch_size": 8,
-            "lr": 0.03,
-            "warmup_epochs": 0.5,
-            "clip_norm": 5.0,
             "workers": 0,
             "accelerator": "cpu",
             "eval_every": 0,

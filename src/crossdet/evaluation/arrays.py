@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -116,6 +117,12 @@ class DetectionArrays:
                 f"detections: {int(bad.sum())} of {len(bad)} scores are no finite numbers (at most "
                 f"{LARGEST_SCORE:g}), the first in row {row} ({self.scores[row]})"
             )
+
+    @classmethod
+    def joined(cls, parts: Sequence[DetectionArrays]) -> DetectionArrays:
+        """All detections, part by part; at least one part."""
+        columns = ((one.boxes, one.scores, one.labels, one.image_of_box) for one in parts)
+        return cls(*map(np.concatenate, zip(*columns, strict=True)))
 
     def with_boxes(self, boxes: Floats) -> DetectionArrays:
         """The same detections with other boxes `[N, 4]`, such as in another box format."""

@@ -17,23 +17,22 @@ from crossdet.data.index import Index
 from crossdet.data.loading import make_loader, sequential_batches
 from crossdet.data.rotation import rows_per_picture
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.folding import fold_detections
+from crossdet.evaluation.folding import fold_detections, orientation_scores
 from crossdet.evaluation.operating import Judged, confident_share, judge
-from crossdet.evaluation.orientation import orientation_scores
 from crossdet.evaluation.precision_recall import Curve
 from crossdet.evaluation.protocols import PROTOCOLS
-from crossdet.evaluation.protocols.entry import Limits, Protocol, score_split
+from crossdet.evaluation.protocols.entry import Protocol, ProtocolLimits, score_split
 from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.inference import rescale
 from crossdet.labels.folds import Folding
 from crossdet.labels.space import DROPPED, LabelSpace
-from crossdet.models.contract import Network
+from crossdet.models.contract import Limits, Network
 
 
 @dataclass(frozen=True)
 class EvalSettings:
     """How a detector looks at the pictures of a split. shorter, longer: network input. The others: see
-    `Network.find`.
+    `Limits`.
 
     score_threshold, max_detections: None = as each protocol has it.
     """
@@ -57,9 +56,9 @@ class EvalSettings:
         values = {name: getattr(given, name) for name in names} | {"workers": workers} | other
         return cls(size.shorter, size.longer, **values)
 
-    def limits(self, protocol: Protocol) -> Limits:
+    def limits(self, protocol: Protocol) -> ProtocolLimits:
         own = protocol.limits
-        return Limits(
+        return ProtocolLimits(
             own.max_detections if self.max_detections is None else self.max_detections,
             own.score_threshold if self.score_threshold is None else self.score_threshold,
         )
@@ -91,13 +90,21 @@ def detect(
     """Detections of the unified `classes` (None = all) in all images of `index`, in original pixels.
 
     Limits that `settings` leaves open are COCO's. With several `ranks` each process takes its share of the images
-    and all get the whole result. nms_groups: see `Network.find`. The model's train/eval mode is restored.
+    and all get the whole result. nms_groups: see `Limits`. The model's train/eval mode is restored.
     """
     space = LabelSpace(("dataset",), ("object",), ({},))  # the ground truth is not needed to detect
     part = Part(index, 0, np.full(len(index.classes), DROPPED, np.int64))
     dataset = HybridDataset([part], space, Resize(settings.shorter, settings.longer), substitute=False)
     batches = sequential_batches(len(index), settings.batch_size, rank, ranks)
-    limits = settings.limits(PROTOCOLS["coco"])
+    most = settings.limits(PROTOCOLS["coco"])
+    limits = Limits(
+        most.score_threshold,
+        settings.topk,
+        most.max_detections,
+        settings.nms_iou,
+        settings.agnostic_nms,
+        nms_groups,
+    )
     was_training = model.training
     model.eval()
     device = model.device
@@ -106,17 +113,8 @@ def detect(
     lost: list[str] = []
     with autocast or nullcontext():
         for batch in make_loader(dataset, batches, settings.workers, device.type == "cuda", model.fill_colour):
-            rows = model.find(
-                batch.images.to(device, non_blocking=True),
-                batch.sizes.to(device),
-                classes,
-                limits.score_threshold,
-                settings.topk,
-                limits.max_detections,
-                settings.nms_iou,
-                settings.agnostic_nms,
-                nms_groups,
-            )
+            images = batch.images.to(device, non_blocking=True)
+            rows = model.find(images, batch.sizes.to(device), classes, limits)
             lost.extend(batch.unreadable)
             for row, detections in enumerate(rows):
                 if int(batch.original_sizes[row, 0]) == 0:
@@ -133,8 +131,7 @@ def _gathered(mine: DetectionArrays, lost: list[str], ranks: int) -> Found:
     """What all ranks found, in the order of the images."""
     everyone: list[Any] = [None] * ranks
     torch.distributed.all_gather_object(everyone, (mine, lost))
-    columns = [(d.boxes, d.scores, d.labels, d.image_of_box) for d, _ in everyone]
-    found = DetectionArrays(*map(np.concatenate, zip(*columns, strict=True)))
+    found = DetectionArrays.joined([detections for detections, _ in everyone])
     order = np.argsort(found.image_of_box, kind="stable")
     return Found(found.take(order), tuple(line for _, part in everyone for line in part))
 

@@ -58,6 +58,7 @@ class Backbone(nn.Module):
                 f"give a local .safetensors or .pth file, or `weights: none`"
             ) from error
         self.body = body
+        self.name = name
         self.channels: list[int] = body.feature_info.channels()
         config = timm.get_pretrained_cfg(name)
         self.mean: tuple[float, ...] = config.mean if config else (0.485, 0.456, 0.406)
@@ -65,6 +66,23 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return self.body(images)
+
+    def stem(self) -> list[nn.Module]:
+        """The layers up to and with those at stride 4.
+
+        Raises `UserError` for models that do not say which these are.
+        """
+        ends = [info["module"] for info in self.body.feature_info.info if info["reduction"] <= 4]
+        modules = dict(self.body.named_modules())  # in the order in which they are used
+        end = next((name for name in modules if ends and name in (ends[-1], ends[-1].replace(".", "_"))), None)
+        if end is None:
+            raise UserError(
+                f"train.freeze_stem: {self.name!r} does not say which of its layers are at stride 4; leave it out"
+            )
+        names = list(modules)
+        before = names[: names.index(end)]
+        of_end = [name for name in names if name == end or name.startswith(f"{end}.")]
+        return [modules[name] for name in (*before, *of_end) if name and not end.startswith(f"{name}.")]
 
 
 def _reason(error: Exception) -> str:

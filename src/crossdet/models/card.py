@@ -25,7 +25,7 @@ from crossdet.models.settings import NetworkSettings
 
 FORMAT = "crossdet/1"
 WEIGHTS_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
-"""The newest weights of a run, and those of its best evaluation (`evaluation.choosing`)."""
+"""The newest weights of a run, and those of its best evaluation (`training.choosing`)."""
 SUFFIX = ".safetensors"
 WANTED = f"a {SUFFIX} file or a run directory that holds {WEIGHTS_FILE}"
 START_FILE = "extend.json"

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from crossdet.errors import UserError
 from crossdet.types import Batch, Detections
 
 Normaliser = Literal["batch", "image"]
@@ -68,6 +69,35 @@ class ParameterGroup:
     parameters: list[nn.Parameter]
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What of all that a network finds in an image it reports.
+
+    score_threshold: detections must score more; a number, or `[C]` one per class.
+    topk: candidates kept (per level, where a network has levels) before duplicates are removed.
+    max_detections: per image, after that.
+    nms_iou, agnostic_nms, nms_groups: non-maximum suppression by class, among all classes that are looked for, or
+        among the classes of a group (`C` groups, by class). A network that finds no object twice needs none.
+    """
+
+    score_threshold: float | Tensor = 0.05
+    topk: int = 1000
+    max_detections: int = 100
+    nms_iou: float = 0.5
+    agnostic_nms: bool = False
+    nms_groups: Sequence[int] | None = None
+
+    def threshold_of(self, classes: Tensor) -> float | Tensor:
+        """`score_threshold` for classes `[K]`: a number, or `[K]`."""
+        return self.score_threshold[classes] if isinstance(self.score_threshold, Tensor) else self.score_threshold
+
+    def rivals(self, labels: Tensor) -> Tensor:
+        """`[n]` of labels `[n]`: detections with the same number suppress each other."""
+        if self.agnostic_nms:
+            return torch.zeros_like(labels)
+        return labels if self.nms_groups is None else labels.new_tensor(self.nms_groups)[labels]
+
+
 class Network(nn.Module, ABC):
     """A detector for C classes.
 
@@ -98,7 +128,8 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def losses(self, batch: Batch) -> Losses:
         """On a batch on the network's device. Where `batch.trusted` is false, the background of an image gives a
-        class no gradient at all.
+        class no gradient at all. In mosaics `batch.tiles` says where more is trusted (`models.tiles`); a network
+        that does not look at them loses negatives and makes no mistake.
 
         Every parameter that requires a gradient takes part, at least with a zero, also for a batch without objects:
         with several processes each waits for the gradients of all.
@@ -110,12 +141,7 @@ class Network(nn.Module, ABC):
         images: Tensor,
         sizes: Tensor,
         classes: Sequence[int] | Tensor | None = None,
-        score_threshold: float | Tensor = 0.05,
-        topk: int = 1000,
-        max_detections: int = 100,
-        nms_iou: float = 0.5,
-        agnostic_nms: bool = False,
-        nms_groups: Sequence[int] | None = None,
+        limits: Limits = Limits(),
     ) -> list[Detections]:
         """Detections of every image, by falling score, boxes clipped to the image.
 
@@ -123,17 +149,20 @@ class Network(nn.Module, ABC):
             images: `[B, 3, H, W]` RGB 0..255.
             sizes: `[B, 2]` (height, width) of each image inside its padding.
             classes: unified ids to look for, before anything is cut off. None = all.
-            score_threshold: detections must score more; a number, or `[C]` one per class.
-            topk: candidates kept (per level, where a network has levels) before duplicates are removed.
-            max_detections: per image.
-            nms_iou, agnostic_nms, nms_groups: non-maximum suppression by class, among all classes that are looked
-                for, or among the classes of a group (`C` groups, by class). A network that finds no object twice
-                needs none.
+            limits: what is reported of it.
+        """
+
+    @abstractmethod
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """What the head reads from the backbone, for looking at how alive it is (`training.guard`).
+
+        images: `[B, 3, H, W]` RGB 0..255 without padding. Maps `[B, c, h, w]`, the deepest last, at least one; of a
+        backbone of tokens these in their places. In evaluation mode it depends on nothing but images and weights.
         """
 
     @abstractmethod
     def parameter_groups(self) -> list[ParameterGroup]:
-        """All parameters that require a gradient, each once. (Today's recipe treats them all alike.)"""
+        """All parameters that require a gradient, each once."""
 
     def training_mode(self, fixed_statistics: bool = False) -> None:
         """`train()` as this network wants it: parts that do not learn stay in evaluation mode. fixed_statistics: so
@@ -142,6 +171,13 @@ class Network(nn.Module, ABC):
         for module in self.modules() if fixed_statistics else ():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
+
+    def freeze_stem(self) -> None:
+        """The backbone's layers up to stride 4 are not trained any more, nor do statistics of theirs move.
+
+        Raises `UserError` where nobody knows which these are.
+        """
+        raise UserError("train.freeze_stem: this network does not say which layers are its stem; leave it out")
 
     def compile_parts(self) -> None:
         """`torch.compile` of what pays, for `losses`; by default of nothing."""

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -91,6 +91,16 @@ Text = Annotated[StrictStr, Field(min_length=1)]
 Weights = Annotated[str | Path, PlainValidator(_weights)]
 
 
+class NetworkDefaults(NamedTuple):
+    """What the recipe of a training says about a network where the config does not.
+
+    group_norm: in what is trained from random weights. train_batch_norm: of a backbone that has weights.
+    """
+
+    group_norm: bool = False
+    train_batch_norm: bool = False
+
+
 class NetworkSettings(Section):
     """Base of an architecture's settings: everything that decides a network and its loss.
 
@@ -103,8 +113,8 @@ class NetworkSettings(Section):
     loss: Any
 
     @classmethod
-    def of(cls, model: Any, loss: Any) -> Self:
-        """Of the two sections of a config."""
+    def of(cls, model: Any, loss: Any, defaults: NetworkDefaults) -> Self:
+        """Of the two sections of a config. defaults: for what they leave open."""
         raise NotImplementedError
 
     def described(self, classes: Sequence[str]) -> list[str]:

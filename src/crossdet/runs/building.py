@@ -11,9 +11,10 @@ from lightning_fabric import Fabric
 
 from crossdet.config import Config, load_config
 from crossdet.config.sources import Sources, listed_only_problem, open_sources
-from crossdet.data.augment import Augment
+from crossdet.data.augment import IMAGENET_MEAN, Augment
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.loading import epoch_batches, make_loader
+from crossdet.data.rotation import rows_per_picture
 from crossdet.errors import UserError
 from crossdet.evaluation.run import EvalSettings
 from crossdet.labels.space import LabelSpace
@@ -54,8 +55,9 @@ def is_first_process() -> bool:
 
 
 def network_settings(config: Config) -> NetworkSettings:
-    """Of the sections `model` and `loss`."""
-    return ARCHITECTURES[config.model.name].settings.of(config.model, config.loss)
+    """Of the sections `model` and `loss`, and of the recipe where they leave something to it."""
+    kind = ARCHITECTURES[config.model.name].settings
+    return kind.of(config.model, config.loss, config.train.network_defaults)
 
 
 def build_network(settings: NetworkSettings, space: LabelSpace, weights: str | Path = "none") -> Network:
@@ -71,8 +73,10 @@ def new_card(
     return Card(space, settings, size, config.eval.model_dump(mode="json"), None, tuple(generations))
 
 
-def training_data(config: Config, sources: Sources) -> HybridDataset:
-    """The hybrid dataset of all training splits, with the config's augmentation."""
+def training_data(config: Config, sources: Sources, fill: Sequence[int] = IMAGENET_MEAN) -> HybridDataset:
+    """The hybrid dataset of all training splits, with the config's augmentation.
+
+    fill: RGB of borders that augmentation adds, the network's `fill_colour`."""
     space = sources.space
     parts = []
     for name, index in sources.train.items():
@@ -94,8 +98,16 @@ def training_data(config: Config, sources: Sources) -> HybridDataset:
         flip=config.augment.flip,
         scale_jitter=(config.augment.scale_jitter[0], config.augment.scale_jitter[1]),
         photometric=config.augment.photometric,
+        zoom_out=config.augment.zoom_out,
+        iou_crop=config.augment.iou_crop,
+        fill=tuple(fill),
     )
-    return HybridDataset(parts, space, transform, plain=config.train.plain)
+    return HybridDataset(parts, space, transform, plain=config.train.plain, mosaic=config.augment.mosaic)
+
+
+def pictures_of(sources: Sources) -> int:
+    """Images of all training splits: those of an epoch."""
+    return sum(len(index) // rows_per_picture(index) for index in sources.train.values())
 
 
 def teacher_settings(config: Config) -> EvalSettings:

@@ -18,10 +18,9 @@ from crossdet.data.index import Index
 from crossdet.data.rotation import without_direction_classes
 from crossdet.errors import UserError
 from crossdet.evaluation.arrays import Verified
-from crossdet.evaluation.choosing import main_number
 from crossdet.evaluation.curves import NamedCurve, write_run_curves
 from crossdet.evaluation.operating import operating_point
-from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.evaluation.protocols import PROTOCOLS, main_number
 from crossdet.evaluation.protocols.entry import write_predictions
 from crossdet.evaluation.run import DatasetScores, EvalSettings, score_dataset
 from crossdet.evaluation.splits import Split
@@ -32,6 +31,7 @@ from crossdet.labels.folds import NO_ANGLE, Folding
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.contract import Network
 from crossdet.runs.building import as_config
+from crossdet.training.guard import of_detections
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def score_splits(
     """Scores of all splits. lists: by dataset (`Protocol.lists`). size: of the network's input (`EvalSettings.of`).
 
     The record: `mean` over the datasets of the first protocol's headline, `datasets`, and `operating`: per class
-    the point of best F1 over all datasets that label it, with precision, recall and F1 by cross-fitting.
+    the point of best F1 over all datasets that label it, with precision, recall and F1 by cross-fitting; and
+    `warnings`: what the detections say of a detector that failed (`training.guard`).
     """
     settings = EvalSettings.of(size, config.eval, config.train.workers)
     scores = {}
@@ -74,6 +75,11 @@ def score_splits(
         "mean": sum(known) / len(known) if known else float("nan"),
         "datasets": {name: s.record for name, s in scores.items()},
         "operating": _operating_points(splits, scores),
+        "warnings": [
+            finding.to_json()
+            for name, s in scores.items()
+            for finding in of_detections(name, splits[name], s.found.detections, s.judged)
+        ],
     }
     return Evaluation(metrics, scores, splits)
 
@@ -201,7 +207,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, method: str) -> None:
         split, layout = evaluation.splits[dataset], scores.record["protocol"]
         if split.angles is not None and (split.angles != NO_ANGLE).any():
             split = replace(split, index=without_direction_classes(split.index))
-        if split.index.turned is not None and split.index.turned.degrees.any():
+        if split.index.rotation is not None and split.index.rotation.degrees.any():
             layout = "coco"  # the others go by names of files, which stand for several turned pictures
         target = folder / "predictions" / folders[dataset]
         write_predictions(PROTOCOLS[layout], target, split, scores.found.detections)

@@ -71,8 +71,7 @@ def extend(
     metadata.
 
     Returns:
-        the last record of the training; under "forgetting" the report, with `regressions` beyond the
-        tolerance.
+        the last record of the training; its "forgetting" is the report, with `regressions` beyond the tolerance.
 
     Raises:
         UserError: a config that contradicts the weights, or any other mistake, before training starts.
@@ -83,9 +82,7 @@ def extend(
     known = card.space
     config = with_settings_of(card, as_config(config, known.datasets))
     choice = config.extend or ExtendSettings()
-    run_dir = run_directory(config, output)
-    if weights_path(parent).resolve().parent == run_dir.resolve():
-        raise UserError(f"{run_dir} holds the weights to extend; choose another directory with --output")
+    run_dir = _another_directory(config, output, parent)
     sources = open_sources(config, known=known)
     check_trainable(sources, config.train.plain)
     growth = Growth(known, sources.space, sources.train)
@@ -96,9 +93,7 @@ def extend(
 
     fabric = build_fabric(config)
     seed_everything(config.seed, verbose=False)
-    network = build_network(settings, sources.space)
-    assert isinstance(network, Growable)  # `extended_settings` has seen that its architecture grows
-    network.carry_over(tensors, len(known.classes))
+    network = _grown_network(settings, sources.space, tensors, known)
     make_run_dir(fabric, run_dir, config, resume)
     if fabric.is_global_zero:
         print(*grown_by(known, sources.space), *filter(None, [note]), sep="\n", flush=True)
@@ -112,7 +107,7 @@ def extend(
 
     points = card.operating or {}
     begun = replace(new_card(config, sources.space, settings, history), operating=points)
-    data = training_data(config, replace(sources, space=space, train=dict(train)))
+    data = training_data(config, replace(sources, space=space, train=dict(train)), network.fill_colour)
     stored = partial(_stored_points, points, mode.keeps_thresholds)
     record = train_network(fabric, config, sources, network, data, run_dir, begun, resume, course, stored)
     after = _after(fabric, config, sources, known, run_dir)
@@ -121,6 +116,23 @@ def extend(
 
 
 # ------------------------------------------------------------------------------------------ before training
+
+
+def _another_directory(config: Config, output: str | Path | None, parent: Path) -> Path:
+    run_dir = run_directory(config, output)
+    if weights_path(parent).resolve().parent == run_dir.resolve():
+        raise UserError(f"{run_dir} holds the weights to extend; choose another directory with --output")
+    return run_dir
+
+
+def _grown_network(
+    settings: NetworkSettings, space: LabelSpace, tensors: Mapping[str, torch.Tensor], known: LabelSpace
+) -> Growable:
+    """The network for the classes of `space`, with the old weights for those of `known`, the first ones of it."""
+    network = build_network(settings, space)
+    assert isinstance(network, Growable)  # `extended_settings` has seen that its architecture grows
+    network.carry_over(tensors, len(known.classes))
+    return network
 
 
 def with_settings_of(card: Card, config: Config) -> Config:

@@ -29,6 +29,7 @@ from crossdet.runs.building import (
     check_trainable,
     network_settings,
     new_card,
+    pictures_of,
     teacher_settings,
     training_data,
 )
@@ -37,8 +38,10 @@ from crossdet.runs.evaluate import judged_classes, metrics_table, score_network,
 from crossdet.training.identity import run_identity
 from crossdet.training.loop import fit
 from crossdet.training.pseudo_labels import TEACHER_FOLDER
+from crossdet.training.schedule import Schedule
 from crossdet.training.state import Course, EpochData
 from crossdet.training.teachers import TEACHER_DECAY, TeacherLabels, TeacherPlan, open_teachers, teacher_epochs
+from crossdet.training.watch import Watch
 
 
 def train(
@@ -79,7 +82,7 @@ def train(
 
     def labelled_data(by_teacher: TeacherLabels) -> EpochData:
         labelled = replace(sources, space=by_teacher.space, train=by_teacher.train)
-        return EpochData(training_data(config, labelled), by_teacher.background_weight)
+        return EpochData(training_data(config, labelled, network.fill_colour), by_teacher.background_weight)
 
     course = Course()
     if plan is not None:
@@ -88,7 +91,7 @@ def train(
             teacher_decay=TEACHER_DECAY if plan.schedule is not None else None,
         )
     del teachers  # their memory is for the training
-    data = training_data(config, sources)
+    data = training_data(config, sources, network.fill_colour)
     record = train_network(fabric, config, sources, network, data, run_dir, card, resume, course)
     fabric.barrier()
     return record
@@ -111,12 +114,19 @@ def train_network(
     card: of the weights; its last generation is this training's, and every weights file gets its own scores into
     it. operating: the operating points that are found -> those that are stored.
     """
+    schedule = Schedule.of(
+        config.train, len(dataset), config.model.weights == "none" and len(card.generations) == 1
+    )
     if fabric.is_global_zero:
-        for text in filter(None, [config.train.early_decay, *lonely_members(sources.space)]):
+        print(*schedule.lines(), sep="\n", flush=True)
+        for text in (*config.train.warnings, *lonely_members(sources.space)):
             print(f"warning: {text}", flush=True)
     if config.train.channels_last:
         network = network.to(memory_format=torch.channels_last)
+    if config.train.freeze_stem:
+        network.freeze_stem()
     splits = splits_for_training(sources)
+    watch = Watch(sources.train, sources.val, config.input.shorter, fresh=len(card.generations) == 1)
 
     def score(model: Network, when: str) -> dict[str, Any]:
         metrics = score_network(fabric, config, sources, model, splits).metrics
@@ -138,13 +148,13 @@ def train_network(
         network,
         dataset,
         list(sources.space.datasets),
-        config.train,
+        schedule,
         config.seed,
         run_dir,
         card,
         score if sources.val else None,
         describe,
-        course,
+        replace(course, watch=watch),
         resume,
         run_identity(card, named_splits(sources)),
     )
@@ -166,7 +176,7 @@ def teacher_plan_of(config: Config, sources: Sources) -> TeacherPlan | None:
         splits_for_training(sources),
         teacher_settings(config),
         () if isinstance(pseudo.teachers, str) else pseudo.teachers,
-        pseudo.schedule(config.train.epochs) if pseudo.teachers == "self" else None,
+        pseudo.schedule(config.train.epochs_for(pictures_of(sources))) if pseudo.teachers == "self" else None,
         pseudo.beta,
         pseudo.uncertain_from,
         pseudo.negative_weight,

@@ -22,7 +22,7 @@ _SHORT = {"classification": "class"}
 
 class Step(NamedTuple):
     """One optimiser step. losses: term -> scalar. norm: of the gradient before it was clipped, None where it is
-    not."""
+    not. left: steps to come, None where that is not known yet."""
 
     step: int
     epoch: int
@@ -31,6 +31,7 @@ class Step(NamedTuple):
     rate: float
     losses: dict[str, Tensor]
     norm: Tensor | None
+    left: int | None
 
 
 class RunLog:
@@ -41,7 +42,7 @@ class RunLog:
         columns = ["step", "epoch", "lr", "loss", *terms, "gradient_norm", "images_per_second"]
         self.fabric = fabric
         self.active = fabric.is_global_zero
-        self.steps_left, self.since, self.images, self.steps = 0, 0.0, 0, 0
+        self.since, self.images, self.steps = 0.0, 0, 0
         if not self.active:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -59,8 +60,7 @@ class RunLog:
         self.csv = csv.DictWriter(self.file, columns)
         self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
 
-    def start_epoch(self, steps_left: int, steps_after: int) -> None:
-        self.steps_left = steps_left + steps_after
+    def start_epoch(self) -> None:
         self.since, self.images, self.steps = time.monotonic(), 0, 0
 
     def unreadable(self, line: str) -> None:
@@ -72,7 +72,6 @@ class RunLog:
         if not self.active:
             return
         self.images, self.steps = self.images + images, self.steps + 1
-        self.steps_left -= 1
         if at.step % every and at.step_in_epoch != at.steps_in_epoch:
             return
         seconds = max(1e-9, time.monotonic() - self.since)
@@ -97,12 +96,12 @@ class RunLog:
             ) from error
         for name in ("lr", "loss", *terms, "images_per_second"):
             self.board.add_scalar(f"train/{name}", row[name], at.step)
-        eta = _duration(self.steps_left * seconds / self.steps)
+        eta = "" if at.left is None else f"  {_duration(at.left * seconds / self.steps)} left"
         print(
             f"epoch {at.epoch + 1} step {at.step_in_epoch}/{at.steps_in_epoch}  "
             f"loss {loss:.4f} ({', '.join(f'{_SHORT.get(n, n)} {v:.4f}' for n, v in terms.items())})  "
             f"lr {at.rate:.2g}  "
-            f"{self.images / seconds:.1f} images/s  {eta} left",
+            f"{self.images / seconds:.1f} images/s{eta}",
             flush=True,
         )
 

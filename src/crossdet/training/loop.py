@@ -18,22 +18,22 @@ from torch import Tensor, nn
 from crossdet.data.hybrid import HybridDataset
 from crossdet.data.loading import MicroBatches, epoch_batches, is_dead_worker, make_loader, next_batch
 from crossdet.errors import Diverged, RunError, UserError
-from crossdet.evaluation.choosing import is_better
 from crossdet.files import write_json
 from crossdet.models.card import Card
 from crossdet.models.contract import Growable, Network
 from crossdet.models.weights import BEST_FILE, METRICS_FILE, STATE_FILE, WEIGHTS_FILE, save_state
+from crossdet.training.choosing import is_better
 from crossdet.training.identity import Identity
 from crossdet.training.log import RunLog, Step
-from crossdet.training.optimiser import make_optimiser
-from crossdet.training.recipe import Recipe as Recipe
-from crossdet.training.recipe import learning_rate as learning_rate
+from crossdet.training.optimiser import make_optimiser, set_rate
+from crossdet.training.recipe import Recipe
+from crossdet.training.schedule import Schedule
 from crossdet.training.signals import stop_signals
 from crossdet.training.state import Course, DatasetTotals, EpochData, Progress, RunState, averaged, sum_over_ranks
 from crossdet.types import Batch
 
 Evaluate = Callable[[Network, str], dict[str, Any]]
-"""(network, when) -> metrics; `evaluation.choosing` decides by them which weights are the best."""
+"""(network, when) -> metrics; `choosing` decides by them which weights are the best."""
 Describe = Callable[[dict[str, Any]], Card]
 """metrics -> the card of the weights that they are of."""
 
@@ -68,7 +68,7 @@ def fit(
     network: Network,
     dataset: HybridDataset,
     dataset_names: Sequence[str],
-    recipe: Recipe,
+    schedule: Schedule,
     seed: int,
     run_dir: Path,
     card: Card,
@@ -89,14 +89,14 @@ def fit(
         UserError: the state is that of another run (`check_identity`).
         RunError: non-finite loss (the batch is saved), interruption, or a file that cannot be written.
     """
-    course = course or Course()
+    course, recipe = course or Course(), schedule.recipe
     scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
     step_module, optimizer = fabric.setup(TrainStep(network), make_optimiser(network, recipe, scaled))
     average, teacher = None, None
     if recipe.ema is not None:
         average = averaged(network, recipe.ema)
     elif course.teacher_decay is not None:
-        teacher = averaged(network, course.teacher_decay, warm_up=True)
+        teacher = averaged(network, course.teacher_decay)
     # after the averages, which are copies of the network and need neither
     if recipe.compile:
         network.compile_parts()
@@ -107,14 +107,16 @@ def fit(
         run.restore()
     logs = RunLog(fabric, run_dir, run.progress.step, network.terms)
     data = EpochData(dataset)
+    course.watch.begin(run)
     with stop_signals() as stop, _dead_workers_told(run_dir):
-        while run.progress.epoch < recipe.epochs and not run.progress.finished:
+        while run.progress.epoch != schedule.epochs and not run.progress.finished:
             if course.data_of is not None:
                 data = course.data_of(run.progress.epoch, run.progress.step_in_epoch, run.teacher_network())
-            record = _train_epoch(run, step_module, data, dataset_names, recipe, seed, logs, stop)
-            _finish_epoch(run, recipe, record, evaluate, describe, logs)
+            record = _train_epoch(run, step_module, data, dataset_names, schedule, seed, logs, stop)
+            _finish_epoch(run, schedule, record, evaluate, describe, logs)
     run.progress.finished = True
     run.save_state()
+    course.watch.end(run)
     logs.close()
     return run.progress.history[-1] if run.progress.history else {}
 
@@ -141,13 +143,13 @@ def _train_epoch(
     step_module: Any,
     data: EpochData,
     dataset_names: Sequence[str],
-    recipe: Recipe,
+    schedule: Schedule,
     seed: int,
     logs: RunLog,
     stop: threading.Event,
 ) -> dict[str, Any]:
     """The steps of one epoch (the rest of it, after a resume)."""
-    fabric, progress, device = run.fabric, run.progress, run.fabric.device
+    fabric, progress, recipe, device = run.fabric, run.progress, schedule.recipe, run.fabric.device
     dataset, finish = data.dataset, run.network.prepare()
     if data.background_weight is not None:
         finish = partial(_prepare_and_weigh, prepare=finish, weights=data.background_weight)
@@ -170,18 +172,21 @@ def _train_epoch(
     run.totals = totals
     run.network.training_mode(run.course.fixed_statistics)
     stream = iter(loader)
-    logs.start_epoch(len(batches) - progress.step_in_epoch, (recipe.epochs - progress.epoch - 1) * len(batches))
+    logs.start_epoch()
     for step_in_epoch in range(progress.step_in_epoch, len(batches)):
         # a last batch of a few images is no reason for a full step
         share = min(1.0, len(batches[step_in_epoch]) / recipe.batch_size)
-        rate = share * learning_rate(recipe, progress.epoch + step_in_epoch / len(batches))
+        epoch = progress.epoch + step_in_epoch / len(batches)
+        rate = share * schedule.rate(epoch, progress.step, schedule.done(epoch, progress.step, progress.clock))
         losses, norm = _optimiser_step(run, step_module, stream, dataset, recipe, rate, totals, logs)
         progress.step_in_epoch, progress.step = step_in_epoch + 1, progress.step + 1
-        enough = recipe.max_steps is not None and progress.step >= recipe.max_steps
-        step = Step(progress.step, progress.epoch, progress.step_in_epoch, len(batches), rate, losses, norm)
-        logs.step(step, len(batches[step_in_epoch]), 1 if enough else recipe.log_every)
-        if enough:
-            progress.finished = True
+        run.look_at_clock(recipe)
+        progress.finished = schedule.is_over(progress.step, progress.clock)
+        left = schedule.steps_left(progress.epoch, step_in_epoch + 1, len(batches), progress.step, progress.clock)
+        step = Step(progress.step, progress.epoch, progress.step_in_epoch, len(batches), rate, losses, norm, left)
+        logs.step(step, len(batches[step_in_epoch]), 1 if progress.finished else recipe.log_every)
+        run.course.watch.step(run, losses)
+        if progress.finished:
             break
         run.save_if_due(recipe, stop)
     run.totals = None
@@ -205,8 +210,7 @@ def _optimiser_step(
     logs: RunLog,
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Forward and backward of `accumulate` micro-batches and one update; the mean losses and the gradient norm."""
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
+    set_rate(run.optimizer, rate)
     losses: dict[str, Tensor] = {}
     for micro in range(recipe.accumulate):
         batch = next_batch(stream).to(run.fabric.device, non_blocking=True)
@@ -237,7 +241,7 @@ def _optimiser_step(
 def _prepare_and_weigh(batch: Batch, prepare: Callable[[Batch], Batch] | None, weights: Tensor) -> Batch:
     """The batch prepared, with the background weights of each image's dataset; `weights [K, C]` by dataset."""
     prepared = batch if prepare is None else prepare(batch)
-    return replace(prepared, background_weight=weights[batch.dataset_ids])
+    return replace(prepared, background_weight=batch.of_datasets(weights))
 
 
 def _forward(step_module: Any, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -263,7 +267,7 @@ def _lines_of_all_ranks(fabric: Fabric, lines: list[str]) -> list[str]:
 
 def _finish_epoch(
     run: RunState,
-    recipe: Recipe,
+    schedule: Schedule,
     record: dict[str, Any],
     evaluate: Evaluate | None,
     describe: Describe | None,
@@ -273,26 +277,30 @@ def _finish_epoch(
     run.stop_if_diverged()
     progress = run.progress
     progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
-    last = progress.finished or progress.epoch == recipe.epochs
-    due = recipe.eval_every > 0 and progress.epoch % recipe.eval_every == 0
+    last = progress.finished or progress.epoch == schedule.epochs
+    done = schedule.done(progress.epoch, progress.step, progress.clock)
     card = run.card
     better = False
-    if evaluate is not None and (last or due):
-        record["metrics"] = evaluate(run.final_network(), "last" if last else f"epoch {progress.epoch}")
+    if evaluate is not None and (last or schedule.evaluates(progress.epoch, done, progress.clock)):
+        with run.evaluation(done):
+            record["metrics"] = evaluate(run.final_network(), "last" if last else f"epoch {progress.epoch}")
         card = card if describe is None else describe(record["metrics"])
         better = _is_best(progress, record)
+    run.course.watch.epoch(run, done, record)
     progress.history.append(record)
     logs.epoch(record)
     run.save_weights(WEIGHTS_FILE, card)
     if better:
         progress.best_epoch = record["epoch"]
         run.save_weights(BEST_FILE, card)
+    progress.finished |= _is_stuck(progress, schedule.recipe.patience)
     if run.fabric.is_global_zero:
         best = next((r["metrics"] for r in progress.history if r["epoch"] == progress.best_epoch), None)
         content = {
             "best_epoch": progress.best_epoch,
             "best": None if best is None else best.get("mean"),
             "epochs": progress.history,
+            "recipe": schedule.lines(),
         }
         write_json(run.run_dir / METRICS_FILE, content)
     run.save_state()
@@ -304,6 +312,12 @@ def _is_best(progress: Progress, record: dict[str, Any]) -> bool:
     epochs = [earlier["epoch"] for earlier in judged]
     kept = None if progress.best_epoch is None else epochs.index(progress.best_epoch)
     return is_better([earlier["metrics"] for earlier in judged], kept, record["metrics"])
+
+
+def _is_stuck(progress: Progress, patience: int | None) -> bool:
+    """Whether so many evaluations have passed since the best one."""
+    later = sum("metrics" in record and record["epoch"] > (progress.best_epoch or 0) for record in progress.history)
+    return patience is not None and "metrics" in progress.history[-1] and later >= patience
 
 
 def _stop_if_not_finite(run: RunState, loss: Tensor, batch: Batch, dataset: HybridDataset) -> None:

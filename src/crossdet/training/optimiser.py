@@ -6,17 +6,39 @@ from typing import Any
 
 import torch
 
+from crossdet.models.contract import Network
 from crossdet.training.recipe import Recipe
 
 
-def make_optimiser(network: Any, recipe: Recipe, scaled: bool) -> torch.optim.Optimizer:
-    """SGD with momentum over all parameters that require a gradient. scaled: float16 gradients are unscaled."""
-    return torch.optim.SGD(
-        [p for p in network.parameters() if p.requires_grad],
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        # one pass over weights, gradients and momentum, and no temporary of the weights' size; Fabric cannot clip
-        # gradients that a fused optimiser unscales itself
-        fused=not (scaled and recipe.clip_norm is not None),
-    )
+def make_optimiser(network: Network, recipe: Recipe, scaled: bool) -> torch.optim.Optimizer:
+    """The optimiser over all parameters that require a gradient, for `set_rate`.
+
+    scaled: float16 gradients are unscaled.
+    """
+    # one pass over weights, gradients and momentum, and no temporary of the weights' size; Fabric cannot clip
+    # gradients that a fused optimiser unscales itself
+    fused = not (scaled and recipe.clip_norm is not None)
+    groups = _groups(network, recipe)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.rate(), weight_decay=recipe.decay, fused=fused)
+    momentum = 0.9 if recipe.momentum is None else recipe.momentum
+    return torch.optim.SGD(groups, lr=recipe.rate(), momentum=momentum, weight_decay=recipe.decay, fused=fused)
+
+
+def _groups(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
+    if recipe.backbone_lr == 1 and recipe.decay_norms:  # in the order of the network, as in the states of old runs
+        return [{"params": [p for p in network.parameters() if p.requires_grad], "rate_factor": 1.0}]
+    return [
+        {
+            "params": group.parameters,
+            "rate_factor": recipe.backbone_lr if group.part == "backbone" else 1.0,
+            "weight_decay": recipe.decay if group.decay or recipe.decay_norms else 0.0,
+        }
+        for group in network.parameter_groups()
+    ]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """rate: of the recipe's schedule; each group has its share of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("rate_factor", 1.0)  # states of old runs have one group, without a factor

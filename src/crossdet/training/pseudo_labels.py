@@ -203,7 +203,7 @@ def label_images(
             more = with_pseudo_labels(
                 index,
                 space.ids(name, index.classes),
-                _joined(parts),
+                DetectionArrays.joined(parts),
                 classes,
                 space.classes,
                 confident,
@@ -231,7 +231,7 @@ def open_labelled(place: Path, index: Index) -> Index:
     """What `label_images` kept of a split. index: the split without the labels; how its pictures are turned is said
     by the config and not in the folder.
     """
-    return replace(load_index(place), turned=index.turned)
+    return replace(load_index(place), rotation=index.rotation)
 
 
 def find(fabric: Fabric, teacher: Teacher, index: Index, classes: Sequence[int], floor: float) -> DetectionArrays:
@@ -253,8 +253,3 @@ def find(fabric: Fabric, teacher: Teacher, index: Index, classes: Sequence[int],
     unified = np.zeros(1 + max(own), np.int64)
     unified[own] = classes
     return replace(found, labels=unified[found.labels])
-
-
-def _joined(parts: Sequence[DetectionArrays]) -> DetectionArrays:
-    columns = ("boxes", "scores", "labels", "image_of_box")
-    return DetectionArrays(*(np.concatenate([getattr(part, column) for part in parts]) for column in columns))

@@ -1,16 +1,19 @@
-"""How to train: the numbers of a run, and the learning rate at every point of it. No torch in here."""
+"""How to train: the `train` section of a config, and what the two recipes put into it. No torch in here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, Strict, StrictBool, model_validator
 
+from crossdet.models.architecture import Contradiction
 from crossdet.models.settings import (
     Count,
     CountOrZero,
     Fraction,
+    NetworkDefaults,
     NotNegative,
     OpenFraction,
     Positive,
@@ -25,69 +28,177 @@ def _accelerator(value: Any) -> Any:
 
 Accelerator = Annotated[Literal["auto", "cpu", "cuda"], BeforeValidator(_accelerator)]
 Epochs = Annotated[tuple[Positive, ...], BeforeValidator(listed)]
+Momentum = Annotated[float, Strict(), Field(ge=0, lt=1)]
+Factor = Annotated[float, Strict(), Field(gt=0, le=1)]
+
+PAPER: dict[str, Any] = {
+    "optimizer": "sgd",
+    "decay_norms": True,
+    "schedule": "steps",
+    "epochs": 20,
+    "batch_size": 32,
+    "clip_norm": None,
+    "ema": None,
+    "eval_every": 1,
+}
+"""What `recipe: paper` puts in the place of the defaults (sec. 4.1.2); warm-up and steps by its epochs."""
+
+RATES = {"adamw": (5e-4, 2e-3, 8, 0.5), "sgd": (0.04, 0.04, 32, 1.0)}
+"""Optimiser -> (learning rate, the same for random weights, at this batch size, grows with this power of it).
+
+AdamW's was chosen on photographs of building sites and judged on three other sets; for random weights, on generated
+scenes (docs/log.md, 2026-11-27 and 28). Its power is the usual one for Adam and was not measured. SGD's are the
+paper's."""
+WEIGHT_DECAYS = {"adamw": 0.05, "sgd": 1e-4}
+WARMUP_STEPS, WARMUP_SHARE = 200, 0.1
+"""Of warm-up where nothing is said: so many steps, and at most this share of the training."""
+PICTURES, FEWEST_EPOCHS, MOST_EPOCHS = 24_000, 12, 100
+"""How long a training is where nothing is said: epochs for so many pictures, within these limits."""
+EVALUATIONS = 10
+"""At most so many in a training where nothing is said."""
+SMALLEST_BATCH = 4
+"""Pictures per device and micro-batch from which on batch norm is trained."""
 
 
 class Recipe(Section):
-    """The `train` section of a config; the defaults are the paper's (sec. 4.1.2).
+    """The `train` section of a config. The defaults are those of `recipe: auto`; null is decided by what is known
+    when the training starts (`training.schedule`).
 
     An epoch is as many draws as there are images in all datasets.
     """
 
-    epochs: Count = 20
-    batch_size: Count = 32  # images per optimiser step, over all devices and accumulation
-    lr: Positive = 0.04
-    momentum: Annotated[float, Strict(), Field(ge=0, lt=1)] = 0.9
-    weight_decay: NotNegative = 1e-4
-    warmup_epochs: NotNegative = 2.0  # not given: a tenth of `epochs`, as the paper's 2 of 20
+    recipe: Literal["auto", "paper"] = "auto"
+    epochs: Count | None = None  # null: by the number of pictures; without limit where one of the next two is given
+    max_steps: Count | None = None  # optimiser steps
+    minutes: Positive | None = None  # of training and evaluations; the schedule is fitted to the speed
+    patience: Count | None = None  # stop after so many evaluations without a better one
+    batch_size: Count = 8  # images per optimiser step, over all devices and accumulation
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive | None = None  # null: by optimiser and batch size
+    backbone_lr: Positive = 1.0  # factor on the rate of the backbone
+    freeze_stem: StrictBool = False  # the backbone's layers up to stride 4 are not trained
+    momentum: Momentum | None = None  # of SGD; null: 0.9
+    weight_decay: NotNegative | None = None  # null: 0.05 with AdamW, 0.0001 with SGD
+    decay_norms: StrictBool = False  # weight decay of biases and norms, too
+    warmup_steps: CountOrZero | None = None  # null: 200, but at most a tenth of the training
+    warmup_epochs: NotNegative | None = None  # instead of `warmup_steps`
     warmup_factor: Fraction = 0.001  # of the learning rate, at the first step
-    steps: Epochs = (10.0, 15.0)  # epochs after which lr falls; not given: at 1/2 and 3/4 of `epochs`
-    step_factor: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.1
-    max_steps: Count | None = None  # stop after so many optimiser steps
-    clip_norm: Positive | None = None
+    schedule: Literal["flat_cosine", "cosine", "steps"] = "flat_cosine"  # flat: constant for the first half
+    steps: Epochs | None = None  # epochs after which lr falls; null: at 1/2 and 3/4 of the training
+    step_factor: Factor | None = None  # null: 0.1
+    clip_norm: Positive | None = 10.0
     accumulate: Count = 1  # micro-batches per optimiser step
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: StrictBool = True
     compile: StrictBool = False  # torch.compile of what pays in the network: minutes of start-up
-    ema: OpenFraction | None = None  # decay of the averaged weights
+    ema: OpenFraction | None = 0.999  # decay of the averaged weights; smaller in the first steps
     plain: StrictBool = False  # naive concatenation: all background is trusted
     accelerator: Accelerator = "auto"  # `gpu` is another word for `cuda`
     devices: Count = 1
     workers: CountOrZero = 2  # loader processes per device
     group_aspect: StrictBool = True  # batches of tall or of wide images: less padding
-    eval_every: CountOrZero = 1  # epochs; 0: only at the end
+    eval_every: CountOrZero | None = None  # epochs; 0: only at the end; null: about ten times
     checkpoint_minutes: Positive = 10.0
     checkpoint_steps: Count | None = None  # also after so many optimiser steps
     log_every: Count = 20  # optimiser steps
 
     @model_validator(mode="before")
     @classmethod
-    def _scaled_schedule(cls, data: Any) -> Any:
-        """The paper's schedule in the proportions of its 20 epochs, where only `epochs` is given."""
-        if not isinstance(data, Mapping):
+    def _of_recipe(cls, data: Any) -> Any:
+        """The values of `recipe: paper`, and its schedule in the proportions of its 20 epochs."""
+        if not isinstance(data, Mapping) or _recipe_of(data) != "paper":
             return data
-        epochs = data.get("epochs", 20)
-        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-            return data  # reported by the field itself
-        return {"warmup_epochs": epochs / 10, "steps": [epochs / 2, epochs * 3 / 4], **data}
+        values = {"recipe": "paper", **PAPER, **data}
+        epochs = values["epochs"]
+        if values["schedule"] != "steps" or isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+            return values  # a wrong value is reported by the field itself
+        if values.get("warmup_steps") is None:
+            values.setdefault("warmup_epochs", epochs / 10)
+        return {"steps": [epochs / 2, epochs * 3 / 4], **values}
+
+    def rate(self, from_scratch: bool = False) -> float:
+        """The learning rate that is meant. from_scratch: the backbone begins with random weights."""
+        if self.lr is not None:
+            return self.lr
+        usual, random, batch, power = RATES[self.optimizer]
+        return (random if from_scratch else usual) * (self.batch_size / batch) ** power
 
     @property
-    def early_decay(self) -> str | None:
-        """A warning where the learning rate has fallen for the last time before half of the epochs; steps that are
-        written down stay where they are when `epochs` grows.
-        """
-        if not self.steps or self.step_factor == 1 or self.steps[-1] >= self.epochs / 2:
-            return None
-        return (
+    def decay(self) -> float:
+        """The weight decay that is meant."""
+        return WEIGHT_DECAYS[self.optimizer] if self.weight_decay is None else self.weight_decay
+
+    @property
+    def micro_batch(self) -> int:
+        """Pictures per device and micro-batch."""
+        return self.batch_size // (self.accumulate * self.devices)
+
+    @property
+    def network_defaults(self) -> NetworkDefaults:
+        """The paper's batch norm is fixed. Behind a fixed one features died at rates that they stand behind a
+        trained one (docs/log.md, 2026-11-27)."""
+        auto = self.recipe == "auto"
+        return NetworkDefaults(group_norm=auto, train_batch_norm=auto and self.micro_batch >= SMALLEST_BATCH)
+
+    def epochs_for(self, pictures: int) -> int | None:
+        """Epochs of a training on so many pictures; None: until the steps or the minutes are over."""
+        if self.epochs is not None or self.max_steps is not None or self.minutes is not None:
+            return self.epochs
+        return min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(PICTURES / pictures)))
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """What single values cannot show."""
+        share = self.accumulate * self.devices
+        if self.batch_size % share:
+            expected = f"a multiple of accumulate x devices = {share}"
+            keys = ("train.batch_size", "train.accumulate", "train.devices")
+            yield Contradiction(keys, expected, self.batch_size)
+        if self.steps is not None and list(self.steps) != sorted(set(self.steps)):
+            yield Contradiction(("train.steps",), "epochs in increasing order", self.steps)
+        if self.warmup_epochs is not None and self.epochs is not None and self.warmup_epochs > self.epochs:
+            expected = f"at most `train.epochs` = {self.epochs}"
+            yield Contradiction(("train.warmup_epochs", "train.epochs"), expected, self.warmup_epochs)
+        if self.warmup_epochs is not None and self.warmup_steps is not None:
+            expected = "either this or `train.warmup_steps`"
+            yield Contradiction(("train.warmup_epochs", "train.warmup_steps"), expected, self.warmup_epochs)
+        yield from self._unused()
+
+    def _unused(self) -> Iterator[Contradiction]:
+        """Values that nothing would come of."""
+        if self.momentum is not None and self.optimizer != "sgd":
+            expected = "nothing with `train.optimizer: adamw` (`train.recipe: paper` is SGD)"
+            yield Contradiction(("train.momentum", "train.optimizer"), expected, self.momentum)
+        for key in ("steps", "step_factor"):
+            value = getattr(self, key)
+            if value is not None and self.schedule != "steps":
+                expected = f"nothing with `train.schedule: {self.schedule}`; say `train.schedule: steps` as well"
+                yield Contradiction((f"train.{key}", "train.schedule"), expected, value)
+
+    @property
+    def warnings(self) -> Iterator[str]:
+        """Values that are allowed and seldom meant."""
+        usual, random, batch, power = RATES["adamw"]
+        if self.optimizer == "adamw" and (self.lr or 0) > 2.5 * random * max(1.0, self.batch_size / batch) ** power:
+            yield (
+                f"`train.lr`: {self.lr:g} is a rate for SGD; AdamW takes {usual:g} to {random:g} for {batch} "
+                f"pictures a step. Leave it out, or say `train.optimizer: sgd`"
+            )
+        if self.epochs is None or not self.steps or self.factor == 1 or self.steps[-1] >= self.epochs / 2:
+            return
+        # steps that are written down stay where they are when `epochs` grows
+        yield (
             f"`train.steps`: from epoch {self.steps[-1]:g} of {self.epochs} on the learning rate is "
-            f"{self.step_factor ** len(self.steps):g} of `train.lr`; steps that are written down do not grow with "
+            f"{self.factor ** len(self.steps):g} of `train.lr`; steps that are written down do not grow with "
             f"`train.epochs`: set both, or leave `train.steps` out"
         )
 
+    @property
+    def factor(self) -> float:
+        """By which the rate falls at a step."""
+        return 0.1 if self.step_factor is None else self.step_factor
 
-def learning_rate(recipe: Recipe, epoch: float) -> float:
-    """Learning rate at a fractional epoch: linear warm-up from `warmup_factor`, then steps."""
-    rate = recipe.lr * recipe.step_factor ** sum(epoch >= step for step in recipe.steps)
-    if epoch < recipe.warmup_epochs:
-        progress = epoch / recipe.warmup_epochs
-        rate *= recipe.warmup_factor + (1 - recipe.warmup_factor) * progress
-    return rate
+
+def _recipe_of(data: Mapping[str, Any]) -> Any:
+    """A section that was written down whole before there were recipes is of the paper's."""
+    earlier = {"momentum", "weight_decay", "warmup_epochs", "warmup_factor", "steps", "step_factor"}
+    return "paper" if "recipe" not in data and earlier <= data.keys() else data.get("recipe")

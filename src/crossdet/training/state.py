@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -21,14 +22,16 @@ from crossdet.models.contract import Network
 from crossdet.models.weights import STATE_FILE, load_state, save_state, save_weights
 from crossdet.training.identity import Identity, check_identity
 from crossdet.training.recipe import Recipe
+from crossdet.training.schedule import Clock
+from crossdet.training.watch import Watch
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def averaged(network: Network, decay: float, warm_up: bool = False) -> AveragedModel:
+def averaged(network: Network, decay: float) -> AveragedModel:
     """An exponential moving average of a network's weights, which follows it by `update_parameters`.
 
-    The first update takes the weights as they are. warm_up: the decay after n updates is at most
+    The first update takes the weights as they are. The decay after n updates is at most
     (1 + n) / (10 + n), as with `num_updates` of TensorFlow's ExponentialMovingAverage: the average reaches back
     over a tenth of the updates so far, and a short training forgets its random beginning.
     Floating-point buffers are averaged, too; others (counts, which box subnet a class has) are copied, since a mean
@@ -41,7 +44,7 @@ def averaged(network: Network, decay: float, warm_up: bool = False) -> AveragedM
             torch._foreach_copy_(averages, current)
             return
         count = int(average.n_averaged)  # on the CPU; the argument lies on the device, and would be waited for
-        kept = min(decay, (1 + count) / (10 + count)) if warm_up else decay
+        kept = min(decay, (1 + count) / (10 + count))
         torch._foreach_lerp_(averages, current, 1 - kept)
 
     average = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
@@ -58,7 +61,7 @@ class Progress:
     """Where a run stands: everything of the resumable state that is not a tensor.
 
     best_epoch: the one whose weights are kept as the best, from 1. unreadable: one line per image that could not be
-    read so far.
+    read so far. clock: of the time so far, and of a recipe's minutes. guard: what `Watch` remembers.
     """
 
     epoch: int = 0
@@ -68,6 +71,8 @@ class Progress:
     finished: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    clock: Clock = field(default_factory=Clock)
+    guard: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_state(cls, stored: dict[str, Any]) -> Progress:
@@ -77,7 +82,8 @@ class Progress:
             best = values.pop("best")
             of_best = [r["epoch"] for r in values["history"] if r.get("metrics", {}).get("mean") == best]
             values["best_epoch"] = of_best[0] if of_best else None
-        return cls(**values)
+        clock: dict[str, Any] = values.pop("clock", {})
+        return cls(**values, clock=Clock(**clock))
 
 
 class DatasetTotals:
@@ -126,6 +132,7 @@ class Course:
     fixed_statistics: see `Network.training_mode`.
     data_of: what each epoch trains on, if not always the same.
     teacher_decay: of averaged weights that only label for the training itself; without `Recipe.ema`.
+    watch: looks at it and warns.
     """
 
     after_step: Callable[[], None] | None = None
@@ -133,6 +140,7 @@ class Course:
     fixed_statistics: bool = False
     data_of: DataOfEpoch | None = None
     teacher_decay: float | None = None
+    watch: Watch = field(default_factory=Watch)
 
 
 @dataclass
@@ -151,6 +159,7 @@ class RunState:
     progress: Progress = field(default_factory=Progress)
     totals: DatasetTotals | None = None
     saved_at: float = field(default_factory=time.monotonic)
+    seen_at: float = field(default_factory=lambda: time.monotonic())
 
     def final_network(self) -> Network:
         """The weights that count: the moving average where there is one."""
@@ -170,6 +179,28 @@ class RunState:
         for average in (self.average, self.teacher):
             if average is not None:
                 average.update_parameters(self.network)
+
+    def look_at_clock(self, recipe: Recipe) -> None:
+        """After every step: the time that it took, and where a recipe has minutes, the pace from time to time."""
+        clock, step = self.progress.clock, self.progress.step
+        now = time.monotonic()
+        clock.spent, self.seen_at = clock.spent + now - self.seen_at, now
+        if recipe.minutes is None or not clock.wants_fit(step):
+            return
+        clock.fit(step, recipe.minutes)
+        if self.fabric.world_size > 1:  # clocks differ between processes, the schedule must not
+            self.progress.clock = self.fabric.broadcast(clock)
+
+    @contextmanager
+    def evaluation(self, done: float) -> Iterator[None]:
+        """Around an evaluation, when this share of the training is done."""
+        began = time.monotonic()
+        yield
+        clock = self.progress.clock
+        clock.evaluated, clock.evaluations = clock.evaluated + time.monotonic() - began, clock.evaluations + 1
+        clock.judged_at = done
+        if self.fabric.world_size > 1:
+            self.progress.clock = self.fabric.broadcast(clock)
 
     def save_weights(self, name: str, card: Card) -> None:
         if self.fabric.is_global_zero:
@@ -205,7 +236,7 @@ class RunState:
                 "average": None if self.average is None else self.average.state_dict(),
                 "teacher": None if self.teacher is None else self.teacher.state_dict(),
                 "precision": self.fabric.strategy.precision.state_dict(),
-                "progress": dict(vars(self.progress)),
+                "progress": vars(self.progress) | {"clock": asdict(self.progress.clock)},
                 "totals": None if sums is None else sums.cpu(),
                 "names": None if self.totals is None else self.totals.names,
                 "random": random_states,

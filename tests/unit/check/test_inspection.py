@@ -239,14 +239,14 @@ def test_exif_that_the_size_does_not_decide(tmp_path):
     turned = [marked(tmp_path / f"b/{n}.png", (48, 48), o) for n, o in ((0, 8), (1, 5))]
     report = inspect(configured({"a": {"train": index, "val": square}}))
     train, val = (split.files for split in report.splits)
-    assert (train.turned.count, train.turned.first) == (3, (half, mirrored, flipped))
-    assert (val.turned.count, val.turned.first) == (2, tuple(turned))
+    assert (train.exif_orientation.count, train.exif_orientation.first) == (3, (half, mirrored, flipped))
+    assert (val.exif_orientation.count, val.exif_orientation.first) == (2, tuple(turned))
     assert train.contradicting.count == train.bad == 1
     (warning,) = (w for w in report.warnings if w.startswith("a train: EXIF"))
     assert f"3 of 9 image files, such as {half}" in warning
     assert "`predict` turns them upright" in warning
     assert [w for w in report.warnings if w.startswith("a val: EXIF would turn or mirror 2 of 2 image files")]
-    told = json.loads(report.to_json())["splits"][0]["files"]["turned"]
+    told = json.loads(report.to_json())["splits"][0]["files"]["exif_orientation"]
     assert told == {"count": 3, "first": [half, mirrored, flipped]}
     # what the report says is what is read
     for row in (0, 1, 2):
@@ -263,7 +263,7 @@ def test_exif_of_a_quarter_where_the_sizes_are_those_of_the_files(tmp_path):
     write_yolo(index, tmp_path, "train")
     told = marked(tmp_path / "images/train/0.png", (64, 48), 6)
     report = inspect(configured({"a": {"format": "yolo", "train": {"annotations": tmp_path / "data.yaml"}}}))
-    assert report.splits[0].files.turned.first == (told,)
+    assert report.splits[0].files.exif_orientation.first == (told,)
 
 
 @pytest.mark.parametrize(("suffix", "differ"), [("jpg", True), ("png", True), ("webp", False), ("tif", False)])
@@ -278,7 +278,7 @@ def test_exif_counts_in_formats_that_training_and_predict_read_differently(suffi
     builder.image(path.name, 48, 64)
     builder.box(BOX, 0)
     report = inspect(configured({"a": {"train": builder.build(("cat",))}}))
-    assert report.splits[0].files.turned.count == differ
+    assert report.splits[0].files.exif_orientation.count == differ
 
 
 def test_a_yolo_image_that_cannot_be_read_is_named_once(tmp_path):
@@ -512,7 +512,8 @@ def test_notes(tmp_path):
 def test_an_early_last_step_is_told(tmp_path):
     datasets = {"a": {"train": make(tmp_path / "a", ("car",), one_box(2))}}
     start = "`train.steps`: from epoch 5.5 of 24 on the learning rate is 0.01 of `train.lr`"
-    early = inspect(configured(datasets, train={"epochs": 24, "steps": [4.5, 5.5]}))
+    early = inspect(configured(datasets, train={"recipe": "paper", "epochs": 24, "steps": [4.5, 5.5]}))
     assert [w[: len(start)] for w in early.warnings if "train.steps" in w] == [start]
     for train in ({"epochs": 24}, {"epochs": 11, "steps": [4.5, 5.5]}, {"epochs": 24, "steps": []}):
-        assert not [w for w in inspect(configured(datasets, train=train)).warnings if "train.steps" in w]
+        early = inspect(configured(datasets, train={"recipe": "paper", **train}))
+        assert not [w for w in early.warnings if "train.steps" in w]

@@ -9,8 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from crossdet.config import Config, dump_config, load_config
+from crossdet.config.schema import AugmentConfig
 from crossdet.data.index import IndexBuilder
 from crossdet.errors import ConfigError
+from crossdet.training.recipe import Recipe
 
 MINIMAL = "datasets:\n  a: {format: coco, train: {images: i, annotations: a.json}}\n"
 OF_WEIGHTS = " (those of weights to extend: `crossdet check CONFIG --extends WEIGHTS`)"
@@ -32,17 +34,11 @@ def mistakes(folder, text, overrides=()):
     return [line.removeprefix("  - ") for line in lines]
 
 
-def test_defaults_are_the_recipe_of_the_paper(tmp_path):
+def test_defaults(tmp_path):
+    """Those of `train` are in tests/unit/training/test_recipe.py."""
     config = load_config(write(tmp_path, MINIMAL))
-    train, model = config.train, config.model
-    assert (train.epochs, train.batch_size, train.lr, train.warmup_epochs, train.steps) == (
-        20,
-        32,
-        0.04,
-        2,
-        (10, 15),
-    )
-    assert (train.momentum, train.weight_decay, train.step_factor) == (0.9, 1e-4, 0.1)
+    model = config.model
+    assert config.train == Recipe()
     assert (model.backbone, model.weights, model.channels, model.head_depth) == ("resnet50", "imagenet", 256, 4)
     assert (model.anchors.scales, model.anchors.ratios) == ((2, 3, 4), (0.5, 1, 2))
     assert (config.loss.alpha, config.loss.gamma, config.loss.box_beta) == (0.25, 2, 1 / 9)
@@ -53,9 +49,9 @@ def test_defaults_are_the_recipe_of_the_paper(tmp_path):
 
 
 def test_the_schedule_keeps_its_proportions(tmp_path):
-    train = load_config(write(tmp_path, MINIMAL + "train: {epochs: 4, steps: [3]}\n")).train
+    train = load_config(write(tmp_path, MINIMAL + "train: {recipe: paper, epochs: 4, steps: [3]}\n")).train
     assert (train.warmup_epochs, train.steps) == (0.4, (3,))
-    train = load_config(write(tmp_path, MINIMAL), ["train.epochs=8"]).train
+    train = load_config(write(tmp_path, MINIMAL), ["train.epochs=8", "train.recipe=paper"]).train
     assert (train.warmup_epochs, train.steps) == (0.8, (4, 6))
 
 
@@ -85,12 +81,15 @@ def test_fixed_and_strict():
         ("train: {plain: 1}", "`train.plain`: expected true or false, got 1"),
         ("train: 3", "`train`: expected a mapping, got 3"),
         ("train: {accelerator: tpu}", "`train.accelerator`: expected 'auto', 'cpu' or 'cuda', got \"tpu\""),
-        ("train: {steps: [5, 3]}", "`train.steps`: expected epochs in increasing order, got [5.0, 3.0]"),
+        (
+            "train: {schedule: steps, steps: [5, 3]}",
+            "`train.steps`: expected epochs in increasing order, got [5.0, 3.0]",
+        ),
         (
             "train: {epochs: 1, warmup_epochs: 2.0}",
             "`train.warmup_epochs`: expected at most `train.epochs` = 1, got 2.0",
         ),
-        ("train: {accumulate: 3}", "`train.batch_size`: expected a multiple of accumulate x devices = 3, got 32"),
+        ("train: {accumulate: 3}", "`train.batch_size`: expected a multiple of accumulate x devices = 3, got 8"),
         ("model: {weights: 3}", "`model.weights`: expected `imagenet`, `none` or a path, got 3"),
         ("model: {anchors: {scales: []}}", "`model.anchors.scales`: expected at least one value, got []"),
         ("model: {anchors: {ratios: [1, 0]}}", "`model.anchors.ratios[1]`: expected a number > 0, got 0"),
@@ -98,6 +97,7 @@ def test_fixed_and_strict():
             "model: {positive_iou: 0.3}",
             "`model.negative_iou`: expected at most `model.positive_iou` = 0.3, got 0.4",
         ),
+        ("augment: {mosaic: 2}", "`augment.mosaic`: expected a number <= 1, got 2"),
         ("augment: {scale_jitter: [2, 1]}", "`augment.scale_jitter`: expected [smallest, largest], got [2.0, 1.0]"),
         ("input: {longer: 100}", "`input.shorter`: expected at most `input.longer` = 100, got 800"),
         ("labels: {merge: {same_names: 3}}", "`labels.merge.same_names`: expected true or false, got 3"),
@@ -167,6 +167,7 @@ def test_all_mistakes_at_once_and_no_echoes(tmp_path):
     weight: 0
   b: 7
 train:
+  epochs: 20
   warmup_epochs: 50
   devices: 0
   lr: 1
@@ -177,8 +178,8 @@ labels: {absent: {b: [x], c: [x]}}
     places = [line.split(":")[0] for line in lines]
     # `b` is a dataset although its value is wrong; the bad `devices` says nothing about the batch size
     assert places == [
-        *("line 11", "--set train.lr", "line 3", "line 5", "line 6", "line 9", "--set seed=-1"),
-        *("line 12", "line 8"),
+        *("line 12", "--set train.lr", "line 3", "line 5", "line 6", "line 10", "--set seed=-1"),
+        *("line 13", "line 9"),
     ]
 
 
@@ -330,3 +331,10 @@ def test_an_index_alone_is_a_dataset_to_train_on():
     config = Config.from_dict({"datasets": {"a": builder.build(["x"])}})
     assert config.datasets["a"].train.classes == ("x",)
     assert config.datasets["a"].val is None
+
+
+def test_a_recipe_decides_what_augmentation_the_config_leaves_open():
+    augment = AugmentConfig(mosaic=0.2, flip=0.0)
+    assert (augment.zoom_out, augment.iou_crop, AugmentConfig().mosaic) == (0, 0, 0)
+    decided = augment.with_defaults({"mosaic": 0.5, "zoom_out": 0.4, "flip": 0.5})
+    assert (decided.mosaic, decided.zoom_out, decided.flip) == (0.2, 0.4, 0.0)

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from crossdet import LabelSpace
-from crossdet.data.augment import Augment, Resize, resized
+from crossdet.data.augment import Augment, Resize, View, resized
 from crossdet.data.decoding import UnreadableImage, read_image
 from crossdet.data.federated import repeat_factors
 from crossdet.data.hybrid import Draw, HybridDataset, Part, Sample
@@ -283,7 +283,7 @@ def test_boxes_follow_their_pixels(size, transform):
     image, boxes = with_rectangles(height, width, [[0, 0, 30, 20], [10, 30, 70, 60], [width - 25, 5, width, 50]])
     for seed in range(4):
         torch.manual_seed(seed)
-        out, moved = transform(image, boxes)
+        out, moved, _ = transform(image, boxes)
         assert out.dtype == torch.uint8
         for channel, box in zip(out, moved.tolist(), strict=True):
             assert painted(channel) == pytest.approx(box, abs=1.0)
@@ -294,10 +294,10 @@ def test_boxes_follow_their_pixels(size, transform):
 
 def test_images_without_boxes_and_images_of_the_right_size():
     image, _ = with_rectangles(60, 80, [[0, 0, 10, 10]])
-    out, boxes = Augment(30, 100, flip=1.0, photometric=True)(image, torch.zeros(0, 4))
+    out, boxes, _ = Augment(30, 100, flip=1.0, photometric=True)(image, torch.zeros(0, 4))
     assert out.shape == (3, 30, 40)
     assert boxes.shape == (0, 4)
-    same, box = Resize(60, 80)(image, torch.tensor([[1.0, 2, 3, 4]]))
+    same, box, _ = Resize(60, 80)(image, torch.tensor([[1.0, 2, 3, 4]]))
     assert torch.equal(same, image)
     assert box.tolist() == [[1, 2, 3, 4]]
 
@@ -308,7 +308,7 @@ def test_jitter_keeps_to_its_range_and_flips_to_their_share():
     torch.manual_seed(0)
     heights, flips = [], 0
     for _ in range(200):
-        out, moved = augment(image, boxes)
+        out, moved, _ = augment(image, boxes)
         heights.append(out.shape[1])
         flips += float(moved[0, 0]) > 0
     assert min(heights) >= 25
@@ -322,7 +322,7 @@ def test_augment_repeats_with_its_seed():
     image = as_tensor(PICTURE)
     augment = Augment(30, 100, scale_jitter=(0.5, 1.5), photometric=True)
 
-    def run(seed: int) -> tuple[Tensor, Tensor]:
+    def run(seed: int) -> View:
         torch.manual_seed(seed)
         return augment(image, torch.tensor([[2.0, 3, 20, 22]]))
 
@@ -334,8 +334,8 @@ def test_augment_repeats_with_its_seed():
 # ------------------------------------------------------------------------------------------------ hybrid
 
 
-def unchanged(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    return image, boxes
+def unchanged(image: Tensor, boxes: Tensor) -> View:
+    return View(image, boxes)
 
 
 def build(

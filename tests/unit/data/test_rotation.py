@@ -17,7 +17,7 @@ from crossdet.data.decoding import UnreadableImage, read_row, rotate
 from crossdet.data.hybrid import Draw, HybridDataset, Part
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.data.rotation import pictures, rotated, rows_per_picture, without_direction_classes
-from crossdet.data.rotation_geometry import canvas, equal_directions, turn_boxes
+from crossdet.data.rotation_geometry import canvas, equal_directions, rotate_boxes
 from crossdet.labels.members import with_members
 from crossdet.labels.space import LabelSpace
 from crossdet.types import Flag
@@ -26,7 +26,7 @@ RED = np.array([250, 10, 10], np.uint8)
 
 
 def one(degrees: int, box, size, centred: bool = False) -> list[float]:
-    return turn_boxes(np.array([box], np.float32), np.array([size]), np.array([degrees]), np.array([centred]))[
+    return rotate_boxes(np.array([box], np.float32), np.array([size]), np.array([degrees]), np.array([centred]))[
         0
     ].tolist()
 
@@ -125,7 +125,7 @@ def test_rotated_index(tmp_path):
     many = rotated(index, (0, 90), "centred", (0, 90, 270))
     assert (len(many), rows_per_picture(many), pictures(many).tolist()) == (6, 2, [0, 2, 4])
     assert [many.names[row] for row in range(4)] == ["0.png", "0.png", "1.png", "1.png"]
-    assert many.turned.degrees.tolist() == [0, 90] * 3
+    assert many.rotation.degrees.tolist() == [0, 90] * 3
     assert many.sizes[:2].tolist() == [[30, 40], [40, 30]]
     assert many.image_ids[:3].tolist() == [3600, 3690, 3960]
     assert many.classes == ("car@0", "car@90", "car@270", "face@0", "face@90", "face@270")
@@ -158,14 +158,14 @@ def test_regions_stay_enclosing(tmp_path):
 def test_take_keeps_the_turn_and_unknown_sizes_are_unreadable(tmp_path):
     many = rotated(make_index(tmp_path), (0, 90))
     part = many.take(np.array([1, 3]))
-    assert part.turned.degrees.tolist() == [90, 90]
+    assert part.rotation.degrees.tolist() == [90, 90]
     assert torch.equal(read_row(part, 1), read_row(many, 3))
     index = make_index(tmp_path)
     index.sizes[0] = 0
     with pytest.raises(UnreadableImage, match=r"0\.png: its size was unknown"):
         read_row(rotated(index, (0, 90)), 1)
     save_index(index, tmp_path / "saved")
-    assert load_index(tmp_path / "saved").turned is None
+    assert load_index(tmp_path / "saved").rotation is None
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_take_keeps_the_turn_and_unknown_sizes_are_unreadable(tmp_path):
 def test_nonsense_is_refused(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         rotated(make_index(tmp_path), *arguments)
-    with pytest.raises(ValueError, match="turned already"):
+    with pytest.raises(ValueError, match="rotated already"):
         rotated(rotated(make_index(tmp_path), (0,)), (0,))
 
 

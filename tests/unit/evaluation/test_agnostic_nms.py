@@ -21,6 +21,7 @@ from crossdet.inference import Detector
 from crossdet.labels.folds import Fold
 from crossdet.models.building import build_detector
 from crossdet.models.card import Card, InputSettings
+from crossdet.models.contract import Limits
 from crossdet.models.retinanet import network as retinanet
 from crossdet.models.retinanet.settings import Adapter, Anchors, RetinaNetSettings
 from crossdet.models.weights import load_weights, save_weights
@@ -52,15 +53,16 @@ def test_find_and_decode_against_nms_of_all_boxes(monkeypatch, adapters, entries
     """However many classes are looked at together, and whichever box subnet their boxes come from."""
     monkeypatch.setattr(retinanet, "LOGITS_AT_ONCE", entries)
     model = made(*adapters)
-    limits = {"score_threshold": 0.3, "topk": 300, "nms_iou": 0.4}
+    by_class = Limits(0.3, topk=300, nms_iou=0.4, max_detections=30)
+    agnostic, wide = replace(by_class, agnostic_nms=True), replace(by_class, nms_iou=1.0, max_detections=10**6)
     with torch.inference_mode():
         outputs = model(IMAGES)
-        decoded = model.decode(outputs, SIZES, classes, **limits, max_detections=30, agnostic_nms=True)
-        found = model.find(IMAGES, SIZES, classes, **limits, max_detections=30, agnostic_nms=True)
+        decoded = model.decode(outputs, SIZES, classes, agnostic)
+        found = model.find(IMAGES, SIZES, classes, agnostic)
         # nothing is suppressed at an IoU of 1
-        everything = model.decode(outputs, SIZES, classes, **{**limits, "nms_iou": 1.0}, max_detections=10**6)
-        by_class = model.find(IMAGES, SIZES, classes, **limits, max_detections=30)
-    for one, other, whole, plain in zip(decoded, found, everything, by_class, strict=True):
+        everything = model.decode(outputs, SIZES, classes, wide)
+        plainly = model.find(IMAGES, SIZES, classes, by_class)
+    for one, other, whole, plain in zip(decoded, found, everything, plainly, strict=True):
         keep = nms(whole.boxes, whole.scores, 0.4)[:30]
         assert len(keep) == 30
         for got in (one, other):

@@ -7,12 +7,11 @@ import pytest
 from crossdet import evaluate
 from crossdet.config import Config
 from crossdet.errors import UserError
-from crossdet.evaluation.choosing import main_number
 from crossdet.evaluation.files.coco import write_coco_results
 from crossdet.evaluation.forgetting import changes, main_numbers
 from crossdet.evaluation.operating import judge
-from crossdet.evaluation.protocols import PROTOCOLS
-from crossdet.evaluation.protocols.entry import Limits, Protocol, Scores, columns, of_class
+from crossdet.evaluation.protocols import PROTOCOLS, main_number
+from crossdet.evaluation.protocols.entry import Protocol, ProtocolLimits, Scores, columns, of_class
 from crossdet.evaluation.splits import ground_truth
 from crossdet.runs.evaluate import metrics_table
 
@@ -30,7 +29,7 @@ def score(split, detections, most):
 
 RECALL = Protocol(
     name="recall",
-    limits=Limits(max_detections=100, score_threshold=0.05),
+    limits=ProtocolLimits(max_detections=100, score_threshold=0.05),
     score=score,
     headline=lambda record: record["recall"],
     columns=columns("recall"),

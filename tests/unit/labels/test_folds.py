@@ -13,8 +13,7 @@ from crossdet.data.index import IndexBuilder
 from crossdet.data.rotation import rotated
 from crossdet.errors import ConfigError, LabelError, UserError
 from crossdet.evaluation.arrays import DetectionArrays
-from crossdet.evaluation.folding import fold_detections
-from crossdet.evaluation.orientation import angular_error, orientation_scores
+from crossdet.evaluation.folding import angular_error, fold_detections, orientation_scores
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.protocols.entry import score_split
 from crossdet.evaluation.splits import Split

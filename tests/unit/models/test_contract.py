@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crossdet.models.contract import Growable, Losses, Network
+from crossdet.models.contract import Growable, Limits, Losses, Network
 from crossdet.models.detr.architecture import DFINE, RTDETR
 from crossdet.models.retinanet.architecture import RETINANET
 from crossdet.models.retinanet.settings import RetinaNetSettings
@@ -166,16 +166,32 @@ def test_order_of_images_does_not_matter(network):
 def test_detections_are_sorted_clipped_and_as_asked(network):
     batch = batch_of([0, 1])
     sizes = torch.tensor([[64, 96], [50, 70]])
-    found = network.float().eval().find(batch.images, sizes, score_threshold=0.0, max_detections=7)
+    found = network.float().eval().find(batch.images, sizes, limits=Limits(0.0, max_detections=7))
     assert [len(one) for one in found] == [7, 7]
     for one, (height, width) in zip(found, sizes.tolist(), strict=True):
         assert bool((one.scores.diff() <= 0).all())
         assert bool((one.boxes >= 0).all())
         assert bool((one.boxes <= torch.tensor([width, height, width, height])).all())
-    asked = network.find(batch.images, sizes, classes=[2], score_threshold=0.0, max_detections=7)
+    asked = network.find(batch.images, sizes, [2], Limits(0.0, max_detections=7))
     assert all(set(one.labels.tolist()) == {2} for one in asked)
-    limits = torch.tensor([2.0, 2.0, 2.0, 0.0])  # no score reaches the first three
-    assert all(set(one.labels.tolist()) == {3} for one in network.find(batch.images, sizes, score_threshold=limits))
+    limits = Limits(torch.tensor([2.0, 2.0, 2.0, 0.0]))  # no score reaches the first three
+    assert all(set(one.labels.tolist()) == {3} for one in network.find(batch.images, sizes, limits=limits))
+
+
+def test_feature_maps_are_of_images_alone(network):
+    """Deepest last, one row per image, the same for a picture in any company; gradients reach the backbone."""
+    images = batch_of([0, 1, 2]).images
+    maps = network.eval().feature_maps(images)
+    assert maps
+    areas = [one.shape[2] * one.shape[3] for one in maps]
+    assert areas == sorted(areas, reverse=True)
+    for one, alone in zip(maps, network.feature_maps(images[1:2]), strict=True):
+        assert one.shape[0] == 3
+        assert one.dim() == 4
+        torch.testing.assert_close(one[1:2], alone, rtol=1e-9, atol=1e-12)
+    maps[-1].sum().backward()
+    (backbone,) = (g.parameters for g in network.parameter_groups() if g.part == "backbone" and g.decay)
+    assert any(p.grad is not None and bool((p.grad != 0).any()) for p in backbone)
 
 
 def test_groups_hold_every_parameter_that_learns_once(network):
@@ -214,7 +230,7 @@ def test_averages_are_copies_with_the_same_names(network):
             parameter.add_(1.0)
     average.update_parameters(network)
     for name, parameter in network.named_parameters():
-        torch.testing.assert_close(average.module.state_dict()[name], before[name] + 0.5, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(average.module.state_dict()[name], before[name] + 9 / 11, rtol=1e-6, atol=1e-6)
         assert not torch.equal(parameter, average.module.state_dict()[name])
 
 
@@ -233,7 +249,7 @@ def test_old_weights_are_carried_over(architecture):
     assert isinstance(grown, Growable)
     grown.carry_over(old.state_dict(), CLASSES)
     images, sizes = batch_of([0]).images, torch.tensor([[64, 96]])
-    limits = {"classes": range(CLASSES), "score_threshold": 0.0}
-    (before,), (after,) = old.find(images, sizes, **limits), grown.find(images, sizes, **limits)
+    asked = (images, sizes, range(CLASSES), Limits(0.0))
+    (before,), (after,) = old.find(*asked), grown.find(*asked)
     assert torch.equal(before.scores, after.scores)
     assert torch.equal(before.boxes, after.boxes)

@@ -17,7 +17,7 @@ from torchvision.ops import batched_nms
 
 from crossdet.losses import negative_weights
 from crossdet.models.architecture import Architecture, Contradiction
-from crossdet.models.contract import Growable, Losses, ParameterGroup
+from crossdet.models.contract import Growable, Limits, Losses, ParameterGroup
 from crossdet.models.settings import Count, NetworkSettings, Section, Weights
 from crossdet.types import BACKGROUND, REGION_FLAGS, Batch, Detections
 
@@ -38,7 +38,7 @@ class TinySettings(TinyModel, NetworkSettings):
     loss: TinyLoss = TinyLoss()
 
     @classmethod
-    def of(cls, model: Any, loss: Any) -> Self:
+    def of(cls, model: Any, loss: Any, defaults: Any = None) -> Self:
         return cls(width=model.width, loss=loss)
 
     def to_json(self) -> str:
@@ -72,13 +72,16 @@ class Tiny(Growable):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, N, C]` logits and `[B, N, 4]` boxes xyxy in pixels, row by row of the grid."""
-        x = self.backbone(images.to(self.edges.weight.dtype) / 127.5 - 1)
+        (x,) = self.feature_maps(images)
         rows, columns = x.shape[-2:]
         y, x_ = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
         centre = ((torch.stack([x_, y, x_, y], -1).reshape(-1, 4) + 0.5) * STRIDE).to(x)
         reach = self.edges(x).float().exp().flatten(2).transpose(1, 2) * STRIDE
         sign = centre.new_tensor([-1, -1, 1, 1])
         return self.classes(x).float().flatten(2).transpose(1, 2), centre + sign * reach
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        return [self.backbone(images.to(self.edges.weight.dtype) / 127.5 - 1)]
 
     def losses(self, batch: Batch) -> Losses:
         logits, boxes = self(batch.images)
@@ -111,26 +114,18 @@ class Tiny(Growable):
         images: Tensor,
         sizes: Tensor,
         classes: Sequence[int] | Tensor | None = None,
-        score_threshold: float | Tensor = 0.05,
-        topk: int = 1000,
-        max_detections: int = 100,
-        nms_iou: float = 0.5,
-        agnostic_nms: bool = False,
-        nms_groups: Sequence[int] | None = None,
+        limits: Limits = Limits(),
     ) -> list[Detections]:
         wanted = torch.arange(self.num_classes) if classes is None else torch.as_tensor(classes).unique()
-        groups = torch.arange(self.num_classes) if nms_groups is None else torch.as_tensor(nms_groups)
         found = []
         for scores, boxes, (height, width) in zip(*self._scored(images), sizes.tolist(), strict=True):
-            limit = score_threshold[wanted] if isinstance(score_threshold, Tensor) else score_threshold
-            row, column = (scores[:, wanted] > limit).nonzero(as_tuple=True)
+            row, column = (scores[:, wanted] > limits.threshold_of(wanted)).nonzero(as_tuple=True)
             label = wanted[column]
             score = scores[row, label]
-            first = score.argsort(descending=True, stable=True)[:topk]
+            first = score.argsort(descending=True, stable=True)[: limits.topk]
             row, label, score = row[first], label[first], score[first]
             box = boxes[row].clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
-            kept = batched_nms(box, score, torch.zeros_like(label) if agnostic_nms else groups[label], nms_iou)
-            kept = kept[:max_detections]
+            kept = batched_nms(box, score, limits.rivals(label), limits.nms_iou)[: limits.max_detections]
             found.append(Detections(box[kept], score[kept], label[kept]))
         return found
 

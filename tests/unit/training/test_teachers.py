@@ -32,7 +32,7 @@ from crossdet.training.teachers import (
     read_teacher_labels,
     teacher_epochs,
 )
-from crossdet.types import BACKGROUND, Annotations, Batch
+from crossdet.types import BACKGROUND, Annotations, Batch, Tiles
 
 SETTINGS = EvalSettings(64, 96)
 CAR, FACE = [10.0, 10, 30, 30], [60.0, 10, 70, 20]
@@ -250,6 +250,10 @@ def test_batches_carry_the_weights_of_their_datasets():
     assert weighed.background_weight.tolist() == [[0.25, 1.0], [1.0, 0.5]]
     assert weighed.to("cpu").background_weight.tolist() == [[0.25, 1.0], [1.0, 0.5]]
     assert batch.background_weight is None
+    # the second image is a mosaic of both datasets: nowhere more than either of them says
+    trusted, owners = torch.ones(2, 2, 2, dtype=torch.bool), torch.tensor([[1, 1], [0, 1]])
+    mosaics = replace(batch, tiles=Tiles(torch.zeros(2, 2, 4), trusted, owners))
+    assert _prepare_and_weigh(mosaics, None, weights).background_weight.tolist() == [[0.25, 1.0], [0.25, 0.5]]
     with pytest.raises(ValueError, match="background_weight"):
         _prepare_and_weigh(batch, None, weights.double())
 
@@ -290,12 +294,11 @@ def test_the_network_teaches_itself_on_schedule(plan, detections, tmp_path):
     assert not folder.exists()  # nothing of an earlier run is taken
 
 
-@pytest.mark.parametrize("warm_up", [False, True])
-def test_the_average_of_the_weights_by_its_formula(warm_up):
+def test_the_average_of_the_weights_by_its_formula():
     """From the first weights that it is told of on; a short training forgets its random beginning."""
     g = torch.Generator().manual_seed(0)
     network = torch.nn.BatchNorm1d(3)  # has weights, float buffers, and a counter that is no float
-    average = averaged(network, 0.9, warm_up)  # type: ignore[arg-type]
+    average = averaged(network, 0.9)  # type: ignore[arg-type]
     wanted = dict[str, torch.Tensor]()
     for updates in range(100):
         with torch.no_grad():
@@ -303,7 +306,7 @@ def test_the_average_of_the_weights_by_its_formula(warm_up):
                 value.copy_(torch.rand(3, generator=g))
             network.num_batches_tracked.fill_(7 * updates)
         average.update_parameters(network)
-        kept = min(0.9, (1 + updates) / (10 + updates)) if warm_up else 0.9
+        kept = min(0.9, (1 + updates) / (10 + updates))
         for name, value in network.state_dict().items():
             if updates and value.is_floating_point():
                 wanted[name] = kept * wanted[name] + (1 - kept) * value
@@ -338,7 +341,9 @@ def test_the_section_of_the_config(plan, tmp_path):
     assert own.schedule(2) == (1, 1)
     assert own.schedule(3) == (2, 1)
     for epochs in range(4, 50, 4):  # an epoch after both falls of the default learning rate
-        falls = Config.from_dict({"datasets": dict(plan.train), "train": {"epochs": epochs}}).train.steps
+        falls = Config.from_dict(
+            {"datasets": dict(plan.train), "train": {"recipe": "paper", "epochs": epochs}}
+        ).train.steps
         first, every = own.schedule(epochs)
         assert (first, first + every) == (falls[0] + 1, falls[1] + 1)
     assert own.negative_weight == 0.5  # its own misses count less than an expert's
@@ -356,7 +361,7 @@ def test_the_section_of_the_config(plan, tmp_path):
     [
         ({"teachers": []}, {}, "`pseudo.teachers`: expected `self` or a list of runs or weights files"),
         ({"teachers": ["a"], "every": 2}, {}, "`pseudo.every` is for `teachers: self`"),
-        ({"teachers": "self", "from_epoch": 20}, {}, "expected less than `train.epochs` = 20, got 20"),
+        ({"teachers": "self", "from_epoch": 20}, {"epochs": 20}, "expected less than `train.epochs` = 20, got 20"),
         ({"teachers": "self"}, {"epochs": 1}, "`pseudo.from_epoch`: expected less than `train.epochs` = 1"),
         ({"teachers": "self"}, {"plain": True}, "with `train.plain` all background is trusted already"),
         ({"teachers": "self", "negative_weight": 2.0}, {}, "`pseudo.negative_weight`: expected a number <= 1"),

@@ -102,8 +102,7 @@ def draw_sweep(splits: Sequence[Results], file: Path) -> None:
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for panel, many in zip(axes, panels.values(), strict=True):
         for method in SWEPT:
-            points = sweep_points(many, method)
-            if points:
+            if points := sweep_points(many, method):
                 _draw_line(panel, points, method, many[0].title(method), marker="o")
         panel.set(title=_sweep_title(many[0]), xlabel="images in conflict, %", ylabel="union AP, %", xlim=(-3, 103))
         panel.grid(alpha=0.3)
@@ -115,8 +114,7 @@ def sweep_points(splits: Sequence[Results], method: str) -> dict[float, list[flo
     """Conflict in percent -> union AP of the seeds in percent."""
     points: dict[float, list[float]] = {}
     for one in splits:
-        values = list(UNION_AP.values(one.of(method)).values())
-        if values:
+        if values := list(UNION_AP.values(one.of(method)).values()):
             points.setdefault(round(100 * float(one.summary["conflict"]), 1), []).extend(values)
     return points
 

@@ -272,10 +272,7 @@ def own_numbers(metrics: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any
 def read_steps(run_dir: Path) -> list[dict[str, str]]:
     """The rows of `steps.csv`; none where there is no such file."""
     file = run_dir / "steps.csv"
-    if not file.exists():
-        return []
-    with file.open(newline="") as opened:
-        return list(csv.DictReader(opened))
+    return list(csv.DictReader(file.read_text().splitlines())) if file.exists() else []
 
 
 def stability(rows: Sequence[Mapping[str, str]], warmup_epochs: float, clip_norm: float | None) -> dict[str, Any]:
@@ -330,13 +327,4 @@ def eval_settings(detector: Any, limits: Any) -> Any:
     """How the union test is looked at, the same for all runs; limits: the config's `eval`."""
     from crossdet.evaluation.run import EvalSettings
 
-    return EvalSettings(
-        shorter=detector.settings.shorter,
-        longer=detector.settings.longer,
-        score_threshold=LOWEST_SCORE,
-        topk=limits.topk,
-        nms_iou=limits.nms_iou,
-        max_detections=MOST_FOUND,
-        batch_size=limits.batch_size,
-        agnostic_nms=limits.agnostic_nms,
-    )
+    return EvalSettings.of(detector.settings, limits, score_threshold=LOWEST_SCORE, max_detections=MOST_FOUND)

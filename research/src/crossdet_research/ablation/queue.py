@@ -16,6 +16,7 @@ from crossdet.config import CONFIG_FILE, Config, UnionTestConfig, load_config
 from crossdet.errors import UserError
 from crossdet.evaluation.union import UnionTest
 from crossdet.models.card import WEIGHTS_FILE
+from crossdet.training.recipe import WARMUP_SHARE, Recipe
 from crossdet_research import jobs, study
 from crossdet_research.ablation import measure
 from crossdet_research.ablation.methods import Method, check_teaching, expert, reaching, shared_classes, stands_for
@@ -197,7 +198,7 @@ class AblationJob(Job):
             "metrics": metrics,
             "protocols": measure.own_numbers(metrics, parts),
             "curve": measure.learning_curve(epochs, parts),
-            "stability": measure.stability(rows, train.warmup_epochs, train.clip_norm),
+            "stability": measure.stability(rows, _warmup_epochs(train, len(epochs)), train.clip_norm),
             "taught": self._without_runs(last_teacher_labels(self.run_dir)),
             "union": measure.measure_union(self.run_dir, self.split.test, parts, self.config.eval)
             if record
@@ -282,6 +283,11 @@ def _with_their_teachers(mine: Sequence[AblationJob], say: Callable[[str], None]
             say(f"{job.title}: it is taught by {', '.join(names)}, in the queue as well")
         added |= {one.method.name: one for one in missing if one.method not in methods}
     return [*(job for job in mine if not job.method.taught), *added.values(), *taught]
+
+
+def _warmup_epochs(train: Recipe, epochs: int) -> float:
+    """Of a training of so many epochs; where the recipe counts steps, at most this."""
+    return WARMUP_SHARE * epochs if train.warmup_epochs is None else train.warmup_epochs
 
 
 def _comparable(config: Config, roots: Mapping[Path, str]) -> dict[str, Any]:

@@ -66,8 +66,7 @@ class Results:
         """Those that can be run on this split, experts aside, and others that have a JSON."""
         possible = [m.name for m in methods_of(self.summary) if m.part is None]
         possible += [m.name for m in FURTHER if m.name in self.runs]
-        experts = {m.name for m in methods_of(self.summary) if m.part is not None}
-        return [*possible, *(name for name in self.runs if name not in experts and name not in possible)]
+        return [*possible, *(name for name in self.runs if name not in (*self.experts(), *possible))]
 
     def experts(self) -> list[str]:
         return [m.name for m in methods_of(self.summary) if m.part is not None]
@@ -169,12 +168,11 @@ def experts_together(results: Results) -> dict[int, Run]:
     names = results.experts()
     together: dict[int, Run] = {}
     for seed in sorted({seed for name in names for seed in results.runs.get(name, {})}):
-        known = [results.runs[name][seed] for name in names if seed in results.runs.get(name, {})]
-        known = [run for run in known if run["union"]]
+        runs = (results.runs.get(name, {}).get(seed) for name in names)
+        known = [run for run in runs if run and run["union"]]
         per_class: dict[str, Any] = {}
         for c in results.classes:
-            rows = [run["union"]["per_class"][c] for run in known if c in run["union"]["per_class"]]
-            if rows:
+            if rows := [run["union"]["per_class"][c] for run in known if c in run["union"]["per_class"]]:
                 per_class[c] = {key: tables.average([row[key] for row in rows]) for key in ("AP", "AP50")}
         everything = len(known) == len(names) and len(per_class) == len(results.classes)
         union = {

@@ -69,8 +69,7 @@ def notes(results: Results) -> list[str]:
     if of_taught:
         lines.append(f"of methods with teachers also: {', '.join(sorted(of_taught))}")
     for method in methods_of(summary):
-        same = stands_for(method, summary)[1:]
-        if same:
+        if same := stands_for(method, summary)[1:]:
             lines.append(f"{method.name} stands for {', '.join(same)}, too: {same_trainings(summary)[1]}")
     lines += [
         f"{run['method']}, seed {run['seed']}, diverged: {run['diverged'].splitlines()[0]}"

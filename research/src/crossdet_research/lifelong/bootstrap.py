@@ -53,11 +53,6 @@ class Paired:
     def difference(self) -> float:
         return self.after - self.before
 
-    @property
-    def is_loss(self) -> bool:
-        """Whether the whole interval lies below 0."""
-        return self.high < 0
-
 
 @dataclass(frozen=True)
 class Bootstrap:

@@ -114,12 +114,7 @@ class Looker:
             mine = self._in(detector, digest, name, split.index).of_classes(judged)
             found.append(replace(mine, image_of_box=mine.image_of_box + start))
             start += len(split.index)
-        return DetectionArrays(
-            *(
-                np.concatenate([getattr(one, column) for one in found])
-                for column in ("boxes", "scores", "labels", "image_of_box")
-            )
-        )
+        return DetectionArrays.joined(found)
 
     def _in(self, detector: Detector, digest: str, name: str, index: Index) -> DetectionArrays:
         key = (digest, name)

@@ -317,7 +317,7 @@ def resolve(settings: Settings, plan: Plan, method: Method, seed: int, generatio
         return restricted(config, plan, plan.datasets(generation), generation)
     words: list[Override] = list(method.overrides)
     if method.slower:
-        words.append(f"train.lr={settings.config().train.lr * LR_SHARE!r}")
+        words.append(f"train.lr={settings.config().train.rate() * LR_SHARE!r}")
     config = settings.config([*words, *settings.typed(method), f"seed={seed}"])
     datasets, names = dict(config.datasets), list(plan.generations[generation - 1])
     if method.replays:

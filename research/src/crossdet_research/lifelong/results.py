@@ -10,7 +10,7 @@ from statistics import mean
 from crossdet.errors import UserError
 from crossdet_research import study
 from crossdet_research.lifelong.plan import JOINT, METHODS, START, UNION, VAL
-from crossdet_research.tables import Run
+from crossdet_research.tables import Run, average, number_at
 
 NUMBER = "AP50"
 PLACES = {UNION: "on the union test", VAL: "on the validation images of the datasets that label a class"}
@@ -59,18 +59,20 @@ class Results:
     def new(self, generation: int) -> list[str]:
         return list(self.classes[generation - 1])
 
+    def arrivals(self) -> list[tuple[int, str]]:
+        """(generation, class) of every class, in their order."""
+        return [(g, name) for g in range(1, self.last + 1) for name in self.new(g)]
+
     def value(self, method: str, seed: int, generation: int, place: str, name: str) -> float | None:
         """AP50 of one class in points. place: `val`, `union`, or a part of the union test."""
         run = self.run(method, seed, generation) or {}
         measured = run.get(place) if place in (VAL, UNION) else (run.get("union_parts") or {}).get(place)
-        row = (measured or {}).get("per_class", {}).get(name, {})
-        return None if row.get(NUMBER) is None else 100 * float(row[NUMBER])
+        value = number_at(measured, ("per_class", name, NUMBER))
+        return None if value is None else 100 * value
 
     def mean_of(self, method: str, seed: int, generation: int, place: str, names: Sequence[str]) -> float | None:
         """Mean AP50 of the classes that have one in the place; None without any, or without a run."""
-        values = [self.value(method, seed, generation, place, name) for name in names]
-        known = [value for value in values if value is not None]
-        return mean(known) if known else None
+        return average(self.value(method, seed, generation, place, name) for name in names)
 
     def by_seed(self, method: str, generation: int, place: str, names: Sequence[str]) -> dict[int, float]:
         """Seed -> `mean_of`."""
@@ -137,9 +139,8 @@ class Results:
         later = {g: set(self.old_names(g, place, unlabelled) or ()) for g in range(2, self.last + 1)}
         arrived = {
             name: g
-            for g in range(1, self.last)
-            for name in self.new(g)
-            if all(name in later[after] for after in range(g + 1, self.last + 1))
+            for g, name in self.arrivals()
+            if g < self.last and all(name in later[after] for after in range(g + 1, self.last + 1))
         }
         shares = {}
         for seed in self.seeds:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from statistics import mean
 from typing import Any
 
@@ -43,11 +43,7 @@ def _old_row(results: Results, method: str, generation: int, place: str) -> list
     share = results.of_joint(method, generation, place)
     same = results.unchanged(method, generation)
     worst = worst_class(old)
-    kept = (
-        f"{100 * mean(one.after / one.before for one in old.values()):.0f} %"
-        if old and all(one.before for one in old.values())
-        else ""
-    )
+    kept = [one.after / one.before for one in old.values() if one.before]
     return [
         results.title(method),
         str(generation),
@@ -57,13 +53,17 @@ def _old_row(results: Results, method: str, generation: int, place: str) -> list
         spread((one.difference for one in old.values()), 2),
         _interval(old),
         _significant(old),
-        kept,
+        _percent(kept) if len(kept) == len(old) else "",
         spread((one.difference for one in rest.values()), 2),
         "" if worst is None else f"{worst[0]} {spread(worst[1], 2)}",
         spread(new.values()),
-        f"{100 * mean(share.values()):.0f} %" if share else "",
+        _percent(share.values()),
         ("yes" if all(same.values()) else "no") if same else "",
     ]
+
+
+def _percent(ratios: Collection[float]) -> str:
+    return f"{100 * mean(ratios):.0f} %" if ratios else ""
 
 
 def _interval(old: Mapping[int, Old]) -> str:
@@ -97,11 +97,7 @@ def mean_grid(results: Results, place: str) -> Grid:
 
 def class_grid(results: Results, place: str) -> Grid:
     """A row per class: its AP50 when it arrived and after the last generation."""
-    rows = [
-        [name, str(arrived), *_ends(results, place, name, arrived)]
-        for arrived in range(1, results.last + 1)
-        for name in results.new(arrived)
-    ]
+    rows = [[name, str(g), *_ends(results, place, name, g)] for g, name in results.arrivals()]
     headers = ["class", "arrives", *map(results.title, results.methods())]
     return Grid(headers, rows, f"AP50 when a class arrived and at the end {PLACES[place]}")
 
@@ -110,8 +106,7 @@ def class_part_grid(results: Results) -> Grid:
     """The same on the parts of the union test, a row per class and part."""
     rows = [
         [name, str(arrived), part, *cells]
-        for arrived in range(1, results.last + 1)
-        for name in results.new(arrived)
+        for arrived, name in results.arrivals()
         for part in results.part_names()
         if any(cells := _ends(results, part, name, arrived))
     ]

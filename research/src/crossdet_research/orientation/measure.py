@@ -16,11 +16,10 @@ from crossdet.config import Config
 from crossdet.config.sources import open_sources
 from crossdet.data.index import Index
 from crossdet.data.rotation import rows_per_picture
-from crossdet.data.rotation_geometry import canvas, turn_boxes
+from crossdet.data.rotation_geometry import canvas, rotate_boxes
 from crossdet.evaluation.arrays import DetectionArrays, Floats, Ints
-from crossdet.evaluation.folding import rows_after_nms
+from crossdet.evaluation.folding import finders, orientation_scores, rows_after_nms
 from crossdet.evaluation.operating import CONFIDENT
-from crossdet.evaluation.orientation import finders, orientation_scores
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.protocols.entry import score_split
 from crossdet.evaluation.run import EvalSettings, score_dataset
@@ -41,14 +40,8 @@ def measure(run_dir: Path, config: Config, looks: bool = False) -> dict[str, Any
     detector = load_detector(run_dir, last=True)
     sources = open_sources(config, ["val"], detector=detector.space)
     limits = config.eval
-    settings = EvalSettings(
-        *(detector.settings.shorter, detector.settings.longer),
-        topk=limits.topk,
-        nms_iou=limits.nms_iou,
-        batch_size=limits.batch_size,
-        workers=config.train.workers,
-        agnostic_nms=limits.agnostic_nms,
-    )
+    its_own = {"score_threshold": None, "max_detections": None}  # the protocol's
+    settings = EvalSettings.of(detector.settings, limits, config.train.workers, **its_own)
     found: dict[str, Any] = {"datasets": {}, **({"looks": {}} if looks else {})}
     for name, split in splits_for_detector(sources, sources.val, detector, fold=True).items():
         scores = score_dataset(detector.model, split, settings, (PROTOCOLS["coco"],), detector.space.folding)
@@ -74,7 +67,7 @@ def looked_all_around(
     if seen is None:
         return None
     found, degrees = seen
-    record = score_split(PROTOCOLS["coco"], split, found, PROTOCOLS["coco"].limits.max_detections).record
+    record = score_split(PROTOCOLS["coco"], split, found).record
     return {
         **_numbers(split, record, found),
         "orientation": orientation_scores(split, found, degrees),
@@ -93,16 +86,14 @@ def _numbers(split: Split, record: Mapping[str, Any], detections: DetectionArray
 
 def per_roll(split: Split, detections: DetectionArrays) -> dict[int, dict[str, float]]:
     """Degrees -> AP and AP50 on the pictures that are turned so; nothing of an index that is not turned."""
-    turned = split.index.turned
-    found = {}
-    for degrees in [] if turned is None else sorted(set(turned.degrees.tolist())):
-        assert turned is not None
-        rows = np.flatnonzero(turned.degrees == degrees)
+    found: dict[int, dict[str, float]] = {}
+    if split.index.rotation is None:
+        return found
+    for degrees in np.unique(split.index.rotation.degrees).tolist():
+        rows = np.flatnonzero(split.index.rotation.degrees == degrees)
         _, mine = of_images(ground_truth(split), detections, rows)
-        record = score_split(
-            PROTOCOLS["coco"], split.take(rows), mine, PROTOCOLS["coco"].limits.max_detections
-        ).record
-        found[int(degrees)] = {"AP": record["AP"], "AP50": record["AP50"]}
+        record = score_split(PROTOCOLS["coco"], split.take(rows), mine).record
+        found[degrees] = {"AP": record["AP"], "AP50": record["AP50"]}
     return found
 
 
@@ -116,14 +107,14 @@ def all_looks(
     degrees is turned by b - a onto the row at b degrees. The detector takes what it finds for upright, so in that
     row it is an object turned by b - a. NMS in each image and class.
 
-    centred: the boxes are turned as `direction_box: centred` does, see `turning.turn_boxes`. At multiples of 90
+    centred: the boxes are turned as `direction_box: centred` does, see `rotate_boxes`. At multiples of 90
     degrees they are exact. None where the index is not turned, or a look is missing: b - a must be one of the
     directions for all a and b, as in 4, 8 or 12.
     """
     count = rows_per_picture(index)
-    if index.turned is None or count < 2:
+    if index.rotation is None or count < 2:
         return None
-    degrees = index.turned.degrees.astype(np.int64)
+    degrees = index.rotation.degrees.astype(np.int64)
     directions = set(degrees[:count].tolist())
     if any((b - a) % 360 not in directions for a in directions for b in directions):
         return None
@@ -150,7 +141,7 @@ def _onto(
 ) -> NDArray[np.float32]:
     """Boxes on canvases of sizes `before [N, 2]`, turned onto canvases of sizes `after [N, 2]`, centre on centre. A
     turned canvas that is turned once more is larger than the picture turned by both at once."""
-    moved = turn_boxes(boxes, before, degrees, np.full(len(boxes), centred))
+    moved = rotate_boxes(boxes, before, degrees, np.full(len(boxes), centred))
     shift = (after - canvas(before, degrees))[:, ::-1] / 2
     return (moved + np.tile(shift, 2)).astype(np.float32)
 

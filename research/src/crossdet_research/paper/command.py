@@ -8,11 +8,13 @@ from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from crossdet.commands.terminal import JsonFile, say
 from crossdet.errors import UserError
+from crossdet.evaluation.figures import PICTURES, check_image_file
+from crossdet.evaluation.tables import lineless_table
 from crossdet.files import write_json
+from crossdet_research import options
 from crossdet_research.ablation.methods import FURTHER, METHODS
 from crossdet_research.options import MarkdownFile, say_bold, wide
 from crossdet_research.paper import rows as paper
@@ -26,9 +28,6 @@ app = study_app("paper", "The experiments of the paper (tables 1-6, figure 5): l
 Scale = Annotated[
     Literal["full", "mini"],
     typer.Option("--scale", help="full: the paper's recipe on the official downloads; mini: minutes"),
-]
-Overrides = Annotated[
-    Several, option("--set", "KEY=VALUE", "override a config value, e.g. --set train.accumulate=4")
 ]
 Images = Annotated[int, typer.Option("--images", min=8, help="mini: generated training pictures per dataset")]
 
@@ -48,11 +47,8 @@ def list_rows(
     """All rows of tables 1-6, the curves of figure 5 and the ablation, and where the paper contradicts itself."""
     speeds = _speeds(throughput or [])
     ablation = [(m.name, m.title) for m in (*METHODS, *FURTHER)] + [("expert_PART", "one part alone")]
-    shown = Table(box=None, pad_edge=False)
-    for name in ("row", "data", "backbone", "ratios", "scales", "merge", "paper", "notes"):
-        shown.add_column(name, no_wrap=True)
-    if speeds:
-        shown.add_column("GPU hours", justify="right", no_wrap=True)
+    names = ("row", "data", "backbone", "ratios", "scales", "merge", "paper", "notes")
+    shown = lineless_table(*names, *(["GPU hours"] if speeds else []), left=len(names), no_wrap=0)
     for table_key in paper.TITLES:
         shown.add_row(f"[bold]{table_key if not table_key.isdigit() else f'Table {table_key}'}[/bold]")
         for row in (row for row in paper.ROWS if row.table == table_key):
@@ -86,7 +82,7 @@ def show(
     data: Annotated[Path, option("--data", "ROOT", "data folder")] = Path("data"),
     seed: Annotated[int, typer.Option(min=0, help="of the training")] = 0,
     images: Images = paper.MINI_IMAGES,
-    overrides: Overrides = None,
+    overrides: options.Overrides = None,
 ) -> None:
     """The full resolved config of a row, as YAML: `crossdet check` and `train` take it."""
     from crossdet_research.paper.experiments import Place
@@ -106,7 +102,7 @@ def run(
     output: Annotated[Path, option("--output", "DIR", "results go to DIR/SCALE", "-o")] = Path("runs/paper"),
     seeds: Annotated[list[int] | None, typer.Option("--seed", min=0, help="may be repeated")] = None,
     images: Images = paper.MINI_IMAGES,
-    overrides: Overrides = None,
+    overrides: options.Overrides = None,
 ) -> None:
     """Train and evaluate; a queue that skips what is finished and goes on where it was stopped."""
     if everything == bool(names):
@@ -158,8 +154,7 @@ def pictures(
     sources = open_sources(loaded, ["val"], detector=detector.space)
     if not sources.val:
         raise UserError(f"{config}: no dataset has a `val` split")
-    if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UserError(f"--output {output}: expected a .png or .jpg file")
+    check_image_file(output, PICTURES)
     output.parent.mkdir(parents=True, exist_ok=True)
     draw_by_dataset(detector, sources.val, columns, score).save(output)
     say(str(output))
@@ -211,6 +206,4 @@ def _speeds(given: list[str]) -> dict[str, float]:
 
 
 def _numbers(values: Mapping[str, float | None]) -> str:
-    if None in values.values():
-        return "curve"
-    return "/".join(str(value) for value in values.values())
+    return "curve" if None in values.values() else "/".join(map(str, values.values()))

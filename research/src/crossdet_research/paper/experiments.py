@@ -153,8 +153,7 @@ def show(row_or_training: str, place: Place, scale: Scale, seed: int = 0, overri
         raise UserError(
             f"{row_or_training}: {len(trainings)} trainings; name one of {', '.join(sorted(trainings))}"
         )
-    experiment = experiments[0]
-    training = experiment.training
+    experiment, training = experiments[0], experiments[0].training
     text = dump_config(resolve(experiment, place, seed, overrides))
     all_rows = [row.name for row in paper.ROWS if row.training == training.name]
     notes = sorted({note for row in rows for note in row.notes})
@@ -241,9 +240,7 @@ class PaperJob(Job):
                 for name in sources.train
             },
             "classes": len(sources.space.classes),
-            "metrics": {
-                key: value for key, value in (record or {}).get("metrics", {}).items() if key != "operating"
-            },
+            "metrics": study.metrics_of(record),
             "seconds": round(self.note.get("seconds", 0.0), 1),
             "hardware": self.note.get("hardware", {}),
             "version": self.note.get("version", {}),
@@ -269,16 +266,16 @@ def run_queue(
     for seed in seeds:
         for experiment in experiments:
             config, stem = resolve(experiment, place, seed, overrides), experiment.stem(seed)
-            folder = place.output / experiment.scale
+            folder, roots = place.output / experiment.scale, {place.root: DATA}
             queue.append(
                 PaperJob(
                     method=Method(experiment.name, experiment.name),
                     seed=seed,
                     config=config,
-                    what=comparable(config, place.root),
+                    what=jobs.comparable(config, roots),
                     run_dir=folder / stem,
                     file=folder / f"{stem}.json",
-                    roots={place.root: DATA},
+                    roots=roots,
                     experiment=experiment,
                 )
             )
@@ -288,11 +285,6 @@ def run_queue(
     _check_files([job.config for job in todo])
     first = jobs.is_first()  # of the processes: it speaks for all
     return study.run(queue, say if first else lambda _: None, divergence_is_a_result=False)
-
-
-def comparable(config: Config, root: Path) -> dict[str, Any]:
-    """The config as it is compared and stored, paths below the data folder as `DATA/...`."""
-    return jobs.comparable(config, {root: DATA})
 
 
 def _prepare(experiments: Sequence[Experiment], place: Place) -> None:

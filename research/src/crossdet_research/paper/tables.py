@@ -66,16 +66,14 @@ def paper_table(table: str, folder: Path | None = None) -> PaperTable:
         for row in rows
         for metric in row.values.get(dataset, {})
     )
-    results = {}
-    for scale in SCALES if folder is not None else ():
-        assert folder is not None
+    results: dict[str, dict[str, list[Run]]] = {}
+    if folder is None:
+        return PaperTable(table, rows, tuple(columns), results)
+    for scale in SCALES:
         everything = read_results(folder, scale)
-        photos = table == "5" and any(name.endswith("_photos") for name in everything)
-        suffix = "_photos" if photos else ""
-        own = {
-            row.training: everything[row.training + suffix] for row in rows if row.training + suffix in everything
-        }
-        if own:
+        suffix = "_photos" if table == "5" and any(name.endswith("_photos") for name in everything) else ""
+        names = {row.training: row.training + suffix for row in rows}
+        if own := {training: everything[name] for training, name in names.items() if name in everything}:
             results[scale] = own
     return PaperTable(table, rows, tuple(columns), results)
 

@@ -140,12 +140,13 @@ def _open(config: Config, name: str) -> tuple[Index, Index]:
 
 def _print(record: dict[str, Any], folder: Path, name: str) -> None:
     from rich.markup import escape
-    from rich.table import Table
+
+    from crossdet.evaluation.tables import lineless_table
 
     columns = ("part", "look", "images", "conflict", "labelled", "not labelled")
-    table = Table(box=None, pad_edge=False, padding=(0, 2))
-    for at, column in enumerate(columns):
-        table.add_column(column, justify="right" if at in (2, 3) else "left")
+    table = lineless_table(*columns, left=len(columns), padding=(0, 2))
+    for number in table.columns[2:4]:
+        number.justify = "right"
     for part, row in record["parts"].items():
         conflict = f"{row['conflict']:.3f} ({row['conflict_images']})"
         labelled = ", ".join(f"{c} {n}" for c, n in row["boxes_labelled"].items())

@@ -88,14 +88,15 @@ def _config(
 
 def as_many_steps(train: Recipe, factor: float) -> list[str]:
     """Overrides that stretch the schedule `factor` times: an expert sees fewer images, so fewer steps per epoch.
-    None where the steps are given as such."""
-    if train.max_steps is not None:
+    None where the length is not given in epochs."""
+    if train.max_steps is not None or train.epochs is None:
         return []
-    return [
-        f"train.epochs={round(train.epochs * factor)}",
-        f"train.steps={[round(step * factor, 4) for step in train.steps]}",
-        f"train.warmup_epochs={round(train.warmup_epochs * factor, 4)}",
-    ]
+    words = [f"train.epochs={round(train.epochs * factor)}"]
+    if train.steps is not None:
+        words.append(f"train.steps={[round(step * factor, 4) for step in train.steps]}")
+    if train.warmup_epochs is not None:
+        words.append(f"train.warmup_epochs={round(train.warmup_epochs * factor, 4)}")
+    return words
 
 
 def _same_steps(sections: Mapping[str, Any], factor: float) -> str:

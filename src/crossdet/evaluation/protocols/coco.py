@@ -22,7 +22,7 @@ from crossdet.errors import UserError
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats, GroundTruth, Ints, check_rows, to_xywh
 from crossdet.evaluation.files.coco import write_coco_results
 from crossdet.evaluation.precision_recall import Curve
-from crossdet.evaluation.protocols.entry import Limits, Protocol, Scores, columns, never_wrong, of_class
+from crossdet.evaluation.protocols.entry import Protocol, ProtocolLimits, Scores, columns, never_wrong, of_class
 from crossdet.evaluation.splits import Split, ground_truth
 
 PAIRS_AT_ONCE = 1_000_000
@@ -202,7 +202,7 @@ def _score(split: Split, detections: DetectionArrays, most: int) -> Scores:
 
 PROTOCOL = Protocol(
     name="coco",
-    limits=Limits(100, 0.05),
+    limits=ProtocolLimits(100, 0.05),
     score=_score,
     headline=lambda record: record["AP"],
     columns=columns("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"),

@@ -19,7 +19,7 @@ not defined is NaN, or None where the record was read from JSON."""
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProtocolLimits:
     """What a detector may report per image: so many detections, each scoring more than the threshold."""
 
     max_detections: int
@@ -62,7 +62,7 @@ class Protocol:
     """
 
     name: str
-    limits: Limits
+    limits: ProtocolLimits
     score: Callable[[Split, DetectionArrays, int], Scores]
     headline: Callable[[Record], float | None]
     columns: Callable[[Record], Sequence[tuple[str, float]]]

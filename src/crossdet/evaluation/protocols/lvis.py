@@ -16,7 +16,7 @@ import numpy as np
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Ints
 from crossdet.evaluation.files.coco import FREQUENCIES, write_coco_results
 from crossdet.evaluation.protocols.coco import CocoScores, coco_scores, in_split
-from crossdet.evaluation.protocols.entry import Limits, Protocol, Scores, columns, of_class
+from crossdet.evaluation.protocols.entry import Protocol, ProtocolLimits, Scores, columns, of_class
 from crossdet.evaluation.splits import Split, ground_truth
 
 
@@ -55,7 +55,7 @@ def _score(split: Split, detections: DetectionArrays, _most: int) -> Scores:
 
 PROTOCOL = Protocol(
     name="lvis",
-    limits=Limits(300, 0.0001),
+    limits=ProtocolLimits(300, 0.0001),
     score=_score,
     headline=lambda record: record["AP"],
     columns=columns("AP", "AP50", "AP75", "APs", "APm", "APl", "AR"),

@@ -19,7 +19,7 @@ from crossdet.evaluation.arrays import Bools, DetectionArrays, Ints, VocTruth, c
 from crossdet.evaluation.files.voc import write_voc_results
 from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou_with_offset
 from crossdet.evaluation.precision_recall import Curve, area_ap, eleven_point_ap, exact_curve
-from crossdet.evaluation.protocols.entry import Limits, Protocol, Scores, columns, never_wrong, of_class
+from crossdet.evaluation.protocols.entry import Protocol, ProtocolLimits, Scores, columns, never_wrong, of_class
 from crossdet.evaluation.splits import Split, ground_truth
 
 
@@ -127,7 +127,7 @@ def numbers_of(by_name: Mapping[str, VocClass]) -> dict[str, dict[str, float | i
 
 PROTOCOL = Protocol(
     name="voc",
-    limits=Limits(100, 0.05),
+    limits=ProtocolLimits(100, 0.05),
     score=_score,
     headline=lambda record: record["mAP_area"],
     columns=columns("mAP_area", "mAP_11pt"),

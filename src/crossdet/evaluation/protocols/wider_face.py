@@ -35,7 +35,15 @@ from crossdet.evaluation.files.wider_face import write_wider_face_predictions
 from crossdet.evaluation.files.wider_face_lists import SETTINGS, read_wider_face_truth
 from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou_with_offset
 from crossdet.evaluation.precision_recall import Curve, area_ap
-from crossdet.evaluation.protocols.entry import Limits, Lists, Protocol, Record, Scores, columns, counts_everything
+from crossdet.evaluation.protocols.entry import (
+    Lists,
+    Protocol,
+    ProtocolLimits,
+    Record,
+    Scores,
+    columns,
+    counts_everything,
+)
 from crossdet.evaluation.splits import Split
 from crossdet.labels.space import DROPPED
 from crossdet.types import REGION_FLAGS, Flag
@@ -193,7 +201,7 @@ def _headline(record: Record) -> float | None:
 
 PROTOCOL = Protocol(
     name="wider_face",
-    limits=Limits(750, 0.01),
+    limits=ProtocolLimits(750, 0.01),
     score=_score,
     headline=_headline,
     columns=columns(*ALL_SETTINGS),

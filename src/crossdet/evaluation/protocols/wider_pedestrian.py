@@ -31,8 +31,8 @@ from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou
 from crossdet.evaluation.precision_recall import Curve, area_ap, exact_curve
 from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.evaluation.protocols.entry import (
-    Limits,
     Protocol,
+    ProtocolLimits,
     Record,
     Scores,
     best_per_image,
@@ -146,7 +146,7 @@ def _columns(record: Record) -> list[tuple[str, float]]:
 
 PROTOCOL = Protocol(
     name="wider_pedestrian",
-    limits=Limits(300, 0.01),
+    limits=ProtocolLimits(300, 0.01),
     score=_score,
     headline=lambda record: record["coco_style"]["AP"],
     columns=_columns,

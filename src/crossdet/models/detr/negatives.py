@@ -10,10 +10,12 @@ from torch import Tensor
 from crossdet.losses import negative_weights
 from crossdet.models.detr.boxes import area, corners, intersection, iou
 from crossdet.models.detr.objects import Objects
-from crossdet.types import BACKGROUND
+from crossdet.models.tiles import LocalTrust
+from crossdet.types import BACKGROUND, Tiles
 
 Foreground = Literal["none", "matched", "on_object"]
 NO_GAIN = -1.0  # below any IoU
+MARGIN = 1e-3  # in shares of the frame
 
 
 class Rule(NamedTuple):
@@ -23,6 +25,7 @@ class Rule(NamedTuple):
     `[B, C]` or None; these as of `losses.dataset_aware_focal_loss`.
     foreground: which queries are negatives for all classes but the object's: none, those that are matched to an
     object, or also those that lie on one.
+    tiles: of mosaics, in shares of the frame, or None; see `types.Tiles`.
     duplicate_iou: from this IoU with an object on, an unmatched query lies on it.
     """
 
@@ -33,6 +36,7 @@ class Rule(NamedTuple):
     background_weight: Tensor | None = None
     foreground: Foreground = "matched"
     duplicate_iou: float = 0.7
+    tiles: Tiles | None = None
 
 
 def negatives_of(rule: Rule, boxes: Tensor, labels: Tensor, taught: Tensor, groups: int = 1) -> Tensor:
@@ -52,8 +56,9 @@ def negatives_of(rule: Rule, boxes: Tensor, labels: Tensor, taught: Tensor, grou
     """
     places = corners(boxes.detach())
     avoid = avoided(rule.regions, places, labels, taught, groups)
+    trusted = rule.trusted if rule.tiles is None else _trusted_there(rule.tiles, places)
     weights = negative_weights(
-        labels, rule.trusted, rule.overlap, avoid, rule.foreground != "none", rule.background_weight
+        labels, trusted, rule.overlap, avoid, rule.foreground != "none", rule.background_weight
     )
     if not len(rule.objects.labels):
         return weights
@@ -65,6 +70,12 @@ def negatives_of(rule: Rule, boxes: Tensor, labels: Tensor, taught: Tensor, grou
         weights[image[whole], query[whole]] = 0
         weights[image[one], query[one], cls[one]] = 0
     return weights
+
+
+def _trusted_there(tiles: Tiles, places: Tensor) -> Tensor:
+    """`[B, N, C]`: what all pictures of a mosaic that a query touches trust. One without area touches, too."""
+    wider = places + places.new_tensor([-MARGIN, -MARGIN, MARGIN, MARGIN])
+    return LocalTrust.of(tiles._replace(boxes=tiles.boxes.to(places.dtype)), wider).dense()
 
 
 def _add_duplicates(weights: Tensor, rule: Rule, places: Tensor, labels: Tensor) -> None:

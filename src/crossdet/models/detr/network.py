@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crossdet.models.contract import Growable, Losses, ParameterGroup
+from crossdet.models.contract import Growable, Limits, Losses, ParameterGroup
 from crossdet.models.detr import growth
 from crossdet.models.detr.boxes import corners
 from crossdet.models.detr.criterion import Answers, Bins, Criterion, denoising_losses, set_losses
@@ -27,7 +27,7 @@ from crossdet.models.detr.negatives import Rule
 from crossdet.models.detr.objects import Objects, objects_of, own_classes
 from crossdet.models.detr.selection import chosen, rows_of
 from crossdet.models.detr.settings import DetrSettings
-from crossdet.types import PAD_DIVISOR, Batch, Detections, TrustGroup, trust_groups
+from crossdet.types import PAD_DIVISOR, Batch, Detections, Tiles, TrustGroup, trust_groups
 
 NOT_LOOKED_FOR = -1e4
 """Logit of a class that a query does not look for, in an export."""
@@ -64,7 +64,7 @@ def prepare(batch: Batch, square: int | None, denoising: Settings, first: int = 
     """
     frames = frames_of(batch.images.shape[-2:], batch.sizes, square)
     objects, regions = objects_of(batch.targets, frames)
-    own = own_classes(batch.trusted, objects)
+    own = own_classes(batch.trusted_somewhere, objects)
     own[:, :first] = False
     seeds = (batch.image_ids if batch.draws is None else batch.draws).tolist()
     noise = add_noise(objects, own, seeds, denoising)
@@ -236,6 +236,7 @@ class Detr(Growable):
             batch.background_weight,
             loss.foreground,
             loss.duplicate_iou,
+            self._tiles(batch),
         )
         bins = self._bins()
         given = 0 if prepared.noise is None else prepared.noise.labels.shape[1]
@@ -247,6 +248,13 @@ class Detr(Growable):
             more = denoising_losses(noised, prepared.noise.noised, rule, prepared.own, self.criterion, bins)
             denoised = denoised + torch.stack(list(more.values())).sum(0)
         return Losses({name: (terms | {"denoising": denoised})[name] for name in self.terms}, positives)
+
+    def _tiles(self, batch: Batch) -> Tiles | None:
+        """Of the mosaics, in shares of the frame."""
+        if batch.tiles is None:
+            return None
+        frames = frames_of(batch.images.shape[-2:], batch.sizes, self.settings.square).flip(1).repeat(1, 2)
+        return batch.tiles._replace(boxes=batch.tiles.boxes / frames[:, None])
 
     def _unused(self, like: Tensor) -> Tensor:
         """Zeros that hang on the embedding, which a batch without objects does not use."""
@@ -291,15 +299,9 @@ class Detr(Growable):
         images: Tensor,
         sizes: Tensor,
         classes: Sequence[int] | Tensor | None = None,
-        score_threshold: float | Tensor = 0.05,
-        topk: int = 1000,
-        max_detections: int = 100,
-        nms_iou: float = 0.5,
-        agnostic_nms: bool = False,
-        nms_groups: Sequence[int] | None = None,
+        limits: Limits = Limits(),
     ) -> list[Detections]:
         """Without suppression: an object is found once. Queries are chosen by the classes that are looked for."""
-        del nms_iou, agnostic_nms, nms_groups
         every = torch.arange(self.num_classes, device=sizes.device)
         looked = every if classes is None else torch.as_tensor(classes, dtype=torch.int64).unique().to(sizes.device)
         frames = frames_of(images.shape[-2:], sizes, self.settings.square).flip(1).repeat(1, 2)[:, None]
@@ -307,11 +309,11 @@ class Detr(Growable):
         memory = self.memory(self.pictures(images, sizes))
         for part in self.query_sets(looked):
             answers = self._answers(memory, part)
-            limit = score_threshold[part] if isinstance(score_threshold, Tensor) else score_threshold
+            limit = limits.threshold_of(part)
             places, scores = corners(answers.boxes.float()) * frames, answers.scored.float().sigmoid()
             for image, size in enumerate(sizes):
                 found[image].append(_above(scores[image], places[image], size, part, limit))
-        return [_best(parts, min(topk, max_detections)) for parts in found]
+        return [_best(parts, min(limits.topk, limits.max_detections)) for parts in found]
 
     def query_sets(self, classes: Tensor) -> list[Tensor]:
         """The classes (rising) in sets that share queries: one, and one more for every frozen extension."""

@@ -18,6 +18,7 @@ from crossdet.models.settings import (
     Count,
     CountOrZero,
     Fraction,
+    NetworkDefaults,
     NetworkSettings,
     NotNegative,
     OpenFraction,
@@ -26,6 +27,7 @@ from crossdet.models.settings import (
     resolved_path,
 )
 
+NO_RECIPE = NetworkDefaults()
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -68,7 +70,8 @@ class DetrModel(Section):
     queries: Count = 300
     denoising: CountOrZero = 100
     square: Annotated[int, Field(ge=32, multiple_of=32)] | None = None  # side that pictures are stretched to
-    freeze_batch_norm: StrictBool | None = None  # of the backbone; null: frozen if weights are given
+    # of the backbone; null: frozen in a checkpoint, trained if there are no weights, else by `train.recipe`
+    freeze_batch_norm: StrictBool | None = None
     prior: OpenFraction = 0.01  # initial probability of every class
 
 
@@ -120,12 +123,13 @@ class DetrSettings(DetrModel, NetworkSettings):
         raise NotImplementedError
 
     @classmethod
-    def of(cls, model: Any, loss: DetrLoss) -> Self:
+    def of(cls, model: Any, loss: DetrLoss, defaults: NetworkDefaults = NO_RECIPE) -> Self:
         """Of the two sections of a config. Where the weights are a checkpoint of HF, config, size of the pictures
         and normalisation are the checkpoint's. Raises `UserError` for one that does not fit."""
         values = dict(model) | {"weights": "none", "loss": loss}
         if model.freeze_batch_norm is None:
-            values["freeze_batch_norm"] = model.weights != "none"
+            frozen = model.weights != "none" and not (model.weights == "imagenet" and defaults.train_batch_norm)
+            values["freeze_batch_norm"] = frozen
         if model.weights in ("none", "imagenet"):
             return cls.model_construct(**values, config=cls.sizes()[model.size])
         source = checkpoints.described(model.weights, cls.model_construct(**values).family)

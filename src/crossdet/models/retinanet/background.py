@@ -6,7 +6,7 @@ Once for a CPU, in small pieces, and once for a device, in few and large operati
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from crossdet.losses import background_focal_parts, background_focal_sums, with_entries
 from crossdet.models.retinanet.anchors import AnchorLabels
+from crossdet.models.tiles import LocalTrust
 from crossdet.types import BACKGROUND, TrustGroup
 
 CHANNEL_MULTIPLE = 8
@@ -35,6 +36,7 @@ def background_sums(
     gamma: float,
     compiled: bool,
     background_weight: Tensor | None,
+    local: LocalTrust | None,
 ) -> Tensor:
     """`[B]` sums of the background anchors, each image over its own trusted classes."""
     device = weight.device
@@ -57,6 +59,7 @@ def background_sums(
         if background_weight is not None:
             # images of a group may differ: what one dataset labels a teacher labels in another
             weights = _of_group(background_weight, group)
+        places = None if local is None else local.of_images(group.images, group.classes)
         for level in parts:
             maps = level[number]
             cells = maps.shape[-2] * maps.shape[-1]
@@ -65,6 +68,7 @@ def background_sums(
             if anchors:
                 logits = F.conv2d(maps, w, b, padding=1).permute(0, 2, 3, 1).reshape(len(maps), -1, width)
                 logits = logits if logits.dtype == torch.float64 else logits.float()
+                logits = logits if places is None else places.hidden(logits, start)
                 piece = slice(start, start + anchors)
                 here = _in_level(avoid, start, anchors)
                 terms = background_focal_sums(logits, mine[:, piece], here, alpha, gamma, compiled)
@@ -135,6 +139,7 @@ def batched_background_sums(
     gamma: float,
     compiled: bool,
     background_weight: Tensor | None,
+    local: LocalTrust | None,
     trusted: Tensor,
 ) -> Tensor:
     """What `background_sums` gives, by few and large operations.
@@ -163,6 +168,10 @@ def batched_background_sums(
     weights = None
     if background_weight is not None:
         weights = [_of_group(background_weight, group) for group in groups]
+    places = None
+    if local is not None:
+        local = LocalTrust(layout.put_anchors(local.zone, shapes), local.table)
+        places = [local.of_images(group.images, group.classes) for group in groups]
     sums: Tensor = _BatchedBackground.apply(
         weight,
         bias,
@@ -172,6 +181,7 @@ def batched_background_sums(
         silent if place is None else silent.index_select(0, place),
         avoid,
         weights,
+        places,
         (alpha, gamma, compiled),
         *towers,
     )
@@ -218,7 +228,7 @@ class Layout(NamedTuple):
         return whole
 
     def put_anchors(self, values: Tensor, shapes: int) -> Tensor:
-        """`[B, rows * columns * A]` of `values [B, N]` bool by anchor; true between the levels."""
+        """`[B, rows * columns * A]` of `values [B, N]` by anchor; true or 1 between the levels."""
         whole = values.new_ones((len(values), self.rows, self.columns, shapes))
         levels = values.split([rows * columns * shapes for rows, columns in self.grids], 1)
         for level, (rows, columns), (down, across) in zip(levels, self.grids, self.windows(), strict=True):
@@ -278,7 +288,8 @@ class _BatchedBackground(torch.autograd.Function):
     """`[B]` sums of the background anchors, images in the order of the sets; see `batched_background_sums`.
 
     silent: `[B, N]`, anchors without a term. avoid: `[P, 3]` (image, anchor, column of the image's set); image -1
-    means nothing. weights: per set `[images, K]`. The slopes take the place of the logits.
+    means nothing. weights: per set `[images, K]`. places: per set, of its images and classes.
+    The slopes take the place of the logits.
     """
 
     @staticmethod
@@ -292,6 +303,7 @@ class _BatchedBackground(torch.autograd.Function):
         silent: Tensor,
         avoid: Tensor,
         weights: list[Tensor] | None,
+        places: list[LocalTrust] | None,
         options: tuple[float, float, bool],
         *towers: Tensor,
     ) -> Tensor:
@@ -308,7 +320,7 @@ class _BatchedBackground(torch.autograd.Function):
                 layer = layer.new_zeros(total, *layer.shape[1:]).index_copy_(0, channels, layer)
                 offsets = offsets.new_zeros(total).index_copy_(0, channels, offsets)
             layer = layer.contiguous(memory_format=torch.channels_last)
-            flat = _logits_of_sets(maps, layer, offsets, sets, silent, avoid)
+            flat = _logits_of_sets(maps, layer, offsets, sets, silent, avoid, places)
             sums = _replace_by_slopes(flat, sets, layout.rows * layout.columns, weights, options)
         ctx.save_for_backward(flat, maps, layer, place, channels)
         ctx.layout, ctx.sets = layout, sets
@@ -338,7 +350,7 @@ class _BatchedBackground(torch.autograd.Function):
             grad_maps[:, :, down, across].to(tower_type)
             for tower_type, (down, across) in zip(tower_types, ctx.layout.windows(), strict=True)
         ]
-        return grad_weight.to(dtype), grad_bias.to(dtype), *[None] * 7, *grad_towers
+        return grad_weight.to(dtype), grad_bias.to(dtype), *[None] * 8, *grad_towers
 
 
 def _layer_gradients(slopes: Tensor, factor: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -358,7 +370,13 @@ def _layer_gradients(slopes: Tensor, factor: Tensor, maps: Tensor, weight: Tenso
 
 
 def _logits_of_sets(
-    maps: Tensor, weight: Tensor, bias: Tensor, sets: Sets, silent: Tensor, avoid: Tensor
+    maps: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    sets: Sets,
+    silent: Tensor,
+    avoid: Tensor,
+    places: list[LocalTrust] | None,
 ) -> Tensor:
     """All logits of all sets, flat: by set, image, position, anchor shape and class. -1e4, which is a probability
     of zero with slope zero, where a logit has no term. weight, bias: of the padded channels."""
@@ -369,9 +387,10 @@ def _logits_of_sets(
         weight.split(sets.padded),
         bias.split(sets.padded),
         sets.classes,
+        repeat(None, len(sets.classes)) if places is None else places,
         strict=True,
     )
-    for some, without, rows, offsets, classes in of_sets:
+    for some, without, rows, offsets, classes, local in of_sets:
         each = silent.shape[1] * classes
         table += [(start + image * each, classes) for image in range(len(some))]
         start += len(some) * each
@@ -379,7 +398,8 @@ def _logits_of_sets(
             logits = F.conv2d(some, rows, offsets, padding=1).permute(0, 2, 3, 1).flatten(1, 2)
             without = without.view(len(some), logits.shape[1], -1, 1)
             logits = logits[..., : without.shape[2] * classes].unflatten(2, (-1, classes))
-            parts.append(logits.masked_fill(without, -1e4).flatten())
+            logits = logits.masked_fill(without, -1e4)
+            parts.append((logits if local is None else local.hidden(logits.flatten(1, 2))).flatten())
     flat = parts[0] if len(parts) == 1 else torch.cat([bias.new_zeros(0), *parts])
     if len(avoid):
         first, width = torch.tensor(table).to(avoid.device, non_blocking=True).unbind(1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from crossdet.models.contract import Limits
 from crossdet.types import Detections
 
 
@@ -28,18 +29,17 @@ class Boxes(NamedTuple):
     labels: Tensor
 
 
-def best_candidates(logits: Tensor, classes: Tensor, threshold: float | Tensor, topk: int) -> Candidates:
+def best_candidates(logits: Tensor, classes: Tensor, limits: Limits) -> Candidates:
     """The `topk` best pairs above the threshold of `logits [n, K]`; equal ones by anchor, then by class.
 
-    classes: `[K]` ids of the columns. threshold: a number, or `[C]` by class id.
+    classes: `[K]` ids of the columns.
     """
     scores = logits.float().sigmoid()
-    limit = threshold[classes] if isinstance(threshold, Tensor) else threshold
-    pairs = (scores > limit).flatten().nonzero().squeeze(1)
+    pairs = (scores > limits.threshold_of(classes)).flatten().nonzero().squeeze(1)
     kept, order = scores.flatten()[pairs].sort(descending=True, stable=True)
-    pairs = pairs[order[:topk]]
+    pairs = pairs[order[: limits.topk]]
     width = max(1, logits.shape[1])
-    return Candidates(kept[:topk], pairs.div(width, rounding_mode="floor"), classes[pairs % width])
+    return Candidates(kept[: limits.topk], pairs.div(width, rounding_mode="floor"), classes[pairs % width])
 
 
 def merged(known: Candidates | None, more: Candidates, topk: int) -> Candidates:
@@ -51,14 +51,12 @@ def merged(known: Candidates | None, more: Candidates, topk: int) -> Candidates:
     return Candidates(scores[order], anchor[order], label[order])
 
 
-def detections_of(
-    levels: Sequence[Boxes], size: Tensor, max_detections: int, nms_iou: float, groups: Tensor | None
-) -> Detections:
-    """Boxes of all levels clipped to the image, NMS by class or group, and the cap. size: `[2]` (height, width)."""
+def detections_of(levels: Sequence[Boxes], size: Tensor, limits: Limits) -> Detections:
+    """Boxes of all levels clipped to the image, NMS, and the cap. size: `[2]` (height, width)."""
     boxes, scores, labels = (torch.cat(parts) for parts in zip(*levels, strict=True))
     high = torch.stack([size[1], size[0], size[1], size[0]]).to(boxes.dtype)
     boxes = boxes.clamp(min=0).minimum(high)
     visible = (boxes[:, 2:] > boxes[:, :2]).all(1)
     boxes, scores, labels = boxes[visible], scores[visible], labels[visible]
-    keep = batched_nms(boxes, scores, labels if groups is None else groups[labels], nms_iou)[:max_detections]
+    keep = batched_nms(boxes, scores, limits.rivals(labels), limits.nms_iou)[: limits.max_detections]
     return Detections(boxes[keep], scores[keep], labels[keep])

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from crossdet.losses import foreground_focal_parts, foreground_negatives_of
 from crossdet.models.retinanet.anchors import AnchorLabels
 from crossdet.models.retinanet.background import background_sums, batched_background_sums, wide, wide_type
+from crossdet.models.tiles import LocalTrust
 from crossdet.types import TrustGroup
 
 FOREGROUND_ENTRIES = 8_000_000
@@ -37,6 +38,7 @@ def union_focal_losses(
     overlap: Tensor | None = None,
     compiled: bool = False,
     background_weight: Tensor | None = None,
+    local: LocalTrust | None = None,
 ) -> Tensor:
     """`[B]` dataset-aware focal loss per image, equal to `image_focal_losses` of all logits.
 
@@ -47,6 +49,7 @@ def union_focal_losses(
         trusted: `[B, C]` bool. groups: its distinct rows (`trust_groups(trusted)`).
         alpha, gamma, foreground_negatives, overlap, compiled, background_weight: see
             `dataset_aware_focal_loss`.
+        local: where in the image `trusted` holds; None: everywhere.
     """
     classes = trusted.shape[1]
     shapes = predict.out_channels // classes
@@ -54,7 +57,7 @@ def union_focal_losses(
     device = trusted.device
     counts = [shapes * len(group.classes) for group in groups]
     rows = [_rows_of(group, classes, shapes, device) for group in groups]
-    negatives = (trusted, labelled, foreground_negatives, overlap)
+    negatives = (trusted, local, labelled, foreground_negatives, overlap)
     terms, weight, bias = _UnionLayer.apply(
         predict.weight,
         predict.bias,
@@ -64,7 +67,7 @@ def union_focal_losses(
         negatives,
         (alpha, gamma),
     )
-    rest = (counts, labelled, groups, alpha, gamma, compiled, background_weight)
+    rest = (counts, labelled, groups, alpha, gamma, compiled, background_weight, local)
     if is_batched(device):
         background = batched_background_sums(towers, weight, bias, *rest, trusted)
     else:
@@ -143,7 +146,7 @@ class _UnionLayer(torch.autograd.Function):
         patches: Tensor,
         shape_of: Tensor,
         rows: Tensor,
-        negatives: tuple[Tensor, AnchorLabels, bool, Tensor | None],
+        negatives: tuple[Tensor, LocalTrust | None, AnchorLabels, bool, Tensor | None],
         exponents: tuple[float, float],
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.negatives, ctx.exponents = negatives, exponents
@@ -188,7 +191,7 @@ class Chunk(NamedTuple):
 
 def _chunks(ctx: Any, patches: Tensor, shape_of: Tensor) -> Iterator[Chunk]:
     """Of bounded size, see `FOREGROUND_ENTRIES`; without waiting for the device where the counts are known."""
-    trusted, labelled = ctx.negatives[:2]
+    trusted, _, labelled = ctx.negatives[:3]
     order = shape_of.argsort(stable=True)
     counts = labelled.per_shape or torch.bincount(shape_of).tolist()
     ends = list(accumulate(counts))
@@ -207,7 +210,7 @@ def _foreground_parts(
     ctx: Any, weight: Tensor, bias: Tensor, inputs: Tensor, chunk: Chunk, with_slope: bool
 ) -> tuple[Tensor, Tensor]:
     """Terms `[f]` of a chunk and, if asked, slopes `[f, C]` with respect to its logits. inputs: its patches."""
-    trusted, labelled, foreground_negatives, overlap = ctx.negatives
+    trusted, local, labelled, foreground_negatives, overlap = ctx.negatives
     classes = trusted.shape[1]
     flat, flat_bias = _flat(weight, len(bias) // classes), bias.view(-1, classes)
     logits = inputs.new_empty(len(inputs), classes)
@@ -217,6 +220,8 @@ def _foreground_parts(
     negative = foreground_negatives_of(
         trusted, labelled.labels, image, anchor, foreground_negatives, overlap, labelled.avoid
     )
+    if local is not None and not foreground_negatives:
+        negative = negative & local.at(image, anchor)
     own = labelled.labels[image, anchor]
     alpha, gamma = ctx.exponents
     return foreground_focal_parts(logits, own, negative.to(logits.dtype), alpha, gamma, with_slope)

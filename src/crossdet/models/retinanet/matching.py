@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -68,8 +68,8 @@ def label_anchors(
     Region rows (crowds, ignore regions, AVOID) are matched to nothing. Listed under `avoid` are the anchors that a
     region covers by half (intersection / anchor area >= 0.5) and those that an object in its place would have kept
     from being negatives: IoU >= `negative_iou`, and its best anchors whatever their IoU (a small box covers no
-    anchor by half). A teacher's region (`Flag.TEACHER`) says nothing
-    about objects that no teacher labelled: their anchors are not listed for it.
+    anchor by half). A teacher's region (`Flag.TEACHER`) says nothing about objects that no teacher labelled: their
+    anchors are not listed for it.
 
     The result is that of the full matrix of boxes and anchors. On a CPU only pairs that can decide something are
     looked at (`pairs_overlapping`), in pieces. On a device finding them takes longer than the matrix, so there it
@@ -84,9 +84,7 @@ def label_anchors(
         return label_densely(grid, targets, positive_iou, negative_iou, low_quality_matches, has_regions)
     counts = torch.tensor([len(target) for target in targets])
     owner = torch.repeat_interleave(torch.arange(images), counts).to(device)
-    boxes, classes, flags = (
-        torch.cat([getattr(target, name) for target in targets]) for name in ("boxes", "labels", "flags")
-    )
+    boxes, classes, flags = _joined(targets)
     region, by_teacher = ((flags & int(bits)) != 0 for bits in (REGION_FLAGS, Flag.TEACHER))
     has_regions = bool(region.any()) if has_regions is None else has_regions
     shapes = lattice(grid)
@@ -126,9 +124,7 @@ def label_densely(
     It waits for the device once, to learn how many anchors are foreground; where there are regions, also for the
     avoided anchors of every piece.
     """
-    boxes, classes, flags = (
-        torch.cat([getattr(target, name) for target in targets]) for name in ("boxes", "labels", "flags")
-    )
+    boxes, classes, flags = _joined(targets)
     has_regions = bool(((flags & int(REGION_FLAGS)) != 0).any()) if has_regions is None else has_regions
     slots = _slots([len(target) for target in targets]).to(boxes.device, non_blocking=True)
     padded, flags = _with_spare(boxes)[slots], _with_spare(flags)[slots]
@@ -163,6 +159,11 @@ def label_densely(
     row = slots[image, column[image, anchor]]
     labels[image, anchor] = classes[row]
     return AnchorLabels(labels, image, anchor, boxes[row], torch.cat(avoid))
+
+
+def _joined(targets: Sequence[Annotations]) -> Iterator[Tensor]:
+    """Boxes, labels and flags of all images, one after the other."""
+    return (torch.cat([getattr(target, name) for target in targets]) for name in ("boxes", "labels", "flags"))
 
 
 def _slots(counts: Sequence[int]) -> Tensor:

@@ -21,7 +21,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 from crossdet.errors import UserError
 from crossdet.losses import smooth_l1
 from crossdet.models.backbones import Backbone
-from crossdet.models.contract import Growable, Losses, Network, ParameterGroup
+from crossdet.models.contract import Growable, Limits, Losses, Network, ParameterGroup
 from crossdet.models.retinanet import growth
 from crossdet.models.retinanet.anchors import (
     AnchorGrid,
@@ -38,6 +38,7 @@ from crossdet.models.retinanet.distillation import logit_matching
 from crossdet.models.retinanet.matching import label_anchors, label_batch
 from crossdet.models.retinanet.settings import PYRAMID_STRIDES, RetinaNetSettings
 from crossdet.models.retinanet.subnets import GroupNorm, Subnet
+from crossdet.models.tiles import LocalTrust
 from crossdet.types import PAD_DIVISOR, Batch, Detections
 
 LOGITS_AT_ONCE = 32_000_000
@@ -136,6 +137,7 @@ class RetinaNet(Growable):
         self.normaliser = settings.loss.normaliser
         self._compiled_features: Callable[[Tensor], list[Tensor]] | None = None
         self._held: Callable[[RetinaNet, list[Tensor], Batch], Tensor] | None = None
+        self._frozen_stem = False
 
     @property
     def fill_colour(self) -> list[int]:
@@ -146,6 +148,11 @@ class RetinaNet(Growable):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Pyramid P3-P7 of `images [B, 3, H, W]` RGB 0..255 (uint8 or float), before normalisation."""
+        maps = self.feature_maps(images)
+        return list(self.fpn({f"c{i + 3}": c for i, c in enumerate(maps)}).values())
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """C3, C4 and C5 of the same."""
         height, width = images.shape[-2:]
         x = (images.to(self.mean.dtype) - self.mean) / self.std
         # Zero after normalisation is the mean colour: a border that is as uninformative as can be.
@@ -154,8 +161,8 @@ class RetinaNet(Growable):
         # The weights decide the layout. Asked of a 3x3 weight: 1x1 ones count as contiguous in both formats.
         wide = self.fpn.layer_blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last if wide else torch.contiguous_format)
-        maps = self.backbone(x)
-        return list(self.fpn({f"c{i + 3}": c for i, c in enumerate(maps)}).values())
+        maps: list[Tensor] = self.backbone(x)
+        return maps
 
     def head(self, features: list[Tensor]) -> Outputs:
         """All logits and box deltas of every level."""
@@ -219,7 +226,7 @@ class RetinaNet(Growable):
             [self.class_subnet.before_prediction(f) for f in features],
             self.class_subnet.predict,
             labelled,
-            batch.trusted,
+            batch.trusted_somewhere,
             batch.trust_groups,
             settings.alpha,
             settings.gamma,
@@ -227,6 +234,7 @@ class RetinaNet(Growable):
             self.overlap,
             self._compiled_features is not None,
             batch.background_weight,
+            None if batch.tiles is None else LocalTrust.of(batch.tiles, grid.boxes),
         )
         deltas = torch.cat([self._deltas(f) for f in features], 1)
         box = self._box_losses(deltas, grid.boxes, labelled) * settings.box_weight
@@ -270,6 +278,14 @@ class RetinaNet(Growable):
         for module in self.backbone.modules() if fixed_statistics else ():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
+        if self._frozen_stem:
+            for module in self.backbone.stem():
+                module.eval()
+
+    def freeze_stem(self) -> None:
+        for module in self.backbone.stem():
+            module.requires_grad_(False)
+        self._frozen_stem = True
 
     def compile_parts(self) -> None:
         """Backbone and pyramid as one graph, and the focal terms as one kernel."""
@@ -299,12 +315,7 @@ class RetinaNet(Growable):
         outputs: Outputs,
         sizes: Tensor,
         classes: Sequence[int] | Tensor | None = None,
-        score_threshold: float | Tensor = 0.05,
-        topk: int = 1000,
-        max_detections: int = 100,
-        nms_iou: float = 0.5,
-        agnostic_nms: bool = False,
-        nms_groups: Sequence[int] | None = None,
+        limits: Limits = Limits(),
     ) -> list[Detections]:
         """Detections of every image, by falling score, boxes clipped to the image.
 
@@ -313,23 +324,17 @@ class RetinaNet(Growable):
             sizes: `[B, 2]` (height, width) of each image inside its padding.
             classes: unified ids to look for; applied before top-k, NMS and the cap, so that no other class
                 uses up candidates. None = all.
-            score_threshold: candidates must score more; a number, or `[C]` one per class.
-            topk: candidates kept per level.
-            max_detections: per image, after class-wise NMS at `nms_iou`.
-            agnostic_nms: NMS among all classes that are looked for; of several at one place the best is left.
-            nms_groups: `C` groups, by class; NMS among the classes of a group. None = each class by itself.
         """
         anchors = self.anchors(outputs.grids)
-        groups = self._nms_groups(agnostic_nms, nms_groups, sizes.device)
         chosen = self._chosen(classes, sizes.device)
         found = []
         for image in range(len(sizes)):
             levels = []
             for logits, deltas, boxes in zip(outputs.logits, outputs.deltas, anchors, strict=True):
                 columns = logits[image] if classes is None else logits[image][:, chosen]
-                best = best_candidates(columns, chosen, score_threshold, topk)
+                best = best_candidates(columns, chosen, limits)
                 levels.append(self._with_boxes(best, deltas[image], boxes))
-            found.append(detections_of(levels, sizes[image], max_detections, nms_iou, groups))
+            found.append(detections_of(levels, sizes[image], limits))
         return found
 
     def find(
@@ -337,19 +342,13 @@ class RetinaNet(Growable):
         images: Tensor,
         sizes: Tensor,
         classes: Sequence[int] | Tensor | None = None,
-        score_threshold: float | Tensor = 0.05,
-        topk: int = 1000,
-        max_detections: int = 100,
-        nms_iou: float = 0.5,
-        agnostic_nms: bool = False,
-        nms_groups: Sequence[int] | None = None,
+        limits: Limits = Limits(),
     ) -> list[Detections]:
         """What `decode(self(images), sizes, ...)` gives, without all logits: only those of `classes` are computed,
         some classes at a time, so that 2,000 classes need no more memory than 100."""
         features = self.features(images)
         anchors = self.anchors([(f.shape[-2], f.shape[-1]) for f in features])
         chosen = self._chosen(classes, sizes.device)
-        groups = self._nms_groups(agnostic_nms, nms_groups, sizes.device)
         levels: list[list[Boxes]] = [[] for _ in sizes]
         for level, boxes in zip(features, anchors, strict=True):
             deltas = self._deltas(level)
@@ -358,29 +357,18 @@ class RetinaNet(Growable):
             for part in chosen.split(max(1, LOGITS_AT_ONCE // (len(sizes) * len(boxes)))):
                 logits = self._class_logits(tower, part)
                 for image in range(len(sizes)):
-                    more = best_candidates(logits[image], part, score_threshold, topk)
-                    best[image] = merged(best[image], more, topk)
+                    more = best_candidates(logits[image], part, limits)
+                    best[image] = merged(best[image], more, limits.topk)
             for image, candidates in enumerate(best):
                 if candidates is not None:
                     levels[image].append(self._with_boxes(candidates, deltas[image], boxes))
-        return [
-            detections_of(parts, size, max_detections, nms_iou, groups)
-            for parts, size in zip(levels, sizes, strict=True)
-        ]
+        return [detections_of(parts, size, limits) for parts, size in zip(levels, sizes, strict=True)]
 
     def _chosen(self, classes: Sequence[int] | Tensor | None, device: torch.device) -> Tensor:
         """`[K]` ids, rising and each once, which `_class_logits` and `merged` count on."""
         if classes is None:
             return torch.arange(self.num_classes, device=device)
         return torch.as_tensor(classes, dtype=torch.int64).unique().to(device)
-
-    def _nms_groups(
-        self, agnostic_nms: bool, nms_groups: Sequence[int] | None, device: torch.device
-    ) -> Tensor | None:
-        """`[C]` group of every class in NMS, None where each is its own."""
-        if agnostic_nms:
-            return torch.zeros(self.num_classes, dtype=torch.int64, device=device)
-        return None if nms_groups is None else torch.tensor(nms_groups, device=device)
 
     def _deltas(self, features: Tensor) -> Tensor:
         """`[B, H W A, 4 (1 + adapters)]`: those of the box subnet, and of each adapter's."""

@@ -13,6 +13,7 @@ from crossdet.models.settings import (
     Count,
     CountOrZero,
     Fraction,
+    NetworkDefaults,
     NetworkSettings,
     NotNegative,
     OpenFraction,
@@ -24,6 +25,9 @@ from crossdet.models.settings import (
 
 PYRAMID_STRIDES = (8, 16, 32, 64, 128)
 """Strides of the pyramid levels P3 to P7."""
+
+
+PAPER = NetworkDefaults()
 
 
 class Adapter(NamedTuple):
@@ -60,12 +64,14 @@ class RetinaNetModel(Section):
     weights: Weights = "imagenet"  # or `none`, or a file
     channels: Count = 256  # of the pyramid
     head_depth: CountOrZero = 4  # convolutions before each output
-    group_norm: StrictBool = False  # in pyramid and head; helps training from random weights
+    group_norm: StrictBool | None = None  # in pyramid and head; null: by `train.recipe` (auto: yes, paper: no)
     anchors: Anchors = Anchors()
     positive_iou: Fraction = 0.5
     negative_iou: Fraction = 0.4  # between the two an anchor is ignored
     low_quality_matches: StrictBool = True  # each box keeps its best anchors, whatever their IoU
-    freeze_batch_norm: StrictBool | None = None  # null: frozen if weights are given
+    # of the backbone; null: trained if there are no weights, else by `train.recipe` (paper: frozen; auto: trained
+    # if a device has at least 4 pictures at once)
+    freeze_batch_norm: StrictBool | None = None
     prior: OpenFraction = 0.01  # initial probability of every class
 
 
@@ -90,15 +96,18 @@ class RetinaNetSettings(RetinaNetModel, NetworkSettings):  # type: ignore[misc]
     weights: Weights = "none"
     loss: RetinaNetLoss = RetinaNetLoss()
     freeze_batch_norm: StrictBool = True
+    group_norm: StrictBool = False
     group_channels: Annotated[int, Field(ge=1)] = 4
     adapters: tuple[Adapter, ...] = ()
 
     @classmethod
-    def of(cls, model: RetinaNetModel, loss: RetinaNetLoss) -> Self:
-        """Of the two sections of a config. Batch norm is frozen if weights are given, unless the config says."""
+    def of(cls, model: RetinaNetModel, loss: RetinaNetLoss, defaults: NetworkDefaults = PAPER) -> Self:
+        """Of the two sections of a config. Batch norm that begins at random is trained, unless the config says."""
         values = dict(model) | {"weights": "none"}
         if model.freeze_batch_norm is None:
-            values["freeze_batch_norm"] = model.weights != "none"
+            values["freeze_batch_norm"] = model.weights != "none" and not defaults.train_batch_norm
+        if model.group_norm is None:
+            values["group_norm"] = defaults.group_norm
         return cls.model_construct(**values, loss=loss)
 
     def described(self, classes: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from crossdet.errors import UserError
 from crossdet.inference import load_detector
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.card import read_card
+from crossdet.models.contract import Limits
 from crossdet.models.detr import building, checkpoints
 from crossdet.models.detr.architecture import DFINE, build, weights_problem
 from crossdet.models.detr.growth import EMBEDDING
@@ -105,7 +106,7 @@ def test_pipeline_opens_what_is_written(picture, tmp_path):
     building.write(network, NAMES, tmp_path)
     results = pipeline("object-detection", model=str(tmp_path))(picture, threshold=0.0)
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
-    (ours,) = network.find(pixels, torch.tensor([[SIDE, SIDE]]), score_threshold=0.0, max_detections=300)
+    (ours,) = network.find(pixels, torch.tensor([[SIDE, SIDE]]), limits=Limits(0.0, max_detections=300))
     assert [r["score"] for r in results][:6] == pytest.approx(ours.scores[:6].tolist(), abs=1e-4)
     assert results[0]["label"] == NAMES[int(ours.labels[0])]
 

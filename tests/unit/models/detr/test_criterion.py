@@ -14,7 +14,7 @@ from crossdet.models.detr.distributions import bin_values, boxes_to_edges, edges
 from crossdet.models.detr.matching import Costs, Matches, match
 from crossdet.models.detr.negatives import Rule, negatives_of
 from crossdet.models.detr.objects import own_classes
-from crossdet.types import BACKGROUND, IGNORE, Flag
+from crossdet.types import BACKGROUND, IGNORE, Flag, Tiles
 
 from .made import FRAME, all_trusted, annotations, answers_near, flat, random_targets
 
@@ -273,6 +273,20 @@ def test_small_region_keeps_the_query_that_fits_it_best_from_being_a_negative():
     boxes = torch.tensor([[[0.42, 0.42, 0.2, 0.2], [0.45, 0.45, 0.3, 0.3], [0.8, 0.8, 0.1, 0.1]]])
     weights = negatives_of(rule, boxes, torch.full((1, 3), BACKGROUND), torch.zeros(1, 3, dtype=torch.bool))
     assert weights.flatten().tolist() == [0, 1, 1]
+
+
+def test_trust_in_a_mosaic_belongs_to_its_tiles():
+    """Background counts for a class only where every tile that the query touches trusts it."""
+    objects, regions = flat([annotations([], [])])
+    boxes = torch.tensor([[[0.2, 0.5, 0.2, 0.2], [0.5, 0.5, 0.2, 0.2], [0.8, 0.5, 0.2, 0.2], [0.8, 0.5, 0.0, 0.0]]])
+    tiles = Tiles(
+        torch.tensor([[[0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]]]),
+        torch.tensor([[[True, False, True], [False, True, True]]]),
+        torch.tensor([[0, 1]]),
+    )
+    rule = Rule(objects, regions, torch.tensor([[False, False, True]]), tiles=tiles)
+    weights = negatives_of(rule, boxes, torch.full((1, 4), BACKGROUND), torch.zeros(1, 4, dtype=torch.bool))
+    assert weights[0].tolist() == [[1, 0, 1], [0, 0, 1], [0, 1, 1], [0, 1, 1]]
 
 
 def test_groups_are_matched_apart_and_averaged():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from crossdet.errors import UserError
+from crossdet.models.contract import Limits
 from crossdet.models.detr.architecture import DFINE, build, contradictions
 from crossdet.models.detr.boxes import corners
 from crossdet.models.detr.building import hf_config
@@ -204,7 +205,7 @@ def test_pictures_are_stretched_to_a_square():
     small, large = torch.zeros(1, 3, 64, 96, dtype=torch.uint8), torch.full((1, 3, 96, 128), 77, dtype=torch.uint8)
     small[..., :50, :70], large[..., :50, :70] = picture, picture
     size = torch.tensor([[50, 70]])
-    (one,), (other,) = (network.find(images, size, score_threshold=0.0) for images in (small, large))
+    (one,), (other,) = (network.find(images, size, limits=Limits(0.0)) for images in (small, large))
     assert torch.equal(one.boxes, other.boxes)
     assert float(one.boxes[:, 2].amax()) > 50  # pixels of the picture, not of the square
     losses = learning(network).losses(replace(batch_of(), sizes=torch.tensor([[64, 96], [60, 91], [50, 70]])))
@@ -217,7 +218,7 @@ def test_half_precision(name):
     wanted = network.losses(batch_of()).terms
     with torch.autocast("cpu", torch.bfloat16):
         losses = network.losses(batch_of())
-        (found, *_) = network.find(batch_of().images, batch_of().sizes, score_threshold=0.0)
+        (found, *_) = network.find(batch_of().images, batch_of().sizes, limits=Limits(0.0))
     assert len(found)
     for key, sums in losses.terms.items():
         assert sums.dtype == torch.float32
@@ -295,9 +296,9 @@ def test_frozen_extension_leaves_old_detections_bit_for_bit(name):
     assert moved == set(network.class_tensors)
     # frozen weights go through other kernels of torch (XNNPACK's); those of a file do not
     network.requires_grad_(True)
-    size, limits = torch.tensor([[64, 96]] * 3), {"score_threshold": 0.0, "max_detections": 200}
-    before = old.find(batch.images, size, **limits)
-    together = network.eval().find(batch.images, size, **limits | {"max_detections": 400})
+    size = torch.tensor([[64, 96]] * 3)
+    before = old.find(batch.images, size, limits=Limits(0.0, max_detections=200))
+    together = network.eval().find(batch.images, size, limits=Limits(0.0, max_detections=400))
     for one, all_found in zip(before, together, strict=True):
         mine = all_found.labels < CLASSES
         assert len(one) > 10

@@ -11,6 +11,7 @@ from crossdet.models.retinanet import background as background_module
 from crossdet.models.retinanet import class_loss
 from crossdet.models.retinanet.anchors import AnchorLabels
 from crossdet.models.retinanet.class_loss import union_focal_losses
+from crossdet.models.tiles import LocalTrust
 from crossdet.types import BACKGROUND, IGNORE, trust_groups
 
 DEPTH, SHAPES = 5, 3
@@ -65,19 +66,31 @@ class Case:
         self.weight = torch.rand(images, generator=g, dtype=torch.float64)  # upstream gradients that differ
 
         self.background_weight = None
+        self.local = None
+
+    def in_mosaics(self, seed, tiles=4):
+        """Every anchor touches some of the tiles, each of which trusts classes of its own."""
+        g = torch.Generator().manual_seed(seed)
+        images, classes = self.trusted.shape
+        of_tiles = torch.rand(images, tiles, classes, generator=g) < 0.4
+        touched = (torch.arange(1 << tiles)[:, None] & (1 << torch.arange(tiles))) != 0
+        self.trusted = of_tiles.any(1)
+        table = (of_tiles[:, None] | ~touched[:, :, None]).all(2) & self.trusted[:, None]
+        self.local = LocalTrust(torch.randint(0, 1 << tiles, (images, ANCHORS), generator=g), table)
 
     def full(self, foreground_negatives, overlap, gamma):
         classes = self.trusted.shape[1]
         logits = [self.predict(t).permute(0, 2, 3, 1).reshape(len(t), -1, classes) for t in self.towers]
         return image_focal_losses(
-            torch.cat(logits, 1), self.labelled.labels, self.trusted, 0.25, gamma, foreground_negatives,
-            overlap, self.labelled.avoid, background_weight=self.background_weight,
+            torch.cat(logits, 1), self.labelled.labels,
+            self.trusted if self.local is None else self.local.dense(), 0.25, gamma, foreground_negatives, overlap,
+            self.labelled.avoid, background_weight=self.background_weight,
         )  # fmt: skip
 
     def sliced(self, foreground_negatives, overlap, gamma):
         return union_focal_losses(
             self.towers, self.predict, self.labelled, self.trusted, trust_groups(self.trusted), 0.25, gamma,
-            foreground_negatives, overlap, background_weight=self.background_weight,
+            foreground_negatives, overlap, background_weight=self.background_weight, local=self.local,
         )  # fmt: skip
 
     def gradients(self, losses):
@@ -113,6 +126,25 @@ def test_weighed_background_is_that_of_all_logits(seed):
     assert not torch.allclose(case.sliced(True, None, 2.0), plain)
     case.background_weight = torch.ones(case.trusted.shape)
     torch.testing.assert_close(case.sliced(True, None, 2.0), plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("foreground_negatives", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_trust_by_place_is_that_of_all_logits(seed, foreground_negatives):
+    """Mosaics: an anchor trusts what all tiles trust that it touches; an object of one is a negative in all."""
+    case = Case(seed)
+    case.in_mosaics(seed)
+    assert_equal(case, foreground_negatives, case.overlap, gamma=(2.0, 1.3, 0.0)[seed])
+    case.background_weight = torch.rand(case.trusted.shape, generator=torch.Generator().manual_seed(seed))
+    assert_equal(case, foreground_negatives)
+    local, mosaics = case.sliced(True, None, 2.0), case.local
+    case.local = None
+    assert not torch.allclose(case.sliced(True, None, 2.0), local)
+    # where all tiles trust the same it is the loss without tiles
+    case.local = mosaics._replace(table=case.trusted[:, None].expand_as(mosaics.table))
+    everywhere = case.sliced(True, None, 2.0)
+    case.local = None
+    torch.testing.assert_close(case.sliced(True, None, 2.0), everywhere, rtol=0, atol=1e-12)
 
 
 def test_no_foreground_and_no_trusted_class_keep_the_parameters_in_the_graph():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from crossdet.models.backbones import Backbone
+from crossdet.models.contract import Limits
 from crossdet.models.retinanet import network as retinanet
 from crossdet.models.retinanet.network import RetinaNet
 from crossdet.models.retinanet.settings import RetinaNetSettings
@@ -34,10 +35,10 @@ def test_find_equals_decode_of_all_logits(monkeypatch, model, images, entries, c
     """However many classes are looked at together; a threshold for all or one per class; top-k and caps bind."""
     monkeypatch.setattr(retinanet, "LOGITS_AT_ONCE", entries)
     threshold = torch.linspace(0.009, 0.012, CLASSES) if per_class else 0.0095
-    options = {"score_threshold": threshold, "topk": 60, "max_detections": 70, "nms_iou": 0.6}
+    limits = Limits(threshold, topk=60, max_detections=70, nms_iou=0.6)
     with torch.inference_mode():
-        found = model.find(images, SIZES, classes, **options)
-        wanted = model.decode(model(images), SIZES, classes, **options)
+        found = model.find(images, SIZES, classes, limits)
+        wanted = model.decode(model(images), SIZES, classes, limits)
     for one, other in zip(found, wanted, strict=True):
         assert len(one) == (0 if classes == [] else len(other))
         assert bool((one.labels == other.labels).all())

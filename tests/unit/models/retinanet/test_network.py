@@ -12,6 +12,7 @@ from crossdet.errors import UserError
 from crossdet.models import backbones
 from crossdet.models.backbones import Backbone, freeze_batch_norm, load_backbone_weights, read_state
 from crossdet.models.building import build_detector
+from crossdet.models.contract import Limits
 from crossdet.models.retinanet.network import CoarseLevels, Outputs, RetinaNet
 from crossdet.models.retinanet.settings import PYRAMID_STRIDES, RetinaNetLoss, RetinaNetSettings
 from crossdet.models.retinanet.subnets import GroupNorm
@@ -217,8 +218,8 @@ def test_boxes_are_the_anchors_by_falling_score(model):
 
 def test_score_threshold_is_strict(model):
     outputs = outputs_with(model, [(0, row_of(0, 4, 4), 0, 0.0), (0, row_of(0, 12, 12), 1, 0.01)])
-    assert model.decode(outputs, SIZES, score_threshold=0.5)[0].labels.tolist() == [1]
-    assert model.decode(outputs, SIZES, score_threshold=0.4999)[0].labels.tolist() == [1, 0]
+    assert model.decode(outputs, SIZES, limits=Limits(score_threshold=0.5))[0].labels.tolist() == [1]
+    assert model.decode(outputs, SIZES, limits=Limits(score_threshold=0.4999))[0].labels.tolist() == [1, 0]
 
 
 def test_nms_is_by_class(model):
@@ -228,9 +229,9 @@ def test_nms_is_by_class(model):
         model, [(0, here, 0, 2.0), (0, here, 1, 1.0), (0, row_of(0, 8, 9), 0, 1.5), (0, shifted, 0, 0.5)]
     )
     # one step of 8 px beside a 16 px box: IoU 1 / 3
-    assert model.decode(outputs, SIZES, nms_iou=0.5)[0].labels.tolist() == [0, 0, 1, 0]
-    assert model.decode(outputs, SIZES, nms_iou=0.4)[0].labels.tolist() == [0, 0, 1]
-    assert model.decode(outputs, SIZES, nms_iou=0.3)[0].labels.tolist() == [0, 1]
+    assert model.decode(outputs, SIZES, limits=Limits(nms_iou=0.5))[0].labels.tolist() == [0, 0, 1, 0]
+    assert model.decode(outputs, SIZES, limits=Limits(nms_iou=0.4))[0].labels.tolist() == [0, 0, 1]
+    assert model.decode(outputs, SIZES, limits=Limits(nms_iou=0.3))[0].labels.tolist() == [0, 1]
 
 
 def test_cap_and_topk(model):
@@ -239,12 +240,12 @@ def test_cap_and_topk(model):
     ]
     rows += [(2, row_of(2, 1, 1), 0, -1.0)]
     outputs = outputs_with(model, rows)
-    everything = model.decode(outputs, SIZES, score_threshold=0.1)[0]
+    everything = model.decode(outputs, SIZES, limits=Limits(score_threshold=0.1))[0]
     assert len(everything) == 19
-    capped = model.decode(outputs, SIZES, score_threshold=0.1, max_detections=7)[0]
+    capped = model.decode(outputs, SIZES, limits=Limits(score_threshold=0.1, max_detections=7))[0]
     assert torch.equal(capped.boxes, everything.boxes[:7])
     # top-k is per level: the weak candidate of another level stays
-    top = model.decode(outputs, SIZES, score_threshold=0.1, topk=2)[0]
+    top = model.decode(outputs, SIZES, limits=Limits(score_threshold=0.1, topk=2))[0]
     assert top.scores.tolist() == [*everything.scores[:2].tolist(), float(everything.scores[-1])]
 
 
@@ -253,10 +254,10 @@ def test_classes_are_applied_before_topk_and_cap(model):
     strong = [(0, row_of(0, i, j), 0, 5.0) for i in (2, 7, 12) for j in (2, 7, 12)]
     weak = [(0, row_of(0, 4, 4), 3, -1.0), (0, row_of(0, 10, 10), 1, -2.0)]
     outputs = outputs_with(model, strong + weak)
-    limits = {"topk": 2, "max_detections": 2}
-    assert model.decode(outputs, SIZES, **limits)[0].labels.tolist() == [0, 0]
+    limits = Limits(topk=2, max_detections=2)
+    assert model.decode(outputs, SIZES, limits=limits)[0].labels.tolist() == [0, 0]
     for classes in ([3, 1], torch.tensor([3, 1]), [1, 2, 3]):
-        found = model.decode(outputs, SIZES, classes=classes, **limits)[0]
+        found = model.decode(outputs, SIZES, classes=classes, limits=limits)[0]
         assert found.labels.tolist() == [3, 1]  # unified ids, not positions in `classes`
     # the same as looking at everything and throwing the others away, when nothing is limited
     everything = model.decode(outputs, SIZES)[0]
@@ -280,12 +281,13 @@ def test_boxes_are_clipped_to_the_image_and_not_to_its_padding(model):
 def test_images_of_a_batch_are_decoded_apart(model):
     images = pictures(3, 96, 64)
     sizes = torch.tensor([[96, 64]] * 3)
+    limits = Limits(score_threshold=0.0, topk=50, max_detections=20)
     with torch.no_grad():
         outputs = model(images)
-        together = model.decode(outputs, sizes, score_threshold=0.0, topk=50, max_detections=20)
+        together = model.decode(outputs, sizes, limits=limits)
     for i in range(3):
         one = Outputs([x[i : i + 1] for x in outputs.logits], [x[i : i + 1] for x in outputs.deltas], outputs.grids)
-        alone = model.decode(one, sizes[:1], score_threshold=0.0, topk=50, max_detections=20)[0]
+        alone = model.decode(one, sizes[:1], limits=limits)[0]
         assert len(alone) == 20
         assert torch.equal(alone.boxes, together[i].boxes)
         assert torch.equal(alone.labels, together[i].labels)

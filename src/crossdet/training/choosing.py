@@ -13,17 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from crossdet.evaluation.protocols import PROTOCOLS
-from crossdet.evaluation.protocols.entry import Record
+from crossdet.evaluation.protocols import main_number
 
 Metrics = Mapping[str, Any]
 """The record of `runs.evaluate.score_splits`."""
-
-
-def main_number(record: Record) -> float:
-    """The one number of a dataset's record, by its (first) protocol, 0..1; NaN where it is not defined."""
-    value = PROTOCOLS[record["protocol"]].headline(record)
-    return math.nan if value is None else float(value)  # JSON has null for NaN
 
 
 def relative_scores(evaluations: Sequence[Metrics]) -> list[float]:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossdet.evaluation.choosing import is_better, main_number, relative_scores
+from crossdet.evaluation.protocols import main_number
+from crossdet.training.choosing import is_better, relative_scores
 
 
 def coco(ap: float | None) -> dict:

@@ -1,0 +1,1 @@
+"""The detectors that `benchmarks/peers.py` compares: one file each, and what they share."""

@@ -1,0 +1,148 @@
+"""Trainings by `recipe: auto`, by the clock and with patience, on the tiny world; and what `check` says of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from worlds import World, changed
+
+from crossdet import RunError, train
+from crossdet.config import Config
+from crossdet.models.weights import load_state, load_weights
+from crossdet.training.optimiser import make_optimiser, set_rate
+from crossdet.training.recipe import Recipe
+from crossdet.training.state import RunState
+
+
+def auto(world: World, **changes: Any) -> Config:
+    settings = world.settings()
+    settings["train"] = {"workers": 0, "accelerator": "cpu", "log_every": 1, **changes}
+    return Config.from_dict(settings)
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "steps.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_auto_trains_and_says_how(world, tmp_path, capsys):
+    record = train(auto(world, epochs=12, batch_size=4), output=tmp_path)
+    printed = capsys.readouterr().out
+    assert "recipe auto: AdamW, learning rate 0.0014 for 4 pictures a step, weight decay 0.05" in printed
+    assert "12 epochs, 72 steps" in printed
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    assert content["recipe"][0] in printed
+    judged = [r["epoch"] for r in content["epochs"] if "metrics" in r]
+    assert judged == [2, 3, 4, 5, 6, 8, 9, 10, 11, 12]  # about ten times
+    assert record["metrics"]["mean"] >= 0
+    found = [float(row["lr"]) for row in rows(tmp_path)]
+    assert max(found) == pytest.approx(Recipe(batch_size=4).rate(from_scratch=True))
+    assert found[-1] < 0.01 * max(found)
+    assert load_state(tmp_path / "state.pt")["average"] is not None
+
+
+def test_a_training_by_the_clock_ends_in_time_and_resumes(world, tmp_path, monkeypatch):
+    """Half an hour of training in seconds: by this clock every question for the time takes two seconds."""
+    now = [0.0]
+
+    def ticks() -> float:
+        now[0] += 2.0
+        return now[0]
+
+    monkeypatch.setattr("crossdet.training.state.time.monotonic", ticks)
+    config = auto(world, minutes=30.0, batch_size=4, checkpoint_minutes=1000.0)
+    train(config, output=tmp_path / "whole")
+    progress = load_state(tmp_path / "whole" / "state.pt")["progress"]
+    assert progress["finished"]
+    assert 0.9 * 1800 <= progress["clock"]["spent"] <= 1.05 * 1800
+    rates = [float(row["lr"]) for row in rows(tmp_path / "whole")]
+    assert rates[-1] < 0.05 * max(rates)
+    assert len(rates) == progress["step"]
+
+    saved, save = [], RunState.save_if_due
+
+    def stop_at_100(self: RunState, recipe: Recipe, stop: Any) -> None:
+        if self.progress.step == 100 and not saved:
+            saved.append(1)
+            stop.set()
+        save(self, recipe, stop)
+
+    monkeypatch.setattr(RunState, "save_if_due", stop_at_100)
+    with pytest.raises(RunError, match="interrupted after step 100"):
+        train(config, output=tmp_path / "stopped")
+    line = load_state(tmp_path / "stopped" / "state.pt")["progress"]["clock"]["line"]
+    assert line is not None
+    train(config, output=tmp_path / "stopped", resume=True)
+    resumed = load_state(tmp_path / "stopped" / "state.pt")["progress"]
+    assert resumed["finished"]
+    assert 0.9 * 1800 <= resumed["clock"]["spent"] <= 1.05 * 1800
+    both = [float(row["lr"]) for row in rows(tmp_path / "stopped")]
+    assert all(abs(a - b) < 0.1 * max(both) for a, b in pairwise(both[60:]))  # no jump, not where it went on either
+
+
+def test_patience_ends_a_training_that_gets_no_better(world, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.6, 0.4, 0.3, 0.2, 0.1])
+
+    def score(*_args: Any, **_kwargs: Any) -> Any:
+        value = next(scores)
+        name = "AP"
+        metrics = {"cars": {name: value}, "mean": value}
+        return type("Scored", (), {"metrics": {"datasets": metrics, "mean": value}})
+
+    monkeypatch.setattr("crossdet.training.loop.is_better", lambda judged, kept, new: kept is None
+                        or new["mean"] > judged[kept]["mean"])  # fmt: skip
+    monkeypatch.setattr("crossdet.runs.train.score_network", score)
+    monkeypatch.setattr("crossdet.runs.train.metrics_table", lambda _metrics: "")
+    monkeypatch.setattr("crossdet.runs.train.main_numbers", lambda *_: [])
+    train(auto(world, epochs=6, batch_size=8, eval_every=1, patience=2), output=tmp_path)
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    assert [r["epoch"] for r in content["epochs"]] == [1, 2, 3, 4]
+    assert content["best_epoch"] == 2
+
+
+def test_a_frozen_stem_stays_as_it_was(world, tmp_path):
+    config = auto(world, max_steps=3, batch_size=4, freeze_stem=True, ema=None, eval_every=0)
+    train(config, output=tmp_path / "frozen")
+    train(auto(world, max_steps=1, batch_size=4, freeze_stem=True, ema=None, eval_every=0), output=tmp_path / "one")
+    (three, _), (one, _) = (load_weights(tmp_path / name, last=True) for name in ("frozen", "one"))
+    stem = ("backbone.body.conv_stem", "backbone.body.bn1", "backbone.body.blocks.0", "backbone.body.blocks.1.")
+    equal = {name for name in three if torch.equal(three[name], one[name])}
+    assert {name for name in three if name.startswith(stem)} <= equal
+    assert not {name for name in equal if "blocks.2" in name and name.endswith("conv_pw.weight")}
+
+
+def test_groups_of_the_optimiser(world):
+    from crossdet.models.building import build_detector
+    from crossdet.models.retinanet.settings import RetinaNetSettings
+
+    network = build_detector(RetinaNetSettings(backbone="test_efficientnet", channels=16, head_depth=1), 2)
+    optimizer = make_optimiser(network, Recipe(backbone_lr=0.1), scaled=False)
+    set_rate(optimizer, 1.0)
+    names = {id(p): name for name, p in network.named_parameters()}
+    seen = {}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            seen[names[id(p)]] = (group["lr"], group["weight_decay"])
+    assert seen.keys() == {name for name, p in network.named_parameters() if p.requires_grad}
+    for name, p in network.named_parameters():
+        if p.requires_grad:
+            wanted = (0.1 if name.startswith("backbone.") else 1.0, 0.05 if p.ndim > 1 else 0.0)
+            assert seen[name] == wanted, name
+
+
+def test_check_prints_the_recipe(world, tmp_path, command):
+    import yaml
+
+    settings = changed(world.settings(), {"train": {"minutes": 15}})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    code, out = command("check", tmp_path / "config.yaml", "--json", tmp_path / "report.json")
+    assert code == 0
+    assert "recipe auto: AdamW" in out
+    assert "length: 15 minutes, schedule fitted to the speed" in out
+    assert json.loads((tmp_path / "report.json").read_text())["recipe"][0].startswith("recipe auto")

@@ -1,0 +1,107 @@
+"""The two recipes, what a config may put in their place, and what does not go together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from crossdet import Config
+from crossdet.errors import ConfigError
+from crossdet.training.recipe import Recipe
+
+EARLIER = Path(__file__).parents[2] / "e2e/run_of_november_2026/config.yaml"
+
+
+def problems(**train) -> str:
+    with pytest.raises(ConfigError) as error:
+        Config.from_dict({"datasets": {"a": {"format": "coco", "train": {}}}, "train": train})
+    return str(error.value)
+
+
+def test_the_papers_recipe_is_the_papers():
+    """Sec. 4.1.2: SGD at 0.04 for 32 pictures, 20 epochs, warm-up of 2, falls after 10 and 15."""
+    paper = Recipe(recipe="paper")
+    assert (paper.optimizer, paper.rate(), paper.batch_size, paper.decay) == ("sgd", 0.04, 32, 1e-4)
+    assert (paper.epochs, paper.warmup_epochs, paper.steps, paper.factor) == (20, 2.0, (10.0, 15.0), 0.1)
+    assert (paper.clip_norm, paper.ema, paper.eval_every, paper.decay_norms) == (None, None, 1, True)
+    assert not paper.network_defaults.train_batch_norm
+    assert not paper.network_defaults.group_norm
+
+
+def test_the_papers_schedule_keeps_its_proportions():
+    short = Recipe(recipe="paper", epochs=8)
+    assert (short.warmup_epochs, short.steps) == (0.8, (4.0, 6.0))
+    assert Recipe(recipe="paper", epochs=8, warmup_steps=50).warmup_epochs is None
+    assert Recipe(recipe="paper", epochs=8, steps=[7.0]).steps == (7.0,)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "batch", "rate"), [("adamw", 8, 5e-4), ("adamw", 32, 1e-3), ("sgd", 8, 0.01)]
+)
+def test_the_rate_grows_with_the_batch(optimizer, batch, rate):
+    assert Recipe(optimizer=optimizer, batch_size=batch).rate() == pytest.approx(rate)
+    assert Recipe(optimizer=optimizer, batch_size=batch, lr=0.003).rate() == 0.003
+
+
+def test_random_weights_want_a_higher_rate():
+    assert Recipe().rate(from_scratch=True) == 2e-3
+    assert Recipe(lr=0.003).rate(from_scratch=True) == 0.003
+    assert Recipe(recipe="paper").rate(from_scratch=True) == 0.04
+
+
+@pytest.mark.parametrize(("pictures", "epochs"), [(100, 100), (800, 30), (801, 30), (118_287, 12)])
+def test_small_data_is_seen_more_often(pictures, epochs):
+    assert Recipe().epochs_for(pictures) == epochs
+    assert Recipe(epochs=3).epochs_for(pictures) == 3
+    assert Recipe(max_steps=10).epochs_for(pictures) is None
+    assert Recipe(minutes=10.0).epochs_for(pictures) is None
+    assert Recipe(minutes=10.0, epochs=3).epochs_for(pictures) == 3
+
+
+def test_batch_norm_is_trained_where_a_device_sees_enough_pictures():
+    assert Recipe().network_defaults.train_batch_norm
+    assert Recipe(batch_size=8, devices=2).network_defaults.train_batch_norm
+    assert not Recipe(batch_size=8, devices=2, accumulate=2).network_defaults.train_batch_norm
+    assert not Recipe(batch_size=2).network_defaults.train_batch_norm
+
+
+def test_what_goes_not_together_is_told_at_once():
+    text = problems(momentum=0.8, steps=[5.0, 3.0], warmup_epochs=3.0, warmup_steps=10, epochs=2)
+    assert "`train.momentum`: expected nothing with `train.optimizer: adamw`" in text
+    assert "`train.steps`: expected epochs in increasing order, got [5.0, 3.0]" in text
+    assert "`train.steps`: expected nothing with `train.schedule: flat_cosine`; say `train.schedule: steps`" in text
+    assert "`train.warmup_epochs`: expected at most `train.epochs` = 2, got 3" in text
+    assert "`train.warmup_epochs`: expected either this or `train.warmup_steps`" in text
+
+
+def test_a_rate_for_sgd_is_not_taken_for_adamw_in_silence():
+    (warning,) = Recipe(lr=0.01).warnings
+    assert "`train.lr`: 0.01 is a rate for SGD; AdamW takes 0.0005 to 0.002 for 8 pictures a step" in warning
+    assert not [*Recipe(lr=0.01, optimizer="sgd").warnings]
+    assert not [*Recipe(lr=0.004).warnings]
+
+
+def test_steps_that_fall_early_are_told():
+    (warning,) = Recipe(recipe="paper", epochs=40, steps=[10.0, 15.0]).warnings
+    assert "from epoch 15 of 40 on the learning rate is 0.01 of `train.lr`" in warning
+
+
+def test_a_config_that_was_written_whole_before_there_were_recipes_is_of_the_papers():
+    before = yaml.safe_load(EARLIER.read_text())["train"]
+    recipe = Recipe(**before)
+    assert recipe.recipe == "paper"
+    assert {key: getattr(recipe, key) for key in before} == {key: tuple(v) if isinstance(v, list) else v
+                                                             for key, v in before.items()}  # fmt: skip
+    assert (recipe.optimizer, recipe.schedule, recipe.decay_norms) == ("sgd", "steps", True)
+
+
+def test_the_teacher_itself_needs_epochs_to_count():
+    datasets = {"a": {"format": "coco", "train": {}}}
+    said = {"datasets": datasets, "train": {"minutes": 5.0}, "pseudo": {"teachers": "self"}}
+    with pytest.raises(ConfigError, match=r"`pseudo.from_epoch`, `pseudo.every`: expected both"):
+        Config.from_dict(said)
+    config = Config.from_dict(said | {"pseudo": {"teachers": "self", "from_epoch": 2, "every": 3}})
+    assert config.pseudo is not None
+    assert config.pseudo.schedule(None) == (2, 3)

@@ -1,0 +1,146 @@
+"""The learning rate over a training, and a clock's training that ends in time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crossdet.training.recipe import EVALUATIONS, Recipe
+from crossdet.training.schedule import MEASURED_STEPS, SLOW_STEPS, Clock, Schedule
+
+CLOCK = Clock()
+
+
+def rates(recipe: Recipe, pictures: int) -> list[float]:
+    """Of all steps of a training in epochs."""
+    schedule, per_epoch = Schedule.of(recipe, pictures), math.ceil(pictures / recipe.batch_size)
+    assert schedule.epochs is not None
+    found = []
+    for step in range(schedule.epochs * per_epoch):
+        epoch = step / per_epoch
+        found.append(schedule.rate(epoch, step, schedule.done(epoch, step, CLOCK)))
+    return found
+
+
+def test_auto_warms_up_stays_and_falls_to_nothing():
+    found = rates(Recipe(epochs=30), 800)  # 3,000 steps
+    assert found[0] == pytest.approx(5e-4 * 0.001)
+    assert found[100] == pytest.approx(5e-4 * (0.001 + 0.999 / 2))
+    assert found[200:1501] == [pytest.approx(5e-4)] * 1301
+    assert found[2250] == pytest.approx(2.5e-4)
+    assert found[-1] < 1e-9
+    assert sorted(found[1500:], reverse=True) == found[1500:]
+
+
+def test_a_short_training_has_a_short_warm_up():
+    found = rates(Recipe(epochs=1), 800)  # 100 steps
+    assert found[9] < 5e-4
+    assert found[10] == pytest.approx(5e-4)
+
+
+def test_warm_up_as_it_is_said():
+    assert rates(Recipe(epochs=1, warmup_steps=0), 800)[0] == pytest.approx(5e-4)
+    assert rates(Recipe(epochs=1, warmup_steps=40), 800)[39] < 5e-4
+    assert rates(Recipe(epochs=2, warmup_epochs=1.0), 800)[50] == pytest.approx(5e-4 * (0.001 + 0.999 / 2))
+
+
+def test_cosine_and_steps_without_epochs():
+    cosine = Schedule.of(Recipe(schedule="cosine", max_steps=1000, warmup_steps=0), 800)
+    assert [cosine.rate(0, s, s / 1000) for s in (0, 500, 1000)] == [pytest.approx(x) for x in (5e-4, 2.5e-4, 0)]
+    steps = Schedule.of(Recipe(schedule="steps", minutes=1.0, warmup_steps=0), 800)
+    assert [steps.rate(0, 0, done) for done in (0.4, 0.5, 0.75)] == [pytest.approx(x) for x in (5e-4, 5e-5, 5e-6)]
+
+
+def test_the_first_limit_ends_the_training():
+    schedule = Schedule.of(Recipe(epochs=10, max_steps=50), 80)
+    assert schedule.done(2.5, 25, CLOCK) == 0.5
+    assert not schedule.is_over(49, CLOCK)
+    assert schedule.is_over(50, CLOCK)
+    assert schedule.steps_left(2, 5, 10, 25, CLOCK) == 25
+    assert Schedule.of(Recipe(minutes=1.0), 80).steps_left(0, 1, 10, 1, CLOCK) is None
+
+
+def test_evaluations_of_a_training_in_epochs():
+    schedule = Schedule.of(Recipe(epochs=30), 800)
+    clock, judged = Clock(), []
+    for epoch in range(1, 31):
+        done = schedule.done(epoch, epoch * 100, clock)
+        if schedule.evaluates(epoch, done, clock):
+            judged.append(epoch)
+            clock.judged_at = done
+    assert judged == [3, 6, 9, 12, 15, 18, 21, 24, 27, 30]
+    every = Schedule.of(Recipe(epochs=30, eval_every=4), 800)
+    assert [e for e in range(1, 9) if every.evaluates(e, 0.0, clock)] == [4, 8]
+    assert not Schedule.of(Recipe(epochs=30, eval_every=0), 800).evaluates(5, 0.5, clock)
+
+
+def timed(minutes: float, seconds, evaluation: float = 0.0, per_epoch: int = 20, stop: int = 10**6):
+    """(clock, rates, steps of evaluations) of a training whose step number n takes `seconds(n)`."""
+    schedule, clock, step = Schedule.of(Recipe(minutes=minutes), 8 * per_epoch), Clock(), 0
+    found, judged = [], []
+    while not schedule.is_over(step, clock) and step < stop:
+        found.append(schedule.rate(step / per_epoch, step, schedule.done(step / per_epoch, step, clock)))
+        clock.spent, step = clock.spent + seconds(step), step + 1
+        if clock.wants_fit(step):
+            clock.fit(step, minutes)
+            clock = Clock(**asdict(clock))  # as after a resume
+        over = schedule.is_over(step, clock)
+        if over or (step % per_epoch == 0 and schedule.evaluates(step // per_epoch, clock.done(step), clock)):
+            judged.append(step)
+            clock.spent, clock.evaluated = clock.spent + evaluation, clock.evaluated + evaluation
+            clock.evaluations, clock.judged_at = clock.evaluations + 1, clock.done(step)
+    return clock, found, judged
+
+
+def test_a_training_by_the_clock_ends_in_time_with_its_whole_schedule():
+    clock, found, judged = timed(10, lambda _: 0.5, evaluation=5.0)
+    assert clock.spent == pytest.approx(600, abs=6)
+    assert found[SLOW_STEPS + MEASURED_STEPS + 200] == pytest.approx(5e-4)
+    assert found[-1] < 1e-6
+    assert len(judged) == EVALUATIONS
+
+
+def test_slow_first_steps_do_not_count():
+    clock, found, _ = timed(10, lambda step: 8.0 if step < 4 else 0.5)
+    assert clock.spent == pytest.approx(600, abs=3)
+    assert len(found) == pytest.approx((600 - 32) / 0.5 + 4, abs=6)
+
+
+def test_evaluations_that_take_long_are_fewer():
+    clock, _, judged = timed(10, lambda _: 0.5, evaluation=25.0)
+    assert clock.spent == pytest.approx(600, abs=26)
+    assert 2 <= len(judged) <= 4
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.floats(0.05, 3), st.floats(0.2, 5), st.floats(0, 20))
+def test_a_machine_that_changes_its_pace_still_ends_in_time(pace, change, evaluation):
+    """Half way the steps take `change` times as long; the last fit is at most a twentieth of the training old."""
+    clock, found, _ = timed(5, lambda step: pace * (change if step > 150 / pace else 1), evaluation)
+    assert clock.spent <= 300 + 0.1 * 300 * max(1, change) + 2 * evaluation + pace * change * MEASURED_STEPS * 2
+    assert all(a >= b - 1e-12 for a, b in pairwise(found[len(found) // 2 + 50 :]))
+
+
+def test_minutes_that_are_shorter_than_the_measurement_end_after_it():
+    clock, found, _ = timed(0.01, lambda _: 1.0)
+    assert len(found) == SLOW_STEPS + MEASURED_STEPS + 1
+    assert clock.line is not None
+
+
+def test_what_auto_chose_is_told():
+    lines = Schedule.of(Recipe(), 800).lines()
+    assert lines[0] == "recipe auto: AdamW, learning rate 0.0005 for 8 pictures a step, weight decay 0.05"
+    assert lines[1] == "length: 30 epochs (not given: by the 800 training pictures), 3,000 steps"
+    assert "constant for the first half, then a cosine to 0" in lines[2]
+    own = Schedule.of(Recipe(lr=1e-3, minutes=15.0, workers=4), 800).lines()
+    assert own[1] == "length: 15 minutes, schedule fitted to the speed"
+    assert own[-1] == "set by the config: lr, minutes"
+    paper = Schedule.of(Recipe(recipe="paper"), 800).lines()
+    assert "recipe paper: SGD, learning rate 0.04 for 32 pictures a step" in paper[0]
+    assert "falls to 0.1 at epoch 10, 15" in paper[2]
+    assert not paper[-1].startswith("set by")
