@@ -69,8 +69,8 @@ class Criterion:
 
     weights: of the terms, by name; a term without one is left out. costs: of the matching.
     classification: a name of `CLASS_LOSSES`, with its alpha and gamma.
-    free_quality: the quality learns also from background of images that do not trust all classes; as it is added to
-    all logits, it then pushes down classes that nobody spoke of.
+    free_quality: the quality learns also from images that do not trust all classes. As it is added to all logits,
+    their background then pushes down classes that nobody spoke of.
     """
 
     weights: dict[str, float]
@@ -164,7 +164,7 @@ def _layer_losses(
     wanted = objects.boxes[row].to(found.dtype)
     wanted_corners = corners(wanted)
     overlap = iou(corners(found.detach()), wanted_corners)
-    logits = _learning_logits(answers, labels, rule.trusted, criterion.free_quality)
+    logits = _learning_logits(answers, rule.trusted, criterion.free_quality)
     sums = {
         "classification": class_sums(
             criterion.classification,
@@ -193,14 +193,18 @@ def _layer_losses(
     return {name: value * criterion.weights[name] for name, value in sums.items() if name in criterion.weights}
 
 
-def _learning_logits(answers: Answers, labels: Tensor, trusted: Tensor, free: bool) -> Tensor:
-    """Logits with the quality, which learns from background only where the image trusts every class."""
+def _learning_logits(answers: Answers, trusted: Tensor, free: bool) -> Tensor:
+    """Logits with the quality, which learns from images that trust every class.
+
+    Not from the objects of the others either: with them and without the background it would only ever rise, and
+    background that nobody spoke of with it.
+    """
     if answers.quality is None:
         return answers.logits
     if free:
         return answers.scored
-    learns = (labels >= 0) | trusted.all(1)[:, None]
-    return answers.logits + torch.where(learns[..., None], answers.quality, answers.quality.detach())
+    learns = trusted.all(1)[:, None, None]
+    return answers.logits + torch.where(learns, answers.quality, answers.quality.detach())
 
 
 def _distilled(

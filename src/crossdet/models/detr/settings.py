@@ -51,7 +51,7 @@ class DetrLoss(Section):
     duplicate_iou: Fraction = 0.7  # an unmatched query this near to an object is a second find of it
     selection: Literal["trusted", "union", "split"] = "trusted"  # classes that choose the queries of an image
     flips: Literal["own", "any"] = "own"  # classes that a denoising query may be given
-    free_quality: StrictBool = False  # D-FINE's quality learns from background that is trusted in part
+    free_quality: StrictBool = False  # D-FINE's quality learns from images that do not trust all classes, too
     class_weight: NotNegative = 1.0
     l1_weight: NotNegative = 5.0
     giou_weight: NotNegative = 2.0
