@@ -30,7 +30,7 @@ results: $(STAMP)
 # Installed anew only when the pinned versions or the package's own requirements change.
 $(STAMP): constraints.txt pyproject.toml research/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]' --editable research
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev,detr]' --editable research
 	touch $(STAMP)
 
 clean:

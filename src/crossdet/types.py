@@ -173,6 +173,8 @@ class Batch:
         class: below 1 where a teacher and no person says what is background. None: all 1.
     tiles: of the mosaics among the images, whose `trusted` is what all their tiles trust: where they trust more.
         None: no image is a mosaic.
+    draws: `[B]` int64, the seed of everything random that happens to an image in this epoch, for what a network
+        does at random; it stays on the CPU. None: not known, nothing is drawn.
     """
 
     images: Tensor
@@ -188,6 +190,7 @@ class Batch:
     prepared: Prepared | None = None
     background_weight: Tensor | None = None
     tiles: Tiles | None = None
+    draws: Tensor | None = None
 
     def __post_init__(self) -> None:
         import torch
@@ -207,6 +210,8 @@ class Batch:
             _expect("tiles.boxes", self.tiles.boxes, (count, number, 4), torch.float32)
             _expect("tiles.trusted", self.tiles.trusted, (count, number, classes), torch.bool)
             _expect("tiles.dataset_ids", self.tiles.dataset_ids, (count, number), torch.int64)
+        if self.draws is not None:
+            _expect("draws", self.draws, (count,), torch.int64)
         if len(self.targets) != count:
             raise ValueError(f"targets: expected {count} (one per image), got {len(self.targets)}")
         if not self.trust_groups:

@@ -97,4 +97,4 @@ def test_its_mistakes_are_told_like_all_others(config, crossdet, monkeypatch):
     monkeypatch.delitem(ARCHITECTURES, "tiny")
     done = crossdet("train", config)
     assert done.returncode == 2
-    assert "`model.name`: expected 'retinanet', got \"tiny\"" in done.stderr
+    assert "`model.name`: expected 'retinanet', 'dfine' or 'rtdetr', got \"tiny\"" in done.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from crossdet.check.files import Split
 from crossdet.check.report import DuplicateReport, Report, SplitReport, some
@@ -14,6 +13,7 @@ from crossdet.config.sources import Sources, listed_only_problem
 from crossdet.evaluation.protocols import lists_of
 from crossdet.labels.members import lonely_members
 from crossdet.labels.space import DROPPED, LabelSpace
+from crossdet.models.architectures import ARCHITECTURES
 
 _NAMED = 8  # classes that a message names before it only counts
 
@@ -33,9 +33,9 @@ def with_findings(report: Report, config: Config, sources: Sources, old: int) ->
 
 
 def _errors(report: Report, config: Config, sources: Sources, extends: bool) -> Iterator[str]:
-    weights = config.model.weights
-    if isinstance(weights, Path) and not weights.is_file() and not extends:  # an extension does not use them
-        yield f"model.weights: {weights} does not exist; give a file, `imagenet` or `none`"
+    problem = ARCHITECTURES[config.model.name].weights_problem(config.model)
+    if problem is not None and not extends:  # an extension does not use them
+        yield problem
     for split in report.splits:
         where = f"datasets.{split.dataset}.{split.split}"
         if not split.images:

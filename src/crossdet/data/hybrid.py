@@ -93,7 +93,7 @@ class Sample(NamedTuple):
     """One transformed image. `unreadable`: the images that could not be read before this one was taken.
 
     tiles: of a mosaic, whose other values are those of its first picture; but `trusted` is what all its pictures
-    trust.
+    trust. seed: of the draw.
     """
 
     image: Tensor
@@ -104,6 +104,7 @@ class Sample(NamedTuple):
     dataset_id: int
     unreadable: tuple[str, ...]
     tiles: Tiles | None = None
+    seed: int = 0
 
 
 class HybridDataset(Dataset[Sample]):
@@ -165,10 +166,11 @@ class HybridDataset(Dataset[Sample]):
         if self.mosaic:
             generator = np.random.default_rng([draw.seed, PICTURES])
             if generator.random() < self.mosaic:
-                return self._mosaic(draw.row, generator)
+                return self._mosaic(draw.row, generator)._replace(seed=draw.seed)
         picture = self._read(draw)
         piece = self._piece(picture, draw.seed, self.transform)
-        return self._sample(picture, piece.image, piece.target, piece.trusted, picture.lost)
+        sample = self._sample(picture, piece.image, piece.target, piece.trusted, picture.lost)
+        return sample._replace(seed=draw.seed)
 
     def _sample(
         self,

@@ -158,6 +158,7 @@ def collate(
         dataset_ids=torch.tensor([sample.dataset_id for sample in samples], dtype=torch.int64),
         unreadable=tuple(line for sample in samples for line in sample.unreadable),
         tiles=_tiles(samples),
+        draws=torch.tensor([sample.seed for sample in samples], dtype=torch.int64),
     )
     return batch if finish is None else finish(batch)
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crossdet.models.settings import NetworkSettings, Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Contradiction(NamedTuple):
@@ -15,6 +19,28 @@ class Contradiction(NamedTuple):
     keys: tuple[str, ...]
     expected: str
     value: Any
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A checkpoint that other software wrote: what it says of itself, as a trained network of ours.
+
+    classes: in the order of its rows. shorter, longer: see `card.InputSettings`. tensors: reads them, by our names.
+    """
+
+    classes: tuple[str, ...]
+    settings: NetworkSettings
+    shorter: int
+    longer: int
+    tensors: Callable[[], dict[str, Tensor]]
+
+
+def file_problem(model: Any) -> str | None:
+    """Of `model.weights` where a path is one of a file."""
+    weights = model.weights
+    if isinstance(weights, Path) and not weights.is_file():
+        return f"model.weights: {weights} does not exist; give a file, `imagenet` or `none`"
+    return None
 
 
 @dataclass(frozen=True)
@@ -27,6 +53,8 @@ class Architecture:
     with a new head; it imports torch when it is called.
     contradictions: what single values of the `model` section cannot show.
     grows_by: the methods of `contract.Growable` that its networks have.
+    weights_problem: what is wrong with the path under `model.weights`, in words.
+    foreign: a path -> what other software left there, None where that is not of this architecture.
     """
 
     model: type[Section]
@@ -35,3 +63,5 @@ class Architecture:
     build: Callable[..., Any]
     contradictions: Callable[[Any], Iterator[Contradiction]]
     grows_by: frozenset[str] = frozenset()
+    weights_problem: Callable[[Any], str | None] = file_problem
+    foreign: Callable[[Path], Foreign | None] = lambda _path: None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from crossdet.models.architecture import Architecture
+from crossdet.models.detr.architecture import DFINE, RTDETR
 from crossdet.models.retinanet.architecture import RETINANET
 
-ARCHITECTURES: dict[str, Architecture] = {"retinanet": RETINANET}
+ARCHITECTURES: dict[str, Architecture] = {"retinanet": RETINANET, "dfine": DFINE, "rtdetr": RTDETR}
 DEFAULT = next(iter(ARCHITECTURES))
 """Of a config or of weights that do not say: files from before there was a choice. So RetinaNet stays the first."""

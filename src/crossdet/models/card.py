@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from crossdet.errors import UserError
 from crossdet.labels.space import LabelSpace
+from crossdet.models.architecture import Foreign
 from crossdet.models.architectures import ARCHITECTURES, DEFAULT
 from crossdet.models.settings import NetworkSettings
 
@@ -165,8 +166,28 @@ class Card:
 
 
 def read_card(path: Path) -> Card:
-    """Of a weights file or run directory, without its tensors. Raises `UserError` as `read_metadata`."""
+    """Of a weights file, a run directory, or a checkpoint of other software, without its tensors.
+
+    Raises `UserError` as `read_metadata`."""
+    if (foreign := foreign_checkpoint(path)) is not None:
+        return card_of_foreign(path, foreign)
     return card_of(path, read_metadata(path))
+
+
+def foreign_checkpoint(path: Path) -> Foreign | None:
+    """What other software left there. Raises `UserError` for a damaged one."""
+    for kind in ARCHITECTURES.values():
+        if (found := kind.foreign(path)) is not None:
+            return found
+    return None
+
+
+def card_of_foreign(path: Path, found: Foreign) -> Card:
+    """Its label space is one dataset, named like the directory, that labels all of its classes."""
+    name = path.resolve().name
+    space = LabelSpace.build({name: found.classes})
+    history = (Generation("train", {name: list(found.classes)}, list(space.classes)),)
+    return Card(space, found.settings, InputSettings(found.shorter, found.longer), {}, None, history)
 
 
 def card_of(path: Path, metadata: Mapping[str, str]) -> Card:

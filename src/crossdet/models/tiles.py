@@ -30,9 +30,10 @@ class LocalTrust(NamedTuple):
 
     @classmethod
     def of(cls, tiles: Tiles, boxes: Tensor) -> LocalTrust:
-        """boxes: `[N, 4]` xyxy of the positions, in pixels of the images, the same for every image."""
-        low = torch.maximum(tiles.boxes[:, :, None, :2], boxes[:, :2])
-        high = torch.minimum(tiles.boxes[:, :, None, 2:], boxes[:, 2:])
+        """boxes: xyxy of the positions, in the unit of the tiles: `[N, 4]` for all images, or `[B, N, 4]`."""
+        boxes = boxes.expand(len(tiles.boxes), -1, -1)[:, None]
+        low = torch.maximum(tiles.boxes[:, :, None, :2], boxes[..., :2])
+        high = torch.minimum(tiles.boxes[:, :, None, 2:], boxes[..., 2:])
         count = tiles.boxes.shape[1]
         device = boxes.device
         bits = 1 << torch.arange(count, device=device)

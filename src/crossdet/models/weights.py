@@ -17,7 +17,16 @@ from torch import Tensor
 from crossdet.errors import UserError
 from crossdet.files import write_atomically
 from crossdet.models.card import BEST_FILE as BEST_FILE
-from crossdet.models.card import FORMAT, Card, card_of, check_format, check_weights, weights_path
+from crossdet.models.card import (
+    FORMAT,
+    Card,
+    card_of,
+    card_of_foreign,
+    check_format,
+    check_weights,
+    foreign_checkpoint,
+    weights_path,
+)
 from crossdet.models.card import WEIGHTS_FILE as WEIGHTS_FILE
 
 STATE_FILE = "state.pt"
@@ -42,11 +51,14 @@ def _sorted_metadata(data: bytes) -> bytes:
 
 
 def load_weights(path: Path, last: bool = False) -> tuple[dict[str, Tensor], Card]:
-    """Tensors and description of a weights file, or of a run directory's (`weights_path`).
+    """Tensors and description of a weights file, of a run directory's (`weights_path`), or of a checkpoint of other
+    software that an architecture reads.
 
     Raises:
-        UserError: missing, damaged, or not written by crossdet.
+        UserError: missing, damaged, or of something else.
     """
+    if (foreign := foreign_checkpoint(path)) is not None:
+        return foreign.tensors(), card_of_foreign(path, foreign)
     check_weights(path)
     path = weights_path(path, last)
     try:

@@ -1,0 +1,202 @@
+"""Networks of HF transformers as D-FINE and RT-DETR need them: made anew, or with the weights of a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers.norm_act import freeze_batch_norm_2d
+from torch import Tensor, nn
+
+from crossdet.errors import UserError
+from crossdet.models.backbones import ALIASES, FEATURE_STRIDES, Backbone
+from crossdet.models.detr.checkpoints import CONFIG, check_files, described, directory_of, write_processor
+from crossdet.models.detr.decoders import decode_d_fine, decode_rt_detr
+from crossdet.models.detr.growth import has_rows
+from crossdet.models.detr.network import Detr
+from crossdet.models.detr.settings import DetrSettings
+
+DECODERS = {"d_fine": decode_d_fine, "rt_detr": decode_rt_detr, "rt_detr_v2": decode_rt_detr}
+INSTALL = "needs HF transformers: pip install 'crossdet[detr]'"
+PREFIX = "model."
+"""Of HF's names, before what we call `core`."""
+GIVEN_INITS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)
+
+
+def build(settings: DetrSettings, num_classes: int, overlap: Tensor | None, weights: str | Path = "none") -> Detr:
+    """weights: "imagenet" fetches timm's for the backbone; a directory or hub id is a checkpoint, of which all but
+    the rows of the classes is taken."""
+    if weights == "imagenet" and settings.backbone is None:
+        raise UserError(
+            "model.weights: imagenet, but the sizes' own backbones have none; name a timm backbone, such as "
+            "`model.backbone: hgnetv2_b0.ssld_stage2_ft_in1k` or `resnet18d`, or give a checkpoint"
+        )
+    whole, mean, std = _made(settings, num_classes, pretrained=weights == "imagenet")
+    network = _network(whole, settings, num_classes, overlap, mean, std)
+    if weights not in ("none", "imagenet"):
+        theirs = described(weights, settings.family).classes
+        given = trained(settings, len(theirs), weights).state_dict()
+        with torch.no_grad():
+            for name, tensor in network.state_dict().items():
+                if not has_rows(name):
+                    tensor.copy_(given[name])
+    return network
+
+
+def _network(
+    whole: Any,
+    settings: DetrSettings,
+    num_classes: int,
+    overlap: Tensor | None,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Detr:
+    """Of HF's model without the second name that its D-FINE has for the decoder's heads."""
+    for name in ("class_embed", "bbox_embed"):
+        if hasattr(whole, name):
+            delattr(whole, name)
+    return Detr(whole.model, DECODERS[settings.family], num_classes, settings, overlap, mean, std)
+
+
+def hf_config(settings: DetrSettings, num_classes: int) -> Any:
+    """The config of HF transformers. Raises `UserError` without the package, or for a config that it refuses."""
+    try:
+        from transformers import CONFIG_MAPPING
+    except ImportError:
+        raise UserError(f"model.name: {settings.name} {INSTALL}") from None
+    # HF's frozen batch norm loses the activations that timm has in them
+    of_timm = (settings.config.get("backbone_config") or {}).get("model_type") == "timm_backbone"
+    values = {
+        **settings.config,
+        "num_labels": num_classes,
+        "num_queries": settings.queries,
+        "num_denoising": settings.denoising,
+        "initializer_bias_prior_prob": settings.prior,
+        "freeze_backbone_batch_norms": settings.freeze_batch_norm and not of_timm,
+        # positions of whatever size the pictures have; with sizes of its own HF leaves the embedding out
+        "eval_size": None,
+        "anchor_image_size": None,
+    }
+    try:
+        return CONFIG_MAPPING[settings.family].from_dict(values)
+    except Exception as error:  # validation of HF's own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model: HF transformers refuses the config of {settings.name}: {reason}") from None
+
+
+def _made(
+    settings: DetrSettings, num_classes: int, pretrained: bool
+) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
+    """HF's model with random weights, and the normalisation of its pictures."""
+    config = hf_config(settings, num_classes)
+    mean: tuple[float, ...] = settings.mean
+    std: tuple[float, ...] = settings.std
+    backbone = None
+    if settings.backbone is not None:
+        backbone = Backbone(settings.backbone, pretrained=pretrained)
+        levels = len(config.decoder_in_channels)
+        config.backbone_config = _timm_config(settings.backbone, levels)
+        config.encoder_in_channels = backbone.channels[-levels:]
+        config.freeze_backbone_batch_norms = False  # as in `hf_config`
+        mean, std = backbone.mean, backbone.std
+    from transformers import AutoModelForObjectDetection
+
+    whole = AutoModelForObjectDetection.from_config(config)
+    _initialise(whole)
+    if backbone is not None:
+        own = whole.model.backbone.model
+        names = {name.removeprefix("_backbone."): name for name in own.state_dict()}
+        state = {names[n]: t for n, t in backbone.body.state_dict().items() if n in names}
+        own.load_state_dict(state, strict=True)
+        if settings.freeze_batch_norm:
+            own._backbone = freeze_batch_norm_2d(own._backbone)
+    return whole, mean, std
+
+
+def _timm_config(name: str, levels: int) -> Any:
+    import timm
+    from transformers import CONFIG_MAPPING
+
+    name = ALIASES.get(name, name)
+    body: Any = timm.create_model(name, features_only=True, pretrained=False)
+    strides = body.feature_info.reduction()
+    positions = [strides.index(stride) for stride in FEATURE_STRIDES[-levels:]]
+    kind: Any = CONFIG_MAPPING["timm_backbone"]
+    return kind(backbone=name, out_indices=positions, use_pretrained_backbone=False)
+
+
+def _initialise(whole: Any) -> None:
+    """Layers as torch makes them, as the authors do, and then what has a start of its own.
+
+    HF draws the scales of RT-DETR's batch norm around 0 and all weights very small, meant to be loaded over.
+    """
+    modules = list(whole.modules())
+    for module in modules:
+        if isinstance(module, GIVEN_INITS):
+            module.reset_parameters()
+    for module in modules:
+        if not isinstance(module, GIVEN_INITS):
+            whole._init_weights(module)
+
+
+def trained(settings: DetrSettings, num_classes: int, source: str | Path) -> Detr:
+    """The network of a checkpoint, with its classes. Raises `UserError` for tensors that do not fit its config.
+
+    HF itself reads it: the names in the files are older than those of its modules.
+    """
+    directory = directory_of(source)
+    check_files(directory)
+    config = hf_config(settings, num_classes)
+    from transformers import AutoModelForObjectDetection
+
+    try:
+        whole, found = AutoModelForObjectDetection.from_pretrained(
+            directory,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # of HF and of safetensors, for damaged files
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{directory} cannot be read by HF transformers: {reason}") from None
+    missing = sorted(name for name in found["missing_keys"] if not name.endswith("num_batches_tracked"))
+    wrong = sorted(found["mismatched_keys"])
+    if missing or wrong:
+        what = f" ({missing[0]}, ...)" if missing else ""
+        shapes = "".join(f" ({n} is {list(a)}, by the config {list(b)}, ...)" for n, a, b in wrong[:1])
+        raise UserError(
+            f"the tensors of {directory} do not fit its {CONFIG}: {len(missing)} are missing{what}, {len(wrong)} "
+            f"have another shape{shapes}"
+        )
+    return _network(whole, settings, num_classes, None, settings.mean, settings.std)
+
+
+def write(network: Detr, classes: Sequence[str], directory: Path) -> None:
+    """As a checkpoint that `transformers.pipeline("object-detection", directory)` opens, with the same answers.
+
+    classes: names by row. Raises `UserError` where HF's processor cannot make the pictures.
+    """
+    side = network.settings.square
+    if side is None:
+        raise UserError(
+            "model.square: null, but HF's processor stretches every picture to a square; train "
+            "with `model.square: 640` to write a checkpoint for it"
+        )
+    from transformers import AutoModelForObjectDetection
+
+    config = copy.deepcopy(network.core.config)
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: row for row, name in enumerate(classes)}
+    whole = AutoModelForObjectDetection.from_config(config)
+    whole.load_state_dict(
+        {PREFIX + name: tensor for name, tensor in network.core.state_dict().items()}, strict=False
+    )
+    whole.save_pretrained(directory)
+    mean, std = ((buffer.flatten() / 255).tolist() for buffer in (network.mean, network.std))
+    write_processor(directory, side, mean, std)

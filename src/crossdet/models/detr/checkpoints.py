@@ -1,0 +1,158 @@
+"""What checkpoints of HF transformers say of themselves: a directory, or an id of the hub. No torch in here.
+
+A directory holds `config.json` (sizes, class names), `model.safetensors` (or shards of it with an index), and
+`preprocessor_config.json` (size and normalisation of the pictures).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossdet.errors import UserError, show
+from crossdet.files import write_atomically
+
+CONFIG, WEIGHTS, INDEX, PROCESSOR = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "preprocessor_config.json",
+)
+NOT_OURS = ("id2label", "label2id", "num_labels", "architectures", "transformers_version", "dtype", "torch_dtype")
+"""Keys of a config that say nothing about the network's sizes besides the classes."""
+KNOWN = {"d_fine": "dfine", "rt_detr": "rtdetr", "rt_detr_v2": "rtdetr"}
+VERSIONS = {"rt_detr": 1, "rt_detr_v2": 2}
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a checkpoint says about itself. classes: by row of its class tensors. square: side of its pictures."""
+
+    config: dict[str, Any]
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    square: int | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Values of `DetrSettings`."""
+        return {"config": self.config, "mean": self.mean, "std": self.std}
+
+
+def model_type(directory: Path) -> str | None:
+    """Of the checkpoint of HF transformers in a directory; None where there is none."""
+    if not (directory / CONFIG).is_file():
+        return None
+    kind = _read(directory / CONFIG).get("model_type")
+    return kind if isinstance(kind, str) else None
+
+
+def directory_of(source: str | Path) -> Path:
+    """The checkpoint on this disk; one of the hub is fetched first. Raises `UserError` where that cannot be."""
+    if isinstance(source, Path):
+        if not source.is_dir():
+            raise UserError(
+                f"model.weights: {source} is no directory; expected one with {CONFIG} and {WEIGHTS}, or a hub id "
+                f"such as ustc-community/dfine-small-coco"
+            )
+        return source
+    from huggingface_hub import snapshot_download  # loads httpx, for which `check` has no time
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # the hub raises what the network does
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"model.weights: {source} could not be fetched from the hub ({reason}); give a local directory with "
+            f"its {CONFIG}, {WEIGHTS} and {PROCESSOR}"
+        ) from None
+
+
+def described(source: str | Path, family: str) -> Described:
+    """Raises `UserError`, naming file, key and fix, for a checkpoint that is not of this family or damaged."""
+    directory = directory_of(source)
+    file = directory / CONFIG
+    config = _read(file)
+    kind = config.get("model_type")
+    if kind != family:
+        fix = f"`model.name: {KNOWN[kind]}`" if kind in KNOWN else f"a checkpoint of {' or '.join(KNOWN)}"
+        if kind in VERSIONS:
+            fix += f" with `version: {VERSIONS[kind]}`"
+        raise UserError(f"{file}: `model_type` is {show(kind)}, and the config asks for {family}; use {fix}")
+    processor = _read(directory / PROCESSOR) if (directory / PROCESSOR).is_file() else {}
+    classes = _classes(file, config)
+    normalised = bool(processor.get("do_normalize", False))
+    size = processor.get("size") or {}
+    height, width = size.get("height"), size.get("width")
+    sizes = {key: value for key, value in config.items() if key not in NOT_OURS}
+    return Described(
+        sizes,
+        classes,
+        tuple(processor["image_mean"]) if normalised else (0.0, 0.0, 0.0),
+        tuple(processor["image_std"]) if normalised else (1.0, 1.0, 1.0),
+        int(height) if height is not None and height == width else None,
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist; a checkpoint of HF transformers has one") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: expected a JSON object, got {show(value)}")
+    return value
+
+
+def _classes(file: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names by row. Raises `UserError` for gaps in the rows and for a name that stands twice."""
+    given = config.get("id2label")
+    if not isinstance(given, dict) or not given:
+        raise UserError(f"{file}: `id2label` is missing; without it nobody knows the class of a row")
+    rows = {int(key): str(name) for key, name in given.items()}
+    if sorted(rows) != list(range(len(rows))):
+        gap = next(row for row in range(max(rows) + 1) if row not in rows)
+        raise UserError(
+            f"{file}: `id2label` has no name for row {gap}, but one for row {max(rows)}; name every row (rows that "
+            f"mean nothing: `unused_{gap}`)"
+        )
+    names = tuple(rows[row] for row in range(len(rows)))
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{file}: `id2label` has {show(twice[0])} more than once; give each row a name of its own")
+    return names
+
+
+def check_files(directory: Path) -> None:
+    """Raises `UserError` where tensors are missing, or only there as pickles, which could run code."""
+    if (directory / INDEX).is_file():
+        shards = sorted(set(_read(directory / INDEX).get("weight_map", {}).values()))
+        if missing := [name for name in shards if not (directory / name).is_file()]:
+            raise UserError(
+                f"{directory / INDEX} names {len(missing)} files that do not exist ({missing[0]}, ...); fetch them"
+            )
+    elif not (directory / WEIGHTS).is_file():
+        pickled = next(iter(sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pth"))), None)
+        hint = f"; {pickled.name} is a pickle, which could run code: convert it to safetensors" if pickled else ""
+        raise UserError(f"{directory} holds no {WEIGHTS}{hint}")
+
+
+def write_processor(directory: Path, square: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    """How HF prepares pictures: stretched to a square, and normalised by mean and std, RGB in 0..1."""
+    values = {
+        "image_processor_type": "RTDetrImageProcessor",
+        "do_resize": True,
+        "size": {"height": square, "width": square},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": tuple(mean) != (0.0, 0.0, 0.0) or tuple(std) != (1.0, 1.0, 1.0),
+        "image_mean": list(mean),
+        "image_std": list(std),
+        "do_pad": False,
+    }
+    write_atomically(directory / PROCESSOR, json.dumps(values, indent=2).encode())

@@ -1,0 +1,118 @@
+"""For which classes a query is a negative: the dataset-aware rule where positions are queries."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from crossdet.losses import negative_weights
+from crossdet.models.detr.boxes import area, corners, intersection, iou
+from crossdet.models.detr.objects import Objects
+from crossdet.models.tiles import LocalTrust
+from crossdet.types import BACKGROUND, Tiles
+
+Foreground = Literal["none", "matched", "on_object"]
+NO_GAIN = -1.0  # below any IoU
+MARGIN = 1e-3  # in shares of the frame
+
+
+class Rule(NamedTuple):
+    """What a batch says about its background and its objects.
+
+    objects, regions: of `objects_of`. trusted: `[B, C]` bool. overlap: `[C, C]` bool or None. background_weight:
+    `[B, C]` or None; these as of `losses.dataset_aware_focal_loss`.
+    foreground: which queries are negatives for all classes but the object's: none, those that are matched to an
+    object, or also those that lie on one.
+    tiles: of mosaics, in shares of the frame, or None; see `types.Tiles`.
+    duplicate_iou: from this IoU with an object on, an unmatched query lies on it.
+    """
+
+    objects: Objects
+    regions: Objects
+    trusted: Tensor
+    overlap: Tensor | None = None
+    background_weight: Tensor | None = None
+    foreground: Foreground = "matched"
+    duplicate_iou: float = 0.7
+    tiles: Tiles | None = None
+
+
+def negatives_of(rule: Rule, boxes: Tensor, labels: Tensor, taught: Tensor, groups: int = 1) -> Tensor:
+    """`[B, N, C]` weight of every negative term, as of `losses.negative_weights`.
+
+    An unmatched query that lies on an object of class g is a negative for g, also where the image does not trust g:
+    a detector without suppression learns from exactly these to find an object once.
+
+    A query is no negative for the class of a region that covers at least half of it, nor if it is the one that fits
+    the region best: an object there would have been matched to it.
+
+    Args:
+        boxes: `[B, N, 4]` that the queries predict (centre, width, height).
+        labels: `[B, N]` class of the matched object, `BACKGROUND` or `IGNORE`.
+        taught: `[B, N]` bool, matched to an object that a teacher labelled.
+        groups: the queries are so many sets of equal size, one after another.
+    """
+    places = corners(boxes.detach())
+    avoid = avoided(rule.regions, places, labels, taught, groups)
+    trusted = rule.trusted if rule.tiles is None else _trusted_there(rule.tiles, places)
+    weights = negative_weights(
+        labels, trusted, rule.overlap, avoid, rule.foreground != "none", rule.background_weight
+    )
+    if not len(rule.objects.labels):
+        return weights
+    _add_duplicates(weights, rule, places, labels)
+    if len(avoid):
+        avoid = avoid[labels[avoid[:, 0], avoid[:, 1]] == BACKGROUND]
+        image, query, cls = avoid.unbind(1)
+        whole, one = cls < 0, cls >= 0
+        weights[image[whole], query[whole]] = 0
+        weights[image[one], query[one], cls[one]] = 0
+    return weights
+
+
+def _trusted_there(tiles: Tiles, places: Tensor) -> Tensor:
+    """`[B, N, C]`: what all pictures of a mosaic that a query touches trust. One without area touches, too."""
+    wider = places + places.new_tensor([-MARGIN, -MARGIN, MARGIN, MARGIN])
+    return LocalTrust.of(tiles._replace(boxes=tiles.boxes.to(places.dtype)), wider).dense()
+
+
+def _add_duplicates(weights: Tensor, rule: Rule, places: Tensor, labels: Tensor) -> None:
+    """Writes the terms of unmatched queries on an object."""
+    objects = rule.objects
+    wanted = objects.padded(corners(objects.boxes)).to(places.dtype)
+    real = objects.padded(torch.ones_like(objects.labels, dtype=torch.bool))
+    overlaps = iou(places[:, :, None], wanted[:, None]).masked_fill(~real[:, None], NO_GAIN)
+    on = (overlaps >= rule.duplicate_iou) & (labels == BACKGROUND)[:, :, None]
+    of = objects.padded(objects.labels)
+    if rule.foreground == "on_object":
+        image, query = on.any(2).nonzero(as_tuple=True)
+        best = of[image, overlaps[image, query].argmax(1)]
+        others = weights.new_ones(len(image), weights.shape[2])
+        if rule.overlap is not None:
+            others = others * ~rule.overlap[best]
+        weights[image, query] = torch.maximum(weights[image, query], others)
+    image, query, row = on.nonzero(as_tuple=True)
+    weights[image, query, of[image, row]] = 1
+
+
+def avoided(regions: Objects, places: Tensor, labels: Tensor, taught: Tensor, groups: int = 1) -> Tensor:
+    """`[P, 3]` rows (image, query, class): see `negatives_of`. places: `[B, N, 4]` xyxy.
+
+    A teacher's region says nothing about objects that no teacher labelled.
+    """
+    if not len(regions.labels):
+        return labels.new_zeros(0, 3)
+    mine = places[regions.images]
+    wanted = corners(regions.boxes).to(places.dtype)[:, None]
+    both = intersection(mine, wanted)
+    own = area(mine)
+    overlap = iou(mine, wanted)
+    of_group = overlap.unflatten(1, (groups, -1))
+    best = (of_group == of_group.amax(2, keepdim=True)).flatten(1) & (overlap > 0)
+    near = ((both >= 0.5 * own) & (own > 0)) | best
+    by_person = (labels >= 0) & ~taught
+    near &= ~(regions.by_teacher[:, None] & by_person[regions.images])
+    region, query = near.nonzero(as_tuple=True)
+    return torch.stack([regions.images[region], query, regions.labels[region]], 1)

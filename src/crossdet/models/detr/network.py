@@ -1,0 +1,388 @@
+"""D-FINE and RT-DETR with the dataset-aware loss, top to bottom.
+
+`memory` (backbone, encoder) -> `queries` (selection, denoising) -> decoder -> `losses` or `find`. The modules and
+their names are those of HF transformers; selection, denoising and loss are the package's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crossdet.models.contract import Growable, Limits, Losses, ParameterGroup
+from crossdet.models.detr import growth
+from crossdet.models.detr.boxes import corners
+from crossdet.models.detr.criterion import Answers, Bins, Criterion, denoising_losses, set_losses
+from crossdet.models.detr.decoders import Decode, Memory, Queries
+from crossdet.models.detr.denoising import Noise, Settings, add_noise, attention_mask
+from crossdet.models.detr.distributions import bin_values
+from crossdet.models.detr.negatives import Rule
+from crossdet.models.detr.objects import Objects, objects_of, own_classes
+from crossdet.models.detr.selection import chosen, rows_of
+from crossdet.models.detr.settings import DetrSettings
+from crossdet.types import PAD_DIVISOR, Batch, Detections, Tiles, TrustGroup, trust_groups
+
+NOT_LOOKED_FOR = -1e4
+"""Logit of a class that a query does not look for, in an export."""
+
+
+class Prepared(NamedTuple):
+    """What the loader's workers find out. groups: images with the same own classes, see `own_classes`."""
+
+    objects: Objects
+    regions: Objects
+    own: Tensor
+    groups: tuple[TrustGroup, ...]
+    noise: Noise | None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Prepared:
+        return Prepared(
+            _mapped(self.objects, function),
+            _mapped(self.regions, function),
+            function(self.own),
+            tuple(group._replace(classes=function(group.classes)) for group in self.groups),
+            None if self.noise is None else self.noise.map(function),
+        )
+
+
+def _mapped(objects: Objects, function: Callable[[Tensor], Tensor]) -> Objects:
+    boxes, labels, images, by_teacher = map(function, objects[:-1])
+    return Objects(boxes, labels, images, by_teacher, objects.counts)
+
+
+def prepare(batch: Batch, square: int | None, denoising: Settings, first: int = 0) -> Batch:
+    """The batch with everything that a step would have to ask the device for. On a CPU.
+
+    first: the classes before it are frozen and choose nothing.
+    """
+    frames = frames_of(batch.images.shape[-2:], batch.sizes, square)
+    objects, regions = objects_of(batch.targets, frames)
+    own = own_classes(batch.trusted_somewhere, objects)
+    own[:, :first] = False
+    seeds = (batch.image_ids if batch.draws is None else batch.draws).tolist()
+    noise = add_noise(objects, own, seeds, denoising)
+    return replace(batch, prepared=Prepared(objects, regions, own, trust_groups(own), noise))
+
+
+def frames_of(shape: Sequence[int], sizes: Tensor, square: int | None) -> Tensor:
+    """`[B, 2]` (height, width) in pixels that boxes are shares of: the batch with its padding, or, where pictures
+    are stretched to a square, the picture itself."""
+    if square is not None:
+        return sizes
+    padded = [-(-side // PAD_DIVISOR) * PAD_DIVISOR for side in shape]
+    return torch.tensor(padded, device=sizes.device).expand(len(sizes), 2)
+
+
+class Detr(Growable):
+    """A set-prediction detector for C classes.
+
+    Args:
+        core: HF's `DFineModel`, `RTDetrModel` or `RTDetrV2Model`, with the heads in its decoder.
+        decode: goes through its decoder.
+        mean, std: RGB of pictures in 0..1.
+        overlap: `[C, C]` bool, see `dataset_aware_focal_loss`.
+    """
+
+    mean: Tensor
+    std: Tensor
+    overlap: Tensor | None
+
+    def __init__(
+        self,
+        core: Any,
+        decode: Decode,
+        num_classes: int,
+        settings: DetrSettings,
+        overlap: Tensor | None,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.core, self.decode = core, decode
+        self.num_classes, self.settings = num_classes, settings
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
+        some = overlap if overlap is not None and bool(overlap.any()) else None
+        self.register_buffer("overlap", some, persistent=False)
+        loss = settings.loss
+        self.normaliser = loss.normaliser
+        weights = {"classification": loss.class_weight, "l1": loss.l1_weight, "giou": loss.giou_weight}
+        if self.has_distributions:
+            weights |= {"distribution": loss.distribution_weight, "distillation": loss.distillation_weight}
+        self.terms = (*weights, "denoising")
+        self.criterion = Criterion(
+            weights, loss.classification, loss.alpha, loss.gamma, free_quality=loss.free_quality
+        )
+        config = core.config
+        self.denoising = Settings(
+            settings.denoising, config.label_noise_ratio, config.box_noise_scale, loss.flips == "any"
+        )
+
+    @property
+    def has_distributions(self) -> bool:
+        return hasattr(self.core.decoder, "integral")
+
+    @property
+    def class_tensors(self) -> list[str]:
+        """Names of the tensors with a row per class (and one more in the embedding)."""
+        return [name for name in self.state_dict() if growth.has_rows(name)]
+
+    @property
+    def fill_colour(self) -> list[int]:
+        return self.mean.flatten().round().int().tolist()
+
+    # ---------------------------------------------------------------- forward
+
+    def pictures(self, images: Tensor, sizes: Tensor | None) -> Tensor:
+        """`[B, 3, H, W]` normalised, as large as the network sees them. sizes: None where there is no padding."""
+        side = self.settings.square
+        dtype = self.std.dtype
+        if side is not None:
+            parts = [images] if sizes is None else self._cut(images, sizes)
+            images = torch.cat([_stretched(part.to(dtype), side) for part in parts])
+        x = (images.to(dtype) - self.mean) / self.std
+        height, width = x.shape[-2:]
+        return F.pad(x, (0, -width % PAD_DIVISOR, 0, -height % PAD_DIVISOR))
+
+    @staticmethod
+    def _cut(images: Tensor, sizes: Tensor) -> list[Tensor]:
+        pairs = zip(images.split(1), sizes.tolist(), strict=True)
+        return [image[..., :height, :width] for image, (height, width) in pairs]
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """What the encoder reads from the backbone, of `images [B, 3, H, W]` RGB 0..255."""
+        return list(self.core.backbone.model(self.pictures(images, None)).feature_maps)
+
+    def memory(self, pictures: Tensor) -> Memory:
+        maps = self.core.backbone.model(pictures).feature_maps
+        projected = [project(m) for project, m in zip(self.core.encoder_input_proj, maps, strict=True)]
+        levels = self.core.encoder(projected).last_hidden_state
+        projections = list(self.core.decoder_input_proj)
+        sources = [project(m) for project, m in zip(projections, levels, strict=False)]
+        sources += [project(levels[-1]) for project in projections[len(levels) :]]
+        shapes = tuple((source.shape[-2], source.shape[-1]) for source in sources)
+        return Memory(torch.cat([s.flatten(2).transpose(1, 2) for s in sources], 1), shapes)
+
+    def proposals(self, memory: Memory) -> tuple[Tensor, Tensor]:
+        """`[B, S, D]` inputs of the encoder's heads, and `[1, S, 4]` anchors as logits."""
+        features = memory.features
+        wide = torch.promote_types(features.dtype, torch.float32)  # half a type would move the anchors
+        anchors, valid = self.core.generate_anchors(memory.shapes, device=features.device, dtype=wide)
+        return self.core.enc_output(valid.to(features.dtype) * features), anchors
+
+    def queries(self, proposals: Tensor, anchors: Tensor, positions: Tensor) -> Queries:
+        """Of the positions `[B, N]`; with gradient towards the encoder's boxes."""
+        images, count = positions.shape
+        picked = _at(proposals, positions)
+        boxes = self.core.enc_bbox_head(picked) + _at(anchors.expand(images, -1, -1), positions)
+        if self.core.config.learn_initial_query:
+            picked = self.core.weight_embedding.weight[:count].expand(images, -1, -1)
+        return Queries(picked, boxes)
+
+    # ---------------------------------------------------------------- training
+
+    def prepare(self) -> Callable[[Batch], Batch]:
+        settings = self.settings
+        first = settings.begins[-1] if settings.begins else 0
+        return partial(prepare, square=settings.square, denoising=self.denoising, first=first)
+
+    def losses(self, batch: Batch) -> Losses:
+        """Terms by name, of all layers together; `denoising` is all of the queries that were given objects."""
+        prepared = cast(Prepared, batch.prepared)
+        if prepared is None:
+            ready = self.prepare()(batch.to("cpu")).prepared
+            prepared = cast(Prepared, ready).map(lambda t: t.to(batch.images.device))
+        memory = self.memory(self.pictures(batch.images, batch.sizes))
+        proposals, anchors = self.proposals(memory)
+        settings = self.settings
+        positions = chosen(
+            proposals, self.core.enc_score_head, prepared.groups, settings.queries, settings.loss.selection
+        )
+        found = self.queries(proposals, anchors, positions)
+        encoder = Answers(self.core.enc_score_head(_at(proposals, positions)), found.boxes.sigmoid())
+        noise = prepared.noise
+        layers = self.decode(self.core.decoder, self._joined(found, noise), memory, None)
+        with torch.autocast(batch.images.device.type, enabled=False):
+            return self._losses_of(encoder, layers, prepared, batch)
+
+    def _joined(self, found: Queries, noise: Noise | None) -> Queries:
+        """With the denoising queries in front."""
+        hidden, boxes = found.hidden.detach() if self._reads_memory else found.hidden, found.boxes.detach()
+        if noise is None:
+            return Queries(hidden, boxes)
+        given = self.core.denoising_class_embed(noise.labels).to(hidden.dtype)
+        begin = torch.special.logit(noise.boxes.to(boxes.dtype), eps=1e-5)
+        mask = attention_mask(noise.group, hidden.shape[1], hidden.dtype)
+        return Queries(torch.cat([given, hidden], 1), torch.cat([begin, boxes], 1), mask)
+
+    @property
+    def _reads_memory(self) -> bool:
+        return not self.core.config.learn_initial_query
+
+    def _losses_of(self, encoder: Answers, layers: list[Answers], prepared: Prepared, batch: Batch) -> Losses:
+        loss = self.settings.loss
+        rule = Rule(
+            prepared.objects,
+            prepared.regions,
+            batch.trusted,
+            self.overlap,
+            batch.background_weight,
+            loss.foreground,
+            loss.duplicate_iou,
+            self._tiles(batch),
+        )
+        bins = self._bins()
+        given = 0 if prepared.noise is None else prepared.noise.labels.shape[1]
+        free = [_part(answers, slice(given, None)) for answers in layers]
+        terms, positives = set_losses([encoder, *free], rule, prepared.own, self.criterion, bins)
+        denoised = self._unused(terms["classification"])
+        if prepared.noise is not None:
+            noised = [_part(answers, slice(0, given)) for answers in layers]
+            more = denoising_losses(noised, prepared.noise.noised, rule, prepared.own, self.criterion, bins)
+            denoised = denoised + torch.stack(list(more.values())).sum(0)
+        return Losses({name: (terms | {"denoising": denoised})[name] for name in self.terms}, positives)
+
+    def _tiles(self, batch: Batch) -> Tiles | None:
+        """Of the mosaics, in shares of the frame."""
+        if batch.tiles is None:
+            return None
+        frames = frames_of(batch.images.shape[-2:], batch.sizes, self.settings.square).flip(1).repeat(1, 2)
+        return batch.tiles._replace(boxes=batch.tiles.boxes / frames[:, None])
+
+    def _unused(self, like: Tensor) -> Tensor:
+        """Zeros that hang on the embedding, which a batch without objects does not use."""
+        zeros = torch.zeros_like(like)
+        if self.settings.denoising:
+            zeros = zeros + self.core.denoising_class_embed.weight.sum() * 0
+        return zeros
+
+    def _bins(self) -> Bins | None:
+        if not self.has_distributions:
+            return None
+        decoder = self.core.decoder
+        return Bins(bin_values(decoder.max_num_bins, decoder.up, decoder.reg_scale), decoder.reg_scale)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Backbone and the rest; no decay for what is one-dimensional."""
+        groups: dict[tuple[Literal["backbone", "rest"], bool], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                part: Literal["backbone", "rest"] = "backbone" if name.startswith("core.backbone.") else "rest"
+                groups.setdefault((part, parameter.ndim > 1), []).append(parameter)
+        return [ParameterGroup(part, decay, parameters) for (part, decay), parameters in groups.items()]
+
+    def training_mode(self, fixed_statistics: bool = False) -> None:
+        super().training_mode(fixed_statistics)
+        if not any(p.requires_grad for p in self.core.encoder.parameters()):
+            self.eval()  # frozen: batch norm would go on counting
+
+    # ---------------------------------------------------------------- growth
+
+    def carry_over(self, state: Mapping[str, Tensor], classes: int) -> None:
+        growth.carry_over(self, state, classes)
+
+    def freeze_old(self, classes: int) -> Callable[[], None]:
+        return growth.freeze_old(self, classes)
+
+    # ---------------------------------------------------------------- inference
+
+    @torch.no_grad()
+    def find(
+        self,
+        images: Tensor,
+        sizes: Tensor,
+        classes: Sequence[int] | Tensor | None = None,
+        limits: Limits = Limits(),
+    ) -> list[Detections]:
+        """Without suppression: an object is found once. Queries are chosen by the classes that are looked for."""
+        every = torch.arange(self.num_classes, device=sizes.device)
+        looked = every if classes is None else torch.as_tensor(classes, dtype=torch.int64).unique().to(sizes.device)
+        frames = frames_of(images.shape[-2:], sizes, self.settings.square).flip(1).repeat(1, 2)[:, None]
+        found: list[list[Detections]] = [[] for _ in sizes]
+        memory = self.memory(self.pictures(images, sizes))
+        for part in self.query_sets(looked):
+            answers = self._answers(memory, part)
+            limit = limits.threshold_of(part)
+            places, scores = corners(answers.boxes.float()) * frames, answers.scored.float().sigmoid()
+            for image, size in enumerate(sizes):
+                found[image].append(_above(scores[image], places[image], size, part, limit))
+        return [_best(parts, min(limits.topk, limits.max_detections)) for parts in found]
+
+    def query_sets(self, classes: Tensor) -> list[Tensor]:
+        """The classes (rising) in sets that share queries: one, and one more for every frozen extension."""
+        borders = torch.tensor(self.settings.begins, device=classes.device)
+        parts = classes.tensor_split(torch.searchsorted(classes, borders).tolist()) if len(borders) else [classes]
+        return [part for part in parts if len(part)] or [classes]
+
+    def _answers(self, memory: Memory, classes: Tensor) -> Answers:
+        """Of the last layer, for some classes, by queries that these have chosen."""
+        proposals, anchors = self.proposals(memory)
+        scores = rows_of(self.core.enc_score_head, proposals, classes).amax(-1)
+        positions = scores.topk(min(self.settings.queries, scores.shape[1]), dim=1).indices
+        return self.decode(self.core.decoder, self.queries(proposals, anchors, positions), memory, classes)[-1]
+
+    def export_module(self) -> nn.Module:
+        """`images [B, 3, H, W]` without padding -> logits `[B, N, C]` and boxes `[B, N, 4]` xyxy in pixels, of
+        queries in no particular order. Not clipped. Of classes that a query does not look for the logit is
+        `NOT_LOOKED_FOR`."""
+        return Exported(self)
+
+
+class Exported(nn.Module):
+    """See `Detr.export_module`."""
+
+    def __init__(self, network: Detr) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        network = self.network
+        memory = network.memory(network.pictures(images, None))
+        logits, places = [], []
+        for begin, end in pairwise([0, *network.settings.begins, network.num_classes]):
+            answers = network._answers(memory, torch.arange(begin, end, device=images.device))
+            before_and_after = (begin, network.num_classes - end)
+            logits.append(F.pad(answers.scored, before_and_after, value=NOT_LOOKED_FOR))
+            places.append(corners(answers.boxes))
+        height, width = images.shape[-2:]
+        if network.settings.square is None:
+            height, width = (-(-side // PAD_DIVISOR) * PAD_DIVISOR for side in (height, width))
+        scale = torch.tensor([width, height, width, height], device=images.device)
+        return torch.cat(logits, 1), torch.cat(places, 1) * scale
+
+
+def _stretched(images: Tensor, side: int) -> Tensor:
+    return F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=True)
+
+
+def _at(values: Tensor, positions: Tensor) -> Tensor:
+    """`[B, N, ...]` of `[B, S, ...]`."""
+    return values.gather(1, positions[..., None].expand(-1, -1, values.shape[2]))
+
+
+def _part(answers: Answers, queries: slice) -> Answers:
+    parts = [None if tensor is None else tensor[:, queries] for tensor in answers]
+    return Answers(*parts)  # type: ignore[arg-type]
+
+
+def _above(scores: Tensor, boxes: Tensor, size: Tensor, classes: Tensor, limit: float | Tensor) -> Detections:
+    """The pairs of query and class above the limit, boxes clipped to the image. scores: `[N, K]`."""
+    high = size.flip(0).repeat(2).to(boxes.dtype)
+    boxes = boxes.clamp(min=0).minimum(high)
+    visible = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    query, column = ((scores > limit) & visible[:, None]).nonzero(as_tuple=True)
+    return Detections(boxes[query], scores[query, column], classes[column])
+
+
+def _best(parts: Sequence[Detections], most: int) -> Detections:
+    boxes, scores, labels = (torch.cat([getattr(p, name) for p in parts]) for name in ("boxes", "scores", "labels"))
+    scores, order = scores.sort(descending=True, stable=True)
+    first = order[:most]
+    return Detections(boxes[first], scores[:most], labels[first])

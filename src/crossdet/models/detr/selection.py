@@ -1,0 +1,60 @@
+"""Which positions of the encoder become queries: those with the highest score of the classes that count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crossdet.types import TrustGroup
+
+Selection = Literal["trusted", "union", "split"]
+
+
+def best_scores(memory: Tensor, head: nn.Linear, groups: Sequence[TrustGroup]) -> Tensor:
+    """`[B, S]` highest logit among each image's classes, without gradient.
+
+    memory: `[B, S, D]`. groups: images with the same classes. Only their rows of the head are computed, so the cost
+    is that of an image's own classes, however many the union has.
+    """
+    with torch.no_grad():
+        scores = memory.new_full(memory.shape[:2], -torch.inf)
+        for images, classes in groups:
+            if len(classes):
+                rows = list(images)
+                scores[rows] = rows_of(head, memory[rows], classes).amax(-1).to(scores.dtype)
+        return scores
+
+
+def rows_of(head: nn.Linear, inputs: Tensor, classes: Tensor) -> Tensor:
+    """`[..., K]` logits of some classes, rising and each once."""
+    if len(classes) == head.out_features:
+        return F.linear(inputs, head.weight, head.bias)
+    return F.linear(inputs, head.weight[classes], None if head.bias is None else head.bias[classes])
+
+
+def chosen(memory: Tensor, head: nn.Linear, groups: Sequence[TrustGroup], queries: int, how: Selection) -> Tensor:
+    """`[B, N]` positions for training. groups: of the images' own classes, see `objects.own_classes`.
+
+    trusted: by the image's own classes; an image without any goes by all. union: by all classes. split: half of the
+    queries by the image's own, the rest by all.
+    """
+    queries = min(queries, memory.shape[1])
+    if how == "trusted":
+        return best_scores(memory, head, _or_all(groups, head)).topk(queries, dim=1).indices
+    images = tuple(range(len(memory)))
+    every = [TrustGroup(images, torch.arange(head.out_features, device=memory.device))]
+    union = best_scores(memory, head, every)
+    if how == "union":
+        return union.topk(queries, dim=1).indices
+    first = best_scores(memory, head, _or_all(groups, head)).topk(queries // 2, dim=1).indices
+    rest = union.scatter(1, first, -torch.inf).topk(queries - queries // 2, dim=1).indices
+    return torch.cat([first, rest], 1)
+
+
+def _or_all(groups: Sequence[TrustGroup], head: nn.Linear) -> list[TrustGroup]:
+    every = torch.arange(head.out_features, device=head.weight.device)
+    return [group if len(group.classes) else TrustGroup(group.images, every) for group in groups]

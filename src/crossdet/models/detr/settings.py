@@ -1,0 +1,194 @@
+"""The settings of D-FINE and RT-DETR, with their defaults. No torch and no transformers in here."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PlainValidator, StrictBool, ValidationError, ValidationInfo
+
+from crossdet.errors import UserError, show
+from crossdet.models.detr import checkpoints
+from crossdet.models.detr.sizes import D_FINE, RT_DETR
+from crossdet.models.settings import (
+    Count,
+    CountOrZero,
+    Fraction,
+    NetworkDefaults,
+    NetworkSettings,
+    NotNegative,
+    OpenFraction,
+    Section,
+    Text,
+    resolved_path,
+)
+
+NO_RECIPE = NetworkDefaults()
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def _weights(value: Any, info: ValidationInfo) -> str | Path:
+    if value is None or value in ("none", "imagenet"):
+        return value or "none"
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"expected `imagenet`, `none`, a directory or a hub id, got {show(value)}")
+    path = resolved_path(value, info)
+    # what could be both is a hub id only where there is no such directory
+    return str(value) if HUB_ID.fullmatch(str(value)) and not path.exists() else path
+
+
+class DetrLoss(Section):
+    """The `loss` section of a config."""
+
+    classification: Literal["vfl", "mal"] = "vfl"
+    alpha: Fraction = 0.75
+    gamma: NotNegative = 2.0
+    foreground: Literal["none", "matched", "on_object"] = "matched"  # queries that are negatives for all classes
+    duplicate_iou: Fraction = 0.7  # an unmatched query this near to an object is a second find of it
+    selection: Literal["trusted", "union", "split"] = "trusted"  # classes that choose the queries of an image
+    flips: Literal["own", "any"] = "own"  # classes that a denoising query may be given
+    free_quality: StrictBool = False  # D-FINE's quality learns from images that do not trust all classes, too
+    class_weight: NotNegative = 1.0
+    l1_weight: NotNegative = 5.0
+    giou_weight: NotNegative = 2.0
+    distribution_weight: NotNegative = 0.15  # D-FINE's FGL
+    distillation_weight: NotNegative = 1.5  # D-FINE's DDF
+    normaliser: Literal["batch", "image"] = "batch"  # objects that the sums are divided by
+
+
+class DetrModel(Section):
+    """What the `model` sections have in common."""
+
+    name: str
+    size: str
+    weights: Annotated[str | Path, PlainValidator(_weights)] = "none"
+    backbone: Text | None = None  # a timm name, in place of the size's own
+    queries: Count = 300
+    denoising: CountOrZero = 100
+    square: Annotated[int, Field(ge=32, multiple_of=32)] | None = None  # side that pictures are stretched to
+    # of the backbone; null: frozen in a checkpoint, trained if there are no weights, else by `train.recipe`
+    freeze_batch_norm: StrictBool | None = None
+    prior: OpenFraction = 0.01  # initial probability of every class
+
+
+DFineSize = Literal["nano", "small", "medium", "large", "xlarge"]
+RTDetrSize = Literal["r18", "r34", "r50m", "r50", "r101"]
+
+
+class DFineModel(DetrModel):
+    """The `model` section of a config."""
+
+    name: Literal["dfine"] = "dfine"
+    size: DFineSize = "small"
+
+
+class RTDetrModel(DetrModel):
+    """The `model` section of a config."""
+
+    name: Literal["rtdetr"] = "rtdetr"
+    size: RTDetrSize = "r50"
+    version: Literal[1, 2] = 2
+
+
+class DetrSettings(DetrModel, NetworkSettings):
+    """Everything that decides the network and its loss; stored with the weights as JSON.
+
+    size: None where it began as a checkpoint.
+    config: of HF transformers, what differs from the defaults of the family; with the number of classes it is all.
+    mean, std: RGB that pictures in 0..1 are normalised with; of a timm backbone they are timm's.
+    begins: first classes of frozen extensions, oldest first. The classes from one to the next have queries of their
+    own, which those of the others do not see.
+    """
+
+    size: str | None = None  # type: ignore[assignment]
+    weights: Annotated[str | Path, PlainValidator(_weights)] = "none"
+    loss: DetrLoss = DetrLoss()
+    freeze_batch_norm: StrictBool = True
+    config: dict[str, Any] = Field(default_factory=dict)
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    begins: tuple[int, ...] = ()
+
+    @property
+    def family(self) -> str:
+        """The `model_type` of HF transformers."""
+        raise NotImplementedError
+
+    @classmethod
+    def sizes(cls) -> dict[str, dict[str, Any]]:
+        raise NotImplementedError
+
+    @classmethod
+    def of(cls, model: Any, loss: DetrLoss, defaults: NetworkDefaults = NO_RECIPE) -> Self:
+        """Of the two sections of a config. Where the weights are a checkpoint of HF, config, size of the pictures
+        and normalisation are the checkpoint's. Raises `UserError` for one that does not fit."""
+        values = dict(model) | {"weights": "none", "loss": loss}
+        if model.freeze_batch_norm is None:
+            frozen = model.weights != "none" and not (model.weights == "imagenet" and defaults.train_batch_norm)
+            values["freeze_batch_norm"] = frozen
+        if model.weights in ("none", "imagenet"):
+            return cls.model_construct(**values, config=cls.sizes()[model.size])
+        source = checkpoints.described(model.weights, cls.model_construct(**values).family)
+        theirs = {"queries": source.config.get("num_queries", 300), "square": source.square}
+        theirs["denoising"] = source.config.get("num_denoising", 100)
+        values |= {key: value for key, value in theirs.items() if key not in model.model_fields_set}
+        return cls.model_construct(**values | {"size": None, **source.settings})
+
+    def described(self, classes: Sequence[str]) -> list[str]:
+        del classes
+        return [
+            f"{self.name} on {self.backbone}" if self.backbone else " ".join(filter(None, [self.name, self.size]))
+        ]
+
+    def to_json(self) -> str:
+        values = {name: getattr(self, name) for name in type(self).model_fields if name not in ("weights", "name")}
+        return json.dumps({**values, "loss": dict(self.loss)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Raises `UserError` for keys that this version does not know."""
+        try:
+            return cls.model_validate(json.loads(text))
+        except ValidationError as error:
+            what = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise UserError(f"the weights file was written by another version of crossdet ({what})") from None
+
+    def extended(self, mode: str, adapter: int, known: int, classes: int) -> Self:
+        del classes
+        if mode != "frozen":
+            return self.model_copy(update={"begins": ()})
+        if adapter:
+            what = f"networks of the architecture {self.name} have none; leave it out"
+            raise UserError(f"extend.adapter: {adapter}, but {what}")
+        return self.model_copy(update={"begins": (*self.begins, known)})
+
+
+class DFineSettings(DetrSettings):
+    name: Literal["dfine"] = "dfine"
+    size: DFineSize | None = "small"
+
+    @property
+    def family(self) -> str:
+        return "d_fine"
+
+    @classmethod
+    def sizes(cls) -> dict[str, dict[str, Any]]:
+        return D_FINE
+
+
+class RTDetrSettings(DetrSettings):
+    name: Literal["rtdetr"] = "rtdetr"
+    size: RTDetrSize | None = "r50"
+    version: Literal[1, 2] = 2
+
+    @property
+    def family(self) -> str:
+        return "rt_detr" if self.version == 1 else "rt_detr_v2"
+
+    @classmethod
+    def sizes(cls) -> dict[str, dict[str, Any]]:
+        return RT_DETR

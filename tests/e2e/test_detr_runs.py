@@ -1,0 +1,85 @@
+"""A checkpoint of HF transformers through all commands: looked at, used, trained from, and extended."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from worlds import World, changed
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.unit.models.detr.made import tiny
+
+from crossdet import load_detector
+from crossdet.models.card import read_card
+from crossdet.models.detr import building
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> Path:
+    """Of two classes that the world does not have."""
+    building.write(tiny("dfine", 2, square=64, prior=0.2), ("bus", "tree"), tmp_path / "zoo")
+    return tmp_path / "zoo"
+
+
+def test_from_a_public_checkpoint_to_classes_of_ones_own(zoo, world: World, tmp_path, crossdet):
+    done = crossdet("check", zoo)
+    assert done.returncode == 0, done.stderr
+    assert "dfine, 2 classes" in done.stdout
+    assert crossdet("predict", zoo, world.root / "cars", "-o", tmp_path / "found").returncode == 0
+    found = json.loads((tmp_path / "found/predictions.json").read_text())
+    assert found["weights"] == str(zoo / "model.safetensors")
+
+    few = {"train.max_steps": 2, "train.epochs": 1, "train.lr": 0.001, "train.clip_norm": 0.1}
+    more = world.write_config(tmp_path / "more.yaml", {**few, "model": None, "input": None})
+    assert crossdet("check", more, "--extends", zoo).returncode == 0
+    for mode in ("replay", "frozen"):
+        done = crossdet("extend", zoo, more, "--mode", mode, "-o", tmp_path / mode, "--tolerance", "100")
+        assert done.returncode == 0, done.stderr
+        card = read_card(tmp_path / mode)
+        assert card.space.classes == ("bus", "tree", "car", "face")
+        assert card.settings.begins == ((2,) if mode == "frozen" else ())
+    picture = next((world.root / "cars").glob("*.png"))
+    old, new = (load_detector(place)(picture, ["bus", "tree"], 0.0) for place in (zoo, tmp_path / "frozen"))
+    assert len(old) > 10
+    assert torch.equal(old.boxes, new.boxes)
+    assert torch.equal(old.scores, new.scores)
+    assert old.names == new.names
+    done = crossdet("extend", zoo, more, "--mode", "distill", "-o", tmp_path / "held")
+    assert done.returncode == 2
+    assert "have no `hold_to`" in done.stderr
+
+    assert crossdet("eval", tmp_path / "replay", more).returncode == 0
+    assert crossdet("audit", tmp_path / "replay", more).returncode == 0
+    done = crossdet("labels", tmp_path / "replay", "--rename", "bus=coach", "-o", tmp_path / "renamed.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert "coach" in read_card(tmp_path / "renamed.safetensors").space.classes
+
+
+def test_training_from_a_checkpoint_is_the_same_for_any_number_of_workers(zoo, world: World, tmp_path, crossdet):
+    """The noise of denoising comes from (seed, epoch, position), like all else."""
+    values = changed(world.settings(), {"model": {"name": "dfine", "weights": str(zoo)}, "train.eval_every": 0})
+    values["train"] |= {"lr": 0.001, "clip_norm": 0.1, "max_steps": 3}
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(values, sort_keys=False))
+    assert crossdet("check", config).returncode == 0
+    for workers in ("0", "1"):
+        done = crossdet("train", config, "-o", tmp_path / workers, "--set", f"train.workers={workers}")
+        assert done.returncode == 0, done.stderr
+    one, other = ((tmp_path / workers / "model.safetensors").read_bytes() for workers in ("0", "1"))
+    assert one == other
+    assert "denoising" in (tmp_path / "0/steps.csv").read_text().splitlines()[0]
+
+
+def test_a_missing_checkpoint_is_a_finding_of_check(world: World, tmp_path, crossdet):
+    config = world.write_config(
+        tmp_path / "config.yaml", {"model": {"name": "dfine", "weights": "./no/where/at/all"}}
+    )
+    done = crossdet("check", config)
+    assert done.returncode == 2
+    assert "is no directory with config.json" in " ".join(done.stdout.split())

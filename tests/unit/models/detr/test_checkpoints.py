@@ -1,0 +1,237 @@
+"""Checkpoints of HF transformers as weights of ours, and back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from crossdet.errors import UserError
+from crossdet.inference import load_detector
+from crossdet.models.architectures import ARCHITECTURES
+from crossdet.models.card import read_card
+from crossdet.models.contract import Limits
+from crossdet.models.detr import building, checkpoints
+from crossdet.models.detr.architecture import DFINE, build, weights_problem
+from crossdet.models.detr.growth import EMBEDDING
+from crossdet.models.detr.settings import DetrLoss, DFineModel, DFineSettings, RTDetrModel
+from crossdet.models.weights import load_weights
+
+from .made import tiny
+
+NAMES = ("cat", "dog", "tv", "traffic light")
+SIDE = 64
+
+
+@pytest.fixture(scope="module", params=["dfine", "rtdetr v1", "rtdetr v2"])
+def directory(request, tmp_path_factory) -> Path:
+    """A checkpoint as HF writes it."""
+    from transformers import AutoModelForObjectDetection
+
+    network = tiny(request.param)
+    config = building.hf_config(network.settings, len(NAMES))
+    config.id2label, config.label2id = dict(enumerate(NAMES)), {name: row for row, name in enumerate(NAMES)}
+    whole = AutoModelForObjectDetection.from_config(config)
+    whole.load_state_dict({f"model.{k}": v for k, v in network.core.state_dict().items()}, strict=False)
+    place = tmp_path_factory.mktemp("hf") / "zoo"
+    whole.save_pretrained(place)
+    size = {"height": SIDE, "width": SIDE}
+    processor = {"image_processor_type": "RTDetrImageProcessor", "size": size, "do_normalize": False}
+    (place / "preprocessor_config.json").write_text(json.dumps(processor))
+    return place
+
+
+def found_by_hf(place: Path, picture: Image.Image) -> list[tuple[float, str, list[float]]]:
+    """Sorted, as the post-processing behind `pipeline` gives them; whole pixels there."""
+    from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+    processor, model = AutoImageProcessor.from_pretrained(place), AutoModelForObjectDetection.from_pretrained(place)
+    with torch.no_grad():
+        outputs = model.eval()(**processor(images=picture, return_tensors="pt"))
+    sizes = torch.tensor([[picture.height, picture.width]])
+    (result,) = processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
+    names = [model.config.id2label[int(label)] for label in result["labels"]]
+    rows = zip(result["scores"].tolist(), names, result["boxes"].tolist(), strict=True)
+    return sorted(rows, key=lambda row: -row[0])
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
+
+
+def assert_alike(ours, theirs) -> None:
+    """The best of both; which query of equals comes first does not matter."""
+    assert len(ours) > 5
+    scores, names, boxes = ours.scores.tolist(), list(ours.names), ours.boxes.tolist()
+    assert scores[:6] == pytest.approx([row[0] for row in theirs[:6]], abs=1e-5)
+    for score, name, box in list(zip(scores, names, boxes, strict=True))[:6]:
+        clipped = [[min(max(value, 0.0), SIDE) for value in row[2]] for row in theirs if row[1] == name]
+        best = min(max(abs(a - b) for a, b in zip(box, other, strict=True)) for other in clipped)
+        assert best < 1e-2, (score, name)
+
+
+def test_checkpoint_is_a_detector(directory, picture):
+    """Names, settings and answers, without any import."""
+    card = read_card(directory)
+    assert card.space.classes == NAMES
+    assert card.space.datasets == ("zoo",)
+    assert (card.input.shorter, card.settings.square) == (SIDE, SIDE)
+    found = load_detector(directory)(picture, score_threshold=0.0, max_detections=80)
+    assert_alike(found, found_by_hf(directory, picture))
+
+
+def test_what_is_written_opens_in_hf_with_the_same_answers(directory, picture, tmp_path):
+    detector = load_detector(directory)
+    building.write(detector.model, ("cat", "dog", "television", "lamp"), tmp_path / "out")
+    theirs = found_by_hf(tmp_path / "out", picture)
+    assert {row[1] for row in theirs} <= {"cat", "dog", "television", "lamp"}
+    mine = detector(picture, score_threshold=0.0, max_detections=80)
+    renamed = {"tv": "television", "traffic light": "lamp"}
+    assert_alike(
+        type(mine)(mine.boxes, mine.scores, mine.labels, tuple(renamed.get(n, n) for n in mine.names)), theirs
+    )
+
+
+def test_pipeline_opens_what_is_written(picture, tmp_path):
+    from transformers import pipeline
+
+    network = tiny("dfine", square=SIDE, prior=0.2).eval()
+    building.write(network, NAMES, tmp_path)
+    results = pipeline("object-detection", model=str(tmp_path))(picture, threshold=0.0)
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    (ours,) = network.find(pixels, torch.tensor([[SIDE, SIDE]]), limits=Limits(0.0, max_detections=300))
+    assert [r["score"] for r in results][:6] == pytest.approx(ours.scores[:6].tolist(), abs=1e-4)
+    assert results[0]["label"] == NAMES[int(ours.labels[0])]
+
+
+def test_networks_that_keep_the_shape_of_pictures_are_not_written(tmp_path):
+    with pytest.raises(UserError, match=r"model.square: null"):
+        building.write(tiny("dfine"), NAMES, tmp_path)
+
+
+def test_rows_are_where_the_names_say(directory):
+    """In every tensor of every layer, after growing by two classes; padding stays last."""
+    tensors, card = load_weights(directory)
+    settings = card.settings.extended("replay", 0, 4, 6)
+    torch.manual_seed(5)
+    grown = build(settings, 6, None)
+    fresh = {name: tensor.clone() for name, tensor in grown.state_dict().items()}
+    grown.carry_over(tensors, 4)
+    assert len(grown.class_tensors) == 2 * (1 + 3) + 1
+    for name in grown.class_tensors:
+        assert torch.equal(grown.state_dict()[name][:4], tensors[name][:4])
+        new = slice(4, 6)
+        assert torch.equal(grown.state_dict()[name][new], fresh[name][new])
+    assert torch.equal(grown.state_dict()[EMBEDDING][-1], tensors[EMBEDDING][-1])
+
+
+def test_weights_of_a_config_take_the_body(directory):
+    """For new classes: all but the rows of the classes, and the size of the pictures."""
+    name = read_card(directory).settings.name
+    kind = ARCHITECTURES[name]
+    version = {} if name == "dfine" else {"version": read_card(directory).settings.version}
+    model = kind.model.model_validate({"name": name, "weights": str(directory), **version})
+    settings = kind.settings.of(model, kind.loss())
+    assert (settings.queries, settings.square, settings.size, settings.freeze_batch_norm) == (20, SIDE, None, True)
+    network = kind.build(settings, 9, None, directory)
+    state, theirs = network.state_dict(), load_weights(directory)[0]
+    for key, tensor in state.items():
+        assert (key in network.class_tensors) == (tensor.shape != theirs[key].shape)
+        assert key in network.class_tensors or torch.equal(tensor, theirs[key])
+    assert kind.settings.from_json(settings.to_json()) == settings
+
+
+# ------------------------------------------------------------------------------------------------ mistakes
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    network = tiny("dfine", square=SIDE)
+    building.write(network, NAMES, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def changed(place: Path, **values) -> Path:
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps({**config, **values}))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"id2label": {"0": "cat", "1": "dog", "2": "cat", "3": "tv"}}, '`id2label` has "cat" more than once'),
+        ({"id2label": {"1": "cat", "2": "dog"}}, "`id2label` has no name for row 0"),
+        ({"id2label": None}, "`id2label` is missing"),
+        (
+            {"id2label": {"0": "a", "1": "b"}},
+            r"have another shape \(.*(class_embed|enc_score_head).* is \[.*\], by the config",
+        ),
+        (
+            {"decoder_ffn_dim": 24},
+            r"have another shape \(model.decoder.layers.0.mlp.layers.0.bias is \[16\], by the config \[24\]",
+        ),
+    ],
+)
+def test_bad_configs(copy, values, message):
+    with pytest.raises(UserError, match=message):
+        load_weights(changed(copy, **values))
+
+
+def test_another_architecture(copy):
+    with pytest.raises(
+        UserError, match=r"`model_type` is \"d_fine\", and the config asks for rt_detr_v2; use `model.name"
+    ):
+        ARCHITECTURES["rtdetr"].settings.of(RTDetrModel(weights=copy), DetrLoss())
+    changed(copy, model_type="detr")
+    with pytest.raises(UserError, match=r"use a checkpoint of d_fine or rt_detr or rt_detr_v2"):
+        DFineSettings.of(DFineModel(weights=copy), DetrLoss())
+
+
+def test_missing_and_unsafe_files(copy):
+    tensors = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    (copy / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, which could run code"):
+        load_weights(copy)
+    half = dict(list(tensors.items())[::2])
+    save_file(half, copy / "part.safetensors", {"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(half, "part.safetensors") | {"more": "other.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"names 1 files that do not exist \(other.safetensors, ...\)"):
+        load_weights(copy)
+    index["weight_map"].pop("more")
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"are missing"):
+        load_weights(copy)
+    (copy / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config.json cannot be read"):
+        read_card(copy)
+    shutil.rmtree(copy)
+    assert "no directory" in (weights_problem(DFineModel(weights=copy)) or "")
+    with pytest.raises(UserError, match=r"is no directory; expected one with config.json"):
+        DFineSettings.of(DFineModel(weights=copy), DetrLoss())
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch):
+    import huggingface_hub
+
+    def unreachable(*_args, **_options):
+        raise OSError("no route\nto the hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(
+        UserError, match=r"someone/dfine could not be fetched from the hub \(no route\); give a local"
+    ):
+        checkpoints.directory_of("someone/dfine")
+    model = DFineModel(weights="someone/dfine")
+    assert model.weights == "someone/dfine"  # and no path
+    assert DFINE.weights_problem(model) is None
+    assert isinstance(DFineModel(weights="./someone/dfine/x").weights, Path)

@@ -1,0 +1,353 @@
+"""The dataset-aware loss of set-prediction detectors: against an oracle, and by its properties."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from crossdet.models.detr.boxes import corners
+from crossdet.models.detr.criterion import Answers, Bins, Criterion, Noised, denoising_losses, set_losses
+from crossdet.models.detr.distributions import bin_values, boxes_to_edges, edges_to_boxes
+from crossdet.models.detr.matching import Costs, Matches, match
+from crossdet.models.detr.negatives import Rule, negatives_of
+from crossdet.models.detr.objects import own_classes
+from crossdet.types import BACKGROUND, IGNORE, Flag, Tiles
+
+from .made import FRAME, all_trusted, annotations, answers_near, flat, random_targets
+
+CLASSES, QUERIES, BINS = 5, 12, 8
+CLASS_ONLY = Criterion({"classification": 1.0})
+FULL = Criterion({"classification": 1.0, "l1": 5.0, "giou": 2.0, "distribution": 0.15, "distillation": 1.5})
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def bins() -> Bins:
+    return Bins(bin_values(BINS, 0.5, 4.0).double(), torch.tensor(4.0).double())
+
+
+def random_rule(seed: int, counts=(3, 0, 2), regions: int = 2, **changes) -> Rule:
+    source = generator(seed)
+    targets = random_targets(list(counts), CLASSES, source, regions, teacher=0.4)
+    objects, avoid = flat(targets)
+    overlap = torch.rand(CLASSES, CLASSES, generator=source) < 0.2
+    overlap = (overlap | overlap.T) & ~torch.eye(CLASSES, dtype=torch.bool)
+    trusted = torch.rand(len(counts), CLASSES, generator=source) < 0.5
+    weight = torch.rand(len(counts), CLASSES, generator=source)
+    return Rule(objects, avoid, trusted, overlap, weight, **changes)
+
+
+def overlap_of(a, b) -> float:
+    """IoU of two xyxy boxes, by hand."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    both = max(width, 0) * max(height, 0)
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+def covered(a, b) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(width, 0) * max(height, 0) / ((a[2] - a[0]) * (a[3] - a[1]))
+
+
+def rows_of(objects, image: int) -> list[tuple]:
+    """(xyxy box, label, whether a teacher's) of an image."""
+    columns = (corners(objects.boxes).tolist(), objects.labels.tolist(), objects.by_teacher.tolist())
+    rows = zip(*columns, objects.images.tolist(), strict=True)
+    return [row[:3] for row in rows if row[3] == image]
+
+
+def oracle_weight(rule: Rule, boxes, labels, taught, b: int, q: int, c: int) -> float:
+    """The rule's table for one query and one class, in plain Python."""
+    mine, label = boxes[b][q], labels[b][q]
+    if label in (IGNORE, c):
+        return 0.0
+    for box, cls, teacher in rows_of(rule.regions, b):
+        best = max(overlap_of(other, box) for other in boxes[b])
+        near = covered(mine, box) >= 0.5 or overlap_of(mine, box) == best > 0
+        if cls in (-1, c) and near and not (teacher and label >= 0 and not taught[b][q]):
+            return 0.0
+    if label >= 0:
+        return float((rule.foreground != "none" or rule.trusted[b, c]) and not rule.overlap[label, c])
+    on = [(overlap_of(mine, box), cls) for box, cls, _ in rows_of(rule.objects, b)]
+    on = [one for one in on if one[0] >= rule.duplicate_iou]
+    others = bool(on) and rule.foreground == "on_object" and not rule.overlap[max(on)[1], c]
+    if others or any(cls == c for _, cls in on):
+        return 1.0
+    return float(rule.trusted[b, c]) * float(rule.background_weight[b, c])
+
+
+@pytest.mark.parametrize("foreground", ["none", "matched", "on_object"])
+@pytest.mark.parametrize("seed", range(4))
+def test_class_loss_is_that_of_an_oracle(foreground, seed):
+    """Every (query, class) by the table, over random trust, overlap, regions, an empty image, saturated logits."""
+    rule = random_rule(seed, foreground=foreground, duplicate_iou=0.6)
+    answers = answers_near(rule.objects, QUERIES, CLASSES, generator(seed + 10))
+    with torch.no_grad():
+        answers.logits[0, 0], answers.logits[1, 1], answers.logits[2, 2] = 1e4, -1e4, 300.0
+    own = own_classes(rule.trusted, rule.objects)
+    (pairs,) = match([answers.logits], [answers.boxes], rule.objects, CLASS_ONLY.costs)
+    labels = [[BACKGROUND] * QUERIES for _ in rule.objects.counts]
+    taught = [[False] * QUERIES for _ in rule.objects.counts]
+    wanted = [0.0] * len(labels)
+    places, logits = corners(answers.boxes.detach()).tolist(), answers.logits.tolist()
+    for b, q, row in zip(*(t.tolist() for t in pairs), strict=True):
+        labels[b][q], taught[b][q] = int(rule.objects.labels[row]), bool(rule.objects.by_teacher[row])
+        iou = overlap_of(places[b][q], corners(rule.objects.boxes[row].double()).tolist())
+        z = logits[b][q][labels[b][q]]
+        wanted[b] += iou * (max(z, 0) + math.log1p(math.exp(-abs(z))) - iou * z)
+    spoken = 0
+    for b in range(len(labels)):
+        for q in range(QUERIES):
+            for c in range(CLASSES):
+                z, weight = logits[b][q][c], oracle_weight(rule, places, labels, taught, b, q, c)
+                p = 1 / (1 + math.exp(-z)) if z > -700 else 0.0
+                wanted[b] += weight * 0.75 * p**2 * (max(z, 0) + math.log1p(math.exp(-abs(z))))
+                spoken += weight not in (0.0, 1.0)
+    assert spoken  # by background weights
+    terms, counts = set_losses([answers], rule, own, CLASS_ONLY)
+    assert counts.tolist() == [3, 0, 2]
+    torch.testing.assert_close(terms["classification"], torch.tensor(wanted).double(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("classification", ["vfl", "mal", "iou_aware"])
+def test_masked_logits_have_no_gradient_at_all(classification):
+    rule = random_rule(3, foreground="none", regions=0)
+    answers = answers_near(rule.objects, QUERIES, CLASSES, generator(5), BINS, quality=True)
+    terms, _ = set_losses(
+        [answers],
+        rule,
+        own_classes(rule.trusted, rule.objects),
+        replace(FULL, classification=classification),
+        bins(),
+    )
+    sum(term.sum() for term in terms.values()).backward()
+    shown = own_classes(rule.trusted, rule.objects)
+    mute = ~shown[:, None].expand_as(answers.logits)
+    assert bool(mute.any())
+    assert bool((answers.logits.grad[mute] == 0).all())
+    assert bool((answers.logits.grad[~mute] != 0).any())
+    # the whole of a query of no matter, in an image that trusts nothing and shows nothing
+    nothing = rule._replace(trusted=torch.zeros_like(rule.trusted))
+    again = answers_near(rule.objects, QUERIES, CLASSES, generator(5), BINS, quality=True)
+    terms, _ = set_losses([again], nothing, own_classes(nothing.trusted, rule.objects), FULL, bins())
+    sum(term.sum() for term in terms.values()).backward()
+    assert bool((again.logits.grad[1] == 0).all())
+    assert bool((again.quality.grad[1] == 0).all())
+    assert bool((again.boxes.grad[1] == 0).all())
+
+
+def test_quality_learns_from_images_that_trust_every_class():
+    """It is added to all logits: pushed down by the trusted classes' background it would take the others along, and
+    pushed up by objects alone it would take the background along."""
+    rule = random_rule(1, counts=(2, 2), regions=0)
+    rule = rule._replace(trusted=torch.tensor([[True] * 4 + [False], [True] * 5]))
+    objects = rule.objects
+    own = own_classes(rule.trusted, objects)
+
+    def quality_gradient(criterion: Criterion) -> torch.Tensor:
+        answers = answers_near(objects, QUERIES, CLASSES, generator(7), quality=True)
+        terms, _ = set_losses([answers], rule, own, criterion)
+        terms["classification"].sum().backward()
+        gradient = answers.quality.grad[..., 0]
+        assert bool((gradient[1] != 0).all())
+        assert bool((answers.logits.grad[0] != 0).any(1).all())  # its classes do learn there
+        return gradient[0]
+
+    assert bool((quality_gradient(CLASS_ONLY) == 0).all())
+    assert bool((quality_gradient(replace(CLASS_ONLY, free_quality=True)) != 0).any())
+
+
+def test_order_of_classes_boxes_and_images_does_not_matter():
+    rule = random_rule(2, counts=(3, 0, 2), regions=1)
+    answers = [answers_near(rule.objects, QUERIES, CLASSES, generator(s), BINS, quality=True) for s in (1, 2)]
+    own = own_classes(rule.trusted, rule.objects)
+    before, _ = set_losses(answers, rule, own, FULL, bins())
+
+    order = torch.tensor([3, 0, 4, 1, 2])  # new class c was old class order[c]
+    new_of = order.argsort()
+    rows = torch.tensor([2, 0, 1, 4, 3])  # boxes of image 0 and of image 2 in another order
+    objects, regions = rule.objects, rule.regions
+    objects = objects._replace(
+        boxes=objects.boxes[rows], labels=new_of[objects.labels][rows], by_teacher=objects.by_teacher[rows]
+    )
+    regions = regions._replace(labels=torch.where(regions.labels < 0, -1, new_of[regions.labels.clamp(min=0)]))
+    permuted = rule._replace(
+        objects=objects,
+        regions=regions,
+        trusted=rule.trusted[:, order],
+        overlap=rule.overlap[order][:, order],
+        background_weight=rule.background_weight[:, order],
+    )
+    other = [one._replace(logits=one.logits[..., order]) for one in answers]
+    after, _ = set_losses(other, permuted, own[:, order], FULL, bins())
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value)
+
+    alone = []
+    for image in range(3):
+        mine = [Answers(*(None if t is None else t[image : image + 1] for t in one)) for one in answers]
+        alone.append(set_losses(mine, of_image(rule, image), own[image : image + 1], FULL, bins())[0])
+    for name, value in before.items():
+        torch.testing.assert_close(torch.cat([one[name] for one in alone]), value)
+
+
+def of_image(rule: Rule, image: int) -> Rule:
+    def pick(objects):
+        mine = objects.images == image
+        return objects._replace(
+            boxes=objects.boxes[mine],
+            labels=objects.labels[mine],
+            images=objects.images[mine] * 0,
+            by_teacher=objects.by_teacher[mine],
+            counts=(objects.counts[image],),
+        )
+
+    one = slice(image, image + 1)
+    return rule._replace(
+        objects=pick(rule.objects),
+        regions=pick(rule.regions),
+        trusted=rule.trusted[one],
+        background_weight=rule.background_weight[one],
+    )
+
+
+def test_a_dataset_that_shares_nothing_changes_nothing():
+    """Two more classes that no image trusts or shows: the old classes' losses and gradients stay, and the new ones
+    learn from labelled objects only."""
+    rule = random_rule(4, regions=1)
+    answers = answers_near(rule.objects, QUERIES, CLASSES, generator(3))
+    own = own_classes(rule.trusted, rule.objects)
+    set_losses([answers], rule, own, CLASS_ONLY)[0]["classification"].sum().backward()
+
+    def wider(tensor, value):
+        return torch.cat([tensor, tensor.new_full((*tensor.shape[:-1], 2), value)], -1)
+
+    grown = rule._replace(
+        trusted=wider(rule.trusted, False),
+        overlap=torch.nn.functional.pad(rule.overlap, (0, 2, 0, 2), value=False),
+        background_weight=wider(rule.background_weight, 1.0),
+    )
+    more = answers._replace(logits=wider(answers.logits.detach(), 0.3).requires_grad_())
+    set_losses([more], grown, wider(own, False), CLASS_ONLY)[0]["classification"].sum().backward()
+    assert torch.equal(more.logits.grad[..., :CLASSES], answers.logits.grad)
+    (pairs,) = match([more.logits], [more.boxes], rule.objects, CLASS_ONLY.costs)
+    matched = torch.zeros(3, QUERIES, dtype=torch.bool)
+    matched[pairs.image, pairs.query] = True
+    new = more.logits.grad[..., CLASSES:]
+    assert bool((new[~matched] == 0).all())
+    assert bool((new[matched] > 0).any())
+
+
+def test_second_find_of_an_object_is_a_negative_though_its_class_is_not_exhaustive():
+    """Of a federated image that labels class 1 but not all of it: background says nothing, a duplicate does."""
+    objects, regions = flat([annotations([[10, 10, 50, 50]], [1])])
+    rule = Rule(objects, regions, torch.tensor([[True, False, False]]))
+    boxes = torch.tensor([[[0.3, 0.3, 0.4, 0.4], [0.31, 0.3, 0.4, 0.4], [0.7, 0.7, 0.2, 0.2]]])
+    labels = torch.tensor([[1, BACKGROUND, BACKGROUND]])
+    taught = torch.zeros(1, 3, dtype=torch.bool)
+    weights = negatives_of(rule, boxes, labels, taught)
+    assert weights[0].tolist() == [[1, 0, 1], [1, 1, 0], [1, 0, 0]]
+    on_object = negatives_of(rule._replace(foreground="on_object"), boxes, labels, taught)
+    assert on_object[0].tolist() == [[1, 0, 1], [1, 1, 1], [1, 0, 0]]
+    # unless a crowd of the class lies there
+    crowd = flat([annotations([[5, 5, 60, 60]], [1], [int(Flag.CROWD)])])[1]
+    assert negatives_of(rule._replace(regions=crowd), boxes, labels, taught)[0].tolist() == [
+        [1, 0, 1],
+        [1, 0, 0],
+        [1, 0, 0],
+    ]
+
+
+def test_small_region_keeps_the_query_that_fits_it_best_from_being_a_negative():
+    objects, regions = flat([annotations([[40, 40, 44, 44]], [0], [int(Flag.AVOID)])])
+    rule = Rule(objects, regions, torch.tensor([[True]]))
+    boxes = torch.tensor([[[0.42, 0.42, 0.2, 0.2], [0.45, 0.45, 0.3, 0.3], [0.8, 0.8, 0.1, 0.1]]])
+    weights = negatives_of(rule, boxes, torch.full((1, 3), BACKGROUND), torch.zeros(1, 3, dtype=torch.bool))
+    assert weights.flatten().tolist() == [0, 1, 1]
+
+
+def test_trust_in_a_mosaic_belongs_to_its_tiles():
+    """Background counts for a class only where every tile that the query touches trusts it."""
+    objects, regions = flat([annotations([], [])])
+    boxes = torch.tensor([[[0.2, 0.5, 0.2, 0.2], [0.5, 0.5, 0.2, 0.2], [0.8, 0.5, 0.2, 0.2], [0.8, 0.5, 0.0, 0.0]]])
+    tiles = Tiles(
+        torch.tensor([[[0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]]]),
+        torch.tensor([[[True, False, True], [False, True, True]]]),
+        torch.tensor([[0, 1]]),
+    )
+    rule = Rule(objects, regions, torch.tensor([[False, False, True]]), tiles=tiles)
+    weights = negatives_of(rule, boxes, torch.full((1, 4), BACKGROUND), torch.zeros(1, 4, dtype=torch.bool))
+    assert weights[0].tolist() == [[1, 0, 1], [0, 0, 1], [0, 1, 1], [0, 1, 1]]
+
+
+def test_groups_are_matched_apart_and_averaged():
+    rule = random_rule(6)
+    one = answers_near(rule.objects, QUERIES, CLASSES, generator(1))
+    two = answers_near(rule.objects, QUERIES, CLASSES, generator(2))
+    both = Answers(torch.cat([one.logits, two.logits], 1), torch.cat([one.boxes, two.boxes], 1))
+    own = own_classes(rule.trusted, rule.objects)
+    criterion = Criterion({"classification": 1.0, "l1": 5.0, "giou": 2.0}, "iou_aware", 0.25)
+    found, counts = set_losses([both], rule, own, criterion, groups=2)
+    parts = [set_losses([part], rule, own, criterion)[0] for part in (one, two)]
+    assert counts.tolist() == [3, 0, 2]
+    for name, value in found.items():
+        torch.testing.assert_close(value, (parts[0][name] + parts[1][name]) / 2)
+
+
+def test_padding_and_negatives_of_denoising_obey_the_rule():
+    """A query beside an object is background of trusted classes only; padding is nothing."""
+    objects, regions = flat([annotations([[10, 10, 50, 50]], [1])])
+    rule = Rule(objects, regions, torch.tensor([[True, True, False]]))
+    answers = answers_near(objects, 4, 3, generator(0))
+    zero = torch.zeros(1, dtype=torch.int64)
+    noised = Noised(Matches(zero, zero, zero), torch.tensor([[True, True, True, False]]), torch.tensor([1]))
+    with torch.no_grad():
+        answers.boxes[0, 1:] = torch.tensor([0.8, 0.8, 0.1, 0.1]).double()
+    denoising_losses([answers], noised, rule, rule.trusted, CLASS_ONLY)["classification"].sum().backward()
+    told = answers.logits.grad[0] != 0
+    assert told.tolist() == [[True, True, True], [True, True, False], [True, True, False], [False] * 3]
+
+
+def test_two_processes_are_one():
+    """Sums over the parts of a batch are those of the whole, so any split over ranks gives the same loss."""
+    rule = random_rule(8, counts=(1, 4, 2))
+    answers = answers_near(rule.objects, QUERIES, CLASSES, generator(4), BINS)
+    own = own_classes(rule.trusted, rule.objects)
+    whole, counts = set_losses([answers], rule, own, FULL, bins())
+    parts = []
+    for i in range(3):
+        mine = Answers(*(None if t is None else t[i : i + 1] for t in answers))
+        parts.append(set_losses([mine], of_image(rule, i), own[i : i + 1], FULL, bins()))
+    assert sum(int(part[1].sum()) for part in parts) == int(counts.sum()) == 7
+    for name, value in whole.items():
+        torch.testing.assert_close(sum(part[0][name].sum() for part in parts), value.sum())
+
+
+def test_broken_answers_do_not_break_the_matching():
+    rule = all_trusted(flat(random_targets([2], CLASSES, generator(0)))[0], CLASSES)
+    answers = answers_near(rule.objects, QUERIES, CLASSES, generator(1))
+    with torch.no_grad():
+        answers.logits[0, :3] = math.nan
+    (pairs,) = match([answers.logits], [answers.boxes], rule.objects, Costs())
+    assert bool((pairs.query >= 3).all())
+    terms, _ = set_losses([answers], rule, rule.trusted, CLASS_ONLY)
+    assert bool(terms["classification"].isnan().all())  # and are not hidden
+
+
+def test_edges_and_boxes_are_inverse():
+    boxes = torch.rand(20, 4, generator=generator(0)).double() * 0.3 + 0.1
+    references = torch.rand(20, 4, generator=generator(1)).double() * 0.3 + 0.1
+    distances = boxes_to_edges(references, corners(boxes), 4.0)
+    torch.testing.assert_close(edges_to_boxes(references, distances, 4.0), boxes)
+
+
+def test_frames_give_shares():
+    objects, regions = flat([annotations([[10, 20, 30, 60], [0, 0, 50, 50]], [2, -1], [0, int(Flag.CROWD)])])
+    torch.testing.assert_close(objects.boxes * FRAME, torch.tensor([[20.0, 40.0, 20.0, 40.0]]))
+    assert (objects.counts, regions.counts, regions.labels.tolist()) == ((1,), (1,), [-1])

@@ -1,0 +1,345 @@
+"""D-FINE and RT-DETR over the modules of HF transformers: their answers, and the leaks that are not in the loss."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from crossdet.errors import UserError
+from crossdet.models.contract import Limits
+from crossdet.models.detr.architecture import DFINE, build, contradictions
+from crossdet.models.detr.boxes import corners
+from crossdet.models.detr.building import hf_config
+from crossdet.models.detr.denoising import PADDING, Settings, add_noise, attention_mask
+from crossdet.models.detr.growth import EMBEDDING
+from crossdet.models.detr.network import Detr
+from crossdet.models.detr.objects import own_classes
+from crossdet.models.detr.selection import chosen
+from crossdet.models.detr.settings import DetrLoss, DFineModel, DFineSettings, RTDetrModel, RTDetrSettings
+from crossdet.types import Batch, Flag, trust_groups
+
+from .made import TINY_SETTINGS, annotations, flat, random_targets, tiny
+
+CLASSES = 4
+TARGETS = [
+    annotations([[4, 4, 40, 30], [50, 10, 80, 50]], [0, 1]),
+    annotations([[10, 10, 60, 60], [70, 2, 90, 22]], [2, 3], [0, int(Flag.IGNORE_REGION)]),
+    annotations([], []),
+]
+TRUSTED = torch.tensor([[True, True, False, False], [False, False, True, True], [True, True, False, False]])
+
+
+def batch_of(trusted: Tensor = TRUSTED, draws: tuple[int, ...] = (5, 6, 7)) -> Batch:
+    images = torch.randint(0, 256, (3, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    sizes, ids = torch.tensor([[64, 96]] * 3), torch.arange(3)
+    return Batch(images, sizes, sizes, TARGETS, trusted, ids, ids, draws=torch.tensor(draws))
+
+
+def learning(network: Detr) -> Detr:
+    network.training_mode(fixed_statistics=True)
+    return network
+
+
+def loss_of(network: Detr, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """`[B]` sums of all terms, and the gradients."""
+    network.zero_grad(set_to_none=True)
+    losses = network.losses(batch)
+    sums = torch.stack(list(losses.terms.values())).sum(0)
+    sums.sum().backward()
+    return sums.detach(), {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
+
+
+def sorted_rows(values: Tensor) -> Tensor:
+    """Queries in an order of their own: which comes first among equals is nobody's."""
+    order = values[:, 0].argsort(stable=True)
+    return values[order]
+
+
+@pytest.mark.parametrize("name", TINY_SETTINGS)
+def test_answers_are_those_of_hf(name):
+    from transformers import AutoModelForObjectDetection
+
+    network = tiny(name).eval()
+    whole: Any = AutoModelForObjectDetection.from_config(hf_config(network.settings, CLASSES)).eval()
+    state = {f"model.{key}": value for key, value in network.core.state_dict().items()}
+    lost = whole.load_state_dict(state, strict=False)
+    assert not lost.unexpected_keys
+    assert all(key.startswith(("class_embed", "bbox_embed")) for key in lost.missing_keys)  # tied
+    pixels = batch_of().images / 255.0
+    with torch.no_grad():
+        wanted = whole(pixels)
+        logits, boxes = network.export_module()(batch_of().images)
+    theirs = corners(wanted.pred_boxes.clamp(0, 1)) * torch.tensor([96, 64, 96, 64])
+    for image in range(3):
+        ours = sorted_rows(torch.cat([logits[image], boxes[image]], 1))
+        others = sorted_rows(torch.cat([wanted.logits[image], theirs[image]], 1))
+        torch.testing.assert_close(ours, others, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dfine", "rtdetr v2"])
+def test_another_dataset_changes_nothing_of_the_old(name):
+    """From 4 to 6 classes with the same old weights: equal losses, equal gradients of old rows, and new rows that
+    learn from labelled objects alone. Selection, flips and LQE would each leak."""
+    old = learning(tiny(name).double())
+    grown = learning(tiny(name, CLASSES + 2, seed=1).double())
+    grown.carry_over(old.state_dict(), CLASSES)
+    with torch.no_grad():  # new classes that would win every query
+        grown.core.enc_score_head.bias[CLASSES:] = 5.0
+    wide = torch.cat([TRUSTED, torch.zeros(3, 2, dtype=torch.bool)], 1)
+    background = [annotations([], [])] * 3  # without objects nothing may reach the new rows
+    before, gradients = loss_of(old, replace(batch_of(), targets=background, has_regions=None))
+    after, more = loss_of(grown, replace(batch_of(wide), targets=background, has_regions=None))
+    torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-12)
+    for key, gradient in gradients.items():
+        if key in old.class_tensors and key != EMBEDDING:
+            torch.testing.assert_close(more[key][:CLASSES], gradient, rtol=1e-7, atol=1e-12)
+            assert bool((more[key][CLASSES:] == 0).all())
+            assert bool((gradient[:2] != 0).any())
+    # with objects: the embedding's new rows are given to nobody, and the classes' see foreground only
+    _, more = loss_of(grown, batch_of(wide))
+    assert bool((more[EMBEDDING][CLASSES:] == 0).all())
+    assert bool((more[EMBEDDING][:CLASSES] != 0).any())
+    assert bool((more["core.decoder.class_embed.0.bias"][CLASSES:] > 0).all())
+
+
+def test_union_selection_lets_another_dataset_in():
+    """What the switch leaves open: the loss of the same images moves."""
+    settings = TINY_SETTINGS["dfine"]
+    loose = settings.loss.model_copy(update={"selection": "union"})
+    old, grown = learning(tiny("dfine", loss=loose)), learning(tiny("dfine", CLASSES + 2, seed=1, loss=loose))
+    grown.carry_over(old.state_dict(), CLASSES)
+    with torch.no_grad():
+        grown.core.enc_score_head.bias[CLASSES:] = torch.tensor([5.0, 5.0])
+        grown.core.enc_score_head.weight[CLASSES:] *= 20
+    wide = torch.cat([TRUSTED, torch.zeros(3, 2, dtype=torch.bool)], 1)
+    assert not torch.allclose(loss_of(old, batch_of())[0], loss_of(grown, batch_of(wide))[0], rtol=1e-3)
+
+
+def test_selection_by_own_classes_all_and_half():
+    head = torch.nn.Linear(2, 3, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
+    memory = torch.tensor([[[5.0, 0.0], [4.0, 0.0], [0.0, 9.0], [0.0, 8.0], [3.0, 7.0]]])
+    groups = trust_groups(torch.tensor([[True, False, False]]))
+    found = {how: set(chosen(memory, head, groups, 2, how)[0].tolist()) for how in ("trusted", "union", "split")}
+    assert found == {"trusted": {0, 1}, "union": {2, 3}, "split": {0, 2}}
+    nothing = trust_groups(torch.zeros(1, 3, dtype=torch.bool))
+    with torch.no_grad():
+        head.weight[1:] = torch.nan  # rows of other classes are not computed, so their number costs nothing
+    assert set(chosen(memory, head, groups, 2, "trusted")[0].tolist()) == {0, 1}
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
+    assert set(chosen(memory, head, nothing, 2, "trusted")[0].tolist()) == {2, 3}
+    assert chosen(memory, head, groups, 99, "trusted").shape == (1, 5)
+
+
+def test_noise_stays_with_its_image():
+    """Flips within own classes, whatever else is in the batch; equal draws give equal noise."""
+    targets = random_targets([3, 0, 1], 6, torch.Generator().manual_seed(0))
+    objects, _ = flat(targets)
+    trusted = torch.zeros(3, 6, dtype=torch.bool)
+    trusted[:, 5] = True
+    own = own_classes(trusted, objects)
+    noise = add_noise(objects, own, [1, 2, 3], Settings(40, flips=2.0))
+    given = noise.labels[noise.group != PADDING]
+    image = (noise.group != PADDING).nonzero()[:, 0]
+    assert bool(own[image, given].all())
+    assert len(set(given[image == 0].tolist())) > 1
+    assert bool((noise.labels[noise.group == PADDING] == 6).all())
+    assert noise.noised.groups.tolist() == [13, 0, 40]
+    anything = add_noise(objects, own, [1, 2, 3], Settings(40, flips=2.0, any_class=True))
+    assert not bool(own[image, anything.labels[noise.group != PADDING]].all())
+
+    (alone, _), last = flat([targets[2]]), slice(0, 80)
+    same = add_noise(alone, own[2:], [3], Settings(40, flips=2.0))
+    assert torch.equal(same.labels[0], noise.labels[2, last])
+    assert torch.equal(same.boxes[0], noise.boxes[2, last])
+    assert not torch.equal(add_noise(alone, own[2:], [4], Settings(40)).boxes, same.boxes)
+
+    # positives are moved by less than half a side, the others by more
+    first = noise.noised.pairs.image == 0
+    moved = (corners(noise.boxes[0]) - corners(objects.boxes[0])).abs() / objects.boxes[0, 2:].repeat(2)
+    positive = noise.noised.pairs.query[first][noise.noised.pairs.object[first] == 0]
+    assert float(moved[positive].amax()) <= 0.5 + 1e-5
+    assert add_noise(objects, own, [1, 2, 3], Settings(0)) is None
+
+
+def test_queries_see_no_objects_that_were_given():
+    group = torch.tensor([[0, 0, 1, PADDING]])
+    mask = attention_mask(group, 2, torch.float32)[0, 0] == 0
+    assert mask.int().tolist() == [
+        [1, 1, 0, 0, 1, 1],
+        [1, 1, 0, 0, 1, 1],
+        [0, 0, 1, 0, 1, 1],
+        [0, 0, 0, 0, 1, 1],
+        [0, 0, 0, 0, 1, 1],
+        [0, 0, 0, 0, 1, 1],
+    ]
+
+
+def test_losses_depend_on_the_draw_only_through_the_noise():
+    network = learning(tiny("dfine").double())
+    one, other = (network.losses(batch_of(draws=draws)).terms for draws in ((5, 6, 7), (8, 9, 10)))
+    for name in network.terms:
+        alike = torch.allclose(one[name], other[name])
+        assert alike == (name != "denoising"), name
+    again = network.losses(batch_of()).terms
+    assert all(torch.equal(again[name], one[name]) for name in one)
+
+
+def test_padding_row_of_the_embedding_does_not_learn():
+    network = learning(tiny("rtdetr v2"))
+    _, gradients = loss_of(network, batch_of())
+    assert bool((gradients[EMBEDDING][-1] == 0).all())
+
+
+def test_pictures_are_stretched_to_a_square():
+    """The same picture with other padding has the same answers, in its own pixels."""
+    network = tiny("dfine", square=64).eval()
+    picture = torch.randint(0, 256, (1, 3, 50, 70), dtype=torch.uint8)
+    small, large = torch.zeros(1, 3, 64, 96, dtype=torch.uint8), torch.full((1, 3, 96, 128), 77, dtype=torch.uint8)
+    small[..., :50, :70], large[..., :50, :70] = picture, picture
+    size = torch.tensor([[50, 70]])
+    (one,), (other,) = (network.find(images, size, limits=Limits(0.0)) for images in (small, large))
+    assert torch.equal(one.boxes, other.boxes)
+    assert float(one.boxes[:, 2].amax()) > 50  # pixels of the picture, not of the square
+    losses = learning(network).losses(replace(batch_of(), sizes=torch.tensor([[64, 96], [60, 91], [50, 70]])))
+    assert all(bool(term.isfinite().all()) for term in losses.terms.values())
+
+
+@pytest.mark.parametrize("name", ["dfine", "rtdetr v1"])
+def test_half_precision(name):
+    network = learning(tiny(name))
+    wanted = network.losses(batch_of()).terms
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = network.losses(batch_of())
+        (found, *_) = network.find(batch_of().images, batch_of().sizes, limits=Limits(0.0))
+    assert len(found)
+    for key, sums in losses.terms.items():
+        assert sums.dtype == torch.float32
+        torch.testing.assert_close(sums.sum(), wanted[key].sum(), rtol=0.3, atol=0.3)
+
+
+def test_it_learns():
+    """A few steps on one batch: the loss falls by a third."""
+    network = learning(tiny("dfine", prior=0.1))
+    optimiser = torch.optim.AdamW(network.parameters(), 3e-3)
+    values = []
+    for _ in range(30):
+        losses = network.losses(batch_of())
+        total = sum(losses.normalised("batch").values())
+        optimiser.zero_grad()
+        total.backward()
+        optimiser.step()
+        values.append(float(total.detach()))
+    assert values[-1] < 0.7 * values[0]
+
+
+def test_feature_maps_are_those_of_the_backbone():
+    maps = tiny("rtdetr v2").eval().feature_maps(batch_of().images)
+    assert [tuple(m.shape) for m in maps] == [(3, 12, 8, 12), (3, 16, 4, 6), (3, 20, 2, 3)]
+
+
+def test_scales_of_batch_norm_are_one_and_the_prior_is_as_asked():
+    """HF draws the former around 0, and takes 1 / (C + 1) for the latter."""
+    network = tiny("rtdetr v2", 7, prior=0.02)
+    scales = [m.weight for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert scales
+    assert all(bool((scale == 1).all()) for scale in scales)
+    for name, tensor in network.state_dict().items():
+        if name in network.class_tensors and name.endswith("bias"):
+            torch.testing.assert_close(tensor.sigmoid(), torch.full((7,), 0.02))
+
+
+def test_timm_backbone():
+    network = tiny("dfine", backbone="test_efficientnet")
+    body = network.core.backbone.model
+    assert list(body.channels) == list(network.core.config.encoder_in_channels)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in body.modules())
+    assert any(type(m).__name__ == "FrozenBatchNormAct2d" for m in body.modules())  # the activations are there
+    assert [round(value) for value in network.fill_colour] == [124, 116, 104]
+    assert all(bool(t.isfinite().all()) for t in learning(network).losses(batch_of()).terms.values())
+
+
+@pytest.mark.parametrize("name", ["dfine", "rtdetr v2"])
+def test_frozen_extension_leaves_old_detections_bit_for_bit(name):
+    """New classes have queries of their own; with one set they would take places of the old ones."""
+    old = tiny(name, prior=0.2).eval()
+    settings = old.settings.extended("frozen", 0, CLASSES, CLASSES + 2)
+    assert settings.begins == (CLASSES,)
+    network = build(settings, CLASSES + 2, None)
+    network.carry_over(old.state_dict(), CLASSES)
+    fresh = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    restore = network.freeze_old(CLASSES)
+    trusted = torch.zeros(3, CLASSES + 2, dtype=torch.bool)
+    trusted[:, CLASSES:] = True
+    shown = annotations([[4, 4, 40, 30], [50, 10, 80, 50]], [4, 5])
+    batch = replace(batch_of(trusted), targets=[shown, shown, annotations([], [])])
+    optimiser = torch.optim.AdamW((p for p in network.parameters() if p.requires_grad), 0.005, weight_decay=1.0)
+    values = []
+    for _ in range(8):
+        network.training_mode()
+        assert not network.training
+        total = sum(network.losses(batch).normalised("batch").values())
+        optimiser.zero_grad()
+        total.backward()
+        optimiser.step()
+        restore()
+        values.append(float(total.detach()))
+    assert values[-1] < values[0]
+    moved = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, fresh[name])}
+    assert moved == set(network.class_tensors)
+    # frozen weights go through other kernels of torch (XNNPACK's); those of a file do not
+    network.requires_grad_(True)
+    size = torch.tensor([[64, 96]] * 3)
+    before = old.find(batch.images, size, limits=Limits(0.0, max_detections=200))
+    together = network.eval().find(batch.images, size, limits=Limits(0.0, max_detections=400))
+    for one, all_found in zip(before, together, strict=True):
+        mine = all_found.labels < CLASSES
+        assert len(one) > 10
+        assert torch.equal(all_found.scores[mine], one.scores)
+        assert torch.equal(all_found.boxes[mine], one.boxes)
+        assert torch.equal(all_found.labels[mine], one.labels)
+        assert bool((all_found.labels >= CLASSES).any())
+    logits, boxes = network.export_module()(batch.images)
+    assert logits.shape == (3, 40, CLASSES + 2)
+    assert boxes.shape == (3, 40, 4)
+    with pytest.raises(UserError, match=r"extend.adapter: 8, but networks of the architecture"):
+        old.settings.extended("frozen", 8, CLASSES, CLASSES + 2)
+    assert settings.extended("replay", 0, 6, 7).begins == ()
+
+
+@pytest.mark.parametrize("size", ["nano", "small"])
+def test_published_sizes_of_d_fine(size):
+    """Parameters in millions, as the authors count them (without the denoising embedding they count 4 and 10)."""
+    network = build(DFineSettings.of(DFineModel(size=size), DetrLoss()), 80, None)
+    count = sum(p.numel() for p in network.parameters()) / 1e6
+    assert round(count) == {"nano": 4, "small": 10}[size]
+
+
+def test_published_size_of_rt_detr():
+    network = build(RTDetrSettings.of(RTDetrModel(size="r18"), DetrLoss()), 80, None)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6) == 20
+
+
+def test_without_transformers_there_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(
+        UserError, match=r"^model.name: dfine needs HF transformers: pip install 'crossdet\[detr\]'$"
+    ):
+        DFINE.build(TINY_SETTINGS["dfine"], CLASSES, None)
+
+
+def test_what_does_not_go_together():
+    (found,) = contradictions(DFineModel(weights="imagenet"))
+    assert found.keys == ("model.weights", "model.backbone")
+    assert not list(contradictions(DFineModel(weights="imagenet", backbone="resnet18d")))
+    (found,) = contradictions(DFineModel(weights="someone/dfine", size="nano"))
+    assert found.keys == ("model.size", "model.weights")
+    with pytest.raises(UserError, match=r"HF transformers refuses the config"):
+        tiny("dfine", config={**TINY_SETTINGS["dfine"].config, "decoder_attention_heads": 3})
