@@ -53,7 +53,7 @@ def demo_config(plain: bool, seed: int, steps: int | None = None) -> dict[str, A
         },
         "input": {"shorter": 160, "longer": 224},
         "train": {
-            "epochs": 6,
+            "epochs": 4,
             "workers": 0,
             "accelerator": "cpu",
             "eval_every": 0,
