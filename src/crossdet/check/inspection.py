@@ -18,7 +18,7 @@ from crossdet.data.federated import verified_classes
 from crossdet.data.formats import FORMATS
 from crossdet.data.index import Index
 from crossdet.data.reading import IMAGE_REASONS
-from crossdet.data.rotation import pictures, rows_per_picture
+from crossdet.data.rotation import rows_per_picture
 from crossdet.errors import LabelError
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.training.schedule import Schedule
@@ -55,7 +55,7 @@ def report_on(config: Config, sources: Sources, max_images: int | None = None, o
         for split, index in indexes.items()
     )
     classes, avoiding = _class_reports(sources)
-    train_images = sum(len(pictures(index)) for index in sources.train.values())
+    train_images = sources.train_pictures
     from_scratch = config.model.weights == "none" and not old
     schedule = Schedule.of(config.train, train_images, from_scratch) if train_images else None
     report = Report(

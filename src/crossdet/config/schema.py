@@ -141,10 +141,6 @@ class AugmentConfig(Section):
     iou_crop: Fraction = 0.0
     mosaic: Fraction = 0.0  # of four pictures of all datasets
 
-    def with_defaults(self, defaults: Mapping[str, Any]) -> AugmentConfig:
-        """The section with these values for the keys that the config does not name: for recipes."""
-        return self.model_copy(update={k: v for k, v in defaults.items() if k not in self.model_fields_set})
-
 
 class EvalConfig(Section):
     score_threshold: Fraction | None = None  # null: the protocol's (coco, voc 0.05, lvis 0.0001, wider_* 0.01)

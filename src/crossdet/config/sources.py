@@ -15,7 +15,7 @@ from crossdet.config import Config, DatasetConfig, SplitConfig, UnionTestConfig
 from crossdet.data.formats.format import SplitFiles
 from crossdet.data.index import Index
 from crossdet.data.reading import read_split
-from crossdet.data.rotation import rotated
+from crossdet.data.rotation import pictures, rotated
 from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.evaluation.protocols import lists_of
 from crossdet.labels.edits import grown
@@ -42,6 +42,11 @@ class Sources:
     lists: dict[str, Any]
     listed_only: tuple[ListedOnly, ...] = ()
     labelled: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+    @property
+    def train_pictures(self) -> int:
+        """Pictures of all training splits, those of an epoch: one of several directions counts once."""
+        return sum(len(pictures(index)) for index in self.train.values())
 
 
 def named_splits(sources: Sources) -> dict[str, Index]:

@@ -23,7 +23,8 @@ ALIASES = {"resnet50": "resnet50.tv_in1k", "mobilenetv2": "mobilenetv2_100", "mo
 class Backbone(nn.Module):
     """`forward(images [B, 3, H, W])` -> `[C3, C4, C5]` at strides 8, 16, 32.
 
-    channels: of the three maps. mean, std: of the images in 0..1 that the weights were trained with.
+    positions: of the three maps in the list of the timm model. channels: of the three. mean, std: of the images in
+    0..1 that the weights were trained with.
     """
 
     def __init__(self, name: str, pretrained: bool = False) -> None:
@@ -59,6 +60,7 @@ class Backbone(nn.Module):
             ) from error
         self.body = body
         self.name = name
+        self.positions = positions
         self.channels: list[int] = body.feature_info.channels()
         config = timm.get_pretrained_cfg(name)
         self.mean: tuple[float, ...] = config.mean if config else (0.485, 0.456, 0.406)

@@ -102,6 +102,7 @@ class Network(nn.Module, ABC):
     """A detector for C classes.
 
     num_classes: C. terms: names of the terms of its loss, in order. normaliser: see `Losses.normalised`.
+    backbone_prefix: what the names of the backbone's parameters begin with.
 
     It is copied (`copy.deepcopy`) for averaged weights, before `compile_parts` and `hold_to`. `losses` and `find`
     run under autocast where the recipe says so.
@@ -110,6 +111,7 @@ class Network(nn.Module, ABC):
     num_classes: int
     terms: tuple[str, ...]
     normaliser: Normaliser = "batch"
+    backbone_prefix = "backbone."
 
     @property
     def device(self) -> torch.device:
@@ -160,9 +162,15 @@ class Network(nn.Module, ABC):
         backbone of tokens these in their places. In evaluation mode it depends on nothing but images and weights.
         """
 
-    @abstractmethod
     def parameter_groups(self) -> list[ParameterGroup]:
-        """All parameters that require a gradient, each once."""
+        """All parameters that require a gradient, each once: backbone and the rest; no decay for biases and the
+        affine maps of norms (all that is one-dimensional)."""
+        groups: dict[tuple[Literal["backbone", "rest"], bool], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                part: Literal["backbone", "rest"] = "backbone" if name.startswith(self.backbone_prefix) else "rest"
+                groups.setdefault((part, parameter.ndim > 1), []).append(parameter)
+        return [ParameterGroup(part, decay, parameters) for (part, decay), parameters in groups.items()]
 
     def training_mode(self, fixed_statistics: bool = False) -> None:
         """`train()` as this network wants it: parts that do not learn stay in evaluation mode. fixed_statistics: so

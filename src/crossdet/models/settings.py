@@ -21,11 +21,12 @@ from pydantic import (
     PlainValidator,
     Strict,
     StrictStr,
+    ValidationError,
     ValidationInfo,
     model_validator,
 )
 
-from crossdet.errors import show
+from crossdet.errors import UserError, show
 
 
 class Section(BaseModel):
@@ -101,6 +102,14 @@ class NetworkDefaults(NamedTuple):
     train_batch_norm: bool = False
 
 
+def of_another_version(error: ValidationError | TypeError) -> UserError:
+    """For stored settings that are none of this version's."""
+    what = str(error)
+    if isinstance(error, ValidationError):
+        what = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    return UserError(f"the weights file was written by another version of crossdet ({what})")
+
+
 class NetworkSettings(Section):
     """Base of an architecture's settings: everything that decides a network and its loss.
 
@@ -113,7 +122,7 @@ class NetworkSettings(Section):
     loss: Any
 
     @classmethod
-    def of(cls, model: Any, loss: Any, defaults: NetworkDefaults) -> Self:
+    def of(cls, model: Any, loss: Any, defaults: NetworkDefaults = NetworkDefaults()) -> Self:
         """Of the two sections of a config. defaults: for what they leave open."""
         raise NotImplementedError
 

@@ -14,7 +14,6 @@ from crossdet.config.sources import Sources, listed_only_problem, open_sources
 from crossdet.data.augment import IMAGENET_MEAN, Augment
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.loading import epoch_batches, make_loader
-from crossdet.data.rotation import rows_per_picture
 from crossdet.errors import UserError
 from crossdet.evaluation.run import EvalSettings
 from crossdet.labels.space import LabelSpace
@@ -121,11 +120,6 @@ def training_data(config: Config, sources: Sources, fill: Sequence[int] = IMAGEN
         fill=tuple(fill),
     )
     return HybridDataset(parts, space, transform, plain=config.train.plain, mosaic=config.augment.mosaic)
-
-
-def pictures_of(sources: Sources) -> int:
-    """Images of all training splits: those of an epoch."""
-    return sum(len(index) // rows_per_picture(index) for index in sources.train.values())
 
 
 def teacher_settings(config: Config) -> EvalSettings:

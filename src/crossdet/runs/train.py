@@ -29,7 +29,6 @@ from crossdet.runs.building import (
     check_trainable,
     network_settings,
     new_card,
-    pictures_of,
     teacher_settings,
     training_data,
 )
@@ -114,9 +113,8 @@ def train_network(
     card: of the weights; its last generation is this training's, and every weights file gets its own scores into
     it. operating: the operating points that are found -> those that are stored.
     """
-    schedule = Schedule.of(
-        config.train, len(dataset), config.model.weights == "none" and len(card.generations) == 1
-    )
+    fresh = len(card.generations) == 1
+    schedule = Schedule.of(config.train, len(dataset), fresh and config.model.weights == "none")
     if fabric.is_global_zero:
         print(*schedule.lines(), sep="\n", flush=True)
         for text in _warnings(config, sources):
@@ -126,7 +124,7 @@ def train_network(
     if config.train.freeze_stem:
         network.freeze_stem()
     splits = splits_for_training(sources)
-    watch = Watch(sources.train, sources.val, config.input.shorter, fresh=len(card.generations) == 1)
+    watch = Watch(sources.train, sources.val, config.input.shorter, fresh=fresh)
 
     def score(model: Network, when: str) -> dict[str, Any]:
         metrics = score_network(fabric, config, sources, model, splits).metrics
@@ -183,7 +181,7 @@ def teacher_plan_of(config: Config, sources: Sources) -> TeacherPlan | None:
         splits_for_training(sources),
         teacher_settings(config),
         () if isinstance(pseudo.teachers, str) else pseudo.teachers,
-        pseudo.schedule(config.train.epochs_for(pictures_of(sources))) if pseudo.teachers == "self" else None,
+        pseudo.schedule(config.train.epochs_for(sources.train_pictures)) if pseudo.teachers == "self" else None,
         pseudo.beta,
         pseudo.uncertain_from,
         pseudo.negative_weight,

@@ -333,8 +333,6 @@ def test_an_index_alone_is_a_dataset_to_train_on():
     assert config.datasets["a"].val is None
 
 
-def test_a_recipe_decides_what_augmentation_the_config_leaves_open():
+def test_pictures_are_not_taken_apart_unless_the_config_says_so():
     augment = AugmentConfig(mosaic=0.2, flip=0.0)
     assert (augment.zoom_out, augment.iou_crop, AugmentConfig().mosaic) == (0, 0, 0)
-    decided = augment.with_defaults({"mosaic": 0.5, "zoom_out": 0.4, "flip": 0.5})
-    assert (decided.mosaic, decided.zoom_out, decided.flip) == (0.2, 0.4, 0.0)

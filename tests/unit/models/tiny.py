@@ -17,8 +17,8 @@ from torchvision.ops import batched_nms
 
 from crossdet.losses import negative_weights
 from crossdet.models.architecture import Architecture, Contradiction
-from crossdet.models.contract import Growable, Limits, Losses, ParameterGroup
-from crossdet.models.settings import Count, NetworkSettings, Section, Weights
+from crossdet.models.contract import Growable, Limits, Losses
+from crossdet.models.settings import Count, NetworkDefaults, NetworkSettings, Section, Weights
 from crossdet.types import BACKGROUND, REGION_FLAGS, Batch, Detections
 
 STRIDE = 8
@@ -38,7 +38,7 @@ class TinySettings(TinyModel, NetworkSettings):
     loss: TinyLoss = TinyLoss()
 
     @classmethod
-    def of(cls, model: Any, loss: Any, defaults: Any = None) -> Self:
+    def of(cls, model: Any, loss: Any, defaults: NetworkDefaults = NetworkDefaults()) -> Self:
         return cls(width=model.width, loss=loss)
 
     def to_json(self) -> str:
@@ -132,13 +132,6 @@ class Tiny(Growable):
     def _scored(self, images: Tensor) -> tuple[Tensor, Tensor]:
         logits, boxes = self(images)
         return logits.sigmoid(), boxes
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        rest = [*self.classes.parameters(), *self.edges.parameters()]
-        return [
-            ParameterGroup("backbone", True, list(self.backbone.parameters())),
-            ParameterGroup("rest", True, rest),
-        ]
 
     def export_module(self) -> nn.Module:
         return self

@@ -12,7 +12,7 @@ from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from crossdet.errors import UserError
-from crossdet.models.backbones import ALIASES, FEATURE_STRIDES, Backbone
+from crossdet.models.backbones import Backbone
 from crossdet.models.detr.checkpoints import CONFIG, check_files, described, directory_of, write_processor
 from crossdet.models.detr.decoders import decode_d_fine, decode_rt_detr
 from crossdet.models.detr.growth import has_rows
@@ -92,18 +92,21 @@ def _made(
 ) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
     """HF's model with random weights, and the normalisation of its pictures."""
     config = hf_config(settings, num_classes)
+    from transformers import CONFIG_MAPPING, AutoModelForObjectDetection
+
     mean: tuple[float, ...] = settings.mean
     std: tuple[float, ...] = settings.std
     backbone = None
     if settings.backbone is not None:
         backbone = Backbone(settings.backbone, pretrained=pretrained)
         levels = len(config.decoder_in_channels)
-        config.backbone_config = _timm_config(settings.backbone, levels)
+        kind: Any = CONFIG_MAPPING["timm_backbone"]
+        config.backbone_config = kind(
+            backbone=backbone.name, out_indices=backbone.positions[-levels:], use_pretrained_backbone=False
+        )
         config.encoder_in_channels = backbone.channels[-levels:]
         config.freeze_backbone_batch_norms = False  # as in `hf_config`
         mean, std = backbone.mean, backbone.std
-    from transformers import AutoModelForObjectDetection
-
     whole = AutoModelForObjectDetection.from_config(config)
     _initialise(whole)
     if backbone is not None:
@@ -114,18 +117,6 @@ def _made(
         if settings.freeze_batch_norm:
             own._backbone = freeze_batch_norm_2d(own._backbone)
     return whole, mean, std
-
-
-def _timm_config(name: str, levels: int) -> Any:
-    import timm
-    from transformers import CONFIG_MAPPING
-
-    name = ALIASES.get(name, name)
-    body: Any = timm.create_model(name, features_only=True, pretrained=False)
-    strides = body.feature_info.reduction()
-    positions = [strides.index(stride) for stride in FEATURE_STRIDES[-levels:]]
-    kind: Any = CONFIG_MAPPING["timm_backbone"]
-    return kind(backbone=name, out_indices=positions, use_pretrained_backbone=False)
 
 
 def _initialise(whole: Any) -> None:

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crossdet.models.contract import Growable, Limits, Losses, ParameterGroup
+from crossdet.models.contract import Growable, Limits, Losses
 from crossdet.models.detr import growth
 from crossdet.models.detr.boxes import corners
 from crossdet.models.detr.criterion import Answers, Bins, Criterion, denoising_losses, set_losses
@@ -90,6 +90,7 @@ class Detr(Growable):
         overlap: `[C, C]` bool, see `dataset_aware_focal_loss`.
     """
 
+    backbone_prefix = "core.backbone."
     mean: Tensor
     std: Tensor
     overlap: Tensor | None
@@ -268,15 +269,6 @@ class Detr(Growable):
             return None
         decoder = self.core.decoder
         return Bins(bin_values(decoder.max_num_bins, decoder.up, decoder.reg_scale), decoder.reg_scale)
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        """Backbone and the rest; no decay for what is one-dimensional."""
-        groups: dict[tuple[Literal["backbone", "rest"], bool], list[nn.Parameter]] = {}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                part: Literal["backbone", "rest"] = "backbone" if name.startswith("core.backbone.") else "rest"
-                groups.setdefault((part, parameter.ndim > 1), []).append(parameter)
-        return [ParameterGroup(part, decay, parameters) for (part, decay), parameters in groups.items()]
 
     def training_mode(self, fixed_statistics: bool = False) -> None:
         super().training_mode(fixed_statistics)

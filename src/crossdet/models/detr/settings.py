@@ -24,10 +24,10 @@ from crossdet.models.settings import (
     OpenFraction,
     Section,
     Text,
+    of_another_version,
     resolved_path,
 )
 
-NO_RECIPE = NetworkDefaults()
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -123,7 +123,7 @@ class DetrSettings(DetrModel, NetworkSettings):
         raise NotImplementedError
 
     @classmethod
-    def of(cls, model: Any, loss: DetrLoss, defaults: NetworkDefaults = NO_RECIPE) -> Self:
+    def of(cls, model: Any, loss: DetrLoss, defaults: NetworkDefaults = NetworkDefaults()) -> Self:
         """Of the two sections of a config. Where the weights are a checkpoint of HF, config, size of the pictures
         and normalisation are the checkpoint's. Raises `UserError` for one that does not fit."""
         values = dict(model) | {"weights": "none", "loss": loss}
@@ -154,8 +154,7 @@ class DetrSettings(DetrModel, NetworkSettings):
         try:
             return cls.model_validate(json.loads(text))
         except ValidationError as error:
-            what = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise UserError(f"the weights file was written by another version of crossdet ({what})") from None
+            raise of_another_version(error) from None
 
     def extended(self, mode: str, adapter: int, known: int, classes: int) -> Self:
         del classes

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 from crossdet.errors import UserError
 from crossdet.losses import smooth_l1
 from crossdet.models.backbones import Backbone
-from crossdet.models.contract import Growable, Limits, Losses, Network, ParameterGroup
+from crossdet.models.contract import Growable, Limits, Losses, Network
 from crossdet.models.retinanet import growth
 from crossdet.models.retinanet.anchors import (
     AnchorGrid,
@@ -262,15 +262,6 @@ class RetinaNet(Growable):
         found = found if found.dtype == torch.float64 else found.float()
         losses = smooth_l1(found, wanted.to(found.dtype), self.settings.loss.box_beta)
         return found.new_zeros(len(deltas)).index_add(0, image, losses)
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        """Backbone and the rest; no decay for biases and the affine maps of norms (all that is one-dimensional)."""
-        groups: dict[tuple[Literal["backbone", "rest"], bool], list[nn.Parameter]] = {}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                part: Literal["backbone", "rest"] = "backbone" if name.startswith("backbone.") else "rest"
-                groups.setdefault((part, parameter.ndim > 1), []).append(parameter)
-        return [ParameterGroup(part, decay, parameters) for (part, decay), parameters in groups.items()]
 
     def training_mode(self, fixed_statistics: bool = False) -> None:
         # a frozen backbone stays in evaluation mode, or its batch norm would go on counting

@@ -21,13 +21,11 @@ from crossdet.models.settings import (
     Section,
     Text,
     Weights,
+    of_another_version,
 )
 
 PYRAMID_STRIDES = (8, 16, 32, 64, 128)
 """Strides of the pyramid levels P3 to P7."""
-
-
-PAPER = NetworkDefaults()
 
 
 class Adapter(NamedTuple):
@@ -101,7 +99,7 @@ class RetinaNetSettings(RetinaNetModel, NetworkSettings):  # type: ignore[misc]
     adapters: tuple[Adapter, ...] = ()
 
     @classmethod
-    def of(cls, model: RetinaNetModel, loss: RetinaNetLoss, defaults: NetworkDefaults = PAPER) -> Self:
+    def of(cls, model: RetinaNetModel, loss: RetinaNetLoss, defaults: NetworkDefaults = NetworkDefaults()) -> Self:
         """Of the two sections of a config. Batch norm that begins at random is trained, unless the config says."""
         values = dict(model) | {"weights": "none"}
         if model.freeze_batch_norm is None:
@@ -148,10 +146,7 @@ class RetinaNetSettings(RetinaNetModel, NetworkSettings):  # type: ignore[misc]
             values["adapters"] = tuple(Adapter(*entry) for entry in values.get("adapters", ()))
             return cls.model_validate(values)
         except (ValidationError, TypeError) as error:
-            what = str(error)
-            if isinstance(error, ValidationError):
-                what = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise UserError(f"the weights file was written by another version of crossdet ({what})") from None
+            raise of_another_version(error) from None
 
     def extended(self, mode: str, adapter: int, known: int, classes: int) -> Self:
         """With the adapters of the network, and a new one for the new classes where that is asked for. Where old
