@@ -250,30 +250,31 @@ def _about(name: str) -> str:
 
 
 def _classes(runs: Sequence[RunRecord]) -> str:
-    """Per class and dataset the protocol's numbers, then threshold, precision, recall and F1."""
-    rows = []
+    """Per class and dataset the protocol's numbers, then those at the threshold; runs below each other."""
+    rows: dict[tuple[str, str], list[str]] = {}
     for number, run in enumerate(runs):
         operating = run.judged.get("operating", {})
         for dataset, record in run.judged.get("datasets", {}).items():
             for name, values in record["per_class"].items():
                 point = operating.get(name, {})
-                cells = [
-                    percent(values[key]) if key in values else "-" for key in ("AP", "AP50", "found_confidently")
-                ]
-                cells += [percent(point[key]) if key in point else "-" for key in ("precision", "recall", "f1")]
-                threshold = f"{point['threshold']:.3f}" if "threshold" in point else "-"
+                cells = [_cell(values, key) for key in ("AP", "AP50", "found_confidently")]
+                cells += [_cell(point, key) for key in ("precision", "recall", "f1")]
+                cells.append(f"{point['threshold']:.3f}" if "threshold" in point else "-")
                 who = [_named(number, run)] if len(runs) > 1 else []
-                boxes = str(values.get("boxes", "-"))
-                rows.append(
-                    table_row(escape(name), *who, escape(dataset), boxes, *cells, threshold, about=_about(name))
-                )
-    head = ["class", *(["run"] if len(runs) > 1 else []), "dataset", "boxes", "AP", "AP50", "found at 0.3"]
+                row = (escape(name), escape(dataset), *who, str(values.get("boxes", "-")), *cells)
+                rows.setdefault((dataset, name), []).append(table_row(*row, about=_about(name)))
+    head = ["class", "dataset", *(["run"] if len(runs) > 1 else []), "boxes", "AP", "AP50", "found at 0.3"]
     head += ["precision", "recall", "F1", "threshold"]
     text = (
         "<p class=note>In percent. Precision, recall and F1 are those of the class over all datasets that label "
-        "it, at the threshold of best F1, by cross-fitting. AP is the protocol's own, where it has one per class.</p>"
+        "it, at the threshold of best F1, by cross-fitting. AP is the protocol's own, where it has one per "
+        "class.</p>"
     )
-    return f"<h2>Classes</h2>{table(head, rows)}{text}"
+    return f"<h2>Classes</h2>{table(head, [row for of in rows.values() for row in of])}{text}"
+
+
+def _cell(values: Mapping[str, Any], key: str) -> str:
+    return percent(values[key]) if key in values else "-"
 
 
 # ------------------------------------------------------------------------------------------ detections
