@@ -31,7 +31,7 @@ results: $(STAMP)
 # imports when it does; all of torch at once takes a minute more.
 $(STAMP): constraints.txt pyproject.toml research/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test,dev,detr]' --editable research
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test,dev,detr,serve]' --editable research
 	touch $(STAMP)
 
 clean:

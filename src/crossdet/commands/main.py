@@ -21,6 +21,7 @@ from crossdet.commands.labels import labels
 from crossdet.commands.predict import predict
 from crossdet.commands.report import report
 from crossdet.commands.score import app as score_app
+from crossdet.commands.serve import serve
 from crossdet.commands.terminal import run_app
 from crossdet.commands.train import train
 
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "curves": curves,
     "predict": predict,
+    "serve": serve,
     "demo": demo,
     "extend": extend,
     "labels": labels,

@@ -44,11 +44,11 @@ def read_image(path: Path | str, annotated: Size | None = None, upright: bool = 
         data = path.read_bytes()
     except OSError as error:
         raise UnreadableImage(f"{path}: {error.strerror or error}") from None
-    image = _decode(data, path, rotate=upright)
+    image = decode_bytes(data, path, upright)
     if annotated is None or annotated == (0, 0) or _size(image) == annotated:
         return image
     if _size(image) == annotated[::-1]:
-        rotated = _decode(data, path, rotate=True)
+        rotated = decode_bytes(data, path, upright=True)
         if _size(rotated) == annotated:
             return rotated
     have = "x".join(map(str, _size(image)[::-1]))
@@ -97,26 +97,27 @@ def _size(image: Tensor) -> Size:
     return image.shape[1], image.shape[2]
 
 
-def _decode(data: bytes, path: Path, rotate: bool) -> Tensor:
+def decode_bytes(data: bytes, path: Path | str, upright: bool) -> Tensor:
+    """As `read_image`, of the content of a file; path: names it in errors."""
     if not data:
         raise UnreadableImage(f"{path}: the file is empty")
     if data.startswith(_PNG):
-        return _decode_with_pillow(data, path, rotate)
+        return _decode_with_pillow(data, path, upright)
     buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
-        image = decode_image(buffer, ImageReadMode.RGB, apply_exif_orientation=rotate)
+        image = decode_image(buffer, ImageReadMode.RGB, apply_exif_orientation=upright)
     except (RuntimeError, ValueError):
-        return _decode_with_pillow(data, path, rotate)
+        return _decode_with_pillow(data, path, upright)
     if image.dim() == 4:  # an animation: its first frame
         image = image[0]
     return image
 
 
-def _decode_with_pillow(data: bytes, path: Path, rotate: bool) -> Tensor:
+def _decode_with_pillow(data: bytes, path: Path | str, upright: bool) -> Tensor:
     try:
         with Image.open(io.BytesIO(data)) as opened:
             image: Image.Image = opened
-            if rotate:
+            if upright:
                 image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16-bit greyscale: convert("RGB") would clip instead of scale
                 grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)

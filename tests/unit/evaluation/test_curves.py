@@ -16,10 +16,10 @@ from crossdet.errors import UserError
 from crossdet.evaluation.curves import (
     MAX_POINTS,
     NamedCurve,
-    shaping_points,
     draw_figure,
     overlay,
     read_methods,
+    shaping_points,
     write_curves,
     write_run_curves,
 )

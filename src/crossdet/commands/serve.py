@@ -1,0 +1,50 @@
+"""`crossdet serve`: a page to try a detector on one's own pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crossdet.commands.terminal import Last, say
+from crossdet.errors import UserError
+
+
+def serve(
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="weights file or run directory")],
+    against: Annotated[
+        Path | None, typer.Option(metavar="WEIGHTS", help="another detector, shown side by side")
+    ] = None,
+    host: Annotated[str, typer.Option(help="address to listen at; by default only this machine can reach it")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free")] = 8080,
+    file_mb: Annotated[float, typer.Option(min=0.001, help="largest file of a picture")] = 20.0,
+    megapixels: Annotated[float, typer.Option(min=0.001, help="largest picture, in million pixels")] = 50.0,
+    rate: Annotated[
+        float, typer.Option(min=0.01, help="requests of one address per second, in the long run")
+    ] = 20.0,
+    last: Last = False,
+) -> None:
+    """Open a page to drop pictures or use a camera, choose classes and move thresholds."""
+    from crossdet.inference import load_detector
+    from crossdet.serving.app import LOOPBACK, Server
+    from crossdet.serving.app import serve as run
+    from crossdet.serving.limits import ServeLimits
+
+    paths = [weights, *([against] if against else [])]
+    plain = [path.resolve().stem if path.suffix else path.resolve().name for path in paths]
+    names = plain if len(set(plain)) == len(plain) else [str(path) for path in paths]
+    if len(set(names)) < len(names):
+        raise UserError(f"--against {against}: that is the detector itself")
+    detectors = {name: load_detector(path, last=last) for name, path in zip(names, paths, strict=True)}
+    alone = host in LOOPBACK
+    server = Server(detectors, ServeLimits(file_mb, megapixels, rate), LOOPBACK if alone else ())
+
+    def started(taken: int) -> None:
+        if not alone:
+            say(f"warning: everybody who reaches {host} can use this page; nothing asks for a password", "yellow")
+        say(f"http://{host}:{taken}  (Ctrl-C ends it)")
+
+    run(server, host, port, started)

@@ -1,0 +1,199 @@
+"""A page to try detectors on one's own pictures: an aiohttp application over `Detector`.
+
+    GET  /        the page (`page.html`, `page.js`)
+    GET  /about   detectors, their classes and thresholds, and the limits
+    POST /detect?detector=NAME&class=A&class=B    a picture's file as the body -> detections as JSON
+
+Pictures are looked at in memory and never written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+import threading
+import time
+import warnings
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from PIL import Image
+
+from crossdet.data.decoding import UnreadableImage, decode_bytes
+from crossdet.errors import UserError
+from crossdet.inference import DEFAULT_THRESHOLD, Detector
+from crossdet.serving.limits import Buckets, ServeLimits
+
+try:
+    from aiohttp import web
+except ImportError:
+    raise UserError("`crossdet serve` needs aiohttp: pip install 'crossdet[serve]'") from None
+
+LOWEST_SCORE = 0.05
+"""Detections from here on are sent; the page's own thresholds choose among them."""
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; img-src blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Refused(Exception):
+    """status: of HTTP. The message is for the user of the page."""
+
+    def __init__(self, status: int, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.status, self.wait = status, wait
+
+
+class Server:
+    """detectors: name -> detector. hosts: names that a browser may know this server by; empty = any. A page of
+    another site that has its own name point here is refused by it."""
+
+    def __init__(
+        self, detectors: Mapping[str, Detector], limits: ServeLimits, hosts: Sequence[str] = LOOPBACK
+    ) -> None:
+        self.detectors, self.limits, self.hosts = dict(detectors), limits, tuple(hosts)
+        self._buckets = Buckets(limits.rate, limits.burst)
+        self._one_at_a_time = threading.Lock()
+        self._waiting = 0
+
+    def application(self) -> web.Application:
+        app = web.Application(middlewares=[self._answered], client_max_size=self.limits.largest_file)
+        app.add_routes(
+            [
+                web.get("/", _file("page.html", "text/html")),
+                web.get("/page.js", _file("page.js", "text/javascript")),
+                web.get("/about", self.about),
+                web.post("/detect", self.detect),
+            ]
+        )
+        return app
+
+    @web.middleware
+    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Every mistake is an answer with a message."""
+        try:
+            if self.hosts and (request.url.host or "") not in self.hosts:
+                raise Refused(403, f"this server is not {request.url.host}")
+            response = await handler(request)
+        except web.HTTPRequestEntityTooLarge:
+            response = _told(413, f"the file is larger than {self.limits.file_mb:g} MB")
+        except web.HTTPException as error:
+            response = _told(error.status, error.reason)
+        except Refused as error:
+            response = _told(error.status, str(error))
+            if error.wait:
+                response.headers["Retry-After"] = str(math.ceil(error.wait))
+        response.headers.update(HEADERS)
+        return response
+
+    async def about(self, _: web.Request) -> web.Response:
+        shown = [
+            {
+                "name": name,
+                "classes": [
+                    {"name": c, "threshold": detector.thresholds.get(c, DEFAULT_THRESHOLD)}
+                    for c in detector.reported
+                ],
+            }
+            for name, detector in self.detectors.items()
+        ]
+        return web.json_response({"detectors": shown, "file_mb": self.limits.file_mb, "lowest_score": LOWEST_SCORE})
+
+    async def detect(self, request: web.Request) -> web.Response:
+        if wait := self._buckets.wait(request.remote or ""):
+            raise Refused(429, "too many requests; try again in a moment", wait)
+        name = request.query.get("detector") or next(iter(self.detectors))
+        detector = self.detectors.get(name)
+        if detector is None:
+            raise Refused(422, f"no detector {name!r}; there are {', '.join(self.detectors)}")
+        if self._waiting >= self.limits.waiting:
+            raise Refused(503, "too many pictures are waiting; try again in a moment", 1.0)
+        self._waiting += 1
+        try:
+            data = await request.read()
+            classes = request.query.getall("class", None)
+            found = await asyncio.to_thread(self._find, detector, data, classes)
+        finally:
+            self._waiting -= 1
+        return web.json_response(found)
+
+    def _find(self, detector: Detector, data: bytes, classes: Sequence[str] | None) -> dict[str, Any]:
+        self._check_size(data)
+        with self._one_at_a_time:  # two at once would take each other's cores, and memory without limit
+            begun = time.perf_counter()
+            try:
+                picture = decode_bytes(data, "the picture", upright=True)
+                found = detector(picture, classes, score_threshold=LOWEST_SCORE)
+            except (UnreadableImage, UserError) as error:
+                raise Refused(422, str(error)) from None
+            spent = time.perf_counter() - begun
+        names = found.names or ()
+        rows = zip(found.boxes.tolist(), found.scores.tolist(), names, strict=True)
+        return {
+            "width": int(picture.shape[2]),
+            "height": int(picture.shape[1]),
+            "milliseconds": round(1000 * spent, 1),
+            "detections": [{"box": box, "score": score, "class": name} for box, score, name in rows],
+        }
+
+    def _check_size(self, data: bytes) -> None:
+        """By the header alone: a small file may hold a picture that fills the memory."""
+        most = f"at most {self.limits.megapixels:g} million pixels are taken"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(io.BytesIO(data)) as opened:
+                    width, height = opened.size
+        except Image.DecompressionBombError:
+            raise Refused(413, f"the picture is far too large; {most}") from None
+        except Exception:  # Pillow raises what it likes about what is no picture
+            raise Refused(422, "this is no picture of a known format") from None
+        if width * height > self.limits.most_pixels:
+            raise Refused(
+                413,
+                f"the picture has {width} x {height} pixels; at most {self.limits.megapixels:g} million are taken",
+            )
+
+
+def _told(status: int, message: str) -> web.Response:
+    return web.json_response({"error": message}, status=status)
+
+
+def _file(name: str, kind: str) -> Handler:
+    text = files("crossdet.serving").joinpath(name).read_text()
+
+    async def send(_: web.Request) -> web.Response:
+        return web.Response(text=text, content_type=kind)
+
+    return send
+
+
+def serve(server: Server, host: str, port: int, started: Callable[[int], None]) -> None:
+    """Until interrupted. started: called with the port once requests are taken, the one chosen where `port` is 0.
+
+    Raises `UserError` where the address cannot be had.
+    """
+    asyncio.run(_serve(server, host, port, started))
+
+
+async def _serve(server: Server, host: str, port: int, started: Callable[[int], None]) -> None:
+    runner = web.AppRunner(server.application(), access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise UserError(f"--host {host} --port {port}: {error.strerror or error}; try another --port") from None
+        started(runner.addresses[0][1])
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,203 @@
+"""The server over real connections: answers as the detector gives them, limits, hostile files, load, a browser."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import shutil
+import struct
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from crossdet.inference import Detector
+from crossdet.labels.space import LabelSpace
+from crossdet.models.building import build_detector
+from crossdet.models.card import InputSettings
+from crossdet.models.retinanet.settings import RetinaNetSettings
+from crossdet.serving.app import Server, serve
+from crossdet.serving.limits import ServeLimits
+
+EVIL = "<script>alert(1)</script>"
+
+
+def make_detector(seed: int) -> Detector:
+    torch.manual_seed(seed)
+    space = LabelSpace.build({"photos": ["car", EVIL, "[red]"]})
+    settings = RetinaNetSettings(backbone="test_efficientnet", channels=8, head_depth=1, prior=0.3)
+    return Detector(build_detector(settings, 3), space, InputSettings(64, 96), thresholds={"car": 0.31})
+
+
+def started(server: Server) -> int:
+    """The port of a server that runs until the tests end."""
+    ready, port = threading.Event(), []
+
+    def told(number: int) -> None:
+        port.append(number)
+        ready.set()
+
+    threading.Thread(target=serve, args=(server, "127.0.0.1", 0, told), daemon=True).start()
+    assert ready.wait(20)
+    return port[0]
+
+
+@pytest.fixture(scope="module")
+def detectors():
+    return {"first": make_detector(0), "second": make_detector(1)}
+
+
+@pytest.fixture(scope="module")
+def port(detectors):
+    return started(Server(detectors, ServeLimits(file_mb=0.2, megapixels=0.1)))
+
+
+def ask(port: int, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict, dict[str, str]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET" if body is None else "POST", path, body, headers)
+    answer = connection.getresponse()
+    text = answer.read()
+    connection.close()
+    is_json = answer.headers["Content-Type"].startswith("application/json")
+    return answer.status, json.loads(text) if is_json else {"text": text.decode()}, dict(answer.headers)
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (90, 60), kind: str = "PNG", **options) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_the_answers_are_the_detectors(port, detectors):
+    status, about, headers = ask(port, "/about")
+    assert status == 200
+    assert [one["name"] for one in about["detectors"]] == ["first", "second"]
+    assert about["detectors"][0]["classes"][0] == {"name": "car", "threshold": 0.31}
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    data = picture()
+    for name, detector in detectors.items():
+        status, found, _ = ask(port, f"/detect?detector={name}&class=car&class={quote(EVIL)}", data)
+        assert (status, found["width"], found["height"]) == (200, 90, 60)
+        expected = detector(Image.open(io.BytesIO(data)), ["car", EVIL], score_threshold=0.05)
+        assert [row["class"] for row in found["detections"]] == list(expected.names)
+        assert len(expected) > 0
+        assert np.allclose([row["box"] for row in found["detections"]], expected.boxes, atol=1e-4)
+
+
+def test_a_turned_picture_is_looked_at_upright(port):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    _, found, _ = ask(port, "/detect", picture(kind="JPEG", exif=exif))
+    assert (found["width"], found["height"]) == (60, 90)
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes whose header says 60,000 x 60,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("/detect", b"", 422, "no picture of a known format"),
+        ("/detect", b"no picture", 422, "no picture of a known format"),
+        ("/detect", picture()[:200], 422, "the picture: "),
+        ("/detect", bomb(), 413, "far too large; at most 0.1 million pixels"),
+        ("/detect", picture(size=(400, 400), kind="JPEG", quality=1), 413, "400 x 400 pixels; at most 0.1 million"),
+        ("/detect", b"x" * 300_000, 413, "larger than 0.2 MB"),
+        ("/detect?detector=third", picture(), 422, "no detector 'third'; there are first, second"),
+        ("/detect?class=lorry", picture(), 422, "lorry"),
+        ("/other", None, 404, "Not Found"),
+        ("/../../etc/passwd", None, 404, "Not Found"),
+    ],
+    ids=["empty", "text", "cut", "bomb", "large", "long", "detector", "class", "path", "above"],
+)
+def test_mistakes_are_answers(port, path, body, status, message):
+    answered, content, _ = ask(port, path, body)
+    assert (answered, list(content)) == (status, ["error"])
+    assert message in content["error"]
+
+
+def test_a_page_with_another_name_is_refused(port):
+    status, content, _ = ask(port, "/about", Host=f"evil.example:{port}")
+    assert (status, content) == (403, {"error": "this server is not evil.example"})
+    assert ask(port, "/about", Host=f"localhost:{port}")[0] == 200
+
+
+def test_nobody_takes_it_all(detectors):
+    port = started(Server(detectors, ServeLimits(rate=0.01, burst=2)))
+    answers = [ask(port, "/detect", b"no picture") for _ in range(3)]
+    assert [status for status, _, _ in answers] == [422, 422, 429]
+    assert int(answers[2][2]["Retry-After"]) > 50
+
+
+def test_two_hundred_requests_eight_at_a_time(detectors):
+    port = started(Server(detectors, ServeLimits()))
+    bodies = [picture(seed) for seed in range(4)]
+    expected = [ask(port, "/detect", body)[1]["detections"] for body in bodies]
+    port = started(Server(detectors, ServeLimits()))
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda i: ask(port, "/detect", bodies[i % 4]), range(200)))
+    assert [status for status, _, _ in answers] == [200] * 200
+    for i, (_, content, _) in enumerate(answers):
+        assert content["detections"] == expected[i % 4]
+
+
+def test_in_a_browser(port, tmp_path):
+    """Drops a picture, moves a threshold, unticks a class, downloads JSON; names are text."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs `pip install playwright` and Chromium")
+    file = shutil.which("chromium") or shutil.which("google-chrome")
+    if file is None:
+        pytest.skip("needs Chromium")
+    (tmp_path / "street.png").write_bytes(picture())
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=file, args=["--no-sandbox"])
+        tab = browser.new_page()
+        errors = []
+        tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.on("dialog", lambda dialog: errors.append(dialog.message))
+        tab.goto(f"http://127.0.0.1:{port}/")
+        tab.wait_for_selector("#classes label")
+        assert [row.inner_text().split("\n")[0] for row in tab.query_selector_all("#classes label span")] == [
+            "car", EVIL, "[red]",
+        ]  # fmt: skip
+        tab.set_input_files("#file", str(tmp_path / "street.png"))
+        tab.locator("figcaption").nth(1).filter(has_text=" ms").wait_for()
+
+        def shown() -> int:
+            text = tab.inner_text("figcaption >> nth=0")
+            assert text.startswith("first: ")
+            return int(text.split()[1])
+
+        for slider in tab.query_selector_all("#classes input[type=range]"):
+            slider.fill("0.05")
+        everything = shown()
+        assert everything > 0
+        tab.query_selector("#classes input[type=range]").fill("1")
+        fewer = shown()
+        assert fewer < everything
+        with tab.expect_response("**/detect?*detector=first*") as answer:
+            tab.query_selector("#classes input[type=checkbox]").click()
+        assert "class=car" not in answer.value.url
+        with tab.expect_download() as download:
+            tab.click("#save")
+        saved = json.loads(download.value.path().read_text())
+        assert [one["detector"] for one in saved] == ["first", "second"]
+        tab.set_input_files("#file", str(tmp_path / "broken.png"))
+        tab.locator("#error").filter(has_text="broken.png").wait_for()
+        assert errors == []
+        browser.close()
