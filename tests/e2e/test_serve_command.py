@@ -23,7 +23,8 @@ def test_it_serves_until_it_is_interrupted(trained):
         assert [one["name"] for one in about["detectors"][0]["classes"]] == ["car", "face"]
         running.send_signal(signal.SIGINT)
         rest, _ = running.communicate(timeout=30)
-        assert (running.returncode, "Traceback" in rest) == (1, False)
+        assert running.returncode in (1, 130)
+        assert "Traceback" not in rest
     finally:
         running.kill()
 
