@@ -194,6 +194,11 @@ class Network(nn.Module, ABC):
     def export_module(self) -> nn.Module:
         """`images [B, 3, H, W]` -> tensors of fixed meaning, traceable by `torch.export`."""
 
+    def detection_module(self, classes: Tensor, limits: Limits) -> nn.Module:
+        """(`images [B, 3, H, W]` RGB 0..255 without padding, `thresholds [C]`) -> `detecting.Found`, traceable by
+        `torch.export`: what `find` reports of `classes [K]` (rising, each once) within the other `limits`."""
+        raise UserError("this architecture has no graph of its detections yet; export its raw outputs with --raw")
+
 
 class Growable(Network):
     """What `crossdet extend` needs of a network besides: what of it there is says `Architecture.grows_by`."""
