@@ -31,7 +31,7 @@ def best_columns(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
     count = scores.shape[1]
     if isinstance(count, int):
         return scores.topk(min(most, count), dim=1)
-    best, columns = F.pad(scores, (0, most)).topk(most, dim=1)  # in a graph for any size there are `most`, in any case
+    best, columns = F.pad(scores, (0, most)).topk(most, dim=1)  # a graph for any size: always `most`
     return best, columns.clamp(max=count - 1)
 
 
@@ -41,7 +41,9 @@ def rows_at(values: Tensor, rows: Tensor) -> Tensor:
     return values.gather(1, rows.view(*rows.shape, *more).expand(-1, -1, *values.shape[2:]))
 
 
-def found_of(boxes: Tensor, scores: Tensor, labels: Tensor, size: Sequence[int], limits: Limits, groups: int) -> Found:
+def found_of(
+    boxes: Tensor, scores: Tensor, labels: Tensor, size: Sequence[int], limits: Limits, groups: int
+) -> Found:
     """The best candidates (scores of 0: none) with boxes clipped to the image, after suppression where there are
     groups.
 
@@ -59,7 +61,9 @@ def found_of(boxes: Tensor, scores: Tensor, labels: Tensor, size: Sequence[int],
     best, rows = best_columns(scores, limits.max_detections)
     some = best > 0
     return Found(
-        torch.where(some[..., None], rows_at(boxes, rows), 0.0), best, torch.where(some, rows_at(labels, rows), NOTHING)
+        torch.where(some[..., None], rows_at(boxes, rows), 0.0),
+        best,
+        torch.where(some, rows_at(labels, rows), NOTHING),
     )
 
 
@@ -68,8 +72,8 @@ def kept(boxes: Tensor, scores: Tensor, groups: Tensor, count: int, iou: float, 
     """`[B, N]` bool: what non-maximum suppression leaves of candidates with a score above 0. ONNX has it for
     batches, torch for single images; one operator is what an exporter can translate.
 
-    boxes: `[B, N, 4]` xyxy. scores: `[B, N]`. groups: `[B, N]` int64 below `count`; those of one group suppress each
-    other where their IoU is above `iou`. most: of every group.
+    boxes: `[B, N, 4]` xyxy. scores: `[B, N]`. groups: `[B, N]` int64 below `count`; those of one group
+    suppress each other where their IoU is above `iou`. most: of every group.
     """
     mask = torch.zeros_like(scores, dtype=torch.bool)
     for image in range(len(boxes)):
@@ -79,6 +83,4 @@ def kept(boxes: Tensor, scores: Tensor, groups: Tensor, count: int, iou: float, 
     return mask
 
 
-@kept.register_fake
-def _(boxes: Tensor, scores: Tensor, groups: Tensor, count: int, iou: float, most: int) -> Tensor:
-    return torch.empty_like(scores, dtype=torch.bool)
+kept.register_fake(lambda _boxes, scores, *_: torch.empty_like(scores, dtype=torch.bool))

@@ -131,6 +131,10 @@ class Detr(Growable):
         return hasattr(self.core.decoder, "integral")
 
     @property
+    def stretches(self) -> bool:
+        return self.settings.square is not None
+
+    @property
     def class_tensors(self) -> list[str]:
         """Names of the tensors with a row per class (and one more in the embedding)."""
         return [name for name in self.state_dict() if growth.has_rows(name)]
