@@ -65,17 +65,22 @@ def onnx_graph(network: Network, rules: Rules, nms_groups: Any, shape: tuple[int
     dynamic = {0: any_number} if rules.size is not None else dict.fromkeys(range(3), any_number)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            module,
-            given,
-            dynamo=True,
-            opset_version=max(OPSETS),
-            input_names=["images", "thresholds"][: len(given)],
-            output_names=list(outputs),
-            dynamic_shapes=(dynamic, None)[: len(given)],
-            custom_translation_table=translations(),
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                module,
+                given,
+                dynamo=True,
+                opset_version=max(OPSETS),
+                input_names=["images", "thresholds"][: len(given)],
+                output_names=list(outputs),
+                dynamic_shapes=(dynamic, None)[: len(given)],
+                custom_translation_table=translations(),
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            hint = " as a graph for any size; give one with --size HEIGHT WIDTH" if rules.size is None else ""
+            reason = (str(error).strip().splitlines() or [""])[-1]
+            raise RunError(f"torch cannot write this network{hint} ({reason[:300]})") from error
     assert program is not None
     model = program.model_proto
     return model if opset == max(OPSETS) else as_opset_17(model)
