@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def load_detector(
     path: str | Path, device: str | torch.device | None = None, fold: bool = True, last: bool = False
 ) -> Detector | ExportedDetector:
-    """As `inference.load_detector`; of an exported file (.onnx, .xml) an `ExportedDetector`, whose detections are numpy
-    arrays and which runs where its software does, whatever the device."""
+    """As `inference.load_detector`; of an exported file (.onnx, .xml) an `ExportedDetector`, whose detections are
+    numpy arrays and which runs where its software does, whatever the device."""
     if is_exported(path):
         from crossdet.export.detector import load_exported
 

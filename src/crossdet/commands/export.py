@@ -56,9 +56,8 @@ def export(
     from crossdet.runs.export import export as write
 
     names = None if classes is None else tuple(name.strip() for name in classes.split(",") if name.strip())
-    request = Request(
-        to, size, opset, precision, names, raw, calibrate, licence or NOT_STATED, max_detections
-    )  # fmt: skip
+    stated = licence or NOT_STATED
+    request = Request(to, size, opset, precision, names, raw, calibrate, stated, max_detections)
     record = write(run, request, output, data, pictures, last)
     say(f"{record['file']}  ({record['bytes'] / 1e6:.1f} MB, {record['precision']}, opset {record['opset']})")
     _print(record)
@@ -69,15 +68,13 @@ def _print(record: dict[str, Any]) -> None:
     """The parity table."""
     sets = record["sets"]
     if sets is None:
-        say("not compared: " + ("raw outputs" if record["raw"] else "no validation pictures; give --data CONFIG"))
+        why = "raw outputs" if record["raw"] else "no validation pictures; give --data CONFIG"
+        say(f"not compared: {why}")
         return
-    table = lineless_table(
-        "", "before", "after", "difference", title=f"\nas before and after, on {sets['pictures']} pictures"
-    )
-    both = (
-        f"{sets['matched']} detections in both: boxes to {sets['boxes']:.2g} pixels, scores to {sets['scores']:.2g}"
-    )
+    near = f"boxes to {sets['boxes']:.2g} pixels, scores to {sets['scores']:.2g}"
     more = f"; {sets['alone']} in one alone, score up to {sets['alone_score']:.2f}" if sets["alone"] else ""
+    say(f"{sets['pictures']} pictures, {sets['matched']} detections in both: {near}{more}")
+    table = lineless_table("", "before", "after", "difference")
     for dataset, row in record["ap"].items():
         for name, before in row["before"].items():
             after = row["after"][name]
@@ -86,5 +83,4 @@ def _print(record: dict[str, Any]) -> None:
     time = record["latency_ms"]
     ratio = f"{time['torch'] / time['exported']:.2f} x"
     table.add_row("ms per picture, 1 thread", f"{time['torch']:.1f}", f"{time['exported']:.1f}", ratio)
-    say(both + more)
     out.print(table)

@@ -1,4 +1,4 @@
-"""What an exported file says of itself: the card of its weights, and what a user of the file alone needs. No torch."""
+"""What an exported file says of itself: the card of its weights, and what others need of it. No torch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from crossdet.errors import UserError
 from crossdet.models.card import Card
 
 FORMAT = "crossdet-export/1"
+STORED = ("format", "card", "rules", "precision", "opset", "licence", "source")
+"""Entries of the metadata that crossdet reads."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,9 @@ class Rules:
     """How a picture becomes an input, and what was decided about the outputs.
 
     size: (height, width) of all inputs; None: any. stretched: pictures fill that size, whatever their shape; else
-    they keep it. fill: RGB of what a picture of fixed size leaves free, at the right and the bottom. classes: ids that
-    are looked for. max_detections, nms_iou, agnostic_nms, topk: see `contract.Limits`. raw: the file gives a network's
-    own outputs, and no detections.
+    they keep it. fill: RGB of what a picture of fixed size leaves free, at the right and the bottom. classes: ids
+    that are looked for. max_detections, nms_iou, agnostic_nms, topk: see `contract.Limits`. raw: the file gives a
+    network's own outputs, and no detections.
     """
 
     size: tuple[int, int] | None
@@ -79,7 +81,7 @@ class About:
         return {
             "images": "uint8 [B, H, W, 3], RGB; normalisation and padding are inside",
             "resize": f"{resize}; bilinear with antialiasing, as Pillow and torchvision do it",
-            "thresholds": f"float32 [{len(card.space.classes)}], per class: a detection scores more; above 1: not looked for",
+            "thresholds": f"float32 [{len(card.space.classes)}], per class; 2: not looked for",
             "boxes": "x1, y1, x2, y2 in pixels of the input; rows with label -1 are none",
         }
 
@@ -88,9 +90,7 @@ class About:
         """Raises `UserError` for a file of other software."""
         if metadata.get("format") != FORMAT:
             raise UserError(f"{path} was not written by `crossdet export` (format {metadata.get('format')!r})")
-        read = {
-            key: json.loads(metadata[key]) for key in ("card", "rules", "precision", "opset", "licence", "source")
-        }
+        read = {key: json.loads(metadata[key]) for key in STORED[1:]}
         rules = read["rules"]
         size = None if rules["size"] is None else tuple(rules["size"])
         fixed = rules | {"size": size, "fill": tuple(rules["fill"]), "classes": tuple(rules["classes"])}

@@ -1,4 +1,4 @@
-"""A detector out of an exported file: images in, named detections out, with onnxruntime or OpenVINO alone. No torch.
+"""A detector out of an exported file: images in, named detections out, by onnxruntime or OpenVINO. No torch.
 
 Beside `inference.Detector`, whose answers it gives: pictures one by one, and detections as numpy arrays.
 """
@@ -40,8 +40,7 @@ class ExportedDetector(Reporting):
         score_threshold: float | None = None,
         max_detections: int | None = None,
     ) -> Detections:
-        """As `inference.Detector.__call__`; limits of suppression are those of the file, and of `max_detections` it has
-        a largest, too.
+        """As `inference.Detector.__call__`; how duplicates are suppressed, and the most detections, the file says.
 
         image: a file, a PIL image, or an `[H, W, 3]` uint8 RGB array. Raises `UserError` as there.
         """
@@ -86,9 +85,10 @@ def fitting(sides: tuple[int, ...], shorter: int, longer: int) -> tuple[int, int
 
 
 def answers(session: Session, picture: Picture, thresholds: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
-    """boxes `[n, 4]` xyxy in pixels of the picture, scores, labels. A picture that is not of the size which the file
-    was exported for is brought to it."""
-    (height, width), (picture, size) = picture.shape[:2], fitted(picture, session.about.rules)
+    """boxes `[n, 4]` xyxy in pixels of the picture, scores, labels. A picture that has not the one size of all
+    inputs is brought to it."""
+    height, width = picture.shape[:2]
+    picture, size = fitted(picture, session.about.rules)
     boxes, scores, labels = (output[0] for output in session.run(np.ascontiguousarray(picture)[None], thresholds))
     edge = np.array([size[1], size[0]] * 2, np.float32)
     boxes = np.minimum(boxes.astype(np.float32), edge)

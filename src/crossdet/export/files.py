@@ -30,8 +30,8 @@ def openvino_model(model: Any) -> Any:
 
 
 def write_openvino(model: Any, metadata: Mapping[str, str], file: Path, half: bool) -> None:
-    """`file` (.xml) and the `.bin` beside it, with `rt_info`. half: weights as 16-bit floats, computed in 32 bits on a
-    CPU."""
+    """`file` (.xml) and the `.bin` beside it, with `rt_info`. half: weights as 16-bit floats, which a CPU computes
+    with in 32 bits."""
     openvino = package("openvino", "openvino", "--to openvino writes with")
     for key, value in metadata.items():
         model.set_rt_info(value, [RT_INFO, key])

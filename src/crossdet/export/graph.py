@@ -120,8 +120,9 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {torch.ops.crossdet.kept.default: kept, torch.ops.aten._is_all_true.default: is_all_true}
 
 
-AXES_WERE_ATTRIBUTES = {f"Reduce{kind}" for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod",
-                                                      "SumSquare")}  # fmt: skip
+AXES_WERE_ATTRIBUTES = tuple(
+    f"Reduce{kind}" for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
+)
 
 
 def as_opset_17(model: Any) -> Any:

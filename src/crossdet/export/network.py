@@ -60,13 +60,13 @@ class ExportedNetwork(Network):
         rules = self.session.about.rules
         if (limits.nms_iou, limits.agnostic_nms) != (rules.nms_iou, rules.agnostic_nms):
             raise UserError(
-                f"the file was exported with nms_iou {rules.nms_iou:g} and agnostic_nms {rules.agnostic_nms}, which "
-                f"cannot be changed any more; ask for these (`--set eval.nms_iou={rules.nms_iou:g}`)"
+                f"the file was exported with nms_iou {rules.nms_iou:g} and agnostic_nms {rules.agnostic_nms}, "
+                f"which it keeps; ask for these (`--set eval.nms_iou={rules.nms_iou:g}`)"
             )
         if limits.max_detections > rules.max_detections:
             raise UserError(
-                f"the file gives {rules.max_detections} detections per picture at most, and {limits.max_detections} are "
-                f"asked for; export again with --max-detections {limits.max_detections}"
+                f"the file gives {rules.max_detections} detections per picture at most, asked for are "
+                f"{limits.max_detections}; export again with --max-detections {limits.max_detections}"
             )
 
     def _one(self, image: Tensor, thresholds: Any, most: int) -> Detections:
@@ -74,10 +74,10 @@ class ExportedNetwork(Network):
         boxes, scores, labels = (torch.from_numpy(a[:most]) for a in answers(self.session, given, thresholds))
         return Detections(boxes, scores, labels)
 
-    def losses(self, batch: Batch) -> NoReturn:
+    def losses(self, _batch: Batch) -> NoReturn:
         raise UserError("an exported file cannot be trained; use the weights that it was made of")
 
-    def feature_maps(self, images: Tensor) -> NoReturn:
+    def feature_maps(self, _images: Tensor) -> NoReturn:
         raise UserError("an exported file does not show its features; use the weights that it was made of")
 
     def export_module(self) -> nn.Module:

@@ -22,8 +22,8 @@ ROUNDS = 3
 @dataclass(frozen=True)
 class Difference:
     """Of two lists of detections per picture. matched: pairs of one class with an IoU of `SAME_OBJECT`, the nearest
-    first, each detection once. boxes: largest difference of a coordinate in pixels; scores: of a score; of the pairs.
-    alone: detections of either side without a partner. alone_score: the highest score of these; 0 without any.
+    first, each detection once. boxes, scores: the largest difference of a coordinate in pixels and of a score.
+    alone: detections of either side without a partner. alone_score: the highest score among them; 0 without any.
     """
 
     pictures: int

@@ -1,4 +1,4 @@
-"""Graphs in shorter numbers: 16-bit floats, and 8-bit integers by the calibration of onnxruntime and of OpenVINO."""
+"""Graphs in shorter numbers: 16-bit floats, and 8-bit integers as onnxruntime and NNCF calibrate them."""
 
 from __future__ import annotations
 
@@ -44,8 +44,9 @@ def onnx_int8(model: Any, inputs: Sequence[Inputs]) -> Any:
             return next(self.left, None)
 
     with tempfile.TemporaryDirectory() as folder:
-        ready, done = str(Path(folder) / "ready.onnx"), str(Path(folder) / "done.onnx")
-        quant_pre_process(model, ready, skip_symbolic_shape=True)
+        given, ready, done = (str(Path(folder) / name) for name in ("given.onnx", "ready.onnx", "done.onnx"))
+        onnx.save(model, given)
+        quant_pre_process(given, ready, skip_symbolic_shape=True)
         prepared = onnx.load(ready)
         before = before_last(prepared, strictly=True)
         last = [node.name for node in prepared.graph.node if node.op_type in WEIGHTED and node.name not in before]

@@ -17,9 +17,9 @@ _LARGEST, _MOST_BITS = 1 << 15, 22
 def resize(picture: Picture, size: tuple[int, int]) -> Picture:
     """To (height, width), bilinear with antialiasing.
 
-    As torch does it with uint8 on processors with AVX2 (`_compute_index_ranges_int16_weights` in its UpSampleKernel,
-    which follows Pillow): columns, then rows, each rounded to whole numbers, with weights of 16 bits. Elsewhere torch
-    computes in floats, and some pixels differ by 1.
+    As torch does it with uint8 on processors with AVX2 (UpSampleKernel.cpp, `_compute_index_ranges_int16_weights`,
+    which follows Pillow): columns, then rows, each rounded to whole numbers, with weights of 16 bits. Elsewhere
+    torch computes in floats, and some pixels differ by 1.
     """
     height, width = picture.shape[:2]
     if width != size[1]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.errors import UserError
-from crossdet.export.about import About
+from crossdet.export.about import STORED, About
 from crossdet.models.card import EXPORTED, Card, is_exported, read_card
 
 RT_INFO = "crossdet"
@@ -51,16 +51,14 @@ class OnnxSession:
 
 
 class OpenVinoSession:
-    """By OpenVINO on the CPU. fp32 files are computed in fp32, also where the processor has faster, shorter numbers."""
+    """By OpenVINO on the CPU; fp32 files in fp32, also where the processor has faster, shorter numbers."""
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         openvino = package("openvino", "openvino", f"{path} is run by")
         try:
             model = openvino.Core().read_model(path)
-            stored = model.get_rt_info([RT_INFO]) if model.has_rt_info([RT_INFO]) else {}
-            metadata = {
-                key: str(value.value if hasattr(value, "value") else value) for key, value in stored.items()
-            }
+            written = [key for key in STORED if model.has_rt_info([RT_INFO, key])]
+            metadata = {key: model.get_rt_info([RT_INFO, key]).astype(str) for key in written}
         except Exception as error:
             raise unreadable(path, error) from None
         self.about = About.from_metadata(path, metadata)
@@ -79,8 +77,8 @@ SESSIONS: dict[str, Callable[[Path, int], Session]] = dict(
 
 
 def open_session(path: str | Path, threads: int = 0) -> Session:
-    """threads: 0 = as many as the software takes. Raises `UserError` for a missing, damaged or foreign file, and where
-    the software is not installed."""
+    """threads: 0 = as many as the software takes. Raises `UserError` for a missing, damaged or foreign file, and
+    where the software is not installed."""
     path = Path(path)
     for part in (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,):
         if not part.is_file():

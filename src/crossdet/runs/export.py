@@ -40,9 +40,9 @@ NOT_STATED = "not stated"
 @dataclass(frozen=True)
 class Request:
     """What a file shall be. to: of `KINDS`. size: (height, width) of all inputs; None: any. precision: of
-    `PRECISIONS`. classes: names; None: all. raw: the network's own outputs. calibrate: pictures for int8; None: those
-    of the validation splits. licence: of the weights, for the metadata. max_detections: per picture at most; None: as
-    many as the detector, and the protocols of the validation data, want.
+    `PRECISIONS`. classes: names; None: all. raw: the network's own outputs. calibrate: pictures for int8; None:
+    those of the validation splits. licence: of the weights, for the metadata. max_detections: per picture at most;
+    None: as many as the detector, and the protocols of the validation data, want.
     """
 
     to: str = "onnx"
@@ -122,7 +122,7 @@ def export(
     pictures: int | None = None,
     last: bool = False,
 ) -> dict[str, Any]:
-    """Writes the file and returns what was measured: `sets`, `ap` and `latency_ms` are None without validation data.
+    """Writes the file and returns what was measured; `sets`, `ap`, `latency_ms`: None without validation data.
 
     weights: a file or a run directory, whose config says the validation data unless `data`, a config, does. output:
     None = beside the weights. pictures: of every split at most, for AP; None = all.
@@ -146,9 +146,12 @@ def _check(weights: Path, request: Request) -> None:
     problems = []
     if is_exported(weights):
         problems.append(f"{weights} is exported already; give the weights that it was made of")
-    for name, value, known in (
-        ("--to", request.to, tuple(KINDS)), ("--opset", request.opset, OPSETS), ("--precision", request.precision, PRECISIONS)
-    ):  # fmt: skip
+    choices: list[tuple[str, Any, tuple[Any, ...]]] = [
+        ("--to", request.to, tuple(KINDS)),
+        ("--opset", request.opset, OPSETS),
+        ("--precision", request.precision, PRECISIONS),
+    ]
+    for name, value, known in choices:
         if value not in known:
             problems.append(f"{name}: expected {' or '.join(map(str, known))}, got {value!r}")
     if request.size is not None and min(request.size) < 32:
@@ -257,8 +260,8 @@ def _measured(detector: Detector, job: Job, data: Data, most: int | None) -> dic
 def _accuracy(
     detector: Detector, network: ExportedNetwork, rules: Rules, data: Data, most: int | None
 ) -> dict[str, dict[str, Any]]:
-    """Dataset -> protocol, the numbers of its columns before and after, pictures. Pictures one by one, as padding to the
-    largest of a batch is not the file's business."""
+    """Dataset -> protocol, number of images, the protocol's numbers before and after. Pictures come one by one, for
+    how a batch is padded is not the file's business."""
     folding = detector.space.folding
     reported = {c if folding is None else int(folding.of[c]) for c in rules.classes}
     config = data.config.model_copy(update={"eval": data.config.eval.model_copy(update={"batch_size": 1})})
