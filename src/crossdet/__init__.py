@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from crossdet.config import Config, load_config
     from crossdet.data.index import Index
     from crossdet.errors import CrossdetError, RunError, UserError
-    from crossdet.inference import load_detector
     from crossdet.labels.space import LabelSpace
     from crossdet.losses import dataset_aware_focal_loss, negative_weights
+    from crossdet.opening import load_detector
     from crossdet.runs.evaluate import evaluate
     from crossdet.runs.extend import extend
     from crossdet.runs.predict import predict
@@ -30,7 +30,7 @@ _HOME = {
     "train": "crossdet.runs.train",
     "evaluate": "crossdet.runs.evaluate",
     "predict": "crossdet.runs.predict",
-    "load_detector": "crossdet.inference",
+    "load_detector": "crossdet.opening",
     "extend": "crossdet.runs.extend",
     "Index": "crossdet.data.index",
     "Annotations": "crossdet.types",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -20,18 +20,20 @@ from torchvision.ops import batched_nms
 from crossdet.data.augment import Resize
 from crossdet.data.decoding import UnreadableImage, read_image
 from crossdet.data.loading import pad_images
-from crossdet.errors import LabelError, UserError
-from crossdet.labels.rules import unknown
+from crossdet.data.picture_files import find_images as find_images
+from crossdet.errors import UserError
+from crossdet.export.network import ExportedNetwork
+from crossdet.export.sessions import detections_of, open_session
+from crossdet.labels.reporting import DEFAULT_THRESHOLD as DEFAULT_THRESHOLD
+from crossdet.labels.reporting import Reporting
 from crossdet.labels.space import LabelSpace
 from crossdet.models.building import build_detector
-from crossdet.models.card import InputSettings, weights_path
+from crossdet.models.card import Card, InputSettings, is_exported, weights_path
 from crossdet.models.contract import Limits, Network
 from crossdet.models.weights import load_weights
 from crossdet.types import Detections
 from crossdet.windows import Tiling, join
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-DEFAULT_THRESHOLD = 0.3
 WINDOWS_AT_ONCE = 8
 """Windows of large pictures in one forward pass."""
 BATCHES_AHEAD = 2
@@ -39,7 +41,7 @@ BATCHES_AHEAD = 2
 AnyImage = str | Path | Image.Image | np.ndarray | Tensor
 
 
-class Detector:
+class Detector(Reporting):
     """A trained detector: `detector(image)` gives its `Detections` in pixels of that image.
 
     classes: the names that it knows, each member of a folded class for itself; `reported`: those of its detections.
@@ -63,23 +65,12 @@ class Detector:
         fold: bool = True,
         file: Path | None = None,
     ) -> None:
+        super().__init__(space, thresholds, fold)
         self.model = model.eval()
         self.file = file
-        self.space = space
         self.settings = settings
         self.decoding = dict(decoding or {})
-        self.thresholds = dict(thresholds or {})
-        self.folding = space.folding if fold else None
         self._resize = Resize(settings.shorter, settings.longer)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.space.classes
-
-    @property
-    def reported(self) -> tuple[str, ...]:
-        """The names that `Detections.labels` number: `classes`, folded where there is something to fold."""
-        return self.classes if self.folding is None else self.folding.names
 
     @property
     def device(self) -> torch.device:
@@ -132,8 +123,7 @@ class Detector:
         self, score_threshold: float | None = None, max_detections: int | None = None, **decode_options: Any
     ) -> Limits:
         """The options of `__call__`, before anything is folded."""
-        used = list(self.thresholds_used(score_threshold).values())
-        thresholds = used if self.folding is None else [used[c] for c in self.folding.of]
+        thresholds = self.member_thresholds(score_threshold)
         limits = Limits(torch.tensor(thresholds, device=self.device), **(self.decoding | decode_options))
         return limits if max_detections is None else replace(limits, max_detections=max_detections)
 
@@ -178,38 +168,6 @@ class Detector:
             found += self.find([(view, self.resized(view)) for view in some], classes, limits)
         parts = iter(found)
         return [join(list(islice(parts, len(of))), of, limits) for of in windows]
-
-    def thresholds_used(self, score_threshold: float | None) -> dict[str, float]:
-        """Class -> threshold that applies when this one is given."""
-        if score_threshold is not None:
-            return dict.fromkeys(self.reported, score_threshold)
-        if self.folding is None:
-            return dict(zip(self.classes, self.class_thresholds(), strict=True))
-        return {name: self.thresholds.get(name, DEFAULT_THRESHOLD) for name in self.reported}
-
-    def class_thresholds(self) -> list[float]:
-        """Of each of `classes`, also where they are members of a fold: their own, else that of the whole."""
-        one = self.space.folding
-        whole = self.classes if one is None else [one.names[f] for f in one.of]
-        return [
-            self.thresholds.get(name, self.thresholds.get(of, DEFAULT_THRESHOLD))
-            for name, of in zip(self.classes, whole, strict=True)
-        ]
-
-    def class_ids(self, classes: Sequence[str] | str | None) -> list[int] | None:
-        """Ids of the members of these classes, None for all. Raises `UserError` for an unknown one."""
-        if classes is None:
-            return None
-        names = [classes] if isinstance(classes, str) else list(classes)
-        if not names:
-            raise UserError(f"classes: none given; the detector knows {', '.join(self.reported)}")
-        members = {fold.name: list(fold.members) for fold in self.space.folds}
-        if self.folding is None:  # a member may have the name of its merged class
-            members = {name: ids for name, ids in members.items() if name not in self.classes}
-        known = list(dict.fromkeys([*self.reported, *self.classes]))
-        if strange := [name for name in names if name not in members and name not in self.classes]:
-            raise LabelError("; ".join(unknown("class", name, known) for name in strange))
-        return [c for name in names for c in members.get(name) or [self.space.id_of(name)]]
 
     def _named(self, found: Detections, limits: Limits) -> Detections:
         """With names; of one object that is found as several members of a fold the best one is left."""
@@ -273,12 +231,15 @@ def load_detector(
 ) -> Detector:
     """A detector from a weights file or a run directory; on the GPU where there is one. fold: see `Detector`.
 
-    Of a run directory the weights of its best evaluation (`best.safetensors`) where there was one.
+    Of a run directory the weights of its best evaluation (`best.safetensors`) where there was one. An exported file
+    runs by its own software; `opening.load_detector` does that without torch.
     last: of a run directory the newest weights instead. `Detector.file` says which file it was.
 
     Raises:
         UserError: missing, damaged or foreign file.
     """
+    if is_exported(path):
+        return _of_exported(Path(path), fold)
     state, card = load_weights(Path(path), last)
     space = card.space
     model = build_detector(card.settings, len(space.classes), torch.from_numpy(space.overlap_array))
@@ -289,40 +250,22 @@ def load_detector(
             f"{len(unexpected)} unexpected"
         )
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    keys = ("topk", "max_detections", "nms_iou", "agnostic_nms")  # older weights do not say the last one
-    decoding = {key: card.decoding[key] for key in keys if card.decoding.get(key) is not None}
     model = model.to(memory_format=torch.channels_last)  # as batches come, and as training has it
     file = weights_path(Path(path), last)
-    return Detector(model.to(chosen), space, card.input, decoding, card.thresholds, fold, file)
+    return Detector(model.to(chosen), space, card.input, decoding_of(card), card.thresholds, fold, file)
 
 
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Image files of files, folders (searched through) and glob patterns, sorted, each once.
+def decoding_of(card: Card) -> dict[str, Any]:
+    """See `Detector`. Older weights do not say all of it."""
+    keys = ("topk", "max_detections", "nms_iou", "agnostic_nms")
+    return {key: card.decoding[key] for key in keys if card.decoding.get(key) is not None}
 
-    Raises:
-        UserError: lists every argument that names no image.
-    """
-    found: dict[Path, None] = {}
-    empty = []
-    for given in paths:
-        path = Path(given)
-        if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        elif path.is_file():
-            files = [path]
-        else:
-            root = Path(path.anchor) if path.is_absolute() else Path()
-            pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else str(path)
-            try:
-                files = sorted(p for p in root.glob(pattern) if p.is_file())
-            except (ValueError, NotImplementedError):  # such as a**.jpg
-                files = []
-        if not files:
-            empty.append(str(given))
-        found.update(dict.fromkeys(files))
-    if empty:
-        raise UserError(f"no image found for {', '.join(empty)}")
-    return list(found)
+
+def _of_exported(path: Path, fold: bool) -> Detector:
+    session = detections_of(open_session(path), path)
+    card, rules = session.about.card, session.about.rules
+    size = card.input if rules.size is None else InputSettings(min(rules.size), max(rules.size))
+    return Detector(ExportedNetwork(session), card.space, size, decoding_of(card), card.thresholds, fold, path)
 
 
 def predict_files(

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 from crossdet.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
 BACKGROUND = -1
@@ -56,11 +58,11 @@ REGION_FLAGS = Flag.CROWD | Flag.IGNORE_REGION | Flag.AVOID
 """Rows with any of these are regions, not objects."""
 
 
-def _expect(name: str, tensor: Tensor, shape: tuple[int | None, ...], dtype: torch.dtype) -> None:
+def _expect(name: str, tensor: Tensor, shape: tuple[int | None, ...], dtype: str) -> None:
     good = len(tensor.shape) == len(shape) and all(
         want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
     )
-    if not good or tensor.dtype != dtype:
+    if not good or str(tensor.dtype).removeprefix("torch.") != dtype:
         wanted = "[" + ", ".join("*" if s is None else str(s) for s in shape) + "]"
         raise ValueError(
             f"{name}: expected a tensor of shape {wanted} and dtype {dtype}, "
@@ -84,14 +86,12 @@ class Annotations:
     area: Tensor | None = None
 
     def __post_init__(self) -> None:
-        import torch
-
         count = self.boxes.shape[0]
-        _expect("boxes", self.boxes, (count, 4), torch.float32)
-        _expect("labels", self.labels, (count,), torch.int64)
-        _expect("flags", self.flags, (count,), torch.uint8)
+        _expect("boxes", self.boxes, (count, 4), "float32")
+        _expect("labels", self.labels, (count,), "int64")
+        _expect("flags", self.flags, (count,), "uint8")
         if self.area is not None:
-            _expect("area", self.area, (count,), torch.float32)
+            _expect("area", self.area, (count,), "float32")
 
     def __len__(self) -> int:
         return self.boxes.shape[0]
@@ -193,25 +193,23 @@ class Batch:
     draws: Tensor | None = None
 
     def __post_init__(self) -> None:
-        import torch
-
         count = self.images.shape[0]
-        _expect("images", self.images, (count, 3, None, None), torch.uint8)
-        _expect("sizes", self.sizes, (count, 2), torch.int64)
-        _expect("original_sizes", self.original_sizes, (count, 2), torch.int64)
-        _expect("trusted", self.trusted, (count, None), torch.bool)
-        _expect("image_ids", self.image_ids, (count,), torch.int64)
-        _expect("dataset_ids", self.dataset_ids, (count,), torch.int64)
+        _expect("images", self.images, (count, 3, None, None), "uint8")
+        _expect("sizes", self.sizes, (count, 2), "int64")
+        _expect("original_sizes", self.original_sizes, (count, 2), "int64")
+        _expect("trusted", self.trusted, (count, None), "bool")
+        _expect("image_ids", self.image_ids, (count,), "int64")
+        _expect("dataset_ids", self.dataset_ids, (count,), "int64")
         if self.background_weight is not None:
             shape = (count, self.trusted.shape[1])
-            _expect("background_weight", self.background_weight, shape, torch.float32)
+            _expect("background_weight", self.background_weight, shape, "float32")
         if self.tiles is not None:
             number, classes = self.tiles.boxes.shape[1], self.trusted.shape[1]
-            _expect("tiles.boxes", self.tiles.boxes, (count, number, 4), torch.float32)
-            _expect("tiles.trusted", self.tiles.trusted, (count, number, classes), torch.bool)
-            _expect("tiles.dataset_ids", self.tiles.dataset_ids, (count, number), torch.int64)
+            _expect("tiles.boxes", self.tiles.boxes, (count, number, 4), "float32")
+            _expect("tiles.trusted", self.tiles.trusted, (count, number, classes), "bool")
+            _expect("tiles.dataset_ids", self.tiles.dataset_ids, (count, number), "int64")
         if self.draws is not None:
-            _expect("draws", self.draws, (count,), torch.int64)
+            _expect("draws", self.draws, (count,), "int64")
         if len(self.targets) != count:
             raise ValueError(f"targets: expected {count} (one per image), got {len(self.targets)}")
         if not self.trust_groups:
@@ -272,6 +270,7 @@ class Detections:
 
     boxes: `[N, 4]` float32 xyxy pixels; scores: `[N]` float32 in 0..1; labels: `[N]` int64 unified class ids.
     names: the class names of the labels, where the maker knows them (`load_detector` does).
+    Tensors; of an exported file, which needs no torch, numpy arrays of the same shapes and types.
     angles: `[N]` int64 degrees counter-clockwise, -1 where a class has no directions; None where no class has.
 
     `found[mask]`, `found[3]`, `found[:5]` and `found[[4, 0]]` are `Detections` of some rows, in the order asked
@@ -285,16 +284,14 @@ class Detections:
     angles: Tensor | None = None
 
     def __post_init__(self) -> None:
-        import torch
-
         count = self.boxes.shape[0]
-        _expect("boxes", self.boxes, (count, 4), torch.float32)
-        _expect("scores", self.scores, (count,), torch.float32)
-        _expect("labels", self.labels, (count,), torch.int64)
+        _expect("boxes", self.boxes, (count, 4), "float32")
+        _expect("scores", self.scores, (count,), "float32")
+        _expect("labels", self.labels, (count,), "int64")
         if self.names is not None and len(self.names) != count:
             raise ValueError(f"names: expected {count}, got {len(self.names)}")
         if self.angles is not None:
-            _expect("angles", self.angles, (count,), torch.int64)
+            _expect("angles", self.angles, (count,), "int64")
 
     def __len__(self) -> int:
         return self.boxes.shape[0]
@@ -315,13 +312,13 @@ class Detections:
         """Some rows: one by its number (from the end where negative), a slice, a mask `[N]` or a list of numbers,
         as list, array or tensor. Raises `IndexError` for rows that there are not, `TypeError` for other things."""
         chosen = _rows(rows, len(self))
-        on_device = chosen.to(self.boxes.device)
+        own = chosen if isinstance(self.boxes, type(chosen)) else self.labels.new_tensor(chosen)
         return Detections(
-            self.boxes[on_device],
-            self.scores[on_device],
-            self.labels[on_device],
+            self.boxes[own],
+            self.scores[own],
+            self.labels[own],
             None if self.names is None else tuple(self.names[row] for row in chosen.tolist()),
-            None if self.angles is None else self.angles[on_device],
+            None if self.angles is None else self.angles[own],
         )
 
     def to_coco(self, image_id: int, categories: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
@@ -375,28 +372,29 @@ class Detections:
         )
 
 
-def _rows(rows: Any, count: int) -> Tensor:
-    """`[K]` int64 row numbers on the CPU, none negative, of whatever `Detections.__getitem__` was given."""
+def _rows(rows: Any, count: int) -> NDArray[np.int64]:
+    """`[K]` row numbers, none negative, of whatever `Detections.__getitem__` was given."""
     import numpy as np
-    import torch
 
     if isinstance(rows, slice):
-        return torch.tensor(range(count)[rows], dtype=torch.int64)
-    given = _array(rows) if isinstance(rows, torch.Tensor) else np.asarray(rows)
+        return np.array(range(count)[rows], np.int64)
+    given = np.asarray(_array(rows))
     if given.dtype.kind == "b":
         if given.shape != (count,):
             raise IndexError(f"a mask of shape {list(given.shape)} for {count} detections; it needs [{count}]")
-        return torch.from_numpy(np.flatnonzero(given))
+        return np.flatnonzero(given)
     if given.ndim > 1 or (given.dtype.kind not in "iu" and given.size):
         raise TypeError(f"detections are chosen by a number, a slice, a mask or a list of numbers, not by {rows!r}")
-    numbers = torch.from_numpy(given.reshape(-1).astype(np.int64))
-    if outside := [row for row in numbers.tolist() if not -count <= row < count]:
+    numbers = given.reshape(-1).astype(np.int64)
+    outside = numbers[(numbers < -count) | (numbers >= count)]
+    if len(outside):
         raise IndexError(f"row {outside[0]} of {count} detections")
-    return numbers.where(numbers >= 0, numbers + count)
+    return np.where(numbers >= 0, numbers, numbers + count)
 
 
-def _array(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().numpy()
+def _array(tensor: Any) -> Any:
+    """Of a tensor its array; anything else as it is."""
+    return tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else tensor
 
 
 def _package(name: str, method: str) -> Any:

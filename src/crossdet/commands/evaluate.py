@@ -49,12 +49,17 @@ def evaluate(
 ) -> None:
     """Score a detector on every dataset of a config, by its own protocol, on the classes that it labels."""
     from crossdet.config import load_config
-    from crossdet.models.card import check_order, known_space, taken
+    from crossdet.export.sessions import card_of
+    from crossdet.models.card import check_order, is_exported, taken
 
     if store and not fold:
         raise UserError("--store-thresholds: they are kept for whole classes; leave out --no-fold")
+    if store and is_exported(run):
+        raise UserError(
+            "--store-thresholds: an exported file cannot be changed; store them in the weights, export again"
+        )
     check_order("eval", run, config)
-    loaded = load_config(config, overrides or [], known_space(run).datasets)
+    loaded = load_config(config, overrides or [], card_of(run).space.datasets)
     say(taken(run, last))
 
     from crossdet.runs.evaluate import evaluate as score

@@ -16,6 +16,7 @@ from crossdet.commands.check import check
 from crossdet.commands.curves import curves
 from crossdet.commands.demo import demo
 from crossdet.commands.evaluate import evaluate
+from crossdet.commands.export import export
 from crossdet.commands.extend import extend
 from crossdet.commands.labels import labels
 from crossdet.commands.predict import predict
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "curves": curves,
     "predict": predict,
     "serve": serve,
+    "export": export,
     "demo": demo,
     "extend": extend,
     "labels": labels,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
 from crossdet.data.index import Index
+from crossdet.data.picture_files import UnreadableImage as UnreadableImage
+from crossdet.data.picture_files import decode_with_pillow
 from crossdet.data.rotation_geometry import canvas
 
 Size = tuple[int, int]
@@ -20,10 +21,6 @@ Size = tuple[int, int]
 ROTATION_FILL = (124, 116, 104)
 """RGB of the corners that a rotation uncovers: ImageNet's mean, near zero after normalisation, as padding is."""
 _PNG = b"\x89PNG\r\n\x1a\n"
-
-
-class UnreadableImage(Exception):
-    """The file is missing, broken, or not the picture that was annotated. The message names it."""
 
 
 def read_image(path: Path | str, annotated: Size | None = None, upright: bool = False) -> Tensor:
@@ -102,29 +99,12 @@ def decode_bytes(data: bytes, path: Path | str, upright: bool) -> Tensor:
     if not data:
         raise UnreadableImage(f"{path}: the file is empty")
     if data.startswith(_PNG):
-        return _decode_with_pillow(data, path, upright)
+        return torch.from_numpy(decode_with_pillow(data, path, upright)).permute(2, 0, 1)
     buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
         image = decode_image(buffer, ImageReadMode.RGB, apply_exif_orientation=upright)
     except (RuntimeError, ValueError):
-        return _decode_with_pillow(data, path, upright)
+        return torch.from_numpy(decode_with_pillow(data, path, upright)).permute(2, 0, 1)
     if image.dim() == 4:  # an animation: its first frame
         image = image[0]
     return image
-
-
-def _decode_with_pillow(data: bytes, path: Path | str, upright: bool) -> Tensor:
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            image: Image.Image = opened
-            if upright:
-                image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16-bit greyscale: convert("RGB") would clip instead of scale
-                grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-                image = Image.fromarray(grey)
-            array = np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError:  # its message holds the address of `data`
-        raise UnreadableImage(f"{path}: this is no image of a known format") from None
-    except Exception as error:  # on damaged files Pillow's decoders raise almost anything
-        raise UnreadableImage(f"{path}: {error}") from None
-    return torch.from_numpy(array.copy()).permute(2, 0, 1)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from crossdet.files import safe_name
+from crossdet.labels.folds import NO_ANGLE
 from crossdet.types import REGION_FLAGS, Flag
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from crossdet.labels.space import LabelSpace
-    from crossdet.types import Annotations, Batch
+    from crossdet.types import Annotations, Batch, Detections
 
 Colour = tuple[int, int, int]
 Box = Sequence[float]
@@ -54,6 +55,20 @@ def class_colour(label: int) -> Colour:
     step = label - len(_PALETTE)
     red, green, blue = colorsys.hsv_to_rgb(step * _GOLDEN % 1, (0.9, 0.55)[step % 2], (1.0, 0.75)[step // 2 % 2])
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_detections(image: Image.Image, found: Detections) -> Image.Image:
+    """A copy of the picture with boxes, class names and scores."""
+    names = found.names or [str(label) for label in found.labels.tolist()]
+    if found.angles is not None:
+        pairs = zip(names, found.angles.tolist(), strict=True)
+        names = [name if angle == NO_ANGLE else f"{name} {angle}°" for name, angle in pairs]
+    return draw_boxes(
+        image,
+        [(x1, y1, x2, y2) for x1, y1, x2, y2 in found.boxes.tolist()],
+        [f"{name} {score:.2f}" for name, score in zip(names, found.scores.tolist(), strict=True)],
+        [class_colour(label) for label in found.labels.tolist()],
+    )
 
 
 def draw_boxes(

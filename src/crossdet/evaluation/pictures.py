@@ -9,13 +9,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from crossdet.data.decoding import UnreadableImage, read_row
-from crossdet.data.drawing import class_colour, draw_boxes
+from crossdet.data.drawing import class_colour, draw_boxes, draw_detections
 from crossdet.data.index import Index
 from crossdet.files import safe_names
 from crossdet.inference import Detector
-from crossdet.labels.folds import NO_ANGLE
 from crossdet.labels.space import LabelSpace
-from crossdet.types import REGION_FLAGS, Detections
+from crossdet.types import REGION_FLAGS
 
 PER_DATASET = 8
 GAP, TITLE = 6, 22
@@ -103,17 +102,3 @@ def side_by_side(pair: Sequence[Image.Image]) -> Image.Image:
     for column, part in enumerate(pair):
         sheet.paste(part, (column * (pair[0].width + GAP), 0))
     return sheet
-
-
-def draw_detections(image: Image.Image, found: Detections) -> Image.Image:
-    """A copy of the picture with boxes, class names and scores."""
-    names = found.names or [str(label) for label in found.labels.tolist()]
-    if found.angles is not None:
-        pairs = zip(names, found.angles.tolist(), strict=True)
-        names = [name if angle == NO_ANGLE else f"{name} {angle}°" for name, angle in pairs]
-    return draw_boxes(
-        image,
-        [(x1, y1, x2, y2) for x1, y1, x2, y2 in found.boxes.tolist()],
-        [f"{name} {score:.2f}" for name, score in zip(names, found.scores.tolist(), strict=True)],
-        [class_colour(label) for label in found.labels.tolist()],
-    )

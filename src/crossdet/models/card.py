@@ -27,6 +27,8 @@ FORMAT = "crossdet/1"
 WEIGHTS_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
 """The newest weights of a run, and those of its best evaluation (`training.choosing`)."""
 SUFFIX = ".safetensors"
+EXPORTED = (".onnx", ".xml")
+"""What `crossdet export` writes: ONNX, and OpenVINO's, with a `.bin` beside it. See `export.sessions`."""
 WANTED = f"a {SUFFIX} file or a run directory that holds {WEIGHTS_FILE}"
 START_FILE = "extend.json"
 """What an extension began with: its generation, and the parent's scores. A resumed run goes on with it."""
@@ -261,9 +263,14 @@ def check_format(path: Path, metadata: Mapping[str, str]) -> None:
 # ------------------------------------------------------------------------------------ as an argument
 
 
+def is_exported(path: str | Path) -> bool:
+    """Whether a path can only be meant as an exported file."""
+    return Path(path).suffix in EXPORTED
+
+
 def means_weights(path: Path) -> bool:
     """Whether a path can only be meant as weights, where a config may stand as well: a folder, or no text."""
-    if path.is_dir() or path.suffix == SUFFIX:
+    if path.is_dir() or path.suffix == SUFFIX or is_exported(path):
         return True
     if not path.is_file():
         return False
@@ -289,6 +296,8 @@ def taken(path: Path, last: bool = False) -> str:
 
     Raises `UserError` if there are none.
     """
+    if is_exported(path):
+        return f"weights: {path}"
     check_weights(path)
     file = weights_path(path, last)
     if file.name != BEST_FILE or file == path:

@@ -102,7 +102,8 @@ class Network(nn.Module, ABC):
     """A detector for C classes.
 
     num_classes: C. terms: names of the terms of its loss, in order. normaliser: see `Losses.normalised`.
-    backbone_prefix: what the names of the backbone's parameters begin with.
+    backbone_prefix: what the names of the backbone's parameters begin with. stretches: it sees every picture in one
+    and the same size, whatever shape it has.
 
     It is copied (`copy.deepcopy`) for averaged weights, before `compile_parts` and `hold_to`. `losses` and `find`
     run under autocast where the recipe says so.
@@ -112,6 +113,10 @@ class Network(nn.Module, ABC):
     terms: tuple[str, ...]
     normaliser: Normaliser = "batch"
     backbone_prefix = "backbone."
+
+    @property
+    def stretches(self) -> bool:
+        return False
 
     @property
     def device(self) -> torch.device:
@@ -193,6 +198,11 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def export_module(self) -> nn.Module:
         """`images [B, 3, H, W]` -> tensors of fixed meaning, traceable by `torch.export`."""
+
+    def detection_module(self, classes: Tensor, limits: Limits) -> nn.Module:
+        """(`images [B, 3, H, W]` RGB 0..255 without padding, `thresholds [C]`) -> `detecting.Found`, traceable by
+        `torch.export`: what `find` reports of `classes [K]` (rising, each once) within the other `limits`."""
+        raise NotImplementedError
 
 
 class Growable(Network):

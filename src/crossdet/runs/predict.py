@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import json
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
+from crossdet.data.drawing import draw_detections
+from crossdet.data.picture_files import find_images
 from crossdet.errors import UserError
-from crossdet.evaluation.pictures import draw_detections
 from crossdet.files import safe_names, write_json
-from crossdet.inference import AnyImage, Detector, find_images, load_detector, predict_files
 from crossdet.labels.folds import NO_ANGLE
+from crossdet.models.card import is_exported
 from crossdet.types import Detections
-from crossdet.windows import Tiling
 
+if TYPE_CHECKING:
+    from crossdet.export.detector import ExportedDetector
+    from crossdet.inference import AnyImage, Detector
+
+Picture = NDArray[np.uint8]
+"""`[H, W, 3]` RGB."""
+Searched = Iterator[tuple[Path, Picture | None, Detections | str]]
 MAX_OPEN_DRAWINGS = 16
 """Pictures that wait to be drawn and written; more would keep the decoded files in memory."""
 
@@ -71,27 +79,39 @@ def predict_to_folder(
 
     Raises `UserError` for weights, images or classes that do not exist.
     """
-    tiling = Tiling.of(tile, overlap)
+    tiling = None
+    if tile is not None or overlap is not None:
+        from crossdet.windows import Tiling
+
+        tiling = Tiling.of(tile, overlap)
     files = find_images(images)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {folder}: {error.strerror or error}") from None
-    detector = load_detector(weights, fold=fold, last=last)
+    searched: Searched
+    detector: Detector | ExportedDetector
+    if is_exported(weights) and tiling is None:
+        detector, searched = _exported(weights, files, classes, score_threshold, max_detections, fold, agnostic_nms)
+    else:
+        from crossdet.inference import load_detector, predict_files
+
+        detector = load_detector(weights, fold=fold, last=last)
+        more: dict[str, Any] = {"agnostic_nms": agnostic_nms, "tile": tile, "overlap": overlap}
+        rows = predict_files(detector, files, classes, score_threshold, max_detections, **more)
+        searched = ((file, None if p is None else p.permute(1, 2, 0).numpy(), found) for file, p, found in rows)
     ids = None if coco is None else _coco_ids(coco)
     entries: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
     lost: list[str] = []
     drawn = _picture_names(files)
-    options: dict[str, Any] = {"agnostic_nms": agnostic_nms, "tile": tile, "overlap": overlap}
-    searched = predict_files(detector, files, classes, score_threshold, max_detections, **options)
     with _Drawing(folder / "pictures") as drawing:
         for file, picture, found in searched:
             if picture is None or isinstance(found, str):
                 lost.append(str(found))
                 continue
-            entry = _entry(file, picture.shape[2], picture.shape[1], found)
+            entry = _entry(file, picture.shape[1], picture.shape[0], found)
             entries.append(entry)
             counts.update(found.names or ())
             results.extend(_coco_rows(file, found, len(entries), ids))
@@ -112,6 +132,24 @@ def predict_to_folder(
     return Summary(folder, len(entries), dict(counts.most_common()), lost)
 
 
+def _exported(
+    file: Path,
+    images: Sequence[Path],
+    classes: Sequence[str] | None,
+    score_threshold: float | None,
+    max_detections: int | None,
+    fold: bool,
+    agnostic_nms: bool | None,
+) -> tuple[ExportedDetector, Searched]:
+    """Without torch."""
+    from crossdet.export.detector import load_exported, predict_files
+
+    detector = load_exported(file, fold)
+    if agnostic_nms not in (None, detector.about.rules.agnostic_nms):
+        raise UserError(f"--agnostic-nms: {file} keeps what it was exported with; leave it out, or export again")
+    return detector, predict_files(detector, images, classes, score_threshold, max_detections)
+
+
 class _Drawing:
     """Draws and writes pictures in threads, so that the network need not wait; a few at a time are under way."""
 
@@ -129,16 +167,16 @@ class _Drawing:
             for done in self._open:
                 done.result()  # raises what writing has raised
 
-    def add(self, name: str, picture: Tensor, found: Detections) -> None:
+    def add(self, name: str, picture: Picture, found: Detections) -> None:
         """Raises what writing an earlier picture has raised."""
         if len(self._open) == MAX_OPEN_DRAWINGS:
             self._open.popleft().result()
         self._open.append(self._pool.submit(self._draw, self.folder / name, picture, found))
 
     @staticmethod
-    def _draw(target: Path, picture: Tensor, found: Detections) -> None:
+    def _draw(target: Path, picture: Picture, found: Detections) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        draw_detections(Image.fromarray(picture.permute(1, 2, 0).numpy()), found).save(target, quality=92)
+        draw_detections(Image.fromarray(picture), found).save(target, quality=92)
 
 
 def _picture_names(files: Sequence[Path]) -> dict[Path, str]:
@@ -190,6 +228,8 @@ def predict(
 
     agnostic_nms: of several classes at one place the best is left; None = as the weights say.
     """
+    from crossdet.inference import Detector, load_detector
+
     detector = weights if isinstance(weights, Detector) else load_detector(weights)
     many = list(images) if isinstance(images, list | tuple) else [images]
     more: dict[str, Any] = {} if agnostic_nms is None else {"agnostic_nms": agnostic_nms}

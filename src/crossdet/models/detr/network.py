@@ -22,6 +22,7 @@ from crossdet.models.detr.boxes import corners
 from crossdet.models.detr.criterion import Answers, Bins, Criterion, denoising_losses, set_losses
 from crossdet.models.detr.decoders import Decode, Memory, Queries
 from crossdet.models.detr.denoising import Noise, Settings, add_noise, attention_mask
+from crossdet.models.detr.detecting import Detecting
 from crossdet.models.detr.distributions import bin_values
 from crossdet.models.detr.negatives import Rule
 from crossdet.models.detr.objects import Objects, objects_of, own_classes
@@ -129,6 +130,10 @@ class Detr(Growable):
     @property
     def has_distributions(self) -> bool:
         return hasattr(self.core.decoder, "integral")
+
+    @property
+    def stretches(self) -> bool:
+        return self.settings.square is not None
 
     @property
     def class_tensors(self) -> list[str]:
@@ -300,7 +305,7 @@ class Detr(Growable):
         found: list[list[Detections]] = [[] for _ in sizes]
         memory = self.memory(self.pictures(images, sizes))
         for part in self.query_sets(looked):
-            answers = self._answers(memory, part)
+            answers = self.answers(memory, part)
             limit = limits.threshold_of(part)
             places, scores = corners(answers.boxes.float()) * frames, answers.scored.float().sigmoid()
             for image, size in enumerate(sizes):
@@ -313,12 +318,19 @@ class Detr(Growable):
         parts = classes.tensor_split(torch.searchsorted(classes, borders).tolist()) if len(borders) else [classes]
         return [part for part in parts if len(part)] or [classes]
 
-    def _answers(self, memory: Memory, classes: Tensor) -> Answers:
+    def answers(self, memory: Memory, classes: Tensor) -> Answers:
         """Of the last layer, for some classes, by queries that these have chosen."""
         proposals, anchors = self.proposals(memory)
         scores = rows_of(self.core.enc_score_head, proposals, classes).amax(-1)
         positions = scores.topk(min(self.settings.queries, scores.shape[1]), dim=1).indices
         return self.decode(self.core.decoder, self.queries(proposals, anchors, positions), memory, classes)[-1]
+
+    def frame_of(self, shape: Sequence[int]) -> list[int]:
+        """(height, width) in pixels that boxes of a picture without padding are shares of."""
+        return [side if self.stretches else -(-side // PAD_DIVISOR) * PAD_DIVISOR for side in shape]
+
+    def detection_module(self, classes: Tensor, limits: Limits) -> nn.Module:
+        return Detecting(self, classes, limits)
 
     def export_module(self) -> nn.Module:
         """`images [B, 3, H, W]` without padding -> logits `[B, N, C]` and boxes `[B, N, 4]` xyxy in pixels, of
@@ -339,13 +351,11 @@ class Exported(nn.Module):
         memory = network.memory(network.pictures(images, None))
         logits, places = [], []
         for begin, end in pairwise([0, *network.settings.begins, network.num_classes]):
-            answers = network._answers(memory, torch.arange(begin, end, device=images.device))
+            answers = network.answers(memory, torch.arange(begin, end, device=images.device))
             before_and_after = (begin, network.num_classes - end)
             logits.append(F.pad(answers.scored, before_and_after, value=NOT_LOOKED_FOR))
             places.append(corners(answers.boxes))
-        height, width = images.shape[-2:]
-        if network.settings.square is None:
-            height, width = (-(-side // PAD_DIVISOR) * PAD_DIVISOR for side in (height, width))
+        height, width = network.frame_of(images.shape[-2:])
         scale = torch.tensor([width, height, width, height], device=images.device)
         return torch.cat(logits, 1), torch.cat(places, 1) * scale
 

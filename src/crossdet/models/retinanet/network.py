@@ -34,6 +34,7 @@ from crossdet.models.retinanet.anchors import (
 )
 from crossdet.models.retinanet.candidates import Boxes, Candidates, best_candidates, detections_of, merged
 from crossdet.models.retinanet.class_loss import union_focal_losses
+from crossdet.models.retinanet.detecting import Detecting
 from crossdet.models.retinanet.distillation import logit_matching
 from crossdet.models.retinanet.matching import label_anchors, label_batch
 from crossdet.models.retinanet.settings import PYRAMID_STRIDES, RetinaNetSettings
@@ -156,7 +157,8 @@ class RetinaNet(Growable):
         height, width = images.shape[-2:]
         x = (images.to(self.mean.dtype) - self.mean) / self.std
         # Zero after normalisation is the mean colour: a border that is as uninformative as can be.
-        if height % PAD_DIVISOR or width % PAD_DIVISOR:
+        # In a graph for any size (`torch.export`) sides are no integers, and this is no question for it.
+        if not isinstance(height, int) or height % PAD_DIVISOR or width % PAD_DIVISOR:
             x = F.pad(x, (0, -width % PAD_DIVISOR, 0, -height % PAD_DIVISOR))
         # The weights decide the layout. Asked of a 3x3 weight: 1x1 ones count as contiguous in both formats.
         wide = self.fpn.layer_blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last)
@@ -170,7 +172,7 @@ class RetinaNet(Growable):
         towers = [self.class_subnet.before_prediction(f) for f in features]
         return Outputs(
             logits=[self._class_logits(tower, all_classes) for tower in towers],
-            deltas=[self._deltas(f) for f in features],
+            deltas=[self.deltas(f) for f in features],
             grids=[(f.shape[-2], f.shape[-1]) for f in features],
         )
 
@@ -236,7 +238,7 @@ class RetinaNet(Growable):
             batch.background_weight,
             None if batch.tiles is None else LocalTrust.of(batch.tiles, grid.boxes),
         )
-        deltas = torch.cat([self._deltas(f) for f in features], 1)
+        deltas = torch.cat([self.deltas(f) for f in features], 1)
         box = self._box_losses(deltas, grid.boxes, labelled) * settings.box_weight
         return Losses({"classification": classification, "box": box}, (labelled.labels >= 0).sum(1))
 
@@ -287,6 +289,13 @@ class RetinaNet(Growable):
         """`images [B, 3, H, W]` -> class logits `[B, N, C]` and boxes `[B, N, 4]` xyxy of all anchors; with
         adapters `[B, N, 4 (1 + adapters)]`, see `box_subnet_of`. Not clipped, without NMS."""
         return Exported(self)
+
+    def detection_module(self, classes: Tensor, limits: Limits) -> nn.Module:
+        return Detecting(self, classes, limits)
+
+    def class_logits(self, features: Tensor, classes: Tensor) -> Tensor:
+        """`[B, H W A, K]` of one level and some classes, rising and each once."""
+        return self._class_logits(self.class_subnet.before_prediction(features), classes)
 
     # ---------------------------------------------------------------- growth
 
@@ -342,7 +351,7 @@ class RetinaNet(Growable):
         chosen = self._chosen(classes, sizes.device)
         levels: list[list[Boxes]] = [[] for _ in sizes]
         for level, boxes in zip(features, anchors, strict=True):
-            deltas = self._deltas(level)
+            deltas = self.deltas(level)
             tower = self.class_subnet.before_prediction(level)
             best: list[Candidates | None] = [None] * len(sizes)
             for part in chosen.split(max(1, LOGITS_AT_ONCE // (len(sizes) * len(boxes)))):
@@ -361,7 +370,7 @@ class RetinaNet(Growable):
             return torch.arange(self.num_classes, device=device)
         return torch.as_tensor(classes, dtype=torch.int64).unique().to(device)
 
-    def _deltas(self, features: Tensor) -> Tensor:
+    def deltas(self, features: Tensor) -> Tensor:
         """`[B, H W A, 4 (1 + adapters)]`: those of the box subnet, and of each adapter's."""
         subnets = [self.box_subnet, *self.box_adapters]
         parts = [self._by_anchor(subnet(features), 4) for subnet in subnets]
@@ -375,7 +384,7 @@ class RetinaNet(Growable):
         return deltas.unflatten(1, (-1, 4))[rows, self.box_subnet_of[labels]]
 
     def _with_boxes(self, found: Candidates, deltas: Tensor, anchors: Tensor) -> Boxes:
-        """deltas: of `_deltas`; anchors: `[N, 4]`; both of the level."""
+        """deltas: of `deltas`; anchors: `[N, 4]`; both of the level."""
         chosen = self._boxes_of(deltas[found.anchor], found.label)
         return Boxes(decode_boxes(chosen.float(), anchors[found.anchor]), found.scores, found.label)
 

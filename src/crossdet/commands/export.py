@@ -1,0 +1,86 @@
+"""`crossdet export`: a detector as a file for other software."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from crossdet.commands.terminal import JsonFile, Last, RunOrWeights, out, save_json, say
+from crossdet.evaluation.tables import lineless_table, percent
+
+
+def export(
+    run: RunOrWeights,
+    to: Annotated[str, typer.Option("--to", metavar="KIND", help="onnx or openvino")] = "onnx",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", dir_okay=False, help="default: beside the weights"),
+    ] = None,
+    size: Annotated[
+        tuple[int, int] | None, typer.Option(metavar="HEIGHT WIDTH", help="one size of all inputs (default: any)")
+    ] = None,
+    opset: Annotated[int, typer.Option(help="of ONNX: 17 or 18")] = 18,
+    precision: Annotated[str, typer.Option(metavar="NUMBERS", help="fp32, fp16 or int8")] = "fp32",
+    classes: Annotated[
+        str | None, typer.Option(metavar="A,B", help="look only for these classes (unified names)")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="the network's own outputs instead of detections")] = False,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGES", help="pictures that int8 is calibrated on (default: validation pictures)"),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="CONFIG", help="whose validation pictures are compared on (default: the run's own)"),
+    ] = None,
+    pictures: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="pictures per dataset for AP (default: all)")
+    ] = None,
+    max_detections: Annotated[
+        int | None, typer.Option(min=1, help="most detections per picture (default: as the protocols want)")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="licence of the weights, for the file's metadata")
+    ] = None,
+    last: Last = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Write a detector for onnxruntime or OpenVINO, and compare the file with the detector on real pictures."""
+    from crossdet.models.card import taken
+
+    say(taken(run, last))
+
+    from crossdet.runs.export import NOT_STATED, Request
+    from crossdet.runs.export import export as write
+
+    names = None if classes is None else tuple(name.strip() for name in classes.split(",") if name.strip())
+    stated = licence or NOT_STATED
+    request = Request(to, size, opset, precision, names, raw, calibrate, stated, max_detections)
+    record = write(run, request, output, data, pictures, last)
+    say(f"{record['file']}  ({record['bytes'] / 1e6:.1f} MB, {record['precision']}, opset {record['opset']})")
+    _print(record)
+    save_json(json_file, record)
+
+
+def _print(record: dict[str, Any]) -> None:
+    """The parity table."""
+    sets = record["sets"]
+    if sets is None:
+        why = "raw outputs" if record["raw"] else "no validation pictures; give --data CONFIG"
+        say(f"not compared: {why}")
+        return
+    near = f"boxes to {sets['boxes']:.2g} pixels, scores to {sets['scores']:.2g}"
+    more = f"; {sets['alone']} in one alone, score up to {sets['alone_score']:.2f}" if sets["alone"] else ""
+    say(f"{sets['pictures']} pictures, {sets['matched']} detections in both: {near}{more}")
+    table = lineless_table("", "before", "after", "difference")
+    for dataset, row in record["ap"].items():
+        for name, before in row["before"].items():
+            after = row["after"][name]
+            change = "-" if before is None or after is None else f"{100 * (after - before):+.2f}"
+            table.add_row(f"{dataset} {name}", percent(before, 2), percent(after, 2), change)
+    time = record["latency_ms"]
+    ratio = f"{time['torch'] / time['exported']:.2f} x"
+    table.add_row("ms per picture, 1 thread", f"{time['torch']:.1f}", f"{time['exported']:.1f}", ratio)
+    out.print(table)

@@ -1,0 +1,101 @@
+"""What an exported file says of itself: the card of its weights, and what others need of it. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from crossdet.errors import UserError
+from crossdet.models.card import Card
+
+FORMAT = "crossdet-export/1"
+STORED = ("format", "card", "rules", "precision", "opset", "licence", "source")
+"""Entries of the metadata that crossdet reads."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a picture becomes an input, and what was decided about the outputs.
+
+    size: (height, width) of all inputs; None: any. stretched: pictures fill that size, whatever their shape; else
+    they keep it. fill: RGB of what a picture of fixed size leaves free, at the right and the bottom. classes: ids
+    that are looked for. max_detections, nms_iou, agnostic_nms, topk: see `contract.Limits`. raw: the file gives a
+    network's own outputs, and no detections.
+    """
+
+    size: tuple[int, int] | None
+    stretched: bool
+    fill: tuple[int, int, int]
+    classes: tuple[int, ...]
+    max_detections: int
+    nms_iou: float
+    agnostic_nms: bool
+    topk: int
+    raw: bool = False
+
+
+@dataclass(frozen=True)
+class About:
+    """precision: fp32, fp16 or int8. licence: of the weights, as their maker stated it. source: name and SHA-256 of
+    the weights file."""
+
+    card: Card
+    rules: Rules
+    precision: str
+    opset: int
+    licence: str
+    source: Mapping[str, str]
+
+    def to_metadata(self) -> dict[str, str]:
+        """Strings. `card` is what crossdet reads; the others say the same for other readers, as JSON."""
+        space, rules = self.card.space, self.rules
+        avoided = {
+            dataset: [space.classes[c] for c in row.nonzero()[0].tolist()]
+            for dataset, row in zip(space.datasets, space.avoid_array, strict=True)
+        }
+        content: dict[str, Any] = {
+            "card": self.card.to_metadata(),
+            "rules": asdict(rules),
+            "input": self._input(),
+            "classes": {str(c): space.classes[c] for c in rules.classes},
+            "thresholds": self.card.thresholds,
+            "avoided": avoided,
+            "generations": [asdict(generation) for generation in self.card.generations],
+            "precision": self.precision,
+            "opset": self.opset,
+            "licence": self.licence,
+            "source": dict(self.source),
+        }
+        return {"format": FORMAT} | {key: json.dumps(value) for key, value in content.items()}
+
+    def _input(self) -> dict[str, str]:
+        card, rules = self.card, self.rules
+        if rules.size is None:
+            resize = f"shorter side to {card.input.shorter} pixels, longer side at most {card.input.longer}"
+        else:
+            how = "stretched to" if rules.stretched else "as large as fits into, at the top left of"
+            resize = f"{how} {rules.size[0]} x {rules.size[1]} pixels (height x width)"
+        return {
+            "images": "uint8 [B, H, W, 3], RGB; normalisation and padding are inside",
+            "resize": f"{resize}; bilinear with antialiasing, as Pillow and torchvision do it",
+            "thresholds": f"float32 [{len(card.space.classes)}], per class; 2: not looked for",
+            "boxes": "x1, y1, x2, y2 in pixels of the input; rows with label -1 are none",
+        }
+
+    @classmethod
+    def from_metadata(cls, path: Path, metadata: Mapping[str, str]) -> About:
+        """Raises `UserError` for a file of other software."""
+        if metadata.get("format") != FORMAT:
+            raise UserError(f"{path} was not written by `crossdet export` (format {metadata.get('format')!r})")
+        read = {key: json.loads(metadata[key]) for key in STORED[1:]}
+        rules = read["rules"]
+        size = None if rules["size"] is None else tuple(rules["size"])
+        fixed = rules | {"size": size, "fill": tuple(rules["fill"]), "classes": tuple(rules["classes"])}
+        try:
+            card = Card.from_metadata(read["card"])
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        return cls(**read | {"card": card, "rules": Rules(**fixed)})

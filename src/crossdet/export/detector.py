@@ -1,0 +1,176 @@
+"""A detector out of an exported file: images in, named detections out, by onnxruntime or OpenVINO. No torch.
+
+Beside `inference.Detector`, whose answers it gives: pictures one by one, and detections as numpy arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from crossdet.data.picture_files import UnreadableImage, decode_with_pillow
+from crossdet.errors import UserError
+from crossdet.export.about import About, Rules
+from crossdet.export.resizing import Picture, resize
+from crossdet.export.sessions import Session, detections_of, open_session
+from crossdet.labels.reporting import Reporting
+from crossdet.types import Detections
+
+NOT_LOOKED_FOR = 2.0
+"""Threshold of a class that is not asked for."""
+
+
+class ExportedDetector(Reporting):
+    """An exported file, opened. file: that file. about: what it says of itself; see `Reporting` for the others."""
+
+    def __init__(self, session: Session, fold: bool = True, file: Path | None = None) -> None:
+        self.about: About = session.about
+        super().__init__(self.about.card.space, self.about.card.thresholds, fold)
+        self.session, self.file = session, file
+
+    def __call__(
+        self,
+        image: str | Path | Image.Image | NDArray[Any],
+        classes: Sequence[str] | str | None = None,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> Detections:
+        """As `inference.Detector.__call__`; how duplicates are suppressed, and the most detections, the file says.
+
+        image: a file, a PIL image, or an `[H, W, 3]` uint8 RGB array. Raises `UserError` as there.
+        """
+        return self.find(as_picture(image), self.asked(classes, score_threshold), max_detections)
+
+    def asked(self, classes: Sequence[str] | str | None, score_threshold: float | None) -> NDArray[np.float32]:
+        """`[C]` thresholds. Raises `UserError` for classes that the file does not look for."""
+        looked = self.about.rules.classes
+        ids = self.class_ids(classes)
+        if missing := [self.classes[c] for c in ids or () if c not in looked]:
+            raise UserError(f"{self.file} was exported without the class(es) {', '.join(missing)}")
+        thresholds = np.full(len(self.classes), NOT_LOOKED_FOR, np.float32)
+        wanted = looked if ids is None else ids
+        thresholds[list(wanted)] = np.array(self.member_thresholds(score_threshold), np.float32)[list(wanted)]
+        return thresholds
+
+    def find(self, picture: Picture, thresholds: NDArray[np.float32], most: int | None = None) -> Detections:
+        """In one picture; thresholds: of `asked`."""
+        rules, own, sides = self.about.rules, self.folding, picture.shape[:2]
+        if rules.size is None:
+            given = self.about.card.input
+            picture = resize(picture, fitting(sides, given.shorter, given.longer))
+        boxes, scores, labels = answers(self.session, picture, thresholds)
+        boxes = boxes * np.array([sides[1] / picture.shape[1], sides[0] / picture.shape[0]] * 2).astype(np.float32)
+        angles = None
+        limit = rules.max_detections // (1 if own is None else own.largest) if most is None else most
+        if own is not None:
+            one = own.of[labels]
+            rows = suppressed(boxes, scores, one, rules.nms_iou)
+            angles = own.angles[labels[rows]] if own.has_angles else None
+            boxes, scores, labels = boxes[rows], scores[rows], one[rows]
+        names = tuple(self.reported[label] for label in labels[:limit])
+        angles = None if angles is None else angles[:limit]
+        return Detections(boxes[:limit], scores[:limit], labels[:limit], names, angles)  # type: ignore[arg-type]
+
+
+def fitting(sides: tuple[int, ...], shorter: int, longer: int) -> tuple[int, int]:
+    """(height, width) of a picture with these at the input, as `data.augment.resized`."""
+    height, width = sides
+    factor = min(shorter / min(height, width), longer / max(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def answers(session: Session, picture: Picture, thresholds: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
+    """boxes `[n, 4]` xyxy in pixels of the picture, scores, labels. A picture that has not the one size of all
+    inputs is brought to it."""
+    height, width = picture.shape[:2]
+    picture, size = fitted(picture, session.about.rules)
+    boxes, scores, labels = (output[0] for output in session.run(np.ascontiguousarray(picture)[None], thresholds))
+    edge = np.array([size[1], size[0]] * 2, np.float32)
+    boxes = np.minimum(boxes.astype(np.float32), edge)
+    some = (labels >= 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    scale = np.array([width / size[1], height / size[0]] * 2).astype(np.float32)
+    return boxes[some] * scale, scores[some].astype(np.float32), labels[some].astype(np.int64)
+
+
+def fitted(picture: Picture, rules: Rules) -> tuple[Picture, tuple[int, int]]:
+    """A picture in the size of all inputs, where there is one, and its own (height, width) in it."""
+    height, width = picture.shape[:2]
+    if rules.size is None or rules.size == (height, width):
+        return picture, (height, width)
+    factor = min(rules.size[0] / height, rules.size[1] / width)
+    size = rules.size if rules.stretched else (max(1, round(height * factor)), max(1, round(width * factor)))
+    canvas = np.empty((*rules.size, 3), np.uint8)
+    canvas[:] = rules.fill
+    canvas[: size[0], : size[1]] = resize(picture, size)
+    return canvas, size
+
+
+def as_picture(image: Any) -> Picture:
+    """`[H, W, 3]` uint8 RGB of whatever was given. Raises `UserError` if that is no picture."""
+    if isinstance(image, str | Path):
+        try:
+            return read_picture(Path(image))
+        except UnreadableImage as error:
+            raise UserError(str(error)) from None
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB"))
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"image: expected a file, PIL image or array, got {type(image).__name__}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise UserError(f"image array: expected [H, W, 3] uint8 RGB, got {list(image.shape)} {image.dtype}")
+    return image
+
+
+def read_picture(path: Path) -> Picture:
+    """Turned as EXIF says. Raises `UnreadableImage`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImage(f"{path}: {error.strerror or error}") from None
+    return decode_with_pillow(data, path, rotate=True)
+
+
+def suppressed(
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], labels: NDArray[np.int64], iou: float
+) -> NDArray[np.int64]:
+    """Rows that non-maximum suppression by label leaves, by falling score. boxes: `[n, 4]` xyxy."""
+    order = np.argsort(-scores, kind="stable")
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    kept: list[int] = []
+    while len(order):
+        best, rest = order[0], order[1:]
+        kept.append(int(best))
+        low, high = np.maximum(boxes[best, :2], boxes[rest, :2]), np.minimum(boxes[best, 2:], boxes[rest, 2:])
+        shared = np.maximum(high - low, 0).prod(1)
+        same = (labels[rest] == labels[best]) & (shared > iou * (area[best] + area[rest] - shared))
+        order = rest[~same]
+    return np.array(kept, np.int64)
+
+
+def load_exported(path: str | Path, fold: bool = True) -> ExportedDetector:
+    """Raises `UserError` for a missing, damaged or foreign file, and for one with raw outputs."""
+    path = Path(path)
+    return ExportedDetector(detections_of(open_session(path), path), fold, path)
+
+
+def predict_files(
+    detector: ExportedDetector,
+    files: Sequence[Path],
+    classes: Sequence[str] | None = None,
+    score_threshold: float | None = None,
+    max_detections: int | None = None,
+) -> Iterator[tuple[Path, Picture | None, Detections | str]]:
+    """As `inference.predict_files`, one by one; pictures are `[H, W, 3]`."""
+    thresholds = detector.asked(classes, score_threshold)
+    for file in files:
+        try:
+            picture = read_picture(file)
+        except UnreadableImage as error:
+            yield file, None, str(error)
+        else:
+            yield file, picture, detector.find(picture, thresholds, max_detections)

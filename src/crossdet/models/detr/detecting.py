@@ -1,0 +1,41 @@
+"""D-FINE and RT-DETR from pictures to detections as one graph: what `Detr.find` does, for a batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from crossdet.models.contract import Limits
+from crossdet.models.detecting import Found, best_columns, found_of, rows_at
+from crossdet.models.detr.boxes import corners
+
+if TYPE_CHECKING:
+    from crossdet.models.detr.network import Detr
+
+
+class Detecting(nn.Module):
+    """See `Network.detection_module`."""
+
+    def __init__(self, network: Detr, classes: Tensor, limits: Limits) -> None:
+        super().__init__()
+        self.network, self.limits = network, limits
+        self.sets = network.query_sets(classes)
+
+    def forward(self, images: Tensor, thresholds: Tensor) -> Found:
+        network = self.network
+        height, width = network.frame_of(images.shape[-2:])
+        frame = [width, height, width, height]
+        memory = network.memory(network.pictures(images, None))
+        parts = []
+        for looked in self.sets:
+            answers = network.answers(memory, looked)
+            scores = answers.scored.float().sigmoid()
+            scores = torch.where(scores > thresholds[looked], scores, 0.0).flatten(1)
+            best, pairs = best_columns(scores, min(self.limits.topk, self.limits.max_detections))
+            places = corners(answers.boxes.float())
+            boxes = torch.stack([places[..., i] * frame[i] for i in range(4)], -1)
+            parts.append((rows_at(boxes, pairs // len(looked)), best, looked[pairs % len(looked)]))
+        boxes, scores, labels = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
+        return found_of(boxes, scores, labels, images.shape[-2:], self.limits, groups=0)

@@ -1,0 +1,297 @@
+"""`crossdet export`: a detector as a file for other software, and what that cost: answers, accuracy, time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from crossdet.config import CONFIG_FILE, Config, load_config
+from crossdet.config.sources import open_sources
+from crossdet.data.decoding import UnreadableImage, read_row
+from crossdet.errors import UserError
+from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.evaluation.splits import Split
+from crossdet.export.about import About, Rules
+from crossdet.export.detector import ExportedDetector, as_picture, fitted, fitting
+from crossdet.export.files import openvino_model, write_onnx, write_openvino
+from crossdet.export.graph import OPSETS, onnx_graph
+from crossdet.export.network import ExportedNetwork
+from crossdet.export.parity import difference, milliseconds
+from crossdet.export.precision import PRECISIONS, Inputs, onnx_half, onnx_int8, openvino_int8
+from crossdet.export.resizing import Picture, resize
+from crossdet.export.sessions import open_session
+from crossdet.inference import Detector, find_images, load_detector
+from crossdet.labels.space import DROPPED
+from crossdet.models.card import file_digest, is_exported, read_card
+from crossdet.models.contract import Limits
+from crossdet.runs.evaluate import score_splits, splits_for_detector
+
+CALIBRATION_PICTURES, COMPARED_PICTURES, TIMED_PICTURES = 64, 32, 8
+COMPARED_SCORE = 0.05
+"""Detections from this score on are compared."""
+NOT_STATED = "not stated"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a file shall be. to: of `KINDS`. size: (height, width) of all inputs; None: any. precision: of
+    `PRECISIONS`. classes: names; None: all. raw: the network's own outputs. calibrate: pictures for int8; None:
+    those of the validation splits. licence: of the weights, for the metadata. max_detections: per picture at most;
+    None: as many as the detector, and the protocols of the validation data, want.
+    """
+
+    to: str = "onnx"
+    size: tuple[int, int] | None = None
+    opset: int = 18
+    precision: str = "fp32"
+    classes: tuple[str, ...] | None = None
+    raw: bool = False
+    calibrate: str | None = None
+    licence: str = NOT_STATED
+    max_detections: int | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """Validation splits in the classes of the detector. sources: their lists, for the protocols."""
+
+    config: Config
+    splits: dict[str, Split]
+    lists: dict[str, Any]
+
+    def pictures(self, most: int) -> Iterator[Picture]:
+        """Of all splits together, evenly spread; unreadable ones are left out."""
+        rows = [(split, row) for split in self.splits.values() for row in range(len(split.index))]
+        for place in np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)).tolist():
+            split, row = rows[place]
+            try:
+                yield np.ascontiguousarray(read_row(split.index, row).permute(1, 2, 0).numpy())
+            except UnreadableImage:
+                continue
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a kind writes a file of."""
+
+    detector: Detector
+    about: About
+    graph: Callable[[], Any]
+    calibration: Callable[[], list[Inputs]]
+    file: Path
+
+
+def to_onnx(job: Job) -> None:
+    model = job.graph()
+    if job.about.precision == "fp16":
+        model = onnx_half(model)
+    elif job.about.precision == "int8":
+        model = onnx_int8(model, job.calibration())
+    write_onnx(model, job.about.to_metadata(), job.file)
+
+
+def to_openvino(job: Job) -> None:
+    model = openvino_model(job.graph())
+    if job.about.precision == "int8":
+        model = openvino_int8(model, job.calibration())
+    write_openvino(model, job.about.to_metadata(), job.file, half=job.about.precision != "fp32")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """suffix: of the file. write: makes it."""
+
+    suffix: str
+    write: Callable[[Job], None]
+
+
+KINDS = {"onnx": Kind(".onnx", to_onnx), "openvino": Kind(".xml", to_openvino)}
+"""What `--to` takes."""
+
+
+def export(
+    weights: Path,
+    request: Request,
+    output: Path | None = None,
+    data: Path | None = None,
+    pictures: int | None = None,
+    last: bool = False,
+) -> dict[str, Any]:
+    """Writes the file and returns what was measured; `sets`, `ap`, `latency_ms`: None without validation data.
+
+    weights: a file or a run directory, whose config says the validation data unless `data`, a config, does. output:
+    None = beside the weights. pictures: of every split at most, for AP; None = all.
+
+    Raises `UserError` for what cannot be exported, and before anything is written.
+    """
+    _check(weights, request)
+    detector = load_detector(weights, "cpu", last=last)
+    found = _data(weights, data, detector)
+    job = _job(detector, request, found, output)
+    KINDS[request.to].write(job)
+    record = {"file": str(job.file), "to": request.to, **asdict(job.about.rules), "precision": request.precision}
+    record |= {"opset": request.opset, "bytes": sum(part.stat().st_size for part in _parts(job.file))}
+    measured: dict[str, Any] = {"sets": None, "ap": None, "latency_ms": None}
+    if found is not None and not request.raw:
+        measured = _measured(detector, job, found, pictures)
+    return record | measured
+
+
+def _check(weights: Path, request: Request) -> None:
+    problems = []
+    if is_exported(weights):
+        problems.append(f"{weights} is exported already; give the weights that it was made of")
+    choices: list[tuple[str, Any, tuple[Any, ...]]] = [
+        ("--to", request.to, tuple(KINDS)),
+        ("--opset", request.opset, OPSETS),
+        ("--precision", request.precision, PRECISIONS),
+    ]
+    for name, value, known in choices:
+        if value not in known:
+            problems.append(f"{name}: expected {' or '.join(map(str, known))}, got {value!r}")
+    if request.size is not None and min(request.size) < 32:
+        problems.append(f"--size: expected height and width of at least 32 pixels, got {request.size}")
+    if request.raw and request.precision == "int8":
+        problems.append("--raw: not with --precision int8")
+    if request.calibrate is not None and request.precision != "int8":
+        problems.append("--calibrate: it is for --precision int8 only")
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _data(weights: Path, config: Path | None, detector: Detector) -> Data | None:
+    """None where nobody says where validation pictures are, or they are not there any more."""
+    path = config or (weights / CONFIG_FILE if weights.is_dir() else None)
+    if path is None or not path.exists():
+        if config is not None:
+            raise UserError(f"--data {config} does not exist")
+        return None
+    loaded = load_config(path, known_datasets=detector.space.datasets)
+    sources = open_sources(loaded, ["val"], detector=detector.space)
+    splits = splits_for_detector(sources, sources.val, detector, fold=True)
+    return Data(loaded, splits, sources.lists) if splits else None
+
+
+def _job(detector: Detector, request: Request, data: Data | None, output: Path | None) -> Job:
+    source = detector.file
+    assert source is not None
+    network, space = detector.model, detector.space
+    limits = Limits(**detector.decoding)
+    most = request.max_detections or limits.max_detections
+    if request.max_detections is None and data is not None:
+        names = [name for split in data.splits for name in data.config.datasets[split].protocol]
+        most = max([most, *(PROTOCOLS[name].limits.max_detections for name in names)])
+    folding = space.folding
+    ids = detector.class_ids(request.classes)
+    rules = Rules(
+        request.size,
+        network.stretches,
+        tuple(network.fill_colour),  # type: ignore[arg-type]
+        tuple(range(len(space.classes))) if ids is None else tuple(sorted(set(ids))),
+        most * (1 if folding is None else folding.largest),
+        limits.nms_iou,
+        limits.agnostic_nms,
+        limits.topk,
+        request.raw,
+    )
+    digest = {"file": source.name, "sha256": file_digest(source)}
+    about = About(read_card(source), rules, request.precision, request.opset, request.licence, digest)
+    suffix = KINDS[request.to].suffix
+    short = "" if request.precision == "fp32" else f"_{request.precision}"
+    file = output or source.with_name(f"{source.stem}{short}{suffix}")
+    if file.suffix != suffix:
+        raise UserError(f"--output: expected a name that ends in {suffix}, got {file}")
+    shape = request.size or (detector.settings.shorter, detector.settings.longer)
+    groups = None if folding is None else folding.nms_groups
+
+    def calibration() -> list[Inputs]:
+        return _inputs(_pictures_for_int8(request, data), detector, rules)
+
+    return Job(detector, about, lambda: onnx_graph(network, rules, groups, shape, request.opset), calibration, file)
+
+
+def _pictures_for_int8(request: Request, data: Data | None) -> list[Picture]:
+    if request.calibrate is not None:
+        return [as_picture(file) for file in find_images([request.calibrate])[:CALIBRATION_PICTURES]]
+    if data is None:
+        raise UserError(
+            "--precision int8: needs pictures to calibrate on; give --calibrate FOLDER or --data CONFIG"
+        )
+    return list(data.pictures(CALIBRATION_PICTURES))
+
+
+def _inputs(pictures: list[Picture], detector: Detector, rules: Rules) -> list[Inputs]:
+    thresholds = np.full(len(detector.classes), COMPARED_SCORE, np.float32)
+    given = detector.settings
+    found = []
+    for picture in pictures:
+        if rules.size is None:
+            small = resize(picture, fitting(picture.shape[:2], given.shorter, given.longer))
+        else:
+            small = fitted(picture, rules)[0]
+        found.append({"images": small[None], "thresholds": thresholds})
+    return found
+
+
+def _parts(file: Path) -> list[Path]:
+    return [part for part in (file, file.with_suffix(".bin")) if part == file or file.suffix == ".xml"]
+
+
+def _measured(detector: Detector, job: Job, data: Data, most: int | None) -> dict[str, Any]:
+    file, rules = job.file, job.about.rules
+    exported = ExportedDetector(open_session(file), file=file)
+    names = [detector.classes[c] for c in rules.classes]
+    some = list(data.pictures(COMPARED_PICTURES))
+    tensors = [torch.from_numpy(picture).permute(2, 0, 1) for picture in some]
+    limit = (names, COMPARED_SCORE, 100)
+    ours, theirs = [detector(tensor, *limit) for tensor in tensors], [exported(picture, *limit) for picture in some]
+    return {
+        "sets": asdict(difference(ours, theirs)),
+        "ap": _accuracy(detector, ExportedNetwork(exported.session), rules, data, most),
+        "latency_ms": _latency(detector, file, some[:TIMED_PICTURES]),
+    }
+
+
+def _accuracy(
+    detector: Detector, network: ExportedNetwork, rules: Rules, data: Data, most: int | None
+) -> dict[str, dict[str, Any]]:
+    """Dataset -> protocol, number of images, the protocol's numbers before and after. Pictures come one by one, for
+    how a batch is padded is not the file's business."""
+    folding = detector.space.folding
+    reported = {c if folding is None else int(folding.of[c]) for c in rules.classes}
+    config = data.config.model_copy(update={"eval": data.config.eval.model_copy(update={"batch_size": 1})})
+    splits = {}
+    for name, split in data.splits.items():
+        ids = np.where(np.isin(split.class_ids, list(reported)), split.class_ids, DROPPED)
+        some = replace(split, class_ids=ids)
+        if some.classes:
+            count = len(split.index)
+            rows = np.unique(np.linspace(0, count - 1, min(most or count, count)).astype(np.int64))
+            splits[name] = some if most is None else some.take(rows)
+    records = [
+        score_splits(model, config, splits, data.lists, detector.settings, folding).metrics["datasets"]
+        for model in (detector.model, network)
+    ]
+    found = {}
+    for name in splits:
+        before, after = (dict(PROTOCOLS[r[name]["protocol"]].columns(r[name])) for r in records)
+        protocol = records[0][name]["protocol"]
+        found[name] = {"protocol": protocol, "images": records[0][name]["images"], "before": before, "after": after}
+    return found
+
+
+def _latency(detector: Detector, file: Path, pictures: list[Picture]) -> dict[str, float]:
+    """Milliseconds for a picture, decoded but not resized, on one thread: median of the pictures, in turns."""
+    exported = ExportedDetector(open_session(file, threads=1), file=file)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        before, after = milliseconds([detector, exported], pictures)
+    finally:
+        torch.set_num_threads(threads)
+    return {"torch": before, "exported": after}

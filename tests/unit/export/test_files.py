@@ -1,0 +1,157 @@
+"""A detector written as ONNX and OpenVINO answers as before; the file alone, without torch, does so, too."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from crossdet import LabelSpace, UserError, load_detector
+from crossdet.export.parity import difference
+from crossdet.files import write_json
+from crossdet.inference import load_detector as load_with_torch
+from crossdet.models.building import build_detector
+from crossdet.models.card import Card, InputSettings, first_generation
+from crossdet.models.retinanet.settings import RetinaNetSettings
+from crossdet.models.weights import save_weights
+from crossdet.runs import export as exporting
+from crossdet.runs.export import Request, export
+
+NAMES = {"a": ["x", "y"], "b": ["z"]}
+WITHOUT_TORCH = """
+import sys
+for name in ("torch", "torchvision", "timm"):
+    sys.modules[name] = None  # an import of it fails
+from crossdet import load_detector
+from crossdet.commands.main import main
+found = load_detector(sys.argv[1])(sys.argv[2], score_threshold=0.0, max_detections=5)
+print(len(found), type(found.boxes).__module__, found[:2].names, len(found.to_coco(1)))
+sys.argv = ["crossdet", "predict", sys.argv[1], sys.argv[2], "-o", sys.argv[3], "--score", "0.1"]
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    space = LabelSpace.build(datasets=NAMES)
+    settings = RetinaNetSettings(backbone="test_efficientnet", channels=8, head_depth=1, prior=0.3)
+    card = Card(
+        space,
+        settings,
+        InputSettings(64, 96),
+        {"topk": 50},
+        {"x": {"threshold": 0.25}},
+        (first_generation(NAMES, space),),
+    )
+    file = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_weights(file, build_detector(settings, 3).state_dict(), card)
+    return file
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(1)
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((90, 130), (128, 70), (64, 96))]
+
+
+@pytest.fixture(scope="module")
+def files(weights, tmp_path_factory):
+    """The graph is recorded once: for any size, as ONNX and as OpenVINO."""
+    folder, made = tmp_path_factory.mktemp("exported"), {}
+    write = exporting.onnx_graph
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "onnx_graph", lambda *given: made.setdefault("graph", write(*given)))
+        for to, name in (("onnx", "any.onnx"), ("openvino", "any.xml")):
+            record = export(weights, Request(to, licence="CC0"), folder / name)
+            assert record["sets"] is None  # no validation pictures
+    return folder
+
+
+@pytest.mark.parametrize("name", ["any.onnx", "any.xml"])
+def test_answers_are_those_of_the_weights(name, files, weights, pictures):
+    before, after = load_detector(weights, "cpu"), load_detector(files / name)
+    for limits in ((None, 0.1, 20), (["y", "z"], 0.1, 20), (None, None, None)):
+        ours, theirs = [before(p, *limits) for p in pictures], [after(p, *limits) for p in pictures]
+        result = difference(ours, theirs)
+        assert result.matched == sum(map(len, ours)) > 30
+        assert (result.alone, result.boxes < 1e-3, result.scores < 1e-4) == (0, True, True)
+        for one, other in zip(ours, theirs, strict=True):
+            assert sorted(one.names) == sorted(other.names)
+
+
+def test_a_batch_has_the_answers_of_its_pictures(files, pictures):
+    session = load_detector(files / "any.onnx").session
+    both, thresholds = np.stack([pictures[2], pictures[2][:, ::-1]]), np.full(3, 0.1, np.float32)
+    together = session.run(both, thresholds)
+    for row in range(2):
+        alone = session.run(np.ascontiguousarray(both[row : row + 1]), thresholds)
+        assert np.array_equal(alone[2][0], together[2][row])
+        np.testing.assert_allclose(alone[0][0], together[0][row], atol=1e-3)
+    assert (session.run(both, np.full(3, 2, np.float32))[2] == -1).all()
+
+
+def test_the_file_alone_predicts_without_torch(files, pictures, tmp_path):
+    Image.fromarray(pictures[0]).save(tmp_path / "p.png")
+    for name in ("any.onnx", "any.xml"):
+        command = [sys.executable, "-c", WITHOUT_TORCH, files / name, tmp_path / "p.png", tmp_path / name]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("5 numpy ("), done.stdout
+        entries = json.loads((tmp_path / name / "predictions.json").read_text())["images"]
+        assert len(entries[0]["detections"]) > 5
+        assert (tmp_path / name / "pictures/p.jpg").is_file()
+
+
+@pytest.mark.parametrize("name", ["any.onnx", "any.xml"])
+def test_a_file_says_what_it_is(name, files, weights):
+    about = load_detector(files / name).about
+    assert about.card.space.classes == ("x", "y", "z")
+    assert about.card.thresholds == {"x": 0.25}
+    assert about.licence == "CC0"
+    assert about.source["file"] == "model.safetensors"
+    assert about.card.generations[0].mode == "train"
+    assert json.loads(about.to_metadata()["avoided"]) == {"a": ["z"], "b": ["x", "y"]}
+
+
+def test_as_a_network_it_keeps_its_limits(files, pictures):
+    detector = load_with_torch(files / "any.onnx")
+    found = detector(pictures[0], score_threshold=0.1, tile=64)
+    assert len(found) > 10
+    assert isinstance(found.boxes, torch.Tensor)
+    for change in ({"agnostic_nms": True}, {"max_detections": 101}):
+        with pytest.raises(UserError, match=r"the file (was exported|gives)"):
+            detector(pictures[0], **change)
+
+
+def test_mistakes_are_told_before_anything_is_written(weights, files, tmp_path):
+    wrong = Request("caffe", (8, 8), 11, "fp8", calibrate="x")
+    with pytest.raises(UserError) as told:
+        export(weights, wrong, tmp_path / "a.onnx")
+    for part in ("--to", "--size", "--opset", "--precision", "--calibrate"):
+        assert part in str(told.value)
+    for request, message in (
+        (Request(precision="int8"), "no pictures to calibrate on"),
+        (Request(classes=("nobody",)), "nobody"),
+        (replace(Request(), to="openvino"), r"ends in \.xml"),
+    ):
+        with pytest.raises(UserError, match=message):
+            export(weights, request, tmp_path / "a.onnx")
+    with pytest.raises(UserError, match="exported already"):
+        export(files / "any.onnx", Request())
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "torn.onnx").write_bytes(b"\x08\x07")
+    with pytest.raises(UserError, match="torn.onnx"):
+        load_detector(tmp_path / "torn.onnx")
+    with pytest.raises(UserError, match="does not exist"):
+        load_detector(tmp_path / "no.xml")
+    write_json(tmp_path / "foreign.xml", {})
+    (tmp_path / "foreign.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_detector(tmp_path / "foreign.xml")

@@ -1,0 +1,30 @@
+"""Pictures are resized without torch to the very bytes that torchvision gives."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as F
+
+from crossdet.data.augment import resized
+from crossdet.export.detector import fitting
+from crossdet.export.resizing import resize
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [((48, 64), (30, 40)), ((37, 201), (64, 64)), ((300, 20), (7, 45)), ((50, 50), (50, 13)), ((9, 9), (9, 9))],
+)
+def test_every_byte_is_torchvisions(old, new):
+    picture = np.random.default_rng(0).integers(0, 256, (*old, 3), dtype=np.uint8)
+    theirs = (
+        F.resize(torch.from_numpy(picture).permute(2, 0, 1), list(new), antialias=True).permute(1, 2, 0).numpy()
+    )
+    ours = resize(picture, new)
+    assert ours.shape == (*new, 3)
+    apart = np.abs(ours.astype(int) - theirs).max()
+    assert apart <= (0 if "AVX" in torch.backends.cpu.get_cpu_capability() else 1)
+
+
+def test_sides_are_those_of_training():
+    for height, width in ((480, 640), (641, 333), (30, 4000), (17, 17)):
+        assert fitting((height, width), 192, 256) == resized(height, width, 192, 256)
