@@ -203,6 +203,10 @@ class Growable(Network):
         """Takes over the weights of a detector of the first `classes` classes bit for bit. Raises `UserError` for
         weights of another architecture."""
 
+    def begin_as(self, rows: Mapping[int, int]) -> None:
+        """Classes begin as copies of others, in every tensor that has rows of classes. rows: class -> the other."""
+        raise NotImplementedError
+
     def freeze_old(self, classes: int) -> Callable[[], None]:
         """Freezes all but what the classes after the first `classes` have of their own. The function returned is to
         be called after every optimiser step: it restores what shares a tensor with them."""

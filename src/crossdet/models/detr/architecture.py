@@ -82,7 +82,7 @@ def _tensors(settings: DetrSettings, classes: tuple[str, ...], path: Path) -> di
     return building.trained(settings, len(classes), path).state_dict()
 
 
-GROWS_BY = frozenset({"carry_over", "freeze_old"})
+GROWS_BY = frozenset({"carry_over", "begin_as", "freeze_old"})
 
 DFINE = Architecture(
     DFineModel, DetrLoss, DFineSettings, build, contradictions, GROWS_BY, weights_problem, foreign_d_fine

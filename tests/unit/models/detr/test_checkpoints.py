@@ -130,6 +130,12 @@ def test_rows_are_where_the_names_say(directory):
         new = slice(4, 6)
         assert torch.equal(grown.state_dict()[name][new], fresh[name][new])
     assert torch.equal(grown.state_dict()[EMBEDDING][-1], tensors[EMBEDDING][-1])
+    grown.begin_as({5: 3})
+    for name in grown.class_tensors:
+        now = grown.state_dict()[name]
+        assert torch.equal(now[5], tensors[name][3])
+        assert torch.equal(now[:5], torch.cat([tensors[name][:4], fresh[name][4:5]]))
+    assert torch.equal(grown.state_dict()[EMBEDDING][-1], tensors[EMBEDDING][-1])
 
 
 def test_weights_of_a_config_take_the_body(directory):
