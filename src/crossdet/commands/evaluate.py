@@ -50,9 +50,11 @@ def evaluate(
     """Score a detector on every dataset of a config, by its own protocol, on the classes that it labels."""
     from crossdet.config import load_config
     from crossdet.models.card import check_order, known_space, taken
+    from crossdet.models.hub import fetched, results_folder
 
     if store and not fold:
         raise UserError("--store-thresholds: they are kept for whole classes; leave out --no-fold")
+    run = fetched(run)
     check_order("eval", run, config)
     loaded = load_config(config, overrides or [], known_space(run).datasets)
     say(taken(run, last))
@@ -61,14 +63,14 @@ def evaluate(
     from crossdet.runs.evaluate import metrics_table
     from crossdet.training.guard import lines
 
-    inside = run / f"eval_{config.stem}" if run.is_dir() else None
+    inside = results_folder(run) / f"eval_{config.stem}" if run.is_dir() else None
     folder = output or inside
     metrics = score(run, loaded, output=folder, fold=fold, agnostic_nms=agnostic_nms, last=last)
     print(*[metrics_table(metrics), *lines(metrics["warnings"])], sep="\n")
     if classes:
         for name, row in metrics["datasets"].items():
             out.print(_class_table(name, row["per_class"]))
-    target = json_file or (run / f"eval_{config.stem}.json" if inside else None)
+    target = json_file or (None if inside is None else inside.with_name(f"{inside.name}.json"))
     if target is not None:
         save_json(target, metrics)
         say(f"numbers in {target}")

@@ -71,6 +71,7 @@ def _foreign(path: Path, model: DetrModel) -> Foreign:
     kind = DFineSettings if isinstance(model, DFineModel) else RTDetrSettings
     settings = kind.of(model, DetrLoss())
     classes = checkpoints.described(path, settings.family).classes
+    checkpoints.check_files(path)
     side = settings.square
     shorter, longer = OURS if side is None else (side, SIDE_BY_SHORTER * side)
     return Foreign(classes, settings, shorter, longer, partial(_tensors, settings, classes, path))

@@ -177,8 +177,12 @@ def changed(place: Path, **values) -> Path:
         ({"id2label": {"1": "cat", "2": "dog"}}, "`id2label` has no name for row 0"),
         ({"id2label": None}, "`id2label` is missing"),
         (
+            {"id2label": {"0": "cat", "one": "dog"}},
+            'config.json: `id2label` has the key "one"; its keys are numbers',
+        ),
+        (
             {"id2label": {"0": "a", "1": "b"}},
-            r"have another shape \(.*(class_embed|enc_score_head).* is \[.*\], by the config",
+            "config.json: `id2label` names 2 classes, but the tensors have rows for 4; name every row",
         ),
         (
             {"decoder_ffn_dim": 24},
@@ -201,12 +205,36 @@ def test_another_architecture(copy):
         DFineSettings.of(DFineModel(weights=copy), DetrLoss())
 
 
+def test_a_network_that_nobody_knows(copy):
+    """As an argument of a command, where no config asks for one."""
+    with pytest.raises(
+        UserError, match=r'config.json: `model_type` is "detr"; use a checkpoint of d_fine or rt_detr'
+    ):
+        read_card(changed(copy, model_type="detr"))
+
+
+def test_bad_processors(copy):
+    for values, message in (
+        (
+            {"do_normalize": True, "image_mean": [0.5]},
+            "`image_mean` is .0.5.; `do_normalize` is true, so give three",
+        ),
+        ({"do_normalize": True, "image_mean": [0.5] * 3}, "`image_std` is null"),
+    ):
+        (copy / "preprocessor_config.json").write_text(json.dumps(values))
+        with pytest.raises(UserError, match=f"preprocessor_config.json: {message}"):
+            read_card(copy)
+    (copy / "preprocessor_config.json").write_text(json.dumps({"size": SIDE}))
+    assert read_card(copy).settings.square == SIDE
+
+
 def test_missing_and_unsafe_files(copy):
     tensors = load_file(copy / "model.safetensors")
     (copy / "model.safetensors").unlink()
     (copy / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, which could run code"):
-        load_weights(copy)
+    for read in (read_card, load_weights):  # `check` finds it, too
+        with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, which could run code"):
+            read(copy)
     half = dict(list(tensors.items())[::2])
     save_file(half, copy / "part.safetensors", {"format": "pt"})
     index = {"metadata": {}, "weight_map": dict.fromkeys(half, "part.safetensors") | {"more": "other.safetensors"}}
