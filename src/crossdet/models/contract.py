@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -193,6 +194,14 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def export_module(self) -> nn.Module:
         """`images [B, 3, H, W]` -> tensors of fixed meaning, traceable by `torch.export`."""
+
+    def write_directory(self, classes: Sequence[str], directory: Path) -> None:
+        """As a checkpoint that HF transformers opens (`pipeline("object-detection", directory)`), with the same
+        answers. classes: names by row. Raises `UserError` for a network that cannot be one."""
+        del classes
+        raise UserError(
+            f"{directory}: networks of this architecture are none of HF transformers, which could not open them"
+        )
 
 
 class Growable(Network):

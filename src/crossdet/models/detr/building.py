@@ -178,13 +178,19 @@ def trained(settings: DetrSettings, num_classes: int, source: str | Path) -> Det
 def write(network: Detr, classes: Sequence[str], directory: Path) -> None:
     """As a checkpoint that `transformers.pipeline("object-detection", directory)` opens, with the same answers.
 
-    classes: names by row. Raises `UserError` where HF's processor cannot make the pictures.
+    classes: names by row. Raises `UserError` where HF's processor cannot make the pictures, or its network not find
+    the same.
     """
     side = network.settings.square
     if side is None:
         raise UserError(
             "model.square: null, but HF's processor stretches every picture to a square; train "
             "with `model.square: 640` to write a checkpoint for it"
+        )
+    if network.settings.begins:
+        raise UserError(
+            "these weights were extended with `mode: frozen`, whose new classes have queries of their own; HF's "
+            "networks have one set, and would find other things"
         )
     from transformers import AutoModelForObjectDetection
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -276,6 +277,11 @@ class Detr(Growable):
             self.eval()  # frozen: batch norm would go on counting
 
     # ---------------------------------------------------------------- growth
+
+    def write_directory(self, classes: Sequence[str], directory: Path) -> None:
+        from crossdet.models.detr import building  # which makes these networks
+
+        building.write(self, classes, directory)
 
     def carry_over(self, state: Mapping[str, Tensor], classes: int) -> None:
         growth.carry_over(self, state, classes)
