@@ -46,9 +46,12 @@ class CommonNames:
         """Whether the name has a group."""
         return spelling(name) in self.groups
 
-    def unclear(self, name: str) -> bool:
-        """Whether datasets mean different things by the same word."""
-        return frozenset({self.meaning(name)}) in self.different
+    def unclear(self, name: str, present: Collection[str]) -> bool:
+        """Whether datasets mean different things by this word, and a name says so that is present beside it (the
+        `mouse` of a dataset with `Computer mouse` is an animal). present: meanings."""
+        mine = self.meaning(name)
+        several = frozenset({mine}) in self.different
+        return several and any(frozenset({mine, other}) in self.different for other in present if other != mine)
 
 
 @cache
@@ -106,12 +109,13 @@ def _alike(
     """Source classes by what they are merged by, in the order of the datasets, those of the weights first."""
     names = common_names()
     learnt = () if known is None else zip(known.datasets, known.sources, strict=True)
-    ids = {f"{dataset}/{name}": c for dataset, own in learnt for name, c in own.items()}
-    new = (f"{dataset}/{name}" for dataset, own in datasets.items() for name in own)
+    ids = {f"{dataset}/{name}": c for dataset, before in learnt for name, c in before.items()}
+    new = (f"{dataset}/{name}" for dataset, listed in datasets.items() for name in listed)
+    own = {source: source.partition("/")[2] for source in dict.fromkeys([*ids, *new])}
+    present = {names.meaning(name) for name in own.values()}
     found: dict[str, list[str]] = {}
-    for source in dict.fromkeys([*ids, *new]):
-        name = source.partition("/")[2]
-        if ids.get(source) != DROPPED and not {source, name} & {*left} and not names.unclear(name):
+    for source, name in own.items():
+        if ids.get(source) != DROPPED and not {source, name} & {*left} and not names.unclear(name, present):
             found.setdefault(names.meaning(name) if names.known(name) else f"={name}", []).append(source)
     return found
 

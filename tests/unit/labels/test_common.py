@@ -98,8 +98,9 @@ def test_what_one_dataset_tells_apart_stays_apart():
 
 def test_a_word_with_two_meanings_is_asked_about():
     assert build({"a": ["mouse"], "b": ["Mouse"]}).classes == ("mouse", "Mouse")
-    with pytest.raises(LabelError, match="class 'mouse' is in several datasets"):
-        build({"a": ["mouse"], "b": ["mouse"]})
+    assert build({"a": ["mouse"], "b": ["mouse"]}).classes == ("mouse",)
+    with pytest.raises(LabelError, match="class 'Mouse' is in several datasets"):
+        build({"a": ["Mouse"], "b": ["Mouse", "Computer mouse"]})
 
 
 def test_classes_of_weights_keep_their_names():

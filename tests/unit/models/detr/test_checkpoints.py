@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from crossdet.errors import UserError
 from crossdet.inference import load_detector
+from crossdet.labels.edits import grown
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.card import read_card
 from crossdet.models.contract import Limits
@@ -22,6 +25,8 @@ from crossdet.models.detr.architecture import DFINE, build, weights_problem
 from crossdet.models.detr.growth import EMBEDDING
 from crossdet.models.detr.settings import DetrLoss, DFineModel, DFineSettings, RTDetrModel
 from crossdet.models.weights import load_weights
+from crossdet.runs.relabel import relabel
+from crossdet.types import Detections
 
 from .made import tiny
 
@@ -269,3 +274,35 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
     assert model.weights == "someone/dfine"  # and no path
     assert DFINE.weights_problem(model) is None
     assert isinstance(DFineModel(weights="./someone/dfine/x").weights, Path)
+
+
+# ------------------------------------------------------------------------------------------ `crossdet labels`
+
+
+def best_scores(found: Detections, renamed: Mapping[str, str] = MappingProxyType({})) -> dict[str, float]:
+    rows = zip(found.names, found.scores.tolist(), strict=True)
+    return {renamed.get(name, name): score for name, score in sorted(rows, key=lambda row: row[1])}
+
+
+def test_renamed_and_merged_classes_are_the_same_rows(directory, picture, tmp_path):
+    """Every tensor stays, and what grows from the file finds each class's rows by its new name."""
+    file = tmp_path / "named.safetensors"
+    relabel(directory, file, [("tv", "television")], [("pet", ["dog", "cat"])])
+    (before, _), (after, card) = load_weights(directory), load_weights(file)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+    assert card.space.classes == ("cat", "dog", "television", "traffic light")
+    assert card.space.reported == ("pet", "television", "traffic light")
+    old, new = (
+        load_detector(place)(picture, score_threshold=0.0, max_detections=80) for place in (directory, file)
+    )
+    renamed = {"tv": "television", "cat": "pet", "dog": "pet"}
+    assert best_scores(new) == pytest.approx(best_scores(old, renamed))
+
+    space = grown(card.space, {"mine": ["lamp", "television"]}, merge={"same_names": True})
+    network = build(card.settings.extended("replay", 0, 4, 5), len(space.classes), None)
+    network.carry_over(after, 4)
+    for name in network.class_tensors:
+        for row, was in enumerate(NAMES):
+            now = {"tv": "television"}.get(was, was)
+            assert torch.equal(network.state_dict()[name][space.id_of(now)], before[name][row])
