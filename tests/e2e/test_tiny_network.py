@@ -79,6 +79,8 @@ def test_from_check_to_extend(config, world, tmp_path, crossdet):
     assert second.space.classes == ("car", "face", "van")
     assert [g.mode for g in second.generations] == ["train", "replay"]
 
+    done = crossdet("check", extension, "--extends", run, "--set", "extend.init.van=car")
+    assert "extend.init, but networks of the architecture tiny cannot do that" in " ".join(done.stdout.split())
     for mode, words in (("frozen", "they have no `freeze_old`"), ("distill", "they have no `hold_to`")):
         done = crossdet("extend", run, extension, "--mode", mode, "-o", tmp_path / mode)
         assert done.returncode == 2

@@ -11,6 +11,7 @@ from crossdet.check.teachers import look_at_teachers
 from crossdet.config import Config
 from crossdet.config.sources import Sources, listed_only_problem
 from crossdet.evaluation.protocols import lists_of
+from crossdet.labels.common import only_alike, parts_apart
 from crossdet.labels.members import lonely_members
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.architectures import ARCHITECTURES
@@ -66,6 +67,7 @@ def _warnings(report: Report, config: Config, sources: Sources, old: int) -> Ite
             f"likely the same class, not merged: {a} and {b}; merge them under `labels.merge`, or list the "
             "name under `labels.distinct`"
         )
+    yield from parts_apart(sources.space)
     yield from (f"merge of unlike classes: {text}" for text in report.partial_merges)
     if report.network is not None:
         yield from report.network.warnings()
@@ -161,6 +163,7 @@ def _config_notes(config: Config, sources: Sources) -> Iterator[str]:
         lists = lists_of(dataset_config.protocol)
         if lists is not None and name in sources.val and name not in sources.lists:
             yield f"{name}: {lists.without}"
+    yield from only_alike(sources.space)
     if config.train.plain:
         yield "`train.plain` is on: all background is a negative for every class, avoided or not"
 

@@ -38,19 +38,21 @@ def audit(
     """Show what no protocol sees: detections of classes that a dataset does not label."""
     from crossdet.config import load_config
     from crossdet.models.card import check_order, known_space, taken
+    from crossdet.models.hub import fetched, results_folder
 
+    run = fetched(run)
     check_order("audit", run, config)
     loaded = load_config(config, overrides or [], known_space(run).datasets)
     if split not in ("val", "train"):
         raise UserError(f"--split: expected val or train, got {split!r}")
 
-    runs = [run, *(against or [])]
+    runs = [run, *map(fetched, against or [])]
     for one in runs:
         say(taken(one, last))
 
     from crossdet.runs.audit import audit_runs, audit_tables
 
-    folder = output or ((run if run.is_dir() else run.parent) / "audit")
+    folder = output or results_folder(run) / "audit"
     content = audit_runs(runs, loaded, folder, split, agnostic_nms, last)
     for title, table in audit_tables(content):
         say(title)

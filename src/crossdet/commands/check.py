@@ -38,7 +38,9 @@ def check(
     from crossdet.check import inspect, inspect_weights, print_report, print_weights
     from crossdet.config import load_config
     from crossdet.models.card import known_space, means_weights
+    from crossdet.models.hub import fetched
 
+    config, extends = fetched(config), extends and fetched(extends)
     weights = means_weights(config)
     _check_arguments(config, weights, folder, pictures, overrides, extends)
     if weights:

@@ -51,9 +51,11 @@ def evaluate(
     from crossdet.config import load_config
     from crossdet.export.sessions import card_of
     from crossdet.models.card import check_order, is_exported, taken
+    from crossdet.models.hub import fetched, results_folder
 
     if store and not fold:
         raise UserError("--store-thresholds: they are kept for whole classes; leave out --no-fold")
+    run = fetched(run)
     if store and is_exported(run):
         raise UserError(
             "--store-thresholds: an exported file cannot be changed; store them in the weights, export again"
@@ -66,14 +68,14 @@ def evaluate(
     from crossdet.runs.evaluate import metrics_table
     from crossdet.training.guard import lines
 
-    inside = run / f"eval_{config.stem}" if run.is_dir() else None
+    inside = results_folder(run) / f"eval_{config.stem}" if run.is_dir() else None
     folder = output or inside
     metrics = score(run, loaded, output=folder, fold=fold, agnostic_nms=agnostic_nms, last=last)
     print(*[metrics_table(metrics), *lines(metrics["warnings"])], sep="\n")
     if classes:
         for name, row in metrics["datasets"].items():
             out.print(_class_table(name, row["per_class"]))
-    target = json_file or (run / f"eval_{config.stem}.json" if inside else None)
+    target = json_file or (None if inside is None else inside.with_name(f"{inside.name}.json"))
     if target is not None:
         save_json(target, metrics)
         say(f"numbers in {target}")

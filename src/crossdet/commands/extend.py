@@ -49,7 +49,9 @@ def extend(
     """
     from crossdet.config import load_config
     from crossdet.models.card import check_order, known_space, taken
+    from crossdet.models.hub import fetched
 
+    run = fetched(run)
     check_order("extend", run, config)
     given = [("mode", mode), ("tolerance", tolerance)]
     options = [f"extend.{key}={value}" for key, value in given if value is not None]

@@ -37,6 +37,8 @@ def labels(
 
     Example: crossdet labels runs/first --rename car=automobile --merge animal=cat,dog -o animals.safetensors
     """
+    from crossdet.models.hub import fetched, results_folder
+
     renames, problems = [], []
     for text in rename or []:
         old, equals, new = (part.strip() for part in text.partition("="))
@@ -53,7 +55,8 @@ def labels(
         problems.append("nothing to do: give --rename OLD=NEW or --merge NEW=A,B")
     if output is not None and output.suffix != ".safetensors":
         problems.append(f"--output: expected a file name that ends in .safetensors, got {output}")
-    target = output or (weights if weights.is_dir() else weights.parent) / "relabelled.safetensors"
+    weights = fetched(weights)
+    target = output or results_folder(weights) / "relabelled.safetensors"
     if target.exists():
         problems.append(f"--output: {target} exists; remove it, or give another file")
     if problems:

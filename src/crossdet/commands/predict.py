@@ -48,7 +48,9 @@ def predict(
 ) -> None:
     """Detect objects in images: drawn pictures, predictions.json and a COCO results file."""
     from crossdet.models.card import taken
+    from crossdet.models.hub import fetched
 
+    weights = fetched(weights)
     say(taken(weights, last))
 
     from crossdet.runs.predict import predict_to_folder

@@ -13,6 +13,7 @@ from crossdet.data.formats import FORMATS
 from crossdet.data.rotation_geometry import EQUAL_STEPS, direction_problem, equal_directions
 from crossdet.errors import show
 from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.labels.common import COMMON
 from crossdet.models.settings import Positives, Text, expand, filled, listed, resolved_path
 
 
@@ -33,18 +34,18 @@ def _teachers(value: Any, info: ValidationInfo) -> str | tuple[Path, ...]:
     return tuple(resolved_path(entry, info) for entry in entries)
 
 
-def _merge(value: Any) -> dict[str, tuple[str, ...] | bool]:
+def _merge(value: Any) -> dict[str, tuple[str, ...] | str | bool]:
     value = _no_rules(value)
     if not isinstance(value, dict):
         raise ValueError(f"expected a mapping, got {show(value)}")
     problems = []
-    merged: dict[str, tuple[str, ...] | bool] = {}
+    merged: dict[str, tuple[str, ...] | str | bool] = {}
     for name, sources in value.items():
         entries = listed(sources)
-        if name == "same_names" and isinstance(sources, bool):
+        if name == "same_names" and (isinstance(sources, bool) or sources == COMMON):
             merged[name] = sources
         elif name == "same_names":
-            problems.append((name, f"expected true or false, got {show(sources)}"))
+            problems.append((name, f"expected true, false or {COMMON}, got {show(sources)}"))
         elif not isinstance(entries, tuple) or not entries or not all(isinstance(e, str) for e in entries):
             problems.append((name, f"expected a list of source classes `dataset/name`, got {show(sources)}"))
         else:
@@ -127,7 +128,7 @@ Protocols = Annotated[tuple[Text, ...], BeforeValidator(listed), AfterValidator(
 Part = Annotated[StrictStr, AfterValidator(_part)]
 Directions = Annotated[tuple[int, ...], PlainValidator(_directions)]
 
-MergeGroups = Annotated[dict[str, tuple[str, ...] | bool], PlainValidator(_merge)]
+MergeGroups = Annotated[dict[str, tuple[str, ...] | str | bool], PlainValidator(_merge)]
 SourceClasses = Annotated[tuple[Text, ...], BeforeValidator(_dropped)]
 ClassesOfDatasets = Annotated[dict[str, Names], BeforeValidator(_no_rules)]
 Pairs = Annotated[tuple[Annotated[Names, AfterValidator(_pair)], ...], BeforeValidator(listed)]

@@ -115,7 +115,8 @@ class DatasetConfig(Section):
 class LabelsConfig(Section):
     """The label rules; the keys are the arguments of `LabelSpace.build`, but for the last two."""
 
-    # unified name -> source classes `dataset/name`; `same_names: true` merges all identical names
+    # unified name -> source classes `dataset/name`; `same_names: true` merges all identical names,
+    # `common` also those of labels/common_names.yaml
     merge: MergeGroups = Field(default_factory=dict)
     absent: ClassesOfDatasets = Field(default_factory=dict)  # dataset -> unified classes it does not contain
     # dataset -> unified classes that it may list and show, and does not label: background avoided

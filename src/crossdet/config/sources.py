@@ -18,6 +18,7 @@ from crossdet.data.reading import read_split
 from crossdet.data.rotation import pictures, rotated
 from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.evaluation.protocols import lists_of
+from crossdet.labels.common import COMMON, with_common_names
 from crossdet.labels.edits import grown
 from crossdet.labels.members import with_members
 from crossdet.labels.space import DROPPED, LabelSpace, check_class_names
@@ -276,6 +277,9 @@ def _build_space(
     rules: dict[str, Any] = {key: getattr(config.labels, key) for key in type(config.labels).model_fields}
     per_dataset, open_members = rules.pop("per_dataset"), rules.pop("open_members")
     directions = {name: d for name in classes if (d := config.datasets[name].class_directions) is not None}
+    if rules["merge"].get("same_names") == COMMON:
+        settled = [*rules["distinct"], *rules["drop"]]
+        rules["merge"] = with_common_names(rules["merge"], classes, settled, known)
     if known is not None:
         if known.has_members or per_dataset or directions:
             raise UserError(

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.errors import LabelError, UserError
+from crossdet.labels.common import common_names
 from crossdet.labels.folds import Fold, Folding
 from crossdet.labels.rules import DROPPED, LabelRules, RuleReader, normalised_name, quoted, unknown
 
@@ -233,13 +234,16 @@ class LabelSpace:
         return hints
 
     def likely_duplicates(self) -> list[tuple[str, str]]:
-        """Pairs of source classes of different datasets with equal normalised names and different unified ids."""
+        """Pairs of source classes of different datasets and different unified ids whose normalised names are equal,
+        or that mean the same by `labels.common`; without those that it says to be different."""
+        names = common_names()
         seen: dict[str, list[tuple[int, str, int]]] = {}
         for row, sources in enumerate(self.sources):
             for name, unified in sources.items():
                 if unified != DROPPED:
-                    seen.setdefault(normalised_name(name), []).append((row, name, unified))
-        return [
+                    for key in {normalised_name(name): None, names.meaning(name): None}:
+                        seen.setdefault(key, []).append((row, name, unified))
+        pairs = (
             (f"{self.datasets[row_a]}/{name_a}", f"{self.datasets[row_b]}/{name_b}")
             for group in seen.values()
             for position, (row_a, name_a, id_a) in enumerate(group)
@@ -247,7 +251,9 @@ class LabelSpace:
             if row_a != row_b and id_a != id_b
             # not those that the rules call distinct
             if not (self.classes[id_a].endswith(f"/{name_a}") and self.classes[id_b].endswith(f"/{name_b}"))
-        ]
+            if frozenset({names.meaning(name_a), names.meaning(name_b)}) not in names.different
+        )
+        return list(dict.fromkeys(pairs))
 
     # ------------------------------------------------------------------ JSON
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,12 @@ WEIGHTS_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
 SUFFIX = ".safetensors"
 EXPORTED = (".onnx", ".xml")
 """What `crossdet export` writes: ONNX, and OpenVINO's, with a `.bin` beside it. See `export.sessions`."""
-WANTED = f"a {SUFFIX} file or a run directory that holds {WEIGHTS_FILE}"
+WANTED = f"a {SUFFIX} file or a run directory that holds {WEIGHTS_FILE}, or a checkpoint of HF transformers"
 START_FILE = "extend.json"
 """What an extension began with: its generation, and the parent's scores. A resumed run goes on with it."""
+CARD_FILE = "crossdet.json"
+"""What weights say about themselves, beside a checkpoint that other software reads, too (`write_directory`)."""
+ARCHITECTURE = "architecture"
 KEY = "provenance"
 """Of the weights' metadata: the generations as JSON, oldest first."""
 
@@ -133,7 +137,7 @@ class Card:
         Weights that know no generations are those of a first training.
         """
         space = LabelSpace.from_json(metadata["labels"])
-        name = metadata.get("architecture", DEFAULT)
+        name = metadata.get(ARCHITECTURE, DEFAULT)
         if name not in ARCHITECTURES:
             raise UserError(
                 f"the weights are of the architecture {name!r}, which this version of crossdet does not know "
@@ -163,7 +167,7 @@ class Card:
             KEY: json.dumps([asdict(generation) for generation in self.generations]),
         }
         if self.settings.name != DEFAULT:
-            metadata["architecture"] = self.settings.name
+            metadata[ARCHITECTURE] = self.settings.name
         return metadata if self.operating is None else metadata | {"operating": json.dumps(self.operating)}
 
 
@@ -185,11 +189,41 @@ def foreign_checkpoint(path: Path) -> Foreign | None:
 
 
 def card_of_foreign(path: Path, found: Foreign) -> Card:
-    """Its label space is one dataset, named like the directory, that labels all of its classes."""
+    """What stands beside it (`CARD_FILE`); else its label space is one dataset, named like the directory, that
+    labels all of its classes.
+
+    Raises `UserError` where the two contradict each other.
+    """
+    if (path / CARD_FILE).is_file():
+        return _card_beside(path / CARD_FILE, found)
     name = path.resolve().name
     space = LabelSpace.build({name: found.classes})
     history = (Generation("train", {name: list(found.classes)}, list(space.classes)),)
     return Card(space, found.settings, InputSettings(found.shorter, found.longer), {}, None, history)
+
+
+def card_beside(card: Card) -> str:
+    """The text of `CARD_FILE`: the entries of `Card.to_metadata` as one JSON object."""
+    entries = {key: json.loads(value) for key, value in card.to_metadata().items() if key != ARCHITECTURE}
+    return json.dumps({ARCHITECTURE: card.settings.name, **entries}, indent=2, ensure_ascii=False)
+
+
+def _card_beside(file: Path, found: Foreign) -> Card:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        entries = {key: json.dumps(value) for key, value in content.items() if key != ARCHITECTURE}
+        card = Card.from_metadata({ARCHITECTURE: content[ARCHITECTURE], **entries})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{file} cannot be read ({reason}); without it the classes alone are taken") from None
+    ours, theirs = (card.settings.name, *card.space.classes), (found.settings.name, *found.classes)
+    if ours != theirs:
+        mine, other = next((a, b) for a, b in zip_longest(ours, theirs) if a != b)
+        raise UserError(
+            f"{file} says {mine!r} where the checkpoint beside it says {other!r}; without {file.name} the "
+            f"checkpoint's classes alone are taken"
+        )
+    return card
 
 
 def card_of(path: Path, metadata: Mapping[str, str]) -> Card:

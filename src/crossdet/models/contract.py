@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -204,6 +205,14 @@ class Network(nn.Module, ABC):
         `torch.export`: what `find` reports of `classes [K]` (rising, each once) within the other `limits`."""
         raise NotImplementedError
 
+    def write_directory(self, classes: Sequence[str], directory: Path) -> None:
+        """As a checkpoint that HF transformers opens (`pipeline("object-detection", directory)`), with the same
+        answers. classes: names by row. Raises `UserError` for a network that cannot be one."""
+        del classes
+        raise UserError(
+            f"{directory}: networks of this architecture are none of HF transformers, which could not open them"
+        )
+
 
 class Growable(Network):
     """What `crossdet extend` needs of a network besides: what of it there is says `Architecture.grows_by`."""
@@ -212,6 +221,10 @@ class Growable(Network):
     def carry_over(self, state: Mapping[str, Tensor], classes: int) -> None:
         """Takes over the weights of a detector of the first `classes` classes bit for bit. Raises `UserError` for
         weights of another architecture."""
+
+    def begin_as(self, rows: Mapping[int, int]) -> None:
+        """Classes begin as copies of others, in every tensor that has rows of classes. rows: class -> the other."""
+        raise NotImplementedError
 
     def freeze_old(self, classes: int) -> Callable[[], None]:
         """Freezes all but what the classes after the first `classes` have of their own. The function returned is to

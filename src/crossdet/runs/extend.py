@@ -93,7 +93,7 @@ def extend(
 
     fabric = build_fabric(config)
     seed_everything(config.seed, verbose=False)
-    network = _grown_network(settings, sources.space, tensors, known)
+    network = _grown_network(settings, growth, tensors, choice)
     make_run_dir(fabric, run_dir, config, resume)
     if fabric.is_global_zero:
         print(*grown_by(known, sources.space), *filter(None, [note]), sep="\n", flush=True)
@@ -126,12 +126,14 @@ def _another_directory(config: Config, output: str | Path | None, parent: Path) 
 
 
 def _grown_network(
-    settings: NetworkSettings, space: LabelSpace, tensors: Mapping[str, torch.Tensor], known: LabelSpace
+    settings: NetworkSettings, growth: Growth, tensors: Mapping[str, torch.Tensor], choice: ExtendSettings
 ) -> Growable:
-    """The network for the classes of `space`, with the old weights for those of `known`, the first ones of it."""
-    network = build_network(settings, space)
+    """The network for all classes, with the old weights for the old ones, which are the first."""
+    network = build_network(settings, growth.space)
     assert isinstance(network, Growable)  # `extended_settings` has seen that its architecture grows
-    network.carry_over(tensors, len(known.classes))
+    network.carry_over(tensors, len(growth.known.classes))
+    if choice.init:
+        network.begin_as(growth.begins_as(choice.init))
     return network
 
 
@@ -207,11 +209,15 @@ def extended_settings(config: Config, card: Card, growth: Growth) -> NetworkSett
     """Of the network that grows: those of the weights, with the loss of the config."""
     choice = config.extend or ExtendSettings()
     name = card.settings.name
-    lacks = sorted(MODES[choice.mode].needs(choice) - ARCHITECTURES[name].grows_by)
+    needs = MODES[choice.mode].needs(choice) | ({"begin_as"} if choice.init else set())
+    lacks = sorted(needs - ARCHITECTURES[name].grows_by)
     if lacks:
+        key, fix = f"extend.mode: {choice.mode}", "use another mode"
+        if lacks == ["begin_as"]:
+            key, fix = "extend.init", "leave it out"
         raise UserError(
-            f"extend.mode: {choice.mode}, but networks of the architecture {name} cannot do that (they have no "
-            f"{' and no '.join(f'`{one}`' for one in lacks)}); use another mode"
+            f"{key}, but networks of the architecture {name} cannot do that (they have no "
+            f"{' and no '.join(f'`{one}`' for one in lacks)}); {fix}"
         )
     settings = card.settings.model_copy(update={"loss": config.loss})
     return settings.extended(choice.mode, choice.adapter, len(growth.known.classes), len(growth.space.classes))

@@ -100,7 +100,7 @@ def test_fixed_and_strict():
         ("augment: {mosaic: 2}", "`augment.mosaic`: expected a number <= 1, got 2"),
         ("augment: {scale_jitter: [2, 1]}", "`augment.scale_jitter`: expected [smallest, largest], got [2.0, 1.0]"),
         ("input: {longer: 100}", "`input.shorter`: expected at most `input.longer` = 100, got 800"),
-        ("labels: {merge: {same_names: 3}}", "`labels.merge.same_names`: expected true or false, got 3"),
+        ("labels: {merge: {same_names: 3}}", "`labels.merge.same_names`: expected true, false or common, got 3"),
         ("labels: {merge: {x: {}}}", "`labels.merge.x`: expected a list of source classes `dataset/name`, got {}"),
         ("labels: {merge: {x: car}}", '`labels.merge.x`: expected `dataset/name`, got "car"'),
         (

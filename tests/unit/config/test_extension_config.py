@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -16,8 +17,9 @@ from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import IndexBuilder
 from crossdet.models.building import build_detector
 from crossdet.models.card import Card, InputSettings
+from crossdet.models.retinanet.growth import WEIGHT, by_class
 from crossdet.models.retinanet.settings import Anchors, RetinaNetSettings
-from crossdet.models.weights import save_weights
+from crossdet.models.weights import load_weights, save_weights
 
 SETTINGS = RetinaNetSettings(
     backbone="test_efficientnet", channels=16, head_depth=1, anchors=Anchors(scales=(2.0, 3.0), ratios=(0.6, 1.0)),
@@ -234,3 +236,35 @@ def test_a_class_per_dataset_of_one_dataset_is_told(weights, crossdet):
     assert code == 0, errors
     warning = "labels.per_dataset: 'sign' is labelled in peds alone, so it only becomes 'sign@peds'"
     assert warning in json.loads(Path("r.json").read_text())["warnings"][0]
+
+
+def test_a_new_class_begins_as_an_old_one(weights, crossdet):
+    config = write(OLD, extend={"init": {"sign": "car"}, "tolerance": None})
+    code, _, errors = crossdet("extend", weights, config, "-o", "second", "--set", "train.lr=1e-12")
+    assert code == 0, errors
+    assert yaml.safe_load(Path("second/config.yaml").read_text())["extend"]["init"] == {"sign": "car"}
+    rows = by_class(load_weights(Path("second"))[0][WEIGHT], 2 * 2)
+    torch.testing.assert_close(rows[:, 2], rows[:, 0], atol=1e-6, rtol=0)
+    assert not torch.allclose(rows[:, 1], rows[:, 0], atol=1e-3, rtol=0)
+
+
+def test_mistakes_in_what_a_class_begins_as_are_told_at_once(weights, crossdet):
+    assert crossdet("labels", weights, "--merge", "thing=car,person", "-o", "merged.safetensors").returncode == 0
+    init = {"signn": "car", "car": "person", "pedestrian": "pedestrian", "sign": "thing", "thing": "kar"}
+    config = write({"merge": {}}, extend={"init": init})
+    for arguments in (("check", config, "--extends", "merged.safetensors", "--json", "r.json"),
+                      ("extend", "merged.safetensors", config, "-o", "second")):  # fmt: skip
+        code, _, errors = crossdet(*arguments)
+        assert code == 2
+        text = errors if "extend" in arguments else json.loads(Path("r.json").read_text())["errors"][0]
+        head, *lines = text.removeprefix("error ").splitlines()
+        assert head == "extend.init: 6 mistake(s)"
+        assert {line.strip(" -") for line in lines} == {
+            "unknown new class 'signn'; did you mean 'sign'?",
+            "'car' is a class of the weights and keeps its rows; leave it out",
+            "'pedestrian' is new itself; a class begins as one of the weights: car, person",
+            "'thing' is merged from car, person; say as which of them",
+            "'thing' is merged from car, person, which have rows of their own; leave it out",
+            "unknown class of the weights 'kar'; did you mean 'car'?",
+        }
+    assert not Path("second").exists()

@@ -274,3 +274,14 @@ def test_a_merged_class_that_is_only_listed(tmp_path):
     answered = open_sources(configured(new, {"unlabelled": {"a": ["dishes"]}}), known=known)
     assert answered.space.reported == ("dishes", "spoon")
     assert answered.space.trusted_array("a").tolist() == [False, False, True]
+
+
+def test_common_names_are_merged_where_a_config_asks_for_them(tmp_path):
+    classes = {"a": ("tv", "person"), "b": ("Television", "aeroplane"), "c": ("airplane", "Human face")}
+    datasets = {name: made(tmp_path / name, [0, 1], own) for name, own in classes.items()}
+    report = inspect(configured(datasets, {"merge": {"same_names": "common"}}))
+    assert [c.name for c in report.classes] == ["tv", "person", "Television", "aeroplane", "Human face"]
+    assert any("by their names part of 'tv': b/Television" in text for text in report.warnings)
+    assert any("c/Human face and a/person are not taken for the same" in text for text in report.notes)
+    apart = inspect(configured(datasets, {"merge": None}))
+    assert any("likely the same class, not merged: b/aeroplane and c/airplane" in text for text in apart.warnings)

@@ -16,7 +16,7 @@ from crossdet.models.detr.architecture import DFINE, RTDETR
 from crossdet.models.retinanet.architecture import RETINANET
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.training.state import averaged
-from crossdet.types import Annotations, Batch, Flag
+from crossdet.types import Annotations, Batch, Detections, Flag
 
 from .detr.made import TINY_SETTINGS
 from .tiny import TINY, TinySettings
@@ -253,3 +253,23 @@ def test_old_weights_are_carried_over(architecture):
     (before,), (after,) = old.find(*asked), grown.find(*asked)
     assert torch.equal(before.scores, after.scores)
     assert torch.equal(before.boxes, after.boxes)
+
+
+@pytest.mark.parametrize("name", [name for name, (kind, _) in MADE.items() if "begin_as" in kind.grows_by])
+def test_classes_begin_as_others(name):
+    """They answer what these do, and nobody else's answers change."""
+    kind, settings = MADE[name]
+    torch.manual_seed(0)
+    network = kind.build(settings, CLASSES + 2, None).eval()
+    assert isinstance(network, Growable)
+    images, sizes = batch_of([0]).images, torch.tensor([[64, 96]])
+
+    def found(c: int) -> Detections:
+        return network.find(images, sizes, [c], Limits(0.0))[0]
+
+    before = [found(c) for c in range(CLASSES + 1)]
+    network.begin_as({5: 1, 4: 2})
+    for c, other in ((0, 0), (1, 1), (2, 2), (3, 3), (5, 1), (4, 2)):
+        torch.testing.assert_close(found(c).scores, before[other].scores)
+        torch.testing.assert_close(found(c).boxes, before[other].boxes)
+    assert not torch.allclose(found(4).scores, before[4].scores)

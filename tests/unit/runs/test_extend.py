@@ -68,9 +68,14 @@ def test_rows_are_carried_over_by_shape_and_class():
     rows = state[BIAS].view(SHAPES, 5)
     assert rows[:, :2].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert torch.allclose(rows[:, 2:], torch.full((SHAPES, 3), prior))
-    weights = state[WEIGHT].view(SHAPES, 5, 16, 3, 3)
+    weights = state[WEIGHT].clone().view(SHAPES, 5, 16, 3, 3)
     assert torch.equal(weights[:, :2], old.state_dict()[WEIGHT].view(SHAPES, 2, 16, 3, 3))
     assert torch.equal(weights[:, 2:], fresh[WEIGHT].view(SHAPES, 5, 16, 3, 3)[:, 2:])
+    new.begin_as({4: 1})
+    now = new.state_dict()[WEIGHT].view(SHAPES, 5, 16, 3, 3)
+    assert torch.equal(now[:, 4], weights[:, 1])
+    assert torch.equal(now[:, :4], weights[:, :4])
+    assert new.state_dict()[BIAS].view(SHAPES, 5)[:, 4].tolist() == [1, 3, 5, 7]
     images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
     with torch.no_grad():
         for a, b in zip(old.eval()(images).logits, new.eval()(images).logits, strict=True):

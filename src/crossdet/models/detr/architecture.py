@@ -71,6 +71,7 @@ def _foreign(path: Path, model: DetrModel) -> Foreign:
     kind = DFineSettings if isinstance(model, DFineModel) else RTDetrSettings
     settings = kind.of(model, DetrLoss())
     classes = checkpoints.described(path, settings.family).classes
+    checkpoints.check_files(path)
     side = settings.square
     shorter, longer = OURS if side is None else (side, SIDE_BY_SHORTER * side)
     return Foreign(classes, settings, shorter, longer, partial(_tensors, settings, classes, path))
@@ -82,7 +83,7 @@ def _tensors(settings: DetrSettings, classes: tuple[str, ...], path: Path) -> di
     return building.trained(settings, len(classes), path).state_dict()
 
 
-GROWS_BY = frozenset({"carry_over", "freeze_old"})
+GROWS_BY = frozenset({"carry_over", "begin_as", "freeze_old"})
 
 DFINE = Architecture(
     DFineModel, DetrLoss, DFineSettings, build, contradictions, GROWS_BY, weights_problem, foreign_d_fine

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from crossdet.errors import UserError
 from crossdet.models.backbones import Backbone
-from crossdet.models.detr.checkpoints import CONFIG, check_files, described, directory_of, write_processor
+from crossdet.models.detr.checkpoints import check_files, described, directory_of, write_processor
 from crossdet.models.detr.decoders import decode_d_fine, decode_rt_detr
 from crossdet.models.detr.growth import has_rows
 from crossdet.models.detr.network import Detr
 from crossdet.models.detr.settings import DetrSettings
+from crossdet.models.hub import CONFIG
 
 DECODERS = {"d_fine": decode_d_fine, "rt_detr": decode_rt_detr, "rt_detr_v2": decode_rt_detr}
 INSTALL = "needs HF transformers: pip install 'crossdet[detr]'"
@@ -158,6 +159,12 @@ def trained(settings: DetrSettings, num_classes: int, source: str | Path) -> Det
         raise UserError(f"{directory} cannot be read by HF transformers: {reason}") from None
     missing = sorted(name for name in found["missing_keys"] if not name.endswith("num_batches_tracked"))
     wrong = sorted(found["mismatched_keys"])
+    if wrong and not missing and all("class_embed" in name or "enc_score_head" in name for name, _, _ in wrong):
+        rows = min(shape[0] for _, shape, _ in wrong)  # the embedding has one more
+        raise UserError(
+            f"{directory / CONFIG}: `id2label` names {num_classes} classes, but the tensors have rows for {rows}; "
+            f"name every row"
+        )
     if missing or wrong:
         what = f" ({missing[0]}, ...)" if missing else ""
         shapes = "".join(f" ({n} is {list(a)}, by the config {list(b)}, ...)" for n, a, b in wrong[:1])
@@ -171,13 +178,19 @@ def trained(settings: DetrSettings, num_classes: int, source: str | Path) -> Det
 def write(network: Detr, classes: Sequence[str], directory: Path) -> None:
     """As a checkpoint that `transformers.pipeline("object-detection", directory)` opens, with the same answers.
 
-    classes: names by row. Raises `UserError` where HF's processor cannot make the pictures.
+    classes: names by row. Raises `UserError` where HF's processor cannot make the pictures, or its network not find
+    the same.
     """
     side = network.settings.square
     if side is None:
         raise UserError(
             "model.square: null, but HF's processor stretches every picture to a square; train "
             "with `model.square: 640` to write a checkpoint for it"
+        )
+    if network.settings.begins:
+        raise UserError(
+            "these weights were extended with `mode: frozen`, whose new classes have queries of their own; HF's "
+            "networks have one set, and would find other things"
         )
     from transformers import AutoModelForObjectDetection
 

@@ -14,13 +14,8 @@ from typing import Any
 
 from crossdet.errors import UserError, show
 from crossdet.files import write_atomically
+from crossdet.models.hub import CONFIG, INDEX, PROCESSOR, WEIGHTS, fetch
 
-CONFIG, WEIGHTS, INDEX, PROCESSOR = (
-    "config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "preprocessor_config.json",
-)
 NOT_OURS = ("id2label", "label2id", "num_labels", "architectures", "transformers_version", "dtype", "torch_dtype")
 """Keys of a config that say nothing about the network's sizes besides the classes."""
 KNOWN = {"d_fine": "dfine", "rt_detr": "rtdetr", "rt_detr_v2": "rtdetr"}
@@ -44,11 +39,20 @@ class Described:
 
 
 def model_type(directory: Path) -> str | None:
-    """Of the checkpoint of HF transformers in a directory; None where there is none."""
+    """Of the checkpoint of HF transformers in a directory; None where there is none.
+
+    Raises `UserError` for one of a network that nobody here knows.
+    """
     if not (directory / CONFIG).is_file():
         return None
     kind = _read(directory / CONFIG).get("model_type")
-    return kind if isinstance(kind, str) else None
+    if not isinstance(kind, str):
+        return None
+    if kind not in KNOWN:
+        raise UserError(
+            f"{directory / CONFIG}: `model_type` is {show(kind)}; use a checkpoint of {' or '.join(KNOWN)}"
+        )
+    return kind
 
 
 def directory_of(source: str | Path) -> Path:
@@ -60,16 +64,7 @@ def directory_of(source: str | Path) -> Path:
                 f"such as ustc-community/dfine-small-coco"
             )
         return source
-    from huggingface_hub import snapshot_download  # loads httpx, for which `check` has no time
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # the hub raises what the network does
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"model.weights: {source} could not be fetched from the hub ({reason}); give a local directory with "
-            f"its {CONFIG}, {WEIGHTS} and {PROCESSOR}"
-        ) from None
+    return fetch(source, f"model.weights: {source}")
 
 
 def described(source: str | Path, family: str) -> Described:
@@ -86,14 +81,14 @@ def described(source: str | Path, family: str) -> Described:
     processor = _read(directory / PROCESSOR) if (directory / PROCESSOR).is_file() else {}
     classes = _classes(file, config)
     normalised = bool(processor.get("do_normalize", False))
-    size = processor.get("size") or {}
-    height, width = size.get("height"), size.get("width")
+    size = processor.get("size")
+    height, width = (size.get("height"), size.get("width")) if isinstance(size, dict) else (size, size)
     sizes = {key: value for key, value in config.items() if key not in NOT_OURS}
     return Described(
         sizes,
         classes,
-        tuple(processor["image_mean"]) if normalised else (0.0, 0.0, 0.0),
-        tuple(processor["image_std"]) if normalised else (1.0, 1.0, 1.0),
+        _three(directory / PROCESSOR, processor, "image_mean") if normalised else (0.0, 0.0, 0.0),
+        _three(directory / PROCESSOR, processor, "image_std") if normalised else (1.0, 1.0, 1.0),
         int(height) if height is not None and height == width else None,
     )
 
@@ -110,11 +105,24 @@ def _read(file: Path) -> dict[str, Any]:
     return value
 
 
+def _three(file: Path, processor: Mapping[str, Any], key: str) -> tuple[float, float, float]:
+    """A number per channel, of a processor that normalises."""
+    match processor.get(key):
+        case [int() | float() as red, int() | float() as green, int() | float() as blue]:
+            return float(red), float(green), float(blue)
+        case given:
+            raise UserError(f"{file}: `{key}` is {show(given)}; `do_normalize` is true, so give three numbers")
+
+
 def _classes(file: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     """Names by row. Raises `UserError` for gaps in the rows and for a name that stands twice."""
     given = config.get("id2label")
     if not isinstance(given, dict) or not given:
         raise UserError(f"{file}: `id2label` is missing; without it nobody knows the class of a row")
+    if strange := [key for key in given if not key.isdecimal()]:
+        raise UserError(
+            f"{file}: `id2label` has the key {show(strange[0])}; its keys are numbers of rows, from 0 on"
+        )
     rows = {int(key): str(name) for key, name in given.items()}
     if sorted(rows) != list(range(len(rows))):
         gap = next(row for row in range(max(rows) + 1) if row not in rows)

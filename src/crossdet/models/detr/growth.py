@@ -52,6 +52,14 @@ def carry_over(network: Detr, state: Mapping[str, Tensor], classes: int) -> None
                 tensor[-1] = state[name][-1]
 
 
+@torch.no_grad()
+def begin_as(network: Detr, rows: Mapping[int, int]) -> None:
+    """See `contract.Growable.begin_as`."""
+    for name, tensor in network.state_dict().items():
+        if has_rows(name):
+            tensor[list(rows)] = tensor[list(rows.values())]
+
+
 def freeze_old(network: Detr, classes: int) -> Callable[[], None]:
     """Trains the rows of the classes after the first `classes`, and nothing else.
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -282,8 +283,16 @@ class Detr(Growable):
 
     # ---------------------------------------------------------------- growth
 
+    def write_directory(self, classes: Sequence[str], directory: Path) -> None:
+        from crossdet.models.detr import building  # which makes these networks
+
+        building.write(self, classes, directory)
+
     def carry_over(self, state: Mapping[str, Tensor], classes: int) -> None:
         growth.carry_over(self, state, classes)
+
+    def begin_as(self, rows: Mapping[int, int]) -> None:
+        growth.begin_as(self, rows)
 
     def freeze_old(self, classes: int) -> Callable[[], None]:
         return growth.freeze_old(self, classes)

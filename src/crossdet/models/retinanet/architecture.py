@@ -42,5 +42,5 @@ RETINANET = Architecture(
     RetinaNetSettings,
     build,
     contradictions,
-    grows_by=frozenset({"carry_over", "freeze_old", "hold_to"}),
+    grows_by=frozenset({"carry_over", "begin_as", "freeze_old", "hold_to"}),
 )

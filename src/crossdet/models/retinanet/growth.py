@@ -53,6 +53,15 @@ def carry_over(model: RetinaNet, state: Mapping[str, Tensor], classes: int) -> N
         rows[:, :, known.shape[2] :] = 0
 
 
+@torch.no_grad()
+def begin_as(model: RetinaNet, rows: Mapping[int, int]) -> None:
+    """See `contract.Growable.begin_as`."""
+    own = model.state_dict()
+    for name in (WEIGHT, BIAS):
+        of_classes = by_class(own[name], model.num_anchors)
+        of_classes[:, list(rows)] = of_classes[:, list(rows.values())]
+
+
 def by_class(rows: Tensor, shapes: int) -> Tensor:
     """`[A, C, ...]` view of `[A * C, ...]` rows."""
     return rows.unflatten(0, (shapes, len(rows) // shapes))

@@ -302,6 +302,9 @@ class RetinaNet(Growable):
     def carry_over(self, state: Mapping[str, Tensor], classes: int) -> None:
         growth.carry_over(self, state, classes)
 
+    def begin_as(self, rows: Mapping[int, int]) -> None:
+        growth.begin_as(self, rows)
+
     def freeze_old(self, classes: int) -> Callable[[], None]:
         return growth.freeze_old(self, classes)
 

@@ -22,6 +22,7 @@ def check_mode(settings: ExtendSettings, growth: Growth) -> str | None:
                 f"extend: {' and '.join(unused)} of the mode {name}, but this is {settings.mode}; say "
                 f"`--mode {name}`, or leave it out"
             )
+    growth.begins_as(settings.init)
     return MODES[settings.mode].check(settings, growth)
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from pydantic import AfterValidator, StrictBool, StrictStr
+from pydantic import AfterValidator, Field, StrictBool, StrictStr
 
-from crossdet.errors import show
+from crossdet.errors import UserError, problem_list, show
+from crossdet.labels.rules import unknown
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.settings import CountOrZero, Fraction, NotNegative, Section
 
@@ -42,6 +43,7 @@ class ExtendSettings(Section):
     pseudo: StrictBool = False  # distill: what the old detector finds becomes labels of its classes
     uncertain_from: Fraction = 0.25  # pseudo: of a class's threshold; scores between the two are avoided
     trust: StrictBool = False  # pseudo: the background that the old detector leaves is a negative
+    init: dict[StrictStr, StrictStr] = Field(default_factory=dict)  # new class -> old one, as which it begins
     adapter: CountOrZero = 0  # frozen: channels of the new classes' own tower and box subnet; 0: none
 
 
@@ -61,6 +63,36 @@ class Growth:
         """Old classes that no training image labels."""
         learnt = {int(c) for name, index in self.train.items() for c in self.space.ids(name, index.classes)}
         return [name for c, name in enumerate(self.known.classes) if c not in learnt - {DROPPED}]
+
+    def begins_as(self, init: Mapping[str, str]) -> dict[int, int]:
+        """New class id -> the old one as which it begins, by `extend.init`; `UserError` with all mistakes."""
+        problems = [text for new, old in init.items() for text in (self._not_new(new), self._not_old(old)) if text]
+        if problems:
+            raise UserError(problem_list(f"extend.init: {len(problems)} mistake(s)", problems))
+        return {self.space.id_of(new): self.known.id_of(old) for new, old in init.items()}
+
+    def _not_new(self, name: str) -> str | None:
+        if name in self.new:
+            return None
+        if name in self.known.classes:
+            return f"{name!r} is a class of the weights and keeps its rows; leave it out"
+        if members := self._merged(name):
+            return f"{name!r} is merged from {members}, which have rows of their own; leave it out"
+        return unknown("new class", name, self.new) if self.new else f"{name!r}: this config brings no new class"
+
+    def _not_old(self, name: str) -> str | None:
+        if name in self.known.classes:
+            return None
+        if members := self._merged(name):
+            return f"{name!r} is merged from {members}; say as which of them"
+        if name in self.new:
+            return f"{name!r} is new itself; a class begins as one of the weights: {', '.join(self.known.classes)}"
+        return unknown("class of the weights", name, self.known.classes)
+
+    def _merged(self, name: str) -> str:
+        """The members of a merged class of the weights; empty for other names."""
+        folds = [fold for fold in self.known.folds if fold.name == name]
+        return ", ".join(self.known.classes[c] for fold in folds for c in fold.members)
 
 
 @dataclass(frozen=True)

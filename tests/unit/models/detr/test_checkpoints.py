@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from crossdet.errors import UserError
 from crossdet.inference import load_detector
+from crossdet.labels.edits import grown
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.card import read_card
 from crossdet.models.contract import Limits
@@ -22,6 +25,8 @@ from crossdet.models.detr.architecture import DFINE, build, weights_problem
 from crossdet.models.detr.growth import EMBEDDING
 from crossdet.models.detr.settings import DetrLoss, DFineModel, DFineSettings, RTDetrModel
 from crossdet.models.weights import load_weights
+from crossdet.runs.relabel import relabel
+from crossdet.types import Detections
 
 from .made import tiny
 
@@ -130,6 +135,12 @@ def test_rows_are_where_the_names_say(directory):
         new = slice(4, 6)
         assert torch.equal(grown.state_dict()[name][new], fresh[name][new])
     assert torch.equal(grown.state_dict()[EMBEDDING][-1], tensors[EMBEDDING][-1])
+    grown.begin_as({5: 3})
+    for name in grown.class_tensors:
+        now = grown.state_dict()[name]
+        assert torch.equal(now[5], tensors[name][3])
+        assert torch.equal(now[:5], torch.cat([tensors[name][:4], fresh[name][4:5]]))
+    assert torch.equal(grown.state_dict()[EMBEDDING][-1], tensors[EMBEDDING][-1])
 
 
 def test_weights_of_a_config_take_the_body(directory):
@@ -171,8 +182,12 @@ def changed(place: Path, **values) -> Path:
         ({"id2label": {"1": "cat", "2": "dog"}}, "`id2label` has no name for row 0"),
         ({"id2label": None}, "`id2label` is missing"),
         (
+            {"id2label": {"0": "cat", "one": "dog"}},
+            'config.json: `id2label` has the key "one"; its keys are numbers',
+        ),
+        (
             {"id2label": {"0": "a", "1": "b"}},
-            r"have another shape \(.*(class_embed|enc_score_head).* is \[.*\], by the config",
+            "config.json: `id2label` names 2 classes, but the tensors have rows for 4; name every row",
         ),
         (
             {"decoder_ffn_dim": 24},
@@ -195,12 +210,36 @@ def test_another_architecture(copy):
         DFineSettings.of(DFineModel(weights=copy), DetrLoss())
 
 
+def test_a_network_that_nobody_knows(copy):
+    """As an argument of a command, where no config asks for one."""
+    with pytest.raises(
+        UserError, match=r'config.json: `model_type` is "detr"; use a checkpoint of d_fine or rt_detr'
+    ):
+        read_card(changed(copy, model_type="detr"))
+
+
+def test_bad_processors(copy):
+    for values, message in (
+        (
+            {"do_normalize": True, "image_mean": [0.5]},
+            "`image_mean` is .0.5.; `do_normalize` is true, so give three",
+        ),
+        ({"do_normalize": True, "image_mean": [0.5] * 3}, "`image_std` is null"),
+    ):
+        (copy / "preprocessor_config.json").write_text(json.dumps(values))
+        with pytest.raises(UserError, match=f"preprocessor_config.json: {message}"):
+            read_card(copy)
+    (copy / "preprocessor_config.json").write_text(json.dumps({"size": SIDE}))
+    assert read_card(copy).settings.square == SIDE
+
+
 def test_missing_and_unsafe_files(copy):
     tensors = load_file(copy / "model.safetensors")
     (copy / "model.safetensors").unlink()
     (copy / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, which could run code"):
-        load_weights(copy)
+    for read in (read_card, load_weights):  # `check` finds it, too
+        with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, which could run code"):
+            read(copy)
     half = dict(list(tensors.items())[::2])
     save_file(half, copy / "part.safetensors", {"format": "pt"})
     index = {"metadata": {}, "weight_map": dict.fromkeys(half, "part.safetensors") | {"more": "other.safetensors"}}
@@ -235,3 +274,35 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
     assert model.weights == "someone/dfine"  # and no path
     assert DFINE.weights_problem(model) is None
     assert isinstance(DFineModel(weights="./someone/dfine/x").weights, Path)
+
+
+# ------------------------------------------------------------------------------------------ `crossdet labels`
+
+
+def best_scores(found: Detections, renamed: Mapping[str, str] = MappingProxyType({})) -> dict[str, float]:
+    rows = zip(found.names, found.scores.tolist(), strict=True)
+    return {renamed.get(name, name): score for name, score in sorted(rows, key=lambda row: row[1])}
+
+
+def test_renamed_and_merged_classes_are_the_same_rows(directory, picture, tmp_path):
+    """Every tensor stays, and what grows from the file finds each class's rows by its new name."""
+    file = tmp_path / "named.safetensors"
+    relabel(directory, file, [("tv", "television")], [("pet", ["dog", "cat"])])
+    (before, _), (after, card) = load_weights(directory), load_weights(file)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+    assert card.space.classes == ("cat", "dog", "television", "traffic light")
+    assert card.space.reported == ("pet", "television", "traffic light")
+    old, new = (
+        load_detector(place)(picture, score_threshold=0.0, max_detections=80) for place in (directory, file)
+    )
+    renamed = {"tv": "television", "cat": "pet", "dog": "pet"}
+    assert best_scores(new) == pytest.approx(best_scores(old, renamed))
+
+    space = grown(card.space, {"mine": ["lamp", "television"]}, merge={"same_names": True})
+    network = build(card.settings.extended("replay", 0, 4, 5), len(space.classes), None)
+    network.carry_over(after, 4)
+    for name in network.class_tensors:
+        for row, was in enumerate(NAMES):
+            now = {"tv": "television"}.get(was, was)
+            assert torch.equal(network.state_dict()[name][space.id_of(now)], before[name][row])

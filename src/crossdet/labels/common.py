@@ -1,0 +1,171 @@
+"""What well-known datasets call their classes: which names mean the same, and which only look so. No torch.
+
+The names stand in `common_names.yaml`, for people to read. They merge nothing unasked (`with_common_names`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from itertools import combinations, product
+from typing import TYPE_CHECKING
+
+import yaml
+
+from crossdet.labels.rules import DROPPED
+
+if TYPE_CHECKING:
+    from crossdet.labels.space import LabelSpace
+
+COMMON = "common"
+"""The value of `labels.merge.same_names` that asks for these names."""
+
+
+def spelling(name: str) -> str:
+    """A name without capitals, `_` and `-`."""
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
+@dataclass(frozen=True)
+class CommonNames:
+    """groups: spelling -> name of its group. parts: meaning -> meanings of its parts. different: two meanings (one,
+    where it is the same word) -> why they are not the same."""
+
+    groups: Mapping[str, str]
+    parts: Mapping[str, frozenset[str]]
+    different: Mapping[frozenset[str], str]
+
+    def meaning(self, name: str) -> str:
+        """What a name is compared by: its group, or its spelling where it is in none."""
+        written = spelling(name)
+        return self.groups.get(written, written)
+
+    def known(self, name: str) -> bool:
+        """Whether the name has a group."""
+        return spelling(name) in self.groups
+
+    def unclear(self, name: str, present: Collection[str]) -> bool:
+        """Whether datasets mean different things by this word, and a name says so that is present beside it (the
+        `mouse` of a dataset with `Computer mouse` is an animal). present: meanings."""
+        mine = self.meaning(name)
+        several = frozenset({mine}) in self.different
+        return several and any(frozenset({mine, other}) in self.different for other in present if other != mine)
+
+
+@cache
+def common_names() -> CommonNames:
+    """The file of the package."""
+    content = yaml.safe_load((files("crossdet.labels") / "common_names.yaml").read_text(encoding="utf-8"))
+    groups = {spelling(name): spelling(name) for name in content["alike"]}
+    for group, names in content["same"].items():
+        groups |= {spelling(name): group for name in (group, *names.values())}
+    names = CommonNames(groups, {}, {})
+    parts = {names.meaning(whole): frozenset(map(names.meaning, of)) for whole, of in content["parts"].items()}
+    different = {frozenset(map(names.meaning, pair)): reason for *pair, reason in content["different"]}
+    return CommonNames(groups, parts, different)
+
+
+# ------------------------------------------------------------------------------------------- merging
+
+
+def with_common_names(
+    merge: Mapping[str, Sequence[str] | bool],
+    datasets: Mapping[str, Sequence[str]],
+    settled: Collection[str],
+    known: LabelSpace | None = None,
+) -> dict[str, Sequence[str] | bool]:
+    """The merge groups of a config, and those that `same_names: common` adds.
+
+    Added are identical names of several datasets, but for words that datasets mean different things by, and names
+    of one group of the file. Left alone is what the config settles itself, what one dataset or the weights tell
+    apart, and names that the weights have merged.
+
+    settled: source classes `dataset/name`, or names, of `distinct` and `drop`. known: the label space that grows;
+    its classes keep their names.
+    """
+    groups: dict[str, Sequence[str] | bool] = {
+        name: members for name, members in merge.items() if name != "same_names"
+    }
+    told = {source: name for name, members in groups.items() if isinstance(members, Sequence) for source in members}
+    if known is not None:
+        told |= {source: name for c, name in enumerate(known.classes) for source in known.sources_of(c)}
+    for sources in _alike(known, datasets, settled).values():
+        targets = {told[source] for source in sources if source in told}
+        free = [source for source in sources if source not in told]
+        owners = [source.partition("/")[0] for source in sources if source not in told]
+        if len(sources) < 2 or not free or len(targets) > 1 or len(set(owners)) < len(owners):
+            continue
+        target = targets.pop() if targets else free[0].partition("/")[2]
+        before = groups.get(target, ())
+        groups[target] = (*(before if isinstance(before, Sequence) else ()), *free)
+    return {**groups, "same_names": False}
+
+
+def _alike(
+    known: LabelSpace | None, datasets: Mapping[str, Sequence[str]], left: Collection[str]
+) -> dict[str, list[str]]:
+    """Source classes by what they are merged by, in the order of the datasets, those of the weights first."""
+    names = common_names()
+    learnt = () if known is None else zip(known.datasets, known.sources, strict=True)
+    ids = {f"{dataset}/{name}": c for dataset, before in learnt for name, c in before.items()}
+    new = (f"{dataset}/{name}" for dataset, listed in datasets.items() for name in listed)
+    own = {source: source.partition("/")[2] for source in dict.fromkeys([*ids, *new])}
+    present = {names.meaning(name) for name in own.values()}
+    found: dict[str, list[str]] = {}
+    for source, name in own.items():
+        if ids.get(source) != DROPPED and not {source, name} & {*left} and not names.unclear(name, present):
+            found.setdefault(names.meaning(name) if names.known(name) else f"={name}", []).append(source)
+    return found
+
+
+# ------------------------------------------------------------------------------------------- what check tells
+
+
+def _by_meaning(space: LabelSpace) -> dict[str, list[tuple[str, str, int]]]:
+    """Meaning -> (dataset, its own name, unified id), without what a rule calls distinct."""
+    found: dict[str, list[tuple[str, str, int]]] = {}
+    for dataset, own in zip(space.datasets, space.sources, strict=True):
+        for name, c in own.items():
+            if c != DROPPED and not space.classes[c].endswith(f"/{name}"):
+                found.setdefault(common_names().meaning(name), []).append((dataset, name, c))
+    return found
+
+
+def only_alike(space: LabelSpace) -> list[str]:
+    """Classes of different datasets that look the same and are not, by the file, and why."""
+    by_meaning, found = _by_meaning(space), []
+    for pair, reason in common_names().different.items():
+        first, second = (by_meaning.get(meaning, []) for meaning in (min(pair), max(pair)))
+        pairs = combinations(first, 2) if len(pair) == 1 else product(first, second)
+        found += [
+            f"{a[0]}/{a[1]} and {b[0]}/{b[1]} are not taken for the same: {reason}"
+            for a, b in pairs
+            if a[0] != b[0] and a[2] != b[2]
+        ]
+    return found
+
+
+def parts_apart(space: LabelSpace) -> list[str]:
+    """Classes of one dataset that are, by the file, a part of another's class, and are neither merged with it nor
+    allowed to share its boxes."""
+    by_meaning, found = _by_meaning(space), []
+    for whole, parts in common_names().parts.items():
+        narrow = [source for part in sorted(parts) for source in by_meaning.get(part, [])]
+        for c in dict.fromkeys(c for _, _, c in by_meaning.get(whole, [])):
+            owners = {dataset for dataset, _, own in by_meaning[whole] if own == c}
+            apart = [s for s in narrow if s[2] != c and not space.overlap_array[c, s[2]] and owners - {s[0]}]
+            if apart:
+                found.append(_apart(space, c, apart))
+    return found
+
+
+def _apart(space: LabelSpace, whole: int, parts: Sequence[tuple[str, str, int]]) -> str:
+    name, sources = space.classes[whole], [f"{dataset}/{part}" for dataset, part, _ in parts]
+    pairs = ", ".join(f"[{name}, {space.classes[c]}]" for c in dict.fromkeys(c for _, _, c in parts))
+    return (
+        f"by their names part of {name!r}: {', '.join(sources)}. Objects of the one are negatives of the other; "
+        f"say `labels.merge: {{{name}: [{', '.join([*space.sources_of(whole), *sources])}]}}`, or to learn both "
+        f"`labels.overlap: [{pairs}]`"
+    )

@@ -1,0 +1,72 @@
+"""Checkpoints of the Hugging Face hub in place of weights: fetched as data, never as code. No torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from crossdet.data.cache import cache_root
+from crossdet.errors import UserError
+
+CONFIG, WEIGHTS, INDEX, PROCESSOR = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "preprocessor_config.json",
+)
+FILES = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors", PROCESSOR)
+"""All that is fetched: no pickles, and no Python."""
+SCHEME = "hf:"
+_ID = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)")
+_OF_FILES = frozenset({".yaml", ".yml", ".json", ".safetensors", ".pt", ".pth", ".bin", ".onnx"})
+
+
+def fetched(weights: Path) -> Path:
+    """Weights as a command was given them; an id of the hub becomes the directory with its files.
+
+    `hf://owner/name` is an id, and `owner/name` where neither that path nor its folder exists here. Raises
+    `UserError` where it cannot be fetched.
+    """
+    text = weights.as_posix()
+    explicit = text.startswith(SCHEME)
+    match = _ID.fullmatch(re.sub(f"^{SCHEME}/+", "", text))
+    if match is None:
+        if explicit:
+            raise UserError(
+                f"{text} is no id of the hub; expected hf://OWNER/NAME, such as hf://ustc-community/dfine-small-coco"
+            )
+        return weights
+    here = weights.exists() or weights.parent.exists() or weights.suffix.lower() in _OF_FILES
+    if here and not explicit:
+        return weights
+    return fetch(
+        match[0], f"hf://{match[0]}" if explicit else f"{text} does not exist here, and as an id of the hub it"
+    )
+
+
+def fetch(identifier: str, said: str) -> Path:
+    """The directory of a checkpoint of the hub, named like it. said: subject of the sentence where that fails."""
+    from huggingface_hub import snapshot_download  # loads httpx, for which `check` has no time
+
+    folder = _cached() / identifier
+    try:
+        snapshot_download(identifier, local_dir=folder, allow_patterns=list(FILES))
+    except Exception as error:  # the hub raises what the network does
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{said} could not be fetched from the hub ({reason}); give a local directory with its {CONFIG}, "
+            f"{WEIGHTS} and {PROCESSOR}, such as `hf download {identifier} --local-dir DIR` makes"
+        ) from None
+    return folder
+
+
+def results_folder(weights: Path) -> Path:
+    """Where commands write what they find out where nothing is said: into a run, beside a weights file, and of what
+    was fetched into the current folder."""
+    if _cached() in weights.parents:
+        return Path()
+    return weights if weights.is_dir() else weights.parent
+
+
+def _cached() -> Path:
+    return cache_root() / "hub"

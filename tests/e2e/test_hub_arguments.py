@@ -1,0 +1,92 @@
+"""Ids of the Hugging Face hub in place of weights; a folder stands for the hub."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from worlds import World
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.unit.models.detr.made import tiny
+
+from crossdet.models.card import read_card
+from crossdet.models.detr import building
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> list[str]:
+    """A hub with one model, which brings code along. What was asked for."""
+    shelf = tmp_path / "hub/zoo-team/cars-and-faces"
+    building.write(tiny("dfine", 2, square=64, prior=0.2), ("car", "face"), shelf)
+    (shelf / "pytorch_model.bin").write_bytes(b"a pickle")
+    (shelf / "modeling.py").write_text("raise SystemExit")
+    asked = []
+
+    def snapshot_download(identifier: str, local_dir: Path, allow_patterns: list[str]) -> str:
+        asked.append(identifier)
+        if not (tmp_path / "hub" / identifier).is_dir():
+            raise OSError(f"404: no model {identifier}\nand more lines")
+        for file in (tmp_path / "hub" / identifier).iterdir():
+            if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
+                local_dir.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, local_dir)
+        return str(local_dir)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setenv("CROSSDET_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return asked
+
+
+def test_commands_take_ids_of_the_hub(hub, world: World, tmp_path, crossdet):
+    config = world.write_config(
+        tmp_path / "config.yaml", {"model": None, "input": None, "labels": {"merge": {"same_names": True}}}
+    )
+    given = "hf://zoo-team/cars-and-faces"
+    for words in (
+        ("check", "zoo-team/cars-and-faces"),
+        ("check", config, "--extends", given),
+        ("predict", given, world.root / "cars", "-o", "found"),
+        ("eval", "zoo-team/cars-and-faces", config),
+        ("audit", given, config, "--against", given),
+        ("labels", given, "--rename", "car=automobile"),
+    ):
+        done = crossdet(*words)
+        assert done.returncode == 0, done.stderr
+    assert set(hub) == {"zoo-team/cars-and-faces"}
+    fetched = tmp_path / "cache/hub/zoo-team/cars-and-faces"
+    names = {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert {file.name for file in fetched.iterdir()} == names  # no code, and no results
+    assert read_card(fetched).space.datasets == ("cars-and-faces",)
+    assert {file.name for file in Path().iterdir()} == {
+        "found", "eval_config", "eval_config.json", "audit", "relabelled.safetensors",
+    }  # fmt: skip
+    assert read_card(Path("relabelled.safetensors")).space.classes == ("automobile", "face")
+
+
+def test_what_the_hub_does_not_have(hub, tmp_path, crossdet):
+    done = crossdet("predict", "zoo-team/dogs", "photos")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error zoo-team/dogs does not exist here, and as an id of the hub it could not be fetched from the hub "
+        "(404: no model zoo-team/dogs); give a local directory with its config.json, model.safetensors and "
+        "preprocessor_config.json, such as `hf download zoo-team/dogs --local-dir DIR` makes\n"
+    )
+    assert "hf://zoo-team/dogs could not be fetched" in crossdet("check", "hf://zoo-team/dogs").stderr
+    assert "expected hf://OWNER/NAME" in crossdet("check", "hf://dogs").stderr
+    assert hub == ["zoo-team/dogs"] * 2
+
+
+def test_paths_stay_paths(hub, tmp_path, crossdet):
+    """What is here, what would lie in a folder that is here, and what is named like a file."""
+    Path("runs").mkdir()
+    for words in (("check", "runs"), ("extend", "runs/frist", "more.yaml"), ("check", "configs/first.yaml")):
+        assert crossdet(*words).returncode == 2
+    assert hub == []

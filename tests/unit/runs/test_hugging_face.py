@@ -1,0 +1,99 @@
+"""Trained weights as a directory of HF transformers, with our rules beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from crossdet import LabelSpace, load_detector
+from crossdet.errors import UserError
+from crossdet.labels.edits import edited
+from crossdet.models.building import build_detector
+from crossdet.models.card import Card, Generation, InputSettings, Score, read_card
+from crossdet.models.retinanet.settings import RetinaNetSettings
+from crossdet.models.weights import load_weights, save_weights
+from crossdet.runs.hugging_face import write_directory
+
+from ..models.detr.made import tiny
+
+SIDE = 64
+
+
+def saved(file: Path, network) -> Path:
+    space = LabelSpace.build(
+        {"a": ["cat", "dog"], "b": ["puppy", "tv"]}, absent={"a": ["tv"]}, not_exhaustive={"b": ["puppy"]},
+        overlap=[["dog", "puppy"]],
+    )  # fmt: skip
+    space = edited(space, (), [("dogs", ["dog", "puppy"])])
+    history = (
+        Generation("train", {"a": ["cat", "dog"]}, list(space.classes), scores=(Score("cat", "a", "AP", 0.5),)),
+    )
+    card = Card(
+        space, network.settings, InputSettings(SIDE, 2 * SIDE), {"topk": 50, "max_detections": 90},
+        {"cat": {"threshold": 0.4}}, history,
+    )  # fmt: skip
+    save_weights(file, network.state_dict(), card)
+    return file
+
+
+def test_transformers_opens_it_and_so_do_we(tmp_path):
+    from transformers import pipeline
+
+    weights = saved(tmp_path / "mine.safetensors", tiny("dfine", square=SIDE, prior=0.2))
+    files = write_directory(weights, tmp_path / "out")
+    assert {file.name for file in files} == {
+        "config.json", "crossdet.json", "model.safetensors", "preprocessor_config.json",
+    }  # fmt: skip
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
+    theirs = pipeline("object-detection", model=str(tmp_path / "out"))(picture, threshold=0.0)
+    ours = load_detector(weights, "cpu", fold=False)(picture, score_threshold=0.0)
+    assert len(ours) > 5
+    assert ours.scores[:5].tolist() == pytest.approx([row["score"] for row in theirs[:5]], abs=1e-4)
+    assert list(ours.names[:3]) == [row["label"] for row in theirs[:3]]
+
+    (before, card), (after, again) = load_weights(weights), load_weights(tmp_path / "out")
+    assert again == card
+    assert again.thresholds == {"cat": 0.4}
+    assert again.space.reported == ("cat", "dogs", "tv")
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+    assert write_directory(tmp_path / "out", tmp_path / "copy")[0].read_bytes() == files[0].read_bytes()
+
+
+def test_what_cannot_be_written(tmp_path):
+    torch.manual_seed(0)
+    settings = RetinaNetSettings(backbone="test_efficientnet", channels=16, head_depth=1)
+    weights = saved(tmp_path / "retinanet.safetensors", build_detector(settings, 4))
+    with pytest.raises(UserError, match="none of HF transformers"):
+        write_directory(weights, tmp_path / "out")
+    frozen = tiny("dfine", square=SIDE)
+    frozen.settings = frozen.settings.model_copy(update={"begins": (2,)})
+    with pytest.raises(UserError, match="mode: frozen"):
+        frozen.write_directory(("a", "b", "c", "d"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="not empty; give another directory"):
+        write_directory(weights, tmp_path)
+
+
+def test_rules_that_do_not_fit_the_checkpoint(tmp_path):
+    weights = saved(tmp_path / "mine.safetensors", tiny("dfine", square=SIDE))
+    write_directory(weights, tmp_path / "out")
+    file = tmp_path / "out/crossdet.json"
+    content = json.loads(file.read_text())
+    content["labels"]["classes"][0] = "lynx"
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"crossdet.json says 'lynx' where the checkpoint beside it says 'cat'"):
+        read_card(tmp_path / "out")
+    for text in ("{", "[]", "{}"):
+        file.write_text(text)
+        with pytest.raises(
+            UserError, match=r"crossdet.json cannot be read .*without it the classes alone are taken"
+        ):
+            read_card(tmp_path / "out")
+    file.unlink()
+    assert read_card(tmp_path / "out").space == LabelSpace.build({"out": ["cat", "dog", "puppy", "tv"]})
