@@ -1,4 +1,4 @@
-"""D-FINE, RT-DETR and RF-DETR as entries of `models.architectures.ARCHITECTURES`. No torch until a network is built."""
+"""D-FINE, RT-DETR and RF-DETR as entries of `ARCHITECTURES`. No torch until a network is built."""
 
 from __future__ import annotations
 
@@ -37,11 +37,13 @@ def build(settings: DetrSettings, num_classes: int, overlap: Tensor | None, weig
 
 
 def contradictions(model: SetModel) -> Iterator[Contradiction]:
-    if model.weights == "imagenet" and not isinstance(model, DetrModel):
-        yield Contradiction(("model.weights",), "a checkpoint or `none`: there are no ImageNet weights", "imagenet")
-    elif model.weights == "imagenet" and model.backbone is None:
-        expected = "a timm name under `model.backbone`, or a checkpoint: the sizes' own have no ImageNet weights"
-        yield Contradiction(("model.weights", "model.backbone"), expected, model.weights)
+    if model.weights == "imagenet":
+        if not isinstance(model, DetrModel):
+            expected = "a checkpoint or `none`: there are no ImageNet weights"
+            yield Contradiction(("model.weights",), expected, model.weights)
+        elif model.backbone is None:
+            expected = "a timm name under `model.backbone`, or a checkpoint: the sizes' own have no ImageNet weights"
+            yield Contradiction(("model.weights", "model.backbone"), expected, model.weights)
     if model.weights not in ("none", "imagenet"):
         for key in ("size", "backbone"):
             if key in model.model_fields_set and getattr(model, key) is not None:

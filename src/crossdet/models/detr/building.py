@@ -1,4 +1,4 @@
-"""Networks of HF transformers as D-FINE, RT-DETR and RF-DETR need them: made anew, or with the weights of a checkpoint."""
+"""Networks of HF transformers as `Detr` needs them: made anew, or with the weights of a checkpoint."""
 
 from __future__ import annotations
 

@@ -142,9 +142,7 @@ def check_files(directory: Path) -> None:
         raise UserError(f"{directory} holds no {WEIGHTS}{hint}")
 
 
-def write_processor(
-    directory: Path, family: str, square: int, mean: Sequence[float], std: Sequence[float]
-) -> None:
+def write_processor(directory: Path, family: str, square: int, mean: Sequence[float], std: Sequence[float]) -> None:
     """How HF prepares pictures: stretched to a square, and normalised by mean and std, RGB in 0..1."""
     values = {
         "image_processor_type": "RfDetrImageProcessor" if family == "rf_detr" else "RTDetrImageProcessor",

@@ -1,4 +1,4 @@
-"""The published sizes of D-FINE, RT-DETR and RF-DETR, as what differs from the default configs of HF transformers."""
+"""The published sizes, as what differs from the default configs of HF transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""D-FINE, RT-DETR and RF-DETR over the modules of HF transformers: their answers, and the leaks that are not in the loss."""
+"""Detectors over the modules of HF transformers: their answers, and the leaks that are not in the loss."""
 
 from __future__ import annotations
 

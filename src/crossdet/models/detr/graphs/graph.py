@@ -97,7 +97,7 @@ class Graph(ABC):
 
     @abstractmethod
     def first(self, proposals: Proposals, positions: Tensor, group: int) -> First:
-        """Of the positions `[B, N]`. The encoder's boxes have a gradient, those of the queries none towards them."""
+        """Of the positions `[B, N]`. The queries' boxes have no gradient towards the encoder's, which have one."""
 
     @abstractmethod
     def decode(self, queries: Queries, memory: Memory, classes: Tensor | None) -> list[Answers]:
@@ -113,7 +113,7 @@ class Graph(ABC):
         thing."""
         return None
 
-    def idle(self) -> list[nn.Parameter]:
+    def idle(self) -> list[Tensor]:
         """What the loss of a batch may leave out."""
         return []
 

@@ -1,7 +1,7 @@
 """RF-DETR (arXiv 2511.09554) over the modules of HF transformers: a vision transformer, and groups of queries.
 
-As HF's own `forward` of a picture without padding. Anchors and boxes of queries are (x, y, width, height) in shares.
-The decoder's layers all begin at the same boxes, and share their heads.
+As HF's own `forward` of a picture without padding. Anchors and boxes of queries are centre, width and height in
+shares. The decoder's layers all begin at the same boxes, and share their heads.
 """
 
 from __future__ import annotations
@@ -73,16 +73,14 @@ class RFDetrGraph(Graph):
         references, positions = decoder.get_reference(queries.boxes, whole)
         answers = []
         for i, layer in enumerate(decoder.layers):
-            hidden = layer(
-                hidden, position_embeddings=positions, reference_points=references, **memory.arguments()
-            )
+            hidden = layer(hidden, position_embeddings=positions, reference_points=references, **memory.arguments())
             if classes is None or i == len(decoder.layers) - 1:
                 known = decoder.layernorm(hidden)
                 logits = logits_of(self.core.class_embed, known, classes)
                 answers.append(Answers(logits, _moved(queries.boxes, self.core.bbox_embed(known))))
         return answers
 
-    def idle(self) -> list[nn.Parameter]:
+    def idle(self) -> list[Tensor]:
         return list(self.core.enc_out_class_embed[self.groups :].parameters())  # of a frozen network
 
     def stem(self) -> list[nn.Module]:
@@ -94,5 +92,6 @@ class RFDetrGraph(Graph):
 
 def _moved(boxes: Tensor, deltas: Tensor) -> Tensor:
     """The centre by shares of the side, the side by a factor."""
+    centre, side = boxes[..., :2], boxes[..., 2:]
     deltas = deltas.to(boxes.dtype)
-    return torch.cat([deltas[..., :2] * boxes[..., 2:] + boxes[..., :2], deltas[..., 2:].exp() * boxes[..., 2:]], -1)
+    return torch.cat([deltas[..., :2] * side + centre, deltas[..., 2:].exp() * side], -1)

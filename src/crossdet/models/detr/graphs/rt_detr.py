@@ -31,15 +31,18 @@ class RTDetrGraph(Graph):
         return Memory(torch.cat([s.flatten(2).transpose(1, 2) for s in sources], 1), shapes)
 
     def proposals(self, memory: Memory, group: int) -> Proposals:
+        del group
         features = memory.features
         wide = torch.promote_types(features.dtype, torch.float32)  # half a type would move the anchors
         anchors, valid = self.core.generate_anchors(memory.shapes, device=features.device, dtype=wide)
         return Proposals(self.core.enc_output(valid.to(features.dtype) * features), anchors)
 
     def head(self, group: int) -> nn.Linear:
+        del group
         return self.core.enc_score_head
 
     def first(self, proposals: Proposals, positions: Tensor, group: int) -> First:
+        del group
         picked, anchors = proposals.at(positions)
         boxes = self.core.enc_bbox_head(picked) + anchors
         if self.core.config.learn_initial_query:
@@ -79,7 +82,7 @@ class RTDetrGraph(Graph):
     def denoising(self) -> nn.Embedding | None:
         return getattr(self.core, "denoising_class_embed", None)
 
-    def idle(self) -> list[nn.Parameter]:
+    def idle(self) -> list[Tensor]:
         embedding = self.denoising()
         return [] if embedding is None else [embedding.weight]  # without any object
 
