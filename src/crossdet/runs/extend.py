@@ -156,6 +156,7 @@ def with_settings_of(card: Card, config: Config) -> Config:
         raise UserError(
             problem_list("the config contradicts the weights; leave these keys out, they come from there", problems)
         )
+    choice = config.extend or ExtendSettings()
     limits = {key: value for key, value in card.decoding.items() if key != "batch_size"}
     return config.model_copy(
         update={
@@ -163,7 +164,7 @@ def with_settings_of(card: Card, config: Config) -> Config:
             "input": config.input.model_copy(update=size),
             "loss": _filled(config.loss, dict(settings.loss)),
             "eval": _filled(config.eval, limits),
-            "extend": config.extend or ExtendSettings(),
+            "extend": MODES[choice.mode].adapted(choice, kind.grows_by),
         }
     )
 
@@ -207,11 +208,12 @@ def extended_settings(config: Config, card: Card, growth: Growth) -> NetworkSett
     """Of the network that grows: those of the weights, with the loss of the config."""
     choice = config.extend or ExtendSettings()
     name = card.settings.name
-    lacks = sorted(MODES[choice.mode].needs(choice) - ARCHITECTURES[name].grows_by)
+    mode = MODES[choice.mode]
+    lacks = sorted(mode.needs(choice) - ARCHITECTURES[name].grows_by)
     if lacks:
         raise UserError(
             f"extend.mode: {choice.mode}, but networks of the architecture {name} cannot do that (they have no "
-            f"{' and no '.join(f'`{one}`' for one in lacks)}); use another mode"
+            f"{' and no '.join(f'`{one}`' for one in lacks)}); {mode.without.get(lacks[0], 'use another mode')}"
         )
     settings = card.settings.model_copy(update={"loss": config.loss})
     return settings.extended(choice.mode, choice.adapter, len(growth.known.classes), len(growth.space.classes))
