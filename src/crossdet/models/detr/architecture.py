@@ -42,7 +42,7 @@ def contradictions(model: SetModel) -> Iterator[Contradiction]:
             expected = "a checkpoint or `none`: there are no ImageNet weights"
             yield Contradiction(("model.weights",), expected, model.weights)
         elif model.backbone is None:
-            expected = "a timm name under `model.backbone`, or a checkpoint: the sizes' own have no ImageNet weights"
+            expected = "a timm name under `model.backbone`, or a checkpoint: the sizes have no ImageNet weights"
             yield Contradiction(("model.weights", "model.backbone"), expected, model.weights)
     if model.weights not in ("none", "imagenet"):
         for key in ("size", "backbone"):

@@ -79,7 +79,7 @@ class SetModel(Section):
     """What the `model` sections have in common."""
 
     name: str
-    size: str
+    size: str | None  # null: of a network that began as a checkpoint
     weights: Annotated[str | Path, PlainValidator(_weights)] = "none"
     queries: Count = 300
     square: Annotated[int, Field(ge=32)] | None = None  # side that pictures are stretched to
@@ -105,14 +105,14 @@ class DFineModel(DetrModel):
     """The `model` section of a config."""
 
     name: Literal["dfine"] = "dfine"
-    size: DFineSize = "small"
+    size: DFineSize | None = "small"
 
 
 class RTDetrModel(DetrModel):
     """The `model` section of a config."""
 
     name: Literal["rtdetr"] = "rtdetr"
-    size: RTDetrSize = "r50"
+    size: RTDetrSize | None = "r50"
     version: Literal[1, 2] = 2
 
 
@@ -120,7 +120,7 @@ class RFDetrModel(SetModel):
     """The `model` section of a config."""
 
     name: Literal["rfdetr"] = "rfdetr"
-    size: RFDetrSize = "small"
+    size: RFDetrSize | None = "small"
 
 
 class DetrSettings(DetrModel, NetworkSettings):
@@ -133,7 +133,7 @@ class DetrSettings(DetrModel, NetworkSettings):
     own, which those of the others do not see.
     """
 
-    size: str | None = None  # type: ignore[assignment]
+    size: str | None = None
     weights: Annotated[str | Path, PlainValidator(_weights)] = "none"
     loss: SetLoss
     freeze_batch_norm: StrictBool = True
@@ -160,6 +160,8 @@ class DetrSettings(DetrModel, NetworkSettings):
             frozen = model.weights != "none" and not (model.weights == "imagenet" and defaults.train_batch_norm)
             values["freeze_batch_norm"] = frozen
         if model.weights in ("none", "imagenet"):
+            if model.size is None:
+                raise UserError("model.size: null, and no checkpoint under `model.weights` says it; name a size")
             return cls.model_construct(**values, config=cls.sizes()[model.size])
         source = checkpoints.described(model.weights, cls.model_construct(**values).family)
         theirs = {"queries": source.config.get("num_queries", 300), "square": source.square}
