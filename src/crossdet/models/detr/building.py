@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -163,15 +164,16 @@ def trained(settings: DetrSettings, num_classes: int, source: str | Path) -> Det
     from transformers import AutoModelForObjectDetection
 
     try:
-        whole, found = AutoModelForObjectDetection.from_pretrained(
-            directory,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with _without_bars():
+            whole, found = AutoModelForObjectDetection.from_pretrained(
+                directory,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     except Exception as error:  # of HF and of safetensors, for damaged files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{directory} cannot be read by HF transformers: {reason}") from None
@@ -185,6 +187,20 @@ def trained(settings: DetrSettings, num_classes: int, source: str | Path) -> Det
             f"have another shape{shapes}"
         )
     return _network(whole, settings, num_classes, None, settings.mean, settings.std)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """HF's progress bars of tensors, which take no time, are off."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def hf_name(name: str) -> str:
@@ -210,6 +226,7 @@ def write(network: Detr, classes: Sequence[str], directory: Path) -> None:
     config.label2id = {name: row for row, name in enumerate(classes)}
     whole = AutoModelForObjectDetection.from_config(config)
     whole.load_state_dict({hf_name(name): t for name, t in network.core.state_dict().items()}, strict=False)
-    whole.save_pretrained(directory)
+    with _without_bars():
+        whole.save_pretrained(directory)
     mean, std = ((buffer.flatten() / 255).tolist() for buffer in (network.mean, network.std))
     write_processor(directory, network.settings.family, side, mean, std)

@@ -115,6 +115,17 @@ def test_pipeline_opens_what_is_written(name, picture, tmp_path):
     assert results[0]["label"] == NAMES[int(ours.labels[0])]
 
 
+def test_hf_draws_no_progress_bars(tmp_path, capfd):
+    from transformers.utils import logging
+
+    was = logging.is_progress_bar_enabled()
+    network = tiny("rfdetr")
+    building.write(network, NAMES, tmp_path)
+    building.trained(network.settings, len(NAMES), tmp_path)
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled() == was
+
+
 def test_networks_that_keep_the_shape_of_pictures_are_not_written(tmp_path):
     with pytest.raises(UserError, match=r"model.square: null"):
         building.write(tiny("dfine"), NAMES, tmp_path)

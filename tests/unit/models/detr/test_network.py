@@ -296,6 +296,34 @@ def test_timm_backbone():
     assert all(bool(t.isfinite().all()) for t in learning(network).losses(batch_of()).terms.values())
 
 
+OF_HF = ("embedder.", "encoder.stages.0.")
+OF_TIMM = ("_backbone.conv_stem.", "_backbone.bn1.", "_backbone.blocks.0.", "_backbone.blocks.1.")
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "stem"),
+    [("dfine", None, OF_HF), ("rtdetr v2", None, OF_HF), ("dfine", "test_efficientnet", OF_TIMM)],
+)
+def test_frozen_stem(name, backbone, stem):
+    """Nothing of it moves, neither a weight nor a statistic; all behind it does."""
+    network = tiny(name, backbone=backbone, freeze_batch_norm=False)
+    network.freeze_stem()
+    body = network.core.backbone.model
+    before = {name: tensor.clone() for name, tensor in body.state_dict().items()}
+    network.training_mode()
+    optimiser = torch.optim.SGD((p for p in network.parameters() if p.requires_grad), 0.1)
+    sum(network.losses(batch_of()).normalised("batch").values()).backward()
+    optimiser.step()
+    still = {name for name, tensor in body.state_dict().items() if torch.equal(tensor, before[name])}
+    assert still == {name for name in before if name.startswith(stem)}
+    assert 0 < len(still) < len(before)
+
+
+def test_a_vision_transformer_has_no_stem():
+    with pytest.raises(UserError, match=r"train.freeze_stem: the backbone of rfdetr is a vision transformer"):
+        tiny("rfdetr").freeze_stem()
+
+
 @pytest.mark.parametrize("name", ["dfine", "rtdetr v2", "rfdetr"])
 def test_frozen_extension_leaves_old_detections_bit_for_bit(name):
     """New classes have queries of their own; with one set they would take places of the old ones."""
