@@ -72,6 +72,8 @@ def hf_config(settings: DetrSettings, num_classes: int) -> Any:
         from transformers import CONFIG_MAPPING
     except ImportError:
         raise UserError(f"model.name: {settings.name} {INSTALL}") from None
+    if settings.family not in CONFIG_MAPPING:
+        raise UserError(f"model.name: {settings.name} needs a newer transformers: pip install -U 'crossdet[detr]'")
     values = {**settings.config, "num_labels": num_classes, "num_queries": settings.queries}
     if not isinstance(settings, RFDetrSettings):
         values |= _of_rt_detr(settings)
