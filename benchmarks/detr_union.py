@@ -2,9 +2,9 @@
 
     python benchmarks/detr_union.py [--size nano] [--square 320] [--batch 4] [--json FILE]
 
-Every image trusts `--own` classes and shows ten boxes of them. The union has as many, which is the bound of what could
-be saved, or 80, or 2,000. Seconds of CPU of one thread, the median of interleaved steps, so that other processes matter
-little; the forward part of selection, class heads, and class loss (negatives and terms) beside it.
+Every image trusts `--own` classes and shows ten boxes of them. The union has as many, the bound of what could be
+saved, or 80, or 2,000. Seconds of CPU of one thread, the median of interleaved steps, so that other processes
+matter little; the forward part of selection, class heads, and class loss (negatives and terms) beside it.
 """
 
 from __future__ import annotations
