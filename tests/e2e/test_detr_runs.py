@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.unit.models.detr.made import tiny
 
-from crossdet import load_detector
+from crossdet import UserError, extend, load_config, load_detector
 from crossdet.models.card import read_card
 from crossdet.models.detr import building
 
@@ -50,15 +50,49 @@ def test_from_a_public_checkpoint_to_classes_of_ones_own(zoo, world: World, tmp_
     assert torch.equal(old.boxes, new.boxes)
     assert torch.equal(old.scores, new.scores)
     assert old.names == new.names
-    done = crossdet("extend", zoo, more, "--mode", "distill", "-o", tmp_path / "held")
-    assert done.returncode == 2
-    assert "have no `hold_to`" in done.stderr
-
     assert crossdet("eval", tmp_path / "replay", more).returncode == 0
     assert crossdet("audit", tmp_path / "replay", more).returncode == 0
     done = crossdet("labels", tmp_path / "replay", "--rename", "bus=coach", "-o", tmp_path / "renamed.safetensors")
     assert done.returncode == 0, done.stderr
     assert "coach" in read_card(tmp_path / "renamed.safetensors").space.classes
+
+
+def test_distillation_by_the_old_detectors_labels(zoo, world: World, tmp_path, capsys):
+    """Queries have no places at which answers could be held; what the old detector finds becomes labels."""
+    few = {"train.max_steps": 2, "train.epochs": 1, "train.lr": 0.001, "model": None, "input": None}
+    config = world.write_config(tmp_path / "more.yaml", {**few, "extend.mode": "distill", "extend.tolerance": None})
+    extend(zoo, config, tmp_path / "taught")
+    assert "held by what the old detector finds in the training images" in capsys.readouterr().out
+    chosen = load_config(tmp_path / "taught/config.yaml").extend
+    assert (chosen.match, chosen.pseudo) == (0, True)
+    assert any((tmp_path / "taught/teacher_labels").iterdir())
+    assert read_card(tmp_path / "taught").space.classes == ("bus", "tree", "car", "face")
+    asked = world.write_config(tmp_path / "asked.yaml", {**few, "extend": {"mode": "distill", "match": 2.0}})
+    words = r"dfine cannot do that \(they have no `hold_to`\); leave `extend.match` out: the old detector's labels"
+    with pytest.raises(UserError, match=words):
+        extend(zoo, asked, tmp_path / "held")
+    without = world.write_config(tmp_path / "no.yaml", {**few, "extend": {"mode": "distill", "pseudo": False}})
+    with pytest.raises(UserError, match="needs a weight under `match`, `pseudo: true`, or both"):
+        extend(zoo, without, tmp_path / "held")
+
+
+def test_rf_detr_from_a_checkpoint(world: World, tmp_path, crossdet):
+    """Looked at, extended, and used, as the others; written back in `test_checkpoints`."""
+    zoo = tmp_path / "zoo"
+    building.write(tiny("rfdetr", 2, prior=0.2), ("bus", "tree"), zoo)
+    done = crossdet("check", zoo)
+    assert done.returncode == 0, done.stderr
+    assert "rfdetr, 2 classes" in done.stdout
+    few = {"train.max_steps": 2, "train.epochs": 1, "train.lr": 0.001, "model": None, "input": None}
+    config = world.write_config(tmp_path / "more.yaml", {**few, "extend.tolerance": None})
+    extend(zoo, config, tmp_path / "more")
+    terms = (tmp_path / "more/steps.csv").read_text().splitlines()[0]
+    assert "classification" in terms
+    assert "denoising" not in terms
+    detector = load_detector(tmp_path / "more")
+    assert detector.space.classes == ("bus", "tree", "car", "face")
+    picture = next((world.root / "cars").glob("*.png"))
+    assert set(detector(picture, ["bus", "car"], 0.0).names) == {"bus", "car"}
 
 
 def test_training_from_a_checkpoint_is_the_same_for_any_number_of_workers(zoo, world: World, tmp_path, crossdet):

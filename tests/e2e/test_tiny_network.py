@@ -82,11 +82,12 @@ def test_from_check_to_extend(config, world, tmp_path, crossdet):
     done = crossdet("check", extension, "--extends", run, "--set", "extend.init.van=car")
     assert "extend.init, but networks of the architecture tiny cannot do that" in " ".join(done.stdout.split())
     for mode, words in (("frozen", "they have no `freeze_old`"), ("distill", "they have no `hold_to`")):
-        done = crossdet("extend", run, extension, "--mode", mode, "-o", tmp_path / mode)
+        said = ("--set", "extend.match=1") if mode == "distill" else ()
+        done = crossdet("extend", run, extension, "--mode", mode, "-o", tmp_path / mode, *said)
         assert done.returncode == 2
         assert words in done.stderr.replace("\n", " ")
         assert not (tmp_path / mode).exists()  # found before anything is written
-        checked = crossdet("check", extension, "--extends", run, "--set", f"extend.mode={mode}")
+        checked = crossdet("check", extension, "--extends", run, "--set", f"extend.mode={mode}", *said)
         assert words in checked.stdout.replace("\n", " ")
 
 
@@ -99,4 +100,4 @@ def test_its_mistakes_are_told_like_all_others(config, crossdet, monkeypatch):
     monkeypatch.delitem(ARCHITECTURES, "tiny")
     done = crossdet("train", config)
     assert done.returncode == 2
-    assert "`model.name`: expected 'retinanet', 'dfine' or 'rtdetr', got \"tiny\"" in done.stderr
+    assert "`model.name`: expected 'retinanet', 'dfine', 'rtdetr' or 'rfdetr', got \"tiny\"" in done.stderr

@@ -74,17 +74,22 @@ class Backbone(nn.Module):
 
         Raises `UserError` for models that do not say which these are.
         """
-        ends = [info["module"] for info in self.body.feature_info.info if info["reduction"] <= 4]
-        modules = dict(self.body.named_modules())  # in the order in which they are used
-        end = next((name for name in modules if ends and name in (ends[-1], ends[-1].replace(".", "_"))), None)
-        if end is None:
-            raise UserError(
-                f"train.freeze_stem: {self.name!r} does not say which of its layers are at stride 4; leave it out"
-            )
-        names = list(modules)
-        before = names[: names.index(end)]
-        of_end = [name for name in names if name == end or name.startswith(f"{end}.")]
-        return [modules[name] for name in (*before, *of_end) if name and not end.startswith(f"{name}.")]
+        return stem_of(self.body, self.name)
+
+
+def stem_of(body: Any, name: str) -> list[nn.Module]:
+    """Of a timm model with feature maps: see `Backbone.stem`."""
+    ends = [info["module"] for info in body.feature_info.info if info["reduction"] <= 4]
+    modules = dict(body.named_modules())  # in the order in which they are used
+    end = next((part for part in modules if ends and part in (ends[-1], ends[-1].replace(".", "_"))), None)
+    if end is None:
+        raise UserError(
+            f"train.freeze_stem: {name!r} does not say which of its layers are at stride 4; leave it out"
+        )
+    names = list(modules)
+    before = names[: names.index(end)]
+    of_end = [part for part in names if part == end or part.startswith(f"{end}.")]
+    return [modules[part] for part in (*before, *of_end) if part and not end.startswith(f"{part}.")]
 
 
 def _reason(error: Exception) -> str:

@@ -158,6 +158,7 @@ def with_settings_of(card: Card, config: Config) -> Config:
         raise UserError(
             problem_list("the config contradicts the weights; leave these keys out, they come from there", problems)
         )
+    choice = config.extend or ExtendSettings()
     limits = {key: value for key, value in card.decoding.items() if key != "batch_size"}
     return config.model_copy(
         update={
@@ -165,7 +166,7 @@ def with_settings_of(card: Card, config: Config) -> Config:
             "input": config.input.model_copy(update=size),
             "loss": _filled(config.loss, dict(settings.loss)),
             "eval": _filled(config.eval, limits),
-            "extend": config.extend or ExtendSettings(),
+            "extend": MODES[choice.mode].adapted(choice, kind.grows_by),
         }
     )
 
@@ -209,10 +210,11 @@ def extended_settings(config: Config, card: Card, growth: Growth) -> NetworkSett
     """Of the network that grows: those of the weights, with the loss of the config."""
     choice = config.extend or ExtendSettings()
     name = card.settings.name
-    needs = MODES[choice.mode].needs(choice) | ({"begin_as"} if choice.init else set())
+    mode = MODES[choice.mode]
+    needs = mode.needs(choice) | ({"begin_as"} if choice.init else set())
     lacks = sorted(needs - ARCHITECTURES[name].grows_by)
     if lacks:
-        key, fix = f"extend.mode: {choice.mode}", "use another mode"
+        key, fix = f"extend.mode: {choice.mode}", mode.without.get(lacks[0], "use another mode")
         if lacks == ["begin_as"]:
             key, fix = "extend.init", "leave it out"
         raise UserError(

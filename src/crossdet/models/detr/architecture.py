@@ -1,4 +1,4 @@
-"""D-FINE and RT-DETR as entries of `models.architectures.ARCHITECTURES`. No torch until a network is built."""
+"""D-FINE, RT-DETR and RF-DETR as entries of `ARCHITECTURES`. No torch until a network is built."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from crossdet.models.detr.settings import (
     DetrSettings,
     DFineModel,
     DFineSettings,
+    RFDetrLoss,
+    RFDetrModel,
+    RFDetrSettings,
     RTDetrModel,
     RTDetrSettings,
+    SetModel,
 )
 
 if TYPE_CHECKING:
@@ -32,10 +36,14 @@ def build(settings: DetrSettings, num_classes: int, overlap: Tensor | None, weig
     return building.build(settings, num_classes, overlap, weights)
 
 
-def contradictions(model: DetrModel) -> Iterator[Contradiction]:
-    if model.weights == "imagenet" and model.backbone is None:
-        expected = "a timm name under `model.backbone`, or a checkpoint: the sizes' own have no ImageNet weights"
-        yield Contradiction(("model.weights", "model.backbone"), expected, model.weights)
+def contradictions(model: SetModel) -> Iterator[Contradiction]:
+    if model.weights == "imagenet":
+        if not isinstance(model, DetrModel):
+            expected = "a checkpoint or `none`: there are no ImageNet weights"
+            yield Contradiction(("model.weights",), expected, model.weights)
+        elif model.backbone is None:
+            expected = "a timm name under `model.backbone`, or a checkpoint: the sizes have no ImageNet weights"
+            yield Contradiction(("model.weights", "model.backbone"), expected, model.weights)
     if model.weights not in ("none", "imagenet"):
         for key in ("size", "backbone"):
             if key in model.model_fields_set and getattr(model, key) is not None:
@@ -43,7 +51,7 @@ def contradictions(model: DetrModel) -> Iterator[Contradiction]:
                 yield Contradiction((f"model.{key}", "model.weights"), expected, getattr(model, key))
 
 
-def weights_problem(model: DetrModel) -> str | None:
+def weights_problem(model: SetModel) -> str | None:
     weights = model.weights
     if isinstance(weights, Path) and not (weights / checkpoints.CONFIG).is_file():
         return (
@@ -59,17 +67,26 @@ OURS = 640, 1333
 
 
 def foreign_d_fine(path: Path) -> Foreign | None:
-    return _foreign(path, DFineModel(weights=path)) if checkpoints.model_type(path) == "d_fine" else None
+    if checkpoints.model_type(path) != "d_fine":
+        return None
+    return _foreign(path, DFineSettings.of(DFineModel(weights=path), DetrLoss()))
 
 
 def foreign_rt_detr(path: Path) -> Foreign | None:
     version = checkpoints.VERSIONS.get(checkpoints.model_type(path) or "")
-    return None if version is None else _foreign(path, RTDetrModel(weights=path, version=1 if version == 1 else 2))
+    if version is None:
+        return None
+    model = RTDetrModel(weights=path, version=1 if version == 1 else 2)
+    return _foreign(path, RTDetrSettings.of(model, DetrLoss()))
 
 
-def _foreign(path: Path, model: DetrModel) -> Foreign:
-    kind = DFineSettings if isinstance(model, DFineModel) else RTDetrSettings
-    settings = kind.of(model, DetrLoss())
+def foreign_rf_detr(path: Path) -> Foreign | None:
+    if checkpoints.model_type(path) != "rf_detr":
+        return None
+    return _foreign(path, RFDetrSettings.of(RFDetrModel(weights=path), RFDetrLoss()))
+
+
+def _foreign(path: Path, settings: DetrSettings) -> Foreign:
     classes = checkpoints.described(path, settings.family).classes
     checkpoints.check_files(path)
     side = settings.square
@@ -90,4 +107,7 @@ DFINE = Architecture(
 )
 RTDETR = Architecture(
     RTDetrModel, DetrLoss, RTDetrSettings, build, contradictions, GROWS_BY, weights_problem, foreign_rt_detr
+)
+RFDETR = Architecture(
+    RFDetrModel, RFDetrLoss, RFDetrSettings, build, contradictions, GROWS_BY, weights_problem, foreign_rf_detr
 )

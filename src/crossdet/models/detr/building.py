@@ -1,9 +1,11 @@
-"""Networks of HF transformers as D-FINE and RT-DETR need them: made anew, or with the weights of a checkpoint."""
+"""Networks of HF transformers as `Detr` needs them: made anew, or with the weights of a checkpoint."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,23 @@ from torch import Tensor, nn
 from crossdet.errors import UserError
 from crossdet.models.backbones import Backbone
 from crossdet.models.detr.checkpoints import check_files, described, directory_of, write_processor
-from crossdet.models.detr.decoders import decode_d_fine, decode_rt_detr
+from crossdet.models.detr.graphs.graph import Graph
+from crossdet.models.detr.graphs.rf_detr import RFDetrGraph
+from crossdet.models.detr.graphs.rt_detr import DFineGraph, RTDetrGraph
 from crossdet.models.detr.growth import has_rows
 from crossdet.models.detr.network import Detr
-from crossdet.models.detr.settings import DetrSettings
+from crossdet.models.detr.settings import DetrSettings, RFDetrSettings
 from crossdet.models.hub import CONFIG
 
-DECODERS = {"d_fine": decode_d_fine, "rt_detr": decode_rt_detr, "rt_detr_v2": decode_rt_detr}
+GRAPHS: dict[str, type[Graph]] = {
+    "d_fine": DFineGraph,
+    "rt_detr": RTDetrGraph,
+    "rt_detr_v2": RTDetrGraph,
+    "rf_detr": RFDetrGraph,
+}
 INSTALL = "needs HF transformers: pip install 'crossdet[detr]'"
-PREFIX = "model."
-"""Of HF's names, before what we call `core`."""
+OWN_HEADS = ("class_embed.", "bbox_embed.")
+"""RF-DETR's, which are beside HF's `model`, and in our `core`. D-FINE's there are second names of its decoder's."""
 GIVEN_INITS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)
 
 
@@ -55,11 +64,7 @@ def _network(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Detr:
-    """Of HF's model without the second name that its D-FINE has for the decoder's heads."""
-    for name in ("class_embed", "bbox_embed"):
-        if hasattr(whole, name):
-            delattr(whole, name)
-    return Detr(whole.model, DECODERS[settings.family], num_classes, settings, overlap, mean, std)
+    return Detr(GRAPHS[settings.family](whole), num_classes, settings, overlap, mean, std)
 
 
 def hf_config(settings: DetrSettings, num_classes: int) -> Any:
@@ -68,12 +73,23 @@ def hf_config(settings: DetrSettings, num_classes: int) -> Any:
         from transformers import CONFIG_MAPPING
     except ImportError:
         raise UserError(f"model.name: {settings.name} {INSTALL}") from None
+    if settings.family not in CONFIG_MAPPING:
+        raise UserError(f"model.name: {settings.name} needs a newer transformers: pip install -U 'crossdet[detr]'")
+    values = {**settings.config, "num_labels": num_classes, "num_queries": settings.queries}
+    if not isinstance(settings, RFDetrSettings):
+        values |= _of_rt_detr(settings)
+    try:
+        return CONFIG_MAPPING[settings.family].from_dict(values)
+    except Exception as error:  # validation of HF's own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model: HF transformers refuses the config of {settings.name}: {reason}") from None
+
+
+def _of_rt_detr(settings: DetrSettings) -> dict[str, Any]:
+    """What configs of D-FINE and RT-DETR say besides."""
     # HF's frozen batch norm loses the activations that timm has in them
     of_timm = (settings.config.get("backbone_config") or {}).get("model_type") == "timm_backbone"
-    values = {
-        **settings.config,
-        "num_labels": num_classes,
-        "num_queries": settings.queries,
+    return {
         "num_denoising": settings.denoising,
         "initializer_bias_prior_prob": settings.prior,
         "freeze_backbone_batch_norms": settings.freeze_batch_norm and not of_timm,
@@ -81,11 +97,6 @@ def hf_config(settings: DetrSettings, num_classes: int) -> Any:
         "eval_size": None,
         "anchor_image_size": None,
     }
-    try:
-        return CONFIG_MAPPING[settings.family].from_dict(values)
-    except Exception as error:  # validation of HF's own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"model: HF transformers refuses the config of {settings.name}: {reason}") from None
 
 
 def _made(
@@ -109,7 +120,10 @@ def _made(
         config.freeze_backbone_batch_norms = False  # as in `hf_config`
         mean, std = backbone.mean, backbone.std
     whole = AutoModelForObjectDetection.from_config(config)
-    _initialise(whole)
+    if isinstance(settings, RFDetrSettings):
+        _initialise_rf_detr(whole, settings.prior)
+    else:
+        _initialise(whole)
     if backbone is not None:
         own = whole.model.backbone.model
         names = {name.removeprefix("_backbone."): name for name in own.state_dict()}
@@ -134,6 +148,14 @@ def _initialise(whole: Any) -> None:
             whole._init_weights(module)
 
 
+def _initialise_rf_detr(whole: Any, prior: float) -> None:
+    """As HF, but with this prior, and with queries that begin where the encoder says."""
+    core = whole.model
+    for head in (whole.class_embed, *core.enc_out_class_embed):
+        nn.init.constant_(head.bias, math.log(prior / (1 - prior)))
+    nn.init.zeros_(core.reference_point_embed.weight)
+
+
 def trained(settings: DetrSettings, num_classes: int, source: str | Path) -> Detr:
     """The network of a checkpoint, with its classes. Raises `UserError` for tensors that do not fit its config.
 
@@ -145,15 +167,16 @@ def trained(settings: DetrSettings, num_classes: int, source: str | Path) -> Det
     from transformers import AutoModelForObjectDetection
 
     try:
-        whole, found = AutoModelForObjectDetection.from_pretrained(
-            directory,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with _without_bars():
+            whole, found = AutoModelForObjectDetection.from_pretrained(
+                directory,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     except Exception as error:  # of HF and of safetensors, for damaged files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{directory} cannot be read by HF transformers: {reason}") from None
@@ -173,6 +196,25 @@ def trained(settings: DetrSettings, num_classes: int, source: str | Path) -> Det
             f"have another shape{shapes}"
         )
     return _network(whole, settings, num_classes, None, settings.mean, settings.std)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """HF's progress bars of tensors, which take no time, are off."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def hf_name(name: str) -> str:
+    """Of a tensor of `core`, in HF's whole model."""
+    return name if name.startswith(OWN_HEADS) else f"model.{name}"
 
 
 def write(network: Detr, classes: Sequence[str], directory: Path) -> None:
@@ -198,9 +240,8 @@ def write(network: Detr, classes: Sequence[str], directory: Path) -> None:
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: row for row, name in enumerate(classes)}
     whole = AutoModelForObjectDetection.from_config(config)
-    whole.load_state_dict(
-        {PREFIX + name: tensor for name, tensor in network.core.state_dict().items()}, strict=False
-    )
-    whole.save_pretrained(directory)
+    whole.load_state_dict({hf_name(name): t for name, t in network.core.state_dict().items()}, strict=False)
+    with _without_bars():
+        whole.save_pretrained(directory)
     mean, std = ((buffer.flatten() / 255).tolist() for buffer in (network.mean, network.std))
-    write_processor(directory, side, mean, std)
+    write_processor(directory, network.settings.family, side, mean, std)

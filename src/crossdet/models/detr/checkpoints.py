@@ -18,7 +18,7 @@ from crossdet.models.hub import CONFIG, INDEX, PROCESSOR, WEIGHTS, fetch
 
 NOT_OURS = ("id2label", "label2id", "num_labels", "architectures", "transformers_version", "dtype", "torch_dtype")
 """Keys of a config that say nothing about the network's sizes besides the classes."""
-KNOWN = {"d_fine": "dfine", "rt_detr": "rtdetr", "rt_detr_v2": "rtdetr"}
+KNOWN = {"d_fine": "dfine", "rt_detr": "rtdetr", "rt_detr_v2": "rtdetr", "rf_detr": "rfdetr"}
 VERSIONS = {"rt_detr": 1, "rt_detr_v2": 2}
 
 
@@ -150,10 +150,10 @@ def check_files(directory: Path) -> None:
         raise UserError(f"{directory} holds no {WEIGHTS}{hint}")
 
 
-def write_processor(directory: Path, square: int, mean: Sequence[float], std: Sequence[float]) -> None:
+def write_processor(directory: Path, family: str, square: int, mean: Sequence[float], std: Sequence[float]) -> None:
     """How HF prepares pictures: stretched to a square, and normalised by mean and std, RGB in 0..1."""
     values = {
-        "image_processor_type": "RTDetrImageProcessor",
+        "image_processor_type": "RfDetrImageProcessor" if family == "rf_detr" else "RTDetrImageProcessor",
         "do_resize": True,
         "size": {"height": square, "width": square},
         "do_rescale": True,

@@ -27,7 +27,7 @@ class Detecting(nn.Module):
         network = self.network
         height, width = network.frame_of(images.shape[-2:])
         frame = [width, height, width, height]
-        memory = network.memory(network.pictures(images, None))
+        memory = network.graph.memory(network.pictures(images, None))
         parts = []
         for looked in self.sets:
             answers = network.answers(memory, looked)

@@ -14,7 +14,7 @@ from crossdet.errors import UserError
 if TYPE_CHECKING:
     from crossdet.models.detr.network import Detr
 
-HEADS = ("core.enc_score_head.", "core.decoder.class_embed.")
+HEADS = ("core.enc_score_head.", "core.decoder.class_embed.", "core.enc_out_class_embed.", "core.class_embed.")
 EMBEDDING = "core.denoising_class_embed.weight"
 """`[C + 1, D]`: the last row is that of padding."""
 

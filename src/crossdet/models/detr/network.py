@@ -1,7 +1,7 @@
-"""D-FINE and RT-DETR with the dataset-aware loss, top to bottom.
+"""D-FINE, RT-DETR and RF-DETR with the dataset-aware loss, top to bottom.
 
-`memory` (backbone, encoder) -> `queries` (selection, denoising) -> decoder -> `losses` or `find`. The modules and
-their names are those of HF transformers; selection, denoising and loss are the package's own.
+Memory (backbone, encoder) -> queries (selection, denoising) -> decoder -> `losses` or `find`. The modules and their
+names are those of HF transformers, gone through by a `Graph`; selection, denoising and loss are the package's own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +20,14 @@ from torch import Tensor, nn
 from crossdet.models.contract import Growable, Limits, Losses
 from crossdet.models.detr import growth
 from crossdet.models.detr.boxes import corners
-from crossdet.models.detr.criterion import Answers, Bins, Criterion, denoising_losses, set_losses
-from crossdet.models.detr.decoders import Decode, Memory, Queries
+from crossdet.models.detr.criterion import Answers, Criterion, denoising_losses, set_losses
 from crossdet.models.detr.denoising import Noise, Settings, add_noise, attention_mask
 from crossdet.models.detr.detecting import Detecting
-from crossdet.models.detr.distributions import bin_values
+from crossdet.models.detr.graphs.graph import First, Graph, Memory, Queries, joined
 from crossdet.models.detr.negatives import Rule
 from crossdet.models.detr.objects import Objects, objects_of, own_classes
-from crossdet.models.detr.selection import chosen, rows_of
-from crossdet.models.detr.settings import DetrSettings
+from crossdet.models.detr.selection import best, chosen, rows_of
+from crossdet.models.detr.settings import DetrLoss, DetrSettings
 from crossdet.types import PAD_DIVISOR, Batch, Detections, Tiles, TrustGroup, trust_groups
 
 NOT_LOOKED_FOR = -1e4
@@ -86,21 +85,18 @@ class Detr(Growable):
     """A set-prediction detector for C classes.
 
     Args:
-        core: HF's `DFineModel`, `RTDetrModel` or `RTDetrV2Model`, with the heads in its decoder.
-        decode: goes through its decoder.
-        mean, std: RGB of pictures in 0..1.
+        graph: goes through HF's model of the family (`DFineModel`, say), which becomes `core`.
         overlap: `[C, C]` bool, see `dataset_aware_focal_loss`.
+        mean, std: RGB of pictures in 0..1.
     """
 
-    backbone_prefix = "core.backbone."
     mean: Tensor
     std: Tensor
     overlap: Tensor | None
 
     def __init__(
         self,
-        core: Any,
-        decode: Decode,
+        graph: Graph,
         num_classes: int,
         settings: DetrSettings,
         overlap: Tensor | None,
@@ -108,29 +104,34 @@ class Detr(Growable):
         std: Sequence[float],
     ) -> None:
         super().__init__()
-        self.core, self.decode = core, decode
+        self.core, self.graph = graph.core, graph
+        self.backbone_prefix = graph.backbone_prefix
         self.num_classes, self.settings = num_classes, settings
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
         some = overlap if overlap is not None and bool(overlap.any()) else None
         self.register_buffer("overlap", some, persistent=False)
+        self._stem: list[nn.Module] = []
         loss = settings.loss
         self.normaliser = loss.normaliser
         weights = {"classification": loss.class_weight, "l1": loss.l1_weight, "giou": loss.giou_weight}
-        if self.has_distributions:
-            weights |= {"distribution": loss.distribution_weight, "distillation": loss.distillation_weight}
-        self.terms = (*weights, "denoising")
-        self.criterion = Criterion(
-            weights, loss.classification, loss.alpha, loss.gamma, free_quality=loss.free_quality
-        )
-        config = core.config
-        self.denoising = Settings(
-            settings.denoising, config.label_noise_ratio, config.box_noise_scale, loss.flips == "any"
-        )
+        self.criterion = Criterion(weights, loss.classification, loss.alpha, loss.gamma)
+        self.denoising = Settings(0)
+        self.terms = tuple(weights)
+        if isinstance(loss, DetrLoss):
+            self._of_rt_detr(loss)
 
-    @property
-    def has_distributions(self) -> bool:
-        return hasattr(self.core.decoder, "integral")
+    def _of_rt_detr(self, loss: DetrLoss) -> None:
+        """What D-FINE and RT-DETR have besides: distributions, quality, denoising."""
+        weights = dict(self.criterion.weights)
+        if self.graph.bins() is not None:
+            weights |= {"distribution": loss.distribution_weight, "distillation": loss.distillation_weight}
+        self.criterion = replace(self.criterion, weights=weights, free_quality=loss.free_quality)
+        self.terms = (*weights, "denoising")
+        config = self.core.config
+        self.denoising = Settings(
+            self.settings.denoising, config.label_noise_ratio, config.box_noise_scale, loss.flips == "any"
+        )
 
     @property
     def stretches(self) -> bool:
@@ -153,8 +154,10 @@ class Detr(Growable):
         dtype = self.std.dtype
         if side is not None:
             parts = [images] if sizes is None else self._cut(images, sizes)
-            images = torch.cat([_stretched(part.to(dtype), side) for part in parts])
+            images = torch.cat([_stretched(part.to(dtype), side, self.graph.antialias) for part in parts])
         x = (images.to(dtype) - self.mean) / self.std
+        if side is not None:
+            return x
         height, width = x.shape[-2:]
         return F.pad(x, (0, -width % PAD_DIVISOR, 0, -height % PAD_DIVISOR))
 
@@ -165,33 +168,7 @@ class Detr(Growable):
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """What the encoder reads from the backbone, of `images [B, 3, H, W]` RGB 0..255."""
-        return list(self.core.backbone.model(self.pictures(images, None)).feature_maps)
-
-    def memory(self, pictures: Tensor) -> Memory:
-        maps = self.core.backbone.model(pictures).feature_maps
-        projected = [project(m) for project, m in zip(self.core.encoder_input_proj, maps, strict=True)]
-        levels = self.core.encoder(projected).last_hidden_state
-        projections = list(self.core.decoder_input_proj)
-        sources = [project(m) for project, m in zip(projections, levels, strict=False)]
-        sources += [project(levels[-1]) for project in projections[len(levels) :]]
-        shapes = tuple((source.shape[-2], source.shape[-1]) for source in sources)
-        return Memory(torch.cat([s.flatten(2).transpose(1, 2) for s in sources], 1), shapes)
-
-    def proposals(self, memory: Memory) -> tuple[Tensor, Tensor]:
-        """`[B, S, D]` inputs of the encoder's heads, and `[1, S, 4]` anchors as logits."""
-        features = memory.features
-        wide = torch.promote_types(features.dtype, torch.float32)  # half a type would move the anchors
-        anchors, valid = self.core.generate_anchors(memory.shapes, device=features.device, dtype=wide)
-        return self.core.enc_output(valid.to(features.dtype) * features), anchors
-
-    def queries(self, proposals: Tensor, anchors: Tensor, positions: Tensor) -> Queries:
-        """Of the positions `[B, N]`; with gradient towards the encoder's boxes."""
-        images, count = positions.shape
-        picked = _at(proposals, positions)
-        boxes = self.core.enc_bbox_head(picked) + _at(anchors.expand(images, -1, -1), positions)
-        if self.core.config.learn_initial_query:
-            picked = self.core.weight_embedding.weight[:count].expand(images, -1, -1)
-        return Queries(picked, boxes)
+        return self.graph.feature_maps(self.pictures(images, None))
 
     # ---------------------------------------------------------------- training
 
@@ -206,32 +183,33 @@ class Detr(Growable):
         if prepared is None:
             ready = self.prepare()(batch.to("cpu")).prepared
             prepared = cast(Prepared, ready).map(lambda t: t.to(batch.images.device))
-        memory = self.memory(self.pictures(batch.images, batch.sizes))
-        proposals, anchors = self.proposals(memory)
-        settings = self.settings
-        positions = chosen(
-            proposals, self.core.enc_score_head, prepared.groups, settings.queries, settings.loss.selection
-        )
-        found = self.queries(proposals, anchors, positions)
-        encoder = Answers(self.core.enc_score_head(_at(proposals, positions)), found.boxes.sigmoid())
-        noise = prepared.noise
-        layers = self.decode(self.core.decoder, self._joined(found, noise), memory, None)
+        memory = self.graph.memory(self.pictures(batch.images, batch.sizes))
+        parts, logits = [], []
+        for group in range(self.graph.groups):
+            parts.append(self._chosen(memory, prepared, group))
+            logits.append(self.graph.head(group)(parts[-1].inputs))
+        first = joined(parts)
+        encoder = Answers(torch.cat(logits, 1), first.boxes)
+        layers = self.graph.decode(self._with_noise(first.queries, prepared.noise), memory, None)
         with torch.autocast(batch.images.device.type, enabled=False):
             return self._losses_of(encoder, layers, prepared, batch)
 
-    def _joined(self, found: Queries, noise: Noise | None) -> Queries:
+    def _chosen(self, memory: Memory, prepared: Prepared, group: int) -> First:
+        proposals, head = self.graph.proposals(memory, group), self.graph.head(group)
+        count, how = self.settings.queries, self.settings.loss.selection
+        positions = chosen(proposals.inputs, head, prepared.groups, count, how, proposals.valid)
+        return self.graph.first(proposals, positions, group)
+
+    def _with_noise(self, found: Queries, noise: Noise | None) -> Queries:
         """With the denoising queries in front."""
-        hidden, boxes = found.hidden.detach() if self._reads_memory else found.hidden, found.boxes.detach()
-        if noise is None:
-            return Queries(hidden, boxes)
-        given = self.core.denoising_class_embed(noise.labels).to(hidden.dtype)
+        embedding = self.graph.denoising()
+        if noise is None or embedding is None:
+            return found
+        hidden, boxes = found.hidden, found.boxes
+        given = embedding(noise.labels).to(hidden.dtype)
         begin = torch.special.logit(noise.boxes.to(boxes.dtype), eps=1e-5)
         mask = attention_mask(noise.group, hidden.shape[1], hidden.dtype)
         return Queries(torch.cat([given, hidden], 1), torch.cat([begin, boxes], 1), mask)
-
-    @property
-    def _reads_memory(self) -> bool:
-        return not self.core.config.learn_initial_query
 
     def _losses_of(self, encoder: Answers, layers: list[Answers], prepared: Prepared, batch: Batch) -> Losses:
         loss = self.settings.loss
@@ -245,16 +223,18 @@ class Detr(Growable):
             loss.duplicate_iou,
             self._tiles(batch),
         )
-        bins = self._bins()
+        bins = self.graph.bins()
         given = 0 if prepared.noise is None else prepared.noise.labels.shape[1]
         free = [_part(answers, slice(given, None)) for answers in layers]
-        terms, positives = set_losses([encoder, *free], rule, prepared.own, self.criterion, bins)
-        denoised = self._unused(terms["classification"])
+        found = [encoder, *free]
+        terms, positives = set_losses(found, rule, prepared.own, self.criterion, bins, self.graph.groups)
         if prepared.noise is not None:
             noised = [_part(answers, slice(0, given)) for answers in layers]
             more = denoising_losses(noised, prepared.noise.noised, rule, prepared.own, self.criterion, bins)
-            denoised = denoised + torch.stack(list(more.values())).sum(0)
-        return Losses({name: (terms | {"denoising": denoised})[name] for name in self.terms}, positives)
+            terms["denoising"] = torch.stack(list(more.values())).sum(0)
+        terms = {name: terms[name] if name in terms else torch.zeros_like(terms["l1"]) for name in self.terms}
+        idle = [parameter.sum() * 0 for parameter in self.graph.idle()]
+        return Losses(terms | {"classification": sum(idle, terms["classification"])}, positives)
 
     def _tiles(self, batch: Batch) -> Tiles | None:
         """Of the mosaics, in shares of the frame."""
@@ -263,23 +243,17 @@ class Detr(Growable):
         frames = frames_of(batch.images.shape[-2:], batch.sizes, self.settings.square).flip(1).repeat(1, 2)
         return batch.tiles._replace(boxes=batch.tiles.boxes / frames[:, None])
 
-    def _unused(self, like: Tensor) -> Tensor:
-        """Zeros that hang on the embedding, which a batch without objects does not use."""
-        zeros = torch.zeros_like(like)
-        if self.settings.denoising:
-            zeros = zeros + self.core.denoising_class_embed.weight.sum() * 0
-        return zeros
-
-    def _bins(self) -> Bins | None:
-        if not self.has_distributions:
-            return None
-        decoder = self.core.decoder
-        return Bins(bin_values(decoder.max_num_bins, decoder.up, decoder.reg_scale), decoder.reg_scale)
-
     def training_mode(self, fixed_statistics: bool = False) -> None:
         super().training_mode(fixed_statistics)
-        if not any(p.requires_grad for p in self.core.encoder.parameters()):
+        if not any(p.requires_grad for name, p in self.named_parameters() if not growth.has_rows(name)):
             self.eval()  # frozen: batch norm would go on counting
+        for module in self._stem:
+            module.eval()
+
+    def freeze_stem(self) -> None:
+        self._stem = self.graph.stem()
+        for module in self._stem:
+            module.requires_grad_(False)
 
     # ---------------------------------------------------------------- growth
 
@@ -312,7 +286,7 @@ class Detr(Growable):
         looked = every if classes is None else torch.as_tensor(classes, dtype=torch.int64).unique().to(sizes.device)
         frames = frames_of(images.shape[-2:], sizes, self.settings.square).flip(1).repeat(1, 2)[:, None]
         found: list[list[Detections]] = [[] for _ in sizes]
-        memory = self.memory(self.pictures(images, sizes))
+        memory = self.graph.memory(self.pictures(images, sizes))
         for part in self.query_sets(looked):
             answers = self.answers(memory, part)
             limit = limits.threshold_of(part)
@@ -329,10 +303,10 @@ class Detr(Growable):
 
     def answers(self, memory: Memory, classes: Tensor) -> Answers:
         """Of the last layer, for some classes, by queries that these have chosen."""
-        proposals, anchors = self.proposals(memory)
-        scores = rows_of(self.core.enc_score_head, proposals, classes).amax(-1)
-        positions = scores.topk(min(self.settings.queries, scores.shape[1]), dim=1).indices
-        return self.decode(self.core.decoder, self.queries(proposals, anchors, positions), memory, classes)[-1]
+        proposals = self.graph.proposals(memory, 0)
+        scores = rows_of(self.graph.head(0), proposals.inputs, classes).amax(-1)
+        positions = best(scores, min(self.settings.queries, scores.shape[1]), proposals.valid)
+        return self.graph.decode(self.graph.first(proposals, positions, 0).queries, memory, classes)[-1]
 
     def frame_of(self, shape: Sequence[int]) -> list[int]:
         """(height, width) in pixels that boxes of a picture without padding are shares of."""
@@ -357,7 +331,7 @@ class Exported(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         network = self.network
-        memory = network.memory(network.pictures(images, None))
+        memory = network.graph.memory(network.pictures(images, None))
         logits, places = [], []
         for begin, end in pairwise([0, *network.settings.begins, network.num_classes]):
             answers = network.answers(memory, torch.arange(begin, end, device=images.device))
@@ -369,13 +343,8 @@ class Exported(nn.Module):
         return torch.cat(logits, 1), torch.cat(places, 1) * scale
 
 
-def _stretched(images: Tensor, side: int) -> Tensor:
-    return F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=True)
-
-
-def _at(values: Tensor, positions: Tensor) -> Tensor:
-    """`[B, N, ...]` of `[B, S, ...]`."""
-    return values.gather(1, positions[..., None].expand(-1, -1, values.shape[2]))
+def _stretched(images: Tensor, side: int, antialias: bool) -> Tensor:
+    return F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=antialias)
 
 
 def _part(answers: Answers, queries: slice) -> Answers:

@@ -36,23 +36,37 @@ def rows_of(head: nn.Linear, inputs: Tensor, classes: Tensor) -> Tensor:
     return F.linear(inputs, head.weight[classes], None if head.bias is None else head.bias[classes])
 
 
-def chosen(memory: Tensor, head: nn.Linear, groups: Sequence[TrustGroup], queries: int, how: Selection) -> Tensor:
+def chosen(
+    memory: Tensor,
+    head: nn.Linear,
+    groups: Sequence[TrustGroup],
+    queries: int,
+    how: Selection,
+    valid: Tensor | None = None,
+) -> Tensor:
     """`[B, N]` positions for training. groups: of the images' own classes, see `objects.own_classes`.
 
     trusted: by the image's own classes; an image without any goes by all. union: by all classes. split: half of the
-    queries by the image's own, the rest by all.
+    queries by the image's own, the rest by all. valid: `[1, S]` positions that come first, whatever their score.
     """
     queries = min(queries, memory.shape[1])
     if how == "trusted":
-        return best_scores(memory, head, _or_all(groups, head)).topk(queries, dim=1).indices
+        return best(best_scores(memory, head, _or_all(groups, head)), queries, valid)
     images = tuple(range(len(memory)))
     every = [TrustGroup(images, torch.arange(head.out_features, device=memory.device))]
     union = best_scores(memory, head, every)
     if how == "union":
-        return union.topk(queries, dim=1).indices
-    first = best_scores(memory, head, _or_all(groups, head)).topk(queries // 2, dim=1).indices
-    rest = union.scatter(1, first, -torch.inf).topk(queries - queries // 2, dim=1).indices
+        return best(union, queries, valid)
+    first = best(best_scores(memory, head, _or_all(groups, head)), queries // 2, valid)
+    rest = best(union.scatter(1, first, -torch.inf), queries - queries // 2, valid)
     return torch.cat([first, rest], 1)
+
+
+def best(scores: Tensor, queries: int, valid: Tensor | None) -> Tensor:
+    """`[B, N]` positions of the highest scores `[B, S]`; those that are not valid come last."""
+    if valid is not None:
+        scores = scores.masked_fill(~valid, -torch.inf)
+    return scores.topk(queries, dim=1).indices
 
 
 def _or_all(groups: Sequence[TrustGroup], head: nn.Linear) -> list[TrustGroup]:

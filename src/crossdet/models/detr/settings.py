@@ -1,4 +1,4 @@
-"""The settings of D-FINE and RT-DETR, with their defaults. No torch and no transformers in here."""
+"""The settings of D-FINE, RT-DETR and RF-DETR, with their defaults. No torch and no transformers in here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import Field, PlainValidator, StrictBool, ValidationError, Validat
 
 from crossdet.errors import UserError, show
 from crossdet.models.detr import checkpoints
-from crossdet.models.detr.sizes import D_FINE, RT_DETR
+from crossdet.models.detr.sizes import D_FINE, RF_DETR, RF_DETR_SQUARES, RT_DETR
 from crossdet.models.settings import (
     Count,
     CountOrZero,
@@ -28,6 +28,7 @@ from crossdet.models.settings import (
     resolved_path,
 )
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -41,57 +42,85 @@ def _weights(value: Any, info: ValidationInfo) -> str | Path:
     return str(value) if HUB_ID.fullmatch(str(value)) and not path.exists() else path
 
 
-class DetrLoss(Section):
-    """The `loss` section of a config."""
+class SetLoss(Section):
+    """What the `loss` sections have in common."""
 
-    classification: Literal["vfl", "mal"] = "vfl"
-    alpha: Fraction = 0.75
+    classification: str
+    alpha: Fraction
     gamma: NotNegative = 2.0
     foreground: Literal["none", "matched", "on_object"] = "matched"  # queries that are negatives for all classes
     duplicate_iou: Fraction = 0.7  # an unmatched query this near to an object is a second find of it
     selection: Literal["trusted", "union", "split"] = "trusted"  # classes that choose the queries of an image
-    flips: Literal["own", "any"] = "own"  # classes that a denoising query may be given
-    free_quality: StrictBool = False  # D-FINE's quality learns from images that do not trust all classes, too
     class_weight: NotNegative = 1.0
     l1_weight: NotNegative = 5.0
     giou_weight: NotNegative = 2.0
-    distribution_weight: NotNegative = 0.15  # D-FINE's FGL
-    distillation_weight: NotNegative = 1.5  # D-FINE's DDF
     normaliser: Literal["batch", "image"] = "batch"  # objects that the sums are divided by
 
 
-class DetrModel(Section):
+class DetrLoss(SetLoss):
+    """The `loss` section of a config."""
+
+    classification: Literal["vfl", "mal"] = "vfl"
+    alpha: Fraction = 0.75
+    flips: Literal["own", "any"] = "own"  # classes that a denoising query may be given
+    free_quality: StrictBool = False  # D-FINE's quality learns from images that do not trust all classes, too
+    distribution_weight: NotNegative = 0.15  # D-FINE's FGL
+    distillation_weight: NotNegative = 1.5  # D-FINE's DDF
+
+
+class RFDetrLoss(SetLoss):
+    """The `loss` section of a config."""
+
+    classification: Literal["iou_aware"] = "iou_aware"
+    alpha: Fraction = 0.25  # share of the score in a positive's target, beside its IoU
+
+
+class SetModel(Section):
     """What the `model` sections have in common."""
 
     name: str
-    size: str
+    size: str | None  # null: of a network that began as a checkpoint
     weights: Annotated[str | Path, PlainValidator(_weights)] = "none"
-    backbone: Text | None = None  # a timm name, in place of the size's own
     queries: Count = 300
+    square: Annotated[int, Field(ge=32)] | None = None  # side that pictures are stretched to
+    prior: OpenFraction = 0.01  # initial probability of every class
+
+
+class DetrModel(SetModel):
+    """What those of D-FINE and RT-DETR have in common."""
+
+    backbone: Text | None = None  # a timm name, in place of the size's own
     denoising: CountOrZero = 100
-    square: Annotated[int, Field(ge=32, multiple_of=32)] | None = None  # side that pictures are stretched to
+    square: Annotated[int, Field(ge=32, multiple_of=32)] | None = None
     # of the backbone; null: frozen in a checkpoint, trained if there are no weights, else by `train.recipe`
     freeze_batch_norm: StrictBool | None = None
-    prior: OpenFraction = 0.01  # initial probability of every class
 
 
 DFineSize = Literal["nano", "small", "medium", "large", "xlarge"]
 RTDetrSize = Literal["r18", "r34", "r50m", "r50", "r101"]
+RFDetrSize = Literal["nano", "small", "medium", "large", "base"]
 
 
 class DFineModel(DetrModel):
     """The `model` section of a config."""
 
     name: Literal["dfine"] = "dfine"
-    size: DFineSize = "small"
+    size: DFineSize | None = "small"
 
 
 class RTDetrModel(DetrModel):
     """The `model` section of a config."""
 
     name: Literal["rtdetr"] = "rtdetr"
-    size: RTDetrSize = "r50"
+    size: RTDetrSize | None = "r50"
     version: Literal[1, 2] = 2
+
+
+class RFDetrModel(SetModel):
+    """The `model` section of a config."""
+
+    name: Literal["rfdetr"] = "rfdetr"
+    size: RFDetrSize | None = "small"
 
 
 class DetrSettings(DetrModel, NetworkSettings):
@@ -104,9 +133,9 @@ class DetrSettings(DetrModel, NetworkSettings):
     own, which those of the others do not see.
     """
 
-    size: str | None = None  # type: ignore[assignment]
+    size: str | None = None
     weights: Annotated[str | Path, PlainValidator(_weights)] = "none"
-    loss: DetrLoss = DetrLoss()
+    loss: SetLoss
     freeze_batch_norm: StrictBool = True
     config: dict[str, Any] = Field(default_factory=dict)
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -123,14 +152,16 @@ class DetrSettings(DetrModel, NetworkSettings):
         raise NotImplementedError
 
     @classmethod
-    def of(cls, model: Any, loss: DetrLoss, defaults: NetworkDefaults = NetworkDefaults()) -> Self:
+    def of(cls, model: Any, loss: SetLoss, defaults: NetworkDefaults = NetworkDefaults()) -> Self:
         """Of the two sections of a config. Where the weights are a checkpoint of HF, config, size of the pictures
         and normalisation are the checkpoint's. Raises `UserError` for one that does not fit."""
         values = dict(model) | {"weights": "none", "loss": loss}
-        if model.freeze_batch_norm is None:
+        if getattr(model, "freeze_batch_norm", False) is None:
             frozen = model.weights != "none" and not (model.weights == "imagenet" and defaults.train_batch_norm)
             values["freeze_batch_norm"] = frozen
         if model.weights in ("none", "imagenet"):
+            if model.size is None:
+                raise UserError("model.size: null, and no checkpoint under `model.weights` says it; name a size")
             return cls.model_construct(**values, config=cls.sizes()[model.size])
         source = checkpoints.described(model.weights, cls.model_construct(**values).family)
         theirs = {"queries": source.config.get("num_queries", 300), "square": source.square}
@@ -169,6 +200,7 @@ class DetrSettings(DetrModel, NetworkSettings):
 class DFineSettings(DetrSettings):
     name: Literal["dfine"] = "dfine"
     size: DFineSize | None = "small"
+    loss: DetrLoss = DetrLoss()
 
     @property
     def family(self) -> str:
@@ -182,6 +214,7 @@ class DFineSettings(DetrSettings):
 class RTDetrSettings(DetrSettings):
     name: Literal["rtdetr"] = "rtdetr"
     size: RTDetrSize | None = "r50"
+    loss: DetrLoss = DetrLoss()
     version: Literal[1, 2] = 2
 
     @property
@@ -191,3 +224,38 @@ class RTDetrSettings(DetrSettings):
     @classmethod
     def sizes(cls) -> dict[str, dict[str, Any]]:
         return RT_DETR
+
+
+class RFDetrSettings(DetrSettings):
+    """mean, std: of the vision transformer. It has no denoising and no batch norm."""
+
+    name: Literal["rfdetr"] = "rfdetr"
+    size: RFDetrSize | None = "small"
+    loss: RFDetrLoss = RFDetrLoss()
+    denoising: Literal[0] = 0
+    square: Annotated[int, Field(ge=32)] | None = None
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    @property
+    def family(self) -> str:
+        return "rf_detr"
+
+    @classmethod
+    def sizes(cls) -> dict[str, dict[str, Any]]:
+        return RF_DETR
+
+    @classmethod
+    def of(cls, model: Any, loss: SetLoss, defaults: NetworkDefaults = NetworkDefaults()) -> Self:
+        """Raises `UserError` also where pictures are stretched to a side that the windows do not divide."""
+        made = super().of(model, loss, defaults)
+        side = RF_DETR_SQUARES[made.size] if made.square is None and made.size is not None else made.square
+        backbone = made.config.get("backbone_config") or {}
+        patch, windows = backbone.get("patch_size", 14), backbone.get("num_windows", 4)  # HF's defaults
+        step = patch * windows
+        if side is None or side % step:
+            raise UserError(
+                f"model.square: {show(side)}, but this rfdetr needs square pictures with a side that is a multiple "
+                f"of {step} (patches of {patch}, {windows} windows)"
+            )
+        return made.model_copy(update={"square": side, "denoising": 0})

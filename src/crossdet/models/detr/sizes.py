@@ -1,4 +1,4 @@
-"""The published sizes of D-FINE and RT-DETR, as what differs from the default configs of HF transformers."""
+"""The published sizes, as what differs from the default configs of HF transformers."""
 
 from __future__ import annotations
 
@@ -104,3 +104,34 @@ RT_DETR: dict[str, dict[str, Any]] = {
     },
 }
 """Of both versions."""
+
+
+def _dinov2(side: int, **more: Any) -> dict[str, Any]:
+    """A config of the backbone, DINOv2 small with attention in windows."""
+    return {
+        "model_type": "rf_detr_dinov2",
+        "hidden_size": 384,
+        "num_attention_heads": 6,
+        "image_size": side,
+        "patch_size": 16,
+        "num_windows": 2,
+        "out_features": ["stage3", "stage6", "stage9", "stage12"],
+        **more,
+    }
+
+
+def _rf_detr(layers: int, backbone: dict[str, Any]) -> dict[str, Any]:
+    return {"backbone_config": backbone, "decoder_layers": layers, "decoder_n_points": 2, "dropout": 0.0}
+
+
+_OLD = {"patch_size": 14, "num_windows": 4, "out_features": ["stage2", "stage5", "stage8", "stage11"]}
+
+RF_DETR_SQUARES = {"nano": 384, "small": 512, "medium": 576, "large": 704, "base": 560}
+RF_DETR: dict[str, dict[str, Any]] = {
+    "nano": _rf_detr(2, _dinov2(384)),
+    "small": _rf_detr(3, _dinov2(512)),
+    "medium": _rf_detr(4, _dinov2(576)),
+    "large": _rf_detr(4, _dinov2(704)),
+    "base": _rf_detr(3, _dinov2(518, **_OLD)),
+}
+"""As in HF's conversion script; no dropout, as in the authors' code."""

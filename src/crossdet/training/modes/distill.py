@@ -10,9 +10,23 @@ from crossdet.labels.space import LabelSpace
 from crossdet.training.modes.mode import ExtendSettings, Extension, Growth, Mode, Plan
 
 
-def check(settings: ExtendSettings, _growth: Growth) -> None:
-    if not settings.pseudo and not settings.match:
+def check(settings: ExtendSettings, _growth: Growth) -> str | None:
+    if settings.match:
+        return None
+    if not settings.pseudo:
         raise UserError("extend: the mode distill needs a weight under `match`, `pseudo: true`, or both")
+    return (
+        "note: old classes are held by what the old detector finds in the training images and nothing else; look "
+        "at `crossdet predict` on some of them first"
+    )
+
+
+def adapted(settings: ExtendSettings, can: frozenset[str]) -> ExtendSettings:
+    """Where a network cannot be held at answers, the old detector's labels teach, unless the config says else."""
+    if "hold_to" in can or "match" in settings.model_fields_set:
+        return settings
+    labels = {} if "pseudo" in settings.model_fields_set else {"pseudo": True}
+    return settings.model_copy(update={"match": 0.0, **labels})
 
 
 def prepare(extension: Extension) -> Plan:
@@ -53,4 +67,11 @@ def needs(settings: ExtendSettings) -> frozenset[str]:
     return frozenset({"carry_over", "hold_to"} if settings.match else {"carry_over"})
 
 
-DISTILL = Mode(("pseudo", "match"), check, prepare, needs)
+DISTILL = Mode(
+    ("pseudo", "match"),
+    check,
+    prepare,
+    needs,
+    adapted=adapted,
+    without={"hold_to": "leave `extend.match` out: the old detector's labels teach instead (`extend.pseudo`)"},
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -129,6 +129,9 @@ class Mode:
     returns a note about what probably will not. prepare: changes the network where the mode asks for it. needs: of
     the network, methods of `contract.Growable`.
     keeps_thresholds: old classes are not changed, and neither are their thresholds.
+    adapted: (settings, methods of `contract.Growable` that the network has) -> what settings that the config leaves
+    open are for such a network.
+    without: a method of `needs` -> what to do where a network does not have it.
     """
 
     keys: tuple[str, ...]
@@ -136,3 +139,5 @@ class Mode:
     prepare: Callable[[Extension], Plan]
     needs: Callable[[ExtendSettings], frozenset[str]]
     keeps_thresholds: bool = False
+    adapted: Callable[[ExtendSettings, frozenset[str]], ExtendSettings] = lambda settings, _can: settings
+    without: Mapping[str, str] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from crossdet.models.detr.criterion import Answers
 from crossdet.models.detr.negatives import Rule
 from crossdet.models.detr.network import Detr
 from crossdet.models.detr.objects import Objects, objects_of
-from crossdet.models.detr.settings import DetrSettings, DFineSettings, RTDetrSettings
+from crossdet.models.detr.settings import DetrSettings, DFineSettings, RFDetrSettings, RTDetrSettings
 from crossdet.types import Annotations, Flag
 
 FRAME = 100
@@ -128,10 +128,34 @@ RESNET = {
 }
 D_FINE = {**SMALL, "backbone_config": HGNET, "depth_mult": 0.34, "max_num_bins": BINS}
 RT_DETR = {**SMALL, "backbone_config": RESNET, "encoder_in_channels": [12, 16, 20]}
+DINOV2 = {
+    "model_type": "rf_detr_dinov2",
+    "hidden_size": 12,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "mlp_ratio": 2,
+    "image_size": 48,
+    "patch_size": 8,
+    "num_windows": 2,
+    "out_features": ["stage1", "stage3"],  # one layer is behind the last
+}
+RF_DETR = {
+    "backbone_config": DINOV2,
+    "d_model": 16,
+    "decoder_ffn_dim": 16,
+    "decoder_layers": 3,
+    "decoder_n_points": 2,
+    "decoder_self_attention_heads": 2,
+    "decoder_cross_attention_heads": 2,
+    "c2f_num_blocks": 1,
+    "group_detr": 3,
+    "dropout": 0.0,
+}
 TINY_SETTINGS: dict[str, DetrSettings] = {
     "dfine": DFineSettings(config=D_FINE, queries=20, denoising=8),
     "rtdetr v1": RTDetrSettings(config=RT_DETR, queries=20, denoising=8, version=1),
     "rtdetr v2": RTDetrSettings(config=RT_DETR, queries=20, denoising=8, version=2),
+    "rfdetr": RFDetrSettings(config=RF_DETR, queries=20, square=64),
 }
 
 

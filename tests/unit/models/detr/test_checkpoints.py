@@ -34,7 +34,7 @@ NAMES = ("cat", "dog", "tv", "traffic light")
 SIDE = 64
 
 
-@pytest.fixture(scope="module", params=["dfine", "rtdetr v1", "rtdetr v2"])
+@pytest.fixture(scope="module", params=["dfine", "rtdetr v1", "rtdetr v2", "rfdetr"])
 def directory(request, tmp_path_factory) -> Path:
     """A checkpoint as HF writes it."""
     from transformers import AutoModelForObjectDetection
@@ -43,11 +43,14 @@ def directory(request, tmp_path_factory) -> Path:
     config = building.hf_config(network.settings, len(NAMES))
     config.id2label, config.label2id = dict(enumerate(NAMES)), {name: row for row, name in enumerate(NAMES)}
     whole = AutoModelForObjectDetection.from_config(config)
-    whole.load_state_dict({f"model.{k}": v for k, v in network.core.state_dict().items()}, strict=False)
+    whole.load_state_dict({building.hf_name(k): v for k, v in network.core.state_dict().items()}, strict=False)
     place = tmp_path_factory.mktemp("hf") / "zoo"
     whole.save_pretrained(place)
     size = {"height": SIDE, "width": SIDE}
     processor = {"image_processor_type": "RTDetrImageProcessor", "size": size, "do_normalize": False}
+    if request.param == "rfdetr":
+        means = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+        processor = {"image_processor_type": "RfDetrImageProcessor", "size": size, "do_normalize": True, **means}
     (place / "preprocessor_config.json").write_text(json.dumps(processor))
     return place
 
@@ -104,16 +107,28 @@ def test_what_is_written_opens_in_hf_with_the_same_answers(directory, picture, t
     )
 
 
-def test_pipeline_opens_what_is_written(picture, tmp_path):
+@pytest.mark.parametrize("name", ["dfine", "rfdetr"])
+def test_pipeline_opens_what_is_written(name, picture, tmp_path):
     from transformers import pipeline
 
-    network = tiny("dfine", square=SIDE, prior=0.2).eval()
+    network = tiny(name, square=SIDE, prior=0.2).eval()
     building.write(network, NAMES, tmp_path)
     results = pipeline("object-detection", model=str(tmp_path))(picture, threshold=0.0)
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
     (ours,) = network.find(pixels, torch.tensor([[SIDE, SIDE]]), limits=Limits(0.0, max_detections=300))
     assert [r["score"] for r in results][:6] == pytest.approx(ours.scores[:6].tolist(), abs=1e-4)
     assert results[0]["label"] == NAMES[int(ours.labels[0])]
+
+
+def test_hf_draws_no_progress_bars(tmp_path, capfd):
+    from transformers.utils import logging
+
+    was = logging.is_progress_bar_enabled()
+    network = tiny("rfdetr")
+    building.write(network, NAMES, tmp_path)
+    building.trained(network.settings, len(NAMES), tmp_path)
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled() == was
 
 
 def test_networks_that_keep_the_shape_of_pictures_are_not_written(tmp_path):
@@ -129,25 +144,28 @@ def test_rows_are_where_the_names_say(directory):
     grown = build(settings, 6, None)
     fresh = {name: tensor.clone() for name, tensor in grown.state_dict().items()}
     grown.carry_over(tensors, 4)
-    assert len(grown.class_tensors) == 2 * (1 + 3) + 1
+    expected = 2 * (3 + 1) if settings.name == "rfdetr" else 2 * (1 + 3) + 1  # groups, or layers; weight and bias
+    assert len(grown.class_tensors) == expected
     for name in grown.class_tensors:
         assert torch.equal(grown.state_dict()[name][:4], tensors[name][:4])
         new = slice(4, 6)
         assert torch.equal(grown.state_dict()[name][new], fresh[name][new])
-    assert torch.equal(grown.state_dict()[EMBEDDING][-1], tensors[EMBEDDING][-1])
+    if EMBEDDING in tensors:
+        assert torch.equal(grown.state_dict()[EMBEDDING][-1], tensors[EMBEDDING][-1])
     grown.begin_as({5: 3})
     for name in grown.class_tensors:
         now = grown.state_dict()[name]
         assert torch.equal(now[5], tensors[name][3])
         assert torch.equal(now[:5], torch.cat([tensors[name][:4], fresh[name][4:5]]))
-    assert torch.equal(grown.state_dict()[EMBEDDING][-1], tensors[EMBEDDING][-1])
+    if EMBEDDING in tensors:
+        assert torch.equal(grown.state_dict()[EMBEDDING][-1], tensors[EMBEDDING][-1])
 
 
 def test_weights_of_a_config_take_the_body(directory):
     """For new classes: all but the rows of the classes, and the size of the pictures."""
     name = read_card(directory).settings.name
     kind = ARCHITECTURES[name]
-    version = {} if name == "dfine" else {"version": read_card(directory).settings.version}
+    version = {"version": read_card(directory).settings.version} if name == "rtdetr" else {}
     model = kind.model.model_validate({"name": name, "weights": str(directory), **version})
     settings = kind.settings.of(model, kind.loss())
     assert (settings.queries, settings.square, settings.size, settings.freeze_batch_norm) == (20, SIDE, None, True)
@@ -206,7 +224,7 @@ def test_another_architecture(copy):
     ):
         ARCHITECTURES["rtdetr"].settings.of(RTDetrModel(weights=copy), DetrLoss())
     changed(copy, model_type="detr")
-    with pytest.raises(UserError, match=r"use a checkpoint of d_fine or rt_detr or rt_detr_v2"):
+    with pytest.raises(UserError, match=r"use a checkpoint of d_fine or rt_detr or rt_detr_v2 or rf_detr"):
         DFineSettings.of(DFineModel(weights=copy), DetrLoss())
 
 

@@ -1,4 +1,4 @@
-"""D-FINE and RT-DETR over the modules of HF transformers: their answers, and the leaks that are not in the loss."""
+"""Detectors over the modules of HF transformers: their answers, and the leaks that are not in the loss."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from crossdet.errors import UserError
 from crossdet.models.contract import Limits
 from crossdet.models.detr.architecture import DFINE, build, contradictions
 from crossdet.models.detr.boxes import corners
-from crossdet.models.detr.building import hf_config
+from crossdet.models.detr.building import hf_config, hf_name
 from crossdet.models.detr.denoising import PADDING, Settings, add_noise, attention_mask
 from crossdet.models.detr.growth import EMBEDDING
 from crossdet.models.detr.network import Detr
-from crossdet.models.detr.objects import own_classes
+from crossdet.models.detr.objects import objects_of, own_classes
 from crossdet.models.detr.selection import chosen
 from crossdet.models.detr.settings import DetrLoss, DFineModel, DFineSettings, RTDetrModel, RTDetrSettings
 from crossdet.types import Batch, Flag, trust_groups
@@ -66,22 +66,49 @@ def test_answers_are_those_of_hf(name):
 
     network = tiny(name).eval()
     whole: Any = AutoModelForObjectDetection.from_config(hf_config(network.settings, CLASSES)).eval()
-    state = {f"model.{key}": value for key, value in network.core.state_dict().items()}
-    lost = whole.load_state_dict(state, strict=False)
+    lost = whole.load_state_dict({hf_name(n): t for n, t in network.core.state_dict().items()}, strict=False)
     assert not lost.unexpected_keys
     assert all(key.startswith(("class_embed", "bbox_embed")) for key in lost.missing_keys)  # tied
-    pixels = batch_of().images / 255.0
+    images = batch_of().images
     with torch.no_grad():
-        wanted = whole(pixels)
-        logits, boxes = network.export_module()(batch_of().images)
-    theirs = corners(wanted.pred_boxes.clamp(0, 1)) * torch.tensor([96, 64, 96, 64])
+        wanted = whole(network.pictures(images, None))
+        logits, boxes = network.export_module()(images)
+    size = torch.tensor([96, 64, 96, 64])
+    theirs = corners(wanted.pred_boxes.clamp(0, 1) if name == "dfine" else wanted.pred_boxes) * size
     for image in range(3):
         ours = sorted_rows(torch.cat([logits[image], boxes[image]], 1))
         others = sorted_rows(torch.cat([wanted.logits[image], theirs[image]], 1))
         torch.testing.assert_close(ours, others, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["dfine", "rtdetr v2"])
+def test_groups_of_queries_have_the_loss_of_hf():
+    """From pictures on: selection and decoder of every group, and the criterion, where all is trusted."""
+    from transformers import AutoModelForObjectDetection
+
+    network = learning(tiny("rfdetr"))
+    with torch.no_grad():
+        network.core.reference_point_embed.weight.normal_(std=0.1)
+    whole: Any = AutoModelForObjectDetection.from_config(hf_config(network.settings, CLASSES)).train()
+    whole.load_state_dict({hf_name(n): t for n, t in network.core.state_dict().items()})
+    batch = replace(batch_of(torch.ones_like(TRUSTED)), targets=[TARGETS[0], TARGETS[0], TARGETS[2]])
+    objects, _ = objects_of(batch.targets, batch.sizes)
+    parts = zip(objects.labels.split(objects.counts), objects.boxes.split(objects.counts), strict=True)
+    labels = [{"class_labels": classes, "boxes": boxes} for classes, boxes in parts]
+    wanted = whole(network.pictures(batch.images, batch.sizes), labels=labels).loss
+    losses = network.losses(batch)
+    assert losses.positives.tolist() == [2, 2, 0]
+    found = sum(losses.normalised("batch").values())
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    wanted.backward()
+    found.backward()
+    theirs = dict(whole.named_parameters())
+    grads = {hf_name(n): p.grad for n, p in network.core.named_parameters() if p.requires_grad}
+    assert len(grads) > 100
+    for name, gradient in grads.items():
+        torch.testing.assert_close(gradient, theirs[name].grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dfine", "rtdetr v2", "rfdetr"])
 def test_another_dataset_changes_nothing_of_the_old(name):
     """From 4 to 6 classes with the same old weights: equal losses, equal gradients of old rows, and new rows that
     learn from labelled objects alone. Selection, flips and LQE would each leak."""
@@ -89,7 +116,8 @@ def test_another_dataset_changes_nothing_of_the_old(name):
     grown = learning(tiny(name, CLASSES + 2, seed=1).double())
     grown.carry_over(old.state_dict(), CLASSES)
     with torch.no_grad():  # new classes that would win every query
-        grown.core.enc_score_head.bias[CLASSES:] = 5.0
+        for group in range(grown.graph.groups):
+            grown.graph.head(group).bias[CLASSES:] = 5.0
     wide = torch.cat([TRUSTED, torch.zeros(3, 2, dtype=torch.bool)], 1)
     background = [annotations([], [])] * 3  # without objects nothing may reach the new rows
     before, gradients = loss_of(old, replace(batch_of(), targets=background, has_regions=None))
@@ -102,9 +130,11 @@ def test_another_dataset_changes_nothing_of_the_old(name):
             assert bool((gradient[:2] != 0).any())
     # with objects: the embedding's new rows are given to nobody, and the classes' see foreground only
     _, more = loss_of(grown, batch_of(wide))
-    assert bool((more[EMBEDDING][CLASSES:] == 0).all())
-    assert bool((more[EMBEDDING][:CLASSES] != 0).any())
-    assert bool((more["core.decoder.class_embed.0.bias"][CLASSES:] > 0).all())
+    if name != "rfdetr":
+        assert bool((more[EMBEDDING][CLASSES:] == 0).all())
+        assert bool((more[EMBEDDING][:CLASSES] != 0).any())
+    last = "core.class_embed.bias" if name == "rfdetr" else "core.decoder.class_embed.0.bias"
+    assert bool((more[last][CLASSES:] > 0).all())
 
 
 def test_union_selection_lets_another_dataset_in():
@@ -212,13 +242,13 @@ def test_pictures_are_stretched_to_a_square():
     assert all(bool(term.isfinite().all()) for term in losses.terms.values())
 
 
-@pytest.mark.parametrize("name", ["dfine", "rtdetr v1"])
+@pytest.mark.parametrize("name", ["dfine", "rtdetr v1", "rfdetr"])
 def test_half_precision(name):
     network = learning(tiny(name))
     wanted = network.losses(batch_of()).terms
     with torch.autocast("cpu", torch.bfloat16):
         losses = network.losses(batch_of())
-        (found, *_) = network.find(batch_of().images, batch_of().sizes, limits=Limits(0.0))
+        (found, *_) = network.eval().find(batch_of().images, batch_of().sizes, limits=Limits(0.0))
     assert len(found)
     for key, sums in losses.terms.items():
         assert sums.dtype == torch.float32
@@ -266,7 +296,35 @@ def test_timm_backbone():
     assert all(bool(t.isfinite().all()) for t in learning(network).losses(batch_of()).terms.values())
 
 
-@pytest.mark.parametrize("name", ["dfine", "rtdetr v2"])
+OF_HF = ("embedder.", "encoder.stages.0.")
+OF_TIMM = ("_backbone.conv_stem.", "_backbone.bn1.", "_backbone.blocks.0.", "_backbone.blocks.1.")
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "stem"),
+    [("dfine", None, OF_HF), ("rtdetr v2", None, OF_HF), ("dfine", "test_efficientnet", OF_TIMM)],
+)
+def test_frozen_stem(name, backbone, stem):
+    """Nothing of it moves, neither a weight nor a statistic; all behind it does."""
+    network = tiny(name, backbone=backbone, freeze_batch_norm=False)
+    network.freeze_stem()
+    body = network.core.backbone.model
+    before = {name: tensor.clone() for name, tensor in body.state_dict().items()}
+    network.training_mode()
+    optimiser = torch.optim.SGD((p for p in network.parameters() if p.requires_grad), 0.1)
+    sum(network.losses(batch_of()).normalised("batch").values()).backward()
+    optimiser.step()
+    still = {name for name, tensor in body.state_dict().items() if torch.equal(tensor, before[name])}
+    assert still == {name for name in before if name.startswith(stem)}
+    assert 0 < len(still) < len(before)
+
+
+def test_a_vision_transformer_has_no_stem():
+    with pytest.raises(UserError, match=r"train.freeze_stem: the backbone of rfdetr is a vision transformer"):
+        tiny("rfdetr").freeze_stem()
+
+
+@pytest.mark.parametrize("name", ["dfine", "rtdetr v2", "rfdetr"])
 def test_frozen_extension_leaves_old_detections_bit_for_bit(name):
     """New classes have queries of their own; with one set they would take places of the old ones."""
     old = tiny(name, prior=0.2).eval()
@@ -285,12 +343,12 @@ def test_frozen_extension_leaves_old_detections_bit_for_bit(name):
     for _ in range(8):
         network.training_mode()
         assert not network.training
-        total = sum(network.losses(batch).normalised("batch").values())
+        terms = network.losses(batch).normalised("batch")
         optimiser.zero_grad()
-        total.backward()
+        sum(terms.values()).backward()
         optimiser.step()
         restore()
-        values.append(float(total.detach()))
+        values.append(float(terms["classification"].detach()))  # boxes do not learn
     assert values[-1] < values[0]
     moved = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, fresh[name])}
     assert moved == set(network.class_tensors)

@@ -1,0 +1,1 @@
+"""The module graphs of HF transformers, one file per family."""
