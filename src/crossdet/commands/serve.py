@@ -29,11 +29,12 @@ def serve(
 ) -> None:
     """Open a page to drop pictures or use a camera, choose classes and move thresholds."""
     from crossdet.inference import load_detector
+    from crossdet.models.hub import fetched
     from crossdet.serving.app import LOOPBACK, Server
     from crossdet.serving.app import serve as run
     from crossdet.serving.limits import ServeLimits
 
-    paths = [weights, *([against] if against else [])]
+    paths = [fetched(path) for path in (weights, against) if path is not None]
     plain = [path.resolve().stem if path.suffix else path.resolve().name for path in paths]
     names = plain if len(set(plain)) == len(plain) else [str(path) for path in paths]
     if len(set(names)) < len(names):

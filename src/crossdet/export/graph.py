@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,9 @@ def onnx_graph(network: Network, rules: Rules, nms_groups: Any, shape: tuple[int
         package(name, "onnx", "export writes with")
     limits = Limits(0.0, rules.topk, rules.max_detections, rules.nms_iou, rules.agnostic_nms, nms_groups)
     network = network.eval().cpu()
+    module: torch.nn.Module
+    given: tuple[torch.Tensor, ...]
+    outputs: Sequence[str]
     images = torch.randint(0, 256, (EXAMPLE, *shape, 3), dtype=torch.uint8)
     try:
         if rules.raw:
