@@ -21,7 +21,8 @@ from crossdet.files import write_atomically, write_json
 from crossdet.models.weights import load_state, save_state
 
 PAUSED = Path(__file__).parent / "paused_crossdet.py"
-CHANGES = {"train.epochs": 2, "train.checkpoint_steps": 2, "train.ema": 0.9, "augment.scale_jitter": [0.8, 1.2]}
+CHANGES = {"train.epochs": 2, "train.checkpoint_steps": 2, "train.ema": 0.9, "augment.scale_jitter": [0.8, 1.2],
+           "train.canvases": 2}  # fmt: skip
 """6 steps per epoch, the state is written after every second: a kill after step 9 falls back to step 8."""
 TIMEOUT = 120
 

@@ -114,6 +114,11 @@ class Network(nn.Module, ABC):
     backbone_prefix = "backbone."
 
     @property
+    def stretched_to(self) -> int | None:
+        """The side of the square that it stretches every picture to; None: pictures keep their shape."""
+        return None
+
+    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 

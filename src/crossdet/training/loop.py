@@ -105,6 +105,8 @@ def fit(
     run = RunState(fabric, network, optimizer, average, run_dir, card, course, identity, teacher)
     if resume and (run_dir / STATE_FILE).exists():
         run.restore(recipe)
+    if run.progress.canvases is None:
+        run.progress.canvases = dataset.choose_canvases(0 if network.stretched_to else recipe.canvases)
     logs = RunLog(fabric, run_dir, run.progress.step, network.terms)
     data = EpochData(dataset)
     course.watch.begin(run)
@@ -161,6 +163,7 @@ def _train_epoch(
         progress.epoch,
         recipe.group_aspect,
         min_batch=fabric.world_size * recipe.accumulate,
+        placing=dataset.placing(progress.canvases or ()),
     )
     micro_batches = MicroBatches(
         batches[progress.step_in_epoch :], recipe.accumulate, fabric.global_rank, fabric.world_size

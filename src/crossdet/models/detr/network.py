@@ -127,6 +127,10 @@ class Detr(Growable):
         )
 
     @property
+    def stretched_to(self) -> int | None:
+        return self.settings.stretched_to
+
+    @property
     def has_distributions(self) -> bool:
         return hasattr(self.core.decoder, "integral")
 
