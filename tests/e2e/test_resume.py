@@ -61,11 +61,11 @@ def started(pause: int, flag: Path, *arguments: str | Path) -> subprocess.Popen[
 
 
 def table(folder: Path) -> list[dict[str, str]]:
-    """`steps.csv` without the one column that depends on the clock."""
+    """`steps.csv` without the two columns that depend on the clock."""
     with (folder / "steps.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
-        del row["images_per_second"]
+        del row["images_per_second"], row["waiting"]
     return rows
 
 

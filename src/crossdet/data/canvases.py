@@ -113,7 +113,7 @@ def _parting(
     used = left & (numbers.sum(1) > 0)
     upright = cells[:, 0] > cells[:, 1]
     for one in np.flatnonzero(used).tolist():
-        alike = np.logical_and(used, upright == upright[one])
+        alike = np.where(upright == upright[one], used, False)
         main = numbers[one].argmax()
         here, among_all = (1 - some[main] / some.sum() for some in (numbers[one], numbers[alike].sum(0)))
         if alike.sum() > 1 and here < MIXED * among_all:

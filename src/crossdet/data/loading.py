@@ -265,15 +265,17 @@ def make_loader(
     pin_memory: bool = False,
     fill: Sequence[int] = IMAGENET_MEAN,
     finish: Callable[[Batch], Batch] | None = None,
+    stay: bool = False,
 ) -> DataLoader[Batch]:
     """A loader over given batches. Deterministic for any number of workers (see `HybridDataset`).
 
-    fill, finish: see `collate`.
+    fill, finish: see `collate`. stay: the workers go on when one has gone through it, and work for the next time.
     """
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # items are samples, what comes out is what collate makes of them
         batch_sampler=batches,
         num_workers=workers,
+        persistent_workers=stay and workers > 0,
         collate_fn=partial(collate, fill=fill, finish=finish),
         pin_memory=pin_memory,
         worker_init_fn=_outlive_sigterm,
