@@ -110,10 +110,12 @@ def _parting(
     Batches of one dataset each would be another training: batch norm then sees each dataset by itself, and never
     what it is evaluated with. Upright and lying pictures are batched apart all the same, or half would be padding.
     """
-    used = left & (numbers.sum(1) > 0)
+    used = left.copy()
+    used[numbers.sum(1) == 0] = False
     upright = cells[:, 0] > cells[:, 1]
     for one in np.flatnonzero(used).tolist():
-        alike = np.where(upright == upright[one], used, False)
+        alike = used.copy()
+        alike[upright != upright[one]] = False
         main = numbers[one].argmax()
         here, among_all = (1 - some[main] / some.sum() for some in (numbers[one], numbers[alike].sum(0)))
         if alike.sum() > 1 and here < MIXED * among_all:

@@ -61,7 +61,7 @@ class Feed:
         stream = self._stream  # its private names: torch has no other end than its own
         if hasattr(stream, "_workers"):
             stream._shutdown = True
-            _utils.signal_handling._remove_worker_pids(id(stream))
+            _utils.signal_handling._remove_worker_pids(id(stream))  # type: ignore[attr-defined]
             for worker in stream._workers:
                 worker.kill()
                 worker.join()

@@ -96,9 +96,7 @@ def fit(
         average = averaged(network, recipe.ema)
     elif course.teacher_decay is not None:
         teacher = averaged(network, course.teacher_decay)
-    # after the averages, which are copies of the network and need neither
-    if recipe.compile:
-        network.compile_parts()
+    # after the averages, which are copies of the network and need neither this nor compiled parts
     if course.hold_to is not None:
         cast(Growable, network).hold_to(*course.hold_to)
     run = RunState(fabric, network, optimizer, average, run_dir, card, course, identity, teacher)
@@ -106,6 +104,8 @@ def fit(
         run.restore(recipe)
     if run.progress.canvases is None:
         run.progress.canvases = dataset.choose_canvases(0 if network.stretched_to else recipe.canvases)
+    if recipe.compile:
+        network.compile_parts(few_sizes=bool(run.progress.canvases))
     logs = RunLog(fabric, run_dir, run.progress.step, network.terms)
     data = EpochData(dataset)
     micro_batches = MicroBatches([], recipe.accumulate, fabric.global_rank, fabric.world_size)
