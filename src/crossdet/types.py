@@ -254,6 +254,9 @@ class Batch:
         return replace(
             self,
             images=self.images.pin_memory(),
+            sizes=self.sizes.pin_memory(),
+            original_sizes=self.original_sizes.pin_memory(),
+            image_ids=self.image_ids.pin_memory(),
             targets=[target.pin_memory() for target in self.targets],
             trusted=self.trusted.pin_memory(),
             dataset_ids=self.dataset_ids.pin_memory(),

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from crossdet.check import report as states
 from crossdet.check.anchors_coverage import anchor_coverage
+from crossdet.check.canvases import canvas_report
 from crossdet.check.files import Split, find_duplicates, image_paths, look_at_files
 from crossdet.check.findings import with_findings
 from crossdet.check.report import ClassReport, FileReport, Places, Report, SplitReport
@@ -21,6 +22,7 @@ from crossdet.data.reading import IMAGE_REASONS
 from crossdet.data.rotation import rows_per_picture
 from crossdet.errors import LabelError
 from crossdet.labels.space import DROPPED, LabelSpace
+from crossdet.models.architectures import ARCHITECTURES
 from crossdet.training.schedule import Schedule
 from crossdet.types import REGION_FLAGS, Flag
 
@@ -58,6 +60,7 @@ def report_on(config: Config, sources: Sources, max_images: int | None = None, o
     train_images = sources.train_pictures
     from_scratch = config.model.weights == "none" and not old
     schedule = Schedule.of(config.train, train_images, from_scratch) if train_images else None
+    wrong_weights = ARCHITECTURES[config.model.name].weights_problem(config.model) is not None
     report = Report(
         datasets=space.datasets,
         federated=tuple(space.datasets[row] for row in sorted(space.federated)),
@@ -72,6 +75,7 @@ def report_on(config: Config, sources: Sources, max_images: int | None = None, o
         duplicates=tuple(find_duplicates({split: found.values() for split, found in paths.items()})),
         max_images=max_images,
         recipe=() if schedule is None else tuple(schedule.lines()),
+        canvases=None if wrong_weights else canvas_report(config, sources),
     )
     return with_findings(report, config, sources, old)
 

@@ -73,6 +73,7 @@ def print_report(report: Report, console: Console) -> None:
     if report.recipe:
         heading(console, "Training")
         _lines(console, report.recipe)
+        _lines(console, [] if report.canvases is None else report.canvases.lines())
     _print_findings(report, console)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from crossdet.check.canvases import CanvasReport
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -131,7 +133,8 @@ class Report:
     errors: the run would fail. warnings: it would run, but probably not as meant. notes: good to know.
     avoiding_images: training images whose background is not used for at least one class.
     max_images: limit of image files looked at per split, None = all.
-    recipe: how it would be trained, a line each; empty where there is nothing to train on.
+    recipe: how it would be trained, a line each; empty where there is nothing to train on. canvases: sizes of the
+    batches, None where each is as large as its largest picture.
     """
 
     datasets: tuple[str, ...]
@@ -147,6 +150,7 @@ class Report:
     duplicates: tuple[DuplicateReport, ...]
     max_images: int | None
     recipe: tuple[str, ...] = ()
+    canvases: CanvasReport | None = None
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -219,6 +219,15 @@ class Config(Section):
             raise ConfigError(problem_list(f"config: {len(problems)} mistake(s)", (p.text for p in problems)))
         return config
 
+    @property
+    def canvases(self) -> int:
+        """`train.canvases`; 0 for a network that stretches every picture to a square of its own.
+
+        Raises `UserError` where a checkpoint that says so cannot be read.
+        """
+        settings = ARCHITECTURES[self.model.name].settings.of(self.model, self.loss)
+        return 0 if settings.stretched_to else self.train.canvases
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle finds no type of `config_type` by its name."""
         return _unpickled, (self.model.name, self.__getstate__())

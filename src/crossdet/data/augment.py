@@ -16,6 +16,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
+from crossdet.data.canvases import Canvas
+
 IMAGENET_MEAN = (124, 116, 104)
 """RGB mean of ImageNet: what batches are padded with where no model says otherwise."""
 
@@ -46,6 +48,12 @@ def resized(height: int, width: int, shorter: int, longer: int, scale: float = 1
     """(height, width) with the shorter side `shorter * scale`, but the longer side at most `longer * scale`."""
     factor = min(shorter / min(height, width), longer / max(height, width)) * scale
     return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def fitted(height: int, width: int, canvas: Canvas | None) -> tuple[int, int]:
+    """The same, smaller where the canvas would not hold it."""
+    factor = 1.0 if canvas is None else min(1.0, canvas[0] / height, canvas[1] / width)
+    return max(1, int(height * factor)), max(1, int(width * factor))
 
 
 @dataclass(frozen=True)
@@ -83,20 +91,28 @@ class Augment:
     iou_crop: float = 0.0
     fill: Sequence[int] = IMAGENET_MEAN
 
-    def __call__(self, image: Tensor, boxes: Tensor) -> View:
-        """image `[3, H, W]` uint8, boxes `[M, 4]` xyxy inside it -> what is seen of it."""
+    def __call__(
+        self, image: Tensor, boxes: Tensor, scale: float | None = None, canvas: Canvas | None = None
+    ) -> View:
+        """image `[3, H, W]` uint8, boxes `[M, 4]` xyxy inside it -> what is seen of it.
+
+        scale: the factor on the size, where it is drawn already. canvas: which must hold what is seen. It holds the
+        whole picture at that scale; a crop of another shape becomes smaller.
+        """
         window = self._window(image.shape[1], image.shape[2], boxes)
         left, top, right, bottom = window
-        height, width = resized(bottom - top, right - left, self.shorter, self.longer, self._jitter())
+        scale = self._jitter() if scale is None else scale
+        size = resized(bottom - top, right - left, self.shorter, self.longer, scale)
+        height, width = fitted(*size, canvas)
         inside = (max(left, 0), max(top, 0), min(right, image.shape[2]), min(bottom, image.shape[1]))
         if inside == window:
             return self._flipped(*self._part(image, boxes, window, (height, width)))
         x1, x2 = _placed(inside[0] - left, inside[2] - left, width / (right - left), width)
         y1, y2 = _placed(inside[1] - top, inside[3] - top, height / (bottom - top), height)
         part, boxes = self._part(image, boxes, inside, (y2 - y1, x2 - x1))
-        canvas = blank(height, width, self.fill)
-        canvas[:, y1:y2, x1:x2] = part
-        return self._flipped(canvas, boxes + boxes.new_tensor([x1, y1, x1, y1]))
+        seen = blank(height, width, self.fill)
+        seen[:, y1:y2, x1:x2] = part
+        return self._flipped(seen, boxes + boxes.new_tensor([x1, y1, x1, y1]))
 
     def piece(self, image: Tensor, boxes: Tensor, room: tuple[int, int], scale: float) -> View:
         """A part of the picture, at a random place, as large as there is room (height, width) for.

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from crossdet.data.augment import Augment, View, resized
+from crossdet.data.augment import Augment, View, fitted, resized
+from crossdet.data.canvases import Canvas, Sizes, assigned, choose_canvases, resized_sizes
 from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.data.federated import repeat_factors, verified_classes
 from crossdet.data.index import Index, offsets
@@ -73,10 +74,25 @@ class Part:
 
 
 class Draw(NamedTuple):
-    """One draw of the sampler: which image, and the seed of everything random that happens to it."""
+    """One draw of the sampler: which image, and the seed of everything random that happens to it.
+
+    scale: in training on canvases the factor on the size, which is drawn before. canvas: that of its batch.
+    """
 
     row: int
     seed: int
+    scale: float | None = None
+    canvas: Canvas | None = None
+
+
+class Placing(NamedTuple):
+    """Canvases, and what is drawn for draws: (rows `[N]`, seeds `[N]`, generator) -> factors on their sizes `[N]`
+    and the numbers of their canvases `[N]`."""
+
+    canvases: tuple[Canvas, ...]
+    drawn: Callable[
+        [NDArray[np.int64], NDArray[np.int64], np.random.Generator], tuple[NDArray[np.float64], NDArray[np.int64]]
+    ]
 
 
 class Picture(NamedTuple):
@@ -93,7 +109,7 @@ class Sample(NamedTuple):
     """One transformed image. `unreadable`: the images that could not be read before this one was taken.
 
     tiles: of a mosaic, whose other values are those of its first picture; but `trusted` is what all its pictures
-    trust. seed: of the draw.
+    trust. seed, canvas: of the draw.
     """
 
     image: Tensor
@@ -105,6 +121,7 @@ class Sample(NamedTuple):
     unreadable: tuple[str, ...]
     tiles: Tiles | None = None
     seed: int = 0
+    canvas: Canvas | None = None
 
 
 class HybridDataset(Dataset[Sample]):
@@ -161,16 +178,54 @@ class HybridDataset(Dataset[Sample]):
         """`[N]` how often each image is drawn, up to a common factor: dataset weight x repeat factor."""
         return np.concatenate([part.weight * part.repeat_factors() for part in self.parts])
 
+    def choose_canvases(self, count: int) -> tuple[Canvas, ...]:
+        """At most so many, for training; none where pictures are not resized."""
+        if not isinstance(self.transform, Augment):
+            return ()
+        sets, transform = [part.index.sizes for part in self.parts], self.transform
+        return choose_canvases(sets, transform.shorter, transform.longer, transform.scale_jitter, count)
+
+    def placing(self, canvases: tuple[Canvas, ...]) -> Placing | None:
+        """For `loading.epoch_batches`; None without canvases."""
+        return Placing(canvases, partial(self._placed, canvases)) if canvases else None
+
+    def _placed(
+        self,
+        canvases: tuple[Canvas, ...],
+        rows: NDArray[np.int64],
+        seeds: NDArray[np.int64],
+        generator: np.random.Generator,
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        assert isinstance(self.transform, Augment)  # training's transform
+        scales = generator.uniform(*self.transform.scale_jitter, len(rows))
+        sizes = self._drawn_sizes(rows, seeds)
+        sizes = resized_sizes(sizes, self.transform.shorter, self.transform.longer, scales)
+        return scales, assigned(sizes, canvases)
+
+    def _drawn_sizes(self, rows: NDArray[np.int64], seeds: NDArray[np.int64]) -> Sizes:
+        """`[N, 2]` (height, width) of what is drawn, in the direction that is drawn."""
+        sizes = self.sizes()[rows].astype(np.int64)
+        if max(self.directions) > 1:
+            for place, draw in enumerate(map(Draw, rows.tolist(), seeds.tolist())):
+                number, image = self._image_of(draw)
+                sizes[place] = self.parts[number].index.sizes[image]
+        return sizes
+
     def __getitem__(self, draw: Draw | int) -> Sample:
         draw = draw if isinstance(draw, Draw) else Draw(draw, 0)
+        return self._sample_of(draw)._replace(seed=draw.seed, canvas=draw.canvas)
+
+    def _sample_of(self, draw: Draw) -> Sample:
         if self.mosaic:
             generator = np.random.default_rng([draw.seed, PICTURES])
             if generator.random() < self.mosaic:
-                return self._mosaic(draw.row, generator)._replace(seed=draw.seed)
-        picture = self._read(draw)
-        piece = self._piece(picture, draw.seed, self.transform)
-        sample = self._sample(picture, piece.image, piece.target, piece.trusted, picture.lost)
-        return sample._replace(seed=draw.seed)
+                return self._mosaic(draw, generator)
+        picture, transform = self._read(draw), self.transform
+        if draw.scale is not None:
+            assert isinstance(transform, Augment)  # training's transform
+            transform = partial(transform, scale=draw.scale, canvas=draw.canvas)
+        piece = self._piece(picture, draw.seed, transform)
+        return self._sample(picture, piece.image, piece.target, piece.trusted, picture.lost)
 
     def _sample(
         self,
@@ -192,16 +247,18 @@ class HybridDataset(Dataset[Sample]):
             tiles=tiles,
         )
 
-    def _mosaic(self, row: int, generator: np.random.Generator) -> Sample:
-        """Of this row's picture and three more; a function of the draw alone, as all that happens to it."""
+    def _mosaic(self, draw: Draw, generator: np.random.Generator) -> Sample:
+        """Of this draw's picture and three more; a function of the draw alone, as all that happens to it."""
         assert isinstance(self.transform, Augment)  # training's transform
         assert self.drawn_below is not None  # there are mosaics
         marks = generator.random(PICTURES - 1) * self.drawn_below[-1]
         others = np.searchsorted(self.drawn_below, marks, side="right").clip(max=len(self) - 1)
-        draws = map(Draw, [row, *others.tolist()], generator.integers(0, 2**62, PICTURES).tolist())
-        read = [(self._read(draw), draw.seed) for draw in draws]
+        draws = map(Draw, [draw.row, *others.tolist()], generator.integers(0, 2**62, PICTURES).tolist())
+        read = [(self._read(one), one.seed) for one in draws]
         first = read[0][0]
-        height, width = resized(*first.original_size, self.transform.shorter, self.transform.longer)
+        scale = 1.0 if draw.scale is None else draw.scale
+        height, width = resized(*first.original_size, self.transform.shorter, self.transform.longer, scale)
+        height, width = fitted(height, width, draw.canvas)
         size = (max(2, height), max(2, width))  # of a thread of a picture, too, there is room for four
         places = rooms(*size, generator)
         pieces = []
@@ -228,12 +285,17 @@ class HybridDataset(Dataset[Sample]):
         target = after_transform(target, view.boxes, view.image, self.min_side)
         return Piece(view.image, target, trusted, self.parts[picture.number].row)
 
+    def _image_of(self, draw: Draw) -> tuple[int, int]:
+        """As `locate`, in one of the directions."""
+        number, image = self.locate(draw.row)
+        if self.directions[number] > 1:
+            image += int(np.random.default_rng(draw.seed).integers(self.directions[number]))
+        return number, image
+
     def _read(self, draw: Draw) -> Picture:
         """The picture of a draw, or the next readable one of its part."""
-        number, image = self.locate(draw.row)
+        number, image = self._image_of(draw)
         part, directions, lost = self.parts[number], self.directions[number], []
-        if directions > 1:
-            image += int(np.random.default_rng(draw.seed).integers(directions))
         for step in range(min(MAX_SUBSTITUTES, len(part.index) // directions)):
             candidate = (image + step * directions) % len(part.index)
             try:

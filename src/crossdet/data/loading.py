@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from crossdet.data.augment import IMAGENET_MEAN
-from crossdet.data.hybrid import Draw, HybridDataset, Sample
+from crossdet.data.canvases import Canvas, holding
+from crossdet.data.hybrid import Draw, HybridDataset, Placing, Sample
 from crossdet.errors import RunError, UserError
 from crossdet.types import PAD_DIVISOR, Batch, Tiles
 
@@ -50,12 +51,14 @@ def epoch_batches(
     epoch: int,
     group_aspect: bool = True,
     min_batch: int = 1,
+    placing: Placing | None = None,
 ) -> list[list[Draw]]:
     """The batches of one epoch, a pure function of its arguments: a resumed run skips what it has seen.
 
-    With `group_aspect` landscape and portrait images are batched apart, which saves padding; what is left over
-    of both is mixed at the end. The last batch may be smaller; if it has fewer than `min_batch` images (the
-    number of processes x accumulation) it joins the one before.
+    Images of one canvas come in batches of their own; what is left over of each is mixed at the end, on the
+    smallest canvas that holds all of a batch. Without canvases (`placing`) the same holds for landscape and
+    portrait images (with `group_aspect`). The last batch may be smaller; if it has fewer than `min_batch` images
+    (the number of processes x accumulation) it joins the one before.
 
     sizes: `[N, 2]` (height, width). weights: `[N]`. Raises `UserError` if there are fewer than `min_batch`
     images.
@@ -67,21 +70,40 @@ def epoch_batches(
     generator = np.random.default_rng([seed, epoch])
     rows = epoch_rows(weights, generator)
     seeds = generator.integers(0, 2**62, len(rows))
-    portrait = sizes[rows, 0] > sizes[rows, 1] if group_aspect else np.zeros(len(rows), bool)
-    batches: list[list[Draw]] = []
-    open_batches: tuple[list[Draw], list[Draw]] = ([], [])
-    for row, draw_seed, group in zip(rows.tolist(), seeds.tolist(), portrait.tolist(), strict=True):
-        current = open_batches[group]
-        current.append(Draw(row, draw_seed))
-        if len(current) == batch_size:
-            batches.append(current.copy())
-            current.clear()
-    rest = [*open_batches[0], *open_batches[1]]
-    batches.extend(rest[i : i + batch_size] for i in range(0, len(rest), batch_size))
+    if placing is None:
+        draws = list(map(Draw, rows.tolist(), seeds.tolist()))
+        portrait = sizes[rows, 0] > sizes[rows, 1] if group_aspect else np.zeros(len(rows), bool)
+        groups = portrait.astype(np.int64).tolist()
+    else:
+        scales, numbers = placing.drawn(rows, seeds, generator)
+        draws = list(map(Draw, rows.tolist(), seeds.tolist(), scales.tolist()))
+        groups = numbers.tolist()
+    batches = _in_groups(groups, batch_size)
     if len(batches) > 1 and len(batches[-1]) < min_batch:
         last = batches.pop()
         batches[-1] = batches[-1] + last
-    return batches
+    if placing is None:
+        return [[draws[place] for place in batch] for batch in batches]
+    of_batch = [holding([groups[place] for place in batch], placing.canvases) for batch in batches]
+    return [
+        [draws[place]._replace(canvas=canvas) for place in batch]
+        for batch, canvas in zip(batches, of_batch, strict=True)
+    ]
+
+
+def _in_groups(groups: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Places in batches of one group each, in the order in which they become full; then what is left over, by
+    group."""
+    batches: list[list[int]] = []
+    waiting: list[list[int]] = [[] for _ in range(max(groups, default=0) + 1)]
+    for place, group in enumerate(groups):
+        current = waiting[group]
+        current.append(place)
+        if len(current) == batch_size:
+            batches.append(current.copy())
+            current.clear()
+    rest = [place for current in waiting for place in current]
+    return [*batches, *(rest[i : i + batch_size] for i in range(0, len(rest), batch_size))]
 
 
 class MicroBatches(Sampler[list[Draw]]):
@@ -106,19 +128,25 @@ class MicroBatches(Sampler[list[Draw]]):
                 yield batch[micro * self.ranks + self.rank :: self.ranks * self.accumulate]
 
 
-def pad_images(pictures: Sequence[Tensor], fill: Sequence[int]) -> tuple[Tensor, Tensor]:
+def pad_images(
+    pictures: Sequence[Tensor], fill: Sequence[int], canvas: Canvas | None = None
+) -> tuple[Tensor, Tensor]:
     """`[3, H, W]` uint8 pictures -> `[B, 3, H', W']` padded with `fill`, and their `[B, 2]` sizes before.
 
+    canvas: H' and W', if it holds the pictures; without it they are as small as can be.
     The batch is channels_last in memory, as decoders and resizing give the pictures and as the network wants them.
     """
     sizes = torch.tensor([picture.shape[1:] for picture in pictures], dtype=torch.int64)
-    height, width = (int(-(-side // PAD_DIVISOR) * PAD_DIVISOR) for side in sizes.amax(0).tolist())
+    tall, wide = sizes.amax(0).tolist()
+    if canvas is None or tall > canvas[0] or wide > canvas[1]:
+        canvas = (-(-tall // PAD_DIVISOR) * PAD_DIVISOR, -(-wide // PAD_DIVISOR) * PAD_DIVISOR)
+    height, width = canvas
     rows = _new_bytes((len(pictures), height, width, 3))
     line = torch.tensor(fill, dtype=torch.uint8).repeat(width)  # whole lines are copied faster than pixels
-    for canvas, picture in zip(rows, pictures, strict=True):
+    for row, picture in zip(rows, pictures, strict=True):
         tall, wide = picture.shape[1:]
-        canvas[:tall, :wide] = picture.permute(1, 2, 0)
-        flat = canvas.view(height, 3 * width)
+        row[:tall, :wide] = picture.permute(1, 2, 0)
+        flat = row.view(height, 3 * width)
         flat[:tall, 3 * wide :] = line[3 * wide :]
         flat[tall:] = line
     return rows.permute(0, 3, 1, 2), sizes
@@ -136,7 +164,7 @@ def _new_bytes(shape: tuple[int, ...]) -> Tensor:
 def collate(
     samples: list[Sample], fill: Sequence[int] = IMAGENET_MEAN, finish: Callable[[Batch], Batch] | None = None
 ) -> Batch:
-    """Samples -> `Batch`: images padded at the right and the bottom with the colour `fill`.
+    """Samples -> `Batch`: images padded at the right and the bottom with the colour `fill`, to their canvas.
 
     `fill` is the mean colour of the backbone's normalisation, so that padding is close to zero after it. Images
     that trust the same classes come side by side, where the loss needs them. finish: what else is done to the
@@ -147,7 +175,7 @@ def collate(
         somewhere = sample.trusted if sample.tiles is None else sample.tiles.trusted.any(0)
         groups.setdefault(somewhere.numpy().tobytes(), []).append(sample)
     samples = [sample for group in groups.values() for sample in group]
-    images, sizes = pad_images([sample.image for sample in samples], fill)
+    images, sizes = pad_images([sample.image for sample in samples], fill, samples[0].canvas)
     batch = Batch(
         images=images,
         sizes=sizes,
@@ -237,15 +265,17 @@ def make_loader(
     pin_memory: bool = False,
     fill: Sequence[int] = IMAGENET_MEAN,
     finish: Callable[[Batch], Batch] | None = None,
+    stay: bool = False,
 ) -> DataLoader[Batch]:
     """A loader over given batches. Deterministic for any number of workers (see `HybridDataset`).
 
-    fill, finish: see `collate`.
+    fill, finish: see `collate`. stay: the workers go on when one has gone through it, and work for the next time.
     """
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # items are samples, what comes out is what collate makes of them
         batch_sampler=batches,
         num_workers=workers,
+        persistent_workers=stay and workers > 0,
         collate_fn=partial(collate, fill=fill, finish=finish),
         pin_memory=pin_memory,
         worker_init_fn=_outlive_sigterm,
@@ -278,7 +308,18 @@ def next_batch(batches: Iterator[Batch]) -> Batch:
         raise RunError(last.removeprefix("crossdet.errors.RunError: ")) from None
 
 
-def sequential_batches(count: int, batch_size: int, rank: int = 0, ranks: int = 1) -> list[list[Draw]]:
-    """All rows of this process in order, for evaluation."""
-    rows = range(rank, count, ranks)
-    return [[Draw(row, 0) for row in rows[start : start + batch_size]] for start in range(0, len(rows), batch_size)]
+def sequential_batches(
+    count: int, batch_size: int, rank: int = 0, ranks: int = 1, canvases: Sequence[Canvas] = ()
+) -> list[list[Draw]]:
+    """All rows of this process, for evaluation: in order, those of one canvas together.
+
+    canvases: of each of the `count` rows; empty: there are none.
+    """
+    groups: dict[Canvas | None, list[int]] = {}
+    for row in range(rank, count, ranks):
+        groups.setdefault(canvases[row] if canvases else None, []).append(row)
+    return [
+        [Draw(row, 0, canvas=canvas) for row in rows[start : start + batch_size]]
+        for canvas, rows in groups.items()
+        for start in range(0, len(rows), batch_size)
+    ]

@@ -175,7 +175,7 @@ def _scores(runs: Sequence[RunRecord]) -> str:
 
 def _training(runs: Sequence[RunRecord]) -> str:
     charts = []
-    known = ("step", "epoch", "lr", "gradient_norm", "images_per_second")
+    known = ("step", "epoch", "lr", "gradient_norm", "images_per_second", "waiting")
     for term in [key for key in runs[0].steps if key not in known]:
         lines = [
             Line(run.name, run.steps["step"], run.steps[term], COLOURS[number], number > 0)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from crossdet.data.augment import Resize
+from crossdet.data.canvases import canvases_of
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.index import Index
 from crossdet.data.loading import make_loader, sequential_batches
@@ -95,7 +96,8 @@ def detect(
     space = LabelSpace(("dataset",), ("object",), ({},))  # the ground truth is not needed to detect
     part = Part(index, 0, np.full(len(index.classes), DROPPED, np.int64))
     dataset = HybridDataset([part], space, Resize(settings.shorter, settings.longer), substitute=False)
-    batches = sequential_batches(len(index), settings.batch_size, rank, ranks)
+    canvases = () if model.stretched_to else canvases_of(index.sizes, settings.shorter, settings.longer)
+    batches = sequential_batches(len(index), settings.batch_size, rank, ranks, canvases)
     most = settings.limits(PROTOCOLS["coco"])
     limits = Limits(
         most.score_threshold,
@@ -110,12 +112,13 @@ def detect(
     device = model.device
     ids = np.zeros(0, np.int64)
     columns: list[tuple[NDArray[Any], ...]] = [(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), ids, ids)]
-    lost: list[str] = []
+    lost: list[tuple[int, str]] = []
     with autocast or nullcontext():
         for batch in make_loader(dataset, batches, settings.workers, device.type == "cuda", model.fill_colour):
             images = batch.images.to(device, non_blocking=True)
             rows = model.find(images, batch.sizes.to(device), classes, limits)
-            lost.extend(batch.unreadable)
+            missing = batch.image_ids[batch.original_sizes[:, 0] == 0].tolist()
+            lost.extend(zip(missing, batch.unreadable, strict=True))
             for row, detections in enumerate(rows):
                 if int(batch.original_sizes[row, 0]) == 0:
                     continue
@@ -123,17 +126,16 @@ def detect(
                 image = np.full(len(one), int(batch.image_ids[row]), np.int64)
                 columns.append((one.boxes.numpy(), one.scores.numpy(), one.labels.numpy(), image))
     model.train(was_training)
-    found = DetectionArrays(*map(np.concatenate, zip(*columns, strict=True)))
-    return Found(found, tuple(lost)) if ranks == 1 else _gathered(found, lost, ranks)
-
-
-def _gathered(mine: DetectionArrays, lost: list[str], ranks: int) -> Found:
-    """What all ranks found, in the order of the images."""
-    everyone: list[Any] = [None] * ranks
-    torch.distributed.all_gather_object(everyone, (mine, lost))
+    mine = DetectionArrays(*map(np.concatenate, zip(*columns, strict=True)))
+    everyone: list[Any] = [(mine, lost)]
+    if ranks > 1:
+        everyone *= ranks
+        torch.distributed.all_gather_object(everyone, (mine, lost))
     found = DetectionArrays.joined([detections for detections, _ in everyone])
-    order = np.argsort(found.image_of_box, kind="stable")
-    return Found(found.take(order), tuple(line for _, part in everyone for line in part))
+    in_order = np.argsort(found.image_of_box, kind="stable")
+    return Found(
+        found.take(in_order), tuple(line for _, line in sorted(one for _, part in everyone for one in part))
+    )
 
 
 @dataclass(frozen=True)

@@ -116,8 +116,9 @@ class Network(nn.Module, ABC):
     backbone_prefix = "backbone."
 
     @property
-    def stretches(self) -> bool:
-        return False
+    def stretched_to(self) -> int | None:
+        """The side of the square that it stretches every picture to; None: pictures keep their shape."""
+        return None
 
     @property
     def device(self) -> torch.device:
@@ -193,8 +194,8 @@ class Network(nn.Module, ABC):
         """
         raise UserError("train.freeze_stem: this network does not say which layers are its stem; leave it out")
 
-    def compile_parts(self) -> None:
-        """`torch.compile` of what pays, for `losses`; by default of nothing."""
+    def compile_parts(self, few_sizes: bool = False) -> None:
+        """`torch.compile` of what pays, for `losses`; by default of nothing. few_sizes: batches are on canvases."""
 
     @abstractmethod
     def export_module(self) -> nn.Module:

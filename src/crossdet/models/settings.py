@@ -128,6 +128,11 @@ class NetworkSettings(Section):
         """Of the two sections of a config. defaults: for what they leave open."""
         raise NotImplementedError
 
+    @property
+    def stretched_to(self) -> int | None:
+        """See `contract.Network`."""
+        return None
+
     def described(self, classes: Sequence[str]) -> list[str]:
         """For people: the network in a word or two, and a line for each thing that not every network has."""
         del classes

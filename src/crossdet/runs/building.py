@@ -147,6 +147,7 @@ def training_batches(
         config.seed,
         epoch,
         config.train.group_aspect,
+        placing=dataset.placing(dataset.choose_canvases(config.canvases)),
     )
     return list(make_loader(dataset, batches[:count])), sources
 

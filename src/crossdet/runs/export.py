@@ -190,7 +190,7 @@ def _job(detector: Detector, request: Request, data: Data | None, output: Path |
     ids = detector.class_ids(request.classes)
     rules = Rules(
         request.size,
-        network.stretches,
+        network.stretched_to is not None,
         tuple(network.fill_colour),  # type: ignore[arg-type]
         tuple(range(len(space.classes))) if ids is None else tuple(sorted(set(ids))),
         most * (1 if folding is None else folding.largest),

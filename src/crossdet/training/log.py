@@ -20,9 +20,14 @@ _SHORT = {"classification": "class"}
 """Names of terms as they stand in a line of the terminal."""
 
 
+NOTICED = 0.1
+"""Share of the time spent waiting for pictures from which on it is said."""
+
+
 class Step(NamedTuple):
     """One optimiser step. losses: term -> scalar. norm: of the gradient before it was clipped, None where it is
-    not. left: steps to come, None where that is not known yet."""
+    not. left: steps to come, None where that is not known yet. waited: seconds of the epoch so far that were spent
+    waiting for pictures."""
 
     step: int
     epoch: int
@@ -32,6 +37,7 @@ class Step(NamedTuple):
     losses: dict[str, Tensor]
     norm: Tensor | None
     left: int | None
+    waited: float = 0.0
 
 
 class RunLog:
@@ -39,7 +45,7 @@ class RunLog:
 
     def __init__(self, fabric: Fabric, run_dir: Path, step: int, terms: Sequence[str]) -> None:
         """terms: names of the loss's terms, columns of `steps.csv`."""
-        columns = ["step", "epoch", "lr", "loss", *terms, "gradient_norm", "images_per_second"]
+        columns = ["step", "epoch", "lr", "loss", *terms, "gradient_norm", "images_per_second", "waiting"]
         self.fabric = fabric
         self.active = fabric.is_global_zero
         self.since, self.images, self.steps = 0.0, 0, 0
@@ -76,7 +82,7 @@ class RunLog:
             return
         seconds = max(1e-9, time.monotonic() - self.since)
         terms = {name: float(value) for name, value in at.losses.items()}
-        loss = sum(terms.values())
+        loss, waiting = sum(terms.values()), min(1.0, at.waited / seconds)
         row = {
             "step": at.step,
             "epoch": at.epoch + 1,
@@ -85,6 +91,7 @@ class RunLog:
             **terms,
             "gradient_norm": "" if at.norm is None else float(at.norm),
             "images_per_second": self.images / seconds,
+            "waiting": waiting,
         }
         try:
             self.csv.writerow(row)
@@ -94,14 +101,15 @@ class RunLog:
                 f"{self.file.name} could not be written ({error.strerror or error}) at step {at.step}; the last "
                 f"saved state is kept, continue with --resume once there is room"
             ) from error
-        for name in ("lr", "loss", *terms, "images_per_second"):
+        for name in ("lr", "loss", *terms, "images_per_second", "waiting"):
             self.board.add_scalar(f"train/{name}", row[name], at.step)
         eta = "" if at.left is None else f"  {_duration(at.left * seconds / self.steps)} left"
+        noticed = f"  waiting for pictures {waiting:.0%}" if waiting >= NOTICED else ""
         print(
             f"epoch {at.epoch + 1} step {at.step_in_epoch}/{at.steps_in_epoch}  "
             f"loss {loss:.4f} ({', '.join(f'{_SHORT.get(n, n)} {v:.4f}' for n, v in terms.items())})  "
             f"lr {at.rate:.2g}  "
-            f"{self.images / seconds:.1f} images/s{eta}",
+            f"{self.images / seconds:.1f} images/s{noticed}{eta}",
             flush=True,
         )
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
-from functools import partial
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,13 +14,14 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from crossdet.data.hybrid import HybridDataset
-from crossdet.data.loading import MicroBatches, epoch_batches, is_dead_worker, make_loader, next_batch
+from crossdet.data.loading import MicroBatches, epoch_batches, is_dead_worker
 from crossdet.errors import Diverged, RunError, UserError
 from crossdet.files import write_json
 from crossdet.models.card import Card
 from crossdet.models.contract import Growable, Network
 from crossdet.models.weights import BEST_FILE, METRICS_FILE, STATE_FILE, WEIGHTS_FILE, save_state
 from crossdet.training.choosing import is_better
+from crossdet.training.feed import Feed
 from crossdet.training.identity import Identity
 from crossdet.training.log import RunLog, Step
 from crossdet.training.optimiser import make_optimiser, set_rate
@@ -97,22 +96,26 @@ def fit(
         average = averaged(network, recipe.ema)
     elif course.teacher_decay is not None:
         teacher = averaged(network, course.teacher_decay)
-    # after the averages, which are copies of the network and need neither
-    if recipe.compile:
-        network.compile_parts()
+    # after the averages, which are copies of the network and need neither this nor compiled parts
     if course.hold_to is not None:
         cast(Growable, network).hold_to(*course.hold_to)
     run = RunState(fabric, network, optimizer, average, run_dir, card, course, identity, teacher)
     if resume and (run_dir / STATE_FILE).exists():
         run.restore(recipe)
+    if run.progress.canvases is None:
+        run.progress.canvases = dataset.choose_canvases(0 if network.stretched_to else recipe.canvases)
+    if recipe.compile:
+        network.compile_parts(few_sizes=bool(run.progress.canvases))
     logs = RunLog(fabric, run_dir, run.progress.step, network.terms)
     data = EpochData(dataset)
+    micro_batches = MicroBatches([], recipe.accumulate, fabric.global_rank, fabric.world_size)
+    feed = Feed(network, micro_batches, recipe.loader_workers(fabric.device.type == "cuda"))
     course.watch.begin(run)
-    with stop_signals() as stop, _dead_workers_told(run_dir):
+    with closing(feed), stop_signals() as stop, _dead_workers_told(run_dir, feed):
         while run.progress.epoch != schedule.epochs and not run.progress.finished:
             if course.data_of is not None:
                 data = course.data_of(run.progress.epoch, run.progress.step_in_epoch, run.teacher_network())
-            record = _train_epoch(run, step_module, data, dataset_names, schedule, seed, logs, stop)
+            record = _train_epoch(run, step_module, data, feed, dataset_names, schedule, seed, logs, stop)
             _finish_epoch(run, schedule, record, evaluate, describe, logs)
     run.progress.finished = True
     run.save_state()
@@ -122,7 +125,7 @@ def fit(
 
 
 @contextmanager
-def _dead_workers_told(run_dir: Path) -> Iterator[None]:
+def _dead_workers_told(run_dir: Path, feed: Feed) -> Iterator[None]:
     """A loader process that was killed is no traceback."""
     try:
         yield
@@ -131,6 +134,7 @@ def _dead_workers_told(run_dir: Path) -> Iterator[None]:
             raise
         with suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises again for every other worker that ends
+        feed.abandon()
         raise RunError(
             f"a loader process ended before its time ({str(error).strip()}): too little memory is the usual "
             f"reason, so try fewer `train.workers`. Continue from the last saved state in {run_dir} with "
@@ -142,6 +146,7 @@ def _train_epoch(
     run: RunState,
     step_module: Any,
     data: EpochData,
+    feed: Feed,
     dataset_names: Sequence[str],
     schedule: Schedule,
     seed: int,
@@ -150,9 +155,7 @@ def _train_epoch(
 ) -> dict[str, Any]:
     """The steps of one epoch (the rest of it, after a resume)."""
     fabric, progress, recipe, device = run.fabric, run.progress, schedule.recipe, run.fabric.device
-    dataset, finish = data.dataset, run.network.prepare()
-    if data.background_weight is not None:
-        finish = partial(_prepare_and_weigh, prepare=finish, weights=data.background_weight)
+    dataset = data.dataset
     batches = epoch_batches(
         dataset.sizes(),
         dataset.draw_weights(),
@@ -161,22 +164,12 @@ def _train_epoch(
         progress.epoch,
         recipe.group_aspect,
         min_batch=fabric.world_size * recipe.accumulate,
-    )
-    micro_batches = MicroBatches(
-        batches[progress.step_in_epoch :], recipe.accumulate, fabric.global_rank, fabric.world_size
-    )
-    loader = make_loader(
-        dataset,
-        micro_batches,
-        recipe.loader_workers(device.type == "cuda"),
-        device.type == "cuda",
-        run.network.fill_colour,
-        finish,
+        placing=dataset.placing(progress.canvases or ()),
     )
     totals = run.totals or DatasetTotals(dataset_names, device)
     run.totals = totals
     run.network.training_mode(run.course.fixed_statistics)
-    stream = iter(loader)
+    stream = feed.epoch(data, batches[progress.step_in_epoch :])
     logs.start_epoch()
     for step_in_epoch in range(progress.step_in_epoch, len(batches)):
         # a last batch of a few images is no reason for a full step
@@ -188,7 +181,8 @@ def _train_epoch(
         run.look_at_clock(recipe)
         progress.finished = schedule.is_over(progress.step, progress.clock)
         left = schedule.steps_left(progress.epoch, step_in_epoch + 1, len(batches), progress.step, progress.clock)
-        step = Step(progress.step, progress.epoch, progress.step_in_epoch, len(batches), rate, losses, norm, left)
+        place = (progress.step, progress.epoch, progress.step_in_epoch, len(batches))
+        step = Step(*place, rate, losses, norm, left, feed.waited)
         logs.step(step, len(batches[step_in_epoch]), 1 if progress.finished else recipe.log_every)
         run.course.watch.step(run, losses)
         if progress.finished:
@@ -218,7 +212,7 @@ def _optimiser_step(
     set_rate(run.optimizer, rate)
     losses: dict[str, Tensor] = {}
     for micro in range(recipe.accumulate):
-        batch = next_batch(stream).to(run.fabric.device, non_blocking=True)
+        batch = next(stream)
         for line in batch.unreadable:
             if line not in run.progress.unreadable:
                 run.progress.unreadable.append(line)
@@ -245,12 +239,6 @@ def _optimiser_step(
     run.optimizer.step()
     run.after_update()
     return losses, norm
-
-
-def _prepare_and_weigh(batch: Batch, prepare: Callable[[Batch], Batch] | None, weights: Tensor) -> Batch:
-    """The batch prepared, with the background weights of each image's dataset; `weights [K, C]` by dataset."""
-    prepared = batch if prepare is None else prepare(batch)
-    return replace(prepared, background_weight=batch.of_datasets(weights))
 
 
 def _forward(step_module: Any, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, Strict, StrictBool, model_validator
 
+from crossdet.data.canvases import CANVASES
 from crossdet.models.architecture import Contradiction
 from crossdet.models.settings import (
     Count,
@@ -42,6 +43,7 @@ PAPER: dict[str, Any] = {
     "ema": None,
     "eval_every": 1,
     "precision": "32-true",
+    "canvases": 0,
 }
 """What `recipe: paper` puts in the place of the defaults (sec. 4.1.2); warm-up and steps by its epochs."""
 
@@ -98,7 +100,8 @@ class Recipe(Section):
     accelerator: Accelerator = "auto"  # `gpu` is another word for `cuda`
     devices: Count = 1
     workers: CountOrZero | None = None  # loader processes per device; null: cores - 1, on a CPU at most 2, else 8
-    group_aspect: StrictBool = True  # batches of tall or of wide images: less padding
+    canvases: CountOrZero = CANVASES  # sizes of batches; 0: each as large as its largest image
+    group_aspect: StrictBool = True  # with `canvases: 0`: batches of tall or of wide images, less padding
     eval_every: CountOrZero | None = None  # epochs; 0: only at the end; null: about ten times
     checkpoint_minutes: Positive = 10.0
     checkpoint_steps: Count | None = None  # also after so many optimiser steps

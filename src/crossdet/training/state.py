@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from crossdet.data.canvases import Canvas
 from crossdet.data.hybrid import HybridDataset
 from crossdet.errors import Diverged, RunError, UserError
 from crossdet.models.card import Card
@@ -61,7 +62,8 @@ class Progress:
     """Where a run stands: everything of the resumable state that is not a tensor.
 
     best_epoch: the one whose weights are kept as the best, from 1. unreadable: one line per image that could not be
-    read so far. clock: of the time so far, and of a recipe's minutes. guard: what `Watch` remembers.
+    read so far. clock: of the time so far, and of a recipe's minutes. guard: what `Watch` remembers. canvases: of
+    its batches, empty without; None: not chosen yet.
     """
 
     epoch: int = 0
@@ -73,11 +75,12 @@ class Progress:
     unreadable: list[str] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
     guard: dict[str, Any] = field(default_factory=dict)
+    canvases: tuple[Canvas, ...] | None = None
 
     @classmethod
     def from_state(cls, stored: dict[str, Any]) -> Progress:
-        """Of a state; one of an older version knows the best mean instead of its epoch."""
-        values = dict(stored)
+        """Of a state; one of an older version knows the best mean instead of its epoch, and no canvases."""
+        values = {"canvases": (), **stored}
         if "best" in values:
             best = values.pop("best")
             of_best = [r["epoch"] for r in values["history"] if r.get("metrics", {}).get("mean") == best]

@@ -171,6 +171,24 @@ def test_json_holds_everything(three_formats):
     assert content["max_images"] is None
 
 
+def test_canvases_and_what_they_cost(three_formats, tmp_path):
+    """All pictures are 64 x 48 at the input, on canvases of 64 x 64."""
+    report = inspect(three_formats)
+    assert report.canvases is not None
+    assert report.canvases.canvases == ((64, 64),)
+    assert report.canvases.padding == 0.25
+    assert "64 x 64 (100% of the pictures); 25% of their pixels are padding" in flat(printed(report))
+    assert json.loads(report.to_json())["canvases"]["shares"] == [1.0]
+    tall, wide = (make(tmp_path / name, (name,), one_box(3)) for name in ("tall", "wide"))
+    tall = replace(tall, sizes=tall.sizes[:, ::-1].copy())
+    two = inspect(configured({"a": {"train": tall}, "b": {"train": wide}}, input={"shorter": 50, "longer": 99}))
+    assert "64 x 96 (50% of the pictures), 96 x 64 (50% of the pictures), 96 x 96 (0% of the" in flat(printed(two))
+    assert "left over of all the others" in flat(printed(two))
+    for off in ({"train": {"canvases": 0}}, {"train": {"recipe": "paper"}},
+                {"model": {"name": "dfine", "square": 64}}):  # fmt: skip
+        assert inspect(configured({"b": {"train": wide}}, **off)).canvases is None
+
+
 def test_no_torch(three_formats, tmp_path):
     from crossdet.config import dump_config
 

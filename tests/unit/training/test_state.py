@@ -45,6 +45,13 @@ def test_an_evaluation_is_spent_when_the_state_is_saved_after_it(monkeypatch):
     assert progress.clock.line[2] == pytest.approx(10 * 60 - 2 - 60, rel=0.12)  # steps of a second each
 
 
+def test_a_state_of_before_there_were_canvases_goes_on_without():
+    assert Progress().canvases is None  # a new run chooses
+    older = {key: value for key, value in vars(Progress()).items() if key not in ("canvases", "clock")}
+    assert Progress.from_state(older).canvases == ()
+    assert Progress.from_state(older | {"canvases": ((64, 96),)}).canvases == ((64, 96),)
+
+
 def test_all_processes_are_judged_with_the_statistics_that_are_saved(monkeypatch):
     sent: list[int] = []
     monkeypatch.setattr("torch.distributed.broadcast", lambda buffer, source: sent.append(buffer.data_ptr()))

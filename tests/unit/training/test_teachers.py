@@ -20,7 +20,7 @@ from crossdet.evaluation.splits import Split
 from crossdet.losses import dataset_aware_focal_loss
 from crossdet.models.retinanet.anchors import anchor_grid, cell_anchors
 from crossdet.models.retinanet.matching import label_anchors
-from crossdet.training.loop import EpochData, _prepare_and_weigh
+from crossdet.training.feed import EpochData, _prepare_and_weigh
 from crossdet.training.pseudo_labels import Teacher, label_images
 from crossdet.training.state import averaged
 from crossdet.training.teachers import (

@@ -134,8 +134,8 @@ class Detr(Growable):
         )
 
     @property
-    def stretches(self) -> bool:
-        return self.settings.square is not None
+    def stretched_to(self) -> int | None:
+        return self.settings.stretched_to
 
     @property
     def class_tensors(self) -> list[str]:
@@ -310,7 +310,7 @@ class Detr(Growable):
 
     def frame_of(self, shape: Sequence[int]) -> list[int]:
         """(height, width) in pixels that boxes of a picture without padding are shares of."""
-        return [side if self.stretches else -(-side // PAD_DIVISOR) * PAD_DIVISOR for side in shape]
+        return [side if self.stretched_to else -(-side // PAD_DIVISOR) * PAD_DIVISOR for side in shape]
 
     def detection_module(self, classes: Tensor, limits: Limits) -> nn.Module:
         return Detecting(self, classes, limits)

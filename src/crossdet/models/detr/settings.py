@@ -143,6 +143,10 @@ class DetrSettings(DetrModel, NetworkSettings):
     begins: tuple[int, ...] = ()
 
     @property
+    def stretched_to(self) -> int | None:
+        return self.square
+
+    @property
     def family(self) -> str:
         """The `model_type` of HF transformers."""
         raise NotImplementedError

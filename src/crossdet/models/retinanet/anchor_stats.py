@@ -12,22 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from crossdet.data.canvases import resized_sizes
 from crossdet.data.index import Index
 from crossdet.labels.space import DROPPED
 from crossdet.models.retinanet.settings import PYRAMID_STRIDES
 from crossdet.types import PAD_DIVISOR, REGION_FLAGS, Flag
 
 _CHUNK = 16_384  # boxes at a time: the temporaries stay in the processor's cache
-
-
-def resized_sizes(sizes: NDArray[np.integer], shorter: int, longer: int) -> NDArray[np.int64]:
-    """`[I, 2]` (height, width) of images at the network's input: the rule of `crossdet.data.augment.resized`.
-
-    sizes: `[I, 2]` (height, width), all positive.
-    """
-    given = np.asarray(sizes, np.float64)
-    factor = np.minimum(shorter / given.min(1), longer / given.max(1))
-    return np.maximum(1, np.rint(given * factor[:, None])).astype(np.int64)
 
 
 def resized_boxes(

@@ -42,6 +42,8 @@ from crossdet.models.retinanet.subnets import GroupNorm, Subnet
 from crossdet.models.tiles import LocalTrust
 from crossdet.types import PAD_DIVISOR, Batch, Detections
 
+MOST_GRAPHS = 64
+"""Of compiled features; what comes in yet other sizes is not compiled."""
 LOGITS_AT_ONCE = 32_000_000
 """Class logits of a batch and level held at once in `find` (128 MB)."""
 
@@ -280,10 +282,11 @@ class RetinaNet(Growable):
             module.requires_grad_(False)
         self._frozen_stem = True
 
-    def compile_parts(self) -> None:
-        """Backbone and pyramid as one graph, and the focal terms as one kernel."""
-        # dynamic: batches come in many sizes, and a graph for each would take minutes each
-        self._compiled_features = torch.compile(self.features, dynamic=True)
+    def compile_parts(self, few_sizes: bool = False) -> None:
+        """Backbone and pyramid as a graph for each of few sizes, or one for all; the focal terms as one kernel."""
+        if few_sizes:  # with fewer images in the last batch, too
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+        self._compiled_features = torch.compile(self.features, dynamic=not few_sizes)
 
     def export_module(self) -> nn.Module:
         """`images [B, 3, H, W]` -> class logits `[B, N, C]` and boxes `[B, N, 4]` xyxy of all anchors; with

@@ -7,11 +7,15 @@ import shutil
 from copy import deepcopy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
+from crossdet.data.canvases import assigned, choose_canvases
+from crossdet.data.hybrid import Placing
+from crossdet.data.loading import epoch_batches
 from crossdet.losses import background_focal_parts, image_focal_losses
 from crossdet.models.building import build_detector
 from crossdet.models.retinanet import class_loss
@@ -138,3 +142,24 @@ def test_compiled_features_are_not_compiled_for_every_shape(model, monkeypatch):
             for found, level in zip(model._compiled_features(pictures), wanted, strict=True):
                 torch.testing.assert_close(found, level)
     assert 1 <= counter.frame_count <= 4
+
+
+def test_nothing_is_compiled_after_the_first_epoch_on_canvases(model, monkeypatch):
+    """A graph of fixed size for each canvas, and one for the smaller last batch; other epochs find them there."""
+    counter = CompileCounter()
+    whole = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: whole(function, backend=counter, **options))
+    sizes = np.array([(64, 96)] * 5 + [(96, 64)] * 4)
+    canvases = choose_canvases([sizes], 64, 96)
+    placing = Placing(canvases, lambda rows, *_: (np.ones(len(rows)), assigned(sizes[rows], canvases)))
+    model = deepcopy(model)
+    model.compile_parts(few_sizes=True)
+    compiled, shapes = [], set()
+    for epoch in range(2):
+        for batch in epoch_batches(sizes, np.ones(9), 2, 0, epoch, placing=placing):
+            shapes.add((len(batch), batch[0].canvas))
+            model._compiled_features(make_batch(len(batch), batch[0].canvas).images)
+        compiled.append(counter.frame_count)
+    assert len(canvases) == 3
+    assert shapes == {(2, (64, 96)), (2, (96, 64)), (1, (64, 96))}
+    assert compiled == [3, 3]
