@@ -225,8 +225,8 @@ class Config(Section):
 
         Raises `UserError` where a checkpoint that says so cannot be read.
         """
-        settings = ARCHITECTURES[self.model.name].settings.of(self.model, self.loss)
-        return 0 if settings.stretched_to else self.train.canvases
+        side = ARCHITECTURES[self.model.name].settings.side_of(self.model, self.loss)
+        return 0 if side else self.train.canvases
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle finds no type of `config_type` by its name."""

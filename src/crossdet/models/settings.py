@@ -133,6 +133,12 @@ class NetworkSettings(Section):
         """See `contract.Network`."""
         return None
 
+    @classmethod
+    def side_of(cls, model: Any, loss: Any) -> int | None:
+        """`stretched_to` by the two sections of a config, also of one that was filled from weights."""
+        del model, loss
+        return None
+
     def described(self, classes: Sequence[str]) -> list[str]:
         """For people: the network in a word or two, and a line for each thing that not every network has."""
         del classes

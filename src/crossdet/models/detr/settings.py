@@ -146,6 +146,14 @@ class DetrSettings(DetrModel, NetworkSettings):
     def stretched_to(self) -> int | None:
         return self.square
 
+    @classmethod
+    def side_of(cls, model: Any, loss: Any) -> int | None:
+        filled = model.size is None and model.weights in ("none", "imagenet")
+        if filled or model.square is not None:
+            side: int | None = model.square
+            return side
+        return cls.of(model, loss).stretched_to
+
     @property
     def family(self) -> str:
         """The `model_type` of HF transformers."""
