@@ -126,7 +126,7 @@ def _parting(
 
 def assigned(sizes: Sizes, canvases: Sequence[Canvas]) -> NDArray[np.int64]:
     """`[N]` number of the smallest canvas that holds each picture; the last where none does."""
-    fits = (sizes[:, None] <= np.asarray(canvases)).all(2)
+    fits = (np.asarray(canvases) - sizes[:, None]).min(2) >= 0
     fits[:, -1] = True
     return fits.argmax(1)
 
