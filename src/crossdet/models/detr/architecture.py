@@ -18,6 +18,7 @@ from crossdet.models.detr.settings import (
     RTDetrModel,
     RTDetrSettings,
 )
+from crossdet.models.hub import CONFIG
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,9 +46,9 @@ def contradictions(model: DetrModel) -> Iterator[Contradiction]:
 
 def weights_problem(model: DetrModel) -> str | None:
     weights = model.weights
-    if isinstance(weights, Path) and not (weights / checkpoints.CONFIG).is_file():
+    if isinstance(weights, Path) and not (weights / CONFIG).is_file():
         return (
-            f"model.weights: {weights} is no directory with {checkpoints.CONFIG}; give a checkpoint of HF "
+            f"model.weights: {weights} is no directory with {CONFIG}; give a checkpoint of HF "
             f"transformers, its hub id, `imagenet` or `none`"
         )
     return None
