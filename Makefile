@@ -27,10 +27,11 @@ bench: $(STAMP)
 results: $(STAMP)
 	$(BIN)/python docs/make_results.py
 
-# Installed anew only when the pinned versions or the package's own requirements change.
+# Installed anew only when the pinned versions or the package's own requirements change. Python compiles what it
+# imports when it does; all of torch at once takes a minute more.
 $(STAMP): constraints.txt pyproject.toml research/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev,detr]' --editable research
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test,dev,detr]' --editable research
 	touch $(STAMP)
 
 clean:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SMALL = "--datasets 1 3 --classes 5 --batch 2 --size 64 64 --backbone resnet18 --steps 1 --full"
+SMALL = "--datasets 3 --classes 5 --batch 2 --size 64 64 --backbone resnet18 --steps 1 --full"
 ROOT = Path(__file__).parents[2]
 
 
@@ -23,17 +23,18 @@ def test_evaluation_benchmark(tmp_path):
 
 
 def test_union_benchmark(tmp_path):
-    """Sliced and full step of two small unions, each in a process of its own."""
+    """Sliced and full step of a small union, each in processes of its own."""
     small = shlex.split(SMALL)
     command = [sys.executable, ROOT / "benchmarks/union.py", *small, "--json", tmp_path / "u.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "u.json").read_text())
-    assert [(row["datasets"], row["classes"]) for row in rows] == [(1, 5), (3, 15)]
+    assert [(row["datasets"], row["classes"]) for row in rows] == [(3, 15)]
     for row in rows:
         numbers = ("step_seconds", "state_mb", "activation_mb", "full_step_seconds", "full_activation_mb")
         assert all(row[key] > 0 for key in numbers)
-    assert rows[1]["state_mb"] > rows[0]["state_mb"]
+    # weights, gradients and momentum of ResNet-18, the pyramid, and a head of 9 anchors x 15 classes
+    assert rows[0]["state_mb"] > 3 * 4 * (11e6 + 9 * 256 * 9 * 15) / 2**20
 
 
 def test_loss_benchmark(tmp_path):

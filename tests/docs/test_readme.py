@@ -113,7 +113,7 @@ def commands(page):
 def test_the_pages_show_every_step():
     assert [words[1] for words in commands(README)] == ["check", "train", "eval", "audit", "predict", "extend"]
     assert [words[1] for words in commands(USING)] == [
-        "check", "check", "anchors", "train", "train", "eval", "audit", "predict", "predict",
+        "check", "check", "anchors", "train", "train", "eval", "audit", "report", "predict", "predict",
         *["score"] * 4, "curves", "extend", "extend", "check", "paper", "paper",
     ]  # fmt: skip
 

@@ -19,6 +19,7 @@ from crossdet.commands.evaluate import evaluate
 from crossdet.commands.extend import extend
 from crossdet.commands.labels import labels
 from crossdet.commands.predict import predict
+from crossdet.commands.report import report
 from crossdet.commands.score import app as score_app
 from crossdet.commands.terminal import run_app
 from crossdet.commands.train import train
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "eval": evaluate,
     "audit": audit,
+    "report": report,
     "curves": curves,
     "predict": predict,
     "demo": demo,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,8 +13,9 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from crossdet.evaluation.audit import BINS, DEFAULT_THRESHOLD, Audit, AuditedSplit, Foreign
+from crossdet.evaluation.html import COLOURS, as_jpeg, figure, table, table_row, write_document
 from crossdet.evaluation.pictures import read_picture
-from crossdet.files import write_atomically, write_json
+from crossdet.files import write_json
 
 CROP = 150
 """Longer side of a crop in pixels."""
@@ -24,17 +23,6 @@ CROPS = 12
 """Per kind and run."""
 MOST_CROPS = 800
 """In the whole page, of photographs about 7 MB; the pairs with the most detections come first."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
-STYLE = """
-:root{color-scheme:light dark}
-body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse;margin:.8rem 0}th,td{padding:.25rem .7rem;border:1px solid #8886;text-align:right}
-th:first-child,td:first-child{text-align:left}td.home{opacity:.55}td.many{background:#d55e0033}td.lots{background:#d55e0077}
-td{print-color-adjust:exact;-webkit-print-color-adjust:exact}figure,tr{break-inside:avoid}h3,h4{break-after:avoid}
-section{border-top:1px solid #8886;margin-top:2rem;padding-top:.5rem}.crops{display:flex;flex-wrap:wrap;gap:.6rem}
-figure{margin:0;width:150px;font-size:12px;line-height:1.25}figure img{display:block;max-width:150px}
-figcaption{overflow-wrap:anywhere}.note{opacity:.75}svg{max-width:100%;height:auto}a{color:inherit}
-"""
 
 
 @dataclass(frozen=True)
@@ -52,15 +40,19 @@ class AuditedRun:
 
 def write_page(file: Path, runs: Sequence[AuditedRun]) -> None:
     """One self-contained HTML page; several runs side by side."""
+    title = "<h1>Audit: what no protocol sees</h1>"
+    write_document(file, "crossdet audit", [title, _legend(runs), *sections(runs)])
+
+
+def sections(runs: Sequence[AuditedRun]) -> list[str]:
+    """What the page shows, without its title."""
     pairs = _pairs(runs)
     crops, unreadable = _cut(runs, pairs)
     body = [
-        "<h1>Audit: what no protocol sees</h1>",
-        "<p>Each dataset judges a detector only on the classes that it labels. This page counts the others: "
+        "<p>Each dataset judges a detector only on the classes that it labels. These are the others: "
         "detections of a class in datasets that do not label it, from the class's own threshold on (best F1 on the "
         "data that label it). On an object that is labelled as something else such a detection is wrong. On "
         "background it is a mistake or an unlabelled object: the crops show which.</p>",
-        _legend(runs),
         _findings(runs),
         _overview(runs),
         _home_table(runs),
@@ -70,12 +62,7 @@ def write_page(file: Path, runs: Sequence[AuditedRun]) -> None:
     if unreadable:
         names = "".join(f"<li>{escape(name)}</li>" for name in unreadable)
         body.append(f"<p class=note>{len(unreadable)} pictures could not be read:</p><ul>{names}</ul>")
-    page = (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>crossdet audit</title><style>{STYLE}</style>{''.join(body)}</html>\n"
-    )
-    # a file name may hold bytes that are no UTF-8 (see `Strings`)
-    write_atomically(file, page.encode(errors="replace"))
+    return body
 
 
 def _pairs(runs: Sequence[AuditedRun]) -> list[tuple[int, str]]:
@@ -131,13 +118,7 @@ def _findings(runs: Sequence[AuditedRun]) -> str:
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[str], text: str = "") -> str:
-    cells = "".join(f"<th>{name}</th>" for name in head)
-    return f"<h2>{title}</h2>{text}<table><tr>{cells}</tr>{''.join(rows)}</table>"
-
-
-def _row(*cells: str) -> str:
-    """A cell that is HTML already, such as one with a class, stays as it is."""
-    return f"<tr>{''.join(cell if cell.startswith('<td') else f'<td>{cell}</td>' for cell in cells)}</tr>"
+    return f"<h2>{title}</h2>{text}{table(head, rows)}"
 
 
 def _numbers(values: Iterable[float], digits: int) -> str:
@@ -151,7 +132,7 @@ def _overview(runs: Sequence[AuditedRun]) -> str:
         homes = [run.audit.home.get(class_id) for run in runs]
         thresholds = _numbers((DEFAULT_THRESHOLD if home is None else home.threshold for home in homes), 2)
         cells = [_overview_cell(runs, class_id, split) for split in runs[0].splits]
-        rows.append(_row(escape(name), thresholds, *cells))
+        rows.append(table_row(escape(name), thresholds, *cells))
     head = ["class", "threshold", *(escape(split.name) for split in runs[0].splits)]
     return _table("Detections per picture of classes that the dataset does not label", head, rows)
 
@@ -185,7 +166,7 @@ def _home_table(runs: Sequence[AuditedRun]) -> str:
         ]
         rates = _numbers((math.nan if home is None else home.false_per_image for home in homes), 2)
         objects = next((str(point.objects) for point in points if point is not None), "-")
-        rows.append(_row(escape(name), *cells, rates, objects))
+        rows.append(table_row(escape(name), *cells, rates, objects))
     head = ("class", "precision", "recall", "F1", "false positives per picture", "objects")
     text = (
         "<p>Precision, recall and F1 by cross-fitting: the threshold of one half of the pictures judged on the "
@@ -201,10 +182,10 @@ def _union_table(runs: Sequence[AuditedRun]) -> str:
         return ""
     keys = ("AP50", "AP", "false_on_other_objects_per_image", "false_elsewhere_per_image")
     rows = [
-        _row(escape(name), *(_numbers([union["per_class"][name][key] for union in unions], 3) for key in keys))
+        table_row(escape(name), *(_numbers([union["per_class"][name][key] for union in unions], 3) for key in keys))
         for name in unions[0]["per_class"]
     ]
-    rows.append(_row("mean", *(_numbers([union[key] for union in unions], 3) for key in keys[:2])))
+    rows.append(table_row("mean", *(_numbers([union[key] for union in unions], 3) for key in keys[:2])))
     title = f"Union test: {unions[0]['images']} pictures in which every class is labelled"
     head = ("class", "AP50", "AP", "false on other objects, per picture", "false elsewhere, per picture")
     return _table(title, head, rows)
@@ -328,10 +309,7 @@ def _figure(split: AuditedSplit, row: int, f: Foreign, classes: tuple[str, ...],
     image = split.index.names[int(split.detections.image_of_box[row])]
     on = [classes[c] for at, c in zip(f.on_object.tolist(), f.on_class.tolist(), strict=True) if at == row]
     caption = f"{split.detections.scores[row]:.2f} {f'on {escape(on[0])}, ' if on else ''}{escape(image)}"
-    if jpeg is None:
-        return f"<figure><figcaption>{caption} (cannot be read)</figcaption></figure>"
-    source = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-    return f"<figure><img src='{source}' alt=''><figcaption>{caption}</figcaption></figure>"
+    return figure(jpeg, caption)
 
 
 def _crop(picture: Image.Image, box: Sequence[float], other: Sequence[float] | None) -> bytes:
@@ -351,9 +329,7 @@ def _crop(picture: Image.Image, box: Sequence[float], other: Sequence[float] | N
     draw.rectangle([(v - o) * scale for v, o in zip(box, origin, strict=True)], outline="#ff6a00", width=2)
     if other is not None:
         _dashed(draw, [(v - o) * scale for v, o in zip(other, origin, strict=True)])
-    buffer = io.BytesIO()
-    part.convert("RGB").save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
+    return as_jpeg(part)
 
 
 def _dashed(draw: ImageDraw.ImageDraw, box: Sequence[float]) -> None:

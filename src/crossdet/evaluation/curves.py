@@ -102,7 +102,7 @@ def write_curves(file: Path, method: str, curves: Sequence[NamedCurve]) -> None:
 def _rows(curves: Sequence[NamedCurve], points: int, digits: int | None = None) -> list[dict[str, Any]]:
     rows = []
     for named in curves:
-        kept = _shaping_points(named.curve, points)
+        kept = shaping_points(named.curve, points)
         values = named.curve.recall[kept], named.curve.precision[kept]
         recall, precision = values if digits is None else (np.round(value, digits) for value in values)
         rows.append(
@@ -118,7 +118,7 @@ def _rows(curves: Sequence[NamedCurve], points: int, digits: int | None = None) 
     return rows
 
 
-def _shaping_points(curve: Curve, points: int = MAX_POINTS) -> NDArray[np.int64]:
+def shaping_points(curve: Curve, points: int = MAX_POINTS) -> NDArray[np.int64]:
     """Rows of at most `points` points, evenly along the drawn length of the curve, with both ends."""
     count = len(curve.recall)
     if count <= points:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +35,10 @@ def write_val_pictures(detector: Detector, space: LabelSpace, val: dict[str, Ind
             if picture is None:
                 continue
             pair = [
-                _labelled(picture, index, image, class_ids, space.classes),
+                draw_labels(picture, index, image, class_ids, space.classes),
                 draw_detections(picture, detector(picture)),
             ]
-            sheet = Image.new("RGB", (2 * picture.width + 6, picture.height), "white")
-            for column, part in enumerate(pair):
-                sheet.paste(part, (column * (picture.width + 6), 0))
+            sheet = side_by_side(pair)
             files.append(folder / f"{plain}_{image:06d}.jpg")
             sheet.save(files[-1], quality=90)
     return files
@@ -83,9 +82,10 @@ def read_picture(index: Index, image: int) -> Image.Image | None:
         return None
 
 
-def _labelled(
+def draw_labels(
     picture: Image.Image, index: Index, image: int, class_ids: np.ndarray, classes: tuple[str, ...]
 ) -> Image.Image:
+    """A copy of the picture with its labelled boxes; class_ids: `[K]` of the classes of the index."""
     rows = index.rows(image)
     labels = [int(class_ids[label]) if label >= 0 else -1 for label in index.labels[rows].tolist()]
     return draw_boxes(
@@ -95,6 +95,14 @@ def _labelled(
         [class_colour(label) for label in labels],
         [bool(flags & REGION_FLAGS) for flags in index.flags[rows].tolist()],
     )
+
+
+def side_by_side(pair: Sequence[Image.Image]) -> Image.Image:
+    """Two pictures of one size in one."""
+    sheet = Image.new("RGB", (2 * pair[0].width + GAP, pair[0].height), "white")
+    for column, part in enumerate(pair):
+        sheet.paste(part, (column * (pair[0].width + GAP), 0))
+    return sheet
 
 
 def draw_detections(image: Image.Image, found: Detections) -> Image.Image:

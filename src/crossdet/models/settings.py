@@ -96,10 +96,12 @@ class NetworkDefaults(NamedTuple):
     """What the recipe of a training says about a network where the config does not.
 
     group_norm: in what is trained from random weights. train_batch_norm: of a backbone that has weights.
+    head_by_backbone: a small backbone gets a small head.
     """
 
     group_norm: bool = False
     train_batch_norm: bool = False
+    head_by_backbone: bool = False
 
 
 def of_another_version(error: ValidationError | TypeError) -> UserError:

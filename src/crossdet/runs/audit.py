@@ -50,7 +50,20 @@ def audit_runs(
     Raises:
         UserError: unreadable weights or data, detectors of different classes, no dataset with such a split.
     """
-    config = config.with_agnostic_nms(agnostic_nms)
+    audited = [one for one, _ in audited_runs(runs, config.with_agnostic_nms(agnostic_nms), split, last)]
+    content = {run.name: to_json(run.audit) | {"union_test": run.union} for run in audited}
+    names = safe_names([part.name for part in audited[0].splits])
+    for part, name in zip(audited[0].splits, names, strict=True):
+        export_coco(output / f"unlabelled_{name}.json", part, audited[0].audit)
+    write_json(output / "audit.json", content)
+    write_page(output / "audit.html", audited)
+    return content
+
+
+def audited_runs(
+    runs: Sequence[Path], config: Config, split: str = "val", last: bool = False
+) -> list[tuple[AuditedRun, Detector]]:
+    """Each detector with its audit; arguments and errors as of `audit_runs`, which writes it."""
     detectors = [load_detector(run, last=last) for run in runs]
     names = _run_names(runs)
     for name, detector in zip(names, detectors, strict=True):
@@ -65,17 +78,10 @@ def audit_runs(
     if not indexes:
         raise UserError(f"no dataset of the config has a `{split}` split")
     union = None if config.union_test is None else open_union_test(config.union_test, detectors[0])
-    audited = [
-        _audit(name, detector, sources, indexes, union, config)
+    return [
+        (_audit(name, detector, sources, indexes, union, config), detector)
         for name, detector in zip(names, detectors, strict=True)
     ]
-    content = {run.name: to_json(run.audit) | {"union_test": run.union} for run in audited}
-    names = safe_names([part.name for part in audited[0].splits])
-    for part, name in zip(audited[0].splits, names, strict=True):
-        export_coco(output / f"unlabelled_{name}.json", part, audited[0].audit)
-    write_json(output / "audit.json", content)
-    write_page(output / "audit.html", audited)
-    return content
 
 
 def _folds(detector: Detector) -> bool:
@@ -107,7 +113,7 @@ def _audit(
         )
         for dataset, split in splits_for_detector(sources, indexes, detector, _folds(detector)).items()
     ]
-    overlap = _overlap(detector)
+    overlap = overlap_of(detector)
     found = audit(splits, _classes(detector), overlap)
     scores = None
     if union is not None:
@@ -130,7 +136,7 @@ def _relations(sources: Sources, detector: Detector, dataset: str) -> dict[str, 
     return {"annotated": annotated, "trusted": known & ~avoided}
 
 
-def _overlap(detector: Detector) -> NDArray[np.bool_]:
+def overlap_of(detector: Detector) -> NDArray[np.bool_]:
     """`[C, C]`: some members of the two classes may share a box."""
     folding, overlap = detector.space.folding if _folds(detector) else None, detector.space.overlap_array
     if folding is None:

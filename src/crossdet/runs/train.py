@@ -72,8 +72,8 @@ def train(
         check_teachers_stay(plan.paths, run_dir)
     if plan is not None and not begun:
         teachers = open_teachers(plan, lambda path: load_detector(path, fabric.device))
+    settings = network_settings(config)  # may make a backbone to count its parameters, so before the seed
     seed_everything(config.seed, verbose=False)
-    settings = network_settings(config)
     network = build_network(settings, sources.space, config.model.weights)
     make_run_dir(fabric, run_dir, config, resume)
     datasets = {name: list(index.classes) for name, index in sources.train.items()}
@@ -116,7 +116,8 @@ def train_network(
     fresh = len(card.generations) == 1
     schedule = Schedule.of(config.train, len(dataset), fresh and config.model.weights == "none")
     if fabric.is_global_zero:
-        print(*schedule.lines(), sep="\n", flush=True)
+        network_is, *_ = card.settings.described(card.space.classes)
+        print(f"network: {network_is}", *schedule.lines(), sep="\n", flush=True)
         for text in _warnings(config, sources):
             print(f"warning: {text}", flush=True)
     if config.train.channels_last:

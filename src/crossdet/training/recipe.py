@@ -139,7 +139,7 @@ class Recipe(Section):
         trained one (docs/log.md, 2026-11-27)."""
         auto = self.recipe == "auto"
         enough = self.batch_size // (self.accumulate * processes) >= SMALLEST_BATCH
-        return NetworkDefaults(group_norm=auto, train_batch_norm=auto and enough)
+        return NetworkDefaults(group_norm=auto, train_batch_norm=auto and enough, head_by_backbone=auto)
 
     def loader_workers(self, on_gpu: bool) -> int:
         """Loader processes of each device."""

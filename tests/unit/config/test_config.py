@@ -39,7 +39,7 @@ def test_defaults(tmp_path):
     config = load_config(write(tmp_path, MINIMAL))
     model = config.model
     assert config.train == Recipe()
-    assert (model.backbone, model.weights, model.channels, model.head_depth) == ("resnet50", "imagenet", 256, 4)
+    assert (model.backbone, model.weights, model.channels, model.head_depth) == ("resnet50", "imagenet", None, None)
     assert (model.anchors.scales, model.anchors.ratios) == ((2, 3, 4), (0.5, 1, 2))
     assert (config.loss.alpha, config.loss.gamma, config.loss.box_beta) == (0.25, 2, 1 / 9)
     assert (config.input.shorter, config.input.longer, config.augment.flip) == (800, 1333, 0.5)

@@ -16,7 +16,7 @@ from crossdet.errors import UserError
 from crossdet.evaluation.curves import (
     MAX_POINTS,
     NamedCurve,
-    _shaping_points,
+    shaping_points,
     draw_figure,
     overlay,
     read_methods,
@@ -81,7 +81,7 @@ def test_thinned_curves_look_the_same(seed, points):
     """No point of the whole curve is far from the line through the kept ones."""
     rng = np.random.default_rng(seed)
     recall, precision = exact_curve(rng.random(points) < 0.5, np.ones(points, bool), points)
-    kept = _shaping_points(Curve(recall, precision, 0.5))
+    kept = shaping_points(Curve(recall, precision, 0.5))
     assert len(kept) <= MAX_POINTS
     assert (kept[0], kept[-1]) == (0, points - 1)
     drawn = np.interp(np.arange(points), kept, precision[kept])

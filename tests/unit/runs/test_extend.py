@@ -339,7 +339,7 @@ def test_weights_are_described_without_torch(space, tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for part in (
-        "test_efficientnet, 5 classes",
+        "test_efficientnet, 16 channels, 1 convolution before each output, 5 classes",
         "0.250",
         "1: frozen, from abababababab",
         "overlap: face and helmet",

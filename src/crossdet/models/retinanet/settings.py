@@ -26,6 +26,11 @@ from crossdet.models.settings import (
 
 PYRAMID_STRIDES = (8, 16, 32, 64, 128)
 """Strides of the pyramid levels P3 to P7."""
+HEAD, SMALL_HEAD = (256, 4), (128, 2)
+"""Channels of the pyramid and convolutions before each output: the paper's, and behind small backbones."""
+SMALL_BACKBONE = 15_000_000
+"""Parameters. Behind MobileNetV2 (1.8 million) the paper's head takes nine tenths of a step; ResNet-18 has 11
+million, ResNet-50 23. In the same minutes the small head was better (docs/log.md, 2026-11-28)."""
 
 
 class Adapter(NamedTuple):
@@ -60,8 +65,8 @@ class RetinaNetModel(Section):
     name: Literal["retinanet"] = "retinanet"
     backbone: Text = "resnet50"  # a timm name
     weights: Weights = "imagenet"  # or `none`, or a file
-    channels: Count = 256  # of the pyramid
-    head_depth: CountOrZero = 4  # convolutions before each output
+    channels: Count | None = None  # of the pyramid; null: 256, by `recipe: auto` 128 behind a small backbone
+    head_depth: CountOrZero | None = None  # convolutions before each output; null: 4, or 2
     group_norm: StrictBool | None = None  # in pyramid and head; null: by `train.recipe` (auto: yes, paper: no)
     anchors: Anchors = Anchors()
     positive_iou: Fraction = 0.5
@@ -92,6 +97,8 @@ class RetinaNetSettings(RetinaNetModel, NetworkSettings):  # type: ignore[misc]
     """
 
     weights: Weights = "none"
+    channels: Count = HEAD[0]
+    head_depth: CountOrZero = HEAD[1]
     loss: RetinaNetLoss = RetinaNetLoss()
     freeze_batch_norm: StrictBool = True
     group_norm: StrictBool = False
@@ -102,6 +109,10 @@ class RetinaNetSettings(RetinaNetModel, NetworkSettings):  # type: ignore[misc]
     def of(cls, model: RetinaNetModel, loss: RetinaNetLoss, defaults: NetworkDefaults = NetworkDefaults()) -> Self:
         """Of the two sections of a config. Batch norm that begins at random is trained, unless the config says."""
         values = dict(model) | {"weights": "none"}
+        if None in (model.channels, model.head_depth):
+            small = defaults.head_by_backbone and _parameters(model.backbone) < SMALL_BACKBONE
+            usual = dict(zip(("channels", "head_depth"), SMALL_HEAD if small else HEAD, strict=True))
+            values |= {key: value for key, value in usual.items() if values[key] is None}
         if model.freeze_batch_norm is None:
             values["freeze_batch_norm"] = model.weights != "none" and not defaults.train_batch_norm
         if model.group_norm is None:
@@ -109,7 +120,8 @@ class RetinaNetSettings(RetinaNetModel, NetworkSettings):  # type: ignore[misc]
         return cls.model_construct(**values, loss=loss)
 
     def described(self, classes: Sequence[str]) -> list[str]:
-        lines = [self.backbone]
+        before = f"{self.head_depth} convolution{'s' * (self.head_depth != 1)} before each output"
+        lines = [f"{self.backbone}, {self.channels} channels, {before}"]
         ends = [later.boxes for later in self.adapters[1:]] + [len(classes)]
         for adapter, next_one in zip(self.adapters, ends, strict=False):
             boxes = classes[adapter.boxes : next_one if adapter.until is None else adapter.until]
@@ -158,3 +170,10 @@ class RetinaNetSettings(RetinaNetModel, NetworkSettings):  # type: ignore[misc]
         if self.group_norm and adapter == 1:
             raise UserError("extend.adapter: 1, but group norm needs at least two channels; take 2 or more")
         return self.model_copy(update={"adapters": (*self.adapters, Adapter(known, adapter, known, classes))})
+
+
+def _parameters(backbone: str) -> int:
+    """Raises `UserError` for names that are no backbone's."""
+    from crossdet.models.backbones import Backbone
+
+    return sum(p.numel() for p in Backbone(backbone).parameters())

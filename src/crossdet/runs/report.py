@@ -1,0 +1,116 @@
+"""`crossdet report`: reads what a run wrote, looks at its validation pictures once, and writes one HTML page."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from crossdet.config import CONFIG_FILE, Config, load_config
+from crossdet.config.sources import open_sources
+from crossdet.errors import UserError
+from crossdet.evaluation.insight import confusions, judged_at_home, reliability
+from crossdet.evaluation.report_page import Counts, Looked, RunRecord, write_report
+from crossdet.models.card import known_space, read_card
+from crossdet.models.weights import METRICS_FILE
+from crossdet.runs.audit import audited_runs, overlap_of
+
+STEPS_FILE = "steps.csv"
+
+
+def report(run: Path, output: Path, against: Path | None = None, pictures: bool = True) -> dict[str, Any]:
+    """Writes the page to `output`; returns its numbers.
+
+    run, against: run directories. pictures: False looks at no data, so the page has what the run wrote alone.
+
+    Raises:
+        UserError: no run directory, an unfinished one without an epoch, unreadable weights or data, or runs whose
+            classes differ.
+    """
+    records = [_read(one) for one in (run, against) if one is not None]
+    if len({record.card.space.reported for record in records}) > 1:
+        raise UserError(
+            f"--against {against}: it knows other classes ({', '.join(records[1].card.space.reported)}) than {run} "
+            f"({', '.join(records[0].card.space.reported)})"
+        )
+    counts: Counts = {}
+    looked: list[Looked] = []
+    if pictures:
+        config = load_config(run / CONFIG_FILE, [], known_space(run).datasets)
+        counts = _counts(config)
+        paths = [one for one in (run, against) if one is not None]
+        looked = [Looked(one, overlap_of(detector)) for one, detector in audited_runs(paths, config)]
+    first, *others = [*looked, None]
+    write_report(output, records[0], counts, first, records[1] if against else None, others[0] if others else None)
+    return _numbers(records, looked)
+
+
+def _read(run: Path) -> RunRecord:
+    file = run / METRICS_FILE
+    if not run.is_dir() or not (run / CONFIG_FILE).exists():
+        raise UserError(f"{run}: expected the directory of a run, with {CONFIG_FILE} and {METRICS_FILE}")
+    if not file.exists():
+        raise UserError(f"{run}: there is no {METRICS_FILE} yet; it is written at the end of an epoch")
+    try:
+        content = json.loads(file.read_text())
+        history, best, recipe = content["epochs"], content["best_epoch"], content.get("recipe", ())
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not what a run writes ({error!r})") from None
+    return RunRecord(run.resolve().name, read_card(run), history, best, _steps(run / STEPS_FILE), recipe)
+
+
+def _steps(file: Path) -> dict[str, list[float]]:
+    """The columns; empty where there is no file. A cell that is no number is nan."""
+    if not file.exists():
+        return {}
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    return {key: [_number(row[key]) for row in rows] for key in (rows[0] if rows else ())}
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
+
+
+def _counts(config: Config) -> Counts:
+    sources = open_sources(config, ["train", "val"])
+    return {
+        name: {
+            split: (len(indexes[name]), len(indexes[name].labels))
+            for split, indexes in (("train", sources.train), ("val", sources.val))
+            if name in indexes
+        }
+        for name in config.datasets
+    }
+
+
+def _numbers(records: list[RunRecord], looked: list[Looked]) -> dict[str, Any]:
+    """Per run what the page shows and no other file holds."""
+    content: dict[str, Any] = {}
+    for number, record in enumerate(records):
+        content[record.name] = {"mean": record.judged.get("mean"), "best_epoch": record.best_epoch}
+        if not looked:
+            continue
+        one = looked[number]
+        names = one.audited.audit.classes
+        found = reliability(judged_at_home(one.audited.splits))
+        content[record.name] |= {
+            "calibration_error": found.error,
+            "confusions": [
+                {
+                    "dataset": taken.dataset,
+                    "class": names[taken.class_id],
+                    "objects": taken.objects,
+                    "found": taken.found,
+                    "missed": taken.missed,
+                    "taken_for": {names[c]: count for c, count in taken.taken_for.items()},
+                }
+                for taken in confusions(one.audited.splits, one.audited.audit, one.overlap)
+            ],
+        }
+    return content

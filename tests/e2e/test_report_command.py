@@ -1,0 +1,94 @@
+"""`crossdet report` on a finished run: the page holds everything, in a browser too, and mistakes are told."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+
+from crossdet import train
+from crossdet.runs.report import report
+
+
+@pytest.fixture(scope="module")
+def page(world, trained, tmp_path_factory):
+    """The file, and the numbers beside it."""
+    folder = tmp_path_factory.mktemp("report")
+    train(world.config({"train.plain": True, "train.max_steps": 2}), output=folder / "other")
+    numbers = report(trained.folder, folder / "page.html", folder / "other")
+    return folder / "page.html", numbers
+
+
+def test_the_page_holds_everything(page):
+    file, content = page
+    text = file.read_text()
+    for title in ("Scores, every dataset by its own protocol", "Training", "Data", "Who labels what", "Classes",
+                  "Precision and recall", "What is taken for what", "What a score means", "Pictures",
+                  "Audit: classes in datasets", "Generations"):  # fmt: skip
+        assert f"<h2>{title}" in text, title
+    assert text.count("data:image/jpeg;base64,") >= 3
+    assert not re.search(r"(src|href)='?https?:", text)  # nothing from elsewhere
+    assert list(content) == ["trained", "other"]
+    objects = {(row["class"], row["dataset"]): row for row in content["trained"]["confusions"]}
+    assert set(objects) == {("car", "cars"), ("face", "faces")}
+    row = objects["car", "cars"]
+    assert row["objects"] == row["found"] + row["missed"] + sum(row["taken_for"].values()) == 5
+
+
+def test_without_pictures_no_data_is_needed(trained, tmp_path, crossdet):
+    run = tmp_path / "run <script>[red]"
+    shutil.copytree(trained.folder, run)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("annotations:", "annotations: gone_"))
+    done = crossdet("report", run, "--no-pictures", "--json", tmp_path / "r.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "r.json").read_text())[run.name]["best_epoch"] > 0
+    page = (run / "report.html").read_text()
+    assert "run &lt;script&gt;[red]" in page
+    assert "<script>[red]" not in page
+    assert "data:image" not in page
+    assert "What is taken for what" not in page
+
+
+def test_mistakes_are_told(world, trained, tmp_path, crossdet):
+    def told(*arguments):
+        done = crossdet("report", *arguments)
+        assert done.returncode == 2
+        return done.stderr
+
+    assert "expected the directory of a run" in told(tmp_path)
+    run = tmp_path / "run"
+    shutil.copytree(trained.folder, run)
+    (run / "metrics.json").write_text("[]")
+    assert "not what a run writes" in told(run)
+    (run / "metrics.json").unlink()
+    assert "at the end of an epoch" in told(run)
+    train(world.config({"datasets.cars": None, "train.max_steps": 1}), output=tmp_path / "faces")
+    assert "knows other classes (face) than" in told(trained.folder, "--against", tmp_path / "faces")
+
+
+def test_in_a_browser(page):
+    """Opens without an error, every picture loads, and the filter leaves what it is asked for."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs `pip install playwright` and Chromium")
+    browser_file = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser_file is None:
+        pytest.skip("needs Chromium")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_file, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 390, "height": 800})
+        errors = []
+        tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.goto(page[0].as_uri())
+        assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+        assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")  # on a phone
+        tab.fill("#filter", "FA")
+        shown = tab.evaluate(
+            "[...new Set([...document.querySelectorAll('[data-class]')].filter(e => !e.hidden)"
+            ".map(e => e.dataset.class))]"
+        )
+        assert shown == ["face"]
+        assert errors == []
+        browser.close()
