@@ -111,7 +111,7 @@ def test_options_are_checked_before_anything_is_read(detector, files):
 
 def test_pictures_are_written_in_threads_and_errors_come_back(tmp_path, monkeypatch):
     nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), ())
-    picture = torch.full((3, 20, 30), 90, dtype=torch.uint8)
+    picture = np.full((20, 30, 3), 90, np.uint8)
     with predicting._Drawing(tmp_path / "out") as drawing:
         for number in range(3 * predicting.MAX_OPEN_DRAWINGS):
             drawing.add(f"{number}.jpg", picture, nothing)
