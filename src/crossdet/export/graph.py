@@ -128,6 +128,10 @@ AXES_WERE_ATTRIBUTES = tuple(
 )
 
 
+NEWER_OPTIONS = {"num_outputs", "noop_with_empty_axes", "keep_aspect_ratio_policy", "antialias"}
+"""What nodes of opset 17 do not have and do without: parts without sizes are equal, there are always axes, or all."""
+
+
 def as_opset_17(model: Any) -> Any:
     """The same graph in the older form; torch and ONNX's own converter do not write it. Raises `RunError` where an
     operator has no older form."""
@@ -140,14 +144,14 @@ def as_opset_17(model: Any) -> Any:
         if node.op_type == "Constant" and node.attribute[0].name == "value"
     }
     for node in model.graph.node:
+        lost = [a.name for a in node.attribute if a.name in NEWER_OPTIONS and not (a.name == "antialias" and a.i)]
+        kept = [a for a in node.attribute if a.name not in lost]
+        del node.attribute[:]
+        node.attribute.extend(kept)
         if node.op_type in AXES_WERE_ATTRIBUTES and len(node.input) > 1:
             axes = onnx.numpy_helper.to_array(constants[node.input[1]]).reshape(-1).tolist()
             del node.input[1:]
             node.attribute.append(onnx.helper.make_attribute("axes", axes))
-        elif node.op_type == "Split":  # equal parts are what 17 makes of no sizes
-            kept = [attribute for attribute in node.attribute if attribute.name != "num_outputs"]
-            del node.attribute[:]
-            node.attribute.extend(kept)
     for opset in model.opset_import:
         if opset.domain == "":
             opset.version = 17

@@ -41,6 +41,13 @@ def rows_at(values: Tensor, rows: Tensor) -> Tensor:
     return values.gather(1, rows.view(*rows.shape, *more).expand(-1, -1, *values.shape[2:]))
 
 
+def clipped(boxes: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Boxes `[B, N, 4]` cut at the borders of the image, and `[B, N]` bool: what has an area left."""
+    height, width = size
+    boxes = torch.stack([boxes[..., i].clamp(min=0).clamp(max=(width, height)[i % 2]) for i in range(4)], -1)
+    return boxes, (boxes[..., 2:] > boxes[..., :2]).all(2)
+
+
 def found_of(
     boxes: Tensor, scores: Tensor, labels: Tensor, size: Sequence[int], limits: Limits, groups: int
 ) -> Found:
@@ -50,9 +57,7 @@ def found_of(
     boxes: `[B, N, 4]`. scores, labels: `[B, N]`. size: (height, width) in pixels. groups: of `Limits.rivals`; 0:
     nothing is suppressed.
     """
-    height, width = size
-    boxes = torch.stack([boxes[..., i].clamp(min=0).clamp(max=(width, height)[i % 2]) for i in range(4)], -1)
-    visible = (boxes[..., 2:] > boxes[..., :2]).all(2)
+    boxes, visible = clipped(boxes, size)
     scores = torch.where(visible, scores, 0.0)
     if groups:
         rivals = limits.rivals(labels)

@@ -206,6 +206,8 @@ def _job(detector: Detector, request: Request, data: Data | None, output: Path |
     file = output or source.with_name(f"{source.stem}{short}{suffix}")
     if file.suffix != suffix:
         raise UserError(f"--output: expected a name that ends in {suffix}, got {file}")
+    if request.precision == "int8" and request.calibrate is None and data is None:
+        raise UserError("--precision int8: no pictures to calibrate on; give --calibrate FOLDER or --data CONFIG")
     shape = request.size or (detector.settings.shorter, detector.settings.longer)
     groups = None if folding is None else folding.nms_groups
 
@@ -218,10 +220,7 @@ def _job(detector: Detector, request: Request, data: Data | None, output: Path |
 def _pictures_for_int8(request: Request, data: Data | None) -> list[Picture]:
     if request.calibrate is not None:
         return [as_picture(file) for file in find_images([request.calibrate])[:CALIBRATION_PICTURES]]
-    if data is None:
-        raise UserError(
-            "--precision int8: needs pictures to calibrate on; give --calibrate FOLDER or --data CONFIG"
-        )
+    assert data is not None
     return list(data.pictures(CALIBRATION_PICTURES))
 
 

@@ -213,6 +213,29 @@ def test_export_module_gives_the_same_for_any_batch(network):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("asked", [[0, 1, 2, 3], [1, 3]])
+def test_detection_module_finds_what_find_finds(network, asked):
+    """In pictures of any size, and of a batch."""
+    network.float().eval()
+    limits = Limits(torch.tensor([0.1, 0.001, 0.0, 0.0]), topk=60, max_detections=20)
+    module = network.detection_module(torch.tensor(asked), limits)
+    for images in (batch_of([0, 1]).images, batch_of([2]).images[:, :, :50, :70]):
+        sizes = torch.tensor([images.shape[2:]] * len(images))
+        with torch.no_grad():
+            boxes, scores, labels = module(images, limits.score_threshold)
+            found = network.find(images, sizes, asked, limits)
+        for row, wanted in enumerate(found):
+            count = int((labels[row] >= 0).sum())
+            assert count == len(wanted) > 3
+            torch.testing.assert_close(scores[row, :count], wanted.scores, rtol=1e-4, atol=1e-6)
+            # as sets, for equal scores may change places; the last one may be another of the same score
+            apart = (boxes[row, :count, None] - wanted.boxes).abs().amax(-1)
+            apart[labels[row, :count, None] != wanted.labels] = torch.inf
+            assert float(apart.amin(0)[:-1].max()) < 1e-2
+            assert float(apart.amin(1)[:-1].max()) < 1e-2
+            assert not scores[row, count:].any()
+
+
 @pytest.mark.parametrize("rows", [[2], [0, 1, 2]])
 def test_every_parameter_takes_part(network, rows):
     """Also where no image has an object: DDP waits for the gradient of every parameter."""

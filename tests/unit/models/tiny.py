@@ -18,6 +18,7 @@ from torchvision.ops import batched_nms
 from crossdet.losses import negative_weights
 from crossdet.models.architecture import Architecture, Contradiction
 from crossdet.models.contract import Growable, Limits, Losses
+from crossdet.models.detecting import Found, best_columns, found_of, rows_at
 from crossdet.models.settings import Count, NetworkDefaults, NetworkSettings, Section, Weights
 from crossdet.types import BACKGROUND, REGION_FLAGS, Batch, Detections
 
@@ -136,11 +137,31 @@ class Tiny(Growable):
     def export_module(self) -> nn.Module:
         return self
 
+    def detection_module(self, classes: Tensor, limits: Limits) -> nn.Module:
+        return Detecting(self, classes, limits)
+
     def carry_over(self, state: Any, classes: int) -> None:
         own = self.state_dict()
         with torch.no_grad():
             for name, tensor in state.items():
                 (own[name][:classes] if name.startswith("classes.") else own[name]).copy_(tensor)
+
+
+class Detecting(nn.Module):
+    """`Tiny.find` as a graph, for `crossdet export`."""
+
+    def __init__(self, network: Tiny, classes: Tensor, limits: Limits) -> None:
+        super().__init__()
+        self.network, self.classes, self.limits = network, classes, limits
+
+    def forward(self, images: Tensor, thresholds: Tensor) -> Found:
+        scores, boxes = self.network._scored(images)
+        scores = scores[:, :, self.classes]
+        scores = torch.where(scores > thresholds[self.classes], scores, 0.0).flatten(1)
+        best, pairs = best_columns(scores, self.limits.topk)
+        width, groups = len(self.classes), self.network.num_classes
+        labels = self.classes[pairs % width]
+        return found_of(rows_at(boxes, pairs // width), best, labels, images.shape[-2:], self.limits, groups)
 
 
 def build(settings: TinySettings, num_classes: int, overlap: Tensor | None, weights: Any = "none") -> Tiny:

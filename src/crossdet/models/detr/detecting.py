@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdet.models.contract import Limits
-from crossdet.models.detecting import Found, best_columns, found_of, rows_at
+from crossdet.models.detecting import Found, best_columns, clipped, found_of, rows_at
 from crossdet.models.detr.boxes import corners
 
 if TYPE_CHECKING:
@@ -32,10 +32,12 @@ class Detecting(nn.Module):
         for looked in self.sets:
             answers = network.answers(memory, looked)
             scores = answers.scored.float().sigmoid()
-            scores = torch.where(scores > thresholds[looked], scores, 0.0).flatten(1)
-            best, pairs = best_columns(scores, min(self.limits.topk, self.limits.max_detections))
             places = corners(answers.boxes.float())
             boxes = torch.stack([places[..., i] * frame[i] for i in range(4)], -1)
+            boxes, visible = clipped(boxes, images.shape[-2:])
+            above = (scores > thresholds[looked]) & visible[..., None]
+            scores = torch.where(above, scores, 0.0).flatten(1)
+            best, pairs = best_columns(scores, min(self.limits.topk, self.limits.max_detections))
             parts.append((rows_at(boxes, pairs // len(looked)), best, looked[pairs % len(looked)]))
         boxes, scores, labels = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
         return found_of(boxes, scores, labels, images.shape[-2:], self.limits, groups=0)
