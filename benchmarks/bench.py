@@ -67,6 +67,9 @@ CPU = [
     Benchmark(
         "inference", ("inference.py", "--sizes", "320", "640", "--rounds", "2", "--files", "16"), ("--quick",)
     ),
+    Benchmark(
+        "exported", ("exported.py",), ("--size", "96", "--backbone", "test_efficientnet", "--rounds", "1")
+    ),
     Benchmark("evaluation", ("evaluation.py",), ("--quick",)),
     Benchmark("union", UNION, ("--size", "64", "96", "--batch", "2", "--backbone", "resnet18", "--steps", "1")),
     Benchmark(
@@ -122,6 +125,8 @@ TARGETS = [
     Target("activation memory, 20 and 50 datasets / 1", _union_growth("activation_mb"), False, 1.25),
     Target("input pipeline: crossdet / torchvision (PIL), worst size", _loading("torchvision, PIL"), True, 1.5),
     Target("the same / torchvision (tensors)", _loading("torchvision, tensors"), True, 1.5),
+    Target("RetinaNet MobileNetV2, 320 px: torch eager / OpenVINO", lambda r:
+           r["exported"]["torch_over_openvino"], True, 1.5),
     Target("COCO evaluation: crossdet / faster-coco-eval by itself", lambda r:
            r["evaluation"]["coco"]["ours_over_faster_coco_eval"], False, 1.1),
     Target("COCO evaluation: pycocotools / crossdet", lambda r:

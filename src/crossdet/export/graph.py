@@ -126,7 +126,7 @@ AXES_WERE_ATTRIBUTES = tuple(
 
 
 NEWER_OPTIONS = {"num_outputs", "noop_with_empty_axes", "keep_aspect_ratio_policy", "antialias"}
-"""What nodes of opset 17 do not have and do without: parts without sizes are equal, there are always axes, or all."""
+"""What nodes of opset 17 cannot say and need not: parts without sizes are equal, no axes are all axes."""
 
 
 def as_opset_17(model: Any) -> Any:
