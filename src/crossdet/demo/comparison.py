@@ -58,6 +58,7 @@ def demo_config(plain: bool, seed: int, steps: int | None = None) -> dict[str, A
             "accelerator": "cpu",
             "eval_every": 0,
             "log_every": 113,
+            "canvases": 0,  # the documents' numbers are from before there were any
             "plain": plain,
             **({"max_steps": steps} if steps else {}),
         },

@@ -36,7 +36,7 @@ def onnx_int8(model: Any, inputs: Sequence[Inputs]) -> Any:
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quant_pre_process, quantize_static
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.left: Iterator[Inputs] = iter(inputs)
 
