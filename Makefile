@@ -4,12 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint check-types bench results clean
+.PHONY: demo test pytest lint check-types bench results clean
 
 demo: $(STAMP)
 	$(BIN)/crossdet demo
 
-test: $(STAMP) lint
+test: $(STAMP)
+	# at once: mypy alone would leave a core idle for most of a minute
+	$(MAKE) --no-print-directory -j 2 lint pytest
+
+pytest: $(STAMP)
 	# one thread per worker: two workers with two threads each would fight for two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 

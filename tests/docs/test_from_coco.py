@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from crossdet import load_detector
+from crossdet.commands.terminal import out
 from crossdet.models.detr import building
 
 from ..unit.models.detr.made import tiny
@@ -46,7 +47,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     (text,) = blocks("yaml")
     (tmp_path / "more.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "118")
+    monkeypatch.setattr(out, "_width", 118)  # whatever `COLUMNS` was when it was made
     return tmp_path
 
 
