@@ -153,8 +153,11 @@ class Detr(Growable):
         side = self.settings.square
         dtype = self.std.dtype
         if side is not None:
-            parts = [images] if sizes is None else self._cut(images, sizes)
-            images = torch.cat([_stretched(part.to(dtype), side, self.graph.antialias) for part in parts])
+            if sizes is None and self.graph.antialias:
+                images = stretched_by_products(images.to(dtype), side)
+            else:
+                parts = [images] if sizes is None else self._cut(images, sizes)
+                images = torch.cat([_stretched(part.to(dtype), side, self.graph.antialias) for part in parts])
         x = (images.to(dtype) - self.mean) / self.std
         if side is not None:
             return x
@@ -345,6 +348,21 @@ class Exported(nn.Module):
 
 def _stretched(images: Tensor, side: int, antialias: bool) -> Tensor:
     return F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=antialias)
+
+
+def stretched_by_products(images: Tensor, side: int) -> Tensor:
+    """The same with antialiasing, as a product from the right and one from the left, which all software computes
+    alike: such resizing came with ONNX's opset 18, and OpenVINO has another idea of it."""
+    height, width = images.shape[-2:]
+    return _shares(height, side, images) @ (images @ _shares(width, side, images).T)
+
+
+def _shares(old: int, new: int, like: Tensor) -> Tensor:
+    """`[new, old]` what old lines give to a new one: a triangle around its centre, twice as wide as a line."""
+    lines, wanted = (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5 for count in (old, new))
+    scale = like.new_ones(()) * old / new
+    shares = (1 - (lines - wanted[:, None] * scale).abs() / scale.clamp(min=1)).clamp(min=0)
+    return shares / shares.sum(1, keepdim=True)
 
 
 def _part(answers: Answers, queries: slice) -> Answers:

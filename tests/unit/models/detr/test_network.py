@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from crossdet.errors import UserError
@@ -17,7 +18,7 @@ from crossdet.models.detr.boxes import corners
 from crossdet.models.detr.building import hf_config, hf_name
 from crossdet.models.detr.denoising import PADDING, Settings, add_noise, attention_mask
 from crossdet.models.detr.growth import EMBEDDING
-from crossdet.models.detr.network import Detr
+from crossdet.models.detr.network import Detr, stretched_by_products
 from crossdet.models.detr.objects import objects_of, own_classes
 from crossdet.models.detr.selection import chosen
 from crossdet.models.detr.settings import DetrLoss, DFineModel, DFineSettings, RTDetrModel, RTDetrSettings
@@ -401,3 +402,11 @@ def test_what_does_not_go_together():
     assert found.keys == ("model.size", "model.weights")
     with pytest.raises(UserError, match=r"HF transformers refuses the config"):
         tiny("dfine", config={**TINY_SETTINGS["dfine"].config, "decoder_attention_heads": 3})
+
+
+@pytest.mark.parametrize("shape", [(37, 90), (64, 20), (48, 48)])
+def test_products_stretch_as_torch_resizes(shape):
+    """What graphs for other software do, up, down and not at all."""
+    pictures = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(0)) * 255
+    wanted = F.interpolate(pictures, (48, 48), mode="bilinear", align_corners=False, antialias=True)
+    torch.testing.assert_close(stretched_by_products(pictures, 48), wanted, rtol=1e-5, atol=1e-3)
