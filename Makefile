@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Tests start hundreds of processes; without bytecode on disk each would compile all of torch that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test pytest lint check-types bench results clean
 
 demo: $(STAMP)

@@ -35,8 +35,9 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
-from crossdet.data.augment import Augment, resized
+from crossdet.data.augment import Augment
 from crossdet.data.cache import load_index, save_index
+from crossdet.data.canvases import resized
 from crossdet.data.decoding import read_image
 from crossdet.data.formats.coco import read_coco
 from crossdet.data.hybrid import Draw, HybridDataset, Part

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
-from crossdet.data.augment import Resize, resized
-from crossdet.data.canvases import resized_sizes
+from crossdet.data.augment import Resize
+from crossdet.data.canvases import resized, resized_sizes
 from crossdet.models.retinanet import anchors as torch_anchors
 from crossdet.models.retinanet.anchor_stats import best_anchor_iou, resized_boxes
 from crossdet.models.retinanet.settings import PYRAMID_STRIDES

@@ -49,7 +49,7 @@ def evaluate(
 ) -> None:
     """Score a detector on every dataset of a config, by its own protocol, on the classes that it labels."""
     from crossdet.config import load_config
-    from crossdet.export.sessions import card_of
+    from crossdet.export.sessions import card_in
     from crossdet.models.card import check_order, is_exported, taken
     from crossdet.models.hub import fetched, results_folder
 
@@ -61,7 +61,7 @@ def evaluate(
             "--store-thresholds: an exported file cannot be changed; store them in the weights, export again"
         )
     check_order("eval", run, config)
-    loaded = load_config(config, overrides or [], card_of(run).space.datasets)
+    loaded = load_config(config, overrides or [], card_in(run).space.datasets)
     say(taken(run, last))
 
     from crossdet.runs.evaluate import evaluate as score

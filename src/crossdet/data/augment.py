@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
-from crossdet.data.canvases import Canvas
+from crossdet.data.canvases import Canvas, resized
 
 IMAGENET_MEAN = (124, 116, 104)
 """RGB mean of ImageNet: what batches are padded with where no model says otherwise."""
@@ -42,12 +42,6 @@ class View(NamedTuple):
     image: Tensor
     boxes: Tensor
     mirrored: bool = False
-
-
-def resized(height: int, width: int, shorter: int, longer: int, scale: float = 1.0) -> tuple[int, int]:
-    """(height, width) with the shorter side `shorter * scale`, but the longer side at most `longer * scale`."""
-    factor = min(shorter / min(height, width), longer / max(height, width)) * scale
-    return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def fitted(height: int, width: int, canvas: Canvas | None) -> tuple[int, int]:

@@ -28,10 +28,16 @@ MIXED = 0.5
 """See `_parting`."""
 
 
+def resized(height: int, width: int, shorter: int, longer: int, scale: float = 1.0) -> tuple[int, int]:
+    """(height, width) with the shorter side `shorter * scale`, but the longer side at most `longer * scale`."""
+    factor = min(shorter / min(height, width), longer / max(height, width)) * scale
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
 def resized_sizes(
     sizes: NDArray[np.integer], shorter: int, longer: int, scale: float | NDArray[np.float64] = 1.0
 ) -> Sizes:
-    """`[N, 2]` of images at the network's input: the rule of `augment.resized`. scale: one for all, or `[N]`.
+    """`[N, 2]` of images at the network's input: the rule of `resized`. scale: one for all, or `[N]`.
 
     An unknown size (0) becomes `UNKNOWN`.
     """

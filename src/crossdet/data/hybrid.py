@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from crossdet.data.augment import Augment, View, fitted, resized
-from crossdet.data.canvases import Canvas, Sizes, assigned, choose_canvases, resized_sizes
+from crossdet.data.augment import Augment, View, fitted
+from crossdet.data.canvases import Canvas, Sizes, assigned, choose_canvases, resized, resized_sizes
 from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.data.federated import repeat_factors, verified_classes
 from crossdet.data.index import Index, offsets

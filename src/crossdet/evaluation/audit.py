@@ -107,11 +107,13 @@ class Foreign:
 
 @dataclass(frozen=True)
 class Audit:
-    """home: by class id, of the classes that a split labels. foreign: of every (class, split) that does not."""
+    """home: by class id, of the classes that a split labels. foreign: of every (class, split) that does not.
+    judged: per split its detections of the classes that it labels."""
 
     classes: tuple[str, ...]
     home: dict[int, Home]
     foreign: list[Foreign]
+    judged: list[Judged]
 
     def ranked(self) -> list[Foreign]:
         """The pairs that probably hold unlabelled objects (at least one), most first."""
@@ -135,7 +137,7 @@ def audit(splits: Sequence[AuditedSplit], classes: tuple[str, ...], overlap: Boo
         for c in np.unique(np.concatenate([np.zeros(0, int), *at_home]))
     }
     foreign = [f for split in splits for f in _foreign(split, len(classes), home, overlap)]
-    return Audit(classes, home, foreign)
+    return Audit(classes, home, foreign, judged)
 
 
 def _home(judged: Sequence[Judged], images: Sequence[int], class_id: int) -> Home:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.data.rotation import rows_per_picture
 from crossdet.evaluation.arrays import Bools
 from crossdet.evaluation.audit import DEFAULT_THRESHOLD, Audit, AuditedSplit
 from crossdet.evaluation.hits import by_score, iou_with_offset, pairs
-from crossdet.evaluation.operating import IOU_THRESHOLD, Judged, judge
+from crossdet.evaluation.operating import IOU_THRESHOLD, Judged
 from crossdet.evaluation.precision_recall import Curve, area_ap, exact_curve
 
 BINS = 10
@@ -62,15 +61,6 @@ class PictureScore:
     @property
     def mistakes(self) -> int:
         return self.missed + self.wrong
-
-
-def judged_at_home(splits: Sequence[AuditedSplit]) -> list[Judged]:
-    """Per split its detections of the classes that it labels."""
-    return [
-        judge(split.truth, split.detections.of_classes(ids), ids.tolist(), directions=rows_per_picture(split.index))
-        for split in splits
-        for ids in [np.flatnonzero(split.annotated)]
-    ]
 
 
 def above_threshold(found: Audit, labels: NDArray[np.int64], scores: NDArray[np.float64]) -> Bools:
@@ -146,10 +136,10 @@ def class_curves(judged: Sequence[Judged], classes: Sequence[int]) -> dict[int, 
     return curves
 
 
-def picture_scores(splits: Sequence[AuditedSplit], judged: Sequence[Judged], found: Audit) -> list[PictureScore]:
+def picture_scores(splits: Sequence[AuditedSplit], found: Audit) -> list[PictureScore]:
     """Of every picture, on the classes that its dataset labels."""
     rows = []
-    for split, j in zip(splits, judged, strict=True):
+    for split, j in zip(splits, found.judged, strict=True):
         images = len(split.index)
         home = split.detections.of_classes(np.flatnonzero(split.annotated))
         counts = above_threshold(found, j.labels, j.scores) & j.counted

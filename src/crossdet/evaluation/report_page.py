@@ -20,10 +20,11 @@ from crossdet.evaluation.curves import shaping_points
 from crossdet.evaluation.html import COLOURS, Line, as_jpeg, figure, line_chart, table, table_row, write_document
 from crossdet.evaluation.insight import (
     PictureScore,
+    Reliability,
+    Taken,
     above_threshold,
     class_curves,
     confusions,
-    judged_at_home,
     picture_scores,
     reliability,
     worst_and_best,
@@ -74,10 +75,17 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Looked:
-    """What a look at the validation pictures gave. overlap: `[C, C]` classes that may share a box."""
+    """What a look at the validation pictures gave."""
 
     audited: AuditedRun
-    overlap: Bools
+    confusions: list[Taken]
+    reliability: Reliability
+
+    @classmethod
+    def of(cls, audited: AuditedRun, overlap: Bools) -> Looked:
+        """overlap: `[C, C]` classes that may share a box."""
+        splits, found = audited.splits, audited.audit
+        return cls(audited, confusions(splits, found, overlap), reliability(found.judged))
 
 
 Counts = Mapping[str, Mapping[str, tuple[int, int]]]
@@ -284,7 +292,7 @@ def _precision_recall(runs: Sequence[tuple[str, Looked]]) -> str:
     lines: dict[str, list[Line]] = {}
     for number, (run, looked) in enumerate(runs):
         found = looked.audited.audit
-        for c, curve in class_curves(judged_at_home(looked.audited.splits), sorted(found.home)).items():
+        for c, curve in class_curves(found.judged, sorted(found.home)).items():
             kept = shaping_points(curve, CURVE_POINTS)
             name = f"{run}, AP50 {percent(curve.ap)}"
             line = Line(
@@ -304,7 +312,7 @@ def _precision_recall(runs: Sequence[tuple[str, Looked]]) -> str:
 
 def _confusions(looked: Looked) -> str:
     names, rows = looked.audited.audit.classes, []
-    for taken in confusions(looked.audited.splits, looked.audited.audit, looked.overlap):
+    for taken in looked.confusions:
         if not taken.objects:
             continue
         others = sorted(taken.taken_for.items(), key=lambda pair: -pair[1])
@@ -326,7 +334,7 @@ def _calibration(runs: Sequence[tuple[str, Looked]]) -> str:
     lines = [Line("as it should be", (0.0, 1.0), (0.0, 1.0), "#888", True)]
     errors = []
     for number, (name, looked) in enumerate(runs):
-        found = reliability(judged_at_home(looked.audited.splits))
+        found = looked.reliability
         lines.append(Line(name, found.score.tolist(), found.precision.tolist(), COLOURS[number]))
         errors.append(f"{escape(name)}: {found.error:.3f}")
     chart = line_chart("precision of detections by their score", lines, "score", (0.0, 1.0), (0.0, 1.0))
@@ -340,9 +348,7 @@ def _calibration(runs: Sequence[tuple[str, Looked]]) -> str:
 
 def _pictures(looked: Looked) -> str:
     splits = {split.name: split for split in looked.audited.splits}
-    judged = judged_at_home(looked.audited.splits)
-    scored = picture_scores(looked.audited.splits, judged, looked.audited.audit)
-    worst, best = worst_and_best(scored, SHOWN)
+    worst, best = worst_and_best(picture_scores(looked.audited.splits, looked.audited.audit), SHOWN)
     parts = []
     for title, pictures in (("Most mistakes", worst), ("No mistake, most objects", best[: SHOWN // 2])):
         figures = [_picture(splits[p.dataset], p, looked) for p in pictures]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from crossdet.data.canvases import resized
 from crossdet.data.picture_files import UnreadableImage, decode_with_pillow
 from crossdet.errors import UserError
 from crossdet.export.about import About, Rules
@@ -62,7 +63,7 @@ class ExportedDetector(Reporting):
         rules, own, sides = self.about.rules, self.folding, picture.shape[:2]
         if rules.size is None:
             given = self.about.card.input
-            picture = resize(picture, fitting(sides, given.shorter, given.longer))
+            picture = resize(picture, resized(*sides, given.shorter, given.longer))
         boxes, scores, labels = answers(self.session, picture, thresholds)
         boxes = boxes * np.array([sides[1] / picture.shape[1], sides[0] / picture.shape[0]] * 2).astype(np.float32)
         angles = None
@@ -75,13 +76,6 @@ class ExportedDetector(Reporting):
         names = tuple(self.reported[label] for label in labels[:limit])
         angles = None if angles is None else angles[:limit]
         return Detections(boxes[:limit], scores[:limit], labels[:limit], names, angles)  # type: ignore[arg-type]
-
-
-def fitting(sides: tuple[int, ...], shorter: int, longer: int) -> tuple[int, int]:
-    """(height, width) of a picture with these at the input, as `data.augment.resized`."""
-    height, width = sides
-    factor = min(shorter / min(height, width), longer / max(height, width))
-    return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def answers(session: Session, picture: Picture, thresholds: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:

@@ -86,7 +86,7 @@ def open_session(path: str | Path, threads: int = 0) -> Session:
     return SESSIONS[path.suffix](path, threads)
 
 
-def card_of(path: Path) -> Card:
+def card_in(path: Path) -> Card:
     """`card.read_card`, also of an exported file."""
     return open_session(path).about.card if is_exported(path) else read_card(path)
 

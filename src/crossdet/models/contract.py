@@ -103,8 +103,7 @@ class Network(nn.Module, ABC):
     """A detector for C classes.
 
     num_classes: C. terms: names of the terms of its loss, in order. normaliser: see `Losses.normalised`.
-    backbone_prefix: what the names of the backbone's parameters begin with. stretches: it sees every picture in one
-    and the same size, whatever shape it has.
+    backbone_prefix: what the names of the backbone's parameters begin with.
 
     It is copied (`copy.deepcopy`) for averaged weights, before `compile_parts` and `hold_to`. `losses` and `find`
     run under autocast where the recipe says so.

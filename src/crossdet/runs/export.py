@@ -12,12 +12,13 @@ import torch
 
 from crossdet.config import CONFIG_FILE, Config, load_config
 from crossdet.config.sources import open_sources
+from crossdet.data.canvases import resized
 from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.errors import UserError
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.splits import Split
 from crossdet.export.about import About, Rules
-from crossdet.export.detector import ExportedDetector, as_picture, fitted, fitting
+from crossdet.export.detector import ExportedDetector, as_picture, fitted
 from crossdet.export.files import openvino_model, write_onnx, write_openvino
 from crossdet.export.graph import OPSETS, onnx_graph
 from crossdet.export.network import ExportedNetwork
@@ -230,7 +231,7 @@ def _inputs(pictures: list[Picture], detector: Detector, rules: Rules) -> list[I
     found = []
     for picture in pictures:
         if rules.size is None:
-            small = resize(picture, fitting(picture.shape[:2], given.shorter, given.longer))
+            small = resize(picture, resized(*picture.shape[:2], given.shorter, given.longer))
         else:
             small = fitted(picture, rules)[0]
         found.append({"images": small[None], "thresholds": thresholds})

@@ -11,7 +11,6 @@ from typing import Any
 from crossdet.config import CONFIG_FILE, Config, load_config
 from crossdet.config.sources import open_sources
 from crossdet.errors import UserError
-from crossdet.evaluation.insight import confusions, judged_at_home, reliability
 from crossdet.evaluation.report_page import Counts, Looked, RunRecord, write_report
 from crossdet.models.card import known_space, read_card
 from crossdet.models.weights import METRICS_FILE
@@ -41,7 +40,7 @@ def report(run: Path, output: Path, against: Path | None = None, pictures: bool 
         config = load_config(run / CONFIG_FILE, [], known_space(run).datasets)
         counts = _counts(config)
         paths = [one for one in (run, against) if one is not None]
-        looked = [Looked(one, overlap_of(detector)) for one, detector in audited_runs(paths, config)]
+        looked = [Looked.of(one, overlap_of(detector)) for one, detector in audited_runs(paths, config)]
     first, *others = [*looked, None]
     write_report(output, records[0], counts, first, records[1] if against else None, others[0] if others else None)
     return _numbers(records, looked)
@@ -98,9 +97,8 @@ def _numbers(records: list[RunRecord], looked: list[Looked]) -> dict[str, Any]:
             continue
         one = looked[number]
         names = one.audited.audit.classes
-        found = reliability(judged_at_home(one.audited.splits))
         content[record.name] |= {
-            "calibration_error": found.error,
+            "calibration_error": one.reliability.error,
             "confusions": [
                 {
                     "dataset": taken.dataset,
@@ -110,7 +108,7 @@ def _numbers(records: list[RunRecord], looked: list[Looked]) -> dict[str, Any]:
                     "missed": taken.missed,
                     "taken_for": {names[c]: count for c, count in taken.taken_for.items()},
                 }
-                for taken in confusions(one.audited.splits, one.audited.audit, one.overlap)
+                for taken in one.confusions
             ],
         }
     return content

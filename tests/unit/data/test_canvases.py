@@ -14,8 +14,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from crossdet import LabelSpace
-from crossdet.data.augment import Augment, resized
-from crossdet.data.canvases import assigned, canvases_of, choose_canvases, jittered_sizes, padding, resized_sizes
+from crossdet.data.augment import Augment
+from crossdet.data.canvases import (
+    assigned,
+    canvases_of,
+    choose_canvases,
+    jittered_sizes,
+    padding,
+    resized,
+    resized_sizes,
+)
 from crossdet.data.hybrid import Draw, HybridDataset, Part, Placing
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.data.loading import MicroBatches, epoch_batches, make_loader, sequential_batches

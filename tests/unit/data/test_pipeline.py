@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from crossdet import LabelSpace
-from crossdet.data.augment import Augment, Resize, View, resized
+from crossdet.data.augment import Augment, Resize, View
+from crossdet.data.canvases import resized
 from crossdet.data.decoding import UnreadableImage, read_image
 from crossdet.data.federated import repeat_factors
 from crossdet.data.hybrid import Draw, HybridDataset, Part, Sample

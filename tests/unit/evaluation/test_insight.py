@@ -4,59 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from crossdet.data.index import IndexBuilder
-from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
-from crossdet.evaluation.audit import AuditedSplit, audit
+from crossdet.evaluation.audit import audit
 from crossdet.evaluation.insight import (
     PictureScore,
     class_curves,
     confusions,
-    judged_at_home,
     picture_scores,
     reliability,
     worst_and_best,
 )
-
-CAR, DOG, FACE = range(3)
-CLASSES = ("car", "dog", "face")
-NO_OVERLAP = np.zeros((3, 3), bool)
-
-
-def square(x):
-    return np.stack([x, np.full(len(x), 10.0), x + 20, np.full(len(x), 30.0)], 1)
-
-
-def split_of(folder, name, annotated, truth, found):
-    """truth: (image, label, x, crowd) of boxes 20 px wide; found: (image, label, x, score); three pictures."""
-    builder = IndexBuilder(folder)
-    for number in range(3):
-        file = f"{name}_{number}.png"
-        Image.new("RGB", (200, 60), (90, 120, 90)).save(folder / file)
-        builder.image(file, 60, 200)
-    t, d = np.array([[*row, 0][:4] for row in truth], np.float64), np.array(found, np.float64)
-    labelled = np.isin(np.arange(3), annotated)
-    return AuditedSplit(
-        name=name,
-        index=builder.build([CLASSES[c] for c in annotated]),
-        truth=GroundTruth(
-            image_ids=np.arange(3),
-            boxes=square(t[:, 2]),
-            labels=t[:, 1].astype(np.int64),
-            crowd=t[:, 3].astype(bool),
-            area=np.full(len(t), 400.0),
-            image_of_box=t[:, 0].astype(np.int64),
-        ),
-        annotated=labelled,
-        trusted=labelled,
-        detections=DetectionArrays(square(d[:, 2]), d[:, 3], d[:, 1].astype(np.int64), d[:, 0].astype(np.int64)),
-    )
+from tests.unit.evaluation.test_audit import CAR, CLASSES, DOG, FACE, NO_OVERLAP, split
 
 
 @pytest.fixture
 def world(tmp_path):
-    street = split_of(
+    street = split(
         tmp_path,
         "street",
         [CAR, DOG],
@@ -70,13 +33,15 @@ def world(tmp_path):
             (1, CAR, 1, 0.7),  # right
             (2, CAR, 101, 0.99),  # in the crowd: not judged
         ],
+        images=3,
     )
-    faces = split_of(
+    faces = split(
         tmp_path,
         "faces",
         [FACE],
         truth=[(0, FACE, 0), (1, FACE, 0)],
         found=[(0, FACE, 0, 0.9), (1, FACE, 1, 0.7), (1, FACE, 150, 0.65)],
+        images=3,
     )
     return [street, faces]
 
@@ -98,7 +63,7 @@ def test_classes_that_may_share_a_box_are_no_confusion(world):
 
 def test_reliability(world):
     """At home: cars 0.9 right, 0.85 wrong, 0.7 right; dog 0.8 right; faces 0.9 right, 0.7 right, 0.65 wrong."""
-    found = reliability(judged_at_home(world))
+    found = reliability(audit(world, CLASSES, NO_OVERLAP).judged)
     assert found.count.tolist() == [0, 0, 0, 0, 0, 0, 1, 2, 2, 2]
     assert found.precision[6:] == pytest.approx([0.0, 1.0, 0.5, 1.0])
     assert found.score[6:] == pytest.approx([0.65, 0.7, 0.825, 0.9])
@@ -108,18 +73,19 @@ def test_reliability(world):
 
 
 def test_curves_are_over_all_datasets_with_the_class(world):
-    curves = class_curves(judged_at_home(world), [CAR, DOG, FACE])
+    judged = audit(world, CLASSES, NO_OVERLAP).judged
+    curves = class_curves(judged, [CAR, DOG, FACE])
     assert curves[CAR].recall.tolist() == pytest.approx([0.5, 0.5, 1.0])
     assert curves[CAR].precision.tolist() == pytest.approx([1.0, 0.5, 2 / 3])
     assert curves[CAR].ap == pytest.approx(0.5 * 1.0 + 0.5 * 2 / 3)
     assert curves[DOG].ap == pytest.approx(1 / 3)
-    assert class_curves(judged_at_home(world[:1]), [FACE]) == {}
+    assert class_curves(judged[:1], [FACE]) == {}
 
 
 def test_pictures(world):
     found = audit(world, CLASSES, NO_OVERLAP)
     # thresholds of best F1: below 0.7 for cars (two right, one wrong), below 0.8 for dogs, 0.65 to 0.7 for faces
-    scores = picture_scores(world, judged_at_home(world), found)
+    scores = picture_scores(world, found)
     assert scores[:3] == [
         PictureScore("street", 0, 2, 1, 1),
         PictureScore("street", 1, 1, 1, 0),

@@ -5,8 +5,6 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from crossdet.data.augment import resized
-from crossdet.export.detector import fitting
 from crossdet.export.resizing import resize
 
 
@@ -23,8 +21,3 @@ def test_every_byte_is_torchvisions(old, new):
     assert ours.shape == (*new, 3)
     apart = np.abs(ours.astype(int) - theirs).max()
     assert apart <= (0 if "AVX" in torch.backends.cpu.get_cpu_capability() else 1)
-
-
-def test_sides_are_those_of_training():
-    for height, width in ((480, 640), (641, 333), (30, 4000), (17, 17)):
-        assert fitting((height, width), 192, 256) == resized(height, width, 192, 256)

@@ -66,7 +66,10 @@ def test_undefined_numbers_are_never_better():
     assert not is_better([half], 0, metrics(a=coco(0.1), b=coco(math.nan)))
 
 
-@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=8), st.floats(0.01, 100))
+SHARES = st.floats(0, 1, allow_subnormal=False)  # half of the smallest subnormal number is 0
+
+
+@given(st.lists(st.tuples(SHARES, SHARES), min_size=2, max_size=8), st.floats(0.01, 100))
 def test_the_scale_of_a_protocol_does_not_matter(values, factor):
     plain = [metrics(a=coco(a), b=voc(b)) for a, b in values]
     scaled = [metrics(a=coco(a), b=voc(b * factor)) for a, b in values]
