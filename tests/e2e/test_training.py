@@ -27,6 +27,7 @@ from crossdet.runs.evaluate import Evaluation
 from crossdet.training.loop import Sealed, TrainStep
 from crossdet.training.recipe import Recipe
 from crossdet.training.schedule import Schedule
+from crossdet.training.state import RunState
 
 STEPS_PER_EPOCH = 6
 
@@ -434,6 +435,15 @@ def test_without_val_there_are_no_scores(world, tmp_path):
     assert not (folder / "best.safetensors").exists()
     assert json.loads((folder / "metrics.json").read_text())["best"] is None
     assert load_detector(folder).classes == ("car", "face")
+
+
+def test_short_epochs_do_not_all_write(world, tmp_path, monkeypatch):
+    written, save = [], RunState.save_state
+    monkeypatch.setattr(RunState, "save_state", lambda run: (written.append(run.progress.step), save(run)))
+    monkeypatch.setattr("crossdet.training.loop.STEPS_APART", 7)
+    changes = {"train.max_steps": 23, "train.epochs": 4}
+    run(world, tmp_path / "run", changes | {"datasets.cars.val": None, "datasets.faces.val": None})
+    assert written == [6, 18, 23, 23]  # the first epoch, the third (12 is too early), the last, and the end
 
 
 def test_val_of_one_dataset_only(world, tmp_path):

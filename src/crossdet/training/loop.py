@@ -37,6 +37,11 @@ Describe = Callable[[dict[str, Any]], Card]
 """metrics -> the card of the weights that they are of."""
 
 
+STEPS_APART = 100
+"""Epochs without an evaluation, but for the first, write weights and state only so many steps after the last time:
+with a handful of pictures, writing would take longer than training."""
+
+
 class Sealed:
     """Carries a batch through Fabric's forward.
 
@@ -270,7 +275,7 @@ def _finish_epoch(
     describe: Describe | None,
     logs: RunLog,
 ) -> None:
-    """Evaluates if it is time, keeps the best weights, and writes the state at the epoch's end."""
+    """Evaluates if it is time, keeps the best weights, and writes weights and state if enough is new."""
     run.stop_if_diverged()
     run.share_buffers()
     progress = run.progress
@@ -287,7 +292,9 @@ def _finish_epoch(
     run.course.watch.epoch(run, done, record)
     progress.history.append(record)
     logs.epoch(record)
-    run.save_weights(WEIGHTS_FILE, card)
+    saves = last or "metrics" in record or progress.step - run.saved_step >= (STEPS_APART if run.saved_step else 1)
+    if saves:
+        run.save_weights(WEIGHTS_FILE, card)
     if better:
         progress.best_epoch = record["epoch"]
         run.save_weights(BEST_FILE, card)
@@ -301,7 +308,8 @@ def _finish_epoch(
             "recipe": schedule.lines(),
         }
         write_json(run.run_dir / METRICS_FILE, content)
-    run.save_state()
+    if saves:
+        run.save_state()
 
 
 def _is_best(progress: Progress, record: dict[str, Any]) -> bool:

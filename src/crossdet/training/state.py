@@ -162,6 +162,7 @@ class RunState:
     progress: Progress = field(default_factory=Progress)
     totals: DatasetTotals | None = None
     saved_at: float = field(default_factory=time.monotonic)
+    saved_step: int = 0
     seen_at: float = field(default_factory=lambda: time.monotonic())
 
     def final_network(self) -> Network:
@@ -265,7 +266,7 @@ class RunState:
                 "identity": self.identity,
             }
             save_state(self.run_dir / STATE_FILE, state)
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_step = time.monotonic(), self.progress.step
         self.fabric.barrier()
 
     @property
@@ -295,6 +296,7 @@ class RunState:
                 self.teacher.update_parameters(self.network)
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.progress = Progress.from_state(state["progress"])
+        self.saved_step = self.progress.step
         if len(state["random"]) == self.fabric.world_size:
             mine = state["random"][self.fabric.global_rank]
             torch.set_rng_state(mine[0])
