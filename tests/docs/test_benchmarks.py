@@ -7,9 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-SMALL = "--datasets 3 --classes 5 --batch 2 --size 64 64 --backbone resnet18 --steps 1 --full"
+from crossdet.models.building import build_detector
+from crossdet.models.retinanet.settings import RetinaNetSettings
+
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import bench  # noqa: E402
+import union  # noqa: E402
+
+SMALL = "union.py --datasets 3 --classes 5 --batch 2 --size 64 64 --backbone resnet18 --steps 1"
 
 
 def test_evaluation_benchmark(tmp_path):
@@ -22,19 +31,23 @@ def test_evaluation_benchmark(tmp_path):
     assert result["coco"]["times_faster_than_pycocotools"] > 1.5
 
 
-def test_union_benchmark(tmp_path):
-    """Sliced and full step of a small union, each in processes of its own."""
-    small = shlex.split(SMALL)
-    command = [sys.executable, ROOT / "benchmarks/union.py", *small, "--json", tmp_path / "u.json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "u.json").read_text())
-    assert [(row["datasets"], row["classes"]) for row in rows] == [(3, 15)]
-    for row in rows:
-        numbers = ("step_seconds", "state_mb", "activation_mb", "full_step_seconds", "full_activation_mb")
-        assert all(row[key] > 0 for key in numbers)
+def test_union_benchmark(tmp_path, monkeypatch):
+    """The step of a small union, its time and its memory in processes of their own."""
+    monkeypatch.setattr(sys, "argv", [*shlex.split(SMALL), "--json", str(tmp_path / "u.json")])
+    union.main()
+    (row,) = json.loads((tmp_path / "u.json").read_text())
+    assert (row["datasets"], row["classes"]) == (3, 15)
+    assert all(row[key] > 0 for key in ("step_seconds", "state_mb", "activation_mb"))
     # weights, gradients and momentum of ResNet-18, the pyramid, and a head of 9 anchors x 15 classes
-    assert rows[0]["state_mb"] > 3 * 4 * (11e6 + 9 * 256 * 9 * 15) / 2**20
+    assert row["state_mb"] > 3 * 4 * (11e6 + 9 * 256 * 9 * 15) / 2**20
+
+
+def test_the_step_with_all_logits_has_the_same_loss():
+    batch = union.random_batch(2, (64, 64), 3, 5, 4, torch.device("cpu"))
+    torch.manual_seed(0)
+    detector = build_detector(RetinaNetSettings(backbone="resnet18", freeze_batch_norm=True), 15).train()
+    sliced, full = (union.Step(detector, full)(batch) for full in (False, True))
+    torch.testing.assert_close(sliced, full)
 
 
 def test_loss_benchmark(tmp_path):
@@ -48,12 +61,11 @@ def test_loss_benchmark(tmp_path):
         assert result["crowd_adds_mb"] < 300
 
 
-def test_report_of_all_benchmarks(tmp_path):
+def test_report_of_all_benchmarks(tmp_path, monkeypatch, capsys):
     """Step and floor at a tiny size, in processes of their own; targets of what was not run are left out."""
-    command = [sys.executable, ROOT / "benchmarks/bench.py", "--quick", "--output", tmp_path]
-    only = ["--only", "step_mobilenetv2", "floor_mobilenetv2"]
-    done = subprocess.run([*command, *only], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = ["bench.py", "--quick", "--output", str(tmp_path), "--only"]
+    monkeypatch.setattr(sys, "argv", [*command, "step_mobilenetv2", "floor_mobilenetv2"])
+    bench.main()
     content = json.loads((tmp_path / "quick/bench.json").read_text())
     step, floor = content["results"]["step_mobilenetv2"], content["results"]["floor_mobilenetv2"]
     assert step["ratio"] == pytest.approx(step["torchvision_seconds"] / step["ours_seconds"])
@@ -64,6 +76,7 @@ def test_report_of_all_benchmarks(tmp_path):
     report = (tmp_path / "quick/bench.md").read_text()
     assert "| training step, MobileNetV2, float32 |" in report
     assert "match + loss" not in report
-    wrong = subprocess.run([*command, "--only", "nothing"], capture_output=True, text=True, check=False)
-    assert wrong.returncode == 2
-    assert "no benchmark nothing" in wrong.stderr
+    monkeypatch.setattr(sys, "argv", [*command, "nothing"])
+    with pytest.raises(SystemExit, match="2"):
+        bench.main()
+    assert "no benchmark nothing" in capsys.readouterr().err
