@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -101,7 +101,7 @@ def recognise(folder: Path) -> Recognised:
                 notes.append(f"{one.files.annotations[0]}: another {split} split of {one.home}")
             splits.setdefault(split, one)
     kept = _without_copies(groups, notes)
-    names = _names([(home, variant) for _, home, variant in kept], tree.root)
+    names = _names(list(kept), tree.root)
     datasets = [
         dataset
         for name, ((kind, home, _), splits) in zip(names, kept.items(), strict=True)
@@ -132,19 +132,17 @@ def _without_copies(
     return kept
 
 
-def _names(homes: list[tuple[Path, str]], root: Path) -> list[str]:
-    """A name for each dataset, of its folder; all different."""
+def _names(keys: Sequence[tuple[str, Path, str]], root: Path) -> list[str]:
+    """A name for each dataset (format, home, variant), of its folder; all different."""
     names: list[str] = []
-    several = [home for home, _ in homes]
-    for home, variant in homes:
+    homes = [home for _, home, _ in keys]
+    for kind, home, variant in keys:
         name = home.name or "data"
-        if several.count(home) > 1 and variant:
-            name = f"{name}_{variant}"
-        if name in names:
-            name = "_".join((*home.relative_to(root).parts, variant)).strip("_")
-        while name in names:
-            name += "_2"
-        names.append(name)
+        long = "_".join(home.relative_to(root).parts)
+        several = homes.count(home) > 1
+        possible = [f"{name}_{variant}" if several and variant else "" if several else name, f"{name}_{kind}", long]
+        possible += [f"{name}_{number}" for number in range(2, len(keys) + 2)]
+        names.append(next(one for one in possible if one and one not in names))
     return names
 
 

@@ -175,6 +175,16 @@ def test_a_broken_dataset_is_told_and_left_out(tmp_path):
     assert any("class 7 is not in `names`" in note for note in found.notes)
 
 
+def test_names_are_of_folders_and_different(tmp_path):
+    for layout in (wider_face, coco):  # side by side in one folder
+        layout(tmp_path / "mixed")
+    yolo(tmp_path / "a/set")
+    yolo(tmp_path / "b/set")
+    names = [dataset.name for dataset in recognise(tmp_path).datasets]
+    assert names == ["mixed_coco", "mixed_wider_face", "set", "set_yolo"]
+    assert [dataset.name for dataset in recognise(tmp_path / "mixed").datasets] == names[:2]
+
+
 def test_the_test_split_stands_in(tmp_path):
     roboflow_coco(tmp_path / "data")
     shutil.rmtree(tmp_path / "data/valid")

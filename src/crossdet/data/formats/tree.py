@@ -93,15 +93,15 @@ class Tree:
         return folder
 
     def holding(self, pictures: Sequence[Sequence[str]], near: Path) -> Path | None:
-        """The folder from which pictures lie where their names say, of several that nearest to `near`, and of these
-        one of the same split. pictures: of each the spellings that its name may have. None: no such folder."""
+        """The folder from which pictures lie where their names say, of several that nearest to `near`, of these
+        one of the same split, and of these one whose name is in `near`'s (`train2017`). pictures: of each the spellings that its name may have. None: no such folder."""
         sample = [[(PurePosixPath(s).parent, PurePosixPath(s).name) for s in some] for some in _some(pictures)]
         split = self.split_of(near)
 
-        def rank(folder: Path) -> tuple[int, int, bool]:
+        def rank(folder: Path) -> tuple[int, int, bool, bool]:
             there = sum(any(n in self.folders.get(folder / below, ()) for below, n in some) for some in sample)
             common = len(Path(os.path.commonpath([folder, near])).parts)
-            return there, common, self.split_of(folder) == split
+            return there, common, self.split_of(folder) == split, folder.name in near.name
 
         best = max(self.folders, key=rank)
         return best if rank(best)[0] else None
