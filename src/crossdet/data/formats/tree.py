@@ -93,8 +93,11 @@ class Tree:
         return folder
 
     def holding(self, pictures: Sequence[Sequence[str]], near: Path) -> Path | None:
-        """The folder from which pictures lie where their names say, of several that nearest to `near`, of these
-        one of the same split, and of these one whose name is in `near`'s (`train2017`). pictures: of each the spellings that its name may have. None: no such folder."""
+        """The folder from which pictures lie where their names say, of several that nearest to `near`, of these one
+        of the same split, and of these one whose name is in that of `near` (`train2017`). None: no such folder.
+
+        pictures: of each the spellings that its name may have.
+        """
         sample = [[(PurePosixPath(s).parent, PurePosixPath(s).name) for s in some] for some in _some(pictures)]
         split = self.split_of(near)
 
