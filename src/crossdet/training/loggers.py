@@ -54,10 +54,10 @@ class MlflowLogger(Tracker):
     """MLflow: server by MLFLOW_TRACKING_URI, experiment by MLFLOW_EXPERIMENT_NAME; resumed as in `WandbLogger`."""
 
     def __init__(self, run_dir: Path, step: int) -> None:
-        import mlflow
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric
 
-        self.client = mlflow.MlflowClient()
-        self.metric = mlflow.entities.Metric
+        self.client, self.metric = MlflowClient(), Metric
         known = _known(run_dir / "mlflow_run.txt", step)
         if known is None:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)

@@ -99,6 +99,7 @@ def test_wandb_and_mlflow_get_the_same_and_go_on(tmp_path, monkeypatch):
     wandb, mlflow = Wandb(), Mlflow()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.setitem(sys.modules, "mlflow.entities", mlflow.entities)
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     logged(tmp_path / "run", ("wandb", "mlflow"))
     logged(tmp_path / "run", ("wandb", "mlflow"), resumed=1, steps=(2,))
@@ -119,6 +120,7 @@ def test_a_logger_that_fails_stops_nothing(tmp_path, monkeypatch, capsys):
     wandb, mlflow = Wandb(), Mlflow()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.setitem(sys.modules, "mlflow.entities", mlflow.entities)
 
     def fails(run, metrics):
         raise ConnectionError("no server\nat all")
