@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossdet.models.card import is_exported
+from crossdet.models.hub import SCHEME, fetched
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +19,9 @@ def load_detector(
     path: str | Path, device: str | torch.device | None = None, fold: bool = True, last: bool = False
 ) -> Detector | ExportedDetector:
     """As `inference.load_detector`; of an exported file (.onnx, .xml) an `ExportedDetector`, whose detections are
-    numpy arrays and which runs where its software does, whatever the device."""
+    numpy arrays and which runs where its software does, whatever the device. `hf://OWNER/NAME` is fetched first."""
+    if str(path).startswith(SCHEME):
+        path = fetched(Path(path))
     if is_exported(path):
         from crossdet.export.detector import load_exported
 

@@ -1,10 +1,12 @@
 """The README's config, commands and Python run as they stand, on generated stand-ins, with a tiny network."""
 
+import json
 import re
 import shlex
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,7 +115,7 @@ def commands(page):
 def test_the_pages_show_every_step():
     assert [words[1] for words in commands(README)] == ["check", "train", "eval", "audit", "predict", "extend"]
     assert [words[1] for words in commands(USING)] == [
-        "check", "check", "anchors", "train", "train", "eval", "audit", "report", "predict", "predict",
+        "new", "check", "check", "anchors", "train", "train", "eval", "audit", "report", "predict", "predict",
         *["score"] * 4, "curves", "extend", "extend", "check", "paper", "paper",
     ]  # fmt: skip
 
@@ -169,7 +171,7 @@ def test_python(world, monkeypatch, tmp_path):
 
 def test_python_of_the_guide(world, monkeypatch):
     """Its detector is one of a training of two steps, its pets are two pictures of the stand-ins."""
-    habits, dataset = blocks("python", USING)
+    habits, dataset, _ = blocks("python", USING)
     monkeypatch.chdir(world)
     names: dict = {}
     if not (world / "runs/first/model.safetensors").exists():
@@ -184,6 +186,38 @@ def test_python_of_the_guide(world, monkeypatch):
     space = open_sources(names["config"]).space
     assert space.classes == ("cat", "dog")
     assert names["index"].boxes.tolist() == [[10, 20, 50, 60], [30, 5, 70, 44]]
+
+
+def test_the_import_of_an_audit_into_fiftyone(world, monkeypatch):
+    """A stand-in for FiftyOne keeps what it was given."""
+    *_, code = blocks("python", USING)
+    monkeypatch.chdir(world)
+    Path("runs/first/audit").mkdir(parents=True, exist_ok=True)
+    content = {
+        "images": [
+            {"id": 7, "file_name": "a.jpg", "width": 100, "height": 50},
+            {"id": 8, "file_name": "b.jpg", "width": 1, "height": 1},
+        ],
+        "categories": [{"id": 1, "name": "face"}],
+        "annotations": [{"image_id": 7, "category_id": 1, "bbox": [10.0, 5.0, 50.0, 20.0], "score": 0.5}],
+    }  # fmt: skip
+    if not Path("runs/first/audit/unlabelled_peds.json").exists():
+        Path("runs/first/audit/unlabelled_peds.json").write_text(json.dumps(content))
+    monkeypatch.setattr("json.load", lambda _: content)
+    samples, opened = [], []
+    record = lambda **given: given  # noqa: E731
+    dataset = SimpleNamespace(add_sample=samples.append)
+    stand_in = SimpleNamespace(
+        Dataset=lambda name: dataset, Sample=record, Detection=record, Detections=record, launch_app=opened.append
+    )
+    monkeypatch.setitem(sys.modules, "fiftyone", stand_in)
+    exec(compile(code, "using.md", "exec"), {})
+    box = {"label": "face", "bounding_box": [0.1, 0.1, 0.5, 0.4], "confidence": 0.5}
+    assert samples == [
+        {"filepath": "pedestrian/val/a.jpg", "unlabelled": {"detections": [box]}},
+        {"filepath": "pedestrian/val/b.jpg", "unlabelled": {"detections": []}},
+    ]
+    assert opened == [dataset]
 
 
 def test_the_config_is_the_paper_recipe():

@@ -37,6 +37,7 @@ def _errors(report: Report, config: Config, sources: Sources, extends: bool) -> 
     problem = ARCHITECTURES[config.model.name].weights_problem(config.model)
     if problem is not None and not extends:  # an extension does not use them
         yield problem
+    yield from config.train.missing_loggers
     for split in report.splits:
         where = f"datasets.{split.dataset}.{split.split}"
         if not split.images:

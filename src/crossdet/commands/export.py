@@ -13,10 +13,11 @@ from crossdet.evaluation.tables import lineless_table, percent
 
 def export(
     run: RunOrWeights,
-    to: Annotated[str, typer.Option("--to", metavar="KIND", help="onnx or openvino")] = "onnx",
+    to: Annotated[
+        str, typer.Option("--to", metavar="KIND", help="onnx, openvino, or hf: a directory for HF transformers")
+    ] = "onnx",
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", dir_okay=False, help="default: beside the weights"),
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="default: beside the weights")
     ] = None,
     size: Annotated[
         tuple[int, int] | None, typer.Option(metavar="HEIGHT WIDTH", help="one size of all inputs (default: any)")
@@ -59,8 +60,10 @@ def export(
     stated = licence or NOT_STATED
     request = Request(to, size, opset, precision, names, raw, calibrate, stated, max_detections)
     record = write(run, request, output, data, pictures, last)
-    say(f"{record['file']}  ({record['bytes'] / 1e6:.1f} MB, {record['precision']}, opset {record['opset']})")
-    _print(record)
+    how = f", {record['precision']}, opset {record['opset']}" if "opset" in record else ""
+    say(f"{record['file']}  ({record['bytes'] / 1e6:.1f} MB{how})")
+    if how:
+        _print(record)
     save_json(json_file, record)
 
 

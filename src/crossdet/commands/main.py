@@ -19,7 +19,9 @@ from crossdet.commands.evaluate import evaluate
 from crossdet.commands.export import export
 from crossdet.commands.extend import extend
 from crossdet.commands.labels import labels
+from crossdet.commands.new import new
 from crossdet.commands.predict import predict
+from crossdet.commands.push import push
 from crossdet.commands.report import report
 from crossdet.commands.score import app as score_app
 from crossdet.commands.serve import serve
@@ -27,6 +29,7 @@ from crossdet.commands.terminal import run_app
 from crossdet.commands.train import train
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "new": new,
     "check": check,
     "train": train,
     "eval": evaluate,
@@ -36,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "predict": predict,
     "serve": serve,
     "export": export,
+    "push": push,
     "demo": demo,
     "extend": extend,
     "labels": labels,
@@ -45,7 +49,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
 app = typer.Typer(
     help="Train one object detector across datasets that label different things.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )

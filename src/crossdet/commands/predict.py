@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from crossdet.commands.terminal import AgnosticNms, Fold, JsonFile, Last, Output, out, save_json, say
-from crossdet.errors import RunError
+from crossdet.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from crossdet.runs.predict_video import Find
 
 
 def predict(
     weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="weights file or run directory")],
-    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="files, folders or glob patterns")],
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGES...", help="files, folders or glob patterns; video files; camera:0"),
+    ],
     output: Output = Path("predictions"),
     classes: Annotated[
         str | None, typer.Option(metavar="A,B", help="look only for these classes (unified names)")
@@ -44,29 +51,80 @@ def predict(
     overlap: Annotated[
         float | None, typer.Option(metavar="SHARE", help="by how much the windows of --tile overlap (default: 0.2)")
     ] = None,
+    every: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="of videos and cameras only every Nth frame")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Detect objects in images: drawn pictures, predictions.json and a COCO results file."""
+    """Detect objects in images: drawn pictures, predictions.json and a COCO results file.
+
+    In videos and cameras (extra `video`): a line of JSON per frame, and a video with the detections drawn.
+    """
+    from crossdet.data.video import is_video
     from crossdet.models.card import taken
     from crossdet.models.hub import fetched
 
     weights = fetched(weights)
     say(taken(weights, last))
 
-    from crossdet.runs.predict import predict_to_folder
-
+    videos = [source for source in images if is_video(source)]
+    images = [source for source in images if source not in videos]
+    ignored = [f"--every: it is for videos, and {', '.join(images)} is none"] if every and not videos else []
+    ignored += ["--coco: it is for images; leave it out, or the videos"] if coco is not None and videos else []
+    if ignored:
+        raise UserError("; ".join(ignored))
     names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
     folder = output or Path("predictions")
-    summary = predict_to_folder(
-        weights, images, folder, names, score, max_detections, pictures, coco, fold, agnostic_nms, last,
-        tile, overlap,
-    )  # fmt: skip
-    for line in summary.unreadable:
-        out.print(f"[yellow]skipped[/yellow] {escape(line)}", highlight=False, soft_wrap=True)
-    counts = ", ".join(f"{name} {count}" for name, count in summary.counts.items()) or "nothing"
-    say(f"{summary.images} images: {counts}")
-    say(f"{summary.folder}  (predictions.json, coco_results.json, pictures)")
-    if json_file is not None:
-        save_json(json_file, json.loads((summary.folder / "predictions.json").read_text()))
-    if not summary.images:
-        raise RunError("none of the images could be read")
+    record: dict[str, Any] = {}
+    if images:
+        from crossdet.runs.predict import predict_to_folder
+
+        summary = predict_to_folder(
+            weights, images, folder, names, score, max_detections, pictures, coco, fold, agnostic_nms, last,
+            tile, overlap,
+        )  # fmt: skip
+        for line in summary.unreadable:
+            out.print(f"[yellow]skipped[/yellow] {escape(line)}", highlight=False, soft_wrap=True)
+        say(f"{summary.images} images: {_counts(summary.counts)}")
+        say(f"{summary.folder}  (predictions.json, coco_results.json, pictures)")
+        record = json.loads((summary.folder / "predictions.json").read_text())
+        if not summary.images:
+            save_json(json_file, record)
+            raise RunError("none of the images could be read")
+    if videos:
+        from crossdet.runs.predict_video import finder
+
+        find = finder(weights, names, score, max_detections, fold, agnostic_nms, last, tile, overlap)
+        record["videos"] = _in_videos(videos, find, folder, every or 1, pictures)
+    save_json(json_file, record)
+
+
+def _in_videos(sources: list[str], find: Find, folder: Path, every: int, pictures: bool) -> list[dict[str, Any]]:
+    """What `--json` says of them."""
+    from rich.progress import MofNCompleteColumn, Progress, TaskID
+
+    from crossdet.runs.predict_video import predict_videos
+
+    record = []
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=out, transient=True) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def tell(source: str, done: int, total: int | None) -> None:
+            if source not in bars:
+                bars[source] = progress.add_task(escape(Path(source).name), total=total)
+            progress.update(bars[source], completed=done)
+
+        for one in predict_videos(sources, find, folder, every, pictures, tell):
+            for note in one.notes:
+                out.print(f"[yellow]note[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
+            files = [file for file in (one.file, one.video) if file is not None and file.exists()]
+            say(f"{one.source}: {one.frames} frames: {_counts(one.counts)}  ({', '.join(map(str, files))})")
+            row = {"source": one.source, "frames": one.frames, "counts": dict(one.counts), "notes": one.notes}
+            record.append({**row, "files": [str(file) for file in files]})
+    if not any(row["frames"] for row in record):
+        raise RunError("no frame of the videos could be read")
+    return record
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "nothing"

@@ -7,6 +7,7 @@ Two rules differ from plain YAML 1.1: a key of a mapping is text as it is writte
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,20 @@ def dump_config(config: Config) -> str:
     A split given as an `Index` is written as a note and cannot be read back.
     """
     return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def flow(value: Any, width: int = sys.maxsize) -> str:
+    """A value as it may stand behind a key of a config: `{a: [1, 2]}`. width: where lines are broken."""
+    text = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=width, sort_keys=False
+    )
+    return text.removesuffix("...\n").strip()
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """The values of a config's text that `crossdet` wrote."""
+    found: dict[str, Any] = _parse(text, {}, [])
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -22,6 +22,7 @@ from crossdet.errors import UserError
 from crossdet.labels.space import LabelSpace
 from crossdet.models.architecture import Foreign
 from crossdet.models.architectures import ARCHITECTURES, DEFAULT
+from crossdet.models.hub import CARD_FILE as CARD_FILE
 from crossdet.models.settings import NetworkSettings
 
 FORMAT = "crossdet/1"
@@ -33,8 +34,6 @@ EXPORTED = (".onnx", ".xml")
 WANTED = f"a {SUFFIX} file or a run directory that holds {WEIGHTS_FILE}, or a checkpoint of HF transformers"
 START_FILE = "extend.json"
 """What an extension began with: its generation, and the parent's scores. A resumed run goes on with it."""
-CARD_FILE = "crossdet.json"
-"""What weights say about themselves, beside a checkpoint that other software reads, too (`write_directory`)."""
 ARCHITECTURE = "architecture"
 KEY = "provenance"
 """Of the weights' metadata: the generations as JSON, oldest first."""

@@ -14,7 +14,9 @@ CONFIG, WEIGHTS, INDEX, PROCESSOR = (
     "model.safetensors.index.json",
     "preprocessor_config.json",
 )
-FILES = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors", PROCESSOR)
+CARD_FILE = "crossdet.json"
+"""What weights say about themselves, beside a checkpoint that other software reads, too (`write_directory`)."""
+FILES = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors", PROCESSOR, CARD_FILE)
 """All that is fetched: no pickles, and no Python."""
 SCHEME = "hf:"
 _ID = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)")
@@ -29,8 +31,8 @@ def fetched(weights: Path) -> Path:
     """
     text = weights.as_posix()
     explicit = text.startswith(SCHEME)
-    match = _ID.fullmatch(re.sub(f"^{SCHEME}/+", "", text))
-    if match is None:
+    named = identifier(text)
+    if named is None:
         if explicit:
             raise UserError(
                 f"{text} is no id of the hub; expected hf://OWNER/NAME, such as hf://ustc-community/dfine-small-coco"
@@ -39,9 +41,13 @@ def fetched(weights: Path) -> Path:
     here = weights.exists() or weights.parent.exists() or weights.suffix.lower() in _OF_FILES
     if here and not explicit:
         return weights
-    return fetch(
-        match[0], f"hf://{match[0]}" if explicit else f"{text} does not exist here, and as an id of the hub it"
-    )
+    return fetch(named, f"hf://{named}" if explicit else f"{text} does not exist here, and as an id of the hub it")
+
+
+def identifier(text: str) -> str | None:
+    """`OWNER/NAME` of it, with or without `hf://`; None where it is no id."""
+    match = _ID.fullmatch(re.sub(f"^{SCHEME}/+", "", text))
+    return None if match is None else match[0]
 
 
 def fetch(identifier: str, said: str) -> Path:

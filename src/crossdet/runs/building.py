@@ -33,6 +33,8 @@ def as_config(config: Config | str | Path, known_datasets: Sequence[str] = ()) -
 def build_fabric(config: Config) -> Fabric:
     """Fabric for the config's devices and precision. Started by torchrun, it takes the processes from there."""
     settings = config.train
+    if settings.missing_loggers:
+        raise UserError("; ".join(settings.missing_loggers))
     accelerator = settings.accelerator
     if accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError("train.accelerator: cuda, but torch sees no GPU here; use auto or cpu")

@@ -18,7 +18,8 @@ from crossdet.models.weights import STATE_FILE, load_state
 
 # Keys that may differ between a run and its resumption without changing what it computes.
 _FREE_KEYS = ("output", "train.workers", "train.log_every", "train.checkpoint_minutes",
-              "train.checkpoint_steps", "train.precision", "eval.batch_size", "extend.tolerance")  # fmt: skip
+              "train.checkpoint_steps", "train.precision", "train.loggers", "eval.batch_size",
+              "extend.tolerance")  # fmt: skip
 
 
 def run_directory(config: Config, output: str | Path | None) -> Path:

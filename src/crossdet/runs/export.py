@@ -31,6 +31,7 @@ from crossdet.labels.space import DROPPED
 from crossdet.models.card import file_digest, is_exported, read_card
 from crossdet.models.contract import Limits
 from crossdet.runs.evaluate import score_splits, splits_for_detector
+from crossdet.runs.hugging_face import write_directory
 
 CALIBRATION_PICTURES, COMPARED_PICTURES, TIMED_PICTURES = 64, 32, 8
 COMPARED_SCORE = 0.05
@@ -40,10 +41,10 @@ NOT_STATED = "not stated"
 
 @dataclass(frozen=True)
 class Request:
-    """What a file shall be. to: of `KINDS`. size: (height, width) of all inputs; None: any. precision: of
-    `PRECISIONS`. classes: names; None: all. raw: the network's own outputs. calibrate: pictures for int8; None:
-    those of the validation splits. licence: of the weights, for the metadata. max_detections: per picture at most;
-    None: as many as the detector, and the protocols of the validation data, want.
+    """What a file shall be. to: of `KINDS`, or `HUGGING_FACE`. size: (height, width) of all inputs; None: any.
+    precision: of `PRECISIONS`. classes: names; None: all. raw: the network's own outputs. calibrate: pictures for
+    int8; None: those of the validation splits. licence: of the weights, for the metadata. max_detections: per
+    picture at most; None: as many as the detector, and the protocols of the validation data, want.
     """
 
     to: str = "onnx"
@@ -112,7 +113,9 @@ class Kind:
 
 
 KINDS = {"onnx": Kind(".onnx", to_onnx), "openvino": Kind(".xml", to_openvino)}
-"""What `--to` takes."""
+"""What `--to` takes, besides:"""
+HUGGING_FACE = "hf"
+"""A directory that HF transformers opens; nothing is measured, for it holds the same network."""
 
 
 def export(
@@ -131,6 +134,8 @@ def export(
     Raises `UserError` for what cannot be exported, and before anything is written.
     """
     _check(weights, request)
+    if request.to == HUGGING_FACE:
+        return _directory(weights, request, output, last)
     detector = load_detector(weights, "cpu", last=last)
     found = _data(weights, data, detector)
     job = _job(detector, request, found, output)
@@ -148,7 +153,7 @@ def _check(weights: Path, request: Request) -> None:
     if is_exported(weights):
         problems.append(f"{weights} is exported already; give the weights that it was made of")
     choices: list[tuple[str, Any, tuple[Any, ...]]] = [
-        ("--to", request.to, tuple(KINDS)),
+        ("--to", request.to, (*KINDS, HUGGING_FACE)),
         ("--opset", request.opset, OPSETS),
         ("--precision", request.precision, PRECISIONS),
     ]
@@ -163,6 +168,17 @@ def _check(weights: Path, request: Request) -> None:
         problems.append("--calibrate: it is for --precision int8 only")
     if problems:
         raise UserError("; ".join(problems))
+
+
+def _directory(weights: Path, request: Request, output: Path | None, last: bool) -> dict[str, Any]:
+    """Raises `UserError` for options of a graph, and where transformers has no such network."""
+    if replace(request, to="onnx", licence=NOT_STATED) != Request():
+        raise UserError(
+            f"--to {HUGGING_FACE}: only --output and --last go with it; the directory holds the network as it is"
+        )
+    folder = output or (weights if weights.is_dir() else weights.parent) / HUGGING_FACE
+    files = write_directory(weights, folder, last)
+    return {"file": str(folder), "to": HUGGING_FACE, "bytes": sum(file.stat().st_size for file in files)}
 
 
 def _data(weights: Path, config: Path | None, detector: Detector) -> Data | None:

@@ -142,12 +142,20 @@ def _exported(
     agnostic_nms: bool | None,
 ) -> tuple[ExportedDetector, Searched]:
     """Without torch."""
-    from crossdet.export.detector import load_exported, predict_files
+    from crossdet.export.detector import predict_files
+
+    detector = open_exported(file, fold, agnostic_nms)
+    return detector, predict_files(detector, images, classes, score_threshold, max_detections)
+
+
+def open_exported(file: Path, fold: bool, agnostic_nms: bool | None) -> ExportedDetector:
+    """Raises `UserError` where it cannot do what is asked for."""
+    from crossdet.export.detector import load_exported
 
     detector = load_exported(file, fold)
     if agnostic_nms not in (None, detector.about.rules.agnostic_nms):
         raise UserError(f"--agnostic-nms: {file} keeps what it was exported with; leave it out, or export again")
-    return detector, predict_files(detector, images, classes, score_threshold, max_detections)
+    return detector
 
 
 class _Drawing:
@@ -186,13 +194,18 @@ def _picture_names(files: Sequence[Path]) -> dict[Path, str]:
 
 
 def _entry(file: Path, width: int, height: int, found: Detections) -> dict[str, Any]:
+    return {"file": str(file), "width": width, "height": height, "detections": detections_of(found)}
+
+
+def detections_of(found: Detections) -> list[dict[str, Any]]:
+    """As the JSON files have them."""
     rows = zip(found.boxes.tolist(), found.scores.tolist(), found.names or (), strict=True)
     detections = [{"class": name, "score": score, "box_xyxy": box} for box, score, name in rows]
     if found.angles is not None:
         for detection, angle in zip(detections, found.angles.tolist(), strict=True):
             if angle != NO_ANGLE:
                 detection["angle"] = angle
-    return {"file": str(file), "width": width, "height": height, "detections": detections}
+    return detections
 
 
 def _coco_rows(file: Path, found: Detections, number: int, ids: CocoIds | None) -> list[dict[str, Any]]:

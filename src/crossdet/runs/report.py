@@ -28,7 +28,7 @@ def report(run: Path, output: Path, against: Path | None = None, pictures: bool 
         UserError: no run directory, an unfinished one without an epoch, unreadable weights or data, or runs whose
             classes differ.
     """
-    records = [_read(one) for one in (run, against) if one is not None]
+    records = [read_run(one) for one in (run, against) if one is not None]
     if len({record.card.space.reported for record in records}) > 1:
         raise UserError(
             f"--against {against}: it knows other classes ({', '.join(records[1].card.space.reported)}) than {run} "
@@ -46,7 +46,8 @@ def report(run: Path, output: Path, against: Path | None = None, pictures: bool 
     return _numbers(records, looked)
 
 
-def _read(run: Path) -> RunRecord:
+def read_run(run: Path) -> RunRecord:
+    """What a run wrote. Raises `UserError` where it is none, or has no epoch yet."""
     file = run / METRICS_FILE
     if not run.is_dir() or not (run / CONFIG_FILE).exists():
         raise UserError(f"{run}: expected the directory of a run, with {CONFIG_FILE} and {METRICS_FILE}")

@@ -1,4 +1,4 @@
-"""What a run says while it trains: lines on the terminal, `steps.csv`, TensorBoard."""
+"""What a run says while it trains: lines on the terminal, `steps.csv`, and the loggers of `train.loggers`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from crossdet.errors import RunError
 from crossdet.files import write_atomically
+from crossdet.training.loggers import Loggers
 
 _SHORT = {"classification": "class"}
 """Names of terms as they stand in a line of the terminal."""
@@ -41,10 +41,13 @@ class Step(NamedTuple):
 
 
 class RunLog:
-    """Lines on the terminal, `steps.csv` and TensorBoard; silent in all processes but the first."""
+    """Lines on the terminal, `steps.csv` and loggers; silent in all processes but the first."""
 
-    def __init__(self, fabric: Fabric, run_dir: Path, step: int, terms: Sequence[str]) -> None:
-        """terms: names of the loss's terms, columns of `steps.csv`."""
+    def __init__(
+        self, fabric: Fabric, run_dir: Path, step: int, terms: Sequence[str], loggers: tuple[str, ...] = ()
+    ) -> None:
+        """step: that is resumed from, else 0. terms: names of the loss's terms, columns of `steps.csv`. loggers: of
+        `LOGGERS`."""
         columns = ["step", "epoch", "lr", "loss", *terms, "gradient_norm", "images_per_second", "waiting"]
         self.fabric = fabric
         self.active = fabric.is_global_zero
@@ -64,7 +67,7 @@ class RunLog:
         write_atomically(path, text.getvalue().encode())
         self.file = path.open("a", newline="")
         self.csv = csv.DictWriter(self.file, columns)
-        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+        self.loggers = Loggers(loggers, run_dir, step)
 
     def start_epoch(self) -> None:
         self.since, self.images, self.steps = time.monotonic(), 0, 0
@@ -101,8 +104,14 @@ class RunLog:
                 f"{self.file.name} could not be written ({error.strerror or error}) at step {at.step}; the last "
                 f"saved state is kept, continue with --resume once there is room"
             ) from error
-        for name in ("lr", "loss", *terms, "images_per_second", "waiting"):
-            self.board.add_scalar(f"train/{name}", row[name], at.step)
+        tracked = {
+            "lr": at.rate,
+            "loss": loss,
+            **terms,
+            "images_per_second": self.images / seconds,
+            "waiting": waiting,
+        }
+        self.loggers.log({f"train/{name}": value for name, value in tracked.items()}, at.step)
         eta = "" if at.left is None else f"  {_duration(at.left * seconds / self.steps)} left"
         noticed = f"  waiting for pictures {waiting:.0%}" if waiting >= NOTICED else ""
         print(
@@ -122,17 +131,15 @@ class RunLog:
                 f"loss {values['loss']:.4f} per positive",
                 flush=True,
             )
-            for key, value in values.items():
-                self.board.add_scalar(f"dataset/{name}/{key}", value, record["step"])
         if record["unreadable"]:
             print(f"  {record['unreadable']} images could not be read so far", flush=True)
-        for key, value in _flat(record.get("metrics", {})):
-            self.board.add_scalar(f"eval/{key}", value, record["step"])
+        numbers = {**dict(_flat(record["datasets"], "dataset/")), **dict(_flat(record.get("metrics", {}), "eval/"))}
+        self.loggers.log(numbers, record["step"])
 
     def close(self) -> None:
         if self.active:
             self.file.close()
-            self.board.close()
+            self.loggers.close()
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

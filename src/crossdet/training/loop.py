@@ -111,7 +111,7 @@ def fit(
         run.progress.canvases = dataset.choose_canvases(0 if network.stretched_to else recipe.canvases)
     if recipe.compile:
         network.compile_parts(few_sizes=bool(run.progress.canvases))
-    logs = RunLog(fabric, run_dir, run.progress.step, network.terms)
+    logs = RunLog(fabric, run_dir, run.progress.step, network.terms, recipe.loggers)
     data = EpochData(dataset)
     micro_batches = MicroBatches([], recipe.accumulate, fabric.global_rank, fabric.world_size)
     feed = Feed(network, micro_batches, recipe.loader_workers(fabric.device.type == "cuda"))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, Strict, StrictBool, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, StrictBool, model_validator
 
 from crossdet.data.canvases import CANVASES
+from crossdet.errors import show
 from crossdet.models.architecture import Contradiction
 from crossdet.models.settings import (
     Count,
@@ -20,6 +22,7 @@ from crossdet.models.settings import (
     OpenFraction,
     Positive,
     Section,
+    Text,
     listed,
 )
 
@@ -32,6 +35,19 @@ Accelerator = Annotated[Literal["auto", "cpu", "cuda"], BeforeValidator(_acceler
 Epochs = Annotated[tuple[Positive, ...], BeforeValidator(listed)]
 Momentum = Annotated[float, Strict(), Field(ge=0, lt=1)]
 Factor = Annotated[float, Strict(), Field(gt=0, le=1)]
+
+LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+"""What `train.loggers` takes -> the package that it needs."""
+
+
+def _loggers(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name not in LOGGERS or names.count(name) > 1:
+            raise ValueError(f"expected some of {', '.join(LOGGERS)}, each once, got {show(name)}")
+    return names
+
+
+Loggers = Annotated[tuple[Text, ...], BeforeValidator(listed), AfterValidator(_loggers)]
 
 PAPER: dict[str, Any] = {
     "optimizer": "sgd",
@@ -106,6 +122,7 @@ class Recipe(Section):
     checkpoint_minutes: Positive = 10.0
     checkpoint_steps: Count | None = None  # also after so many optimiser steps
     log_every: Count = 20  # optimiser steps
+    loggers: Loggers = ("tensorboard",)  # where the numbers go besides the run's own files
 
     @model_validator(mode="before")
     @classmethod
@@ -183,6 +200,15 @@ class Recipe(Section):
             if value is not None and self.schedule != "steps":
                 expected = f"nothing with `train.schedule: {self.schedule}`; say `train.schedule: steps` as well"
                 yield Contradiction((f"train.{key}", "train.schedule"), expected, value)
+
+    @property
+    def missing_loggers(self) -> list[str]:
+        """What to say of loggers whose package is not installed."""
+        return [
+            f"train.loggers: {name} needs a package: pip install {LOGGERS[name]}"
+            for name in self.loggers
+            if find_spec(LOGGERS[name]) is None
+        ]
 
     @property
     def warnings(self) -> Iterator[str]:

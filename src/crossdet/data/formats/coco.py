@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from crossdet.data.annotation_files import raise_if_any, read_bytes
 from crossdet.data.formats.format import ONE, Format, SplitFiles
+from crossdet.data.formats.tree import Found, Refused, Tree, variant, without_suffix
 from crossdet.data.index import Index, Ragged, Strings, clip_to_images, offsets
+from crossdet.errors import AnnotationError
 from crossdet.types import Flag
 
 LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
@@ -392,9 +394,30 @@ def _write(index: Index, root: Path, split: str) -> SplitFiles:
     return SplitFiles((file,), (Path(index.root),), split=split)
 
 
+def _find(tree: Tree) -> Iterator[Found | Refused]:
+    for file in tree.files(".json"):
+        problems: list[str] = []
+        try:
+            with _no_collection():
+                names = _file_names(_load(file)["images"], problems)
+            raise_if_any(file, problems)
+        except AnnotationError as error:
+            yield Refused.of(file, error)
+            continue
+        images = tree.holding([(name,) for name in names], file) if names else None
+        if images is None:
+            such = f", such as {names[0]}," if names else ""
+            yield Refused(file, f"none of its {len(names)} pictures{such} was found")
+            continue
+        pictures = without_suffix(f"{images}/{name}" for name in names)
+        files = SplitFiles((file,), (images,))
+        yield Found(tree.home(file.parent), tree.split_of(file), files, pictures, variant(file.stem))
+
+
 FORMAT = Format(
     read=lambda files: read_coco(files.annotations[0], files.images[0]),
     keys={"annotations": ONE, "images": ONE},
     write=_write,
     depends_on_images=False,  # they are many and may lie on a slow disk, and sizes stand in the file
+    find=_find,
 )

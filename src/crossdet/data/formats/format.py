@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from crossdet.data.index import Index
+
+if TYPE_CHECKING:
+    from crossdet.data.formats.tree import Found, Refused, Tree
 
 NONE, OPTIONAL, ONE, ANY = (0, 0), (0, 1), (1, 1), (0, sys.maxsize)
 """Least and most entries of a key."""
@@ -65,6 +68,7 @@ class Format:
     needs: what has to exist.
     depends: the files that the index changes with, for the cache.
     depends_on_images: it also changes with the pictures in `images`: sizes may come from their headers.
+    find: the splits of this format below a folder, for `crossdet new`, and files that look like it and are not.
     """
 
     read: Callable[[SplitFiles], Index]
@@ -75,3 +79,4 @@ class Format:
     needs: Callable[[SplitFiles], Sequence[Needed]] = annotations_and_images
     depends: Callable[[SplitFiles], Sequence[Path | str]] = given_files
     depends_on_images: bool = True
+    find: Callable[[Tree], Iterable[Found | Refused]] = lambda _: ()

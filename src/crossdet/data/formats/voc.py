@@ -27,6 +27,7 @@ from crossdet.data.annotation_files import (
     read_lines,
 )
 from crossdet.data.formats.format import ANY, OPTIONAL, Format, Needed, SplitFiles
+from crossdet.data.formats.tree import WORDS, Found, Refused, Tree, without_suffix
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import AnnotationError
 from crossdet.files import safe_names
@@ -330,6 +331,42 @@ def _write(index: Index, root: Path, split: str) -> SplitFiles:
     return SplitFiles((root / "Annotations",), (Path(index.root),), (split,), split=split)
 
 
+def _find(tree: Tree) -> Iterator[Found | Refused]:
+    for folder, names in tree.folders.items():
+        xmls = [folder / name for name in sorted(names) if name.lower().endswith(".xml")]
+        wrong: list[str] = []
+        first = parse_xml(xmls[0], wrong) if xmls else VocImage()
+        if not xmls or wrong:
+            continue
+        spellings = [[f"{x.stem}{end}" for s in SUFFIXES for end in (s, s.upper())] for x in xmls]
+        spellings[0].append(first.filename or xmls[0].stem)
+        images = tree.holding(spellings, folder)
+        if images is None:
+            yield Refused(folder, f"no pictures were found of its {len(xmls)} XML files")
+            continue
+        home = tree.home(folder)
+        for split, image_set in _splits(tree, folder).items():
+            files = SplitFiles((folder,), (images,), (image_set,) if image_set else (), split=split)
+            problems: list[str] = []
+            entries = list_entries(files.annotations, _image_sets(files), problems)
+            if problems:
+                yield Refused(folder, problems[0])
+            else:
+                yield Found(home, split, files, without_suffix(f"{images}/{e.name}.xml" for e in entries))
+
+
+def _splits(tree: Tree, folder: Path) -> dict[str, str]:
+    """Split -> image set beside a folder of XMLs; without image sets "" for the split of the folder's name."""
+    sets = tree.folders.get(folder.parent / "ImageSets" / "Main", frozenset())
+    there = {name for name in ("train", "val", "trainval", "test") if f"{name}.txt" in sets}
+    if not there:
+        return {tree.split_of(folder): ""}
+    found = {name: name for name in WORDS if name in there}
+    if "train" not in found and "trainval" in there:
+        found["train"] = "trainval"
+    return found
+
+
 FORMAT = Format(
     read=lambda files: read_voc(files.annotations, files.images, _image_sets(files), files.classes),
     keys={"annotations": ANY, "images": ANY, "image_set": ANY, "classes": OPTIONAL},
@@ -337,4 +374,5 @@ FORMAT = Format(
     problems=_problems,
     needs=_needs,
     depends=_depends,
+    find=_find,
 )

@@ -7,7 +7,7 @@ the box is (x, y, x + w, y + h). An image with 0 faces is followed by a line of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +15,9 @@ import numpy as np
 
 from crossdet.data.annotation_files import header_sizes, raise_if_any, read_lines
 from crossdet.data.formats.format import ONE, Format, SplitFiles
+from crossdet.data.formats.tree import Found, Refused, Tree, without_suffix
 from crossdet.data.index import Index, IndexBuilder
+from crossdet.errors import AnnotationError
 from crossdet.types import REGION_FLAGS, Flag
 
 ATTRIBUTES = ("blur", "expression", "illumination", "invalid", "occlusion", "pose")
@@ -175,9 +177,27 @@ def _write(index: Index, root: Path, split: str) -> SplitFiles:
     return SplitFiles((file,), (Path(index.root),), split=split)
 
 
+def _find(tree: Tree) -> Iterator[Found | Refused]:
+    for file in tree.files("_bbx_gt.txt"):
+        problems: list[str] = []
+        try:
+            names = [entry.name for entry in _entries([line.strip() for line in read_lines(file)], file, problems)]
+            raise_if_any(file, problems)
+        except AnnotationError as error:
+            yield Refused.of(file, error)
+            continue
+        images = tree.holding([(name,) for name in names], file)
+        if images is None:
+            yield Refused(file, f"none of its {len(names)} pictures was found")
+            continue
+        pictures = without_suffix(f"{images}/{name}" for name in names)
+        yield Found(tree.home(file.parent), tree.split_of(file), SplitFiles((file,), (images,)), pictures)
+
+
 FORMAT = Format(
     read=lambda files: read_wider_face(files.annotations[0], files.images[0]),
     keys={"annotations": ONE, "images": ONE},
     write=_write,
     tells_sizes=False,
+    find=_find,
 )

@@ -8,7 +8,10 @@ regions are `name x y w h ...` in both years. Sizes are left 0; `crossdet.data.r
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -24,8 +27,9 @@ from crossdet.data.formats.format import (
     annotations_and_images,
     given_files,
 )
+from crossdet.data.formats.tree import Found, Refused, Tree, without_suffix
 from crossdet.data.index import Index, IndexBuilder
-from crossdet.errors import UserError
+from crossdet.errors import AnnotationError, UserError
 from crossdet.types import REGION_FLAGS, Flag
 
 CLASSES = {2018: ("pedestrian", "cyclist"), 2019: ("pedestrian",)}
@@ -231,6 +235,28 @@ def _write(index: Index, root: Path, split: str) -> SplitFiles:
     return SplitFiles((boxes,), (Path(index.root),), ignore=(ignore,), split=split, edition=2018)
 
 
+def _find(tree: Tree) -> Iterator[Found | Refused]:
+    for file in tree.files(".txt"):
+        if not re.fullmatch(r"(train|val)_(annotations|bbox)\w*", file.stem):
+            continue
+        try:
+            names = {line.name for line in read_box_lines(file)[0]}
+        except AnnotationError as error:
+            yield Refused.of(file, error)
+            continue
+        home, split = tree.home(file.parent), tree.split_of(file)
+        near = [f for f, there in tree.folders.items() if f.is_relative_to(home) and not names.isdisjoint(there)]
+        if not near:
+            yield Refused(file, f"none of its {len(names)} pictures was found")
+            continue
+        images = Path(os.path.commonpath([f for f in near if tree.split_of(f) == split] or near))
+        beside = [other for other in tree.files(".txt") if other.parent == file.parent]
+        ignore = tuple(other for other in beside if "ignore" in other.name and tree.split_of(other) == split)[:1]
+        files = SplitFiles((file,), (images,), ignore=ignore, split=split)
+        pictures = without_suffix(f"{images}/{path}" for path in _find_files(sorted(names), images).values())
+        yield Found(home, split, files, pictures)
+
+
 FORMAT = Format(
     read=_read,
     keys={"annotations": ONE, "images": ONE, "image_set": OPTIONAL, "ignore": OPTIONAL, "edition": OPTIONAL},
@@ -238,4 +264,5 @@ FORMAT = Format(
     tells_sizes=False,
     needs=lambda files: [*annotations_and_images(files), *(Needed("image list", p) for p in _image_list(files))],
     depends=lambda files: [*given_files(files), *_image_list(files)],
+    find=_find,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +19,7 @@ import yaml
 
 from crossdet.data.annotation_files import header_sizes, is_there, raise_if_any, read_lines, read_text
 from crossdet.data.formats.format import ONE, OPTIONAL, Format, SplitFiles
+from crossdet.data.formats.tree import WORDS, Found, Refused, Tree, without_suffix
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import AnnotationError, UserError
 from crossdet.types import REGION_FLAGS, Flag
@@ -322,10 +323,32 @@ def _write(index: Index, root: Path, split: str) -> SplitFiles:
     return SplitFiles((root / "data.yaml",), split=split)
 
 
+def _find(tree: Tree) -> Iterator[Found | Refused]:
+    for file in tree.files(".yaml", ".yml"):
+        try:
+            content = _load(file)
+        except AnnotationError:
+            continue  # YAML of anything
+        if "names" not in content:
+            continue
+        for split, words in WORDS.items():
+            key = next((word for word in words if content.get(word)), None)
+            if key is None:
+                continue
+            try:
+                pictures = without_suffix(list_files(file, key).images)
+            except AnnotationError as error:
+                yield Refused.of(file, error)
+                continue
+            named = () if key == split != "test" else (key,)  # a config has no split `test`
+            yield Found(tree.home(file.parent), split, SplitFiles((file,), image_set=named, split=split), pictures)
+
+
 FORMAT = Format(
     read=lambda files: read_yolo(files.annotations[0], _key(files)),
     keys={"annotations": ONE, "image_set": OPTIONAL},
     write=_write,
     tells_sizes=False,
     depends=_depends,
+    find=_find,
 )

@@ -1,0 +1,131 @@
+"""What lies below a folder, listed once; and what a format recognises in it (`Format.find`)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from crossdet.data.formats.format import SplitFiles
+from crossdet.errors import UserError
+
+WORDS = {
+    "train": ("train", "training", "trainval"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""Split -> what folders and files of it are called."""
+_SPLIT = {word: split for split, words in WORDS.items() for word in words}
+_OF_DATASET = re.compile(rf"(annotations|labels|images|imagesets|main|wider_face_split|{'|'.join(_SPLIT)})\d*")
+"""Folders within a dataset."""
+SAMPLE = 20
+"""So many pictures of a split are looked for."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A split that was recognised.
+
+    home: folder of the dataset; its splits have the same. split: of `WORDS`, "" where no name says one. variant:
+    tells several annotations in one home apart. pictures: paths without suffix.
+    """
+
+    home: Path
+    split: str
+    files: SplitFiles
+    pictures: frozenset[str]
+    variant: str = ""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A file that looks like annotations and is none that can be used."""
+
+    path: Path
+    reason: str
+
+    @classmethod
+    def of(cls, path: Path, error: UserError) -> Refused:
+        """reason: the first mistake that the error lists."""
+        lines = str(error).splitlines()
+        return cls(path, lines[min(1, len(lines) - 1)].removeprefix("  - ").removeprefix(f"{path}: "))
+
+
+@dataclass(frozen=True)
+class Tree:
+    """folders: every folder below `root` and itself -> names of its files; hidden ones are left out."""
+
+    root: Path
+    folders: Mapping[Path, frozenset[str]]
+
+    @classmethod
+    def of(cls, root: Path) -> Tree:
+        """Raises `UserError` where `root` is no folder."""
+        if not root.is_dir():
+            raise UserError(f"{root} is no folder; expected one with data sets below it")
+        root = root.absolute()
+        folders = {}
+        for parent, below, names in os.walk(root, followlinks=True):
+            here = Path(parent)
+            below[:] = sorted(n for n in below if not n.startswith(".") and not _leads_back(here / n))
+            folders[here] = frozenset(name for name in names if not name.startswith("."))
+        return cls(root, folders)
+
+    def files(self, *suffixes: str) -> Iterator[Path]:
+        """By folder and name."""
+        for folder, names in self.folders.items():
+            yield from (folder / name for name in sorted(names) if name.lower().endswith(suffixes))
+
+    def split_of(self, path: Path) -> str:
+        """The split that the name says, else the nearest folder's; "" for none."""
+        for part in reversed(path.relative_to(self.root).parts):
+            for word in reversed(re.findall(r"[a-z]+", part.lower())):
+                if word in _SPLIT:
+                    return _SPLIT[word]
+        return ""
+
+    def home(self, folder: Path) -> Path:
+        """The folder of the dataset whose annotations lie in `folder`."""
+        while folder != self.root and _OF_DATASET.fullmatch(folder.name.lower()):
+            folder = folder.parent
+        return folder
+
+    def holding(self, pictures: Sequence[Sequence[str]], near: Path) -> Path | None:
+        """The folder from which pictures lie where their names say, of several that nearest to `near`, of these one
+        of the same split, and of these one whose name is in that of `near` (`train2017`). None: no such folder.
+
+        pictures: of each the spellings that its name may have.
+        """
+        sample = [[(PurePosixPath(s).parent, PurePosixPath(s).name) for s in some] for some in _some(pictures)]
+        split = self.split_of(near)
+
+        def rank(folder: Path) -> tuple[int, int, bool, bool]:
+            there = sum(any(n in self.folders.get(folder / below, ()) for below, n in some) for some in sample)
+            common = len(Path(os.path.commonpath([folder, near])).parts)
+            return there, common, self.split_of(folder) == split, folder.name in near.name
+
+        best = max(self.folders, key=rank)
+        return best if rank(best)[0] else None
+
+
+def variant(name: str) -> str:
+    """What the name of an annotation file says beyond its split, year and kind."""
+    words = re.findall(r"[a-z]+|\d+", name.lower())
+    known = {*_SPLIT, "instances", "annotations", "coco", "json"}
+    return "_".join(word for word in words if word not in known and not re.fullmatch(r"(19|20)\d\d", word))
+
+
+def without_suffix(paths: Iterable[str]) -> frozenset[str]:
+    """For `Found.pictures`."""
+    return frozenset(os.path.splitext(path)[0] for path in paths)  # noqa: PTH122 - they may be 100,000
+
+
+def _some(items: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
+    return items[:: max(1, len(items) // SAMPLE)]
+
+
+def _leads_back(folder: Path) -> bool:
+    """A link to a folder that holds it."""
+    return folder.is_symlink() and folder.resolve() in folder.absolute().parents

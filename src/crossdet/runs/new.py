@@ -1,0 +1,266 @@
+"""`crossdet new`: the data sets below a folder, as a config to begin with. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossdet.config import Config
+from crossdet.config.files import flow, parsed
+from crossdet.data.formats import FORMATS
+from crossdet.data.formats.format import SplitFiles
+from crossdet.data.formats.tree import WORDS, Found, Refused, Tree
+from crossdet.data.index import Index
+from crossdet.data.reading import read_split
+from crossdet.errors import UserError, problem_list
+from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.files import write_atomically
+from crossdet.labels.space import check_class_names
+
+SHOWN = 8
+"""Class names that a comment lists before it only counts."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """splits, indexes: by `tree.WORDS`; there is `train` or `val`. stand_in: `val` is the test split."""
+
+    name: str
+    format: str
+    home: Path
+    splits: Mapping[str, SplitFiles]
+    indexes: Mapping[str, Index]
+    stand_in: bool
+
+    @property
+    def classes(self) -> list[str]:
+        """In the order of the files, of all splits."""
+        return list(dict.fromkeys(name for index in self.indexes.values() for name in index.classes))
+
+    @property
+    def without_box(self) -> list[str]:
+        """Classes that the dataset lists and has no box of."""
+        indexes = self.indexes.values()
+        seen = {index.classes[c] for index in indexes for c in np.unique(index.labels[index.labels >= 0]).tolist()}
+        return [name for name in self.classes if name not in seen]
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """notes: what was not taken, and why."""
+
+    root: Path
+    datasets: tuple[Dataset, ...]
+    notes: tuple[str, ...]
+
+
+def write_new(folder: Path, output: Path, overwrite: bool = False) -> dict[str, Any]:
+    """Writes a config of all data sets below `folder`; returns what was recognised and what was not.
+
+    Raises `UserError`: nothing was recognised, or the file is there and shall not be overwritten.
+    """
+    if output.exists() and not overwrite:
+        raise UserError(f"{output} exists; give another file with --output, or replace it with --overwrite")
+    found = recognise(folder)
+    text = config_text(found, output.absolute().parent)
+    Config.from_dict(parsed(text), output.absolute().parent)
+    write_atomically(output, text.encode())
+    datasets = {
+        dataset.name: {
+            "format": dataset.format,
+            "folder": str(dataset.home),
+            "classes": dataset.classes,
+            "images": {split: len(index) for split, index in dataset.indexes.items()},
+        }
+        for dataset in found.datasets
+    }
+    return {"config": str(output), "datasets": datasets, "not_taken": list(found.notes)}
+
+
+def recognise(folder: Path) -> Recognised:
+    """The data sets below a folder, by the formats' own `find`, and read once.
+
+    Raises `UserError` where there are none."""
+    tree = Tree.of(folder)
+    notes: list[str] = []
+    groups: dict[tuple[str, Path, str], dict[str, Found]] = {}
+    for kind in reversed(FORMATS):  # COCO last: it is what others are converted to
+        for one in FORMATS[kind].find(tree):
+            if isinstance(one, Refused):
+                notes.append(f"{one.path}: {one.reason}")
+                continue
+            splits = groups.setdefault((kind, one.home, one.variant), {})
+            split = one.split or "train"
+            if split in splits:
+                notes.append(f"{one.files.annotations[0]}: another {split} split of {one.home}")
+            splits.setdefault(split, one)
+    kept = _without_copies(groups, notes)
+    names = _names(list(kept), tree.root)
+    datasets = [
+        dataset
+        for name, ((kind, home, _), splits) in zip(names, kept.items(), strict=True)
+        if (dataset := _read(name, kind, home, splits, notes)) is not None
+    ]
+    if not datasets:
+        known = f"nothing below {folder} was recognised as one of {', '.join(FORMATS)}"
+        raise UserError(problem_list(known, notes[:20]) if notes else known)
+    return Recognised(tree.root, tuple(sorted(datasets, key=lambda dataset: dataset.name)), tuple(notes))
+
+
+def _without_copies(
+    groups: Mapping[tuple[str, Path, str], dict[str, Found]], notes: list[str]
+) -> dict[tuple[str, Path, str], dict[str, Found]]:
+    """Of several annotations of the same pictures those with most splits, then the shortest name."""
+    kept: dict[tuple[str, Path, str], dict[str, Found]] = {}
+    for key in sorted(groups, key=lambda key: (-len(groups[key]), len(key[2]))):
+        earlier = [one for group in kept.values() for one in group.values()]
+        shared = [
+            f"{mine.files.annotations[0]}: other labels of the pictures of {one.files.annotations[0]}; choose one"
+            for mine in groups[key].values()
+            for one in earlier
+            if not one.pictures.isdisjoint(mine.pictures)
+        ]
+        notes += shared
+        if not shared:
+            kept[key] = groups[key]
+    return kept
+
+
+def _names(keys: Sequence[tuple[str, Path, str]], root: Path) -> list[str]:
+    """A name for each dataset (format, home, variant), of its folder; all different."""
+    names: list[str] = []
+    homes = [home for _, home, _ in keys]
+    for kind, home, variant in keys:
+        name = home.name or "data"
+        long = "_".join(home.relative_to(root).parts)
+        several = homes.count(home) > 1
+        possible = [f"{name}_{variant}" if several and variant else "" if several else name, f"{name}_{kind}", long]
+        possible += [f"{name}_{number}" for number in range(2, len(keys) + 2)]
+        names.append(next(one for one in possible if one and one not in names))
+    return names
+
+
+def _read(name: str, kind: str, home: Path, splits: Mapping[str, Found], notes: list[str]) -> Dataset | None:
+    """None where no split can be used. A test split stands in where there is no other to validate on."""
+    files: dict[str, SplitFiles] = {}
+    indexes: dict[str, Index] = {}
+    for split in WORDS:
+        if split not in splits:
+            continue
+        try:
+            index = read_split(kind, splits[split].files)
+            if "train" in indexes and "classes" not in FORMATS[kind].keys:
+                check_class_names(name, indexes["train"].classes, index.classes, f"the {split} split")
+        except UserError as error:
+            notes.append(f"{splits[split].files.annotations[0]}: {Refused.of(home, error).reason}")
+            continue
+        files[split], indexes[split] = splits[split].files, index
+    stand_in = "test" in files and "val" not in files
+    if stand_in:
+        files["val"], indexes["val"] = files.pop("test"), indexes.pop("test")
+    return Dataset(name, kind, home, files, indexes, stand_in) if files else None
+
+
+# ------------------------------------------------------------------------------------------- the text
+
+
+def config_text(found: Recognised, base: Path) -> str:
+    """The YAML. base: its folder; paths are relative to it."""
+    lines = [
+        "# Written by `crossdet new`. `crossdet check` reads it and trains nothing, then `crossdet train`.",
+        "# What a dataset has boxes of is taken as labelled in all of its pictures. All keys: docs/config.md",
+        "datasets:",
+    ]
+    for dataset in found.datasets:
+        lines += _dataset_lines(dataset, base)
+    lines += ["", *_label_lines(found.datasets)]
+    lines += [
+        "",
+        "# train: {minutes: 60}                # or {epochs: 20}; left out: as long as the pictures ask for",
+        "# input: {shorter: 480, longer: 800}  # pixels of the sides; smaller is faster and misses small objects",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _dataset_lines(dataset: Dataset, base: Path) -> Iterator[str]:
+    names = dataset.classes
+    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    yield f"  {flow(dataset.name)}:  # {len(names)} classes: {_one_line(shown)}"
+    yield f"    format: {dataset.format}"
+    for split, files in dataset.splits.items():
+        index = dataset.indexes[split]
+        key, why = split, f"{len(index):,} images, {len(index.boxes):,} boxes"
+        if split == "test":
+            key, why = "# val", f"the test split, {why}: for a last score put it in the place of `val`"
+        elif split == "val" and dataset.stand_in:
+            why += "; the test split, as there is no other: best weights and thresholds are chosen on it"
+        yield f"    {key}: {flow(_places(files, base))}  # {why}"
+    if "val" not in dataset.splits:
+        yield "    # val: {}  # no validation split was found: without one there are no scores and no thresholds"
+    if "classes" in FORMATS[dataset.format].keys:
+        yield f"    classes: {_wrapped(sorted(names))}"
+    protocol = "lvis" if any(index.federated for index in dataset.indexes.values()) else dataset.format
+    if protocol in PROTOCOLS and protocol != "coco":
+        yield f"    protocol: {protocol}  # how it is scored; left out: as COCO"
+
+
+def _places(files: SplitFiles, base: Path) -> dict[str, Any]:
+    """As the config says them; one stands for a list of one."""
+    found: dict[str, Any] = {}
+    for key in ("images", "annotations", "ignore"):
+        paths = [os.path.relpath(path, base) for path in getattr(files, key)]
+        if any(path.startswith("../../") for path in paths):  # far away: as it is
+            paths = [str(path) for path in getattr(files, key)]
+        if paths:
+            found[key] = paths[0] if len(paths) == 1 else paths
+    return found | ({"image_set": files.image_set[0]} if files.image_set else {})
+
+
+def _label_lines(datasets: tuple[Dataset, ...]) -> Iterator[str]:
+    """What only the user knows, as comments; the careful choice of what nothing can be read without."""
+    owners: dict[str, list[str]] = {}
+    for dataset in datasets:
+        for name in dataset.classes:
+            owners.setdefault(name, []).append(dataset.name)
+    equal = {name: own for name, own in owners.items() if len(own) > 1}
+    key = "labels:" if equal else "# labels:"
+    yield f"{key}  # what only you know; take the # away where it is so"
+    if equal:
+        pairs = [[f"{a}/{n}", f"{b}/{n}"] for n, own in equal.items() for a, b in combinations(own, 2)]
+        yield "  # Names in several datasets: nothing is merged unasked, and none is a negative for the other."
+        yield f"  distinct: {_wrapped(list(equal))}"
+        yield f"  overlap: {_wrapped(pairs)}"
+        yield "  # If they mean the same, this instead of these two: one class of every name."
+        yield "  # merge: {same_names: true}  # or common: also what well-known datasets spell differently"
+    alone = [(own[0], name) for name, own in owners.items() if len(own) == 1]
+    (one, a), *others = alone or [(datasets[0].name, datasets[0].classes[0])]
+    for two, b in [(other, name) for other, name in others if other != one][:1]:
+        yield "  # Other names that mean the same become one class."
+        yield f"  # merge: {_comment({a: [f'{one}/{a}', f'{two}/{b}']})}"
+        yield f"  # No picture of {_one_line(two)} shows this, so its background may be a negative for it."
+        yield f"  # absent: {_comment({two: [a]})}"
+    yield f"  # {_one_line(one)} labels this in some of its pictures only, so its background is no negative for it."
+    yield f"  # not_exhaustive: {_comment({one: [a]})}"
+    listed = [f"{dataset.name}/{name}" for dataset in datasets for name in dataset.without_box]
+    if listed:
+        yield "  # Listed without one box: not learnt."
+        yield f"  # drop: {_comment(listed)}"
+
+
+def _wrapped(value: Any) -> str:
+    return flow(value, 100).replace("\n", "\n     ")
+
+
+def _one_line(text: str) -> str:
+    """For a comment, which ends with its line."""
+    return " ".join(text.split())
+
+
+def _comment(value: Any) -> str:
+    return _one_line(flow(value))

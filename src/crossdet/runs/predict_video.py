@@ -1,0 +1,122 @@
+"""`crossdet predict` on videos and cameras: a JSON line per frame, and a video with the detections drawn."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from crossdet.data.drawing import draw_detections
+from crossdet.data.video import Frame, Video, VideoWriter
+from crossdet.errors import UserError
+from crossdet.files import safe_names
+from crossdet.models.card import is_exported
+from crossdet.runs.predict import detections_of, open_exported
+from crossdet.types import Detections
+
+Find = Callable[[Sequence[Any]], list[Detections]]
+"""Pictures `[H, W, 3]` -> their detections."""
+FRAMES_AT_ONCE = 8
+
+
+@dataclass
+class VideoSummary:
+    """frames: looked at. counts: detections per class. notes: what was wrong with the source."""
+
+    source: str
+    file: Path
+    video: Path | None
+    frames: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+
+def finder(
+    weights: Path,
+    classes: Sequence[str] | None = None,
+    score_threshold: float | None = None,
+    max_detections: int | None = None,
+    fold: bool = True,
+    agnostic_nms: bool | None = None,
+    last: bool = False,
+    tile: int | None = None,
+    overlap: float | None = None,
+) -> Find:
+    """A detector with its options, as `predict_to_folder` has them; an exported file without torch."""
+    if is_exported(weights) and tile is None and overlap is None:
+        exported = open_exported(weights, fold, agnostic_nms)
+        return lambda pictures: [exported(p, classes, score_threshold, max_detections) for p in pictures]
+    from crossdet.inference import load_detector
+
+    detector = load_detector(weights, fold=fold, last=last)
+    more: dict[str, Any] = {} if agnostic_nms is None else {"agnostic_nms": agnostic_nms}
+    return lambda pictures: detector.batch(
+        pictures, classes, score_threshold, max_detections, tile, overlap, **more
+    )
+
+
+def predict_videos(
+    sources: Sequence[str],
+    find: Find,
+    folder: Path,
+    every: int = 1,
+    pictures: bool = True,
+    tell: Callable[[str, int, int | None], None] = lambda *_: None,
+) -> Iterator[VideoSummary]:
+    """Of each source `NAME.jsonl`, and `NAME.mp4` with the detections drawn (pictures).
+
+    A line: `{"frame": number, "time": seconds, "width", "height", "detections": [...]}`, detections as in
+    `predictions.json`. A few frames are in memory, whatever the length; Ctrl-C ends a camera, or a file early, and
+    what was found is kept. tell: (source, frames read so far, of how many, None = not known).
+
+    Raises `UserError` for a source that cannot be opened.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = safe_names([Path(source.replace("camera:", "camera_")).stem for source in sources])
+    for source, name in zip(sources, names, strict=True):
+        file = folder / f"{name}.jsonl"
+        summary = VideoSummary(source, file, folder / f"{name}.mp4" if pictures else None)
+        if summary.video is not None and summary.video.resolve() == Path(source).resolve():
+            raise UserError(f"--output {folder}: {source} lies there and would be written over")
+        with ExitStack() as opened:
+            video = opened.enter_context(Video(source, every))
+            lines = opened.enter_context(file.open("w", encoding="utf-8"))
+            drawing = (
+                opened.enter_context(VideoWriter(summary.video, video.rate / every)) if summary.video else None
+            )
+            try:
+                coming = iter(video)
+                while frames := list(islice(coming, FRAMES_AT_ONCE)):
+                    _write(frames, find([frame.picture for frame in frames]), lines, drawing, summary)
+                    tell(source, frames[-1].number + 1, video.frames)
+            except KeyboardInterrupt:
+                video.notes.append(f"{source}: ended by Ctrl-C")
+            summary.notes = video.notes
+        yield summary
+
+
+def _write(
+    frames: Sequence[Frame],
+    found: Sequence[Detections],
+    lines: Any,
+    drawing: VideoWriter | None,
+    summary: VideoSummary,
+) -> None:
+    for frame, detections in zip(frames, found, strict=True):
+        height, width = frame.picture.shape[:2]
+        line = {"frame": frame.number, "time": frame.time, "width": width, "height": height}
+        print(json.dumps({**line, "detections": detections_of(detections)}), file=lines)
+        if drawing is not None:
+            drawn = draw_detections(Image.fromarray(frame.picture), detections)
+            drawing.add(frame.time, np.asarray(drawn.convert("RGB")))
+        summary.frames += 1
+        summary.counts.update(detections.names or ())
+    lines.flush()

@@ -1,0 +1,215 @@
+"""`crossdet new`: layouts of the formats become a config that `crossdet check` takes as it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from crossdet.config import load_config
+from crossdet.config.sources import open_sources
+from crossdet.data.formats import FORMATS
+from crossdet.data.formats.coco import write_coco
+from crossdet.data.formats.voc import write_voc
+from crossdet.data.formats.wider_face import write_wider_face
+from crossdet.data.formats.wider_pedestrian import write_wider_pedestrian
+from crossdet.data.formats.yolo import write_yolo
+from crossdet.errors import UserError
+from crossdet.runs.new import recognise, write_new
+
+from ..data.formats.helpers import sample_index
+
+QUICK = ("--set", "model.backbone=test_efficientnet", "--set", "model.weights=none")
+
+
+def yolo(root: Path) -> None:
+    for split in ("train", "val"):
+        write_yolo(sample_index(root / "images" / split), root, split)
+
+
+def roboflow_yolo(root: Path) -> None:
+    """Pictures and labels of a split beside each other, the paths of `data.yaml` one folder too high."""
+    for split in ("train", "valid", "test"):
+        write_yolo(sample_index(root / split / "images"), root / "made", split)
+        shutil.move(root / "made/labels" / split, root / split / "labels")
+    shutil.rmtree(root / "made")
+    keys = {"train": "../train/images", "val": "../valid/images", "test": "../test/images"}
+    (root / "data.yaml").write_text(yaml.safe_dump({**keys, "nc": 2, "names": ["cat", "dog"]}))
+
+
+def coco(root: Path) -> None:
+    for split in ("train", "val"):
+        write_coco(sample_index(root / f"{split}2017"), root / f"annotations/instances_{split}2017.json")
+    (root / "annotations/captions_train2017.json").write_text('{"images": [], "annotations": []}')
+
+
+def roboflow_coco(root: Path) -> None:
+    for split in ("train", "valid", "test"):
+        write_coco(sample_index(root / split), root / split / "_annotations.coco.json")
+
+
+def voc(root: Path) -> None:
+    """Its validation pictures show a class that the training pictures do not."""
+    for split, other in (("train", "dog"), ("val", "bird")):
+        index = sample_index(root / split, ("cat", other))
+        write_voc(index, root, split)
+        for kind, folder in (("xml", "Annotations"), ("png", split)):
+            target = root / ("made" if kind == "xml" else "JPEGImages")
+            target.mkdir(exist_ok=True)
+            for file in (root / folder).iterdir():
+                file.rename(target / f"{split}_{file.name}")
+        sets = root / f"ImageSets/Main/{split}.txt"
+        sets.write_text("".join(f"{split}_{line}\n" for line in sets.read_text().split()))
+    shutil.rmtree(root / "Annotations")
+    (root / "made").rename(root / "Annotations")
+
+
+def roboflow_voc(root: Path) -> None:
+    for split in ("train", "valid"):
+        write_voc(sample_index(root / split), root / "made", split)
+        for xml in (root / "made/Annotations").iterdir():
+            xml.rename(root / split / xml.name)
+    shutil.rmtree(root / "made")
+
+
+def wider_face(root: Path) -> None:
+    for split in ("train", "val"):
+        index = sample_index(root / f"WIDER_{split}/images", ("face",))
+        write_wider_face(index, root / f"wider_face_split/wider_face_{split}_bbx_gt.txt")
+
+
+def wider_pedestrian(root: Path) -> None:
+    for split in ("train", "val"):
+        index = sample_index(root / split, ("pedestrian", "cyclist"))
+        write_wider_pedestrian(index, root / f"{split}_annotations.txt", root / f"{split}_ignore.txt", 2018)
+
+
+LAYOUTS = {
+    yolo: "yolo", roboflow_yolo: "yolo", coco: "coco", roboflow_coco: "coco", voc: "voc", roboflow_voc: "voc",
+    wider_face: "wider_face", wider_pedestrian: "wider_pedestrian",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("layout", "format"), LAYOUTS.items(), ids=lambda value: getattr(value, "__name__", ""))
+def test_every_layout_passes_check(layout, format, tmp_path, monkeypatch, crossdet):
+    layout(tmp_path / "data/some set")
+    monkeypatch.chdir(tmp_path)
+    done = crossdet("new", "data", "--json", "new.json")
+    assert done.returncode == 0, done.stderr
+    assert "some set: " in done.stdout
+    config = load_config("config.yaml")
+    (dataset,) = config.datasets.values()
+    assert list(config.datasets) == ["some set"]
+    assert dataset.format == format
+    assert dataset.train is not None
+    assert dataset.val is not None
+    record = json.loads(Path("new.json").read_text())["datasets"]["some set"]
+    splits = {"train", "val", "test"} if layout in (roboflow_yolo, roboflow_coco) else {"train", "val"}
+    assert record["images"] == dict.fromkeys(splits, 3)
+    done = crossdet("check", "config.yaml", *QUICK)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_format_is_found():
+    assert {FORMATS[name].find for name in LAYOUTS.values()} == {kind.find for kind in FORMATS.values()}
+
+
+def test_several_datasets_are_not_merged_unasked(tmp_path, crossdet):
+    """Equal names stay apart, and none is a negative for the other."""
+    for name, layout in (("one", yolo), ("two", roboflow_coco), ("three", wider_face), ("four", wider_pedestrian)):
+        layout(tmp_path / "data" / name)
+    file = tmp_path / "mine.yaml"
+    done = crossdet("new", tmp_path / "data", "-o", file)
+    assert done.returncode == 0, done.stderr
+    config = load_config(file)
+    assert set(config.datasets) == {"one", "two", "three", "four"}
+    assert set(config.labels.distinct) == {"cat", "dog"}
+    assert {frozenset(pair) for pair in config.labels.overlap} == {
+        frozenset({f"one/{name}", f"two/{name}"}) for name in ("cat", "dog")
+    }
+    assert config.labels.merge == {}
+    assert crossdet("check", file, *QUICK).returncode == 0
+
+    # what the comments say, done: one class of every name
+    lines = file.read_text().splitlines()
+    keep = [line for line in lines if not line.startswith(("  distinct:", "  overlap:"))]
+    file.write_text("\n".join(keep).replace("# merge: {same_names: true}", "merge: {same_names: true}"))
+    config = load_config(file)
+    assert config.labels.merge == {"same_names": True}
+    assert open_sources(config).space.classes == ("pedestrian", "cyclist", "cat", "dog", "face")
+
+    # every commented key is one that the config knows
+    commented = [line.strip().removeprefix("# ") for line in lines if line.startswith("  # ")]
+    keys = [line for line in commented if line.split(":")[0] in ("absent", "not_exhaustive", "drop", "merge")]
+    assert len(keys) == 4
+    for line in keys:
+        extra = yaml.safe_load(line)
+        file.write_text(yaml.safe_dump({**yaml.safe_load("\n".join(lines)), "labels": {**extra}}))
+        load_config(file)
+
+
+def test_other_labels_of_the_same_pictures_are_told(tmp_path):
+    index = sample_index(tmp_path / "images")
+    for name in ("train", "val", "train_coarse", "notes"):
+        write_coco(index, tmp_path / f"{name}.json")
+    (tmp_path / "notes.json").write_text("[1]")
+    (tmp_path / "broken.yaml").write_text("names: [a]\ntrain: nowhere\n")
+    found = recognise(tmp_path)
+    (dataset,) = found.datasets
+    assert set(dataset.splits) == {"train", "val"}
+    told = "\n".join(found.notes)
+    assert "train_coarse.json: other labels of the pictures of" in told
+    assert "notes.json: the file holds a list" in told
+    assert "'nowhere' is no folder and no file" in told
+
+
+def test_a_broken_dataset_is_told_and_left_out(tmp_path):
+    for name in ("good", "bad"):
+        yolo(tmp_path / name)
+    (tmp_path / "bad/labels/train/a.txt").write_text("7 0.5 0.5 0.1 0.1\n")
+    found = recognise(tmp_path)
+    assert [(d.name, set(d.splits)) for d in found.datasets] == [("bad", {"val"}), ("good", {"train", "val"})]
+    assert any("class 7 is not in `names`" in note for note in found.notes)
+
+
+def test_names_are_of_folders_and_different(tmp_path):
+    for layout in (wider_face, coco):  # side by side in one folder
+        layout(tmp_path / "mixed")
+    yolo(tmp_path / "a/set")
+    yolo(tmp_path / "b/set")
+    names = [dataset.name for dataset in recognise(tmp_path).datasets]
+    assert names == ["mixed_coco", "mixed_wider_face", "set", "set_yolo"]
+    assert [dataset.name for dataset in recognise(tmp_path / "mixed").datasets] == names[:2]
+
+
+def test_the_test_split_stands_in(tmp_path):
+    roboflow_coco(tmp_path / "data")
+    shutil.rmtree(tmp_path / "data/valid")
+    write_new(tmp_path / "data", tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text()
+    assert "the test split, as there is no other" in text
+    dataset = load_config(tmp_path / "config.yaml").datasets["data"]
+    assert dataset.val.annotations[0].parent.name == "test"
+
+
+def test_strange_names(tmp_path):
+    write_coco(sample_index(tmp_path / "data/no: #<x>", ("a\nb: #", "*c")), tmp_path / "data/no: #<x>/all.json")
+    write_new(tmp_path / "data", tmp_path / "config.yaml")
+    assert list(load_config(tmp_path / "config.yaml").datasets) == ["no: #<x>"]
+
+
+def test_mistakes(tmp_path, crossdet):
+    (tmp_path / "empty").mkdir()
+    done = crossdet("new", tmp_path / "empty", "-o", tmp_path / "c.yaml")
+    assert (done.returncode, (tmp_path / "c.yaml").exists()) == (2, False)
+    assert "was recognised as one of coco, voc" in done.stderr
+    assert crossdet("new", tmp_path / "gone").returncode == 2
+    yolo(tmp_path / "data")
+    (tmp_path / "c.yaml").write_text("mine")
+    with pytest.raises(UserError, match=r"c\.yaml exists"):
+        write_new(tmp_path / "data", tmp_path / "c.yaml")
+    assert (tmp_path / "c.yaml").read_text() == "mine"
+    assert crossdet("new", tmp_path / "data", "-o", tmp_path / "c.yaml", "--overwrite").returncode == 0

@@ -1,0 +1,106 @@
+"""Detections of videos: a line per frame, a drawn video, few frames in memory, and what a command says."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from crossdet.data.video import Video, VideoWriter
+from crossdet.errors import UserError
+from crossdet.runs.predict_video import FRAMES_AT_ONCE, predict_videos
+from crossdet.types import Detections
+
+pytest.importorskip("av")
+FRAMES, HEIGHT, WIDTH = 20, 48, 64
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A green square walks over grey."""
+    file = tmp_path / "clip.mp4"
+    with VideoWriter(file, Fraction(10)) as video:
+        for number in range(FRAMES):
+            frame = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+            frame[16:32, number * 2 : number * 2 + 16] = (0, 230, 0)
+            video.add(number / 10, frame)
+    return file
+
+
+def squares(pictures):
+    """Finds them, by colour."""
+    found = []
+    for picture in pictures:
+        y, x = np.nonzero((picture[..., 1] > 160) & (picture[..., 0] < 80))
+        box = torch.tensor([[x.min(), y.min(), x.max() + 1, y.max() + 1]]).float()
+        found.append(Detections(box, torch.tensor([0.5]), torch.tensor([0]), ("square",)))
+    return found
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_every_frame_has_a_line_and_is_drawn(clip, tmp_path):
+    seen, told = [], []
+
+    def find(pictures):
+        seen.append(len(pictures))
+        return squares(pictures)
+
+    (summary,) = predict_videos([str(clip)], find, tmp_path / "out", tell=lambda *state: told.append(state))
+    assert max(seen) == FRAMES_AT_ONCE
+    assert told[-1] == (str(clip), FRAMES, FRAMES)
+    assert (summary.frames, summary.counts, summary.notes) == (FRAMES, {"square": FRAMES}, [])
+    rows = lines(tmp_path / "out/clip.jsonl")
+    assert [row["frame"] for row in rows] == list(range(FRAMES))
+    assert [row["time"] for row in rows] == pytest.approx(np.arange(FRAMES) / 10, abs=2e-3)
+    assert (rows[0]["width"], rows[0]["height"]) == (WIDTH, HEIGHT)
+    for row in rows:
+        (detection,) = row["detections"]
+        assert (detection["class"], detection["score"]) == ("square", 0.5)
+        assert detection["box_xyxy"] == pytest.approx([2 * row["frame"], 16, 2 * row["frame"] + 16, 32], abs=3)
+    with Video(str(tmp_path / "out/clip.mp4")) as drawn:
+        shown = list(drawn)
+    with Video(str(clip)) as source:
+        whole = list(source)
+    assert [frame.time for frame in shown] == pytest.approx([row["time"] for row in rows], abs=2e-3)
+    assert (
+        shown[0].picture[..., 0].max() > 150 > 120 > whole[0].picture[..., 0].max()
+    )  # a box in a red of its class
+
+
+def test_ctrl_c_keeps_what_was_found(clip, tmp_path):
+    calls = iter([squares, squares])
+
+    def find(pictures):
+        found = next(calls, None)
+        if found is None:
+            raise KeyboardInterrupt
+        return found(pictures)
+
+    (summary,) = predict_videos([str(clip)], find, tmp_path / "out", pictures=False)
+    assert summary.frames == len(lines(tmp_path / "out/clip.jsonl")) == 2 * FRAMES_AT_ONCE
+    assert summary.notes == [f"{clip}: ended by Ctrl-C"]
+    assert not (tmp_path / "out/clip.mp4").exists()
+    with pytest.raises(UserError, match="would be written over"):
+        list(predict_videos([str(clip)], squares, tmp_path))
+
+
+def test_the_command(clip, trained, tmp_path, crossdet):
+    out = tmp_path / "out"
+    done = crossdet(
+        "predict", trained.folder, clip, "--every", "5", "-o", out, "--no-pictures", "--json", out / "all.json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "clip.mp4: 4 frames: " in done.stdout
+    assert [row["frame"] for row in lines(out / "clip.jsonl")] == [0, 5, 10, 15]
+    (video,) = json.loads((out / "all.json").read_text())["videos"]
+    assert (video["frames"], video["notes"]) == (4, [])
+    assert not (out / "predictions.json").exists()
+    refused = crossdet("predict", trained.folder, tmp_path, "--every", "5", "-o", out)
+    assert refused.returncode == 2
+    assert "--every: it is for videos" in refused.stderr
