@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from crossdet.data.annotation_files import header_sizes
 from crossdet.data.augment import Resize
+from crossdet.data.canvases import Canvas, canvases_of
 from crossdet.data.decoding import UnreadableImage, read_image
 from crossdet.data.loading import pad_images
 from crossdet.data.picture_files import find_images as find_images
@@ -37,7 +39,7 @@ from crossdet.windows import Tiling, join
 WINDOWS_AT_ONCE = 8
 """Windows of large pictures in one forward pass."""
 BATCHES_AHEAD = 2
-"""Batches of a folder that are decoded and resized while the network looks at another."""
+"""So many batches of a folder are decoded and resized while the network looks at another."""
 AnyImage = str | Path | Image.Image | np.ndarray | Tensor
 
 
@@ -133,19 +135,24 @@ class Detector(Reporting):
 
     @torch.inference_mode()
     def find(
-        self, pictures: Sequence[tuple[Tensor, Tensor]], classes: Sequence[int] | None, limits: Limits
+        self,
+        pictures: Sequence[tuple[Tensor, Tensor]],
+        classes: Sequence[int] | None,
+        limits: Limits,
+        canvas: Canvas | None = None,
     ) -> list[Detections]:
         """Detections in pairs (picture, the same `resized`). classes: of `class_ids`; limits: of that method.
 
-        One forward pass; two where upright and lying pictures together would be mostly padding.
+        One forward pass on the canvas, which holds all of them; without one two where upright and lying pictures
+        together would be mostly padding.
         """
         found: list[Detections | None] = [None] * len(pictures)
         of_members = limits
         if self.folding is not None:
             most, groups = limits.max_detections * self.folding.largest, self.folding.nms_groups
             of_members = replace(limits, max_detections=most, nms_groups=groups)
-        for rows in _alike([small for _, small in pictures]):
-            stack, sizes = pad_images([pictures[row][1] for row in rows], self.model.fill_colour)
+        for rows in _alike([small for _, small in pictures]) if canvas is None else [range(len(pictures))]:
+            stack, sizes = pad_images([pictures[row][1] for row in rows], self.model.fill_colour, canvas)
             if self.device.type == "cuda":
                 stack = stack.pin_memory().to(self.device, non_blocking=True)
             raw = self.model.find(stack, sizes.to(self.device), classes, of_members)
@@ -281,12 +288,15 @@ def predict_files(
 ) -> Iterator[tuple[Path, Tensor | None, Detections | str]]:
     """(file, picture, detections) of every file in order; (file, None, reason) where it cannot be read.
 
-    Files are decoded and resized in threads, up to `BATCHES_AHEAD` batches ahead of the network: so many pictures
-    and one batch more are in memory, whatever the number of files. The options are those of `Detector.__call__`;
-    with a tile the pictures, which are large, come one by one and their windows in batches.
+    Pictures of one canvas come in batches of their own, which are chosen beforehand by the files' headers, so that
+    a folder of many sizes is looked at in few. Files are decoded and resized in threads, ahead of the network: of
+    at most `BATCHES_AHEAD` batches and one more, whatever the number of files. The options are those of
+    `Detector.__call__`; with a tile the pictures, which are large, come one by one and their windows in batches.
     """
     tiling = Tiling.of(tile, overlap)
     batch_size = batch_size if tiling is None else 1
+    more = {} if agnostic_nms is None else {"agnostic_nms": agnostic_nms}
+    ids, limits = detector.class_ids(classes), detector.limits(score_threshold, max_detections, **more)
 
     def prepare(file: Path) -> tuple[Tensor, Tensor] | str:
         try:
@@ -295,23 +305,66 @@ def predict_files(
             return str(error)
         return picture, picture if tiling is not None else detector.resized(picture)
 
-    def find(pictures: Sequence[tuple[Tensor, Tensor]]) -> list[Detections]:
+    def find(pictures: Sequence[tuple[Tensor, Tensor]], canvas: Canvas | None) -> list[Detections]:
         if tiling is None:
-            return detector.find(pictures, ids, limits)
+            return detector.find(pictures, ids, limits, canvas)
         return detector.find_in_windows([picture for picture, _ in pictures], ids, limits, tiling)
 
-    more = {} if agnostic_nms is None else {"agnostic_nms": agnostic_nms}
-    ids, limits = detector.class_ids(classes), detector.limits(score_threshold, max_detections, **more)
-    groups = (files[i : i + batch_size] for i in range(0, len(files), batch_size))
+    canvases = [None] * len(files) if tiling is not None else _canvases(detector, files)
+    coming = zip(files, canvases, strict=True)
+    waiting: deque[_Waiting] = deque()
     pool = ThreadPoolExecutor(max_workers=min(8, max(2, os.cpu_count() or 1)))
     try:
-        ahead = deque([pool.submit(prepare, file) for file in group] for group in islice(groups, BATCHES_AHEAD))
-        for start in range(0, len(files), batch_size):
-            prepared = [future.result() for future in ahead.popleft()]
-            ahead.extend([pool.submit(prepare, file) for file in group] for group in islice(groups, 1))
-            pictures = [pair for pair in prepared if not isinstance(pair, str)]
-            found = iter(find(pictures))
-            for file, pair in zip(files[start : start + batch_size], prepared, strict=True):
-                yield (file, None, pair) if isinstance(pair, str) else (file, pair[0], next(found))
+        while True:
+            for file, canvas in islice(coming, batch_size * (1 + BATCHES_AHEAD) - len(waiting)):
+                waiting.append(_Waiting(file, canvas, pool.submit(prepare, file)))
+            if not waiting:
+                return
+            first = waiting[0]
+            if first.found is None:
+                alike = (one for one in waiting if one.found is None and one.canvas == first.canvas)
+                _look(list(islice(alike, batch_size)), find)
+            yield waiting.popleft().answer()
     finally:  # also when the caller takes no more
         pool.shutdown(cancel_futures=True)
+
+
+@dataclass
+class _Waiting:
+    """A file on its way through the detector. ready: the picture and the same `resized`, or why there is none.
+    found: None = the network has not looked at it yet."""
+
+    file: Path
+    canvas: Canvas | None
+    ready: Future[tuple[Tensor, Tensor] | str]
+    found: Detections | str | None = None
+
+    def answer(self) -> tuple[Path, Tensor | None, Detections | str]:
+        pair = self.ready.result()
+        assert self.found is not None
+        return self.file, None if isinstance(pair, str) else pair[0], self.found
+
+
+def _look(
+    some: Sequence[_Waiting], find: Callable[[Sequence[tuple[Tensor, Tensor]], Canvas | None], list[Detections]]
+) -> None:
+    """Fills in what is found in files of one canvas."""
+    pictures, readable = [], []
+    for one in some:
+        pair = one.ready.result()
+        if isinstance(pair, str):
+            one.found = pair
+        else:
+            pictures.append(pair)
+            readable.append(one)
+    if pictures:
+        for one, found in zip(readable, find(pictures, some[0].canvas), strict=True):
+            one.found = found
+
+
+def _canvases(detector: Detector, files: Sequence[Path]) -> Sequence[Canvas | None]:
+    """Of each file. A network that stretches pictures needs none."""
+    if detector.model.stretched_to is not None:
+        return [None] * len(files)
+    sizes = np.array([size or (0, 0) for size in header_sizes(files, upright=True)], np.int64).reshape(-1, 2)
+    return canvases_of(sizes, detector.settings.shorter, detector.settings.longer) or [None] * len(files)

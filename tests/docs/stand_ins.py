@@ -51,10 +51,10 @@ def voc(root: Path, classes: list[str], counts: dict[str, int]) -> None:
         write_voc(pictures(root / "JPEGImages", names, classes, seed), root, split)
 
 
-def yolo(root: Path, classes: list[str], counts: dict[str, int]) -> None:
-    for seed, (split, count) in enumerate(counts.items()):
+def yolo(root: Path, classes: list[str], counts: dict[str, int], seed: int = 0) -> None:
+    for number, (split, count) in enumerate(counts.items(), seed):
         names = [f"{split}_{i}.jpg" for i in range(count)]
-        write_yolo(pictures(root / "images" / split, names, classes, seed), root, split)
+        write_yolo(pictures(root / "images" / split, names, classes, number), root, split)
 
 
 def wider_face(root: Path, images: str, annotations: str, count: int, seed: int) -> None:

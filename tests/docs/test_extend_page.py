@@ -1,9 +1,7 @@
 """The configs and the commands of docs/extend.md and its details run as they stand, with a tiny network."""
 
-import re
 import shlex
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -12,13 +10,8 @@ from crossdet import load_detector, train
 from crossdet.commands import main as cli
 from crossdet.config import Config, LabelsConfig
 
+from .shown import blocks
 from .stand_ins import TINY_EXTENSION, coco, wider_face
-
-DOCS = Path(__file__).parents[2] / "docs"
-
-
-def blocks(page, language):
-    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.S)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import yaml
 
 from crossdet import load_config, train
 from crossdet.commands import main as cli
+from crossdet.config import Config
 from crossdet.config.sources import open_sources
 from crossdet.evaluation.curves import NamedCurve, write_run_curves
 from crossdet.evaluation.files.wider_face_lists import write_wider_face_lists
@@ -32,6 +34,10 @@ PAGES = (
     "docs/using.md",
     "docs/extending_crossdet.md",
     "docs/design.md",
+    "docs/two_yolo_folders.md",
+    "docs/glossary.md",
+    "docs/limits.md",
+    "docs/export.md",
 )
 MAINS = {"crossdet": cli.main, "crossdet-research": research.main}
 BACKBONE = ["model.backbone=mobilenetv3_small_050", "model.weights=none"]
@@ -223,6 +229,18 @@ def test_the_import_of_an_audit_into_fiftyone(world, monkeypatch):
 def test_the_config_is_the_paper_recipe():
     (text,) = blocks("yaml")
     assert yaml.safe_load(text)["train"] == {"minutes": 60}
+
+
+@pytest.mark.parametrize("page", ["glossary.md", "limits.md"])
+def test_keys_that_words_are_explained_by_exist(page):
+    text = (ROOT / "docs" / page).read_text()
+    text = text.replace("`model.safetensors`", "")  # a file
+    keys = [key for key in re.findall(r"`([a-z_.]+)`", text) if key.split(".")[0] in Config.model_fields]
+    assert len(keys) > 2
+    for key in keys:
+        section, _, name = key.partition(".")
+        kinds = [Config.model_fields[section].annotation, *get_args(Config.model_fields[section].annotation)]
+        assert not name or any(name in getattr(kind, "model_fields", {}) for kind in kinds), key
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,6 +1,7 @@
 """`crossdet demo` with a few pictures and two steps: everything it promises is written, nothing about how good."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 from crossdet import load_config, load_detector
 from crossdet.commands import main as cli
 from crossdet.config.sources import open_sources
+from crossdet.runs.building import build_network, network_settings
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,24 @@ def test_pictures(demo):
 def test_make_demo_runs_the_command():
     text = (Path(__file__).parents[2] / "Makefile").read_text()
     assert "demo: $(STAMP)\n\t$(BIN)/crossdet demo\n" in text
+
+
+def test_another_network(tmp_path, crossdet):
+    """As docs/architectures.md has it."""
+    page = (Path(__file__).parents[2] / "docs/architectures.md").read_text()
+    (line,) = (line for line in page.splitlines() if line.startswith("crossdet demo "))
+    words = shlex.split(line, comments=True)[2:]
+    few = ("--data-only", "--images", "8", "--test-images", "4", "-o", tmp_path / "world")
+    done = crossdet("demo", *words, *few)
+    assert done.returncode == 0, done.stderr
+    for method in ("aware", "naive"):
+        config = load_config(tmp_path / f"world/{method}.yaml")
+        assert (config.model.name, config.train.plain) == ("dfine", method == "naive")
+    assert build_network(network_settings(config), open_sources(config).space).num_classes == 5
+    done = crossdet("demo", *few[:-1], tmp_path / "none", "--set", "model")
+    assert done.returncode == 2
+    assert "--set model: expected `key=value`" in done.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_data_only_gives_a_world_labelled_in_full_and_in_part(tmp_path, monkeypatch):

@@ -93,6 +93,15 @@ def test_rf_detr_from_a_checkpoint(world: World, tmp_path, crossdet):
     assert detector.space.classes == ("bus", "tree", "car", "face")
     picture = next((world.root / "cars").glob("*.png"))
     assert set(detector(picture, ["bus", "car"], 0.0).names) == {"bus", "car"}
+    assert crossdet("eval", tmp_path / "more", config).returncode == 0
+
+    done = crossdet("extend", zoo, config, "--mode", "frozen", "-o", tmp_path / "frozen")
+    assert done.returncode == 0, done.stderr
+    old, new = (load_detector(place)(picture, ["bus", "tree"], 0.0) for place in (zoo, tmp_path / "frozen"))
+    assert len(old) > 10
+    assert torch.equal(old.boxes, new.boxes)
+    assert torch.equal(old.scores, new.scores)
+    assert old.names == new.names
 
 
 def test_training_from_a_checkpoint_is_the_same_for_any_number_of_workers(zoo, world: World, tmp_path, crossdet):

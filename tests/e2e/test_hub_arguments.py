@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -15,8 +16,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.unit.models.detr.made import tiny
 
+from crossdet import load_detector
 from crossdet.models.card import read_card
 from crossdet.models.detr import building
+from crossdet.runs import evaluate as evaluation
+from crossdet.serving import app
+from crossdet.serving.app import Server
 
 
 @pytest.fixture
@@ -45,29 +50,55 @@ def hub(tmp_path, monkeypatch) -> list[str]:
     return asked
 
 
-def test_commands_take_ids_of_the_hub(hub, world: World, tmp_path, crossdet):
+def test_commands_take_ids_of_the_hub(hub, world: World, tmp_path, crossdet, monkeypatch):
     config = world.write_config(
         tmp_path / "config.yaml", {"model": None, "input": None, "labels": {"merge": {"same_names": True}}}
     )
     given = "hf://zoo-team/cars-and-faces"
+    served: list[Server] = []
+    monkeypatch.setattr(app, "serve", lambda server, *_: served.append(server))
     for words in (
         ("check", "zoo-team/cars-and-faces"),
         ("check", config, "--extends", given),
         ("predict", given, next((world.root / "cars").glob("*.png")), "-o", "found"),
         ("eval", "zoo-team/cars-and-faces", config),
         ("labels", given, "--rename", "car=automobile"),
+        ("report", given, "--data", config),
+        ("serve", given),
     ):
         done = crossdet(*words)
         assert done.returncode == 0, done.stderr
     assert set(hub) == {"zoo-team/cars-and-faces"}
+    assert [list(server.detectors) for server in served] == [["cars-and-faces"]]
+    page = Path("report.html").read_text()
+    assert "<h2>What is taken for what" in page
+    assert "<h2>Scores" not in page  # no training is known
     fetched = tmp_path / "cache/hub/zoo-team/cars-and-faces"
     names = {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert {file.name for file in fetched.iterdir()} == names  # no code, and no results
     assert read_card(fetched).space.datasets == ("cars-and-faces",)
     assert {file.name for file in Path().iterdir()} == {
-        "found", "eval_config", "eval_config.json", "relabelled.safetensors",
+        "found", "eval_config", "eval_config.json", "relabelled.safetensors", "report.html",
     }  # fmt: skip
     assert read_card(Path("relabelled.safetensors")).space.classes == ("automobile", "face")
+
+
+def test_thresholds_are_stored_beside_a_checkpoint_of_ones_own(hub, world: World, tmp_path, crossdet, monkeypatch):
+    changes = {"model": None, "input": None, "labels": {"merge": {"same_names": True}}}
+    config = world.write_config(tmp_path / "config.yaml", changes)
+    done = crossdet("eval", "zoo-team/cars-and-faces", config, "--store-thresholds")
+    assert done.returncode == 2
+    assert done.stdout == ""  # at its start
+    assert "zoo-team/cars-and-faces is not yours to change; take a copy" in done.stderr
+    mine = tmp_path / "hub/zoo-team/cars-and-faces"
+    before, found = read_card(mine), {"car": {"threshold": 0.4}}
+    metrics = {"datasets": {}, "warnings": [], "operating": found}
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: metrics)
+    done = crossdet("eval", mine, config, "--store-thresholds")
+    assert done.returncode == 0, done.stderr
+    assert f"1 thresholds stored in {mine}/crossdet.json" in done.stdout
+    assert read_card(mine) == replace(before, operating=found)
+    assert load_detector(mine).thresholds == {"car": 0.4}
 
 
 def test_what_the_hub_does_not_have(hub, tmp_path, crossdet):

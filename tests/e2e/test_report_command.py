@@ -58,7 +58,8 @@ def test_mistakes_are_told(world, trained, tmp_path, crossdet):
         assert done.returncode == 2
         return done.stderr
 
-    assert "expected the directory of a run" in told(tmp_path)
+    assert "expected a .safetensors file or a run directory" in told(tmp_path)
+    assert "say --data CONFIG, or --no-pictures" in told(trained.folder / "model.safetensors", "-o", tmp_path / "x")
     run = tmp_path / "run"
     shutil.copytree(trained.folder, run)
     (run / "metrics.json").write_text("[]")

@@ -16,6 +16,7 @@ def test_it_serves_until_it_is_interrupted(trained):
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert running.stdout is not None
+        assert running.stdout.readline().startswith("weights: ")
         found = re.search(r"http://127\.0\.0\.1:(\d+)", running.stdout.readline())
         assert found is not None
         with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/about", timeout=30) as answer:

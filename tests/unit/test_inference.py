@@ -5,9 +5,10 @@ import threading
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from crossdet import LabelSpace, inference
+from crossdet.data.canvases import CANVASES, canvases_of
 from crossdet.inference import BATCHES_AHEAD, Detector, predict_files
 from crossdet.models.building import build_detector
 from crossdet.models.card import InputSettings
@@ -93,7 +94,7 @@ def test_files_are_prepared_ahead_but_not_all_at_once(detector, files, monkeypat
     stream = predict_files(detector, files, batch_size=2)
     for taken in range(3):
         next(stream)
-        bound = 2 * (taken // 2 + 1 + BATCHES_AHEAD)
+        bound = 2 * (1 + BATCHES_AHEAD) + taken
         while len(begun) < bound:  # all of them are read without anybody asking for more
             assert finished.acquire(timeout=10)
         assert len(begun) == bound
@@ -102,6 +103,54 @@ def test_files_are_prepared_ahead_but_not_all_at_once(detector, files, monkeypat
     stream.close()  # a caller who has seen enough leaves no threads behind
     assert len(begun) <= bound
     assert not any(thread.name.startswith("ThreadPool") and thread.is_alive() for thread in threads)
+
+
+@pytest.fixture(scope="module")
+def of_many_sizes(tmp_path_factory):
+    """Fourteen sizes, one picture that EXIF turns, one that nobody can read."""
+    folder, rng = tmp_path_factory.mktemp("sizes"), np.random.default_rng(1)
+    paths = []
+    for number in range(18):
+        path = folder / f"{number:02d}.jpg"
+        pixels = rng.integers(0, 256, (40 + 9 * (number * 5 % 14), 40 + 8 * (number * 3 % 7), 3), dtype=np.uint8)
+        exif = Image.Exif()
+        if number == 2:
+            exif[ExifTags.Base.Orientation] = 6
+        Image.fromarray(pixels).save(path, exif=exif)
+        paths.append(path)
+    paths[7].write_bytes(b"no picture")
+    return paths
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_a_folder_of_many_sizes_is_looked_at_in_few(detector, of_many_sizes, monkeypatch, batch_size):
+    """What is found in a picture is what is found in it alone on its canvas, whatever the batches, in order."""
+    shapes, find = [], detector.model.find
+
+    def seen(images, *args, **kwargs):
+        shapes.append(tuple(images.shape))
+        return find(images, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(detector.model, "find", seen)
+        rows = list(predict_files(detector, of_many_sizes, max_detections=5, batch_size=batch_size))
+    assert [path for path, _, _ in rows] == of_many_sizes
+    assert "07.jpg" in rows[7][2]
+    read = {path: inference.as_tensor(path) for path in of_many_sizes if path != of_many_sizes[7]}
+    sizes = np.array([read[path].shape[1:] if path in read else (0, 0) for path in of_many_sizes])
+    canvases = canvases_of(sizes, 64, 128)
+    assert {shape[2:] for shape in shapes} == {canvas for row, canvas in enumerate(canvases) if row != 7}
+    assert 2 <= len(set(canvases)) <= CANVASES < len(np.unique(sizes, axis=0))
+    assert sum(shape[0] for shape in shapes) == len(read)
+    assert (max(shape[0] for shape in shapes) > 1) == (batch_size > 1)
+    for (path, picture, found), canvas in zip(rows, canvases, strict=True):
+        if picture is not None:
+            assert torch.equal(picture, read[path])
+            pair = (picture, detector.resized(picture))
+            (alone,) = detector.find([pair], None, detector.limits(max_detections=5), canvas)
+            assert len(found) == 5
+            torch.testing.assert_close(found.scores, alone.scores, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found.boxes, alone.boxes, rtol=1e-3, atol=1e-2)
 
 
 def test_options_are_checked_before_anything_is_read(detector, files):

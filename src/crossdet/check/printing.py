@@ -24,7 +24,7 @@ from crossdet.check.report import (
 from crossdet.evaluation.tables import lineless_table
 
 MATRIX_CLASSES = 20
-"""Up to so many classes the avoidance matrix is shown in full; beyond, classes with equal columns are grouped."""
+"""Up to so many classes the avoidance relation is shown in full; beyond, classes with equal columns are grouped."""
 
 _NAMED = 6
 

@@ -30,7 +30,7 @@ def check(
     batches: Annotated[int, typer.Option(min=1, help="how many batches --pictures draws")] = 2,
     json_file: JsonFile = None,
 ) -> None:
-    """Read everything before any training: data, merged labels, avoidance matrix, anchors, duplicates.
+    """Read everything before any training: data, merged labels, avoidance relation, anchors, duplicates.
 
     Of trained weights: their classes, label rules, thresholds, and the generations that they come from.
     A config that extends weights: --extends WEIGHTS.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import JsonFile, Output, out, save_json
+from crossdet.commands.terminal import JsonFile, Output, Overrides, out, save_json
 from crossdet.errors import UserError
 
 
@@ -24,6 +24,7 @@ def demo(
     data_only: Annotated[
         bool, typer.Option(help="write the pictures and the configs aware, naive and full; train nothing")
     ] = False,
+    overrides: Overrides = None,
     json_file: JsonFile = None,
 ) -> None:
     """Generate three partially labelled datasets, train dataset-aware and naively, and compare (CPU, minutes)."""
@@ -33,7 +34,7 @@ def demo(
     if data_only:
         if json_file is not None:
             raise UserError("--json: with --data-only there are no numbers to write")
-        write_demo_world(folder, seed, steps, images, test_images)
+        write_demo_world(folder, seed, steps, images, test_images, overrides or ())
         out.print(f"pictures: {folder}/data; configs: {folder}/aware.yaml, naive.yaml, full.yaml (all labels)")
     else:
-        save_json(json_file, run_demo(folder, out, seed, steps, images, test_images))
+        save_json(json_file, run_demo(folder, out, seed, steps, images, test_images, overrides or ()))

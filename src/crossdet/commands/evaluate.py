@@ -55,7 +55,12 @@ def evaluate(
 
     if store and not fold:
         raise UserError("--store-thresholds: they are kept for whole classes; leave out --no-fold")
-    run = fetched(run)
+    given, run = run, fetched(run)
+    if store and run != given:
+        raise UserError(
+            f"--store-thresholds: {given} is not yours to change; take a copy, such as `hf download` makes with "
+            f"--local-dir, and give its directory"
+        )
     if store and is_exported(run):
         raise UserError(
             "--store-thresholds: an exported file cannot be changed; store them in the weights, export again"
@@ -82,14 +87,14 @@ def evaluate(
     if folder is not None:
         say(f"curves and predictions in {folder}")
     if store:
-        from crossdet.models.card import read_card, weights_path
+        from crossdet.models.card import foreign_checkpoint, read_card, weights_path
         from crossdet.models.weights import update_card
 
-        weights = weights_path(run, last)
+        weights = weights_path(run, last) if foreign_checkpoint(run) is None else run
         # classes that the config lacks keep theirs
         stored = read_card(weights).operating or {}
-        update_card(weights, operating={**stored, **metrics["operating"]})
-        say(f"{len(metrics['operating'])} thresholds stored in {weights}")
+        file = update_card(weights, operating={**stored, **metrics["operating"]})
+        say(f"{len(metrics['operating'])} thresholds stored in {file}")
 
 
 def _class_table(dataset: str, per_class: dict[str, dict[str, Any]]) -> Table:

@@ -11,11 +11,23 @@ from crossdet.commands.terminal import JsonFile, save_json, say
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="run directory")],
-    against: Annotated[Path | None, typer.Option(metavar="RUN", help="another run, shown beside it")] = None,
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="run directory; or weights, of which there is less to tell")
+    ],
+    against: Annotated[Path | None, typer.Option(metavar="RUN", help="another one, shown beside it")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="CONFIG", help="whose validation pictures are looked at (default: the run's own)"),
+    ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", dir_okay=False, help="(default: report.html in the run)"),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            dir_okay=False,
+            help="default: report.html in the run or beside the weights",
+        ),
     ] = None,
     pictures: Annotated[
         bool, typer.Option(help="look at the validation pictures: curves, confusions, calibration, audit")
@@ -23,8 +35,16 @@ def report(
     json_file: JsonFile = None,
 ) -> None:
     """Write one HTML page about a run: data, labels, curves, scores, confusions, pictures, audit."""
+    from crossdet.models.card import taken
+    from crossdet.models.hub import fetched, results_folder
+
+    run, against = fetched(run), against and fetched(against)
+    for one in (run, against):
+        if one is not None:
+            say(taken(one))
+
     from crossdet.runs.report import report as write
 
-    file = output or run / "report.html"
-    save_json(json_file, write(run, file, against, pictures))
+    file = output or results_folder(run) / "report.html"
+    save_json(json_file, write(run, file, against, pictures, data))
     say(f"{file}")

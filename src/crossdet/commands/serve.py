@@ -12,7 +12,7 @@ from crossdet.errors import UserError
 
 
 def serve(
-    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="weights file or run directory")],
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="weights, run directory, or exported file")],
     against: Annotated[
         Path | None, typer.Option(metavar="WEIGHTS", help="another detector, shown side by side")
     ] = None,
@@ -28,17 +28,20 @@ def serve(
     last: Last = False,
 ) -> None:
     """Open a page to drop pictures or use a camera, choose classes and move thresholds."""
-    from crossdet.inference import load_detector
+    from crossdet.models.card import taken
     from crossdet.models.hub import fetched
+    from crossdet.opening import load_detector
     from crossdet.serving.app import LOOPBACK, Server
     from crossdet.serving.app import serve as run
     from crossdet.serving.limits import ServeLimits
 
     paths = [fetched(path) for path in (weights, against) if path is not None]
-    plain = [path.resolve().stem if path.suffix else path.resolve().name for path in paths]
+    plain = [path.resolve().name if path.is_dir() else path.stem for path in paths]
     names = plain if len(set(plain)) == len(plain) else [str(path) for path in paths]
     if len(set(names)) < len(names):
         raise UserError(f"--against {against}: that is the detector itself")
+    for path in paths:
+        say(taken(path, last))
     detectors = {name: load_detector(path, last=last) for name, path in zip(names, paths, strict=True)}
     alone = host in LOOPBACK
     server = Server(detectors, ServeLimits(file_mb, megapixels, rate), LOOPBACK if alone else ())

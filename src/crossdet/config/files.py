@@ -67,6 +67,15 @@ def load_config(path: Path | str, overrides: Sequence[Override] = (), known_data
     return config
 
 
+def overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The values of a config file with `overrides` of `load_config`. Raises `ConfigError` where one is no such."""
+    data: dict[str, Any] = _copied(values)
+    problems = [problem.text for given in overrides for problem in _override(data, {}, f"--set {given}", given)]
+    if problems:
+        raise ConfigError(problem_list(f"{len(problems)} mistake(s)", problems))
+    return data
+
+
 def dump_config(config: Config) -> str:
     """YAML that `load_config` reads back to an equal config; all paths are absolute.
 

@@ -83,14 +83,17 @@ def is_there(path: Path) -> bool:
         return False
 
 
-def header_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | None]:
-    """(height, width) of image files from their headers, as stored (EXIF not applied); None = unreadable."""
-    from PIL import Image
+def header_sizes(paths: Sequence[Path], upright: bool = False) -> list[tuple[int, int] | None]:
+    """(height, width) of image files from their headers, as stored; None = unreadable. upright: as EXIF says."""
+    from PIL import ExifTags, Image
 
     def size(path: Path) -> tuple[int, int] | None:
         try:
             with Image.open(path) as image:
                 height, width = image.height, image.width
+                # not the plugin's own, which for PNG decodes the picture to look behind it
+                if upright and Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) >= 5:
+                    height, width = width, height
         except Exception:  # on a damaged file Pillow's plugins raise almost anything
             return None
         return (height, width) if 0 < height < 2**31 and 0 < width < 2**31 else None

@@ -8,6 +8,7 @@ held-out set in all three looks carries all labels and shows what each of them r
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from crossdet.config import load_config
+from crossdet.config.files import overridden
 from crossdet.data.formats.wider_face import read_wider_face
 from crossdet.demo.scenes import LOOKS, write_demo_datasets
 from crossdet.evaluation.arrays import DetectionArrays
@@ -125,15 +127,23 @@ def write_demo_world(
     steps: int | None = None,
     images: int = TRAIN_IMAGES,
     test_images: int | None = None,
+    overrides: Sequence[str] = (),
 ) -> int:
     """Writes the pictures and their labels into `folder/data` and the configs `aware.yaml`, `naive.yaml` and
-    `full.yaml` beside it; returns the test pictures per look (test_images; None = a third of `images`)."""
+    `full.yaml` beside it; returns the test pictures per look (test_images; None = a third of `images`).
+
+    overrides: `a.b=value`, of all configs. Raises `ConfigError` where they are none, before anything is written.
+    """
+    configs = {method: demo_config(method == "naive", seed, steps) for method in METHODS}
+    configs = {
+        name: overridden(content, overrides)
+        for name, content in (configs | {"full": full_config(seed, steps)}).items()
+    }
     folder.mkdir(parents=True, exist_ok=True)
     union = max(PICTURES_PER_LOOK, images // 3) if test_images is None else test_images
     write_demo_datasets(folder / "data", seed, images, max(2, images // 8), union)
     write_face_lists(folder / "data/faces")
-    configs = {method: demo_config(method == "naive", seed, steps) for method in METHODS}
-    for name, content in (configs | {"full": full_config(seed, steps)}).items():
+    for name, content in configs.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return union
 
@@ -145,15 +155,16 @@ def run_demo(
     steps: int | None = None,
     images: int = TRAIN_IMAGES,
     test_images: int | None = None,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Writes pictures, two runs, tables and side-by-side pictures into `folder`; returns the numbers.
 
     steps: optimiser steps of each training; None = the whole schedule. images: training pictures per dataset.
-    test_images: fully labelled pictures per look, None = a third of `images`.
+    test_images: fully labelled pictures per look, None = a third of `images`. overrides: see `write_demo_world`.
     """
     started = time.monotonic()
     console.print("[bold]1/4[/bold] three generated datasets and a fully labelled test set")
-    union = write_demo_world(folder, seed, steps, images, test_images)
+    union = write_demo_world(folder, seed, steps, images, test_images, overrides)
     console.print(
         "    faces: only faces are labelled; peds: only pedestrians; objects: persons, cars, dogs, signs, no faces"
     )
@@ -175,7 +186,7 @@ def run_demo(
     _print_tables(result, test, console)
     pictures = write_comparisons(folder / "pictures", test, found)
     minutes = (time.monotonic() - started) / 60
-    content = {"seed": seed, "steps": steps, "minutes": minutes, "results": result}
+    content = {"seed": seed, "steps": steps, "set": list(overrides), "minutes": minutes, "results": result}
     write_json(folder / "demo.json", content)
     console.print(f"pictures side by side: [bold]{pictures}[/bold]", highlight=False)
     console.print(

@@ -54,8 +54,8 @@ filter.addEventListener('input', () => {
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run wrote. history: the records of its epochs; best_epoch: of the weights that are taken.
-    steps: column of `steps.csv` -> its values. recipe: lines of `metrics.json`."""
+    """What a run wrote. history: the records of its epochs, none of weights without a run; best_epoch: of the
+    weights that are taken. steps: column of `steps.csv` -> its values. recipe: lines of `metrics.json`."""
 
     name: str
     card: Card
@@ -104,13 +104,11 @@ def write_report(
     runs = [run, *([against] if against else [])]
     body = [
         _head(runs),
-        _warnings(run),
-        _scores(runs),
-        _training(runs),
+        *([_warnings(run), _scores(runs), _training(runs)] if run.history else []),
         _data(run.card.space, counts),
         _labels(run.card.space),
         FILTER,
-        _classes(runs),
+        *([_classes(runs)] if run.history else []),
     ]
     if looked is not None:
         others = [(against.name, against_looked)] if against and against_looked else []

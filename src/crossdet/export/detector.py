@@ -58,6 +58,12 @@ class ExportedDetector(Reporting):
         thresholds[list(wanted)] = np.array(self.member_thresholds(score_threshold), np.float32)[list(wanted)]
         return thresholds
 
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """Without the classes that the file was exported without."""
+        looked = set(self.about.rules.classes)
+        return tuple(name for name in self.reported if looked.issuperset(self.class_ids(name) or ()))
+
     def find(self, picture: Picture, thresholds: NDArray[np.float32], most: int | None = None) -> Detections:
         """In one picture; thresholds: of `asked`."""
         rules, own, sides = self.about.rules, self.folding, picture.shape[:2]

@@ -32,6 +32,11 @@ class Reporting:
         """The names that `Detections.labels` number: `classes`, folded where there is something to fold."""
         return self.classes if self.folding is None else self.folding.names
 
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """Those of `reported` that may be asked for."""
+        return self.reported
+
     def thresholds_used(self, score_threshold: float | None) -> dict[str, float]:
         """Class -> threshold that applies when this one is given."""
         if score_threshold is not None:

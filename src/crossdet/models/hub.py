@@ -20,7 +20,7 @@ FILES = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors", PROCESSOR, CARD_FILE)
 """All that is fetched: no pickles, and no Python."""
 SCHEME = "hf:"
 _ID = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)")
-_OF_FILES = frozenset({".yaml", ".yml", ".json", ".safetensors", ".pt", ".pth", ".bin", ".onnx"})
+_OF_FILES = frozenset({".yaml", ".yml", ".json", ".safetensors", ".pt", ".pth", ".bin", ".onnx", ".xml"})
 
 
 def fetched(weights: Path) -> Path:

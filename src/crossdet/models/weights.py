@@ -18,13 +18,16 @@ from crossdet.errors import UserError
 from crossdet.files import write_atomically
 from crossdet.models.card import BEST_FILE as BEST_FILE
 from crossdet.models.card import (
+    CARD_FILE,
     FORMAT,
     Card,
+    card_beside,
     card_of,
     card_of_foreign,
     check_format,
     check_weights,
     foreign_checkpoint,
+    read_card,
     weights_path,
 )
 from crossdet.models.card import WEIGHTS_FILE as WEIGHTS_FILE
@@ -73,11 +76,17 @@ def load_weights(path: Path, last: bool = False) -> tuple[dict[str, Tensor], Car
     return tensors, card_of(path, metadata)
 
 
-def update_card(path: Path, **changes: Any) -> None:
-    """Replaces fields of the card of a weights file; its tensors stay as they are. Raises as `load_weights`."""
+def update_card(path: Path, **changes: Any) -> Path:
+    """Replaces fields of the card of weights; returns the file that holds it, beside the tensors of a checkpoint of
+    other software. The tensors stay as they are. Raises as `load_weights`."""
+    if foreign_checkpoint(path) is not None:
+        file = path / CARD_FILE
+        write_atomically(file, card_beside(replace(read_card(path), **changes)).encode())
+        return file
     path = weights_path(path)
     tensors, card = load_weights(path)
     save_weights(path, tensors, replace(card, **changes))
+    return path
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -12,21 +12,26 @@ from crossdet.config import CONFIG_FILE, Config, load_config
 from crossdet.config.sources import open_sources
 from crossdet.errors import UserError
 from crossdet.evaluation.report_page import Counts, Looked, RunRecord, write_report
-from crossdet.models.card import known_space, read_card
+from crossdet.export.sessions import card_of
+from crossdet.models.card import read_card
 from crossdet.models.weights import METRICS_FILE
 from crossdet.runs.audit import audited_runs, overlap_of
 
 STEPS_FILE = "steps.csv"
 
 
-def report(run: Path, output: Path, against: Path | None = None, pictures: bool = True) -> dict[str, Any]:
+def report(
+    run: Path, output: Path, against: Path | None = None, pictures: bool = True, data: Path | None = None
+) -> dict[str, Any]:
     """Writes the page to `output`; returns its numbers.
 
-    run, against: run directories. pictures: False looks at no data, so the page has what the run wrote alone.
+    run, against: run directories, or weights of any other kind, of which the page has less. pictures: False looks
+    at no data, so the page has what the run wrote alone. data: the config whose validation splits are looked at;
+    None: the run's own.
 
     Raises:
-        UserError: no run directory, an unfinished one without an epoch, unreadable weights or data, or runs whose
-            classes differ.
+        UserError: no weights, an unfinished run without an epoch, unreadable weights or data, no config where
+            pictures are to be looked at, or runs whose classes differ.
     """
     records = [read_run(one) for one in (run, against) if one is not None]
     if len({record.card.space.reported for record in records}) > 1:
@@ -37,7 +42,9 @@ def report(run: Path, output: Path, against: Path | None = None, pictures: bool 
     counts: Counts = {}
     looked: list[Looked] = []
     if pictures:
-        config = load_config(run / CONFIG_FILE, [], known_space(run).datasets)
+        if data is None and not _is_run(run):
+            raise UserError(f"{run} is no run with a {CONFIG_FILE}; say --data CONFIG, or --no-pictures")
+        config = load_config(data or run / CONFIG_FILE, [], records[0].card.space.datasets)
         counts = _counts(config)
         paths = [one for one in (run, against) if one is not None]
         looked = [Looked.of(one, overlap_of(detector)) for one, detector in audited_runs(paths, config)]
@@ -49,8 +56,9 @@ def report(run: Path, output: Path, against: Path | None = None, pictures: bool 
 def read_run(run: Path) -> RunRecord:
     """What a run wrote. Raises `UserError` where it is none, or has no epoch yet."""
     file = run / METRICS_FILE
-    if not run.is_dir() or not (run / CONFIG_FILE).exists():
-        raise UserError(f"{run}: expected the directory of a run, with {CONFIG_FILE} and {METRICS_FILE}")
+    if not _is_run(run):
+        name = run.resolve().name if run.is_dir() else run.stem
+        return RunRecord(name, card_of(run), (), None, {}, ())
     if not file.exists():
         raise UserError(f"{run}: there is no {METRICS_FILE} yet; it is written at the end of an epoch")
     try:
@@ -59,6 +67,10 @@ def read_run(run: Path) -> RunRecord:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not what a run writes ({error!r})") from None
     return RunRecord(run.resolve().name, read_card(run), history, best, _steps(run / STEPS_FILE), recipe)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / CONFIG_FILE).exists()
 
 
 def _steps(file: Path) -> dict[str, list[float]]:

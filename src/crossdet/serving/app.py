@@ -1,4 +1,5 @@
-"""A page to try detectors on one's own pictures: an aiohttp application over `Detector`.
+"""A page to try detectors on one's own pictures: an aiohttp application over `Detector` and
+`ExportedDetector`.
 
     GET  /        the page (`page.html`, `page.js`)
     GET  /about   detectors, their classes and thresholds, and the limits
@@ -17,14 +18,18 @@ import time
 import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from crossdet.data.decoding import UnreadableImage, decode_bytes
+from crossdet.data.picture_files import UnreadableImage, decode_with_pillow
 from crossdet.errors import UserError
-from crossdet.inference import DEFAULT_THRESHOLD, Detector
+from crossdet.labels.reporting import DEFAULT_THRESHOLD
 from crossdet.serving.limits import Buckets, ServeLimits
+
+if TYPE_CHECKING:
+    from crossdet.export.detector import ExportedDetector
+    from crossdet.inference import Detector
 
 try:
     from aiohttp import web
@@ -53,11 +58,14 @@ class Refused(Exception):
 
 
 class Server:
-    """detectors: name -> detector. hosts: names that a browser may know this server by; empty = any. A page of
-    another site that has its own name point here is refused by it."""
+    """detectors: name -> detector, of weights or of an exported file. hosts: names that a browser may know this
+    server by; empty = any. A page of another site that has its own name point here is refused by it."""
 
     def __init__(
-        self, detectors: Mapping[str, Detector], limits: ServeLimits, hosts: Sequence[str] = LOOPBACK
+        self,
+        detectors: Mapping[str, Detector | ExportedDetector],
+        limits: ServeLimits,
+        hosts: Sequence[str] = LOOPBACK,
     ) -> None:
         self.detectors, self.limits, self.hosts = dict(detectors), limits, tuple(hosts)
         self._buckets = Buckets(limits.rate, limits.burst)
@@ -100,7 +108,7 @@ class Server:
                 "name": name,
                 "classes": [
                     {"name": c, "threshold": detector.thresholds.get(c, DEFAULT_THRESHOLD)}
-                    for c in detector.reported
+                    for c in detector.offered
                 ],
             }
             for name, detector in self.detectors.items()
@@ -125,12 +133,14 @@ class Server:
             self._waiting -= 1
         return web.json_response(found)
 
-    def _find(self, detector: Detector, data: bytes, classes: Sequence[str] | None) -> dict[str, Any]:
+    def _find(
+        self, detector: Detector | ExportedDetector, data: bytes, classes: Sequence[str] | None
+    ) -> dict[str, Any]:
         self._check_size(data)
         with self._one_at_a_time:  # two at once would take each other's cores, and memory without limit
             begun = time.perf_counter()
             try:
-                picture = decode_bytes(data, "the picture", upright=True)
+                picture = decode_with_pillow(data, "the picture", rotate=True)
                 found = detector(picture, classes, score_threshold=LOWEST_SCORE)
             except (UnreadableImage, UserError) as error:
                 raise Refused(422, str(error)) from None
@@ -138,8 +148,8 @@ class Server:
         names = found.names or ()
         rows = zip(found.boxes.tolist(), found.scores.tolist(), names, strict=True)
         return {
-            "width": int(picture.shape[2]),
-            "height": int(picture.shape[1]),
+            "width": int(picture.shape[1]),
+            "height": int(picture.shape[0]),
             "milliseconds": round(1000 * spent, 1),
             "detections": [{"box": box, "score": score, "class": name} for box, score, name in rows],
         }

@@ -7,15 +7,20 @@ uses all that graphs have in common. Every architecture's graph finds what its `
 from __future__ import annotations
 
 import copy
+import hashlib
+import io
 import json
 import logging
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from crossdet import LabelSpace, UserError, load_detector
@@ -25,20 +30,30 @@ from crossdet.export.parity import difference
 from crossdet.files import write_json
 from crossdet.inference import Detector
 from crossdet.inference import load_detector as load_with_torch
+from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.building import build_detector
 from crossdet.models.card import Card, InputSettings, first_generation
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.models.weights import save_weights
 from crossdet.runs import export as exporting
 from crossdet.runs.export import Request, export
+from crossdet.serving.app import Server
+from crossdet.serving.limits import ServeLimits
 
-from ..models.tiny import TinySettings, build
+from ...docs.shown import blocks
+from ...docs.stand_ins import coco
+from ...docs.stand_ins import pictures as drawn
+from ..models.tiny import TINY, TinySettings, build
+from ..serving.test_app import ask, started
 
+GRAPHS: dict[str, Any] = {}
+write_graph = exporting.onnx_graph
 NAMES = {"a": ["x", "y"], "b": ["z"]}
 WITHOUT_TORCH = """
 import sys
 for name in ("torch", "torchvision", "timm"):
     sys.modules[name] = None  # an import of it fails
+import crossdet.serving.app
 from crossdet import load_detector
 from crossdet.commands.main import main
 found = load_detector(sys.argv[1])(sys.argv[2], score_threshold=0.0, max_detections=5)
@@ -83,21 +98,28 @@ def detector(weights):
     return Detector(network, read.space, read.settings, read.decoding, read.thresholds, file=weights)
 
 
+def graph_of(network, *given):
+    """The same graph for the same network and settings: torch takes seconds for each."""
+    weights = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in network.state_dict().values()))
+    key = f"{weights.hexdigest()} {given}"
+    if key not in GRAPHS:
+        GRAPHS[key] = write_graph(network, *given)
+    return copy.deepcopy(GRAPHS[key])
+
+
 @pytest.fixture(scope="module")
 def files(detector, weights, tmp_path_factory):
     """The graph is written once: for any size, as ONNX and as OpenVINO."""
-    folder, made = tmp_path_factory.mktemp("exported"), {}
-    write = exporting.onnx_graph
+    folder = tmp_path_factory.mktemp("exported")
     logging.getLogger("torch.__trace").setLevel(logging.ERROR)  # pytest records everything, which takes minutes
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporting, "load_detector", lambda *_args, **_options: detector)
-        patch.setattr(
-            exporting, "onnx_graph", lambda *given: made.get("graph") or made.setdefault("graph", write(*given))
-        )
+        patch.setattr(exporting, "onnx_graph", graph_of)
         for to, name in (("onnx", "any.onnx"), ("openvino", "any.xml")):
             record = export(weights, Request(to, licence="CC0"), folder / name)
             assert record["sets"] is None  # no validation pictures
-        older = as_opset_17(copy.deepcopy(made["graph"]))
+        (graph,) = GRAPHS.values()
+        older = as_opset_17(copy.deepcopy(graph))
         write_onnx(older, load_detector(folder / "any.onnx").about.to_metadata(), folder / "older.onnx")
     return folder
 
@@ -135,6 +157,23 @@ def test_the_file_alone_predicts_without_torch(files, pictures, tmp_path):
         entries = json.loads((tmp_path / name / "predictions.json").read_text())["images"]
         assert len(entries[0]["detections"]) > 5
         assert (tmp_path / name / "pictures/p.jpg").is_file()
+
+
+def test_a_file_is_served_beside_its_weights(files, detector, pictures):
+    picture = io.BytesIO()
+    Image.fromarray(pictures[0]).save(picture, "PNG")
+    after = load_detector(files / "any.onnx")
+    port = started(Server({"weights": detector, "file": after}, ServeLimits()))
+    one, other = (ask(port, f"/detect?detector={n}&class=y", picture.getvalue())[1] for n in ("weights", "file"))
+    assert (one["width"], one["height"]) == (other["width"], other["height"]) == (144, 96)
+    assert len(one["detections"]) > 5
+    for mine, theirs in zip(one["detections"], other["detections"], strict=True):
+        assert mine["score"] == pytest.approx(theirs["score"], abs=1e-4)
+        assert mine["box"] == pytest.approx(theirs["box"], abs=1e-3)
+    assert after.offered == ("x", "y", "z")
+    without = copy.copy(after)
+    without.about = replace(after.about, rules=replace(after.about.rules, classes=(0, 2)))
+    assert without.offered == ("x", "z")  # what the page lets choose
 
 
 @pytest.mark.parametrize("name", ["any.onnx", "any.xml"])
@@ -183,3 +222,32 @@ def test_mistakes_are_told_before_anything_is_written(weights, files, tmp_path):
     (tmp_path / "foreign.bin").write_bytes(b"")
     with pytest.raises(UserError, match="cannot be read"):
         load_detector(tmp_path / "foreign.xml")
+
+
+def test_the_commands_of_the_page(files, detector, tmp_path, monkeypatch, crossdet):
+    """docs/export.md, on a run with the tests' network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
+    monkeypatch.setattr(exporting, "onnx_graph", graph_of)
+    coco(tmp_path, "val", "val.json", ["x", "y", "z"], 4, 1)
+    drawn(tmp_path / "images", ["a.jpg", "b.jpg"], ["x"], 9)
+    street = {"format": "coco", "val": {"images": str(tmp_path / "val"), "annotations": str(tmp_path / "val.json")}}
+    run = tmp_path / "runs/first"
+    run.mkdir(parents=True)
+    for file in (tmp_path / "config.yaml", run / "config.yaml"):
+        file.write_text(yaml.safe_dump({"datasets": {"street": street}}))
+    card = Card(detector.space, TinySettings(), detector.settings, detector.decoding)
+    for name in ("best.safetensors", "model.safetensors"):
+        save_weights(run / name, detector.model.state_dict(), card)
+    graphs = len(GRAPHS)
+    lines = [
+        shlex.split(line, comments=True)[1:] for block in blocks("export.md", "sh") for line in block.splitlines()
+    ]
+    assert [words[0] for words in lines] == ["export", "export", "export", "predict", "eval"]
+    for words in lines:
+        done = crossdet(*words)
+        assert done.returncode == 0, (words, done.stderr)
+    assert {"best.xml", "best.bin", "best.onnx", "best_int8.onnx"} <= {file.name for file in run.iterdir()}
+    assert len(GRAPHS) == graphs
+    found = json.loads((tmp_path / "predictions/predictions.json").read_text())
+    assert (found["weights"], len(found["images"])) == ("runs/first/best.onnx", 2)

@@ -30,7 +30,8 @@ GRAPHS: dict[str, type[Graph]] = {
     "rt_detr_v2": RTDetrGraph,
     "rf_detr": RFDetrGraph,
 }
-INSTALL = "needs HF transformers: pip install 'crossdet[detr]'"
+OLDEST = (5, 19)
+"""Of transformers. RF-DETR is in some earlier ones, with other modules."""
 OWN_HEADS = ("class_embed.", "bbox_embed.")
 """RF-DETR's, which are beside HF's `model`, and in our `core`. D-FINE's there are second names of its decoder's."""
 GIVEN_INITS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)
@@ -69,12 +70,14 @@ def _network(
 
 def hf_config(settings: DetrSettings, num_classes: int) -> Any:
     """The config of HF transformers. Raises `UserError` without the package, or for a config that it refuses."""
+    wanted = f"model.name: {settings.name} needs HF transformers"
     try:
-        from transformers import CONFIG_MAPPING
+        from transformers import CONFIG_MAPPING, __version__
     except ImportError:
-        raise UserError(f"model.name: {settings.name} {INSTALL}") from None
-    if settings.family not in CONFIG_MAPPING:
-        raise UserError(f"model.name: {settings.name} needs a newer transformers: pip install -U 'crossdet[detr]'")
+        raise UserError(f"{wanted}: pip install 'crossdet[detr]'") from None
+    if tuple(map(int, __version__.split(".")[:2])) < OLDEST:
+        needed = ".".join(map(str, OLDEST))
+        raise UserError(f"{wanted} {needed} or newer, here is {__version__}: pip install -U 'crossdet[detr]'")
     values = {**settings.config, "num_labels": num_classes, "num_queries": settings.queries}
     if not isinstance(settings, RFDetrSettings):
         values |= _of_rt_detr(settings)

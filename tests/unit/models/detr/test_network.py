@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from crossdet.errors import UserError
 from crossdet.models.contract import Limits
-from crossdet.models.detr.architecture import DFINE, build, contradictions
+from crossdet.models.detr.architecture import DFINE, RFDETR, build, contradictions
 from crossdet.models.detr.boxes import corners
-from crossdet.models.detr.building import hf_config, hf_name
+from crossdet.models.detr.building import OLDEST, hf_config, hf_name
 from crossdet.models.detr.denoising import PADDING, Settings, add_noise, attention_mask
 from crossdet.models.detr.growth import EMBEDDING
 from crossdet.models.detr.network import Detr, stretched_by_products
@@ -392,6 +393,16 @@ def test_without_transformers_there_is_one_line(monkeypatch):
         UserError, match=r"^model.name: dfine needs HF transformers: pip install 'crossdet\[detr\]'$"
     ):
         DFINE.build(TINY_SETTINGS["dfine"], CLASSES, None)
+
+
+def test_an_older_transformers_is_told(monkeypatch):
+    monkeypatch.setattr("transformers.__version__", "5.18.0")
+    with pytest.raises(UserError) as told:
+        RFDETR.build(TINY_SETTINGS["rfdetr"], CLASSES, None)
+    wanted = "model.name: rfdetr needs HF transformers 5.19 or newer, here is 5.18.0"
+    assert str(told.value) == f"{wanted}: pip install -U 'crossdet[detr]'"
+    pins = (Path(__file__).parents[4] / "pyproject.toml").read_text()
+    assert f'detr = ["transformers>={".".join(map(str, OLDEST))},<6"]' in pins
 
 
 def test_what_does_not_go_together():
