@@ -10,9 +10,9 @@ import pytest
 from crossdet.data.index import IndexBuilder
 from crossdet.errors import UserError
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
+from crossdet.evaluation.bootstrap import average_precision, class_matches, drawn, paired_bootstrap
 from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.evaluation.splits import Split
-from crossdet_research.lifelong.bootstrap import average_precision, class_matches, drawn, paired_bootstrap
 from crossdet_research.lifelong.measure import place_of
 
 CLASSES = 3

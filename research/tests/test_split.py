@@ -21,6 +21,7 @@ from worlds import make_world
 from crossdet.check import inspect
 from crossdet.config import load_config
 from crossdet.data.formats.coco import read_coco, write_coco
+from crossdet.data.groups import Groups
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import UserError
 from crossdet.types import Flag
@@ -395,6 +396,36 @@ def test_pictures_are_read_as_training_reads_them(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------- mistakes
 
 
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=3, max_size=12),
+    share=st.sampled_from([0.0, 0.3]),
+    seed=st.integers(0, 9),
+    method=st.sampled_from(["choose", "erase"]),
+)
+@settings(max_examples=40, deadline=None)
+def test_groups_stay_together(sizes: list[int], share: float, seed: int, method: Any) -> None:
+    of = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    groups = Groups(of, 0)
+    plan = plan_of(mixed(len(of), seed), share=share, seed=seed, groups=groups, method=method)
+    homes = [set(part.images.tolist()) for part in plan.parts]
+    for number in range(len(sizes)):
+        own = set(np.flatnonzero(of == number).tolist())
+        assert [len(own & home) for home in homes] in ([len(own), 0], [0, len(own)], [len(own)] * 2)
+    assert set.union(*homes) == set(range(len(of)))
+    assert abs(len(homes[0]) - len(homes[1])) <= max(sizes)
+    again = plan_of(mixed(len(of), seed), share=share, seed=seed, groups=groups, method=method)
+    assert all(a.images.tolist() == b.images.tolist() for a, b in zip(plan.parts, again.parts, strict=True))
+    assert summary(plan)["groups"] == len(sizes)
+
+
+def test_what_groups_cannot_have() -> None:
+    groups = Groups(np.zeros(8, np.int64), 0)
+    with pytest.raises(UserError, match="--group-by: nothing is left for right: 8 pictures in 1 groups"):
+        plan_of(mixed(8), groups=groups)
+    with pytest.raises(UserError, match="would tear the groups of --group-by apart; take --conflict-by mark"):
+        plan_of(mixed(8), groups=groups, conflict=0.5)
+
+
 def test_all_mistakes_are_listed_at_once() -> None:
     with pytest.raises(UserError) as caught:
         plan_of(
@@ -675,6 +706,7 @@ def test_mistakes_of_the_command_line(source: Path, tmp_path: Path) -> None:
     assert "--part left: expected NAME=CLASS,..." in run(file, "--part", "left", "--output", out)[1]
     twice = ("--part", "left=a", "--part", "left=b")
     assert "left is given twice" in run(file, *twice, "--output", out)[1]
+    assert "expected one group in round brackets" in run(file, *BOTH, "--output", out, "--group-by", "a")[1]
     assert "unknown dataset 'toy'; did you mean 'toys'?" in run(file, *BOTH, "--output", out, "--dataset", "toy")[1]
     assert not out.exists()
 

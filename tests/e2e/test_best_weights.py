@@ -35,10 +35,13 @@ def test_commands_say_what_they_take(run, world, tmp_path, crossdet, options, na
     predictions = json.loads((tmp_path / "p" / "predictions.json").read_text())
     assert predictions["weights"] == str(run / name)
     assert set(predictions["thresholds"].values()) == {THRESHOLDS[name]}
+    inside = sorted(run.glob("eval*"))
     for command in ("eval", "audit"):
         done = crossdet(command, run, config, "-o", tmp_path / command, *options)
         assert done.returncode == 0
         assert f"weights: {run / name}" in done.stdout
+    assert (tmp_path / "eval" / "eval.json").is_file()
+    assert sorted(run.glob("eval*")) == inside
     before = {file: load_weights(run / file)[1].operating for file in THRESHOLDS}
     crossdet("eval", run, config, "-o", tmp_path / "again", "--store-thresholds", *options)
     after = {file: load_weights(run / file)[1].operating for file in THRESHOLDS}

@@ -368,7 +368,13 @@ def test_distill_without_any_old_dataset(world, signs, trained, tmp_path, capsys
     assert "warning: `train.steps`: from epoch 1 of 4 on the learning rate is 0.1" in capsys.readouterr().out
     values["datasets"]["signs"] = {key: value for key, value in signs.items() if key != "val"}
     record = extend(trained.folder, Config.from_dict(values), output=tmp_path / "two")
-    assert record["forgetting"] == {"tolerance": 0.5, "unmeasured": OLD, "classes": [], "regressions": []}
+    assert record["forgetting"] == {
+        "tolerance": 0.5,
+        "unmeasured": OLD,
+        "classes": [],
+        "means": [],
+        "regressions": [],
+    }
     before = load_weights(trained.folder)[1].operating
     assert before.keys() == set(OLD)
     for folder in (tmp_path / "one", tmp_path / "two"):

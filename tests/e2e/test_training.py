@@ -398,6 +398,29 @@ def test_resume_of_a_finished_run_says_so(world, short):
         run(world, short, {"train.workers": 1, "train.log_every": 7, "eval.batch_size": 2}, resume=True)
 
 
+def test_a_finished_run_goes_on_for_more_epochs(world, tmp_path, capsys):
+    """The rate does not depend on the number of epochs here: as if it had been trained for two at once."""
+    few = {"datasets.cars.val": None, "datasets.faces": None, "datasets.cars.part": "1/2", "train.epochs": 1}
+    more = few | {"train.epochs": 2}
+    train(world.config(few), output=tmp_path / "run")
+    with pytest.raises(UserError, match="there is nothing to resume"):
+        train(world.config(few), output=tmp_path / "run", resume=True)
+    with pytest.raises(UserError, match=r"differing: train\.lr\. Resume"):  # the epochs are no mistake beside it
+        train(world.config(more | {"train.lr": 0.5}), output=tmp_path / "run", resume=True)
+    train(world.config(more), output=tmp_path / "run", resume=True)
+    assert (
+        "train.epochs: 1 -> 2, as if it had begun with 2: its learning rates are the same"
+        in capsys.readouterr().out
+    )
+    train(world.config(more), output=tmp_path / "whole")
+    assert [row["step"] for row in steps(tmp_path / "run")] == [row["step"] for row in steps(tmp_path / "whole")]
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    with pytest.raises(UserError, match=r"differing: train\.epochs"):  # fewer are not what was trained
+        train(world.config(few), output=tmp_path / "run", resume=True)
+    with pytest.raises(UserError, match=r"differing: train\.epochs, train\.max_steps"):
+        train(world.config(more | {"train.epochs": 3, "train.max_steps": 99}), output=tmp_path / "run", resume=True)
+
+
 def test_resume_without_a_state_starts_at_the_beginning(world, short, tmp_path):
     run(world, tmp_path / "run", resume=True)
     assert same(weights(tmp_path / "run"), weights(short))

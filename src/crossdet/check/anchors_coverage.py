@@ -86,15 +86,15 @@ def _share(recall: float | None, count: int) -> Text:
     return Text.assemble((f"{int(recall * 100)}%", style), (f" of {count:,}" if count else "", "dim"))
 
 
-def anchor_coverage(config: Config, sources: Sources) -> AnchorCoverage | None:
+def anchor_coverage(config: Config, sources: Sources, extends: bool = False) -> AnchorCoverage | None:
     """The boxes of every dataset's training split, of its val split where there is no other.
 
-    None for a network without anchors.
+    None for a network without anchors. extends: they are those of the weights, and stay.
     """
     if not hasattr(config.model, "anchors"):
         return None
     reports = [
-        _anchor_report(config, sources, (name, split), indexes[name])
+        _anchor_report(config, sources, (name, split), indexes[name], extends)
         for name in config.datasets
         for split, indexes in ((split, getattr(sources, split)) for split in SPLITS)
         if name in indexes and (split == "train" or name not in sources.train)
@@ -102,7 +102,9 @@ def anchor_coverage(config: Config, sources: Sources) -> AnchorCoverage | None:
     return AnchorCoverage(config.model.positive_iou, tuple(reports))
 
 
-def _anchor_report(config: Config, sources: Sources, split: tuple[str, str], index: Index) -> AnchorReport:
+def _anchor_report(
+    config: Config, sources: Sources, split: tuple[str, str], index: Index, extends: bool
+) -> AnchorReport:
     ids, as_region = sources.space.ids(split[0], index.classes), config.datasets[split[0]].difficult == "ignore"
     boxes, sizes = learnt_boxes(index, ids, config.input.shorter, config.input.longer, as_region)
     anchors = config.model.anchors
@@ -112,11 +114,11 @@ def _anchor_report(config: Config, sources: Sources, split: tuple[str, str], ind
     parts = (everything, area < SMALL, (area >= SMALL) & (area <= LARGE), area > LARGE)
     shares: list[Any] = [[int(part.sum()), float(reached[part].mean()) if part.any() else None] for part in parts]
     report = AnchorReport(*split, *chain(*shares))
-    return replace(report, hint=_hint(config, boxes[~reached])) if report.low else report
+    return replace(report, hint=_hint(config, boxes[~reached], extends)) if report.low else report
 
 
-def _hint(config: Config, missed: NDArray[np.float64]) -> str:
-    """What most boxes without an anchor have in common, and the keys to change. missed: `[N, 4]`, N > 0."""
+def _hint(config: Config, missed: NDArray[np.float64], extends: bool) -> str:
+    """What most boxes without an anchor have in common, and what to do. missed: `[N, 4]`, N > 0."""
     scales, ratios = config.model.anchors.scales, config.model.anchors.ratios
     side = missed[:, 2:] - missed[:, :2]
     length = np.sqrt(side.prod(1))
@@ -131,14 +133,25 @@ def _hint(config: Config, missed: NDArray[np.float64]) -> str:
     }
     kinds["between"] = ~np.logical_or.reduce(list(kinds.values()))
     kind, mask = max(kinds.items(), key=lambda item: int(item[1].sum()))
-    shape = f"height / width about {np.median(ratio[mask]):.2g}: add that to `model.anchors.ratios`"
+    shape, ratios_key = f"height / width about {np.median(ratio[mask]):.2g}", "add that to `model.anchors.ratios`"
     scale = "scale to `model.anchors.scales`, or"
     now = f"`input.shorter` (now {config.input.shorter})"
-    text = {
-        "small": f"smaller than the smallest anchor, {smallest:g} px: add a smaller {scale} raise {now}",
-        "large": f"larger than the largest anchor, {largest:g} px: add a larger {scale} lower {now}",
-        "high": f"too tall for the anchors, {shape}",
-        "wide": f"too wide for the anchors, {shape}",
-        "between": f"between two anchors: add scales to `model.anchors.scales`, or raise {now}",
+    what, cure = {
+        "small": (f"smaller than the smallest anchor, {smallest:g} px", f"add a smaller {scale} raise {now}"),
+        "large": (f"larger than the largest anchor, {largest:g} px", f"add a larger {scale} lower {now}"),
+        "high": (f"too tall for the anchors, {shape}", ratios_key),
+        "wide": (f"too wide for the anchors, {shape}", ratios_key),
+        "between": ("between two anchors", f"add scales to `model.anchors.scales`, or raise {now}"),
     }[kind]
-    return f"{mask.mean():.0%} are {text}"
+    return f"{mask.mean():.0%} are {what}: {_OF_WEIGHTS[config.model.low_quality_matches] if extends else cure}"
+
+
+_ANEW = (
+    "train anew on old and new data together, with anchors that `crossdet anchors` proposes for a config of both"
+)
+_OF_WEIGHTS = {
+    True: "anchors and input size are those of the weights and stay. Each such box is learnt from its best anchor "
+    f"all the same (`model.low_quality_matches`); if its class is found badly, {_ANEW}",
+    False: "anchors and input size are those of the weights and stay, and without `model.low_quality_matches` such "
+    f"boxes are not learnt: {_ANEW}",
+}

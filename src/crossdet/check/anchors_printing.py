@@ -47,6 +47,8 @@ def print_anchors(report: AnchorsReport, console: Console) -> None:
     for line in verdict(report):
         console.print(Padding(Text(line), (0, 0, 0, 2)))
     if "config" not in report.of("proposal").roles:
+        text = "Weights keep their anchors when they are extended: name the datasets to come in this config, too."
+        console.print(Padding(Text(text), (0, 0, 0, 2)))
         line = " ".join(f"--set '{value}'" for value in report.overrides)
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 

@@ -17,11 +17,13 @@ from crossdet.runs.extend import extended_settings, with_settings_of
 from crossdet.training.modes import Growth, check_mode
 
 
-def inspect_extension(config: Config, weights: Path, max_images: int | None = None) -> tuple[Report, Config]:
+def inspect_extension(
+    config: Config, weights: Path, max_images: int | None = None, decode: bool = False
+) -> tuple[Report, Config]:
     """The report on a config as `crossdet extend` reads it, and that config: with the settings of the weights.
 
     Label rules are those of the weights and what the config adds; anchors are judged at the weights' input size.
-    max_images: as for `inspect`.
+    max_images, decode: as for `inspect`.
 
     Raises:
         UserError: with all contradictions to the weights, or all mistakes of the config's files and label rules.
@@ -31,7 +33,7 @@ def inspect_extension(config: Config, weights: Path, max_images: int | None = No
     config = with_settings_of(card, config)
     assert config.extend is not None  # `with_settings_of` gives one
     sources = open_sources(config, known=known)
-    report = report_on(config, sources, max_images, old=len(known.classes))
+    report = report_on(config, sources, max_images, len(known.classes), decode)
     errors, notes = list(report.errors), [*growth(known, sources.space), *report.notes]
     try:
         check_trainable(sources, config.train.plain)

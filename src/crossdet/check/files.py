@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
@@ -32,10 +32,13 @@ def image_paths(index: Index, max_images: int | None = None) -> dict[int, Path]:
     return {row: index.path(row) for row in rows.tolist()}
 
 
-def look_at_files(index: Index, paths: Mapping[int, Path], own_sizes: bool = False) -> FileReport:
+def look_at_files(
+    index: Index, paths: Mapping[int, Path], own_sizes: bool = False, decode: bool = False
+) -> FileReport:
     """Compares the headers of the files with the annotated sizes.
 
-    own_sizes: the index has the sizes from these headers, so that they say nothing of an EXIF orientation.
+    own_sizes: the index has the sizes from these headers, so that they say nothing of an EXIF orientation. decode:
+    read every picture to its end.
     """
     missing: list[str] = []
     unreadable: list[str] = []
@@ -56,8 +59,25 @@ def look_at_files(index: Index, paths: Mapping[int, Path], own_sizes: bool = Fal
         for (path, seen), mark in zip(as_stored.items(), _orientations(list(as_stored)), strict=True)
         if 2 <= mark <= (4 if seen else 8)
     ]
-    kinds = (missing, unreadable, contradicting, marked)
-    return FileReport(len(paths), *(Places.of(found) for found in kinds))
+    damaged = _damaged(paths.values(), {*missing, *unreadable}) if decode else None
+    first = [Places.of(found) for found in (missing, unreadable, contradicting, marked)]
+    return FileReport(len(paths), first[0], first[1], first[2], first[3], damaged)
+
+
+def _damaged(paths: Iterable[Path], known: Collection[str]) -> tuple[str, ...]:
+    """The files that cannot be decoded to their end. known: files that are no images anyway."""
+    from PIL import Image
+
+    def damage(path: Path) -> str | None:
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except Exception as error:  # on a damaged file Pillow's plugins raise almost anything
+            return f"{path}: {error}"
+        return None
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        return tuple(filter(None, pool.map(damage, (path for path in paths if str(path) not in known))))
 
 
 def _orientations(paths: Sequence[Path]) -> list[int]:
@@ -93,8 +113,9 @@ def _stored_sideways(path: Path) -> bool:
 # ---------------------------------------------------------------------------------------------- duplicates
 
 
-def find_duplicates(files: Mapping[Split, Iterable[Path]]) -> list[DuplicateReport]:
-    """Pairs of splits that share pictures, leaks first; files of equal content and one file used twice."""
+def find_duplicates(files: Mapping[Split, Iterable[Path]]) -> tuple[list[DuplicateReport], set[str]]:
+    """Pairs of splits that share pictures, leaks first: files of equal content and one file used twice; and all
+    these files."""
     users: dict[str, list[Split]] = {}
     for split, paths in files.items():
         for name in map(str, paths):
@@ -122,7 +143,8 @@ def find_duplicates(files: Mapping[Split, Iterable[Path]]) -> list[DuplicateRepo
         )
         for (one, other), pictures in found.items()
     ]
-    return sorted(reports, key=lambda r: (not r.leak, order.index(r.one), order.index(r.other)))
+    reports.sort(key=lambda r: (not r.leak, order.index(r.one), order.index(r.other)))
+    return reports, {path for group in groups for path in group}
 
 
 def same_content(paths: Sequence[str]) -> list[list[str]]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from crossdet.check.files import Split
+from crossdet.check.fitting import fitting_problems
+from crossdet.check.near import MOST_PICTURES
 from crossdet.check.report import DuplicateReport, Report, SplitReport, some
 from crossdet.check.teachers import look_at_teachers
 from crossdet.config import Config
-from crossdet.config.sources import Sources, listed_only_problem
+from crossdet.config.sources import Sources, listed_only_problem, open_split, union_test_index
+from crossdet.data.annotation_files import too_many
+from crossdet.data.groups import group
+from crossdet.data.index import NO_LABELS
+from crossdet.errors import UserError, problem_list
 from crossdet.evaluation.protocols import lists_of
 from crossdet.labels.common import only_alike, parts_apart
 from crossdet.labels.members import lonely_members
 from crossdet.labels.space import DROPPED, LabelSpace
-from crossdet.models.architectures import ARCHITECTURES
 
 _NAMED = 8  # classes that a message names before it only counts
 
@@ -27,6 +32,7 @@ def with_findings(report: Report, config: Config, sources: Sources, old: int) ->
         errors=(*_errors(report, config, sources, extends=old > 0), *teacher_errors),
         warnings=tuple(_warnings(report, config, sources, old)),
         notes=(*_notes(report, config, sources), *teacher_notes),
+        not_looked_at=tuple(_not_looked_at(report, config, extends=old > 0)),
     )
 
 
@@ -34,10 +40,8 @@ def with_findings(report: Report, config: Config, sources: Sources, old: int) ->
 
 
 def _errors(report: Report, config: Config, sources: Sources, extends: bool) -> Iterator[str]:
-    problem = ARCHITECTURES[config.model.name].weights_problem(config.model)
-    if problem is not None and not extends:  # an extension does not use them
-        yield problem
     yield from config.train.missing_loggers
+    yield from fitting_problems(config, sources.space, extends)
     for split in report.splits:
         where = f"datasets.{split.dataset}.{split.split}"
         if not split.images:
@@ -59,6 +63,8 @@ def _warnings(report: Report, config: Config, sources: Sources, old: int) -> Ite
     for duplicate in report.duplicates:
         if duplicate.leak:
             yield _leak(duplicate)
+    if report.alike:
+        yield _alike(report, report.alike)
     for split in report.splits:
         yield from _split_warnings(split, sources.space)
     if sources.train:
@@ -72,9 +78,18 @@ def _warnings(report: Report, config: Config, sources: Sources, old: int) -> Ite
     yield from (f"merge of unlike classes: {text}" for text in report.partial_merges)
     if report.network is not None:
         yield from report.network.warnings()
+    yield from _config_warnings(config, sources)
+
+
+def _config_warnings(config: Config, sources: Sources) -> Iterator[str]:
     if sources.train:
         yield from config.train.warnings
     yield from lonely_members(sources.space)
+    if config.union_test is not None:
+        try:
+            union_test_index(config.union_test)
+        except UserError as error:
+            yield f"union_test: {error}"
 
 
 def _leak(duplicate: DuplicateReport) -> str:
@@ -87,11 +102,31 @@ def _leak(duplicate: DuplicateReport) -> str:
     )
 
 
+def _alike(report: Report, found: Sequence[DuplicateReport]) -> str:
+    """Copies of one photograph on both sides, which are no equal files."""
+    checked = {(split.dataset, split.split): split.files.checked for split in report.splits}
+    told = "; ".join(
+        f"{d.pictures:,} of {checked[d.other]:,} pictures of {_name(d.other)} look like pictures of {_name(d.one)}"
+        f", {_example(d)}"
+        for d in found
+    )
+    return (
+        f"{told}. If they are copies of one photograph or frames of one scene, what was learnt on one side is not "
+        "new on the other, and scores on it say little; keep them together (`group_by` beside `part`, "
+        "`crossdet-research split --group-by`)"
+    )
+
+
 def _split_warnings(split: SplitReport, space: LabelSpace) -> Iterator[str]:
     where, training = f"{split.dataset} {split.split}", split.split == "train"
     if training and split.images and not split.boxes:
         yield f"datasets.{split.dataset}.train: no boxes; it only gives negatives from its background"
     yield from _file_warnings(split, where)
+    if unlabelled := split.skipped.get(NO_LABELS):
+        yield (
+            f"{where}: {unlabelled.count:,} images have no label file, such as {unlabelled.first[0]}, and count as "
+            "pictures without any object. If nobody has labelled them, take them out"
+        )
     if not training and split.images and not split.boxes:
         yield f"{where}: no boxes, so it gives no score"
     if training and split.boxes:
@@ -111,6 +146,9 @@ def _file_warnings(split: SplitReport, where: str) -> Iterator[str]:
         if places.count and files.bad < files.checked:
             count = f"{places.count:,} of {files.checked:,} image files"
             yield f"{where}: {count} {what}, such as {places.first[0]}"
+    if files.damaged:
+        yield problem_list(f"{where}: {len(files.damaged):,} of {files.checked:,} image files are damaged",
+                           too_many([*files.damaged]))  # fmt: skip
     marked = files.exif_orientation
     if marked.count:
         count = f"{marked.count:,} of {files.checked:,} image files, such as {marked.first[0]}"
@@ -157,16 +195,31 @@ def _notes(report: Report, config: Config, sources: Sources) -> Iterator[str]:
 def _config_notes(config: Config, sources: Sources) -> Iterator[str]:
     if not sources.train:
         yield "no dataset has a `train` split: this config can only evaluate"
-    for dataset in sources.train:
-        if dataset not in sources.val:
-            yield f"{dataset} has no `val` split: no score for it"
-    for name, dataset_config in config.datasets.items():
-        lists = lists_of(dataset_config.protocol)
+    for name in sources.train:
+        if name not in sources.val:
+            yield f"{name} has no `val` split: no score for it"
+    for name, dataset in config.datasets.items():
+        if dataset.group_by is not None and dataset.train is not None:
+            whole = open_split(dataset, "train", dataset.train)
+            yield f"{name}: `part` {dataset.part} leaves no group in pieces: {group(whole, dataset.group_by)}"
+        lists = lists_of(dataset.protocol)
         if lists is not None and name in sources.val and name not in sources.lists:
             yield f"{name}: {lists.without}"
     yield from only_alike(sources.space)
     if config.train.plain:
         yield "`train.plain` is on: all background is a negative for every class, avoided or not"
+
+
+def _not_looked_at(report: Report, config: Config, extends: bool) -> Iterator[str]:
+    if any(split.files.damaged is None for split in report.splits):
+        yield "pictures beyond their headers and thumbnails (--decode reads them to their end)"
+    if report.alike is None:
+        yield f"whether pictures of two splits look alike (they are over {MOST_PICTURES:,}; --decode compares them)"
+    yield "whether boxes and pictures fit (--pictures draws training batches)"
+    if report.train_images and config.model.weights == "imagenet" and not extends:
+        yield "whether the ImageNet weights can be fetched"
+    if report.train_images:
+        yield "memory and time of the training"
 
 
 def _pictures(count: int, of: str = "") -> str:

@@ -12,6 +12,7 @@ from crossdet.check.anchors_coverage import anchor_coverage
 from crossdet.check.canvases import canvas_report
 from crossdet.check.files import Split, find_duplicates, image_paths, look_at_files
 from crossdet.check.findings import with_findings
+from crossdet.check.near import MOST_PICTURES, find_alike
 from crossdet.check.report import ClassReport, FileReport, Places, Report, SplitReport
 from crossdet.config import Config
 from crossdet.config.sources import SPLITS, Sources, open_sources
@@ -21,16 +22,18 @@ from crossdet.data.index import Index
 from crossdet.data.reading import IMAGE_REASONS
 from crossdet.data.rotation import rows_per_picture
 from crossdet.errors import LabelError
+from crossdet.labels.patterns import matching
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.training.schedule import Schedule
 from crossdet.types import REGION_FLAGS, Flag
 
 
-def inspect(config: Config, max_images: int | None = None) -> Report:
+def inspect(config: Config, max_images: int | None = None, decode: bool = False) -> Report:
     """Reads all annotations and looks at the image files.
 
-    max_images: look at no more files per split (headers and duplicates), evenly spread; None = all.
+    max_images: look at no more files per split, evenly spread; None = all. decode: read them to their end, not the
+    headers alone.
 
     Raises `UserError` with all mistakes of the config's files and label rules.
     """
@@ -41,11 +44,14 @@ def inspect(config: Config, max_images: int | None = None) -> Report:
             f"{error}\nIf the config is for `crossdet extend`: `crossdet check CONFIG --extends WEIGHTS` knows "
             f"the names of the weights"
         ) from None
-    return report_on(config, sources, max_images)
+    return report_on(config, sources, max_images, decode=decode)
 
 
-def report_on(config: Config, sources: Sources, max_images: int | None = None, old: int = 0) -> Report:
-    """The report on what was read. old: so many classes are known to the weights that the config extends."""
+def report_on(
+    config: Config, sources: Sources, max_images: int | None = None, old: int = 0, decode: bool = False
+) -> Report:
+    """The report on what was read. old: so many classes are known to the weights that the config extends.
+    max_images, decode: as for `inspect`."""
     space = sources.space
     indexes = {(name, s): getattr(sources, s)[name] for name in config.datasets for s in SPLITS
                if name in getattr(sources, s)}  # fmt: skip
@@ -53,9 +59,11 @@ def report_on(config: Config, sources: Sources, max_images: int | None = None, o
     kinds = {name: FORMATS[dataset.format] for name, dataset in config.datasets.items() if dataset.format}
     from_headers = {name for name, kind in kinds.items() if not kind.tells_sizes}
     splits = tuple(
-        _split_report(split, index, look_at_files(index, paths[split], split[0] in from_headers))
+        _split_report(split, index, look_at_files(index, paths[split], split[0] in from_headers, decode))
         for split, index in indexes.items()
     )
+    files = {split: found.values() for split, found in paths.items()}
+    duplicates, equal = find_duplicates(files)
     classes, avoiding = _class_reports(sources)
     train_images = sources.train_pictures
     from_scratch = config.model.weights == "none" and not old
@@ -65,14 +73,16 @@ def report_on(config: Config, sources: Sources, max_images: int | None = None, o
         datasets=space.datasets,
         federated=tuple(space.datasets[row] for row in sorted(space.federated)),
         dropped=_dropped(config, space),
+        patterns=sources.patterns,
         splits=splits,
         classes=classes,
         train_images=train_images,
         avoiding_images=avoiding,
         likely_duplicates=tuple(space.likely_duplicates()),
         partial_merges=tuple(space.partial_merges(_labelled(sources))),
-        network=anchor_coverage(config, sources),
-        duplicates=tuple(find_duplicates({split: found.values() for split, found in paths.items()})),
+        network=anchor_coverage(config, sources, old > 0),
+        duplicates=tuple(duplicates),
+        alike=tuple(find_alike(files, equal)) if decode or sum(map(len, paths.values())) <= MOST_PICTURES else None,
         max_images=max_images,
         recipe=() if schedule is None else tuple(schedule.lines()),
         canvases=None if wrong_weights else canvas_report(config, sources),
@@ -88,12 +98,13 @@ def _labelled(sources: Sources) -> dict[str, Collection[str]]:
 
 def _dropped(config: Config, space: LabelSpace) -> tuple[str, ...]:
     """Source classes that the rules drop; those that a dataset only lists are in the matrix."""
-    labels = config.labels
+    labels, sources = config.labels, zip(space.datasets, space.sources, strict=True)
+    not_learnt = [(d, f"{d}/{name}") for d, names in sources for name, c in names.items() if c == DROPPED]
+    dropped = matching(labels.drop, [source for _, source in not_learnt])
     return tuple(
         source
-        for dataset, names in zip(space.datasets, space.sources, strict=True)
-        for source in (f"{dataset}/{name}" for name, unified in names.items() if unified == DROPPED)
-        if source in labels.drop or dataset not in {*labels.unlabelled, *labels.absent}
+        for dataset, source in not_learnt
+        if source in dropped or dataset not in {*labels.unlabelled, *labels.absent}
     )
 
 

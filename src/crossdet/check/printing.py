@@ -21,6 +21,7 @@ from crossdet.check.report import (
     SplitReport,
     some,
 )
+from crossdet.data.index import NO_LABELS
 from crossdet.evaluation.tables import lineless_table
 
 MATRIX_CLASSES = 20
@@ -135,6 +136,8 @@ def _box_lines(splits: Sequence[SplitReport]) -> Iterator[Text]:
 def _skipped_lines(splits: Sequence[SplitReport]) -> Iterator[Text]:
     for split in splits:
         for reason, places in split.skipped.items():
+            if reason == NO_LABELS:  # a warning
+                continue
             head = f"{split.dataset} {split.split}, left out: {places.count:,} x {reason}"
             yield Text.assemble((head, "yellow"), f", such as {places.first[0]}")
 
@@ -144,7 +147,8 @@ def _file_line(splits: Sequence[SplitReport]) -> Text:
     if any(split.files.bad for split in splits):
         bad = sum(split.files.bad for split in splits)
         return Text(f"Image files: {bad:,} of {checked:,} cannot be used, see below.", style="yellow")
-    return Text(f"Image files: all {checked:,} looked at are there and have the annotated size.")
+    whole = " and can be decoded" if all(split.files.damaged == () for split in splits) else ""
+    return Text(f"Image files: all {checked:,} looked at are there and have the annotated size{whole}.")
 
 
 # -------------------------------------------------------------------------------------------------- labels
@@ -155,6 +159,8 @@ def _label_lines(report: Report) -> Iterator[Text | str]:
     merged = [c for c in report.classes if c not in plain]
     source_count = sum(len(c.sources) for c in report.classes)
     several = f"{len(report.datasets)} datasets" if len(report.datasets) > 1 else "one dataset"
+    for one in report.patterns:
+        yield Text.assemble((f"labels.{one.rule}: ", "dim"), f"{one.pattern} is {', '.join(one.names)}")
     yield f"{source_count} source classes of {several} -> {len(report.classes)} classes."
     for group in merged[: 2 * MATRIX_CLASSES]:
         yield Text.assemble((group.name, "bold"), f" <- {', '.join(group.sources)}")
@@ -258,6 +264,9 @@ def _print_findings(report: Report, console: Console) -> None:
             loud = "bold red" if finding.startswith("LEAK") else style
             table.add_row(Text("-", loud), Text(finding, loud, overflow="fold"))
         show(console, table)
+    if report.not_looked_at:
+        console.print()
+        console.print(Text(f"Not looked at: {'; '.join(report.not_looked_at)}.", "dim"))
     console.print()
     counts = [f"{len(report.errors)} error(s)", f"{len(report.warnings)} warning(s)"]
     if report.errors:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from crossdet.check.canvases import CanvasReport
+from crossdet.labels.patterns import Expansion
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,11 +41,12 @@ class Places:
 
 @dataclass(frozen=True)
 class FileReport:
-    """The image files of a split, by their headers: a file broken further in is found when it is decoded.
+    """The image files of a split, by their headers, and where that is asked for decoded to their end.
 
     checked: files looked at. contradicting: size in the header is in neither orientation the annotated one.
     exif_orientation: usable files that training and evaluation read as stored and `predict` turns or mirrors by
-    their EXIF mark, since no annotated size says which of the two the boxes are in.
+    their EXIF mark, since no annotated size says which of the two the boxes are in. damaged: of the usable files
+    those that end in the middle or hold nonsense, each with what is wrong; None: nobody decoded them.
     """
 
     checked: int
@@ -52,6 +54,7 @@ class FileReport:
     unreadable: Places
     contradicting: Places
     exif_orientation: Places = Places()
+    damaged: tuple[str, ...] | None = None
 
     @property
     def bad(self) -> int:
@@ -134,7 +137,9 @@ class Report:
     avoiding_images: training images whose background is not used for at least one class.
     max_images: limit of image files looked at per split, None = all.
     recipe: how it would be trained, a line each; empty where there is nothing to train on. canvases: sizes of the
-    batches, None where each is as large as its largest picture.
+    batches, None where each is as large as its largest picture. patterns: what those of the label rules stand for.
+    alike: pairs of splits in which pictures of `other` look like some of `one`, without being the same files; None:
+    not compared.
     """
 
     datasets: tuple[str, ...]
@@ -151,9 +156,12 @@ class Report:
     max_images: int | None
     recipe: tuple[str, ...] = ()
     canvases: CanvasReport | None = None
+    patterns: tuple[Expansion, ...] = ()
+    alike: tuple[DuplicateReport, ...] | None = ()
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    not_looked_at: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The whole report as JSON text; keys are the field names, in place of `network` those of the finding."""

@@ -28,6 +28,9 @@ def check(
         bool, typer.Option("--pictures", help="write training batches as pictures: boxes, flags, avoided classes")
     ] = False,
     batches: Annotated[int, typer.Option(min=1, help="how many batches --pictures draws")] = 2,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="read every picture to its end, and name those that are damaged")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Read everything before any training: data, merged labels, avoidance relation, anchors, duplicates.
@@ -42,7 +45,7 @@ def check(
 
     config, extends = fetched(config), extends and fetched(extends)
     weights = means_weights(config)
-    _check_arguments(config, weights, folder, pictures, overrides, extends)
+    _check_arguments(config, weights, folder, pictures, overrides, extends, decode)
     if weights:
         described = inspect_weights(config)
         print_weights(described, out)
@@ -51,11 +54,11 @@ def check(
     known = None if extends is None else known_space(extends)
     loaded = load_config(config, overrides or [], () if known is None else known.datasets)
     if extends is None:
-        report = inspect(loaded)
+        report = inspect(loaded, decode=decode)
     else:
         from crossdet.check.extension import inspect_extension
 
-        report, loaded = inspect_extension(loaded, extends)
+        report, loaded = inspect_extension(loaded, extends, decode=decode)
     print_report(report, out)
     save_json(json_file, json.loads(report.to_json()))
     if report.errors:
@@ -77,6 +80,7 @@ def _check_arguments(
     pictures: bool,
     overrides: list[str] | None,
     extends: Path | None,
+    decode: bool,
 ) -> None:
     """Refuses what `check` would have to ignore. weights: CONFIG is trained weights."""
     if folder is not None and not pictures:
@@ -86,7 +90,7 @@ def _check_arguments(
         raise UserError(
             f"unexpected argument {folder}: a second one is the folder of --pictures, which is not given{hint}"
         )
-    given = [("--pictures", pictures), ("--set", overrides), ("--extends", extends)]
+    given = [("--pictures", pictures), ("--set", overrides), ("--extends", extends), ("--decode", decode)]
     ignored = [name for name, value in given if value]
     if weights and ignored:
         raise UserError(f"{', '.join(ignored)}: for a config, but {config} is no YAML file; name the config first")

@@ -80,7 +80,8 @@ def evaluate(
     if classes:
         for name, row in metrics["datasets"].items():
             out.print(_class_table(name, row["per_class"]))
-    target = json_file or (None if inside is None else inside.with_name(f"{inside.name}.json"))
+    default = None if inside is None else inside.with_name(f"{inside.name}.json")
+    target = json_file or (default if output is None else output / "eval.json")
     if target is not None:
         save_json(target, metrics)
         say(f"numbers in {target}")

@@ -25,7 +25,10 @@ def export(
     opset: Annotated[int, typer.Option(help="of ONNX: 17 or 18")] = 18,
     precision: Annotated[str, typer.Option(metavar="NUMBERS", help="fp32, fp16 or int8")] = "fp32",
     classes: Annotated[
-        str | None, typer.Option(metavar="A,B", help="look only for these classes (unified names)")
+        str | None,
+        typer.Option(
+            metavar="A,B", help="look only for these classes (unified names, or patterns such as white_*)"
+        ),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="the network's own outputs instead of detections")] = False,
     calibrate: Annotated[

@@ -21,7 +21,11 @@ def labels(
         list[str] | None, typer.Option(metavar="OLD=NEW", help="give a class another name; may be repeated")
     ] = None,
     merge: Annotated[
-        list[str] | None, typer.Option(metavar="NEW=A,B", help="report several classes as one; may be repeated")
+        list[str] | None,
+        typer.Option(
+            metavar="NEW=A,B",
+            help="report several classes as one (names, or patterns such as white_*); may be repeated",
+        ),
     ] = None,
     output: Annotated[
         Path | None,

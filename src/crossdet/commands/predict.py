@@ -25,7 +25,10 @@ def predict(
     ],
     output: Output = Path("predictions"),
     classes: Annotated[
-        str | None, typer.Option(metavar="A,B", help="look only for these classes (unified names)")
+        str | None,
+        typer.Option(
+            metavar="A,B", help="look only for these classes (unified names, or patterns such as white_*)"
+        ),
     ] = None,
     score: Annotated[
         float | None,

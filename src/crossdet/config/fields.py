@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, PlainValidator, StrictStr,
 from pydantic_core import PydanticCustomError
 
 from crossdet.data.formats import FORMATS
+from crossdet.data.groups import expression_problem, is_file
 from crossdet.data.rotation_geometry import EQUAL_STEPS, direction_problem, equal_directions
 from crossdet.errors import show
 from crossdet.evaluation.protocols import PROTOCOLS
@@ -97,6 +98,17 @@ def _part(value: str) -> str:
     return value
 
 
+def _group_by(value: Any, info: ValidationInfo) -> str:
+    """A .csv or .json file, or a regular expression."""
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"expected a regular expression or a .csv or .json file, got {show(value)}")
+    if is_file(value):
+        return str(resolved_path(value, info))
+    if problem := expression_problem(value):
+        raise ValueError(f"{problem}, in {show(value)}")
+    return value
+
+
 def _directions(value: Any) -> tuple[int, ...]:
     """`4` is short for 0, 90, 180, 270."""
     if isinstance(value, int) and not isinstance(value, bool) and value in EQUAL_STEPS:
@@ -126,6 +138,7 @@ Names = Annotated[tuple[Text, ...], BeforeValidator(listed)]
 SomeNames = Annotated[Names, AfterValidator(filled)]
 Protocols = Annotated[tuple[Text, ...], BeforeValidator(listed), AfterValidator(_protocols)]
 Part = Annotated[StrictStr, AfterValidator(_part)]
+GroupBy = Annotated[str, PlainValidator(_group_by)]
 Directions = Annotated[tuple[int, ...], PlainValidator(_directions)]
 
 MergeGroups = Annotated[dict[str, tuple[str, ...] | str | bool], PlainValidator(_merge)]

@@ -17,6 +17,7 @@ from crossdet.config.fields import (
     File,
     Files,
     FormatName,
+    GroupBy,
     ImageSets,
     MergeGroups,
     Names,
@@ -33,6 +34,7 @@ from crossdet.data.formats import FORMATS
 from crossdet.data.index import Index
 from crossdet.errors import ConfigError, problem_list, show
 from crossdet.evaluation.protocols import PROTOCOLS, lists_of
+from crossdet.labels.patterns import matching
 from crossdet.models.architecture import Architecture
 from crossdet.models.architectures import ARCHITECTURES, DEFAULT
 from crossdet.models.settings import Count, CountOrZero, Fraction, OpenFraction, Positive, Section
@@ -86,6 +88,7 @@ class DatasetConfig(Section):
     difficult: Literal["positive", "ignore"] = "positive"  # what VOC's difficult objects are in training
     edition: Literal[2018, 2019] | None = None  # WIDER Pedestrian's layout
     part: Part | None = None  # "1/2": train on image rows 0, 2, 4, ...
+    group_by: GroupBy | None = None  # of `part`: pictures that stay together, see `data.groups.group`
     max_detections: Count | None = None  # in evaluation, per image; null: `eval.max_detections`
     directions: Directions | None = None  # train: turn each draw to one of 4, 8, 12 or [degrees, ...]
     direction_classes: StrictBool = True  # every direction is a class of its own, `name@DEGREES`
@@ -301,6 +304,9 @@ def _dataset_problems(config: Config) -> Iterator[Problem]:
                 readers = " or ".join(f"`{name}`" for name in PROTOCOLS if lists_of([name]))
                 text = f"belongs to the protocol {readers}, got protocol {', '.join(dataset.protocol)}"
                 yield _problem(f"`{shown}.{split}.lists` {text}", (*at, split, "lists"), (*at, "protocol"))
+        if dataset.group_by is not None and dataset.part is None:
+            text = "says which pictures `part` keeps together; say `part` as well, such as 1/2"
+            yield _problem(f"`{shown}.group_by` {text}", (*at, "group_by"), (*at, "part"))
         editions = [name for name, kind in FORMATS.items() if "edition" in kind.keys]
         if dataset.edition is not None and dataset.format not in editions:
             which = " and ".join(f"`{name}`" for name in editions)
@@ -362,7 +368,7 @@ def _unknown_dataset(
     config: Config, known: Sequence[str], at: Key, dataset: str, where: str = ""
 ) -> Iterator[Problem]:
     names = list(dict.fromkeys([*config.datasets, *known]))
-    if dataset not in names:
+    if not set(matching([dataset], names)) <= set(names):
         hint = suggest(dataset, names, "datasets")
         if not known and "did you mean" not in hint:
             hint += " (those of weights to extend: `crossdet check CONFIG --extends WEIGHTS`)"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from crossdet.config import Config, DatasetConfig, SplitConfig, UnionTestConfig
 from crossdet.data.formats.format import SplitFiles
+from crossdet.data.groups import group
 from crossdet.data.index import Index
 from crossdet.data.reading import read_split
 from crossdet.data.rotation import pictures, rotated
@@ -21,9 +22,14 @@ from crossdet.evaluation.protocols import lists_of
 from crossdet.labels.common import COMMON, with_common_names
 from crossdet.labels.edits import grown
 from crossdet.labels.members import with_members
+from crossdet.labels.patterns import Expansion, expanded
+from crossdet.labels.rules import LabelRules
 from crossdet.labels.space import DROPPED, LabelSpace, check_class_names
 
 SPLITS = ("train", "val")
+
+Built = tuple[LabelSpace, tuple[Expansion, ...]]
+"""A label space, and what the patterns of its rules stand for."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Sources:
         not say what that means: their background would be a negative, in training or in thresholds. Empty where
         nothing is trained.
     labelled: dataset -> those of its own classes that it has boxes of.
+    patterns: what those of the label rules stand for.
     """
 
     space: LabelSpace
@@ -43,6 +50,7 @@ class Sources:
     lists: dict[str, Any]
     listed_only: tuple[ListedOnly, ...] = ()
     labelled: Mapping[str, Collection[str]] = field(default_factory=dict)
+    patterns: tuple[Expansion, ...] = ()
 
     @property
     def train_pictures(self) -> int:
@@ -89,14 +97,14 @@ def open_sources(
                 names[name] = index.classes
                 labelled.setdefault(name, set()).update(_with_boxes(index))
     build = partial(_build_space, config, found, names, labelled)
-    space = build(known) if detector is None else _space_to_score(config, build, detector)
+    space, patterns = build(known) if detector is None else _space_to_score(config, build, detector)
     asked = {**found["val"], **found["train"]} if found["train"] else {}
     listed_only = _listed_only(space, asked, labelled, known)
     train, val = (
         {name: _rotated(index, config.datasets[name], split) for name, index in found[split].items()}
         for split in SPLITS
     )
-    return Sources(space, train, val, lists, listed_only, labelled)
+    return Sources(space, train, val, lists, listed_only, labelled, patterns)
 
 
 def _read_splits(
@@ -256,7 +264,7 @@ def _build_space(
     known_classes: Mapping[str, Sequence[str]],
     labelled: Mapping[str, Collection[str]],
     known: LabelSpace | None = None,
-) -> LabelSpace:
+) -> Built:
     """Label space of the config over the classes that the indexes bring, or that are known without them; what
     becomes of `known` by them, where it is given. labelled: see `LabelSpace.build`."""
     classes: dict[str, Sequence[str]] = {}
@@ -274,26 +282,37 @@ def _build_space(
         said = dataset.federated
         if said or (said is None and any(index.federated for index in indexes)):
             federated.append(name)
-    rules: dict[str, Any] = {key: getattr(config.labels, key) for key in type(config.labels).model_fields}
-    per_dataset, open_members = rules.pop("per_dataset"), rules.pop("open_members")
+    per_dataset, open_members = config.labels.per_dataset, config.labels.open_members
     directions = {name: d for name in classes if (d := config.datasets[name].class_directions) is not None}
-    if rules["merge"].get("same_names") == COMMON:
-        settled = [*rules["distinct"], *rules["drop"]]
-        rules["merge"] = with_common_names(rules["merge"], classes, settled, known)
+    rules, patterns = _rules(config, classes, known)
     if known is not None:
         if known.has_members or per_dataset or directions:
             raise UserError(
                 "a detector with `direction_classes` or `labels.per_dataset` cannot be extended, nor can one be "
                 "extended by them; train it anew"
             )
-        return grown(known, classes, federated=federated, labelled=labelled, **rules)
+        return grown(known, classes, federated=federated, labelled=labelled, **rules), patterns
     space = LabelSpace.build(classes, federated=federated, labelled=labelled, **rules)
-    return with_members(space, per_dataset, directions, open_members)
+    return with_members(space, per_dataset, directions, open_members), patterns
 
 
-def _space_to_score(
-    config: Config, build: Callable[[LabelSpace | None], LabelSpace], detector: LabelSpace
-) -> LabelSpace:
+def _rules(
+    config: Config, classes: Mapping[str, Sequence[str]], known: LabelSpace | None
+) -> tuple[dict[str, Any], tuple[Expansion, ...]]:
+    """The rules of `LabelSpace.build` with names in place of patterns, and what these stand for: first of source
+    classes, then of the unified classes that the merges make."""
+    own = {key: getattr(config.labels, key) for key in LabelRules.__annotations__ if hasattr(config.labels, key)}
+    rules: Any
+    rules, patterns = expanded({"merge": own.pop("merge"), "drop": own.pop("drop")}, classes, known)
+    rules |= own
+    if rules["merge"].get("same_names") == COMMON:
+        settled = [*rules["distinct"], *rules["drop"]]
+        rules["merge"] = with_common_names(rules["merge"], classes, settled, known)
+    rules, more = expanded(rules, classes, known)
+    return rules, (*patterns, *more)
+
+
+def _space_to_score(config: Config, build: Callable[[LabelSpace | None], Built], detector: LabelSpace) -> Built:
     """Label space of a config that a detector is scored on; see `open_sources`. build: of what is extended."""
     directions = any(dataset.class_directions for dataset in config.datasets.values())
     if detector.has_members or config.labels.per_dataset or directions:  # such label spaces cannot grow
@@ -308,8 +327,9 @@ def _space_to_score(
 
 
 def share_of(index: Index, dataset: DatasetConfig) -> Index:
-    """The training images that `part` of the config leaves."""
+    """The training images that `part` of the config leaves: image rows in turn, or groups in turn by `group_by`."""
     if dataset.part_of is None:
         return index
     remainder, divisor = dataset.part_of
-    return index.take(np.arange(remainder, len(index), divisor, dtype=np.int64))
+    turns = np.arange(len(index)) if dataset.group_by is None else group(index, dataset.group_by).of
+    return index.take(np.flatnonzero(turns % divisor == remainder))

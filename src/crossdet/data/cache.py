@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from crossdet.data.index import Index, Ragged, Strings
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 PLAIN = ("category_ids", "image_ids", "sizes", "box_offsets", "boxes", "labels", "flags", "area")
 RAGGED = ("negatives", "not_exhaustive")
 PICTURES = frozenset({".bmp", ".gif", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"})

@@ -21,6 +21,8 @@ NOT_A_NUMBER = "box with a coordinate that is no number"
 NO_AREA = "box without area"
 OUTSIDE = "box outside its image"
 """Reasons why a box is left out, in `Index.skipped`."""
+NO_LABELS = "image without a label file"
+"""In `Index.skipped`, of images that are taken for ones without objects."""
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 

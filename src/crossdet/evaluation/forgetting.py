@@ -4,22 +4,33 @@ generations.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from crossdet.evaluation.arrays import DetectionArrays
+from crossdet.evaluation.bootstrap import paired_bootstrap
 from crossdet.evaluation.figures import line_look, new_figure, save_figure
 from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.models.card import Generation, Score
 
 MARKERS = "os^Dvp"
+RESAMPLES = 400
+"""Draws of the pictures for an interval."""
+
+Intervals = Mapping[tuple[str | None, str], tuple[float, float]]
+"""(class, dataset) -> ends of the difference's 95 % interval, 0..1; None stands for the mean of the classes."""
 
 
 @dataclass(frozen=True)
 class Change:
     """One class on one dataset, 0..1. before: None for a class that the weights did not know, or without a
-    number.
+    number. low, high: 95 % interval of the difference over other choices of the dataset's pictures, where known.
     """
 
     name: str
@@ -27,6 +38,8 @@ class Change:
     number: str
     before: float | None
     after: float | None
+    low: float | None = None
+    high: float | None = None
 
     @property
     def difference(self) -> float | None:
@@ -49,10 +62,44 @@ def main_numbers(metrics: Mapping[str, Any], names: Mapping[str, Sequence[str]])
     return scores
 
 
-def changes(before: Sequence[Score], after: Sequence[Score]) -> list[Change]:
-    """Pairs the scores by class and dataset, in the order of `after`."""
-    known = {(score.name, score.dataset): score.value for score in before}
-    return [Change(s.name, s.dataset, s.number, known.get((s.name, s.dataset)), s.value) for s in after]
+def intervals(
+    splits: Mapping[str, Split], before: Mapping[str, DetectionArrays], after: Mapping[str, DetectionArrays]
+) -> Intervals:
+    """Of the differences in COCO AP, by a paired bootstrap over the pictures of every split; nothing for classes
+    without objects. before, after: the detections that are judged, by dataset."""
+    found: dict[tuple[str | None, str], tuple[float, float]] = {}
+    for dataset in before.keys() & after.keys():
+        split = splits[dataset]
+        truth, pair = ground_truth(split), (before[dataset], after[dataset])
+        drawn = paired_bootstrap(truth, *pair, split.classes, RESAMPLES, max_detections=sys.maxsize)
+        found |= {(split.names[c], dataset): numbers["AP"].interval for c, numbers in drawn.per_class.items()}
+        found[None, dataset] = drawn.mean["AP"].interval
+    return {key: pair for key, pair in found.items() if not math.isnan(pair[0])}
+
+
+def changes(before: Sequence[Score], after: Sequence[Score], known: Intervals | None = None) -> list[Change]:
+    """Pairs the scores by class and dataset, in the order of `after`. known: see `intervals`."""
+    values = {(score.name, score.dataset): score.value for score in before}
+    nothing = (None, None)
+    return [
+        Change(s.name, s.dataset, s.number, values.get((s.name, s.dataset)), s.value,
+               *(known or {}).get((s.name, s.dataset), nothing))
+        for s in after
+    ]  # fmt: skip
+
+
+def means(found: Sequence[Change], known: Intervals | None = None) -> list[Change]:
+    """Of every dataset the mean of its classes that have a number before and after, where these are several."""
+    rows = []
+    for dataset in dict.fromkeys(c.dataset for c in found):
+        own = [c for c in found if c.dataset == dataset and c.difference is not None]
+        if len(own) > 1:
+            before, after = (
+                fmean(v for c in own if (v := getattr(c, key)) is not None) for key in ("before", "after")
+            )
+            ends = (known or {}).get((None, dataset), (None, None))
+            rows.append(Change(f"mean of {len(own)} classes", dataset, own[0].number, before, after, *ends))
+    return rows
 
 
 def regressions(found: Sequence[Change], tolerance: float | None) -> list[Change]:
@@ -69,19 +116,25 @@ def unmeasured(found: Sequence[Change], old: Sequence[str]) -> list[str]:
     return [name for name in old if name not in measured]
 
 
-def to_json(found: Sequence[Change], tolerance: float | None, old: Sequence[str] = ()) -> dict[str, Any]:
-    """The report as plain values; ratios in 0..1, the tolerance in points. old: the classes known before."""
+def to_json(
+    found: Sequence[Change], tolerance: float | None, old: Sequence[str] = (), mean: Sequence[Change] = ()
+) -> dict[str, Any]:
+    """The report as plain values; ratios in 0..1, the tolerance in points. old: the classes known before. mean: of
+    `means`."""
     return {
         "tolerance": tolerance,
         "unmeasured": unmeasured(found, old),
         "classes": [vars(c) | {"difference": c.difference} for c in found],
+        "means": [vars(c) | {"difference": c.difference} for c in mean],
         "regressions": [f"{c.name} on {c.dataset}" for c in regressions(found, tolerance)],
     }
 
 
-def report_text(found: Sequence[Change], old: Sequence[str]) -> str:
+def report_text(found: Sequence[Change], old: Sequence[str], mean: Sequence[Change] = ()) -> str:
     """The report for people: a table, and what it cannot say."""
-    lines = [f"before and after, in points:\n{changes_table(found)}"] if found else []
+    lines = [f"before and after, in points:\n{changes_table([*found, *mean])}"] if found else []
+    if any(c.low is not None for c in found):
+        lines.append("95 % interval: of the difference, if other pictures of the same kind had been judged")
     if unknown := unmeasured(found, old):
         lines.append(f"not measured, no `val` split shows them: {', '.join(unknown)}")
     return "\n".join(lines)
@@ -89,12 +142,14 @@ def report_text(found: Sequence[Change], old: Sequence[str]) -> str:
 
 def changes_table(found: Sequence[Change]) -> str:
     """One line per class and dataset, in points."""
-    head = ("class", "dataset", "number", "before", "after", "difference")
-    rows = [
-        (c.name, c.dataset, c.number, _points(c.before), _points(c.after),
-         _points(c.difference, "+.1f"))
+    head: tuple[str, ...] = ("class", "dataset", "number", "before", "after", "difference")
+    rows: list[tuple[str, ...]] = [
+        (c.name, c.dataset, c.number, _points(c.before), _points(c.after), _points(c.difference, "+.1f"))
         for c in found
-    ]  # fmt: skip
+    ]
+    if any(c.low is not None for c in found):
+        head = (*head, "95 % interval")
+        rows = [(*row, _between(c.low, c.high)) for row, c in zip(rows, found, strict=True)]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     form = "  ".join(f"{{:{'<' if column < 3 else '>'}{width}}}" for column, width in enumerate(widths))
     return "\n".join(form.format(*row).rstrip() for row in (head, *rows))
@@ -104,10 +159,15 @@ def _points(value: float | None, form: str = ".1f") -> str:
     return "-" if value is None else format(100 * value, form)
 
 
+def _between(low: float | None, high: float | None) -> str:
+    return "-" if low is None else f"{_points(low, '+.1f')} to {_points(high, '+.1f')}"
+
+
 def warning_of(report: Mapping[str, Any]) -> str:
     """One sentence about the regressions of `to_json`."""
     lost = [
         f"{c['name']} on {c['dataset']} {_points(c['difference'], '+.1f')}"
+        + ("" if c["low"] is None else f" (95 % interval {_between(c['low'], c['high'])})")
         for c in report["classes"]
         if f"{c['name']} on {c['dataset']}" in report["regressions"]
     ]

@@ -69,7 +69,7 @@ class ExportedDetector(Reporting):
         rules, own, sides = self.about.rules, self.folding, picture.shape[:2]
         if rules.size is None:
             given = self.about.card.input
-            picture = resize(picture, resized(*sides, given.shorter, given.longer))
+            picture = resize(picture, resized(sides[0], sides[1], given.shorter, given.longer))
         boxes, scores, labels = answers(self.session, picture, thresholds)
         boxes = boxes * np.array([sides[1] / picture.shape[1], sides[0] / picture.shape[0]] * 2).astype(np.float32)
         angles = None

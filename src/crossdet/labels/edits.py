@@ -16,6 +16,7 @@ from typing import Unpack
 
 from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.labels.folds import Fold
+from crossdet.labels.patterns import expanded, matching
 from crossdet.labels.rules import DROPPED, LabelRules, Names, quoted, unknown
 from crossdet.labels.space import LabelSpace
 
@@ -40,7 +41,7 @@ def grown(known: LabelSpace, datasets: Mapping[str, Sequence[str]], **rules: Unp
     Raises:
         LabelError: lists everything that contradicts `known`, else all mistakes of the rules.
     """
-    growing = _Growing(known, datasets, rules)
+    growing = _Growing(known, datasets, expanded(rules, datasets, known)[0])
     problems = [
         *growing.dataset_contradictions(),
         *growing.merge_contradictions(),
@@ -384,14 +385,15 @@ def edited(space: LabelSpace, renames: Renames, merges: Merges) -> LabelSpace:
     class that is merged further is replaced by its members.
 
     renames: (old, new), of classes, merged classes or members of these; where a merged class has the name of a
-    member the merged class is meant. merges: (new, the reported classes that it joins); the new name may be
-    that of a member.
+    member the merged class is meant. merges: (new, the reported classes that it joins, or patterns of their
+    names); the new name may be that of a member.
 
     Raises:
         UserError: lists unknown names, names used twice, and names that would stand for two classes.
     """
     if space.has_members:
         raise UserError("these weights have directions or classes per dataset, which cannot be renamed or merged")
+    merges = [(new, matching(members, space.reported)) for new, members in merges]
     problems = _edit_problems(space, renames, merges)
     if problems:
         raise UserError(problem_list(f"{len(problems)} mistake(s); the classes are unchanged", problems))

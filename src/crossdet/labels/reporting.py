@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from crossdet.errors import LabelError, UserError
+from crossdet.labels.patterns import matching
 from crossdet.labels.rules import unknown
 from crossdet.labels.space import LabelSpace
 
@@ -60,7 +61,8 @@ class Reporting:
         ]
 
     def class_ids(self, classes: Sequence[str] | str | None) -> list[int] | None:
-        """Ids of the members of these classes, None for all. Raises `UserError` for an unknown one."""
+        """Ids of the members of these classes (names or patterns of them), None for all. Raises `UserError` for an
+        unknown one."""
         if classes is None:
             return None
         names = [classes] if isinstance(classes, str) else list(classes)
@@ -70,6 +72,7 @@ class Reporting:
         if self.folding is None:  # a member may have the name of its merged class
             members = {name: ids for name, ids in members.items() if name not in self.classes}
         known = list(dict.fromkeys([*self.reported, *self.classes]))
+        names = matching(names, known)
         if strange := [name for name in names if name not in members and name not in self.classes]:
             raise LabelError("; ".join(unknown("class", name, known) for name in strange))
-        return [c for name in names for c in members.get(name) or [self.space.id_of(name)]]
+        return list(dict.fromkeys(c for name in names for c in members.get(name) or [self.space.id_of(name)]))

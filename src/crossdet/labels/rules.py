@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from typing import Any, TypedDict
 
 from crossdet.errors import LabelError, problem_list
+from crossdet.labels.patterns import is_pattern, nothing_matches
 
 DROPPED = -1
 """Unified id of a source class that the label rules drop."""
@@ -23,6 +24,8 @@ Names = Sequence[str] | None
 class LabelRules(TypedDict, total=False):
     """What may be said about the classes of datasets. Every rule may be None, and one name may stand for a list of
     one.
+
+    In `merge`, `drop`, `absent`, `unlabelled` and `not_exhaustive` a name may be a pattern (`labels.patterns`).
 
     merge: unified name -> source classes as `dataset/name`; the key `same_names: True` merges all names that are
         identical in several datasets.
@@ -92,10 +95,32 @@ def quoted(names: Iterable[str]) -> str:
 
 
 def unknown(what: str, name: object, known: Sequence[str]) -> str:
-    """The message for a name that is not among the known ones."""
+    """The message for a name that is not among the known ones, or a pattern that matches none of them."""
+    if is_pattern(name):
+        return nothing_matches(what, str(name), known)
     close = get_close_matches(str(name), known, 1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
     return f"unknown {what} {name!r}; {hint}"
+
+
+_EACH = 3
+"""Up to so many equal names have a line each."""
+
+
+def _unmerged(several: Mapping[str, Sequence[str]]) -> list[str]:
+    """The messages for names that datasets share and no rule speaks of. several: name -> source classes."""
+    if len(several) > _EACH:
+        datasets = dict.fromkeys(source.partition("/")[0] for sources in several.values() for source in sources)
+        return [
+            f"{len(several)} classes are in several of the datasets {', '.join(datasets)}: {', '.join(several)}. "
+            f"Merge them (`merge: {{same_names: true}}`), or list those that mean different things under `distinct`"
+        ]
+    return [
+        f"class {name!r} is in several datasets ({', '.join(sources)}): merge them "
+        f"(`merge: {{{name}: [{', '.join(sources)}]}}` or `merge: {{same_names: true}}`) "
+        f"or list {name!r} under `distinct`"
+        for name, sources in several.items()
+    ]
 
 
 # ------------------------------------------------------------------------------------------- reading
@@ -286,12 +311,12 @@ class RuleReader:
                     f"merge.{name}: {', '.join(sources)} has the name of this group but is not in it; "
                     f"add it to the group, or list {name!r} under `distinct`"
                 )
-            elif len(sources) > 1 and not same_names:
-                self.problems.append(
-                    f"class {name!r} is in several datasets ({', '.join(sources)}): merge them "
-                    f"(`merge: {{{name}: [{', '.join(sources)}]}}` or `merge: {{same_names: true}}`) "
-                    f"or list {name!r} under `distinct`"
-                )
+        several = (
+            {}
+            if same_names
+            else {n: own for n, own in holders.items() if len(own) > 1 and n not in merged.values()}
+        )
+        self.problems += _unmerged(several)
         self._half_merged(merged, holders, distinct)
         return unified
 

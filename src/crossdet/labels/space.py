@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from crossdet.errors import LabelError, UserError
 from crossdet.labels.common import common_names
 from crossdet.labels.folds import Fold, Folding
+from crossdet.labels.patterns import expanded
 from crossdet.labels.rules import DROPPED, LabelRules, RuleReader, normalised_name, quoted, unknown
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class LabelSpace:
 
         Raises `LabelError` that lists all mistakes.
         """
-        return cls(**vars(RuleReader(datasets).read(**rules)))
+        reader = RuleReader(datasets)
+        return cls(**vars(reader.read(**expanded(rules, reader.names)[0])))
 
     # ------------------------------------------------------------------ ids
 

@@ -13,11 +13,9 @@ from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from crossdet.errors import UserError
+from crossdet.models.backbone_names import ALIASES, backbone_problem
 
 FEATURE_STRIDES = (8, 16, 32)
-
-# The names of the paper; timm's own default tag for resnet50 is another training recipe (a1_in1k).
-ALIASES = {"resnet50": "resnet50.tv_in1k", "mobilenetv2": "mobilenetv2_100", "mobilenet_v2": "mobilenetv2_100"}
 
 
 class Backbone(nn.Module):
@@ -34,6 +32,8 @@ class Backbone(nn.Module):
             probe: Any = timm.create_model(name, features_only=True, pretrained=False)
             strides = list(probe.feature_info.reduction())
         except Exception as error:  # the models raise what they like, and hub names what the network does
+            if problem := backbone_problem(name):
+                raise UserError(problem) from None
             hub = " (a name with a hub must be reachable, also with `weights: none`)" if ":" in name else ""
             raise UserError(
                 f"model.backbone: {name!r} is no timm model with feature maps ({_reason(error)}){hub}; "

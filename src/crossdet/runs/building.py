@@ -36,8 +36,8 @@ def build_fabric(config: Config) -> Fabric:
     if settings.missing_loggers:
         raise UserError("; ".join(settings.missing_loggers))
     accelerator = settings.accelerator
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise UserError("train.accelerator: cuda, but torch sees no GPU here; use auto or cpu")
+    if problem := device_problem(config):
+        raise UserError(problem)
     devices, nodes, strategy = settings.devices, 1, "ddp" if settings.devices > 1 else "auto"
     if torch.distributed.is_torchelastic_launched():
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -51,6 +51,13 @@ def build_fabric(config: Config) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def device_problem(config: Config) -> str | None:
+    """What to say where the devices of the config are not here."""
+    if config.train.accelerator == "cuda" and not torch.cuda.is_available():
+        return "train.accelerator: cuda, but torch sees no GPU here; use auto or cpu"
+    return None
 
 
 def processes(config: Config) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -33,18 +34,22 @@ def check_run_dir(
     overwrite: bool,
     last_file: str = STATE_FILE,
     known_datasets: Sequence[str] = (),
+    epochs: int | None = None,
 ) -> None:
     """Refuses to mix two runs and to delete what is no run; changes nothing.
 
     last_file: without it a run whose training is finished can still be resumed. known_datasets: see `load_config`.
+    epochs: of the training, where a run that was to have fewer may be resumed to have so many.
     """
     state = run_dir / STATE_FILE
     holds_run = (run_dir / CONFIG_FILE).exists()
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"{run_dir} is a file; choose another directory with --output")
     if resume:
-        _check_same_config(run_dir / CONFIG_FILE, config, known_datasets)
-        if state.exists() and load_state(state)["progress"]["finished"] and (run_dir / last_file).exists():
+        progress = load_state(state)["progress"] if state.exists() else {}
+        longer = _may_grow(config) and (epochs or 0) > (progress.get("epochs") or math.inf)
+        _check_same_config(run_dir / CONFIG_FILE, config, known_datasets, longer)
+        if progress.get("finished") and not longer and (run_dir / last_file).exists():
             raise UserError(f"{run_dir}: this run is finished; there is nothing to resume")
     elif overwrite:
         if run_dir.exists() and not holds_run and any(run_dir.iterdir()):
@@ -80,12 +85,25 @@ def check_teachers_stay(teachers: Sequence[Path], run_dir: Path) -> None:
         )
 
 
-def _check_same_config(path: Path, config: Config, known_datasets: Sequence[str]) -> None:
+def _may_grow(config: Config) -> bool:
+    """Whether nothing but the learning rate and the times of evaluations depends on the number of epochs."""
+    train, pseudo = config.train, config.pseudo
+    labels_itself = pseudo is not None and pseudo.teachers == "self"
+    return train.max_steps is None and train.minutes is None and not labels_itself
+
+
+def _check_same_config(path: Path, config: Config, known_datasets: Sequence[str], longer: bool) -> None:
+    """longer: the number of epochs may be another, and what the recipe makes of it."""
     if not path.exists():
         return
-    before, now = yaml.safe_load(path.read_text()), yaml.safe_load(dump_config(config))
+    before = yaml.safe_load(path.read_text())
     with suppress(ConfigError):  # keys that are newer than the run had their defaults
-        before = yaml.safe_load(dump_config(load_config(path, known_datasets=known_datasets)))
+        earlier = load_config(path, known_datasets=known_datasets)
+        before = yaml.safe_load(dump_config(earlier))
+        if longer:
+            recipe = config.train.with_epochs(earlier.train.epochs)
+            config = config.model_copy(update={"train": recipe})
+    now = yaml.safe_load(dump_config(config))
     changed = [key for key in _differences(before, now) if not key.startswith(_FREE_KEYS)]
     if changed:
         raise UserError(

@@ -247,7 +247,7 @@ def _inputs(pictures: list[Picture], detector: Detector, rules: Rules) -> list[I
     found = []
     for picture in pictures:
         if rules.size is None:
-            small = resize(picture, resized(*picture.shape[:2], given.shorter, given.longer))
+            small = resize(picture, resized(picture.shape[0], picture.shape[1], given.shorter, given.longer))
         else:
             small = fitted(picture, rules)[0]
         found.append({"images": small[None], "thresholds": thresholds})

@@ -23,7 +23,20 @@ from lightning_fabric.utilities.seed import seed_everything
 from crossdet.config import Config
 from crossdet.config.sources import Sources, open_sources
 from crossdet.errors import UserError, problem_list
-from crossdet.evaluation.forgetting import changes, draw_generations, main_numbers, report_text, to_json
+from crossdet.evaluation.arrays import DetectionArrays
+from crossdet.evaluation.forgetting import (
+    Change,
+    changes,
+    draw_generations,
+    intervals,
+    main_numbers,
+    means,
+    report_text,
+    to_json,
+)
+from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.evaluation.protocols.entry import best_per_image
+from crossdet.evaluation.run import EvalSettings
 from crossdet.evaluation.splits import Split
 from crossdet.files import write_json
 from crossdet.inference import Detector, load_detector
@@ -44,7 +57,7 @@ from crossdet.runs.building import (
     training_data,
 )
 from crossdet.runs.directory import check_run_dir, make_run_dir, run_directory
-from crossdet.runs.evaluate import judged_classes, score_network, splits_for_training
+from crossdet.runs.evaluate import Evaluation, judged_classes, score_network, splits_for_training
 from crossdet.runs.train import train_network
 from crossdet.training.modes import MODES, ExtendSettings, Growth, check_mode
 from crossdet.training.modes.mode import Extension
@@ -52,6 +65,9 @@ from crossdet.training.pseudo_labels import TEACHER_FOLDER
 
 REPORT_FILE = "forgetting.json"
 PLOT_FILE = "generations.png"
+
+Judged = dict[str, DetectionArrays]
+"""Detections by dataset."""
 
 
 def extend(
@@ -98,7 +114,7 @@ def extend(
     if fabric.is_global_zero:
         print(*grown_by(known, sources.space), *filter(None, [note]), sep="\n", flush=True)
     old = _in_layout(load_detector(parent, fabric.device), config)
-    before = _start(fabric, config, sources, old, history[-1], run_dir, resume)
+    before, seen = _start(fabric, config, sources, old, history[-1], run_dir, resume)
     mode = MODES[choice.mode]
     course, space, train = mode.prepare(
         Extension(fabric, choice, growth, network, old, teacher_settings(config), run_dir / TEACHER_FOLDER, resume)
@@ -110,8 +126,12 @@ def extend(
     data = training_data(config, replace(sources, space=space, train=dict(train)), network.fill_colour)
     stored = partial(_stored_points, points, mode.keeps_thresholds)
     record = train_network(fabric, config, sources, network, data, run_dir, begun, resume, course, stored)
-    after = _after(fabric, config, sources, known, run_dir)
-    report = _report(fabric, run_dir, history, known.reported, before, after, choice.tolerance)
+    after, seen_now = _after(fabric, config, sources, known, run_dir)
+    ends = intervals(_splits_of(sources, known), seen, seen_now)
+    found = changes(before, after, ends)
+    report = _report(
+        fabric, run_dir, history, known.reported, before, after, found, means(found, ends), choice.tolerance
+    )
     return record | {"forgetting": report}
 
 
@@ -256,21 +276,35 @@ def _start(
     generation: Generation,
     run_dir: Path,
     resume: bool,
-) -> list[Score]:
-    """What the old detector scores on its classes; kept in the run directory with the generation."""
+) -> tuple[list[Score], Judged]:
+    """What the old detector scores on its classes, kept in the run directory with the generation; what it finds."""
     file = run_dir / START_FILE
-    if resume and file.exists():
-        return [Score(**score) for score in json.loads(file.read_text())["before"]]
     splits = _splits_of(sources, old.space)
     scores: list[Score] = []
+    seen: Judged = {}
     if splits:
         known = replace(sources, space=old.space)  # merged classes without members that are new
-        metrics = score_network(fabric, config, known, old.model, splits).metrics
-        scores = main_numbers(metrics, judged_classes(splits))
+        evaluation = score_network(fabric, config, known, old.model, splits)
+        scores, seen = main_numbers(evaluation.metrics, judged_classes(splits)), _judged(config, evaluation)
+    if resume and file.exists():
+        return [Score(**score) for score in json.loads(file.read_text())["before"]], seen
     if fabric.is_global_zero:
         write_json(file, {"generation": asdict(generation), "before": [asdict(s) for s in scores]})
     fabric.barrier()
-    return scores
+    return scores, seen
+
+
+def _judged(config: Config, evaluation: Evaluation) -> Judged:
+    """The detections that the COCO protocol judged, of the datasets that it is the first protocol of."""
+    coco, found = PROTOCOLS["coco"], {}
+    for name, scores in evaluation.scores.items():
+        dataset = config.datasets[name]
+        own = EvalSettings.of(config.input, config.eval)
+        limits = replace(own, max_detections=dataset.max_detections or own.max_detections).limits(coco)
+        if dataset.protocol[0] == coco.name:
+            detections = scores.found.detections.above(limits.score_threshold)
+            found[name] = best_per_image(detections, limits.max_detections)
+    return found
 
 
 def _splits_of(sources: Sources, known: LabelSpace) -> dict[str, Split]:
@@ -291,25 +325,29 @@ def _stored_points(points: Mapping[str, Any], kept: bool, found: dict[str, Any])
 # ------------------------------------------------------------------------------------------ afterwards
 
 
-def _after(fabric: Fabric, config: Config, sources: Sources, known: LabelSpace, run_dir: Path) -> list[Score]:
-    """The main numbers of all classes, of the weights that the run stands for: its best ones.
+def _after(
+    fabric: Fabric, config: Config, sources: Sources, known: LabelSpace, run_dir: Path
+) -> tuple[list[Score], Judged]:
+    """The main numbers of all classes, of the weights that the run stands for: its best ones; and what these find
+    of old classes.
 
     Of a dataset with old and new classes the old ones are looked at again without the new, as before: the new
     classes' detections would take places under the protocol's limit per image.
     """
     metrics = _metrics_of_best(run_dir)
     if metrics is None:
-        return []
+        return [], {}
     splits = splits_for_training(sources)
     scores = main_numbers(metrics, judged_classes(splits))
     old = _splits_of(sources, known)
-    mixed = {name: split for name, split in old.items() if split.classes != splits[name].classes}
-    if mixed:
-        model = _in_layout(load_detector(run_dir, fabric.device), config).model
-        again = main_numbers(score_network(fabric, config, sources, model, mixed).metrics, judged_classes(mixed))
-        alone = {(score.name, score.dataset): score for score in again}
-        scores = [alone.get((score.name, score.dataset), score) for score in scores]
-    return scores
+    if not old:
+        return scores, {}
+    model = _in_layout(load_detector(run_dir, fabric.device), config).model
+    evaluation = score_network(fabric, config, sources, model, old)
+    again = main_numbers(evaluation.metrics, judged_classes(old))
+    mixed = {name for name, split in old.items() if split.classes != splits[name].classes}
+    alone = {(score.name, score.dataset): score for score in again if score.dataset in mixed}
+    return [alone.get((score.name, score.dataset), score) for score in scores], _judged(config, evaluation)
 
 
 def _metrics_of_best(run_dir: Path) -> dict[str, Any] | None:
@@ -327,11 +365,12 @@ def _report(
     old: Sequence[str],
     before: list[Score],
     after: list[Score],
+    found: Sequence[Change],
+    mean: Sequence[Change],
     tolerance: float | None,
 ) -> dict[str, Any]:
     """Prints the report and writes it: JSON, plot, and the scores into the weights' metadata."""
-    found = changes(before, after)
-    content = to_json(found, tolerance, old)
+    content = to_json(found, tolerance, old, mean)
     if fabric.is_global_zero:
         history = [*history[:-1], replace(history[-1], scores=tuple(after))]
         update_card(run_dir, generations=tuple(history))
@@ -339,6 +378,6 @@ def _report(
         write_json(numbers, json.loads(numbers.read_text()) | {"forgetting": content})
         draw_generations(run_dir / PLOT_FILE, history, before)
         write_json(run_dir / REPORT_FILE, content)  # the last file: with it the run is complete
-        print(report_text(found, old), flush=True)
+        print(report_text(found, old, mean), flush=True)
     fabric.barrier()
     return content

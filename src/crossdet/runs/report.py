@@ -12,7 +12,7 @@ from crossdet.config import CONFIG_FILE, Config, load_config
 from crossdet.config.sources import open_sources
 from crossdet.errors import UserError
 from crossdet.evaluation.report_page import Counts, Looked, RunRecord, write_report
-from crossdet.export.sessions import card_of
+from crossdet.export.sessions import card_in
 from crossdet.models.card import read_card
 from crossdet.models.weights import METRICS_FILE
 from crossdet.runs.audit import audited_runs, overlap_of
@@ -58,7 +58,7 @@ def read_run(run: Path) -> RunRecord:
     file = run / METRICS_FILE
     if not _is_run(run):
         name = run.resolve().name if run.is_dir() else run.stem
-        return RunRecord(name, card_of(run), (), None, {}, ())
+        return RunRecord(name, card_in(run), (), None, {}, ())
     if not file.exists():
         raise UserError(f"{run}: there is no {METRICS_FILE} yet; it is written at the end of an epoch")
     try:

@@ -51,7 +51,8 @@ def train(
     Args:
         config: a `Config` or the path of a YAML file.
         output: run directory; default `config.output`.
-        resume: continue the run in `output` exactly where its state stands; from the start if there is none.
+        resume: continue the run in `output` exactly where its state stands; from the start if there is none. With
+            more `train.epochs` than it was to have it goes on with their schedule.
         overwrite: delete what an earlier run left in `output`.
 
     Raises:
@@ -62,7 +63,8 @@ def train(
     run_dir = run_directory(config, output)
     sources = open_sources(config)
     check_trainable(sources, config.train.plain)
-    check_run_dir(run_dir, config, resume, overwrite)
+    epochs = config.train.epochs_for(sources.train_pictures)
+    check_run_dir(run_dir, config, resume, overwrite, epochs=epochs)
     fabric = build_fabric(config)
     if resume and (run_dir / START_FILE).exists():
         raise UserError(f"{run_dir} is an extension; resume it with `crossdet extend`, its weights and its config")

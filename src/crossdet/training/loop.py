@@ -107,6 +107,9 @@ def fit(
     run = RunState(fabric, network, optimizer, average, run_dir, card, course, identity, teacher)
     if resume and (run_dir / STATE_FILE).exists():
         run.restore(recipe)
+        if (told := run.lengthen(schedule)) and fabric.is_global_zero:
+            print(told, flush=True)
+    run.progress.epochs = schedule.epochs
     if run.progress.canvases is None:
         run.progress.canvases = dataset.choose_canvases(0 if network.stretched_to else recipe.canvases)
     if recipe.compile:

@@ -80,6 +80,11 @@ SMALLEST_BATCH = 4
 """Pictures per device and micro-batch from which on batch norm is trained."""
 
 
+def of_paper(epochs: int) -> dict[str, Any]:
+    """Warm-up and falls of so many epochs, in the proportions of the paper's 20."""
+    return {"warmup_epochs": epochs / 10, "steps": (epochs / 2, epochs * 3 / 4)}
+
+
 class Recipe(Section):
     """The `train` section of a config. The defaults are those of `recipe: auto`; null is decided by what is known
     when the training starts (`training.schedule`).
@@ -136,9 +141,10 @@ class Recipe(Section):
         epochs = values["epochs"]
         if values["schedule"] != "steps" or isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
             return values  # a wrong value is reported by the field itself
+        usual = of_paper(epochs)
         if values.get("warmup_steps") is None:
-            values.setdefault("warmup_epochs", epochs / 10)
-        return {"steps": [epochs / 2, epochs * 3 / 4], **values}
+            values.setdefault("warmup_epochs", usual["warmup_epochs"])
+        return {"steps": usual["steps"], **values}
 
     def rate(self, from_scratch: bool = False) -> float:
         """The learning rate that is meant. from_scratch: the backbone begins with random weights."""
@@ -172,6 +178,15 @@ class Recipe(Section):
         if self.epochs is not None or self.max_steps is not None or self.minutes is not None:
             return self.epochs
         return min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(PICTURES / pictures)))
+
+    def with_epochs(self, epochs: int | None) -> Recipe:
+        """The recipe of another number of epochs; warm-up and falls that are the paper's shares of its own move
+        with it, others stay."""
+        values: dict[str, Any] = {"epochs": epochs}
+        if self.epochs is not None and epochs is not None:
+            mine, new = of_paper(self.epochs), of_paper(epochs)
+            values |= {key: new[key] for key in new if getattr(self, key) == mine[key]}
+        return self.model_copy(update=values)
 
     def contradictions(self) -> Iterator[Contradiction]:
         """What single values cannot show."""

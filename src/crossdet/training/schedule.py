@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from crossdet.training.recipe import EVALUATIONS, WARMUP_SHARE, WARMUP_STEPS, Recipe
 
@@ -80,6 +80,23 @@ class Schedule:
     @classmethod
     def of(cls, recipe: Recipe, pictures: int, from_scratch: bool = False) -> Schedule:
         return cls(recipe, pictures, recipe.epochs_for(pictures), from_scratch)
+
+    def began_as(self, epochs: int) -> Schedule:
+        """The schedule of the same recipe with another number of epochs."""
+        return replace(self, recipe=self.recipe.with_epochs(epochs), epochs=epochs)
+
+    def continues(self, other: Schedule, epoch: float, step: int) -> bool:
+        """Whether both have had the same learning rates up to a place of the training, as far as a thousand steps
+        between show."""
+        shares = [number / 1000 for number in range(1000)]
+        return all(
+            math.isclose(*(one.rate_at(share * epoch, int(share * step)) for one in (self, other)))
+            for share in shares
+        )
+
+    def rate_at(self, epoch: float, step: int) -> float:
+        """`rate` of a training that epochs or steps end."""
+        return self.rate(epoch, step, self.done(epoch, step, Clock()))
 
     @property
     def highest_rate(self) -> float:

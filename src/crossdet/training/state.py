@@ -23,7 +23,7 @@ from crossdet.models.contract import Network
 from crossdet.models.weights import STATE_FILE, load_state, save_state, save_weights
 from crossdet.training.identity import Identity, check_identity
 from crossdet.training.recipe import Recipe
-from crossdet.training.schedule import Clock
+from crossdet.training.schedule import Clock, Schedule
 from crossdet.training.watch import Watch
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -63,7 +63,8 @@ class Progress:
 
     best_epoch: the one whose weights are kept as the best, from 1. unreadable: one line per image that could not be
     read so far. clock: of the time so far, and of a recipe's minutes. guard: what `Watch` remembers. canvases: of
-    its batches, empty without; None: not chosen yet.
+    its batches, empty without; None: not chosen yet. epochs: how many the training is to have, None where steps or
+    minutes end it.
     """
 
     epoch: int = 0
@@ -76,6 +77,7 @@ class Progress:
     clock: Clock = field(default_factory=Clock)
     guard: dict[str, Any] = field(default_factory=dict)
     canvases: tuple[Canvas, ...] | None = None
+    epochs: int | None = None
 
     @classmethod
     def from_state(cls, stored: dict[str, Any]) -> Progress:
@@ -306,6 +308,27 @@ class RunState:
             self.totals = DatasetTotals(state["names"], self.fabric.device)
             if self.fabric.is_global_zero:
                 self.totals.sums += state["totals"].to(self.fabric.device)
+
+    def lengthen(self, schedule: Schedule) -> str | None:
+        """A restored run goes on to the end of a longer schedule; what that means. None: it is not longer.
+
+        What is left has the learning rates of the new schedule, whether or not those so far were its own."""
+        progress, more = self.progress, schedule.epochs
+        before, progress.epochs = progress.epochs, more
+        if before is None or more is None or more <= before:
+            return None
+        progress.finished = False
+        progress.clock.judged_at *= before / more
+        then, place = schedule.began_as(before), (float(progress.epoch), progress.step)
+        if schedule.continues(then, *place):
+            return (
+                f"train.epochs: {before} -> {more}, as if it had begun with {more}: its learning rates are the same"
+            )
+        return (
+            f"train.epochs: {before} -> {more}. So far the learning rate was that of {before} epochs (it would be "
+            f"{then.rate_at(*place):.2g} now); it goes on as that of {more} ({schedule.rate_at(*place):.2g} now), "
+            f"which is not the same as a training that begins with {more}"
+        )
 
     def save_if_due(self, recipe: Recipe, stop: threading.Event) -> None:
         """Saves every `checkpoint_steps` steps or `checkpoint_minutes`, and when asked to stop."""

@@ -14,8 +14,10 @@ from PIL import Image
 from rich.console import Console
 
 from crossdet.check import inspect, print_report
+from crossdet.check.anchors_coverage import anchor_coverage
 from crossdet.check.files import same_content
 from crossdet.config import Config
+from crossdet.config.sources import open_sources
 from crossdet.data.decoding import read_image
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.formats.voc import write_voc
@@ -308,6 +310,18 @@ def test_a_yolo_image_that_cannot_be_read_is_named_once(tmp_path):
     assert report.splits[0].files.unreadable.count == 1
 
 
+def test_images_without_label_files_are_told(tmp_path):
+    index = make(tmp_path / "images/train", ("cat",), one_box(3))
+    write_yolo(index, tmp_path, "train")
+    (tmp_path / "labels/train/1.txt").unlink()
+    report = inspect(configured({"a": {"format": "yolo", "train": {"annotations": tmp_path / "data.yaml"}}}))
+    (warning,) = report.warnings
+    assert warning.startswith(
+        f"a train: 1 images have no label file, such as {tmp_path}/images/train/1.png, and count"
+    )
+    assert "left out" not in printed(report)
+
+
 def test_nothing_usable_is_an_error(tmp_path):
     index = make(tmp_path / "a", ("cat",), one_box(2))
     for number in range(2):
@@ -514,6 +528,19 @@ def test_low_recall_names_the_fix(tmp_path, box, hint):
     assert hint in warning
     assert "`model.anchors." in warning
     assert "0% of 1" in printed(report)
+
+
+def test_an_extension_is_not_told_to_change_anchors(tmp_path):
+    index = make(tmp_path / "a", ("cat",), [[(0, (20, 5, 27, 45), 0)]])
+    for matches, told in (
+        (True, "is learnt from its best anchor all the same"),
+        (False, "are not learnt: train anew"),
+    ):
+        config = configured({"a": {"train": index}}, model={"low_quality_matches": matches})
+        (warning,) = anchor_coverage(config, open_sources(config), extends=True).warnings()
+        assert "100% are too tall for the anchors, height / width about 5.7: anchors and input size are" in warning
+        assert told in warning
+        assert "`model.anchors" not in warning
 
 
 def test_notes(tmp_path):

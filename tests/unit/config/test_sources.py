@@ -283,5 +283,8 @@ def test_common_names_are_merged_where_a_config_asks_for_them(tmp_path):
     assert [c.name for c in report.classes] == ["tv", "person", "Television", "aeroplane", "Human face"]
     assert any("by their names part of 'tv': b/Television" in text for text in report.warnings)
     assert any("c/Human face and a/person are not taken for the same" in text for text in report.notes)
+    labels = {"merge": {"same_names": "common"}, "unlabelled": {"a": ["a*"]}}  # of the merged names
+    (pattern,) = open_sources(configured(datasets, labels)).patterns
+    assert pattern.names == ("aeroplane",)
     apart = inspect(configured(datasets, {"merge": None}))
     assert any("likely the same class, not merged: b/aeroplane and c/airplane" in text for text in apart.warnings)

@@ -310,6 +310,15 @@ def test_classes_of_a_split_must_be_known():
     )
 
 
+def test_many_equal_names_are_one_line():
+    many = [f"class_{number}" for number in range(12)]
+    with pytest.raises(LabelError) as error:
+        LabelSpace.build({"a": many, "b": many, "c": ["other"]})
+    (line,) = str(error.value).splitlines()[1:]
+    assert line.startswith("  - 12 classes are in several of the datasets a, b: class_0, class_1, ")
+    assert line.endswith("(`merge: {same_names: true}`), or list those that mean different things under `distinct`")
+
+
 names = st.lists(st.sampled_from("pqrstuvw"), min_size=1, max_size=5, unique=True)
 
 

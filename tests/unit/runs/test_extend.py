@@ -22,12 +22,16 @@ from crossdet.evaluation.forgetting import (
     changes_table,
     draw_generations,
     histories,
+    intervals,
     main_numbers,
+    means,
     regressions,
     report_text,
     to_json,
     warning_of,
 )
+from crossdet.evaluation.protocols.coco import coco_scores
+from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.building import build_detector
 from crossdet.models.card import Card, Generation, InputSettings, Score, new_generation
@@ -266,6 +270,38 @@ def test_differences_and_tolerance():
     assert report["regressions"] == ["car on b"]
     assert report["classes"][0]["difference"] == pytest.approx(-0.005)
     assert warning_of(report) == "forgotten more than the tolerance of 0.5 points: car on b -1.2"
+
+
+def test_means_and_intervals_of_what_was_lost():
+    """Eight pictures with a car and a dog each: before, all are found; after, all dogs and half of the cars."""
+    builder = IndexBuilder("")
+    for row in range(8):
+        builder.image(f"{row}.png", 100, 100)
+        builder.box((10, 10, 50, 50), 0, 0)
+        builder.box((60, 60, 90, 90), 1, 0)
+    split = Split(builder.build(["car", "dog"]), np.array([0, 1]), ["car", "dog"])
+    boxes = np.array([[10.0, 10, 50, 50]] * 8 + [[60.0, 60, 90, 90]] * 8)
+    whole = DetectionArrays(boxes, np.linspace(0.9, 0.5, 16), np.repeat([0, 1], 8), np.tile(np.arange(8), 2))
+    half = whole.take(np.array([0, 2, 4, 6, *range(8, 16)]))
+    known = intervals({"a": split}, {"a": whole, "b": whole}, {"a": half})
+    low, high = known["car", "a"]
+    assert -0.9 < low < -0.5 < high < -0.1
+    assert known["dog", "a"] == (0.0, 0.0)
+    number = coco_scores(ground_truth(split), half, [0]).per_class[0]["AP"]
+    before = [Score("car", "a", "coco AP", 1.0), Score("dog", "a", "coco AP", 1.0)]
+    after = [Score("car", "a", "coco AP", number), Score("dog", "a", "coco AP", 1.0)]
+    found = changes(before, [*after, Score("new", "a", "coco AP", 0.3), Score("car", "b", "voc AP", 0.3)], known)
+    (mean,) = means(found, known)
+    assert (mean.name, mean.dataset, mean.difference) == ("mean of 2 classes", "a", pytest.approx((number - 1) / 2))
+    assert (mean.low, mean.high) == (pytest.approx(low / 2), pytest.approx(high / 2))
+    table = changes_table([*found, mean]).splitlines()
+    assert table[0].endswith("difference   95 % interval")
+    assert table[1].endswith(f"{100 * low:+.1f} to {100 * high:+.1f}")
+    assert table[3].split()[-2:] == ["-", "-"]
+    report = to_json(found, 0.5, ["car", "dog"], [mean])
+    assert report["means"][0]["name"] == "mean of 2 classes"
+    assert f"(95 % interval {100 * low:+.1f} to" in warning_of(report)
+    assert "other pictures of the same kind" in report_text(found, ["car"], [mean])
 
 
 def test_lines_over_generations(tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from crossdet.training.recipe import EVALUATIONS, Recipe
 from crossdet.training.schedule import MEASURED_STEPS, SLOW_STEPS, Clock, Schedule
+from crossdet.training.state import Progress, RunState
 
 CLOCK = Clock()
 
@@ -144,3 +147,56 @@ def test_what_auto_chose_is_told():
     assert "recipe paper: SGD, learning rate 0.04 for 32 pictures a step" in paper[0]
     assert "falls to 0.1 at epoch 10, 15" in paper[2]
     assert not paper[-1].startswith("set by")
+
+
+# -------------------------------------------------------------------------------------------- more epochs
+
+
+def test_more_epochs_move_what_stands_at_the_papers_shares():
+    paper = Recipe(recipe="paper", epochs=8)
+    assert paper.with_epochs(20) == Recipe(recipe="paper")
+    own = Recipe(recipe="paper", epochs=8, steps=[7.0], warmup_epochs=1.0)
+    assert (own.with_epochs(20).steps, own.with_epochs(20).warmup_epochs) == ((7.0,), 1.0)
+    assert Recipe(epochs=8).with_epochs(None) == Recipe(epochs=None)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "epoch", "before", "same"),
+    [
+        (Recipe(epochs=30), 10, 20, True),  # flat for the first half of both
+        (Recipe(epochs=30), 11, 20, False),
+        (Recipe(epochs=30, schedule="cosine"), 1, 20, False),
+        (Recipe(recipe="paper", epochs=30, steps=[25.0], warmup_epochs=1.0), 20, 20, True),
+        (Recipe(recipe="paper", epochs=30), 1, 20, False),  # another warm-up
+    ],
+)
+def test_whether_a_longer_schedule_was_the_same_so_far(recipe, epoch, before, same):
+    schedule = Schedule.of(recipe, 8000)
+    assert schedule.continues(schedule.began_as(before), epoch, epoch * 1000) == same
+
+
+def lengthened(progress: Progress, recipe: Recipe) -> str | None:
+    return RunState.lengthen(cast(RunState, SimpleNamespace(progress=progress)), Schedule.of(recipe, 8000))
+
+
+def test_a_finished_run_goes_on_and_says_with_which_rates():
+    progress = Progress(epoch=20, step=20_000, finished=True, epochs=20, clock=Clock(judged_at=1.0))
+    told = lengthened(progress, Recipe(epochs=30))
+    assert told == (
+        "train.epochs: 20 -> 30. So far the learning rate was that of 20 epochs (it would be 0 now); it goes on as "
+        "that of 30 (0.00038 now), which is not the same as a training that begins with 30"
+    )
+    assert (progress.finished, progress.epochs) == (False, 30)
+    assert progress.clock.judged_at == pytest.approx(2 / 3)
+    early = Progress(epoch=10, step=10_000, epochs=20)
+    assert "as if it had begun with 30" in str(lengthened(early, Recipe(epochs=30)))
+
+
+def test_what_is_not_longer_is_left_alone():
+    for progress, recipe in (
+        (Progress(finished=True, epochs=30), Recipe(epochs=30)),
+        (Progress(finished=True), Recipe(epochs=30)),  # of an earlier version
+        (Progress(finished=True, epochs=20), Recipe(max_steps=9)),
+    ):
+        assert lengthened(progress, recipe) is None
+        assert progress.finished

@@ -21,6 +21,7 @@ from crossdet.config import Config
 from crossdet.config.sources import open_sources
 from crossdet.data.index import Index
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Verified
+from crossdet.evaluation.bootstrap import Paired, paired_bootstrap
 from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.evaluation.run import detect
 from crossdet.evaluation.splits import Split, ground_truth
@@ -33,7 +34,6 @@ from crossdet.models.weights import load_weights
 from crossdet.runs.audit import open_union_test
 from crossdet.runs.evaluate import splits_for_detector
 from crossdet_research.ablation.measure import eval_settings
-from crossdet_research.lifelong.bootstrap import Paired, paired_bootstrap
 from crossdet_research.lifelong.plan import UNION, VAL, UnionImages
 
 UNLABELLED = "unlabelled"

@@ -17,6 +17,8 @@ from crossdet.config.mistakes import suggest
 from crossdet.config.sources import classes_of, open_sources, union_test_index
 from crossdet.data.index import Index
 from crossdet.errors import LabelError, UserError
+from crossdet.labels.patterns import expanded
+from crossdet.labels.rules import LabelRules
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.training.modes import ExtendSettings
 from crossdet_research import jobs, study
@@ -214,6 +216,8 @@ def restricted(config: Config, plan: Plan, names: Sequence[str], generation: int
     """The config with some of its datasets, and what its label rules say of them and of the classes that there are
     by the generation."""
     known, labels = set(plan.known(generation)), config.labels
+    listed: Any = {key: getattr(labels, key) for key in LabelRules.__annotations__ if hasattr(labels, key)}
+    labels = labels.model_copy(update={**expanded(listed, plan.sources)[0]})
     arrived = plan.datasets(generation)
     own = {text for name in arrived for c in plan.sources[name] for text in (c, f"{name}/{c}")}
 

@@ -64,6 +64,29 @@ def deal(total: int, parts: int, share: float, size: int | None, rng: np.random.
     return home
 
 
+def deal_groups(
+    of: NDArray[np.int64], parts: int, share: float, size: int | None, rng: np.random.Generator
+) -> Home:
+    """As `deal`, at random and with all images of a group at one home. of: `[I]` groups, numbered from 0.
+
+    Large groups come first, each to the part that has the fewest images, so that sizes differ by no more than the
+    largest group; a group that is too large for what is left of `size` or of the images in every part is not there.
+    """
+    room, own = group_sizes(len(of), parts, share, size)
+    sizes = np.bincount(of)
+    order = rng.permutation(len(sizes))
+    home, taken = np.full(len(sizes), UNUSED, np.int64), np.zeros(parts, np.int64)
+    for number in order[np.argsort(-sizes[order], kind="stable")].tolist():
+        part = int(taken.argmin())
+        if sizes[number] <= room:
+            home[number], room = SHARED, room - sizes[number]
+        elif size is None or taken[part] + sizes[number] <= own[part]:
+            home[number] = part
+            taken[part] += sizes[number]
+    dealt: Home = home[of]
+    return dealt
+
+
 def members(home: Home, part: int) -> NDArray[np.int64]:
     """Rows of the part's images, rising."""
     return np.flatnonzero((home == part) | (home == SHARED))

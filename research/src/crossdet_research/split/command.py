@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 def split(
     config: Annotated[Path, argument("CONFIG", "YAML config with a dataset that is labelled in full")],
     part: Annotated[
-        list[str], typer.Option(metavar="NAME=CLASS,...", help="a part and the classes it labels; at least two")
+        list[str],
+        typer.Option(
+            metavar="NAME=CLASS,...",
+            help="a part and the classes it labels (names, or patterns such as white_*); at least two",
+        ),
     ],
     output: Annotated[Path, option("--output", "DIR", "where to write", "-o")],
     dataset: Annotated[
@@ -47,6 +51,13 @@ def split(
     images: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="training images per part (default: all images are used)")
     ] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX|FILE",
+            help="keep pictures together: a regular expression with one group on their paths, or a .csv/.json file",
+        ),
+    ] = None,
     look: Annotated[
         Several,
         typer.Option(
@@ -63,6 +74,7 @@ def split(
     Example: crossdet-research split bccd.yaml --part red=RBC --part white=WBC,Platelets --output halves
     """
     from crossdet.config import load_config
+    from crossdet.data.groups import group
     from crossdet.files import write_json
     from crossdet_research.split.configs import recipe
     from crossdet_research.split.files import write_split
@@ -72,6 +84,8 @@ def split(
     parts, looks = _given("--part", "NAME=CLASS,...", part), _given("--look", "PART=LOOK", look or [])
     name = _dataset_name(loaded, dataset)
     train, val = _open(loaded, name)
+    given = group_by or loaded.datasets[name].group_by
+    groups = None if given is None else group(train, given)
     plan = split_dataset(
         train,
         val,
@@ -82,9 +96,12 @@ def split(
         method=conflict_by,
         images=images,
         seed=seed,
+        groups=groups,
     )
     record = write_split(plan, output, recipe(loaded), loaded.datasets[name].protocol, overwrite)
     _print(record, output, name)
+    if groups is not None:
+        say(f"kept together: {groups}")
     if json_file is not None:
         write_json(json_file, record)
 

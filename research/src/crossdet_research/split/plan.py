@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.data.annotation_files import too_many
+from crossdet.data.groups import Groups
 from crossdet.data.index import Index
 from crossdet.errors import UserError, problem_list
+from crossdet.labels.patterns import matching
 from crossdet.labels.rules import unknown
 from crossdet.types import REGION_FLAGS, Flag
 from crossdet_research.split import assignment
@@ -66,6 +68,7 @@ class SplitPlan:
     """Who gets what. `conflict` is what was asked for, 1 for "as the data come"; `Part.conflict` what it became.
 
     labels_as_they_come: `[P, K]` labelled objects of every part and class under `conflict` 1 (same seed and sizes).
+    groups: of the training images, where some were kept together.
     """
 
     train: Index
@@ -76,6 +79,7 @@ class SplitPlan:
     method: Method
     seed: int
     labels_as_they_come: NDArray[np.int64]
+    groups: Groups | None = None
 
 
 def split_dataset(
@@ -89,10 +93,11 @@ def split_dataset(
     method: Method = "choose",
     images: int | None = None,
     seed: int = 0,
+    groups: Groups | None = None,
 ) -> SplitPlan:
     """Deals the training images out to the parts; every part labels its own classes only.
 
-    parts: name -> classes; a class may be in several. looks: part -> look (see `LOOKS`).
+    parts: name -> classes, or patterns of their names; a class may be in several. looks: part -> look (`LOOKS`).
     share: of the images, the share that is in every part; each of the others is in exactly one, at random.
     conflict: 1: as the data come. Below: of every part's images, the share (nearest whole number) that shows at
         least one object which the part does not label. Any row of another class is such an object, also a crowd.
@@ -104,11 +109,14 @@ def split_dataset(
         labelled objects are those of `conflict=1` at every level.
     images: training images per part, with which some may stay unused; None: all are used, and the sizes differ
         by at most one. To be compared, levels of conflict need the same.
+    groups: all images of a group are in the same part (or in every part, or unused), so that the sizes of parts
+        differ by up to the largest group; less conflict is then by "erase" or "mark" alone.
 
     Raises `UserError` that lists all mistakes.
     """
     looks = {part: ORIGINAL if look == NO_LOOK else look for part, look in (looks or {}).items()}
-    asked = _Asked(train, val, parts, looks, share, conflict, method, images, seed)
+    parts = {name: matching(own, train.classes) for name, own in parts.items()}
+    asked = _Asked(train, val, parts, looks, share, conflict, method, images, seed, groups)
     problems = list(_mistakes(asked))
     if all(problem.startswith("--look") for problem in problems):  # then the images can be dealt out
         try:
@@ -133,10 +141,11 @@ class _Asked:
     method: Method
     images: int | None
     seed: int
+    groups: Groups | None
 
 
 class _Unreachable(Exception):
-    """The wanted share of conflict cannot be had; the message says which can."""
+    """The wanted share of conflict, or size of the parts, cannot be had; the message says which can."""
 
 
 def _planned(asked: _Asked) -> SplitPlan:
@@ -145,13 +154,14 @@ def _planned(asked: _Asked) -> SplitPlan:
     shown = objects_per_image(train, every=True) > 0
     in_conflict = np.stack([(shown & ~row).any(axis=1) for row in own])  # [P, I]
     boxes = objects_per_image(train)
-    home = assignment.deal(len(train), len(names), asked.share, asked.images, np.random.default_rng(asked.seed))
+    home = _dealt(asked)
     as_they_come = np.stack([boxes[assignment.members(home, p)].sum(axis=0) * own[p] for p in range(len(names))])
     rng = np.random.default_rng([asked.seed, 1])
     stuck = np.zeros_like(in_conflict)
     if method == "erase":  # also at conflict 1: all levels have the same images
         stuck = in_conflict & ~_erasable(train, own)
-        home = assignment.balance(assignment.avoid(home, stuck, rng), stuck, boxes, as_they_come, own, rng)
+        if asked.groups is None:
+            home = assignment.balance(assignment.avoid(home, stuck, rng), stuck, boxes, as_they_come, own, rng)
     elif method == "choose" and conflict < 1:
         chosen = assignment.choose(home, in_conflict, conflict, rng)
         if chosen is None:
@@ -179,7 +189,23 @@ def _planned(asked: _Asked) -> SplitPlan:
                 marked=np.isin(train.image_of_box(), marked[p]) & foreign,
             )
         )
-    return SplitPlan(train, asked.val, tuple(made), asked.share, conflict, method, asked.seed, as_they_come)
+    shares = (asked.share, conflict, method, asked.seed)
+    return SplitPlan(train, asked.val, tuple(made), *shares, as_they_come, asked.groups)
+
+
+def _dealt(asked: _Asked) -> NDArray[np.int64]:
+    """`[I]` home of every training image, at random."""
+    rng, options = np.random.default_rng(asked.seed), (len(asked.parts), asked.share, asked.images)
+    if asked.groups is None:
+        return assignment.deal(len(asked.train), *options, rng)
+    home = assignment.deal_groups(asked.groups.of, *options, rng)
+    if empty := [name for p, name in enumerate(asked.parts) if not len(assignment.members(home, p))]:
+        smallest = int(np.bincount(asked.groups.of).min())
+        raise _Unreachable(
+            f"--group-by: nothing is left for {', '.join(empty)}: {asked.groups}, the smallest of {smallest}; take "
+            f"larger --images or fewer parts"
+        )
+    return home
 
 
 def objects_per_image(index: Index, every: bool = False) -> NDArray[np.int64]:
@@ -261,6 +287,11 @@ def _mistakes(asked: _Asked) -> Iterator[str]:
             yield f"{option} {value:g}: expected a number from 0 to 1"
     if asked.method not in METHODS:
         yield f"--conflict-by {asked.method}: {unknown('way', asked.method, METHODS)}"
+    if asked.groups is not None and asked.method == "choose" and asked.conflict < 1:
+        yield (
+            f"--conflict {asked.conflict:g}: choosing among single images would tear the groups of --group-by "
+            f"apart; take --conflict-by mark or erase"
+        )
     yield from _size_mistakes(len(train), len(asked.parts), asked.share, asked.images)
     yield from _unusable(train, asked.val)
 
@@ -341,6 +372,7 @@ def summary(plan: SplitPlan) -> dict[str, Any]:
         "conflict": conflict / total,
         "train_images": len(plan.train),
         "unused_images": len(plan.train) - len(used),
+        **({} if plan.groups is None else {"groups": plan.groups.count, "ungrouped_images": plan.groups.alone}),
         "images_in_every_part": int((in_parts == len(plan.parts)).sum()),
         "val_images": len(plan.val),
         "parts": {

@@ -26,6 +26,7 @@ from crossdet.data.index import Index, Ragged, Strings, clip_to_images, offsets
 from crossdet.errors import AnnotationError
 from crossdet.types import Flag
 
+YOLO = (".yaml", ".yml", ".txt")
 LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 Items = list[dict[str, Any]]
 Floats = NDArray[np.float64]
@@ -113,7 +114,9 @@ def _load(annotations: Path) -> dict[str, Items]:
         content = json.loads(read_bytes(annotations))
     except json.JSONDecodeError as error:
         what = f"line {error.lineno} column {error.colno}: not valid JSON ({error.msg})"
-        raise_if_any(annotations, [f"{what}; is the file complete, and is it the annotation file?"])
+        yolo = "it looks like a file of YOLO: `format: yolo`, and no `images`"
+        other = "is the file complete, and is it the annotation file?"
+        raise_if_any(annotations, [f"{what}; {yolo if annotations.suffix in YOLO else other}"])
     except UnicodeDecodeError as error:
         raise_if_any(annotations, [f"byte {error.start}: not text in UTF-8; is it the annotation file?"])
     except RecursionError:

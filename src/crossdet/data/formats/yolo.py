@@ -20,7 +20,7 @@ import yaml
 from crossdet.data.annotation_files import header_sizes, is_there, raise_if_any, read_lines, read_text
 from crossdet.data.formats.format import ONE, OPTIONAL, Format, SplitFiles
 from crossdet.data.formats.tree import WORDS, Found, Refused, Tree, without_suffix
-from crossdet.data.index import Index, IndexBuilder
+from crossdet.data.index import NO_LABELS, Index, IndexBuilder
 from crossdet.errors import AnnotationError, UserError
 from crossdet.types import REGION_FLAGS, Flag
 
@@ -60,6 +60,8 @@ def read_yolo(data_yaml: Path, split: str) -> Index:
         if size is None:
             builder.skip("image cannot be read", str(image))
             continue
+        if label is None:
+            builder.skip(NO_LABELS, str(image))
         height, width = size
         for place, number, (x1, y1, x2, y2) in rows:
             builder.box((x1 * width, y1 * height, x2 * width, y2 * height), position[number], place=place)
@@ -215,7 +217,9 @@ def _images_of(
         source = base / entry[3:]  # Roboflow writes `../train/images` for the folder beside data.yaml
     source = Path(os.path.normpath(source))
     if not is_there(source):
-        problems.append(f"{key}: {entry!r} is no folder and no file (looked for {source}); correct it or `path`")
+        beside = _beside(data_yaml, entry)
+        hint = f"did you mean {beside!r}, beside the file?" if beside else "correct it or `path`"
+        problems.append(f"{key}: {entry!r} is no folder and no file (looked for {source}); {hint}")
         return []
     if source.is_dir():
         found = [
@@ -234,6 +238,13 @@ def _images_of(
             below = source.parent if name.startswith("./") or not is_there(base / name) else base
             images.append(os.path.normpath(below / name))
     return images
+
+
+def _beside(data_yaml: Path, entry: str) -> str | None:
+    """The last parts of a path of another machine (`C:\\data\\train\\images`) that are there beside the file."""
+    parts = [part for part in entry.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    tails = ("/".join(parts[at:]) for at in range(len(parts)))
+    return next((tail for tail in tails if is_there(data_yaml.parent / tail)), None)
 
 
 def _label_candidates(image: str) -> list[str]:

@@ -158,6 +158,12 @@ def test_not_json(tmp_path: Path) -> None:
     ]
 
 
+def test_a_file_of_yolo(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("names: [a]\n")
+    with pytest.raises(AnnotationError, match="it looks like a file of YOLO: `format: yolo`"):
+        read_coco(tmp_path / "data.yaml", tmp_path)
+
+
 def test_not_text(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(b'{"a": "\xff\xff"}')
     with pytest.raises(AnnotationError, match="not text in UTF-8; is it the annotation file"):

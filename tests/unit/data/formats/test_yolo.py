@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from crossdet.data.formats.yolo import read_yolo, write_yolo
-from crossdet.data.index import IndexBuilder
+from crossdet.data.index import NO_LABELS, IndexBuilder
 from crossdet.errors import AnnotationError, UserError
 from crossdet.types import Flag
 
@@ -40,7 +40,7 @@ def test_boxes(tmp_path: Path) -> None:
     np.testing.assert_allclose(index.boxes, [[0, 0, 100, 80], [10, 20, 30, 60]], rtol=1e-6)
     assert index.labels.tolist() == [1, 0]
     assert index.sizes.tolist() == [[80, 100]] * 3
-    assert index.skipped == {}
+    assert index.skipped == {NO_LABELS: [str(tmp_path / "images/train/c.jpg")]}
 
 
 def test_names_as_list_and_with_gaps(tmp_path: Path) -> None:
@@ -143,6 +143,10 @@ YAML_MISTAKES = [
      "(the file has val)"),
     ({"train": "imgs"},
      "`train`: 'imgs' is no folder and no file (looked for {root}/imgs); correct it or `path`"),
+    ({"train": r"C:\data\chess\images\train"},
+     r"`train`: 'C:\\data\\chess\\images\\train' is no folder and no file (looked for "
+     r"{root}/C:\data\chess\images\train); "
+     "did you mean 'images/train', beside the file?"),
     ({"train": "labels"},
      "`train`: the folder {root}/labels has no image (.bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp)"),
 ]  # fmt: skip

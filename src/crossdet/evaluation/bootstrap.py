@@ -53,6 +53,10 @@ class Paired:
     def difference(self) -> float:
         return self.after - self.before
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.low, self.high
+
 
 @dataclass(frozen=True)
 class Bootstrap:

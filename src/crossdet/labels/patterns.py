@@ -1,0 +1,127 @@
+"""Wildcards in lists of class names: `white_*` stands for every name that it matches. No torch.
+
+`matching` is what they mean, wherever names are listed; `expanded` applies it to label rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from crossdet.labels.rules import LabelRules
+    from crossdet.labels.space import LabelSpace
+
+_SIGNS = "*?["
+_OF_DATASETS = ("absent", "unlabelled", "not_exhaustive")
+
+
+def is_pattern(text: object) -> bool:
+    """Whether a text has a sign of `fnmatch`; it may be a name all the same."""
+    return isinstance(text, str) and any(sign in text for sign in _SIGNS)
+
+
+def matching(entries: Iterable[Any], known: Sequence[str]) -> list[Any]:
+    """The names that a list means: a known one stands for itself, whatever signs it has; a pattern of `fnmatch`
+    (`*`, `?`, `[abc]`; case counts) for the known names that it matches, in their order, each once. What matches
+    nothing stays, for the reader of the list to refuse.
+    """
+    entries, names = list(entries), dict.fromkeys(known)
+    written = {entry for entry in entries if isinstance(entry, str) and entry in names}
+    found: list[Any] = []
+    for entry in entries:
+        pattern = is_pattern(entry) and entry not in written
+        own = [name for name in names if fnmatchcase(name, entry)] if pattern else []
+        found += [name for name in own if name not in written and name not in found] if own else [entry]
+    return found
+
+
+def nothing_matches(what: str, pattern: str, known: Sequence[str]) -> str:
+    """The message for a pattern that matches none of the known names."""
+    plain = "".join(sign for sign in pattern if sign not in "*?[]!")
+    close = get_close_matches(plain, known, 3, 0.4)
+    hint = f"near: {', '.join(map(repr, close))}" if close else f"known: {', '.join(known)}"
+    return f"no {what} matches {pattern!r}; {hint}"
+
+
+# ------------------------------------------------------------------------------------------- in label rules
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """What one pattern of the label rules stands for. rule: such as `merge.person`."""
+
+    rule: str
+    pattern: str
+    names: tuple[str, ...]
+
+
+def expanded(
+    rules: LabelRules, datasets: Mapping[str, Sequence[str]], known: LabelSpace | None = None
+) -> tuple[LabelRules, tuple[Expansion, ...]]:
+    """The rules with names in place of patterns: source classes `dataset/name` in `merge` and `drop`, unified
+    classes in `absent`, `unlabelled` and `not_exhaustive`. Whatever is malformed stays as it is.
+
+    datasets: dataset -> its own class names. known: the label space that grows; its names count, too.
+    """
+    reader, given = _Expander(), dict(rules)
+    learnt = {} if known is None else {s: name for c, name in enumerate(known.classes) for s in known.sources_of(c)}
+    before = () if known is None else zip(known.datasets, known.sources, strict=True)
+    listed = [f"{dataset}/{name}" for dataset, own in (*before, *datasets.items()) for name in own]
+    sources = list(dict.fromkeys(listed))
+    if isinstance(merge := given.get("merge"), Mapping):
+        given["merge"] = {
+            target: reader.names(f"merge.{target}", members, sources) if _is_list(members) else members
+            for target, members in merge.items()
+        }
+    if isinstance(drop := given.get("drop"), Mapping):
+        given["drop"] = {d: reader.names(f"drop.{d}", own, datasets.get(d, ())) for d, own in drop.items()}
+    else:
+        given["drop"] = reader.names("drop", drop, sources)
+    unified = [] if known is None else [*known.classes, *known.reported]
+    unified += _unified_names(given, [source for source in sources if source not in learnt])
+    for rule in _OF_DATASETS:
+        if isinstance(said := given.get(rule), Mapping):
+            given[rule] = {d: reader.names(f"{rule}.{d}", own, unified) for d, own in said.items()}
+    return cast("LabelRules", given), tuple(reader.found)
+
+
+class _Expander:
+    """Notes what every pattern stands for."""
+
+    def __init__(self) -> None:
+        self.found: list[Expansion] = []
+
+    def names(self, rule: str, given: Any, known: Sequence[str]) -> Any:
+        entries = [given] if isinstance(given, str) else given
+        if not isinstance(entries, Iterable) or isinstance(entries, (Mapping, bytes)):
+            return given
+        entries = list(entries)
+        for entry in entries:
+            if is_pattern(entry) and entry not in known and (names := matching([entry], known)) != [entry]:
+                self.found.append(Expansion(rule, entry, tuple(names)))
+        return matching(entries, known)
+
+
+def _unified_names(rules: Mapping[str, Any], sources: Sequence[str]) -> list[str]:
+    """The names that source classes have in the union, by `merge`, `distinct` and `drop` without patterns."""
+    merge, distinct, drop = (rules.get(key) or () for key in ("merge", "distinct", "drop"))
+    groups = merge.items() if isinstance(merge, Mapping) else ()
+    into = {str(source): target for target, members in groups if _is_list(members) for source in members}
+    apart = {distinct} if isinstance(distinct, str) else set(map(str, distinct if _is_list(distinct) else ()))
+    of_datasets = drop.items() if isinstance(drop, Mapping) else ()
+    dropped = {f"{dataset}/{name}" for dataset, own in of_datasets if _is_list(own) for name in own}
+    dropped |= set(map(str, drop)) if _is_list(drop) else set()
+    names = []
+    for source in sources:
+        own = source.partition("/")[2]
+        if source not in dropped:
+            names.append(into.get(source) or (source if apart & {source, own} else own))
+    return names
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))

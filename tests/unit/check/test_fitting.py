@@ -1,0 +1,113 @@
+"""What `check` tests besides the data: names, weights, devices, whole pictures; and what it did not look at."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from rich.console import Console
+
+from crossdet.check import inspect, print_report
+from crossdet.check.report import Report
+from crossdet.config import Config
+from crossdet.data.index import Index, IndexBuilder
+from crossdet.models.backbone_names import ALIASES, backbone_names, backbone_problem
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Index:
+    builder = IndexBuilder(tmp_path / "a")
+    (tmp_path / "a").mkdir()
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (48, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "a" / f"{number}.jpg")
+        builder.image(f"{number}.jpg", 48, 64)
+        builder.box((10, 10, 40, 40), 0, 0)
+    return builder.build(("x",))
+
+
+def checked(index: Index, decode: bool = False, **sections: Any) -> Report:
+    values = {"datasets": {"a": {"train": index}}, "input": {"shorter": 48, "longer": 80}, **sections}
+    return inspect(Config.from_dict(values), decode=decode)
+
+
+def printed(report: Report) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    print_report(report, console)
+    return console.file.getvalue()
+
+
+def test_a_picture_that_ends_in_the_middle(index, tmp_path):
+    file = tmp_path / "a" / "2.jpg"
+    file.write_bytes(file.read_bytes()[:-300])
+    report = checked(index)
+    assert report.warnings == ()
+    assert "Not looked at: pictures beyond their headers and thumbnails (--decode reads" in printed(report)
+    report = checked(index, decode=True)
+    (warning,) = report.warnings
+    assert warning.startswith(f"a train: 1 of 4 image files are damaged\n  - {file}: image file is truncated")
+    assert "--decode" not in printed(report)
+    file.unlink()
+    missing = checked(index, decode=True)  # told once, as missing
+    assert [text for text in missing.warnings if str(file) in text] == [
+        f"a train: 1 of 4 image files are missing, such as {file}"
+    ]
+
+
+def test_whole_pictures_are_said_to_be(index):
+    assert "all 4 looked at are there and have the annotated size and can be decoded" in printed(
+        checked(index, True)
+    )
+
+
+def test_the_names_are_those_of_timm():
+    """Read from its source, without importing it; `timm` here is the reference."""
+    names, real = backbone_names(), set(timm.list_models())
+    assert real <= names
+    assert all(timm.is_model(name) for name in names - set(ALIASES))
+
+
+def test_a_backbone_that_is_none(index):
+    (error,) = checked(index, model={"backbone": "resnet5"}).errors
+    assert error.startswith("model.backbone: 'resnet5' is no timm model; did you mean resnet5")
+    assert "timm.list_models() names them" in str(backbone_problem("%%%"))
+    known = ("resnet50", "resnet50.a1_in1k", "mobilenetv2", "hf-hub:some/body", "tv_resnet50")
+    assert [backbone_problem(name) for name in known] == [None] * 5
+
+
+def test_weights_of_another_model(index, tmp_path):
+    file = tmp_path / "w.pth"
+    torch.save({"conv1.weight": torch.zeros(3)}, file)
+    (error,) = checked(index, model={"backbone": "test_efficientnet", "weights": str(file)}).errors
+    assert f"model.weights: {file} does not fit the backbone" in error
+    torch.save(timm.create_model("test_efficientnet").state_dict(), file)
+    assert checked(index, model={"backbone": "test_efficientnet", "weights": str(file)}).errors == ()
+
+
+def test_a_device_that_is_not_there(index, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (error,) = checked(index, train={"accelerator": "cuda"}).errors
+    assert error == "train.accelerator: cuda, but torch sees no GPU here; use auto or cpu"
+
+
+def test_a_union_test_that_cannot_be_read(index, tmp_path):
+    given = {"format": "coco", "images": str(tmp_path), "annotations": str(tmp_path / "none.json")}
+    (warning,) = checked(index, union_test=given).warnings
+    assert warning.startswith("union_test: ")
+    assert "none.json" in warning
+
+
+def test_what_was_not_looked_at(index):
+    report = checked(index, decode=True)
+    assert report.not_looked_at == (
+        "whether boxes and pictures fit (--pictures draws training batches)",
+        "whether the ImageNet weights can be fetched",
+        "memory and time of the training",
+    )
+    assert printed(report).rstrip().splitlines()[-3].startswith("Not looked at: whether boxes")
