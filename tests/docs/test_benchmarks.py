@@ -4,7 +4,6 @@ import json
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,29 +11,28 @@ import torch
 from crossdet.models.building import build_detector
 from crossdet.models.retinanet.settings import RetinaNetSettings
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+from .scripts import BENCHMARKS, run_benchmark
 
-import bench  # noqa: E402
-import union  # noqa: E402
+sys.path.insert(0, str(BENCHMARKS))
 
-SMALL = "union.py --datasets 3 --classes 5 --batch 2 --size 64 64 --backbone resnet18 --steps 1"
+import union
+
+SMALL = "--datasets 3 --classes 5 --batch 2 --size 64 64 --backbone resnet18 --steps 1"
 
 
-def test_evaluation_benchmark(tmp_path):
+def test_evaluation_benchmark(tmp_path, monkeypatch):
     """It compares all scores with a plain loop, faster-coco-eval and pycocotools before it prints a time."""
-    command = [sys.executable, ROOT / "benchmarks/evaluation.py", "--quick", "--rounds", "1", "--json"]
-    done = subprocess.run([*command, tmp_path / "r.json"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_benchmark(monkeypatch, "evaluation.py", "--quick", "--rounds", 1, "--json", tmp_path / "r.json")
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["wider_face"]["times_faster"] > 30
     assert result["coco"]["times_faster_than_pycocotools"] > 1.5
 
 
-def test_union_benchmark(tmp_path, monkeypatch):
-    """The step of a small union, its time and its memory in processes of their own."""
-    monkeypatch.setattr(sys, "argv", [*shlex.split(SMALL), "--json", str(tmp_path / "u.json")])
-    union.main()
+def test_union_benchmark(tmp_path):
+    """The step of a small union, its time and its memory in processes of their own, whose parent is small, too: a
+    process's peak begins with that of its parent."""
+    command = [sys.executable, BENCHMARKS / "union.py", *shlex.split(SMALL), "--json", tmp_path / "u.json"]
+    subprocess.run(command, capture_output=True, check=True)
     (row,) = json.loads((tmp_path / "u.json").read_text())
     assert (row["datasets"], row["classes"]) == (3, 15)
     assert all(row[key] > 0 for key in ("step_seconds", "state_mb", "activation_mb"))
@@ -50,11 +48,9 @@ def test_the_step_with_all_logits_has_the_same_loss():
     torch.testing.assert_close(sliced, full)
 
 
-def test_loss_benchmark(tmp_path):
+def test_loss_benchmark(tmp_path, monkeypatch):
     """It compares its loss with the paper's formulas before it times anything."""
-    command = [sys.executable, ROOT / "benchmarks/loss.py", "--rounds", "1", "--json", tmp_path / "l.json"]
-    done = subprocess.run([*command, "--crowd"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_benchmark(monkeypatch, "loss.py", "--rounds", 1, "--crowd", "--json", tmp_path / "l.json")
     result = json.loads((tmp_path / "l.json").read_text())
     assert result["torchvision_over_crossdet"] > 1
     if sys.platform == "linux":
@@ -63,9 +59,8 @@ def test_loss_benchmark(tmp_path):
 
 def test_report_of_all_benchmarks(tmp_path, monkeypatch, capsys):
     """Step and floor at a tiny size, in processes of their own; targets of what was not run are left out."""
-    command = ["bench.py", "--quick", "--output", str(tmp_path), "--only"]
-    monkeypatch.setattr(sys, "argv", [*command, "step_mobilenetv2", "floor_mobilenetv2"])
-    bench.main()
+    command = ("bench.py", "--quick", "--output", tmp_path, "--only")
+    run_benchmark(monkeypatch, *command, "step_mobilenetv2", "floor_mobilenetv2")
     content = json.loads((tmp_path / "quick/bench.json").read_text())
     step, floor = content["results"]["step_mobilenetv2"], content["results"]["floor_mobilenetv2"]
     assert step["ratio"] == pytest.approx(step["torchvision_seconds"] / step["ours_seconds"])
@@ -76,7 +71,6 @@ def test_report_of_all_benchmarks(tmp_path, monkeypatch, capsys):
     report = (tmp_path / "quick/bench.md").read_text()
     assert "| training step, MobileNetV2, float32 |" in report
     assert "match + loss" not in report
-    monkeypatch.setattr(sys, "argv", [*command, "nothing"])
     with pytest.raises(SystemExit, match="2"):
-        bench.main()
+        run_benchmark(monkeypatch, *command, "nothing")
     assert "no benchmark nothing" in capsys.readouterr().err
