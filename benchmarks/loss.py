@@ -91,7 +91,7 @@ def paper_loss(logits: Tensor, anchors: AnchorGrid, targets: list[Annotations], 
     return (weight * (1 - pt) ** 2 * entropy * counted).sum() / foreground.sum().clamp(min=1)
 
 
-def crowd(boxes: int) -> dict[str, float]:
+def crowd(boxes: int, rounds: int) -> dict[str, float]:
     """Seconds of matching and MB by which this process grows: run in a process of its own."""
     g = torch.Generator().manual_seed(0)
     size = (800, 1344)
@@ -110,7 +110,7 @@ def crowd(boxes: int) -> dict[str, float]:
     label_anchors(anchors, targets, has_regions=False)
     grown = _status("VmHWM") - before
     taken = statistics.median(
-        _seconds(lambda: label_anchors(anchors, targets, has_regions=False)) for _ in range(7)
+        _seconds(lambda: label_anchors(anchors, targets, has_regions=False)) for _ in range(rounds)
     )
     return {"seconds": taken, "mb": grown}
 
@@ -121,11 +121,11 @@ def _status(key: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
 
 
-def crowd_in_processes() -> dict[str, float]:
+def crowd_in_processes(rounds: int) -> dict[str, float]:
     """With 2,000 faces, and with 10 instead."""
     results = []
     for boxes in (2000, 10):
-        command = [sys.executable, __file__, "--measure-crowd", str(boxes)]
+        command = [sys.executable, __file__, "--measure-crowd", str(boxes), "--rounds", str(min(rounds, 7))]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         results.append(json.loads(done.stdout.splitlines()[-1]))
     many, few = results
@@ -156,7 +156,7 @@ def main() -> None:  # noqa: C901  (one measurement from top to bottom)
     parser.add_argument("--measure-crowd", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure_crowd:
-        print(json.dumps(crowd(args.measure_crowd)))
+        print(json.dumps(crowd(args.measure_crowd, args.rounds)))
         return
     device = torch.device(args.device)
     logits, anchors, targets, trusted = random_case(device)
@@ -207,7 +207,7 @@ def main() -> None:  # noqa: C901  (one measurement from top to bottom)
         result["torchvision_over_compiled"] = medians["torchvision"] / medians["crossdet, compiled"]
     with_crowd = args.crowd and Path("/proc/self/clear_refs").exists()  # how memory is measured
     if with_crowd:
-        result |= crowd_in_processes()
+        result |= crowd_in_processes(args.rounds)
     for name, value in medians.items():
         print(f"{name:20} {1000 * value:8.1f} ms")
     print(

@@ -247,10 +247,21 @@ def _label_lines(datasets: tuple[Dataset, ...]) -> Iterator[str]:
         yield f"  # absent: {_comment({two: [a]})}"
     yield f"  # {_one_line(one)} labels this in some of its pictures only, so its background is no negative for it."
     yield f"  # not_exhaustive: {_comment({one: [a]})}"
-    listed = [f"{dataset.name}/{name}" for dataset in datasets for name in dataset.without_box]
-    if listed:
-        yield "  # Listed without one box: not learnt."
-        yield f"  # drop: {_comment(listed)}"
+    yield from _boxless_lines(datasets)
+
+
+def _boxless_lines(datasets: Sequence[Dataset]) -> Iterator[str]:
+    """Of classes that a dataset lists without a box: objects that nobody labelled must not become background."""
+    boxed = {name for dataset in datasets for name in dataset.classes if name not in dataset.without_box}
+    empty = {dataset.name: dataset.without_box for dataset in datasets}
+    unlabelled = {name: own for name, names in empty.items() if (own := [c for c in names if c in boxed])}
+    unknown = [f"{name}/{c}" for name, names in empty.items() for c in names if c not in boxed]
+    if unlabelled:
+        yield "  # Listed without one box, while others have some: perhaps shown, and nobody marked them."
+        yield f"  # unlabelled: {_comment(unlabelled)}"
+    if unknown:
+        yield "  # Listed without one box anywhere: not learnt."
+        yield f"  # drop: {_comment(unknown)}"
 
 
 def _wrapped(value: Any) -> str:

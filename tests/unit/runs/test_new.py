@@ -213,3 +213,16 @@ def test_mistakes(tmp_path, crossdet):
         write_new(tmp_path / "data", tmp_path / "c.yaml")
     assert (tmp_path / "c.yaml").read_text() == "mine"
     assert crossdet("new", tmp_path / "data", "-o", tmp_path / "c.yaml", "--overwrite").returncode == 0
+
+
+def test_what_is_listed_without_a_box(tmp_path):
+    """Where others have boxes of it, objects that nobody marked must not become background."""
+    yolo(tmp_path / "pets")
+    wider_face(tmp_path / "faces")
+    data = tmp_path / "pets/data.yaml"
+    content = yaml.safe_load(data.read_text())
+    data.write_text(yaml.safe_dump({**content, "names": ["cat", "dog", "face", "zebra"]}))
+    write_new(tmp_path, tmp_path / "config.yaml")
+    lines = (tmp_path / "config.yaml").read_text().splitlines()
+    assert "  # unlabelled: {pets: [face]}" in lines
+    assert "  # drop: [pets/zebra]" in lines
