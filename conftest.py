@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Callable
@@ -34,12 +33,6 @@ class Trained:
     settings: dict[str, Any]
     record: dict[str, Any]
     printed: str
-
-
-def pytest_collection_finish() -> None:
-    """What the modules of the tests have imported stays: the collector need not look at it again and again."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

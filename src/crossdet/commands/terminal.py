@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,7 +58,6 @@ def save_json(file: Path | None, content: Any) -> None:
 def run_app(app: typer.Typer) -> None:
     """Runs a command line; the package's errors become messages and exit codes (`crossdet.commands.main`)."""
     errors = Console(stderr=True)
-    atexit.register(gc.freeze)  # at the end Python looks through all objects, and torch has very many: 2 s
     try:
         app()
     except (UserError, RunError, OSError) as error:

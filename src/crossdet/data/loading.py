@@ -294,9 +294,9 @@ def _outlive_sigterm(_worker: int) -> None:
     signal.signal(signal.SIGTERM, first)
 
 
-def is_dead_worker(error: RuntimeError) -> bool:
+def is_dead_worker(error: Exception) -> bool:
     """Whether torch's loader says that a worker process has ended before its time."""
-    return str(error).startswith("DataLoader worker")
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
 def next_batch(batches: Iterator[Batch]) -> Batch:

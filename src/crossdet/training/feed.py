@@ -55,6 +55,10 @@ class Feed:
         """Ends the processes."""
         self._stream, self._loader, self._data = None, None, None
 
+    def lost_a_process(self) -> bool:
+        """Whether one was killed, or ended with an error."""
+        return any(worker.exitcode not in (None, 0) for worker in getattr(self._stream, "_workers", ()))
+
     def abandon(self) -> None:
         """Ends them after one of them was killed. torch would set an event whose lock the killed one may hold, and
         wait for ever."""

@@ -134,11 +134,14 @@ def fit(
 
 @contextmanager
 def _dead_workers_told(run_dir: Path, feed: Feed) -> Iterator[None]:
-    """A loader process that was killed is no traceback."""
+    """A loader process that was killed is no traceback, wherever that is noticed. As a rule torch says it at once;
+    where that is lost, the batch that the process had promised cannot be fetched from it."""
     try:
         yield
-    except RuntimeError as error:
-        if not is_dead_worker(error):
+    except (UserError, RunError):
+        raise
+    except Exception as error:
+        if not is_dead_worker(error) and not feed.lost_a_process():
             raise
         with suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises again for every other worker that ends

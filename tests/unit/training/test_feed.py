@@ -13,12 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from crossdet import LabelSpace
+from crossdet import LabelSpace, RunError
 from crossdet.data.augment import Augment
 from crossdet.data.hybrid import Draw, HybridDataset, Part
 from crossdet.data.index import IndexBuilder
 from crossdet.data.loading import MicroBatches, epoch_batches
 from crossdet.training.feed import Feed
+from crossdet.training.loop import _dead_workers_told
 from crossdet.training.state import EpochData
 from crossdet.types import Batch
 from tests.unit.models.tiny import Tiny, TinySettings
@@ -99,10 +100,12 @@ def test_the_others_end_where_one_was_killed_with_the_lock_of_the_end(dataset):
     next(stream)
     feed._stream._workers_done_event._cond.acquire()  # as the process that is killed had it
     one, other = pids(feed)
+    assert not feed.lost_a_process()
     with suppress(RuntimeError):  # torch's handler of SIGCHLD raises it in the midst of anything
         os.kill(one, signal.SIGKILL)
         time.sleep(0.3)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # as the loop does
+    assert feed.lost_a_process()
     feed.abandon()
     del stream
     assert not is_there(one)
@@ -110,3 +113,17 @@ def test_the_others_end_where_one_was_killed_with_the_lock_of_the_end(dataset):
     again = feed_of(2)  # and the next training has nothing to do with it
     assert len(list(again.epoch(EpochData(dataset), batches(dataset, 0)))) == 5
     again.close()
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_lost_process_is_told_whatever_notices_it(lost, monkeypatch):
+    """Such as the end of the pipe through which a batch was to come; without a loss it is another mistake."""
+    feed = feed_of(2)
+    monkeypatch.setattr(feed, "lost_a_process", lambda: lost)
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        with pytest.raises(RunError if lost else EOFError) as caught, _dead_workers_told(Path("run"), feed):
+            raise EOFError("ran out of input")
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+    assert ("a loader process ended before its time (ran out of input)" in str(caught.value)) is lost
