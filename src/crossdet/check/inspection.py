@@ -7,7 +7,6 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.check import report as states
 from crossdet.check.anchors_coverage import anchor_coverage
 from crossdet.check.canvases import canvas_report
 from crossdet.check.files import Split, find_duplicates, image_paths, look_at_files
@@ -24,6 +23,7 @@ from crossdet.data.rotation import rows_per_picture
 from crossdet.errors import LabelError
 from crossdet.labels.patterns import matching
 from crossdet.labels.space import DROPPED, LabelSpace
+from crossdet.labels.states import state_of
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.training.schedule import Schedule
 from crossdet.types import REGION_FLAGS, Flag
@@ -166,23 +166,13 @@ def _class_reports(sources: Sources) -> tuple[tuple[ClassReport, ...], int]:
         ClassReport(
             name=name,
             sources=tuple(space.sources_of(c)),
-            states={dataset: _state(space, row, c) for row, dataset in enumerate(space.datasets)},
+            states={dataset: state_of(space, row, c) for row, dataset in enumerate(space.datasets)},
             train_boxes=int(boxes[c]),
             trusting_images=int(trusting[c]),
         )
         for c, name in enumerate(space.classes)
     )
     return reports, avoiding
-
-
-def _state(space: LabelSpace, row: int, c: int) -> str:
-    """What the dataset of a row is to a class."""
-    labels, avoids = space.annotated_array[row, c], space.avoid_array[row, c]
-    if not labels:
-        return states.AVOIDED if avoids else states.ABSENT
-    if row in space.federated:
-        return states.PER_IMAGE
-    return states.NOT_EXHAUSTIVE if avoids else states.LABELLED
 
 
 def _trusting_images(

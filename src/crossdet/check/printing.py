@@ -10,19 +10,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from crossdet.check.report import (
-    ABSENT,
-    AVOIDED,
-    LABELLED,
-    NOT_EXHAUSTIVE,
-    PER_IMAGE,
-    ClassReport,
-    Report,
-    SplitReport,
-    some,
-)
+from crossdet.check.report import ClassReport, Report, SplitReport, some
 from crossdet.data.index import NO_LABELS
 from crossdet.evaluation.tables import lineless_table
+from crossdet.labels.states import ABSENT, AVOIDED, LABELLED, NOT_EXHAUSTIVE, PER_IMAGE
 
 MATRIX_CLASSES = 20
 """Up to so many classes the avoidance relation is shown in full; beyond, classes with equal columns are grouped."""
@@ -31,7 +22,7 @@ _NAMED = 6
 
 
 class _State(NamedTuple):
-    """How one of `crossdet.check.report.STATES` is shown. group: its column where classes are grouped."""
+    """How one of `crossdet.labels.states.STATES` is shown. group: its column where classes are grouped."""
 
     symbol: str
     ascii: str

@@ -16,16 +16,6 @@ if TYPE_CHECKING:
 FIRST = 3
 """How many places of one kind a report names; all are counted."""
 
-LABELLED = "labelled"
-AVOIDED = "avoided"
-ABSENT = "absent"
-NOT_EXHAUSTIVE = "not exhaustive"
-PER_IMAGE = "per image"
-STATES = (LABELLED, AVOIDED, ABSENT, NOT_EXHAUSTIVE, PER_IMAGE)
-"""What a dataset is to a class: labels it and its background is a negative; its background is not used; does
-not label it but is known not to contain it (background is a negative); labels it in part (background not
-used); every image says it itself (federated)."""
-
 
 @dataclass(frozen=True)
 class Places:
@@ -92,8 +82,8 @@ class SplitReport:
 class ClassReport:
     """One unified class.
 
-    sources: `dataset/name`. states: dataset -> one of `STATES`. train_boxes: objects in all train splits.
-    trusting_images: training images whose background is a negative for the class.
+    sources: `dataset/name`. states: dataset -> one of `labels.states.STATES`. train_boxes: objects in all train
+    splits. trusting_images: training images whose background is a negative for the class.
     """
 
     name: str

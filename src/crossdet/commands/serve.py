@@ -28,7 +28,7 @@ def serve(
     last: Last = False,
 ) -> None:
     """Open a page to drop pictures or use a camera, choose classes and move thresholds."""
-    from crossdet.models.card import taken
+    from crossdet.models.card import name_of, taken
     from crossdet.models.hub import fetched
     from crossdet.opening import load_detector
     from crossdet.serving.app import LOOPBACK, Server
@@ -36,7 +36,7 @@ def serve(
     from crossdet.serving.limits import ServeLimits
 
     paths = [fetched(path) for path in (weights, against) if path is not None]
-    plain = [path.resolve().name if path.is_dir() else path.stem for path in paths]
+    plain = [name_of(path) for path in paths]
     names = plain if len(set(plain)) == len(plain) else [str(path) for path in paths]
     if len(set(names)) < len(names):
         raise UserError(f"--against {against}: that is the detector itself")

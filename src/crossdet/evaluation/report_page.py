@@ -33,6 +33,7 @@ from crossdet.evaluation.pictures import read_picture, side_by_side
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.tables import percent
 from crossdet.labels.space import LabelSpace
+from crossdet.labels.states import ABSENT, AVOIDED, LABELLED, NOT_EXHAUSTIVE, PER_IMAGE, state_of
 from crossdet.models.card import Card
 
 CURVE_POINTS = 200
@@ -227,26 +228,22 @@ def _data(space: LabelSpace, counts: Counts) -> str:
 def _labels(space: LabelSpace) -> str:
     """Class by dataset: what its labels and its background say of the class."""
     words = {
-        (True, False): "<td>labelled</td>",
-        (True, True): "<td class=many>labelled in part</td>",
-        (False, True): "<td class=home>avoided</td>",
-        (False, False): "<td>absent</td>",
+        LABELLED: "<td>labelled</td>",
+        NOT_EXHAUSTIVE: "<td class=many>labelled in part</td>",
+        PER_IMAGE: "<td class=many>by image</td>",
+        AVOIDED: "<td class=home>avoided</td>",
+        ABSENT: "<td>absent</td>",
     }
     rows = [
         table_row(
-            escape(name),
-            *(
-                words[bool(space.annotated_array[k, c]), bool(space.avoid_array[k, c])]
-                for k in range(len(space.datasets))
-            ),
-            about=_about(name),
+            escape(name), *(words[state_of(space, k, c)] for k in range(len(space.datasets))), about=_about(name)
         )
         for c, name in enumerate(space.classes)
     ]
     text = (
         "<p class=note>avoided: the dataset does not label the class, so its background is no negative for it. "
         "absent: declared not to occur, so it is one. labelled in part: its boxes count, its background does "
-        "not.</p>"
+        "not. by image: every picture says which classes were looked for.</p>"
     )
     return f"<h2>Who labels what</h2>{table(['class', *map(escape, space.datasets)], rows)}{text}"
 

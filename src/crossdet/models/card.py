@@ -233,6 +233,11 @@ def card_of(path: Path, metadata: Mapping[str, str]) -> Card:
         raise UserError(f"weights {path}: {error}") from None
 
 
+def name_of(path: Path) -> str:
+    """What weights are called where several are told apart."""
+    return path.resolve().name if path.is_dir() else path.stem
+
+
 def weights_path(path: Path, last: bool = False) -> Path:
     """The weights file itself, of a file or a run directory: the best weights of the run where there are some.
 

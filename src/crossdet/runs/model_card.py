@@ -12,13 +12,19 @@ import yaml
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.tables import percent
 from crossdet.labels.space import LabelSpace
+from crossdet.labels.states import ABSENT, AVOIDED, LABELLED, NOT_EXHAUSTIVE, PER_IMAGE, state_of
 from crossdet.models.card import Card
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|~])")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 """What the hub takes under `datasets`; other names are in the text alone."""
-STATES = {(True, False): "labelled", (True, True): "in part", (False, True): "avoided", (False, False): "absent"}
-"""(labelled, background avoided) -> the word for it."""
+WORDS = {
+    LABELLED: "labelled",
+    NOT_EXHAUSTIVE: "in part",
+    PER_IMAGE: "by image",
+    AVOIDED: "avoided",
+    ABSENT: "absent",
+}
 
 
 def model_card(
@@ -104,20 +110,15 @@ def _generations(card: Card) -> Iterator[str]:
 
 def _avoidance(space: LabelSpace) -> Iterator[str]:
     rows = [
-        [
-            _text(name),
-            *(
-                STATES[bool(space.annotated_array[k, c]), bool(space.avoid_array[k, c])]
-                for k in range(len(space.datasets))
-            ),
-        ]
+        [_text(name), *(WORDS[state_of(space, k, c)] for k in range(len(space.datasets)))]
         for c, name in enumerate(space.classes)
     ]
     yield from _table(["class", *map(_text, space.datasets)], rows)
     yield ""
     yield (
         "avoided: the dataset does not label the class, so its background was no negative for it. absent: known "
-        "not to occur, so it was one. in part: its boxes count, its background does not."
+        "not to occur, so it was one. in part: its boxes count, its background does not. by image: every "
+        "picture says which classes were looked for."
     )
 
 

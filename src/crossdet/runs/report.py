@@ -13,7 +13,7 @@ from crossdet.config.sources import open_sources
 from crossdet.errors import UserError
 from crossdet.evaluation.report_page import Counts, Looked, RunRecord, write_report
 from crossdet.export.sessions import card_in
-from crossdet.models.card import read_card
+from crossdet.models.card import name_of, read_card
 from crossdet.models.weights import METRICS_FILE
 from crossdet.runs.audit import audited_runs, overlap_of
 
@@ -54,11 +54,10 @@ def report(
 
 
 def read_run(run: Path) -> RunRecord:
-    """What a run wrote. Raises `UserError` where it is none, or has no epoch yet."""
+    """What a run wrote; of weights alone what they say. Raises `UserError` for a run without an epoch."""
     file = run / METRICS_FILE
     if not _is_run(run):
-        name = run.resolve().name if run.is_dir() else run.stem
-        return RunRecord(name, card_in(run), (), None, {}, ())
+        return RunRecord(name_of(run), card_in(run), (), None, {}, ())
     if not file.exists():
         raise UserError(f"{run}: there is no {METRICS_FILE} yet; it is written at the end of an epoch")
     try:
@@ -66,7 +65,7 @@ def read_run(run: Path) -> RunRecord:
         history, best, recipe = content["epochs"], content["best_epoch"], content.get("recipe", ())
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not what a run writes ({error!r})") from None
-    return RunRecord(run.resolve().name, read_card(run), history, best, _steps(run / STEPS_FILE), recipe)
+    return RunRecord(name_of(run), read_card(run), history, best, _steps(run / STEPS_FILE), recipe)
 
 
 def _is_run(path: Path) -> bool:
