@@ -9,7 +9,8 @@ from crossdet.training.recipe import EVALUATIONS, WARMUP_SHARE, WARMUP_STEPS, Re
 
 MEASURED_STEPS, SLOW_STEPS = 25, 5
 """The pace of a training with a clock is taken from so many steps, without the first few: they start workers and
-choose kernels. Afterwards it is taken again at every `REFIT` of the training."""
+choose kernels. Of slow steps fewer count, as many as `REFIT` of the time has. Afterwards it is taken again at every
+`REFIT` of the training."""
 REFIT = 0.05
 EVALUATION_SHARE = 0.1
 """Of the minutes that evaluations may take."""
@@ -37,27 +38,32 @@ class Clock:
         if self.line is None:
             return 0.0
         at, share, last = self.line
-        return min(1.0, share + (1 - share) * (step - at) / max(1, last - at))
+        return 1.0 if step >= last else share + (1 - share) * (step - at) / (last - at)
 
-    def wants_fit(self, step: int) -> bool:
-        """Whether the pace is to be taken after this step; `mark` or `fit` is called then."""
-        if self.measured is None:
-            return step >= SLOW_STEPS
-        if self.line is None:
-            return step - self.measured[0] >= MEASURED_STEPS
-        return step < self.line[2] and self.done(step) - self.done(self.measured[0]) >= REFIT
+    def wants_fit(self, step: int, minutes: float) -> bool:
+        """Whether `fit` is to be called after this step. Before there is a line that depends on the time."""
+        if self.line is not None and self.measured is not None:
+            return step < self.line[2] and self.done(step) - self.done(self.measured[0]) >= REFIT
+        at, spent, enough = (0, 0.0, SLOW_STEPS) if self.measured is None else (*self.measured[:2], MEASURED_STEPS)
+        return step - at >= enough or self.spent - spent >= REFIT * 60 * minutes
 
     def fit(self, step: int, minutes: float) -> None:
-        """Fits the rest of the training into what is left of its minutes, by the pace since the last time."""
-        if self.measured is not None and step > self.measured[0]:
-            steps, spent = step - self.measured[0], self.spent - self.measured[1]
-            pace = max(1e-9, (spent - (self.evaluated - self.measured[2])) / steps)
-            each = self.evaluated / self.evaluations if self.evaluations else 0.0
-            share = self.done(step)
-            to_come = max(1.0, self.count(minutes) * (1 - share)) * each
-            left = max(0.0, 60 * minutes - self.spent - to_come)
-            self.line = (step, share, step + max(1, int(left / pace)))
+        """Fits the rest of the training into what is left of its minutes, by the pace since the last time: as many
+        steps as have room in it. The first time it begins to measure, unless the time is over already."""
+        first = self.measured is None
+        at, spent, evaluated = self.measured or (0, 0.0, 0.0)
         self.measured = (step, self.spent, self.evaluated)
+        if first and self.spent < 60 * minutes:
+            return
+        pace = max(1e-9, (self.spent - spent - (self.evaluated - evaluated)) / (step - at))
+        each = self.evaluated / self.evaluations if self.evaluations else 0.0
+        share = self.done(step)
+        to_come = max(1.0, self.count(minutes) * (1 - share)) * each
+        left = max(0.0, 60 * minutes - self.spent - to_come)
+        more = int(left / pace + 1e-6)
+        if self.line is None:  # a warm-up is still to come, but no more
+            share = max(0.0, step / (step + more) - WARMUP_SHARE)
+        self.line = (step, share, step + more)
 
     def count(self, minutes: float) -> int:
         """How many evaluations a training of so many minutes has: fewer where one takes long."""

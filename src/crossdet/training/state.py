@@ -189,12 +189,13 @@ class RunState:
     def look_at_clock(self, recipe: Recipe) -> None:
         """After every step: the time that it took, and where a recipe has minutes, the pace from time to time."""
         self._read_clock()
-        clock, step = self.progress.clock, self.progress.step
-        if recipe.minutes is None or not clock.wants_fit(step):
+        clock, step, minutes = self.progress.clock, self.progress.step, recipe.minutes
+        if minutes is None or not (clock.line is None or clock.wants_fit(step, minutes)):
             return
-        clock.fit(step, recipe.minutes)
         if self.fabric.world_size > 1:  # clocks differ between processes, the schedule must not
-            self.progress.clock = self.fabric.broadcast(clock)
+            clock = self.progress.clock = self.fabric.broadcast(clock)
+        if clock.wants_fit(step, minutes):
+            clock.fit(step, minutes)
 
     def _read_clock(self) -> float:
         """Adds the time since the last reading to what is spent, and returns that."""

@@ -89,7 +89,7 @@ def timed(minutes: float, seconds, evaluation: float = 0.0, per_epoch: int = 20,
     while not schedule.is_over(step, clock) and step < stop:
         found.append(schedule.rate(step / per_epoch, step, schedule.done(step / per_epoch, step, clock)))
         clock.spent, step = clock.spent + seconds(step), step + 1
-        if clock.wants_fit(step):
+        if clock.wants_fit(step, minutes):
             clock.fit(step, minutes)
             clock = Clock(**asdict(clock))  # as after a resume
         over = schedule.is_over(step, clock)
@@ -129,9 +129,29 @@ def test_a_machine_that_changes_its_pace_still_ends_in_time(pace, change, evalua
     assert all(a >= b - 1e-12 for a, b in pairwise(found[len(found) // 2 + 50 :]))
 
 
-def test_minutes_that_are_shorter_than_the_measurement_end_after_it():
+@pytest.mark.parametrize("count", [2, 3, 4, 7, 12, 20, 29, 40])
+def test_a_training_of_few_slow_steps_ends_in_time_with_its_whole_schedule(count):
+    """`count` steps and a half have room in a minute."""
+    clock, found, _ = timed(1, lambda _: 60 / (count + 0.5))
+    assert len(found) == count
+    assert clock.spent <= 60
+    assert clock.done(count) == 1
+    height = max(found) / 5e-4
+    assert height > (0.7 if count > 2 else 0)  # not all of them are warm-up
+    assert found[-1] < 5e-4 * 0.8 or count < 7
+    assert found[-1] < 5e-4 * 0.1 or count < 12
+
+
+@pytest.mark.parametrize("first", [10.0, 25.0])
+def test_a_slow_beginning_is_not_taken_for_the_pace(first):
+    clock, found, _ = timed(1, lambda step: first if step == 0 else 2.0)
+    assert clock.spent == pytest.approx(60, abs=2)
+    assert clock.spent <= 60
+
+
+def test_a_step_that_is_longer_than_the_training_is_its_last():
     clock, found, _ = timed(0.01, lambda _: 1.0)
-    assert len(found) == SLOW_STEPS + MEASURED_STEPS + 1
+    assert len(found) == 1
     assert clock.line is not None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from crossdet.training.recipe import Recipe
+from crossdet.training.schedule import Clock
 from crossdet.training.state import Progress, RunState, averaged
 
 
@@ -43,6 +45,28 @@ def test_an_evaluation_is_spent_when_the_state_is_saved_after_it(monkeypatch):
     assert progress.clock.spent == 182
     assert progress.clock.line is not None
     assert progress.clock.line[2] == pytest.approx(10 * 60 - 2 - 60, rel=0.12)  # steps of a second each
+
+
+def test_all_processes_end_after_the_same_slow_step(monkeypatch):
+    """The second one's clock alone would measure from the first step on, and end one earlier."""
+    seconds, now, sent = (9.0, 14.0), [0.0, 0.0], []
+    runs = [new_run(Progress()), new_run(Progress())]
+    for rank, run in enumerate(runs):
+
+        def broadcast(clock: Clock, rank: int = rank) -> Clock:
+            sent.append(clock) if rank == 0 else None
+            return Clock(**asdict(sent[-1]))
+
+        run.fabric = SimpleNamespace(world_size=2, broadcast=broadcast)
+        run.seen_at = 0.0
+    for step in range(1, 7):
+        for rank, run in enumerate(runs):
+            now[rank] += seconds[rank]
+            monkeypatch.setattr("crossdet.training.state.time.monotonic", lambda rank=rank: now[rank])
+            run.progress.step = step
+            run.look_at_clock(Recipe(minutes=1.0))
+        assert runs[0].progress.clock.line == runs[1].progress.clock.line
+    assert runs[0].progress.clock.line[2] == 6
 
 
 def test_a_state_of_before_there_were_canvases_goes_on_without():
