@@ -159,13 +159,22 @@ def test_without_an_average_that_counts_the_teacher_has_its_own(world, tmp_path,
 
 
 def test_without_the_section_nothing_changes(world, tmp_path):
-    """A run that ends before its first labels is the run without teachers, bit for bit."""
-    train(world.config({"train.max_steps": 3}), output=tmp_path / "plain")
+    """Before its first labels a run is the run without teachers, bit for bit."""
+    interrupted(world.config(), tmp_path / "plain", 3)
+    interrupted(world.config({"pseudo.teachers": "self", "pseudo.from_epoch": 1}), tmp_path / "late", 3)
     assert not (tmp_path / "plain" / "teacher_labels").exists()
-    late = {"pseudo.teachers": "self", "pseudo.from_epoch": 1, "train.max_steps": 3}
-    train(world.config(late), output=tmp_path / "late")  # ends before the first labels
-    a, b = load_weights(tmp_path / "plain")[0], load_weights(tmp_path / "late")[0]
+    a, b = (load_state(tmp_path / name / "state.pt")["model"] for name in ("plain", "late"))
     assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_a_training_that_would_end_before_its_first_labels_is_refused(world, tmp_path):
+    late = {"pseudo.teachers": "self", "pseudo.from_epoch": 1, "train.max_steps": 3}
+    expected = (
+        r"`pseudo.from_epoch`: expected less than 1, since with 24 training pictures no more epochs are begun"
+    )
+    with pytest.raises(UserError, match=expected):
+        train(world.config(late), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_teachers_of_no_use_are_told_before_anything_is_trained(world, trained, tmp_path):

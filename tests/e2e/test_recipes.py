@@ -14,6 +14,7 @@ from worlds import World, changed
 
 from crossdet import RunError, UserError, train
 from crossdet.config import Config
+from crossdet.config.schema import PseudoConfig
 from crossdet.models.weights import load_state, load_weights
 from crossdet.training.optimiser import make_optimiser, set_rate
 from crossdet.training.recipe import Recipe
@@ -113,10 +114,15 @@ def test_patience_ends_a_training_that_gets_no_better(world, tmp_path, monkeypat
     monkeypatch.setattr("crossdet.runs.train.score_network", score)
     monkeypatch.setattr("crossdet.runs.train.metrics_table", lambda _metrics: "")
     monkeypatch.setattr("crossdet.runs.train.main_numbers", lambda *_: [])
-    train(auto(world, epochs=6, batch_size=8, eval_every=1, patience=2), output=tmp_path)
+    config = auto(world, epochs=6, batch_size=8, eval_every=1, patience=2)
+    pseudo = PseudoConfig(teachers="self", from_epoch=5)  # for which that is too early
+    train(config.model_copy(update={"pseudo": pseudo}), output=tmp_path)
     content = json.loads((tmp_path / "metrics.json").read_text())
     assert [r["epoch"] for r in content["epochs"]] == [1, 2, 3, 4]
     assert content["best_epoch"] == 2
+    told = [warning for r in content["epochs"] for warning in r["warnings"] if warning["kind"] == "never_labelled"]
+    assert told == content["epochs"][-1]["warnings"]
+    assert "it was to begin in epoch 6, and the training ended in epoch 4" in told[0]["sentence"]
 
 
 def test_a_frozen_stem_stays_as_it_was(world, tmp_path):

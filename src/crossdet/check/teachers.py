@@ -10,7 +10,7 @@ from crossdet.models.card import known_space
 
 def look_at_teachers(config: Config, sources: Sources) -> tuple[list[str], list[str]]:
     """Errors, those that `train` would tell, and notes; nothing where the config has no teachers."""
-    if config.pseudo is None or not sources.train:
+    if config.pseudo is None or not sources.train_pictures:
         return [], []
     from crossdet.evaluation.run import EvalSettings
     from crossdet.evaluation.splits import Split  # with torch, for the few configs that have teachers
@@ -30,6 +30,8 @@ def look_at_teachers(config: Config, sources: Sources) -> tuple[list[str], list[
             continue
         teachable |= ids.keys()
         notes.append(f"pseudo.teachers: {path} knows {', '.join(classes[own] for own in ids.values())}")
+    if problem := config.pseudo.never_labels(config.train, sources.train_pictures):
+        errors.append(problem)
     if not errors:
         try:
             plan.check(teachable)

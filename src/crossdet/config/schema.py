@@ -188,6 +188,20 @@ class PseudoConfig(Section):
         first = max(1, min(epochs // 2 + 1, epochs - 1)) if self.from_epoch is None else self.from_epoch
         return first, max(1, epochs // 4) if self.every is None else self.every
 
+    def never_labels(self, recipe: Recipe, pictures: int) -> str | None:
+        """What to say where a training on so many pictures is over before the network in it labels anything."""
+        most = recipe.most_epochs(pictures)
+        if self.teachers != "self" or most is None:
+            return None
+        first = self.schedule(recipe.epochs_for(pictures))[0]
+        if first < most:
+            return None
+        return (
+            f"`pseudo.from_epoch`: expected less than {most}, since with {pictures:,} training pictures no more "
+            f"epochs are begun, got {first}{' by default' if self.from_epoch is None else ''}; the teacher would "
+            f"never label. Set it lower, or train longer"
+        )
+
 
 class Config(Section):
     """The whole file. Make it with `load_config` or `Config.from_dict`: they report mistakes readably."""

@@ -20,6 +20,8 @@ Sizes = NDArray[np.int64]
 CANVASES = 6
 """By default. On nine sets of photographs at 320 pixels they cost less padding than batches of tall and of wide
 pictures each as large as its largest picture, with and without scale jitter (docs/log.md, 2026-11-28)."""
+SMALLEST_BATCH = 4
+"""Pictures per device and micro-batch from which on batch norm is trained."""
 UNKNOWN = 1 << 30
 """In the place of a side that nobody knows: larger than any canvas."""
 SCALES = 9

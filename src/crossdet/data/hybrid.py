@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -215,11 +216,31 @@ class HybridDataset(Dataset[Sample]):
         draw = draw if isinstance(draw, Draw) else Draw(draw, 0)
         return self._sample_of(draw)._replace(seed=draw.seed, canvas=draw.canvas)
 
+    def files(self, row: int, seed: int) -> list[Path]:
+        """Of what a draw shows: its picture's, and of a mosaic those of the three others. Where one cannot be read
+        another is shown in its place, which the training tells when it happens."""
+        generator = self._for_mosaic(seed)
+        draws = [Draw(row, seed)] if generator is None else self._of_mosaic(row, generator)
+        places = [self.locate(draw.row) for draw in draws]
+        return [self.parts[number].index.path(image) for number, image in places]
+
+    def _for_mosaic(self, seed: int) -> np.random.Generator | None:
+        """What the draw of this seed takes its chances from if it becomes a mosaic; None if it does not."""
+        if not self.mosaic:
+            return None
+        generator = np.random.default_rng([seed, PICTURES])
+        return generator if generator.random() < self.mosaic else None
+
+    def _of_mosaic(self, row: int, generator: np.random.Generator) -> list[Draw]:
+        """The pictures of a mosaic: that of this row, and three more."""
+        assert self.drawn_below is not None  # there are mosaics
+        marks = generator.random(PICTURES - 1) * self.drawn_below[-1]
+        others = np.searchsorted(self.drawn_below, marks, side="right").clip(max=len(self) - 1)
+        return list(map(Draw, [row, *others.tolist()], generator.integers(0, 2**62, PICTURES).tolist()))
+
     def _sample_of(self, draw: Draw) -> Sample:
-        if self.mosaic:
-            generator = np.random.default_rng([draw.seed, PICTURES])
-            if generator.random() < self.mosaic:
-                return self._mosaic(draw, generator)
+        if (generator := self._for_mosaic(draw.seed)) is not None:
+            return self._mosaic(draw, generator)
         picture, transform = self._read(draw), self.transform
         if draw.scale is not None:
             assert isinstance(transform, Augment)  # training's transform
@@ -250,11 +271,7 @@ class HybridDataset(Dataset[Sample]):
     def _mosaic(self, draw: Draw, generator: np.random.Generator) -> Sample:
         """Of this draw's picture and three more; a function of the draw alone, as all that happens to it."""
         assert isinstance(self.transform, Augment)  # training's transform
-        assert self.drawn_below is not None  # there are mosaics
-        marks = generator.random(PICTURES - 1) * self.drawn_below[-1]
-        others = np.searchsorted(self.drawn_below, marks, side="right").clip(max=len(self) - 1)
-        draws = map(Draw, [draw.row, *others.tolist()], generator.integers(0, 2**62, PICTURES).tolist())
-        read = [(self._read(one), one.seed) for one in draws]
+        read = [(self._read(one), one.seed) for one in self._of_mosaic(draw.row, generator)]
         first = read[0][0]
         scale = 1.0 if draw.scale is None else draw.scale
         height, width = resized(*first.original_size, self.transform.shorter, self.transform.longer, scale)

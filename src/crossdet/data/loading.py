@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from crossdet.data.augment import IMAGENET_MEAN
-from crossdet.data.canvases import Canvas, holding
+from crossdet.data.canvases import SMALLEST_BATCH, Canvas, holding
 from crossdet.data.hybrid import Draw, HybridDataset, Placing, Sample
 from crossdet.errors import RunError, UserError
 from crossdet.types import PAD_DIVISOR, Batch, Tiles
@@ -57,11 +57,10 @@ def epoch_batches(
 
     Images of one canvas come in batches of their own; what is left over of each is mixed at the end, on the
     smallest canvas that holds all of a batch. Without canvases (`placing`) the same holds for landscape and
-    portrait images (with `group_aspect`). The last batch may be smaller; if it has fewer than `min_batch` images
-    (the number of processes x accumulation) it joins the one before.
+    portrait images (with `group_aspect`). The last batch may be smaller, but see `_with_a_larger_last`.
 
-    sizes: `[N, 2]` (height, width). weights: `[N]`. Raises `UserError` if there are fewer than `min_batch`
-    images.
+    sizes: `[N, 2]` (height, width). weights: `[N]`. min_batch: the number of processes x accumulation. Raises
+    `UserError` if there are fewer images.
     """
     if len(weights) < max(1, min_batch):
         raise UserError(
@@ -78,10 +77,7 @@ def epoch_batches(
         scales, numbers = placing.drawn(rows, seeds, generator)
         draws = list(map(Draw, rows.tolist(), seeds.tolist(), scales.tolist()))
         groups = numbers.tolist()
-    batches = _in_groups(groups, batch_size)
-    if len(batches) > 1 and len(batches[-1]) < min_batch:
-        last = batches.pop()
-        batches[-1] = batches[-1] + last
+    batches = _with_a_larger_last(_in_groups(groups, batch_size), groups, min_batch)
     if placing is None:
         return [[draws[place] for place in batch] for batch in batches]
     of_batch = [holding([groups[place] for place in batch], placing.canvases) for batch in batches]
@@ -104,6 +100,25 @@ def _in_groups(groups: Sequence[int], batch_size: int) -> list[list[int]]:
             current.clear()
     rest = [place for current in waiting for place in current]
     return [*batches, *(rest[i : i + batch_size] for i in range(0, len(rest), batch_size))]
+
+
+def _with_a_larger_last(batches: list[list[int]], groups: Sequence[int], pieces: int) -> list[list[int]]:
+    """A last batch of few images shares evenly with one before, of its group where there is one: batch norm would
+    learn the statistics of a picture or two. pieces: micro-batches of every batch.
+
+    Few are less than `SMALLEST_BATCH` in each of them. Where the halves would be no better the batch stays, or joins
+    the one before, if there is not an image for each.
+    """
+    if len(batches) == 1 or len(batches[-1]) >= SMALLEST_BATCH * pieces:
+        return batches
+    *others, last = batches
+    alike = [place for place, batch in enumerate(others) if groups[batch[0]] == groups[last[0]]]
+    place = alike[-1] if alike else len(others) - 1
+    both = others[place] + last
+    half = (len(both) + 1) // 2
+    if len(both) >= 2 * 2 * pieces:
+        return [*others[:place], both[:half], *others[place + 1 :], both[half:]]
+    return [*others[:place], both, *others[place + 1 :]] if len(last) < pieces else batches
 
 
 class MicroBatches(Sampler[list[Draw]]):

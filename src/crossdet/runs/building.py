@@ -156,6 +156,7 @@ def training_batches(
         config.seed,
         epoch,
         config.train.group_aspect,
+        min_batch=processes(config) * config.train.accumulate,
         placing=dataset.placing(dataset.choose_canvases(config.canvases)),
     )
     return list(make_loader(dataset, batches[:count])), sources

@@ -90,6 +90,7 @@ def train(
         course = Course(
             data_of=teacher_epochs(fabric, plan, teachers, run_dir / TEACHER_FOLDER, begun, labelled_data),
             teacher_decay=TEACHER_DECAY if plan.schedule is not None else None,
+            labels_from=None if plan.schedule is None else plan.schedule[0],
         )
     del teachers  # their memory is for the training
     data = training_data(config, sources, network.fill_colour)
@@ -178,6 +179,8 @@ def teacher_plan_of(config: Config, sources: Sources) -> TeacherPlan | None:
     pseudo = config.pseudo
     if pseudo is None:
         return None
+    if problem := pseudo.never_labels(config.train, sources.train_pictures):
+        raise UserError(problem)
     return TeacherPlan(
         sources.space,
         sources.train,

@@ -24,7 +24,7 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Finding:
-    """kind: one of six words (docs/guard.md). numbers: what the sentence says, for JSON."""
+    """kind: one of seven words (docs/guard.md). numbers: what the sentence says, for JSON."""
 
     kind: str
     sentence: str
@@ -341,6 +341,22 @@ def foreign_validation(train: Mapping[str, Tensor], val: Mapping[str, Tensor]) -
         told = {"dataset": name, "nearest": nearest, "distances": distances}
         found.append(Finding("foreign_validation", f"{seen}. {means}", told))
     return found
+
+
+# ------------------------------------------------------------------------------------------------- teachers
+
+
+def never_labelled(labels_from: int | None, epochs: int) -> list[Finding]:
+    """Of a training that is over after so many epochs, the last one maybe not whole. labels_from: epochs after which
+    the network was to label for itself; None: it was not."""
+    if labels_from is None or labels_from < epochs:
+        return []
+    seen = (
+        f"the network never labelled for itself: it was to begin in epoch {labels_from + 1}, and the training ended "
+        f"in epoch {epochs}"
+    )
+    means = "What datasets leave unlabelled stayed avoided. Set a lower `pseudo.from_epoch`, or train longer"
+    return [Finding("never_labelled", f"{seen}. {means}", {"labels_from": labels_from, "epochs": epochs})]
 
 
 def lines(findings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -295,16 +295,17 @@ def _finish_epoch(
             record["metrics"] = evaluate(run.final_network(), "last" if last else f"epoch {progress.epoch}")
         card = card if describe is None else describe(record["metrics"])
         better = _is_best(progress, record)
-    run.course.watch.epoch(run, done, record)
     progress.history.append(record)
+    if better:
+        progress.best_epoch = record["epoch"]
+    progress.finished |= _is_stuck(progress, schedule.recipe.patience)
+    run.course.watch.epoch(run, done, record, over=last or progress.finished)
     logs.epoch(record)
     saves = last or "metrics" in record or progress.step - run.saved_step >= (STEPS_APART if run.saved_step else 1)
     if saves:
         run.save_weights(WEIGHTS_FILE, card)
     if better:
-        progress.best_epoch = record["epoch"]
         run.save_weights(BEST_FILE, card)
-    progress.finished |= _is_stuck(progress, schedule.recipe.patience)
     if run.fabric.is_global_zero:
         best = next((r["metrics"] for r in progress.history if r["epoch"] == progress.best_epoch), None)
         content = {
@@ -340,10 +341,9 @@ def _stop_if_not_finite(run: RunState, loss: Tensor, batch: Batch, dataset: Hybr
         finite_everywhere = finite
     if bool(finite_everywhere):
         return
-    names = []
-    for row in batch.image_ids.tolist():
-        part, image = dataset.locate(row)
-        names.append(str(dataset.parts[part].index.path(image)))
+    assert batch.draws is not None  # of a training
+    draws = zip(batch.image_ids.tolist(), batch.draws.tolist(), strict=True)
+    names = [" + ".join(map(str, dataset.files(*draw))) for draw in draws]
     file = run.run_dir / f"non_finite_batch_rank{run.fabric.global_rank}.pt"
     save_state(
         file,

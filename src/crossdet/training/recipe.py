@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StrictBool, model_validator
 
-from crossdet.data.canvases import CANVASES
+from crossdet.data.canvases import CANVASES, SMALLEST_BATCH
 from crossdet.errors import show
 from crossdet.models.architecture import Contradiction
 from crossdet.models.settings import (
@@ -76,8 +76,6 @@ PICTURES, FEWEST_EPOCHS, MOST_EPOCHS = 24_000, 12, 100
 """How long a training is where nothing is said: epochs for so many pictures, within these limits."""
 EVALUATIONS = 10
 """At most so many in a training where nothing is said."""
-SMALLEST_BATCH = 4
-"""Pictures per device and micro-batch from which on batch norm is trained."""
 
 
 def of_paper(epochs: int) -> dict[str, Any]:
@@ -178,6 +176,13 @@ class Recipe(Section):
         if self.epochs is not None or self.max_steps is not None or self.minutes is not None:
             return self.epochs
         return min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(PICTURES / pictures)))
+
+    def most_epochs(self, pictures: int) -> int | None:
+        """Epochs that a training on so many pictures begins at most; None: its minutes alone end it."""
+        limits = [self.epochs_for(pictures)]
+        if self.max_steps is not None:  # the last batch of an epoch may join the one before
+            limits.append(math.ceil(self.max_steps / max(1, pictures // self.batch_size)))
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def with_epochs(self, epochs: int | None) -> Recipe:
         """The recipe of another number of epochs; warm-up and falls that are the paper's shares of its own move

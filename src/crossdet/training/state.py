@@ -137,7 +137,7 @@ class Course:
     fixed_statistics: see `Network.training_mode`.
     data_of: what each epoch trains on, if not always the same.
     teacher_decay: of averaged weights that only label for the training itself; without `Recipe.ema`.
-    watch: looks at it and warns.
+    labels_from: epochs after which the network labels for itself. watch: looks at it and warns.
     """
 
     after_step: Callable[[], None] | None = None
@@ -145,6 +145,7 @@ class Course:
     fixed_statistics: bool = False
     data_of: DataOfEpoch | None = None
     teacher_decay: float | None = None
+    labels_from: int | None = None
     watch: Watch = field(default_factory=Watch)
 
 

@@ -29,6 +29,7 @@ from crossdet.training.guard import (
     key_of,
     lines,
     look_at,
+    never_labelled,
     statistics,
 )
 from crossdet.types import PAD_DIVISOR
@@ -90,10 +91,10 @@ class Watch:
         if is_due(run.progress.step):
             self._look(run, run.progress.step)
 
-    def epoch(self, run: RunState, done: float, record: dict[str, Any]) -> None:
+    def epoch(self, run: RunState, done: float, record: dict[str, Any], over: bool = False) -> None:
         """After the evaluation: `record["warnings"]`, in the place of those of its metrics, and their lines.
 
-        done: the share of the training that is over.
+        done: the share of the training that is over. over: it ends here.
         """
         progress, metrics = run.progress, record.get("metrics", {})
         of_metrics = [Finding(**finding) for finding in metrics.pop("warnings", [])]
@@ -107,6 +108,8 @@ class Watch:
             if (metrics or not self.val) and self.fresh:
                 curve = LossCurve(**progress.guard.get("curve", {}))
                 self._tell(run, flat_loss(curve, progress.guard.get("score")))
+        if over:
+            self._tell(run, never_labelled(run.course.labels_from, progress.epoch))
         record["warnings"] = progress.guard.pop("now", [])
 
     def end(self, run: RunState) -> None:

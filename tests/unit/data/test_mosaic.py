@@ -2,17 +2,23 @@
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from crossdet import LabelSpace
+from crossdet.data import hybrid
 from crossdet.data.augment import Augment
 from crossdet.data.drawing import _tile_line, _tiles_of
 from crossdet.data.hybrid import Draw, HybridDataset, Part
 from crossdet.data.loading import collate
 from crossdet.data.mosaic import Piece, joined, rooms
+from crossdet.errors import Diverged
+from crossdet.training.loop import _stop_if_not_finite
+from crossdet.training.state import Progress
 from crossdet.types import Annotations, Batch
 from tests.unit.data.test_pipeline import build
 
@@ -129,3 +135,25 @@ def test_the_strip_of_a_drawn_mosaic_says_what_each_tile_avoids(dataset):
     after = {0: "a: background not used for: dog", 1: "b: background used for all classes"}
     assert lines[3] == f"lower right, {after[int(batch.tiles.dataset_ids[0, 3])]}"
     assert _tiles_of(replace(batch, tiles=None), 0) == []
+
+
+def test_a_loss_that_is_not_finite_names_all_pictures_of_its_mosaics(dataset, tmp_path, monkeypatch):
+    read, read_row = [], hybrid.read_row
+    monkeypatch.setattr(
+        hybrid, "read_row", lambda index, row: (read.append(index.path(row)), read_row(index, row))[1]
+    )
+    samples = [dataset[Draw(row, seed)] for row, seed in ((0, 1), (3, 2))]
+    assert len(read) == 8
+    assert [*dataset.files(0, 1), *dataset.files(3, 2)] == read
+    fabric = SimpleNamespace(world_size=1, global_rank=0)
+    run: Any = SimpleNamespace(fabric=fabric, run_dir=tmp_path, progress=Progress())
+    with pytest.raises(Diverged) as error:
+        _stop_if_not_finite(run, torch.tensor(torch.nan), collate(samples[::-1]), dataset)
+    stored = torch.load(tmp_path / "non_finite_batch_rank0.pt", weights_only=True)["files"]
+    wanted = {" + ".join(map(str, files)) for files in (read[:4], read[4:])}
+    assert set(stored) == wanted
+    assert all(files in str(error.value) for files in wanted)
+    dataset.mosaic = 0.5
+    alone = [seed for seed in range(20) if dataset[Draw(1, seed)].tiles is None]
+    assert [seed for seed in range(20) if len(dataset.files(1, seed)) == 1] == alone
+    assert 3 < len(alone) < 17

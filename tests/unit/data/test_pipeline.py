@@ -693,23 +693,42 @@ def test_portrait_and_landscape_are_batched_apart():
     assert sorted(d.row for b in batches for d in b) == list(range(90))
     # 60 landscape and 30 portrait images: 7 + 3 full batches, the remaining 4 + 6 mixed
     assert [mixed(b) for b in batches[:10]] == [False] * 10
-    assert [len(b) for b in batches] == [8] * 11 + [2]
-    assert mixed(batches[10])
+    assert sorted(len(b) for b in batches) == [5, 5] + [8] * 10  # 2 are too few: they share with a full batch
+    assert [mixed(b) for b in batches[10:]] == [True, False]
     together = make_batches(90, 8, group_aspect=False)
     assert sum(mixed(b) for b in together) > 6
 
 
-def test_a_short_last_batch_joins_the_one_before():
-    assert [len(b) for b in make_batches(17, 8)] == [8, 8, 1]
-    joined = make_batches(17, 8, min_batch=2)
-    assert [len(b) for b in joined] == [8, 9]
-    assert sorted(d.row for b in joined for d in b) == list(range(17))
-    assert [len(b) for b in make_batches(19, 8, min_batch=3)] == [8, 8, 3]
-    assert [len(b) for b in make_batches(5, 8, min_batch=5)] == [5]
+def test_a_short_last_batch_shares_with_the_one_before():
+    def lengths(*given, **options) -> list[int]:
+        batches = make_batches(*given, group_aspect=False, **options)
+        assert sorted(draw.row for batch in batches for draw in batch) == list(range(given[0]))
+        return [len(batch) for batch in batches]
+
+    assert lengths(17, 8) == [8, 5, 4]
+    assert lengths(19, 8) == [8, 6, 5]
+    assert lengths(20, 8) == [8, 8, 4]  # enough
+    assert lengths(9, 4) == [4, 3, 2]
+    assert lengths(9, 2) == [2, 2, 2, 2, 1]  # halves of three are no better
+    assert lengths(17, 8, min_batch=2) == [8, 5, 4]  # two pictures for each of two processes, and more
+    assert lengths(19, 8, min_batch=3) == [8, 8, 3]
+    assert lengths(17, 8, min_batch=3) == [8, 9]  # not one for each
+    assert lengths(5, 8, min_batch=5) == [5]
     with pytest.raises(UserError, match="3 training images are too few for 4 processes x accumulation steps"):
         make_batches(3, 8, min_batch=4)
     with pytest.raises(UserError, match="0 training images"):
         make_batches(0, 8)
+
+
+def test_no_step_of_a_single_picture():
+    """At any number of pictures, with tall ones among them; those of one shape stay together."""
+    for count in range(5, 60):
+        batches = make_batches(count, 8)
+        assert sorted(draw.row for batch in batches for draw in batch) == list(range(count))
+        assert max(map(len, batches)) <= 8
+        assert min(map(len, batches)) >= 4
+        assert sum(len({d.row % 3 == 0 for d in batch}) == 2 for batch in batches) <= 3
+    assert {len(batch) for batch in make_batches(17, 8)} == {8, 5, 4}
 
 
 @settings(max_examples=60, deadline=None)

@@ -23,6 +23,7 @@ from crossdet.training.guard import (
     flat_loss,
     foreign_validation,
     look_at,
+    never_labelled,
     of_detections,
     statistics,
 )
@@ -219,6 +220,12 @@ def test_a_loss_that_stands_still(seed):
     assert flat_loss(curve_of(np.linspace(1.1, 0.9, 600) + noise), 0.01) == []  # slow, but it falls
     falls_at_first = np.where(np.arange(600) < 40, 5.0, 1.1) + noise
     assert [f.kind for f in flat_loss(curve_of(falls_at_first), 0.01)] == ["flat_loss"]
+
+
+@pytest.mark.parametrize(("labels_from", "epochs", "told"), [(None, 3, 0), (3, 3, 1), (3, 4, 0), (9, 3, 1)])
+def test_a_network_that_never_labelled_for_itself(labels_from, epochs, told):
+    """Labels are found before the first step of the epoch after so many."""
+    assert len(never_labelled(labels_from, epochs)) == told
 
 
 # ------------------------------------------------------------------------------------------------- pictures

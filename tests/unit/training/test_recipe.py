@@ -114,6 +114,29 @@ def test_a_config_that_was_written_whole_before_there_were_recipes_is_of_the_pap
     assert (recipe.optimizer, recipe.schedule, recipe.decay_norms) == ("sgd", "steps", True)
 
 
+@pytest.mark.parametrize(
+    ("train", "pseudo", "most"),
+    [
+        ({}, {"from_epoch": 30}, 30),  # of 800 pictures
+        ({}, {"from_epoch": 29}, None),
+        ({}, {}, None),
+        ({"max_steps": 250}, {"from_epoch": 3, "every": 1}, 3),  # of 100 steps each
+        ({"max_steps": 250}, {"from_epoch": 2, "every": 1}, None),
+        ({"max_steps": 250, "epochs": 40}, {}, 3),
+        ({"max_steps": 250, "minutes": 5.0}, {"from_epoch": 3, "every": 1}, 3),
+        ({"minutes": 5.0}, {"from_epoch": 300, "every": 1}, None),  # nobody knows; the guard tells it at the end
+        ({"minutes": 5.0, "epochs": 40}, {"from_epoch": 39}, None),
+    ],
+)
+def test_a_teacher_that_would_never_label(train, pseudo, most):
+    datasets = {"a": {"format": "coco", "train": {}}}
+    said = {"datasets": datasets, "train": train, "pseudo": {"teachers": "self", **pseudo}}
+    config = Config.from_dict(said)
+    problem = config.pseudo.never_labels(config.train, 800)
+    assert (problem is None) == (most is None)
+    assert problem is None or f"expected less than {most}, since with 800 training pictures" in problem
+
+
 def test_the_teacher_itself_needs_epochs_to_count():
     datasets = {"a": {"format": "coco", "train": {}}}
     said = {"datasets": datasets, "train": {"minutes": 5.0}, "pseudo": {"teachers": "self"}}
