@@ -13,8 +13,8 @@ from crossdet.errors import UserError
 from crossdet.labels.edits import growth
 from crossdet.models.card import read_card
 from crossdet.runs.building import check_trainable
-from crossdet.runs.extend import extended_settings, with_settings_of
-from crossdet.training.modes import Growth, check_mode
+from crossdet.runs.extend import extended_settings, notes_on, with_settings_of
+from crossdet.training.modes import Growth
 
 
 def inspect_extension(
@@ -31,16 +31,14 @@ def inspect_extension(
     card = read_card(weights)
     known = card.space
     config = with_settings_of(card, config)
-    assert config.extend is not None  # `with_settings_of` gives one
     sources = open_sources(config, known=known)
     report = report_on(config, sources, max_images, len(known.classes), decode)
     errors, notes = list(report.errors), [*growth(known, sources.space), *report.notes]
     try:
         check_trainable(sources, config.train.plain)
         grown = Growth(known, sources.space, sources.train)
-        note = check_mode(config.extend, grown)
+        notes += notes_on(config, card, grown)
         extended_settings(config, card, grown)
-        notes += [note.removeprefix("note: ")] if note else []
     except UserError as error:
         errors += [] if str(error) in errors else [str(error)]
     return replace(report, errors=tuple(errors), notes=tuple(notes)), config

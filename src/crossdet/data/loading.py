@@ -106,7 +106,7 @@ def _with_a_larger_last(batches: list[list[int]], groups: Sequence[int], pieces:
     """A last batch of few images shares evenly with one before, of its group where there is one: batch norm would
     learn the statistics of a picture or two. pieces: micro-batches of every batch.
 
-    Few are less than `SMALLEST_BATCH` in each of them. Where the halves would be no better the batch stays, or joins
+    Few are less than `SMALLEST_BATCH` in each of them. Where halves would be no better the batch stays, or joins
     the one before, if there is not an image for each.
     """
     if len(batches) == 1 or len(batches[-1]) >= SMALLEST_BATCH * pieces:

@@ -92,8 +92,8 @@ def dead_features(now: Look, start: Look, step: int, score: float | None = None)
     told = {"step": step, **asdict(now), "variation_before": start.variation, "dead_before": start.dead}
     means = (
         "The backbone loses what it knew, most often by a learning rate that is too high for it. Unless the scores "
-        "come out well all the same, start again with a tenth of `train.lr`, or with a longer warm-up, or let the "
-        "backbone's batch norm train"
+        "come out well all the same, start again with a tenth of `train.lr`, or with a longer warm-up, or (not "
+        "in an extension) let the backbone's batch norm train"
     )
     lost = now.variation < min(ALIVE_VARIATION, LOST_VARIATION * start.variation)
     if lost or (step and now.variation < NO_VARIATION):
@@ -168,7 +168,8 @@ def _constant(dataset: str, split: Split, found: DetectionArrays) -> list[Findin
     )
     means = (
         "The detector does not look at the pictures; its features died, most often in the first steps. Start again "
-        "with a tenth of `train.lr`, or with a longer warm-up, or let the backbone's batch norm train"
+        "with a tenth of `train.lr`, or with a longer warm-up, or (not in an extension) let the backbone's batch "
+        "norm train"
     )
     told = {"dataset": dataset, "share": share, "pictures": compared, "share_of_labels": of_labels}
     return [Finding("constant_detections", f"{dataset}: {seen}. {means}", told)]
@@ -347,13 +348,13 @@ def foreign_validation(train: Mapping[str, Tensor], val: Mapping[str, Tensor]) -
 
 
 def never_labelled(labels_from: int | None, epochs: int) -> list[Finding]:
-    """Of a training that is over after so many epochs, the last one maybe not whole. labels_from: epochs after which
-    the network was to label for itself; None: it was not."""
+    """Of a training that is over after so many epochs, the last one maybe not whole. labels_from: epochs after
+    which the network was to label for itself; None: it was not."""
     if labels_from is None or labels_from < epochs:
         return []
     seen = (
-        f"the network never labelled for itself: it was to begin in epoch {labels_from + 1}, and the training ended "
-        f"in epoch {epochs}"
+        f"the network never labelled for itself: it was to begin in epoch {labels_from + 1}, and the training "
+        f"ended in epoch {epochs}"
     )
     means = "What datasets leave unlabelled stayed avoided. Set a lower `pseudo.from_epoch`, or train longer"
     return [Finding("never_labelled", f"{seen}. {means}", {"labels_from": labels_from, "epochs": epochs})]

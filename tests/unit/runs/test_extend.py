@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from crossdet import Config, LabelSpace, UserError
 from crossdet.check import inspect_weights, print_weights
+from crossdet.check.extension import inspect_extension
 from crossdet.data.index import IndexBuilder, Ragged
 from crossdet.errors import ConfigError
 from crossdet.evaluation.arrays import DetectionArrays
@@ -38,8 +40,8 @@ from crossdet.models.card import Card, Generation, InputSettings, Score, new_gen
 from crossdet.models.retinanet.growth import BIAS, WEIGHT, carry_over, freeze_old
 from crossdet.models.retinanet.settings import Adapter, Anchors, RetinaNetSettings
 from crossdet.models.weights import save_weights
-from crossdet.runs.extend import with_settings_of
-from crossdet.training.modes import ExtendSettings
+from crossdet.runs.extend import notes_on, with_settings_of
+from crossdet.training.modes import ExtendSettings, Growth
 from crossdet.training.pseudo_labels import classes_for_teachers, space_with_teachers, with_pseudo_labels
 from crossdet.types import Flag
 
@@ -459,3 +461,39 @@ def test_without_old_images_the_old_detector_is_held_and_labels_nothing_by_defau
     both = config(extend={"mode": "distill", "trust": True, "pseudo": True, "match": 0}).extend
     assert both is not None
     assert (both.match, both.pseudo, both.trust) == (0, True, True)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "sections", "told"),
+    [
+        (True, {}, r"stays fixed, as in these weights: .*; 0.0005 is that of a new training, take a quarter"),
+        (True, {"train": {"lr": 1e-4}}, r"stays fixed, as in these weights: .* \(`train.lr`\)$"),
+        (True, {"train": {"recipe": "paper"}}, None),  # fixes it in any network
+        (True, {"extend": {"fixed_statistics": False}}, "fixed_statistics: false` changes nothing: these weights"),
+        (True, {"extend": {"mode": "frozen", "adapter": 8}}, None),
+        (
+            False,
+            {"extend": {"mode": "frozen", "adapter": 8, "fixed_statistics": False}},
+            "frozen trains nothing of",
+        ),
+        (False, {"extend": {"fixed_statistics": False}}, None),
+        (False, {}, None),
+    ],
+)
+def test_what_an_extension_does_with_batch_norm_is_told(fixed, sections, told):
+    card = replace(CARD, settings=SETTINGS.model_copy(update={"freeze_batch_norm": fixed}))
+    filled = with_settings_of(card, config(**sections))
+    assert filled.model.freeze_batch_norm is fixed  # whatever the recipe
+    index = filled.datasets["new"].train
+    growth = Growth(card.space, LabelSpace.build({"old": ["car"], "new": ["sign"]}), {"new": index})
+    notes = [note for note in notes_on(filled, card, growth) if not note.startswith("replay without")]
+    assert len(notes) == (told is not None)
+    assert told is None or re.search(told, notes[0])
+
+
+def test_check_tells_the_same(tmp_path):
+    card = replace(CARD, settings=SETTINGS.model_copy(update={"freeze_batch_norm": True}))
+    save_weights(tmp_path / "old.safetensors", {"none": torch.zeros(1)}, card)
+    notes = inspect_extension(config(), tmp_path / "old.safetensors")[0].notes
+    assert any("batch norm of the backbone stays fixed" in note for note in notes)
+    assert any(note.startswith("replay without training images of car") for note in notes)

@@ -16,7 +16,7 @@ def check(settings: ExtendSettings, _growth: Growth) -> str | None:
     if not settings.pseudo:
         raise UserError("extend: the mode distill needs a weight under `match`, `pseudo: true`, or both")
     return (
-        "note: old classes are held by what the old detector finds in the training images and nothing else; look "
+        "old classes are held by what the old detector finds in the training images and nothing else; look "
         "at `crossdet predict` on some of them first"
     )
 

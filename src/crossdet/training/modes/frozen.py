@@ -15,7 +15,7 @@ def check(settings: ExtendSettings, growth: Growth) -> str | None:
     if settings.adapter:
         return None
     return (
-        "note: boxes of the new classes come from what the old ones taught; if theirs have other shapes they "
+        "boxes of the new classes come from what the old ones taught; if theirs have other shapes they "
         "need some of their own, `--set extend.adapter=32`"
     )
 

@@ -10,7 +10,7 @@ def check(_settings: ExtendSettings, growth: Growth) -> str | None:
     if not forgotten:
         return None
     return (
-        f"note: replay without training images of {', '.join(forgotten)}: give the old datasets again (a "
+        f"replay without training images of {', '.join(forgotten)}: give the old datasets again (a "
         f"share is `part: 1/4`), or use the mode distill or frozen"
     )
 
