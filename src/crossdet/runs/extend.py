@@ -321,10 +321,15 @@ def _judged(config: Config, evaluation: Evaluation) -> Judged:
         dataset = config.datasets[name]
         own = EvalSettings.of(config.input, config.eval)
         limits = replace(own, max_detections=dataset.max_detections or own.max_detections).limits(coco)
-        if dataset.protocol[0] == coco.name:
+        if _has_intervals(config, name):
             detections = scores.found.detections.above(limits.score_threshold)
             found[name] = best_per_image(detections, limits.max_detections)
     return found
+
+
+def _has_intervals(config: Config, dataset: str) -> bool:
+    """Whether the detections in a dataset are asked for: `intervals` are of COCO's AP alone."""
+    return config.datasets[dataset].protocol[0] == PROTOCOLS["coco"].name
 
 
 def _splits_of(sources: Sources, known: LabelSpace) -> dict[str, Split]:
@@ -360,12 +365,13 @@ def _after(
     splits = splits_for_training(sources)
     scores = main_numbers(metrics, judged_classes(splits))
     old = _splits_of(sources, known)
+    mixed = {name for name, split in old.items() if split.classes != splits[name].classes}
+    old = {name: split for name, split in old.items() if name in mixed or _has_intervals(config, name)}
     if not old:
         return scores, {}
     model = _in_layout(load_detector(run_dir, fabric.device), config).model
     evaluation = score_network(fabric, config, sources, model, old)
     again = main_numbers(evaluation.metrics, judged_classes(old))
-    mixed = {name for name, split in old.items() if split.classes != splits[name].classes}
     alone = {(score.name, score.dataset): score for score in again if score.dataset in mixed}
     return [alone.get((score.name, score.dataset), score) for score in scores], _judged(config, evaluation)
 

@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from rich.console import Console
 from crossdet import Config, LabelSpace, UserError
 from crossdet.check import inspect_weights, print_weights
 from crossdet.check.extension import inspect_extension
+from crossdet.config.sources import open_sources
 from crossdet.data.index import IndexBuilder, Ragged
 from crossdet.errors import ConfigError
 from crossdet.evaluation.arrays import DetectionArrays
@@ -40,7 +43,8 @@ from crossdet.models.card import Card, Generation, InputSettings, Score, new_gen
 from crossdet.models.retinanet.growth import BIAS, WEIGHT, carry_over, freeze_old
 from crossdet.models.retinanet.settings import Adapter, Anchors, RetinaNetSettings
 from crossdet.models.weights import save_weights
-from crossdet.runs.extend import notes_on, with_settings_of
+from crossdet.runs.evaluate import Evaluation
+from crossdet.runs.extend import _after, notes_on, with_settings_of
 from crossdet.training.modes import ExtendSettings, Growth
 from crossdet.training.pseudo_labels import classes_for_teachers, space_with_teachers, with_pseudo_labels
 from crossdet.types import Flag
@@ -497,3 +501,29 @@ def test_check_tells_the_same(tmp_path):
     notes = inspect_extension(config(), tmp_path / "old.safetensors")[0].notes
     assert any("batch norm of the backbone stays fixed" in note for note in notes)
     assert any(note.startswith("replay without training images of car") for note in notes)
+
+
+@pytest.mark.parametrize(("protocol", "again"), [("voc", []), ("coco", ["old"])])
+def test_only_what_is_asked_for_is_looked_at_again(monkeypatch, tmp_path, protocol, again):
+    """A dataset of old classes alone has its numbers from the training; its detections are for COCO's intervals."""
+    builder = IndexBuilder("/pictures")
+    builder.image("a.png", 10, 10)
+    builder.box((0, 0, 5, 5), 0)
+    datasets = {"old": {"val": builder.build(["car"]), "protocol": protocol}, "new": config().datasets["new"].train}
+    both = Config.from_dict({"datasets": datasets})
+    looked: list[str] = []
+
+    def score_network(*arguments: Any) -> Evaluation:
+        looked.extend(arguments[-1])
+        return Evaluation({"datasets": {}}, {}, {})
+
+    for name, stand_in in {
+        "score_network": score_network,
+        "_metrics_of_best": lambda _run: {"datasets": {}},
+        "load_detector": lambda *_: None,
+        "_in_layout": lambda *_: SimpleNamespace(model=None),
+    }.items():
+        monkeypatch.setattr(f"crossdet.runs.extend.{name}", stand_in)
+    sources = open_sources(both, known=CARD.space)
+    assert _after(SimpleNamespace(device="cpu"), both, sources, CARD.space, tmp_path) == ([], {})
+    assert looked == again
