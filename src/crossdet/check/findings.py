@@ -11,7 +11,7 @@ from crossdet.check.near import MOST_PICTURES
 from crossdet.check.report import DuplicateReport, Report, SplitReport, some
 from crossdet.check.teachers import look_at_teachers
 from crossdet.config import Config
-from crossdet.config.sources import Sources, listed_only_problem, open_split, union_test_index
+from crossdet.config.sources import Sources, listed_only_problem, open_split, training_warnings, union_test_index
 from crossdet.data.annotation_files import too_many
 from crossdet.data.groups import group
 from crossdet.data.index import NO_LABELS
@@ -78,13 +78,14 @@ def _warnings(report: Report, config: Config, sources: Sources, old: int) -> Ite
     yield from (f"merge of unlike classes: {text}" for text in report.partial_merges)
     if report.network is not None:
         yield from report.network.warnings()
-    yield from _config_warnings(config, sources)
+    yield from _config_warnings(config, sources, extends=old > 0)
 
 
-def _config_warnings(config: Config, sources: Sources) -> Iterator[str]:
+def _config_warnings(config: Config, sources: Sources, extends: bool) -> Iterator[str]:
     if sources.train:
-        yield from config.train.warnings
-    yield from lonely_members(sources.space)
+        yield from training_warnings(config, sources, extends)
+    else:
+        yield from lonely_members(sources.space)
     if config.union_test is not None:
         try:
             union_test_index(config.union_test)

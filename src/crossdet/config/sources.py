@@ -21,7 +21,7 @@ from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.evaluation.protocols import lists_of
 from crossdet.labels.common import COMMON, with_common_names
 from crossdet.labels.edits import grown
-from crossdet.labels.members import with_members
+from crossdet.labels.members import lonely_members, with_members
 from crossdet.labels.patterns import Expansion, expanded
 from crossdet.labels.rules import LabelRules
 from crossdet.labels.space import DROPPED, LabelSpace, check_class_names
@@ -61,6 +61,19 @@ class Sources:
 def named_splits(sources: Sources) -> dict[str, Index]:
     """All splits as `dataset.split`, the name that messages use."""
     return {f"{name}.{split}": index for split in SPLITS for name, index in getattr(sources, split).items()}
+
+
+def training_warnings(config: Config, sources: Sources, extends: bool) -> Iterator[str]:
+    """What is allowed in a config to train by, and seldom meant. extends: trained weights."""
+    yield from config.train.warnings
+    yield from lonely_members(sources.space)
+    if config.train.patience and not sources.val:
+        yield "`train.patience`: no dataset has a `val` split to be judged on, so nothing stops early"
+    if config.extend is not None and not extends:
+        yield (
+            "`extend`: this section is for `crossdet extend WEIGHTS CONFIG` (and `check --extends WEIGHTS`); here "
+            "a new detector is trained, without it"
+        )
 
 
 class ListedOnly(NamedTuple):

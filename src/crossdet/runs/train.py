@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,12 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.seed import seed_everything
 
 from crossdet.config import Config
-from crossdet.config.sources import Sources, named_splits, open_sources
+from crossdet.config.sources import Sources, named_splits, open_sources, training_warnings
 from crossdet.data.hybrid import HybridDataset
 from crossdet.errors import UserError
 from crossdet.evaluation.forgetting import main_numbers
 from crossdet.evaluation.pictures import write_val_pictures
 from crossdet.inference import load_detector
-from crossdet.labels.members import lonely_members
 from crossdet.models.card import START_FILE, Card, first_generation
 from crossdet.models.contract import Network
 from crossdet.models.weights import STATE_FILE
@@ -121,7 +120,7 @@ def train_network(
     if fabric.is_global_zero:
         network_is, *_ = card.settings.described(card.space.classes)
         print(f"network: {network_is}", *schedule.lines(), sep="\n", flush=True)
-        for text in _warnings(config, sources):
+        for text in training_warnings(config, sources, extends=not fresh):
             print(f"warning: {text}", flush=True)
     if config.train.channels_last:
         network = network.to(memory_format=torch.channels_last)
@@ -165,13 +164,6 @@ def train_network(
         write_val_pictures(detector, sources.space, sources.val, run_dir / "pictures")
     fabric.barrier()
     return record
-
-
-def _warnings(config: Config, sources: Sources) -> Iterator[str]:
-    yield from config.train.warnings
-    yield from lonely_members(sources.space)
-    if config.train.patience and not sources.val:
-        yield "`train.patience`: no dataset has a `val` split to be judged on, so nothing stops early"
 
 
 def teacher_plan_of(config: Config, sources: Sources) -> TeacherPlan | None:

@@ -208,6 +208,9 @@ class Recipe(Section):
         if self.warmup_epochs is not None and self.warmup_steps is not None:
             expected = "either this or `train.warmup_steps`"
             yield Contradiction(("train.warmup_epochs", "train.warmup_steps"), expected, self.warmup_epochs)
+        if self.max_steps is not None and self.warmup_steps is not None and self.warmup_steps > self.max_steps:
+            expected = f"at most `train.max_steps` = {self.max_steps}"
+            yield Contradiction(("train.warmup_steps", "train.max_steps"), expected, self.warmup_steps)
         yield from self._unused()
 
     def _unused(self) -> Iterator[Contradiction]:
@@ -215,6 +218,9 @@ class Recipe(Section):
         if self.momentum is not None and self.optimizer != "sgd":
             expected = "nothing with `train.optimizer: adamw` (`train.recipe: paper` is SGD)"
             yield Contradiction(("train.momentum", "train.optimizer"), expected, self.momentum)
+        if self.patience is not None and self.eval_every == 0:
+            expected = "nothing with `train.eval_every: 0`, which evaluates only at the end"
+            yield Contradiction(("train.patience", "train.eval_every"), expected, self.patience)
         for key in ("steps", "step_factor"):
             value = getattr(self, key)
             if value is not None and self.schedule != "steps":
@@ -239,6 +245,12 @@ class Recipe(Section):
                 f"`train.lr`: {self.lr:g} is a rate for SGD; AdamW takes {usual:g} to {random:g} for {batch} "
                 f"pictures a step. Leave it out, or say `train.optimizer: sgd`"
             )
+        count = self._evaluations()
+        if self.patience is not None and count is not None and self.patience >= count - 1:
+            yield (
+                f"`train.patience`: {self.patience}, but the training has no more than {count} evaluations, the "
+                f"last one at its end, so nothing stops early: set it lower, or `train.eval_every`"
+            )
         if self.epochs is None or not self.steps or self.factor == 1 or self.steps[-1] >= self.epochs / 2:
             return
         # steps that are written down stay where they are when `epochs` grows
@@ -247,6 +259,12 @@ class Recipe(Section):
             f"{self.factor ** len(self.steps):g} of `train.lr`; steps that are written down do not grow with "
             f"`train.epochs`: set both, or leave `train.steps` out"
         )
+
+    def _evaluations(self) -> int | None:
+        """At most so many, as far as the config alone says; None: it does not say."""
+        if self.eval_every:
+            return None if self.epochs is None else math.ceil(self.epochs / self.eval_every)
+        return EVALUATIONS if self.epochs is None else min(EVALUATIONS, self.epochs)
 
     @property
     def factor(self) -> float:

@@ -103,6 +103,18 @@ def test_a_union_test_that_cannot_be_read(index, tmp_path):
     assert "none.json" in warning
 
 
+def test_a_teacher_that_would_never_label(index):
+    pseudo = {"teachers": "self", "from_epoch": 100}
+    error, *_ = checked(index, pseudo=pseudo).errors  # four pictures: 100 epochs
+    assert error.startswith("`pseudo.from_epoch`: expected less than 100, since with 4 training pictures")
+
+
+def test_what_would_stop_nothing_and_extend_nothing(index):
+    patience, extend = checked(index, train={"patience": 3}, extend={"mode": "frozen"}).warnings
+    assert patience.startswith("`train.patience`: no dataset has a `val` split")
+    assert extend.startswith("`extend`: this section is for `crossdet extend WEIGHTS CONFIG`")
+
+
 def test_what_was_not_looked_at(index):
     report = checked(index, decode=True)
     assert report.not_looked_at == (

@@ -100,6 +100,35 @@ def test_a_rate_for_sgd_is_not_taken_for_adamw_in_silence():
     assert not [*Recipe(lr=0.004).warnings]
 
 
+@pytest.mark.parametrize(
+    ("values", "count"),
+    [
+        ({"patience": 9}, 10),
+        ({"patience": 8}, None),
+        ({"patience": 3, "epochs": 4}, 4),
+        ({"patience": 2, "epochs": 4}, None),
+        ({"patience": 3, "epochs": 20, "eval_every": 5}, 4),
+        ({"patience": 30, "max_steps": 9, "eval_every": 1}, None),  # of how many epochs is not known here
+    ],
+)
+def test_patience_that_stops_nothing_is_told(values, count):
+    found = [text for text in Recipe(**values).warnings if "`train.patience`" in text]
+    assert len(found) == (count is not None)
+    assert count is None or f"no more than {count} evaluations" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("train", "told"),
+    [
+        ({"patience": 3, "eval_every": 0}, "`train.patience`: expected nothing with `train.eval_every: 0`"),
+        ({"warmup_steps": 600, "max_steps": 500}, "`train.warmup_steps`: expected at most `train.max_steps` = 500"),
+    ],
+)
+def test_values_that_cannot_both_be_meant(train, told):
+    with pytest.raises(ConfigError, match=told):
+        Config.from_dict({"datasets": {"a": {"format": "coco", "train": {}}}, "train": train})
+
+
 def test_steps_that_fall_early_are_told():
     (warning,) = Recipe(recipe="paper", epochs=40, steps=[10.0, 15.0]).warnings
     assert "from epoch 15 of 40 on the learning rate is 0.01 of `train.lr`" in warning
