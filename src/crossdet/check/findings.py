@@ -52,6 +52,12 @@ def _errors(report: Report, config: Config, sources: Sources, extends: bool) -> 
             counts = ", ".join(f"{places.count:,} {kind}" for kind, places in found.items() if places.count)
             first = next(places.first[0] for places in found.values() if places.count)
             yield f"{where}: none of its image files can be used ({counts}), such as {first}"
+    pieces = config.train.devices * config.train.accumulate
+    if 0 < report.train_images < pieces:
+        yield (
+            f"{report.train_images} training images are too few for {pieces} processes x accumulation steps; lower "
+            f"`train.devices` or `train.accumulate`"
+        )
     if sources.listed_only and not config.train.plain:
         yield listed_only_problem(sources.listed_only)
 

@@ -64,7 +64,8 @@ def epoch_batches(
     """
     if len(weights) < max(1, min_batch):
         raise UserError(
-            f"{len(weights)} training images are too few for {min_batch} processes x accumulation steps"
+            f"{len(weights)} training images are too few for {min_batch} processes x accumulation steps; lower "
+            f"`train.devices` or `train.accumulate`"
         )
     generator = np.random.default_rng([seed, epoch])
     rows = epoch_rows(weights, generator)

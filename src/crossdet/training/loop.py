@@ -253,7 +253,7 @@ def _optimiser_step(
 
 
 def _forward(step_module: Any, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Raises `UserError` where `torch.compile` finds no compiler."""
+    """Raises `UserError` where `torch.compile` finds no compiler, and batch norm nothing to take a mean of."""
     try:
         output: tuple[dict[str, Tensor], Tensor, Tensor] = step_module(Sealed(batch))
     except torch._dynamo.exc.TorchDynamoException as error:
@@ -261,6 +261,14 @@ def _forward(step_module: Any, batch: Batch) -> tuple[dict[str, Tensor], Tensor,
         raise UserError(
             f"train.compile: torch.compile failed here ({reason}); it needs a C++ compiler on a CPU, Triton on a "
             f"GPU. Install it, or set train.compile=false"
+        ) from None
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "batch norm cannot be trained on one picture at once whose deepest map is a single cell: take more at "
+            "once (`train.batch_size`, shared by `train.devices` and `train.accumulate`), a larger "
+            "`input.shorter`, or `model.freeze_batch_norm: true`"
         ) from None
     return output
 
@@ -360,6 +368,6 @@ def _stop_if_not_finite(run: RunState, loss: Tensor, batch: Batch, dataset: Hybr
     raise Diverged(
         f"the loss is not finite at step {run.progress.step} (epoch {run.progress.epoch + 1}); the batch is "
         f"saved in {file}, its images: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}. A lower "
-        f"`train.lr`, a longer `train.warmup_epochs` or `train.clip_norm: 1.0` usually helps; the last saved "
+        f"`train.lr`, more `train.warmup_steps` or `train.clip_norm: 1.0` usually helps; the last saved "
         f"state is kept"
     )

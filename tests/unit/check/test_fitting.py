@@ -115,6 +115,12 @@ def test_what_would_stop_nothing_and_extend_nothing(index):
     assert extend.startswith("`extend`: this section is for `crossdet extend WEIGHTS CONFIG`")
 
 
+def test_fewer_pictures_than_micro_batches(index):
+    (error,) = checked(index, train={"accumulate": 8}).errors
+    assert error.startswith("4 training images are too few for 8 processes x accumulation steps; lower")
+    assert not checked(index, train={"accumulate": 4}).errors
+
+
 def test_what_was_not_looked_at(index):
     report = checked(index, decode=True)
     assert report.not_looked_at == (
