@@ -34,11 +34,14 @@ bench: $(STAMP)
 results: $(STAMP)
 	$(BIN)/python docs/make_results.py
 
-# Installed anew only when the pinned versions or the package's own requirements change. Python compiles what it
+# Installed anew only when the pinned versions or the package's own requirements change. uv unpacks torch's 5 GB on all
+# cores, pip on one; uv does not read pip's settings, so where those name the index pip does it. Python compiles what it
 # imports when it does; all of torch at once takes a minute more.
+PACKAGES := --quiet --constraint constraints.txt --editable '.[test,dev,detr,serve]' --editable research
 $(STAMP): constraints.txt pyproject.toml research/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test,dev,detr,serve]' --editable research
+	-$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	$(BIN)/uv pip install --python $(BIN)/python $(PACKAGES) || $(BIN)/python -m pip install --no-compile $(PACKAGES)
 	touch $(STAMP)
 
 clean:

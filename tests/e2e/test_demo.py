@@ -12,12 +12,13 @@ from crossdet.commands import main as cli
 from crossdet.config.sources import open_sources
 from crossdet.runs.building import build_network, network_settings
 
+FEW = ("demo", "--steps", "2", "--images", "12", "--test-images", "6")
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "out"
-    words = ["demo", "-o", str(folder), "--steps", "2", "--images", "12"]
-    done = CliRunner().invoke(cli.app, [*words, "--json", str(folder.parent / "numbers.json")])
+    done = CliRunner().invoke(cli.app, [*FEW, "-o", str(folder), "--json", str(folder.parent / "numbers.json")])
     assert done.exit_code == 0, done.output
     return folder
 
@@ -44,6 +45,18 @@ def test_pictures(demo):
     assert {p.name for p in (demo / "pictures").glob("*.png")} == {
         *("faces.png", "peds.png", "objects.png", "overview.png")
     }
+
+
+def test_what_is_trained_is_not_trained_again(demo):
+    before = {file: file.stat().st_mtime_ns for file in demo.glob("runs/*/model.safetensors")}
+    assert len(before) == 2
+    again = CliRunner().invoke(cli.app, [*FEW, "-o", str(demo)])
+    assert again.exit_code == 0, again.output
+    assert again.output.count("done by an earlier call") == 2
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+    other = CliRunner().invoke(cli.app, [*FEW, "--steps", "3", "-o", str(demo)])
+    assert other.exit_code
+    assert "differing: train.max_steps" in str(other.exception)
 
 
 def test_make_demo_runs_the_command():

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import JsonFile, Output, Overrides, out, save_json
+from crossdet.commands.terminal import JsonFile, Output, Overrides, Overwrite, out, save_json
 from crossdet.errors import UserError
 
 
@@ -25,9 +25,12 @@ def demo(
         bool, typer.Option(help="write the pictures and the configs aware, naive and full; train nothing")
     ] = False,
     overrides: Overrides = None,
+    overwrite: Overwrite = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Generate three partially labelled datasets, train dataset-aware and naively, and compare (CPU, minutes)."""
+    """Generate three partially labelled datasets, train dataset-aware and naively, and compare (CPU, minutes).
+
+    A second call goes on where the first was interrupted, with the same options."""
     from crossdet.demo.comparison import run_demo, write_demo_world
 
     folder = output or Path("demo")
@@ -37,4 +40,4 @@ def demo(
         write_demo_world(folder, seed, steps, images, test_images, overrides or ())
         out.print(f"pictures: {folder}/data; configs: {folder}/aware.yaml, naive.yaml, full.yaml (all labels)")
     else:
-        save_json(json_file, run_demo(folder, out, seed, steps, images, test_images, overrides or ()))
+        save_json(json_file, run_demo(folder, out, seed, steps, images, test_images, overrides or (), overwrite))

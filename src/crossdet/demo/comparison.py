@@ -30,6 +30,7 @@ from crossdet.evaluation.tables import lineless_table, percent
 from crossdet.evaluation.union import UnionTest, compare, joined, of_images, open_union_test
 from crossdet.files import write_json
 from crossdet.inference import load_detector
+from crossdet.runs.directory import is_finished
 from crossdet.runs.train import train
 
 METHODS = ("aware", "naive")
@@ -156,11 +157,15 @@ def run_demo(
     images: int = TRAIN_IMAGES,
     test_images: int | None = None,
     overrides: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes pictures, two runs, tables and side-by-side pictures into `folder`; returns the numbers.
 
     steps: optimiser steps of each training; None = the whole schedule. images: training pictures per dataset.
     test_images: fully labelled pictures per look, None = a third of `images`. overrides: see `write_demo_world`.
+    overwrite: delete the runs of an earlier call; else a finished one stands and an interrupted one goes on.
+
+    Raises `UserError` where an earlier run in `folder` cannot go on, since it was asked for with other settings.
     """
     started = time.monotonic()
     console.print("[bold]1/4[/bold] three generated datasets and a fully labelled test set")
@@ -172,9 +177,12 @@ def run_demo(
     for number, method in enumerate(METHODS, 2):
         what = "dataset-aware loss" if method == "aware" else "naive concatenation, same budget"
         console.print(f"[bold]{number}/4[/bold] training: {what}")
-        config_file = folder / f"{method}.yaml"
-        train(load_config(config_file), output=folder / "runs" / method, overwrite=True)
-        detector = load_detector(folder / "runs" / method, "cpu", last=True)
+        config, run_dir = load_config(folder / f"{method}.yaml"), folder / "runs" / method
+        if not overwrite and is_finished(run_dir, config):
+            console.print("    done by an earlier call; --overwrite trains anew")
+        else:
+            train(config, output=run_dir, resume=not overwrite, overwrite=overwrite)
+        detector = load_detector(run_dir, "cpu", last=True)
         test = test or _union_test(folder / "data", detector.classes)
         settings = EvalSettings.of(detector.settings, score_threshold=0.02, batch_size=16)
         found[method] = detect(detector.model, test.index, None, settings).detections

@@ -61,6 +61,16 @@ def check_run_dir(
         )
 
 
+def is_finished(run_dir: Path, config: Config) -> bool:
+    """Whether the training of `config` in `run_dir` is at its end.
+
+    Raises `UserError` if it was of another config.
+    """
+    state = run_dir / STATE_FILE
+    _check_same_config(run_dir / CONFIG_FILE, config, (), longer=False)
+    return state.exists() and bool(load_state(state)["progress"].get("finished"))
+
+
 def make_run_dir(fabric: Fabric, run_dir: Path, config: Config, resume: bool) -> None:
     """Writes the resolved config into an empty run directory, or into the one that is resumed.
 
