@@ -15,9 +15,10 @@ from worlds import CAR, FACE, HEIGHT, WIDTH, make_world
 
 from crossdet import load_config, load_detector, train
 from crossdet.data.index import Index, IndexBuilder
-from crossdet.errors import RunError, UserError
+from crossdet.errors import ConfigError, RunError, UserError
 from crossdet.training import state as training_state
 from crossdet_research.ablation.command import app
+from crossdet_research.ablation.methods import FURTHER
 from crossdet_research.split.files import write_split
 from crossdet_research.split.plan import split_dataset
 
@@ -113,6 +114,19 @@ def test_finished_ones_are_skipped_and_other_settings_are_refused(results, toys)
         command(*words[:-1], toys.parent / "other", *TWO_STEPS, "--set", "train.lr=0.5")
     after = {file: file.stat().st_mtime_ns for file in toys.parent.rglob("*") if file.is_file()}
     assert after == before
+
+
+def test_the_rule_for_queries_with_one_part_open(toys):
+    """Each changes one key of the loss of D-FINE, and no other network has it."""
+    opened = [m for m in FURTHER if any(text.startswith("loss.") for text in m.overrides)]
+    ours = load_config(toys / "aware.yaml", ["model={name: dfine}"])
+    changed = []
+    for method in opened:
+        loss = load_config(toys / f"{method.base}.yaml", ["model={name: dfine}", *method.overrides]).loss
+        changed += [key for key, value in dict(loss).items() if value != getattr(ours.loss, key)]
+        with pytest.raises(ConfigError, match=r"loss\.\w+"):
+            load_config(toys / f"{method.base}.yaml", method.overrides)
+    assert changed == ["selection", "flips", "free_quality", "foreground"]
 
 
 def test_the_experts_teach_and_are_trained_before(results, toys, tmp_path):

@@ -1,4 +1,4 @@
-"""The benchmarks of loading, opening and inference run at a small size, with their own checks of equal results."""
+"""Benchmarks of loading, opening, inference and D-FINE at a small size, with their own checks of equal results."""
 
 import json
 import subprocess
@@ -55,3 +55,13 @@ def test_inference_benchmark(quick):
     for row in result["runs"]:
         assert row["detections"]["crossdet"] == row["detections"]["torchvision"] == 100
     assert result["folder"]["ratio"].keys() == {"batches of 8", "file by file"}
+
+
+def test_step_of_d_fine_benchmark(monkeypatch, tmp_path):
+    """Both are the same network and take a step."""
+    options = ("--square", "256", "--batch", "1", "--rounds", "1", "--json", tmp_path / "result.json")
+    run_benchmark(monkeypatch, "detr_step.py", *options)
+    result = json.loads((tmp_path / "result.json").read_text())
+    seconds = result["seconds"]
+    assert min(seconds.values()) > 0
+    assert result["transformers_over_crossdet"] == seconds["transformers"] / seconds["crossdet"]

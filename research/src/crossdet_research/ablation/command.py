@@ -32,7 +32,8 @@ def run(
             "A,B",
             "naive, aware, same_positives, full, naive_merged, aware_no_foreground, aware_distinct, expert "
             "(all of them), expert_PART; default: all of these that differ on the split. Also aware_pseudo and "
-            "aware_pseudo_positives (after the experts), aware_pseudo_self, aware_pseudo_self_positives",
+            "aware_pseudo_positives (after the experts), aware_pseudo_self, aware_pseudo_self_positives; of "
+            "networks of queries aware_any_queries, aware_any_flips, aware_free_quality, aware_on_object",
         ),
     ] = None,
     seeds: options.Seeds = None,

@@ -51,6 +51,11 @@ FURTHER: tuple[Method, ...] = (
     Method("aware_pseudo_self", "aware, labels by itself", "aware", (BY_ITSELF,)),
     Method("aware_pseudo_positives", "aware, only positives of the experts", "aware", (POSITIVES,), taught=True),
     Method("aware_pseudo_self_positives", "aware, only positives of its own", "aware", (BY_ITSELF, POSITIVES)),
+    # networks of queries: the rule with one of its parts left open
+    Method("aware_any_queries", "aware, queries chosen by all classes", "aware", ("loss.selection=union",)),
+    Method("aware_any_flips", "aware, denoising with classes of others", "aware", ("loss.flips=any",)),
+    Method("aware_free_quality", "aware, quality learnt from all images", "aware", ("loss.free_quality=true",)),
+    Method("aware_on_object", "aware, finds on objects negative for all", "aware", ("loss.foreground=on_object",)),
 )
 """Methods that are run where they are named only; the tables show them where they were run."""
 SAME_WITHOUT_SHARED = {"naive_merged": "naive", "aware_distinct": "aware"}

@@ -23,6 +23,8 @@ PAIRS = (
     ("aware_pseudo", "same_positives"), ("aware_pseudo_self", "same_positives"),
     ("aware_pseudo", "aware_pseudo_self"), ("aware_pseudo_positives", "aware"),
     ("aware_pseudo_self_positives", "aware"), ("aware_pseudo", "aware_pseudo_positives"),
+    ("aware", "aware_any_queries"), ("aware", "aware_any_flips"), ("aware", "aware_free_quality"),
+    ("aware", "aware_on_object"),
 )  # fmt: skip
 """Differences that are shown where both were run."""
 
