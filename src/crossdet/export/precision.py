@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def onnx_half(model: Any) -> Any:
 
 
 def onnx_int8(model: Any, inputs: Sequence[Inputs]) -> Any:
-    """Convolutions and matrix products in 8 bits (QDQ, weights per channel), but for the last ones, which predict.
+    """Convolutions and matrix products in 8 bits (QDQ, weights per channel), but for the first and the last ones.
 
     inputs: pictures to see the activations' ranges on.
     """
@@ -48,14 +48,13 @@ def onnx_int8(model: Any, inputs: Sequence[Inputs]) -> Any:
         onnx.save(model, given)
         quant_pre_process(given, ready, skip_symbolic_shape=True)
         prepared = onnx.load(ready)
-        before = before_last(prepared, strictly=True)
-        last = [node.name for node in prepared.graph.node if node.op_type in WEIGHTED and node.name not in before]
+        layers = [node.name for node in prepared.graph.node if node.op_type in WEIGHTED]
         quantize_static(
             ready,
             done,
             Reader(),
             op_types_to_quantize=list(WEIGHTED),
-            nodes_to_exclude=last,
+            nodes_to_exclude=ends(onnx_parents(prepared), layers),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -64,26 +63,64 @@ def onnx_int8(model: Any, inputs: Sequence[Inputs]) -> Any:
 
 
 def openvino_int8(model: Any, inputs: Sequence[Inputs]) -> Any:
-    """As NNCF does it, of an `openvino.Model`."""
+    """As NNCF does it, of an `openvino.Model`, but for the first and the last layers."""
     nncf = package("nncf", "openvino", "--precision int8 calibrates with")
     nncf.set_log_level(logging.ERROR)
     data = nncf.Dataset([list(one.values()) for one in inputs])
-    return nncf.quantize(model, data, subset_size=len(inputs), preset=nncf.QuantizationPreset.MIXED)
+    return nncf.quantize(
+        model,
+        data,
+        subset_size=len(inputs),
+        preset=nncf.QuantizationPreset.MIXED,
+        ignored_scope=nncf.IgnoredScope(names=ends(*openvino_layers(model))),
+    )
 
 
-def before_last(model: Any, strictly: bool = False) -> set[str]:
-    """Names of the nodes that a layer with weights comes after; and those layers themselves, unless `strictly`."""
-    maker = {output: node for node in model.graph.node for output in node.output}
+Parents = Mapping[str, Sequence[str]]
+"""Node -> the nodes whose outputs it reads."""
+
+
+def onnx_parents(model: Any) -> Parents:
+    maker = {output: node.name for node in model.graph.node for output in node.output}
+    return {node.name: [maker[name] for name in node.input if name in maker] for node in model.graph.node}
+
+
+def openvino_layers(model: Any) -> tuple[Parents, list[str]]:
+    """Of an `openvino.Model`; and the names of its layers with weights."""
+    kinds = ("Convolution", "GroupConvolution", "MatMul")
+    operations = model.get_ordered_ops()
+    parents = {
+        one.get_friendly_name(): [i.get_source_output().get_node().get_friendly_name() for i in one.inputs()]
+        for one in operations
+    }
+    return parents, [one.get_friendly_name() for one in operations if one.get_type_name() in kinds]
+
+
+def ends(parents: Parents, layers: Sequence[str]) -> list[str]:
+    """Those of the layers that none of them comes before, and those that none comes after: they read pixels and
+    predict, and 8 bits cost most there (docs/export.md)."""
+    known = set(layers)
+    inner = known & above(parents, layers)
+    return [name for name in layers if name not in inner or not known & above(parents, [name])]
+
+
+def above(parents: Parents, names: Iterable[str]) -> set[str]:
+    """All nodes that the outputs of these depend on; themselves only where another of them depends on them."""
+    found: set[str] = set()
+    waiting = [parent for name in names for parent in parents[name]]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += parents[node]
+    return found
+
+
+def before_last(model: Any) -> set[str]:
+    """Names of the nodes that a layer with weights comes after, and of those layers."""
     weights = {tensor.name for tensor in model.graph.initializer}
     weights |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
-    layers = [
-        node for node in model.graph.node if node.op_type in WEIGHTED and weights.intersection(node.input[1:2])
-    ]
-    found: set[str] = set()
-    waiting = [name for node in layers for name in node.input]
-    while waiting:
-        node = maker.get(waiting.pop())
-        if node is not None and node.name not in found:
-            found.add(node.name)
-            waiting += node.input
-    return found if strictly else found | {node.name for node in layers}
+    layers = {
+        node.name for node in model.graph.node if node.op_type in WEIGHTED and weights.intersection(node.input[1:2])
+    }
+    return above(onnx_parents(model), layers) | layers
