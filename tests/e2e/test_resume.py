@@ -18,6 +18,7 @@ import torch
 from crossdet import RunError, load_config, train
 from crossdet.files import write_atomically, write_json
 from crossdet.models.weights import load_state, save_state
+from crossdet.training.loggers import Loggers
 
 CHANGES = {"train.epochs": 2, "train.checkpoint_steps": 2, "train.ema": 0.9, "augment.scale_jitter": [0.8, 1.2],
            "train.canvases": 2}  # fmt: skip
@@ -284,6 +285,7 @@ def test_training_on_a_disk_that_fills_up_can_be_resumed(world, tmp_path, monkey
     """The third checkpoint does not fit; with space again the run goes on from the second and ends the same."""
     config = world.config({"train.max_steps": 5, "train.checkpoint_steps": 1})
     saved: list[str] = []
+    ended: list[str] = []
     fsync = os.fsync
 
     def fills_up(handle: int) -> None:
@@ -296,8 +298,10 @@ def test_training_on_a_disk_that_fills_up_can_be_resumed(world, tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fills_up)
+        patch.setattr(Loggers, "close", lambda _, status: ended.append(status))
         with pytest.raises(RunError, match=r"state\.pt could not be written \(No space left on device\)"):
             train(config, output=tmp_path / "run")
+    assert ended == ["failed"]
     assert load_state(tmp_path / "run" / "state.pt")["progress"]["step"] == 2
     assert [name for name in names(tmp_path / "run") if name.startswith(".")] == []
     train(config, output=tmp_path / "run", resume=True)

@@ -6,6 +6,7 @@ import csv
 import io
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from crossdet.errors import RunError
 from crossdet.files import write_atomically
-from crossdet.training.loggers import Loggers
+from crossdet.training.loggers import FAILED, SUCCESS, Loggers
 
 _SHORT = {"classification": "class"}
 """Names of terms as they stand in a line of the terminal."""
@@ -41,7 +42,7 @@ class Step(NamedTuple):
 
 
 class RunLog:
-    """Lines on the terminal, `steps.csv` and loggers; silent in all processes but the first."""
+    """Lines on the terminal, `steps.csv` and loggers; silent in all processes but the first. For a `with`."""
 
     def __init__(
         self, fabric: Fabric, run_dir: Path, step: int, terms: Sequence[str], loggers: tuple[str, ...] = ()
@@ -136,10 +137,15 @@ class RunLog:
         numbers = {**dict(_flat(record["datasets"], "dataset/")), **dict(_flat(record.get("metrics", {}), "eval/"))}
         self.loggers.log(numbers, record["step"])
 
-    def close(self) -> None:
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """An error and Ctrl-C end the loggers as failed."""
         if self.active:
-            self.file.close()
-            self.loggers.close()
+            self.loggers.close(SUCCESS if kind is None else FAILED)
+            with suppress(OSError):  # a row that could not be written was told, and would be tried again
+                self.file.close()
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

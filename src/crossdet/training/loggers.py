@@ -18,6 +18,8 @@ from crossdet.files import write_atomically
 
 PROJECT = "crossdet"
 """Where W&B and MLflow keep the runs if their own environment variables say nothing."""
+SUCCESS, FAILED = "success", "failed"
+"""How a training ended, as Fabric's loggers call it."""
 METRICS_AT_ONCE = 1000
 """MLflow takes no more in one call."""
 
@@ -46,8 +48,8 @@ class WandbLogger(Tracker):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.run.log({**metrics, "step": step})
 
-    def finalize(self, status: str) -> None:  # noqa: ARG002
-        self.run.finish()
+    def finalize(self, status: str) -> None:
+        self.run.finish(exit_code=int(status != SUCCESS))
 
 
 class MlflowLogger(Tracker):
@@ -76,8 +78,8 @@ class MlflowLogger(Tracker):
         for start in range(0, len(all_), METRICS_AT_ONCE):
             self.client.log_batch(self.run_id, metrics=all_[start : start + METRICS_AT_ONCE])
 
-    def finalize(self, status: str) -> None:  # noqa: ARG002
-        self.client.set_terminated(self.run_id)
+    def finalize(self, status: str) -> None:
+        self.client.set_terminated(self.run_id, "FINISHED" if status == SUCCESS else "FAILED")
 
 
 def tensorboard(run_dir: Path, step: int) -> Logger:
@@ -109,10 +111,10 @@ class Loggers:
             with self._told(name):
                 logger.log_metrics(metrics, step)
 
-    def close(self) -> None:
+    def close(self, status: str) -> None:
         for name, logger in list(self.active.items()):
             with self._told(name):
-                logger.finalize("success")
+                logger.finalize(status)
 
     @contextmanager
     def _told(self, name: str) -> Iterator[None]:

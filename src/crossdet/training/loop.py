@@ -114,21 +114,20 @@ def fit(
         run.progress.canvases = dataset.choose_canvases(0 if network.stretched_to else recipe.canvases)
     if recipe.compile:
         network.compile_parts(few_sizes=bool(run.progress.canvases))
-    logs = RunLog(fabric, run_dir, run.progress.step, network.terms, recipe.loggers)
-    data = EpochData(dataset)
-    micro_batches = MicroBatches([], recipe.accumulate, fabric.global_rank, fabric.world_size)
-    feed = Feed(network, micro_batches, recipe.loader_workers(fabric.device.type == "cuda"))
-    course.watch.begin(run)
-    with closing(feed), stop_signals() as stop, _dead_workers_told(run_dir, feed):
-        while run.progress.epoch != schedule.epochs and not run.progress.finished:
-            if course.data_of is not None:
-                data = course.data_of(run.progress.epoch, run.progress.step_in_epoch, run.teacher_network())
-            record = _train_epoch(run, step_module, data, feed, dataset_names, schedule, seed, logs, stop)
-            _finish_epoch(run, schedule, record, evaluate, describe, logs)
-    run.progress.finished = True
-    run.save_state()
-    course.watch.end(run)
-    logs.close()
+    with RunLog(fabric, run_dir, run.progress.step, network.terms, recipe.loggers) as logs:
+        data = EpochData(dataset)
+        micro_batches = MicroBatches([], recipe.accumulate, fabric.global_rank, fabric.world_size)
+        feed = Feed(network, micro_batches, recipe.loader_workers(fabric.device.type == "cuda"))
+        course.watch.begin(run)
+        with closing(feed), stop_signals() as stop, _dead_workers_told(run_dir, feed):
+            while run.progress.epoch != schedule.epochs and not run.progress.finished:
+                if course.data_of is not None:
+                    data = course.data_of(run.progress.epoch, run.progress.step_in_epoch, run.teacher_network())
+                record = _train_epoch(run, step_module, data, feed, dataset_names, schedule, seed, logs, stop)
+                _finish_epoch(run, schedule, record, evaluate, describe, logs)
+        run.progress.finished = True
+        run.save_state()
+        course.watch.end(run)
     return run.progress.history[-1] if run.progress.history else {}
 
 

@@ -10,7 +10,7 @@ import torch
 
 from crossdet import Config, UserError
 from crossdet.check import inspect
-from crossdet.errors import ConfigError
+from crossdet.errors import ConfigError, RunError
 from crossdet.runs.building import build_fabric
 from crossdet.training import recipe
 from crossdet.training.log import RunLog, Step
@@ -30,15 +30,16 @@ SCORES = {
 }
 
 
-def logged(folder, names, resumed=0, steps=(1, 2)):
-    """Two steps and an epoch; their losses are 10 times the step, or 100 times after a resume."""
-    log = RunLog(FABRIC, folder, resumed, ["classification"], names)
-    log.start_epoch()
-    for number in steps:
-        loss = torch.tensor((100.0 if resumed else 10.0) * number)
-        log.step(Step(number, 0, number, 2, 0.125, {"classification": loss}, None, None), 4, 1)
-    log.epoch(RECORD)
-    log.close()
+def logged(folder, names, resumed=0, steps=(1, 2), error=None):
+    """Two steps and an epoch; their losses are 10 times the step, or 100 times after a resume. error: ends it."""
+    with RunLog(FABRIC, folder, resumed, ["classification"], names) as log:
+        log.start_epoch()
+        for number in steps:
+            loss = torch.tensor((100.0 if resumed else 10.0) * number)
+            log.step(Step(number, 0, number, 2, 0.125, {"classification": loss}, None, None), 4, 1)
+        log.epoch(RECORD)
+        if error is not None:
+            raise error
     return log
 
 
@@ -65,7 +66,7 @@ class Wandb(SimpleNamespace):
         self.inits.append((project, name, run, resume))
         rows = self.rows.setdefault(run, [])
         return SimpleNamespace(
-            id=run, log=rows.append, finish=lambda: self.ended.append(run),
+            id=run, log=rows.append, finish=lambda exit_code: self.ended.append((run, exit_code)),
             define_metric=lambda name, step_metric: rows.append((name, step_metric)),
         )  # fmt: skip
 
@@ -88,8 +89,8 @@ class Mlflow(SimpleNamespace):
     def update_run(self, run, status):
         self.status[run] = status
 
-    def set_terminated(self, run):
-        self.status[run] = "FINISHED"
+    def set_terminated(self, run, status):
+        self.status[run] = status
 
     def log_batch(self, run, metrics):
         self.runs[run] += metrics
@@ -104,7 +105,7 @@ def test_wandb_and_mlflow_get_the_same_and_go_on(tmp_path, monkeypatch):
     logged(tmp_path / "run", ("wandb", "mlflow"))
     logged(tmp_path / "run", ("wandb", "mlflow"), resumed=1, steps=(2,))
     assert wandb.inits == 2 * [("mine", "run", "run0", "allow")]
-    assert wandb.ended == 2 * ["run0"]
+    assert wandb.ended == 2 * [("run0", 0)]
     first, one, _, scores, _, again, _ = wandb.rows["run0"]
     assert first == ("*", "step")
     assert (one["step"], one["train/loss"], one["train/lr"], again["train/loss"]) == (1, 10.0, 0.125, 200.0)
@@ -114,6 +115,22 @@ def test_wandb_and_mlflow_get_the_same_and_go_on(tmp_path, monkeypatch):
     assert mlflow.status == {"m0": "FINISHED"}
     logged(tmp_path / "other", ("wandb", "mlflow"))  # another run is another log
     assert (len(wandb.rows), len(mlflow.runs)) == (2, 2)
+
+
+@pytest.mark.parametrize("error", [RunError("interrupted after step 2"), KeyboardInterrupt()])
+def test_a_run_that_ends_early_has_failed(tmp_path, monkeypatch, error):
+    """By an error, or Ctrl-C."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    wandb, mlflow = Wandb(), Mlflow()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.setitem(sys.modules, "mlflow.entities", mlflow.entities)
+    with pytest.raises(type(error)):
+        logged(tmp_path, ("mlflow", "wandb", "tensorboard"), error=error)
+    assert wandb.ended == [("run0", 1)]
+    assert mlflow.status == {"m0": "FAILED"}
+    assert set(EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["scalars"]) > set(SCORES)
 
 
 def test_a_logger_that_fails_stops_nothing(tmp_path, monkeypatch, capsys):
