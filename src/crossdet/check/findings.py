@@ -113,8 +113,9 @@ def _alike(report: Report, found: Sequence[DuplicateReport]) -> str:
     """Copies of one photograph on both sides, which are no equal files."""
     checked = {(split.dataset, split.split): split.files.checked for split in report.splits}
     told = "; ".join(
-        f"{d.pictures:,} of {checked[d.other]:,} pictures of {_name(d.other)} look like pictures of {_name(d.one)}"
-        f", {_example(d)}"
+        f"{d.pictures:,} of {checked[d.other]:,} pictures of {_name(d.other)} look like "
+        f"{'mirrored or turned ' if d.turned else ''}pictures of {_name(d.one)}, {_example(d)}"
+        f"{''.join(f' ({way})' for way in d.turned[:1])}"
         for d in found
     )
     return (

@@ -109,7 +109,8 @@ class NetworkFinding(Protocol):
 class DuplicateReport:
     """Identical image files in two places (dataset, split), or twice in the same one.
 
-    leak: one is a train split, the other is not. pictures: how many. files: the first pairs.
+    leak: one is a train split, the other is not. pictures: how many. files: the first pairs. turned: of each of
+    them what makes the first the second ("mirrored"); empty: nothing.
     """
 
     one: tuple[str, str]
@@ -117,6 +118,7 @@ class DuplicateReport:
     leak: bool
     pictures: int
     files: tuple[tuple[str, str], ...]
+    turned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
