@@ -16,8 +16,6 @@ from crossdet.labels.states import ABSENT, AVOIDED, LABELLED, NOT_EXHAUSTIVE, PE
 from crossdet.models.card import Card
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|~])")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-"""What the hub takes under `datasets`; other names are in the text alone."""
 WORDS = {
     LABELLED: "labelled",
     NOT_EXHAUSTIVE: "in part",
@@ -35,7 +33,8 @@ def model_card(
     licence: str = "unknown",
     for_transformers: bool = False,
 ) -> str:
-    """Markdown with a YAML head; names of classes and datasets are shown as they are, whatever is in them.
+    """Markdown with a YAML head; names of classes and datasets are shown as they are, whatever is in them, and the
+    text alone has those of the datasets.
 
     judged: metrics of an evaluation, empty where there was none; then the scores that the weights keep are shown.
     recipe: lines about the training. for_transformers: HF transformers opens the checkpoint.
@@ -46,8 +45,7 @@ def model_card(
         "library_name": "transformers" if for_transformers else "crossdet",
         "pipeline_tag": "object-detection",
         "tags": ["object-detection", "crossdet", card.settings.name],
-        "datasets": [name for name in space.datasets if _HUB_NAME.fullmatch(name)],
-    }
+    }  # no `datasets`: what stands there are ids of the hub's own, and a config's `coco` would be linked to one
     network, *more = card.settings.described(space.classes)
     lines = [
         "---",

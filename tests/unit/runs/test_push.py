@@ -70,7 +70,6 @@ def test_a_card_shows_names_as_they_are():
         "library_name": "crossdet",
         "pipeline_tag": "object-detection",
         "tags": ["object-detection", "crossdet", "retinanet"],
-        "datasets": ["b"],
     }
     page = MarkdownIt("commonmark", {"html": True}).enable("table").render(body)
     assert not re.search(r"<(script|b|em|a)\b", page)
