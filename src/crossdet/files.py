@@ -1,4 +1,4 @@
-"""Atomic writing of files, JSON without NaN, and file names made of names that come from data. No torch."""
+"""Atomic writing of files, what the disk says, JSON without NaN, file names made of names from data. No torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import unicodedata
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,33 @@ def write_atomically(path: Path, data: bytes) -> None:
         if staging:
             Path(staging).unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+@contextmanager
+def writing(path: Path, kept: str) -> Iterator[None]:
+    """Around what writes a file in place, or a folder: what the disk raises becomes a `RunError` with path, reason
+    and what is kept."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} could not be written ({error.strerror or error}); {kept}") from error
+
+
+def check_room(path: Path, size: int = 1) -> None:
+    """Before the work for it is done: raises `RunError` where a file or folder cannot be written, or the disk has
+    fewer bytes left."""
+    place = next(part for part in (path.absolute(), *path.absolute().parents) if part.exists())
+    folder = place if place.is_dir() else place.parent
+    free = shutil.disk_usage(folder).free
+    if place != folder and place != path.absolute():
+        reason = f"{place} is a file"
+    elif not os.access(folder, os.W_OK):
+        reason = f"nothing may be written in {folder}"
+    elif free < size:
+        reason = f"{free:,} bytes are left in {folder}, and it takes at least {size:,}"
+    else:
+        return
+    raise RunError(f"{path} cannot be written: {reason}")
 
 
 def _sync_folder(folder: Path) -> None:

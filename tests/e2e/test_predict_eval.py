@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -178,6 +179,67 @@ def test_predict_writes_json_coco_results_and_pictures(world, trained, detector,
     first = next(iter(results.anns.values()))
     x1, y1, x2, y2 = cars[0]["box_xyxy"]
     assert first["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1])
+
+
+def test_pictures_of_an_earlier_call_stay_and_are_told(world, trained, tmp_path, command):
+    out, cars = tmp_path / "out", world.root / "cars"
+    (out / "pictures").mkdir(parents=True)
+    for name in ("mine.jpg", "val_0.jpg", "val_9.jpg", "notes.txt"):
+        (out / "pictures" / name).write_text("earlier")
+    code, printed = command("predict", trained.folder, cars / "val_0.png", "-o", out)
+    assert code == 0
+    assert f"note: {out}/pictures/mine.jpg and 1 more lay there before and are not of this call" in printed
+    earlier = [path.name for path in sorted((out / "pictures").iterdir()) if path.read_bytes() == b"earlier"]
+    assert earlier == ["mine.jpg", "notes.txt", "val_9.jpg"]
+    _, printed = command("predict", trained.folder, cars / "val_0.png", "-o", out, "--no-pictures")
+    assert f"note: {out}/pictures/mine.jpg and 2 more lay there" in printed
+    assert "note" not in command("predict", trained.folder, cars / "val_0.png", "-o", tmp_path / "new")[1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_told_with_the_path_and_what_is_kept(world, trained, tmp_path, crossdet):
+    """The second picture does not fit."""
+    out, cars = tmp_path / "out", world.root / "cars"
+    (out / "pictures").mkdir(parents=True)
+    (out / "pictures" / "val_1.jpg").symlink_to("/dev/full")
+    done = crossdet("predict", trained.folder, cars / "val_[01].png", "-o", out)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"failed {out}/pictures/val_1.jpg could not be written (No space left on device); the pictures before it "
+        f"are kept, predictions.json is not written\n"
+    )
+    with Image.open(out / "pictures" / "val_0.jpg") as kept:
+        kept.load()
+    assert not (out / "predictions.json").exists()
+
+
+def test_a_full_disk_is_found_before_the_work(world, trained, tmp_path, crossdet, monkeypatch):
+    cars, config = world.root / "cars" / "val_0.png", trained.folder / "config.yaml"
+    calls = [
+        ("predict", trained.folder, cars, "-o", tmp_path / "predict"),
+        ("eval", trained.folder, config, "-o", tmp_path / "eval"),
+        ("audit", trained.folder, config, "-o", tmp_path / "audit"),
+        ("report", trained.folder, "-o", tmp_path / "report.html"),
+        ("export", trained.folder, "-o", tmp_path / "export.onnx"),
+    ]
+    for module, name in (
+        ("inference", "predict_files"), ("runs.evaluate", "score_splits"), ("runs.audit", "audited_runs"),
+        ("runs.report", "audited_runs"), ("runs.export", "onnx_graph"),
+    ):  # fmt: skip
+        monkeypatch.setattr(f"crossdet.{module}.{name}", None)  # the work
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    for words in calls:
+        done = crossdet(*words)
+        assert done.returncode == 1, done.stderr
+        folder = words[-1] if words[0] == "predict" else tmp_path
+        least = int(done.stderr.rsplit(" ", 1)[1].replace(",", ""))
+        told = (
+            f"failed {words[-1]} cannot be written: 0 bytes are left in {folder}, and it takes at least {least:,}"
+        )
+        assert " ".join(done.stderr.split()) == told
+        assert least == 1 or words[0] == "export"
+    assert 0.9 < least / (trained.folder / "best.safetensors").stat().st_size < 1
+    assert [path.name for path in tmp_path.iterdir()] == ["predict"]
 
 
 def test_predict_without_coco_numbers_images_and_classes(world, trained, tmp_path, command):

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 import crossdet.evaluation.curves as curves_module
+from crossdet.commands.terminal import run_app
 from crossdet.data.drawing import write_batch_pictures
 from crossdet.data.formats.voc import read_voc, write_voc
 from crossdet.data.formats.yolo import write_yolo
 from crossdet.data.index import Index, IndexBuilder
-from crossdet.errors import UserError
+from crossdet.errors import RunError, UserError
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.curves import NamedCurve, draw_curves
 from crossdet.evaluation.files.voc import read_voc_results, read_voc_truth
@@ -29,7 +30,7 @@ from crossdet.evaluation.precision_recall import Curve
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.protocols.entry import write_predictions
 from crossdet.evaluation.splits import Split
-from crossdet.files import write_atomically
+from crossdet.files import check_room, write_atomically, writing
 from crossdet.labels.space import LabelSpace
 from crossdet.runs.predict import _picture_names
 from crossdet.types import Annotations, Batch, Detections
@@ -220,3 +221,39 @@ def test_pictures_of_validation_and_of_batches(tmp_path):
     with nothing_outside(folder):
         files = write_batch_pictures([batch], space, DATASETS, folder)
     assert len(set(files)) == len(list(folder.iterdir())) == many
+
+
+def test_what_the_disk_says_has_a_path_and_what_is_kept(tmp_path):
+    with (
+        pytest.raises(
+            RunError, match=r"^x\.jpg could not be written \(No space left on device\); the rest is kept$"
+        ),
+        writing(Path("x.jpg"), "the rest is kept"),
+    ):
+        raise OSError(28, "No space left on device")
+
+
+def test_room_is_looked_for_where_the_path_begins(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file", tmp_path / "new/deep/file.json"):
+        check_room(path, 1000)
+    with pytest.raises(RunError, match=r"file/x cannot be written: .*/file is a file$"):
+        check_room(tmp_path / "file/x")
+    with pytest.raises(
+        RunError, match=rf"bytes are left in {tmp_path}, and it takes at least 1,000,000,000,000,000,000"
+    ):
+        check_room(tmp_path / "new/deep/file.json", 10**18)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(RunError, match=rf"deep/file.json cannot be written: nothing may be written in {tmp_path}$"):
+        check_room(tmp_path / "new/deep/file.json")
+
+
+def test_no_error_of_the_disk_is_a_traceback(capsys):
+    """Wherever a command writes."""
+
+    def command() -> None:
+        raise OSError(28, "No space left on device", "[a]/file")
+
+    with pytest.raises(SystemExit, match="1"):
+        run_app(command)
+    assert capsys.readouterr().err == "failed [Errno 28] No space left on device: '[a]/file'\n"

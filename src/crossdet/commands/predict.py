@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def predict(
-    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="weights file or run directory")],
+    weights: Annotated[
+        Path,
+        typer.Argument(metavar="WEIGHTS", help="weights file, run directory, exported file or hf://OWNER/NAME"),
+    ],
     images: Annotated[
         list[str],
         typer.Argument(metavar="IMAGES...", help="files, folders or glob patterns; video files; camera:0"),
@@ -62,6 +65,9 @@ def predict(
     """Detect objects in images: drawn pictures, predictions.json and a COCO results file.
 
     In videos and cameras (extra `video`): a line of JSON per frame, and a video with the detections drawn.
+
+    What an earlier call left in --output is written over where it has the same name; other files stay, and pictures
+    of an earlier call are told.
     """
     from crossdet.data.video import is_video
     from crossdet.models.card import taken
@@ -90,6 +96,10 @@ def predict(
             out.print(f"[yellow]skipped[/yellow] {escape(line)}", highlight=False, soft_wrap=True)
         say(f"{summary.images} images: {_counts(summary.counts)}")
         say(f"{summary.folder}  (predictions.json, coco_results.json, pictures)")
+        if summary.older:
+            first, *more = (summary.folder / "pictures" / name for name in summary.older)
+            several = f" and {len(more)} more" if more else ""
+            say(f"note: {first}{several} lay there before and are not of this call; nothing is deleted", "yellow")
         record = json.loads((summary.folder / "predictions.json").read_text())
         if not summary.images:
             save_json(json_file, record)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from crossdet.files import safe_name
+from crossdet.files import safe_name, writing
 from crossdet.labels.folds import NO_ANGLE
 from crossdet.types import REGION_FLAGS, Flag
 
@@ -119,7 +119,6 @@ def write_batch_pictures(
 
     dataset_names: by `Batch.dataset_ids`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for batch in batches:
         for row in range(len(batch)):
@@ -134,7 +133,9 @@ def write_batch_pictures(
                 lines = [f"mosaic, {lines[0]}", *(_tile_line(tile, dataset_names, space.classes) for tile in tiles)]
             name = safe_name(f"{len(written):03d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', dataset)}")
             file = folder / f"{name}.jpg"
-            _with_strip(drawn, lines).save(file, quality=92, subsampling=0)
+            with writing(file, "the pictures before it are kept"):
+                folder.mkdir(parents=True, exist_ok=True)
+                _with_strip(drawn, lines).save(file, quality=92, subsampling=0)
             written.append(file)
     return written
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.data.drawing import class_colour, draw_boxes, draw_detections
 from crossdet.data.index import Index
-from crossdet.files import safe_names
+from crossdet.files import safe_names, writing
 from crossdet.inference import Detector
 from crossdet.labels.space import LabelSpace
 from crossdet.types import REGION_FLAGS
@@ -25,7 +25,6 @@ def write_val_pictures(detector: Detector, space: LabelSpace, val: dict[str, Ind
 
     The images are spread evenly over the split. Unreadable ones are left out.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for (name, index), plain in zip(val.items(), safe_names(list(val)), strict=True):
         class_ids = space.ids(name, index.classes)
@@ -39,7 +38,9 @@ def write_val_pictures(detector: Detector, space: LabelSpace, val: dict[str, Ind
             ]
             sheet = side_by_side(pair)
             files.append(folder / f"{plain}_{image:06d}.jpg")
-            sheet.save(files[-1], quality=90)
+            with writing(files[-1], "the pictures before it are kept, and so are weights and numbers"):
+                folder.mkdir(parents=True, exist_ok=True)
+                sheet.save(files[-1], quality=90)
     return files
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from crossdet.errors import RunError
 from crossdet.export.sessions import RT_INFO, package
 from crossdet.files import write_atomically
 
@@ -37,6 +38,9 @@ def write_openvino(model: Any, metadata: Mapping[str, str], file: Path, half: bo
         model.set_rt_info(value, [RT_INFO, key])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
-        openvino.save_model(model, path, compress_to_fp16=half)
+        try:
+            openvino.save_model(model, path, compress_to_fp16=half)
+        except RuntimeError as error:  # as it calls what the disk says
+            raise RunError(f"{file} could not be written ({str(error).strip()}); nothing was written") from error
         write_atomically(file.with_suffix(".bin"), path.with_suffix(".bin").read_bytes())
         write_atomically(file, path.read_bytes())

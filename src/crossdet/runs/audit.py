@@ -22,7 +22,7 @@ from crossdet.evaluation.run import EvalSettings, detect_folded
 from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.evaluation.tables import lineless_table, percent
 from crossdet.evaluation.union import in_classes
-from crossdet.files import safe_names, write_json
+from crossdet.files import check_room, safe_names, write_json
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.space import DROPPED
 from crossdet.runs.building import loader_workers
@@ -49,7 +49,9 @@ def audit_runs(
 
     Raises:
         UserError: unreadable weights or data, detectors of different classes, no dataset with such a split.
+        RunError: what cannot be written.
     """
+    check_room(output)
     audited = [one for one, _ in audited_runs(runs, config.with_agnostic_nms(agnostic_nms), split, last)]
     content = {run.name: to_json(run.audit) | {"union_test": run.union} for run in audited}
     names = safe_names([part.name for part in audited[0].splits])

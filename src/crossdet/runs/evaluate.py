@@ -25,7 +25,7 @@ from crossdet.evaluation.protocols.entry import write_predictions
 from crossdet.evaluation.run import DatasetScores, EvalSettings, score_dataset
 from crossdet.evaluation.splits import Split
 from crossdet.evaluation.tables import percent
-from crossdet.files import safe_names
+from crossdet.files import check_room, safe_names
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.folds import NO_ANGLE, Folding
 from crossdet.labels.space import DROPPED, LabelSpace
@@ -296,6 +296,8 @@ def evaluate(
     sources = open_sources(config, [split], detector=detector.space)
     splits = splits_for_detector(sources, getattr(sources, split), detector, fold)
     folding = detector.space.folding if fold else None
+    if output is not None:
+        check_room(Path(output))
     evaluation = score_splits(detector.model, config, splits, sources.lists, detector.settings, folding)
     if output is not None:
         name = run_or_weights if isinstance(run_or_weights, str | Path) else "detector"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crossdet.errors import UserError
-from crossdet.files import write_atomically
-from crossdet.inference import load_detector
+from safetensors import SafetensorError
+
+from crossdet.errors import RunError, UserError
+from crossdet.files import check_room, write_atomically, writing
+from crossdet.inference import Detector, load_detector
 from crossdet.models.card import CARD_FILE, WEIGHTS_FILE, card_beside, weights_path
 from crossdet.models.weights import load_weights
 
@@ -25,13 +27,30 @@ def write_directory(
 
     Raises:
         UserError: unreadable weights, networks that transformers does not have, or a directory that is not empty.
+        RunError: what cannot be written.
     """
     weights, directory = Path(weights), Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} is there already, and not empty; give another directory")
     detector = load_detector(weights, "cpu", last=last)
+    check_room(directory, sum(tensor.nbytes for tensor in detector.model.state_dict().values()))
     try:
-        detector.model.write_directory(detector.classes, directory)
+        _write(detector, weights, directory, last, or_own)
+    except RunError:
+        if directory.is_dir():
+            for file in directory.iterdir():  # all are of this call, and would refuse the next
+                file.unlink()
+        raise
+    return sorted(directory.iterdir())
+
+
+def _write(detector: Detector, weights: Path, directory: Path, last: bool, or_own: bool) -> None:
+    """Raises `UserError`, and `RunError` for what cannot be written."""
+    try:
+        with writing(directory, "nothing of it is kept"):
+            detector.model.write_directory(detector.classes, directory)
+    except SafetensorError as error:  # as it calls what the disk says
+        raise RunError(f"{directory} could not be written ({error}); nothing of it is kept") from error
     except UserError:
         if not or_own:
             raise
@@ -39,4 +58,3 @@ def write_directory(
     else:
         _, card = load_weights(weights, last)
         write_atomically(directory / CARD_FILE, card_beside(card).encode())
-    return sorted(directory.iterdir())

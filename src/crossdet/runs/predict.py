@@ -17,7 +17,7 @@ from PIL import Image
 from crossdet.data.drawing import draw_detections
 from crossdet.data.picture_files import find_images
 from crossdet.errors import UserError
-from crossdet.files import safe_names, write_json
+from crossdet.files import check_room, safe_names, write_json, writing
 from crossdet.labels.folds import NO_ANGLE
 from crossdet.models.card import is_exported
 from crossdet.types import Detections
@@ -35,12 +35,14 @@ MAX_OPEN_DRAWINGS = 16
 
 @dataclass(frozen=True)
 class Summary:
-    """images: how many were read. counts: detections per class. unreadable: one line per lost image."""
+    """images: how many were read. counts: detections per class. unreadable: one line per lost image. older:
+    pictures in `folder/pictures`, by name, that are not of this call."""
 
     folder: Path
     images: int
     counts: dict[str, int]
     unreadable: list[str]
+    older: list[str]
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def predict_to_folder(
     tile: int | None = None,
     overlap: float | None = None,
 ) -> Summary:
-    """Detects in all images and writes `predictions.json`, `coco_results.json` and `pictures/` into `folder`.
+    """Detects in all images and writes `predictions.json`, `coco_results.json` and `pictures/` into `folder`, over
+    files of these names; others stay.
 
     coco: a COCO annotation file whose image and category ids the results shall use (images are found by file
     name, categories by class name; other classes are left out of the results file). Without it images are
@@ -77,7 +80,7 @@ def predict_to_folder(
     last: of a run directory its newest weights, not its best ones.
     tile, overlap: of `Detector.__call__`, for large pictures.
 
-    Raises `UserError` for weights, images or classes that do not exist.
+    Raises `UserError` for weights, images or classes that do not exist, `RunError` for what cannot be written.
     """
     tiling = None
     if tile is not None or overlap is not None:
@@ -89,6 +92,7 @@ def predict_to_folder(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {folder}: {error.strerror or error}") from None
+    check_room(folder)
     searched: Searched
     detector: Detector | ExportedDetector
     if is_exported(weights) and tiling is None:
@@ -129,7 +133,9 @@ def predict_to_folder(
     }
     write_json(folder / "predictions.json", content)
     write_json(folder / "coco_results.json", results)
-    return Summary(folder, len(entries), dict(counts.most_common()), lost)
+    mine = {drawn[Path(entry["file"])] for entry in entries} if pictures else set()
+    older = sorted({file.name for file in (folder / "pictures").glob("*.jpg")} - mine)
+    return Summary(folder, len(entries), dict(counts.most_common()), lost, older)
 
 
 def _exported(
@@ -183,8 +189,9 @@ class _Drawing:
 
     @staticmethod
     def _draw(target: Path, picture: Picture, found: Detections) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draw_detections(Image.fromarray(picture), found).save(target, quality=92)
+        with writing(target, "the pictures before it are kept, predictions.json is not written"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draw_detections(Image.fromarray(picture), found).save(target, quality=92)
 
 
 def _picture_names(files: Sequence[Path]) -> dict[Path, str]:

@@ -13,6 +13,7 @@ from crossdet.config.sources import open_sources
 from crossdet.errors import UserError
 from crossdet.evaluation.report_page import Counts, Looked, RunRecord, write_report
 from crossdet.export.sessions import card_in
+from crossdet.files import check_room
 from crossdet.models.card import name_of, read_card
 from crossdet.models.weights import METRICS_FILE
 from crossdet.runs.audit import audited_runs, overlap_of
@@ -39,6 +40,7 @@ def report(
             f"--against {against}: it knows other classes ({', '.join(records[1].card.space.reported)}) than {run} "
             f"({', '.join(records[0].card.space.reported)})"
         )
+    check_room(output)
     counts: Counts = {}
     looked: list[Looked] = []
     if pictures:

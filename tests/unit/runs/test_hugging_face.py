@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from crossdet import LabelSpace, load_detector
-from crossdet.errors import UserError
+from crossdet.errors import RunError, UserError
 from crossdet.labels.edits import edited
 from crossdet.models.building import build_detector
 from crossdet.models.card import Card, Generation, InputSettings, Score, read_card
+from crossdet.models.detr.network import Detr
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.models.weights import load_weights, save_weights
 from crossdet.runs.hugging_face import write_directory
@@ -97,3 +99,18 @@ def test_rules_that_do_not_fit_the_checkpoint(tmp_path):
             read_card(tmp_path / "out")
     file.unlink()
     assert read_card(tmp_path / "out").space == LabelSpace.build({"out": ["cat", "dog", "puppy", "tv"]})
+
+
+def test_a_full_disk_leaves_nothing_half(tmp_path, monkeypatch):
+    """The next call would be refused for what this one left."""
+    weights = saved(tmp_path / "mine.safetensors", tiny("dfine", square=SIDE, prior=0.2))
+
+    def no_space(self, classes, directory) -> None:
+        directory.mkdir()
+        (directory / "config.json").write_text("{")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(Detr, "write_directory", no_space)
+    with pytest.raises(RunError, match=r"out could not be written \(No space left on device\); nothing of it"):
+        write_directory(weights, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []

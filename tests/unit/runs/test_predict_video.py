@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from crossdet.data.video import Video, VideoWriter
-from crossdet.errors import UserError
+from crossdet.errors import RunError, UserError
 from crossdet.runs.predict_video import FRAMES_AT_ONCE, predict_videos
 from crossdet.types import Detections
 
@@ -104,3 +105,12 @@ def test_the_command(clip, trained, tmp_path, crossdet):
     refused = crossdet("predict", trained.folder, tmp_path, "--every", "5", "-o", out)
     assert refused.returncode == 2
     assert "--every: it is for videos" in refused.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("name", ["clip.jsonl", "clip.mp4"])
+def test_a_full_disk_is_no_traceback(clip, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to("/dev/full")
+    with pytest.raises(RunError, match=r"clip.* could not be written \(No space left on device\); what was found"):
+        list(predict_videos([str(clip)], squares, tmp_path / "out"))
