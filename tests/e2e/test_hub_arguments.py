@@ -16,10 +16,15 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.unit.models.detr.made import tiny
 
-from crossdet import load_detector
+from crossdet import load_config, load_detector
 from crossdet.models.card import read_card
 from crossdet.models.detr import building
+from crossdet.models.detr.settings import DFineModel
+from crossdet.models.hub import fetched
+from crossdet.models.retinanet.settings import RetinaNetModel
 from crossdet.runs import evaluate as evaluation
+from crossdet.runs import export as exporting
+from crossdet.runs import train as training
 from crossdet.serving import app
 from crossdet.serving.app import Server
 
@@ -65,6 +70,8 @@ def test_commands_take_ids_of_the_hub(hub, world: World, tmp_path, crossdet, mon
         ("labels", given, "--rename", "car=automobile"),
         ("report", given, "--data", config),
         ("serve", given),
+        ("export", given, "--to", "hf"),
+        ("push", given, "--to", "me/mine", "--dry-run", "pushed"),
     ):
         done = crossdet(*words)
         assert done.returncode == 0, done.stderr
@@ -79,8 +86,57 @@ def test_commands_take_ids_of_the_hub(hub, world: World, tmp_path, crossdet, mon
     assert read_card(fetched).space.datasets == ("cars-and-faces",)
     assert {file.name for file in Path().iterdir()} == {
         "found", "eval_config", "eval_config.json", "relabelled.safetensors", "report.html",
+        "hf", "pushed",
     }  # fmt: skip
     assert read_card(Path("relabelled.safetensors")).space.classes == ("automobile", "face")
+
+
+def test_an_exported_file_of_the_hub_is_not_written_into_the_cache(hub, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setitem(exporting.KINDS, "onnx", exporting.Kind(".onnx", lambda job: written.append(job.file)))
+    monkeypatch.setattr(exporting, "_parts", lambda _: [])
+    exporting.export(fetched("zoo-team/cars-and-faces"), exporting.Request())
+    assert written == [Path("model.onnx")]
+
+
+def test_teachers_of_the_hub(hub, world: World, tmp_path, crossdet, monkeypatch):
+    (tmp_path / "zoo-team").mkdir()  # beside the config
+    changes = {"model": None, "input": None, "labels": {"merge": {"same_names": True}}}
+    ids = ["hf://zoo-team/cars-and-faces", "zoo/cars"]
+    shutil.copytree(tmp_path / "hub/zoo-team/cars-and-faces", tmp_path / "hub/zoo/cars")
+    config = world.write_config(tmp_path / "config.yaml", {**changes, "pseudo": {"teachers": ids}})
+    assert load_config(config).pseudo.teachers == tuple(ids)
+    assert [f"pseudo.teachers: {one} knows car, face" in crossdet("check", config).stdout for one in ids] == [
+        True
+    ] * 2
+    opened = []
+    monkeypatch.setattr(
+        training, "open_teachers", lambda plan, load: opened.extend(map(load, plan.sources)) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        training.train(load_config(config), tmp_path / "run")
+    assert [detector.reported for detector in opened] == [("car", "face")] * 2
+    assert set(hub) == {"zoo-team/cars-and-faces", "zoo/cars"}
+    typos = "pseudo.teachers=[zoo-team/cars, no/one]"
+    told = " ".join(crossdet("check", config, "--set", typos).stdout.split())
+    assert "no/one does not exist here, and as an id of the hub it could not be fetched" in told
+    assert f"{tmp_path}/zoo-team/cars does not exist" in told  # its folder is there
+    done = crossdet("check", config, "--set", "pseudo.teachers=hf://one")
+    assert "`pseudo.teachers`: hf://one is no id of the hub; expected hf://OWNER/NAME" in done.stderr
+
+
+def test_model_weights_of_the_hub(tmp_path):
+    """In a config, as in commands; a backbone has no such weights."""
+    (tmp_path / "here").mkdir()
+    for given, wanted in (
+        ("hf://zoo/cars", "hf://zoo/cars"),
+        ("zoo/cars", "zoo/cars"),
+        ("here/gone", tmp_path / "here/gone"),
+    ):
+        taken = DFineModel.model_validate({"weights": given}, context={"base": tmp_path}).weights
+        assert taken == wanted
+    with pytest.raises(ValueError, match="expected `imagenet`, `none` or a backbone's file"):
+        RetinaNetModel.model_validate({"weights": "hf://zoo/cars"})
 
 
 def test_thresholds_are_stored_beside_a_checkpoint_of_ones_own(hub, world: World, tmp_path, crossdet, monkeypatch):

@@ -6,6 +6,7 @@ from crossdet.config import Config
 from crossdet.config.sources import Sources
 from crossdet.errors import UserError
 from crossdet.models.card import known_space
+from crossdet.models.hub import fetched
 
 
 def look_at_teachers(config: Config, sources: Sources) -> tuple[list[str], list[str]]:
@@ -23,7 +24,7 @@ def look_at_teachers(config: Config, sources: Sources) -> tuple[list[str], list[
     teachable = set(range(len(space.classes))) if teachers == "self" else set[int]()
     for path in () if isinstance(teachers, str) else teachers:
         try:
-            classes = known_space(path).reported
+            classes = known_space(fetched(path)).reported
             ids = known_ids(str(path), classes, space)
         except UserError as error:
             errors.append(f"pseudo.teachers: {error}")

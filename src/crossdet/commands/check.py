@@ -14,7 +14,10 @@ from crossdet.errors import UserError
 
 def check(
     config: Annotated[
-        Path, typer.Argument(metavar="CONFIG", help="YAML config file; or trained weights, or a run directory")
+        Path,
+        typer.Argument(
+            metavar="CONFIG", help="YAML config file; or trained weights, a run directory, hf://OWNER/NAME"
+        ),
     ],
     folder: Annotated[
         Path | None, typer.Argument(metavar="[DIR]", help="folder for --pictures (default: check_pictures)")

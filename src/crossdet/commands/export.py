@@ -53,7 +53,9 @@ def export(
 ) -> None:
     """Write a detector for onnxruntime or OpenVINO, and compare the file with the detector on real pictures."""
     from crossdet.models.card import taken
+    from crossdet.models.hub import fetched
 
+    run = fetched(run)
     say(taken(run, last))
 
     from crossdet.runs.export import NOT_STATED, Request

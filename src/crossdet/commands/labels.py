@@ -15,7 +15,8 @@ from crossdet.labels.space import LabelSpace
 
 def labels(
     weights: Annotated[
-        Path, typer.Argument(metavar="WEIGHTS", help="weights file or run directory; stays as it is")
+        Path,
+        typer.Argument(metavar="WEIGHTS", help="weights file, run directory or hf://OWNER/NAME; stays as it is"),
     ],
     rename: Annotated[
         list[str] | None, typer.Option(metavar="OLD=NEW", help="give a class another name; may be repeated")

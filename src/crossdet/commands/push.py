@@ -23,7 +23,9 @@ def push(
 ) -> None:
     """Upload a detector with a model card: who labels what, scores, how to load it."""
     from crossdet.models.card import taken
+    from crossdet.models.hub import fetched
 
+    run = fetched(run)
     say(taken(run, last))
 
     from crossdet.runs.push import push as upload

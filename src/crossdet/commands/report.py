@@ -12,7 +12,10 @@ from crossdet.commands.terminal import JsonFile, save_json, say
 
 def report(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="run directory; or weights, of which there is less to tell")
+        Path,
+        typer.Argument(
+            metavar="RUN", help="run directory; or weights or hf://OWNER/NAME, of which there is less to tell"
+        ),
     ],
     against: Annotated[Path | None, typer.Option(metavar="RUN", help="another one, shown beside it")] = None,
     data: Annotated[

@@ -12,7 +12,9 @@ from crossdet.errors import UserError
 
 
 def serve(
-    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="weights, run directory, or exported file")],
+    weights: Annotated[
+        Path, typer.Argument(metavar="WEIGHTS", help="weights, run directory, exported file, or hf://OWNER/NAME")
+    ],
     against: Annotated[
         Path | None, typer.Option(metavar="WEIGHTS", help="another detector, shown side by side")
     ] = None,

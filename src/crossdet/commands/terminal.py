@@ -16,7 +16,9 @@ from crossdet.files import write_json
 out = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file")]
-RunOrWeights = Annotated[Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help="run directory or .safetensors file")]
+RunOrWeights = Annotated[
+    Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help="run directory, .safetensors file or hf://OWNER/NAME")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="override a config value, e.g. --set train.lr=0.01"),

@@ -15,7 +15,7 @@ from crossdet.data.rotation_geometry import EQUAL_STEPS, direction_problem, equa
 from crossdet.errors import show
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.labels.common import COMMON
-from crossdet.models.settings import Positives, Text, expand, filled, listed, resolved_path
+from crossdet.models.settings import Positives, Text, expand, filled, listed, path_or_hub_id, resolved_path
 
 
 def _image_set(value: Any, info: ValidationInfo) -> str:
@@ -26,13 +26,13 @@ def _image_set(value: Any, info: ValidationInfo) -> str:
     return str(resolved_path(value, info))
 
 
-def _teachers(value: Any, info: ValidationInfo) -> str | tuple[Path, ...]:
+def _teachers(value: Any, info: ValidationInfo) -> str | tuple[Path | str, ...]:
     if value == "self":
         return "self"
     entries = listed(value)
     if not isinstance(entries, tuple) or not entries:
-        raise ValueError(f"expected `self` or a list of runs or weights files, got {show(value)}")
-    return tuple(resolved_path(entry, info) for entry in entries)
+        raise ValueError(f"expected `self` or a list of runs, weights files or hub ids, got {show(value)}")
+    return tuple(path_or_hub_id(entry, info) for entry in entries)
 
 
 def _merge(value: Any) -> dict[str, tuple[str, ...] | str | bool]:
@@ -149,4 +149,4 @@ Pairs = Annotated[tuple[Annotated[Names, AfterValidator(_pair)], ...], BeforeVal
 File = Annotated[Path, PlainValidator(resolved_path)]
 Files = Annotated[tuple[File, ...], BeforeValidator(listed)]
 ImageSets = Annotated[tuple[Annotated[str, PlainValidator(_image_set)], ...], BeforeValidator(listed)]
-Teachers = Annotated[str | tuple[Path, ...], PlainValidator(_teachers)]
+Teachers = Annotated[str | tuple[Path | str, ...], PlainValidator(_teachers)]

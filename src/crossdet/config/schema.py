@@ -160,7 +160,7 @@ class EvalConfig(Section):
 class PseudoConfig(Section):
     """A teacher labels what datasets leave unlabelled; off where there is no such section (docs/config.md)."""
 
-    teachers: Teachers = ()  # runs or weights files; `self`: the network in training, by an average of its weights
+    teachers: Teachers = ()  # runs, weights files, hub ids; `self`: the network in training, by an average
     from_epoch: Count | None = None  # self: first after so many epochs; null: after half of them and one more
     every: Count | None = None  # self: and again after so many more; null: a quarter of all
     beta: Positive = 1.0  # a class's threshold is that of the best F-beta on validation data that label it
@@ -411,7 +411,7 @@ def _pseudo_problems(config: Config) -> Iterator[Problem]:
         text = "`pseudo`: with `train.plain` all background is trusted already; remove one of the two"
         yield _problem(text, "pseudo", "train.plain")
     if not pseudo.teachers:
-        text = "`pseudo.teachers` is missing: expected `self` or a list of runs or weights files"
+        text = "`pseudo.teachers` is missing: expected `self` or a list of runs, weights files or hub ids"
         yield _problem(text, "pseudo.teachers", "pseudo")
     elif pseudo.teachers != "self":
         for key in ("from_epoch", "every"):

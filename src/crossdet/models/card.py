@@ -170,13 +170,14 @@ class Card:
         return metadata if self.operating is None else metadata | {"operating": json.dumps(self.operating)}
 
 
-def read_card(path: Path) -> Card:
-    """Of a weights file, a run directory, or a checkpoint of other software, without its tensors.
+def read_card(path: Path, last: bool = False) -> Card:
+    """Of a weights file, a run directory (last: see `weights_path`), or a checkpoint of other software, without its
+    tensors.
 
     Raises `UserError` as `read_metadata`."""
     if (foreign := foreign_checkpoint(path)) is not None:
         return card_of_foreign(path, foreign)
-    return card_of(path, read_metadata(path))
+    return card_of(path, read_metadata(weights_path(path, last) if last else path))
 
 
 def foreign_checkpoint(path: Path) -> Foreign | None:

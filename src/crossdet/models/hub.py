@@ -23,25 +23,32 @@ _ID = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)")
 _OF_FILES = frozenset({".yaml", ".yml", ".json", ".safetensors", ".pt", ".pth", ".bin", ".onnx", ".xml"})
 
 
-def fetched(weights: Path) -> Path:
-    """Weights as a command was given them; an id of the hub becomes the directory with its files.
-
-    `hf://owner/name` is an id, and `owner/name` where neither that path nor its folder exists here. Raises
-    `UserError` where it cannot be fetched.
+def fetched(weights: Path | str) -> Path:
+    """Weights as a command was given them, or a config names them; an id of the hub becomes the directory with its
+    files. A `str` is an id (`hub_id`). Raises `UserError` where it cannot be fetched.
     """
-    text = weights.as_posix()
-    explicit = text.startswith(SCHEME)
-    named = identifier(text)
+    text = weights if isinstance(weights, str) else weights.as_posix()
+    named = identifier(text) if isinstance(weights, str) else hub_id(text, weights)
     if named is None:
-        if explicit:
+        return Path(weights)
+    explicit = text.startswith(SCHEME)
+    return fetch(named, f"hf://{named}" if explicit else f"{text} does not exist here, and as an id of the hub it")
+
+
+def hub_id(text: str, path: Path) -> str | None:
+    """The `OWNER/NAME` that a text means; None where it means the path that it would be.
+
+    `hf://owner/name` is an id, and `owner/name` where neither that path nor its folder exists. Raises `UserError`
+    for `hf://` before something else.
+    """
+    named = identifier(text)
+    if text.startswith(SCHEME):
+        if named is None:
             raise UserError(
                 f"{text} is no id of the hub; expected hf://OWNER/NAME, such as hf://ustc-community/dfine-small-coco"
             )
-        return weights
-    here = weights.exists() or weights.parent.exists() or weights.suffix.lower() in _OF_FILES
-    if here and not explicit:
-        return weights
-    return fetch(named, f"hf://{named}" if explicit else f"{text} does not exist here, and as an id of the hub it")
+        return named
+    return None if path.exists() or path.parent.exists() or path.suffix.lower() in _OF_FILES else named
 
 
 def identifier(text: str) -> str | None:

@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from crossdet.errors import UserError, show
+from crossdet.models.hub import SCHEME, hub_id
 
 
 class Section(BaseModel):
@@ -67,6 +68,12 @@ def resolved_path(value: Any, info: ValidationInfo) -> Path:
     return Path(base).absolute() / expand(os.fspath(value))
 
 
+def path_or_hub_id(value: Any, info: ValidationInfo) -> Path | str:
+    """A `str` is an id of the hub (`hub.hub_id`); a `Path` that is given is none."""
+    path = resolved_path(value, info)
+    return value if isinstance(value, str) and hub_id(value, path) is not None else path
+
+
 def filled(value: tuple[Any, ...]) -> tuple[Any, ...]:
     if not value:
         raise ValueError("expected at least one value, got []")
@@ -78,6 +85,10 @@ def _weights(value: Any, info: ValidationInfo) -> str | Path:
         return value or "none"
     if not isinstance(value, (str, os.PathLike)):
         raise ValueError(f"expected `imagenet`, `none` or a path, got {show(value)}")
+    if str(value).startswith(SCHEME):
+        raise ValueError(
+            f"expected `imagenet`, `none` or a backbone's file, got a detector of the hub, {show(value)}"
+        )
     return resolved_path(value, info)
 
 

@@ -85,9 +85,10 @@ def make_run_dir(fabric: Fabric, run_dir: Path, config: Config, resume: bool) ->
     fabric.barrier()
 
 
-def check_teachers_stay(teachers: Sequence[Path], run_dir: Path) -> None:
+def check_teachers_stay(teachers: Sequence[Path | str], run_dir: Path) -> None:
     """Raises `UserError` where the run would take the place of a teacher."""
-    inside = [str(path) for path in teachers if path.resolve().is_relative_to(run_dir.resolve())]
+    paths = [source for source in teachers if isinstance(source, Path)]
+    inside = [str(path) for path in paths if path.resolve().is_relative_to(run_dir.resolve())]
     if inside:
         raise UserError(
             f"pseudo.teachers: {', '.join(inside)} would be replaced by this run, {run_dir}; choose another "

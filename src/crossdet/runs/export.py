@@ -26,10 +26,12 @@ from crossdet.export.parity import difference, milliseconds
 from crossdet.export.precision import PRECISIONS, Inputs, onnx_half, onnx_int8, openvino_int8
 from crossdet.export.resizing import Picture, resize
 from crossdet.export.sessions import open_session
+from crossdet.files import check_room
 from crossdet.inference import Detector, find_images, load_detector
 from crossdet.labels.space import DROPPED
-from crossdet.models.card import file_digest, is_exported, read_card
+from crossdet.models.card import Card, file_digest, is_exported, read_card
 from crossdet.models.contract import Limits
+from crossdet.models.hub import results_folder
 from crossdet.runs.evaluate import score_splits, splits_for_detector
 from crossdet.runs.hugging_face import write_directory
 
@@ -138,7 +140,9 @@ def export(
         return _directory(weights, request, output, last)
     detector = load_detector(weights, "cpu", last=last)
     found = _data(weights, data, detector)
-    job = _job(detector, request, found, output)
+    job = _job(detector, read_card(weights, last), request, found, output)
+    bytes_each = {"fp32": 4, "fp16": 2, "int8": 1}[request.precision]
+    check_room(job.file, bytes_each * sum(tensor.numel() for tensor in detector.model.parameters()))
     KINDS[request.to].write(job)
     record = {"file": str(job.file), "to": request.to, **asdict(job.about.rules), "precision": request.precision}
     record |= {"opset": request.opset, "bytes": sum(part.stat().st_size for part in _parts(job.file))}
@@ -176,7 +180,7 @@ def _directory(weights: Path, request: Request, output: Path | None, last: bool)
         raise UserError(
             f"--to {HUGGING_FACE}: only --output and --last go with it; the directory holds the network as it is"
         )
-    folder = output or (weights if weights.is_dir() else weights.parent) / HUGGING_FACE
+    folder = output or results_folder(weights) / HUGGING_FACE
     files = write_directory(weights, folder, last)
     return {"file": str(folder), "to": HUGGING_FACE, "bytes": sum(file.stat().st_size for file in files)}
 
@@ -194,7 +198,7 @@ def _data(weights: Path, config: Path | None, detector: Detector) -> Data | None
     return Data(loaded, splits, sources.lists) if splits else None
 
 
-def _job(detector: Detector, request: Request, data: Data | None, output: Path | None) -> Job:
+def _job(detector: Detector, card: Card, request: Request, data: Data | None, output: Path | None) -> Job:
     source = detector.file
     assert source is not None
     network, space = detector.model, detector.space
@@ -217,10 +221,10 @@ def _job(detector: Detector, request: Request, data: Data | None, output: Path |
         request.raw,
     )
     digest = {"file": source.name, "sha256": file_digest(source)}
-    about = About(read_card(source), rules, request.precision, request.opset, request.licence, digest)
+    about = About(card, rules, request.precision, request.opset, request.licence, digest)
     suffix = KINDS[request.to].suffix
     short = "" if request.precision == "fp32" else f"_{request.precision}"
-    file = output or source.with_name(f"{source.stem}{short}{suffix}")
+    file = output or results_folder(source) / f"{source.stem}{short}{suffix}"
     if file.suffix != suffix:
         raise UserError(f"--output: expected a name that ends in {suffix}, got {file}")
     if request.precision == "int8" and request.calibrate is None and data is None:

@@ -12,7 +12,7 @@ from typing import Any
 from crossdet.config import CONFIG_FILE
 from crossdet.errors import RunError, UserError
 from crossdet.files import write_atomically
-from crossdet.models.card import CARD_FILE, is_exported, read_card, weights_path
+from crossdet.models.card import CARD_FILE, is_exported, read_card
 from crossdet.models.hub import FILES, identifier
 from crossdet.models.weights import METRICS_FILE
 from crossdet.runs.hugging_face import write_directory
@@ -64,7 +64,6 @@ def write_hub_directory(
     run: a run directory, whose scores the card shows, or weights, which keep one score per class. Raises as
     `hugging_face.write_directory`.
     """
-    file = weights_path(run, last)
     judged: Any = {}
     recipe: tuple[str, ...] = ()
     if run.is_dir() and (run / CONFIG_FILE).exists() and (run / METRICS_FILE).exists():
@@ -73,7 +72,7 @@ def write_hub_directory(
         judged, recipe = record.judged, tuple(record.recipe)
     written = write_directory(run, directory, last, or_own=True)
     for_transformers = any(one.name == CARD_FILE for one in written)
-    text = model_card(name, read_card(file if file.exists() else run), judged, recipe, licence, for_transformers)
+    text = model_card(name, read_card(run, last), judged, recipe, licence, for_transformers)
     write_atomically(directory / README, text.encode(errors="replace"))
     return [*written, directory / README]
 

@@ -20,6 +20,7 @@ from crossdet.evaluation.pictures import write_val_pictures
 from crossdet.inference import load_detector
 from crossdet.models.card import START_FILE, Card, first_generation
 from crossdet.models.contract import Network
+from crossdet.models.hub import fetched
 from crossdet.models.weights import STATE_FILE
 from crossdet.runs.building import (
     as_config,
@@ -70,9 +71,9 @@ def train(
     begun = resume and (run_dir / STATE_FILE).exists()
     plan, teachers = teacher_plan_of(config, sources), []
     if plan is not None:
-        check_teachers_stay(plan.paths, run_dir)
+        check_teachers_stay(plan.sources, run_dir)
     if plan is not None and not begun:
-        teachers = open_teachers(plan, lambda path: load_detector(path, fabric.device))
+        teachers = open_teachers(plan, lambda source: load_detector(fetched(source), fabric.device))
     settings = network_settings(config)  # may make a backbone to count its parameters, so before the seed
     seed_everything(config.seed, verbose=False)
     network = build_network(settings, sources.space, config.model.weights)

@@ -57,16 +57,16 @@ class TeacherPlan:
 
     train, splits: training images, and validation images that the thresholds are found on. settings: of the
     network in training as a teacher; others have their own input size. schedule: (epochs after which the network
-    itself is the teacher for the first time, and after how many it is again); None: those at `paths` are. beta: a
-    threshold is that of the best F-beta. negative_weight: of the background that the teachers leave; 0: it stays
-    avoided.
+    itself is the teacher for the first time, and after how many it is again); None: those of `sources`, paths or
+    ids of the hub. beta: a threshold is that of the best F-beta. negative_weight: of the background that the
+    teachers leave; 0: it stays avoided.
     """
 
     space: LabelSpace
     train: Mapping[str, Index]
     splits: Mapping[str, Split]
     settings: EvalSettings
-    paths: Sequence[Path] = ()
+    sources: Sequence[Path | str] = ()
     schedule: tuple[int, int] | None = None
     beta: float = 1.0
     uncertain_from: float = 0.25
@@ -123,8 +123,8 @@ def as_teacher(name: str, detector: Detector, space: LabelSpace, settings: EvalS
     return Teacher(name, detector.model, own_ids, settings, folding=detector.folding)
 
 
-def open_teachers(plan: TeacherPlan, load: Callable[[Path], Detector]) -> list[Teacher]:
-    """The detectors at `plan.paths`; none where the network in training teaches itself.
+def open_teachers(plan: TeacherPlan, load: Callable[[Path | str], Detector]) -> list[Teacher]:
+    """The detectors of `plan.sources`; none where the network in training teaches itself.
 
     Raises `UserError` that lists those that cannot be used, or where there is nothing to teach.
     """
@@ -132,9 +132,9 @@ def open_teachers(plan: TeacherPlan, load: Callable[[Path], Detector]) -> list[T
         plan.check(range(len(plan.space.classes)))
         return []
     teachers, problems = list[Teacher](), []
-    for path in plan.paths:
+    for source in plan.sources:
         try:
-            teachers.append(as_teacher(str(path), load(path), plan.space, plan.settings))
+            teachers.append(as_teacher(str(source), load(source), plan.space, plan.settings))
         except UserError as error:
             problems.append(str(error))
     if problems:

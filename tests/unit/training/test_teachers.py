@@ -352,6 +352,7 @@ def test_the_section_of_the_config(plan, tmp_path):
     assert asked.negative_weight == 1
     fixed = config(plan, pseudo={"teachers": "self", "from_epoch": 3, "every": 2}).pseudo
     assert fixed.schedule(30) == (3, 2)
+    (tmp_path / "runs").mkdir()
     one = Config.from_dict({"datasets": dict(plan.train), "pseudo": {"teachers": "runs/a"}}, base=tmp_path)
     assert one.pseudo.teachers == (tmp_path / "runs/a",)
 
@@ -359,7 +360,7 @@ def test_the_section_of_the_config(plan, tmp_path):
 @pytest.mark.parametrize(
     ("pseudo", "train", "message"),
     [
-        ({"teachers": []}, {}, "`pseudo.teachers`: expected `self` or a list of runs or weights files"),
+        ({"teachers": []}, {}, "`pseudo.teachers`: expected `self` or a list of runs, weights files or hub ids"),
         ({"teachers": ["a"], "every": 2}, {}, "`pseudo.every` is for `teachers: self`"),
         ({"teachers": "self", "from_epoch": 20}, {"epochs": 20}, "expected less than `train.epochs` = 20, got 20"),
         ({"teachers": "self"}, {"epochs": 1}, "`pseudo.from_epoch`: expected less than `train.epochs` = 1"),

@@ -294,5 +294,5 @@ def _comparable(config: Config, roots: Mapping[Path, str]) -> dict[str, Any]:
     """`jobs.comparable`; a teacher counts by the name of its run."""
     what = jobs.comparable(config, roots)
     if config.pseudo is not None and not isinstance(config.pseudo.teachers, str):
-        what["pseudo"]["teachers"] = [path.parent.name for path in config.pseudo.teachers]
+        what["pseudo"]["teachers"] = [Path(source).parent.name for source in config.pseudo.teachers]
     return what

@@ -14,7 +14,7 @@ from typing import Any
 
 from crossdet.errors import UserError, show
 from crossdet.files import write_atomically
-from crossdet.models.hub import CONFIG, INDEX, PROCESSOR, WEIGHTS, fetch
+from crossdet.models.hub import CONFIG, INDEX, PROCESSOR, WEIGHTS, fetch, identifier
 
 NOT_OURS = ("id2label", "label2id", "num_labels", "architectures", "transformers_version", "dtype", "torch_dtype")
 """Keys of a config that say nothing about the network's sizes besides the classes."""
@@ -64,7 +64,7 @@ def directory_of(source: str | Path) -> Path:
                 f"such as ustc-community/dfine-small-coco"
             )
         return source
-    return fetch(source, f"model.weights: {source}")
+    return fetch(identifier(source) or source, f"model.weights: {source}")
 
 
 def described(source: str | Path, family: str) -> Described:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -25,11 +24,10 @@ from crossdet.models.settings import (
     Section,
     Text,
     of_another_version,
-    resolved_path,
+    path_or_hub_id,
 )
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def _weights(value: Any, info: ValidationInfo) -> str | Path:
@@ -37,9 +35,7 @@ def _weights(value: Any, info: ValidationInfo) -> str | Path:
         return value or "none"
     if not isinstance(value, (str, os.PathLike)):
         raise ValueError(f"expected `imagenet`, `none`, a directory or a hub id, got {show(value)}")
-    path = resolved_path(value, info)
-    # what could be both is a hub id only where there is no such directory
-    return str(value) if HUB_ID.fullmatch(str(value)) and not path.exists() else path
+    return path_or_hub_id(value, info)
 
 
 class SetLoss(Section):
