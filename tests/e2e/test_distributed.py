@@ -101,10 +101,8 @@ for words in json.loads(sys.argv[1]):
 
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory) -> tuple[Path, str]:
-    """Folder with `runs/run`, whose numbers are in `numbers.json`, and `two`, of one step; and what was printed.
-
-    The same two processes train both.
-    """
+    """Folder with `runs/run`, whose numbers are in `numbers.json`, and `two`, of one step; and what was printed. The
+    same two processes train both."""
     folder = tmp_path_factory.mktemp("torchrun")
     whole = world.write_config(
         folder / "whole.yaml", {"train.epochs": 3, "train.eval_every": 0, "eval.score_threshold": 0.001}
