@@ -87,54 +87,27 @@ def test_the_whole_network_runs_in_bf16_under_bf16_mixed(results, processes):
         }
 
 
-MAIN = """
-import json, sys
-from crossdet.commands.main import main
-for words in json.loads(sys.argv[1]):
-    sys.argv = ["crossdet", *words]
-    try:
-        main()
-    except SystemExit as end:
-        assert not end.code, end.code
-"""
-
-
-@pytest.fixture(scope="module")
-def trained(world, tmp_path_factory) -> tuple[Path, str]:
-    """Folder with `runs/run`, whose numbers are in `numbers.json`, and `two`, of one step; and what was printed. The
-    same two processes train both."""
-    folder = tmp_path_factory.mktemp("torchrun")
-    whole = world.write_config(
-        folder / "whole.yaml", {"train.epochs": 3, "train.eval_every": 0, "eval.score_threshold": 0.001}
-    )
-    changes = {"train.max_steps": 1, "model.freeze_batch_norm": True, "datasets.cars.val": None}
-    step = world.write_config(folder / "step.yaml", {**changes, "datasets.faces.val": None})
-    commands = [
-        ["train", whole, "--output", folder / "runs/run", "--json", folder / "numbers.json"],
-        ["train", step, "--output", folder / "two"],
-    ]
-    script = folder / "crossdet_main.py"
-    script.write_text(MAIN)
-    done = torchrun(2, script, json.dumps([[*map(str, words)] for words in commands]))
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
-
-
-def test_crossdet_train_under_torchrun(trained):
+def test_crossdet_train_under_torchrun(world, tmp_path):
     """Two processes, one run directory; evaluation sees every image and scores as one process does."""
-    folder, printed = trained
-    run = folder / "runs/run"
-    assert os.listdir(run.parent) == ["run"]  # noqa: PTH208
-    assert len(list((run / "tensorboard").iterdir())) == 1
-    assert printed.count("evaluation, last") == 1
-    assert printed.count("done: ") == 2
-    epochs = json.loads((run / "metrics.json").read_text())["epochs"]
+    config = world.write_config(
+        tmp_path / "config.yaml", {"train.epochs": 3, "train.eval_every": 0, "eval.score_threshold": 0.001}
+    )
+    folder = tmp_path / "runs" / "run"
+    script = tmp_path / "crossdet_main.py"
+    script.write_text("from crossdet.commands.main import main\nmain()\n")
+    done = torchrun(2, script, "train", config, "--output", folder, "--json", tmp_path / "numbers.json")
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(folder.parent) == ["run"]  # noqa: PTH208
+    assert len(list((folder / "tensorboard").iterdir())) == 1
+    assert done.stdout.count("evaluation, last") == 1
+    assert done.stdout.count("done: ") == 1
+    epochs = json.loads((folder / "metrics.json").read_text())["epochs"]
     assert len(epochs) == 3
     for record in epochs:
         assert {name: row["images"] for name, row in record["datasets"].items()} == {"cars": 12, "faces": 12}
     metrics = epochs[-1]["metrics"]
-    assert json.loads((folder / "numbers.json").read_text())["metrics"] == metrics
-    alone = evaluate(run, load_config(folder / "whole.yaml"))
+    assert json.loads((tmp_path / "numbers.json").read_text())["metrics"] == metrics
+    alone = evaluate(folder, load_config(config))
     for name in ("cars", "faces"):
         have, want = metrics["datasets"][name], alone["datasets"][name]
         assert have["images"] == want["images"] == 5
@@ -144,12 +117,17 @@ def test_crossdet_train_under_torchrun(trained):
         assert have["AR100"] > 0.1
 
 
-def test_the_logged_loss_is_that_of_all_processes(trained):
+def test_the_logged_loss_is_that_of_all_processes(world, tmp_path):
     """The first step on one global batch: two processes log what one process logs."""
-    folder, _ = trained
-    train(load_config(folder / "step.yaml"), output=folder / "one")
+    changes = {"train.max_steps": 1, "model.freeze_batch_norm": True, "datasets.cars.val": None}
+    config = world.write_config(tmp_path / "config.yaml", {**changes, "datasets.faces.val": None})
+    script = tmp_path / "crossdet_main.py"
+    script.write_text("from crossdet.commands.main import main\nmain()\n")
+    done = torchrun(2, script, "train", config, "--output", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    train(load_config(config), output=tmp_path / "one")
     for column in ("loss", "classification", "box"):
         one, two = (
-            float(next(csv.DictReader((folder / run / "steps.csv").open()))[column]) for run in ("one", "two")
+            float(next(csv.DictReader((tmp_path / run / "steps.csv").open()))[column]) for run in ("one", "two")
         )
         assert two == pytest.approx(one, rel=1e-4), column

@@ -7,19 +7,21 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
-from multiprocessing.context import ForkProcess
 from pathlib import Path
 
-import paused_crossdet
 import pytest
 import torch
+from worlds import one_thread
 
 from crossdet import RunError, load_config, train
 from crossdet.files import write_atomically, write_json
 from crossdet.models.weights import load_state, save_state
 from crossdet.training.loggers import Loggers
 
+PAUSED = Path(__file__).parent / "paused_crossdet.py"
 CHANGES = {"train.epochs": 2, "train.checkpoint_steps": 2, "train.ema": 0.9, "augment.scale_jitter": [0.8, 1.2],
            "train.canvases": 2}  # fmt: skip
 """6 steps per epoch, the state is written after every second: a kill after step 9 falls back to step 8."""
@@ -40,31 +42,27 @@ def reference(config, tmp_path_factory) -> Path:
 
 
 def resume(config: Path, folder: Path, *overrides: str) -> None:
+    """In this process, which need not import torch for it."""
     train(load_config(config, overrides), output=folder, resume=True)
 
 
-def started(pause: int, flag: Path, *arguments: str | Path) -> ForkProcess:
+def started(pause: int, flag: Path, *arguments: str | Path) -> subprocess.Popen[str]:
     """`crossdet` in a process group of its own, standing still after optimiser step `pause`."""
-    process = paused_crossdet.begin(pause, flag, printed_by(flag), *arguments)
+    process = subprocess.Popen(
+        [sys.executable, str(PAUSED), str(pause), str(flag), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=one_thread(),
+    )
     end = time.monotonic() + TIMEOUT
     while not flag.exists():
-        if not process.is_alive() or time.monotonic() > end:
+        if process.poll() is not None or time.monotonic() > end:
             process.kill()
-            raise AssertionError(f"step {pause} was not reached:\n{printed_by(flag).read_text()}")
+            raise AssertionError(f"step {pause} was not reached:\n{process.communicate()[0]}")
         time.sleep(0.01)
     return process
-
-
-def printed_by(flag: Path) -> Path:
-    return flag.with_suffix(".txt")
-
-
-def ended(process: ForkProcess, flag: Path) -> str:
-    """What it printed, once it has ended with an error."""
-    process.join(TIMEOUT)
-    printed = printed_by(flag).read_text()
-    assert process.exitcode == 1, printed
-    return printed
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -92,8 +90,8 @@ def kill_at(step: int, folder: Path, flag: Path, *arguments: str | Path) -> None
     """SIGKILL after `step`; nothing is written or cleaned up by the process after that."""
     process = started(step, flag, *arguments)
     os.killpg(process.pid, signal.SIGKILL)
-    process.join(TIMEOUT)
-    assert process.exitcode == -signal.SIGKILL
+    assert process.wait(TIMEOUT) == -signal.SIGKILL
+    process.communicate()
     flag.unlink()
 
 
@@ -121,7 +119,8 @@ def test_killed_and_interrupted_with_workers(config, reference, tmp_path):
     process = started(7, flag, *command, "--resume")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the group
     flag.unlink()
-    printed = ended(process, flag)
+    printed, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1, printed
     assert "interrupted after step 7" in printed
     assert "--resume" in printed
     assert "Traceback" not in printed
@@ -141,7 +140,8 @@ def test_sigterm_to_all_processes_of_the_group(config, reference, tmp_path, time
         os.kill(process.pid, signal.SIGTERM)
     time.sleep(0.2)  # the loader's processes have had their time to end
     flag.unlink()
-    printed = ended(process, flag)
+    printed, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1, printed
     assert "interrupted after step 3" in printed
     assert "Traceback" not in printed
     assert load_state(folder / "state.pt")["progress"]["step"] == 3
@@ -153,10 +153,13 @@ def test_a_killed_loader_process_is_told(config, tmp_path):
     """As the kernel does when memory is short."""
     folder, flag = tmp_path / "run", tmp_path / "flag"
     process = started(3, flag, "train", config, "--output", folder, "--set", "train.workers=2")
-    child, *_ = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(child), signal.SIGKILL)
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        if b"paused_crossdet" in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(int(child), signal.SIGKILL)
+            break
     flag.unlink()
-    printed = ended(process, flag)
+    printed, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1, printed
     assert "a loader process ended" in printed
     assert "--resume" in printed
     assert "Traceback" not in printed
