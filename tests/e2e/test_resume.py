@@ -7,14 +7,12 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from worlds import one_thread
+from forks import Fork
 
 from crossdet import RunError, load_config, train
 from crossdet.files import write_atomically, write_json
@@ -46,21 +44,14 @@ def resume(config: Path, folder: Path, *overrides: str) -> None:
     train(load_config(config, overrides), output=folder, resume=True)
 
 
-def started(pause: int, flag: Path, *arguments: str | Path) -> subprocess.Popen[str]:
+def started(pause: int, flag: Path, *arguments: str | Path) -> Fork:
     """`crossdet` in a process group of its own, standing still after optimiser step `pause`."""
-    process = subprocess.Popen(
-        [sys.executable, str(PAUSED), str(pause), str(flag), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=one_thread(),
-    )
+    process = Fork(PAUSED, str(pause), flag, *arguments)
     end = time.monotonic() + TIMEOUT
     while not flag.exists():
-        if process.poll() is not None or time.monotonic() > end:
+        if process.returncode is not None or time.monotonic() > end:
             process.kill()
-            raise AssertionError(f"step {pause} was not reached:\n{process.communicate()[0]}")
+            raise AssertionError(f"step {pause} was not reached:\n{process.printed()}")
         time.sleep(0.01)
     return process
 
@@ -90,8 +81,7 @@ def kill_at(step: int, folder: Path, flag: Path, *arguments: str | Path) -> None
     """SIGKILL after `step`; nothing is written or cleaned up by the process after that."""
     process = started(step, flag, *arguments)
     os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait(TIMEOUT) == -signal.SIGKILL
-    process.communicate()
+    assert process.wait(TIMEOUT).returncode == -signal.SIGKILL
     flag.unlink()
 
 
@@ -119,8 +109,9 @@ def test_killed_and_interrupted_with_workers(config, reference, tmp_path):
     process = started(7, flag, *command, "--resume")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the group
     flag.unlink()
-    printed, _ = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 1, printed
+    done = process.wait(TIMEOUT)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 1, printed
     assert "interrupted after step 7" in printed
     assert "--resume" in printed
     assert "Traceback" not in printed
@@ -140,8 +131,9 @@ def test_sigterm_to_all_processes_of_the_group(config, reference, tmp_path, time
         os.kill(process.pid, signal.SIGTERM)
     time.sleep(0.2)  # the loader's processes have had their time to end
     flag.unlink()
-    printed, _ = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 1, printed
+    done = process.wait(TIMEOUT)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 1, printed
     assert "interrupted after step 3" in printed
     assert "Traceback" not in printed
     assert load_state(folder / "state.pt")["progress"]["step"] == 3
@@ -154,12 +146,13 @@ def test_a_killed_loader_process_is_told(config, tmp_path):
     folder, flag = tmp_path / "run", tmp_path / "flag"
     process = started(3, flag, "train", config, "--output", folder, "--set", "train.workers=2")
     for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        if b"paused_crossdet" in Path(f"/proc/{child}/cmdline").read_bytes():
+        if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes():  # forks have the server's
             os.kill(int(child), signal.SIGKILL)
             break
     flag.unlink()
-    printed, _ = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 1, printed
+    done = process.wait(TIMEOUT)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 1, printed
     assert "a loader process ended" in printed
     assert "--resume" in printed
     assert "Traceback" not in printed
