@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,21 +13,18 @@ from typing import Any
 import pytest
 import torch
 import two_processes
+from forks import TIMEOUT, free_port, ranks
 from worlds import one_thread
 
 from crossdet import evaluate, load_config, train
 
 SCRIPT = Path(two_processes.__file__)
-TIMEOUT = 240
 
 
 def torchrun(processes: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
-         "--master-addr=127.0.0.1", f"--master-port={port}", *map(str, arguments)],
+         "--master-addr=127.0.0.1", f"--master-port={free_port()}", *map(str, arguments)],
         capture_output=True, text=True, timeout=TIMEOUT, check=False, env=one_thread(),
     )  # fmt: skip
 
@@ -38,7 +34,7 @@ def results(world, tmp_path_factory) -> dict[int, list[dict[str, Any]]]:
     """Number of processes -> what each of them wrote."""
     folder = tmp_path_factory.mktemp("distributed")
     config = world.write_config(folder / "config.yaml", {"model.freeze_batch_norm": True})
-    done = torchrun(2, SCRIPT, config, folder / "out")
+    done = ranks(2, SCRIPT, config, folder / "out")
     assert done.returncode == 0, done.stderr
     both = [torch.load(folder / f"out_{rank}.pt", weights_only=True) for rank in range(2)]
     return {1: [two_processes.compute(load_config(config))], 2: both}
@@ -121,9 +117,7 @@ def test_the_logged_loss_is_that_of_all_processes(world, tmp_path):
     """The first step on one global batch: two processes log what one process logs."""
     changes = {"train.max_steps": 1, "model.freeze_batch_norm": True, "datasets.cars.val": None}
     config = world.write_config(tmp_path / "config.yaml", {**changes, "datasets.faces.val": None})
-    script = tmp_path / "crossdet_main.py"
-    script.write_text("from crossdet.commands.main import main\nmain()\n")
-    done = torchrun(2, script, "train", config, "--output", tmp_path / "two")
+    done = ranks(2, "-m", "crossdet", "train", config, "--output", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     train(load_config(config), output=tmp_path / "one")
     for column in ("loss", "classification", "box"):
