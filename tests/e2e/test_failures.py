@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from forks import Fork
 from worlds import changed, crossdet, one_thread
 
 from crossdet import RunError, train
@@ -35,7 +36,7 @@ def test_a_loss_that_explodes_ends_the_run_with_its_batch(world, tmp_path):
     config = world.write_config(
         tmp_path / "config.yaml", {"train.lr": 1e12, "train.warmup_epochs": 0, "train.checkpoint_steps": 1}
     )
-    done = crossdet("train", config, "--output", tmp_path / "run")
+    done = Fork("-m", "crossdet", "train", config, "--output", tmp_path / "run").wait()
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "the loss is not finite at step" in done.stderr
