@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -36,7 +39,7 @@ ITSELF = {
 """Six steps per epoch: labels are found once, after step 42 (`every` is a quarter of the epochs: 2)."""
 
 
-def interrupted(config: Any, folder: Path, step: int) -> None:
+def interrupted(config: Any, folder: Path, step: int, resume: bool = False) -> None:
     log_step = RunLog.step
 
     def ctrl_c(self: RunLog, at: Step, *arguments: object) -> None:
@@ -47,7 +50,7 @@ def interrupted(config: Any, folder: Path, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunLog, "step", ctrl_c)
         with pytest.raises(RunError, match=f"interrupted after step {step}"):
-            train(config, output=folder)
+            train(config, output=folder, resume=resume)
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -99,62 +102,94 @@ def test_experts_fill_in_what_is_missing(world, trained, tmp_path, capsys):
     assert_same(tmp_path / "stopped", tmp_path / "run")
 
 
-@pytest.mark.parametrize("ema", [0.8, None])
-def test_the_network_labels_for_itself_and_goes_on_exactly(ema, world, tmp_path, monkeypatch, capsys):
+class ByItself(NamedTuple):
+    """A run that nothing happened to, and the same one that was stopped before the first labels.
+
+    taught_by: the weights of the teacher and what `state.pt` was when it labelled.
+    """
+
+    config: Any
+    run: Path
+    stopped: Path
+    printed: str
+    taught_by: tuple[dict[str, Any], dict[str, Any]]
+
+
+@contextmanager
+def watched() -> Iterator[list[tuple[dict[str, Any], dict[str, Any]]]]:
+    """Collects `ByItself.taught_by`."""
+    taught_by = []
+
+    def watch(fabric: Any, plan: Any, teachers: Any, folder: Path) -> Any:
+        saved = load_state(folder.parents[1] / "state.pt")
+        own = {name: value.clone() for name, value in teachers[0].model.state_dict().items()}
+        taught_by.append((own, saved))
+        return label_by_teachers(fabric, plan, teachers, folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("crossdet.training.teachers.label_by_teachers", watch)
+        patch.setattr("crossdet.training.loop.STEPS_APART", 1)  # the state before the labels is looked at
+        yield taught_by
+
+
+def trained_by_itself(world: Any, folder: Path, ema: float | None) -> ByItself:
     config = world.config({**ITSELF, "train.ema": ema})
-    train(config, output=tmp_path / "run")
-    printed = capsys.readouterr().out
-    assert "teacher of car: the network after 7 epochs" in printed
-    told = last_teacher_labels(tmp_path / "run")
+    printed = io.StringIO()
+    with watched() as taught_by, redirect_stdout(printed):
+        train(config, output=folder / "run")
+    interrupted(config, folder / "stopped", 42)  # the last step before the labels
+    return ByItself(config, folder / "run", folder / "stopped", printed.getvalue(), *taught_by)
+
+
+@pytest.fixture(scope="module")
+def without_average(world, tmp_path_factory) -> ByItself:
+    return trained_by_itself(world, tmp_path_factory.mktemp("without"), None)
+
+
+@pytest.mark.parametrize("ema", [0.8, None])
+def test_the_network_labels_for_itself_and_goes_on_exactly(ema, request, world, tmp_path, monkeypatch):
+    """Before the labels, after a full disk when they had been found, and in the epoch that is trained on them."""
+    if ema is None:
+        made = request.getfixturevalue("without_average")
+    else:
+        made = trained_by_itself(world, tmp_path / "made", ema)
+    assert "teacher of car: the network after 7 epochs" in made.printed
+    told = last_teacher_labels(made.run)
     assert sum(n for row in told["datasets"].values() for c in row.values() for n in c.values()) > 0
 
-    interrupted(config, tmp_path / "middle", 45)  # in the epoch that is trained on the first labels
+    shutil.copytree(made.stopped, tmp_path / "stopped")
     with monkeypatch.context() as patch:
-        patch.setattr("crossdet.training.pseudo_labels.detect_folded", None)  # they are read
-        train(config, output=tmp_path / "middle", resume=True)
-    assert_same(tmp_path / "middle", tmp_path / "run")
-    if ema is None:
-        return
-
-    with monkeypatch.context() as patch:  # the disk is full when the labels have been found
 
         def full(*_: Any) -> None:
             raise RunError("no space")
 
         patch.setattr("crossdet.training.teachers.write_json", full)
         with pytest.raises(RunError, match="no space"):
-            train(config, output=tmp_path / "full")
-    train(config, output=tmp_path / "full", resume=True)
-    assert_same(tmp_path / "full", tmp_path / "run")
+            train(made.config, output=tmp_path / "stopped", resume=True)
+    interrupted(made.config, tmp_path / "stopped", 45, resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("crossdet.training.pseudo_labels.detect_folded", None)  # they are read
+        train(made.config, output=tmp_path / "stopped", resume=True)
+    assert_same(tmp_path / "stopped", made.run)
 
 
-def test_without_an_average_that_counts_the_teacher_has_its_own(world, tmp_path, monkeypatch):
+def test_without_an_average_that_counts_the_teacher_has_its_own(without_average, tmp_path):
     """It labels and is in the state; evaluated and saved are the newest weights. A state without it begins it."""
-    config = world.config({**ITSELF, "train.ema": None})
-    taught_by = []
-
-    def watched(fabric: Any, plan: Any, teachers: Any, folder: Path) -> Any:
-        saved = load_state(folder.parents[1] / "state.pt")
-        own = {name: value.clone() for name, value in teachers[0].model.state_dict().items()}
-        taught_by.append((own, saved))
-        return label_by_teachers(fabric, plan, teachers, folder)
-
-    monkeypatch.setattr("crossdet.training.teachers.label_by_teachers", watched)
-    monkeypatch.setattr("crossdet.training.loop.STEPS_APART", 1)  # the state before the labels is looked at
-    train(config, output=tmp_path / "run")
-    interrupted(config, tmp_path / "old", 42)  # the last step before the labels
+    own, saved = without_average.taught_by
+    shutil.copytree(without_average.stopped, tmp_path / "old")
     state = load_state(tmp_path / "old" / "state.pt")
     save_state(tmp_path / "old" / "state.pt", {k: v for k, v in state.items() if k != "teacher"})
-    train(config, output=tmp_path / "old", resume=True)
-    (own, saved), (begun, before) = taught_by
+    with watched() as taught_by:
+        train(without_average.config, output=tmp_path / "old", resume=True)
+    ((begun, before),) = taught_by
     average = {name.removeprefix("module."): value for name, value in saved["teacher"].items()}
     assert average["n_averaged"] == 42
     for name, value in own.items():
         assert torch.equal(value, average[name])
         assert torch.equal(begun[name], before["model"][name])
     assert any(not torch.equal(value, saved["model"][name]) for name, value in own.items())
-    newest = load_state(tmp_path / "run" / "state.pt")["model"]
-    weights = load_weights(tmp_path / "run")[0]
+    newest = load_state(without_average.run / "state.pt")["model"]
+    weights = load_weights(without_average.run)[0]
     assert all(torch.equal(newest[name], weights[name]) for name in weights)
 
 
