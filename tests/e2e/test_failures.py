@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from forks import Fork
 from PIL import Image
 from safetensors.torch import save_file
-from forks import Fork
 from worlds import changed, crossdet, one_thread
 
 from crossdet import RunError, train
