@@ -253,9 +253,10 @@ def test_averages_are_copies_with_the_same_names(network):
         for parameter in network.parameters():
             parameter.add_(1.0)
     average.update_parameters(network)
+    after = average.module.state_dict()
     for name, parameter in network.named_parameters():
-        torch.testing.assert_close(average.module.state_dict()[name], before[name] + 9 / 11, rtol=1e-6, atol=1e-6)
-        assert not torch.equal(parameter, average.module.state_dict()[name])
+        torch.testing.assert_close(after[name], before[name] + 9 / 11, rtol=1e-6, atol=1e-6)
+        assert not torch.equal(parameter, after[name])
 
 
 def test_settings_survive_the_weights_file(architecture):
