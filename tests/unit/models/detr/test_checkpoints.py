@@ -181,11 +181,16 @@ def test_weights_of_a_config_take_the_body(directory):
 # ------------------------------------------------------------------------------------------------ mistakes
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("written")
+    building.write(tiny("dfine", square=SIDE), NAMES, folder)
+    return folder
+
+
 @pytest.fixture
-def copy(tmp_path) -> Path:
-    network = tiny("dfine", square=SIDE)
-    building.write(network, NAMES, tmp_path / "copy")
-    return tmp_path / "copy"
+def copy(written, tmp_path) -> Path:
+    return shutil.copytree(written, tmp_path / "copy")
 
 
 def changed(place: Path, **values) -> Path:
