@@ -91,13 +91,16 @@ def compare(
     score: float,
     factor: float = 1.0,
 ) -> Image.Image:
-    """One picture, enlarged: all its objects below `title`, and beside it what each detector finds with at least
-    `score`. found: (name of the detector, its detections in the test, in ids of `test.classes`)."""
+    """One picture: all its objects below `title`, and beside it what each detector finds with at least `score`.
+
+    found: (name of the detector, its detections in the test, in ids of `test.classes`). factor: that it is enlarged
+    by; below 1 it stays as it is.
+    """
+    factor = max(1.0, factor)
     with Image.open(test.index.path(row)) as opened:
         picture = opened.convert("RGB")
-    if factor > 1:
-        size = (round(picture.width * factor), round(picture.height * factor))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    size = (round(picture.width * factor), round(picture.height * factor))
+    picture = picture.resize(size, Image.Resampling.LANCZOS)
     mine = np.flatnonzero((test.truth.image_of_box == row) & ~test.truth.crowd)
     panels = [_panel(picture, title, test, factor * test.truth.boxes[mine], test.truth.labels[mine], None)]
     for name, one in found:

@@ -58,3 +58,15 @@ def test_pictures_side_by_side(test_set):
     sheet = compare(test_set, 0, "all objects", [("ours", found), ("ours", found)], 0.3, factor=2)
     assert sheet.size == (3 * 80 + 2 * 8, 60 + 22)
     assert joined([sheet, sheet], upright=True).size == (sheet.width, 2 * sheet.height + 8)
+
+
+def test_boxes_lie_on_their_objects(test_set):
+    """Also of a picture that is large enough as it is."""
+    nothing: list[tuple[str, DetectionArrays]] = []
+    plain, small, twice = (compare(test_set, 0, "", nothing, 0.3, factor) for factor in (1, 0.5, 2))
+    assert np.array_equal(small, plain)
+    line = plain.height - 30
+    for sheet, factor in ((plain, 1), (twice, 2)):
+        edge = sheet.getpixel((20 * factor, line + 15 * factor))  # left edge of the dog
+        assert edge != (20, 20, 20)
+        assert sheet.getpixel((17 * factor, line + 15 * factor)) == (20, 20, 20)
