@@ -30,7 +30,7 @@ CLASSES = 5
 @pytest.fixture(scope="module")
 def model() -> RetinaNet:
     torch.manual_seed(0)
-    settings = RetinaNetSettings(backbone="resnet18", channels=16, head_depth=1, freeze_batch_norm=True)
+    settings = RetinaNetSettings(backbone="test_resnet", channels=16, head_depth=1, freeze_batch_norm=True)
     return build_detector(settings, CLASSES).train()
 
 
