@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
-import subprocess
 import sys
+import time
 import urllib.request
+
+from forks import TIMEOUT, Fork
 
 
 def test_it_serves_until_it_is_interrupted(trained):
-    command = [sys.executable, "-u", "-m", "crossdet", "serve", str(trained.folder), "--port", "0"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    running = Fork("-m", "crossdet", "serve", trained.folder, "--port", "0")
     try:
-        assert running.stdout is not None
-        assert running.stdout.readline().startswith("weights: ")
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", running.stdout.readline())
-        assert found is not None
+        found, end = None, time.monotonic() + TIMEOUT
+        while found is None and running.returncode is None and time.monotonic() < end:
+            time.sleep(0.01)
+            found = re.search(r"^weights: .*\n.*http://127\.0\.0\.1:(\d+)", running.printed())
+        assert found is not None, running.printed()
         with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/about", timeout=30) as answer:
             about = json.load(answer)
         assert [one["name"] for one in about["detectors"][0]["classes"]] == ["car", "face"]
-        running.send_signal(signal.SIGINT)
-        rest, _ = running.communicate(timeout=30)
-        assert running.returncode in (1, 130)
-        assert "Traceback" not in rest
+        os.kill(running.pid, signal.SIGINT)
+        done = running.wait(30)
+        assert done.returncode in (1, 130)
+        assert "Traceback" not in done.stdout + done.stderr
     finally:
         running.kill()
 
