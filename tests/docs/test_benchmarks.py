@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import subprocess
 import sys
 
 import pytest
@@ -28,11 +27,9 @@ def test_evaluation_benchmark(tmp_path, monkeypatch):
     assert result["coco"]["times_faster_than_pycocotools"] > 1.5
 
 
-def test_union_benchmark(tmp_path):
-    """The step of a small union, its time and its memory in processes of their own, whose parent is small, too: a
-    process's peak begins with that of its parent."""
-    command = [sys.executable, BENCHMARKS / "union.py", *shlex.split(SMALL), "--json", tmp_path / "u.json"]
-    subprocess.run(command, capture_output=True, check=True)
+def test_union_benchmark(tmp_path, monkeypatch):
+    """The step of a small union, its time and its memory in processes of their own."""
+    run_benchmark(monkeypatch, "union.py", *shlex.split(SMALL), "--json", tmp_path / "u.json")
     (row,) = json.loads((tmp_path / "u.json").read_text())
     assert (row["datasets"], row["classes"]) == (3, 15)
     assert all(row[key] > 0 for key in ("step_seconds", "state_mb", "activation_mb"))

@@ -93,9 +93,7 @@ def run(
     env: Mapping[str, str] = os.environ,
 ) -> subprocess.CompletedProcess[str]:
     """In place of `subprocess.run` of a Python command whose output is captured as text."""
-    assert command[0] == sys.executable
-    assert capture_output
-    assert text
+    assert (command[0], capture_output, text) == (sys.executable, True, True)
     done = Fork(*command[1:], environment=env).wait()
     if check:
         done.check_returncode()
