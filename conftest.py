@@ -35,6 +35,27 @@ class Trained:
     printed: str
 
 
+LONG = ("tests/docs", "tests/e2e", "tests/golden", "research/tests")
+"""Folders whose tests take a second on average, those of the others a tenth."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """pytest-xdist gives each process neighbours, and what one has not begun to another that is idle, from the end.
+    So every process begins with long tests, and short ones are left for the end."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if processes == 1:
+        return
+    folders = tuple(f"{config.rootpath / folder}{os.sep}" for folder in LONG)
+    long = [item for item in items if str(item.path).startswith(folders)]
+    short = [item for item in items if not str(item.path).startswith(folders)]
+    items[:] = [
+        item
+        for nth in range(processes)
+        for part in (long, short)
+        for item in part[len(part) * nth // processes : len(part) * (nth + 1) // processes]
+    ]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Indexes of the tests' datasets stay out of the user's cache."""
