@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forks import ranks
 from PIL import Image
 from safetensors.torch import load_file
-from test_distributed import torchrun
 from torchvision.models._meta import _COCO_CATEGORIES
 from typer.testing import CliRunner
 
@@ -28,7 +28,8 @@ from crossdet_research.paper.experiments import Place, resolve
 from crossdet_research.paper.rows import DATASETS, TRAININGS, VOC_CLASSES
 
 IMAGES = 8
-TWO_STEPS = ("--images", IMAGES, "--set", "train.max_steps=2")
+TINY = ("input.shorter=64", "input.longer=96", "model.channels=16", "model.head_depth=1")
+TWO_STEPS = ("--images", IMAGES, *(word for text in ("train.max_steps=2", *TINY) for word in ("--set", text)))
 KINDS = {
     "face_mobilenetv2_small": ["face"],
     "coco_face_ped_resnet50": ["person", "car", "dog", "sign", "face"],
@@ -270,7 +271,7 @@ def test_check_recognises_the_official_layout(downloads, tmp_path, name):
     assert all(not split.files.unreadable.count for split in report.splits)
 
 
-def test_a_full_row_under_torchrun(downloads, tmp_path):
+def test_a_full_row_by_two_processes(downloads, tmp_path):
     """The official layout, two processes: they share the batch, and the first one writes."""
     script = tmp_path / "paper.py"
     script.write_text("from crossdet_research.paper.command import app\napp()\n")
@@ -285,7 +286,7 @@ def test_a_full_row_under_torchrun(downloads, tmp_path):
         tmp_path / "out",
         *sets,
     )
-    done = torchrun(2, script, *words)
+    done = ranks(2, script, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     content = json.loads((tmp_path / "out/full/coco_face_ped_resnet50_seed0.json").read_text())
     assert content["data"] == "official downloads"
