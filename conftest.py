@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -33,6 +34,17 @@ class Trained:
     settings: dict[str, Any]
     record: dict[str, Any]
     printed: str
+
+
+def pytest_collection_finish() -> None:
+    """What the modules of the tests have imported stays: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """At Python's end all goes, else bindings take what was frozen for leaks and print it."""
+    gc.unfreeze()
 
 
 LONG = ("tests/docs", "tests/e2e", "tests/golden", "research/tests")
