@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,14 @@ def command(*words: str | Path) -> str:
 
 def read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_figures() -> Iterator[None]:
+    """Every extension draws its generations, which takes as long as its two steps; see `test_extend_runs`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("crossdet.runs.extend.draw_generations", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")
