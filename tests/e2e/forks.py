@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -69,6 +70,7 @@ class Fork:
 def _run(command: list[str], printed: Sequence[Path], environment: dict[str, str], folder: str) -> None:
     """In the fork."""
     multiprocessing.set_start_method("fork", force=True)  # as in a process that nobody forked
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and that runs in the foreground
     os.setsid()
     for descriptor, file in enumerate(printed, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), descriptor)

@@ -135,7 +135,7 @@ def test_validation_pictures_of_noise(world, cars, tmp_path, capsys):
 LIVELY = {"train.epochs": 2, "train.ema": 0.9, "augment.scale_jitter": [0.8, 1.2], "model.freeze_batch_norm": False}
 
 
-def nothing(self: watch.Watch, run: Any, *rest: Any) -> None:
+def nothing(self: watch.Watch, run: Any, *rest: Any, **_options: Any) -> None:
     if rest and "epoch" in rest[-1]:
         rest[-1].get("metrics", {}).pop("warnings", None)
 

@@ -9,6 +9,7 @@ from PIL import ExifTags, Image
 
 from crossdet import LabelSpace, inference
 from crossdet.data.canvases import CANVASES, canvases_of
+from crossdet.errors import RunError
 from crossdet.inference import BATCHES_AHEAD, Detector, predict_files
 from crossdet.models.building import build_detector
 from crossdet.models.card import InputSettings
@@ -174,5 +175,5 @@ def test_pictures_are_written_in_threads_and_errors_come_back(tmp_path, monkeypa
                 drawing.add("x.jpg", picture, nothing)
 
     for count in (1, 2 * predicting.MAX_OPEN_DRAWINGS):  # found at the end, found on the way
-        with pytest.raises(OSError, match="file"):
+        with pytest.raises(RunError, match=r"file/x\.jpg could not be written \(File exists\)"):
             draw_into_a_file(count)
