@@ -1,9 +1,10 @@
 """Latency of exported RetinaNets against torch eager, on one thread each.
 
-    python benchmarks/exported.py [--size 320] [--backbone mobilenetv2_100] [--rounds 20] [--json FILE]
+    python benchmarks/exported.py [--size 320] [--backbone mobilenetv2_100] [--head 128 2] [--json FILE]
 
 One picture, 4:3, in memory as uint8 at the size of the network, with random weights and a threshold that leaves
-some hundred candidates: `Network.find` here, the exported file there (`Session.run`), with normalisation, padding,
+some hundred candidates (head: channels and convolutions before each output, by default those that `recipe: auto`
+gives a small backbone): `Network.find` here, the exported file there (`Session.run`), with normalisation, padding,
 top-k, suppression and boxes in pixels. They take turns; medians.
 """
 
@@ -27,7 +28,7 @@ from crossdet.labels.space import LabelSpace
 from crossdet.models.building import build_detector
 from crossdet.models.card import Card, InputSettings
 from crossdet.models.contract import Limits
-from crossdet.models.retinanet.settings import RetinaNetSettings
+from crossdet.models.retinanet.settings import SMALL_HEAD, RetinaNetSettings
 
 CLASSES, CANDIDATES = 20, 500
 
@@ -36,13 +37,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=320, help="shorter side, pixels")
     parser.add_argument("--backbone", default="mobilenetv2_100")
+    parser.add_argument("--head", type=int, nargs=2, default=SMALL_HEAD, metavar=("CHANNELS", "DEPTH"))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     shape = (args.size, args.size * 4 // 3)
-    settings = RetinaNetSettings(backbone=args.backbone)
+    settings = RetinaNetSettings(
+        backbone=args.backbone, channels=args.head[0], head_depth=args.head[1], group_norm=True
+    )
     network = build_detector(settings, CLASSES).eval().to(memory_format=torch.channels_last)
     picture = np.random.default_rng(0).integers(0, 256, (1, *shape, 3), dtype=np.uint8)
     images, sizes = torch.from_numpy(picture).permute(0, 3, 1, 2), torch.tensor([shape])
@@ -73,7 +77,13 @@ def main() -> None:
         print(f"{name:12} {time:7.1f} ms  {times['torch'] / time:5.2f} x")
     if args.json:
         ratios = {f"torch_over_{name}": times["torch"] / times[name] for name in files}
-        about = {"backbone": args.backbone, "size": list(shape), "detections": found, "torch": torch.__version__}
+        about = {
+            "backbone": args.backbone,
+            "head": list(args.head),
+            "size": list(shape),
+            "detections": found,
+            "torch": torch.__version__,
+        }
         args.json.write_text(json.dumps(about | {"ms": times} | ratios, indent=1) + "\n")
 
 
