@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,7 +87,9 @@ def _print(record: dict[str, Any]) -> None:
     for dataset, row in record["ap"].items():
         for name, before in row["before"].items():
             after = row["after"][name]
-            change = "-" if before is None or after is None else f"{100 * (after - before):+.2f}"
+            change = (
+                "-" if None in (before, after) or math.isnan(after - before) else f"{100 * (after - before):+.2f}"
+            )
             table.add_row(f"{dataset} {name}", percent(before, 2), percent(after, 2), change)
     time = record["latency_ms"]
     ratio = f"{time['torch'] / time['exported']:.2f} x"

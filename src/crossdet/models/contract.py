@@ -120,6 +120,11 @@ class Network(nn.Module, ABC):
         return None
 
     @property
+    def graph_of_one_size(self) -> bool:
+        """Whether an exported graph holds for pictures of the size that it was recorded with alone."""
+        return False
+
+    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 

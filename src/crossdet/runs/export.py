@@ -34,6 +34,7 @@ from crossdet.models.contract import Limits
 from crossdet.models.hub import results_folder
 from crossdet.runs.evaluate import score_splits, splits_for_detector
 from crossdet.runs.hugging_face import write_directory
+from crossdet.types import PAD_DIVISOR
 
 CALIBRATION_PICTURES, COMPARED_PICTURES, TIMED_PICTURES = 64, 32, 8
 COMPARED_SCORE = 0.05
@@ -202,6 +203,13 @@ def _job(detector: Detector, card: Card, request: Request, data: Data | None, ou
     source = detector.file
     assert source is not None
     network, space = detector.model, detector.space
+    if network.graph_of_one_size and request.size is None:
+        sides = (detector.settings.shorter, detector.settings.longer)
+        height, width = (-(-side // PAD_DIVISOR) * PAD_DIVISOR for side in sides)
+        raise UserError(
+            f"--size: a graph of this network holds for one size of pictures; give it, such as "
+            f"--size {height} {width}"
+        )
     limits = Limits(**detector.decoding)
     most = request.max_detections or limits.max_detections
     if request.max_detections is None and data is not None:

@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from crossdet.inference import load_detector as load_with_torch
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.building import build_detector
 from crossdet.models.card import Card, InputSettings, first_generation
+from crossdet.models.detr.network import Detr
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.models.weights import save_weights
 from crossdet.runs import export as exporting
@@ -251,3 +253,17 @@ def test_the_commands_of_the_page(files, detector, tmp_path, monkeypatch, crossd
     assert len(GRAPHS) == graphs
     found = json.loads((tmp_path / "predictions/predictions.json").read_text())
     assert (found["weights"], len(found["images"])) == ("runs/first/best.onnx", 2)
+
+
+def test_a_graph_of_one_size_has_to_be_given_it(detector, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "load_detector", lambda *_args, **_options: detector)
+    monkeypatch.setattr(type(detector.model), "graph_of_one_size", property(lambda _: True))
+    with pytest.raises(UserError, match=r"^--size: .* holds for one size of pictures; .* --size 64 96$"):
+        export(weights, Request("onnx"), tmp_path / "any.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("square", [None, 64])
+def test_networks_with_places_of_queries_are_of_one_size_unless_they_stretch(square):
+    settings = SimpleNamespace(square=square)
+    assert Detr.graph_of_one_size.fget(SimpleNamespace(settings=settings)) == (square is None)

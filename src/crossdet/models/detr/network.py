@@ -138,6 +138,11 @@ class Detr(Growable):
         return self.settings.stretched_to
 
     @property
+    def graph_of_one_size(self) -> bool:
+        """The encoder's embeddings of places are recorded as constants; a square is always the same."""
+        return self.settings.square is None
+
+    @property
     def class_tensors(self) -> list[str]:
         """Names of the tensors with a row per class (and one more in the embedding)."""
         return [name for name in self.state_dict() if growth.has_rows(name)]
