@@ -64,8 +64,6 @@ def steps_of(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
         theirs = transformers.DFineForObjectDetection.from_pretrained(folder)
     ours.to(device).training_mode()
     theirs.to(device).train()
-    for module in theirs.modules():  # ours trains them where there are no weights; theirs, if made so
-        module.train()
     made = ours.prepare()(batch_of(args.batch, args.square, CLASSES, CLASSES))
     pictures = ours.pictures(made.images.to(device), made.sizes)
     labels = [{key: value.to(device) for key, value in one.items()} for one in hf_labels(made)]

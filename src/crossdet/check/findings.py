@@ -13,6 +13,7 @@ from crossdet.check.teachers import look_at_teachers
 from crossdet.config import Config
 from crossdet.config.sources import Sources, listed_only_problem, open_split, training_warnings, union_test_index
 from crossdet.data.annotation_files import too_many
+from crossdet.data.canvases import too_few
 from crossdet.data.groups import group
 from crossdet.data.index import NO_LABELS
 from crossdet.errors import UserError, problem_list
@@ -54,10 +55,7 @@ def _errors(report: Report, config: Config, sources: Sources, extends: bool) -> 
             yield f"{where}: none of its image files can be used ({counts}), such as {first}"
     pieces = config.train.devices * config.train.accumulate
     if 0 < report.train_images < pieces:
-        yield (
-            f"{report.train_images} training images are too few for {pieces} processes x accumulation steps; lower "
-            f"`train.devices` or `train.accumulate`"
-        )
+        yield too_few(report.train_images, pieces)
     if sources.listed_only and not config.train.plain:
         yield listed_only_problem(sources.listed_only)
 

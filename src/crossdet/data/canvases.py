@@ -30,6 +30,14 @@ MIXED = 0.5
 """See `_parting`."""
 
 
+def too_few(images: int, pieces: int) -> str:
+    """What is said where there is not an image for every process and accumulation step."""
+    return (
+        f"{images} training images are too few for {pieces} processes x accumulation steps; lower "
+        f"`train.devices` or `train.accumulate`"
+    )
+
+
 def resized(height: int, width: int, shorter: int, longer: int, scale: float = 1.0) -> tuple[int, int]:
     """(height, width) with the shorter side `shorter * scale`, but the longer side at most `longer * scale`."""
     factor = min(shorter / min(height, width), longer / max(height, width)) * scale

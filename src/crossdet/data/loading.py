@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from crossdet.data.augment import IMAGENET_MEAN
-from crossdet.data.canvases import SMALLEST_BATCH, Canvas, holding
+from crossdet.data.canvases import SMALLEST_BATCH, Canvas, holding, too_few
 from crossdet.data.hybrid import Draw, HybridDataset, Placing, Sample
 from crossdet.errors import RunError, UserError
 from crossdet.types import PAD_DIVISOR, Batch, Tiles
@@ -63,10 +63,7 @@ def epoch_batches(
     `UserError` if there are fewer images.
     """
     if len(weights) < max(1, min_batch):
-        raise UserError(
-            f"{len(weights)} training images are too few for {min_batch} processes x accumulation steps; lower "
-            f"`train.devices` or `train.accumulate`"
-        )
+        raise UserError(too_few(len(weights), min_batch))
     generator = np.random.default_rng([seed, epoch])
     rows = epoch_rows(weights, generator)
     seeds = generator.integers(0, 2**62, len(rows))

@@ -41,12 +41,11 @@ def check_run_dir(
     last_file: without it a run whose training is finished can still be resumed. known_datasets: see `load_config`.
     epochs: of the training, where a run that was to have fewer may be resumed to have so many.
     """
-    state = run_dir / STATE_FILE
     holds_run = (run_dir / CONFIG_FILE).exists()
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"{run_dir} is a file; choose another directory with --output")
     if resume:
-        progress = load_state(state)["progress"] if state.exists() else {}
+        progress = _progress(run_dir)
         longer = _may_grow(config) and (epochs or 0) > (progress.get("epochs") or math.inf)
         _check_same_config(run_dir / CONFIG_FILE, config, known_datasets, longer)
         if progress.get("finished") and not longer and (run_dir / last_file).exists():
@@ -66,9 +65,8 @@ def is_finished(run_dir: Path, config: Config) -> bool:
 
     Raises `UserError` if it was of another config.
     """
-    state = run_dir / STATE_FILE
     _check_same_config(run_dir / CONFIG_FILE, config, (), longer=False)
-    return state.exists() and bool(load_state(state)["progress"].get("finished"))
+    return bool(_progress(run_dir).get("finished"))
 
 
 def make_run_dir(fabric: Fabric, run_dir: Path, config: Config, resume: bool) -> None:
@@ -94,6 +92,12 @@ def check_teachers_stay(teachers: Sequence[Path | str], run_dir: Path) -> None:
             f"pseudo.teachers: {', '.join(inside)} would be replaced by this run, {run_dir}; choose another "
             f"directory with --output"
         )
+
+
+def _progress(run_dir: Path) -> dict[str, Any]:
+    """How far the training came; empty where it has no state."""
+    state = run_dir / STATE_FILE
+    return dict(load_state(state)["progress"]) if state.exists() else {}
 
 
 def _may_grow(config: Config) -> bool:
