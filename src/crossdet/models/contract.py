@@ -207,7 +207,8 @@ class Network(nn.Module, ABC):
 
     def detection_module(self, classes: Tensor, limits: Limits) -> nn.Module:
         """(`images [B, 3, H, W]` RGB 0..255 without padding, `thresholds [C]`) -> `detecting.Found`, traceable by
-        `torch.export`: what `find` reports of `classes [K]` (rising, each once) within the other `limits`."""
+        `torch.export`: what `find` reports of `classes [K]` (rising, each once) within the other `limits`. Classes
+        with a threshold above 1 are not looked for."""
         raise NotImplementedError
 
     def write_directory(self, classes: Sequence[str], directory: Path) -> None:

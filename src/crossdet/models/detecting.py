@@ -15,6 +15,8 @@ from crossdet.models.contract import Limits
 
 NOTHING = -1
 """Label of a row that is no detection."""
+HIGHEST_SCORE = 1.0
+"""A threshold above it says that a class is not looked for."""
 
 
 class Found(NamedTuple):

@@ -213,16 +213,21 @@ def test_export_module_gives_the_same_for_any_batch(network):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("asked", [[0, 1, 2, 3], [1, 3]])
-def test_detection_module_finds_what_find_finds(network, asked):
-    """In pictures of any size, and of a batch."""
+@pytest.mark.parametrize(
+    ("classes", "asked"), [([0, 1, 2, 3], [0, 1, 2, 3]), ([1, 3], [1, 3]), ([0, 1, 2, 3], [1])]
+)
+def test_detection_module_finds_what_find_finds(network, classes, asked):
+    """In pictures of any size, and of a batch; where not all of its classes are asked for, as well."""
     network.float().eval()
-    limits = Limits(torch.tensor([0.1, 0.001, 0.0, 0.0]), topk=60, max_detections=20)
-    module = network.detection_module(torch.tensor(asked), limits)
+    thresholds = torch.tensor([0.1, 0.001, 0.0, 0.0])
+    limits = Limits(thresholds, topk=60, max_detections=20)
+    module = network.detection_module(torch.tensor(classes), limits)
+    given = torch.full((4,), 2.0)
+    given[asked] = thresholds[asked]
     for images in (batch_of([0, 1]).images, batch_of([2]).images[:, :, :50, :70]):
         sizes = torch.tensor([images.shape[2:]] * len(images))
         with torch.no_grad():
-            boxes, scores, labels = module(images, limits.score_threshold)
+            boxes, scores, labels = module(images, given)
             found = network.find(images, sizes, asked, limits)
         for row, wanted in enumerate(found):
             count = int((labels[row] >= 0).sum())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdet.models.contract import Limits
-from crossdet.models.detecting import Found, best_columns, clipped, found_of, rows_at
+from crossdet.models.detecting import HIGHEST_SCORE, Found, best_columns, clipped, found_of, rows_at
 from crossdet.models.detr.boxes import corners
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Detecting(nn.Module):
         memory = network.graph.memory(network.pictures(images, None))
         parts = []
         for looked in self.sets:
-            answers = network.answers(memory, looked)
+            answers = network.answers(memory, looked, thresholds[looked] <= HIGHEST_SCORE)
             scores = answers.scored.float().sigmoid()
             places = corners(answers.boxes.float())
             boxes = torch.stack([places[..., i] * frame[i] for i in range(4)], -1)

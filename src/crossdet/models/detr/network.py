@@ -309,11 +309,14 @@ class Detr(Growable):
         parts = classes.tensor_split(torch.searchsorted(classes, borders).tolist()) if len(borders) else [classes]
         return [part for part in parts if len(part)] or [classes]
 
-    def answers(self, memory: Memory, classes: Tensor) -> Answers:
-        """Of the last layer, for some classes, by queries that these have chosen."""
+    def answers(self, memory: Memory, classes: Tensor, asked: Tensor | None = None) -> Answers:
+        """Of the last layer, for `classes [K]`, by queries that these have chosen; asked: `[K]` bool, which of them
+        choose (None: all)."""
         proposals = self.graph.proposals(memory, 0)
-        scores = rows_of(self.graph.head(0), proposals.inputs, classes).amax(-1)
-        positions = best(scores, min(self.settings.queries, scores.shape[1]), proposals.valid)
+        scores = rows_of(self.graph.head(0), proposals.inputs, classes)
+        if asked is not None:
+            scores = scores.masked_fill(~asked, -torch.inf)
+        positions = best(scores.amax(-1), min(self.settings.queries, scores.shape[1]), proposals.valid)
         return self.graph.decode(self.graph.first(proposals, positions, 0).queries, memory, classes)[-1]
 
     def frame_of(self, shape: Sequence[int]) -> list[int]:
