@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -222,10 +223,13 @@ def test_a_full_disk_is_found_before_the_work(world, trained, tmp_path, crossdet
         ("report", trained.folder, "-o", tmp_path / "report.html"),
         ("export", trained.folder, "-o", tmp_path / "export.onnx"),
     ]
-    for module, name in (
+    work = [
         ("inference", "predict_files"), ("runs.evaluate", "score_splits"), ("runs.audit", "audited_runs"),
         ("runs.report", "audited_runs"), ("runs.export", "onnx_graph"),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for module, _ in work:
+        importlib.import_module(f"crossdet.{module}")  # before any name is patched that the next one imports
+    for module, name in work:
         monkeypatch.setattr(f"crossdet.{module}.{name}", None)  # the work
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
     for words in calls:
@@ -411,7 +415,7 @@ def test_a_detector_is_scored_on_other_datasets_by_class_name(world, trained, tm
 
 def test_padding_has_the_colour_that_is_zero_to_the_network(world, trained, monkeypatch):
     """In training's evaluation, in `evaluate` and in predictions alike (here the backbone's mean is 0.5)."""
-    import crossdet.evaluation.run as run
+    import crossdet.evaluation.of_network as run
 
     fills = []
     loader = run.make_loader

@@ -5,10 +5,10 @@ the types of single values, `mistakes` turns pydantic's errors into sentences, `
 Nothing below `crossdet.runs` knows these classes. No torch in here.
 """
 
-from crossdet.config.files import CONFIG_FILE, Override, dump_config, load_config
+from crossdet.config.files import CONFIG_FILE, Override, as_config, dump_config, load_config
 from crossdet.config.schema import Config, DatasetConfig, LabelsConfig, SplitConfig, UnionTestConfig
 
 __all__ = [
     "CONFIG_FILE", "Config", "DatasetConfig", "LabelsConfig", "Override", "SplitConfig", "UnionTestConfig",
-    "dump_config", "load_config",
+    "as_config", "dump_config", "load_config",
 ]  # fmt: skip

@@ -67,6 +67,11 @@ def load_config(path: Path | str, overrides: Sequence[Override] = (), known_data
     return config
 
 
+def as_config(config: Config | str | Path, known_datasets: Sequence[str] = ()) -> Config:
+    """The config itself, or the one in a file. known_datasets: see `load_config`."""
+    return load_config(config, known_datasets=known_datasets) if isinstance(config, str | Path) else config
+
+
 def overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The values of a config file with `overrides` of `load_config`. Raises `ConfigError` where one is no such."""
     data: dict[str, Any] = _copied(values)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from crossdet.data.index import Index
+from crossdet.data.rotation_geometry import canvas
 from crossdet.errors import UserError
 
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+Pixels = NDArray[np.uint8]
+"""`[H, W, 3]` RGB."""
+T = TypeVar("T")
+
+ROTATION_FILL = (124, 116, 104)
+"""RGB of the corners that a rotation uncovers: ImageNet's mean, near zero after normalisation, as padding is."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
@@ -48,7 +60,86 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     return list(found)
 
 
-def decode_with_pillow(data: bytes, path: Path | str, rotate: bool) -> NDArray[np.uint8]:
+def read_bytes(path: Path) -> bytes:
+    """Raises `UnreadableImage`."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableImage(f"{path}: {error.strerror or error}") from None
+
+
+def as_annotated(
+    decode: Callable[[bool], T],
+    size: Callable[[T], Size],
+    path: Path,
+    annotated: Size | None,
+    upright: bool = False,
+) -> T:
+    """The picture of a file in the size that its boxes refer to.
+
+    decode: the picture, turned as EXIF says if its argument is true. annotated: None or (0, 0) = unknown. upright:
+    EXIF's orientation is applied always, and not only if the stored size is not the annotated one and the turned
+    size is. Raises `UnreadableImage` for a size that is neither way the annotated one.
+    """
+    image = decode(upright)
+    have = size(image)
+    if annotated is None or annotated in ((0, 0), have):
+        return image
+    if have == annotated[::-1]:
+        rotated = decode(True)
+        if size(rotated) == annotated:
+            return rotated
+    shown, wanted = ("x".join(map(str, one[::-1])) for one in (have, annotated))
+    raise UnreadableImage(f"{path}: the picture is {shown}, its annotation says {wanted}")
+
+
+def annotated_size(index: Index, row: int) -> Size:
+    """Of the file of a row, before it is turned; (0, 0) where nobody knows. Raises `UnreadableImage` where it is to
+    be turned and its size was unknown."""
+    sizes = index.sizes if index.rotation is None else index.rotation.sizes
+    size = int(sizes[row, 0]), int(sizes[row, 1])
+    if index.rotation is not None and 0 in size:
+        raise UnreadableImage(f"{index.path(row)}: its size was unknown, so its boxes could not be turned")
+    return size
+
+
+def read_pixels(index: Index, row: int) -> Pixels:
+    """The picture of a row of an index as Pillow decodes it, turned where the index says so. Raises
+    `UnreadableImage`."""
+    path, size = index.path(row), annotated_size(index, row)
+    data = read_bytes(path)
+    pixels = as_annotated(lambda turn: decode_with_pillow(data, path, turn), size_of, path, size)
+    return pixels if index.rotation is None else rotated(pixels, int(index.rotation.degrees[row]))
+
+
+def size_of(pixels: Pixels) -> Size:
+    return pixels.shape[0], pixels.shape[1]
+
+
+def rotated(pixels: Pixels, degrees: int) -> Pixels:
+    """Counter-clockwise, on a canvas that holds all of it (`rotation_geometry.canvas`).
+
+    Multiples of 90 move pixels, other angles interpolate bilinearly and fill the corners.
+    """
+    if degrees % 90 == 0:
+        return np.ascontiguousarray(np.rot90(pixels, degrees // 90 % 4))
+    height, width = size_of(pixels)
+    tall, wide = canvas(np.array([[height, width]]), np.array([degrees]))[0].tolist()
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    # where a point of the canvas comes from: turned back about the centres
+    x0 = width / 2 - cos * wide / 2 + sin * tall / 2
+    y0 = height / 2 - sin * wide / 2 - cos * tall / 2
+    picture = Image.fromarray(pixels).transform(
+        (wide, tall),
+        Image.Transform.AFFINE,
+        (cos, -sin, x0, sin, cos, y0),
+        resample=Image.Resampling.BILINEAR,
+        fillcolor=ROTATION_FILL,
+    )
+    return np.asarray(picture).copy()
+
+
+def decode_with_pillow(data: bytes, path: Path | str, rotate: bool) -> Pixels:
     """`[H, W, 3]` RGB of the bytes of a file. rotate: as EXIF says. Raises `UnreadableImage`."""
     try:
         with Image.open(io.BytesIO(data)) as opened:

@@ -6,14 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torchvision.ops import batched_nms
 
 from crossdet.evaluation.arrays import Bools, DetectionArrays, GroundTruth, Ints
 from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou_with_offset
 from crossdet.evaluation.operating import CONFIDENT, IOU_THRESHOLD
 from crossdet.evaluation.splits import Split, ground_truth
+from crossdet.export.detector import suppressed
 from crossdet.labels.folds import NO_ANGLE, Folding
 
 
@@ -36,13 +35,8 @@ def rows_after_nms(detections: DetectionArrays, labels: NDArray[np.int64], nms_i
     order = np.argsort(detections.image_of_box, kind="stable")
     starts = np.flatnonzero(np.diff(detections.image_of_box[order], prepend=-1))
     for mine in np.split(order, starts[1:]):
-        kept = batched_nms(
-            torch.from_numpy(detections.boxes[mine].astype(np.float32)),
-            torch.from_numpy(detections.scores[mine].astype(np.float32)),
-            torch.from_numpy(labels[mine]),
-            nms_iou,
-        )
-        rows.append(mine[kept.numpy()])
+        boxes, scores = (values[mine].astype(np.float32) for values in (detections.boxes, detections.scores))
+        rows.append(mine[suppressed(boxes, scores, labels[mine], nms_iou)])
     return np.sort(np.concatenate(rows))
 
 

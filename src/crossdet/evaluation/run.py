@@ -1,21 +1,16 @@
-"""Running a detector over the validation split of a dataset and scoring it by the dataset's protocols."""
+"""Running a detector over the validation split of a dataset and scoring it by the dataset's protocols. No torch,
+unless the detector is a network."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from crossdet.data.augment import Resize
-from crossdet.data.canvases import canvases_of
-from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.index import Index
-from crossdet.data.loading import make_loader, sequential_batches
 from crossdet.data.rotation import rows_per_picture
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.folding import fold_detections, orientation_scores
@@ -24,10 +19,11 @@ from crossdet.evaluation.precision_recall import Curve
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.protocols.entry import Protocol, ProtocolLimits, score_split
 from crossdet.evaluation.splits import Split, ground_truth
-from crossdet.inference import rescale
+from crossdet.export.detector import ExportedDetector
 from crossdet.labels.folds import Folding
-from crossdet.labels.space import DROPPED, LabelSpace
-from crossdet.models.contract import Limits, Network
+
+if TYPE_CHECKING:
+    from crossdet.models.contract import Network
 
 
 @dataclass(frozen=True)
@@ -77,65 +73,24 @@ class Found:
     degrees: NDArray[np.int64] | None = None
 
 
-@torch.inference_mode()
 def detect(
-    model: Network,
+    model: Network | ExportedDetector,
     index: Index,
     classes: Sequence[int] | None,
     settings: EvalSettings,
-    autocast: AbstractContextManager[Any] | None = None,
-    rank: int = 0,
-    ranks: int = 1,
-    nms_groups: Sequence[int] | None = None,
+    **options: Any,
 ) -> Found:
     """Detections of the unified `classes` (None = all) in all images of `index`, in original pixels.
 
-    Limits that `settings` leaves open are COCO's. With several `ranks` each process takes its share of the images
-    and all get the whole result. nms_groups: see `Limits`. The model's train/eval mode is restored.
+    Limits that `settings` leaves open are COCO's. options: see `of_network.detect`; an exported file takes none.
     """
-    space = LabelSpace(("dataset",), ("object",), ({},))  # the ground truth is not needed to detect
-    part = Part(index, 0, np.full(len(index.classes), DROPPED, np.int64))
-    dataset = HybridDataset([part], space, Resize(settings.shorter, settings.longer), substitute=False)
-    canvases = () if model.stretched_to else canvases_of(index.sizes, settings.shorter, settings.longer)
-    batches = sequential_batches(len(index), settings.batch_size, rank, ranks, canvases)
-    most = settings.limits(PROTOCOLS["coco"])
-    limits = Limits(
-        most.score_threshold,
-        settings.topk,
-        most.max_detections,
-        settings.nms_iou,
-        settings.agnostic_nms,
-        nms_groups,
-    )
-    was_training = model.training
-    model.eval()
-    device = model.device
-    ids = np.zeros(0, np.int64)
-    columns: list[tuple[NDArray[Any], ...]] = [(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), ids, ids)]
-    lost: list[tuple[int, str]] = []
-    with autocast or nullcontext():
-        for batch in make_loader(dataset, batches, settings.workers, device.type == "cuda", model.fill_colour):
-            images = batch.images.to(device, non_blocking=True)
-            rows = model.find(images, batch.sizes.to(device), classes, limits)
-            missing = batch.image_ids[batch.original_sizes[:, 0] == 0].tolist()
-            lost.extend(zip(missing, batch.unreadable, strict=True))
-            for row, detections in enumerate(rows):
-                if int(batch.original_sizes[row, 0]) == 0:
-                    continue
-                one = rescale(detections, batch.sizes[row], batch.original_sizes[row])
-                image = np.full(len(one), int(batch.image_ids[row]), np.int64)
-                columns.append((one.boxes.numpy(), one.scores.numpy(), one.labels.numpy(), image))
-    model.train(was_training)
-    mine = DetectionArrays(*map(np.concatenate, zip(*columns, strict=True)))
-    everyone: list[Any] = [(mine, lost)]
-    if ranks > 1:
-        everyone *= ranks
-        torch.distributed.all_gather_object(everyone, (mine, lost))
-    found = DetectionArrays.joined([detections for detections, _ in everyone])
-    in_order = np.argsort(found.image_of_box, kind="stable")
-    return Found(
-        found.take(in_order), tuple(line for _, line in sorted(one for _, part in everyone for one in part))
-    )
+    if isinstance(model, ExportedDetector):
+        from crossdet.evaluation import of_file
+
+        return of_file.detect(model, index, classes, settings)
+    from crossdet.evaluation import of_network  # torch, which files do without
+
+    return of_network.detect(model, index, classes, settings, **options)
 
 
 @dataclass(frozen=True)
@@ -152,7 +107,7 @@ class DatasetScores:
 
 
 def detect_folded(
-    model: Network,
+    model: Network | ExportedDetector,
     index: Index,
     classes: Sequence[int] | None,
     settings: EvalSettings,
@@ -169,13 +124,15 @@ def detect_folded(
     members = None if classes is None else folding.members(classes)
     if members is not None and among is not None:
         members = [member for member in members if member in among]
-    found = detect(model, index, members, more, nms_groups=folding.nms_groups, **options)
+    if not isinstance(model, ExportedDetector):  # a file has its own
+        options = options | {"nms_groups": folding.nms_groups}
+    found = detect(model, index, members, more, **options)
     folded, degrees = fold_detections(found.detections, folding, settings.nms_iou)
     return Found(folded, found.unreadable, degrees if folding.has_angles else None)
 
 
 def score_dataset(
-    model: Network,
+    model: Network | ExportedDetector,
     split: Split,
     settings: EvalSettings,
     protocols: Sequence[Protocol] = (PROTOCOLS["coco"],),

@@ -5,7 +5,7 @@ Beside `inference.Detector`, whose answers it gives: pictures one by one, and de
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from crossdet.data.canvases import resized
-from crossdet.data.picture_files import UnreadableImage, decode_with_pillow
+from crossdet.data.picture_files import UnreadableImage, decode_with_pillow, read_bytes
 from crossdet.errors import UserError
 from crossdet.export.about import About, Rules
 from crossdet.export.resizing import Picture, resize
@@ -49,14 +49,8 @@ class ExportedDetector(Reporting):
 
     def asked(self, classes: Sequence[str] | str | None, score_threshold: float | None) -> NDArray[np.float32]:
         """`[C]` thresholds. Raises `UserError` for classes that the file does not look for."""
-        looked = self.about.rules.classes
-        ids = self.class_ids(classes)
-        if missing := [self.classes[c] for c in ids or () if c not in looked]:
-            raise UserError(f"{self.file} was exported without the class(es) {', '.join(missing)}")
-        thresholds = np.full(len(self.classes), NOT_LOOKED_FOR, np.float32)
-        wanted = looked if ids is None else ids
-        thresholds[list(wanted)] = np.array(self.member_thresholds(score_threshold), np.float32)[list(wanted)]
-        return thresholds
+        values = self.member_thresholds(score_threshold)
+        return thresholds_of(self.about, self.class_ids(classes), values, self.file or "the file")
 
     @property
     def offered(self) -> tuple[str, ...]:
@@ -66,12 +60,9 @@ class ExportedDetector(Reporting):
 
     def find(self, picture: Picture, thresholds: NDArray[np.float32], most: int | None = None) -> Detections:
         """In one picture; thresholds: of `asked`."""
-        rules, own, sides = self.about.rules, self.folding, picture.shape[:2]
-        if rules.size is None:
-            given = self.about.card.input
-            picture = resize(picture, resized(sides[0], sides[1], given.shorter, given.longer))
-        boxes, scores, labels = answers(self.session, picture, thresholds)
-        boxes = boxes * np.array([sides[1] / picture.shape[1], sides[0] / picture.shape[0]] * 2).astype(np.float32)
+        rules, own = self.about.rules, self.folding
+        given = self.about.card.input
+        boxes, scores, labels = answers_at(self.session, picture, thresholds, given.shorter, given.longer)
         angles = None
         limit = rules.max_detections // (1 if own is None else own.largest) if most is None else most
         if own is not None:
@@ -82,6 +73,51 @@ class ExportedDetector(Reporting):
         names = tuple(self.reported[label] for label in labels[:limit])
         angles = None if angles is None else angles[:limit]
         return Detections(boxes[:limit], scores[:limit], labels[:limit], names, angles)  # type: ignore[arg-type]
+
+
+def thresholds_of(
+    about: About,
+    classes: Iterable[int] | None,
+    values: Sequence[float] | NDArray[np.float32],
+    file: object = "the file",
+) -> NDArray[np.float32]:
+    """`[C]` thresholds of the `classes` (None: all that the file looks for), out of those `[C]` of all classes.
+
+    Raises `UserError` for classes that the file does not look for.
+    """
+    names, looked = about.card.space.classes, about.rules.classes
+    wanted = list(looked if classes is None else classes)
+    if missing := sorted(set(wanted) - set(looked)):
+        raise UserError(f"{file} was exported without the class(es) {', '.join(names[c] for c in missing)}")
+    thresholds = np.full(len(names), NOT_LOOKED_FOR, np.float32)
+    thresholds[wanted] = np.asarray(values, np.float32)[wanted]
+    return thresholds
+
+
+def check_limits(rules: Rules, nms_iou: float, agnostic_nms: bool, max_detections: int) -> None:
+    """Raises `UserError` for limits that the file cannot keep."""
+    if (nms_iou, agnostic_nms) != (rules.nms_iou, rules.agnostic_nms):
+        raise UserError(
+            f"the file was exported with nms_iou {rules.nms_iou:g} and agnostic_nms {rules.agnostic_nms}, "
+            f"which it keeps; ask for these (`--set eval.nms_iou={rules.nms_iou:g}`)"
+        )
+    if max_detections > rules.max_detections:
+        raise UserError(
+            f"the file gives {rules.max_detections} detections per picture at most, asked for are "
+            f"{max_detections}; export again with --max-detections {max_detections}"
+        )
+
+
+def answers_at(
+    session: Session, picture: Picture, thresholds: NDArray[np.float32], shorter: int, longer: int
+) -> tuple[NDArray[Any], ...]:
+    """`answers` in a picture, which is resized as `shorter` and `longer` say where the file takes any size."""
+    sides = picture.shape[:2]
+    if session.about.rules.size is None:
+        picture = resize(picture, resized(sides[0], sides[1], shorter, longer))
+    boxes, scores, labels = answers(session, picture, thresholds)
+    scale = np.array([sides[1] / picture.shape[1], sides[0] / picture.shape[0]] * 2).astype(np.float32)
+    return boxes * scale, scores, labels
 
 
 def answers(session: Session, picture: Picture, thresholds: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
@@ -128,11 +164,7 @@ def as_picture(image: Any) -> Picture:
 
 def read_picture(path: Path) -> Picture:
     """Turned as EXIF says. Raises `UnreadableImage`."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UnreadableImage(f"{path}: {error.strerror or error}") from None
-    return decode_with_pillow(data, path, rotate=True)
+    return decode_with_pillow(read_bytes(path), path, rotate=True)
 
 
 def suppressed(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdet.errors import UserError
-from crossdet.export.detector import NOT_LOOKED_FOR, answers
+from crossdet.export.detector import answers, check_limits, thresholds_of
 from crossdet.export.sessions import Session
 from crossdet.models.contract import Limits, Network
 from crossdet.types import Batch, Detections
@@ -41,33 +41,16 @@ class ExportedNetwork(Network):
         limits: Limits = Limits(),
     ) -> list[Detections]:
         """Pictures one by one, without the padding of the batch."""
-        self._check(limits)
-        looked = self.session.about.rules.classes
-        wanted = looked if classes is None else [int(c) for c in classes]
-        if missing := set(wanted) - set(looked):
-            names = ", ".join(self.session.about.card.space.classes[c] for c in sorted(missing))
-            raise UserError(f"the file was exported without the class(es) {names}")
-        thresholds = torch.full((self.num_classes,), NOT_LOOKED_FOR)
-        ids = torch.tensor(list(wanted), dtype=torch.int64)
-        thresholds[ids] = torch.as_tensor(limits.threshold_of(ids), dtype=torch.float32)
+        rules = self.session.about.rules
+        check_limits(rules, limits.nms_iou, limits.agnostic_nms, limits.max_detections)
+        ids = torch.arange(self.num_classes)
+        floors = torch.as_tensor(limits.threshold_of(ids), dtype=torch.float32).expand(self.num_classes)
+        wanted = None if classes is None else [int(c) for c in classes]
+        thresholds = thresholds_of(self.session.about, wanted, floors.numpy())
         return [
-            self._one(image[:, :height, :width], thresholds.numpy(), limits.max_detections)
+            self._one(image[:, :height, :width], thresholds, limits.max_detections)
             for image, (height, width) in zip(images, sizes.tolist(), strict=True)
         ]
-
-    def _check(self, limits: Limits) -> None:
-        """Raises `UserError` for limits that the file cannot keep."""
-        rules = self.session.about.rules
-        if (limits.nms_iou, limits.agnostic_nms) != (rules.nms_iou, rules.agnostic_nms):
-            raise UserError(
-                f"the file was exported with nms_iou {rules.nms_iou:g} and agnostic_nms {rules.agnostic_nms}, "
-                f"which it keeps; ask for these (`--set eval.nms_iou={rules.nms_iou:g}`)"
-            )
-        if limits.max_detections > rules.max_detections:
-            raise UserError(
-                f"the file gives {rules.max_detections} detections per picture at most, asked for are "
-                f"{limits.max_detections}; export again with --max-detections {limits.max_detections}"
-            )
 
     def _one(self, image: Tensor, thresholds: Any, most: int) -> Detections:
         given = image.permute(1, 2, 0).to(torch.uint8).numpy()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from crossdet.config import Config, load_config
+from crossdet.config import Config, as_config
 from crossdet.config.sources import Sources, listed_only_problem, open_sources
 from crossdet.data.augment import IMAGENET_MEAN, Augment
 from crossdet.data.hybrid import HybridDataset, Part
@@ -23,11 +23,6 @@ from crossdet.models.card import Card, Generation, InputSettings
 from crossdet.models.contract import Network
 from crossdet.models.settings import NetworkSettings
 from crossdet.types import Batch
-
-
-def as_config(config: Config | str | Path, known_datasets: Sequence[str] = ()) -> Config:
-    """The config itself, or the one in a file. known_datasets: see `load_config`."""
-    return config if isinstance(config, Config) else load_config(config, known_datasets=known_datasets)
 
 
 def build_fabric(config: Config) -> Fabric:

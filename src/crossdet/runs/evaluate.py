@@ -1,17 +1,17 @@
-"""Scoring a detector on the splits of a config: every dataset by its own protocols, in one record and one table."""
+"""Scoring a detector on the splits of a config: every dataset by its own protocols, in one record and one table. No
+torch, unless the detector is a network."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
-from crossdet.config import Config
+from crossdet.config import Config, as_config
 from crossdet.config.sources import Sources, open_sources
 from crossdet.data.federated import verified_in_evaluation
 from crossdet.data.index import Index
@@ -25,13 +25,20 @@ from crossdet.evaluation.protocols.entry import write_predictions
 from crossdet.evaluation.run import DatasetScores, EvalSettings, score_dataset
 from crossdet.evaluation.splits import Split
 from crossdet.evaluation.tables import percent
+from crossdet.export.detector import ExportedDetector
 from crossdet.files import check_room, safe_names
-from crossdet.inference import Detector, load_detector
 from crossdet.labels.folds import NO_ANGLE, Folding
+from crossdet.labels.reporting import Reporting
 from crossdet.labels.space import DROPPED, LabelSpace
-from crossdet.models.contract import Network
-from crossdet.runs.building import as_config, loader_workers
+from crossdet.models.card import InputSettings
+from crossdet.opening import load_detector
 from crossdet.training.guard import of_detections
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from crossdet.inference import Detector
+    from crossdet.models.contract import Network
 
 
 @dataclass(frozen=True)
@@ -44,21 +51,23 @@ class Evaluation:
 
 
 def score_splits(
-    model: Network,
+    model: Network | ExportedDetector,
     config: Config,
     splits: dict[str, Split],
     lists: Mapping[str, Any],
     size: Any,
     folding: Folding | None = None,
+    workers: int = 0,
     **detect_options: Any,
 ) -> Evaluation:
     """Scores of all splits. lists: by dataset (`Protocol.lists`). size: of the network's input (`EvalSettings.of`).
+    workers: of the loader.
 
     The record: `mean` over the datasets of the first protocol's headline, `datasets`, and `operating`: per class
     the point of best F1 over all datasets that label it, with precision, recall and F1 by cross-fitting; and
     `warnings`: what the detections say of a detector that failed (`training.guard`).
     """
-    settings = EvalSettings.of(size, config.eval, loader_workers(config))
+    settings = EvalSettings.of(size, config.eval, workers)
     scores = {}
     for name, split in splits.items():
         dataset = config.datasets[name]
@@ -107,7 +116,7 @@ def splits_for_training(sources: Sources) -> dict[str, Split]:
 
 
 def splits_for_detector(
-    sources: Sources, indexes: Mapping[str, Index], detector: Detector, fold: bool = False
+    sources: Sources, indexes: Mapping[str, Index], detector: Reporting, fold: bool = False
 ) -> dict[str, Split]:
     """The splits in the classes of a detector, found by their unified names.
 
@@ -174,7 +183,7 @@ def _members(space: LabelSpace, dataset: str, detector: LabelSpace) -> tuple[int
     )
 
 
-def positions(space: LabelSpace, detector: Detector, fold: bool) -> list[int]:
+def positions(space: LabelSpace, detector: Reporting, fold: bool) -> list[int]:
     """For every class of `space` the detector's, by name, or DROPPED; of folded classes where `fold`.
 
     It is the class of that name, of the name that `space` folds it to, or (`fold`) what the detector folds it to.
@@ -250,6 +259,8 @@ def score_network(
     fabric: Fabric, config: Config, sources: Sources, model: Network, splits: dict[str, Split]
 ) -> Evaluation:
     """Scores of a network on validation splits, at the precision and by all processes of a training."""
+    from crossdet.runs.building import loader_workers
+
     return score_splits(
         model,
         config,
@@ -257,14 +268,26 @@ def score_network(
         sources.lists,
         config.input,
         sources.space.folding,
+        loader_workers(config),
         autocast=fabric.autocast(),
         rank=fabric.global_rank,
         ranks=fabric.world_size,
     )
 
 
+def _looking(
+    detector: Detector | ExportedDetector, config: Config
+) -> tuple[Network | ExportedDetector, InputSettings, int]:
+    """What looks at the pictures, at which size, and with how many loader workers."""
+    if isinstance(detector, ExportedDetector):
+        return detector, detector.about.card.input, 0
+    from crossdet.runs.building import loader_workers  # torch, which files do without
+
+    return detector.model, detector.settings, loader_workers(config)
+
+
 def evaluate(
-    run_or_weights: str | Path | Detector,
+    run_or_weights: str | Path | Detector | ExportedDetector,
     config: Config | str | Path,
     split: str = "val",
     output: str | Path | None = None,
@@ -288,7 +311,7 @@ def evaluate(
         UserError: unreadable weights or data, or classes that the detector does not know.
     """
     detector = run_or_weights
-    if not isinstance(detector, Detector):
+    if isinstance(detector, str | Path):
         detector = load_detector(detector, last=last)
     config = as_config(config, detector.space.datasets).with_agnostic_nms(agnostic_nms)
     if all(getattr(dataset, split) is None for dataset in config.datasets.values()):
@@ -298,7 +321,8 @@ def evaluate(
     folding = detector.space.folding if fold else None
     if output is not None:
         check_room(Path(output))
-    evaluation = score_splits(detector.model, config, splits, sources.lists, detector.settings, folding)
+    model, size, workers = _looking(detector, config)
+    evaluation = score_splits(model, config, splits, sources.lists, size, folding, workers)
     if output is not None:
         name = run_or_weights if isinstance(run_or_weights, str | Path) else "detector"
         write_evaluation(Path(output), evaluation, Path(name).stem)

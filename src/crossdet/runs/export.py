@@ -21,7 +21,6 @@ from crossdet.export.about import About, Rules
 from crossdet.export.detector import ExportedDetector, as_picture, fitted
 from crossdet.export.files import openvino_model, write_onnx, write_openvino
 from crossdet.export.graph import OPSETS, onnx_graph
-from crossdet.export.network import ExportedNetwork
 from crossdet.export.parity import difference, milliseconds
 from crossdet.export.precision import PRECISIONS, Inputs, onnx_half, onnx_int8, openvino_int8
 from crossdet.export.resizing import Picture, resize
@@ -280,16 +279,16 @@ def _measured(detector: Detector, job: Job, data: Data, most: int | None) -> dic
     ours, theirs = [detector(tensor, *limit) for tensor in tensors], [exported(picture, *limit) for picture in some]
     return {
         "sets": asdict(difference(ours, theirs)),
-        "ap": _accuracy(detector, ExportedNetwork(exported.session), rules, data, most),
+        "ap": _accuracy(detector, exported, rules, data, most),
         "latency_ms": _latency(detector, file, some[:TIMED_PICTURES]),
     }
 
 
 def _accuracy(
-    detector: Detector, network: ExportedNetwork, rules: Rules, data: Data, most: int | None
+    detector: Detector, exported: ExportedDetector, rules: Rules, data: Data, most: int | None
 ) -> dict[str, dict[str, Any]]:
-    """Dataset -> protocol, number of images, the protocol's numbers before and after. Pictures come one by one, for
-    how a batch is padded is not the file's business."""
+    """Dataset -> protocol, number of images, the protocol's numbers before and after, as `crossdet eval` has them.
+    Pictures come one by one, for how a batch is padded is not the file's business."""
     folding = detector.space.folding
     reported = {c if folding is None else int(folding.of[c]) for c in rules.classes}
     config = data.config.model_copy(update={"eval": data.config.eval.model_copy(update={"batch_size": 1})})
@@ -303,7 +302,7 @@ def _accuracy(
             splits[name] = some if most is None else some.take(rows)
     records = [
         score_splits(model, config, splits, data.lists, detector.settings, folding).metrics["datasets"]
-        for model in (detector.model, network)
+        for model in (detector.model, exported)
     ]
     found = {}
     for name in splits:

@@ -20,7 +20,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.seed import seed_everything
 
-from crossdet.config import Config
+from crossdet.config import Config, as_config
 from crossdet.config.sources import Sources, open_sources
 from crossdet.errors import UserError, problem_list
 from crossdet.evaluation.arrays import DetectionArrays
@@ -48,7 +48,6 @@ from crossdet.models.contract import Growable
 from crossdet.models.settings import NetworkSettings, Section
 from crossdet.models.weights import METRICS_FILE, load_weights, update_card
 from crossdet.runs.building import (
-    as_config,
     build_fabric,
     build_network,
     check_trainable,

@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.seed import seed_everything
 
-from crossdet.config import Config
+from crossdet.config import Config, as_config
 from crossdet.config.sources import Sources, named_splits, open_sources, training_warnings
 from crossdet.data.hybrid import HybridDataset
 from crossdet.errors import UserError
@@ -23,7 +23,6 @@ from crossdet.models.contract import Network
 from crossdet.models.hub import fetched
 from crossdet.models.weights import STATE_FILE
 from crossdet.runs.building import (
-    as_config,
     build_fabric,
     build_network,
     check_trainable,

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.hits import iou_with_offset
 from crossdet.evaluation.operating import Judged
 from crossdet.evaluation.splits import Split, ground_truth
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Matrix = NDArray[np.float64]
 
@@ -301,14 +302,8 @@ cells, dice and cards from the nearest other set 0.82, 1.75, 1.22 and 0.68. With
 FEWEST_OF_SET = 8
 
 
-def statistics(maps: Tensor) -> Tensor:
-    """`[B, 2 c]` mean and standard deviation of every channel of `maps [B, c, h, w]`, by picture."""
-    flat = maps.double().flatten(2)
-    return torch.cat([flat.mean(2), flat.std(2, correction=0)], 1)
-
-
 def distance(one: Tensor, other: Tensor) -> float:
-    """Of two sets' `statistics` `[n, d]`: the distance of their means by the spread within the sets.
+    """Of two sets' `watch.statistics` `[n, d]`: the distance of their means by the spread within the sets.
 
     What the means of so few pictures differ by chance is taken off; about 0 for two draws of one set.
     """
@@ -319,7 +314,7 @@ def distance(one: Tensor, other: Tensor) -> float:
 
 
 def foreign_validation(train: Mapping[str, Tensor], val: Mapping[str, Tensor]) -> list[Finding]:
-    """train, val: `statistics` by dataset. Sets of too few pictures are not judged."""
+    """train, val: `watch.statistics` by dataset. Sets of too few pictures are not judged."""
     known = {name: rows for name, rows in train.items() if len(rows) >= FEWEST_OF_SET}
     if len(known) < len(train):  # it may look like the one that cannot be judged
         return []

@@ -30,7 +30,6 @@ from crossdet.training.guard import (
     lines,
     look_at,
     never_labelled,
-    statistics,
 )
 from crossdet.types import PAD_DIVISOR
 
@@ -177,8 +176,14 @@ def pictures_of(index: Index, most: int, side: int) -> Tensor:
     return torch.stack(pictures) if pictures else torch.zeros(0, 3, side, side, dtype=torch.uint8)
 
 
+def statistics(maps: Tensor) -> Tensor:
+    """`[B, 2 c]` mean and standard deviation of every channel of `maps [B, c, h, w]`, by picture."""
+    flat = maps.double().flatten(2)
+    return torch.cat([flat.mean(2), flat.std(2, correction=0)], 1)
+
+
 def _set_statistics(run: RunState, index: Index) -> Tensor:
-    """`guard.statistics` of the middle map of some pictures."""
+    """`statistics` of the middle map of some pictures."""
     pictures = pictures_of(index, OF_A_SET, SIDE_OF_A_SET)
     found = []
     for some in pictures.split(LOOKED_AT) if len(pictures) else ():

@@ -16,6 +16,7 @@ from crossdet.data.cache import load_index, save_index
 from crossdet.data.decoding import UnreadableImage, read_row, rotate
 from crossdet.data.hybrid import Draw, HybridDataset, Part
 from crossdet.data.index import Index, IndexBuilder
+from crossdet.data.picture_files import read_pixels
 from crossdet.data.rotation import pictures, rotated, rows_per_picture, without_direction_classes
 from crossdet.data.rotation_geometry import canvas, equal_directions, rotate_boxes
 from crossdet.labels.members import with_members
@@ -138,6 +139,7 @@ def test_rotated_index(tmp_path):
     for row in range(6):
         face = many.boxes[many.rows(row)][0]
         assert list(extent(read_row(many, row).numpy())) == face.tolist()
+        assert np.array_equal(read_pixels(many, row).transpose(2, 0, 1), read_row(many, row).numpy())  # no torch
     folded = without_direction_classes(many)
     assert folded.classes == ("car",) * 3 + ("face",) * 3
     assert folded.category_ids.tolist() == [3, 3, 3, 5, 5, 5]
@@ -162,8 +164,9 @@ def test_take_keeps_the_turn_and_unknown_sizes_are_unreadable(tmp_path):
     assert torch.equal(read_row(part, 1), read_row(many, 3))
     index = make_index(tmp_path)
     index.sizes[0] = 0
-    with pytest.raises(UnreadableImage, match=r"0\.png: its size was unknown"):
-        read_row(rotated(index, (0, 90)), 1)
+    for read in (read_row, read_pixels):
+        with pytest.raises(UnreadableImage, match=r"0\.png: its size was unknown"):
+            read(rotated(index, (0, 90)), 1)
     save_index(index, tmp_path / "saved")
     assert load_index(tmp_path / "saved").rotation is None
 

@@ -38,6 +38,7 @@ from crossdet.models.detr.network import Detr
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.models.weights import save_weights
 from crossdet.runs import export as exporting
+from crossdet.runs.evaluate import evaluate
 from crossdet.runs.export import Request, export
 from crossdet.serving.app import Server
 from crossdet.serving.limits import ServeLimits
@@ -60,7 +61,7 @@ from crossdet import load_detector
 from crossdet.commands.main import main
 found = load_detector(sys.argv[1])(sys.argv[2], score_threshold=0.0, max_detections=5)
 print(len(found), type(found.boxes).__module__, found[:2].names, len(found.to_coco(1)))
-sys.argv = ["crossdet", "predict", sys.argv[1], sys.argv[2], "-o", sys.argv[3], "--score", "0.1"]
+sys.argv = ["crossdet", *sys.argv[3:]]
 main()
 """
 
@@ -149,16 +150,45 @@ def test_a_batch_has_the_answers_of_its_pictures(files, pictures):
     assert (session.run(both, np.full(3, 2, np.float32))[2] == -1).all()
 
 
-def test_the_file_alone_predicts_without_torch(files, pictures, tmp_path):
+@pytest.mark.parametrize("name", ["any.onnx", "any.xml"])
+def test_the_file_alone_predicts_without_torch(name, files, pictures, tmp_path):
     Image.fromarray(pictures[0]).save(tmp_path / "p.png")
-    for name in ("any.onnx", "any.xml"):
-        command = [sys.executable, "-c", WITHOUT_TORCH, files / name, tmp_path / "p.png", tmp_path / name]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("5 numpy ("), done.stdout
-        entries = json.loads((tmp_path / name / "predictions.json").read_text())["images"]
-        assert len(entries[0]["detections"]) > 5
-        assert (tmp_path / name / "pictures/p.jpg").is_file()
+    file, picture = str(files / name), str(tmp_path / "p.png")
+    said = without_torch(file, picture, "predict", file, picture, "-o", str(tmp_path / "found"), "--score", "0.1")
+    assert said.startswith("5 numpy ("), said
+    entries = json.loads((tmp_path / "found/predictions.json").read_text())["images"]
+    assert len(entries[0]["detections"]) > 5
+    assert (tmp_path / "found/pictures/p.jpg").is_file()
+
+
+def test_the_file_alone_is_scored_without_torch(files, detector, tmp_path):
+    """By datasets' own protocols, as the network is; a broken picture is told and counts as empty."""
+    coco(tmp_path, "val", "val.json", ["x", "y", "z"], 5, 1)
+    (tmp_path / "val/1_0.jpg").write_bytes(b"broken")
+    street = {"format": "coco", "val": {"images": str(tmp_path / "val"), "annotations": str(tmp_path / "val.json")}}
+    street |= {"protocol": ["coco", "voc"]}
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"datasets": {"street": street}, "eval": {"batch_size": 1}}))
+    file, picture = str(files / "any.onnx"), tmp_path / "val/1_1.jpg"
+    said = without_torch(file, str(picture), "eval", file, str(config), "-o", str(tmp_path / "scored"))
+    assert "1 images could not be read" in said
+    after = json.loads((tmp_path / "scored/eval.json").read_text())["datasets"]["street"]
+    before = evaluate(detector, config)["datasets"]["street"]
+    assert before["AP"] > 0
+    assert after["AP"] == pytest.approx(before["AP"], abs=1e-3)
+    assert after["further"].keys() == before["further"].keys()
+    assert len(after["unreadable"]) == len(before["unreadable"]) == 1
+    assert (tmp_path / "scored/predictions/street").is_dir()
+    with pytest.raises(UserError, match=r"nms_iou 0\.5 and agnostic_nms False, which it keeps"):
+        evaluate(file, config, agnostic_nms=True)
+
+
+def without_torch(*words):
+    """What `WITHOUT_TORCH` prints."""
+    command = [sys.executable, "-c", WITHOUT_TORCH, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_a_file_is_served_beside_its_weights(files, detector, pictures):

@@ -25,8 +25,8 @@ from crossdet.training.guard import (
     look_at,
     never_labelled,
     of_detections,
-    statistics,
 )
+from crossdet.training.watch import statistics
 
 from ..models.tiny import TINY, TinySettings
 
