@@ -1,6 +1,11 @@
 """Which layers of a graph keep their numbers."""
 
-from crossdet.export.precision import above, ends
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from crossdet.export.precision import above, depthwise, ends, onnx_int8
 
 PARENTS = {
     "pixels": [],
@@ -25,3 +30,38 @@ def test_what_a_node_depends_on():
     assert above(PARENTS, ["boxes"]) == {"sum", "left", "relu", "stem", "pixels"}
     assert above(PARENTS, ["boxes", "left"]) == {"sum", "left", "relu", "stem", "pixels"}
     assert above(PARENTS, ["pixels"]) == set()
+
+
+def convolutions() -> onnx.ModelProto:
+    """RGB -> eight channels -> depthwise -> pointwise -> grouped -> a score."""
+    rng = np.random.default_rng(0)
+    layers = {"first": ((8, 3), 1), "depthwise": ((8, 1), 8), "point": ((8, 8), 1), "grouped": ((8, 4), 2)}
+    layers |= {"last": ((1, 8), 1)}
+    nodes, weights, given = [], [], "images"
+    for name, (channels, groups) in layers.items():
+        kernel = rng.normal(0, 0.3, (*channels, 3, 3)).astype(np.float32)
+        weights.append(numpy_helper.from_array(kernel, f"{name}.weight"))
+        nodes.append(
+            helper.make_node("Conv", [given, f"{name}.weight"], [name], name=name, group=groups, pads=[1] * 4)
+        )
+        given = name
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["B", 3, "H", "W"])
+    scores = helper.make_tensor_value_info("last", TensorProto.FLOAT, ["B", 1, "H", "W"])
+    graph = helper.make_graph(nodes, "convolutions", [images], [scores], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def test_8_bits_are_for_the_layers_between_that_are_not_depthwise():
+    model = convolutions()
+    assert depthwise(model) == ["depthwise"]
+    pictures = [{"images": np.random.default_rng(i).random((1, 3, 12, 16), np.float32)} for i in range(4)]
+    short = onnx_int8(model, pictures)
+    types = {tensor.name: tensor.data_type for tensor in short.graph.initializer}
+    kept = {name.removesuffix(".weight") for name, kind in types.items() if kind == TensorProto.FLOAT}
+    assert {"first", "depthwise", "last"} <= kept
+    assert not {"point", "grouped"} & kept
+    assert sum(kind == TensorProto.INT8 for kind in types.values()) >= 2
+    before, after = (
+        onnxruntime.InferenceSession(one.SerializeToString()).run(None, pictures[0])[0] for one in (model, short)
+    )
+    assert 0 < np.abs(before - after).max() < 0.05 * np.abs(before).max()
