@@ -120,7 +120,9 @@ class DetectionArrays:
 
     @classmethod
     def joined(cls, parts: Sequence[DetectionArrays]) -> DetectionArrays:
-        """All detections, part by part; at least one part."""
+        """All detections, part by part."""
+        if not parts:
+            return cls(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
         columns = ((one.boxes, one.scores, one.labels, one.image_of_box) for one in parts)
         return cls(*map(np.concatenate, zip(*columns, strict=True)))
 

@@ -239,7 +239,7 @@ def find(fabric: Fabric, teacher: Teacher, index: Index, classes: Sequence[int],
     own = [teacher.own_ids[c] for c in classes]
     settings = replace(teacher.settings, score_threshold=floor, max_detections=MOST_DETECTIONS)
     if not own:
-        return DetectionArrays(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
+        return DetectionArrays.joined([])
     found = detect_folded(
         teacher.model,
         index,

@@ -179,6 +179,9 @@ def test_the_file_alone_is_scored_without_torch(files, detector, tmp_path):
     assert after["further"].keys() == before["further"].keys()
     assert len(after["unreadable"]) == len(before["unreadable"]) == 1
     assert (tmp_path / "scored/predictions/street").is_dir()
+    for picture in (tmp_path / "val").iterdir():
+        picture.write_bytes(b"broken")
+    assert (evaluate(file, config)["datasets"]["street"]["AP"], evaluate(detector, config)["mean"]) == (0, 0)
     with pytest.raises(UserError, match=r"nms_iou 0\.5 and agnostic_nms False, which it keeps"):
         evaluate(file, config, agnostic_nms=True)
 
