@@ -242,7 +242,7 @@ class Config(Section):
 
         Raises `UserError` where a checkpoint that says so cannot be read.
         """
-        side = ARCHITECTURES[self.model.name].settings.side_of(self.model, self.loss)
+        side = ARCHITECTURES[self.model.name].settings.side_of(self.model, self.loss, self.input.shorter)
         return 0 if side else self.train.canvases
 
     def __reduce__(self) -> tuple[Any, ...]:

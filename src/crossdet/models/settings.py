@@ -107,12 +107,13 @@ class NetworkDefaults(NamedTuple):
     """What the recipe of a training says about a network where the config does not.
 
     group_norm: in what is trained from random weights. train_batch_norm: of a backbone that has weights.
-    head_by_backbone: a small backbone gets a small head.
+    head_by_backbone: a small backbone gets a small head. side: shorter side of the pictures that it is given.
     """
 
     group_norm: bool = False
     train_batch_norm: bool = False
     head_by_backbone: bool = False
+    side: int | None = None
 
 
 def of_another_version(error: ValidationError | TypeError) -> UserError:
@@ -145,9 +146,10 @@ class NetworkSettings(Section):
         return None
 
     @classmethod
-    def side_of(cls, model: Any, loss: Any) -> int | None:
-        """`stretched_to` by the two sections of a config, also of one that was filled from weights."""
-        del model, loss
+    def side_of(cls, model: Any, loss: Any, shorter: int) -> int | None:
+        """`stretched_to` by the two sections of a config, also of one that was filled from weights. shorter: side
+        of the pictures."""
+        del model, loss, shorter
         return None
 
     def described(self, classes: Sequence[str]) -> list[str]:

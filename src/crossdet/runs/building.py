@@ -76,9 +76,10 @@ def is_first_process() -> bool:
 
 
 def network_settings(config: Config) -> NetworkSettings:
-    """Of the sections `model` and `loss`, and of the recipe where they leave something to it."""
+    """Of the sections `model` and `loss`, and of `train` and `input` where they leave something to these."""
     kind = ARCHITECTURES[config.model.name].settings
-    return kind.of(config.model, config.loss, config.train.network_defaults(processes(config)))
+    defaults = config.train.network_defaults(processes(config))._replace(side=config.input.shorter)
+    return kind.of(config.model, config.loss, defaults)
 
 
 def build_network(settings: NetworkSettings, space: LabelSpace, weights: str | Path = "none") -> Network:

@@ -206,12 +206,12 @@ def _of_architecture(name: str, config: Config) -> Config:
 
 
 def _contradictions(name: str, said: Section, values: Mapping[str, Any]) -> Iterator[str]:
-    """What a section says itself and the weights say otherwise; null says nothing."""
+    """What a section says itself and the weights say otherwise; null and auto say nothing."""
     for key in sorted(said.model_fields_set & values.keys()):
         ours, theirs = getattr(said, key), values[key]
         if isinstance(ours, Section):
             yield from _contradictions(f"{name}.{key}", ours, dict(theirs))
-        elif ours is not None and ours != theirs:
+        elif ours not in (None, "auto") and ours != theirs:
             yield f"`{name}.{key}`: {_shown(ours)}, but the weights have {_shown(theirs)}"
 
 

@@ -137,7 +137,7 @@ def test_a_network_that_stretches_pictures_to_a_square_has_none_besides():
     kind = ARCHITECTURES["dfine"]
     stretched = kind.settings.of(kind.model(square=64), kind.loss())
     assert stretched.stretched_to == 64
-    assert kind.settings.of(kind.model(), kind.loss()).stretched_to is None
+    assert kind.settings.of(kind.model(square=None), kind.loss()).stretched_to is None
     assert NetworkSettings.stretched_to.fget(None) is None
 
 

@@ -26,6 +26,7 @@ from crossdet.models.settings import (
     of_another_version,
     path_or_hub_id,
 )
+from crossdet.types import PAD_DIVISOR
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -36,6 +37,17 @@ def _weights(value: Any, info: ValidationInfo) -> str | Path:
     if not isinstance(value, (str, os.PathLike)):
         raise ValueError(f"expected `imagenet`, `none`, a directory or a hub id, got {show(value)}")
     return path_or_hub_id(value, info)
+
+
+def _square(value: Any, step: int = 1) -> int | str | None:
+    if value is None or value == "auto" or (type(value) is int and value >= PAD_DIVISOR and value % step == 0):
+        return value
+    multiple = f"a multiple of {step}" if step > 1 else f"at least {PAD_DIVISOR}"
+    raise ValueError(f"expected a side in pixels ({multiple}), auto or null, got {show(value)}")
+
+
+def _square_of_strides(value: Any) -> int | str | None:
+    return _square(value, PAD_DIVISOR)
 
 
 class SetLoss(Section):
@@ -78,7 +90,8 @@ class SetModel(Section):
     size: str | None  # null: of a network that began as a checkpoint
     weights: Annotated[str | Path, PlainValidator(_weights)] = "none"
     queries: Count = 300
-    square: Annotated[int, Field(ge=32)] | None = None  # side that pictures are stretched to
+    # side that pictures are stretched to; auto: a checkpoint's, else `input.shorter`; null: they keep their shape
+    square: Annotated[int | str | None, PlainValidator(_square)] = "auto"
     prior: OpenFraction = 0.01  # initial probability of every class
 
 
@@ -87,7 +100,7 @@ class DetrModel(SetModel):
 
     backbone: Text | None = None  # a timm name, in place of the size's own
     denoising: CountOrZero = 100
-    square: Annotated[int, Field(ge=32, multiple_of=32)] | None = None
+    square: Annotated[int | str | None, PlainValidator(_square_of_strides)] = "auto"
     # of the backbone; null: frozen in a checkpoint, trained if there are no weights, else by `train.recipe`
     freeze_batch_norm: StrictBool | None = None
 
@@ -131,6 +144,7 @@ class DetrSettings(DetrModel, NetworkSettings):
 
     size: str | None = None
     weights: Annotated[str | Path, PlainValidator(_weights)] = "none"
+    square: Annotated[int, Field(ge=32, multiple_of=32)] | None = None
     loss: SetLoss
     freeze_batch_norm: StrictBool = True
     config: dict[str, Any] = Field(default_factory=dict)
@@ -143,12 +157,12 @@ class DetrSettings(DetrModel, NetworkSettings):
         return self.square
 
     @classmethod
-    def side_of(cls, model: Any, loss: Any) -> int | None:
+    def side_of(cls, model: Any, loss: Any, shorter: int) -> int | None:
         filled = model.size is None and model.weights in ("none", "imagenet")
-        if filled or model.square is not None:
+        if filled or isinstance(model.square, int):
             side: int | None = model.square
             return side
-        return cls.of(model, loss).stretched_to
+        return cls.of(model, loss, NetworkDefaults(side=shorter)).stretched_to
 
     @property
     def family(self) -> str:
@@ -170,12 +184,22 @@ class DetrSettings(DetrModel, NetworkSettings):
         if model.weights in ("none", "imagenet"):
             if model.size is None:
                 raise UserError("model.size: null, and no checkpoint under `model.weights` says it; name a size")
+            if model.square == "auto":
+                values["square"] = cls.usual_square(model.size, defaults.side)
             return cls.model_construct(**values, config=cls.sizes()[model.size])
         source = checkpoints.described(model.weights, cls.model_construct(**values).family)
-        theirs = {"queries": source.config.get("num_queries", 300), "square": source.square}
+        theirs = {"queries": source.config.get("num_queries", 300)}
         theirs["denoising"] = source.config.get("num_denoising", 100)
+        if model.square == "auto":
+            values["square"] = source.square
         values |= {key: value for key, value in theirs.items() if key not in model.model_fields_set}
         return cls.model_construct(**values | {"size": None, **source.settings})
+
+    @classmethod
+    def usual_square(cls, size: str, side: int | None) -> int | None:
+        """Without a checkpoint. side: of `NetworkDefaults`."""
+        del size
+        return None if side is None else max(PAD_DIVISOR, round(side / PAD_DIVISOR) * PAD_DIVISOR)
 
     def described(self, classes: Sequence[str]) -> list[str]:
         del classes
@@ -254,10 +278,15 @@ class RFDetrSettings(DetrSettings):
         return RF_DETR
 
     @classmethod
+    def usual_square(cls, size: str, side: int | None) -> int | None:
+        del side
+        return RF_DETR_SQUARES[size]
+
+    @classmethod
     def of(cls, model: Any, loss: SetLoss, defaults: NetworkDefaults = NetworkDefaults()) -> Self:
         """Raises `UserError` also where pictures are stretched to a side that the windows do not divide."""
         made = super().of(model, loss, defaults)
-        side = RF_DETR_SQUARES[made.size] if made.square is None and made.size is not None else made.square
+        side = cls.usual_square(made.size, None) if made.square is None and made.size is not None else made.square
         backbone = made.config.get("backbone_config") or {}
         patch, windows = backbone.get("patch_size", 14), backbone.get("num_windows", 4)  # HF's defaults
         step = patch * windows

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor
 
 from crossdet.errors import UserError
+from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.contract import Limits
 from crossdet.models.detr.architecture import DFINE, RFDETR, build, contradictions
 from crossdet.models.detr.boxes import corners
@@ -23,6 +25,7 @@ from crossdet.models.detr.network import Detr, stretched_by_products
 from crossdet.models.detr.objects import objects_of, own_classes
 from crossdet.models.detr.selection import chosen
 from crossdet.models.detr.settings import DetrLoss, DFineModel, DFineSettings, RTDetrModel, RTDetrSettings
+from crossdet.models.settings import NetworkDefaults
 from crossdet.types import Batch, Flag, trust_groups
 
 from .made import TINY_SETTINGS, annotations, flat, random_targets, tiny
@@ -229,6 +232,32 @@ def test_padding_row_of_the_embedding_does_not_learn():
     network = learning(tiny("rtdetr v2"))
     _, gradients = loss_of(network, batch_of())
     assert bool((gradients[EMBEDDING][-1] == 0).all())
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "shorter", "side"),
+    [
+        ("dfine", {}, 160, 160),
+        ("rtdetr", {"square": "auto"}, 500, 512),
+        ("rtdetr", {}, 20, 32),
+        ("dfine", {"square": 96}, 160, 96),
+        ("dfine", {"square": None}, 160, None),
+        ("rfdetr", {}, 160, 512),
+        ("rfdetr", {"square": None, "size": "nano"}, 160, 384),
+    ],
+)
+def test_the_square_is_as_large_as_pictures_unless_somebody_says_more(name, model, shorter, side):
+    """A new detector; those of checkpoints: test_checkpoints."""
+    kind = ARCHITECTURES[name]
+    given, loss = kind.model.model_validate(model), kind.loss()
+    assert kind.settings.of(given, loss, NetworkDefaults(side=shorter)).stretched_to == side
+    assert kind.settings.side_of(given, loss, shorter) == side
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("dfine", 50), ("dfine", "large"), ("rfdetr", 31), ("rtdetr", True)])
+def test_squares_that_cannot_be(name, wrong):
+    with pytest.raises(ValidationError, match="auto or null, got"):
+        ARCHITECTURES[name].model(square=wrong)
 
 
 def test_pictures_are_stretched_to_a_square():
