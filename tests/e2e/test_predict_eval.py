@@ -197,6 +197,21 @@ def test_pictures_of_an_earlier_call_stay_and_are_told(world, trained, tmp_path,
     assert "note" not in command("predict", trained.folder, cars / "val_0.png", "-o", tmp_path / "new")[1]
 
 
+def test_no_picture_that_is_read_is_written_over(world, trained, tmp_path, crossdet):
+    """The output's `pictures` is where the originals lie."""
+    folder = tmp_path / "data/pictures"
+    folder.mkdir(parents=True)
+    for number in (0, 1):
+        Image.open(world.root / f"cars/val_{number}.png").save(folder / f"{number}.jpg")
+    before = [path.read_bytes() for path in sorted(folder.iterdir())]
+    done = crossdet("predict", trained.folder, folder, "-o", tmp_path / "data")
+    assert done.returncode == 2
+    assert "0.jpg and 1 more would be written over; give another folder" in " ".join(done.stderr.split())
+    assert [path.read_bytes() for path in sorted(folder.iterdir())] == before
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["pictures"]
+    assert crossdet("predict", trained.folder, folder, "-o", tmp_path / "data", "--no-pictures").returncode == 0
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_is_told_with_the_path_and_what_is_kept(world, trained, tmp_path, crossdet):
     """The second picture does not fit."""

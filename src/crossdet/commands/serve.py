@@ -51,6 +51,7 @@ def serve(
     def started(taken: int) -> None:
         if not alone:
             say(f"warning: everybody who reaches {host} can use this page; nothing asks for a password", "yellow")
-        say(f"http://{host}:{taken}  (Ctrl-C ends it)")
+        shown = f"[{host}]" if ":" in host else host  # IPv6
+        say(f"http://{shown}:{taken}  (Ctrl-C ends it)")
 
     run(server, host, port, started)

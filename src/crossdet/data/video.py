@@ -74,10 +74,15 @@ class Video:
         self._container.close()
 
     def __iter__(self) -> Iterator[Frame]:
-        """What is damaged is left out, and what cannot be read any more ends it; `notes` say so."""
-        number, time = 0, 0.0
+        """What is damaged is left out, and what cannot be read any more ends it; `notes` say so.
+
+        Times are those since the first frame: the clocks of streams and cameras begin anywhere.
+        """
+        number, time, begin = 0, 0.0, None
         for frame in self._decoded():
-            time = float(number / self.rate) if frame.time is None else frame.time
+            if frame.time is not None and begin is None:
+                begin = frame.time - float(number / self.rate)
+            time = float(number / self.rate) if frame.time is None or begin is None else frame.time - begin
             if number % self.every == 0:
                 picture = frame.to_ndarray(format="rgb24")
                 turned = np.rot90(picture, (getattr(frame, "rotation", 0) or 0) // 90)  # as phones hold cameras

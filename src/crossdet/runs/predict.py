@@ -88,6 +88,9 @@ def predict_to_folder(
 
         tiling = Tiling.of(tile, overlap)
     files = find_images(images)
+    drawn = _picture_names(files)
+    if pictures:
+        check_not_read(folder, [folder / "pictures" / name for name in drawn.values()], files)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -109,7 +112,6 @@ def predict_to_folder(
     results: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
     lost: list[str] = []
-    drawn = _picture_names(files)
     with _Drawing(folder / "pictures") as drawing:
         for file, picture, found in searched:
             if picture is None or isinstance(found, str):
@@ -192,6 +194,14 @@ class _Drawing:
         with writing(target, "the pictures before it are kept, predictions.json is not written"):
             target.parent.mkdir(parents=True, exist_ok=True)
             draw_detections(Image.fromarray(picture), found).save(target, quality=92)
+
+
+def check_not_read(folder: Path, written: Sequence[Path], read: Sequence[Path]) -> None:
+    """Raises `UserError` for an output folder in which a file that is read would be written over."""
+    sources = {file.resolve(): file for file in read}
+    if lost := [sources[file.resolve()] for file in written if file.resolve() in sources]:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise UserError(f"--output {folder}: {lost[0]}{more} would be written over; give another folder")
 
 
 def _picture_names(files: Sequence[Path]) -> dict[Path, str]:

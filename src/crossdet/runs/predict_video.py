@@ -16,10 +16,9 @@ from PIL import Image
 
 from crossdet.data.drawing import draw_detections
 from crossdet.data.video import Frame, Video, VideoWriter
-from crossdet.errors import UserError
 from crossdet.files import check_room, safe_names, writing
 from crossdet.models.card import is_exported
-from crossdet.runs.predict import detections_of, open_exported
+from crossdet.runs.predict import check_not_read, detections_of, open_exported
 from crossdet.types import Detections
 
 Find = Callable[[Sequence[Any]], list[Detections]]
@@ -79,15 +78,15 @@ def predict_videos(
 
     Raises `UserError` for a source that cannot be opened, `RunError` for what cannot be written.
     """
+    names = safe_names([Path(source.replace("camera:", "camera_")).stem for source in sources])
+    if pictures:
+        check_not_read(folder, [folder / f"{name}.mp4" for name in names], [Path(source) for source in sources])
     with writing(folder, "nothing was looked at"):
         folder.mkdir(parents=True, exist_ok=True)
     check_room(folder)
-    names = safe_names([Path(source.replace("camera:", "camera_")).stem for source in sources])
     for source, name in zip(sources, names, strict=True):
         file = folder / f"{name}.jsonl"
         summary = VideoSummary(source, file, folder / f"{name}.mp4" if pictures else None)
-        if summary.video is not None and summary.video.resolve() == Path(source).resolve():
-            raise UserError(f"--output {folder}: {source} lies there and would be written over")
         with writing(file, "what was found before is kept"), ExitStack() as opened:
             video = opened.enter_context(Video(source, every))
             lines = opened.enter_context(file.open("w", encoding="utf-8"))

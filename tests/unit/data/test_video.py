@@ -53,12 +53,13 @@ def test_frames_have_numbers_times_and_colours(clip):
     assert [frame.time for frame in some] == [found[number].time for number in (0, 5, 10, 15, 20)]
 
 
-def test_times_are_those_of_the_pictures(tmp_path):
-    """Not evenly spread, as of a camera; sides that are odd are made even."""
+@pytest.mark.parametrize("begin", [0.0, 7200.0])
+def test_times_are_those_of_the_pictures(tmp_path, begin):
+    """Not evenly spread, as of a camera, whose clock begins anywhere; sides that are odd are made even."""
     times = [0.0, 0.25, 0.3, 2.0]
     with VideoWriter(tmp_path / "odd.mp4", Fraction(25)) as video:
         for number, time in enumerate(times):
-            video.add(time, np.pad(picture(number), ((0, 1), (0, 1), (0, 0)), mode="edge"))
+            video.add(begin + time, np.pad(picture(number), ((0, 1), (0, 1), (0, 0)), mode="edge"))
     found, _ = frames(tmp_path / "odd.mp4")
     assert [frame.time for frame in found] == pytest.approx(times, abs=2e-3)
     assert {frame.picture.shape for frame in found} == {(HEIGHT, WIDTH, 3)}

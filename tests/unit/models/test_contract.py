@@ -241,6 +241,15 @@ def test_detection_module_finds_what_find_finds(network, classes, asked):
             assert not scores[row, count:].any()
 
 
+def test_no_class_finds_nothing(network):
+    """A dataset may have no class of the union left."""
+    batch = batch_of([0, 1])
+    found = network.float().eval().find(batch.images, batch.sizes, [], Limits(score_threshold=0.0))
+    assert [(one.boxes.shape, one.boxes.dtype, len(one.labels)) for one in found] == [
+        ((0, 4), torch.float32, 0)
+    ] * 2
+
+
 @pytest.mark.parametrize("rows", [[2], [0, 1, 2]])
 def test_every_parameter_takes_part(network, rows):
     """Also where no image has an object: DDP waits for the gradient of every parameter."""

@@ -87,8 +87,19 @@ def test_ctrl_c_keeps_what_was_found(clip, tmp_path):
     assert summary.frames == len(lines(tmp_path / "out/clip.jsonl")) == 2 * FRAMES_AT_ONCE
     assert summary.notes == [f"{clip}: ended by Ctrl-C"]
     assert not (tmp_path / "out/clip.mp4").exists()
-    with pytest.raises(UserError, match="would be written over"):
-        list(predict_videos([str(clip)], squares, tmp_path))
+
+
+def test_no_source_is_written_over(clip, tmp_path):
+    """Neither its own nor a later one."""
+    content = clip.read_bytes()
+    other = tmp_path / "raw" / clip.name
+    other.parent.mkdir()
+    other.write_bytes(content)
+    for sources in ([clip], [other, clip]):
+        with pytest.raises(UserError, match=rf"--output {tmp_path}: {clip} would be written over"):
+            list(predict_videos([str(source) for source in sources], squares, tmp_path))
+    assert clip.read_bytes() == content
+    assert not list(tmp_path.glob("*.jsonl"))
 
 
 def test_the_command(clip, trained, tmp_path, crossdet):

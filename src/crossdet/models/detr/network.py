@@ -292,6 +292,10 @@ class Detr(Growable):
         """Without suppression: an object is found once. Queries are chosen by the classes that are looked for."""
         every = torch.arange(self.num_classes, device=sizes.device)
         looked = every if classes is None else torch.as_tensor(classes, dtype=torch.int64).unique().to(sizes.device)
+        if not len(looked):
+            return [
+                Detections(images.new_zeros((0, 4)).float(), images.new_zeros(0).float(), looked) for _ in sizes
+            ]
         frames = frames_of(images.shape[-2:], sizes, self.settings.square).flip(1).repeat(1, 2)[:, None]
         found: list[list[Detections]] = [[] for _ in sizes]
         memory = self.graph.memory(self.pictures(images, sizes))
