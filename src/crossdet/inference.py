@@ -24,6 +24,7 @@ from crossdet.data.decoding import UnreadableImage, read_image
 from crossdet.data.loading import pad_images
 from crossdet.data.picture_files import find_images as find_images
 from crossdet.errors import UserError
+from crossdet.export.detector import check_fold, usual_limit
 from crossdet.export.network import ExportedNetwork
 from crossdet.export.sessions import detections_of, open_session
 from crossdet.labels.reporting import DEFAULT_THRESHOLD as DEFAULT_THRESHOLD
@@ -270,9 +271,12 @@ def decoding_of(card: Card) -> dict[str, Any]:
 
 def _of_exported(path: Path, fold: bool) -> Detector:
     session = detections_of(open_session(path), path)
+    check_fold(session.about, fold, path)
     card, rules = session.about.card, session.about.rules
     size = card.input if rules.size is None else InputSettings(min(rules.size), max(rules.size))
-    return Detector(ExportedNetwork(session), card.space, size, decoding_of(card), card.thresholds, fold, path)
+    limits = {"topk": rules.topk, "nms_iou": rules.nms_iou, "agnostic_nms": rules.agnostic_nms}
+    limits["max_detections"] = usual_limit(session.about)
+    return Detector(ExportedNetwork(session), card.space, size, limits, card.thresholds, fold, path)
 
 
 def predict_files(

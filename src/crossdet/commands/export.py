@@ -77,8 +77,7 @@ def _print(record: dict[str, Any]) -> None:
     """The parity table."""
     sets = record["sets"]
     if sets is None:
-        why = "raw outputs" if record["raw"] else "no validation pictures; give --data CONFIG"
-        say(f"not compared: {why}")
+        say(f"not compared: {record['not_compared']}")
         return
     near = f"boxes to {sets['boxes']:.2g} pixels, scores to {sets['scores']:.2g}"
     more = f"; {sets['alone']} in one alone, score up to {sets['alone_score']:.2f}" if sets["alone"] else ""

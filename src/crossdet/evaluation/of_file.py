@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,7 +21,7 @@ def detect(
     """See `run.detect`; not folded. Raises `UserError` for limits that the file does not keep and for classes that
     it does not look for."""
     limits, about = settings.limits(PROTOCOLS["coco"]), detector.about
-    check_limits(about.rules, settings.nms_iou, settings.agnostic_nms, limits.max_detections)
+    check_limits(about, replace(settings, max_detections=limits.max_detections))
     floors = np.full(len(about.card.space.classes), limits.score_threshold, np.float32)
     thresholds = thresholds_of(about, classes, floors)
     found, unreadable = [], []

@@ -22,8 +22,11 @@ class Rules:
 
     size: (height, width) of all inputs; None: any. stretched: pictures fill that size, whatever their shape; else
     they keep it. fill: RGB of what a picture of fixed size leaves free, at the right and the bottom. classes: ids
-    that are looked for. max_detections, nms_iou, agnostic_nms, topk: see `contract.Limits`. raw: the file gives a
-    network's own outputs, and no detections.
+    that are looked for. max_detections, nms_iou, agnostic_nms, topk: see `contract.Limits`; of folded classes
+    max_detections is before they are folded. raw: the file gives a network's own outputs, and no detections.
+    reported: most detections in a picture where nobody asks for another number; None: as many as the file gives.
+    suppresses: whether overlapping detections are suppressed. by_fold: whether all members of a fold suppress each
+    other. Older files do not say the last three.
     """
 
     size: tuple[int, int] | None
@@ -35,6 +38,9 @@ class Rules:
     agnostic_nms: bool
     topk: int
     raw: bool = False
+    reported: int | None = None
+    suppresses: bool = True
+    by_fold: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Beside `inference.Detector`, whose answers it gives: pictures one by one, and de
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class ExportedDetector(Reporting):
         given = self.about.card.input
         boxes, scores, labels = answers_at(self.session, picture, thresholds, given.shorter, given.longer)
         angles = None
-        limit = rules.max_detections // (1 if own is None else own.largest) if most is None else most
+        limit = usual_limit(self.about) if most is None else most
         if own is not None:
             one = own.of[labels]
             rows = suppressed(boxes, scores, one, rules.nms_iou)
@@ -73,6 +74,13 @@ class ExportedDetector(Reporting):
         names = tuple(self.reported[label] for label in labels[:limit])
         angles = None if angles is None else angles[:limit]
         return Detections(boxes[:limit], scores[:limit], labels[:limit], names, angles)  # type: ignore[arg-type]
+
+
+def usual_limit(about: About) -> int:
+    """Most detections in a picture, folded, where nobody asks for another number."""
+    rules, folding = about.rules, about.card.space.folding
+    whole = rules.max_detections // (1 if folding is None else folding.largest)
+    return whole if rules.reported is None else rules.reported
 
 
 def thresholds_of(
@@ -94,17 +102,20 @@ def thresholds_of(
     return thresholds
 
 
-def check_limits(rules: Rules, nms_iou: float, agnostic_nms: bool, max_detections: int) -> None:
-    """Raises `UserError` for limits that the file cannot keep."""
-    if (nms_iou, agnostic_nms) != (rules.nms_iou, rules.agnostic_nms):
-        raise UserError(
-            f"the file was exported with nms_iou {rules.nms_iou:g} and agnostic_nms {rules.agnostic_nms}, "
-            f"which it keeps; ask for these (`--set eval.nms_iou={rules.nms_iou:g}`)"
-        )
-    if max_detections > rules.max_detections:
+def check_limits(about: About, asked: Any) -> None:
+    """asked: has `nms_iou`, `agnostic_nms`, `topk`, `max_detections`. Raises `UserError` for limits that the file
+    cannot keep."""
+    rules, folding = about.rules, about.card.space.folding
+    keys = ("nms_iou", "agnostic_nms", "topk") if rules.suppresses else ()
+    if wrong := [key for key in keys if getattr(asked, key) != getattr(rules, key)]:
+        kept = ", ".join(f"{key} {getattr(rules, key)}" for key in wrong)
+        hint = " ".join(f"--set eval.{key}={json.dumps(getattr(rules, key))}" for key in wrong)
+        raise UserError(f"the file was exported with {kept}, which it keeps; ask for the same, such as `{hint}`")
+    if asked.max_detections > rules.max_detections:
+        needed = -(-asked.max_detections // (1 if folding is None else folding.largest))
         raise UserError(
             f"the file gives {rules.max_detections} detections per picture at most, asked for are "
-            f"{max_detections}; export again with --max-detections {max_detections}"
+            f"{asked.max_detections}; export again with --max-detections {needed}"
         )
 
 
@@ -185,9 +196,20 @@ def suppressed(
 
 
 def load_exported(path: str | Path, fold: bool = True) -> ExportedDetector:
-    """Raises `UserError` for a missing, damaged or foreign file, and for one with raw outputs."""
+    """Raises `UserError` for a missing, damaged or foreign file, for one with raw outputs, and where classes are
+    not to be folded among whose members the file suppresses."""
     path = Path(path)
-    return ExportedDetector(detections_of(open_session(path), path), fold, path)
+    session = detections_of(open_session(path), path)
+    check_fold(session.about, fold, path)
+    return ExportedDetector(session, fold, path)
+
+
+def check_fold(about: About, fold: bool, path: Path) -> None:
+    if about.rules.by_fold and not fold:
+        raise UserError(
+            f"--no-fold: of overlapping members of a class {path} keeps the best one alone; take the weights that "
+            f"it was made of"
+        )
 
 
 def predict_files(

@@ -41,8 +41,7 @@ class ExportedNetwork(Network):
         limits: Limits = Limits(),
     ) -> list[Detections]:
         """Pictures one by one, without the padding of the batch."""
-        rules = self.session.about.rules
-        check_limits(rules, limits.nms_iou, limits.agnostic_nms, limits.max_detections)
+        check_limits(self.session.about, limits)
         ids = torch.arange(self.num_classes)
         floors = torch.as_tensor(limits.threshold_of(ids), dtype=torch.float32).expand(self.num_classes)
         wanted = None if classes is None else [int(c) for c in classes]

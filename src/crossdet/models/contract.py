@@ -125,6 +125,11 @@ class Network(nn.Module, ABC):
         return False
 
     @property
+    def suppresses(self) -> bool:
+        """Whether `find` suppresses overlapping detections, within `Limits.nms_iou`."""
+        return True
+
+    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 

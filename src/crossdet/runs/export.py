@@ -39,6 +39,7 @@ CALIBRATION_PICTURES, COMPARED_PICTURES, TIMED_PICTURES = 64, 32, 8
 COMPARED_SCORE = 0.05
 """Detections from this score on are compared."""
 NOT_STATED = "not stated"
+NO_PICTURES = "no validation pictures can be read; give --data CONFIG"
 
 
 @dataclass(frozen=True)
@@ -139,17 +140,17 @@ def export(
     if request.to == HUGGING_FACE:
         return _directory(weights, request, output, last)
     detector = load_detector(weights, "cpu", last=last)
-    found = _data(weights, data, detector)
+    found, why_not = _data(weights, data, detector)
     job = _job(detector, read_card(weights, last), request, found, output)
     bytes_each = {"fp32": 4, "fp16": 2, "int8": 1}[request.precision]
     check_room(job.file, bytes_each * sum(tensor.numel() for tensor in detector.model.parameters()))
     KINDS[request.to].write(job)
     record = {"file": str(job.file), "to": request.to, **asdict(job.about.rules), "precision": request.precision}
     record |= {"opset": request.opset, "bytes": sum(part.stat().st_size for part in _parts(job.file))}
-    measured: dict[str, Any] = {"sets": None, "ap": None, "latency_ms": None}
-    if found is not None and not request.raw:
-        measured = _measured(detector, job, found, pictures)
-    return record | measured
+    if found is None or request.raw:
+        why = "raw outputs" if request.raw else why_not
+        return record | {"sets": None, "ap": None, "latency_ms": None, "not_compared": why}
+    return record | _measured(detector, job, found, pictures)
 
 
 def _check(weights: Path, request: Request) -> None:
@@ -185,17 +186,28 @@ def _directory(weights: Path, request: Request, output: Path | None, last: bool)
     return {"file": str(folder), "to": HUGGING_FACE, "bytes": sum(file.stat().st_size for file in files)}
 
 
-def _data(weights: Path, config: Path | None, detector: Detector) -> Data | None:
-    """None where nobody says where validation pictures are, or they are not there any more."""
+def _data(weights: Path, config: Path | None, detector: Detector) -> tuple[Data | None, str]:
+    """None, and why, where nobody says where validation pictures are, or they are not there any more. Raises
+    `UserError` for data that were asked for."""
     path = config or (weights / CONFIG_FILE if weights.is_dir() else None)
     if path is None or not path.exists():
         if config is not None:
             raise UserError(f"--data {config} does not exist")
-        return None
-    loaded = load_config(path, known_datasets=detector.space.datasets)
-    sources = open_sources(loaded, ["val"], detector=detector.space)
-    splits = splits_for_detector(sources, sources.val, detector, fold=True)
-    return Data(loaded, splits, sources.lists) if splits else None
+        return None, NO_PICTURES
+    try:
+        loaded = load_config(path, known_datasets=detector.space.datasets)
+        sources = open_sources(loaded, ["val"], detector=detector.space)
+        splits = splits_for_detector(sources, sources.val, detector, fold=True)
+    except UserError as error:
+        if config is not None:
+            raise
+        return None, f"the run's own validation data cannot be used ({error}); give --data CONFIG"
+    data = Data(loaded, splits, sources.lists)
+    if next(data.pictures(COMPARED_PICTURES), None) is None:
+        if config is not None:
+            raise UserError(f"--data {config}: none of its validation pictures can be read")
+        return None, NO_PICTURES
+    return data, ""
 
 
 def _job(detector: Detector, card: Card, request: Request, data: Data | None, output: Path | None) -> Job:
@@ -212,8 +224,7 @@ def _job(detector: Detector, card: Card, request: Request, data: Data | None, ou
     limits = Limits(**detector.decoding)
     most = request.max_detections or limits.max_detections
     if request.max_detections is None and data is not None:
-        names = [name for split in data.splits for name in data.config.datasets[split].protocol]
-        most = max([most, *(PROTOCOLS[name].limits.max_detections for name in names)])
+        most = max([most, *(_most(data.config, name) for name in data.splits)])
     folding = space.folding
     ids = detector.class_ids(request.classes)
     rules = Rules(
@@ -226,6 +237,9 @@ def _job(detector: Detector, card: Card, request: Request, data: Data | None, ou
         limits.agnostic_nms,
         limits.topk,
         request.raw,
+        request.max_detections or limits.max_detections,
+        network.suppresses,
+        network.suppresses and folding is not None and folding.nms_groups is not None,
     )
     digest = {"file": source.name, "sha256": file_digest(source)}
     about = About(card, rules, request.precision, request.opset, request.licence, digest)
@@ -243,6 +257,13 @@ def _job(detector: Detector, card: Card, request: Request, data: Data | None, ou
         return _inputs(_pictures_for_int8(request, data), detector, rules)
 
     return Job(detector, about, lambda: onnx_graph(network, rules, groups, shape, request.opset), calibration, file)
+
+
+def _most(config: Config, dataset: str) -> int:
+    """Detections per picture that the evaluation of a dataset looks at."""
+    one = config.datasets[dataset]
+    given = one.max_detections or config.eval.max_detections
+    return given or max(PROTOCOLS[name].limits.max_detections for name in one.protocol)
 
 
 def _pictures_for_int8(request: Request, data: Data | None) -> list[Picture]:
@@ -291,11 +312,12 @@ def _accuracy(
     Pictures come one by one, for how a batch is padded is not the file's business."""
     folding = detector.space.folding
     reported = {c if folding is None else int(folding.of[c]) for c in rules.classes}
-    config = data.config.model_copy(update={"eval": data.config.eval.model_copy(update={"batch_size": 1})})
+    config = _within(rules, data, 1 if folding is None else folding.largest)
     splits = {}
     for name, split in data.splits.items():
         ids = np.where(np.isin(split.class_ids, list(reported)), split.class_ids, DROPPED)
-        some = replace(split, class_ids=ids)
+        members = rules.classes if split.members is None else sorted(set(split.members) & set(rules.classes))
+        some = replace(split, class_ids=ids, members=tuple(members))
         if some.classes:
             count = len(split.index)
             rows = np.unique(np.linspace(0, count - 1, min(most or count, count)).astype(np.int64))
@@ -310,6 +332,18 @@ def _accuracy(
         protocol = records[0][name]["protocol"]
         found[name] = {"protocol": protocol, "images": records[0][name]["images"], "before": before, "after": after}
     return found
+
+
+def _within(rules: Rules, data: Data, largest: int) -> Config:
+    """The data's config, evaluating picture by picture and as the file decides about overlaps and numbers."""
+    limits = {"nms_iou": rules.nms_iou, "agnostic_nms": rules.agnostic_nms, "topk": rules.topk}
+    capacity = rules.max_detections // largest
+    datasets = dict(data.config.datasets)
+    for name in data.splits:
+        if _most(data.config, name) > capacity:
+            datasets[name] = datasets[name].model_copy(update={"max_detections": capacity})
+    looks = data.config.eval.model_copy(update={"batch_size": 1, **limits})
+    return data.config.model_copy(update={"eval": looks, "datasets": datasets})
 
 
 def _latency(detector: Detector, file: Path, pictures: list[Picture]) -> dict[str, float]:

@@ -25,6 +25,7 @@ import yaml
 from PIL import Image
 
 from crossdet import LabelSpace, UserError, load_detector
+from crossdet.export.detector import check_fold
 from crossdet.export.files import write_onnx
 from crossdet.export.graph import as_opset_17
 from crossdet.export.parity import difference
@@ -33,7 +34,7 @@ from crossdet.inference import Detector
 from crossdet.inference import load_detector as load_with_torch
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.building import build_detector
-from crossdet.models.card import Card, InputSettings, first_generation
+from crossdet.models.card import Card, InputSettings, first_generation, read_card
 from crossdet.models.detr.network import Detr
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.models.weights import save_weights
@@ -168,7 +169,7 @@ def test_the_file_alone_is_scored_without_torch(files, detector, tmp_path):
     street = {"format": "coco", "val": {"images": str(tmp_path / "val"), "annotations": str(tmp_path / "val.json")}}
     street |= {"protocol": ["coco", "voc"]}
     config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump({"datasets": {"street": street}, "eval": {"batch_size": 1}}))
+    config.write_text(yaml.safe_dump({"datasets": {"street": street}, "eval": {"batch_size": 1, "topk": 50}}))
     file, picture = str(files / "any.onnx"), tmp_path / "val/1_1.jpg"
     said = without_torch(file, str(picture), "eval", file, str(config), "-o", str(tmp_path / "scored"))
     assert "1 images could not be read" in said
@@ -182,8 +183,14 @@ def test_the_file_alone_is_scored_without_torch(files, detector, tmp_path):
     for picture in (tmp_path / "val").iterdir():
         picture.write_bytes(b"broken")
     assert (evaluate(file, config)["datasets"]["street"]["AP"], evaluate(detector, config)["mean"]) == (0, 0)
-    with pytest.raises(UserError, match=r"nms_iou 0\.5 and agnostic_nms False, which it keeps"):
+    with pytest.raises(
+        UserError, match=r"with agnostic_nms False, which it keeps.*`--set eval\.agnostic_nms=false`"
+    ):
         evaluate(file, config, agnostic_nms=True)
+    values = yaml.safe_load(config.read_text()) | {"eval": {"topk": 60, "nms_iou": 0.7}}
+    config.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=r"nms_iou 0\.5, topk 50, .*`--set eval\.nms_iou=0\.5 --set eval\.topk=50`"):
+        evaluate(file, config)
 
 
 def without_torch(*words):
@@ -270,7 +277,7 @@ def test_the_commands_of_the_page(files, detector, tmp_path, monkeypatch, crossd
     run = tmp_path / "runs/first"
     run.mkdir(parents=True)
     for file in (tmp_path / "config.yaml", run / "config.yaml"):
-        file.write_text(yaml.safe_dump({"datasets": {"street": street}}))
+        file.write_text(yaml.safe_dump({"datasets": {"street": street}, "eval": {"topk": 50}}))
     card = Card(detector.space, TinySettings(), detector.settings, detector.decoding)
     for name in ("best.safetensors", "model.safetensors"):
         save_weights(run / name, detector.model.state_dict(), card)
@@ -286,6 +293,69 @@ def test_the_commands_of_the_page(files, detector, tmp_path, monkeypatch, crossd
     assert len(GRAPHS) == graphs
     found = json.loads((tmp_path / "predictions/predictions.json").read_text())
     assert (found["weights"], len(found["images"])) == ("runs/first/best.onnx", 2)
+
+
+@pytest.fixture
+def run(detector, tmp_path, monkeypatch):
+    """A run directory with the tests' network and five validation pictures."""
+    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
+    monkeypatch.setattr(exporting, "onnx_graph", graph_of)
+    coco(tmp_path, "val", "val.json", ["x", "y", "z"], 5, 1)
+    street = {"format": "coco", "val": {"images": str(tmp_path / "val"), "annotations": str(tmp_path / "val.json")}}
+    folder = tmp_path / "runs/first"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"datasets": {"street": street}, "eval": {"topk": 50}}))
+    card = Card(detector.space, TinySettings(), detector.settings, detector.decoding)
+    for name in ("best.safetensors", "model.safetensors"):
+        save_weights(folder / name, detector.model.state_dict(), card)
+    return folder
+
+
+def test_other_limits_than_the_protocols(run, tmp_path):
+    """Both sides of the comparison keep to what the file can: number of detections, NMS, candidates."""
+    other = tmp_path / "other.yaml"
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    other.write_text(yaml.safe_dump(values | {"eval": {"nms_iou": 0.9, "topk": 7}}))
+    first, second = (export(run, Request(max_detections=40), run / "some.onnx", data) for data in (None, other))
+    assert repr(first["ap"]) == repr(second["ap"])
+    assert first["sets"]["matched"] > 30
+    rules = load_detector(run / "some.onnx").about.rules
+    assert (rules.max_detections, rules.reported, rules.suppresses) == (40, 40, True)
+    picture = next((tmp_path / "val").iterdir())
+    assert len(load_with_torch(run / "some.onnx")(picture, score_threshold=0.0)) == 40
+    with pytest.raises(UserError, match=r"gives 40 detections .* asked for are 100; .*--max-detections 100"):
+        evaluate(run / "some.onnx", run / "config.yaml")
+
+
+def test_more_detections_for_a_protocol_than_the_detector_reports(run, detector):
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    values["datasets"]["street"]["max_detections"] = 300
+    (run / "config.yaml").write_text(yaml.safe_dump(values))
+    data, _ = exporting._data(run, None, detector)
+    rules = exporting._job(detector, read_card(run), Request(), data, None).about.rules
+    assert (rules.max_detections, rules.reported) == (300, 100)
+
+
+@pytest.mark.parametrize("lost", ["pictures", "annotations"])
+def test_data_that_are_gone_are_told_and_the_file_is_written(run, tmp_path, lost):
+    for file in (tmp_path / "val").iterdir() if lost == "pictures" else [tmp_path / "val.json"]:
+        file.unlink()
+    record = export(run, Request(), run / "gone.onnx")
+    assert (record["ap"], record["latency_ms"]) == (None, None)
+    said = "no validation pictures can be read" if lost == "pictures" else "validation data cannot be used"
+    assert said in record["not_compared"]
+    assert load_detector(run / "gone.onnx").classes == ("x", "y", "z")
+    with pytest.raises(UserError, match="no pictures to calibrate on"):
+        export(run, Request(precision="int8"), run / "short.onnx")
+    with pytest.raises(UserError, match=r"val"):
+        export(run, Request(), run / "asked.onnx", run / "config.yaml")
+
+
+def test_members_that_suppress_each_other_cannot_be_told_apart(files):
+    about = load_detector(files / "any.onnx").about
+    check_fold(about, False, files / "any.onnx")
+    with pytest.raises(UserError, match=r"^--no-fold: .*any\.onnx keeps the best one"):
+        check_fold(replace(about, rules=replace(about.rules, by_fold=True)), False, files / "any.onnx")
 
 
 def test_a_graph_of_one_size_has_to_be_given_it(detector, weights, tmp_path, monkeypatch):

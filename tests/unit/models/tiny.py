@@ -117,7 +117,11 @@ class Tiny(Growable):
         classes: Sequence[int] | Tensor | None = None,
         limits: Limits = Limits(),
     ) -> list[Detections]:
-        wanted = torch.arange(self.num_classes) if classes is None else torch.as_tensor(classes, dtype=torch.int64).unique()
+        wanted = (
+            torch.arange(self.num_classes)
+            if classes is None
+            else torch.as_tensor(classes, dtype=torch.int64).unique()
+        )
         found = []
         for scores, boxes, (height, width) in zip(*self._scored(images), sizes.tolist(), strict=True):
             row, column = (scores[:, wanted] > limits.threshold_of(wanted)).nonzero(as_tuple=True)

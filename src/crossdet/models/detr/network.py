@@ -143,6 +143,10 @@ class Detr(Growable):
         return self.settings.square is None
 
     @property
+    def suppresses(self) -> bool:
+        return False
+
+    @property
     def class_tensors(self) -> list[str]:
         """Names of the tensors with a row per class (and one more in the embedding)."""
         return [name for name in self.state_dict() if growth.has_rows(name)]
