@@ -7,9 +7,11 @@ its tolerance. Torch is imported inside the commands that need it, so `--help` a
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
+from crossdet import __version__
 from crossdet.commands.anchors import anchors
 from crossdet.commands.audit import audit
 from crossdet.commands.check import check
@@ -52,6 +54,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"crossdet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[  # typer calls `_version`
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and end")
+    ] = False,
+) -> None:
+    """Train one object detector across datasets that label different things."""
+
+
 for name, command in COMMANDS.items():
     app.command(name)(command)
 app.add_typer(score_app, name="score")

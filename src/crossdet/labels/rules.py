@@ -98,7 +98,8 @@ def unknown(what: str, name: object, known: Sequence[str]) -> str:
     """The message for a name that is not among the known ones, or a pattern that matches none of them."""
     if is_pattern(name):
         return nothing_matches(what, str(name), known)
-    close = get_close_matches(str(name), known, 1)
+    same = [one for one in known if one.lower() == str(name).lower()]
+    close = same or get_close_matches(str(name), known, 1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
     return f"unknown {what} {name!r}; {hint}"
 

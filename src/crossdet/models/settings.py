@@ -58,7 +58,7 @@ def expand(text: str) -> str:
             raise ValueError(f"environment variable `{name}` {state} (in {show(text)})")
         return os.environ[name]
 
-    return re.sub(r"\$\{([^}]*)\}", value, text)
+    return os.path.expanduser(re.sub(r"\$\{([^}]*)\}", value, text))  # noqa: PTH111  # a str may be a pattern
 
 
 def resolved_path(value: Any, info: ValidationInfo) -> Path:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from crossdet import LabelSpace
 from crossdet.errors import LabelError, UserError
-from crossdet.labels.rules import normalised_name
+from crossdet.labels.rules import normalised_name, unknown
 from crossdet.labels.space import DROPPED, check_class_names
 
 
@@ -294,6 +294,7 @@ def test_lookups_name_what_is_known(space):
         space.index("pets", "dog")
     with pytest.raises(LabelError, match="'peds' has no class 'person'; it has pedestrian"):
         space.index("peds", "person")
+    assert unknown("class", "rbc", ["Platelets", "RBC"]) == "unknown class 'rbc'; did you mean 'RBC'?"
     with pytest.raises(LabelError, match="did you mean 'person'"):
         space.id_of("persn")
     assert space.sources_of(0) == ["coco/person", "peds/pedestrian"]
