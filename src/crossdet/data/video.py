@@ -80,9 +80,10 @@ class Video:
         """
         number, time, begin = 0, 0.0, None
         for frame in self._decoded():
-            if frame.time is not None and begin is None:
-                begin = frame.time - float(number / self.rate)
-            time = float(number / self.rate) if frame.time is None or begin is None else frame.time - begin
+            time = float(number / self.rate)
+            if frame.time is not None:
+                begin = frame.time - time if begin is None else begin
+                time = frame.time - begin
             if number % self.every == 0:
                 picture = frame.to_ndarray(format="rgb24")
                 turned = np.rot90(picture, (getattr(frame, "rotation", 0) or 0) // 90)  # as phones hold cameras

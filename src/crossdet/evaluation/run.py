@@ -82,7 +82,8 @@ def detect(
 ) -> Found:
     """Detections of the unified `classes` (None = all) in all images of `index`, in original pixels.
 
-    Limits that `settings` leaves open are COCO's. options: see `of_network.detect`; an exported file takes none.
+    Limits that `settings` leaves open are COCO's. options: see `of_network.detect`; an exported file
+    has its own.
     """
     if isinstance(model, ExportedDetector):
         from crossdet.evaluation import of_file
@@ -124,9 +125,7 @@ def detect_folded(
     members = None if classes is None else folding.members(classes)
     if members is not None and among is not None:
         members = [member for member in members if member in among]
-    if not isinstance(model, ExportedDetector):  # a file has its own
-        options = options | {"nms_groups": folding.nms_groups}
-    found = detect(model, index, members, more, **options)
+    found = detect(model, index, members, more, nms_groups=folding.nms_groups, **options)
     folded, degrees = fold_detections(found.detections, folding, settings.nms_iou)
     return Found(folded, found.unreadable, degrees if folding.has_angles else None)
 
