@@ -29,6 +29,7 @@ from crossdet.export.network import ExportedNetwork
 from crossdet.export.sessions import detections_of, open_session
 from crossdet.labels.reporting import DEFAULT_THRESHOLD as DEFAULT_THRESHOLD
 from crossdet.labels.reporting import Reporting
+from crossdet.labels.rules import unknown
 from crossdet.labels.space import LabelSpace
 from crossdet.models.building import build_detector
 from crossdet.models.card import Card, InputSettings, is_exported, weights_path
@@ -41,6 +42,8 @@ WINDOWS_AT_ONCE = 8
 """Windows of large pictures in one forward pass."""
 BATCHES_AHEAD = 2
 """So many batches of a folder are decoded and resized while the network looks at another."""
+DECODE_OPTIONS = ("agnostic_nms", "nms_iou", "topk")
+"""Further options of `Detector.__call__`, of `Limits`."""
 AnyImage = str | Path | Image.Image | np.ndarray | Tensor
 
 
@@ -100,7 +103,7 @@ class Detector(Reporting):
             every window, `max_detections` for the image.
 
         Raises:
-            UserError: unreadable file, unknown class, wrong array, a tile or an overlap that cannot be.
+            UserError: unreadable file, unknown class or option, wrong array, a tile or an overlap that cannot be.
         """
         return self.batch([image], classes, score_threshold, max_detections, tile, overlap, **decode_options)[0]
 
@@ -125,7 +128,10 @@ class Detector(Reporting):
     def limits(
         self, score_threshold: float | None = None, max_detections: int | None = None, **decode_options: Any
     ) -> Limits:
-        """The options of `__call__`, before anything is folded."""
+        """The options of `__call__`, before anything is folded. Raises `UserError` for one that it lacks."""
+        known = ("classes", "score_threshold", "max_detections", "tile", "overlap", *DECODE_OPTIONS)
+        if wrong := [name for name in decode_options if name not in DECODE_OPTIONS]:
+            raise UserError(unknown("option", wrong[0], known))
         thresholds = self.member_thresholds(score_threshold)
         limits = Limits(torch.tensor(thresholds, device=self.device), **(self.decoding | decode_options))
         return limits if max_detections is None else replace(limits, max_detections=max_detections)
@@ -222,7 +228,8 @@ def as_tensor(image: AnyImage) -> Tensor:
     if isinstance(image, Image.Image):
         image = np.asarray(image.convert("RGB"))
     if not isinstance(image, np.ndarray | Tensor):
-        raise UserError(f"image: expected a file, PIL image, array or tensor, got {type(image).__name__}")
+        hint = "; several at once: detector.batch(images)" if isinstance(image, Sequence) else ""
+        raise UserError(f"image: expected a file, PIL image, array or tensor, got {type(image).__name__}{hint}")
     if 0 in image.shape:
         raise UserError(f"image: it has no pixels, shape {list(image.shape)}")
     if isinstance(image, np.ndarray):
@@ -257,10 +264,25 @@ def load_detector(
             f"weights file {path} does not fit its own description: {len(missing)} entries missing, "
             f"{len(unexpected)} unexpected"
         )
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(memory_format=torch.channels_last)  # as batches come, and as training has it
     file = weights_path(Path(path), last)
-    return Detector(model.to(chosen), space, card.input, decoding_of(card), card.thresholds, fold, file)
+    return Detector(model.to(_device(device)), space, card.input, decoding_of(card), card.thresholds, fold, file)
+
+
+def _device(given: str | torch.device | None) -> torch.device:
+    """None: the GPU where there is one. Raises `UserError` for what is no device, or none of this machine."""
+    if given is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(given)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):  # the second from a torch without CUDA
+        gpus = torch.cuda.device_count()
+        raise UserError(
+            f"device {given}: torch has none of that name here; expected cpu"
+            f"{', cuda' if gpus else ''}{f' or cuda:0 to cuda:{gpus - 1}' if gpus > 1 else ''}"
+        ) from None
+    return device
 
 
 def decoding_of(card: Card) -> dict[str, Any]:

@@ -59,6 +59,14 @@ def test_what_is_trained_is_not_trained_again(demo):
     assert "differing: train.max_steps" in str(other.exception)
 
 
+def test_the_folder_of_something_else_is_left_alone(tmp_path, crossdet):
+    (tmp_path / "aware.yaml").write_text("mine")
+    done = crossdet(*FEW, "-o", tmp_path)
+    assert done.returncode == 2
+    assert f"{tmp_path} already holds aware.yaml, not written by the demo" in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["aware.yaml"]
+
+
 def test_make_demo_runs_the_command():
     text = (Path(__file__).parents[2] / "Makefile").read_text()
     assert "demo: $(STAMP)\n\t$(BIN)/crossdet demo\n" in text

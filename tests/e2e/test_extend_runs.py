@@ -525,7 +525,7 @@ def test_a_regression_beyond_the_tolerance_ends_with_status_3(world, signs, trai
     done = crossdet(*run, "--output", tmp_path / "run")
     assert done.returncode == 3, done.stderr
     assert "warning forgotten more than the tolerance of 0.5 points: car on cars -" in done.stderr
-    assert "note: replay without training images of car, face" in done.stdout
+    assert "warning: replay without training images of car, face" in done.stdout
     assert "car    cars     coco AP" in done.stdout
     report = json.loads((tmp_path / "record.json").read_text())["forgetting"]
     assert "car on cars" in report["regressions"]

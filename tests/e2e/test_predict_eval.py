@@ -578,6 +578,18 @@ def test_decoding_limits_travel_with_the_weights(world, tmp_path):
     assert len(detector(picture, score_threshold=0.0, max_detections=3)) == 3
 
 
+def test_the_device_may_be_chosen(world, trained, tmp_path, crossdet):
+    config = world.write_config(tmp_path / "mine.yaml")
+    given = {"predict": [world.root / "cars"], "eval": [config], "audit": [config], "serve": []}
+    for name, words in given.items():
+        more = [*words, "-o", tmp_path / name] if words else []
+        done = crossdet(name, trained.folder, *more, "--device", "cuda:99")
+        assert done.returncode == 2
+        assert "device cuda:99: torch has none of that name here; expected cpu" in done.stderr
+        if words:
+            assert crossdet(name, trained.folder, *more, "--device", "cpu").returncode == 0
+
+
 def test_odd_arguments_of_a_detector(trained):
     detector = load_detector(trained.folder)
     picture = np.zeros((48, 64, 3), np.uint8)

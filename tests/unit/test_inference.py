@@ -8,8 +8,9 @@ import torch
 from PIL import ExifTags, Image
 
 from crossdet import LabelSpace, inference
+from crossdet.commands.terminal import check_device
 from crossdet.data.canvases import CANVASES, canvases_of
-from crossdet.errors import RunError
+from crossdet.errors import RunError, UserError
 from crossdet.inference import BATCHES_AHEAD, Detector, predict_files
 from crossdet.models.building import build_detector
 from crossdet.models.card import InputSettings
@@ -152,6 +153,31 @@ def test_a_folder_of_many_sizes_is_looked_at_in_few(detector, of_many_sizes, mon
             assert len(found) == 5
             torch.testing.assert_close(found.scores, alone.scores, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(found.boxes, alone.boxes, rtol=1e-3, atol=1e-2)
+
+
+def test_what_the_detector_does_not_take(detector, files):
+    with pytest.raises(UserError, match="unknown option 'nms'; did you mean 'nms_iou'"):
+        detector(files[0], nms=0.5)
+    with pytest.raises(
+        UserError, match="unknown option 'conf'; known: classes, score_threshold, max_detections, tile"
+    ):
+        detector(files[0], conf=0.5)
+    with pytest.raises(UserError, match=r"got list; several at once: detector\.batch\(images\)"):
+        detector(files[:2])
+
+
+def test_an_exported_file_takes_no_device(tmp_path):
+    with pytest.raises(
+        UserError, match=r"--device: .*a\.onnx is an exported file and runs where its own software does"
+    ):
+        check_device("cpu", [tmp_path / "a.safetensors", tmp_path / "a.onnx"])
+    check_device(None, [tmp_path / "a.onnx"])
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "cpu:x"])
+def test_a_device_that_is_not_there(device):
+    with pytest.raises(UserError, match=f"device {device}: torch has none of that name here; expected cpu"):
+        inference._device(device)
 
 
 def test_options_are_checked_before_anything_is_read(detector, files):

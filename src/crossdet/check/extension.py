@@ -13,7 +13,7 @@ from crossdet.errors import UserError
 from crossdet.labels.edits import growth
 from crossdet.models.card import read_card
 from crossdet.runs.building import check_trainable
-from crossdet.runs.extend import extended_settings, notes_on, with_settings_of
+from crossdet.runs.extend import extended_settings, remarks_on, with_settings_of
 from crossdet.training.modes import Growth
 
 
@@ -33,12 +33,14 @@ def inspect_extension(
     config = with_settings_of(card, config)
     sources = open_sources(config, known=known)
     report = report_on(config, sources, max_images, len(known.classes), decode)
-    errors, notes = list(report.errors), [*growth(known, sources.space), *report.notes]
+    errors, remarks = list(report.errors), []
     try:
         check_trainable(sources, config.train.plain)
         grown = Growth(known, sources.space, sources.train)
-        notes += notes_on(config, card, grown)
+        remarks = remarks_on(config, card, grown)
         extended_settings(config, card, grown)
     except UserError as error:
         errors += [] if str(error) in errors else [str(error)]
-    return replace(report, errors=tuple(errors), notes=tuple(notes)), config
+    warnings = (*report.warnings, *(text for kind, text in remarks if kind == "warning"))
+    notes = (*growth(known, sources.space), *report.notes, *(text for kind, text in remarks if kind == "note"))
+    return replace(report, errors=tuple(errors), warnings=warnings, notes=notes), config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from crossdet.check.files import Split
 from crossdet.check.fitting import fitting_problems
@@ -11,7 +12,15 @@ from crossdet.check.near import MOST_PICTURES
 from crossdet.check.report import DuplicateReport, Report, SplitReport, some
 from crossdet.check.teachers import look_at_teachers
 from crossdet.config import Config
-from crossdet.config.sources import Sources, listed_only_problem, open_split, training_warnings, union_test_index
+from crossdet.config.sources import (
+    NO_BOX,
+    Sources,
+    listed_only_problem,
+    named_splits,
+    open_split,
+    training_warnings,
+    union_test_index,
+)
 from crossdet.data.annotation_files import too_many
 from crossdet.data.canvases import too_few
 from crossdet.data.groups import group
@@ -52,12 +61,29 @@ def _errors(report: Report, config: Config, sources: Sources, extends: bool) -> 
             found = {kind: getattr(split.files, kind) for kind in kinds}
             counts = ", ".join(f"{places.count:,} {kind}" for kind, places in found.items() if places.count)
             first = next(places.first[0] for places in found.values() if places.count)
-            yield f"{where}: none of its image files can be used ({counts}), such as {first}"
+            text = f"{where}: none of its image files can be used ({counts}), such as {first}"
+            yield text + _elsewhere(sources, split)
+    if sources.without_box:
+        yield NO_BOX
     pieces = config.train.devices * config.train.accumulate
     if 0 < report.train_images < pieces:
         yield too_few(report.train_images, pieces)
     if sources.listed_only and not config.train.plain:
         yield listed_only_problem(sources.listed_only)
+
+
+def _elsewhere(sources: Sources, split: SplitReport) -> str:
+    """Where the missing pictures of a split lie, if that is the folder of another split."""
+    indexes = named_splits(sources)
+    own = indexes[f"{split.dataset}.{split.split}"]
+    missing = split.files.missing
+    if missing.count < split.files.checked:
+        return ""
+    name = Path(missing.first[0]).relative_to(own.root)
+    for where, other in indexes.items():
+        if other.root != own.root and (other.root / name).exists():
+            return f"; it lies in the folder of `datasets.{where}`: are the annotations or the images swapped?"
+    return ""
 
 
 # ----------------------------------------------------------------------------------------------- warnings

@@ -10,11 +10,13 @@ import typer
 from crossdet.commands.terminal import (
     AgnosticNms,
     ConfigFile,
+    Device,
     JsonFile,
     Last,
     Output,
     Overrides,
     RunOrWeights,
+    check_device,
     out,
     save_json,
     say,
@@ -32,6 +34,7 @@ def audit(
     split: Annotated[str, typer.Option(help="split to look at: val or train")] = "val",
     agnostic_nms: AgnosticNms = None,
     last: Last = False,
+    device: Device = None,
     output: Output = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -47,13 +50,14 @@ def audit(
         raise UserError(f"--split: expected val or train, got {split!r}")
 
     runs = [run, *map(fetched, against or [])]
+    check_device(device, runs)
     for one in runs:
         say(taken(one, last))
 
     from crossdet.runs.audit import audit_runs, audit_tables
 
     folder = output or results_folder(run) / "audit"
-    content = audit_runs(runs, loaded, folder, split, agnostic_nms, last)
+    content = audit_runs(runs, loaded, folder, split, agnostic_nms, last, device)
     for title, table in audit_tables(content):
         say(title)
         out.print(table)

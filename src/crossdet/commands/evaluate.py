@@ -11,11 +11,13 @@ from rich.table import Table
 from crossdet.commands.terminal import (
     AgnosticNms,
     ConfigFile,
+    Device,
     Fold,
     JsonFile,
     Last,
     Overrides,
     RunOrWeights,
+    check_device,
     out,
     save_json,
     say,
@@ -46,6 +48,7 @@ def evaluate(
     fold: Fold = True,
     agnostic_nms: AgnosticNms = None,
     last: Last = False,
+    device: Device = None,
 ) -> None:
     """Score a detector on every dataset of a config, by its own protocol, on the classes that it labels."""
     from crossdet.config import load_config
@@ -56,6 +59,7 @@ def evaluate(
     if store and not fold:
         raise UserError("--store-thresholds: they are kept for whole classes; leave out --no-fold")
     given, run = run, fetched(run)
+    check_device(device, [run])
     if store and run != given:
         raise UserError(
             f"--store-thresholds: {given} is not yours to change; take a copy, such as `hf download` makes with "
@@ -75,7 +79,7 @@ def evaluate(
 
     inside = results_folder(run) / f"eval_{config.stem}" if run.is_dir() else None
     folder = output or inside
-    metrics = score(run, loaded, output=folder, fold=fold, agnostic_nms=agnostic_nms, last=last)
+    metrics = score(run, loaded, output=folder, fold=fold, agnostic_nms=agnostic_nms, last=last, device=device)
     print(*[metrics_table(metrics), *lines(metrics["warnings"])], sep="\n")
     if classes:
         for name, row in metrics["datasets"].items():

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from crossdet.commands.terminal import AgnosticNms, Fold, JsonFile, Last, Output, out, save_json, say
+from crossdet.commands.terminal import (
+    AgnosticNms,
+    Device,
+    Fold,
+    JsonFile,
+    Last,
+    Output,
+    check_device,
+    out,
+    save_json,
+    say,
+)
 from crossdet.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -60,6 +71,7 @@ def predict(
     every: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="of videos and cameras only every Nth frame")
     ] = None,
+    device: Device = None,
     json_file: JsonFile = None,
 ) -> None:
     """Detect objects in images: drawn pictures, predictions.json and a COCO results file.
@@ -74,6 +86,7 @@ def predict(
     from crossdet.models.hub import fetched
 
     weights = fetched(weights)
+    check_device(device, [weights])
     say(taken(weights, last))
 
     videos = [source for source in images if is_video(source)]
@@ -90,7 +103,7 @@ def predict(
 
         summary = predict_to_folder(
             weights, images, folder, names, score, max_detections, pictures, coco, fold, agnostic_nms, last,
-            tile, overlap,
+            tile, overlap, device,
         )  # fmt: skip
         for line in summary.unreadable:
             out.print(f"[yellow]skipped[/yellow] {escape(line)}", highlight=False, soft_wrap=True)
@@ -107,7 +120,7 @@ def predict(
     if videos:
         from crossdet.runs.predict_video import finder
 
-        find = finder(weights, names, score, max_detections, fold, agnostic_nms, last, tile, overlap)
+        find = finder(weights, names, score, max_detections, fold, agnostic_nms, last, tile, overlap, device)
         record["videos"] = _in_videos(videos, find, folder, every or 1, pictures)
     save_json(json_file, record)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import Last, say
+from crossdet.commands.terminal import Device, Last, check_device, say
 from crossdet.errors import UserError
 
 
@@ -28,6 +28,7 @@ def serve(
         float, typer.Option(min=0.01, help="requests of one address per second, in the long run")
     ] = 20.0,
     last: Last = False,
+    device: Device = None,
 ) -> None:
     """Open a page to drop pictures or use a camera, choose classes and move thresholds."""
     from crossdet.models.card import name_of, taken
@@ -38,13 +39,14 @@ def serve(
     from crossdet.serving.limits import ServeLimits
 
     paths = [fetched(path) for path in (weights, against) if path is not None]
+    check_device(device, paths)
     plain = [name_of(path) for path in paths]
     names = plain if len(set(plain)) == len(plain) else [str(path) for path in paths]
     if len(set(names)) < len(names):
         raise UserError(f"--against {against}: that is the detector itself")
     for path in paths:
         say(taken(path, last))
-    detectors = {name: load_detector(path, last=last) for name, path in zip(names, paths, strict=True)}
+    detectors = {name: load_detector(path, device, last=last) for name, path in zip(names, paths, strict=True)}
     alone = host in LOOPBACK
     server = Server(detectors, ServeLimits(file_mb, megapixels, rate), LOOPBACK if alone else ())
 

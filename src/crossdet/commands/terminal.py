@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from rich.markup import escape
 
 from crossdet.errors import RunError, UserError
 from crossdet.files import write_json
+from crossdet.models.card import is_exported
 
 out = Console()
 
@@ -44,6 +46,18 @@ AgnosticNms = Annotated[
 Last = Annotated[
     bool, typer.Option("--last", help="of a run directory its newest weights instead of its best ones")
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: a GPU of CUDA where torch sees one)"),
+]
+
+
+def check_device(device: str | None, paths: Iterable[Path]) -> None:
+    """Raises `UserError` where one of the detectors is a file that asks torch for no device."""
+    if device is not None and (exported := [str(path) for path in paths if is_exported(path)]):
+        raise UserError(
+            f"--device: {exported[0]} is an exported file and runs where its own software does; leave it out"
+        )
 
 
 def say(text: str, style: str = "") -> None:

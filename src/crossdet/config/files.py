@@ -6,9 +6,11 @@ Two rules differ from plain YAML 1.1: a key of a mapping is text as it is writte
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from pydantic import BaseModel
 
 from crossdet.config.mistakes import Key, Problem, dotted, section_below, suggest, validated
 from crossdet.config.schema import Config, config_type
+from crossdet.data.formats import FORMATS
 from crossdet.data.index import Index
 from crossdet.errors import ConfigError, problem_list
 
@@ -122,20 +125,35 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str], list[Problem]]:
     except IsADirectoryError:
         raise ConfigError(f"{path}: a directory; expected a YAML config file") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+        hint = "" if path.suffix else "; expected a YAML config file"
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}{hint}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
     places: dict[Key, str] = {}
     problems: list[Problem] = []
+    if text.lstrip().startswith("{"):  # as JSON first: YAML would read annotations for hours
+        with suppress(ValueError, RecursionError):
+            _refuse_annotations(path, json.loads(text))
     try:
         data = _parse(text, places, problems)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {_yaml_problem(error)}") from None
     if data is None:
         data = {}
+    _refuse_annotations(path, data)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping (`key: value` lines), got a {type(data).__name__}")
     return data, places, problems
+
+
+def _refuse_annotations(path: Path, data: Any) -> None:
+    """Raises `ConfigError` where the file holds the annotations of a data set instead of a config."""
+    if not isinstance(data, dict) or "datasets" in data:
+        return
+    for name, kind in FORMATS.items():
+        if kind.marks and all(mark in data for mark in kind.marks):
+            way = "`crossdet new DIR`, with the folder of this file and its pictures, writes a config"
+            raise ConfigError(f"{path}: a data set in the format `{name}`, no config of crossdet; {way}")
 
 
 def _parse(text: str, places: dict[Key, str], problems: list[Problem]) -> Any:
@@ -188,7 +206,10 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         return str(error)
-    return f"line {mark.line + 1}: {getattr(error, 'problem', None) or error}"
+    text = f"line {mark.line + 1}: {getattr(error, 'problem', None) or error}"
+    if "escape character" in text:
+        text += "; between double quotes a backslash begins one: quote paths with ' or write them with /"
+    return text
 
 
 def _override(data: dict[str, Any], places: dict[Key, str], shown: str, text: str) -> list[Problem]:

@@ -40,6 +40,7 @@ _EXPECTED = {
     "less_than_equal": "a number <= {le:g}",
     "literal_error": "{expected}",
 }
+_SHOWN = 5  # keys of a section in a message
 
 
 def validated(
@@ -79,6 +80,8 @@ def _problems(error: dict[str, Any], data: Any, kind: type[BaseModel]) -> list[P
         text = str(context["error"])
     else:
         wanted = _EXPECTED[name].format(**context) if name in _EXPECTED else error["msg"]
+        if name == "model_type" and (keys := _keys_below(at, kind)):
+            wanted += f" ({', '.join(keys[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''})"
         text = f"expected {wanted}, got {show(value)}"
     return [Problem((at,), f"`{dotted(at)}`: {text}")]
 
@@ -110,6 +113,13 @@ def _suggest_key(at: Key, root: type[BaseModel]) -> str:
         if key in getattr(section_below(root, section), "model_fields", {}):
             return f"did you mean `{section}.{key}`?"
     return suggest(key, list(getattr(kind, "model_fields", {})), "keys")
+
+
+def _keys_below(at: Key, kind: Any) -> list[str]:
+    """The keys that a section may have."""
+    for part in at:
+        kind = section_below(kind, str(part))
+    return list(getattr(kind, "model_fields", {}))
 
 
 def section_below(kind: Any, key: str) -> Any:

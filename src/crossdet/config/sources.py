@@ -53,6 +53,11 @@ class Sources:
     patterns: tuple[Expansion, ...] = ()
 
     @property
+    def without_box(self) -> bool:
+        """There is something to train on, and no object in it."""
+        return bool(self.train) and not any(len(index.boxes) for index in self.train.values())
+
+    @property
     def train_pictures(self) -> int:
         """Pictures of all training splits, those of an epoch: one of several directions counts once."""
         return sum(len(pictures(index)) for index in self.train.values())
@@ -61,6 +66,9 @@ class Sources:
 def named_splits(sources: Sources) -> dict[str, Index]:
     """All splits as `dataset.split`, the name that messages use."""
     return {f"{name}.{split}": index for split in SPLITS for name, index in getattr(sources, split).items()}
+
+
+NO_BOX = "the training splits hold no box at all, so there is nothing to learn"
 
 
 def training_warnings(config: Config, sources: Sources, extends: bool) -> Iterator[str]:

@@ -133,7 +133,7 @@ class Index:
         outside, are left out and counted in `skipped`, as are images that cannot be read.
 
         Raises `UserError` that lists every mistake: keys, missing images, an image that has two records, boxes
-        without four numbers, labels that are no name or not among `classes`.
+        without four numbers or with x2 < x1 or y2 < y1, labels that are no name or not among `classes`.
         """
         from crossdet.data.records import index_from_records  # it builds on the readers, and they on this module
 

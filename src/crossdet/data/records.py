@@ -102,6 +102,10 @@ class _Reader:
             xyxy = ()
         if len(xyxy) != 4:
             self.problems.append(f"{place}: expected x1, y1, x2, y2 in pixels, got {show(box)}")
+        elif xyxy[2] < xyxy[0] or xyxy[3] < xyxy[1]:
+            self.problems.append(
+                f"{place}: x2 < x1 or y2 < y1 in {show(list(xyxy))}; expected two corners, and no width and height"
+            )
         bits = int(flags) if hasattr(flags, "__index__") and not isinstance(flags, bool) else -1
         if bits < 0 or bits & ~ALL_FLAGS:
             self.problems.append(f"{place}: its flags are bits of crossdet.types.Flag, got {show(flags)}")

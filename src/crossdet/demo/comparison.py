@@ -18,9 +18,10 @@ from PIL import Image
 from rich.console import Console
 
 from crossdet.config import load_config
-from crossdet.config.files import overridden
+from crossdet.config.files import CONFIG_FILE, overridden
 from crossdet.data.formats.wider_face import read_wider_face
-from crossdet.demo.scenes import LOOKS, write_demo_datasets
+from crossdet.demo.scenes import LOOKS, MARKER, write_demo_datasets
+from crossdet.errors import UserError
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.files.wider_face_lists import write_wider_face_lists
 from crossdet.evaluation.operating import CONFIDENT, confident_share
@@ -133,13 +134,18 @@ def write_demo_world(
     """Writes the pictures and their labels into `folder/data` and the configs `aware.yaml`, `naive.yaml` and
     `full.yaml` beside it; returns the test pictures per look (test_images; None = a third of `images`).
 
-    overrides: `a.b=value`, of all configs. Raises `ConfigError` where they are none, before anything is written.
+    overrides: `a.b=value`, of all configs. Raises `ConfigError` where they are none, `UserError` where the folder
+    is a run's or has configs of these names that no demo wrote; before anything is written.
     """
     configs = {method: demo_config(method == "naive", seed, steps) for method in METHODS}
     configs = {
         name: overridden(content, overrides)
         for name, content in (configs | {"full": full_config(seed, steps)}).items()
     }
+    foreign = [name for name in (CONFIG_FILE, *(f"{name}.yaml" for name in configs)) if (folder / name).exists()]
+    if foreign and not (folder / "data" / MARKER).exists():
+        taken = f"{folder} already holds {', '.join(foreign)}, not written by the demo"
+        raise UserError(f"{taken}; give it a folder of its own")
     folder.mkdir(parents=True, exist_ok=True)
     union = max(PICTURES_PER_LOOK, images // 3) if test_images is None else test_images
     write_demo_datasets(folder / "data", seed, images, max(2, images // 8), union)

@@ -31,7 +31,7 @@ from crossdet.demo.scene_composition import CLASSES, HEIGHT, LOOKS, WIDTH, Box, 
 from crossdet.errors import UserError
 from crossdet.types import Flag
 
-__all__ = ["CLASSES", "LOOKS", "Scene", "make_scene", "write_demo_datasets"]
+__all__ = ["CLASSES", "LOOKS", "MARKER", "Scene", "make_scene", "write_demo_datasets"]
 
 SPLITS = ("train", "val", "union")
 FOLDERS = ("faces", "peds", "objects", "full", "union_test")

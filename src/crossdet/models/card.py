@@ -239,6 +239,11 @@ def name_of(path: Path) -> str:
     return path.resolve().name if path.is_dir() else path.stem
 
 
+def no_weights(path: Path) -> UserError:
+    hint = "" if path.suffix else "; of the hub they are named OWNER/NAME, such as ustc-community/dfine-small-coco"
+    return UserError(f"weights file {path} does not exist{hint}")
+
+
 def weights_path(path: Path, last: bool = False) -> Path:
     """The weights file itself, of a file or a run directory: the best weights of the run where there are some.
 
@@ -268,7 +273,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"weights file {path} does not exist") from None
+        raise no_weights(path) from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"weights file {path} cannot be read: {error}") from None
     check_format(path, metadata)

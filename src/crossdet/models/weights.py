@@ -27,6 +27,7 @@ from crossdet.models.card import (
     check_format,
     check_weights,
     foreign_checkpoint,
+    no_weights,
     read_card,
     weights_path,
 )
@@ -69,7 +70,7 @@ def load_weights(path: Path, last: bool = False) -> tuple[dict[str, Tensor], Car
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"weights file {path} does not exist") from None
+        raise no_weights(path) from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"weights file {path} cannot be read: {error}") from None
     check_format(path, metadata)

@@ -40,19 +40,20 @@ def audit_runs(
     split: str = "val",
     agnostic_nms: bool | None = None,
     last: bool = False,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Audits the detectors of `runs` on the `split` of every dataset of `config`, and on its `union_test`.
 
     Writes `audit.html`, `audit.json` and, of the first run, `unlabelled_DATASET.json` into `output`; returns what
     `audit.json` holds: run name -> numbers. agnostic_nms: None = as the config's `eval` says. last: of a run
-    directory its newest weights, not its best ones.
+    directory its newest weights, not its best ones. device: of `load_detector`.
 
     Raises:
         UserError: unreadable weights or data, detectors of different classes, no dataset with such a split.
         RunError: what cannot be written.
     """
     check_room(output)
-    audited = [one for one, _ in audited_runs(runs, config.with_agnostic_nms(agnostic_nms), split, last)]
+    audited = [one for one, _ in audited_runs(runs, config.with_agnostic_nms(agnostic_nms), split, last, device)]
     content = {run.name: to_json(run.audit) | {"union_test": run.union} for run in audited}
     names = safe_names([part.name for part in audited[0].splits])
     for part, name in zip(audited[0].splits, names, strict=True):
@@ -63,10 +64,10 @@ def audit_runs(
 
 
 def audited_runs(
-    runs: Sequence[Path], config: Config, split: str = "val", last: bool = False
+    runs: Sequence[Path], config: Config, split: str = "val", last: bool = False, device: str | None = None
 ) -> list[tuple[AuditedRun, Detector]]:
     """Each detector with its audit; arguments and errors as of `audit_runs`, which writes it."""
-    detectors = [load_detector(run, last=last) for run in runs]
+    detectors = [load_detector(run, device, last=last) for run in runs]
     names = _run_names(runs)
     for name, detector in zip(names, detectors, strict=True):
         mine, first = _classes(detector), _classes(detectors[0])

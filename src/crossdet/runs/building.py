@@ -10,7 +10,7 @@ import torch
 from lightning_fabric import Fabric
 
 from crossdet.config import Config, as_config
-from crossdet.config.sources import Sources, listed_only_problem, open_sources
+from crossdet.config.sources import NO_BOX, Sources, listed_only_problem, open_sources
 from crossdet.data.augment import IMAGENET_MEAN, Augment
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.loading import epoch_batches, make_loader
@@ -168,7 +168,7 @@ def check_trainable(sources: Sources, plain: bool = False) -> None:
     empty = [name for name, index in sources.train.items() if not len(index)]
     if empty:
         raise UserError(f"datasets without a single training image: {', '.join(empty)}")
-    if not any(len(index.boxes) for index in sources.train.values()):
-        raise UserError("the training splits hold no box at all")
+    if sources.without_box:
+        raise UserError(NO_BOX)
     if sources.listed_only and not plain:
         raise UserError(listed_only_problem(sources.listed_only))

@@ -294,6 +294,7 @@ def evaluate(
     fold: bool = True,
     agnostic_nms: bool | None = None,
     last: bool = False,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Scores a trained detector on every dataset of `config`, each by its protocols on the classes it labels.
 
@@ -305,14 +306,14 @@ def evaluate(
     False: each for itself.
     agnostic_nms: of several classes at one place the best is left, among the classes that a dataset labels; None =
     as the config's `eval` says.
-    last: of a run directory its newest weights, not its best ones.
+    last: of a run directory its newest weights, not its best ones. device: of `load_detector`.
 
     Raises:
         UserError: unreadable weights or data, or classes that the detector does not know.
     """
     detector = run_or_weights
     if isinstance(detector, str | Path):
-        detector = load_detector(detector, last=last)
+        detector = load_detector(detector, device, last=last)
     config = as_config(config, detector.space.datasets).with_agnostic_nms(agnostic_nms)
     if all(getattr(dataset, split) is None for dataset in config.datasets.values()):
         raise UserError(f"no dataset of the config has a `{split}` split")

@@ -58,7 +58,7 @@ from crossdet.runs.building import (
 from crossdet.runs.directory import check_run_dir, make_run_dir, run_directory
 from crossdet.runs.evaluate import Evaluation, judged_classes, score_network, splits_for_training
 from crossdet.runs.train import train_network
-from crossdet.training.modes import MODES, ExtendSettings, Growth, check_mode
+from crossdet.training.modes import MODES, ExtendSettings, Growth, Remark, check_mode
 from crossdet.training.modes.mode import Extension
 from crossdet.training.pseudo_labels import TEACHER_FOLDER
 
@@ -101,7 +101,7 @@ def extend(
     sources = open_sources(config, known=known)
     check_trainable(sources, config.train.plain)
     growth = Growth(known, sources.space, sources.train)
-    notes = notes_on(config, card, growth)
+    remarks = remarks_on(config, card, growth)
     settings = extended_settings(config, card, growth)
     history = [*card.generations, _generation(choice.mode, parent, sources, run_dir, resume)]
     check_run_dir(run_dir, config, resume, overwrite, REPORT_FILE, known.datasets)
@@ -111,7 +111,7 @@ def extend(
     network = _grown_network(settings, growth, tensors, choice)
     make_run_dir(fabric, run_dir, config, resume)
     if fabric.is_global_zero:
-        print(*grown_by(known, sources.space), *(f"note: {note}" for note in notes), sep="\n", flush=True)
+        print(*grown_by(known, sources.space), *(f"{kind}: {text}" for kind, text in remarks), sep="\n", flush=True)
     old = _in_layout(load_detector(parent, fabric.device), config)
     before, seen = _start(fabric, config, sources, old, history[-1], run_dir, resume)
     mode = MODES[choice.mode]
@@ -225,24 +225,24 @@ def _shown(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
-def notes_on(config: Config, card: Card, growth: Growth) -> list[str]:
-    """What probably is not as meant, of the mode and of batch norm. Raises `UserError` for what cannot work."""
+def remarks_on(config: Config, card: Card, growth: Growth) -> list[Remark]:
+    """What is worth saying, of the mode and of batch norm. Raises `UserError` for what cannot work."""
     choice = config.extend or ExtendSettings()
-    note = check_mode(choice, growth)
-    notes = [] if note is None else [note]
+    remarks = check_mode(choice, growth)
     fixed = getattr(card.settings, "freeze_batch_norm", False)
     still = MODES[choice.mode].keeps_thresholds  # nothing of the backbone trains
     if not choice.fixed_statistics and (fixed or still):
         why = f"the mode {choice.mode} trains nothing of the backbone" if still else "these weights have fixed ones"
-        notes.append(f"`extend.fixed_statistics: false` changes nothing: {why}")
+        remarks.append(Remark("note", f"`extend.fixed_statistics: false` changes nothing: {why}"))
     elif fixed and not still and config.train.recipe == "auto":
         usual = f"; {config.train.rate():.2g} is that of a new training, take a quarter of it"
-        notes.append(
+        text = (
             "batch norm of the backbone stays fixed, as in these weights: `train.recipe: auto` trains it in new "
             "networks only. Behind it features stand less of a learning rate (`train.lr`"
             f"{'' if config.train.lr else usual})"
         )
-    return notes
+        remarks.append(Remark("note", text))
+    return remarks
 
 
 def extended_settings(config: Config, card: Card, growth: Growth) -> NetworkSettings:

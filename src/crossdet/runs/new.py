@@ -229,20 +229,25 @@ def _label_lines(datasets: tuple[Dataset, ...]) -> Iterator[str]:
         for name in dataset.classes:
             owners.setdefault(name, []).append(dataset.name)
     equal = {name: own for name, own in owners.items() if len(own) > 1}
-    key = "labels:" if equal else "# labels:"
-    yield f"{key}  # what only you know; take the # away where it is so"
+    alone = [(own[0], name) for name, own in owners.items() if len(own) == 1]
+    (one, a), *others = alone or [(datasets[0].name, datasets[0].classes[0])]
+    two, b = next(((other, name) for other, name in others if other != one), ("", ""))
+    example = {a: [f"{one}/{a}", f"{two}/{b}"]}
+    yield "labels:  # what only you know; take the # away where it is so"
     if equal:
-        pairs = [[f"{a}/{n}", f"{b}/{n}"] for n, own in equal.items() for a, b in combinations(own, 2)]
+        pairs = [[f"{p}/{n}", f"{q}/{n}"] for n, own in equal.items() for p, q in combinations(own, 2)]
         yield "  # Names in several datasets: nothing is merged unasked, and none is a negative for the other."
         yield f"  distinct: {_wrapped(list(equal))}"
         yield f"  overlap: {_wrapped(pairs)}"
         yield "  # If they mean the same, this instead of these two: one class of every name."
         yield "  # merge: {same_names: true}  # or common: also what well-known datasets spell differently"
-    alone = [(own[0], name) for name, own in owners.items() if len(own) == 1]
-    (one, a), *others = alone or [(datasets[0].name, datasets[0].classes[0])]
-    for two, b in [(other, name) for other, name in others if other != one][:1]:
+        if two:
+            yield "  # Other names that mean the same go beside it:"
+            yield f"  # merge: {_comment({'same_names': True, **example})}"
+    elif two:
         yield "  # Other names that mean the same become one class."
-        yield f"  # merge: {_comment({a: [f'{one}/{a}', f'{two}/{b}']})}"
+        yield f"  # merge: {_comment(example)}"
+    if two:
         yield f"  # No picture of {_one_line(two)} shows this, so its background may be a negative for it."
         yield f"  # absent: {_comment({two: [a]})}"
     yield f"  # {_one_line(one)} labels this in some of its pictures only, so its background is no negative for it."

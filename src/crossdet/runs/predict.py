@@ -67,6 +67,7 @@ def predict_to_folder(
     last: bool = False,
     tile: int | None = None,
     overlap: float | None = None,
+    device: str | None = None,
 ) -> Summary:
     """Detects in all images and writes `predictions.json`, `coco_results.json` and `pictures/` into `folder`, over
     files of these names; others stay.
@@ -78,7 +79,7 @@ def predict_to_folder(
     with directions says its `angle` in degrees counter-clockwise.
     agnostic_nms: of several classes at one place the best is left; None = as the weights say.
     last: of a run directory its newest weights, not its best ones.
-    tile, overlap: of `Detector.__call__`, for large pictures.
+    tile, overlap: of `Detector.__call__`, for large pictures. device: of `load_detector`.
 
     Raises `UserError` for weights, images or classes that do not exist, `RunError` for what cannot be written.
     """
@@ -103,7 +104,7 @@ def predict_to_folder(
     else:
         from crossdet.inference import load_detector, predict_files
 
-        detector = load_detector(weights, fold=fold, last=last)
+        detector = load_detector(weights, device, fold, last)
         more: dict[str, Any] = {"agnostic_nms": agnostic_nms, "tile": tile, "overlap": overlap}
         rows = predict_files(detector, files, classes, score_threshold, max_detections, **more)
         searched = ((file, None if p is None else p.permute(1, 2, 0).numpy(), found) for file, p, found in rows)

@@ -48,6 +48,7 @@ def finder(
     last: bool = False,
     tile: int | None = None,
     overlap: float | None = None,
+    device: str | None = None,
 ) -> Find:
     """A detector with its options, as `predict_to_folder` has them; an exported file without torch."""
     if is_exported(weights) and tile is None and overlap is None:
@@ -55,7 +56,7 @@ def finder(
         return lambda pictures: [exported(p, classes, score_threshold, max_detections) for p in pictures]
     from crossdet.inference import load_detector
 
-    detector = load_detector(weights, fold=fold, last=last)
+    detector = load_detector(weights, device, fold, last)
     more: dict[str, Any] = {} if agnostic_nms is None else {"agnostic_nms": agnostic_nms}
     return lambda pictures: detector.batch(
         pictures, classes, score_threshold, max_detections, tile, overlap, **more

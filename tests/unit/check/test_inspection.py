@@ -25,6 +25,7 @@ from crossdet.data.formats.wider_face import write_wider_face
 from crossdet.data.formats.yolo import write_yolo
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import UserError
+from crossdet.runs.building import check_trainable
 from crossdet.types import Flag
 
 Rows = list[tuple[int, tuple[float, float, float, float], int]]
@@ -332,6 +333,26 @@ def test_nothing_usable_is_an_error(tmp_path):
     assert not [w for w in report.warnings if "missing" in w]
     assert "1 error(s)" in printed(report)
     assert "training would fail" in printed(report)
+
+
+def test_swapped_annotations_are_named(tmp_path):
+    train, val = (make(tmp_path / split, ("cat",), one_box(2)) for split in ("train", "val"))
+    for number in range(2):
+        (tmp_path / f"val/{number}.png").rename(tmp_path / f"val/v{number}.png")
+    val = replace(val, names=type(val.names).pack(["v0.png", "v1.png"]))
+    swapped = {"train": replace(val, root=train.root), "val": replace(train, root=val.root)}
+    for split, error in zip(("val", "train"), inspect(configured({"a": swapped})).errors, strict=True):
+        expected = f"it lies in the folder of `datasets.a.{split}`: are the annotations or the images swapped?"
+        assert error.endswith(expected)
+
+
+def test_no_box_at_all_is_an_error(tmp_path):
+    """As `train` says it."""
+    config = configured({"a": {"train": make(tmp_path / "a", ("cat",), [[], []])}})
+    (error,) = inspect(config).errors
+    assert error == "the training splits hold no box at all, so there is nothing to learn"
+    with pytest.raises(UserError, match=error):
+        check_trainable(open_sources(config))
 
 
 def test_no_images_and_no_boxes(tmp_path):

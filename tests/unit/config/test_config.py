@@ -79,7 +79,7 @@ def test_fixed_and_strict():
         ("train: {epochs: 2.5}", "`train.epochs`: expected a whole number, got 2.5"),
         ("train: {epochs: yes}", "`train.epochs`: expected a whole number, got true"),
         ("train: {plain: 1}", "`train.plain`: expected true or false, got 1"),
-        ("train: 3", "`train`: expected a mapping, got 3"),
+        ("train: 3", "`train`: expected a mapping (recipe, epochs, max_steps, minutes, patience, ...), got 3"),
         ("train: {accelerator: tpu}", "`train.accelerator`: expected 'auto', 'cpu' or 'cuda', got \"tpu\""),
         (
             "train: {schedule: steps, steps: [5, 3]}",
@@ -130,7 +130,10 @@ def test_wording(tmp_path, text, expected):
         ("a: {train: {images: i}}", "`datasets.a.format` is missing: expected one of coco, voc, wider_face"),
         ("a: {format: coco}", "`datasets.a`: expected `train`, `val` or both"),
         ("a:", "`datasets.a`: expected `train`, `val` or both"),
-        ("a: {format: coco, train: x.json}", '`datasets.a.train`: expected a mapping, got "x.json"'),
+        (
+            "a: {format: coco, train: x.json}",
+            '`datasets.a.train`: expected a mapping (images, annotations, image_set, ignore, lists), got "x.json"',
+        ),
         (
             "a: {format: coco, train: {}, protocol: kitti}",
             '`datasets.a.protocol`: expected one of coco, lvis, voc, wider_face, wider_pedestrian, got "kitti"',
@@ -195,6 +198,12 @@ def test_a_key_that_stands_twice(tmp_path):
         (b"a: !!python/object:x {}", "not valid YAML: line 1: could not determine a constructor"),
         (b"- 1", "expected a mapping (`key: value` lines), got a list"),
         (b"a: \xff", "not UTF-8 text"),
+        (b'a: "C:\\data"', "not valid YAML: line 1: found unknown escape character 'd'; between double quotes"),
+        (
+            b"train: images/train\nnames: [a]\n",
+            "a data set in the format `yolo`, no config of crossdet; `crossdet new",
+        ),
+        (b'{"images": [], "annotations": [], "categories": []}', "a data set in the format `coco`, no config"),
     ],
 )
 def test_no_config_file(tmp_path, content, expected):

@@ -102,7 +102,7 @@ def test_rules_may_name_what_only_the_weights_know(weights, crossdet):
     assert code == 0, errors
     report = json.loads(Path("r.json").read_text())
     assert report["notes"][:2] == ["new classes: sign", "into known classes: person <- peds/pedestrian"]
-    assert any("replay without training images of car:" in note for note in report["notes"])
+    assert any("replay without training images of car:" in text for text in report["warnings"])
     assert report["errors"] == []
     assert list(Path("p").iterdir())
 

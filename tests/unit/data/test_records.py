@@ -117,6 +117,13 @@ def test_a_record_per_box_is_refused(root):
     assert line == "records[1].image: ./a.png is that of records[0] already; one record has all its boxes"
 
 
+def test_width_and_height_in_the_place_of_a_corner(root):
+    """Without area a box may be left out; this one has lost a real object."""
+    (line,) = told(root, record("a.png", [[20, 30, 10, 40]]))
+    expected = "expected two corners, and no width and height"
+    assert line == f"records[0].boxes[0]: x2 < x1 or y2 < y1 in [20.0, 30.0, 10.0, 40.0]; {expected}"
+
+
 def test_a_class_that_was_not_given(root):
     (line,) = told(root, record(labels=["cta"]), classes=["cat", "dog"])
     assert line == "records[0].boxes[0]: unknown class 'cta'; did you mean 'cat'?"

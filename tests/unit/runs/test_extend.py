@@ -44,7 +44,7 @@ from crossdet.models.retinanet.growth import BIAS, WEIGHT, carry_over, freeze_ol
 from crossdet.models.retinanet.settings import Adapter, Anchors, RetinaNetSettings
 from crossdet.models.weights import save_weights
 from crossdet.runs.evaluate import Evaluation
-from crossdet.runs.extend import _after, notes_on, with_settings_of
+from crossdet.runs.extend import _after, remarks_on, with_settings_of
 from crossdet.training.modes import ExtendSettings, Growth
 from crossdet.training.pseudo_labels import classes_for_teachers, space_with_teachers, with_pseudo_labels
 from crossdet.types import Flag
@@ -490,7 +490,7 @@ def test_what_an_extension_does_with_batch_norm_is_told(fixed, sections, told):
     assert filled.model.freeze_batch_norm is fixed  # whatever the recipe
     index = filled.datasets["new"].train
     growth = Growth(card.space, LabelSpace.build({"old": ["car"], "new": ["sign"]}), {"new": index})
-    notes = [note for note in notes_on(filled, card, growth) if not note.startswith("replay without")]
+    notes = [text for kind, text in remarks_on(filled, card, growth) if kind == "note"]
     assert len(notes) == (told is not None)
     assert told is None or re.search(told, notes[0])
 
@@ -498,9 +498,9 @@ def test_what_an_extension_does_with_batch_norm_is_told(fixed, sections, told):
 def test_check_tells_the_same(tmp_path):
     card = replace(CARD, settings=SETTINGS.model_copy(update={"freeze_batch_norm": True}))
     save_weights(tmp_path / "old.safetensors", {"none": torch.zeros(1)}, card)
-    notes = inspect_extension(config(), tmp_path / "old.safetensors")[0].notes
-    assert any("batch norm of the backbone stays fixed" in note for note in notes)
-    assert any(note.startswith("replay without training images of car") for note in notes)
+    report = inspect_extension(config(), tmp_path / "old.safetensors")[0]
+    assert any("batch norm of the backbone stays fixed" in note for note in report.notes)
+    assert any(text.startswith("replay without training images of car") for text in report.warnings)
 
 
 @pytest.mark.parametrize(("protocol", "again"), [("voc", []), ("coco", ["old"])])

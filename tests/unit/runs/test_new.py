@@ -141,6 +141,13 @@ def test_several_datasets_are_not_merged_unasked(tmp_path, crossdet):
     assert config.labels.merge == {"same_names": True}
     assert open_sources(config).space.classes == ("pedestrian", "cyclist", "cat", "dog", "face")
 
+    # as it is written, each comment alone may be taken for what is so
+    for line in lines:
+        if line.startswith("  # ") and line.split()[1] in ("merge:", "absent:", "not_exhaustive:"):
+            kept = keep if "merge:" in line else lines
+            file.write_text("\n".join(line.replace("# ", "", 1) if line == own else own for own in kept))
+            open_sources(load_config(file))
+
     # every commented key is one that the config knows
     commented = [line.strip().removeprefix("# ") for line in lines if line.startswith("  # ")]
     keys = [line for line in commented if line.split(":")[0] in ("absent", "not_exhaustive", "drop", "merge")]
@@ -149,6 +156,22 @@ def test_several_datasets_are_not_merged_unasked(tmp_path, crossdet):
         extra = yaml.safe_load(line)
         file.write_text(yaml.safe_dump({**yaml.safe_load("\n".join(lines)), "labels": {**extra}}))
         load_config(file)
+
+
+def test_one_dataset_has_a_section_for_its_comments(tmp_path, crossdet):
+    yolo(tmp_path / "data")
+    file = tmp_path / "mine.yaml"
+    assert crossdet("new", tmp_path / "data", "-o", file).returncode == 0
+    load_config(file)
+    file.write_text(file.read_text().replace("  # not_exhaustive:", "  not_exhaustive:"))
+    assert load_config(file).labels.not_exhaustive == {"data": ("cat",)}
+
+
+def test_a_file_instead_of_its_folder(tmp_path, crossdet):
+    yolo(tmp_path / "data")
+    done = crossdet("new", tmp_path / "data/data.yaml", "-o", tmp_path / "mine.yaml")
+    assert done.returncode == 2
+    assert f"did you mean its folder, {tmp_path / 'data'}?" in done.stderr
 
 
 def test_other_labels_of_the_same_pictures_are_told(tmp_path):

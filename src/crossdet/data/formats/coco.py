@@ -423,4 +423,5 @@ FORMAT = Format(
     write=_write,
     depends_on_images=False,  # they are many and may lie on a slow disk, and sizes stand in the file
     find=_find,
+    marks=("images", "annotations"),
 )

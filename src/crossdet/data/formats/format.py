@@ -69,6 +69,7 @@ class Format:
     depends: the files that the index changes with, for the cache.
     depends_on_images: it also changes with the pictures in `images`: sizes may come from their headers.
     find: the splits of this format below a folder, for `crossdet new`, and files that look like it and are not.
+    marks: top-level keys that tell an annotation file of this format, where it is a mapping.
     """
 
     read: Callable[[SplitFiles], Index]
@@ -80,3 +81,4 @@ class Format:
     depends: Callable[[SplitFiles], Sequence[Path | str]] = given_files
     depends_on_images: bool = True
     find: Callable[[Tree], Iterable[Found | Refused]] = lambda _: ()
+    marks: tuple[str, ...] = ()

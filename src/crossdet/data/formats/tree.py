@@ -64,7 +64,8 @@ class Tree:
     def of(cls, root: Path) -> Tree:
         """Raises `UserError` where `root` is no folder."""
         if not root.is_dir():
-            raise UserError(f"{root} is no folder; expected one with data sets below it")
+            hint = f"; did you mean its folder, {root.parent}?" if root.is_file() else ""
+            raise UserError(f"{root} is no folder; expected one with data sets below it{hint}")
         root = root.absolute()
         folders = {}
         for parent, below, names in os.walk(root, followlinks=True):

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +28,7 @@ from crossdet.types import REGION_FLAGS, Flag
 SUFFIXES = {".bmp", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
 SCALARS = (str, int, float, bool)
 MAX_DIGITS = 9  # of a class id
+_AS_WRITTEN = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "timestamp")}
 OVERSHOOT = 0.01
 """How far outside 0..1 a coordinate may lie (rounding by annotation tools); the box is clipped then."""
 
@@ -153,9 +155,11 @@ def _write_data_yaml(index: Index, file: Path, split: str) -> None:
 
 def _load(data_yaml: Path) -> dict[str, Any]:
     content: Any = None
+    if data_yaml.suffix == ".json":
+        raise_if_any(data_yaml, ["it looks like a file of COCO: `format: coco`, and the folder of its `images`"])
     text = read_text(data_yaml)
     try:
-        content = yaml.safe_load(text)
+        content = _parsed(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1} column {mark.column + 1}: " if mark else ""
@@ -167,6 +171,29 @@ def _load(data_yaml: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise_if_any(data_yaml, ["expected the keys `train`, `val` and `names`"])
     return dict(content)
+
+
+def _parsed(text: str) -> Any:
+    """Plain YAML, but class names are texts as they are written: `yes` is no truth and `08` no number."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        names = [value for key, value in _children(node) if key is not None and key.value == "names"]
+        for _, child in chain.from_iterable(map(_children, names)):
+            if isinstance(child, yaml.ScalarNode) and child.tag in _AS_WRITTEN:
+                child.tag = "tag:yaml.org,2002:str"
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _children(node: yaml.Node) -> list[tuple[yaml.Node | None, yaml.Node]]:
+    """(key, value) of a mapping, (None, entry) of a list."""
+    if isinstance(node, yaml.MappingNode):
+        return list(node.value)
+    return [(None, child) for child in node.value] if isinstance(node, yaml.SequenceNode) else []
 
 
 def _class_names(content: dict[str, Any], problems: list[str]) -> dict[int, str]:
@@ -207,17 +234,15 @@ def _show(value: Any) -> str:
 def _images_of(
     entry: str, data_yaml: Path, content: dict[str, Any], key: str, lists: list[Path], problems: list[str]
 ) -> list[str]:
-    path = content.get("path") or "."
-    if not isinstance(path, SCALARS):
-        problems.append(f"path: {_show(path)}, expected the folder that the others are relative to")
+    base = _base(data_yaml, content, problems)
+    if base is None:
         return []
-    base = data_yaml.parent / str(path)
     source = base / entry
     if not is_there(source) and entry.startswith("../"):
         source = base / entry[3:]  # Roboflow writes `../train/images` for the folder beside data.yaml
     source = Path(os.path.normpath(source))
     if not is_there(source):
-        beside = _beside(data_yaml, entry)
+        beside = _beside(data_yaml, content, entry)
         hint = f"did you mean {beside!r}, beside the file?" if beside else "correct it or `path`"
         problems.append(f"{key}: {entry!r} is no folder and no file (looked for {source}); {hint}")
         return []
@@ -240,11 +265,34 @@ def _images_of(
     return images
 
 
-def _beside(data_yaml: Path, entry: str) -> str | None:
-    """The last parts of a path of another machine (`C:\\data\\train\\images`) that are there beside the file."""
+def _base(data_yaml: Path, content: dict[str, Any], problems: list[str]) -> Path | None:
+    """The folder that entries are relative to: `path`, and the file's own where that is of another machine."""
+    path = content.get("path") or "."
+    if not isinstance(path, SCALARS):
+        problems.append(f"path: {_show(path)}, expected the folder that the others are relative to")
+        return None
+    base = data_yaml.parent / str(path)
+    return base if is_there(base) else data_yaml.parent
+
+
+def _beside(data_yaml: Path, content: dict[str, Any], entry: str) -> str | None:
+    """The last parts of a path of another machine (`C:\\data\\train\\images`) that are there beside the file.
+
+    Parts with which another split's path ends as well (`images` alone) are no answer: both would be the same.
+    """
+    others = [other for word in chain.from_iterable(WORDS.values()) for other in _entries(content.get(word))]
+    taken = {tail for other in others if other != entry for tail in _tails(other)}
+    return next((t for t in _tails(entry) if t not in taken and is_there(data_yaml.parent / t)), None)
+
+
+def _entries(given: Any) -> list[str]:
+    return [str(entry) for entry in (given if isinstance(given, list) else [given]) if isinstance(entry, SCALARS)]
+
+
+def _tails(entry: str) -> list[str]:
+    """`b/c` and `c` of `/a/../b/c`, after the whole of it."""
     parts = [part for part in entry.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    tails = ("/".join(parts[at:]) for at in range(len(parts)))
-    return next((tail for tail in tails if is_there(data_yaml.parent / tail)), None)
+    return ["/".join(parts[at:]) for at in range(len(parts))]
 
 
 def _label_candidates(image: str) -> list[str]:
@@ -362,4 +410,5 @@ FORMAT = Format(
     tells_sizes=False,
     depends=_depends,
     find=_find,
+    marks=("names",),
 )

@@ -6,14 +6,14 @@ They differ in what a training reads and in what of the network it trains; the l
 from crossdet.errors import UserError
 from crossdet.training.modes.distill import DISTILL
 from crossdet.training.modes.frozen import FROZEN
-from crossdet.training.modes.mode import ExtendSettings, Growth, Mode
+from crossdet.training.modes.mode import ExtendSettings, Growth, Mode, Remark
 from crossdet.training.modes.replay import REPLAY
 
 MODES: dict[str, Mode] = {"replay": REPLAY, "distill": DISTILL, "frozen": FROZEN}
 
 
-def check_mode(settings: ExtendSettings, growth: Growth) -> str | None:
-    """Refuses what cannot work (`UserError`); returns a note about what probably will not."""
+def check_mode(settings: ExtendSettings, growth: Growth) -> list[Remark]:
+    """Refuses what cannot work (`UserError`); returns what is worth saying."""
     default = ExtendSettings()
     for name, mode in MODES.items():
         unused = [f"`{key}`" for key in mode.keys if getattr(settings, key) != getattr(default, key)]
@@ -23,7 +23,7 @@ def check_mode(settings: ExtendSettings, growth: Growth) -> str | None:
                 f"`--mode {name}`, or leave it out"
             )
     growth.begins_as(settings.init)
-    return MODES[settings.mode].check(settings, growth)
+    return list(MODES[settings.mode].check(settings, growth))
 
 
-__all__ = ["MODES", "ExtendSettings", "Growth", "Mode", "check_mode"]
+__all__ = ["MODES", "ExtendSettings", "Growth", "Mode", "Remark", "check_mode"]

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from crossdet.data.index import Index
 from crossdet.errors import UserError
 from crossdet.labels.space import LabelSpace
-from crossdet.training.modes.mode import ExtendSettings, Extension, Growth, Mode, Plan
+from crossdet.training.modes.mode import ExtendSettings, Extension, Growth, Mode, Plan, Remark
 
 
-def check(settings: ExtendSettings, _growth: Growth) -> str | None:
-    if settings.match:
-        return None
-    if not settings.pseudo:
-        raise UserError("extend: the mode distill needs a weight under `match`, `pseudo: true`, or both")
-    return (
-        "old classes are held by what the old detector finds in the training images and nothing else; look "
-        "at `crossdet predict` on some of them first"
-    )
+def check(settings: ExtendSettings, _growth: Growth) -> Iterator[Remark]:
+    if not settings.match:
+        if not settings.pseudo:
+            raise UserError("extend: the mode distill needs a weight under `match`, `pseudo: true`, or both")
+        yield Remark(
+            "note",
+            "old classes are held by what the old detector finds in the training images and nothing else; look "
+            "at `crossdet predict` on some of them first",
+        )
 
 
 def adapted(settings: ExtendSettings, can: frozenset[str]) -> ExtendSettings:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from crossdet.errors import UserError
-from crossdet.training.modes.mode import ExtendSettings, Extension, Growth, Mode, Plan
+from crossdet.training.modes.mode import ExtendSettings, Extension, Growth, Mode, Plan, Remark
 
 
-def check(settings: ExtendSettings, growth: Growth) -> str | None:
+def check(settings: ExtendSettings, growth: Growth) -> Iterator[Remark]:
     if not growth.new:
         raise UserError(
             f"extend.mode: frozen trains new classes only, and the config brings none (the weights know "
             f"{', '.join(growth.known.classes)}); use replay or distill"
         )
-    if settings.adapter:
-        return None
-    return (
-        "boxes of the new classes come from what the old ones taught; if theirs have other shapes they "
-        "need some of their own, `--set extend.adapter=32`"
-    )
+    if not settings.adapter:
+        yield Remark(
+            "note",
+            "boxes of the new classes come from what the old ones taught; if theirs have other shapes they "
+            "need some of their own, `--set extend.adapter=32`",
+        )
 
 
 def prepare(extension: Extension) -> Plan:

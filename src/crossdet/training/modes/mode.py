@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, StrictBool, StrictStr
 
@@ -113,6 +113,13 @@ class Extension:
     resume: bool
 
 
+class Remark(NamedTuple):
+    """kind: a warning is about what is seldom meant."""
+
+    kind: Literal["warning", "note"]
+    text: str
+
+
 class Plan(NamedTuple):
     """How the training goes: what it does besides its recipe, the label space and the indexes that it reads."""
 
@@ -126,7 +133,7 @@ class Mode:
     """One entry of `MODES`.
 
     keys: of the `extend` section that are of this mode alone. check: raises `UserError` for what cannot work;
-    returns a note about what probably will not. prepare: changes the network where the mode asks for it. needs: of
+    yields what is worth saying. prepare: changes the network where the mode asks for it. needs: of
     the network, methods of `contract.Growable`.
     keeps_thresholds: old classes are not changed, and neither are their thresholds.
     adapted: (settings, methods of `contract.Growable` that the network has) -> what settings that the config leaves
@@ -135,7 +142,7 @@ class Mode:
     """
 
     keys: tuple[str, ...]
-    check: Callable[[ExtendSettings, Growth], str | None]
+    check: Callable[[ExtendSettings, Growth], Iterable[Remark]]
     prepare: Callable[[Extension], Plan]
     needs: Callable[[ExtendSettings], frozenset[str]]
     keeps_thresholds: bool = False

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from crossdet.training.modes.mode import ExtendSettings, Extension, Growth, Mode, Plan
+from collections.abc import Iterator
+
+from crossdet.training.modes.mode import ExtendSettings, Extension, Growth, Mode, Plan, Remark
 
 
-def check(_settings: ExtendSettings, growth: Growth) -> str | None:
-    forgotten = growth.without_images()
-    if not forgotten:
-        return None
-    return (
-        f"replay without training images of {', '.join(forgotten)}: give the old datasets again (a "
-        f"share is `part: 1/4`), or use the mode distill or frozen"
-    )
+def check(_settings: ExtendSettings, growth: Growth) -> Iterator[Remark]:
+    if forgotten := growth.without_images():
+        yield Remark(
+            "warning",
+            f"replay without training images of {', '.join(forgotten)}: give the old datasets again (a "
+            f"share is `part: 1/4`), or use the mode distill or frozen",
+        )
 
 
 def prepare(extension: Extension) -> Plan:

@@ -67,6 +67,46 @@ def test_where_images_and_labels_may_lie(tmp_path: Path) -> None:
     assert len(read_yolo(data, "roboflow")) == 1
 
 
+@pytest.mark.parametrize("path", ["/content/datasets/chess", "chess", "../chess", "."])
+def test_the_path_of_another_machine(path: str, tmp_path: Path) -> None:
+    """Where it is not there, the file's own folder has to do; Roboflow's `../` as well."""
+    for split in ("images/train", "../images/train"):
+        data = dataset(tmp_path, {"a": "0 .5 .5 .5 .5"}, path=path, train=split)
+        index = read_yolo(data, "train")
+        assert index.root == str(tmp_path / "images/train")
+        assert len(index) == 1
+
+
+def test_a_path_that_is_there_holds(tmp_path: Path) -> None:
+    dataset(tmp_path, {"a": "0 .5 .5 .5 .5"})
+    data = dataset(tmp_path / "other", {"b": "0 .5 .5 .5 .5", "c": None}, path="..")
+    assert read_yolo(data, "train").root == str(tmp_path / "images/train")
+
+
+def test_no_advice_that_gives_two_splits_the_same_pictures(tmp_path: Path) -> None:
+    data = dataset(tmp_path, {}, train="/kaggle/a/train/images", val="/kaggle/a/valid/images")
+    (tmp_path / "images").mkdir()
+    for split in ("train", "val"):
+        with pytest.raises(AnnotationError, match="correct it or `path`"):
+            read_yolo(data, split)
+    (tmp_path / "valid/images").mkdir(parents=True)
+    with pytest.raises(AnnotationError, match="did you mean 'valid/images', beside the file"):
+        read_yolo(data, "val")
+
+
+def test_names_are_as_they_are_written(tmp_path: Path) -> None:
+    for names in ("[yes, 08, 1e3, 2024-01-02, no]", "{0: yes, 1: 08, 2: 1e3, 3: 2024-01-02, 4: no}"):
+        data = dataset(tmp_path, {"a": "4 .5 .5 .5 .5"})
+        data.write_text(f"train: images/train\nnames: {names}\n")
+        assert read_yolo(data, "train").classes == ("yes", "08", "1e3", "2024-01-02", "no")
+
+
+def test_coco_is_told_from_yolo(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text('{"images": []}')
+    with pytest.raises(AnnotationError, match="it looks like a file of COCO: `format: coco`"):
+        read_yolo(tmp_path / "train.json", "train")
+
+
 def test_keypoints_are_left_out(tmp_path: Path) -> None:
     row = "0 .5 .5 .5 .5 .1 .1 2 .2 .2 1"
     index = read_yolo(dataset(tmp_path, {"a": row}, kpt_shape=[2, 3]), "train")
