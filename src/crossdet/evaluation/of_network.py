@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from crossdet.data.augment import Resize
 from crossdet.data.canvases import canvases_of
@@ -54,8 +53,7 @@ def detect(
     was_training = model.training
     model.eval()
     device = model.device
-    ids = np.zeros(0, np.int64)
-    columns: list[tuple[NDArray[Any], ...]] = [(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), ids, ids)]
+    parts: list[DetectionArrays] = []
     lost: list[tuple[int, str]] = []
     with autocast or nullcontext():
         for batch in make_loader(dataset, batches, settings.workers, device.type == "cuda", model.fill_colour):
@@ -68,9 +66,9 @@ def detect(
                     continue
                 one = rescale(detections, batch.sizes[row], batch.original_sizes[row])
                 image = np.full(len(one), int(batch.image_ids[row]), np.int64)
-                columns.append((one.boxes.numpy(), one.scores.numpy(), one.labels.numpy(), image))
+                parts.append(DetectionArrays(one.boxes.numpy(), one.scores.numpy(), one.labels.numpy(), image))
     model.train(was_training)
-    mine = DetectionArrays(*map(np.concatenate, zip(*columns, strict=True)))
+    mine = DetectionArrays.joined(parts)
     everyone: list[Any] = [(mine, lost)]
     if ranks > 1:
         everyone *= ranks

@@ -53,6 +53,10 @@ class EvalSettings:
         values = {name: getattr(given, name) for name in names} | {"workers": workers} | other
         return cls(size.shorter, size.longer, **values)
 
+    def of_dataset(self, dataset: Any) -> EvalSettings:
+        """dataset: has `max_detections`, which counts more where it says one, such as a config's."""
+        return replace(self, max_detections=dataset.max_detections or self.max_detections)
+
     def limits(self, protocol: Protocol) -> ProtocolLimits:
         own = protocol.limits
         return ProtocolLimits(

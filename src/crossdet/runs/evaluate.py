@@ -71,11 +71,12 @@ def score_splits(
     scores = {}
     for name, split in splits.items():
         dataset = config.datasets[name]
-        own = replace(settings, max_detections=dataset.max_detections or settings.max_detections)
         protocols = [PROTOCOLS[protocol] for protocol in dataset.protocol]
         whole = replace(split, lists=lists.get(name), edition=dataset.edition)
         try:
-            scores[name] = score_dataset(model, whole, own, protocols, folding, **detect_options)
+            scores[name] = score_dataset(
+                model, whole, settings.of_dataset(dataset), protocols, folding, **detect_options
+            )
         except UserError as error:
             raise UserError(f"datasets.{name}: {error}") from None
     main = [main_number(s.record) for s in scores.values()]

@@ -16,6 +16,7 @@ from crossdet.data.canvases import resized
 from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.errors import UserError
 from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.evaluation.run import EvalSettings
 from crossdet.evaluation.splits import Split
 from crossdet.export.about import About, Rules
 from crossdet.export.detector import ExportedDetector, as_picture, fitted
@@ -262,8 +263,8 @@ def _job(detector: Detector, card: Card, request: Request, data: Data | None, ou
 def _most(config: Config, dataset: str) -> int:
     """Detections per picture that the evaluation of a dataset looks at."""
     one = config.datasets[dataset]
-    given = one.max_detections or config.eval.max_detections
-    return given or max(PROTOCOLS[name].limits.max_detections for name in one.protocol)
+    settings = EvalSettings.of(config.input, config.eval).of_dataset(one)
+    return max(settings.limits(PROTOCOLS[name]).max_detections for name in one.protocol)
 
 
 def _pictures_for_int8(request: Request, data: Data | None) -> list[Picture]:

@@ -317,9 +317,7 @@ def _judged(config: Config, evaluation: Evaluation) -> Judged:
     """The detections that the COCO protocol judged, of the datasets that it is the first protocol of."""
     coco, found = PROTOCOLS["coco"], {}
     for name, scores in evaluation.scores.items():
-        dataset = config.datasets[name]
-        own = EvalSettings.of(config.input, config.eval)
-        limits = replace(own, max_detections=dataset.max_detections or own.max_detections).limits(coco)
+        limits = EvalSettings.of(config.input, config.eval).of_dataset(config.datasets[name]).limits(coco)
         if _has_intervals(config, name):
             detections = scores.found.detections.above(limits.score_threshold)
             found[name] = best_per_image(detections, limits.max_detections)
