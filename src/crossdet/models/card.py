@@ -23,6 +23,7 @@ from crossdet.labels.space import LabelSpace
 from crossdet.models.architecture import Foreign
 from crossdet.models.architectures import ARCHITECTURES, DEFAULT
 from crossdet.models.hub import CARD_FILE as CARD_FILE
+from crossdet.models.hub import INDEX
 from crossdet.models.settings import NetworkSettings
 
 FORMAT = "crossdet/1"
@@ -245,20 +246,37 @@ def no_weights(path: Path) -> UserError:
 
 
 def weights_path(path: Path, last: bool = False) -> Path:
-    """The weights file itself, of a file or a run directory: the best weights of the run where there are some.
+    """The weights file itself, of a file or a run directory: the best weights of the run where there are some. Of a
+    checkpoint in several files their index.
 
     last: of a run directory the newest ones.
     """
     if not path.is_dir():
         return path
-    best = path / BEST_FILE
-    return best if best.is_file() and not last else path / WEIGHTS_FILE
+    best, whole, index = path / BEST_FILE, path / WEIGHTS_FILE, path / INDEX
+    if index.is_file() and not whole.is_file():
+        return index
+    return best if best.is_file() and not last else whole
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a weights file (or of that in a run directory)."""
-    with weights_path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a weights file (or of that in a run directory); of several files their contents in order.
+
+    Raises `UserError` for an index that cannot be read, `OSError` for a missing file.
+    """
+    file, digest = weights_path(path), hashlib.sha256()
+    for part in _parts(file) if file.name == INDEX else [file]:
+        with part.open("rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _parts(index: Path) -> list[Path]:
+    try:
+        return [index.parent / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} cannot be read: {error}") from None
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -286,7 +304,7 @@ def check_weights(path: Path) -> None:
     A file is taken as meant if it is named `.safetensors`, or begins as such files do: with the length of a header.
     """
     if path.is_dir():
-        if not (path / WEIGHTS_FILE).is_file():
+        if not weights_path(path).is_file():
             raise UserError(f"{path} holds no {WEIGHTS_FILE}; expected {WANTED}")
     elif path.is_file() and path.suffix != SUFFIX:
         with path.open("rb") as file:

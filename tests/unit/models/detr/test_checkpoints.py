@@ -18,7 +18,7 @@ from crossdet.errors import UserError
 from crossdet.inference import load_detector
 from crossdet.labels.edits import grown
 from crossdet.models.architectures import ARCHITECTURES
-from crossdet.models.card import read_card
+from crossdet.models.card import file_digest, read_card
 from crossdet.models.contract import Limits
 from crossdet.models.detr import building, checkpoints
 from crossdet.models.detr.architecture import DFINE, build, weights_problem
@@ -93,6 +93,27 @@ def test_checkpoint_is_a_detector(directory, picture):
     assert (card.input.shorter, card.settings.square) == (SIDE, SIDE)
     found = load_detector(directory)(picture, score_threshold=0.0, max_detections=80)
     assert_alike(found, found_by_hf(directory, picture))
+
+
+def test_a_checkpoint_in_several_files(directory, picture, tmp_path):
+    """The same detector, and known by the contents of all of them."""
+    parts = tmp_path / "zoo"
+    shutil.copytree(directory, parts)
+    tensors = load_file(parts / "model.safetensors")
+    (parts / "model.safetensors").unlink()
+    files = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(tensors)}
+    for file in set(files.values()):
+        save_file({k: v for k, v in tensors.items() if files[k] == file}, parts / file, {"format": "pt"})
+    (parts / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    whole, detector = load_detector(directory), load_detector(parts)
+    assert detector.file == parts / "model.safetensors.index.json"
+    mine, theirs = (one(picture, score_threshold=0.0) for one in (detector, whole))
+    assert torch.equal(mine.scores, theirs.scores)
+    assert torch.equal(mine.boxes, theirs.boxes)
+    before = file_digest(parts)
+    with next(iter(sorted(parts.glob("model-*")))).open("ab") as file:
+        file.write(b"x")
+    assert file_digest(parts) != before
 
 
 def test_what_is_written_opens_in_hf_with_the_same_answers(directory, picture, tmp_path):
