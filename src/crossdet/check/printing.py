@@ -152,7 +152,8 @@ def _label_lines(report: Report) -> Iterator[Text | str]:
     several = f"{len(report.datasets)} datasets" if len(report.datasets) > 1 else "one dataset"
     for one in report.patterns:
         yield Text.assemble((f"labels.{one.rule}: ", "dim"), f"{one.pattern} is {', '.join(one.names)}")
-    yield f"{source_count} source classes of {several} -> {len(report.classes)} classes."
+    source, unified = (f"class{'es' * (n != 1)}" for n in (source_count, len(report.classes)))
+    yield f"{source_count} source {source} of {several} -> {len(report.classes)} {unified}."
     for group in merged[: 2 * MATRIX_CLASSES]:
         yield Text.assemble((group.name, "bold"), f" <- {', '.join(group.sources)}")
     if len(merged) > 2 * MATRIX_CLASSES:

@@ -191,7 +191,7 @@ def config_text(found: Recognised, base: Path) -> str:
 def _dataset_lines(dataset: Dataset, base: Path) -> Iterator[str]:
     names = dataset.classes
     shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-    yield f"  {flow(dataset.name)}:  # {len(names)} classes: {_one_line(shown)}"
+    yield f"  {flow(dataset.name)}:  # {len(names)} class{'es' * (len(names) != 1)}: {_one_line(shown)}"
     yield f"    format: {dataset.format}"
     for split, files in dataset.splits.items():
         index = dataset.indexes[split]
