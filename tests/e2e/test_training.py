@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from crossdet import Config, RunError, UserError, evaluate, load_config, load_detector, train
 from crossdet.config.sources import open_sources
+from crossdet.data.index import NO_LABELS
 from crossdet.data.loading import collate, epoch_batches
 from crossdet.labels.space import LabelSpace
 from crossdet.models.building import build_detector
@@ -449,6 +451,19 @@ def test_indexes_from_python_train_as_their_files(world, short, tmp_path):
     assert same(weights(tmp_path / "run"), weights(short))
     text = (tmp_path / "run" / "config.yaml").read_text()
     assert "an index of 12 images, given from Python" in text
+
+
+def test_what_may_become_background_by_mistake_is_told(world, tmp_path, capsys):
+    """By `train`, too: not everybody calls `check` first."""
+    settings = world.settings()
+    settings["train"]["max_steps"] = 1
+    faces = replace(world.faces["train"], classes=("Cars",))
+    unlabelled = replace(world.cars["train"], skipped={NO_LABELS: ["street.jpg"]})
+    settings["datasets"] = {"cars": {"train": unlabelled}, "faces": {"train": faces}}
+    train(Config.from_dict(settings), output=tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert "warning: cars train: 1 images have no label file, such as street.jpg, and count as pictures" in printed
+    assert "warning: likely the same class, not merged: cars/car and faces/Cars" in printed
 
 
 def test_without_val_there_are_no_scores(world, tmp_path):

@@ -15,6 +15,7 @@ from crossdet.config import Config
 from crossdet.config.sources import (
     NO_BOX,
     Sources,
+    label_warnings,
     listed_only_problem,
     named_splits,
     open_split,
@@ -99,13 +100,13 @@ def _warnings(report: Report, config: Config, sources: Sources, old: int) -> Ite
         yield from _split_warnings(split, sources.space)
     if sources.train:
         yield from _class_warnings(report, old, config.train.plain)
-    for a, b in report.likely_duplicates:
-        yield (
-            f"likely the same class, not merged: {a} and {b}; merge them under `labels.merge`, or list the "
-            "name under `labels.distinct`"
-        )
+    unlabelled = {
+        f"{split.dataset} {split.split}": (places.count, places.first[0])
+        for split in report.splits
+        if (places := split.skipped.get(NO_LABELS))
+    }
+    yield from label_warnings(report.likely_duplicates, report.partial_merges, unlabelled)
     yield from parts_apart(sources.space)
-    yield from (f"merge of unlike classes: {text}" for text in report.partial_merges)
     if report.network is not None:
         yield from report.network.warnings()
     yield from _config_warnings(config, sources, extends=old > 0)
@@ -154,11 +155,6 @@ def _split_warnings(split: SplitReport, space: LabelSpace) -> Iterator[str]:
     if training and split.images and not split.boxes:
         yield f"datasets.{split.dataset}.train: no boxes; it only gives negatives from its background"
     yield from _file_warnings(split, where)
-    if unlabelled := split.skipped.get(NO_LABELS):
-        yield (
-            f"{where}: {unlabelled.count:,} images have no label file, such as {unlabelled.first[0]}, and count as "
-            "pictures without any object. If nobody has labelled them, take them out"
-        )
     if not training and split.images and not split.boxes:
         yield f"{where}: no boxes, so it gives no score"
     if training and split.boxes:

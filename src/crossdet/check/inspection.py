@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,8 +15,7 @@ from crossdet.config import Config
 from crossdet.config.sources import SPLITS, Sources, open_sources
 from crossdet.data.federated import verified_classes
 from crossdet.data.formats import FORMATS
-from crossdet.data.index import Index
-from crossdet.data.reading import IMAGE_REASONS
+from crossdet.data.index import IMAGE_REASONS, Index
 from crossdet.data.rotation import rows_per_picture
 from crossdet.errors import LabelError
 from crossdet.labels.patterns import matching
@@ -79,7 +76,7 @@ def report_on(
         train_images=train_images,
         avoiding_images=avoiding,
         likely_duplicates=tuple(space.likely_duplicates()),
-        partial_merges=tuple(space.partial_merges(_labelled(sources))),
+        partial_merges=tuple(space.partial_merges(sources.labelled_names)),
         network=anchor_coverage(config, sources, old > 0),
         duplicates=tuple(duplicates),
         alike=tuple(find_alike(files, equal)) if decode or sum(map(len, paths.values())) <= MOST_PICTURES else None,
@@ -88,12 +85,6 @@ def report_on(
         canvases=None if wrong_weights else canvas_report(config, sources),
     )
     return with_findings(report, config, sources, old)
-
-
-def _labelled(sources: Sources) -> dict[str, Collection[str]]:
-    """`Sources.labelled` as far as the label space knows the classes by their own names, without directions."""
-    rotated = {sources.space.datasets[row] for row in sources.space.directions}
-    return {name: own for name, own in sources.labelled.items() if name not in rotated}
 
 
 def _dropped(config: Config, space: LabelSpace) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from crossdet.config import Config, DatasetConfig, SplitConfig, UnionTestConfig
 from crossdet.data.formats.format import SplitFiles
 from crossdet.data.groups import group
-from crossdet.data.index import Index
+from crossdet.data.index import NO_LABELS, Index
 from crossdet.data.reading import read_split
 from crossdet.data.rotation import pictures, rotated
 from crossdet.errors import LabelError, UserError, problem_list
@@ -53,6 +53,12 @@ class Sources:
     patterns: tuple[Expansion, ...] = ()
 
     @property
+    def labelled_names(self) -> dict[str, Collection[str]]:
+        """`labelled` as far as the label space knows the classes by their own names, without directions."""
+        rotated = {self.space.datasets[row] for row in self.space.directions}
+        return {name: own for name, own in self.labelled.items() if name not in rotated}
+
+    @property
     def without_box(self) -> bool:
         """There is something to train on, and no object in it."""
         return bool(self.train) and not any(len(index.boxes) for index in self.train.values())
@@ -82,6 +88,35 @@ def training_warnings(config: Config, sources: Sources, extends: bool) -> Iterat
             "`extend`: this section is for `crossdet extend WEIGHTS CONFIG` (and `check --extends WEIGHTS`); here "
             "a new detector is trained, without it"
         )
+
+
+def label_warnings(
+    duplicates: Iterable[tuple[str, str]], partial_merges: Iterable[str], unlabelled: Mapping[str, tuple[int, str]]
+) -> Iterator[str]:
+    """What may be trained as background by mistake. duplicates, partial_merges: as `LabelSpace` finds them.
+    unlabelled: `dataset split` -> number of pictures without a label file, and one of them."""
+    for where, (count, first) in unlabelled.items():
+        yield (
+            f"{where}: {count:,} images have no label file, such as {first}, and count as pictures without any "
+            "object. If nobody has labelled them, take them out"
+        )
+    for a, b in duplicates:
+        yield (
+            f"likely the same class, not merged: {a} and {b}; merge them under `labels.merge`, or list the "
+            "name under `labels.distinct`"
+        )
+    yield from (f"merge of unlike classes: {text}" for text in partial_merges)
+
+
+def warnings_of_labels(sources: Sources) -> Iterator[str]:
+    """`label_warnings` of what is trained on."""
+    unlabelled = {
+        f"{name} train": (len(places), places[0])
+        for name, index in sources.train.items()
+        if (places := index.skipped.get(NO_LABELS))
+    }
+    space = sources.space
+    yield from label_warnings(space.likely_duplicates(), space.partial_merges(sources.labelled_names), unlabelled)
 
 
 class ListedOnly(NamedTuple):

@@ -84,7 +84,10 @@ def is_there(path: Path) -> bool:
 
 
 def header_sizes(paths: Sequence[Path], upright: bool = False) -> list[tuple[int, int] | None]:
-    """(height, width) of image files from their headers, as stored; None = unreadable. upright: as EXIF says."""
+    """(height, width) of image files from their headers, as stored; None = unreadable. upright: as EXIF says.
+
+    Pillow's limit on pixels is off: nothing is decoded, and torchvision decodes larger pictures.
+    """
     from PIL import ExifTags, Image
 
     def size(path: Path) -> tuple[int, int] | None:
@@ -98,5 +101,9 @@ def header_sizes(paths: Sequence[Path], upright: bool = False) -> list[tuple[int
             return None
         return (height, width) if 0 < height < 2**31 and 0 < width < 2**31 else None
 
-    with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
-        return list(pool.map(size, paths))
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
+            return list(pool.map(size, paths))
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit

@@ -22,6 +22,7 @@ NO_AREA = "box without area"
 OUTSIDE = "box outside its image"
 """Reasons why a box is left out, in `Index.skipped`."""
 NO_LABELS = "image without a label file"
+IMAGE_REASONS = ("image cannot be read", "image not found")
 """In `Index.skipped`, of images that are taken for ones without objects."""
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from crossdet.data.index import Index
+from crossdet.data.index import IMAGE_REASONS, Index
 from crossdet.data.rotation_geometry import canvas
 from crossdet.errors import UserError
 
@@ -94,10 +94,13 @@ def as_annotated(
 
 
 def annotated_size(index: Index, row: int) -> Size:
-    """Of the file of a row, before it is turned; (0, 0) where nobody knows. Raises `UnreadableImage` where it is to
-    be turned and its size was unknown."""
+    """Of the file of a row, before it is turned; (0, 0) where nobody knows. Raises `UnreadableImage` where it could
+    not be read before, or is to be turned and its size was unknown."""
     sizes = index.sizes if index.rotation is None else index.rotation.sizes
     size = int(sizes[row, 0]), int(sizes[row, 1])
+    if 0 in size and str(index.path(row)) in index.skipped.get(IMAGE_REASONS[0], ()):
+        # its boxes may be unknown (YOLO's are shares of the size): they would be background
+        raise UnreadableImage(f"{index.path(row)}: it could not be read when its labels were")
     if index.rotation is not None and 0 in size:
         raise UnreadableImage(f"{index.path(row)}: its size was unknown, so its boxes could not be turned")
     return size

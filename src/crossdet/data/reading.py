@@ -12,10 +12,9 @@ from crossdet.data.annotation_files import header_sizes
 from crossdet.data.cache import cached, fingerprint, pictures_stamp
 from crossdet.data.formats import FORMATS
 from crossdet.data.formats.format import NONE, Format, SplitFiles
-from crossdet.data.index import Index, clip_to_images, offsets, short
+from crossdet.data.index import IMAGE_REASONS, Index, clip_to_images, offsets, short
 from crossdet.errors import UserError, problem_list
 
-IMAGE_REASONS = ("image cannot be read", "image not found")
 """Reasons in `Index.skipped` that may be gone at the next start, with the annotations unchanged."""
 
 

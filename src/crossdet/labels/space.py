@@ -12,7 +12,7 @@ avoidance relation of sec. 3.3. Datasets are rows, unified classes are columns e
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Unpack
@@ -211,18 +211,22 @@ class LabelSpace:
         """Merges that join unlike sets of source names and are not declared `not_exhaustive`.
 
         A joins car, truck and bus into `vehicle`, B brings only `car`: B's unlabelled trucks are trained as
-        background of `vehicle`. Single names are taken as synonyms (person, pedestrian).
+        background of `vehicle`. Single names are taken as synonyms (person, pedestrian). Nor are names
+        joined that a dataset lists and has no box of, while others have boxes of the class.
 
         labelled: dataset -> its own class names that count, those that it has boxes of; None: all.
         """
-        hints = []
+        hints: list[str] = []
         for class_id, name in enumerate(self.classes):
             joined: dict[int, set[str]] = {}
+            empty: dict[int, set[str]] = {}
             for row, sources in enumerate(self.sources):
                 own = sources if labelled is None else labelled.get(self.datasets[row], sources)
                 names = {normalised_name(s) for s, unified in sources.items() if unified == class_id and s in own}
                 if names:
                     joined[row] = names
+                    empty[row] = {s for s, unified in sources.items() if unified == class_id and s not in own}
+            hints += self._empty_members(class_id, empty)
             if len(joined) < 2 or max(len(names) for names in joined.values()) == 1:
                 continue
             widest = set().union(*joined.values())
@@ -235,9 +239,21 @@ class LabelSpace:
                     )
         return hints
 
+    def _empty_members(self, class_id: int, empty: Mapping[int, set[str]]) -> Iterator[str]:
+        """Of `partial_merges`. empty: of each dataset (row) with boxes of the class its names without any."""
+        name = self.classes[class_id]
+        for row, names in empty.items():
+            if names and len(empty) > 1 and (row, class_id) not in self.not_exhaustive_pairs:
+                dataset = self.datasets[row]
+                yield (
+                    f"{name!r}: {dataset} lists {quoted(names)} and has no box of it; if its pictures show it, say "
+                    f"`labels.not_exhaustive: {{{dataset}: [{name}]}}`, else drop it"
+                )
+
     def likely_duplicates(self) -> list[tuple[str, str]]:
         """Pairs of source classes of different datasets and different unified ids whose normalised names are equal,
-        or that mean the same by `labels.common`; without those that it says to be different."""
+        or that mean the same by `labels.common`; without those that it says to be different. Of one dataset those
+        that differ in case or white space alone."""
         names = common_names()
         seen: dict[str, list[tuple[int, str, int]]] = {}
         for row, sources in enumerate(self.sources):
@@ -250,7 +266,7 @@ class LabelSpace:
             for group in seen.values()
             for position, (row_a, name_a, id_a) in enumerate(group)
             for row_b, name_b, id_b in group[position + 1 :]
-            if row_a != row_b and id_a != id_b
+            if id_a != id_b and (row_a != row_b or _same_text(name_a, name_b))
             # not those that the rules call distinct
             if not (self.classes[id_a].endswith(f"/{name_a}") and self.classes[id_b].endswith(f"/{name_b}"))
             if frozenset({names.meaning(name_a), names.meaning(name_b)}) not in names.different
@@ -312,3 +328,7 @@ def check_class_names(dataset: str, trained: Sequence[str], found: Sequence[str]
             f"({', '.join(trained)}); add the class to the training file's categories, or remove it from the "
             f"val split; for voc list all classes under `datasets.{dataset}.classes`"
         )
+
+
+def _same_text(one: str, other: str) -> bool:
+    return " ".join(one.casefold().split()) == " ".join(other.casefold().split())

@@ -100,6 +100,26 @@ def test_partial_merge_is_hinted():
     assert synonyms.partial_merges() == []
 
 
+def test_a_merged_name_without_a_box_is_hinted():
+    """The trucks that nobody labelled in b would be background of `vehicle`."""
+    datasets = {"a": ["vehicle"], "b": ["car", "truck"]}
+    rules = {"merge": {"vehicle": ["a/vehicle", "b/car", "b/truck"]}}
+    labelled = {"a": {"vehicle"}, "b": {"car"}}
+    (hint,) = LabelSpace.build(datasets, **rules).partial_merges(labelled)
+    assert hint == (
+        "'vehicle': b lists 'truck' and has no box of it; if its pictures show it, say "
+        "`labels.not_exhaustive: {b: [vehicle]}`, else drop it"
+    )
+    for answer in ({"not_exhaustive": {"b": ["vehicle"]}}, {"drop": ["b/truck"]}):
+        if "drop" in answer:
+            rules = {"merge": {"vehicle": ["a/vehicle", "b/car"]}}
+        assert LabelSpace.build(datasets, **rules, **answer).partial_merges(labelled) == []
+    assert (
+        LabelSpace.build({"b": ["car", "truck"]}, merge={"vehicle": ["b/car", "b/truck"]}).partial_merges(labelled)
+        == []
+    )
+
+
 def test_federated_image_trusts_verified_and_present():
     space = LabelSpace.build(
         {"lvis": ["a", "b", "c", "d"], "other": ["e"]}, federated=["lvis"], absent={"lvis": ["e"]}
@@ -279,6 +299,8 @@ def test_likely_duplicates():
     assert space.likely_duplicates() == [("a/Traffic_Lights", "b/traffic light"), ("a/person", "b/People")]
     merged = LabelSpace.build({"a": ["car", "truck"], "b": ["cars"]}, merge={"vehicle": ["a/car", "a/truck"]})
     assert merged.likely_duplicates() == [("a/car", "b/cars")]
+    alone = LabelSpace.build({"a": ["car", "Car ", "cars", "cat"]})  # in one dataset names that differ are meant
+    assert alone.likely_duplicates() == [("a/car", "a/Car ")]
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,10 @@ def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
     names = _file_names(image_items, problems)
     sizes = _sizes(image_items, problems)
     federated = any(LISTS[0] in item for item in image_items)
+    alone = [i for i, item in enumerate(image_items) if not federated and item.get(LISTS[1])]
+    if alone:
+        text = f"without `{LISTS[0]}` in any image; LVIS has both: add it (`[]` where there are none)"
+        problems.append(f"images[{alone[0]}].{LISTS[1]}: {text}")
     lists = [_class_lists(image_items, key, category_ids, problems) if federated else None for key in LISTS]
     boxes, area, flags = _boxes(box_items, problems)
     image_rows = _rows_of(box_items, "image_id", image_ids, "images", problems)
@@ -212,6 +216,14 @@ def _file_names(items: Items, problems: list[str]) -> list[str]:
             )
             name = ""
         names.append(name)
+    if len(set(names)) < len(names):
+        first: dict[str, int] = {}
+        for i, name in enumerate(names):
+            if name and first.setdefault(name, i) != i:  # the objects of either would be background of the other
+                problems.append(
+                    f"images[{i}].file_name: {name!r} is that of images[{first[name]}] already; give the picture "
+                    "one entry, and its annotations that entry's id"
+                )
     return names
 
 

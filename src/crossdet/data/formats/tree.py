@@ -68,10 +68,9 @@ class Tree:
             raise UserError(f"{root} is no folder; expected one with data sets below it{hint}")
         root = root.absolute()
         folders = {}
-        for parent, below, names in os.walk(root, followlinks=True):
-            here = Path(parent)
-            below[:] = sorted(n for n in below if not n.startswith(".") and not _leads_back(here / n))
-            folders[here] = frozenset(name for name in names if not name.startswith("."))
+        for parent, below, names in walk(root):
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            folders[Path(parent)] = frozenset(name for name in names if not name.startswith("."))
         return cls(root, folders)
 
     def files(self, *suffixes: str) -> Iterator[Path]:
@@ -127,6 +126,12 @@ def _some(items: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
     return items[:: max(1, len(items) // SAMPLE)]
 
 
+def walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` through links to folders as well, but for those that lead back to a folder that holds them."""
+    for parent, below, names in os.walk(root, followlinks=True):
+        below[:] = [name for name in below if not _leads_back(Path(parent, name))]
+        yield parent, below, names
+
+
 def _leads_back(folder: Path) -> bool:
-    """A link to a folder that holds it."""
     return folder.is_symlink() and folder.resolve() in folder.absolute().parents

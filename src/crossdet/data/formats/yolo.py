@@ -20,8 +20,8 @@ import yaml
 
 from crossdet.data.annotation_files import header_sizes, is_there, raise_if_any, read_lines, read_text
 from crossdet.data.formats.format import ONE, OPTIONAL, Format, SplitFiles
-from crossdet.data.formats.tree import WORDS, Found, Refused, Tree, without_suffix
-from crossdet.data.index import NO_LABELS, Index, IndexBuilder
+from crossdet.data.formats.tree import WORDS, Found, Refused, Tree, walk, without_suffix
+from crossdet.data.index import IMAGE_REASONS, NO_LABELS, Index, IndexBuilder
 from crossdet.errors import AnnotationError, UserError
 from crossdet.types import REGION_FLAGS, Flag
 
@@ -60,7 +60,7 @@ def read_yolo(data_yaml: Path, split: str) -> Index:
         builder.image(Path(os.path.relpath(image, root)).as_posix(), *(size or (0, 0)))
         rows = _label_rows(Path(label), files, problems) if label is not None else []
         if size is None:
-            builder.skip("image cannot be read", str(image))
+            builder.skip(IMAGE_REASONS[0], str(image))
             continue
         if label is None:
             builder.skip(NO_LABELS, str(image))
@@ -249,7 +249,7 @@ def _images_of(
     if source.is_dir():
         found = [
             f"{parent}{os.sep}{name}"
-            for parent, _, names in os.walk(source)
+            for parent, _, names in walk(source)
             for name in names
             if os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
         ]

@@ -63,7 +63,9 @@ def label_anchors(
     An anchor takes the class of the box with its largest IoU if that is >= `positive_iou`; it is background
     below `negative_iou` and ignored in between (RetinaNet sec. 4). With `low_quality_matches` the anchors that
     are best for a box are kept whatever their IoU, so that no box is without an anchor; as in torchvision,
-    such an anchor still takes the box that is best for *it*. Between equal IoUs the first box wins.
+    such an anchor still takes the box that is best for *it*. Between equal IoUs the first box wins; boxes that are
+    the same (a face that is all that is seen of its person) take their anchors in turns, or the second class would
+    have no positive.
 
     Region rows (crowds, ignore regions, AVOID) are matched to nothing. Listed under `avoid` are the anchors that a
     region covers by half (intersection / anchor area >= 0.5) and those that an object in its place would have kept
@@ -102,11 +104,12 @@ def label_anchors(
     labels = torch.where(best < negative_iou, BACKGROUND, IGNORE)
     foreground = ((best >= positive_iou) | kept).nonzero().squeeze(1)
     row = matched[foreground]
-    labels[foreground] = classes[row]
     if len(doubtful):
         sure = torch.zeros_like(kept)
         sure[foreground] = ~by_teacher[row]
         avoid = torch.cat([avoid, doubtful[~sure[doubtful[:, 0] * anchors + doubtful[:, 1]]]])
+    row = _in_turns(row, _twins(objects)) if len(row) else row
+    labels[foreground] = classes[row]
     image = foreground.div(anchors, rounding_mode="floor")
     return AnchorLabels(labels.view(images, anchors), image, foreground - image * anchors, boxes[row], avoid)
 
@@ -156,9 +159,58 @@ def label_densely(
             avoid.append(torch.stack([image, anchor, classes[slots[image, place]]], 1))
     labels = torch.where(best < negative_iou, BACKGROUND, IGNORE)
     image, anchor = foreground.nonzero(as_tuple=True)
-    row = slots[image, column[image, anchor]]
+    twins = _twins_densely(padded, ~region)
+    row = slots.flatten()[_in_turns(image * slots.shape[1] + column[image, anchor], twins)]
     labels[image, anchor] = classes[row]
     return AnchorLabels(labels, image, anchor, boxes[row], torch.cat(avoid))
+
+
+class Twins(NamedTuple):
+    """Boxes of one image that are the same. Of each row: its group, the number of rows in it, and where these begin
+    in `order`, which lists all rows by group."""
+
+    group: Tensor
+    count: Tensor
+    start: Tensor
+    order: Tensor
+
+
+def _in_turns(row: Tensor, twins: Twins | None) -> Tensor:
+    """`[F]` rows of the boxes that foreground anchors take, out of the first ones `[F]` of several that are the
+    same: the first anchor of a group takes its first box, the next one the second, and so on, round and round."""
+    if twins is None:
+        return row
+    group, count, start = twins.group[row], twins.count[row], twins.start[row]
+    in_order, by_group = group.sort(stable=True)
+    turn = torch.empty_like(row)
+    turn[by_group] = torch.arange(len(row), device=row.device) - torch.searchsorted(in_order, in_order)
+    return twins.order[start + turn % count]
+
+
+def _twins(objects: Objects) -> Twins | None:
+    """None where all boxes differ; rows of objects."""
+    keys = torch.cat([objects.images[:, None].to(objects.boxes.dtype), objects.boxes], 1)
+    _, group, counts = torch.unique(keys, dim=0, return_inverse=True, return_counts=True)
+    if int(counts.max()) == 1:
+        return None
+    return Twins(group, counts[group], (counts.cumsum(0) - counts)[group], group.argsort(stable=True))
+
+
+def _twins_densely(boxes: Tensor, objects: Tensor) -> Twins:
+    """Without waiting for the device; rows of boxes `[B, M, 4]`, flattened. objects `[B, M]`: no regions."""
+    images, most = objects.shape
+    same = objects[:, :, None] & objects[:, None]
+    for side in boxes.unbind(2):
+        same &= side[:, :, None] == side[:, None]
+    places = torch.arange(most, device=boxes.device)
+    same |= places[:, None] == places
+    first, count = same.to(torch.uint8).argmax(2), same.sum(2)
+    rank = (same & (places < places[:, None])).sum(2)
+    own = torch.arange(images, device=boxes.device)[:, None] * most
+    group = (first + own).flatten()
+    order = (group * most + rank.flatten()).argsort()
+    start = order.argsort() - rank.flatten()
+    return Twins(group, count.flatten(), start, order)
 
 
 def _joined(targets: Sequence[Annotations]) -> Iterator[Tensor]:

@@ -211,6 +211,12 @@ MALFORMED = [
      f"images[].id: {2**70} does not fit in 64 bits; number them anew"),
     ("images", 1, {"file_name": 5},
      "images[1].file_name: 5, expected the image's path below the images folder (or a `coco_url`)"),
+    ("images", 2, {"file_name": "seven.jpg"},
+     "images[2].file_name: 'seven.jpg' is that of images[0] already; give the picture one entry, and its "
+     "annotations that entry's id"),
+    ("images", 1, {"not_exhaustive_category_ids": [1]},
+     "images[1].not_exhaustive_category_ids: without `neg_category_ids` in any image; LVIS has both: add it (`[]` "
+     "where there are none)"),
     ("images", 1, {"height": "80"},
      'images[1].height: "80", expected the height in pixels '
      '(leave the key out and it is read from the image)'),

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
+from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.data.formats.yolo import read_yolo, write_yolo
 from crossdet.data.index import NO_LABELS, IndexBuilder
 from crossdet.errors import AnnotationError, UserError
@@ -81,6 +83,38 @@ def test_a_path_that_is_there_holds(tmp_path: Path) -> None:
     dataset(tmp_path, {"a": "0 .5 .5 .5 .5"})
     data = dataset(tmp_path / "other", {"b": "0 .5 .5 .5 .5", "c": None}, path="..")
     assert read_yolo(data, "train").root == str(tmp_path / "images/train")
+
+
+def test_links_to_folders_are_followed(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "set", {"a": "0 .5 .5 .5 .5"})
+    save_image(tmp_path / "elsewhere/b.jpg")
+    (tmp_path / "set/images/train/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set/images/train/back").symlink_to(tmp_path / "set/images")
+    index = read_yolo(data, "train")
+    assert [index.names[row] for row in range(len(index))] == ["a.jpg", "more/b.jpg"]
+
+
+def test_a_picture_without_a_size_is_not_trained_without_its_boxes(tmp_path: Path) -> None:
+    """It may be readable later; its objects would be background."""
+    data = dataset(tmp_path, {"a": "0 .5 .5 .5 .5", "b": "0 .5 .5 .5 .5"})
+    (tmp_path / "images/train/b.jpg").unlink()
+    (tmp_path / "images/train/b.jpg").symlink_to(tmp_path / "later.jpg")
+    index = read_yolo(data, "train")
+    assert index.box_offsets.tolist() == [0, 1, 1]
+    save_image(tmp_path / "later.jpg")
+    assert read_row(index, 0).shape == (3, 80, 100)
+    with pytest.raises(UnreadableImage, match=r"b\.jpg: it could not be read when its labels were"):
+        read_row(index, 1)
+
+
+def test_the_size_of_a_picture_that_pillow_would_not_decode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    index = read_yolo(dataset(tmp_path, {"a": "0 .5 .5 .5 .5"}), "train")
+    assert index.sizes.tolist() == [[80, 100]]
+    assert len(index.boxes) == 1
+    assert Image.MAX_IMAGE_PIXELS == 10
 
 
 def test_no_advice_that_gives_two_splits_the_same_pictures(tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ def random_boxes(count: int, seed: int, grid: float | None = None) -> Tensor:
 def reference(
     anchors: Tensor, boxes: Tensor, classes: Tensor, high: float, low: float, low_quality: bool
 ) -> tuple[Tensor, Tensor]:
-    """torchvision's matcher on the whole matrix: labels `[N]` and the matched box of every foreground anchor.
+    """torchvision's matcher on the whole matrix: labels `[N]` and the matched box of every foreground anchor; of
+    boxes that are the same each anchor takes the next one, round and round.
 
     A box that meets no anchor at all is left out: torchvision would call *every* anchor its best (IoU 0) and make
     all of them positives of whatever box is first.
@@ -91,6 +92,12 @@ def reference(
     if not len(boxes):
         return torch.full((len(anchors),), BACKGROUND), boxes
     matches = Matcher(high, low, allow_low_quality_matches=low_quality)(iou)
+    turns: dict[tuple[float, ...], int] = {}
+    for anchor in (matches >= 0).nonzero().flatten().tolist():
+        box = tuple(boxes[matches[anchor]].tolist())
+        twins = (boxes == boxes[matches[anchor]]).all(1).nonzero().flatten()
+        matches[anchor] = twins[turns.get(box, 0) % len(twins)]
+        turns[box] = turns.get(box, 0) + 1
     labels = torch.where(
         matches >= 0, classes[matches.clamp(min=0)], torch.where(matches == -1, BACKGROUND, IGNORE)
     )
@@ -198,7 +205,7 @@ def watch_pairs(monkeypatch) -> list[int]:
 
 @pytest.mark.parametrize("entries", [1, 300, 3000])
 def test_pieces_change_nothing(monkeypatch, entries):
-    """Ties between boxes of different pieces too: the first box wins."""
+    """Ties between boxes of different pieces too."""
     boxes = torch.cat([random_boxes(40, 5), random_boxes(40, 6, grid=8.0), random_boxes(40, 5)])
     flags = torch.zeros(len(boxes), dtype=torch.uint8)
     flags[::9] = int(Flag.IGNORE_REGION)
@@ -273,6 +280,26 @@ def test_low_quality_match_takes_the_box_that_is_best_for_the_anchor():
     alone = annotations([[8, 8, 30, 30]], [1])
     assert label_anchors(loose(anchors), [alone]).labels.tolist() == [[1, BACKGROUND]]
     assert label_anchors(loose(anchors), [alone], low_quality_matches=False).labels.tolist() == [[BACKGROUND] * 2]
+
+
+def test_a_box_of_two_classes_teaches_both():
+    """A face that is all that is seen of its person (README's `overlap`)."""
+    for seed in range(20):
+        one = random_boxes(1, seed)
+        found = label_anchors(GRID, [annotations(torch.cat([one, one]), [3, 5])])
+        threes, fives = (int((found.labels == c).sum()) for c in (3, 5))
+        assert threes - fives in (0, 1)
+        assert threes + fives == len(found.boxes)
+        assert fives or len(found.boxes) == 1
+        alone = label_anchors(GRID, [annotations(one, [3])])
+        assert torch.equal(alone.anchor, found.anchor)  # the same anchors, shared
+
+
+def test_a_region_takes_no_turn():
+    box = [20.0, 20, 60, 60]
+    target = annotations([box, box, box], [1, 2, 3], [0, int(Flag.CROWD), 0])
+    found = label_anchors(GRID, [target])
+    assert set(found.labels.unique().tolist()) - {BACKGROUND, IGNORE} == {1, 3}
 
 
 def test_box_that_meets_no_anchor_makes_no_positives():
