@@ -166,11 +166,11 @@ def label_densely(
 
 
 class Twins(NamedTuple):
-    """Boxes of one image that are the same. Of each row: its group, the number of rows in it, and where these begin
+    """Boxes of one image that are the same. Of each row: its group, how many boxes it has, and where these begin
     in `order`, which lists all rows by group."""
 
     group: Tensor
-    count: Tensor
+    boxes: Tensor
     start: Tensor
     order: Tensor
 
@@ -180,7 +180,7 @@ def _in_turns(row: Tensor, twins: Twins | None) -> Tensor:
     same: the first anchor of a group takes its first box, the next one the second, and so on, round and round."""
     if twins is None:
         return row
-    group, count, start = twins.group[row], twins.count[row], twins.start[row]
+    group, count, start = twins.group[row], twins.boxes[row], twins.start[row]
     in_order, by_group = group.sort(stable=True)
     turn = torch.empty_like(row)
     turn[by_group] = torch.arange(len(row), device=row.device) - torch.searchsorted(in_order, in_order)
