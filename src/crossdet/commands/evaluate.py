@@ -81,6 +81,9 @@ def evaluate(
     folder = output or inside
     metrics = score(run, loaded, output=folder, fold=fold, agnostic_nms=agnostic_nms, last=last, device=device)
     print(*[metrics_table(metrics), *lines(metrics["warnings"])], sep="\n")
+    if reason := metrics.get("label_rules_apart"):
+        told = "the config contradicts the labels that the weights were trained with, so it is read by itself"
+        say(f"note: {told}; {reason}", "yellow")
     if classes:
         for name, row in metrics["datasets"].items():
             out.print(_class_table(name, row["per_class"]))

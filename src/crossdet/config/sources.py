@@ -42,6 +42,8 @@ class Sources:
         nothing is trained.
     labelled: dataset -> those of its own classes that it has boxes of.
     patterns: what those of the label rules stand for.
+    apart: why the config of a detector that is scored says by itself what its datasets label, and not on top of
+        what the detector was trained with; empty where it does not.
     """
 
     space: LabelSpace
@@ -51,6 +53,7 @@ class Sources:
     listed_only: tuple[ListedOnly, ...] = ()
     labelled: Mapping[str, Collection[str]] = field(default_factory=dict)
     patterns: tuple[Expansion, ...] = ()
+    apart: str = ""
 
     @property
     def labelled_names(self) -> dict[str, Collection[str]]:
@@ -153,14 +156,14 @@ def open_sources(
                 names[name] = index.classes
                 labelled.setdefault(name, set()).update(_with_boxes(index))
     build = partial(_build_space, config, found, names, labelled)
-    space, patterns = build(known) if detector is None else _space_to_score(config, build, detector)
+    (space, patterns), apart = (build(known), "") if detector is None else _space_to_score(config, build, detector)
     asked = {**found["val"], **found["train"]} if found["train"] else {}
     listed_only = _listed_only(space, asked, labelled, known)
     train, val = (
         {name: _rotated(index, config.datasets[name], split) for name, index in found[split].items()}
         for split in SPLITS
     )
-    return Sources(space, train, val, lists, listed_only, labelled, patterns)
+    return Sources(space, train, val, lists, listed_only, labelled, patterns, apart)
 
 
 def _read_splits(
@@ -368,16 +371,19 @@ def _rules(
     return rules, (*patterns, *more)
 
 
-def _space_to_score(config: Config, build: Callable[[LabelSpace | None], Built], detector: LabelSpace) -> Built:
-    """Label space of a config that a detector is scored on; see `open_sources`. build: of what is extended."""
+def _space_to_score(
+    config: Config, build: Callable[[LabelSpace | None], Built], detector: LabelSpace
+) -> tuple[Built, str]:
+    """Label space of a config that a detector is scored on, and `Sources.apart`; see `open_sources`. build: of what
+    is extended."""
     directions = any(dataset.class_directions for dataset in config.datasets.values())
     if detector.has_members or config.labels.per_dataset or directions:  # such label spaces cannot grow
-        return build(None)
+        return build(None), ""
     try:
-        return build(detector)
+        return build(detector), ""
     except LabelError as error:
         try:
-            return build(None)
+            return build(None), str(error)
         except LabelError:
             raise error from None
 

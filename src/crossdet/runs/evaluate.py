@@ -309,6 +309,9 @@ def evaluate(
     as the config's `eval` says.
     last: of a run directory its newest weights, not its best ones. device: of `load_detector`.
 
+    The record has `label_rules_apart`, the reason, where the config contradicts what the weights were trained with
+    and is read by itself: what they know of a dataset (what it labels in part) does not count then.
+
     Raises:
         UserError: unreadable weights or data, or classes that the detector does not know.
     """
@@ -325,6 +328,8 @@ def evaluate(
         check_room(Path(output))
     model, size, workers = _looking(detector, config)
     evaluation = score_splits(model, config, splits, sources.lists, size, folding, workers)
+    if sources.apart:
+        evaluation.metrics["label_rules_apart"] = sources.apart
     if output is not None:
         name = run_or_weights if isinstance(run_or_weights, str | Path) else "detector"
         write_evaluation(Path(output), evaluation, Path(name).stem)

@@ -113,10 +113,14 @@ def test_eval_reads_an_old_dataset_as_the_weights_do_unless_the_config_says_othe
     assert crossdet("eval", weights, config)[0] == 0
     told = json.loads(Path("first/eval_more.json").read_text())["datasets"]["people"]["per_class"]
     assert told.keys() == {"person"}
+    assert "label_rules_apart" not in json.loads(Path("first/eval_more.json").read_text())
     config = write({"merge": {"car": ["people/human"]}}, datasets=people)
-    assert crossdet("eval", weights, config)[0] == 0
-    told = json.loads(Path("first/eval_more.json").read_text())["datasets"]["people"]["per_class"]
-    assert told.keys() == {"car"}
+    code, printed, _ = crossdet("eval", weights, config)
+    assert code == 0
+    assert "note: the config contradicts the labels that the weights were trained with, so it is read by" in printed
+    record = json.loads(Path("first/eval_more.json").read_text())
+    assert record["datasets"]["people"]["per_class"].keys() == {"car"}
+    assert "human" in record["label_rules_apart"]
     config = write({"overlap": [["person", "kar"]]}, datasets=people)
     code, _, errors = crossdet("eval", weights, config)
     assert code == 2
