@@ -21,6 +21,7 @@ from crossdet.config.sources import (
     open_split,
     training_warnings,
     union_test_index,
+    unshown_warnings,
 )
 from crossdet.data.annotation_files import too_many
 from crossdet.data.canvases import too_few
@@ -106,6 +107,7 @@ def _warnings(report: Report, config: Config, sources: Sources, old: int) -> Ite
         if (places := split.skipped.get(NO_LABELS))
     }
     yield from label_warnings(report.likely_duplicates, report.partial_merges, unlabelled)
+    yield from unshown_warnings(sources)
     yield from parts_apart(sources.space)
     if report.network is not None:
         yield from report.network.warnings()

@@ -23,7 +23,7 @@ from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.labels.states import state_of
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.training.schedule import Schedule
-from crossdet.types import REGION_FLAGS, Flag
+from crossdet.types import Flag
 
 
 def inspect(config: Config, max_images: int | None = None, decode: bool = False) -> Report:
@@ -103,7 +103,7 @@ def _dropped(config: Config, space: LabelSpace) -> tuple[str, ...]:
 
 
 def _split_report(split: Split, index: Index, files: FileReport) -> SplitReport:
-    is_object = _objects(index)
+    is_object = index.is_object
     labels = np.asarray(index.labels)[is_object]
     counts = np.bincount(labels, minlength=len(index.classes))
     flags = np.asarray(index.flags)
@@ -131,12 +131,6 @@ def _split_report(split: Split, index: Index, files: FileReport) -> SplitReport:
     )
 
 
-def _objects(index: Index) -> NDArray[np.bool_]:
-    """`[M]` bool: boxes that are neither regions nor invalid."""
-    plain: NDArray[np.bool_] = (np.asarray(index.flags) & int(REGION_FLAGS | Flag.INVALID)) == 0
-    return plain & (np.asarray(index.labels) >= 0)
-
-
 # ------------------------------------------------------------------------------------------------- classes
 
 
@@ -148,7 +142,7 @@ def _class_reports(sources: Sources) -> tuple[tuple[ClassReport, ...], int]:
     avoiding = 0
     for dataset, index in sources.train.items():
         ids = space.ids(dataset, index.classes)
-        unified = ids[np.asarray(index.labels)[_objects(index)]]
+        unified = ids[np.asarray(index.labels)[index.is_object]]
         boxes += np.bincount(unified[unified != DROPPED], minlength=len(boxes))
         per_class, some_avoided = _trusting_images(space, dataset, index, ids)
         trusting += per_class

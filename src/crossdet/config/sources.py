@@ -120,6 +120,25 @@ def warnings_of_labels(sources: Sources) -> Iterator[str]:
     }
     space = sources.space
     yield from label_warnings(space.likely_duplicates(), space.partial_merges(sources.labelled_names), unlabelled)
+    yield from unshown_warnings(sources)
+
+
+def unshown_warnings(sources: Sources) -> Iterator[str]:
+    """Classes that a dataset labels, but not in its training pictures, whose background is a negative for them: its
+    boxes are in `val`, or are regions. (Where it has no box at all that has to be answered: `listed_only`.)"""
+    space, labelled = sources.space, sources.labelled_names
+    shown = {name: _with_objects(index) for name, index in sources.train.items() if name in labelled}
+    learnt = {int(c) for name, own in shown.items() for c in space.ids(name, sorted(own))}
+    for name, own in shown.items():
+        trusted = ~space.avoid_array[space.dataset_index(name)]
+        lacking = {source: space.index(name, source) for source in sorted({*labelled[name]} - own)}
+        asked = {source: c for source, c in lacking.items() if c != DROPPED and c in learnt and trusted[c]}
+        if asked:
+            unified = ", ".join(dict.fromkeys(space.classes[c] for c in asked.values()))
+            yield (
+                f"{name} train: no object of {', '.join(asked)}, which other datasets teach, and its background is "
+                f"a negative for it; if its pictures show it, say `labels.not_exhaustive: {{{name}: [{unified}]}}`"
+            )
 
 
 class ListedOnly(NamedTuple):
@@ -205,6 +224,11 @@ def _with_boxes(index: Index) -> set[str]:
     """The index's own classes that have at least one box, regions among them."""
     labels = np.asarray(index.labels)
     return {index.classes[label] for label in np.unique(labels[labels >= 0]).tolist()}
+
+
+def _with_objects(index: Index) -> set[str]:
+    """As `_with_boxes`, without regions and invalid boxes."""
+    return {index.classes[label] for label in np.unique(index.labels[index.is_object]).tolist()}
 
 
 def _listed_only(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.data.rotation_geometry import Rotation
+from crossdet.types import REGION_FLAGS, Flag
 
 NOT_A_NUMBER = "box with a coordinate that is no number"
 NO_AREA = "box without area"
@@ -153,6 +154,12 @@ class Index:
     def rows(self, image: int) -> slice:
         """Rows of the image's boxes in `boxes`, `labels`, `flags`, `area` and `columns`."""
         return slice(int(self.box_offsets[image]), int(self.box_offsets[image + 1]))
+
+    @property
+    def is_object(self) -> NDArray[np.bool_]:
+        """`[M]`: boxes that are neither regions nor invalid."""
+        plain: NDArray[np.bool_] = (np.asarray(self.flags) & int(REGION_FLAGS | Flag.INVALID)) == 0
+        return plain & (np.asarray(self.labels) >= 0)
 
     def image_of_box(self) -> NDArray[np.int64]:
         """`[M]` image row of every box."""

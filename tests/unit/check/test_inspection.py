@@ -346,6 +346,27 @@ def test_swapped_annotations_are_named(tmp_path):
         assert error.endswith(expected)
 
 
+@pytest.mark.parametrize("flags", [0, int(Flag.CROWD)])
+def test_a_class_that_training_pictures_do_not_show(tmp_path, flags):
+    """Its boxes lie in `val`, or are regions; elsewhere it is learnt."""
+    people = {"train": make(tmp_path / "p", ("person",), one_box(2))}
+    cars = [[(0, BOX, 0)], [(1, BOX, flags)] if flags else []]
+    street = {"train": make(tmp_path / "s", ("car", "person"), cars, 1)}
+    if not flags:
+        street["val"] = make(tmp_path / "v", ("car", "person"), one_box(1, 1), 2)
+    labels = {"merge": {"same_names": True}}
+    config = configured({"people": people, "street": street}, labels=labels)
+    told = (
+        "street train: no object of person, which other datasets teach, and its background is a negative for it; if "
+        "its pictures show it, say `labels.not_exhaustive: {street: [person]}`"
+    )
+    assert told in inspect(config).warnings
+    answered = configured(
+        {"people": people, "street": street}, labels={**labels, "not_exhaustive": {"street": ["person"]}}
+    )
+    assert not [text for text in inspect(answered).warnings if "which other datasets teach" in text]
+
+
 def test_no_box_at_all_is_an_error(tmp_path):
     """As `train` says it."""
     config = configured({"a": {"train": make(tmp_path / "a", ("cat",), [[], []])}})
