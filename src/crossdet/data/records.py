@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ class _Reader:
         if not isinstance(image, str | Path) or not str(image):
             self.problems.append(f"{place}.image: expected a path, got {show(image)}")
             return
-        path = self.root / image
+        path = Path(os.path.normpath(self.root / image))
         if path in self._place_of:
             # the objects of either record would be background of the other
             first = self._place_of[path]

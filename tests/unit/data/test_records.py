@@ -115,6 +115,8 @@ def test_a_record_per_box_is_refused(root):
     """Each object would be background in the other record."""
     (line,) = told(root, record(), record("./a.png", labels=["dog"]))
     assert line == "records[1].image: ./a.png is that of records[0] already; one record has all its boxes"
+    (line,) = told(root, record(), record("x/../a.png"))
+    assert line.startswith("records[1].image: x/../a.png is that of records[0] already")
 
 
 def test_width_and_height_in_the_place_of_a_corner(root):
