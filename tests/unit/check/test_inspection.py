@@ -357,8 +357,8 @@ def test_a_class_that_training_pictures_do_not_show(tmp_path, flags):
     labels = {"merge": {"same_names": True}}
     config = configured({"people": people, "street": street}, labels=labels)
     told = (
-        "street train: no object of person, which other datasets teach, and its background is a negative for it; if "
-        "its pictures show it, say `labels.not_exhaustive: {street: [person]}`"
+        "street train: no object of person, which other datasets teach, and its background is a negative for it; "
+        "if its pictures show it, say `labels.not_exhaustive: {street: [person]}`"
     )
     assert told in inspect(config).warnings
     answered = configured(
