@@ -191,7 +191,12 @@ def _file_warnings(split: SplitReport, where: str) -> Iterator[str]:
 
 
 def _class_warnings(report: Report, old: int, plain: bool) -> Iterator[str]:
-    unlearnt = [c.name for c in report.classes[old:] if not c.train_boxes and len(c.sources) > 1]
+    trained = {split.dataset for split in report.splits if split.split == "train"}
+    unlearnt = [
+        c.name
+        for c in report.classes[old:]
+        if not c.train_boxes and (len(c.sources) > 1 or c.sources[0].split("/")[0] not in trained)
+    ]
     if unlearnt:
         yield f"no training boxes in any dataset for {some(unlearnt, _NAMED)}"
     blind = [c.name for c in report.classes if not c.trusting_images and c.train_boxes]

@@ -108,7 +108,7 @@ def predict(
         for line in summary.unreadable:
             out.print(f"[yellow]skipped[/yellow] {escape(line)}", highlight=False, soft_wrap=True)
         say(f"{summary.images} images: {_counts(summary.counts)}")
-        say(f"{summary.folder}  (predictions.json, coco_results.json, pictures)")
+        say(f"{summary.folder}  (predictions.json, coco_results.json{', pictures' if pictures else ''})")
         if summary.older:
             first, *more = (summary.folder / "pictures" / name for name in summary.older)
             several = f" and {len(more)} more" if more else ""

@@ -89,7 +89,8 @@ def _check(name: str, format: Format, files: SplitFiles) -> None:
         count = len(getattr(files, key))
         if not least <= count <= most:
             wanted = "none" if most == 0 else "exactly one" if least == most else "at most one"
-            problems.append(f"`{key}` has {count} entries, {name} takes {wanted}")
+            fix = "; leave it out" if most == 0 else ""
+            problems.append(f"`{key}` has {count} entries, {name} takes {wanted}{fix}")
     problems += format.problems(files)
     if files.edition is not None and "edition" not in format.keys:
         problems.append(f"`edition` is {files.edition}, but {name} has no editions; leave it out")

@@ -66,6 +66,10 @@ def overlay(
         UserError: a file that is no such data, an unknown dataset, or no curve at all.
     """
     methods: list[Method] = []
+    if missing := [file for _, file in files if file.is_dir() and not (file / DATA_FILE).is_file()]:
+        below = sorted(str(found.parent) for found in missing[0].rglob(DATA_FILE))
+        hint = f"there are some in {', '.join(below)}" if below else "`crossdet eval RUN CONFIG` writes them"
+        raise UserError(f"{missing[0]} holds no {DATA_FILE}; {hint}")
     for given, file in files:
         for stored, curves in read_methods(file / DATA_FILE if file.is_dir() else file):
             taken = {name for name, _ in methods}

@@ -29,7 +29,8 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Dataset:
-    """splits, indexes: by `tree.WORDS`; there is `train` or `val`. stand_in: `val` is the test split."""
+    """splits, indexes: by `tree.WORDS`; there is `train` or `val`. stand_in: `val` is the test split. refused: why
+    other splits could not be read."""
 
     name: str
     format: str
@@ -37,6 +38,7 @@ class Dataset:
     splits: Mapping[str, SplitFiles]
     indexes: Mapping[str, Index]
     stand_in: bool
+    refused: Mapping[str, str]
 
     @property
     def classes(self) -> list[str]:
@@ -150,6 +152,7 @@ def _read(name: str, kind: str, home: Path, splits: Mapping[str, Found], notes: 
     """None where no split can be used. A test split stands in where there is no other to validate on."""
     files: dict[str, SplitFiles] = {}
     indexes: dict[str, Index] = {}
+    refused: dict[str, str] = {}
     for split in WORDS:
         if split not in splits:
             continue
@@ -158,13 +161,14 @@ def _read(name: str, kind: str, home: Path, splits: Mapping[str, Found], notes: 
             if "train" in indexes and "classes" not in FORMATS[kind].keys:
                 check_class_names(name, indexes["train"].classes, index.classes, f"the {split} split")
         except UserError as error:
-            notes.append(f"{splits[split].files.annotations[0]}: {Refused.of(home, error).reason}")
+            refused[split] = Refused.of(home, error).reason
+            notes.append(f"{splits[split].files.annotations[0]}: {refused[split]}")
             continue
         files[split], indexes[split] = splits[split].files, index
     stand_in = "test" in files and "val" not in files
     if stand_in:
         files["val"], indexes["val"] = files.pop("test"), indexes.pop("test")
-    return Dataset(name, kind, home, files, indexes, stand_in) if files else None
+    return Dataset(name, kind, home, files, indexes, stand_in, refused) if files else None
 
 
 # ------------------------------------------------------------------------------------------- the text
@@ -201,7 +205,9 @@ def _dataset_lines(dataset: Dataset, base: Path) -> Iterator[str]:
         elif split == "val" and dataset.stand_in:
             why += "; the test split, as there is no other: best weights and thresholds are chosen on it"
         yield f"    {key}: {flow(_places(files, base))}  # {why}"
-    if "val" not in dataset.splits:
+    for split, why in dataset.refused.items():
+        yield f"    # {split}: could not be read: {_one_line(why)}"
+    if "val" not in {*dataset.splits, *dataset.refused}:
         yield "    # val: {}  # no validation split was found: without one there are no scores and no thresholds"
     if "classes" in FORMATS[dataset.format].keys:
         yield f"    classes: {_wrapped(sorted(names))}"
@@ -264,9 +270,9 @@ def _boxless_lines(datasets: Sequence[Dataset]) -> Iterator[str]:
     if unlabelled:
         yield "  # Listed without one box, while others have some: perhaps shown, and nobody marked them."
         yield f"  # unlabelled: {_comment(unlabelled)}"
-    if unknown:
-        yield "  # Listed without one box anywhere: not learnt."
-        yield f"  # drop: {_comment(unknown)}"
+    if unknown and boxed:
+        yield "  # Listed without one box anywhere, so there is nothing to learn it from."
+        yield f"  drop: {_wrapped(unknown)}"
 
 
 def _wrapped(value: Any) -> str:

@@ -118,6 +118,10 @@ class Server:
     async def detect(self, request: web.Request) -> web.Response:
         if wait := self._buckets.wait(request.remote or ""):
             raise Refused(429, "too many requests; try again in a moment", wait)
+        if request.content_type.startswith("multipart/"):
+            raise Refused(422, "send the picture as the body and not as a form: curl --data-binary @FILE")
+        if strange := sorted(set(request.query) - {"detector", "class"}):
+            raise Refused(422, f"unknown parameter {strange[0]!r}; there are detector and class")
         name = request.query.get("detector") or next(iter(self.detectors))
         detector = self.detectors.get(name)
         if detector is None:

@@ -264,7 +264,7 @@ def test_wrong_counts(tmp_path: Path) -> None:
         "`image_set` has 1 entries, expected 2: one per annotations folder",
     ]
     assert complaint("yolo", SplitFiles(two[:1], two, edition=2018, classes=("a",)))[1:] == [
-        "`images` has 2 entries, yolo takes none",
+        "`images` has 2 entries, yolo takes none; leave it out",
         "`edition` is 2018, but yolo has no editions; leave it out",
         "`classes` is given, but yolo files name their classes; leave it out",
     ]

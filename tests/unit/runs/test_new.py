@@ -238,6 +238,20 @@ def test_mistakes(tmp_path, crossdet):
     assert crossdet("new", tmp_path / "data", "-o", tmp_path / "c.yaml", "--overwrite").returncode == 0
 
 
+def test_a_split_that_cannot_be_read_stays_in_sight(tmp_path, crossdet):
+    """Its classes would be taught by nobody."""
+    yolo(tmp_path / "data/pets")
+    wider_face(tmp_path / "data/faces")
+    label = next(iter(sorted((tmp_path / "data/pets/labels/train").glob("*.txt"))))
+    label.write_text("7 .5 .5 .2 .2\n")
+    file = tmp_path / "c.yaml"
+    assert crossdet("new", tmp_path / "data", "-o", file).returncode == 0
+    (line,) = (line for line in file.read_text().splitlines() if line.startswith("    # train: could not be read"))
+    assert "class 7 is not in `names`" in line
+    done = crossdet("check", file, *QUICK)
+    assert "no training boxes in any dataset for cat, dog" in " ".join(done.stdout.split())
+
+
 def test_what_is_listed_without_a_box(tmp_path):
     """Where others have boxes of it, objects that nobody marked must not become background."""
     yolo(tmp_path / "pets")
@@ -248,4 +262,4 @@ def test_what_is_listed_without_a_box(tmp_path):
     write_new(tmp_path, tmp_path / "config.yaml")
     lines = (tmp_path / "config.yaml").read_text().splitlines()
     assert "  # unlabelled: {pets: [face]}" in lines
-    assert "  # drop: [pets/zebra]" in lines
+    assert "  drop: [pets/zebra]" in lines

@@ -119,15 +119,22 @@ def bomb() -> bytes:
         ("/detect", b"x" * 300_000, 413, "larger than 0.2 MB"),
         ("/detect?detector=third", picture(), 422, "no detector 'third'; there are first, second"),
         ("/detect?class=lorry", picture(), 422, "lorry"),
+        ("/detect?score=0.4", picture(), 422, "unknown parameter 'score'; there are detector and class"),
         ("/other", None, 404, "Not Found"),
         ("/../../etc/passwd", None, 404, "Not Found"),
     ],
-    ids=["empty", "text", "cut", "bomb", "large", "long", "detector", "class", "path", "above"],
+    ids=["empty", "text", "cut", "bomb", "large", "long", "detector", "class", "score", "path", "above"],
 )
 def test_mistakes_are_answers(port, path, body, status, message):
     answered, content, _ = ask(port, path, body)
     assert (answered, list(content)) == (status, ["error"])
     assert message in content["error"]
+
+
+def test_a_form_is_told_how_to_send_a_picture(port):
+    status, content, _ = ask(port, "/detect", b"--x", **{"Content-Type": "multipart/form-data; boundary=x"})
+    assert status == 422
+    assert "curl --data-binary @FILE" in content["error"]
 
 
 def test_a_page_with_another_name_is_refused(port):

@@ -157,11 +157,13 @@ class RetinaNet(Growable):
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """C3, C4 and C5 of the same."""
         height, width = images.shape[-2:]
-        x = (images.to(self.mean.dtype) - self.mean) / self.std
-        # Zero after normalisation is the mean colour: a border that is as uninformative as can be.
-        # In a graph for any size (`torch.export`) sides are no integers, and this is no question for it.
+        x = images.to(self.mean.dtype)
+        # By the colour that batches are padded with, exactly: group norm sees the border, and it must not matter
+        # who pads. In a graph for any size (`torch.export`) sides are no integers, and this is no question for it.
         if not isinstance(height, int) or height % PAD_DIVISOR or width % PAD_DIVISOR:
-            x = F.pad(x, (0, -width % PAD_DIVISOR, 0, -height % PAD_DIVISOR))
+            fill = self.mean.round()
+            x = F.pad(x - fill, (0, -width % PAD_DIVISOR, 0, -height % PAD_DIVISOR)) + fill
+        x = (x - self.mean) / self.std
         # The weights decide the layout. Asked of a 3x3 weight: 1x1 ones count as contiguous in both formats.
         wide = self.fpn.layer_blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last if wide else torch.contiguous_format)
