@@ -16,6 +16,8 @@ from crossdet.files import write_json
 from crossdet.models.card import is_exported
 
 out = Console()
+INTERRUPTED = 130
+"""Typer's exit code after Ctrl-C, about which it prints nothing."""
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file")]
 RunOrWeights = Annotated[
@@ -82,6 +84,7 @@ def run_app(app: typer.Typer) -> None:
         word = "error" if mine else "failed"
         errors.print(f"[bold red]{word}[/bold red] {text}", highlight=False, soft_wrap=True)
         sys.exit(2 if mine else 1)
-    except KeyboardInterrupt:
-        errors.print("interrupted")
-        sys.exit(1)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            errors.print("interrupted")
+        raise

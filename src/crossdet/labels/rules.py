@@ -310,7 +310,7 @@ class RuleReader:
             if name in merged.values() and not same_names:
                 self.problems.append(
                     f"merge.{name}: {', '.join(sources)} has the name of this group but is not in it; "
-                    f"add it to the group, or list {name!r} under `distinct`"
+                    f"add it to the group (`same_names: true` adds all such), or list {name!r} under `distinct`"
                 )
         several = (
             {}
