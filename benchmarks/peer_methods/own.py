@@ -61,7 +61,7 @@ def train(job: Job) -> tuple[Training, Detector]:
     detector = load_detector(folder / "run", job.settings.device, last=True)
     about = {
         "parameters": sum(p.numel() for p in detector.model.parameters()),
-        "evaluation_seconds": round(spent["score"], 1),
+        "evaluation_seconds": round(spent["score"], 3),
     }
     return Training(seconds, steps, steps * job.settings.batch, losses, start, about), detector
 
