@@ -79,7 +79,7 @@ def _elsewhere(sources: Sources, split: SplitReport) -> str:
     indexes = named_splits(sources)
     own = indexes[f"{split.dataset}.{split.split}"]
     missing = split.files.missing
-    if missing.count < split.files.checked:
+    if missing.count < split.files.checked or not Path(missing.first[0]).is_relative_to(own.root):
         return ""
     name = Path(missing.first[0]).relative_to(own.root)
     for where, other in indexes.items():

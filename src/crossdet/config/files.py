@@ -131,9 +131,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str], list[Problem]]:
         raise ConfigError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
     places: dict[Key, str] = {}
     problems: list[Problem] = []
-    if text.lstrip().startswith("{"):  # as JSON first: YAML would read annotations for hours
-        with suppress(ValueError, RecursionError):
-            _refuse_annotations(path, json.loads(text))
+    _refuse_annotations(path, _as_json(text))
     try:
         data = _parse(text, places, problems)
     except yaml.YAMLError as error:
@@ -144,6 +142,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str], list[Problem]]:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping (`key: value` lines), got a {type(data).__name__}")
     return data, places, problems
+
+
+def _as_json(text: str) -> Any:
+    """None where it is none. YAML would read a file of annotations for hours."""
+    if text.lstrip().startswith("{"):
+        with suppress(ValueError, RecursionError):
+            return json.loads(text)
+    return None
 
 
 def _refuse_annotations(path: Path, data: Any) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 from crossdet.errors import AnnotationError, problem_list
 
@@ -83,6 +84,10 @@ def is_there(path: Path) -> bool:
         return False
 
 
+_NO_LIMIT = Lock()
+"""Two calls at once would each put back what the other has set."""
+
+
 def header_sizes(paths: Sequence[Path], upright: bool = False) -> list[tuple[int, int] | None]:
     """(height, width) of image files from their headers, as stored; None = unreadable. upright: as EXIF says.
 
@@ -101,9 +106,10 @@ def header_sizes(paths: Sequence[Path], upright: bool = False) -> list[tuple[int
             return None
         return (height, width) if 0 < height < 2**31 and 0 < width < 2**31 else None
 
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
-            return list(pool.map(size, paths))
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    with _NO_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
+                return list(pool.map(size, paths))
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit

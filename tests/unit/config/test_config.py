@@ -216,6 +216,14 @@ def test_no_config_file(tmp_path, content, expected):
         load_config(tmp_path / "none.yaml")
 
 
+def test_annotations_are_told_from_a_config_without_reading_them_as_yaml(tmp_path, monkeypatch):
+    """Which takes hours where they are many."""
+    monkeypatch.setattr("crossdet.config.files._parse", None)
+    path = write(tmp_path, '{"images": [], "annotations": []}', "instances.json")
+    with pytest.raises(ConfigError, match="a data set in the format `coco`"):
+        load_config(path)
+
+
 def test_overrides(tmp_path):
     path = write(tmp_path, "datasets:\n  a.b: {format: coco, train: {images: i}}\nmodel:\n")
     overrides = ["train.lr=1e-3", "datasets.a.b.weight=2", "model.anchors.scales=[1, 2]", "labels.distinct=car"]
