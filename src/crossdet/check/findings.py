@@ -21,12 +21,10 @@ from crossdet.config.sources import (
     open_split,
     training_warnings,
     union_test_index,
-    unshown_warnings,
 )
 from crossdet.data.annotation_files import too_many
 from crossdet.data.canvases import too_few
 from crossdet.data.groups import group
-from crossdet.data.index import NO_LABELS
 from crossdet.errors import UserError, problem_list
 from crossdet.evaluation.protocols import lists_of
 from crossdet.labels.common import only_alike, parts_apart
@@ -101,13 +99,7 @@ def _warnings(report: Report, config: Config, sources: Sources, old: int) -> Ite
         yield from _split_warnings(split, sources.space)
     if sources.train:
         yield from _class_warnings(report, old, config.train.plain)
-    unlabelled = {
-        f"{split.dataset} {split.split}": (places.count, places.first[0])
-        for split in report.splits
-        if (places := split.skipped.get(NO_LABELS))
-    }
-    yield from label_warnings(report.likely_duplicates, report.partial_merges, unlabelled)
-    yield from unshown_warnings(sources)
+    yield from label_warnings(sources)
     yield from parts_apart(sources.space)
     if report.network is not None:
         yield from report.network.warnings()

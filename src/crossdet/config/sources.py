@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -93,33 +93,22 @@ def training_warnings(config: Config, sources: Sources, extends: bool) -> Iterat
         )
 
 
-def label_warnings(
-    duplicates: Iterable[tuple[str, str]], partial_merges: Iterable[str], unlabelled: Mapping[str, tuple[int, str]]
-) -> Iterator[str]:
-    """What may be trained as background by mistake. duplicates, partial_merges: as `LabelSpace` finds them.
-    unlabelled: `dataset split` -> number of pictures without a label file, and one of them."""
-    for where, (count, first) in unlabelled.items():
-        yield (
-            f"{where}: {count:,} images have no label file, such as {first}, and count as pictures without any "
-            "object. If nobody has labelled them, take them out"
-        )
-    for a, b in duplicates:
+def label_warnings(sources: Sources, splits: Sequence[str] = SPLITS) -> Iterator[str]:
+    """What may be trained as background by mistake. splits: whose pictures without a label file are told."""
+    for where, index in named_splits(sources).items():
+        name, split = where.rsplit(".", 1)
+        if split in splits and (places := index.skipped.get(NO_LABELS)):
+            yield (
+                f"{name} {split}: {len(places):,} images have no label file, such as {places[0]}, and count as "
+                "pictures without any object. If nobody has labelled them, take them out"
+            )
+    for a, b in sources.space.likely_duplicates():
         yield (
             f"likely the same class, not merged: {a} and {b}; merge them under `labels.merge`, or list the "
             "name under `labels.distinct`"
         )
-    yield from (f"merge of unlike classes: {text}" for text in partial_merges)
-
-
-def warnings_of_labels(sources: Sources) -> Iterator[str]:
-    """`label_warnings` of what is trained on."""
-    unlabelled = {
-        f"{name} train": (len(places), places[0])
-        for name, index in sources.train.items()
-        if (places := index.skipped.get(NO_LABELS))
-    }
-    space = sources.space
-    yield from label_warnings(space.likely_duplicates(), space.partial_merges(sources.labelled_names), unlabelled)
+    for text in sources.space.partial_merges(sources.labelled_names):
+        yield f"merge of unlike classes: {text}"
     yield from unshown_warnings(sources)
 
 

@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.seed import seed_everything
 
 from crossdet.config import Config, as_config
-from crossdet.config.sources import Sources, named_splits, open_sources, training_warnings, warnings_of_labels
+from crossdet.config.sources import Sources, label_warnings, named_splits, open_sources, training_warnings
 from crossdet.data.hybrid import HybridDataset
 from crossdet.errors import UserError
 from crossdet.evaluation.forgetting import main_numbers
@@ -120,7 +120,7 @@ def train_network(
     if fabric.is_global_zero:
         network_is, *_ = card.settings.described(card.space.classes)
         print(f"network: {network_is}", *schedule.lines(), sep="\n", flush=True)
-        for text in (*training_warnings(config, sources, extends=not fresh), *warnings_of_labels(sources)):
+        for text in (*training_warnings(config, sources, extends=not fresh), *label_warnings(sources, ["train"])):
             print(f"warning: {text}", flush=True)
     if config.train.channels_last:
         network = network.to(memory_format=torch.channels_last)
