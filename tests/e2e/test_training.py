@@ -62,6 +62,20 @@ def short(world, tmp_path_factory) -> Path:
 # ----------------------------------------------------------------------------------- what a run leaves
 
 
+def test_a_share_of_the_training_pictures_is_validated_on(world, tmp_path):
+    """`val: 1/4` in place of files: the run's own config holds it, and is read again by eval and by resume."""
+    changes = {f"datasets.{name}.val": "1/4" for name in ("cars", "faces")} | {"train.epochs": 1}
+    train(world.config(changes), output=tmp_path / "run")
+    config = load_config(tmp_path / "run/config.yaml")
+    sources = open_sources(config)
+    for name, whole in (("cars", world.cars["train"]), ("faces", world.faces["train"])):
+        names = {split: set(getattr(sources, split)[name].names) for split in ("train", "val")}
+        held_out = {whole.names[row] for row in range(0, len(whole), 4)}
+        assert names == {"train": set(whole.names) - held_out, "val": held_out}
+    scored = evaluate(tmp_path / "run", config)["datasets"]
+    assert {name: row["images"] for name, row in scored.items()} == {"cars": 3, "faces": 3}
+
+
 def test_run_directory_is_complete(trained):
     files = {path.name for path in trained.folder.iterdir()}
     assert files == {

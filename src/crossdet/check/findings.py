@@ -18,9 +18,9 @@ from crossdet.config.sources import (
     label_warnings,
     listed_only_problem,
     named_splits,
-    open_split,
     training_warnings,
     union_test_index,
+    whole_split,
 )
 from crossdet.data.annotation_files import too_many
 from crossdet.data.canvases import too_few
@@ -139,8 +139,8 @@ def _alike(report: Report, found: Sequence[DuplicateReport]) -> str:
     )
     return (
         f"{told}. If they are copies of one photograph or frames of one scene, what was learnt on one side is not "
-        "new on the other, and scores on it say little; keep them together (`group_by` beside `part`, "
-        "`crossdet-research split --group-by`)"
+        "new on the other, and scores on it say little; keep them together (`group_by` beside "
+        "`part` or a share as `val`, `crossdet-research split --group-by`)"
     )
 
 
@@ -227,8 +227,9 @@ def _config_notes(config: Config, sources: Sources) -> Iterator[str]:
             yield f"{name} has no `val` split: no score for it"
     for name, dataset in config.datasets.items():
         if dataset.group_by is not None and dataset.train is not None:
-            whole = open_split(dataset, "train", dataset.train)
-            yield f"{name}: `part` {dataset.part} leaves no group in pieces: {group(whole, dataset.group_by)}"
+            shares = [f"`{key}` {s}" for key in ("val", "part") if isinstance(s := getattr(dataset, key), str)]
+            whole = group(whole_split(dataset, "train"), dataset.group_by)
+            yield f"{name}: {' and '.join(shares)} leave{'s' * (len(shares) == 1)} no group in pieces: {whole}"
         lists = lists_of(dataset.protocol)
         if lists is not None and name in sources.val and name not in sources.lists:
             yield f"{name}: {lists.without}"

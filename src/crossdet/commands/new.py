@@ -25,6 +25,7 @@ def new(
     record = write_new(folder, output, overwrite)
     for name, dataset in record["datasets"].items():
         images = ", ".join(f"{split} {count:,}" for split, count in dataset["images"].items())
+        images += f", {dataset['held_out']} of them held out as val" if dataset["held_out"] else ""
         classes = f"{dataset['format']}, {(n := len(dataset['classes']))} class{'es' * (n != 1)}"
         say(f"{name}: {classes}, images: {images}  ({dataset['folder']})")
     for line in too_many(record["not_taken"]):

@@ -98,6 +98,16 @@ def _part(value: str) -> str:
     return value
 
 
+def held_out(value: str) -> str:
+    """A share of the training pictures that is validated on, of which some are left to train on."""
+    if re.fullmatch(r"\d+/\d+", value) is None:
+        text = "expected a mapping of its files, or a share of the training pictures, such as 1/6"
+        raise ValueError(f"{text}, got {show(value)}")
+    if value.endswith("/1"):
+        raise ValueError(f"expected a share that leaves pictures to train on, such as 1/6, got {show(value)}")
+    return _part(value)
+
+
 def _group_by(value: Any, info: ValidationInfo) -> str:
     """A .csv or .json file, or a regular expression."""
     if not isinstance(value, str) or not value:

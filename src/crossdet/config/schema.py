@@ -28,6 +28,7 @@ from crossdet.config.fields import (
     SomeNames,
     SourceClasses,
     Teachers,
+    held_out,
 )
 from crossdet.config.mistakes import Key, Problem, dotted, suggest, validated
 from crossdet.data.formats import FORMATS
@@ -66,11 +67,17 @@ def _index_or_split(value: Any, handler: Callable[[Any], Any]) -> Any:
     return value if isinstance(value, Index) else handler(value)
 
 
+def _index_share_or_split(value: Any, handler: Callable[[Any], Any]) -> Any:
+    return held_out(value) if isinstance(value, str) else _index_or_split(value, handler)
+
+
 if TYPE_CHECKING:
     Split = SplitConfig | Index | None
+    ValSplit = SplitConfig | Index | str | None
     UnionTest = UnionTestConfig | Index | None
 else:
     Split = Annotated[SplitConfig | None, WrapValidator(_index_or_split)]
+    ValSplit = Annotated[SplitConfig | None, WrapValidator(_index_share_or_split)]
     UnionTest = Annotated[UnionTestConfig | None, WrapValidator(_index_or_split)]
 
 
@@ -79,7 +86,7 @@ class DatasetConfig(Section):
 
     format: FormatName | None = None
     train: Split = None
-    val: Split = None
+    val: ValSplit = None  # or "1/6": a share of the training pictures, which are not trained on then
     protocol: Protocols = ("coco",)
     weight: Positive = 1.0  # factor on the probability of drawing one of its images
     repeat_threshold: OpenFraction | None = None  # LVIS repeat factors for classes rarer than this; null: off
@@ -88,7 +95,7 @@ class DatasetConfig(Section):
     difficult: Literal["positive", "ignore"] = "positive"  # what VOC's difficult objects are in training
     edition: Literal[2018, 2019] | None = None  # WIDER Pedestrian's layout
     part: Part | None = None  # "1/2": train on image rows 0, 2, 4, ...
-    group_by: GroupBy | None = None  # of `part`: pictures that stay together, see `data.groups.group`
+    group_by: GroupBy | None = None  # of `part` and shares: pictures that stay together, see `data.groups.group`
     max_detections: Count | None = None  # in evaluation, per image; null: `eval.max_detections`
     directions: Directions | None = None  # train: turn each draw to one of 4, 8, 12 or [degrees, ...]
     direction_classes: StrictBool = True  # every direction is a class of its own, `name@DEGREES`
@@ -104,15 +111,22 @@ class DatasetConfig(Section):
     @property
     def part_of(self) -> tuple[int, int] | None:
         """`part` as (remainder, divisor): the image rows with row % divisor == remainder. None: all rows."""
-        if self.part is None:
-            return None
-        first, count = self.part.split("/")
-        return int(first) - 1, int(count)
+        return None if self.part is None else _every(self.part)
+
+    @property
+    def held_out(self) -> tuple[int, int] | None:
+        """`val` as (remainder, divisor) where it is a share of the training pictures; None: it has its own."""
+        return _every(self.val) if isinstance(self.val, str) else None
 
     @property
     def class_directions(self) -> tuple[int, ...] | None:
         """The directions that are classes of their own."""
         return self.directions if self.direction_classes else None
+
+
+def _every(part: str) -> tuple[int, int]:
+    first, count = part.split("/")
+    return int(first) - 1, int(count)
 
 
 class LabelsConfig(Section):
@@ -318,9 +332,12 @@ def _dataset_problems(config: Config) -> Iterator[Problem]:
                 readers = " or ".join(f"`{name}`" for name in PROTOCOLS if lists_of([name]))
                 text = f"belongs to the protocol {readers}, got protocol {', '.join(dataset.protocol)}"
                 yield _problem(f"`{shown}.{split}.lists` {text}", (*at, split, "lists"), (*at, "protocol"))
-        if dataset.group_by is not None and dataset.part is None:
-            text = "says which pictures `part` keeps together; say `part` as well, such as 1/2"
+        if dataset.group_by is not None and dataset.part is None and dataset.held_out is None:
+            text = "says which pictures stay together in a share; say one, such as `val: 1/6` or `part: 1/2`"
             yield _problem(f"`{shown}.group_by` {text}", (*at, "group_by"), (*at, "part"))
+        if dataset.held_out is not None and dataset.train is None:
+            text = f"{dataset.val} is a share of the training pictures, and there is no `train`"
+            yield _problem(f"`{shown}.val`: {text}", (*at, "val"))
         editions = [name for name, kind in FORMATS.items() if "edition" in kind.keys]
         if dataset.edition is not None and dataset.format not in editions:
             which = " and ".join(f"`{name}`" for name in editions)

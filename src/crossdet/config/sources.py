@@ -160,7 +160,7 @@ def open_sources(
     for name, dataset in config.datasets.items():
         if "train" not in splits and name not in names and dataset.train is not None:
             with suppress(UserError):  # the training files need not be here; then the other split has to do
-                index = open_split(dataset, "train", dataset.train)
+                index = whole_split(dataset, "train")
                 names[name] = index.classes
                 labelled.setdefault(name, set()).update(_with_boxes(index))
     build = partial(_build_space, config, found, names, labelled)
@@ -188,8 +188,8 @@ def _read_splits(
     for (name, split), files in given.items():
         if files is not None:
             with _noted(problems, f"datasets.{name}.{split}"):
-                index = open_split(config.datasets[name], split, files)
-                found[split][name] = share_of(index, config.datasets[name]) if split == "train" else index
+                index = whole_split(config.datasets[name], split)
+                found[split][name] = share_of(index, config.datasets[name], split)
                 labelled.setdefault(name, set()).update(_with_boxes(index))
         reader = lists_of(config.datasets[name].protocol)
         if isinstance(files, SplitConfig) and files.lists is not None and reader is not None:
@@ -325,6 +325,14 @@ def open_split(dataset: DatasetConfig | UnionTestConfig, split: str, given: Spli
     return read_split(dataset.format, files)
 
 
+def whole_split(dataset: DatasetConfig, split: str) -> Index:
+    """The index of all pictures that a split of a dataset is taken from, before its shares (`share_of`)."""
+    source = "train" if dataset.held_out is not None else split
+    given = getattr(dataset, source)
+    assert isinstance(given, SplitConfig | Index)  # callers ask for splits that there are
+    return open_split(dataset, source, given)
+
+
 def union_test_index(given: UnionTestConfig | Index) -> Index:
     """The fully labelled images of a config; `UserError` where their files cannot be read."""
     return given if isinstance(given, Index) else open_split(given, "union_test", given)
@@ -401,10 +409,26 @@ def _space_to_score(
             raise error from None
 
 
-def share_of(index: Index, dataset: DatasetConfig) -> Index:
-    """The training images that `part` of the config leaves: image rows in turn, or groups in turn by `group_by`."""
-    if dataset.part_of is None:
+def share_of(index: Index, dataset: DatasetConfig, split: str) -> Index:
+    """What a split has of its `whole_split`: image rows in turn, or groups in turn by `group_by`.
+
+    A share as `val` is taken first, and the training split has the rest; of that `part` leaves a share to train on.
+
+    Raises `UserError` where a share as `val` is no picture, or all."""
+    if dataset.held_out is None and (dataset.part_of is None or split != "train"):
         return index
-    remainder, divisor = dataset.part_of
     turns = np.arange(len(index)) if dataset.group_by is None else group(index, dataset.group_by).of
-    return index.take(np.flatnonzero(turns % divisor == remainder))
+    rows = np.arange(len(index))
+    if dataset.held_out is not None:
+        remainder, divisor = dataset.held_out
+        chosen = turns % divisor == remainder
+        if not chosen.any() or chosen.all():
+            groups = "" if dataset.group_by is None else f" in {len(np.unique(turns)):,} groups"
+            all_or_none = "all" if chosen.any() else "none"
+            raise UserError(f"{dataset.val} of {len(index):,} pictures{groups} is {all_or_none} of them")
+        rows = np.flatnonzero(chosen == (split == "val"))
+        turns = np.unique(turns[rows], return_inverse=True)[1]  # counted anew: `part` is a share of the rest
+    if split == "train" and dataset.part_of is not None:
+        remainder, divisor = dataset.part_of
+        rows = rows[turns % divisor == remainder]
+    return index.take(rows)

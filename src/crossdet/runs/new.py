@@ -25,6 +25,8 @@ from crossdet.labels.space import check_class_names
 
 SHOWN = 8
 """Class names that a comment lists before it only counts."""
+_HELD_OUT = 6
+"""One of so many training pictures is validated on where a dataset has no split for it."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ class Dataset:
     indexes: Mapping[str, Index]
     stand_in: bool
     refused: Mapping[str, str]
+
+    @property
+    def held_out(self) -> str | None:
+        """The share of the training pictures that is validated on, where no split is and there are enough."""
+        lacks = "val" not in {*self.splits, *self.refused}
+        return f"1/{_HELD_OUT}" if lacks and len(self.indexes["train"]) >= 2 * _HELD_OUT else None
 
     @property
     def classes(self) -> list[str]:
@@ -79,6 +87,7 @@ def write_new(folder: Path, output: Path, overwrite: bool = False) -> dict[str, 
             "folder": str(dataset.home),
             "classes": dataset.classes,
             "images": {split: len(index) for split, index in dataset.indexes.items()},
+            "held_out": dataset.held_out,
         }
         for dataset in found.datasets
     }
@@ -208,7 +217,12 @@ def _dataset_lines(dataset: Dataset, base: Path) -> Iterator[str]:
     for split, why in dataset.refused.items():
         yield f"    # {split}: could not be read: {_one_line(why)}"
     if "val" not in {*dataset.splits, *dataset.refused}:
-        yield "    # val: {}  # no validation split was found: without one there are no scores and no thresholds"
+        yield "    # no validation split was found, and without one there are no scores and no thresholds"
+        if dataset.held_out is None:
+            yield f"    # val: 1/{_HELD_OUT}  # every {_HELD_OUT}th training picture, not trained on then"
+        else:
+            yield f"    val: {dataset.held_out}  # every {_HELD_OUT}th training picture, not trained on then"
+            yield "    # group_by: (.*)_frame  # keeps frames of one film, or copies of one photograph, on one side"
     if "classes" in FORMATS[dataset.format].keys:
         yield f"    classes: {_wrapped(sorted(names))}"
     protocol = "lvis" if any(index.federated for index in dataset.indexes.values()) else dataset.format

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from crossdet.check import inspect
 from crossdet.config import Config
@@ -15,13 +17,17 @@ NAMES = ["train/a_jpg.rf.1.jpg", "train/b_jpg.rf.2.jpg", "other.png", "train/a_j
 COPIES = r"([^/]+)_jpg\.rf"
 
 
-@pytest.fixture
-def index() -> Index:
+def index_of(names: list[str]) -> Index:
     builder = IndexBuilder("nowhere")
-    for name in NAMES:
+    for name in names:
         builder.image(name, 48, 64)
         builder.box((10, 10, 40, 40), 0, 0)
     return builder.build(("x",))
+
+
+@pytest.fixture
+def index() -> Index:
+    return index_of(NAMES)
 
 
 def test_by_an_expression(index):
@@ -96,10 +102,67 @@ def test_the_config_says_it(index):
     report = inspect(Config.from_dict({"datasets": {"d": dataset}}))
     assert "d: `part` 1/2 leaves no group in pieces: 5 pictures in 3 groups, of them 1" in "\n".join(report.notes)
     for keys, said in (
-        ({"group_by": COPIES}, "`datasets.d.group_by` says which pictures `part` keeps together"),
+        ({"group_by": COPIES}, "`datasets.d.group_by` says which pictures stay together in a share"),
         ({"group_by": "(a", "part": "1/2"}, "`datasets.d.group_by`: no regular expression"),
         ({"group_by": 3, "part": "1/2"}, "expected a regular expression or a .csv or .json file"),
     ):
         with pytest.raises(ConfigError) as error:
             Config.from_dict({"datasets": {"d": {"train": index, **keys}}})
         assert said in str(error.value)
+
+
+def opened(**dataset: object) -> tuple[list[str], list[str]]:
+    """Names of the training and of the validation pictures."""
+    sources = open_sources(Config.from_dict({"datasets": {"d": dataset}}))
+    train, val = sources.train["d"], sources.val["d"]
+    return [train.names[row] for row in range(len(train))], [val.names[row] for row in range(len(val))]
+
+
+@given(pictures=st.integers(2, 40), share=st.integers(2, 9), first=st.integers(1, 9), part=st.integers(1, 4))
+def test_what_is_validated_on_is_never_trained_on(pictures, share, first, part):
+    assume(first <= share and pictures >= share)
+    names = [f"{row % 7}_{row}.jpg" for row in range(pictures)]
+    index = index_of(names)
+    val = f"{first}/{share}"
+    train, held_out = opened(train=index, val=val)
+    assert held_out == names[first - 1 :: share]
+    assert sorted([*train, *held_out]) == sorted(names)
+    # parts are of the rest: together all of it, none twice, and all with the same validation pictures
+    assume(len(train) >= part)
+    parts = [opened(train=index, val=val, part=f"{number}/{part}") for number in range(1, part + 1)]
+    assert sorted(name for one, _ in parts for name in one) == sorted(train)
+    assert all(other == held_out for _, other in parts)
+    assert max(len(one) for one, _ in parts) - min(len(one) for one, _ in parts) <= 1
+
+
+def test_a_group_is_trained_on_or_validated_on(index):
+    assert opened(train=index, val="1/3", group_by=COPIES) == ([NAMES[1], NAMES[2]], [NAMES[0], *NAMES[3:]])
+    assert opened(train=index, val="2/3", group_by=COPIES) == ([NAMES[0], *NAMES[2:]], [NAMES[1]])
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"val": "1/1"}, "`datasets.d.val`: expected a share that leaves pictures to train on, such as 1/6"),
+        ({"val": "7/6"}, '`datasets.d.val`: expected "i/n" with i from 1 to n'),
+        ({"val": "valid"}, "expected a mapping of its files, or a share of the training pictures, such as 1/6"),
+        (
+            {"val": "1/6", "train": None},
+            "`datasets.d.val`: 1/6 is a share of the training pictures, and there is no",
+        ),
+        ({"val": "6/6"}, "datasets.d.val: 6/6 of 5 pictures is none of them"),
+        ({"val": "4/4", "group_by": COPIES}, "datasets.d.val: 4/4 of 5 pictures in 3 groups is none of them"),
+    ],
+)
+def test_shares_that_cannot_be(index, keys, said):
+    with pytest.raises(UserError) as error:
+        opened(**{"train": index} | keys)
+    assert said in str(error.value)
+
+
+def test_a_share_beside_groups_in_check(index):
+    dataset = {"train": index, "val": "1/3", "group_by": COPIES}
+    report = inspect(Config.from_dict({"datasets": {"d": dataset}}))
+    assert "d: `val` 1/3 leaves no group in pieces: 5 pictures in 3 groups" in "\n".join(report.notes)
+    report = inspect(Config.from_dict({"datasets": {"d": dataset | {"part": "1/1"}}}))
+    assert "d: `val` 1/3 and `part` 1/1 leave no group in pieces" in "\n".join(report.notes)

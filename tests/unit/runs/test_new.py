@@ -17,10 +17,11 @@ from crossdet.data.formats.voc import write_voc
 from crossdet.data.formats.wider_face import write_wider_face
 from crossdet.data.formats.wider_pedestrian import write_wider_pedestrian
 from crossdet.data.formats.yolo import write_yolo
+from crossdet.data.index import IndexBuilder
 from crossdet.errors import UserError
 from crossdet.runs.new import recognise, write_new
 
-from ..data.formats.helpers import sample_index
+from ..data.formats.helpers import sample_index, save_image
 
 QUICK = ("--set", "model.backbone=test_efficientnet", "--set", "model.weights=none")
 
@@ -263,3 +264,24 @@ def test_what_is_listed_without_a_box(tmp_path):
     lines = (tmp_path / "config.yaml").read_text().splitlines()
     assert "  # unlabelled: {pets: [face]}" in lines
     assert "  drop: [pets/zebra]" in lines
+
+
+def test_a_share_is_held_out_where_there_is_no_validation_split(tmp_path, crossdet):
+    """Without one nothing is scored, and thresholds have nothing to be chosen on."""
+    file = tmp_path / "config.yaml"
+    (tmp_path / "data").mkdir()
+    write_coco(sample_index(tmp_path / "data/few"), tmp_path / "data/few/all.json")
+    write_new(tmp_path / "data", file)
+    assert "    # val: 1/6 " in file.read_text()
+    builder = IndexBuilder(tmp_path / "data/many")
+    for name in (f"{row}.png" for row in range(13)):
+        save_image(tmp_path / "data/many" / name)
+        builder.image(name, 80, 100)
+        builder.box((10, 20, 30, 60), 0)
+    write_coco(builder.build(("cat",)), tmp_path / "data/many/all.json")
+    done = crossdet("new", tmp_path / "data", "-o", file, "--overwrite")
+    assert "many: coco, 1 class, images: train 13, 1/6 of them held out as val" in " ".join(done.stdout.split())
+    config = load_config(file)
+    assert (config.datasets["few"].val, config.datasets["many"].val) == (None, "1/6")
+    sources = open_sources(config)
+    assert (len(sources.train["many"]), len(sources.val["many"])) == (10, 3)

@@ -140,19 +140,18 @@ def _dataset_name(config: Config, wanted: str | None) -> str:
 
 
 def _open(config: Config, name: str) -> tuple[Index, Index]:
-    """Both splits; of the training split the images that `part` leaves."""
-    from crossdet.config.sources import open_split, share_of
+    """Both splits, as a training of the config has them."""
+    from crossdet.config.sources import share_of, whole_split
 
     dataset, indexes, problems = config.datasets[name], {}, []
     for split_name in ("train", "val"):
-        given = getattr(dataset, split_name)
         try:
-            indexes[split_name] = open_split(dataset, split_name, given)
+            indexes[split_name] = share_of(whole_split(dataset, split_name), dataset, split_name)
         except UserError as error:
             problems.append(f"datasets.{name}.{split_name}: " + str(error).replace("\n", "\n    "))
     if problems:
         raise UserError(problem_list(f"{len(problems)} split(s) cannot be read", problems))
-    return share_of(indexes["train"], dataset), indexes["val"]
+    return indexes["train"], indexes["val"]
 
 
 def _print(record: dict[str, Any], folder: Path, name: str) -> None:
