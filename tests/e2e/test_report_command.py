@@ -52,6 +52,22 @@ def test_without_pictures_no_data_is_needed(trained, tmp_path, crossdet):
     assert "What is taken for what" not in page
 
 
+def test_a_run_that_was_judged_on_nothing(world, tmp_path, crossdet):
+    changes = {f"datasets.{name}.val": None for name in ("cars", "faces")} | {"train.max_steps": 1}
+    train(world.config(changes), output=tmp_path / "run")
+    done = crossdet("report", tmp_path / "run", "--json", tmp_path / "r.json")
+    assert done.returncode == 0, done.stderr
+    assert "no dataset has a `val` split, so no pictures were looked at" in done.stdout
+    page = (tmp_path / "run/report.html").read_text()
+    assert "No dataset was judged." in page
+    assert "Validation pictures were not looked at" in page
+    assert list(json.loads((tmp_path / "r.json").read_text())["run"]) == ["mean", "best_epoch"]
+    for command in (("eval",), ("audit",)):
+        done = crossdet(*command, tmp_path / "run", tmp_path / "run/config.yaml")
+        assert done.returncode == 2
+        assert "has a `val` split; `--split train` looks at the other pictures" in " ".join(done.stderr.split())
+
+
 def test_mistakes_are_told(world, trained, tmp_path, crossdet):
     def told(*arguments):
         done = crossdet("report", *arguments)

@@ -49,5 +49,8 @@ def report(
     from crossdet.runs.report import report as write
 
     file = output or results_folder(run) / "report.html"
-    save_json(json_file, write(run, file, against, pictures, data))
+    content = write(run, file, against, pictures, data)
+    if pictures and not any("confusions" in one for one in content.values()):
+        say("no dataset has a `val` split, so no pictures were looked at")
+    save_json(json_file, content)
     say(f"{file}")

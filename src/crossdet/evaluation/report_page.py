@@ -111,7 +111,9 @@ def write_report(
         FILTER,
         *([_classes(runs)] if run.history else []),
     ]
-    if looked is not None:
+    if looked is None:
+        body.append("<p>Validation pictures were not looked at: no curves, confusions, calibration, audit.</p>")
+    else:
         others = [(against.name, against_looked)] if against and against_looked else []
         body += [
             _precision_recall([(run.name, looked), *others]),

@@ -26,7 +26,7 @@ from crossdet.files import check_room, safe_names, write_json
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.space import DROPPED
 from crossdet.runs.building import loader_workers
-from crossdet.runs.evaluate import positions, splits_for_detector
+from crossdet.runs.evaluate import no_split, positions, splits_for_detector
 
 SCORE_THRESHOLD = 0.05
 MAX_DETECTIONS = 1000
@@ -80,7 +80,7 @@ def audited_runs(
     sources = open_sources(config, [split], detector=detectors[0].space)
     indexes: dict[str, Index] = getattr(sources, split)
     if not indexes:
-        raise UserError(f"no dataset of the config has a `{split}` split")
+        raise UserError(no_split(split))
     union = None if config.union_test is None else open_union_test(config.union_test, detectors[0])
     return [
         (_audit(name, detector, sources, indexes, union, config), detector)

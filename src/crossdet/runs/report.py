@@ -27,8 +27,8 @@ def report(
     """Writes the page to `output`; returns its numbers.
 
     run, against: run directories, or weights of any other kind, of which the page has less. pictures: False looks
-    at no data, so the page has what the run wrote alone. data: the config whose validation splits are looked at;
-    None: the run's own.
+    at no data, so the page has what the run wrote alone; so it is where no dataset has a validation split. data: the
+    config whose validation splits are looked at; None: the run's own.
 
     Raises:
         UserError: no weights, an unfinished run without an epoch, unreadable weights or data, no config where
@@ -48,8 +48,9 @@ def report(
             raise UserError(f"{run} is no run with a {CONFIG_FILE}; say --data CONFIG, or --no-pictures")
         config = load_config(data or run / CONFIG_FILE, [], records[0].card.space.datasets)
         counts = _counts(config)
-        paths = [one for one in (run, against) if one is not None]
-        looked = [Looked.of(one, overlap_of(detector)) for one, detector in audited_runs(paths, config)]
+        if any(dataset.val is not None for dataset in config.datasets.values()):
+            paths = [one for one in (run, against) if one is not None]
+            looked = [Looked.of(one, overlap_of(detector)) for one, detector in audited_runs(paths, config)]
     first, *others = [*looked, None]
     write_report(output, records[0], counts, first, records[1] if against else None, others[0] if others else None)
     return _numbers(records, looked)
