@@ -28,9 +28,8 @@ from crossdet.evaluation.operating import (
 )
 from crossdet.evaluation.protocols.coco import coco_scores
 from crossdet.evaluation.protocols.entry import best_per_image
+from crossdet.labels.reporting import DEFAULT_THRESHOLD
 
-DEFAULT_THRESHOLD = 0.3
-"""Of a class without a right detection at home."""
 BINS = 20
 Calibration = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Lower ends of score intervals, rising, and the precision in each."""
@@ -107,42 +106,51 @@ class Foreign:
 
 @dataclass(frozen=True)
 class Audit:
-    """home: by class id, of the classes that a split labels. foreign: of every (class, split) that does not.
-    judged: per split its detections of the classes that it labels."""
+    """thresholds: `[C]` scores above which detections count. home: by class id, of the classes that a split labels.
+    foreign: of every (class, split) that does not. judged: per split its detections of what it labels."""
 
     classes: tuple[str, ...]
+    thresholds: NDArray[np.float64]
     home: dict[int, Home]
     foreign: list[Foreign]
     judged: list[Judged]
 
     def ranked(self) -> list[Foreign]:
-        """The pairs that probably hold unlabelled objects (at least one), most first."""
+        """The pairs that may hold unlabelled objects (at least one), most first."""
         likely = [f for f in self.foreign if f.expected_unlabelled >= 0.5]
         return sorted(likely, key=lambda f: -f.expected_unlabelled)
 
 
-def audit(splits: Sequence[AuditedSplit], classes: tuple[str, ...], overlap: Bools) -> Audit:
+def audit(
+    splits: Sequence[AuditedSplit],
+    classes: tuple[str, ...],
+    overlap: Bools,
+    thresholds: Sequence[float] | None = None,
+) -> Audit:
     """Looks at all detections of classes that a split does not label.
 
-    A class counts from its operating point on (best F1 over the splits that label it; 0.3 without one). overlap:
-    `[C, C]`, pairs of classes that may share a box: there a detection is not "on another object".
+    A class counts from its operating point on (best F1 over the splits that label it). overlap: `[C, C]`, pairs of
+    classes that may share a box: there a detection is not "on another object". thresholds: of the detector, for
+    classes that are not found at home; None = 0.3.
     """
     at_home = [np.flatnonzero(split.annotated) for split in splits]
     judged = [
         judge(split.truth, split.detections.of_classes(ids), ids.tolist(), directions=rows_per_picture(split.index))
         for split, ids in zip(splits, at_home, strict=True)
     ]
-    home = {
-        int(c): _home(judged, [split.truth.images_verifying(int(c)) for split in splits], int(c))
-        for c in np.unique(np.concatenate([np.zeros(0, int), *at_home]))
-    }
-    foreign = [f for split in splits for f in _foreign(split, len(classes), home, overlap)]
-    return Audit(classes, home, foreign, judged)
+    used = np.array([DEFAULT_THRESHOLD] * len(classes) if thresholds is None else thresholds, np.float64)
+    home = {}
+    for c in np.unique(np.concatenate([np.zeros(0, int), *at_home])).tolist():
+        home[c] = _home(judged, [split.truth.images_verifying(c) for split in splits], c, float(used[c]))
+        used[c] = home[c].threshold
+    foreign = [f for split in splits for f in _foreign(split, used, home, overlap)]
+    return Audit(classes, used, home, foreign, judged)
 
 
-def _home(judged: Sequence[Judged], images: Sequence[int], class_id: int) -> Home:
+def _home(judged: Sequence[Judged], images: Sequence[int], class_id: int, otherwise: float) -> Home:
+    """otherwise: the threshold where no detection is right."""
     point = operating_point(judged, class_id)
-    threshold = point.threshold if point else DEFAULT_THRESHOLD
+    threshold = point.threshold if point else otherwise
     mine = [
         (j, count, (j.labels == class_id) & j.counted)
         for j, count in zip(judged, images, strict=True)
@@ -193,10 +201,11 @@ def _histogram(scores: Floats) -> NDArray[np.int64]:
 # ------------------------------------------------------------------------------------------ foreign
 
 
-def _foreign(split: AuditedSplit, classes: int, home: dict[int, Home], overlap: Bools) -> list[Foreign]:
+def _foreign(
+    split: AuditedSplit, thresholds: NDArray[np.float64], home: dict[int, Home], overlap: Bools
+) -> list[Foreign]:
     detections = split.detections
     labels = detections.labels
-    thresholds = np.array([home[c].threshold if c in home else DEFAULT_THRESHOLD for c in range(classes)])
     box, on_object, ignored = where_detections_lie(split.truth, detections, overlap)
     above = detections.scores > thresholds[labels]
     found = []
@@ -281,8 +290,8 @@ def union_scores(
     images = max(1, len(truth.image_ids))
     per_class = {}
     for class_id in labelled:
-        threshold = found.home[class_id].threshold if class_id in found.home else DEFAULT_THRESHOLD
-        wrong = (judged.labels == class_id) & ~judged.hits & judged.counted & (judged.scores > threshold)
+        above = judged.scores > found.thresholds[class_id]
+        wrong = (judged.labels == class_id) & ~judged.hits & judged.counted & above
         per_class[found.classes[class_id]] = {
             "AP": scores.per_class[class_id]["AP"],
             "AP50": scores.per_class[class_id]["AP50"],
@@ -320,6 +329,7 @@ def to_json(found: Audit) -> dict[str, Any]:
                 "dataset": f.dataset,
                 "images": f.images,
                 "declared_absent": f.absent,
+                "threshold": float(found.thresholds[f.class_id]),
                 "above_threshold": len(f.rows),
                 "per_image": f.per_image,
                 "on_labelled_objects": {

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from crossdet.evaluation.audit import BINS, DEFAULT_THRESHOLD, Audit, AuditedSplit, Foreign
+from crossdet.evaluation.audit import BINS, Audit, AuditedSplit, Foreign
 from crossdet.evaluation.html import COLOURS, as_jpeg, figure, table, table_row, write_document
 from crossdet.evaluation.pictures import read_picture
 from crossdet.files import write_json
@@ -99,11 +99,11 @@ def _coloured(number: int, text: str) -> str:
 
 
 def _findings(runs: Sequence[AuditedRun]) -> str:
-    parts = ["<h2>Probably unlabelled objects</h2>"]
+    parts = ["<h2>Objects that may be unlabelled</h2>"]
     for number, run in enumerate(runs):
         items = [
-            f"<li><a href='#{_place(runs, (f.class_id, f.dataset))}'><b>{escape(f.dataset)}</b> probably holds "
-            f"about {f.expected_unlabelled:.0f} unlabelled <b>{escape(run.audit.classes[f.class_id])}</b></a> "
+            f"<li><a href='#{_place(runs, (f.class_id, f.dataset))}'><b>{escape(f.dataset)}</b> may hold "
+            f"up to {f.expected_unlabelled:.0f} unlabelled <b>{escape(run.audit.classes[f.class_id])}</b></a> "
             f"({len(f.background)} detections on background in {f.images} pictures)</li>"
             for f in run.audit.ranked()
         ]
@@ -111,8 +111,9 @@ def _findings(runs: Sequence[AuditedRun]) -> str:
             parts.append(f"<p>seen by {_coloured(number, run.name)}</p>")
         parts.append(f"<ol>{''.join(items)}</ol>" if items else "<p>None.</p>")
     parts.append(
-        "<p class=note>The number assumes that a score means on this dataset what it means at home. Elsewhere a "
-        "detector is right less often, so take it as a guess on the high side.</p>"
+        "<p class=note>A guess on the high side: detections on background, each by how often its score is right "
+        "where the class is labelled. Elsewhere a detector is right less often; what it does not find at all is "
+        "not in the number. The crops below decide.</p>"
     )
     return "".join(parts)
 
@@ -129,8 +130,7 @@ def _numbers(values: Iterable[float], digits: int) -> str:
 def _overview(runs: Sequence[AuditedRun]) -> str:
     rows = []
     for class_id, name in enumerate(runs[0].audit.classes):
-        homes = [run.audit.home.get(class_id) for run in runs]
-        thresholds = _numbers((DEFAULT_THRESHOLD if home is None else home.threshold for home in homes), 2)
+        thresholds = _numbers((float(run.audit.thresholds[class_id]) for run in runs), 2)
         cells = [_overview_cell(runs, class_id, split) for split in runs[0].splits]
         rows.append(table_row(escape(name), thresholds, *cells))
     head = ["class", "threshold", *(escape(split.name) for split in runs[0].splits)]
@@ -222,7 +222,7 @@ def _counts(f: Foreign, classes: tuple[str, ...]) -> str:
     kinds = sorted({*f.on_class.tolist()}, key=lambda c: -int((f.on_class == c).sum()))
     on = ", ".join(f"{escape(classes[c])} {int((f.on_class == c).sum())}" for c in kinds)
     expected = f.expected_unlabelled
-    probably = "an unknown number are" if math.isnan(expected) else f"about {expected:.1f} are"
+    probably = "an unknown number are" if math.isnan(expected) else f"up to {expected:.1f} may be"
     return (
         f"{len(f.rows)} detections above the threshold in {f.images} pictures: {len(f.on_object)} on labelled "
         f"objects{f' ({on})' if on else ''}, {len(f.ignored)} in ignored regions, {len(f.background)} on "

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.evaluation.arrays import Bools
-from crossdet.evaluation.audit import DEFAULT_THRESHOLD, Audit, AuditedSplit
+from crossdet.evaluation.audit import Audit, AuditedSplit
 from crossdet.evaluation.hits import by_score, iou_with_offset, pairs
 from crossdet.evaluation.operating import IOU_THRESHOLD, Judged
 from crossdet.evaluation.precision_recall import Curve, area_ap, exact_curve
@@ -64,11 +64,8 @@ class PictureScore:
 
 
 def above_threshold(found: Audit, labels: NDArray[np.int64], scores: NDArray[np.float64]) -> Bools:
-    """`[N]` whether detections count at their class's threshold of best F1, 0.3 for classes without one."""
-    thresholds = np.full(len(found.classes), DEFAULT_THRESHOLD)
-    for c, home in found.home.items():
-        thresholds[c] = home.threshold
-    above: Bools = scores > thresholds[labels]
+    """`[N]` whether detections count at their class's threshold."""
+    above: Bools = scores > found.thresholds[labels]
     return above
 
 

@@ -118,7 +118,8 @@ def _audit(
         for dataset, split in splits_for_detector(sources, indexes, detector, _folds(detector)).items()
     ]
     overlap = overlap_of(detector)
-    found = audit(splits, _classes(detector), overlap)
+    thresholds = detector.class_thresholds() if not _folds(detector) else [*detector.thresholds_used(None).values()]
+    found = audit(splits, _classes(detector), overlap, thresholds)
     scores = None
     if union is not None:
         detections = _detect(detector, union.index, config)
@@ -190,9 +191,8 @@ def audit_tables(content: dict[str, Any]) -> list[tuple[str, Table]]:
         )
     ]
     if content[runs[0]]["probably_unlabelled"]:
-        tables.append(
-            (f"probably unlabelled objects, as {runs[0]} sees it (a guess)", _findings_table(content[runs[0]]))
-        )
+        title = f"objects that may be unlabelled, as {runs[0]} sees it (a guess on the high side)"
+        tables.append((title, _findings_table(content[runs[0]])))
     unions = [content[run]["union_test"] for run in runs]
     if None not in unions:
         title = (
@@ -225,7 +225,7 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 
 def _findings_table(first: dict[str, Any]) -> Table:
-    table = _table(["dataset", "class", "objects"])
+    table = _table(["dataset", "class", "up to"])
     for row in first["probably_unlabelled"][:10]:
         table.add_row(row["dataset"], row["class"], f"{row['count']:.0f}")
     return table

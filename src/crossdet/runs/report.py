@@ -27,7 +27,7 @@ def report(
     """Writes the page to `output`; returns its numbers.
 
     run, against: run directories, or weights of any other kind, of which the page has less. pictures: False looks
-    at no data, so the page has what the run wrote alone; so it is where no dataset has a validation split. data: the
+    at no data, so the page has what the run wrote alone, as where no dataset has a validation split. data: the
     config whose validation splits are looked at; None: the run's own.
 
     Raises:

@@ -137,6 +137,11 @@ def test_a_class_without_right_detections_has_the_default_threshold(tmp_path):
     assert len(of(found, "dog", "street").rows) == 1
     assert np.isnan(of(found, "dog", "street").expected_unlabelled)  # nothing is known about dogs at home
     assert found.ranked() == []
+    # the detector's own thresholds, as `predict` uses them, where the data say none
+    found = audit(only, CLASSES, NO_OVERLAP, [0.5, 0.32, 0.4])
+    assert found.home[CAR].threshold == 0.5
+    assert len(of(found, "dog", "street").rows) == 0
+    assert {row["class"]: row["threshold"] for row in to_json(found)["foreign"]} == {"dog": 0.32, "face": 0.4}
 
 
 def test_calibration_pools_violators():

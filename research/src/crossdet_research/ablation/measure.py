@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from crossdet.errors import UserError
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats
-from crossdet.evaluation.audit import DEFAULT_THRESHOLD, where_detections_lie
+from crossdet.evaluation.audit import where_detections_lie
 from crossdet.evaluation.hits import by_score
 from crossdet.evaluation.operating import CONFIDENT, best_f1, best_scores, judge
 from crossdet.evaluation.protocols.coco import RECALLS, coco_scores
@@ -317,7 +317,7 @@ def measure_union(run_dir: Path, test: UnionTest, parts: Collection[str], eval_l
             f"({', '.join(test.classes)})"
         )
     found = detect(detector.model, test.index, None, eval_settings(detector, eval_limits))
-    thresholds = np.array([detector.thresholds.get(name, DEFAULT_THRESHOLD) for name in detector.classes])
+    thresholds = np.array(detector.class_thresholds())
     overlap = detector.space.overlap_array
     measures = union_measures(test, found.detections, ids, thresholds, overlap, eval_limits.nms_iou)
     return measures | {"unreadable": list(found.unreadable)}
