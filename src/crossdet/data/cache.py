@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 
 from crossdet.data.index import Index, Ragged, Strings
 
-CACHE_VERSION = 2
 PLAIN = ("category_ids", "image_ids", "sizes", "box_offsets", "boxes", "labels", "flags", "area")
 RAGGED = ("negatives", "not_exhaustive")
 PICTURES = frozenset({".bmp", ".gif", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"})
@@ -30,9 +30,18 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crossdet"
 
 
+@cache
+def _readers() -> str:
+    """Changes with the code of this room: another version may read the same files another way."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def fingerprint(settings: dict[str, Any], files: Iterable[Path | str]) -> str:
-    """A key that changes when a setting, or the name, size or time of one of the files, changes."""
-    digest = hashlib.sha256(json.dumps([CACHE_VERSION, settings], sort_keys=True, default=str).encode())
+    """A key that changes with a setting, the code that reads, or the name, size or time of one of the files."""
+    digest = hashlib.sha256(json.dumps([_readers(), settings], sort_keys=True, default=str).encode())
     for file in files:
         digest.update(f"{file}|{_state(file)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]

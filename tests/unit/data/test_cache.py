@@ -89,12 +89,15 @@ def test_cache_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_root() == tmp_path / "own"
 
 
-def test_fingerprint(tmp_path: Path) -> None:
+def test_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.txt"
     file.write_text("x")
     key = fingerprint({"format": "coco"}, [file])
     assert fingerprint({"format": "coco"}, [file]) == key
     assert fingerprint({"format": "voc"}, [file]) != key
+    monkeypatch.setattr("crossdet.data.cache._readers", lambda: "the code of another version")
+    assert fingerprint({"format": "coco"}, [file]) != key
+    monkeypatch.undo()
     os.utime(file, ns=(0, 0))
     assert fingerprint({"format": "coco"}, [file]) != key
 

@@ -279,17 +279,28 @@ def _object(element: Element, place: str, problems: list[str]) -> VocObject | No
 def _image_files(
     entries: list[Entry], parsed: list[VocImage], images: Sequence[Path], listings: list[set[str]]
 ) -> list[Path]:
-    """`filename` where that file exists and only one XML names it, else the file named as the XML."""
+    """The file named as the XML, else `filename` where only one XML names it.
+
+    Whoever renames pictures renames their XMLs and leaves what stands in them: it may name another picture then.
+    Raises `AnnotationError` where two XMLs are of one picture: the objects of each would be background of the other.
+    """
     named = Counter((entry.year, image.filename) for entry, image in zip(entries, parsed, strict=True))
-    files = []
+    of: dict[Path, Path] = {}
+    files, problems = [], []
     for entry, image in zip(entries, parsed, strict=True):
         filename = image.filename if named[entry.year, image.filename] == 1 else ""
         files.append(images[entry.year] / _image_name(entry.name, filename, listings[entry.year]))
+        if of.setdefault(files[-1], entry.xml) != entry.xml:
+            problems.append(
+                f"{entry.xml}: its picture {files[-1]} is that of {of[files[-1]]} as well; keep one of both"
+            )
+    raise_if_any("pictures with two XMLs", problems)
     return files
 
 
 def _image_name(name: str, filename: str, listing: set[str]) -> str:
-    candidates = [filename, *(f"{name}{end}" for suffix in SUFFIXES for end in (suffix, suffix.upper()))]
+    candidates = [f"{name}{end}" for suffix in SUFFIXES for end in (suffix, suffix.upper())]
+    candidates.insert(0 if PurePosixPath(filename).stem == name else len(candidates), filename)
     return next((file for file in candidates if file in listing), f"{name}{SUFFIXES[0]}")
 
 

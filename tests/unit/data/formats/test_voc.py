@@ -98,12 +98,33 @@ def test_two_years_with_equal_ids(tmp_path: Path) -> None:
 
 def test_file_names(year: Year) -> None:
     year.add("a", voc_xml(filename="wrong.jpg"), ".PNG")
-    year.add("b", voc_xml(filename="other.jpeg"))
+    (year.xmls / "b.xml").write_text(voc_xml(filename="other.jpeg"))
     save_image(year.images / "other.jpeg")
     (year.xmls / "c.xml").write_text(voc_xml(filename="/home/pi/c.jpg"))
     index = read_voc([year.xmls], [year.images])
     assert [index.names[i] for i in range(3)] == ["a.PNG", "other.jpeg", "c.jpg"]
     assert index.skipped == {"image not found": [f"{year.xmls / 'c.xml'}: {year.images / 'c.jpg'}"]}
+
+
+def test_pictures_that_were_renamed_with_their_xmls(year: Year) -> None:
+    """What the XMLs say names the pictures of others by now."""
+    for name, said in (("1", "2.jpg"), ("2", "3.jpg"), ("3", "4.jpg")):
+        year.add(name, voc_xml(filename=said))
+    index = read_voc([year.xmls], [year.images])
+    assert [index.names[i] for i in range(3)] == ["1.jpg", "2.jpg", "3.jpg"]
+    year.add("5", voc_xml(filename="5.PNG"), ".PNG")  # beside another one of this name
+    save_image(year.images / "5.jpg")
+    assert read_voc([year.xmls], [year.images]).names[3] == "5.PNG"
+
+
+def test_two_xmls_of_one_picture(year: Year) -> None:
+    year.add("a", voc_xml())
+    (year.xmls / "b.xml").write_text(voc_xml(filename="a.jpg"))
+    (year.xmls / "a.xml").write_text(voc_xml(filename=""))
+    with pytest.raises(
+        AnnotationError, match=r"b\.xml: its picture .*a\.jpg is that of .*a\.xml as well; keep one"
+    ):
+        read_voc([year.xmls], [year.images])
 
 
 def test_one_file_name_copied_into_several_xmls(year: Year) -> None:
