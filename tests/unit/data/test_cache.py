@@ -95,9 +95,9 @@ def test_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = fingerprint({"format": "coco"}, [file])
     assert fingerprint({"format": "coco"}, [file]) == key
     assert fingerprint({"format": "voc"}, [file]) != key
-    monkeypatch.setattr("crossdet.data.cache._readers", lambda: "the code of another version")
-    assert fingerprint({"format": "coco"}, [file]) != key
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr("crossdet.data.cache._readers", lambda: "the code of another version")
+        assert fingerprint({"format": "coco"}, [file]) != key
     os.utime(file, ns=(0, 0))
     assert fingerprint({"format": "coco"}, [file]) != key
 

@@ -199,6 +199,25 @@ def test_a_broken_dataset_is_told_and_left_out(tmp_path):
     assert any("class 7 is not in `names`" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("place", ["classes.txt", "labels/classes.txt", "obj.names"])
+def test_yolo_without_a_data_yaml(place, tmp_path, crossdet):
+    """As LabelImg, Label Studio and CVAT write it: the message holds what has to be written."""
+    yolo(tmp_path / "cats")
+    (tmp_path / "cats/data.yaml").unlink()
+    (tmp_path / "cats" / place).write_text("cat\ndog: big\n\n")
+    done = crossdet("new", tmp_path, "-o", tmp_path / "c.yaml")
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert f"cats/{place}: class names of YOLO labels without a data.yaml; write " in said
+    assert "cats/data.yaml: {train: images/train, val: images/val, names: [cat, 'dog: big']}" in said
+    text = said[said.index("{") : said.rindex("}") + 1]
+    (tmp_path / "cats/data.yaml").write_text(text)
+    write_new(tmp_path, tmp_path / "c.yaml")
+    sources = open_sources(load_config(tmp_path / "c.yaml"))
+    assert {split: len(getattr(sources, split)["cats"]) for split in ("train", "val")} == {"train": 3, "val": 3}
+    assert sources.space.classes == ("cat", "dog: big")
+
+
 def test_names_are_of_folders_and_different(tmp_path):
     for layout in (wider_face, coco):  # side by side in one folder
         layout(tmp_path / "mixed")

@@ -282,7 +282,7 @@ def _image_files(
     """The file named as the XML, else `filename` where only one XML names it.
 
     Whoever renames pictures renames their XMLs and leaves what stands in them: it may name another picture then.
-    Raises `AnnotationError` where two XMLs are of one picture: the objects of each would be background of the other.
+    Raises `AnnotationError` where two XMLs are of one picture: objects of each would be background of the other.
     """
     named = Counter((entry.year, image.filename) for entry, image in zip(entries, parsed, strict=True))
     of: dict[Path, Path] = {}

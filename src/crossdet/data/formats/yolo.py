@@ -28,6 +28,8 @@ from crossdet.types import REGION_FLAGS, Flag
 SUFFIXES = {".bmp", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
 SCALARS = (str, int, float, bool)
 MAX_DIGITS = 9  # of a class id
+NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")
+"""Where tools without a `data.yaml` list class names, one per line: LabelImg and Label Studio, CVAT, Roboflow."""
 _AS_WRITTEN = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "timestamp")}
 OVERSHOOT = 0.01
 """How far outside 0..1 a coordinate may lie (rounding by annotation tools); the box is clipped then."""
@@ -383,6 +385,7 @@ def _write(index: Index, root: Path, split: str) -> SplitFiles:
 
 
 def _find(tree: Tree) -> Iterator[Found | Refused]:
+    known = set()
     for file in tree.files(".yaml", ".yml"):
         try:
             content = _load(file)
@@ -390,6 +393,7 @@ def _find(tree: Tree) -> Iterator[Found | Refused]:
             continue  # YAML of anything
         if "names" not in content:
             continue
+        known.add(tree.home(file.parent))
         for split, words in WORDS.items():
             key = next((word for word in words if content.get(word)), None)
             if key is None:
@@ -401,6 +405,30 @@ def _find(tree: Tree) -> Iterator[Found | Refused]:
                 continue
             named = () if key == split != "test" else (key,)  # a config has no split `test`
             yield Found(tree.home(file.parent), split, SplitFiles((file,), image_set=named, split=split), pictures)
+    for file in tree.files(*NAME_FILES):
+        home = tree.home(file.parent)
+        if file.name in NAME_FILES and home not in known and (folders := _labelled_folders(tree, home)):
+            try:
+                names = [line.strip() for line in read_lines(file) if line.strip()]
+            except AnnotationError as error:
+                yield Refused.of(file, error)
+                continue
+            said = yaml.safe_dump(
+                {**folders, "names": names}, default_flow_style=True, sort_keys=False, width=math.inf
+            )
+            yield Refused(
+                file, f"class names of YOLO labels without a data.yaml; write {home / 'data.yaml'}: {said.strip()}"
+            )
+
+
+def _labelled_folders(tree: Tree, home: Path) -> dict[str, str | list[str]]:
+    """Split -> folders of pictures below `home` that have label files, relative to it."""
+    found: dict[str, list[str]] = {}
+    for folder, files in tree.folders.items():
+        pictures = [str(folder / name) for name in sorted(files) if Path(name).suffix.lower() in SUFFIXES]
+        if folder.is_relative_to(home) and any(_label_files(pictures)):
+            found.setdefault(tree.split_of(folder) or "train", []).append(folder.relative_to(home).as_posix())
+    return {split: own[0] if len(own) == 1 else own for split, own in found.items()}
 
 
 FORMAT = Format(
