@@ -263,11 +263,12 @@ def test_a_split_that_cannot_be_read_stays_in_sight(tmp_path, crossdet):
     yolo(tmp_path / "data/pets")
     wider_face(tmp_path / "data/faces")
     label = next(iter(sorted((tmp_path / "data/pets/labels/train").glob("*.txt"))))
-    label.write_text("7 .5 .5 .2 .2\n")
+    label.write_text("7 .5 .5 .2 .2\n" * 40)
     file = tmp_path / "c.yaml"
     assert crossdet("new", tmp_path / "data", "-o", file).returncode == 0
     (line,) = (line for line in file.read_text().splitlines() if line.startswith("    # train: could not be read"))
     assert "class 7 is not in `names`" in line
+    assert line.endswith("(and 39 more)")
     done = crossdet("check", file, *QUICK)
     assert "no training boxes in any dataset for cat, dog" in " ".join(done.stdout.split())
 

@@ -48,9 +48,12 @@ class Refused:
 
     @classmethod
     def of(cls, path: Path, error: UserError) -> Refused:
-        """reason: the first mistake that the error lists."""
-        lines = str(error).splitlines()
-        return cls(path, lines[min(1, len(lines) - 1)].removeprefix("  - ").removeprefix(f"{path}: "))
+        """reason: the first mistake that the error lists, and how many more there are."""
+        head, *listed = str(error).splitlines()
+        first = (listed or [head])[0].removeprefix("  - ").removeprefix(f"{path}: ")
+        count = re.search(r": (\d+) mistake\(s\)$", head)
+        more = int(count[1]) - 1 if count else 0
+        return cls(path, f"{first} (and {more:,} more)" if more else first)
 
 
 @dataclass(frozen=True)
