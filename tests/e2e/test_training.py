@@ -62,6 +62,16 @@ def short(world, tmp_path_factory) -> Path:
 # ----------------------------------------------------------------------------------- what a run leaves
 
 
+def test_boxes_that_no_anchor_reaches_are_told(world, tmp_path, crossdet):
+    """By the command alone, before its first step: they are the commonest reason why a class is not found."""
+    changes = {"model.anchors": {"scales": [40], "ratios": [1]}, "train.max_steps": 1}
+    file = world.write_config(tmp_path / "c.yaml", changes)
+    done = crossdet("train", file, "-o", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "warning: cars train: anchors reach only 0% of the boxes with IoU >= 0.5" in done.stdout
+    assert "warning: faces train: anchors reach only 0% of the boxes with IoU >= 0.5" in done.stdout
+
+
 def test_a_share_of_the_training_pictures_is_validated_on(world, tmp_path):
     """`val: 1/4` in place of files: the run's own config holds it, and is read again by eval and by resume."""
     changes = {f"datasets.{name}.val": "1/4" for name in ("cars", "faces")} | {"train.epochs": 1}

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crossdet.commands.terminal import ConfigFile, JsonFile, Output, Overrides, Overwrite, Resume, save_json, say
+
+if TYPE_CHECKING:
+    from crossdet.config import Config
 
 
 def train(
@@ -19,6 +24,8 @@ def train(
     from crossdet.config import load_config
 
     loaded = load_config(config, overrides or [])  # its mistakes are told before torch is imported
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+        _say_what_anchors_miss(loaded)
 
     from crossdet.runs.building import is_first_process
     from crossdet.runs.train import train as run
@@ -30,3 +37,13 @@ def train(
     where = Path(output or loaded.output or ".")
     files = ("model.safetensors", "best.safetensors", "metrics.json", "steps.csv", "pictures")
     say(f"done: {where}  ({', '.join(name for name in files if (where / name).exists())})")
+
+
+def _say_what_anchors_miss(config: Config) -> None:
+    """As `check` does. Boxes that no anchor reaches are the commonest reason why a class is not found."""
+    from crossdet.check.anchors_coverage import anchor_coverage
+    from crossdet.config.sources import open_sources
+
+    coverage = anchor_coverage(config, open_sources(config))
+    for text in () if coverage is None else coverage.warnings():
+        say(f"warning: {text}")
