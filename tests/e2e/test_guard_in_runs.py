@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "models"))
 
 from tiny import TINY
 
-from crossdet import RunError, train
+from crossdet import RunError, extend, train
 from crossdet.config import Config
 from crossdet.data.formats.coco import write_coco
 from crossdet.models.architectures import ARCHITECTURES
@@ -94,9 +94,13 @@ def test_an_absurd_rate_is_named_early_and_at_the_end(world, cars, tmp_path, cap
     assert tail.count("warning: after step") == 1
 
 
-def test_a_rate_of_nothing_stands_still(world, cars, tmp_path, crossdet):
+def test_a_rate_of_nothing_stands_still(world, cars, tmp_path, crossdet, capsys):
     config = settings(world, cars, {"train.lr": 1e-9, "train.epochs": 40, "train.eval_every": 5})
     train(config, output=tmp_path / "run")
+    printed = capsys.readouterr().out.splitlines()
+    told = [line for line in printed if "no detection scores above" in line]
+    assert [line.split(": ")[0] for line in told] == ["warning", *["warning, as before"] * 5, "warning"]
+    assert ["train longer" in line for line in told] == [True, *[False] * 5, True]  # advice once, and at the end
     epochs = json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"]
     kinds = [{w["kind"] for w in epoch["warnings"]} for epoch in epochs]
     assert not any(kinds[:13])  # an evaluation after 10 of 40 epochs may be low
@@ -128,6 +132,13 @@ def test_validation_pictures_of_noise(world, cars, tmp_path, capsys):
     assert printed.index("look like no training set") < printed.index("epoch 1 step 1/")
     train(settings(world, cars, changes), output=tmp_path / "own")
     assert [w for w in warnings(tmp_path / "own") if w["kind"] == "foreign_validation"] == []
+    noise = settings(world, cars, {"datasets.cars.train": None, "train.max_steps": 1}, val="noise")
+    values = noise.model_dump(mode="json", exclude_unset=True)
+    old, new = values["datasets"]["cars"], {"train": settings(world, cars, {}).datasets["cars"].train}
+    both = {"cars": old, "more": {"format": "coco", **new}}
+    more = Config.from_dict({**values, "datasets": both, "labels": {"merge": {"car": ["cars/car", "more/car"]}}})
+    extend(tmp_path / "own", more, output=tmp_path / "extended")  # what it learnt from need not be here
+    assert [w for w in warnings(tmp_path / "extended") if w["kind"] == "foreign_validation"] == []
 
 
 # ------------------------------------------------------------------------------------------ it only looks

@@ -25,11 +25,17 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Finding:
-    """kind: one of seven words (docs/guard.md). numbers: what the sentence says, for JSON."""
+    """kind: one of seven words (docs/guard.md). seen: what was seen. sentence: with what it usually means and what
+    to change. numbers: what the sentence says, for JSON."""
 
     kind: str
+    seen: str
     sentence: str
     numbers: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, kind: str, seen: str, means: str, numbers: dict[str, Any]) -> Finding:
+        return cls(kind, seen, f"{seen}. {means}", numbers)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -102,13 +108,13 @@ def dead_features(now: Look, start: Look, step: int, score: float | None = None)
             f"after step {step} the features of different pictures are nearly the same: they vary by "
             f"{_percent(now.variation)} of their size, before the first step it was {_percent(start.variation)}"
         )
-        return [Finding("dead_features", f"{seen}. {means}", told)]
+        return [Finding.of("dead_features", seen, means, told)]
     if now.dead - start.dead > DEAD_CHANNELS:
         seen = (
             f"after step {step} {_percent(now.dead)} of the deepest features are the same everywhere in every "
             f"picture, before the first step it was {_percent(start.dead)}"
         )
-        return [Finding("dead_features", f"{seen}. {means}", told)]
+        return [Finding.of("dead_features", seen, means, told)]
     return []
 
 
@@ -146,7 +152,7 @@ def of_detections(dataset: str, split: Split, found: DetectionArrays, judged: Ju
             "--pictures`; if they are right train longer, or try another `train.lr`"
         )
         told = {"dataset": dataset, "best_score": best, "limit": limit, "objects": objects}
-        return [Finding("low_scores", f"{dataset}: {seen} ({objects} objects). {means}", told)]
+        return [Finding.of("low_scores", f"{dataset}: {seen} ({objects} objects)", means, told)]
     return _constant(dataset, split, found) or _unfound(dataset, split, judged)
 
 
@@ -173,7 +179,7 @@ def _constant(dataset: str, split: Split, found: DetectionArrays) -> list[Findin
         "norm train"
     )
     told = {"dataset": dataset, "share": share, "pictures": compared, "share_of_labels": of_labels}
-    return [Finding("constant_detections", f"{dataset}: {seen}. {means}", told)]
+    return [Finding.of("constant_detections", f"{dataset}: {seen}", means, told)]
 
 
 def _returning(found: DetectionArrays, sizes: Matrix) -> tuple[float, int]:
@@ -226,7 +232,7 @@ def _unfound(dataset: str, split: Split, judged: Judged) -> list[Finding]:
         "Usually too few or too small training boxes, or a name that means something else in another dataset. "
         "`crossdet check` shows boxes, sizes and merged names; more pictures, a larger `input` or `weight` help"
     )
-    return [Finding("unfound_classes", f"{dataset}: {seen}. {means}", {"dataset": dataset, "objects": missing})]
+    return [Finding.of("unfound_classes", f"{dataset}: {seen}", means, {"dataset": dataset, "objects": missing})]
 
 
 # ------------------------------------------------------------------------------------------------- loss
@@ -286,7 +292,7 @@ def flat_loss(curve: LossCurve, score: float | None) -> list[Finding]:
         "Nothing is learnt. Usually `train.lr` is far too low or too high, or the labels do not fit the pictures: "
         "try a tenth and ten times of it for some hundred steps, and look at `crossdet check --pictures`"
     )
-    return [Finding("flat_loss", f"{seen}. {means_what}", told)]
+    return [Finding.of("flat_loss", seen, means_what, told)]
 
 
 # ------------------------------------------------------------------------------------------------- pictures
@@ -335,7 +341,7 @@ def foreign_validation(train: Mapping[str, Tensor], val: Mapping[str, Tensor]) -
             "pictures, or another preparation of them (size, colours, crops); else add training pictures like them"
         )
         told = {"dataset": name, "nearest": nearest, "distances": distances}
-        found.append(Finding("foreign_validation", f"{seen}. {means}", told))
+        found.append(Finding.of("foreign_validation", seen, means, told))
     return found
 
 
@@ -352,11 +358,13 @@ def never_labelled(labels_from: int | None, epochs: int) -> list[Finding]:
         f"ended in epoch {epochs}"
     )
     means = "What datasets leave unlabelled stayed avoided. Set a lower `pseudo.from_epoch`, or train longer"
-    return [Finding("never_labelled", f"{seen}. {means}", {"labels_from": labels_from, "epochs": epochs})]
+    return [Finding.of("never_labelled", seen, means, {"labels_from": labels_from, "epochs": epochs})]
 
 
-def lines(findings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """As they stand on the terminal; findings as in `Finding.to_json`."""
+def lines(findings: Sequence[Mapping[str, Any]], again: bool = False) -> list[str]:
+    """As they stand on the terminal; findings as in `Finding.to_json`. again: the advice was given before."""
+    if again:
+        return [f"warning, as before: {finding['seen']}" for finding in findings]
     return [f"warning: {finding['sentence']}" for finding in findings]
 
 

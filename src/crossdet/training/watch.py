@@ -77,10 +77,14 @@ class Watch:
         """Before the first step: what the features are like, and whether the validation sets look familiar."""
         if "start" in run.progress.guard:
             return
+        if self.fresh:  # what an extension learnt from need not be here, and a detector's features lie otherwise
+            self._compare_sets(run)
+        self._look(run, 0)
+
+    def _compare_sets(self, run: RunState) -> None:
         with watching(run):
             train, val = ({n: _set_statistics(run, i) for n, i in part.items()} for part in (self.train, self.val))
         self._tell(run, foreign_validation(train, val))
-        self._look(run, 0)
 
     def step(self, run: RunState, losses: Mapping[str, Tensor]) -> None:
         """After every step. losses: term -> scalar, of all processes."""
@@ -141,14 +145,18 @@ class Watch:
         return self._pictures
 
     def _tell(self, run: RunState, findings: list[Finding]) -> None:
-        """Into the epoch's record; on the terminal what was not said in this epoch."""
+        """Into the epoch's record; on the terminal what was not said in this epoch, with advice the first time."""
         now = run.progress.guard.setdefault("now", [])
+        before = run.progress.guard.setdefault("told", [])
         for finding in findings:
             told = finding.to_json()
             new = all(key_of(other) != key_of(told) for other in now)
             now[:] = [other for other in now if key_of(other) != key_of(told)] + [told]
+            again = list(key_of(told)) in before
             if new and run.fabric.is_global_zero:
-                print(*lines([told]), sep="\n", flush=True)
+                print(*lines([told], again), sep="\n", flush=True)
+            if not again:
+                before.append(list(key_of(told)))
 
 
 @contextmanager
