@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -180,6 +181,53 @@ def test_predict_writes_json_coco_results_and_pictures(world, trained, detector,
     first = next(iter(results.anns.values()))
     x1, y1, x2, y2 = cars[0]["box_xyxy"]
     assert first["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1])
+
+
+def test_results_with_ids_of_their_own_are_not_scored_by_those_of_another_file(world, trained, tmp_path, crossdet):
+    """Without `--coco` the ids are numbers of the call; under those of the truth they would be other pictures."""
+    cars = world.root / "cars"
+    pictures = [cars / "val_0.png", cars / "val_1.png"]
+    truth = json.loads((world.root / "cars_val.json").read_text())
+    new_ids = {image["id"]: number for number, image in enumerate(reversed(truth["images"]), 1)}
+    for image in truth["images"]:
+        image["id"] = new_ids[image["id"]]
+    for annotation in truth["annotations"]:
+        annotation["image_id"] = new_ids[annotation["image_id"]]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    assert crossdet("predict", trained.folder, *pictures, "-o", tmp_path, "--score", "0.01").returncode == 0
+    rows = json.loads((tmp_path / "coco_results.json").read_text())
+    assert {(row["image_id"], row["file_name"]) for row in rows} == {(1, "val_0.png"), (2, "val_1.png")}
+    assert {(row["category_id"], row["category_name"]) for row in rows} == {(1, "car"), (2, "face")}
+    done = crossdet("score", "coco", tmp_path / "truth.json", tmp_path / "coco_results.json")
+    assert done.returncode == 2
+    assert "val_0.png has the id 1, which is val_4.png in the ground truth; `crossdet predict --coco" in done.stderr
+    code = crossdet(
+        "predict", trained.folder, *pictures, "-o", tmp_path, "--score", "0.01", "--coco", tmp_path / "truth.json"
+    ).returncode
+    assert code == 0
+    assert crossdet("score", "coco", tmp_path / "truth.json", tmp_path / "coco_results.json").returncode == 0
+
+
+def test_a_class_under_the_id_of_another_is_not_scored(world, trained, tmp_path, crossdet):
+    categories = [{"id": 1, "name": "face"}, {"id": 2, "name": "car"}]
+    truth = {"images": [{"id": 1, "file_name": "val_0.png"}], "annotations": [], "categories": categories}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    picture = world.root / "cars" / "val_0.png"
+    assert crossdet("predict", trained.folder, picture, "-o", tmp_path, "--score", "0.01").returncode == 0
+    done = crossdet("score", "coco", tmp_path / "truth.json", tmp_path / "coco_results.json")
+    assert done.returncode == 2
+    assert re.search(
+        r"(car has the id 1, which is face|face has the id 2, which is car) in the ground", done.stderr
+    )
+
+
+def test_mistakes_from_python(world, trained, detector):
+    with pytest.raises(UserError, match=r"score_threshold: expected a score from 0 to 1, got 50"):
+        detector(world.root / "cars" / "val_0.png", score_threshold=50)
+    with pytest.raises(UserError, match=r"cars is a folder, expected a picture; .*find_images"):
+        predict(detector, str(world.root / "cars"))
+    assert repr(detector) == f"Detector(2 classes: car, face; {trained.folder}/best.safetensors)"
+    assert repr(world.cars["val"]) == f"Index(5 images, 5 boxes, 1 classes: car; {world.root}/cars)"
 
 
 def test_pictures_of_an_earlier_call_stay_and_are_told(world, trained, tmp_path, command):

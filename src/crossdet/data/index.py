@@ -144,6 +144,12 @@ class Index:
     def __len__(self) -> int:
         return len(self.names)
 
+    def __repr__(self) -> str:
+        shown = ", ".join(self.classes[:8]) + (", ..." if len(self.classes) > 8 else "")
+        return (
+            f"Index({len(self)} images, {len(self.boxes)} boxes, {len(self.classes)} classes: {shown}; {self.root})"
+        )
+
     @property
     def federated(self) -> bool:
         return self.negatives is not None

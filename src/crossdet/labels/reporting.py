@@ -10,6 +10,8 @@ from crossdet.labels.rules import unknown
 from crossdet.labels.space import LabelSpace
 
 DEFAULT_THRESHOLD = 0.3
+_SHOWN = 8
+"""Class names that `repr` lists."""
 
 
 class Reporting:
@@ -23,6 +25,11 @@ class Reporting:
         self.space = space
         self.thresholds = dict(thresholds or {})
         self.folding = space.folding if fold else None
+
+    def __repr__(self) -> str:
+        named = ", ".join(self.reported[:_SHOWN]) + (", ..." if len(self.reported) > _SHOWN else "")
+        file = getattr(self, "file", None)
+        return f"{type(self).__name__}({len(self.reported)} classes: {named}{f'; {file}' if file else ''})"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -39,8 +46,10 @@ class Reporting:
         return self.reported
 
     def thresholds_used(self, score_threshold: float | None) -> dict[str, float]:
-        """Class -> threshold that applies when this one is given."""
+        """Class -> threshold that applies when this one is given. Raises `UserError` for one outside of 0..1."""
         if score_threshold is not None:
+            if not 0 <= score_threshold <= 1:
+                raise UserError(f"score_threshold: expected a score from 0 to 1, got {score_threshold}")
             return dict.fromkeys(self.reported, score_threshold)
         if self.folding is None:
             return dict(zip(self.classes, self.class_thresholds(), strict=True))

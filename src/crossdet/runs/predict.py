@@ -74,7 +74,7 @@ def predict_to_folder(
 
     coco: a COCO annotation file whose image and category ids the results shall use (images are found by file
     name, categories by class name; other classes are left out of the results file). Without it images are
-    numbered from 1 in the order of `predictions.json`, and category = unified id + 1.
+    numbered from 1 in the order of `predictions.json`, category = unified id + 1, and rows name file and class.
     fold: directions of a class, and its classes per dataset, are reported as one class; each detection of a class
     with directions says its `angle` in degrees counter-clockwise.
     agnostic_nms: of several classes at one place the best is left; None = as the weights say.
@@ -227,8 +227,9 @@ def detections_of(found: Detections) -> list[dict[str, Any]]:
 
 
 def _coco_rows(file: Path, found: Detections, number: int, ids: CocoIds | None) -> list[dict[str, Any]]:
-    if ids is None:
-        return found.to_coco(number)
+    if ids is None:  # numbers of our own, so what they stand for is said
+        rows = zip(found.to_coco(number), found.names or (), strict=True)
+        return [row | {"file_name": file.name, "category_name": name} for row, name in rows]
     image = ids.images.get(file.name)
     return [] if image is None else found.to_coco(image, ids.categories)
 
@@ -257,11 +258,15 @@ def predict(
 ) -> list[Detections]:
     """Detections of each image; see `crossdet.inference.Detector` for what an image may be, for tile and overlap.
 
-    agnostic_nms: of several classes at one place the best is left; None = as the weights say.
+    agnostic_nms: of several classes at one place the best is left; None = as the weights say. Raises `UserError`
+    for a folder: `crossdet predict` takes one, and `crossdet.data.picture_files.find_images` lists its pictures.
     """
     from crossdet.inference import Detector, load_detector
 
     detector = weights if isinstance(weights, Detector) else load_detector(weights)
     many = list(images) if isinstance(images, list | tuple) else [images]
+    if folders := [image for image in many if isinstance(image, str | Path) and Path(image).is_dir()]:
+        hint = f"crossdet.data.picture_files.find_images([{str(folders[0])!r}]) lists its pictures"
+        raise UserError(f"{folders[0]} is a folder, expected a picture; {hint}")
     more: dict[str, Any] = {} if agnostic_nms is None else {"agnostic_nms": agnostic_nms}
     return [detector(image, classes, score_threshold, tile=tile, overlap=overlap, **more) for image in many]

@@ -35,13 +35,13 @@ FREQUENCIES = ("r", "c", "f")
 
 @dataclass(frozen=True)
 class CocoFile:
-    """truth: boxes x, y, width, height (`sized`), labels are category ids. names: category id -> name.
-
-    notes: what was left out.
+    """truth: boxes x, y, width, height (`sized`), labels are category ids. names: category id -> name. files: image
+    id -> file, of images that name one. notes: what was left out.
     """
 
     truth: GroundTruth
     names: dict[int, str]
+    files: dict[int, str]
     notes: list[str]
 
 
@@ -94,7 +94,9 @@ def _instances(file: Path, content: Any) -> CocoFile:
         notes.append(_left_out("annotations", "image_id", images[rows < 0], "images"))
     if (unknown := ~np.isin(labels, category_ids)).any():
         notes.append(_left_out("annotations", "category_id", labels[unknown], "categories"))
-    return CocoFile(truth, _names(sections["categories"], category_ids), notes)
+    given_files = zip(image_ids.tolist(), (image.get("file_name") for image in sections["images"]), strict=True)
+    files = {number: name for number, name in given_files if isinstance(name, str)}
+    return CocoFile(truth, _names(sections["categories"], category_ids), files, notes)
 
 
 def read_lvis_truth(file: Path) -> tuple[CocoFile, dict[int, str]]:
@@ -133,7 +135,8 @@ def read_lvis_truth(file: Path) -> tuple[CocoFile, dict[int, str]]:
 def read_coco_results(file: Path, coco: CocoFile) -> tuple[DetectionArrays, list[str]]:
     """Reads a results list, and says what was left out: results of unknown categories.
 
-    Raises `AnnotationError` with all mistakes of the file, and for results of images that the truth lacks.
+    Raises `AnnotationError` with all mistakes of the file, for results of images that the truth lacks, and where a
+    result names another file or class than the truth has under its ids (`crossdet predict` without `--coco`).
     """
     content = _load(file)
     if not isinstance(content, list):
@@ -154,10 +157,26 @@ def read_coco_results(file: Path, coco: CocoFile) -> tuple[DetectionArrays, list
             f"{file}: {int((rows < 0).sum())} of {len(rows)} results are of images that the ground truth does "
             f"not have, the first results[{first}].image_id {images[first]}; are the two of the same split?"
         )
+    raise_if_any(file, _other_ids(items, images, labels, coco))
     known = np.isin(labels, list(coco.names))
     notes = [] if known.all() else [_left_out("results", "category_id", labels[~known], "categories")]
     detections = DetectionArrays(xywh[known], np.array(scores, np.float64)[known], labels[known], rows[known])
     return detections, notes
+
+
+def _other_ids(items: Items, images: Ints, labels: Ints, coco: CocoFile) -> list[str]:
+    """The first image and the first category that the results call otherwise than the truth does."""
+    problems = []
+    for key, ids, names in (("file_name", images, coco.files), ("category_name", labels, coco.names)):
+        for number, item in enumerate(items):
+            mine, theirs = item.get(key), names.get(int(ids[number]))
+            if isinstance(mine, str) and theirs is not None and Path(mine).name != Path(theirs).name:
+                problems.append(
+                    f"results[{number}]: {mine} has the id {ids[number]}, which is {theirs} in the ground truth; "
+                    "`crossdet predict --coco FILE` takes the ids of that file"
+                )
+                break
+    return problems
 
 
 def write_coco_results(folder: Path, split: Split, detections: DetectionArrays) -> None:
