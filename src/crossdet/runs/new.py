@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from crossdet.data.formats.format import SplitFiles
 from crossdet.data.formats.tree import WORDS, Found, Refused, Tree
 from crossdet.data.index import Index
 from crossdet.data.reading import read_split
-from crossdet.errors import UserError, problem_list
+from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.files import write_atomically
-from crossdet.labels.space import check_class_names
+from crossdet.labels.space import LabelSpace, check_class_names
 
 SHOWN = 8
 """Class names that a comment lists before it only counts."""
@@ -251,28 +252,46 @@ def _label_lines(datasets: tuple[Dataset, ...]) -> Iterator[str]:
     equal = {name: own for name, own in owners.items() if len(own) > 1}
     alone = [(own[0], name) for name, own in owners.items() if len(own) == 1]
     (one, a), *others = alone or [(datasets[0].name, datasets[0].classes[0])]
-    two, b = next(((other, name) for other, name in others if other != one), ("", ""))
-    example = {a: [f"{one}/{a}", f"{two}/{b}"]}
+    two = next((other for other, _ in others if other != one), "")
+    likely = _same_meaning(datasets)
+    pairs = [[f"{p}/{n}", f"{q}/{n}"] for n, own in equal.items() for p, q in combinations(own, 2)]
+    for group in likely.values():  # unified names: those of several datasets have the dataset before them
+        names = dict.fromkeys(s if (name := s.partition("/")[2]) in equal else name for s in group)
+        pairs += [list(pair) for pair in combinations(names, 2) if list(pair) not in pairs]
     yield "labels:  # what only you know; take the # away where it is so"
-    if equal:
-        pairs = [[f"{p}/{n}", f"{q}/{n}"] for n, own in equal.items() for p, q in combinations(own, 2)]
-        yield "  # Names in several datasets: nothing is merged unasked, and none is a negative for the other."
-        yield f"  distinct: {_wrapped(list(equal))}"
+    if pairs:
+        yield "  # Names that may mean the same: nothing is merged unasked, and none is a negative for the other."
+        if equal:
+            yield f"  distinct: {_wrapped(list(equal))}"
         yield f"  overlap: {_wrapped(pairs)}"
+    if equal:
         yield "  # If they mean the same, this instead of these two: one class of every name."
         yield "  # merge: {same_names: true}  # or common: also what well-known datasets spell differently"
-        if two:
-            yield "  # Other names that mean the same go beside it:"
-            yield f"  # merge: {_comment({'same_names': True, **example})}"
-    elif two:
-        yield "  # Other names that mean the same become one class."
-        yield f"  # merge: {_comment(example)}"
+    if likely:
+        merged = {"same_names": True, **likely} if equal else likely
+        instead = "Or this, also" if equal else "If they mean the same, this instead:"
+        yield f"  # {instead} one class of what is spelt differently."
+        yield f"  # merge: {_comment(merged)}"
+    elif two and not equal:
+        yield "  # Names that mean the same become one class by `merge: {NAME: [DATASET/NAME, DATASET/NAME]}`."
     if two:
         yield f"  # No picture of {_one_line(two)} shows this, so its background may be a negative for it."
         yield f"  # absent: {_comment({two: [a]})}"
     yield f"  # {_one_line(one)} labels this in some of its pictures only, so its background is no negative for it."
     yield f"  # not_exhaustive: {_comment({one: [a]})}"
     yield from _boxless_lines(datasets)
+
+
+def _same_meaning(datasets: Sequence[Dataset]) -> dict[str, list[str]]:
+    """Name -> source classes that are called otherwise and probably mean the same, as `check` tells them."""
+    classes = {dataset.name: dataset.classes for dataset in datasets}
+    groups: list[list[str]] = []
+    with suppress(LabelError):  # `check` tells it
+        for pair in LabelSpace.build(classes, merge={"same_names": True}).likely_duplicates():
+            near = [group for group in groups if not set(group).isdisjoint(pair)]
+            groups = [group for group in groups if group not in near]
+            groups.append(list(dict.fromkeys([*chain.from_iterable(near), *pair])))
+    return {group[0].partition("/")[2]: group for group in groups}
 
 
 def _boxless_lines(datasets: Sequence[Dataset]) -> Iterator[str]:

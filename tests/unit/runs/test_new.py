@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -152,11 +153,35 @@ def test_several_datasets_are_not_merged_unasked(tmp_path, crossdet):
     # every commented key is one that the config knows
     commented = [line.strip().removeprefix("# ") for line in lines if line.startswith("  # ")]
     keys = [line for line in commented if line.split(":")[0] in ("absent", "not_exhaustive", "drop", "merge")]
-    assert len(keys) == 4
+    assert len(keys) == 3
     for line in keys:
         extra = yaml.safe_load(line)
         file.write_text(yaml.safe_dump({**yaml.safe_load("\n".join(lines)), "labels": {**extra}}))
         load_config(file)
+
+
+def test_likely_duplicates_are_the_example(tmp_path):
+    """Not two names that happen to be first."""
+    for name, classes in (
+        ("one", ("fish", "person")),
+        ("two", ("Person", "bird")),
+        ("three", ("person", "tv monitor")),
+    ):
+        write_coco(sample_index(tmp_path / "data" / name, classes), tmp_path / "data" / name / "all.json")
+    file = tmp_path / "mine.yaml"
+    write_new(tmp_path / "data", file)
+    space = open_sources(load_config(file)).space
+    ids = [
+        space.index(name, source) for name, source in (("one", "person"), ("two", "Person"), ("three", "person"))
+    ]
+    assert len(set(ids)) == 3
+    assert space.overlap_array[np.ix_(ids, ids)].sum() == 6  # none is a negative at the objects of another
+    lines = file.read_text().splitlines()
+    merge = "  # merge: {same_names: true, person: [one/person, two/Person, three/person]}"
+    keep = [line for line in lines if not line.startswith(("  distinct:", "  overlap:"))]
+    file.write_text("\n".join(line.replace("# ", "") if line == merge else line for line in keep))
+    space = open_sources(load_config(file)).space
+    assert sorted(space.classes) == ["bird", "fish", "person", "tv monitor"]
 
 
 def test_one_dataset_has_a_section_for_its_comments(tmp_path, crossdet):
