@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from crossdet.config.schema import Config, config_type
 from crossdet.data.formats import FORMATS
 from crossdet.data.index import Index
 from crossdet.errors import ConfigError, problem_list
+from crossdet.models.settings import expand, listed
 
 _FLOAT, _TEXT = "tag:yaml.org,2002:float", "tag:yaml.org,2002:str"
+_OF_FILES = ("images", "annotations", "ignore", "lists")
 Override = str | tuple[str, str]
 CONFIG_FILE = "config.yaml"
 """The resolved config in the directory of a run."""
@@ -63,7 +65,9 @@ def load_config(path: Path | str, overrides: Sequence[Override] = (), known_data
         problems += _override(data, places, shown, text)
     config, found = validated(config_type(data), data, path.absolute().parent, known_datasets)
     lines = [p.text for p in problems] + [f"{_place(p, places)}{p.text}" for p in found]
-    if config is None or lines:
+    if config is None or lines:  # what reading would find out next is told at once
+        gone = _files_not_there(data, path.absolute().parent)
+        lines += [f"{_place(p, places)}{p.text}" for p in gone if not any(p.keys[0] in q.keys for q in found)]
         raise ConfigError(problem_list(f"{path}: {len(lines)} mistake(s)", lines))
     if config.output is None:
         config = config.model_copy(update={"output": Path.cwd() / "runs" / path.stem})
@@ -142,6 +146,21 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str], list[Problem]]:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping (`key: value` lines), got a {type(data).__name__}")
     return data, places, problems
+
+
+def _files_not_there(data: dict[str, Any], base: Path) -> Iterator[Problem]:
+    """Files and folders of splits that do not exist. data: the values of a config, of any kind. base: its folder."""
+    datasets = data.get("datasets")
+    for name, dataset in datasets.items() if isinstance(datasets, dict) else ():
+        for split in ("train", "val") if isinstance(dataset, dict) else ():
+            files = dataset.get(split)
+            for key in _OF_FILES if isinstance(files, dict) else ():
+                at = ("datasets", name, split, key)
+                for value in listed(files.get(key)) or ():
+                    with suppress(ValueError, OSError, TypeError):  # told already
+                        file = base / expand(value)
+                        if not file.exists():
+                            yield Problem((at,), f"`{dotted(at)}`: {file} is not there")
 
 
 def _as_json(text: str) -> Any:

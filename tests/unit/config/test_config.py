@@ -24,14 +24,14 @@ def write(folder, text, name="run.yaml"):
     return path
 
 
-def mistakes(folder, text, overrides=()):
-    """The lines of the error, without the heading and the marks."""
+def mistakes(folder, text, overrides=(), files=False):
+    """The lines of the error, without the heading and the marks. files: those of files that are not there, too."""
     with pytest.raises(ConfigError) as caught:
         load_config(write(folder, text), overrides)
     heading, *lines = str(caught.value).split("\n")
     assert heading == f"{folder / 'run.yaml'}: {len(lines)} mistake(s)"
     assert all(line.startswith("  - ") for line in lines)
-    return [line.removeprefix("  - ") for line in lines]
+    return [line.removeprefix("  - ") for line in lines if files or not line.endswith(" is not there")]
 
 
 def test_defaults(tmp_path):
@@ -160,6 +160,26 @@ def test_wording_for_datasets(tmp_path, text, expected, monkeypatch):
 
 def test_no_dataset(tmp_path):
     assert mistakes(tmp_path, "seed: 3\n") == ["`datasets`: expected at least one dataset"]
+
+
+def test_missing_files_are_told_beside_other_mistakes(tmp_path):
+    """They would be found out next; alone they are no mistake of the config, whose data may lie elsewhere."""
+    (tmp_path / "here.json").write_text("{}")
+    text = """datasets:
+  a:
+    format: coco
+    train: {images: [gone, .], annotations: here.json}
+    val: {images: 3, annotations: gone.json}
+    wieght: 2
+  b: 7
+"""
+    told = [line for line in mistakes(tmp_path, text, files=True) if line.endswith(" is not there")]
+    assert told == [
+        f"line 4: `datasets.a.train.images`: {tmp_path}/gone is not there",
+        f"line 5: `datasets.a.val.annotations`: {tmp_path}/gone.json is not there",
+    ]
+    good = text.replace("images: 3", "images: 3x").replace("    wieght: 2\n  b: 7\n", "")
+    assert load_config(write(tmp_path, good)).datasets["a"].train is not None
 
 
 def test_all_mistakes_at_once_and_no_echoes(tmp_path):
