@@ -149,7 +149,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str], list[Problem]]:
 
 
 def _files_not_there(data: dict[str, Any], base: Path) -> Iterator[Problem]:
-    """Files and folders of splits that do not exist. data: the values of a config, of any kind. base: its folder."""
+    """Files and folders of splits that do not exist. data: values of a config, of any kind. base: its folder."""
     datasets = data.get("datasets")
     for name, dataset in datasets.items() if isinstance(datasets, dict) else ():
         for split in ("train", "val") if isinstance(dataset, dict) else ():
