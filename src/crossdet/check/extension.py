@@ -13,7 +13,7 @@ from crossdet.errors import UserError
 from crossdet.labels.edits import growth
 from crossdet.models.card import read_card
 from crossdet.runs.building import check_trainable
-from crossdet.runs.extend import extended_settings, remarks_on, with_settings_of
+from crossdet.runs.extend import extended_settings, rate_share, remarks_on, with_settings_of
 from crossdet.training.modes import Growth
 
 
@@ -32,11 +32,11 @@ def inspect_extension(
     known = card.space
     config = with_settings_of(card, config)
     sources = open_sources(config, known=known)
-    report = report_on(config, sources, max_images, len(known.classes), decode)
+    grown = Growth(known, sources.space, sources.train)
+    report = report_on(config, sources, max_images, len(known.classes), decode, rate_share(config, grown))
     errors, remarks = list(report.errors), []
     try:
         check_trainable(sources, config.train.plain)
-        grown = Growth(known, sources.space, sources.train)
         remarks = remarks_on(config, card, grown)
         extended_settings(config, card, grown)
     except UserError as error:

@@ -45,10 +45,15 @@ def inspect(config: Config, max_images: int | None = None, decode: bool = False)
 
 
 def report_on(
-    config: Config, sources: Sources, max_images: int | None = None, old: int = 0, decode: bool = False
+    config: Config,
+    sources: Sources,
+    max_images: int | None = None,
+    old: int = 0,
+    decode: bool = False,
+    rate_share: float = 1.0,
 ) -> Report:
     """The report on what was read. old: so many classes are known to the weights that the config extends.
-    max_images, decode: as for `inspect`."""
+    max_images, decode: as for `inspect`. rate_share: of `Schedule`."""
     space = sources.space
     indexes = {(name, s): getattr(sources, s)[name] for name in config.datasets for s in SPLITS
                if name in getattr(sources, s)}  # fmt: skip
@@ -64,7 +69,7 @@ def report_on(
     classes, avoiding = _class_reports(sources)
     train_images = sources.train_pictures
     from_scratch = config.model.weights == "none" and not old
-    schedule = Schedule.of(config.train, train_images, from_scratch) if train_images else None
+    schedule = Schedule.of(config.train, train_images, from_scratch, rate_share) if train_images else None
     wrong_weights = ARCHITECTURES[config.model.name].weights_problem(config.model) is not None
     report = Report(
         datasets=space.datasets,

@@ -65,6 +65,9 @@ from crossdet.training.pseudo_labels import TEACHER_FOLDER
 REPORT_FILE = "forgetting.json"
 PLOT_FILE = "generations.png"
 
+NOTHING_HOLDS, SOME_HOLD = 0.25, 0.5
+"""Of a new training's learning rate: in an extension without pictures of some old class, and with a share of the
+old pictures (docs/extend.md)."""
 Judged = dict[str, DetectionArrays]
 """Detections by dataset."""
 
@@ -124,7 +127,8 @@ def extend(
     begun = replace(new_card(config, sources.space, settings, history), operating=points)
     data = training_data(config, replace(sources, space=space, train=dict(train)), network.fill_colour)
     stored = partial(_stored_points, points, mode.keeps_thresholds)
-    record = train_network(fabric, config, sources, network, data, run_dir, begun, resume, course, stored)
+    share = rate_share(config, growth)
+    record = train_network(fabric, config, sources, network, data, run_dir, begun, resume, course, stored, share)
     after, seen_now = _after(fabric, config, sources, known, run_dir)
     ends = intervals(_splits_of(sources, known), seen, seen_now)
     found = changes(before, after, ends)
@@ -235,14 +239,24 @@ def remarks_on(config: Config, card: Card, growth: Growth) -> list[Remark]:
         why = f"the mode {choice.mode} trains nothing of the backbone" if still else "these weights have fixed ones"
         remarks.append(Remark("note", f"`extend.fixed_statistics: false` changes nothing: {why}"))
     elif fixed and not still and config.train.recipe == "auto":
-        usual = f"; {config.train.rate():.2g} is that of a new training, take a quarter of it"
         text = (
             "batch norm of the backbone stays fixed, as in these weights: `train.recipe: auto` trains it in new "
-            "networks only. Behind it features stand less of a learning rate (`train.lr`"
-            f"{'' if config.train.lr else usual})"
+            "networks only. Behind it features stand less of a learning rate (`train.lr`)"
         )
         remarks.append(Remark("note", text))
     return remarks
+
+
+def rate_share(config: Config, growth: Growth) -> float:
+    """The share of a new training's learning rate that is usual for an extension: the less, the less there is to
+    hold old classes. All of it where nothing old is trained, or all old pictures are seen again."""
+    choice, known = config.extend or ExtendSettings(), growth.known
+    if config.train.recipe != "auto" or MODES[choice.mode].keeps_thresholds:
+        return 1.0
+    if growth.without_images():
+        return NOTHING_HOLDS
+    again = all(name in growth.train and config.datasets[name].part is None for name in known.datasets)
+    return 1.0 if again else SOME_HOLD
 
 
 def extended_settings(config: Config, card: Card, growth: Growth) -> NetworkSettings:

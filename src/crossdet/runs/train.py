@@ -109,14 +109,15 @@ def train_network(
     resume: bool,
     course: Course,
     operating: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    rate_share: float = 1.0,
 ) -> dict[str, Any]:
     """Trains built parts, evaluates on the validation splits, draws their pictures; returns the last record.
 
     card: of the weights; its last generation is this training's, and every weights file gets its own scores into
-    it. operating: the operating points that are found -> those that are stored.
+    it. operating: the operating points that are found -> those that are stored. rate_share: of `Schedule`.
     """
     fresh = len(card.generations) == 1
-    schedule = Schedule.of(config.train, len(dataset), fresh and config.model.weights == "none")
+    schedule = Schedule.of(config.train, len(dataset), fresh and config.model.weights == "none", rate_share)
     if fabric.is_global_zero:
         network_is, *_ = card.settings.described(card.space.classes)
         print(f"network: {network_is}", *schedule.lines(), sep="\n", flush=True)

@@ -76,16 +76,17 @@ class Clock:
 @dataclass(frozen=True)
 class Schedule:
     """A recipe for a training on so many pictures. epochs: None where steps or minutes end it. from_scratch: the
-    backbone begins with random weights."""
+    backbone begins with random weights. share: of the usual learning rate, where the recipe gives none."""
 
     recipe: Recipe
     pictures: int
     epochs: int | None
     from_scratch: bool = False
+    share: float = 1.0
 
     @classmethod
-    def of(cls, recipe: Recipe, pictures: int, from_scratch: bool = False) -> Schedule:
-        return cls(recipe, pictures, recipe.epochs_for(pictures), from_scratch)
+    def of(cls, recipe: Recipe, pictures: int, from_scratch: bool = False, share: float = 1.0) -> Schedule:
+        return cls(recipe, pictures, recipe.epochs_for(pictures), from_scratch, share)
 
     def began_as(self, epochs: int) -> Schedule:
         """The schedule of the same recipe with another number of epochs."""
@@ -106,7 +107,8 @@ class Schedule:
 
     @property
     def highest_rate(self) -> float:
-        return self.recipe.rate(self.from_scratch)
+        usual = self.recipe.rate(self.from_scratch)
+        return usual if self.recipe.lr is not None else usual * self.share
 
     def done(self, epoch: float, step: int, clock: Clock) -> float:
         """The share of the training that is done, 0..1. epoch: with its fraction."""
@@ -174,6 +176,8 @@ class Schedule:
         """What was chosen and why, for people."""
         recipe, said = self.recipe, self.recipe.model_fields_set
         rate = f"learning rate {self.highest_rate:.2g} for {recipe.batch_size} pictures a step"
+        if recipe.lr is None and self.share != 1:
+            rate += f" ({self.share:g} of a new training's, docs/extend.md)"
         if recipe.backbone_lr != 1:
             rate += f", {recipe.backbone_lr:g} of it for the backbone"
         optimizer = {"adamw": "AdamW", "sgd": "SGD"}[recipe.optimizer]

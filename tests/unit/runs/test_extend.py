@@ -44,9 +44,10 @@ from crossdet.models.retinanet.growth import BIAS, WEIGHT, carry_over, freeze_ol
 from crossdet.models.retinanet.settings import Adapter, Anchors, RetinaNetSettings
 from crossdet.models.weights import save_weights
 from crossdet.runs.evaluate import Evaluation
-from crossdet.runs.extend import _after, remarks_on, with_settings_of
+from crossdet.runs.extend import _after, rate_share, remarks_on, with_settings_of
 from crossdet.training.modes import ExtendSettings, Growth
 from crossdet.training.pseudo_labels import classes_for_teachers, space_with_teachers, with_pseudo_labels
+from crossdet.training.schedule import Schedule
 from crossdet.types import Flag
 
 from ..models.tiny import TINY, TinyLoss, TinyModel, TinySettings
@@ -470,8 +471,7 @@ def test_without_old_images_the_old_detector_is_held_and_labels_nothing_by_defau
 @pytest.mark.parametrize(
     ("fixed", "sections", "told"),
     [
-        (True, {}, r"stays fixed, as in these weights: .*; 0.0005 is that of a new training, take a quarter"),
-        (True, {"train": {"lr": 1e-4}}, r"stays fixed, as in these weights: .* \(`train.lr`\)$"),
+        (True, {}, r"stays fixed, as in these weights: .* \(`train.lr`\)$"),
         (True, {"train": {"recipe": "paper"}}, None),  # fixes it in any network
         (True, {"extend": {"fixed_statistics": False}}, "fixed_statistics: false` changes nothing: these weights"),
         (True, {"extend": {"mode": "frozen", "adapter": 8}}, None),
@@ -495,11 +495,45 @@ def test_what_an_extension_does_with_batch_norm_is_told(fixed, sections, told):
     assert told is None or re.search(told, notes[0])
 
 
+@pytest.mark.parametrize(
+    ("datasets", "sections", "share"),
+    [
+        ([], {}, 0.25),
+        ([], {"extend": {"mode": "distill"}}, 0.25),
+        ([], {"extend": {"mode": "frozen", "adapter": 8}}, 1.0),  # nothing old is trained
+        ([], {"train": {"recipe": "paper"}}, 1.0),
+        (["old"], {}, 1.0),
+        (["old half"], {}, 0.5),
+        (["another"], {}, 0.5),  # other pictures of the old class
+    ],
+)
+def test_the_learning_rate_is_smaller_the_less_holds_old_classes(datasets, sections, share):
+    builder = IndexBuilder("/pictures")
+    for name in ("b.png", "c.png"):
+        builder.image(name, 10, 10)
+        builder.box((0, 0, 5, 5), 0)
+    old = {"train": builder.build(["car"])}
+    known = {"old": ("old", old), "old half": ("old", old | {"part": "1/2"}), "another": ("another", old)}
+    given = dict(known[name] for name in datasets) | {"new": config().datasets["new"].train}
+    merge = {"merge": {"car": ["old/car", "another/car"]}} if "another" in given else {}
+    filled = with_settings_of(
+        CARD, Config.from_dict({"datasets": given, "labels": merge, **sections}, None, ["old"])
+    )
+    sources = open_sources(filled, known=CARD.space)
+    assert rate_share(filled, Growth(CARD.space, sources.space, sources.train)) == share
+    schedule = Schedule.of(filled.train, 100, share=share)
+    assert schedule.highest_rate == pytest.approx(share * filled.train.rate())
+    assert (f"({share:g} of a new training's" in schedule.lines()[0]) == (share != 1)
+    said = filled.train.model_copy(update={"lr": 0.01})
+    assert Schedule.of(said, 100, share=share).highest_rate == 0.01  # what the config says counts
+
+
 def test_check_tells_the_same(tmp_path):
     card = replace(CARD, settings=SETTINGS.model_copy(update={"freeze_batch_norm": True}))
     save_weights(tmp_path / "old.safetensors", {"none": torch.zeros(1)}, card)
     report = inspect_extension(config(), tmp_path / "old.safetensors")[0]
     assert any("batch norm of the backbone stays fixed" in note for note in report.notes)
+    assert any("learning rate 0.00013 for 8 pictures a step (0.25 of a new" in line for line in report.recipe)
     assert any(text.startswith("replay without training images of car") for text in report.warnings)
 
 
