@@ -185,13 +185,19 @@ def _read_splits(
     given = {
         (name, split): getattr(dataset, split) for name, dataset in config.datasets.items() for split in splits
     }
+    whole: dict[str, Index] = {}  # of the training split, where `val` is a share of it
     for (name, split), files in given.items():
+        dataset = config.datasets[name]
+        if isinstance(files, str) and "train" in splits and name not in whole:
+            continue  # why it cannot be read was noted
         if files is not None:
             with _noted(problems, f"datasets.{name}.{split}"):
-                index = whole_split(config.datasets[name], split)
-                found[split][name] = share_of(index, config.datasets[name], split)
+                index = whole[name] if isinstance(files, str) and name in whole else whole_split(dataset, split)
+                if dataset.held_out is not None:
+                    whole[name] = index
+                found[split][name] = share_of(index, dataset, split)
                 labelled.setdefault(name, set()).update(_with_boxes(index))
-        reader = lists_of(config.datasets[name].protocol)
+        reader = lists_of(dataset.protocol)
         if isinstance(files, SplitConfig) and files.lists is not None and reader is not None:
             with _noted(problems, f"datasets.{name}.{split}.lists"):
                 lists[name] = reader.read(files.lists)

@@ -160,6 +160,19 @@ def test_shares_that_cannot_be(index, keys, said):
     assert said in str(error.value)
 
 
+def test_files_of_a_share_are_read_once_and_their_mistakes_told_once(tmp_path, monkeypatch):
+    files = {"format": "coco", "train": {"images": ".", "annotations": "all.json"}, "val": "1/2"}
+    config = Config.from_dict({"datasets": {"d": files}}, tmp_path)
+    with pytest.raises(UserError) as error:
+        open_sources(config)
+    assert str(error.value).count("all.json") == 1
+    assert "1 split(s) cannot be read" in str(error.value)
+    asked = []
+    monkeypatch.setattr("crossdet.config.sources.open_split", lambda *a: asked.append(a[1]) or index_of(NAMES))
+    assert len(open_sources(config).val["d"]) == 3
+    assert asked == ["train"]
+
+
 def test_a_share_beside_groups_in_check(index):
     dataset = {"train": index, "val": "1/3", "group_by": COPIES}
     report = inspect(Config.from_dict({"datasets": {"d": dataset}}))
