@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torchvision.ops import box_iou
 
-from crossdet import UserError, evaluate, load_detector, predict, train
+from crossdet import Config, UserError, evaluate, load_detector, predict, train
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError
 from crossdet.evaluation.arrays import DetectionArrays
@@ -508,6 +509,21 @@ def load_detector_copy(detector) -> RetinaNet:
     import copy
 
     return copy.deepcopy(detector.model)
+
+
+def test_classes_that_a_dataset_only_lists_are_noted(world, detector):
+    """`eval` asks nothing, but says what it takes for wrong."""
+    index = world.cars["val"]
+    both = replace(index, classes=("car", "face"), category_ids=np.array([3, 4]))
+    datasets = {"other": {"val": both}, "faces": {"val": world.faces["val"]}}
+    rules = {"merge": {"car": ["cars/car", "other/car"], "face": ["faces/face", "other/face"]}}
+
+    def notes(labels):
+        config = Config.from_dict({"datasets": datasets, "labels": labels}, known_datasets=["cars"])
+        return evaluate(detector, config)["datasets"]["other"].get("notes", [])
+
+    assert any(note.startswith("lists face and has no box of it, while faces has") for note in notes(rules))
+    assert not any(note.startswith("lists") for note in notes(rules | {"unlabelled": {"other": ["face"]}}))
 
 
 def test_unreadable_images_count_as_empty_and_are_listed(world, detector, tmp_path):

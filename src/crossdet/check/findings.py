@@ -16,6 +16,7 @@ from crossdet.config.sources import (
     NO_BOX,
     Sources,
     label_warnings,
+    listed_only_notes,
     listed_only_problem,
     named_splits,
     training_warnings,
@@ -68,7 +69,7 @@ def _errors(report: Report, config: Config, sources: Sources, extends: bool) -> 
     pieces = config.train.devices * config.train.accumulate
     if 0 < report.train_images < pieces:
         yield too_few(report.train_images, pieces)
-    if sources.listed_only and not config.train.plain:
+    if sources.train and sources.listed_only and not config.train.plain:
         yield listed_only_problem(sources.listed_only)
 
 
@@ -222,6 +223,7 @@ def _notes(report: Report, config: Config, sources: Sources) -> Iterator[str]:
 def _config_notes(config: Config, sources: Sources) -> Iterator[str]:
     if not sources.train:
         yield "no dataset has a `train` split: this config can only evaluate"
+        yield from (f"{name} {note}" for name, note in listed_only_notes(sources.listed_only).items())
     for name in sources.train:
         if name not in sources.val:
             yield f"{name} has no `val` split: no score for it"

@@ -38,8 +38,7 @@ class Sources:
 
     lists: WIDER FACE's easy, medium and hard faces, of the datasets that name them (`val.lists`).
     listed_only: classes that a dataset lists without a box of them while others have boxes, and the label rules do
-        not say what that means: their background would be a negative, in training or in thresholds. Empty where
-        nothing is trained.
+        not say what that means: their background would be a negative, in training or in thresholds.
     labelled: dataset -> those of its own classes that it has boxes of.
     patterns: what those of the label rules stand for.
     apart: why the config of a detector that is scored says by itself what its datasets label, and not on top of
@@ -165,8 +164,7 @@ def open_sources(
                 labelled.setdefault(name, set()).update(_with_boxes(index))
     build = partial(_build_space, config, found, names, labelled)
     (space, patterns), apart = (build(known), "") if detector is None else _space_to_score(config, build, detector)
-    asked = {**found["val"], **found["train"]} if found["train"] else {}
-    listed_only = _listed_only(space, asked, labelled, known)
+    listed_only = _listed_only(space, {**found["val"], **found["train"]}, labelled, known)
     train, val = (
         {name: _rotated(index, config.datasets[name], split) for name, index in found[split].items()}
         for split in SPLITS
@@ -276,6 +274,16 @@ def _learnt_from(known: LabelSpace, dataset: str) -> set[int]:
     if dataset not in known.datasets:
         return set()
     return set(np.flatnonzero(known.annotated_array[known.dataset_index(dataset)]).tolist())
+
+
+def listed_only_notes(listed_only: Sequence[ListedOnly]) -> dict[str, str]:
+    """Dataset -> what `Sources.listed_only` means where nothing is trained."""
+    return {
+        dataset: f"lists {', '.join(classes)} and has no box of it, while {', '.join(others)} has; what is found "
+        f"of it counts as wrong in thresholds. If the pictures may show it: `labels.unlabelled: {{{dataset}: "
+        f"[{', '.join(classes)}]}}`"
+        for dataset, classes, others in listed_only
+    }
 
 
 def listed_only_problem(listed_only: Sequence[ListedOnly]) -> str:

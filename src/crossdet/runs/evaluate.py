@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.config import Config, as_config
-from crossdet.config.sources import Sources, open_sources
+from crossdet.config.sources import Sources, listed_only_notes, open_sources
 from crossdet.data.federated import verified_in_evaluation
 from crossdet.data.index import Index
 from crossdet.data.rotation import without_direction_classes
@@ -334,6 +334,8 @@ def evaluate(
         check_room(Path(output))
     model, size, workers = _looking(detector, config)
     evaluation = score_splits(model, config, splits, sources.lists, size, folding, workers)
+    for dataset, note in listed_only_notes(sources.listed_only).items():
+        evaluation.metrics["datasets"][dataset].setdefault("notes", []).append(note)
     if sources.apart:
         evaluation.metrics["label_rules_apart"] = sources.apart
     if output is not None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from crossdet.check import inspect
 from crossdet.config import Config
-from crossdet.config.sources import open_sources
+from crossdet.config.sources import listed_only_notes, open_sources
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError, UserError
 from crossdet.labels.edits import edited, grown
@@ -256,7 +256,16 @@ def test_a_dataset_for_validation_is_asked_about_too(halves, tmp_path):
     whole = made(tmp_path / "w", [0, 1], seed=4)
     config = configured({"w": whole, "q": {"val": halves["a"]}})
     assert [(one.dataset, one.classes) for one in open_sources(config).listed_only] == [("q", ("plate",))]
-    assert not open_sources(configured({"w": {"val": whole}, "q": {"val": halves["a"]}})).listed_only
+    # where nothing is trained it is a note
+    config = configured({"w": {"val": whole}, "q": {"val": halves["a"]}})
+    notes = listed_only_notes(open_sources(config).listed_only)
+    assert notes["q"].startswith(
+        "lists plate and has no box of it, while w has; what is found of it counts as wrong"
+    )
+    assert notes["q"].endswith("`labels.unlabelled: {q: [plate]}`")
+    report = inspect(config)
+    assert f"q {notes['q']}" in report.notes
+    assert report.errors == ()
 
 
 def test_a_merge_with_a_source_that_is_only_listed_is_told(tmp_path):
