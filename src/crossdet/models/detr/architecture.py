@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossdet.models.architecture import Architecture, Contradiction, Foreign
+from crossdet.models.architecture import Architecture, Contradiction, Foreign, file_problem
 from crossdet.models.detr import checkpoints
 from crossdet.models.detr.settings import (
     DetrLoss,
@@ -45,7 +45,7 @@ def contradictions(model: SetModel) -> Iterator[Contradiction]:
         elif model.backbone is None:
             expected = "a timm name under `model.backbone`, or a checkpoint: the sizes have no ImageNet weights"
             yield Contradiction(("model.weights", "model.backbone"), expected, model.weights)
-    if model.weights not in ("none", "imagenet"):
+    if model.of_checkpoint:
         for key in ("size", "backbone"):
             if key in model.model_fields_set and getattr(model, key) is not None:
                 expected = "not to be given: the checkpoint under `model.weights` says it"
@@ -54,10 +54,12 @@ def contradictions(model: SetModel) -> Iterator[Contradiction]:
 
 def weights_problem(model: SetModel) -> str | None:
     weights = model.weights
+    if model.of_backbone:
+        return file_problem(model)
     if isinstance(weights, Path) and not (weights / CONFIG).is_file():
         return (
-            f"model.weights: {weights} is no directory with {CONFIG}; give a checkpoint of HF "
-            f"transformers, its hub id, `imagenet` or `none`"
+            f"model.weights: {weights} is no directory with {CONFIG}; give a checkpoint of HF transformers, its "
+            f"hub id, `imagenet`, `none`, or beside `model.backbone` a file of that backbone's weights"
         )
     return None
 

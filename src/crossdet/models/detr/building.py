@@ -14,7 +14,7 @@ from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from crossdet.errors import UserError
-from crossdet.models.backbones import Backbone
+from crossdet.models.backbones import Backbone, load_backbone_weights
 from crossdet.models.detr.checkpoints import check_files, described, directory_of, write_processor
 from crossdet.models.detr.graphs.graph import Graph
 from crossdet.models.detr.graphs.rf_detr import RFDetrGraph
@@ -38,16 +38,17 @@ GIVEN_INITS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)
 
 
 def build(settings: DetrSettings, num_classes: int, overlap: Tensor | None, weights: str | Path = "none") -> Detr:
-    """weights: "imagenet" fetches timm's for the backbone; a directory or hub id is a checkpoint, of which all but
-    the rows of the classes is taken."""
+    """weights: "imagenet" fetches timm's for the backbone, and where the settings have one a file is its; a
+    directory or hub id is a checkpoint, of which all but the rows of the classes is taken."""
     if weights == "imagenet" and settings.backbone is None:
         raise UserError(
             "model.weights: imagenet, but the sizes' own backbones have none; name a timm backbone, such as "
             "`model.backbone: hgnetv2_b0.ssld_stage2_ft_in1k` or `resnet18d`, or give a checkpoint"
         )
-    whole, mean, std = _made(settings, num_classes, pretrained=weights == "imagenet")
+    of_backbone = weights in ("none", "imagenet") or settings.backbone is not None
+    whole, mean, std = _made(settings, num_classes, weights if of_backbone else "none")
     network = _network(whole, settings, num_classes, overlap, mean, std)
-    if weights not in ("none", "imagenet"):
+    if not of_backbone:
         theirs = described(weights, settings.family).classes
         given = trained(settings, len(theirs), weights).state_dict()
         with torch.no_grad():
@@ -103,9 +104,11 @@ def _of_rt_detr(settings: DetrSettings) -> dict[str, Any]:
 
 
 def _made(
-    settings: DetrSettings, num_classes: int, pretrained: bool
+    settings: DetrSettings, num_classes: int, weights: str | Path
 ) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
-    """HF's model with random weights, and the normalisation of its pictures."""
+    """HF's model with random weights, but for those of a timm backbone, and the normalisation of its pictures.
+
+    weights: as of `build`, without checkpoints."""
     config = hf_config(settings, num_classes)
     from transformers import CONFIG_MAPPING, AutoModelForObjectDetection
 
@@ -113,7 +116,9 @@ def _made(
     std: tuple[float, ...] = settings.std
     backbone = None
     if settings.backbone is not None:
-        backbone = Backbone(settings.backbone, pretrained=pretrained)
+        backbone = Backbone(settings.backbone, pretrained=weights == "imagenet")
+        if isinstance(weights, Path):
+            load_backbone_weights(backbone, weights)
         levels = len(config.decoder_in_channels)
         kind: Any = CONFIG_MAPPING["timm_backbone"]
         config.backbone_config = kind(

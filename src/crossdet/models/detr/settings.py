@@ -28,6 +28,7 @@ from crossdet.models.settings import (
 )
 from crossdet.types import PAD_DIVISOR
 
+BACKBONE_FILES = (".safetensors", ".pth")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -94,6 +95,17 @@ class SetModel(Section):
     square: Annotated[int | str | None, PlainValidator(_square)] = "auto"
     prior: OpenFraction = 0.01  # initial probability of every class
 
+    @property
+    def of_backbone(self) -> bool:
+        """Whether `weights` are those of the timm backbone alone: `imagenet`, or a file beside `backbone`."""
+        is_file = isinstance(self.weights, Path) and self.weights.suffix in BACKBONE_FILES
+        return self.weights == "imagenet" or (is_file and getattr(self, "backbone", None) is not None)
+
+    @property
+    def of_checkpoint(self) -> bool:
+        """Whether `weights` are those of a whole detector."""
+        return self.weights != "none" and not self.of_backbone
+
 
 class DetrModel(SetModel):
     """What those of D-FINE and RT-DETR have in common."""
@@ -158,7 +170,7 @@ class DetrSettings(DetrModel, NetworkSettings):
 
     @classmethod
     def side_of(cls, model: Any, loss: Any, shorter: int) -> int | None:
-        filled = model.size is None and model.weights in ("none", "imagenet")
+        filled = model.size is None and not model.of_checkpoint
         if filled or isinstance(model.square, int):
             side: int | None = model.square
             return side
@@ -179,9 +191,9 @@ class DetrSettings(DetrModel, NetworkSettings):
         and normalisation are the checkpoint's. Raises `UserError` for one that does not fit."""
         values = dict(model) | {"weights": "none", "loss": loss}
         if getattr(model, "freeze_batch_norm", False) is None:
-            frozen = model.weights != "none" and not (model.weights == "imagenet" and defaults.train_batch_norm)
+            frozen = model.weights != "none" and not (model.of_backbone and defaults.train_batch_norm)
             values["freeze_batch_norm"] = frozen
-        if model.weights in ("none", "imagenet"):
+        if not model.of_checkpoint:
             if model.size is None:
                 raise UserError("model.size: null, and no checkpoint under `model.weights` says it; name a size")
             if model.square == "auto":

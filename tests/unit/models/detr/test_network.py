@@ -11,10 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from crossdet.errors import UserError
 from crossdet.models.architectures import ARCHITECTURES
+from crossdet.models.backbones import Backbone
 from crossdet.models.contract import Limits
 from crossdet.models.detr.architecture import DFINE, RFDETR, build, contradictions
 from crossdet.models.detr.boxes import corners
@@ -330,6 +332,41 @@ def test_timm_backbone():
 
 
 OF_HF = ("embedder.", "encoder.stages.0.")
+
+
+def test_weights_of_the_timm_backbone_from_a_file(tmp_path):
+    """As RetinaNet takes them, and where no hub can be reached; all else begins as without."""
+    backbone = Backbone("test_efficientnet", pretrained=False)
+    file = tmp_path / "backbone.safetensors"
+    own = backbone.body.state_dict()
+    state = {name: torch.rand(t.shape) if t.is_floating_point() else t for name, t in own.items()}
+    save_file({**state, "classifier.weight": torch.zeros(3)}, file)
+    model = DFineModel(size="nano", backbone="test_efficientnet", weights=file)
+    assert not list(contradictions(model))
+    assert DFINE.weights_problem(model) is None
+    defaults = NetworkDefaults(train_batch_norm=True, side=64)
+    settings = DFineSettings.of(model, DetrLoss(), defaults)
+    assert (settings.square, settings.freeze_batch_norm, settings.backbone) == (64, False, "test_efficientnet")
+    assert DFineSettings.of(model, DetrLoss(), NetworkDefaults()).freeze_batch_norm  # as with `imagenet`
+    torch.manual_seed(0)
+    network = DFINE.build(settings, CLASSES, None, file)
+    torch.manual_seed(0)
+    without = DFINE.build(settings, CLASSES, None, "none").state_dict()
+    place, found = "core.backbone.model._backbone.", network.state_dict()
+    for name in state:
+        assert torch.equal(found[place + name], state[name]), name
+    rest = [name for name in found if not name.startswith(place)]
+    assert len(rest) > 50
+    assert all(torch.equal(found[name], without[name]) for name in rest)
+    save_file({"a": torch.zeros(1)}, file)
+    with pytest.raises(UserError, match=r"model.weights: .*backbone.safetensors does not fit the backbone: "):
+        DFINE.build(settings, CLASSES, None, file)
+    gone = DFineModel(backbone="test_efficientnet", weights=tmp_path / "gone.safetensors")
+    assert "gone.safetensors does not exist; give a file" in str(DFINE.weights_problem(gone))
+    alone = DFINE.weights_problem(DFineModel(weights=file))
+    assert "or beside `model.backbone` a file of that backbone's weights" in str(alone)
+
+
 OF_TIMM = ("_backbone.conv_stem.", "_backbone.bn1.", "_backbone.blocks.0.", "_backbone.blocks.1.")
 
 
