@@ -102,8 +102,9 @@ def _findings(runs: Sequence[AuditedRun]) -> str:
     parts = ["<h2>Objects that may be unlabelled</h2>"]
     for number, run in enumerate(runs):
         items = [
-            f"<li><a href='#{_place(runs, (f.class_id, f.dataset))}'><b>{escape(f.dataset)}</b> may hold "
-            f"up to {f.expected_unlabelled:.0f} unlabelled <b>{escape(run.audit.classes[f.class_id])}</b></a> "
+            f"<li><a href='#{_place(runs, (f.class_id, f.dataset))}'><b>{escape(f.dataset)}</b>: about "
+            f"{f.expected_unlabelled:.0f} detections may be unlabelled "
+            f"<b>{escape(run.audit.classes[f.class_id])}</b></a> "
             f"({len(f.background)} detections on background in {f.images} pictures)</li>"
             for f in run.audit.ranked()
         ]
@@ -222,7 +223,7 @@ def _counts(f: Foreign, classes: tuple[str, ...]) -> str:
     kinds = sorted({*f.on_class.tolist()}, key=lambda c: -int((f.on_class == c).sum()))
     on = ", ".join(f"{escape(classes[c])} {int((f.on_class == c).sum())}" for c in kinds)
     expected = f.expected_unlabelled
-    probably = "an unknown number are" if math.isnan(expected) else f"up to {expected:.1f} may be"
+    probably = "an unknown number are" if math.isnan(expected) else f"about {expected:.1f} may be"
     return (
         f"{len(f.rows)} detections above the threshold in {f.images} pictures: {len(f.on_object)} on labelled "
         f"objects{f' ({on})' if on else ''}, {len(f.ignored)} in ignored regions, {len(f.background)} on "

@@ -26,7 +26,7 @@ from crossdet.files import check_room, safe_names, write_json
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.space import DROPPED
 from crossdet.runs.building import loader_workers
-from crossdet.runs.evaluate import no_split, positions, splits_for_detector
+from crossdet.runs.evaluate import positions, splits_for_detector
 
 SCORE_THRESHOLD = 0.05
 MAX_DETECTIONS = 1000
@@ -80,7 +80,10 @@ def audited_runs(
     sources = open_sources(config, [split], detector=detectors[0].space)
     indexes: dict[str, Index] = getattr(sources, split)
     if not indexes:
-        raise UserError(no_split(split))
+        other = "train" if split == "val" else "val"
+        there = any(getattr(dataset, other) is not None for dataset in config.datasets.values())
+        hint = f"; `--split {other}` looks at the others' pictures" if there else ""
+        raise UserError(f"no dataset of the config has a `{split}` split{hint}")
     union = None if config.union_test is None else open_union_test(config.union_test, detectors[0])
     return [
         (_audit(name, detector, sources, indexes, union, config), detector)
@@ -225,7 +228,7 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 
 def _findings_table(first: dict[str, Any]) -> Table:
-    table = _table(["dataset", "class", "up to"])
+    table = _table(["dataset", "class", "about"])
     for row in first["probably_unlabelled"][:10]:
         table.add_row(row["dataset"], row["class"], f"{row['count']:.0f}")
     return table

@@ -108,12 +108,6 @@ def judged_classes(splits: Mapping[str, Split]) -> dict[str, list[str]]:
     return {name: [split.names[c] for c in split.classes] for name, split in splits.items()}
 
 
-def no_split(split: str) -> str:
-    """What to say where no dataset has it."""
-    other = "train" if split == "val" else "val"
-    return f"no dataset of the config has a `{split}` split; `--split {other}` looks at the other pictures"
-
-
 def splits_for_training(sources: Sources) -> dict[str, Split]:
     """The validation splits in the label space of the config itself; in folded classes where it has such."""
     space, folding = sources.space, sources.space.folding
@@ -326,7 +320,7 @@ def evaluate(
         detector = load_detector(detector, device, last=last)
     config = as_config(config, detector.space.datasets).with_agnostic_nms(agnostic_nms)
     if all(getattr(dataset, split) is None for dataset in config.datasets.values()):
-        raise UserError(no_split(split))
+        raise UserError(f"no dataset of the config has a `{split}` split")
     sources = open_sources(config, [split], detector=detector.space)
     splits = splits_for_detector(sources, getattr(sources, split), detector, fold)
     folding = detector.space.folding if fold else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from crossdet.labels.space import LabelSpace, check_class_names
 
 SHOWN = 8
 """Class names that a comment lists before it only counts."""
+COPIES = r"([^/]+)_[A-Za-z]+\.rf\."
+"""In the names that Roboflow gives to copies of one photograph: `street_12_jpg.rf.0123abcd.jpg`."""
 _HELD_OUT = 6
 """One of so many training pictures is validated on where a dataset has no split for it."""
 
@@ -101,17 +104,20 @@ def recognise(folder: Path) -> Recognised:
     Raises `UserError` where there are none."""
     tree = Tree.of(folder)
     notes: list[str] = []
+    refused: list[Refused] = []
     groups: dict[tuple[str, Path, str], dict[str, Found]] = {}
     for kind in reversed(FORMATS):  # COCO last: it is what others are converted to
         for one in FORMATS[kind].find(tree):
             if isinstance(one, Refused):
-                notes.append(f"{one.path}: {one.reason}")
+                refused.append(one)
                 continue
             splits = groups.setdefault((kind, one.home, one.variant), {})
             split = one.split or "train"
             if split in splits:
                 notes.append(f"{one.files.annotations[0]}: another {split} split of {one.home}")
             splits.setdefault(split, one)
+    taken = {picture for splits in groups.values() for one in splits.values() for picture in one.pictures}
+    notes += [f"{one.path}: {one.reason}" for one in refused if not one.pictures or not one.pictures <= taken]
     kept = _without_copies(groups, notes)
     names = _names(list(kept), tree.root)
     datasets = [
@@ -223,12 +229,20 @@ def _dataset_lines(dataset: Dataset, base: Path) -> Iterator[str]:
             yield f"    # val: 1/{_HELD_OUT}  # every {_HELD_OUT}th training picture, not trained on then"
         else:
             yield f"    val: {dataset.held_out}  # every {_HELD_OUT}th training picture, not trained on then"
-            yield "    # group_by: (.*)_frame  # keeps frames of one film, or copies of one photograph, on one side"
+            yield from _group_lines(dataset.indexes["train"])
     if "classes" in FORMATS[dataset.format].keys:
         yield f"    classes: {_wrapped(sorted(names))}"
     protocol = "lvis" if any(index.federated for index in dataset.indexes.values()) else dataset.format
     if protocol in PROTOCOLS and protocol != "coco":
         yield f"    protocol: {protocol}  # how it is scored; left out: as COCO"
+
+
+def _group_lines(index: Index) -> Iterator[str]:
+    """What keeps copies of one photograph on one side of a share."""
+    if sum(bool(re.search(COPIES, index.names[row])) for row in range(len(index))) * 2 > len(index):
+        yield f"    group_by: '{COPIES}'  # as Roboflow names copies of one photograph, which stay on one side"
+    else:
+        yield "    # group_by: (.*)_frame  # keeps frames of one film, or copies of one photograph, on one side"
 
 
 def _places(files: SplitFiles, base: Path) -> dict[str, Any]:
@@ -245,15 +259,15 @@ def _places(files: SplitFiles, base: Path) -> dict[str, Any]:
 
 def _label_lines(datasets: tuple[Dataset, ...]) -> Iterator[str]:
     """What only the user knows, as comments; the careful choice of what nothing can be read without."""
-    owners: dict[str, list[str]] = {}
-    for dataset in datasets:
-        for name in dataset.classes:
-            owners.setdefault(name, []).append(dataset.name)
+    dropped = _without_any_box(datasets)
+    owners = _owners(datasets, dropped)
     equal = {name: own for name, own in owners.items() if len(own) > 1}
     alone = [(own[0], name) for name, own in owners.items() if len(own) == 1]
+    likely = _same_meaning(datasets, dropped)
+    alike = {source for group in likely.values() for source in group}
+    alone = [pair for pair in alone if "/".join(pair) not in alike] or alone
     (one, a), *others = alone or [(datasets[0].name, datasets[0].classes[0])]
     two = next((other for other, _ in others if other != one), "")
-    likely = _same_meaning(datasets)
     pairs = [[f"{p}/{n}", f"{q}/{n}"] for n, own in equal.items() for p, q in combinations(own, 2)]
     for group in likely.values():  # unified names: those of several datasets have the dataset before them
         names = dict.fromkeys(s if (name := s.partition("/")[2]) in equal else name for s in group)
@@ -282,9 +296,26 @@ def _label_lines(datasets: tuple[Dataset, ...]) -> Iterator[str]:
     yield from _boxless_lines(datasets)
 
 
-def _same_meaning(datasets: Sequence[Dataset]) -> dict[str, list[str]]:
+def _owners(datasets: Sequence[Dataset], dropped: Sequence[str]) -> dict[str, list[str]]:
+    """Class name -> the datasets that have it."""
+    owners: dict[str, list[str]] = {}
+    for dataset in datasets:
+        for name in dataset.classes:
+            if f"{dataset.name}/{name}" not in dropped:
+                owners.setdefault(name, []).append(dataset.name)
+    return owners
+
+
+def _without_any_box(datasets: Sequence[Dataset]) -> list[str]:
+    """Source classes that nobody has a box of, while others have some."""
+    boxed = {name for dataset in datasets for name in dataset.classes if name not in dataset.without_box}
+    found = [f"{dataset.name}/{c}" for dataset in datasets for c in dataset.without_box if c not in boxed]
+    return found if boxed else []
+
+
+def _same_meaning(datasets: Sequence[Dataset], dropped: Sequence[str]) -> dict[str, list[str]]:
     """Name -> source classes that are called otherwise and probably mean the same, as `check` tells them."""
-    classes = {dataset.name: dataset.classes for dataset in datasets}
+    classes = {d.name: [c for c in d.classes if f"{d.name}/{c}" not in dropped] for d in datasets}
     groups: list[list[str]] = []
     with suppress(LabelError):  # `check` tells it
         for pair in LabelSpace.build(classes, merge={"same_names": True}).likely_duplicates():
@@ -299,12 +330,12 @@ def _boxless_lines(datasets: Sequence[Dataset]) -> Iterator[str]:
     boxed = {name for dataset in datasets for name in dataset.classes if name not in dataset.without_box}
     empty = {dataset.name: dataset.without_box for dataset in datasets}
     unlabelled = {name: own for name, names in empty.items() if (own := [c for c in names if c in boxed])}
-    unknown = [f"{name}/{c}" for name, names in empty.items() for c in names if c not in boxed]
+    unknown = _without_any_box(datasets)
     if unlabelled:
         yield "  # Listed without one box, while others have some: perhaps shown, and nobody marked them."
         yield f"  # unlabelled: {_comment(unlabelled)}"
-    if unknown and boxed:
-        yield "  # Listed without one box anywhere, so there is nothing to learn it from."
+    if unknown:
+        yield "  # Listed without one box, so there is nothing to learn it from."
         yield f"  drop: {_wrapped(unknown)}"
 
 

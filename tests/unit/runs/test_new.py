@@ -243,6 +243,36 @@ def test_yolo_without_a_data_yaml(place, tmp_path, crossdet):
     assert sources.space.classes == ("cat", "dog: big")
 
 
+def test_a_list_of_names_of_what_is_annotated_already(tmp_path):
+    yolo(tmp_path / "cats")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    coco(tmp_path / "coco")
+    (tmp_path / "coco/classes.txt").write_text("cat\ndog\n")
+    for picture in (tmp_path / "coco/train2017").glob("*.png"):
+        picture.with_suffix(".txt").write_text("a cat on a mat")
+    found = recognise(tmp_path)
+    assert [dataset.name for dataset in found.datasets] == ["cats", "coco"]
+    assert not any("classes.txt" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("names", "folder", "told"),
+    [
+        ("cat\n\ndog\n", "pictures", "a line between its names is blank"),
+        ("cat\ndog\n", "val", "its folders of splits lie in each other"),
+    ],
+)
+def test_nothing_is_proposed_where_it_would_be_a_guess(names, folder, told, tmp_path):
+    for home in (tmp_path / "pets", tmp_path / "pets" / folder):
+        sample_index(home)
+        (home / "a.txt").write_text("1 .5 .5 .2 .2\n")
+    (tmp_path / "pets/classes.txt").write_text(names)
+    with pytest.raises(UserError) as error:
+        recognise(tmp_path)
+    assert f"{told}, so write {tmp_path}/pets/data.yaml yourself" in str(error.value)
+    assert "{" not in str(error.value)
+
+
 def test_names_are_of_folders_and_different(tmp_path):
     for layout in (wider_face, coco):  # side by side in one folder
         layout(tmp_path / "mixed")

@@ -41,10 +41,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Refused:
-    """A file that looks like annotations and is none that can be used."""
+    """A file that looks like annotations and is none that can be used. pictures: paths without suffix, of which it
+    would be, where they are known: if others annotate them nothing is missing."""
 
     path: Path
     reason: str
+    pictures: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, path: Path, error: UserError) -> Refused:

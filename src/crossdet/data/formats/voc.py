@@ -279,29 +279,38 @@ def _object(element: Element, place: str, problems: list[str]) -> VocObject | No
 def _image_files(
     entries: list[Entry], parsed: list[VocImage], images: Sequence[Path], listings: list[set[str]]
 ) -> list[Path]:
-    """The file named as the XML, else `filename` where only one XML names it.
+    """`filename` where it is a path in folders, or that file exists and only one XML names it; else the file named
+    as the XML.
 
     Whoever renames pictures renames their XMLs and leaves what stands in them: it may name another picture then.
-    Raises `AnnotationError` where two XMLs are of one picture: objects of each would be background of the other.
+    Raises `AnnotationError` where both exist, and where two XMLs are of one picture: objects would be background.
     """
     named = Counter((entry.year, image.filename) for entry, image in zip(entries, parsed, strict=True))
     of: dict[Path, Path] = {}
     files, problems = [], []
     for entry, image in zip(entries, parsed, strict=True):
-        filename = image.filename if named[entry.year, image.filename] == 1 else ""
-        files.append(images[entry.year] / _image_name(entry.name, filename, listings[entry.year]))
-        if of.setdefault(files[-1], entry.xml) != entry.xml:
+        listing = listings[entry.year]
+        said = image.filename if named[entry.year, image.filename] == 1 and image.filename in listing else ""
+        alike = _named_as(entry.name, listing)
+        files.append(images[entry.year] / (said or alike or f"{entry.name}{SUFFIXES[0]}"))
+        if said and alike and "/" not in said and PurePosixPath(said).stem != entry.name:
             problems.append(
-                f"{entry.xml}: its picture {files[-1]} is that of {of[files[-1]]} as well; keep one of both"
+                f"{entry.xml}: its <filename> is {said}, and there is {alike}, too; of which of them it is "
+                "cannot be told: mend its <filename>"
             )
-    raise_if_any("pictures with two XMLs", problems)
+        elif of.setdefault(files[-1], entry.xml) != entry.xml:
+            problems.append(
+                f"{entry.xml}: its picture {files[-1]} is that of {of[files[-1]]} as well; put the objects of both "
+                "into one and remove the other, or make each folder of XMLs a dataset of its own"
+            )
+    raise_if_any("pictures of the XMLs", problems)
     return files
 
 
-def _image_name(name: str, filename: str, listing: set[str]) -> str:
-    candidates = [f"{name}{end}" for suffix in SUFFIXES for end in (suffix, suffix.upper())]
-    candidates.insert(0 if PurePosixPath(filename).stem == name else len(candidates), filename)
-    return next((file for file in candidates if file in listing), f"{name}{SUFFIXES[0]}")
+def _named_as(name: str, listing: set[str]) -> str:
+    """The picture with the XML's name; empty where there is none."""
+    candidates = (f"{name}{end}" for suffix in SUFFIXES for end in (suffix, suffix.upper()))
+    return next((file for file in candidates if file in listing), "")
 
 
 def _image_sets(files: SplitFiles) -> list[Path]:

@@ -407,28 +407,47 @@ def _find(tree: Tree) -> Iterator[Found | Refused]:
             yield Found(tree.home(file.parent), split, SplitFiles((file,), image_set=named, split=split), pictures)
     for file in tree.files(*NAME_FILES):
         home = tree.home(file.parent)
-        if file.name in NAME_FILES and home not in known and (folders := _labelled_folders(tree, home)):
-            try:
-                names = [line.strip() for line in read_lines(file) if line.strip()]
-            except AnnotationError as error:
-                yield Refused.of(file, error)
-                continue
-            said = yaml.safe_dump(
-                {**folders, "names": names}, default_flow_style=True, sort_keys=False, width=math.inf
-            )
-            yield Refused(
-                file, f"class names of YOLO labels without a data.yaml; write {home / 'data.yaml'}: {said.strip()}"
-            )
+        if file.name in NAME_FILES and home not in known:
+            known.add(home)
+            yield from _without_yaml(tree, home, file)
 
 
-def _labelled_folders(tree: Tree, home: Path) -> dict[str, str | list[str]]:
-    """Split -> folders of pictures below `home` that have label files, relative to it."""
-    found: dict[str, list[str]] = {}
-    for folder, files in tree.folders.items():
-        pictures = [str(folder / name) for name in sorted(files) if Path(name).suffix.lower() in SUFFIXES]
-        if folder.is_relative_to(home) and any(_label_files(pictures)):
-            found.setdefault(tree.split_of(folder) or "train", []).append(folder.relative_to(home).as_posix())
-    return {split: own[0] if len(own) == 1 else own for split, own in found.items()}
+def _without_yaml(tree: Tree, home: Path, file: Path) -> Iterator[Refused]:
+    """What to write for a data set that has a file of class names and no `data.yaml`."""
+    folders: dict[str, list[Path]] = {}
+    pictures: list[str] = []
+    for folder, files in tree.folders.items():  # those below others come after them
+        mine = [str(folder / name) for name in sorted(files) if Path(name).suffix.lower() in SUFFIXES]
+        if folder.is_relative_to(home) and any(_label_files(mine)):
+            pictures += mine
+            own = folders.setdefault(tree.split_of(folder) or "train", [])
+            if not any(folder.is_relative_to(other) for other in own):
+                own.append(folder)
+    if not folders:
+        return
+    told, names = "class names of YOLO labels without a data.yaml", _lines_of(file)
+    every = [folder for own in folders.values() for folder in own]
+    nested = any(a != b and a.is_relative_to(b) for a in every for b in every)
+    if names is None or nested:
+        why = "its folders of splits lie in each other" if nested else "a line between its names is blank"
+        told += f"; {why}, so write {home / 'data.yaml'} yourself: keys `train`, `val`, `names`"
+    else:
+        places = {s: [f.relative_to(home).as_posix() for f in own] for s, own in folders.items()}
+        content = {s: own[0] if len(own) == 1 else own for s, own in places.items()} | {"names": names}
+        said = yaml.safe_dump(content, default_flow_style=True, sort_keys=False, width=math.inf)
+        told += f"; write {home / 'data.yaml'}: {said.strip()}"
+    yield Refused(file, told, without_suffix(pictures))
+
+
+def _lines_of(file: Path) -> list[str] | None:
+    """Class names, one per line; None where they cannot be read, or which number a name has is open."""
+    try:
+        lines = [line.strip() for line in read_lines(file)]
+    except AnnotationError:
+        return None
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines if all(lines) else None
 
 
 FORMAT = Format(

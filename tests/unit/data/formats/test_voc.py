@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -106,15 +107,31 @@ def test_file_names(year: Year) -> None:
     assert index.skipped == {"image not found": [f"{year.xmls / 'c.xml'}: {year.images / 'c.jpg'}"]}
 
 
-def test_pictures_that_were_renamed_with_their_xmls(year: Year) -> None:
-    """What the XMLs say names the pictures of others by now."""
-    for name, said in (("1", "2.jpg"), ("2", "3.jpg"), ("3", "4.jpg")):
-        year.add(name, voc_xml(filename=said))
-    index = read_voc([year.xmls], [year.images])
-    assert [index.names[i] for i in range(3)] == ["1.jpg", "2.jpg", "3.jpg"]
+def test_an_xml_that_names_another_picture_than_the_one_named_as_it(year: Year) -> None:
+    """After renaming, or because its numbers are others: nobody can tell."""
     year.add("5", voc_xml(filename="5.PNG"), ".PNG")  # beside another one of this name
     save_image(year.images / "5.jpg")
-    assert read_voc([year.xmls], [year.images]).names[3] == "5.PNG"
+    assert read_voc([year.xmls], [year.images]).names[0] == "5.PNG"
+    for name, said in (("1", "2.jpg"), ("2", "3.jpg"), ("3", "4.jpg")):
+        year.add(name, voc_xml(filename=said))
+    with pytest.raises(AnnotationError) as told:
+        read_voc([year.xmls], [year.images])
+    assert "2 mistake(s)" in str(told.value)  # there is no 4.jpg, so 3.xml is of 3.jpg
+    assert "1.xml: its <filename> is 2.jpg, and there is 1.jpg, too; of which" in str(told.value)
+
+
+def test_written_names_are_read_back_beside_a_picture_of_the_xmls_name(tmp_path: Path) -> None:
+    builder = IndexBuilder(tmp_path / "pictures")
+    for name in ("cam1/1.jpg", "cam2/1.jpg", "cam1_1.jpg"):
+        save_image(tmp_path / "pictures" / name)
+        builder.image(name, 80, 100)
+        builder.box((10, 20, 30, 60), 0)
+    for index in (builder.build(["cat"]), builder.build(["cat"]).take(np.array([0, 1]))):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        write_voc(index, tmp_path / "out", "train")
+        read = read_voc([tmp_path / "out/Annotations"], [tmp_path / "pictures"])
+        assert sorted(read.names) == sorted(index.names)
+        assert len(read.boxes) == len(index.boxes)
 
 
 def test_two_xmls_of_one_picture(year: Year) -> None:
@@ -122,7 +139,7 @@ def test_two_xmls_of_one_picture(year: Year) -> None:
     (year.xmls / "b.xml").write_text(voc_xml(filename="a.jpg"))
     (year.xmls / "a.xml").write_text(voc_xml(filename=""))
     with pytest.raises(
-        AnnotationError, match=r"b\.xml: its picture .*a\.jpg is that of .*a\.xml as well; keep one"
+        AnnotationError, match=r"b\.xml: its picture .*a\.jpg is that of .*a\.xml as well; put the objects"
     ):
         read_voc([year.xmls], [year.images])
 
