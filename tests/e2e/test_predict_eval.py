@@ -201,7 +201,7 @@ def test_results_with_ids_of_their_own_are_not_scored_by_those_of_another_file(w
     assert {(row["category_id"], row["category_name"]) for row in rows} == {(1, "car"), (2, "face")}
     done = crossdet("score", "coco", tmp_path / "truth.json", tmp_path / "coco_results.json")
     assert done.returncode == 2
-    assert "val_0.png has the id 1, which is val_4.png in the ground truth; `crossdet predict --coco" in done.stderr
+    assert "val_0.png has the id 1, and 5 in the ground truth; `crossdet predict --coco" in done.stderr
     code = crossdet(
         "predict", trained.folder, *pictures, "-o", tmp_path, "--score", "0.01", "--coco", tmp_path / "truth.json"
     ).returncode
@@ -217,9 +217,12 @@ def test_a_class_under_the_id_of_another_is_not_scored(world, trained, tmp_path,
     assert crossdet("predict", trained.folder, picture, "-o", tmp_path, "--score", "0.01").returncode == 0
     done = crossdet("score", "coco", tmp_path / "truth.json", tmp_path / "coco_results.json")
     assert done.returncode == 2
-    assert re.search(
-        r"(car has the id 1, which is face|face has the id 2, which is car) in the ground", done.stderr
-    )
+    assert re.search(r"(car has the id 1, and 2|face has the id 2, and 1) in the ground truth", done.stderr)
+    # ids that the truth does not have are of the same kind
+    truth["images"][0]["id"] = 7000
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    done = crossdet("score", "coco", tmp_path / "truth.json", tmp_path / "coco_results.json")
+    assert "val_0.png has the id 1, and 7000 in the ground truth" in done.stderr
 
 
 def test_mistakes_from_python(world, trained, detector):

@@ -24,7 +24,7 @@ def train(
     from crossdet.config import load_config
 
     loaded = load_config(config, overrides or [])  # its mistakes are told before torch is imported
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # of torchrun's and Fabric's processes one
         _say_what_anchors_miss(loaded)
 
     from crossdet.runs.building import is_first_process

@@ -68,7 +68,7 @@ def _index_or_split(value: Any, handler: Callable[[Any], Any]) -> Any:
 
 
 def _index_share_or_split(value: Any, handler: Callable[[Any], Any]) -> Any:
-    return held_out(value) if isinstance(value, str) else _index_or_split(value, handler)
+    return held_out(str(value)) if isinstance(value, str | float) else _index_or_split(value, handler)
 
 
 if TYPE_CHECKING:

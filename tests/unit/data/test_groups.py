@@ -145,6 +145,7 @@ def test_a_group_is_trained_on_or_validated_on(index):
     [
         ({"val": "1/1"}, "`datasets.d.val`: expected a share that leaves pictures to train on, such as 1/6"),
         ({"val": "7/6"}, '`datasets.d.val`: expected "i/n" with i from 1 to n'),
+        ({"val": 0.2}, 'a share of the training pictures, such as 1/6, got "0.2"'),
         ({"val": "valid"}, "expected a mapping of its files, or a share of the training pictures, such as 1/6"),
         (
             {"val": "1/6", "train": None},

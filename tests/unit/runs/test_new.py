@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,32 @@ def test_likely_duplicates_are_the_example(tmp_path):
     file.write_text("\n".join(line.replace("# ", "") if line == merge else line for line in keep))
     space = open_sources(load_config(file)).space
     assert sorted(space.classes) == ["bird", "fish", "person", "tv monitor"]
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+def test_likely_names_without_a_box_take_no_part(boxed, tmp_path):
+    """One dataset lists zebra, the other Zebra, with a box or without: the config can be read either way."""
+    for name, classes in (("one", ("cat", "zebra")), ("two", ("dog", "Zebra"))):
+        index = sample_index(tmp_path / "data" / name, classes)
+        if name == "one" or not boxed:
+            index = replace(index, labels=np.zeros_like(index.labels))
+        write_coco(index, tmp_path / "data" / name / "all.json")
+    write_new(tmp_path / "data", tmp_path / "c.yaml")
+    space = open_sources(load_config(tmp_path / "c.yaml")).space
+    assert space.classes == (("cat", "dog", "Zebra") if boxed else ("cat", "dog"))
+
+
+def test_roboflows_copies_stay_on_one_side(tmp_path):
+    builder = IndexBuilder(tmp_path / "data/set")
+    for name in (f"street_{row // 3}_jpg.rf.{row}abc.png" for row in range(36)):
+        save_image(tmp_path / "data/set" / name)
+        builder.image(name, 80, 100)
+        builder.box((10, 20, 30, 60), 0)
+    write_coco(builder.build(("cat",)), tmp_path / "data/set/all.json")
+    write_new(tmp_path / "data", tmp_path / "c.yaml")
+    sources = open_sources(load_config(tmp_path / "c.yaml"))
+    train, val = ({n.split("_jpg")[0] for n in getattr(sources, s)["set"].names} for s in ("train", "val"))
+    assert (len(train), len(val), train & val) == (10, 2, set())
 
 
 def test_one_dataset_has_a_section_for_its_comments(tmp_path, crossdet):

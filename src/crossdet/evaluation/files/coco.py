@@ -150,6 +150,7 @@ def read_coco_results(file: Path, coco: CocoFile) -> tuple[DetectionArrays, list
     xywh = _boxes(items, "results", problems)
     scores = _column(items, "results", "score", _is_finite, NUMBER, problems)
     raise_if_any(file, problems)
+    raise_if_any(file, _other_ids(items, images, labels, coco))
     rows = _rows(images, coco.truth.image_ids)
     if (rows < 0).any():
         first = int(np.flatnonzero(rows < 0)[0])
@@ -157,7 +158,6 @@ def read_coco_results(file: Path, coco: CocoFile) -> tuple[DetectionArrays, list
             f"{file}: {int((rows < 0).sum())} of {len(rows)} results are of images that the ground truth does "
             f"not have, the first results[{first}].image_id {images[first]}; are the two of the same split?"
         )
-    raise_if_any(file, _other_ids(items, images, labels, coco))
     known = np.isin(labels, list(coco.names))
     notes = [] if known.all() else [_left_out("results", "category_id", labels[~known], "categories")]
     detections = DetectionArrays(xywh[known], np.array(scores, np.float64)[known], labels[known], rows[known])
@@ -165,15 +165,22 @@ def read_coco_results(file: Path, coco: CocoFile) -> tuple[DetectionArrays, list
 
 
 def _other_ids(items: Items, images: Ints, labels: Ints, coco: CocoFile) -> list[str]:
-    """The first image and the first category that the results call otherwise than the truth does."""
+    """The first image and the first category that the truth has under another id than the results."""
     problems = []
-    for key, ids, names in (("file_name", images, coco.files), ("category_name", labels, coco.names)):
-        for number, item in enumerate(items):
-            mine, theirs = item.get(key), names.get(int(ids[number]))
-            if isinstance(mine, str) and theirs is not None and Path(mine).name != Path(theirs).name:
+    for key, ids, names, plain in (
+        ("file_name", images, coco.files, lambda text: Path(text).name),
+        ("category_name", labels, coco.names, str.lower),
+    ):
+        known: dict[str, set[int]] = {}
+        for number, name in names.items():
+            known.setdefault(plain(name), set()).add(number)
+        for row, item in enumerate(items):
+            mine, number = item.get(key), int(ids[row])
+            theirs = known.get(plain(mine), set()) if isinstance(mine, str) else set()
+            if theirs and number not in theirs:
                 problems.append(
-                    f"results[{number}]: {mine} has the id {ids[number]}, which is {theirs} in the ground truth; "
-                    "`crossdet predict --coco FILE` takes the ids of that file"
+                    f"results[{row}]: {mine} has the id {number}, and {min(theirs)} in the ground truth; `crossdet "
+                    "predict --coco FILE` takes the ids of that file"
                 )
                 break
     return problems
