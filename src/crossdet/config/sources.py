@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -445,4 +445,14 @@ def share_of(index: Index, dataset: DatasetConfig, split: str) -> Index:
     if split == "train" and dataset.part_of is not None:
         remainder, divisor = dataset.part_of
         rows = rows[turns % divisor == remainder]
-    return index.take(rows)
+    return _with_own_notes(index.take(rows), index, rows)
+
+
+def _with_own_notes(taken: Index, whole: Index, rows: NDArray[np.int64]) -> Index:
+    """Without pictures that are left out among those that have no label file: they would be told twice."""
+    if NO_LABELS not in taken.skipped:
+        return taken
+    others = {str(whole.path(row)) for row in set(range(len(whole))) - set(rows.tolist())}
+    places = [place for place in taken.skipped[NO_LABELS] if place not in others]
+    skipped = {reason: found for reason, found in taken.skipped.items() if reason != NO_LABELS}
+    return replace(taken, skipped=skipped | ({NO_LABELS: places} if places else {}))

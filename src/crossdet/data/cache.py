@@ -31,10 +31,11 @@ def cache_root() -> Path:
 
 
 @cache
-def _readers() -> str:
-    """Changes with the code of this room: another version may read the same files another way."""
+def _readers(room: Path = Path(__file__).parent) -> str:
+    """Changes with the code of this room, and of the flags that it stores: another version may read the same files
+    another way."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
+    for file in [*sorted(room.rglob("*.py")), *room.parent.glob("types.py")]:
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

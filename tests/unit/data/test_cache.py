@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from crossdet.data.cache import cache_root, cached, fingerprint, load_index, save_index
+from crossdet.data.cache import _readers, cache_root, cached, fingerprint, load_index, save_index
 from crossdet.data.index import Index
 
 from .formats.helpers import assert_same, generated_index, sample_index
@@ -87,6 +87,19 @@ def test_cache_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_root() == tmp_path / "crossdet"
     monkeypatch.setenv("CROSSDET_CACHE", str(tmp_path / "own"))
     assert cache_root() == tmp_path / "own"
+
+
+def test_another_code_of_the_readers_is_another_key(tmp_path: Path) -> None:
+    for name in ("data/formats/coco.py", "types.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    keys = [_readers(tmp_path / "data")]
+    for name in ("data/formats/coco.py", "types.py"):
+        (tmp_path / name).write_text("2")
+        _readers.cache_clear()
+        keys.append(_readers(tmp_path / "data"))
+    assert len(set(keys)) == 3
+    assert _readers() not in keys
 
 
 def test_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

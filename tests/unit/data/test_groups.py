@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from crossdet.check import inspect
 from crossdet.config import Config
 from crossdet.config.sources import open_sources
 from crossdet.data.groups import group
-from crossdet.data.index import Index, IndexBuilder
+from crossdet.data.index import NO_LABELS, Index, IndexBuilder
 from crossdet.errors import ConfigError, UserError
 
 NAMES = ["train/a_jpg.rf.1.jpg", "train/b_jpg.rf.2.jpg", "other.png", "train/a_jpg.rf.3.jpg", "more/a_jpg.rf.4.jpg"]
@@ -159,6 +161,16 @@ def test_shares_that_cannot_be(index, keys, said):
     with pytest.raises(UserError) as error:
         opened(**{"train": index} | keys)
     assert said in str(error.value)
+
+
+def test_pictures_without_a_label_file_are_told_where_they_are(tmp_path):
+    index = index_of(NAMES)
+    places = [str(index.path(row)) for row in (0, 1, 2)]
+    sources = open_sources(
+        Config.from_dict({"datasets": {"d": {"train": replace(index, skipped={NO_LABELS: places}), "val": "1/3"}}})
+    )
+    assert sources.val["d"].skipped == {NO_LABELS: places[:1]}
+    assert sources.train["d"].skipped == {NO_LABELS: places[1:]}
 
 
 def test_files_of_a_share_are_read_once_and_their_mistakes_told_once(tmp_path, monkeypatch):
