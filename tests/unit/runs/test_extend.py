@@ -561,3 +561,12 @@ def test_only_what_is_asked_for_is_looked_at_again(monkeypatch, tmp_path, protoc
     sources = open_sources(both, known=CARD.space)
     assert _after(SimpleNamespace(device="cpu"), both, sources, CARD.space, tmp_path) == ([], {})
     assert looked == again
+
+
+def test_names_without_a_box_replay_nothing():
+    """Other pictures under the old dataset's name, whose file lists the old class without a box."""
+    builder = IndexBuilder("/pictures")
+    builder.image("a.png", 10, 10)
+    builder.box((0, 0, 5, 5), 1)
+    space = LabelSpace.build({"old": ["car", "sign"]})
+    assert Growth(CARD.space, space, {"old": builder.build(["car", "sign"])}).without_images() == ["car"]
