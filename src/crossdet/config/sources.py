@@ -115,7 +115,7 @@ def unshown_warnings(sources: Sources) -> Iterator[str]:
     """Classes that a dataset labels, but not in its training pictures, whose background is a negative for them: its
     boxes are in `val`, or are regions. (Where it has no box at all that has to be answered: `listed_only`.)"""
     space, labelled = sources.space, sources.labelled_names
-    shown = {name: _with_objects(index) for name, index in sources.train.items() if name in labelled}
+    shown = {name: set(index.classes_shown) for name, index in sources.train.items() if name in labelled}
     learnt = {int(c) for name, own in shown.items() for c in space.ids(name, sorted(own))}
     for name, own in shown.items():
         trusted = ~space.avoid_array[space.dataset_index(name)]
@@ -217,11 +217,6 @@ def _with_boxes(index: Index) -> set[str]:
     """The index's own classes that have at least one box, regions among them."""
     labels = np.asarray(index.labels)
     return {index.classes[label] for label in np.unique(labels[labels >= 0]).tolist()}
-
-
-def _with_objects(index: Index) -> set[str]:
-    """As `_with_boxes`, without regions and invalid boxes."""
-    return {index.classes[label] for label in np.unique(index.labels[index.is_object]).tolist()}
 
 
 def _listed_only(

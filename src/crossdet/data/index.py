@@ -167,6 +167,11 @@ class Index:
         plain: NDArray[np.bool_] = (np.asarray(self.flags) & int(REGION_FLAGS | Flag.INVALID)) == 0
         return plain & (np.asarray(self.labels) >= 0)
 
+    @property
+    def classes_shown(self) -> list[str]:
+        """Those of `classes` that an object has, in their order."""
+        return [self.classes[label] for label in np.unique(self.labels[self.is_object]).tolist()]
+
     def image_of_box(self) -> NDArray[np.int64]:
         """`[M]` image row of every box."""
         return np.repeat(np.arange(len(self), dtype=np.int64), np.diff(self.box_offsets))

@@ -90,6 +90,16 @@ def wider_pedestrian(root: Path) -> None:
         write_wider_pedestrian(index, root / f"{split}_annotations.txt", root / f"{split}_ignore.txt", 2018)
 
 
+def one_file(root: Path, names: list[str]) -> None:
+    """COCO without splits: pictures of these names with a cat each."""
+    builder = IndexBuilder(root)
+    for name in names:
+        save_image(root / name)
+        builder.image(name, 80, 100)
+        builder.box((10, 20, 30, 60), 0)
+    write_coco(builder.build(("cat",)), root / "all.json")
+
+
 LAYOUTS = {
     yolo: "yolo", roboflow_yolo: "yolo", coco: "coco", roboflow_coco: "coco", voc: "voc", roboflow_voc: "voc",
     wider_face: "wider_face", wider_pedestrian: "wider_pedestrian",
@@ -199,12 +209,7 @@ def test_likely_names_without_a_box_take_no_part(boxed, tmp_path):
 
 
 def test_roboflows_copies_stay_on_one_side(tmp_path):
-    builder = IndexBuilder(tmp_path / "data/set")
-    for name in (f"street_{row // 3}_jpg.rf.{row}abc.png" for row in range(36)):
-        save_image(tmp_path / "data/set" / name)
-        builder.image(name, 80, 100)
-        builder.box((10, 20, 30, 60), 0)
-    write_coco(builder.build(("cat",)), tmp_path / "data/set/all.json")
+    one_file(tmp_path / "data/set", [f"street_{row // 3}_jpg.rf.{row}abc.png" for row in range(36)])
     write_new(tmp_path / "data", tmp_path / "c.yaml")
     sources = open_sources(load_config(tmp_path / "c.yaml"))
     train, val = ({n.split("_jpg")[0] for n in getattr(sources, s)["set"].names} for s in ("train", "val"))
@@ -375,12 +380,7 @@ def test_a_share_is_held_out_where_there_is_no_validation_split(tmp_path, crossd
     write_coco(sample_index(tmp_path / "data/few"), tmp_path / "data/few/all.json")
     write_new(tmp_path / "data", file)
     assert "    # val: 1/6 " in file.read_text()
-    builder = IndexBuilder(tmp_path / "data/many")
-    for name in (f"{row}.png" for row in range(13)):
-        save_image(tmp_path / "data/many" / name)
-        builder.image(name, 80, 100)
-        builder.box((10, 20, 30, 60), 0)
-    write_coco(builder.build(("cat",)), tmp_path / "data/many/all.json")
+    one_file(tmp_path / "data/many", [f"{row}.png" for row in range(13)])
     done = crossdet("new", tmp_path / "data", "-o", file, "--overwrite")
     assert "many: coco, 1 class, images: train 13, 1/6 of them held out as val" in " ".join(done.stdout.split())
     config = load_config(file)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-import numpy as np
 from pydantic import AfterValidator, Field, StrictBool, StrictStr
 
 from crossdet.errors import UserError, problem_list, show
@@ -62,10 +61,7 @@ class Growth:
 
     def without_images(self) -> list[str]:
         """Old classes that no training image has a box of; a list of names holds nothing."""
-        learnt = set()
-        for name, index in self.train.items():
-            ids = self.space.ids(name, index.classes)
-            learnt |= {int(ids[c]) for c in np.unique(index.labels[index.is_object]).tolist()}
+        learnt = {int(c) for name, index in self.train.items() for c in self.space.ids(name, index.classes_shown)}
         return [name for c, name in enumerate(self.known.classes) if c not in learnt - {DROPPED}]
 
     def begins_as(self, init: Mapping[str, str]) -> dict[int, int]:
