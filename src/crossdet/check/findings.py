@@ -12,23 +12,15 @@ from crossdet.check.near import MOST_PICTURES
 from crossdet.check.report import DuplicateReport, Report, SplitReport, some
 from crossdet.check.teachers import look_at_teachers
 from crossdet.config import Config
-from crossdet.config.sources import (
-    NO_BOX,
-    Sources,
-    label_warnings,
-    listed_only_notes,
-    listed_only_problem,
-    named_splits,
-    training_warnings,
-    union_test_index,
-    whole_split,
-)
+from crossdet.config.doubts import label_warnings, training_warnings
+from crossdet.config.listed_only import listed_only_notes, listed_only_problem
+from crossdet.config.sources import NO_BOX, Sources, named_splits, union_test_index, whole_split
 from crossdet.data.annotation_files import too_many
 from crossdet.data.canvases import too_few
 from crossdet.data.groups import group
 from crossdet.errors import UserError, problem_list
 from crossdet.evaluation.protocols import lists_of
-from crossdet.labels.common import only_alike, parts_apart
+from crossdet.labels.common import only_alike
 from crossdet.labels.members import lonely_members
 from crossdet.labels.space import DROPPED, LabelSpace
 
@@ -100,8 +92,7 @@ def _warnings(report: Report, config: Config, sources: Sources, old: int) -> Ite
         yield from _split_warnings(split, sources.space)
     if sources.train:
         yield from _class_warnings(report, old, config.train.plain)
-    yield from label_warnings(sources)
-    yield from parts_apart(sources.space)
+    yield from label_warnings(config, sources)
     if report.network is not None:
         yield from report.network.warnings()
     yield from _config_warnings(config, sources, extends=old > 0)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crossdet.check.report import ClassReport, Report, SplitReport, some
-from crossdet.data.index import NO_LABELS
+from crossdet.data.index import LEFT_OUT, NO_LABELS
 from crossdet.evaluation.tables import lineless_table
 from crossdet.labels.states import ABSENT, AVOIDED, LABELLED, NOT_EXHAUSTIVE, PER_IMAGE
 
@@ -129,7 +129,8 @@ def _skipped_lines(splits: Sequence[SplitReport]) -> Iterator[Text]:
         for reason, places in split.skipped.items():
             if reason == NO_LABELS:  # a warning
                 continue
-            head = f"{split.dataset} {split.split}, left out: {places.count:,} x {reason}"
+            left_out = "left out: " if reason in LEFT_OUT else ""
+            head = f"{split.dataset} {split.split}, {left_out}{places.count:,} x {reason}"
             yield Text.assemble((head, "yellow"), f", such as {places.first[0]}")
 
 

@@ -6,12 +6,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.config import Config, DatasetConfig, SplitConfig, UnionTestConfig
+from crossdet.config.listed_only import ListedOnly, without_box
 from crossdet.data.formats.format import SplitFiles
 from crossdet.data.groups import group
 from crossdet.data.index import NO_LABELS, Index
@@ -21,10 +22,10 @@ from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.evaluation.protocols import lists_of
 from crossdet.labels.common import COMMON, with_common_names
 from crossdet.labels.edits import grown
-from crossdet.labels.members import lonely_members, with_members
+from crossdet.labels.members import with_members
 from crossdet.labels.patterns import Expansion, expanded
 from crossdet.labels.rules import LabelRules
-from crossdet.labels.space import DROPPED, LabelSpace, check_class_names
+from crossdet.labels.space import LabelSpace, check_class_names
 
 SPLITS = ("train", "val")
 
@@ -43,6 +44,7 @@ class Sources:
     patterns: what those of the label rules stand for.
     apart: why the config of a detector that is scored says by itself what its datasets label, and not on top of
         what the detector was trained with; empty where it does not.
+    known: the label space of the weights that are extended; `space` is grown from it.
     """
 
     space: LabelSpace
@@ -53,6 +55,7 @@ class Sources:
     labelled: Mapping[str, Collection[str]] = field(default_factory=dict)
     patterns: tuple[Expansion, ...] = ()
     apart: str = ""
+    known: LabelSpace | None = None
 
     @property
     def labelled_names(self) -> dict[str, Collection[str]]:
@@ -77,64 +80,6 @@ def named_splits(sources: Sources) -> dict[str, Index]:
 
 
 NO_BOX = "the training splits hold no box at all, so there is nothing to learn"
-
-
-def training_warnings(config: Config, sources: Sources, extends: bool) -> Iterator[str]:
-    """What is allowed in a config to train by, and seldom meant. extends: trained weights."""
-    yield from config.train.warnings
-    yield from lonely_members(sources.space)
-    if config.train.patience and not sources.val:
-        yield "`train.patience`: no dataset has a `val` split to be judged on, so nothing stops early"
-    if config.extend is not None and not extends:
-        yield (
-            "`extend`: this section is for `crossdet extend WEIGHTS CONFIG` (and `check --extends WEIGHTS`); here "
-            "a new detector is trained, without it"
-        )
-
-
-def label_warnings(sources: Sources, splits: Sequence[str] = SPLITS) -> Iterator[str]:
-    """What may be trained as background by mistake. splits: whose pictures without a label file are told."""
-    for where, index in named_splits(sources).items():
-        name, split = where.rsplit(".", 1)
-        if split in splits and (places := index.skipped.get(NO_LABELS)):
-            yield (
-                f"{name} {split}: {len(places):,} images have no label file, such as {places[0]}, and count as "
-                "pictures without any object. If nobody has labelled them, take them out"
-            )
-    for a, b in sources.space.likely_duplicates():
-        yield (
-            f"likely the same class, not merged: {a} and {b}; merge them under `labels.merge`, or list the "
-            "name under `labels.distinct`"
-        )
-    for text in sources.space.partial_merges(sources.labelled_names):
-        yield f"merge of unlike classes: {text}"
-    yield from unshown_warnings(sources)
-
-
-def unshown_warnings(sources: Sources) -> Iterator[str]:
-    """Classes that a dataset labels, but not in its training pictures, whose background is a negative for them: its
-    boxes are in `val`, or are regions. (Where it has no box at all that has to be answered: `listed_only`.)"""
-    space, labelled = sources.space, sources.labelled_names
-    shown = {name: set(index.classes_shown) for name, index in sources.train.items() if name in labelled}
-    learnt = {int(c) for name, own in shown.items() for c in space.ids(name, sorted(own))}
-    for name, own in shown.items():
-        trusted = ~space.avoid_array[space.dataset_index(name)]
-        lacking = {source: space.index(name, source) for source in sorted({*labelled[name]} - own)}
-        asked = {source: c for source, c in lacking.items() if c != DROPPED and c in learnt and trusted[c]}
-        if asked:
-            unified = ", ".join(dict.fromkeys(space.classes[c] for c in asked.values()))
-            yield (
-                f"{name} train: no object of {', '.join(asked)}, which other datasets teach, and its background is "
-                f"a negative for it; if its pictures show it, say `labels.not_exhaustive: {{{name}: [{unified}]}}`"
-            )
-
-
-class ListedOnly(NamedTuple):
-    """dataset: that lists the unified `classes`, and has no box of them. others: who has, of any of them."""
-
-    dataset: str
-    classes: tuple[str, ...]
-    others: tuple[str, ...]
 
 
 def open_sources(
@@ -164,12 +109,12 @@ def open_sources(
                 labelled.setdefault(name, set()).update(_with_boxes(index))
     build = partial(_build_space, config, found, names, labelled)
     (space, patterns), apart = (build(known), "") if detector is None else _space_to_score(config, build, detector)
-    listed_only = _listed_only(space, {**found["val"], **found["train"]}, labelled, known)
+    listed_only = without_box(space, {**found["val"], **found["train"]}, labelled, known)
     train, val = (
         {name: _rotated(index, config.datasets[name], split) for name, index in found[split].items()}
         for split in SPLITS
     )
-    return Sources(space, train, val, lists, listed_only, labelled, patterns, apart)
+    return Sources(space, train, val, lists, listed_only, labelled, patterns, apart, known)
 
 
 def _read_splits(
@@ -217,87 +162,6 @@ def _with_boxes(index: Index) -> set[str]:
     """The index's own classes that have at least one box, regions among them."""
     labels = np.asarray(index.labels)
     return {index.classes[label] for label in np.unique(labels[labels >= 0]).tolist()}
-
-
-def _listed_only(
-    space: LabelSpace,
-    indexes: Mapping[str, Index],
-    labelled: Mapping[str, Collection[str]],
-    known: LabelSpace | None,
-) -> tuple[ListedOnly, ...]:
-    """See `Sources.listed_only`. indexes: of every dataset its training split, or the other one.
-
-    known: weights that are extended; they count as one who has boxes of their classes, but not for datasets that
-    these classes were learnt from: a few of their old pictures need not show all.
-    """
-    names, whole = list(space.classes), np.arange(len(space.classes))
-    for fold in space.folds:
-        if not fold.is_merge:  # one class told apart; merged ones are different things, each asked about
-            whole[list(fold.members)] = fold.members[0]
-            names[fold.members[0]] = fold.name
-    boxes, empty = {}, {}
-    for dataset, index in indexes.items():
-        boxes[dataset], empty[dataset] = _listed_classes(space, dataset, index, labelled[dataset], whole)
-    found = []
-    for dataset, classes in empty.items():
-        has = {other: own & set(classes) for other, own in boxes.items() if other != dataset}
-        if known is not None:
-            has["the weights"] = {c for c in classes if c < len(known.classes)} - _learnt_from(known, dataset)
-        asked = [c for c in classes if any(c in own for own in has.values())]
-        if asked:
-            others = tuple(other for other, own in has.items() if own)
-            found.append(ListedOnly(dataset, tuple(names[c] for c in asked), others))
-    return tuple(found)
-
-
-def _listed_classes(
-    space: LabelSpace, dataset: str, index: Index, labelled: Collection[str], whole: NDArray[np.int64]
-) -> tuple[set[int], list[int]]:
-    """The classes (by `whole`, `[C]`) that a dataset has boxes of, and those that it lists without and trusts its
-    background for."""
-    row = space.dataset_index(dataset)
-    end = f"@{space.directions[row][0]}" if row in space.directions else ""
-    ids = {name: space.index(dataset, name + end) for name in index.classes}
-    kept = {name: int(whole[c]) for name, c in ids.items() if c != DROPPED}
-    boxes = {c for name, c in kept.items() if name in labelled}
-    trusts = {int(c) for c in whole[~space.avoid_array[row]]}
-    return boxes, sorted((set(kept.values()) - boxes) & trusts)
-
-
-def _learnt_from(known: LabelSpace, dataset: str) -> set[int]:
-    """The classes that the weights learnt from a dataset."""
-    if dataset not in known.datasets:
-        return set()
-    return set(np.flatnonzero(known.annotated_array[known.dataset_index(dataset)]).tolist())
-
-
-def listed_only_notes(listed_only: Sequence[ListedOnly]) -> dict[str, str]:
-    """Dataset -> what `Sources.listed_only` means where nothing is trained."""
-    return {
-        dataset: f"lists {', '.join(classes)} and has no box of it, while {', '.join(others)} has; what is found "
-        f"of it counts as wrong in thresholds. If the pictures may show it: `labels.unlabelled: {{{dataset}: "
-        f"[{', '.join(classes)}]}}`"
-        for dataset, classes, others in listed_only
-    }
-
-
-def listed_only_problem(listed_only: Sequence[ListedOnly]) -> str:
-    """What to say about `Sources.listed_only`, and how to answer."""
-    lines = [
-        f"{dataset}: {', '.join(classes)} (boxes in {', '.join(others)})"
-        for dataset, classes, others in listed_only
-    ]
-    answer = "{" + ", ".join(f"{d}: [{', '.join(classes)}]" for d, classes, _ in listed_only) + "}"
-    head = (
-        "classes that a dataset lists and has not one box of, while others have: its background would be taken for "
-        "a negative"
-    )
-    return (
-        f"{problem_list(head, lines)}\nSay under `labels` what is so:\n"
-        f"    unlabelled: {answer}    # its pictures may show them: background avoided\n"
-        f"    absent: {answer}    # no picture of it shows them: background trusted\n"
-        f"or take a class out of the union: list all its source classes under `labels.drop`"
-    )
 
 
 def _rotated(index: Index, dataset: DatasetConfig, split: str) -> Index:

@@ -21,7 +21,11 @@ from crossdet.types import REGION_FLAGS, Flag
 NOT_A_NUMBER = "box with a coordinate that is no number"
 NO_AREA = "box without area"
 OUTSIDE = "box outside its image"
+LEFT_OUT = (NOT_A_NUMBER, NO_AREA, OUTSIDE)
 """Reasons why a box is left out, in `Index.skipped`."""
+FAR_OVER = "box far over its image's border, cut"
+MOST_OVER = 0.1
+"""A box of `FAR_OVER`, in `Index.skipped`, reaches over by more than this share of the image's width or height."""
 NO_LABELS = "image without a label file"
 IMAGE_REASONS = ("image cannot be read", "image not found")
 """In `Index.skipped`, of images that are taken for ones without objects."""
@@ -85,7 +89,7 @@ class Index:
     flags: `[M]` uint8, bits of `crossdet.types.Flag`.
     area: `[M]` float32; the annotated area, else the box area. columns: further ones per box (WIDER FACE), `[M]`.
     negatives, not_exhaustive: per-image class lists of a federated dataset (LVIS); None otherwise.
-    skipped: what the reader left out, reason -> places ("file:line: value"), for `crossdet check`.
+    skipped: what the reader left out, or cut by much, reason -> places ("file:line: value"), for `crossdet check`.
     rotation: how far the pictures are turned (`data.rotation`); sizes and boxes are those of the turned ones.
     """
 
@@ -135,7 +139,8 @@ class Index:
         outside, are left out and counted in `skipped`, as are images that cannot be read.
 
         Raises `UserError` that lists every mistake: keys, missing images, an image that has two records, boxes
-        without four numbers or with x2 < x1 or y2 < y1, labels that are no name or not among `classes`.
+        without four numbers or with x2 < x1 or y2 < y1, labels that are no name or not among `classes`; or says
+        that the boxes are shares of their pictures.
         """
         from crossdet.data.records import index_from_records  # it builds on the readers, and they on this module
 
@@ -271,6 +276,8 @@ class IndexBuilder:
                 if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
                     self.skip(OUTSIDE, f"{place}: xyxy {short(xyxy)} in an image of {width}x{height}")
                     return
+                if max(-x1, x2 - width) > MOST_OVER * width or max(-y1, y2 - height) > MOST_OVER * height:
+                    self.skip(FAR_OVER, f"{place}: xyxy {short(xyxy)} in an image of {width}x{height}")
                 x1, y1, x2, y2 = clipped
         self._counts[-1] += 1
         self._boxes.append((x1, y1, x2, y2))
@@ -312,7 +319,7 @@ def clip_to_images(
     """Clips xyxy boxes to their images, by the rules of `IndexBuilder.box`.
 
     sizes: `[M, 2]` (height, width) of each box's image; 0 = unknown, not clipped.
-    Returns the clipped boxes and for each the reason to leave it out ("" = keep).
+    Returns the clipped boxes and for each the reason to leave it out, or `FAR_OVER` for one that is kept, or "".
     """
     with np.errstate(invalid="ignore", over="ignore"):
         boxes = boxes.astype(np.float32).astype(np.float64)  # area that float32 loses is no area
@@ -322,6 +329,8 @@ def clip_to_images(
         low = np.where(np.isinf(limits), boxes[:, :2], np.clip(boxes[:, :2], 0, limits))
         clipped = np.concatenate([low, np.minimum(boxes[:, 2:], limits)], axis=1)
         outside = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
-    reason[(reason == "") & outside] = OUTSIDE
+        far_over = (np.abs(boxes - clipped) > MOST_OVER * np.tile(limits, 2)).any(axis=1)
+    reason[(reason == "") & far_over] = FAR_OVER
+    reason[np.isin(reason, ("", FAR_OVER)) & outside] = OUTSIDE
     reason[~np.isfinite(boxes).all(axis=1)] = NOT_A_NUMBER
     return clipped, reason

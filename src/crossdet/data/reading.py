@@ -12,10 +12,11 @@ from crossdet.data.annotation_files import header_sizes
 from crossdet.data.cache import cached, fingerprint, pictures_stamp
 from crossdet.data.formats import FORMATS
 from crossdet.data.formats.format import NONE, Format, SplitFiles
-from crossdet.data.index import IMAGE_REASONS, Index, clip_to_images, offsets, short
+from crossdet.data.index import IMAGE_REASONS, LEFT_OUT, Index, clip_to_images, offsets, short
 from crossdet.errors import UserError, problem_list
 
-"""Reasons in `Index.skipped` that may be gone at the next start, with the annotations unchanged."""
+SMALL = 16
+"""Pixels; in smaller pictures the first pixel may well be an object."""
 
 
 def read_split(format: str, files: SplitFiles) -> Index:
@@ -36,7 +37,22 @@ def read_split(format: str, files: SplitFiles) -> Index:
     _check(format, kind, files)
     stamps = [pictures_stamp(folder) for folder in files.images] if kind.depends_on_images else []
     key = fingerprint({"format": format, "extra": stamps, **asdict(files)}, kind.depends(files))
-    return cached(key, lambda: fill_sizes(kind.read(files)), lambda index: not _without_image(index))
+    return cached(key, lambda: with_sizes(kind.read(files)), lambda index: not _without_image(index))
+
+
+def with_sizes(index: Index) -> Index:
+    """`fill_sizes`, then a look at the boxes. Raises `UserError` where they are shares of their pictures, 0 to 1: a
+    detector would learn that every object is the first pixel, and that all else is background."""
+    index = fill_sizes(index)
+    boxes = np.asarray(index.boxes)
+    if len(boxes) and boxes.max() <= 1 and index.sizes.min(initial=SMALL) >= SMALL:
+        image = index.path(int(index.image_of_box()[0]))
+        raise UserError(
+            f"all {len(boxes):,} boxes lie within the first pixel of their pictures, such as xyxy "
+            f"{short(boxes[0].tolist())} in {image}; boxes are given in pixels here, not as shares of the picture: "
+            "multiply them by its width and height"
+        )
+    return index
 
 
 def fill_sizes(index: Index) -> Index:
@@ -59,15 +75,13 @@ def fill_sizes(index: Index) -> Index:
     filled = sizes[image_of_box]
     filled[(index.sizes[image_of_box] != 0).all(axis=1)] = 0  # those the reader has clipped
     clipped, reason = clip_to_images(index.boxes.astype(np.float64), filled)
-    for left_out in np.flatnonzero(reason != "").tolist():
-        place = index.path(int(image_of_box[left_out]))
-        skipped.setdefault(str(reason[left_out]), []).append(
-            f"{place}: xyxy {short(index.boxes[left_out].tolist())}"
-        )
+    for box in np.flatnonzero(reason != "").tolist():
+        place = index.path(int(image_of_box[box]))
+        skipped.setdefault(str(reason[box]), []).append(f"{place}: xyxy {short(index.boxes[box].tolist())}")
     before, after = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (index.boxes, clipped))
     # an annotated area (COCO's segmentation) stays, one that was the box's own follows the clipping
     area = np.where(np.isclose(index.area, before), after, index.area).astype(np.float32)
-    keep = reason == ""
+    keep = ~np.isin(reason, LEFT_OUT)
     box_offsets = offsets(np.bincount(image_of_box[keep], minlength=len(index)))
     known = replace(index, boxes=clipped.astype(np.float32), area=area)
     return replace(known, sizes=sizes, box_offsets=box_offsets, **known.box_columns(keep), skipped=skipped)

@@ -9,7 +9,7 @@ from typing import Any
 
 from crossdet.data.annotation_files import is_there, too_many
 from crossdet.data.index import Index, IndexBuilder
-from crossdet.data.reading import fill_sizes
+from crossdet.data.reading import with_sizes
 from crossdet.errors import UserError, problem_list, show
 from crossdet.labels.rules import unknown
 from crossdet.types import REGION_FLAGS, Flag
@@ -132,4 +132,4 @@ class _Reader:
             builder.image(image)
             for (x1, y1, x2, y2), name, flags, place in boxes:
                 builder.box((x1, y1, x2, y2), -1 if name is None else number[name], flags, place=place)
-        return fill_sizes(builder.build(classes))
+        return with_sizes(builder.build(classes))

@@ -14,13 +14,18 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from crossdet.labels.rules import DROPPED
+from crossdet.labels.rules import DROPPED, normalised_name
 
 if TYPE_CHECKING:
     from crossdet.labels.space import LabelSpace
 
 COMMON = "common"
 """The value of `labels.merge.same_names` that asks for these names."""
+
+
+SHORTEST_SLIP, SHORTEST_OTHER = 6, 9
+"""Letters of a name from which on a letter more or less (or two in turn), and another letter, are taken for a slip:
+`paint brush`, but not `candle` for `handle`."""
 
 
 def spelling(name: str) -> str:
@@ -31,11 +36,12 @@ def spelling(name: str) -> str:
 @dataclass(frozen=True)
 class CommonNames:
     """groups: spelling -> name of its group. parts: meaning -> meanings of its parts. different: two meanings (one,
-    where it is the same word) -> why they are not the same."""
+    where it is the same word) -> why they are not the same. likely: normalised name -> a meaning it often has."""
 
     groups: Mapping[str, str]
     parts: Mapping[str, frozenset[str]]
     different: Mapping[frozenset[str], str]
+    likely: Mapping[str, str]
 
     def meaning(self, name: str) -> str:
         """What a name is compared by: its group, or its spelling where it is in none."""
@@ -46,12 +52,47 @@ class CommonNames:
         """Whether the name has a group."""
         return spelling(name) in self.groups
 
+    def keys(self, name: str) -> set[str]:
+        """Texts of which two names share one where they are likely the same: what they mean or often mean, and how
+        they are written without plurals."""
+        normalised = normalised_name(name)
+        return {normalised, self.meaning(name), self.likely.get(normalised, normalised)}
+
+    def alike(self, one: str, other: str) -> bool:
+        """Whether two names are likely the same: they share a key, or are a slip apart."""
+        if self.keys(one) & self.keys(other):
+            return True
+        return not (self.known(one) and self.known(other)) and _slip_apart(one, other)
+
     def unclear(self, name: str, present: Collection[str]) -> bool:
         """Whether datasets mean different things by this word, and a name says so that is present beside it (the
         `mouse` of a dataset with `Computer mouse` is an animal). present: meanings."""
         mine = self.meaning(name)
         several = frozenset({mine}) in self.different
         return several and any(frozenset({mine, other}) in self.different for other in present if other != mine)
+
+
+def slip_keys(name: str) -> set[str]:
+    """Texts of which two names that are a slip apart share one: the name, and the name without one letter."""
+    text = normalised_name(name)
+    if len(text) < SHORTEST_SLIP or any(letter.isdigit() for letter in text):
+        return set()
+    return {f"~{text}", *(f"~{text[:i]}{text[i + 1 :]}" for i in range(len(text)))}
+
+
+def _slip_apart(one: str, other: str) -> bool:
+    """Whether two names that share a slip key are a letter apart (more, less, other), or two in turn."""
+    a, b = normalised_name(one), normalised_name(other)
+    start = _common_start(a, b)
+    end = _common_start(a[start:][::-1], b[start:][::-1])
+    rest_a, rest_b = a[start : len(a) - end], b[start : len(b) - end]
+    if len(rest_a) == len(rest_b) == 1:
+        return len(a) >= SHORTEST_OTHER
+    return len(rest_a) + len(rest_b) == 1 or (len(rest_a) == 2 and rest_a == rest_b[::-1])
+
+
+def _common_start(one: str, other: str) -> int:
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 @cache
@@ -61,10 +102,11 @@ def common_names() -> CommonNames:
     groups = {spelling(name): spelling(name) for name in content["alike"]}
     for group, names in content["same"].items():
         groups |= {spelling(name): group for name in (group, *names.values())}
-    names = CommonNames(groups, {}, {})
+    names = CommonNames(groups, {}, {}, {})
     parts = {names.meaning(whole): frozenset(map(names.meaning, of)) for whole, of in content["parts"].items()}
     different = {frozenset(map(names.meaning, pair)): reason for *pair, reason in content["different"]}
-    return CommonNames(groups, parts, different)
+    likely = {normalised_name(n): names.meaning(group) for group, also in content["likely"].items() for n in also}
+    return CommonNames(groups, parts, different, likely)
 
 
 # ------------------------------------------------------------------------------------------- merging

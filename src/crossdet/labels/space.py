@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.errors import LabelError, UserError
-from crossdet.labels.common import common_names
+from crossdet.labels.common import common_names, slip_keys
 from crossdet.labels.folds import Fold, Folding
 from crossdet.labels.patterns import expanded
 from crossdet.labels.rules import DROPPED, LabelRules, RuleReader, normalised_name, quoted, unknown
@@ -251,22 +251,22 @@ class LabelSpace:
                 )
 
     def likely_duplicates(self) -> list[tuple[str, str]]:
-        """Pairs of source classes of different datasets and different unified ids whose normalised names are equal,
-        or that mean the same by `labels.common`; without those that it says to be different. Of one dataset those
-        that differ in case or white space alone."""
+        """Pairs of source classes of different datasets and different unified ids whose normalised names are equal
+        or a slip apart, or that mean the same by `labels.common`; without those that it says to be different. Of
+        one dataset those that differ in case or white space alone."""
         names = common_names()
         seen: dict[str, list[tuple[int, str, int]]] = {}
         for row, sources in enumerate(self.sources):
             for name, unified in sources.items():
                 if unified != DROPPED:
-                    for key in {normalised_name(name): None, names.meaning(name): None}:
+                    for key in sorted(names.keys(name) | slip_keys(name)):
                         seen.setdefault(key, []).append((row, name, unified))
         pairs = (
             (f"{self.datasets[row_a]}/{name_a}", f"{self.datasets[row_b]}/{name_b}")
             for group in seen.values()
             for position, (row_a, name_a, id_a) in enumerate(group)
             for row_b, name_b, id_b in group[position + 1 :]
-            if id_a != id_b and (row_a != row_b or _same_text(name_a, name_b))
+            if id_a != id_b and (row_a != row_b or _same_text(name_a, name_b)) and names.alike(name_a, name_b)
             # not those that the rules call distinct
             if not (self.classes[id_a].endswith(f"/{name_a}") and self.classes[id_b].endswith(f"/{name_b}"))
             if frozenset({names.meaning(name_a), names.meaning(name_b)}) not in names.different

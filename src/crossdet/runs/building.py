@@ -10,7 +10,8 @@ import torch
 from lightning_fabric import Fabric
 
 from crossdet.config import Config, as_config
-from crossdet.config.sources import NO_BOX, Sources, listed_only_problem, open_sources
+from crossdet.config.listed_only import listed_only_problem
+from crossdet.config.sources import NO_BOX, Sources, open_sources
 from crossdet.data.augment import IMAGENET_MEAN, Augment
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.loading import epoch_batches, make_loader

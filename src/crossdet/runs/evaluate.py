@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.config import Config, as_config
-from crossdet.config.sources import Sources, listed_only_notes, open_sources
+from crossdet.config.listed_only import listed_only_notes
+from crossdet.config.sources import Sources, open_sources
 from crossdet.data.federated import verified_in_evaluation
 from crossdet.data.index import Index
 from crossdet.data.rotation import without_direction_classes

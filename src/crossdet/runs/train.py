@@ -12,7 +12,8 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.seed import seed_everything
 
 from crossdet.config import Config, as_config
-from crossdet.config.sources import Sources, label_warnings, named_splits, open_sources, training_warnings
+from crossdet.config.doubts import label_warnings, training_warnings
+from crossdet.config.sources import Sources, named_splits, open_sources
 from crossdet.data.hybrid import HybridDataset
 from crossdet.errors import UserError
 from crossdet.evaluation.forgetting import main_numbers
@@ -121,7 +122,8 @@ def train_network(
     if fabric.is_global_zero:
         network_is, *_ = card.settings.described(card.space.classes)
         print(f"network: {network_is}", *schedule.lines(), sep="\n", flush=True)
-        for text in (*training_warnings(config, sources, extends=not fresh), *label_warnings(sources, ["train"])):
+        warnings = [*training_warnings(config, sources, not fresh), *label_warnings(config, sources, ["train"])]
+        for text in warnings:
             print(f"warning: {text}", flush=True)
     if config.train.channels_last:
         network = network.to(memory_format=torch.channels_last)

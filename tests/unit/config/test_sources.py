@@ -9,7 +9,8 @@ from PIL import Image
 
 from crossdet.check import inspect
 from crossdet.config import Config
-from crossdet.config.sources import listed_only_notes, open_sources
+from crossdet.config.listed_only import listed_only_notes
+from crossdet.config.sources import open_sources
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError, UserError
 from crossdet.labels.edits import edited, grown

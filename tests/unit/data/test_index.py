@@ -83,6 +83,7 @@ def test_builder_skips_and_clips() -> None:
     index = builder.build(["x"])
     assert index.boxes.tolist() == [[0, 70, 50, 80], [10, 10, 10, 20]]
     assert index.skipped == {
+        "box far over its image's border, cut": ["f:1: xyxy [-5, 70, 50, 90] in an image of 100x80"],
         "box without area": ["f:2: xyxy [10, 10, 10, 20]", "f:5: xyxy [1000, 10, 1000, 20]"],
         "box outside its image": ["f:3: xyxy [100, 10, 120, 20] in an image of 100x80"],
         "box with a coordinate that is no number": ["f:4: (inf, 10, 120, 20)"],

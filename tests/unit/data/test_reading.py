@@ -203,6 +203,7 @@ def test_sizes_are_filled_and_boxes_clipped(tmp_path: Path) -> None:
     assert index.area.tolist() == [5, 200, 81]  # the annotated area stays
     assert index.skipped == {
         "image cannot be read": [str(tmp_path / "b.png")],
+        "box far over its image's border, cut": [f"{tmp_path / 'a.png'}: xyxy [80, 0, 120, 10]"],
         "box outside its image": [f"{tmp_path / 'a.png'}: xyxy [500, 0, 509, 9]"],
     }
 

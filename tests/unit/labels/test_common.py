@@ -117,6 +117,37 @@ def test_classes_of_weights_keep_their_names():
     ]
 
 
+def test_likely_names_stand_in_no_list_as_something_else():
+    for whole, also in FILE["likely"].items():
+        assert spelt(whole), whole
+        for name in also:
+            assert not spelt(name) or common_names().meaning(name) == common_names().meaning(whole), name
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("person", "human"), ("car", "Autos"), ("Hard_Hat", "helmet"), ("gloves", "glove"), ("sun hat", "sunhat"),
+        ("pedestrian", "pedestrain"), ("fire extinguisher", "fire extinguishor"), ("forklift", "fork lift"),
+    ],
+)  # fmt: skip
+def test_other_words_and_slips_of_the_same(one, other):
+    space = LabelSpace.build({"a": [one, "rest"], "b": [other]})
+    assert space.likely_duplicates() == [(f"a/{one}", f"b/{other}")]
+    assert LabelSpace.build({"a": [one, other, "rest"]}).likely_duplicates() == []  # one dataset tells them apart
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("candle", "handle"), ("toaster", "coaster"), ("active", "inactive"), ("healthy leaf", "unhealthy leaf"),
+        ("class_type_1", "class_type_2"), ("boat", "goat"), ("carrot", "parrot"), ("woman", "human"),
+    ],
+)  # fmt: skip
+def test_names_that_only_look_alike(one, other):
+    assert LabelSpace.build({"a": [one], "b": [other]}).likely_duplicates() == []
+
+
 def test_what_is_left_apart_is_told():
     space = LabelSpace.build({"coco": ["tv", "person"], "oi": ["Television", "Computer monitor", "Human face"]})
     (told,) = parts_apart(space)

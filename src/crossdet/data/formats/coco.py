@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from crossdet.data.annotation_files import raise_if_any, read_bytes
 from crossdet.data.formats.format import ONE, Format, SplitFiles
 from crossdet.data.formats.tree import Found, Refused, Tree, variant, without_suffix
-from crossdet.data.index import Index, Ragged, Strings, clip_to_images, offsets
+from crossdet.data.index import LEFT_OUT, Index, Ragged, Strings, clip_to_images, offsets
 from crossdet.errors import AnnotationError
 from crossdet.types import Flag
 
@@ -166,7 +166,7 @@ def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
     for i in np.flatnonzero(reason != "").tolist():
         place = f"{annotations}: annotations[{i}].bbox {_show(box_items[i]['bbox'])}"
         skipped.setdefault(str(reason[i]), []).append(place)
-    keep = np.flatnonzero(reason == "")
+    keep = np.flatnonzero(~np.isin(reason, LEFT_OUT))
     keep = keep[np.argsort(image_rows[keep], kind="stable")]
     clipped, area = clipped[keep], area[keep]
     own_area = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1)

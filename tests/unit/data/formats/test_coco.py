@@ -118,6 +118,7 @@ def test_skipped_and_clipped(tmp_path: Path) -> None:
     assert index.area.tolist() == [100, 25]
     file = tmp_path / "instances.json"
     assert index.skipped == {
+        "box far over its image's border, cut": [f"{file}: annotations[0].bbox [90, 70, 50, 50]"],
         "box without area": [f"{file}: annotations[1].bbox [3, 4, 0, 5]"],
         "box outside its image": [f"{file}: annotations[2].bbox [200, 10, 5, 5]"],
         "box with a coordinate that is no number": [f"{file}: annotations[3].bbox [NaN, 1, 2, 3]"],

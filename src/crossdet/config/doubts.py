@@ -1,0 +1,139 @@
+"""What a config allows and is seldom meant, above all what may be trained as background by mistake. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from crossdet.config import Config
+from crossdet.config.listed_only import learnt_from
+from crossdet.config.sources import SPLITS, Sources, named_splits, whole_split
+from crossdet.data.index import FAR_OVER, IMAGE_REASONS, LEFT_OUT, NO_LABELS, Index
+from crossdet.labels.common import common_names, parts_apart
+from crossdet.labels.members import lonely_members
+from crossdet.labels.space import DROPPED, LabelSpace
+
+MANY_EMPTY, MANY_LEFT_OUT, MANY_FAR_OVER = 0.5, 0.01, 0.15
+"""Shares of a split's pictures or boxes above which they are spoken of."""
+
+
+def training_warnings(config: Config, sources: Sources, extends: bool) -> Iterator[str]:
+    """What is allowed in a config to train by, and seldom meant. extends: trained weights."""
+    yield from config.train.warnings
+    yield from lonely_members(sources.space)
+    if config.train.patience and not sources.val:
+        yield "`train.patience`: no dataset has a `val` split to be judged on, so nothing stops early"
+    if config.extend is not None and not extends:
+        yield (
+            "`extend`: this section is for `crossdet extend WEIGHTS CONFIG` (and `check --extends WEIGHTS`); here "
+            "a new detector is trained, without it"
+        )
+
+
+def label_warnings(config: Config, sources: Sources, splits: Sequence[str] = SPLITS) -> Iterator[str]:
+    """What may be trained as background by mistake. splits: whose pictures and boxes are looked at."""
+    for where, index in named_splits(sources).items():
+        name, split = where.rsplit(".", 1)
+        if split in splits:
+            dataset = config.datasets[name]
+            yield from (f"{name} {split}: {text}" for text in pictures_without_boxes(index))
+            if split == "train" or dataset.held_out is None:  # the pictures of both shares are read once
+                shares = dataset.held_out is not None or dataset.part_of is not None
+                whole = whole_split(dataset, split) if shares else index  # a share has all notes, not all boxes
+                yield from (f"{name} {split}: {text}" for text in doubtful_boxes(whole))
+    for a, b in sources.space.likely_duplicates():
+        yield (
+            f"likely the same class, not merged: {a} and {b}; merge them under `labels.merge`, or list the "
+            "name under `labels.distinct`"
+        )
+    for name, other in merged_beside(sources.space):
+        yield f"`labels.merge` makes {name!r} beside the class {other!r}: is that one class, by a slip in its name?"
+    for text in sources.space.partial_merges(sources.labelled_names):
+        yield f"merge of unlike classes: {text}"
+    yield from parts_apart(sources.space)
+    yield from unshown_warnings(sources)
+    yield from unlike_before(sources)
+
+
+def merged_beside(space: LabelSpace) -> Iterator[tuple[str, str]]:
+    """Names that a merge has made up and that are much like another class's name."""
+    own = {name for sources in space.sources for name in sources}
+    names = common_names()
+    for made in (name for name in space.classes if name not in own and "/" not in name):
+        yield from ((made, other) for other in space.classes if other != made and names.alike(made, other))
+
+
+def unshown_warnings(sources: Sources) -> Iterator[str]:
+    """Classes that a dataset labels, but not in its training pictures, whose background is a negative for them: its
+    boxes are in `val`, or are regions. (Where it has no box at all that has to be answered: `listed_only`.)"""
+    space, labelled = sources.space, sources.labelled_names
+    shown = {name: set(index.classes_shown) for name, index in sources.train.items() if name in labelled}
+    learnt = {int(c) for name, own in shown.items() for c in space.ids(name, sorted(own))}
+    learnt |= set(range(len(sources.known.classes))) if sources.known is not None else set()
+    teachers = "other datasets" if sources.known is None else "the weights or other datasets"
+    for name, own in shown.items():
+        trusted = ~space.avoid_array[space.dataset_index(name)]
+        lacking = {source: space.index(name, source) for source in sorted({*labelled[name]} - own)}
+        asked = {source: c for source, c in lacking.items() if c != DROPPED and c in learnt and trusted[c]}
+        if asked:
+            unified = ", ".join(dict.fromkeys(space.classes[c] for c in asked.values()))
+            yield (
+                f"{name} train: no object of {', '.join(asked)}, which {teachers} teach, and its background is "
+                f"a negative for it; if its pictures show it, say `labels.not_exhaustive: {{{name}: [{unified}]}}`"
+            )
+
+
+def unlike_before(sources: Sources) -> Iterator[str]:
+    """Datasets of an extension whose files list old classes that the weights learnt from them, without a box. A few
+    old pictures need not show every class; other pictures under an old name may not be labelled for it."""
+    space, known = sources.space, sources.known
+    for name in sources.train if known is not None else ():
+        if known is None or name not in known.datasets or name not in sources.labelled_names:
+            continue
+        with_box = {space.index(name, own) for own in sources.labelled[name]}
+        trusted = ~space.avoid_array[space.dataset_index(name)]
+        lacking = ", ".join(space.classes[c] for c in sorted(learnt_from(known, name) - with_box) if trusted[c])
+        if lacking:
+            yield (
+                f"{name} train: no box of {lacking}, which the weights learnt from {name}, and its background is a "
+                f"negative for it. That is so for pictures they learnt from; if these are others and may show it, "
+                f"say `labels.not_exhaustive: {{{name}: [{lacking}]}}`, or give them a dataset name of their own"
+            )
+
+
+def pictures_without_boxes(index: Index) -> Iterator[str]:
+    """Signs that nobody has labelled some pictures of a split."""
+    skipped = index.skipped
+    if places := skipped.get(NO_LABELS):
+        yield (
+            f"{len(places):,} images have no label file, such as {places[0]}, and count as pictures without any "
+            "object. If nobody has labelled them, take them out"
+        )
+    known_empty = sum(len(skipped.get(reason, ())) for reason in (NO_LABELS, *IMAGE_REASONS))
+    empty = int(np.count_nonzero(np.diff(index.box_offsets) == 0)) - known_empty
+    if len(index.boxes) and not index.federated and empty > MANY_EMPTY * len(index):
+        yield (
+            f"{empty:,} of {len(index):,} pictures have no box, and all of them is background. If nobody has "
+            "labelled them, take them out"
+        )
+
+
+def doubtful_boxes(index: Index) -> Iterator[str]:
+    """Signs that boxes of a split are lost, or not where their objects are."""
+    skipped, boxes = index.skipped, len(index.boxes)
+    left_out = {reason: places for reason in LEFT_OUT if (places := skipped.get(reason))}
+    count = sum(map(len, left_out.values()))
+    if count > MANY_LEFT_OUT * (boxes + count):
+        kinds = ", ".join(f"{len(places):,} x {reason}" for reason, places in left_out.items())
+        first = next(iter(left_out.values()))[0]
+        yield (
+            f"{count:,} of {boxes + count:,} boxes cannot be used ({kinds}), such as {first}: what they mean is "
+            "background. Do the annotations belong to these pictures, at this size?"
+        )
+    far = skipped.get(FAR_OVER, [])
+    if len(far) > MANY_FAR_OVER * boxes:
+        yield (
+            f"{len(far):,} of {boxes:,} boxes reach far over the border of their picture and are cut there, such "
+            f"as {far[0]}. Are they corners where the format has width and height, or of another size of it?"
+        )

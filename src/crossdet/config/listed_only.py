@@ -1,0 +1,106 @@
+"""Classes that a dataset lists and has not one box of, while others have: unlabelled, or not there? No torch.
+
+The background of such a dataset would be a negative for them, so the label rules have to say what is so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdet.data.index import Index
+from crossdet.errors import problem_list
+from crossdet.labels.space import DROPPED, LabelSpace
+
+
+class ListedOnly(NamedTuple):
+    """dataset: that lists the unified `classes`, and has no box of them. others: who has, of any of them."""
+
+    dataset: str
+    classes: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def without_box(
+    space: LabelSpace,
+    indexes: Mapping[str, Index],
+    labelled: Mapping[str, Collection[str]],
+    known: LabelSpace | None,
+) -> tuple[ListedOnly, ...]:
+    """What the label rules do not say (`Sources.listed_only`).
+
+    indexes: of every dataset its training split, or the other one.
+    known: weights that are extended; they count as one who has boxes of their classes, but not for datasets that
+    these classes were learnt from: a few of their old pictures need not show all (`doubts` warns of it).
+    """
+    names, whole = list(space.classes), np.arange(len(space.classes))
+    for fold in space.folds:
+        if not fold.is_merge:  # one class told apart; merged ones are different things, each asked about
+            whole[list(fold.members)] = fold.members[0]
+            names[fold.members[0]] = fold.name
+    boxes, empty = {}, {}
+    for dataset, index in indexes.items():
+        boxes[dataset], empty[dataset] = _listed_classes(space, dataset, index, labelled[dataset], whole)
+    found = []
+    for dataset, classes in empty.items():
+        has = {other: own & set(classes) for other, own in boxes.items() if other != dataset}
+        if known is not None:
+            has["the weights"] = {c for c in classes if c < len(known.classes)} - learnt_from(known, dataset)
+        asked = [c for c in classes if any(c in own for own in has.values())]
+        if asked:
+            others = tuple(other for other, own in has.items() if own)
+            found.append(ListedOnly(dataset, tuple(names[c] for c in asked), others))
+    return tuple(found)
+
+
+def _listed_classes(
+    space: LabelSpace, dataset: str, index: Index, labelled: Collection[str], whole: NDArray[np.int64]
+) -> tuple[set[int], list[int]]:
+    """The classes (by `whole`, `[C]`) that a dataset has boxes of, and those that it lists without and trusts its
+    background for."""
+    row = space.dataset_index(dataset)
+    end = f"@{space.directions[row][0]}" if row in space.directions else ""
+    ids = {name: space.index(dataset, name + end) for name in index.classes}
+    kept = {name: int(whole[c]) for name, c in ids.items() if c != DROPPED}
+    boxes = {c for name, c in kept.items() if name in labelled}
+    trusts = {int(c) for c in whole[~space.avoid_array[row]]}
+    return boxes, sorted((set(kept.values()) - boxes) & trusts)
+
+
+def learnt_from(known: LabelSpace, dataset: str) -> set[int]:
+    """The classes that the weights learnt from a dataset."""
+    if dataset not in known.datasets:
+        return set()
+    return set(np.flatnonzero(known.annotated_array[known.dataset_index(dataset)]).tolist())
+
+
+def listed_only_notes(listed_only: Sequence[ListedOnly]) -> dict[str, str]:
+    """Dataset -> what `Sources.listed_only` means where nothing is trained."""
+    return {
+        dataset: f"lists {', '.join(classes)} and has no box of it, while {', '.join(others)} has; what is found "
+        f"of it counts as wrong in thresholds. If the pictures may show it: `labels.unlabelled: {{{dataset}: "
+        f"[{', '.join(classes)}]}}`"
+        for dataset, classes, others in listed_only
+    }
+
+
+def listed_only_problem(listed_only: Sequence[ListedOnly]) -> str:
+    """What to say about `Sources.listed_only`, and how to answer."""
+    lines = [
+        f"{dataset}: {', '.join(classes)} (boxes in {', '.join(others)})"
+        for dataset, classes, others in listed_only
+    ]
+    answer = "{" + ", ".join(f"{d}: [{', '.join(classes)}]" for d, classes, _ in listed_only) + "}"
+    head = (
+        "classes that a dataset lists and has not one box of, while others have: its background would be taken for "
+        "a negative"
+    )
+    return (
+        f"{problem_list(head, lines)}\nSay under `labels` what is so:\n"
+        f"    unlabelled: {answer}    # its pictures may show them: background avoided\n"
+        f"    absent: {answer}    # no picture of it shows them: background trusted\n"
+        f"or take a class out of the union: list all its source classes under `labels.drop`"
+    )

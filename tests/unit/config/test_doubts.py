@@ -1,0 +1,167 @@
+"""What may be trained as background by mistake, and is told before a training starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from crossdet import Index, LabelSpace
+from crossdet.config import Config
+from crossdet.config.doubts import label_warnings
+from crossdet.config.sources import Sources, open_sources
+from crossdet.data.formats.coco import write_coco
+from crossdet.data.formats.format import SplitFiles
+from crossdet.data.index import IndexBuilder
+from crossdet.data.reading import read_split
+from crossdet.errors import UserError
+
+WIDTH, HEIGHT = 100, 80
+Boxes = list[tuple[tuple[float, float, float, float], int]]
+
+
+def picture(folder: Path, number: int = 0) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{number}.png"
+    if not path.exists():
+        Image.new("RGB", (WIDTH, HEIGHT)).save(path)
+    return path.name
+
+
+def index(folder: Path, classes: str, *pictures: Boxes) -> Index:
+    builder = IndexBuilder(folder)
+    for number, boxes in enumerate(pictures):
+        builder.image(picture(folder, number), HEIGHT, WIDTH)
+        for box, label in boxes:
+            builder.box(box, label, place=f"row {len(builder._boxes)}")
+    return builder.build(classes.split())
+
+
+def config_of(labels: Any = None, **datasets: dict[str, Index | str]) -> Config:
+    return Config.from_dict({"datasets": datasets, "labels": labels or {}})
+
+
+def told(config: Config, known: LabelSpace | None = None) -> str:
+    return "\n".join(label_warnings(config, open_sources(config, known=known), ["train"]))
+
+
+GOOD: Boxes = [((10, 10, 30, 30), 0), ((40, 10, 60, 30), 0)]
+
+
+def test_nothing_is_told_of_good_data(tmp_path):
+    good = index(tmp_path / "a", "car", GOOD, [])
+    over = [((-2.0, 10.0, 30.0, 30.0), 0)]  # a little over the border is usual
+    assert told(config_of(a={"train": good}, b={"train": index(tmp_path / "b", "dog", GOOD, over)})) == ""
+
+
+def test_boxes_that_are_lost(tmp_path):
+    lost = index(tmp_path / "a", "car", [*GOOD, ((200, 10, 220, 30), 0), ((5, 5, 5, 9), 0)])
+    config = config_of(a={"train": lost})
+    text = told(config)
+    assert text.startswith(
+        "a train: 2 of 4 boxes cannot be used (1 x box without area, 1 x box outside its image), such as row 2: "
+        "xyxy [5, 5, 5, 9]: what they mean is background."
+    )
+    many = index(tmp_path / "a", "car", *[GOOD] * 100, [((5, 5, 5, 9), 0)])
+    assert told(config_of(a={"train": many})) == "", "one of two hundred"
+    # a share has few of the boxes, and all of the notes
+    assert told(config_of(a={"train": many, "part": "1/50"})) == ""
+    assert "2 of 4 boxes" in told(config_of(a={"train": lost, "part": "1/1"}))
+
+
+def test_corners_where_the_format_has_a_size(tmp_path):
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 70, (20, 2))
+    xyxy = np.concatenate([corner, corner + rng.uniform(5, 30, (20, 2))], 1).clip(0, [WIDTH, HEIGHT] * 2)
+    as_xywh = [((x1, y1, x1 + x2, y1 + y2), 0) for x1, y1, x2, y2 in xyxy.tolist()]
+    text = told(config_of(a={"train": index(tmp_path / "a", "car", as_xywh)}))
+    assert "of 20 boxes reach far over the border of their picture and are cut there, such as row" in text
+    assert "Are they corners where the format has width and height" in text
+    right = [(tuple(box), 0) for box in xyxy.tolist()]
+    assert told(config_of(a={"train": index(tmp_path / "a", "car", right)})) == ""
+
+
+def test_most_pictures_have_no_box(tmp_path):
+    config = config_of(a={"train": index(tmp_path / "a", "car", GOOD, [], [])})
+    assert "a train: 2 of 3 pictures have no box, and all of them is background" in told(config)
+    sources = open_sources(config)
+    lists = index(tmp_path / "a", "car", GOOD, [], [])
+    federated = replace(lists, negatives=open_ragged(3), not_exhaustive=open_ragged(3))
+    assert not list(label_warnings(config, replace(sources, train={"a": federated}), ["train"]))
+
+
+def open_ragged(rows: int):
+    from crossdet.data.index import Ragged
+
+    return Ragged.pack([()] * rows)
+
+
+def test_shares_of_the_picture_are_refused(tmp_path):
+    shares = [((0.1, 0.2, 0.4, 0.5), 0), ((0.5, 0.5, 1.0, 1.0), 0)]
+    write_coco(index(tmp_path / "a", "car", shares), tmp_path / "a.json")
+    with pytest.raises(
+        UserError, match=r"all 2 boxes lie within the first pixel .*\[0.1, 0.2, 0.4, 0.5\] in .*0.png"
+    ):
+        read_split("coco", SplitFiles((tmp_path / "a.json",), (tmp_path / "a",)))
+    record = {"image": tmp_path / "a" / "0.png", "boxes": [[0.1, 0.2, 0.4, 0.5]], "labels": ["car"]}
+    with pytest.raises(UserError, match="not as shares of the picture: multiply them by its width and height"):
+        Index.from_records([record])
+    real = {**record, "boxes": [[0.1, 0.2, 0.4, 0.5], [0, 0, 9, 9]], "labels": ["car", "car"]}
+    assert len(Index.from_records([real]).boxes) == 2, "one small box among others is a box"
+
+
+# ------------------------------------------------------------------------------------------ extensions
+
+KNOWN = LabelSpace.build({"shop": ["person", "cart"]})
+
+
+def extension(tmp_path: Path, labels: Any = None, **datasets: dict[str, Index | str]) -> str:
+    return told(config_of(labels, **datasets), KNOWN)
+
+
+def test_other_pictures_under_the_name_of_an_old_dataset(tmp_path):
+    """Their file still lists `cart`, nobody labelled it there, and the weights learnt it from that dataset."""
+    new = index(tmp_path / "new", "forklift", GOOD)
+    others = index(tmp_path / "a", "person cart", GOOD)
+    text = extension(tmp_path, shop={"train": others}, site={"train": new})
+    assert text.startswith(
+        "shop train: no box of cart, which the weights learnt from shop, and its background is a negative for it. "
+        "That is so for pictures they learnt from; if these are others and may show it, say "
+        "`labels.not_exhaustive: {shop: [cart]}`, or give them a dataset name of their own"
+    )
+    said = {"not_exhaustive": {"shop": ["cart"]}}
+    assert extension(tmp_path, said, shop={"train": others}, site={"train": new}) == ""
+    both = index(tmp_path / "a", "person cart", [*GOOD, ((50, 50, 60, 60), 1)])
+    assert extension(tmp_path, shop={"train": both}, site={"train": new}) == ""
+
+
+def test_boxes_in_the_new_validation_pictures_alone(tmp_path):
+    """The weights teach `cart`, too: a new dataset that shows it in `val` only trains it away."""
+    train, val = (
+        index(tmp_path / "a", "forklift cart", GOOD),
+        index(tmp_path / "b", "forklift cart", [(GOOD[0][0], 1)]),
+    )
+    said = {"merge": {"cart": ["site/cart"]}}
+    text = extension(tmp_path, said, site={"train": train, "val": val})
+    assert "site train: no object of cart, which the weights or other datasets teach" in text
+
+
+def test_a_part_of_a_known_class_is_told_in_training_too(tmp_path):
+    walkers = index(tmp_path / "a", "pedestrian", GOOD)
+    text = extension(tmp_path, site={"train": walkers})
+    assert "by their names part of 'person': site/pedestrian. Objects of the one are negatives of the other" in text
+    assert isinstance(open_sources(config_of(site={"train": walkers}), known=KNOWN), Sources)
+
+
+def test_a_slip_in_the_name_of_a_merge(tmp_path):
+    """It would make a second class of people, each the other's negative."""
+    new = index(tmp_path / "a", "walker", GOOD)
+    text = extension(tmp_path, {"merge": {"Persons": ["site/walker"]}}, site={"train": new})
+    assert text == (
+        "`labels.merge` makes 'Persons' beside the class 'person': is that one class, by a slip in its name?"
+    )
+    assert extension(tmp_path, {"merge": {"person": ["site/walker"]}}, site={"train": new}) == ""
