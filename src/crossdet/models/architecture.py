@@ -25,14 +25,15 @@ class Contradiction(NamedTuple):
 class Foreign:
     """A checkpoint that other software wrote: what it says of itself, as a trained network of ours.
 
-    classes: in the order of its rows. shorter, longer: see `card.InputSettings`. tensors: reads them, by our names.
+    classes: in the order of its rows. shorter, longer: see `card.InputSettings`. tensors: reads them, by the names
+    of a network with the given settings: its own, or those that stand beside it.
     """
 
     classes: tuple[str, ...]
     settings: NetworkSettings
     shorter: int
     longer: int
-    tensors: Callable[[], dict[str, Tensor]]
+    tensors: Callable[[Any], dict[str, Tensor]]
 
 
 def file_problem(model: Any) -> str | None:

@@ -62,7 +62,8 @@ def load_weights(path: Path, last: bool = False) -> tuple[dict[str, Tensor], Car
         UserError: missing, damaged, or of something else.
     """
     if (foreign := foreign_checkpoint(path)) is not None:
-        return foreign.tensors(), card_of_foreign(path, foreign)
+        card = card_of_foreign(path, foreign)
+        return foreign.tensors(card.settings), card
     check_weights(path)
     path = weights_path(path, last)
     try:

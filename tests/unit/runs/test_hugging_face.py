@@ -67,6 +67,25 @@ def test_transformers_opens_it_and_so_do_we(tmp_path):
     assert write_directory(tmp_path / "out", tmp_path / "copy")[0].read_bytes() == files[0].read_bytes()
 
 
+@pytest.mark.parametrize("backbone", [None, "test_efficientnet"])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", ["dfine", "rtdetr v1", "rtdetr v2"])
+def test_batch_norm_comes_back_as_it_was(tmp_path, capfd, name, frozen, backbone):
+    """HF says it of its own backbones only; fixed batch norm counts no steps."""
+    network = tiny(name, square=SIDE, prior=0.2, freeze_batch_norm=frozen, backbone=backbone)
+    weights = saved(tmp_path / "mine.safetensors", network)
+    write_directory(weights, tmp_path / "out")
+    (before, card), (after, again) = load_weights(weights), load_weights(tmp_path / "out")
+    assert again == card
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+    load_detector(tmp_path / "out", "cpu")
+    counts = [key for key in before if key.endswith("num_batches_tracked") and "core.backbone" in key]
+    assert bool(counts) is not frozen
+    network.carry_over(after, 4)
+    assert "LOAD REPORT" not in "".join(capfd.readouterr())
+
+
 def test_what_cannot_be_written(tmp_path):
     torch.manual_seed(0)
     settings = RetinaNetSettings(backbone="test_efficientnet", channels=16, head_depth=1)

@@ -97,10 +97,12 @@ def _foreign(path: Path, settings: DetrSettings) -> Foreign:
     return Foreign(classes, settings, shorter, longer, partial(_tensors, settings, classes, path))
 
 
-def _tensors(settings: DetrSettings, classes: tuple[str, ...], path: Path) -> dict[str, Tensor]:
+def _tensors(
+    settings: DetrSettings, classes: tuple[str, ...], path: Path, wanted: DetrSettings
+) -> dict[str, Tensor]:
     from crossdet.models.detr import building
 
-    return building.trained(settings, len(classes), path).state_dict()
+    return building.trained_as(wanted, settings, len(classes), path).state_dict()
 
 
 GROWS_BY = frozenset({"carry_over", "begin_as", "freeze_old"})

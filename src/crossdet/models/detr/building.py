@@ -138,8 +138,12 @@ def _made(
         state = {names[n]: t for n, t in backbone.body.state_dict().items() if n in names}
         own.load_state_dict(state, strict=True)
         if settings.freeze_batch_norm:
-            own._backbone = freeze_batch_norm_2d(own._backbone)
+            _freeze_timm(whole.model)
     return whole, mean, std
+
+
+def _freeze_timm(core: Any) -> None:
+    core.backbone.model._backbone = freeze_batch_norm_2d(core.backbone.model._backbone)
 
 
 def _initialise(whole: Any) -> None:
@@ -175,7 +179,7 @@ def trained(settings: DetrSettings, num_classes: int, source: str | Path) -> Det
     from transformers import AutoModelForObjectDetection
 
     try:
-        with _without_bars():
+        with _quiet():
             whole, found = AutoModelForObjectDetection.from_pretrained(
                 directory,
                 config=config,
@@ -206,16 +210,31 @@ def trained(settings: DetrSettings, num_classes: int, source: str | Path) -> Det
     return _network(whole, settings, num_classes, None, settings.mean, settings.std)
 
 
+def trained_as(wanted: DetrSettings, settings: DetrSettings, num_classes: int, source: str | Path) -> Detr:
+    """`trained` with the batch norm of `wanted`, the settings of the network that the checkpoint was written from:
+    fixed or trained, which HF's config does not say of timm's backbones. settings: by the checkpoint alone."""
+    if isinstance(wanted, RFDetrSettings):
+        return trained(settings, num_classes, source)
+    frozen = {"freeze_batch_norm": wanted.freeze_batch_norm}
+    network = trained(settings.model_copy(update=frozen), num_classes, source)
+    if wanted.freeze_batch_norm and wanted.backbone is not None:
+        _freeze_timm(network.core)
+    return network
+
+
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """HF's progress bars of tensors, which take no time, are off."""
+def _quiet() -> Iterator[None]:
+    """HF's progress bars of tensors, which take no time, are off, and so is its list of tensors that do not fit:
+    what matters of it is an error here."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 
@@ -249,7 +268,7 @@ def write(network: Detr, classes: Sequence[str], directory: Path) -> None:
     config.label2id = {name: row for row, name in enumerate(classes)}
     whole = AutoModelForObjectDetection.from_config(config)
     whole.load_state_dict({hf_name(name): t for name, t in network.core.state_dict().items()}, strict=False)
-    with _without_bars():
+    with _quiet():
         whole.save_pretrained(directory)
     mean, std = ((buffer.flatten() / 255).tolist() for buffer in (network.mean, network.std))
     write_processor(directory, network.settings.family, side, mean, std)
