@@ -44,6 +44,7 @@ def test_from_a_public_checkpoint_to_classes_of_ones_own(zoo, world: World, tmp_
         card = read_card(tmp_path / mode)
         assert card.space.classes == ("bus", "tree", "car", "face")
         assert card.settings.begins == ((2,) if mode == "frozen" else ())
+        assert "adapter" not in done.stdout, "DETRs have none"
     picture = next((world.root / "cars").glob("*.png"))
     old, new = (load_detector(place)(picture, ["bus", "tree"], 0.0) for place in (zoo, tmp_path / "frozen"))
     assert len(old) > 10

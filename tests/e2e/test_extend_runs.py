@@ -18,6 +18,7 @@ from torch import Tensor
 from worlds import CAR, FACE, HEIGHT, WIDTH, changed
 
 from crossdet import Config, RunError, UserError, extend, load_detector, train
+from crossdet.check.extension import inspect_extension
 from crossdet.data.cache import load_index
 from crossdet.data.decoding import read_image
 from crossdet.data.formats.coco import write_coco
@@ -173,6 +174,12 @@ def test_frozen_needs_a_new_class(world, signs, trained, tmp_path):
     with pytest.raises(UserError, match="frozen trains new classes only, and the config brings none"):
         extend(trained.folder, Config.from_dict(values), output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_frozen_says_where_new_boxes_come_from(world, signs, trained, tmp_path):
+    values = settings(world, signs, {"extend.mode": "frozen"}, old="all")
+    report, _ = inspect_extension(Config.from_dict(values), trained.folder / "model.safetensors")
+    assert any("`--set extend.adapter=32`" in text for text in report.notes)
 
 
 def test_old_classes_of_a_mixed_dataset_are_judged_alone(world, trained, tmp_path):

@@ -21,6 +21,9 @@ class Contradiction(NamedTuple):
     value: Any
 
 
+ADAPTER = "adapter"
+
+
 @dataclass(frozen=True)
 class Foreign:
     """A checkpoint that other software wrote: what it says of itself, as a trained network of ours.
@@ -53,7 +56,8 @@ class Architecture:
     build: (settings, number of classes, overlap `[C, C]` or None, weights of the backbone) -> `contract.Network`
     with a new head; it imports torch when it is called.
     contradictions: what single values of the `model` section cannot show.
-    grows_by: the methods of `contract.Growable` that its networks have.
+    grows_by: the methods of `contract.Growable` that its networks have, and `ADAPTER` where new classes may have
+    layers of their own.
     weights_problem: what is wrong with the path under `model.weights`, in words.
     foreign: a path -> what other software left there, None where that is not of this architecture.
     """

@@ -232,7 +232,7 @@ def _shown(value: Any) -> str:
 def remarks_on(config: Config, card: Card, growth: Growth) -> list[Remark]:
     """What is worth saying, of the mode and of batch norm. Raises `UserError` for what cannot work."""
     choice = config.extend or ExtendSettings()
-    remarks = check_mode(choice, growth)
+    remarks = check_mode(choice, growth, ARCHITECTURES[card.settings.name].grows_by)
     fixed = getattr(card.settings, "freeze_batch_norm", False)
     still = MODES[choice.mode].keeps_thresholds  # nothing of the backbone trains
     if not choice.fixed_statistics and (fixed or still):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossdet.models.architecture import Architecture, Contradiction
+from crossdet.models.architecture import ADAPTER, Architecture, Contradiction
 from crossdet.models.retinanet.settings import RetinaNetLoss, RetinaNetModel, RetinaNetSettings
 
 if TYPE_CHECKING:
@@ -42,5 +42,5 @@ RETINANET = Architecture(
     RetinaNetSettings,
     build,
     contradictions,
-    grows_by=frozenset({"carry_over", "begin_as", "freeze_old", "hold_to"}),
+    grows_by=frozenset({"carry_over", "begin_as", "freeze_old", "hold_to", ADAPTER}),
 )

@@ -12,8 +12,8 @@ from crossdet.training.modes.replay import REPLAY
 MODES: dict[str, Mode] = {"replay": REPLAY, "distill": DISTILL, "frozen": FROZEN}
 
 
-def check_mode(settings: ExtendSettings, growth: Growth) -> list[Remark]:
-    """Refuses what cannot work (`UserError`); returns what is worth saying."""
+def check_mode(settings: ExtendSettings, growth: Growth, can: frozenset[str]) -> list[Remark]:
+    """Refuses what cannot work (`UserError`); returns what is worth saying. can: see `Mode.check`."""
     default = ExtendSettings()
     for name, mode in MODES.items():
         unused = [f"`{key}`" for key in mode.keys if getattr(settings, key) != getattr(default, key)]
@@ -23,7 +23,7 @@ def check_mode(settings: ExtendSettings, growth: Growth) -> list[Remark]:
                 f"`--mode {name}`, or leave it out"
             )
     growth.begins_as(settings.init)
-    return list(MODES[settings.mode].check(settings, growth))
+    return list(MODES[settings.mode].check(settings, growth, can))
 
 
 __all__ = ["MODES", "ExtendSettings", "Growth", "Mode", "Remark", "check_mode"]

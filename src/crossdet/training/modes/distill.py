@@ -10,7 +10,7 @@ from crossdet.labels.space import LabelSpace
 from crossdet.training.modes.mode import ExtendSettings, Extension, Growth, Mode, Plan, Remark
 
 
-def check(settings: ExtendSettings, _growth: Growth) -> Iterator[Remark]:
+def check(settings: ExtendSettings, _growth: Growth, _can: frozenset[str]) -> Iterator[Remark]:
     if not settings.match:
         if not settings.pseudo:
             raise UserError("extend: the mode distill needs a weight under `match`, `pseudo: true`, or both")

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from crossdet.errors import UserError
+from crossdet.models.architecture import ADAPTER
 from crossdet.training.modes.mode import ExtendSettings, Extension, Growth, Mode, Plan, Remark
 
 
-def check(settings: ExtendSettings, growth: Growth) -> Iterator[Remark]:
+def check(settings: ExtendSettings, growth: Growth, can: frozenset[str]) -> Iterator[Remark]:
     if not growth.new:
         raise UserError(
             f"extend.mode: frozen trains new classes only, and the config brings none (the weights know "
             f"{', '.join(growth.known.classes)}); use replay or distill"
         )
-    if not settings.adapter:
+    if not settings.adapter and ADAPTER in can:
         yield Remark(
             "note",
             "boxes of the new classes come from what the old ones taught; if theirs have other shapes they "

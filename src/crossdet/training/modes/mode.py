@@ -132,9 +132,10 @@ class Plan(NamedTuple):
 class Mode:
     """One entry of `MODES`.
 
-    keys: of the `extend` section that are of this mode alone. check: raises `UserError` for what cannot work;
-    yields what is worth saying. prepare: changes the network where the mode asks for it. needs: of
-    the network, methods of `contract.Growable`.
+    keys: of the `extend` section that are of this mode alone.
+    check: (settings, growth, `Architecture.grows_by`) -> what is worth saying; raises `UserError` for what cannot
+    work.
+    prepare: changes the network where the mode asks for it. needs: of the network, methods of `contract.Growable`.
     keeps_thresholds: old classes are not changed, and neither are their thresholds.
     adapted: (settings, methods of `contract.Growable` that the network has) -> what settings that the config leaves
     open are for such a network.
@@ -142,7 +143,7 @@ class Mode:
     """
 
     keys: tuple[str, ...]
-    check: Callable[[ExtendSettings, Growth], Iterable[Remark]]
+    check: Callable[[ExtendSettings, Growth, frozenset[str]], Iterable[Remark]]
     prepare: Callable[[Extension], Plan]
     needs: Callable[[ExtendSettings], frozenset[str]]
     keeps_thresholds: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from crossdet.training.modes.mode import ExtendSettings, Extension, Growth, Mode, Plan, Remark
 
 
-def check(_settings: ExtendSettings, growth: Growth) -> Iterator[Remark]:
+def check(_settings: ExtendSettings, growth: Growth, _can: frozenset[str]) -> Iterator[Remark]:
     if forgotten := growth.without_images():
         yield Remark(
             "warning",
