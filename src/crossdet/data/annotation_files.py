@@ -15,11 +15,21 @@ MAX_LISTED = 20
 BOM = b"\xef\xbb\xbf"
 
 
+MAX_CHARACTERS = 1000
+"""Of one problem: a file of another format may be a single line of megabytes."""
+
+
 def too_many(problems: list[str]) -> list[str]:
-    """The first `MAX_LISTED` problems and a line that counts the rest."""
-    if len(problems) <= MAX_LISTED:
-        return problems
-    return [*problems[:MAX_LISTED], f"... and {len(problems) - MAX_LISTED} more"]
+    """The first `MAX_LISTED` problems, each with `MAX_CHARACTERS` at most, and a line that counts the rest."""
+    half = MAX_CHARACTERS // 2
+    shown = [
+        text
+        if len(text) <= MAX_CHARACTERS
+        else f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
+        for text in problems[:MAX_LISTED]
+    ]
+    more = len(problems) - MAX_LISTED
+    return [*shown, f"... and {more} more"] if more > 0 else shown
 
 
 def raise_if_any(file: Path | str, problems: list[str]) -> None:

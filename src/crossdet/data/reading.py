@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
-from crossdet.data.annotation_files import header_sizes
+from crossdet.data.annotation_files import BOM, header_sizes
 from crossdet.data.cache import cached, fingerprint, pictures_stamp
 from crossdet.data.formats import FORMATS
 from crossdet.data.formats.format import NONE, Format, SplitFiles
 from crossdet.data.index import IMAGE_REASONS, LEFT_OUT, Index, clip_to_images, offsets, short
-from crossdet.errors import UserError, problem_list
+from crossdet.errors import AnnotationError, UserError, problem_list
 
+BEGINS = {b"{": "coco", b"<": "voc"}
+"""First byte of an annotation file -> the format that it is likely of."""
 SMALL = 16
 """Pixels; in smaller pictures the first pixel may well be an object."""
 
@@ -37,7 +40,20 @@ def read_split(format: str, files: SplitFiles) -> Index:
     _check(format, kind, files)
     stamps = [pictures_stamp(folder) for folder in files.images] if kind.depends_on_images else []
     key = fingerprint({"format": format, "extra": stamps, **asdict(files)}, kind.depends(files))
-    return cached(key, lambda: with_sizes(kind.read(files)), lambda index: not _without_image(index))
+    try:
+        return cached(key, lambda: with_sizes(kind.read(files)), lambda index: not _without_image(index))
+    except AnnotationError as error:
+        raise AnnotationError(f"{error}{_looks_like(format, files.annotations)}") from None
+
+
+def _looks_like(format: str, annotations: tuple[Path, ...]) -> str:
+    """What the files of a format that cannot be read look like, as the end of a message; empty where unknown."""
+    for file in annotations:
+        with suppress(OSError), file.open("rb") as opened:  # a folder has its own message
+            begin = opened.read(64).removeprefix(BOM).lstrip()[:1]
+            if (kind := BEGINS.get(begin)) and kind != format:
+                return f"\n{file.name} begins with {begin.decode()!r}, as files of `format: {kind}` do"
+    return ""
 
 
 def with_sizes(index: Index) -> Index:

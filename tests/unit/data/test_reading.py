@@ -281,3 +281,19 @@ def test_unknown_format() -> None:
 def test_no_torch() -> None:
     code = "import sys, crossdet.data.reading; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("format", ["wider_face", "wider_pedestrian", "yolo"])
+def test_a_file_of_another_format_is_told_in_a_few_lines(format: str, tmp_path: Path) -> None:
+    """A COCO file is one line of megabytes."""
+    wrong = write_all(tmp_path)["coco"]
+    content = json.loads(wrong.annotations[0].read_text())
+    content["annotations"] *= 2000
+    wrong.annotations[0].write_text(json.dumps(content))
+    files = wrong if format != "yolo" else SplitFiles(wrong.annotations)
+    with pytest.raises(UserError, match="begins with '{', as files of `format: coco` do") as found:
+        read_split(format, files)
+    assert len(str(found.value)) < 30_000
+    xml = next((tmp_path / "Annotations").glob("*.xml"))
+    with pytest.raises(UserError, match="begins with '<', as files of `format: voc` do"):
+        read_split("coco", SplitFiles((xml,), wrong.images))
