@@ -21,15 +21,14 @@ MAX_CHARACTERS = 1000
 
 def too_many(problems: list[str]) -> list[str]:
     """The first `MAX_LISTED` problems, each with `MAX_CHARACTERS` at most, and a line that counts the rest."""
-    half = MAX_CHARACTERS // 2
-    shown = [
-        text
-        if len(text) <= MAX_CHARACTERS
-        else f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
-        for text in problems[:MAX_LISTED]
-    ]
-    more = len(problems) - MAX_LISTED
+    shown, more = [_cut(text) for text in problems[:MAX_LISTED]], len(problems) - MAX_LISTED
     return [*shown, f"... and {more} more"] if more > 0 else shown
+
+
+def _cut(text: str) -> str:
+    half = MAX_CHARACTERS // 2
+    left_out = len(text) - 2 * half
+    return text if left_out <= 0 else f"{text[:half]} [... {left_out:,} characters ...] {text[-half:]}"
 
 
 def raise_if_any(file: Path | str, problems: list[str]) -> None:

@@ -291,7 +291,7 @@ def test_a_file_of_another_format_is_told_in_a_few_lines(format: str, tmp_path: 
     content["annotations"] *= 2000
     wrong.annotations[0].write_text(json.dumps(content))
     files = wrong if format != "yolo" else SplitFiles(wrong.annotations)
-    with pytest.raises(UserError, match="begins with '{', as files of `format: coco` do") as found:
+    with pytest.raises(UserError, match=r"file.* of .*`?format: coco`") as found:
         read_split(format, files)
     assert len(str(found.value)) < 30_000
     xml = next((tmp_path / "Annotations").glob("*.xml"))

@@ -190,7 +190,7 @@ def test_wider_face_attributes_out_of_range(value: str, tmp_path: Path) -> None:
         ("names: &a [*a]\ntrain: images", r"names\[0\]: a list, expected a class name"),
         ("names: [a]\ntrain: {b: c}", "`train`: a map, expected a folder"),
         ("names: [a]\ntrain: images\npath: [b]", "path: a list, expected the folder"),
-        ("names: [a]\ntrain: " + "x" * 5000, "is no folder and no file"),
+        ("names: [a]\ntrain: " + "x" * 5000, r"x \[... [0-9],[0-9]+ characters ...\] x+\); correct it or `path`"),
         ("names: [a]\ntrain: [images]\nnc: [a]", "nc: a list, but `names` has 1 classes"),
     ],
 )
