@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ def load_config(path: Path | str, overrides: Sequence[Override] = (), known_data
     mistakes with line (or override), key, value and what is expected.
     """
     path = Path(path)
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides: {overrides!r} is a text; give a list, [{overrides!r}]")
     data, places, problems = _read(path)
     for override in overrides:
         shown, text = (f"--set {override}", override) if isinstance(override, str) else override
@@ -75,8 +77,14 @@ def load_config(path: Path | str, overrides: Sequence[Override] = (), known_data
 
 
 def as_config(config: Config | str | Path, known_datasets: Sequence[str] = ()) -> Config:
-    """The config itself, or the one in a file. known_datasets: see `load_config`."""
-    return load_config(config, known_datasets=known_datasets) if isinstance(config, str | Path) else config
+    """The config itself, or the one in a file. known_datasets: see `load_config`. Raises as `load_config`, and
+    `ConfigError` for what is neither."""
+    if isinstance(config, str | Path):
+        return load_config(config, known_datasets=known_datasets)
+    if not isinstance(config, Config):
+        made = "; `Config.from_dict` makes one of a dict" if isinstance(config, Mapping) else ""
+        raise ConfigError(f"expected a `Config` or the path of its file, got a {type(config).__name__}{made}")
+    return config
 
 
 def overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

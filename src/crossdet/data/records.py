@@ -45,6 +45,8 @@ class _Reader:
     def __init__(self, classes: Sequence[str] | None, root: Path) -> None:
         self.classes, self.root = classes, root
         self.problems: list[str] = []
+        if isinstance(classes, str):
+            self.problems.append(f"classes: expected a list of names, got {show(classes)}; write [{classes!r}]")
         self.rows: list[tuple[str, list[tuple[tuple[float, ...], str | None, int, str]]]] = []
         self._place_of: dict[Path, str] = {}
 

@@ -319,6 +319,8 @@ def evaluate(
     detector = run_or_weights
     if isinstance(detector, str | Path):
         detector = load_detector(detector, device, last=last)
+    if isinstance(detector, Config):
+        raise UserError("evaluate: got a config where the detector belongs; its weights or run come first")
     config = as_config(config, detector.space.datasets).with_agnostic_nms(agnostic_nms)
     if all(getattr(dataset, split) is None for dataset in config.datasets.values()):
         raise UserError(f"no dataset of the config has a `{split}` split")

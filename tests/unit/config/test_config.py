@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from crossdet.config import Config, dump_config, load_config
+from crossdet import evaluate
+from crossdet.config import Config, as_config, dump_config, load_config
 from crossdet.config.schema import AugmentConfig
 from crossdet.data.index import IndexBuilder
-from crossdet.errors import ConfigError
+from crossdet.errors import ConfigError, UserError
 from crossdet.training.recipe import Recipe
 
 MINIMAL = "datasets:\n  a: {format: coco, train: {images: i, annotations: a.json}}\n"
@@ -373,3 +374,14 @@ def test_an_index_alone_is_a_dataset_to_train_on():
 def test_pictures_are_not_taken_apart_unless_the_config_says_so():
     augment = AugmentConfig(mosaic=0.2, flip=0.0)
     assert (augment.zoom_out, augment.iou_crop, AugmentConfig().mosaic) == (0, 0, 0)
+
+
+def test_what_is_no_config_is_told(tmp_path):
+    with pytest.raises(ConfigError, match=r"got a dict; `Config.from_dict` makes one of a dict"):
+        as_config({"datasets": {}})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="expected a `Config` or the path of its file, got a NoneType"):
+        as_config(None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"'seed=2' is a text; give a list, \['seed=2'\]"):
+        load_config(tmp_path / "config.yaml", "seed=2")
+    with pytest.raises(UserError, match="its weights or run come first"):
+        evaluate(load_config(write(tmp_path, MINIMAL)), "runs/first")  # type: ignore[arg-type]

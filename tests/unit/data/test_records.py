@@ -140,6 +140,11 @@ def test_boxes_and_labels_have_to_be_lists(root):
     ]
 
 
+def test_classes_have_to_be_a_list(root):
+    line, *_ = told(root, record(), classes="person")
+    assert line == "classes: expected a list of names, got \"person\"; write ['person']"
+
+
 def test_many_mistakes_are_counted(root):
     with pytest.raises(UserError, match="30 mistake") as error:
         Index.from_records([record(f"{number}.png") for number in range(30)], root=root)
