@@ -10,6 +10,7 @@ from crossdet.errors import UserError
 from crossdet.labels.space import LabelSpace
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.backbone_names import backbone_problem
+from crossdet.models.card import detector_hint
 
 
 def fitting_problems(config: Config, space: LabelSpace, extends: bool) -> Iterator[str]:
@@ -28,7 +29,7 @@ def _network_problems(config: Config, space: LabelSpace) -> Iterator[str]:
     backbone: str | None = getattr(config.model, "backbone", None)
     found = [kind.weights_problem(config.model), None if backbone is None else backbone_problem(backbone)]
     problems = [problem for problem in found if problem]
-    yield from problems
+    yield from (f"{problem}{detector_hint(weights)}" if problem == found[0] else problem for problem in problems)
     if isinstance(weights, Path) and not problems:
         from crossdet.runs.building import build_network, network_settings
 

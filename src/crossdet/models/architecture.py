@@ -43,7 +43,8 @@ def file_problem(model: Any) -> str | None:
     """Of `model.weights` where a path is one of a file."""
     weights = model.weights
     if isinstance(weights, Path) and not weights.is_file():
-        return f"model.weights: {weights} does not exist; give a file, `imagenet` or `none`"
+        what = "is a folder" if weights.is_dir() else "does not exist"
+        return f"model.weights: {weights} {what}; give a file, `imagenet` or `none`"
     return None
 
 

@@ -313,6 +313,18 @@ def check_weights(path: Path) -> None:
             raise UserError(f"{path} is no crossdet weights file; expected {WANTED}")
 
 
+def detector_hint(weights: str | Path) -> str:
+    """What to do with weights of a trained detector that are given as those of a backbone, as the end of a message;
+    empty for others."""
+    if isinstance(weights, str):
+        return ""
+    try:
+        read_card(weights)
+    except UserError:
+        return ""
+    return f". {weights} is a trained detector: `crossdet extend {weights} CONFIG` goes on from it"
+
+
 def check_format(path: Path, metadata: Mapping[str, str]) -> None:
     """Raises `UserError` if the metadata is not that of crossdet's weights."""
     if metadata.get("format") != FORMAT:

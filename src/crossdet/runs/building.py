@@ -20,7 +20,7 @@ from crossdet.evaluation.run import EvalSettings
 from crossdet.labels.space import LabelSpace
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.building import build_detector
-from crossdet.models.card import Card, Generation, InputSettings
+from crossdet.models.card import Card, Generation, InputSettings, detector_hint
 from crossdet.models.contract import Network
 from crossdet.models.settings import NetworkSettings
 from crossdet.types import Batch
@@ -84,8 +84,12 @@ def network_settings(config: Config) -> NetworkSettings:
 
 
 def build_network(settings: NetworkSettings, space: LabelSpace, weights: str | Path = "none") -> Network:
-    """With a new head for the classes of the label space. weights: of the backbone, see `build_detector`."""
-    return build_detector(settings, len(space.classes), torch.from_numpy(space.overlap_array), weights)
+    """With a new head for the classes of the label space. weights: of the backbone, see `build_detector`. Raises
+    `UserError` for weights that do not fit it, such as those of a whole detector of ours."""
+    try:
+        return build_detector(settings, len(space.classes), torch.from_numpy(space.overlap_array), weights)
+    except UserError as error:
+        raise UserError(f"{error}{detector_hint(weights)}") from None
 
 
 def new_card(

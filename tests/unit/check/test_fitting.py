@@ -17,7 +17,14 @@ from crossdet.check import inspect, print_report
 from crossdet.check.report import Report
 from crossdet.config import Config
 from crossdet.data.index import Index, IndexBuilder
+from crossdet.errors import UserError
+from crossdet.labels.space import LabelSpace
 from crossdet.models.backbone_names import ALIASES, backbone_names, backbone_problem
+from crossdet.models.building import build_detector
+from crossdet.models.card import Card, InputSettings
+from crossdet.models.retinanet.settings import RetinaNetSettings
+from crossdet.models.weights import save_weights
+from crossdet.runs.train import train
 
 
 @pytest.fixture
@@ -88,6 +95,25 @@ def test_weights_of_another_model(index, tmp_path):
     assert f"model.weights: {file} does not fit the backbone" in error
     torch.save(timm.create_model("test_efficientnet").state_dict(), file)
     assert checked(index, model={"backbone": "test_efficientnet", "weights": str(file)}).errors == ()
+
+
+def test_a_trained_detector_as_weights_of_a_backbone(index, tmp_path):
+    """Who goes on from a detector of ours looks for `extend`."""
+    settings = RetinaNetSettings(backbone="test_efficientnet", channels=16, head_depth=1)
+    space = LabelSpace.build({"a": ["x"]})
+    card = Card(space, settings, InputSettings(48, 80), {})
+    run = tmp_path / "first"
+    save_weights(run / "model.safetensors", build_detector(settings, 1).state_dict(), card)
+    for given, what in ((run, "is a folder"), (run / "model.safetensors", "does not fit the backbone")):
+        wrong = {"backbone": "test_efficientnet", "weights": str(given)}
+        (error,) = checked(index, model=wrong).errors
+        assert error.startswith(f"model.weights: {given} {what}")
+        assert error.endswith(f"{given} is a trained detector: `crossdet extend {given} CONFIG` goes on from it")
+        with pytest.raises(UserError, match=r"is a trained detector: `crossdet extend .*` goes on from it"):
+            train(Config.from_dict({"datasets": {"a": {"train": index}}, "model": wrong}), tmp_path / "run")
+    (error,) = checked(index, model={"name": "dfine", "weights": str(run)}).errors
+    assert f"{run} is no directory with config.json" in error
+    assert "goes on from it" in error
 
 
 def test_a_device_that_is_not_there(index, monkeypatch):
