@@ -20,6 +20,7 @@ class WeightsReport:
     """classes: unified name -> source classes `dataset/name`. thresholds: class -> score from which on
     `predict` reports it, where known. merged: classes that were merged after training -> their members. labels: the
     label space as it is stored. network: `NetworkSettings.described`. model, input: settings.
+    square: side that pictures are stretched to, where the network does that.
     """
 
     file: str
@@ -31,6 +32,7 @@ class WeightsReport:
     input: dict[str, int]
     generations: list[Generation]
     merged: dict[str, list[str]] = field(default_factory=dict)
+    square: int | None = None
 
     def to_json(self) -> str:
         """The whole report as JSON text; keys are the field names."""
@@ -51,6 +53,7 @@ def inspect_weights(path: Path) -> WeightsReport:
         input=asdict(card.input),
         generations=list(card.generations),
         merged={f.name: [space.classes[c] for c in f.members] for f in space.folds if f.is_merge},
+        square=card.settings.stretched_to,
     )
 
 
@@ -58,13 +61,7 @@ def print_weights(report: WeightsReport, console: Console) -> None:
     """Classes with ids, sources and thresholds, label rules, model, and the generations."""
     network, *more = report.network
     console.print(Text(report.file, style="bold"), soft_wrap=True)
-    console.print(
-        Text(
-            f"{network}, {len(report.classes)} classes; input: shorter side "
-            f"{report.input['shorter']}, longer at most {report.input['longer']} pixels"
-        ),
-        soft_wrap=True,
-    )
+    console.print(Text(f"{network}, {len(report.classes)} classes; input: {_input(report)} pixels"), soft_wrap=True)
     table = lineless_table("id", "class", "threshold", "labelled by", title="Classes", left=4)
     table.columns[0].justify = table.columns[2].justify = "right"
     for number, (name, sources) in enumerate(report.classes.items()):
@@ -78,6 +75,12 @@ def print_weights(report: WeightsReport, console: Console) -> None:
     for number, generation in enumerate(report.generations):
         for line in _generation_lines(number, generation, report.labels):
             console.print(Text(line), soft_wrap=True)
+
+
+def _input(report: WeightsReport) -> str:
+    if report.square is not None:
+        return f"stretched to {report.square} x {report.square}"
+    return f"shorter side {report.input['shorter']}, longer at most {report.input['longer']}"
 
 
 def _merged(report: WeightsReport) -> Iterator[str]:

@@ -66,7 +66,7 @@ class Sources:
     @property
     def without_box(self) -> bool:
         """There is something to train on, and no object in it."""
-        return bool(self.train) and not any(len(index.boxes) for index in self.train.values())
+        return bool(self.train) and not any(index.is_object.any() for index in self.train.values())
 
     @property
     def train_pictures(self) -> int:
@@ -79,7 +79,7 @@ def named_splits(sources: Sources) -> dict[str, Index]:
     return {f"{name}.{split}": index for split in SPLITS for name, index in getattr(sources, split).items()}
 
 
-NO_BOX = "the training splits hold no box at all, so there is nothing to learn"
+NO_BOX = "the training splits hold no object (crowds and other regions are none), so there is nothing to learn"
 
 
 def open_sources(

@@ -69,6 +69,8 @@ def train(
     if resume and (run_dir / START_FILE).exists():
         raise UserError(f"{run_dir} is an extension; resume it with `crossdet extend`, its weights and its config")
     begun = resume and (run_dir / STATE_FILE).exists()
+    if resume and not begun and fabric.is_global_zero:
+        print(f"resume: {run_dir} holds no state of a training; it starts from the beginning", flush=True)
     plan, teachers = teacher_plan_of(config, sources), []
     if plan is not None:
         check_teachers_stay(plan.sources, run_dir)

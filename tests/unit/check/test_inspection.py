@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -369,11 +370,14 @@ def test_a_class_that_training_pictures_do_not_show(tmp_path, flags):
 
 def test_no_box_at_all_is_an_error(tmp_path):
     """As `train` says it."""
-    config = configured({"a": {"train": make(tmp_path / "a", ("cat",), [[], []])}})
-    (error,) = inspect(config).errors
-    assert error == "the training splits hold no box at all, so there is nothing to learn"
-    with pytest.raises(UserError, match=error):
-        check_trainable(open_sources(config))
+    index = make(tmp_path / "a", ("cat",), one_box(2))
+    crowds = replace(index, flags=np.full(len(index.boxes), int(Flag.CROWD), np.uint8))
+    for empty in (make(tmp_path / "a", ("cat",), [[], []]), crowds):
+        config = configured({"a": {"train": empty}})
+        (error,) = inspect(config).errors
+        assert error.startswith("the training splits hold no object (crowds and other regions are none), so")
+        with pytest.raises(UserError, match=re.escape(error)):
+            check_trainable(open_sources(config))
 
 
 def test_no_images_and_no_boxes(tmp_path):
