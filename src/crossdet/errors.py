@@ -8,7 +8,7 @@ non-finite loss, a full disk); the command line exits with 1.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -52,3 +52,11 @@ def show(value: Any) -> str:
     except (TypeError, ValueError):
         text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def some(names: Sequence[str], most: int, shown: int | None = None) -> str:
+    """All names if they are at most so many; otherwise the first ones (as many, or `shown`) and a count."""
+    if len(names) <= most:
+        return ", ".join(names)
+    shown = shown or most
+    return f"{', '.join(names[:shown])} and {len(names) - shown} more"

@@ -37,7 +37,7 @@ def inspect_extension(
     errors, remarks = list(report.errors), []
     try:
         check_trainable(sources, config.train.plain)
-        remarks = remarks_on(config, card, grown)
+        remarks = remarks_on(config, card, grown, sources)
         extended_settings(config, card, grown)
     except UserError as error:
         errors += [] if str(error) in errors else [str(error)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from crossdet.check.files import Split
 from crossdet.check.fitting import fitting_problems
 from crossdet.check.near import MOST_PICTURES
-from crossdet.check.report import DuplicateReport, Report, SplitReport, some
+from crossdet.check.report import DuplicateReport, Report, SplitReport
 from crossdet.check.teachers import look_at_teachers
 from crossdet.config import Config
 from crossdet.config.doubts import label_warnings, training_warnings
@@ -18,7 +18,7 @@ from crossdet.config.sources import NO_BOX, Sources, named_splits, union_test_in
 from crossdet.data.annotation_files import too_many
 from crossdet.data.canvases import too_few
 from crossdet.data.groups import group
-from crossdet.errors import UserError, problem_list
+from crossdet.errors import UserError, problem_list, some
 from crossdet.evaluation.protocols import lists_of
 from crossdet.labels.common import only_alike
 from crossdet.labels.members import lonely_members

@@ -10,8 +10,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from crossdet.check.report import ClassReport, Report, SplitReport, some
+from crossdet.check.report import ClassReport, Report, SplitReport
 from crossdet.data.index import LEFT_OUT, NO_LABELS
+from crossdet.errors import some
 from crossdet.evaluation.tables import lineless_table
 from crossdet.labels.states import ABSENT, AVOIDED, LABELLED, NOT_EXHAUSTIVE, PER_IMAGE
 

@@ -164,11 +164,3 @@ class Report:
             elif self.network is not None:
                 content |= self.network.to_json()
         return json.dumps(content, indent=2, ensure_ascii=False)
-
-
-def some(names: Sequence[str], most: int, shown: int | None = None) -> str:
-    """All names if they are at most so many; otherwise the first ones (as many, or `shown`) and a count."""
-    if len(names) <= most:
-        return ", ".join(names)
-    shown = shown or most
-    return f"{', '.join(names[:shown])} and {len(names) - shown} more"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from crossdet.commands.score_printing import percent, print_line, print_table, some
-from crossdet.errors import UserError
+from crossdet.commands.score_printing import percent, print_line, print_table
+from crossdet.errors import UserError, some
 from crossdet.files import write_json
 
 if TYPE_CHECKING:
@@ -166,9 +166,10 @@ def voc(
     print_table(title, ("class", "AP by area %", "AP 11 points %", "objects"), rows)
     notes = []
     if read.missing:
-        notes.append(f"{len(read.missing)} class(es) without a file count as not detected: {some(read.missing)}")
+        notes.append(f"{len(read.missing)} class(es) without a file count as not detected: {some(read.missing, 3)}")
     if read.unknown:
-        notes.append(f"{len(read.unknown)} file(s) of no class of the ground truth left out: {some(read.unknown)}")
+        strange = some(read.unknown, 3)
+        notes.append(f"{len(read.unknown)} file(s) of no class of the ground truth left out: {strange}")
     _finish(notes, record, json_file)
     _write_curves(curves, name, results, truth, {"voc": {c: v.curve for c, v in by_name.items()}})
 
@@ -235,9 +236,9 @@ def _file_notes(missing: Sequence[str], unknown: Sequence[str], images: int) -> 
     """missing: images without a prediction file; unknown: prediction files without an image."""
     if missing:
         known = f"{len(missing)} of {images} images have no prediction file"
-        yield f"{known} and count as without detections: {some(missing)}"
+        yield f"{known} and count as without detections: {some(missing, 3)}"
     if unknown:
-        yield f"{len(unknown)} prediction file(s) of no image of the set left out: {some(unknown)}"
+        yield f"{len(unknown)} prediction file(s) of no image of the set left out: {some(unknown, 3)}"
 
 
 @app.command(name="wider_pedestrian")

@@ -22,7 +22,7 @@ from lightning_fabric.utilities.seed import seed_everything
 
 from crossdet.config import Config, as_config
 from crossdet.config.sources import Sources, open_sources
-from crossdet.errors import UserError, problem_list
+from crossdet.errors import UserError, problem_list, some
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.forgetting import (
     Change,
@@ -104,7 +104,7 @@ def extend(
     sources = open_sources(config, known=known)
     check_trainable(sources, config.train.plain)
     growth = Growth(known, sources.space, sources.train)
-    remarks = remarks_on(config, card, growth)
+    remarks = remarks_on(config, card, growth, sources)
     settings = extended_settings(config, card, growth)
     history = [*card.generations, _generation(choice.mode, parent, sources, run_dir, resume)]
     check_run_dir(run_dir, config, resume, overwrite, REPORT_FILE, known.datasets)
@@ -229,8 +229,9 @@ def _shown(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
-def remarks_on(config: Config, card: Card, growth: Growth) -> list[Remark]:
-    """What is worth saying, of the mode and of batch norm. Raises `UserError` for what cannot work."""
+def remarks_on(config: Config, card: Card, growth: Growth, sources: Sources) -> list[Remark]:
+    """What is worth saying, of the mode, of batch norm, and of what will not be known. Raises `UserError` for what
+    cannot work."""
     choice = config.extend or ExtendSettings()
     remarks = check_mode(choice, growth, ARCHITECTURES[card.settings.name].grows_by)
     fixed = getattr(card.settings, "freeze_batch_norm", False)
@@ -244,7 +245,20 @@ def remarks_on(config: Config, card: Card, growth: Growth) -> list[Remark]:
             "networks only. Behind it features stand less of a learning rate (`train.lr`)"
         )
         remarks.append(Remark("note", text))
+    if not still and (unjudged := _unjudged(sources, growth.known)):
+        text = (
+            f"no validation pictures of {some(unjudged, 8)}: what the extension makes of them will not be known. "
+            "Give the config datasets that label them, with a `val` split (a `train` split they need not have)"
+        )
+        remarks.append(Remark("note", text))
     return remarks
+
+
+def _unjudged(sources: Sources, known: LabelSpace) -> list[str]:
+    """Old classes, as they are reported, that no validation split has an object of."""
+    splits = _splits_of(sources, known).values()
+    judged = {int(c) for split in splits for c in np.unique(split.labels()[split.index.is_object])}
+    return [name for c, name in enumerate(known.reported) if c not in judged]
 
 
 def rate_share(config: Config, growth: Growth) -> float:

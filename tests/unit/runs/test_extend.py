@@ -488,9 +488,10 @@ def test_what_an_extension_does_with_batch_norm_is_told(fixed, sections, told):
     card = replace(CARD, settings=SETTINGS.model_copy(update={"freeze_batch_norm": fixed}))
     filled = with_settings_of(card, config(**sections))
     assert filled.model.freeze_batch_norm is fixed  # whatever the recipe
-    index = filled.datasets["new"].train
-    growth = Growth(card.space, LabelSpace.build({"old": ["car"], "new": ["sign"]}), {"new": index})
-    notes = [text for kind, text in remarks_on(filled, card, growth) if kind == "note"]
+    sources = open_sources(filled, known=card.space)
+    growth = Growth(card.space, sources.space, sources.train)
+    notes = [text for kind, text in remarks_on(filled, card, growth, sources) if kind == "note"]
+    notes = [text for text in notes if not text.startswith("no validation pictures")]
     assert len(notes) == (told is not None)
     assert told is None or re.search(told, notes[0])
 
@@ -526,6 +527,29 @@ def test_the_learning_rate_is_smaller_the_less_holds_old_classes(datasets, secti
     assert (f"({share:g} of a new training's" in schedule.lines()[0]) == (share != 1)
     said = filled.train.model_copy(update={"lr": 0.01})
     assert Schedule.of(said, 100, share=share).highest_rate == 0.01  # what the config says counts
+
+
+def test_old_classes_that_nothing_judges_are_told_before_the_training():
+    known = LabelSpace.build({"old": ["car", "bus"]})
+    card = replace(CARD, space=known)
+    builder = IndexBuilder("/pictures")
+    builder.image("b.png", 10, 10)
+    builder.box((0, 0, 5, 5), 0)
+    val = builder.build(["car", "bus"])  # it lists `bus`, too, and shows none
+
+    def told(extend: dict, **datasets) -> list[str]:
+        given = {"new": config().datasets["new"].train, **datasets}
+        filled = with_settings_of(card, Config.from_dict({"datasets": given, "extend": extend}, None, ["old"]))
+        sources = open_sources(filled, known=known)
+        growth = Growth(known, sources.space, sources.train)
+        remarks = remarks_on(filled, card, growth, sources)
+        return [text for _, text in remarks if text.startswith("no validation pictures")]
+
+    (text,) = told({})
+    assert text.startswith("no validation pictures of car, bus: what the extension makes of them will not be known")
+    (text,) = told({}, old={"val": val})
+    assert text.startswith("no validation pictures of bus: ")
+    assert told({"mode": "frozen"}) == [], "its old detections stay as they are"
 
 
 def test_check_tells_the_same(tmp_path):
