@@ -405,7 +405,7 @@ def test_pictures_are_read_as_training_reads_them(tmp_path: Path) -> None:
 @settings(max_examples=40, deadline=None)
 def test_groups_stay_together(sizes: list[int], share: float, seed: int, method: Any) -> None:
     of = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
-    groups = Groups(of, 0)
+    groups = Groups(of, 0, tuple(map(str, range(len(sizes)))))
     plan = plan_of(mixed(len(of), seed), share=share, seed=seed, groups=groups, method=method)
     homes = [set(part.images.tolist()) for part in plan.parts]
     for number in range(len(sizes)):
@@ -419,7 +419,7 @@ def test_groups_stay_together(sizes: list[int], share: float, seed: int, method:
 
 
 def test_what_groups_cannot_have() -> None:
-    groups = Groups(np.zeros(8, np.int64), 0)
+    groups = Groups(np.zeros(8, np.int64), 0, ("film",))
     with pytest.raises(UserError, match="--group-by: nothing is left for right: 8 pictures in 1 groups"):
         plan_of(mixed(8), groups=groups)
     with pytest.raises(UserError, match="would tear the groups of --group-by apart; take --conflict-by mark"):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from crossdet.config import Config, DatasetConfig, SplitConfig, UnionTestConfig
 from crossdet.config.listed_only import ListedOnly, without_box
 from crossdet.data.formats.format import SplitFiles
-from crossdet.data.groups import group
+from crossdet.data.groups import drawn, file_name, group
 from crossdet.data.index import NO_LABELS, Index
 from crossdet.data.reading import read_split
 from crossdet.data.rotation import pictures, rotated
@@ -283,22 +283,24 @@ def _space_to_score(
 
 
 def share_of(index: Index, dataset: DatasetConfig, split: str) -> Index:
-    """What a split has of its `whole_split`: image rows in turn, or groups in turn by `group_by`.
+    """What a split has of its `whole_split`: pictures, or the groups of `group_by`.
 
-    A share as `val` is taken first, and the training split has the rest; of that `part` leaves a share to train on.
+    A share as `val` is taken first, drawn by names, and the training split has the rest; of that `part` leaves a
+    share to train on, in turn.
 
     Raises `UserError` where a share as `val` is no picture, or all."""
     if dataset.held_out is None and (dataset.part_of is None or split != "train"):
         return index
-    turns = np.arange(len(index)) if dataset.group_by is None else group(index, dataset.group_by).of
+    groups = None if dataset.group_by is None else group(index, dataset.group_by)
     rows = np.arange(len(index))
+    turns = rows if groups is None else groups.of
     if dataset.held_out is not None:
-        remainder, divisor = dataset.held_out
-        chosen = turns % divisor == remainder
+        names = [file_name(name) for name in index.names] if groups is None else groups.names
+        chosen = drawn(names, *dataset.held_out)[turns]
         if not chosen.any() or chosen.all():
-            groups = "" if dataset.group_by is None else f" in {len(np.unique(turns)):,} groups"
+            of = "" if groups is None else f" in {groups.count:,} groups"
             all_or_none = "all" if chosen.any() else "none"
-            raise UserError(f"{dataset.val} of {len(index):,} pictures{groups} is {all_or_none} of them")
+            raise UserError(f"{dataset.val} of {len(index):,} pictures{of} is {all_or_none} of them")
         rows = np.flatnonzero(chosen == (split == "val"))
         turns = np.unique(turns[rows], return_inverse=True)[1]  # counted anew: `part` is a share of the rest
     if split == "train" and dataset.part_of is not None:

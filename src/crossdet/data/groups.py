@@ -8,8 +8,9 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,11 @@ _FILES = (".csv", ".json")
 @dataclass(frozen=True)
 class Groups:
     """of: `[I]` number of each picture's group, by first appearance. alone: pictures of which nothing says a group;
-    each is one of its own."""
+    each is one of its own. names: of the groups; of a picture alone its file name."""
 
     of: NDArray[np.int64]
     alone: int
+    names: tuple[str, ...]
 
     @property
     def count(self) -> int:
@@ -77,7 +79,27 @@ def group(index: Index, group_by: str) -> Groups:
     numbers: dict[tuple[bool, str], int] = {}
     pairs = [(key is None, name if key is None else key) for key, name in zip(keys, names, strict=True)]
     of = [numbers.setdefault(pair, len(numbers)) for pair in pairs]
-    return Groups(np.array(of, np.int64), keys.count(None))
+    named = tuple(file_name(key) if alone else key for alone, key in numbers)
+    return Groups(np.array(of, np.int64), keys.count(None), named)
+
+
+def file_name(path: str) -> str:
+    """The last part of a picture's path: what is left where its folder is moved."""
+    return path.rpartition("/")[2]
+
+
+def drawn(names: Sequence[str], remainder: int, divisor: int) -> NDArray[np.bool_]:
+    """`[N]`: about one of `divisor` names, drawn by what they are: where others come or go, these stay. The draws
+    of all remainders together are all names, each once.
+
+    Of two names or more at least one is drawn, and one is not, whatever the draw says of so few.
+    """
+    digests = [blake2b(name.encode(errors="surrogateescape"), digest_size=7).digest() for name in names]
+    draws = np.array([int.from_bytes(digest, "big") for digest in digests], np.int64)
+    chosen: NDArray[np.bool_] = draws % divisor == remainder
+    if len(names) > 1 and (chosen.all() or not chosen.any()):
+        chosen[np.argsort(draws)[remainder % len(names)]] = not chosen.any()
+    return chosen
 
 
 def _listed(given: Mapping[str, str], name: str) -> str | None:

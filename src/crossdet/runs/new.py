@@ -225,10 +225,11 @@ def _dataset_lines(dataset: Dataset, base: Path) -> Iterator[str]:
         yield f"    # {split}: could not be read: {_one_line(why)}"
     if "val" not in {*dataset.splits, *dataset.refused}:
         yield "    # no validation split was found, and without one there are no scores and no thresholds"
+        why = f"  # about every {_HELD_OUT}th training picture, by its name; not trained on then"
         if dataset.held_out is None:
-            yield f"    # val: 1/{_HELD_OUT}  # every {_HELD_OUT}th training picture, not trained on then"
+            yield f"    # val: 1/{_HELD_OUT}{why}"
         else:
-            yield f"    val: {dataset.held_out}  # every {_HELD_OUT}th training picture, not trained on then"
+            yield f"    val: {dataset.held_out}{why}"
             yield from _group_lines(dataset.indexes["train"])
     if "classes" in FORMATS[dataset.format].keys:
         yield f"    classes: {_wrapped(sorted(names))}"

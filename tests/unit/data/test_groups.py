@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from crossdet.check import inspect
 from crossdet.config import Config
 from crossdet.config.sources import open_sources
-from crossdet.data.groups import group
+from crossdet.data.groups import drawn, group
 from crossdet.data.index import NO_LABELS, Index, IndexBuilder
 from crossdet.errors import ConfigError, UserError
 
@@ -122,13 +124,14 @@ def opened(**dataset: object) -> tuple[list[str], list[str]]:
 
 @given(pictures=st.integers(2, 40), share=st.integers(2, 9), first=st.integers(1, 9), part=st.integers(1, 4))
 def test_what_is_validated_on_is_never_trained_on(pictures, share, first, part):
-    assume(first <= share and pictures >= share)
+    assume(first <= share)
     names = [f"{row % 7}_{row}.jpg" for row in range(pictures)]
     index = index_of(names)
     val = f"{first}/{share}"
     train, held_out = opened(train=index, val=val)
-    assert held_out == names[first - 1 :: share]
     assert sorted([*train, *held_out]) == sorted(names)
+    assert train
+    assert held_out
     # parts are of the rest: together all of it, none twice, and all with the same validation pictures
     assume(len(train) >= part)
     parts = [opened(train=index, val=val, part=f"{number}/{part}") for number in range(1, part + 1)]
@@ -137,9 +140,44 @@ def test_what_is_validated_on_is_never_trained_on(pictures, share, first, part):
     assert max(len(one) for one, _ in parts) - min(len(one) for one, _ in parts) <= 1
 
 
-def test_a_group_is_trained_on_or_validated_on(index):
-    assert opened(train=index, val="1/3", group_by=COPIES) == ([NAMES[1], NAMES[2]], [NAMES[0], *NAMES[3:]])
-    assert opened(train=index, val="2/3", group_by=COPIES) == ([NAMES[0], *NAMES[2:]], [NAMES[1]])
+@given(st.sets(st.integers(0, 10**6), min_size=60, max_size=120), st.integers(1, 50), st.randoms())
+@settings(max_examples=30)
+def test_pictures_that_come_and_go_move_no_other(numbers, fewer, random):
+    """Else a config that is used again after pictures were added would validate on what was learnt."""
+    names = [f"p{number}.jpg" for number in numbers]
+    train, held_out = (set(part) for part in opened(train=index_of(names), val="1/3"))
+    random.shuffle(names)
+    some = names[fewer:]
+    moved = index_of([f"elsewhere/{name}" for name in some])
+    for index, folder in ((index_of(some), ""), (moved, "elsewhere/")):
+        assert opened(train=index, val="1/3") == (
+            [f"{folder}{name}" for name in some if name in train],
+            [f"{folder}{name}" for name in some if name in held_out],
+        )
+
+
+def test_a_share_is_about_so_many_pictures_and_the_same_in_all_versions():
+    names = [f"{number:04}.jpg" for number in range(1200)]
+    folds = [drawn(names, remainder, 6) for remainder in range(6)]
+    assert np.stack(folds).sum(0).tolist() == [1] * len(names)
+    assert all(150 < fold.sum() < 250 for fold in folds)
+    assert [name for name, is_in in zip(names, folds[0], strict=True) if is_in][:5] == PINNED
+    assert drawn(["a"], 0, 6).shape == drawn(["a"], 1, 6).shape == (1,)
+
+
+PINNED = ["0004.jpg", "0024.jpg", "0027.jpg", "0028.jpg", "0033.jpg"]
+
+
+@pytest.mark.parametrize("share", ["1/2", "2/2", "1/3", "2/3", "3/3", "1/9"])
+def test_a_group_is_trained_on_or_validated_on(index, share):
+    train, held_out = opened(train=index, val=share, group_by=COPIES)
+    assert sorted([*train, *held_out]) == sorted(NAMES)
+    copies = [name for name in NAMES if re.search(COPIES, name)]
+    for key in {re.search(COPIES, name)[1] for name in copies}:  # type: ignore[index]
+        of = {name for name in copies if re.search(COPIES, name)[1] == key}  # type: ignore[index]
+        assert of <= set(train) or of <= set(held_out)
+    assert train
+    assert held_out
 
 
 @pytest.mark.parametrize(
@@ -153,8 +191,8 @@ def test_a_group_is_trained_on_or_validated_on(index):
             {"val": "1/6", "train": None},
             "`datasets.d.val`: 1/6 is a share of the training pictures, and there is no",
         ),
-        ({"val": "6/6"}, "datasets.d.val: 6/6 of 5 pictures is none of them"),
-        ({"val": "4/4", "group_by": COPIES}, "datasets.d.val: 4/4 of 5 pictures in 3 groups is none of them"),
+        ({"val": "1/2", "train": index_of(["a.jpg"])}, "datasets.d.val: 1/2 of 1 pictures is "),
+        ({"val": "1/2", "group_by": "()"}, "of 5 pictures in 1 groups is "),
     ],
 )
 def test_shares_that_cannot_be(index, keys, said):
@@ -169,8 +207,10 @@ def test_pictures_without_a_label_file_are_told_where_they_are(tmp_path):
     sources = open_sources(
         Config.from_dict({"datasets": {"d": {"train": replace(index, skipped={NO_LABELS: places}), "val": "1/3"}}})
     )
-    assert sources.val["d"].skipped == {NO_LABELS: places[:1]}
-    assert sources.train["d"].skipped == {NO_LABELS: places[1:]}
+    for split in (sources.val["d"], sources.train["d"]):
+        own = {str(split.path(row)) for row in range(len(split))}
+        assert split.skipped.get(NO_LABELS, []) == [place for place in places if place in own]
+    assert sum(len(part["d"].skipped.get(NO_LABELS, [])) for part in (sources.val, sources.train)) == 3
 
 
 def test_files_of_a_share_are_read_once_and_their_mistakes_told_once(tmp_path, monkeypatch):
@@ -182,7 +222,8 @@ def test_files_of_a_share_are_read_once_and_their_mistakes_told_once(tmp_path, m
     assert "1 split(s) cannot be read" in str(error.value)
     asked = []
     monkeypatch.setattr("crossdet.config.sources.open_split", lambda *a: asked.append(a[1]) or index_of(NAMES))
-    assert len(open_sources(config).val["d"]) == 3
+    opened_once = open_sources(config)
+    assert len(opened_once.val["d"]) + len(opened_once.train["d"]) == len(NAMES)
     assert asked == ["train"]
 
 
