@@ -9,7 +9,7 @@ from pathlib import Path
 from crossdet.check.files import Split
 from crossdet.check.fitting import fitting_problems
 from crossdet.check.near import MOST_PICTURES
-from crossdet.check.report import DuplicateReport, Report, SplitReport
+from crossdet.check.report import UNION_TEST, DuplicateReport, FileReport, Report, SplitReport
 from crossdet.check.teachers import look_at_teachers
 from crossdet.config import Config
 from crossdet.config.doubts import label_warnings, training_warnings
@@ -50,12 +50,7 @@ def _errors(report: Report, config: Config, sources: Sources, extends: bool) -> 
         if not split.images:
             yield f"{where}: no images"
         elif split.files.bad == split.files.checked:
-            kinds = ("missing", "unreadable", "contradicting")
-            found = {kind: getattr(split.files, kind) for kind in kinds}
-            counts = ", ".join(f"{places.count:,} {kind}" for kind, places in found.items() if places.count)
-            first = next(places.first[0] for places in found.values() if places.count)
-            text = f"{where}: none of its image files can be used ({counts}), such as {first}"
-            yield text + _elsewhere(sources, split)
+            yield f"{where}: {_none_usable(split.files)}{_elsewhere(sources, split)}"
     if sources.without_box:
         yield NO_BOX
     pieces = config.train.devices * config.train.accumulate
@@ -63,6 +58,13 @@ def _errors(report: Report, config: Config, sources: Sources, extends: bool) -> 
         yield too_few(report.train_images, pieces)
     if sources.train and sources.listed_only and not config.train.plain:
         yield listed_only_problem(sources.listed_only)
+
+
+def _none_usable(files: FileReport) -> str:
+    found = {kind: getattr(files, kind) for kind in ("missing", "unreadable", "contradicting")}
+    counts = ", ".join(f"{places.count:,} {kind}" for kind, places in found.items() if places.count)
+    first = next(places.first[0] for places in found.values() if places.count)
+    return f"none of its image files can be used ({counts}), such as {first}"
 
 
 def _elsewhere(sources: Sources, split: SplitReport) -> str:
@@ -90,6 +92,10 @@ def _warnings(report: Report, config: Config, sources: Sources, old: int) -> Ite
         yield _alike(report, report.alike)
     for split in report.splits:
         yield from _split_warnings(split, sources.space)
+    if (files := report.union_test) is not None:
+        yield from _file_warnings(files, "union_test")
+        if files.checked and files.bad == files.checked:
+            yield f"union_test: {_none_usable(files)}"
     if sources.train:
         yield from _class_warnings(report, old, config.train.plain)
     yield from label_warnings(config, sources)
@@ -123,6 +129,8 @@ def _leak(duplicate: DuplicateReport) -> str:
 def _alike(report: Report, found: Sequence[DuplicateReport]) -> str:
     """Copies of one photograph on both sides, which are no equal files."""
     checked = {(split.dataset, split.split): split.files.checked for split in report.splits}
+    if report.union_test is not None:
+        checked[UNION_TEST] = report.union_test.checked
     told = "; ".join(
         f"{d.pictures:,} of {checked[d.other]:,} pictures of {_name(d.other)} look like "
         f"{'mirrored or turned ' if d.turned else ''}pictures of {_name(d.one)}, {_example(d)}"
@@ -140,7 +148,7 @@ def _split_warnings(split: SplitReport, space: LabelSpace) -> Iterator[str]:
     where, training = f"{split.dataset} {split.split}", split.split == "train"
     if training and split.images and not split.boxes:
         yield f"datasets.{split.dataset}.train: no boxes; it only gives negatives from its background"
-    yield from _file_warnings(split, where)
+    yield from _file_warnings(split.files, where)
     if not training and split.images and not split.boxes:
         yield f"{where}: no boxes, so it gives no score"
     if training and split.boxes:
@@ -150,8 +158,7 @@ def _split_warnings(split: SplitReport, space: LabelSpace) -> Iterator[str]:
             yield f"{where}: no boxes of {some(none, _NAMED)}"
 
 
-def _file_warnings(split: SplitReport, where: str) -> Iterator[str]:
-    files = split.files
+def _file_warnings(files: FileReport, where: str) -> Iterator[str]:
     for what, places in (
         ("are missing", files.missing),
         ("cannot be read", files.unreadable),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,14 +13,14 @@ from crossdet.check.canvases import canvas_report
 from crossdet.check.files import Split, find_duplicates, image_paths, look_at_files
 from crossdet.check.findings import with_findings
 from crossdet.check.near import MOST_PICTURES, find_alike
-from crossdet.check.report import ClassReport, FileReport, Places, Report, SplitReport
+from crossdet.check.report import UNION_TEST, ClassReport, DuplicateReport, FileReport, Places, Report, SplitReport
 from crossdet.config import Config
-from crossdet.config.sources import SPLITS, Sources, open_sources
+from crossdet.config.sources import SPLITS, Sources, open_sources, union_test_index
 from crossdet.data.federated import verified_classes
 from crossdet.data.formats import FORMATS
 from crossdet.data.index import IMAGE_REASONS, Index
 from crossdet.data.rotation import rows_per_picture
-from crossdet.errors import LabelError
+from crossdet.errors import LabelError, UserError
 from crossdet.labels.patterns import matching
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.labels.states import state_of
@@ -65,7 +68,15 @@ def report_on(
         for split, index in indexes.items()
     )
     files = {split: found.values() for split, found in paths.items()}
+    fully_labelled = _union_test(config)
+    union_test = None
+    if fully_labelled is not None:
+        chosen = image_paths(fully_labelled, max_images)
+        files[UNION_TEST] = chosen.values()
+        own_sizes = not getattr(FORMATS.get(getattr(config.union_test, "format", "")), "tells_sizes", True)
+        union_test = look_at_files(fully_labelled, chosen, own_sizes, decode)
     duplicates, equal = find_duplicates(files)
+    alike = find_alike(files, equal) if decode or sum(map(len, files.values())) <= MOST_PICTURES else None
     classes, avoiding = _class_reports(sources)
     train_images = sources.train_pictures
     from_scratch = config.model.weights == "none" and not old
@@ -83,13 +94,28 @@ def report_on(
         likely_duplicates=tuple(space.likely_duplicates()),
         partial_merges=tuple(space.partial_merges(sources.labelled_names)),
         network=anchor_coverage(config, sources, old > 0),
-        duplicates=tuple(duplicates),
-        alike=tuple(find_alike(files, equal)) if decode or sum(map(len, paths.values())) <= MOST_PICTURES else None,
+        duplicates=tuple(_told(duplicates)),
+        alike=None if alike is None else tuple(_told(alike)),
+        union_test=union_test,
         max_images=max_images,
         recipe=() if schedule is None else tuple(schedule.lines()),
         canvases=None if wrong_weights else canvas_report(config, sources),
     )
     return with_findings(report, config, sources, old)
+
+
+def _union_test(config: Config) -> Index | None:
+    """The fully labelled pictures; None where there are none, or they cannot be read (a warning)."""
+    if config.union_test is None:
+        return None
+    with suppress(UserError):
+        return union_test_index(config.union_test)
+    return None
+
+
+def _told(found: Iterable[DuplicateReport]) -> Iterator[DuplicateReport]:
+    """Without pictures that are in `union_test` and in a validation split: these may be the same."""
+    return (one for one in found if one.leak or UNION_TEST not in (one.one, one.other))
 
 
 def _dropped(config: Config, space: LabelSpace) -> tuple[str, ...]:

@@ -105,6 +105,10 @@ class NetworkFinding(Protocol):
         """What it adds to the keys of the report."""
 
 
+UNION_TEST = ("union_test", "pictures")
+"""Stands among the splits for the fully labelled pictures of a config."""
+
+
 @dataclass(frozen=True)
 class DuplicateReport:
     """Identical image files in two places (dataset, split), or twice in the same one.
@@ -130,6 +134,7 @@ class Report:
     max_images: limit of image files looked at per split, None = all.
     recipe: how it would be trained, a line each; empty where there is nothing to train on. canvases: sizes of the
     batches, None where each is as large as its largest picture. patterns: what those of the label rules stand for.
+    union_test: the files of the config's fully labelled pictures, None without any.
     alike: pairs of splits in which pictures of `other` look like some of `one`, without being the same files; None:
     not compared.
     """
@@ -150,6 +155,7 @@ class Report:
     canvases: CanvasReport | None = None
     patterns: tuple[Expansion, ...] = ()
     alike: tuple[DuplicateReport, ...] | None = ()
+    union_test: FileReport | None = None
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

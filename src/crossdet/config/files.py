@@ -159,16 +159,18 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str], list[Problem]]:
 def _files_not_there(data: dict[str, Any], base: Path) -> Iterator[Problem]:
     """Files and folders of splits that do not exist. data: values of a config, of any kind. base: its folder."""
     datasets = data.get("datasets")
+    sections: dict[tuple[str, ...], Any] = {("union_test",): data.get("union_test")}
     for name, dataset in datasets.items() if isinstance(datasets, dict) else ():
         for split in ("train", "val") if isinstance(dataset, dict) else ():
-            files = dataset.get(split)
-            for key in _OF_FILES if isinstance(files, dict) else ():
-                at = ("datasets", name, split, key)
-                for value in listed(files.get(key)) or ():
-                    with suppress(ValueError, OSError, TypeError):  # told already
-                        file = base / expand(value)
-                        if not file.exists():
-                            yield Problem((at,), f"`{dotted(at)}`: {file} is not there")
+            sections["datasets", name, split] = dataset.get(split)
+    for where, files in sections.items():
+        for key in _OF_FILES if isinstance(files, dict) else ():
+            at = (*where, key)
+            for value in listed(files.get(key)) or ():
+                with suppress(ValueError, OSError, TypeError):  # told already
+                    file = base / expand(value)
+                    if not file.exists():
+                        yield Problem((at,), f"`{dotted(at)}`: {file} is not there")
 
 
 def _as_json(text: str) -> Any:

@@ -16,6 +16,7 @@ from rich.console import Console
 from crossdet.check import inspect, print_report
 from crossdet.check.report import Report
 from crossdet.config import Config
+from crossdet.config.sources import open_sources
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import UserError
 from crossdet.labels.space import LabelSpace
@@ -95,6 +96,25 @@ def test_weights_of_another_model(index, tmp_path):
     assert f"model.weights: {file} does not fit the backbone" in error
     torch.save(timm.create_model("test_efficientnet").state_dict(), file)
     assert checked(index, model={"backbone": "test_efficientnet", "weights": str(file)}).errors == ()
+
+
+def test_pictures_of_a_union_test_are_looked_at(index, tmp_path):
+    """What is trained on says nothing there; what is also validated on is usual."""
+    lost = IndexBuilder(tmp_path / "b")
+    for name in ("../a/1.jpg", "0.jpg"):
+        lost.image(name, 48, 64)
+        lost.box((10, 10, 40, 40), 0)
+    (none,) = checked(index, union_test=lost.build(("x",))).warnings  # its folder is not there
+    assert none.startswith("union_test: none of its image files can be used (2 missing), such as")
+    (tmp_path / "b").mkdir()
+    leak, missing = checked(index, union_test=lost.build(("x",))).warnings
+    assert leak.startswith("LEAK: 1 picture of union_test pictures is also in a train, so scores on union_test")
+    assert missing.startswith(f"union_test: 1 of 2 image files are missing, such as {tmp_path / 'b/0.jpg'}")
+    values = {"datasets": {"a": {"train": index, "val": "1/2"}}, "input": {"shorter": 48, "longer": 80}}
+    val = open_sources(Config.from_dict(values)).val["a"]
+    report = inspect(Config.from_dict({**values, "union_test": val}))
+    assert not report.warnings
+    assert not any("union_test" in text for text in report.notes)
 
 
 def test_a_trained_detector_as_weights_of_a_backbone(index, tmp_path):
