@@ -22,6 +22,12 @@ def training_warnings(config: Config, sources: Sources, extends: bool) -> Iterat
     """What is allowed in a config to train by, and seldom meant. extends: trained weights."""
     yield from config.train.warnings
     yield from lonely_members(sources.space)
+    if config.model.weights == "none" and "weights" not in config.model.model_fields_set and not extends:
+        yield (
+            "`model.weights` is not given: the whole network begins with random numbers, and needs many more "
+            "pictures and steps than from weights. Name a checkpoint, or `backbone` and its `weights: imagenet`; "
+            "`weights: none` says that it is meant"
+        )
     if config.train.patience and not sources.val:
         yield "`train.patience`: no dataset has a `val` split to be judged on, so nothing stops early"
     if config.extend is not None and not extends:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from crossdet import Index, LabelSpace
 from crossdet.config import Config
-from crossdet.config.doubts import label_warnings
+from crossdet.config.doubts import label_warnings, training_warnings
 from crossdet.config.sources import Sources, open_sources
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.formats.format import SplitFiles
@@ -112,6 +112,22 @@ def test_shares_of_the_picture_are_refused(tmp_path):
         Index.from_records([record])
     real = {**record, "boxes": [[0.1, 0.2, 0.4, 0.5], [0, 0, 9, 9]], "labels": ["car", "car"]}
     assert len(Index.from_records([real]).boxes) == 2, "one small box among others is a box"
+
+
+@pytest.mark.parametrize(
+    ("model", "extends", "warned"),
+    [
+        ({"name": "dfine"}, False, True),
+        ({"name": "dfine"}, True, False),  # an extension takes those that it extends
+        ({"name": "dfine", "weights": "none"}, False, False),
+        ({}, False, False),  # RetinaNet begins with ImageNet's
+    ],
+)
+def test_random_weights_that_nobody_asked_for(tmp_path, model, extends, warned):
+    given = {"a": {"train": index(tmp_path / "a", "car", GOOD)}}
+    config = Config.from_dict({"datasets": given, "model": model})
+    text = "\n".join(training_warnings(config, open_sources(config), extends))
+    assert ("`model.weights` is not given: the whole network begins with random numbers" in text) is warned
 
 
 # ------------------------------------------------------------------------------------------ extensions
