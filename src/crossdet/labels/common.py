@@ -190,8 +190,13 @@ def only_alike(space: LabelSpace) -> list[str]:
 
 
 def parts_apart(space: LabelSpace) -> list[str]:
+    """What to do about `parts_of`."""
+    return [_apart(space, whole, parts) for whole, parts in parts_of(space)]
+
+
+def parts_of(space: LabelSpace) -> list[tuple[int, list[tuple[str, str, int]]]]:
     """Classes of one dataset that are, by the file, a part of another's class, and are neither merged with it nor
-    allowed to share its boxes."""
+    allowed to share its boxes: the id of the whole, and dataset, own name and id of each part."""
     by_meaning, found = _by_meaning(space), []
     for whole, parts in common_names().parts.items():
         narrow = [source for part in sorted(parts) for source in by_meaning.get(part, [])]
@@ -199,7 +204,7 @@ def parts_apart(space: LabelSpace) -> list[str]:
             owners = {dataset for dataset, _, own in by_meaning[whole] if own == c}
             apart = [s for s in narrow if s[2] != c and not space.overlap_array[c, s[2]] and owners - {s[0]}]
             if apart:
-                found.append(_apart(space, c, apart))
+                found.append((c, apart))
     return found
 
 

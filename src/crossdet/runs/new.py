@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, combinations
@@ -23,6 +23,7 @@ from crossdet.data.reading import read_split
 from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.files import write_atomically
+from crossdet.labels.common import parts_of
 from crossdet.labels.space import LabelSpace, check_class_names
 
 SHOWN = 8
@@ -265,14 +266,17 @@ def _label_lines(datasets: tuple[Dataset, ...]) -> Iterator[str]:
     equal = {name: own for name, own in owners.items() if len(own) > 1}
     alone = [(own[0], name) for name, own in owners.items() if len(own) == 1]
     likely = _same_meaning(datasets, dropped)
-    alike = {source for group in likely.values() for source in group}
-    alone = [pair for pair in alone if "/".join(pair) not in alike] or alone
-    (one, a), *others = alone or [(datasets[0].name, datasets[0].classes[0])]
-    two = next((other for other, _ in others if other != one), "")
+    parts = _parts(datasets, dropped)
+    alike = {source for group in [*likely.values(), *parts.values()] for source in group}
+    clear = [pair for pair in alone if "/".join(pair) not in alike]
+    (one, a), *others = clear or alone or [(datasets[0].name, datasets[0].classes[0])]
+    two = next((other for other, _ in others if other != one), "") if clear else ""
     pairs = [[f"{p}/{n}", f"{q}/{n}"] for n, own in equal.items() for p, q in combinations(own, 2)]
     for group in likely.values():  # unified names: those of several datasets have the dataset before them
         names = dict.fromkeys(s if (name := s.partition("/")[2]) in equal else name for s in group)
         pairs += [list(pair) for pair in combinations(names, 2) if list(pair) not in pairs]
+    for whole, group in parts.items():
+        pairs += [pair for pair in _with_parts(whole, group, equal) if pair not in pairs]
     yield "labels:  # what only you know; take the # away where it is so"
     if pairs:
         yield "  # Names that may mean the same: nothing is merged unasked, and none is a negative for the other."
@@ -287,7 +291,10 @@ def _label_lines(datasets: tuple[Dataset, ...]) -> Iterator[str]:
         instead = "Or this, also" if equal else "If they mean the same, this instead:"
         yield f"  # {instead} one class of what is spelt differently."
         yield f"  # merge: {_comment(merged)}"
-    elif two and not equal:
+    if parts:
+        yield "  # By their names parts of one of these classes. To learn them as that one, in place of `overlap`:"
+        yield f"  # merge: {_comment(parts)}"
+    if two and not equal and not likely and not parts:
         yield "  # Names that mean the same become one class by `merge: {NAME: [DATASET/NAME, DATASET/NAME]}`."
     if two:
         yield f"  # No picture of {_one_line(two)} shows this, so its background may be a negative for it."
@@ -324,6 +331,26 @@ def _same_meaning(datasets: Sequence[Dataset], dropped: Sequence[str]) -> dict[s
             groups = [group for group in groups if group not in near]
             groups.append(list(dict.fromkeys([*chain.from_iterable(near), *pair])))
     return {group[0].partition("/")[2]: group for group in groups}
+
+
+def _parts(datasets: Sequence[Dataset], dropped: Sequence[str]) -> dict[str, list[str]]:
+    """Name of a class -> its source classes, and those of other datasets that are by their names a part of it."""
+    classes = {d.name: [c for c in d.classes if f"{d.name}/{c}" not in dropped] for d in datasets}
+    with suppress(LabelError):  # `check` tells it
+        space = LabelSpace.build(classes, merge={"same_names": True})
+        return {
+            space.classes[whole]: [*space.sources_of(whole), *(f"{d}/{name}" for d, name, _ in parts)]
+            for whole, parts in parts_of(space)
+        }
+    return {}
+
+
+def _with_parts(whole: str, group: Sequence[str], equal: Collection[str]) -> Iterator[list[str]]:
+    """Pairs of unified names for `overlap`: the class and each of its parts. equal: names of several datasets,
+    which have the dataset before them."""
+    named = {s: s if (name := s.partition("/")[2]) in equal else name for s in group}
+    of_whole = [s for s in group if s.partition("/")[2] == whole]
+    yield from ([named[s], named[part]] for s in of_whole for part in group if part not in of_whole)
 
 
 def _boxless_lines(datasets: Sequence[Dataset]) -> Iterator[str]:

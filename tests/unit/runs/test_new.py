@@ -373,6 +373,25 @@ def test_what_is_listed_without_a_box(tmp_path):
     assert "  drop: [pets/zebra]" in lines
 
 
+def test_a_part_of_another_class_is_no_negative_of_it(tmp_path, crossdet):
+    """Nor is it proposed to be absent from pictures that show it under the wider name."""
+    for name, own in (("people", "person"), ("walkers", "pedestrian")):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        write_coco(sample_index(folder, (own, "car" if name == "people" else "truck")), folder / "all.json")
+    file = tmp_path / "config.yaml"
+    assert crossdet("new", tmp_path / "data", "-o", file).returncode == 0
+    text = file.read_text()
+    config = load_config(file)
+    assert config.labels.overlap == (("person", "pedestrian"),)
+    assert "  # merge: {person: [people/person, walkers/pedestrian]}" in text
+    assert "by their names part of" not in crossdet("check", file).stdout
+    assert "  # absent: {walkers: [car]}" in text
+    kept = [line for line in text.splitlines() if not line.startswith("  overlap:")]
+    file.write_text("\n".join(kept).replace("# merge: {person", "merge: {person"))
+    assert open_sources(load_config(file)).space.classes == ("person", "car", "truck")
+
+
 def test_a_share_is_held_out_where_there_is_no_validation_split(tmp_path, crossdet):
     """Without one nothing is scored, and thresholds have nothing to be chosen on."""
     file = tmp_path / "config.yaml"
