@@ -51,7 +51,8 @@ class OnnxSession:
 
 
 class OpenVinoSession:
-    """By OpenVINO on the CPU; fp32 files in fp32, also where the processor has faster, shorter numbers."""
+    """By OpenVINO on the CPU. fp32 files, and networks that want it (`wants_float32`), are computed in fp32 also
+    where the processor has faster, shorter numbers."""
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         openvino = package("openvino", "openvino", f"{path} is run by")
@@ -62,7 +63,8 @@ class OpenVinoSession:
         except Exception as error:
             raise unreadable(path, error) from None
         self.about = About.from_metadata(path, metadata)
-        hint = {"INFERENCE_PRECISION_HINT": "f32"} if self.about.precision == "fp32" else {}
+        whole = self.about.precision == "fp32" or self.about.card.settings.wants_float32
+        hint = {"INFERENCE_PRECISION_HINT": "f32"} if whole else {}
         some = {"INFERENCE_NUM_THREADS": threads} if threads else {}
         self.model = openvino.Core().compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY", **hint, **some})
 

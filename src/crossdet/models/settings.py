@@ -145,6 +145,12 @@ class NetworkSettings(Section):
         """See `contract.Network`."""
         return None
 
+    @property
+    def wants_float32(self) -> bool:
+        """Whether detections suffer where software computes all of an exported graph in bfloat16, as OpenVINO does
+        unasked on processors that have it."""
+        return False
+
     @classmethod
     def side_of(cls, model: Any, loss: Any, shorter: int) -> int | None:
         """`stretched_to` by the two sections of a config, also of one that was filled from weights. shorter: side

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import openvino
 import pytest
 import torch
 import yaml
@@ -29,6 +30,7 @@ from crossdet.export.detector import check_fold
 from crossdet.export.files import write_onnx
 from crossdet.export.graph import as_opset_17
 from crossdet.export.parity import difference
+from crossdet.export.sessions import OpenVinoSession
 from crossdet.files import write_json
 from crossdet.inference import Detector
 from crossdet.inference import load_detector as load_with_torch
@@ -36,6 +38,7 @@ from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.building import build_detector
 from crossdet.models.card import Card, InputSettings, first_generation, read_card
 from crossdet.models.detr.network import Detr
+from crossdet.models.detr.settings import DFineSettings
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.models.weights import save_weights
 from crossdet.runs import export as exporting
@@ -126,6 +129,27 @@ def files(detector, weights, tmp_path_factory):
         older = as_opset_17(copy.deepcopy(graph))
         write_onnx(older, load_detector(folder / "any.onnx").about.to_metadata(), folder / "older.onnx")
     return folder
+
+
+def test_openvino_computes_in_32_bits_what_wants_it(weights, detector, tmp_path, monkeypatch):
+    """On processors with bfloat16 it would take that unasked for files that are not fp32; D-FINE lost 2.6 AP."""
+    assert DFineSettings().wants_float32
+    assert not RetinaNetSettings().wants_float32
+    monkeypatch.setattr(exporting, "load_detector", lambda *_args, **_options: detector)
+    monkeypatch.setattr(exporting, "onnx_graph", graph_of)
+    export(weights, Request("openvino", precision="fp16"), tmp_path / "half.xml")
+    asked = []
+    real = openvino.Core.compile_model
+
+    def compile_model(self, model, device, options):
+        asked.append(options.get("INFERENCE_PRECISION_HINT"))
+        return real(self, model, device, options)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", compile_model)
+    OpenVinoSession(tmp_path / "half.xml")
+    monkeypatch.setattr(RetinaNetSettings, "wants_float32", True)
+    OpenVinoSession(tmp_path / "half.xml")
+    assert asked == [None, "f32"]
 
 
 @pytest.mark.parametrize("name", ["any.onnx", "any.xml", "older.onnx"])

@@ -168,6 +168,10 @@ class DetrSettings(DetrModel, NetworkSettings):
     def stretched_to(self) -> int | None:
         return self.square
 
+    @property
+    def wants_float32(self) -> bool:
+        return True  # D-FINE lost 2.6 AP on photographs (docs/export.md)
+
     @classmethod
     def side_of(cls, model: Any, loss: Any, shorter: int) -> int | None:
         filled = model.size is None and not model.of_checkpoint
