@@ -62,7 +62,8 @@ class CommonNames:
         """Whether two names are likely the same: they share a key, or are a slip apart."""
         if self.keys(one) & self.keys(other):
             return True
-        return not (self.known(one) and self.known(other)) and _slip_apart(one, other)
+        different_words = self.known(one) and self.known(other)
+        return not different_words and bool(slip_keys(one) & slip_keys(other)) and _slip_apart(one, other)
 
     def unclear(self, name: str, present: Collection[str]) -> bool:
         """Whether datasets mean different things by this word, and a name says so that is present beside it (the

@@ -181,3 +181,4 @@ def test_a_slip_in_the_name_of_a_merge(tmp_path):
         "`labels.merge` makes 'Persons' beside the class 'person': is that one class, by a slip in its name?"
     )
     assert extension(tmp_path, {"merge": {"person": ["site/walker"]}}, site={"train": new}) == ""
+    assert extension(tmp_path, {"merge": {"car": ["site/walker"]}}, site={"train": new}) == "", "no slip of `cart`"
