@@ -7,8 +7,10 @@ import re
 import shutil
 
 import pytest
+from worlds import World
 
-from crossdet import train
+from crossdet import extend, train
+from crossdet.runs.relabel import relabel
 from crossdet.runs.report import report
 
 
@@ -84,8 +86,26 @@ def test_mistakes_are_told(world, trained, tmp_path, crossdet):
     assert "not what a run writes" in told(run)
     (run / "metrics.json").unlink()
     assert "at the end of an epoch" in told(run)
-    train(world.config({"datasets.cars": None, "train.max_steps": 1}), output=tmp_path / "faces")
-    assert "knows other classes (face) than" in told(trained.folder, "--against", tmp_path / "faces")
+    other = relabel(trained.folder, tmp_path / "other.safetensors", [("car", "van"), ("face", "head")])
+    assert other.reported == ("van", "head")
+    assert "knows none of the classes of" in told(trained.folder, "--against", tmp_path / "other.safetensors")
+
+
+def test_before_and_after_an_extension(world: World, tmp_path, crossdet):
+    """Their classes differ; what both know stands side by side."""
+    train(world.config({"datasets.cars": None, "train.max_steps": 2}), output=tmp_path / "faces")
+    extend(tmp_path / "faces", world.config({"train.max_steps": 2, "model": None}), output=tmp_path / "both")
+    for one, other in (("both", "faces"), ("faces", "both")):
+        page = tmp_path / f"{one}.html"
+        done = crossdet("report", tmp_path / one, "--against", tmp_path / other, "-o", page)
+        assert done.returncode == 0, done.stderr
+        text = page.read_text()
+        table = text.partition("<h2>Classes</h2>")[2].partition("<h2>")[0]
+        faces = re.findall(r"<tr data-class='face'>.*?</tr>", table)
+        for name in ("both", "faces"):
+            assert len([row for row in faces if f">{name}</b>" in row]) == 1
+        assert "both, AP50" in text
+        assert "faces, AP50" in text
 
 
 def test_in_a_browser(page):

@@ -136,10 +136,13 @@ def _head(runs: Sequence[RunRecord]) -> str:
     run = runs[0]
     mean = run.judged.get("mean")
     network, *more = run.card.settings.described(run.card.space.classes)
-    size = run.card.input
+    size, square = run.card.input, run.card.settings.stretched_to
+    shape = f"shorter side of the pictures {size.shorter}, longer at most {size.longer} pixels"
+    if square is not None:
+        shape = f"pictures are stretched to {square} x {square} pixels"
     lines = [
         f"Mean score over the datasets: <b>{'none was computed' if mean is None else percent(mean)}</b>",
-        f"{escape(network)}; shorter side of the pictures {size.shorter}, longer at most {size.longer} pixels",
+        f"{escape(network)}; {shape}",
         *map(escape, more),
         *map(escape, run.recipe),
     ]

@@ -65,9 +65,15 @@ def audit_runs(
 
 
 def audited_runs(
-    runs: Sequence[Path], config: Config, split: str = "val", last: bool = False, device: str | None = None
+    runs: Sequence[Path],
+    config: Config,
+    split: str = "val",
+    last: bool = False,
+    device: str | None = None,
+    only_known: bool = False,
 ) -> list[tuple[AuditedRun, Detector]]:
-    """Each detector with its audit; arguments and errors as of `audit_runs`, which writes it."""
+    """Each detector with its audit; arguments and errors as of `audit_runs`, which writes it. only_known: of
+    `splits_for_detector`."""
     detectors = [load_detector(run, device, last=last) for run in runs]
     names = _run_names(runs)
     for name, detector in zip(names, detectors, strict=True):
@@ -86,7 +92,7 @@ def audited_runs(
         raise UserError(f"no dataset of the config has a `{split}` split{hint}")
     union = None if config.union_test is None else open_union_test(config.union_test, detectors[0])
     return [
-        (_audit(name, detector, sources, indexes, union, config), detector)
+        (_audit(name, detector, sources, indexes, union, config, only_known), detector)
         for name, detector in zip(names, detectors, strict=True)
     ]
 
@@ -108,8 +114,15 @@ def _run_names(runs: Sequence[Path]) -> list[str]:
 
 
 def _audit(
-    name: str, detector: Detector, sources: Sources, indexes: dict[str, Index], union: Split | None, config: Config
+    name: str,
+    detector: Detector,
+    sources: Sources,
+    indexes: dict[str, Index],
+    union: Split | None,
+    config: Config,
+    only_known: bool,
 ) -> AuditedRun:
+    in_its_classes = splits_for_detector(sources, indexes, detector, _folds(detector), only_known)
     splits = [
         AuditedSplit(
             name=dataset,
@@ -118,7 +131,7 @@ def _audit(
             **_relations(sources, detector, dataset),
             detections=_detect(detector, split.index, config),
         )
-        for dataset, split in splits_for_detector(sources, indexes, detector, _folds(detector)).items()
+        for dataset, split in in_its_classes.items()
     ]
     overlap = overlap_of(detector)
     thresholds = detector.class_thresholds() if not _folds(detector) else [*detector.thresholds_used(None).values()]

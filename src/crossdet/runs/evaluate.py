@@ -118,9 +118,15 @@ def splits_for_training(sources: Sources) -> dict[str, Split]:
 
 
 def splits_for_detector(
-    sources: Sources, indexes: Mapping[str, Index], detector: Reporting, fold: bool = False
+    sources: Sources,
+    indexes: Mapping[str, Index],
+    detector: Reporting,
+    fold: bool = False,
+    only_known: bool = False,
 ) -> dict[str, Split]:
     """The splits in the classes of a detector, found by their unified names.
+
+    only_known: classes that the detector does not know are left out, with splits that have no other.
 
     fold: in its folded classes, where it has such. A class with directions or datasets that the detector does not
     tell apart is found by the name without them; the splits then say the directions, as with folded classes.
@@ -133,13 +139,14 @@ def splits_for_detector(
         {c for name, index in indexes.items() for c in space.ids(name, index.classes).tolist()} - {DROPPED}
     )
     unknown = [space.classes[c] for c in used if position[c] == DROPPED]
-    if unknown:
+    if unknown and not only_known:
         raise UserError(
             f"the detector does not know the class(es) {', '.join(map(repr, unknown))}; it knows "
             f"{', '.join(known)}. Merge them to known names under `labels.merge`, or drop them"
         )
     becomes, theirs = np.array(position, np.int64), detector.space if fold else None
-    return {name: _split(space, name, index, becomes, known, theirs) for name, index in indexes.items()}
+    splits = {name: _split(space, name, index, becomes, known, theirs) for name, index in indexes.items()}
+    return {name: split for name, split in splits.items() if split.classes or not only_known}
 
 
 def _split(

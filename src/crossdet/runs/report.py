@@ -32,13 +32,14 @@ def report(
 
     Raises:
         UserError: no weights, an unfinished run without an epoch, unreadable weights or data, no config where
-            pictures are to be looked at, or runs whose classes differ.
+            pictures are to be looked at, or runs that have no class in common.
     """
     records = [read_run(one) for one in (run, against) if one is not None]
-    if len({record.card.space.reported for record in records}) > 1:
+    mine, *theirs = ({*record.card.space.reported} for record in records)
+    if theirs and mine.isdisjoint(*theirs):
         raise UserError(
-            f"--against {against}: it knows other classes ({', '.join(records[1].card.space.reported)}) than {run} "
-            f"({', '.join(records[0].card.space.reported)})"
+            f"--against {against}: it knows none of the classes of {run} ({', '.join(sorted(mine))}), but "
+            f"{', '.join(sorted(*theirs))}"
         )
     check_room(output)
     counts: Counts = {}
@@ -49,8 +50,11 @@ def report(
         config = load_config(data or run / CONFIG_FILE, [], records[0].card.space.datasets)
         counts = _counts(config)
         if any(dataset.val is not None for dataset in config.datasets.values()):
-            paths = [one for one in (run, against) if one is not None]
-            looked = [Looked.of(one, overlap_of(detector)) for one, detector in audited_runs(paths, config)]
+            found = audited_runs([run], config)
+            if against is not None:  # in its own classes: an extension has more than what it began with
+                alone = config.model_copy(update={"union_test": None})
+                found += audited_runs([against], alone, only_known=True)
+            looked = [Looked.of(one, overlap_of(detector)) for one, detector in found]
     first, *others = [*looked, None]
     write_report(output, records[0], counts, first, records[1] if against else None, others[0] if others else None)
     return _numbers(records, looked)
