@@ -7,8 +7,8 @@ A block between `<!-- results: NAME -->` and `<!-- end -->` belongs to this scri
 by hand. NAME is `paper N` (a table of the paper; `paper N FOLDER`: of other results), `ablation SPLIT` (with a
 figure, if there are learning curves), `sweep FOLDER` (all splits in a folder, with a figure),
 `stability FOLDER` (scores and training of one split), `lifelong NAME` (a sequence, with a figure),
-`orientation NAME`, `curves NAME` (figures from the JSON that `crossdet curves --data` wrote), or `bench` (ratios
-and targets of `make bench`).
+`orientation NAME`, `curves NAME` (figures from the JSON that `crossdet curves --data` wrote), `bench` (ratios
+and targets of `make bench`), or `peers` (what `benchmarks/peers.py` wrote).
 
 Within a line, `<!-- results: NAME -->words<!-- end -->` is a statement; NAME is `value SPLIT METHOD [KEY]` or
 `difference SPLIT A B [KEY]` (paired by seed, with interval and verdict; KEY: of the union test, by default AP),
@@ -118,6 +118,13 @@ def _bench(_: str, data: Path, __: Path) -> str:
     return f"{about}\n\n" + "\n".join(targets_table(content["results"])) + "\n"
 
 
+def _peers(_: str, data: Path, __: Path) -> str:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from peers import tables
+
+    return tables(json.loads((data / "peers.json").read_text())["results"])
+
+
 BLOCKS: dict[str, Callable[[str, Path, Path], str]] = {
     "paper": _paper,
     "ablation": _ablation,
@@ -127,6 +134,7 @@ BLOCKS: dict[str, Callable[[str, Path, Path], str]] = {
     "orientation": _orientation,
     "curves": _curves,
     "bench": _bench,
+    "peers": _peers,
 }
 """Kind of block -> its Markdown, of the words after the kind, `--data` and `--images`."""
 
