@@ -54,7 +54,7 @@ def cars(tmp_path_factory) -> Path:
 
 
 def settings(world: World, cars: Path, changes: dict[str, Any], val: str = "val", train: str = "train") -> Config:
-    values = changed(world.settings(), {"datasets": {}, "model": {"name": "tiny", "width": 16}})
+    values = changed(world.settings(), {"datasets": {}, "model": {"name": "tiny", "width": 16, "weights": "none"}})
     values["datasets"] = {
         "cars": {
             "format": "coco",

@@ -26,9 +26,8 @@ def known(monkeypatch):
 
 @pytest.fixture
 def config(world: World, tmp_path: Path) -> Path:
-    values = changed(
-        world.settings(), {"model": {"name": "tiny", "width": 16}, "train.epochs": 30, "train.lr": 0.01}
-    )
+    tiny = {"name": "tiny", "width": 16, "weights": "none"}
+    values = changed(world.settings(), {"model": tiny, "train.epochs": 30, "train.lr": 0.01})
     values["train"] |= {"eval_every": 0, "clip_norm": 5.0, "warmup_epochs": 1.0, "log_every": 50}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from crossdet.config import Config, DatasetConfig, SplitConfig, UnionTestConfig
 from crossdet.config.listed_only import ListedOnly, without_box
 from crossdet.data.formats.format import SplitFiles
-from crossdet.data.groups import drawn, file_name, group
+from crossdet.data.groups import drawn, group, short_names
 from crossdet.data.index import NO_LABELS, Index
 from crossdet.data.reading import read_split
 from crossdet.data.rotation import pictures, rotated
@@ -295,7 +295,7 @@ def share_of(index: Index, dataset: DatasetConfig, split: str) -> Index:
     rows = np.arange(len(index))
     turns = rows if groups is None else groups.of
     if dataset.held_out is not None:
-        names = [file_name(name) for name in index.names] if groups is None else groups.names
+        names = short_names(list(index.names)) if groups is None else groups.names
         chosen = drawn(names, *dataset.held_out)[turns]
         if not chosen.any() or chosen.all():
             of = "" if groups is None else f" in {groups.count:,} groups"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -25,7 +26,7 @@ _FILES = (".csv", ".json")
 @dataclass(frozen=True)
 class Groups:
     """of: `[I]` number of each picture's group, by first appearance. alone: pictures of which nothing says a group;
-    each is one of its own. names: of the groups; of a picture alone its file name."""
+    each is one of its own. names: of the groups; of a picture alone that of `short_names`."""
 
     of: NDArray[np.int64]
     alone: int
@@ -79,13 +80,17 @@ def group(index: Index, group_by: str) -> Groups:
     numbers: dict[tuple[bool, str], int] = {}
     pairs = [(key is None, name if key is None else key) for key, name in zip(keys, names, strict=True)]
     of = [numbers.setdefault(pair, len(numbers)) for pair in pairs]
-    named = tuple(file_name(key) if alone else key for alone, key in numbers)
+    short = dict(zip(names, short_names(names), strict=True))
+    named = tuple(short[key] if alone else key for alone, key in numbers)
     return Groups(np.array(of, np.int64), keys.count(None), named)
 
 
-def file_name(path: str) -> str:
-    """The last part of a picture's path: what is left where its folder is moved."""
-    return path.rpartition("/")[2]
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The last part of each path, which is left where its folder is moved; the whole path of pictures that share it
+    (`1/image.png`, `2/image.png`)."""
+    last = [path.rpartition("/")[2] for path in paths]
+    count = Counter(last)
+    return [name if count[name] == 1 else path for name, path in zip(last, paths, strict=True)]
 
 
 def drawn(names: Sequence[str], remainder: int, divisor: int) -> NDArray[np.bool_]:

@@ -156,6 +156,16 @@ def test_pictures_that_come_and_go_move_no_other(numbers, fewer, random):
         )
 
 
+def test_pictures_of_one_name_in_many_folders_are_drawn_by_their_folders():
+    """As Blender and some labelling tools write them; by their file name alone all would be on one side."""
+    names = [f"{number}/image.png" for number in range(60)]
+    train, held_out = opened(train=index_of([*names, "other.png"]), val="1/3")
+    assert sorted([*train, *held_out]) == sorted([*names, "other.png"])
+    assert 10 <= len(held_out) <= 32
+    groups = group(index_of([*names, "a_jpg.rf.1.jpg"]), COPIES)
+    assert groups.names[:2] == ("0/image.png", "1/image.png")
+
+
 def test_a_share_is_about_so_many_pictures_and_the_same_in_all_versions():
     names = [f"{number:04}.jpg" for number in range(1200)]
     folds = [drawn(names, remainder, 6) for remainder in range(6)]
