@@ -92,10 +92,7 @@ def _warnings(report: Report, config: Config, sources: Sources, old: int) -> Ite
         yield _alike(report, report.alike)
     for split in report.splits:
         yield from _split_warnings(split, sources.space)
-    if (files := report.union_test) is not None:
-        yield from _file_warnings(files, "union_test")
-        if files.checked and files.bad == files.checked:
-            yield f"union_test: {_none_usable(files)}"
+    yield from _union_test_warnings(report, config)
     if sources.train:
         yield from _class_warnings(report, old, config.train.plain)
     yield from label_warnings(config, sources)
@@ -109,7 +106,14 @@ def _config_warnings(config: Config, sources: Sources, extends: bool) -> Iterato
         yield from training_warnings(config, sources, extends)
     else:
         yield from lonely_members(sources.space)
-    if config.union_test is not None:
+
+
+def _union_test_warnings(report: Report, config: Config) -> Iterator[str]:
+    if (files := report.union_test) is not None:
+        yield from _file_warnings(files, "union_test")
+        if files.checked and files.bad == files.checked:
+            yield f"union_test: {_none_usable(files)}"
+    elif config.union_test is not None:
         try:
             union_test_index(config.union_test)
         except UserError as error:

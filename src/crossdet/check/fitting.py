@@ -27,9 +27,13 @@ def fitting_problems(config: Config, space: LabelSpace, extends: bool) -> Iterat
 def _network_problems(config: Config, space: LabelSpace) -> Iterator[str]:
     kind, weights = ARCHITECTURES[config.model.name], config.model.weights
     backbone: str | None = getattr(config.model, "backbone", None)
-    found = [kind.weights_problem(config.model), None if backbone is None else backbone_problem(backbone)]
+    of_weights = kind.weights_problem(config.model)
+    found = [
+        None if of_weights is None else f"{of_weights}{detector_hint(weights)}",
+        None if backbone is None else backbone_problem(backbone),
+    ]
     problems = [problem for problem in found if problem]
-    yield from (f"{problem}{detector_hint(weights)}" if problem == found[0] else problem for problem in problems)
+    yield from problems
     if isinstance(weights, Path) and not problems:
         from crossdet.runs.building import build_network, network_settings
 

@@ -265,8 +265,9 @@ def _label_lines(datasets: tuple[Dataset, ...]) -> Iterator[str]:
     owners = _owners(datasets, dropped)
     equal = {name: own for name, own in owners.items() if len(own) > 1}
     alone = [(own[0], name) for name, own in owners.items() if len(own) == 1]
-    likely = _same_meaning(datasets, dropped)
-    parts = _parts(datasets, dropped)
+    space = _of_one_name_each(datasets, dropped)
+    likely = {} if space is None else _same_meaning(space)
+    parts = {} if space is None else _parts(space)
     alike = {source for group in [*likely.values(), *parts.values()] for source in group}
     clear = [pair for pair in alone if "/".join(pair) not in alike]
     (one, a), *others = clear or alone or [(datasets[0].name, datasets[0].classes[0])]
@@ -321,28 +322,30 @@ def _without_any_box(datasets: Sequence[Dataset]) -> list[str]:
     return found if boxed else []
 
 
-def _same_meaning(datasets: Sequence[Dataset], dropped: Sequence[str]) -> dict[str, list[str]]:
-    """Name -> source classes that are called otherwise and probably mean the same, as `check` tells them."""
+def _of_one_name_each(datasets: Sequence[Dataset], dropped: Sequence[str]) -> LabelSpace | None:
+    """All classes, those of one name merged; None where that cannot be (`check` tells it)."""
     classes = {d.name: [c for c in d.classes if f"{d.name}/{c}" not in dropped] for d in datasets}
+    with suppress(LabelError):
+        return LabelSpace.build(classes, merge={"same_names": True})
+    return None
+
+
+def _same_meaning(space: LabelSpace) -> dict[str, list[str]]:
+    """Name -> source classes that are called otherwise and probably mean the same, as `check` tells them."""
     groups: list[list[str]] = []
-    with suppress(LabelError):  # `check` tells it
-        for pair in LabelSpace.build(classes, merge={"same_names": True}).likely_duplicates():
-            near = [group for group in groups if not set(group).isdisjoint(pair)]
-            groups = [group for group in groups if group not in near]
-            groups.append(list(dict.fromkeys([*chain.from_iterable(near), *pair])))
+    for pair in space.likely_duplicates():
+        near = [group for group in groups if not set(group).isdisjoint(pair)]
+        groups = [group for group in groups if group not in near]
+        groups.append(list(dict.fromkeys([*chain.from_iterable(near), *pair])))
     return {group[0].partition("/")[2]: group for group in groups}
 
 
-def _parts(datasets: Sequence[Dataset], dropped: Sequence[str]) -> dict[str, list[str]]:
+def _parts(space: LabelSpace) -> dict[str, list[str]]:
     """Name of a class -> its source classes, and those of other datasets that are by their names a part of it."""
-    classes = {d.name: [c for c in d.classes if f"{d.name}/{c}" not in dropped] for d in datasets}
-    with suppress(LabelError):  # `check` tells it
-        space = LabelSpace.build(classes, merge={"same_names": True})
-        return {
-            space.classes[whole]: [*space.sources_of(whole), *(f"{d}/{name}" for d, name, _ in parts)]
-            for whole, parts in parts_of(space)
-        }
-    return {}
+    return {
+        space.classes[whole]: [*space.sources_of(whole), *(f"{d}/{name}" for d, name, _ in parts)]
+        for whole, parts in parts_of(space)
+    }
 
 
 def _with_parts(whole: str, group: Sequence[str], equal: Collection[str]) -> Iterator[list[str]]:
