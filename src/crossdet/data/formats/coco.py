@@ -328,10 +328,13 @@ def _rows_of(
     order = np.argsort(known, kind="stable")
     found = np.minimum(np.searchsorted(known[order], wanted), len(known) - 1)
     rows = order[found]
-    for i in np.flatnonzero(known[rows] != wanted).tolist():
+    wrong = np.flatnonzero(known[rows] != wanted)
+    strange, first, count = np.unique(wanted[wrong], return_index=True, return_counts=True)
+    for k in np.argsort(first).tolist():  # an id at its first annotation: a category left out has thousands
+        which = "the annotation" if count[k] == 1 else f"the {count[k]} annotations that name it"
         problems.append(
-            f"annotations[{i}].{key}: {wanted[i]} is not the id of any of `{section}`; "
-            f"add it to `{section}` or remove the annotation"
+            f"annotations[{wrong[first[k]]}].{key}: {strange[k]} is not the id of any of `{section}`; "
+            f"add it to `{section}` or remove {which}"
         )
     return rows
 

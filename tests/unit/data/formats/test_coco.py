@@ -243,6 +243,20 @@ def test_malformed(section: str, row: int, change: dict[str, Any], message: str,
     assert message in mistakes(error)
 
 
+def test_an_unknown_id_is_named_once(tmp_path: Path) -> None:
+    content = coco_dict()  # a category that was left out has thousands of boxes, and one cure
+    for annotation, category in zip(content["annotations"], (99, 98, 99), strict=True):
+        annotation["category_id"] = category
+    with pytest.raises(AnnotationError) as error:
+        read(content, tmp_path)
+    assert mistakes(error) == [
+        "annotations[0].category_id: 99 is not the id of any of `categories`; "
+        "add it to `categories` or remove the 2 annotations that name it",
+        "annotations[1].category_id: 98 is not the id of any of `categories`; "
+        "add it to `categories` or remove the annotation",
+    ]
+
+
 def test_all_mistakes_at_once_and_capped(tmp_path: Path) -> None:
     content = coco_dict()
     content["annotations"] = [{"image_id": 7, "category_id": 1, "bbox": [i]} for i in range(30)]
