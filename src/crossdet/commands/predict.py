@@ -22,7 +22,7 @@ from crossdet.commands.terminal import (
     save_json,
     say,
 )
-from crossdet.errors import RunError, UserError
+from crossdet.errors import RunError, UserError, some
 
 if TYPE_CHECKING:
     from crossdet.runs.predict_video import Find
@@ -109,6 +109,9 @@ def predict(
             out.print(f"[yellow]skipped[/yellow] {escape(line)}", highlight=False, soft_wrap=True)
         say(f"{summary.images} images: {_counts(summary.counts)}")
         say(f"{summary.folder}  (predictions.json, coco_results.json{', pictures' if pictures else ''})")
+        if summary.without_id:
+            which = some([str(file) for file in summary.without_id], 3, 1)
+            say(f"note: not in coco_results.json, {coco} has no image of that name, or several: {which}", "yellow")
         if summary.older:
             first, *more = (summary.folder / "pictures" / name for name in summary.older)
             several = f" and {len(more)} more" if more else ""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,21 +36,39 @@ MAX_OPEN_DRAWINGS = 16
 @dataclass(frozen=True)
 class Summary:
     """images: how many were read. counts: detections per class. unreadable: one line per lost image. older:
-    pictures in `folder/pictures`, by name, that are not of this call."""
+    pictures in `folder/pictures`, by name, that are not of this call. without_id: read images that the COCO file
+    whose ids were asked for does not name."""
 
     folder: Path
     images: int
     counts: dict[str, int]
     unreadable: list[str]
     older: list[str]
+    without_id: list[Path]
 
 
 @dataclass(frozen=True)
 class CocoIds:
-    """Ids of the COCO results file: of images by file name, of categories by class name."""
+    """Ids of a COCO annotation file. images: last part of a `file_name` -> of each such name its parts and its id.
+    categories: by class name."""
 
-    images: dict[str, int]
+    images: dict[str, list[tuple[tuple[str, ...], int]]]
     categories: dict[str, int]
+
+    def of_files(self, files: Sequence[Path]) -> dict[Path, int]:
+        """Those whose id is certain. A picture of the file is the one whose path shares the most parts with its
+        `file_name` from the end, the name at least; where several share as many, none of them is."""
+        of_a_name: dict[str, list[Path]] = {}
+        for file in files:
+            of_a_name.setdefault(file.name, []).append(file)
+        found = {}
+        for name, alike in of_a_name.items():
+            named = self.images.get(name, [])
+            shared = [(_common_end(file.parts, parts), file, number) for file in alike for parts, number in named]
+            for most, file, number in shared:
+                if not any(s >= most and (f == file) != (n == number) for s, f, n in shared):
+                    found[file] = number
+        return found
 
 
 def predict_to_folder(
@@ -72,8 +90,8 @@ def predict_to_folder(
     """Detects in all images and writes `predictions.json`, `coco_results.json` and `pictures/` into `folder`, over
     files of these names; others stay.
 
-    coco: a COCO annotation file whose image and category ids the results shall use (images are found by file
-    name, categories by class name; other classes are left out of the results file). Without it images are
+    coco: a COCO annotation file whose image and category ids the results shall use (images are found by
+    `CocoIds.of_files`, categories by class name; others are left out of the results file). Without it images are
     numbered from 1 in the order of `predictions.json`, category = unified id + 1, and rows name file and class.
     fold: directions of a class, and its classes per dataset, are reported as one class; each detection of a class
     with directions says its `angle` in degrees counter-clockwise.
@@ -89,9 +107,8 @@ def predict_to_folder(
 
         tiling = Tiling.of(tile, overlap)
     files = find_images(images)
-    drawn = _picture_names(files)
-    if pictures:
-        check_not_read(folder, [folder / "pictures" / name for name in drawn.values()], files)
+    drawn = _picture_names(files) if pictures else {}
+    check_not_read(folder, [folder / "pictures" / name for name in drawn.values()], files)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -109,21 +126,7 @@ def predict_to_folder(
         rows = predict_files(detector, files, classes, score_threshold, max_detections, **more)
         searched = ((file, None if p is None else p.permute(1, 2, 0).numpy(), found) for file, p, found in rows)
     ids = None if coco is None else _coco_ids(coco)
-    entries: list[dict[str, Any]] = []
-    results: list[dict[str, Any]] = []
-    counts: Counter[str] = Counter()
-    lost: list[str] = []
-    with _Drawing(folder / "pictures") as drawing:
-        for file, picture, found in searched:
-            if picture is None or isinstance(found, str):
-                lost.append(str(found))
-                continue
-            entry = _entry(file, picture.shape[1], picture.shape[0], found)
-            entries.append(entry)
-            counts.update(found.names or ())
-            results.extend(_coco_rows(file, found, len(entries), ids))
-            if pictures:
-                drawing.add(drawn[file], picture, found)
+    answers = _collected(searched, ids, files, folder / "pictures", drawn)
     content = {
         "weights": str(detector.file),
         "classes": detector.reported,
@@ -131,14 +134,49 @@ def predict_to_folder(
         "thresholds": detector.thresholds_used(score_threshold),
         "tile": None if tiling is None else tiling.side,
         "overlap": None if tiling is None else tiling.overlap,
-        "images": entries,
-        "unreadable": lost,
+        "images": answers.images,
+        "unreadable": answers.lost,
     }
     write_json(folder / "predictions.json", content)
-    write_json(folder / "coco_results.json", results)
-    mine = {drawn[Path(entry["file"])] for entry in entries} if pictures else set()
+    write_json(folder / "coco_results.json", answers.coco)
+    mine = {drawn[Path(entry["file"])] for entry in answers.images} if pictures else set()
     older = sorted({file.name for file in (folder / "pictures").glob("*.jpg")} - mine)
-    return Summary(folder, len(entries), dict(counts.most_common()), lost, older)
+    counts = dict(answers.counts.most_common())
+    return Summary(folder, len(answers.images), counts, answers.lost, older, answers.without_id)
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """images, coco: rows of `predictions.json` and of the COCO results. The others: see `Summary`."""
+
+    images: list[dict[str, Any]] = field(default_factory=list)
+    coco: list[dict[str, Any]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)
+    without_id: list[Path] = field(default_factory=list)
+
+
+def _collected(
+    searched: Searched, ids: CocoIds | None, files: Sequence[Path], folder: Path, drawn: Mapping[Path, str]
+) -> _Answers:
+    """The answers to all images. drawn: of each that is drawn the name of the picture in `folder`."""
+    answers = _Answers()
+    numbers = {} if ids is None else ids.of_files(files)
+    with _Drawing(folder) as drawing:
+        for file, picture, found in searched:
+            if picture is None or isinstance(found, str):
+                answers.lost.append(str(found))
+                continue
+            answers.images.append(_entry(file, picture.shape[1], picture.shape[0], found))
+            answers.counts.update(found.names or ())
+            if file in drawn:
+                drawing.add(drawn[file], picture, found)
+            number = len(answers.images) if ids is None else numbers.get(file)
+            if number is None:
+                answers.without_id.append(file)
+            else:
+                answers.coco.extend(_coco_rows(file, found, number, ids))
+    return answers
 
 
 def _exported(
@@ -230,20 +268,26 @@ def _coco_rows(file: Path, found: Detections, number: int, ids: CocoIds | None) 
     if ids is None:  # numbers of our own, so what they stand for is said
         rows = zip(found.to_coco(number), found.names or (), strict=True)
         return [row | {"file_name": file.name, "category_name": name} for row, name in rows]
-    image = ids.images.get(file.name)
-    return [] if image is None else found.to_coco(image, ids.categories)
+    return found.to_coco(number, ids.categories)
+
+
+def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many parts two paths share at their ends."""
+    same = [a == b for a, b in zip(reversed(one), reversed(other), strict=False)]
+    return same.index(False) if False in same else len(same)
 
 
 def _coco_ids(path: Path) -> CocoIds:
     try:
         data = json.loads(path.read_text())
-        return CocoIds(
-            {Path(image["file_name"]).name: image["id"] for image in data["images"]},
-            {category["name"]: category["id"] for category in data["categories"]},
-        )
+        images: dict[str, list[tuple[tuple[str, ...], int]]] = {}
+        for image in data["images"]:
+            parts = Path(image["file_name"]).parts
+            images.setdefault(parts[-1], []).append((parts, image["id"]))
+        return CocoIds(images, {category["name"]: category["id"] for category in data["categories"]})
     except OSError as error:
         raise UserError(f"--coco {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"--coco {path}: no COCO annotation file ({error!r})") from None
 
 

@@ -1,0 +1,33 @@
+"""Ids of a COCO file for the pictures of a folder, by file names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from crossdet.runs.predict import CocoIds
+
+PARADE, CARS = Path("/data/faces/val_0.png"), Path("/data/cars/val_0.png")
+
+
+@pytest.mark.parametrize(
+    ("named", "files", "wanted"),
+    [
+        ({7: "val_0.png"}, [CARS], {CARS: 7}),
+        ({7: "cars/val_0.png"}, [CARS, PARADE], {CARS: 7}),
+        ({7: "cars/val_0.png", 3: "faces/val_0.png"}, [CARS, PARADE], {CARS: 7, PARADE: 3}),
+        ({7: "val_0.png"}, [CARS, PARADE], {}),  # either may be meant
+        ({7: "a/val_0.png", 3: "b/val_0.png"}, [CARS], {}),
+        ({7: "a/val_0.png", 3: "cars/val_0.png"}, [CARS], {CARS: 3}),
+        ({7: "somewhere/else/val_0.png"}, [CARS], {CARS: 7}),  # the folder has moved
+        ({7: "other.png"}, [CARS], {}),
+    ],
+)
+def test_a_picture_has_the_id_of_the_name_that_fits_it_alone(
+    named: dict[int, str], files: list[Path], wanted: dict[Path, int]
+) -> None:
+    images: dict[str, list[tuple[tuple[str, ...], int]]] = {}
+    for number, name in named.items():
+        images.setdefault(Path(name).name, []).append((Path(name).parts, number))
+    assert CocoIds(images, {}).of_files(files) == wanted
