@@ -107,8 +107,10 @@ def open_sources(
                 index = whole_split(dataset, "train")
                 names[name] = index.classes
                 labelled.setdefault(name, set()).update(_with_boxes(index))
-    build = partial(_build_space, config, found, names, labelled)
-    (space, patterns), apart = (build(known), "") if detector is None else _space_to_score(config, build, detector)
+    build = partial(_build_space, found=found, known_classes=names, labelled=labelled)
+    (space, patterns), apart = (
+        (build(config, known=known), "") if detector is None else _space_to_score(config, build, detector)
+    )
     listed_only = without_box(space, {**found["val"], **found["train"]}, labelled, known)
     train, val = (
         {name: _rotated(index, config.datasets[name], split) for name, index in found[split].items()}
@@ -265,19 +267,23 @@ def _rules(
     return rules, (*patterns, *more)
 
 
-def _space_to_score(
-    config: Config, build: Callable[[LabelSpace | None], Built], detector: LabelSpace
-) -> tuple[Built, str]:
-    """Label space of a config that a detector is scored on, and `Sources.apart`; see `open_sources`. build: of what
-    is extended."""
+def _space_to_score(config: Config, build: Callable[..., Built], detector: LabelSpace) -> tuple[Built, str]:
+    """Label space of a config that a detector is scored on, and `Sources.apart`; see `open_sources`. build:
+    `_build_space` of a config and of what is extended (`known`).
+
+    A class that the rules say nothing of, under the name of one of the detector's, is that class: a test set of
+    its own need not repeat how the detector's classes came about."""
     directions = any(dataset.class_directions for dataset in config.datasets.values())
     if detector.has_members or config.labels.per_dataset or directions:  # such label spaces cannot grow
-        return build(None), ""
+        return build(config), ""
     try:
-        return build(detector), ""
+        return build(config, known=detector), ""
     except LabelError as error:
+        by_names = config.labels.model_copy(update={"merge": {"same_names": True, **config.labels.merge}})
+        with suppress(LabelError):
+            return build(config.model_copy(update={"labels": by_names}), known=detector), ""
         try:
-            return build(None), str(error)
+            return build(config), str(error)
         except LabelError:
             raise error from None
 

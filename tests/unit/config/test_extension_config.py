@@ -127,6 +127,17 @@ def test_eval_reads_an_old_dataset_as_the_weights_do_unless_the_config_says_othe
     assert "overlap: unknown unified class 'kar'; did you mean 'car'?" in errors
 
 
+def test_a_test_set_of_its_own_is_read_by_the_names_of_the_classes(weights, crossdet):
+    """`person` was merged of two classes and `car` is another dataset's: neither needs to be said again."""
+    streets = {"streets": draw(Path.cwd(), "streets", ("person", "car"))}
+    code, printed, errors = crossdet("eval", weights, write({}, datasets=streets))
+    assert code == 0, errors
+    assert "note:" not in printed
+    record = json.loads(Path("first/eval_more.json").read_text())
+    assert record["datasets"]["streets"]["per_class"].keys() == {"person", "car"}
+    assert "label_rules_apart" not in record
+
+
 def test_slips_are_told_with_what_is_known(weights, crossdet):
     wrong = {"merge": {"person": ["objcts/person", "peds/pedestrian"]}, "absent": {"poeple": ["sign"]}}
     config = write(wrong)
