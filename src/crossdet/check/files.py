@@ -45,10 +45,12 @@ def look_at_files(
     contradicting: list[str] = []
     as_stored: dict[Path, bool] = {}  # -> a quarter turn would be seen in the size
     sizes = index.sizes if index.rotation is None else index.rotation.sizes
-    for (row, path), have in zip(paths.items(), header_sizes(list(paths.values())), strict=True):
+    for (row, path), have in zip(paths.items(), header_sizes(list(paths.values()), index.upright), strict=True):
         height, width = (int(side) for side in sizes[row])
         if have is None:
             (unreadable if path.exists() else missing).append(str(path))
+        elif index.upright and have == (height, width):
+            pass  # turned as EXIF says, as `predict` turns it
         elif 0 in (height, width) or have == (height, width):
             as_stored[path] = have == (height, width) and height != width and not own_sizes
         elif have != (width, height) or not _stored_sideways(path):
@@ -81,16 +83,14 @@ def _damaged(paths: Iterable[Path], known: Collection[str]) -> tuple[str, ...]:
 
 
 def _orientations(paths: Sequence[Path]) -> list[int]:
-    """The EXIF orientation of readable files, 1 (as stored) to 8; 1 where `read_image` knows one way only: WebP's
-    marks are never applied, TIFF's always.
-    """
+    """The EXIF orientation of readable files, 1 (as stored) to 8; 1 for TIFF, which is always turned."""
     from PIL import Image
 
     def orientation(path: Path) -> int:
         try:
             with Image.open(path) as image:
                 # not the plugin's own, which for PNG decodes the picture to look behind it
-                mark = 1 if image.format in ("WEBP", "TIFF") else Image.Image.getexif(image).get(_ORIENTATION_TAG)
+                mark = 1 if image.format == "TIFF" else Image.Image.getexif(image).get(_ORIENTATION_TAG)
         except Exception:  # on a damaged file Pillow's plugins raise almost anything
             return 1
         return mark if isinstance(mark, int) and 1 <= mark <= 8 else 1

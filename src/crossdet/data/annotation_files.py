@@ -10,6 +10,10 @@ from threading import Lock
 
 from crossdet.errors import AnnotationError, problem_list
 
+PICTURE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jfif", ".avif"
+)  # fmt: skip
+"""Of the files that are looked at as pictures."""
 MAX_LISTED = 20
 """How many problems of one kind an error or a report lists before it only counts."""
 BOM = b"\xef\xbb\xbf"
@@ -109,7 +113,8 @@ def header_sizes(paths: Sequence[Path], upright: bool = False) -> list[tuple[int
             with Image.open(path) as image:
                 height, width = image.height, image.width
                 # not the plugin's own, which for PNG decodes the picture to look behind it
-                if upright and Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) >= 5:
+                mark = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) if upright else 1
+                if mark >= 5 and image.format != "TIFF":  # whose sizes are turned already
                     height, width = width, height
         except Exception:  # on a damaged file Pillow's plugins raise almost anything
             return None

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossdet.data.annotation_files import PICTURE_SUFFIXES
 from crossdet.data.index import Index, Ragged, Strings
 
 PLAIN = ("category_ids", "image_ids", "sizes", "box_offsets", "boxes", "labels", "flags", "area")
 RAGGED = ("negatives", "not_exhaustive")
-PICTURES = frozenset({".bmp", ".gif", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"})
-"""Suffixes of the image files that `pictures_stamp` looks at."""
 
 
 def cache_root() -> Path:
@@ -73,7 +72,7 @@ def pictures_stamp(folder: Path) -> str:
             digest.update(f"{at}|missing\n".encode(errors="surrogateescape"))
             continue
         for entry in found:
-            if os.path.splitext(entry.name)[1].lower() in PICTURES:  # noqa: PTH122
+            if os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES:  # noqa: PTH122
                 digest.update(f"{entry.path}|{_state(entry.path)}\n".encode(errors="surrogateescape"))
             elif entry.is_dir(follow_symlinks=False):
                 below.append(entry.path)
@@ -115,6 +114,7 @@ def save_index(index: Index, folder: Path) -> None:
             "columns": sorted(index.columns),
             "federated": index.federated,
             "skipped": index.skipped,
+            "upright": index.upright,
         }
         (staging / "meta.json").write_text(json.dumps(meta))
         try:
@@ -145,6 +145,7 @@ def load_index(folder: Path) -> Index:
         columns={name: array(f"column_{name}") for name in meta["columns"]},
         **{name: ragged(name) for name in RAGGED},  # type: ignore[arg-type]
         skipped=meta["skipped"],
+        upright=meta["upright"],
         **{name: array(name) for name in PLAIN},  # type: ignore[arg-type]
     )
 

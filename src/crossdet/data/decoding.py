@@ -13,6 +13,7 @@ from crossdet.data.picture_files import Size, annotated_size, as_annotated, deco
 from crossdet.data.picture_files import UnreadableImage as UnreadableImage
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_RIFF, _WEBP = b"RIFF", b"WEBP"
 
 
 def read_image(path: Path | str, annotated: Size | None = None, upright: bool = False) -> Tensor:
@@ -21,7 +22,7 @@ def read_image(path: Path | str, annotated: Size | None = None, upright: bool = 
     torchvision decodes; Pillow reads what it cannot (BMP, TIFF, ...) and every PNG: torchvision's PNG decoder
     ends the process (a segmentation fault) at a damaged byte. 16-bit samples are scaled to 8.
     The EXIF orientation is applied only if the stored size is not the annotated one and the rotated size is;
-    `upright=True` (pictures without annotations) applies it always.
+    `upright=True` (pictures without annotations, or `Index.upright`) applies it always.
 
     annotated: (height, width) that the boxes refer to; None or (0, 0) = unknown.
 
@@ -38,7 +39,7 @@ def read_row(index: Index, row: int) -> Tensor:
 
     Raises `UnreadableImage`.
     """
-    image = read_image(index.path(row), annotated_size(index, row))
+    image = read_image(index.path(row), annotated_size(index, row), index.upright)
     return image if index.rotation is None else rotate(image, int(index.rotation.degrees[row]))
 
 
@@ -55,7 +56,8 @@ def decode_bytes(data: bytes, path: Path | str, upright: bool) -> Tensor:
     """As `read_image`, of the content of a file; path: names it in errors."""
     if not data:
         raise UnreadableImage(f"{path}: the file is empty")
-    if data.startswith(_PNG):
+    webp = data.startswith(_RIFF) and data[8:12] == _WEBP  # whose orientation torchvision does not know
+    if data.startswith(_PNG) or (webp and upright):
         return torch.from_numpy(decode_with_pillow(data, path, upright)).permute(2, 0, 1)
     buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:

@@ -94,6 +94,7 @@ class Index:
     negatives, not_exhaustive: per-image class lists of a federated dataset (LVIS); None otherwise.
     skipped: what the reader left out, or cut by much, reason -> places ("file:line: value"), for `crossdet check`.
     rotation: how far the pictures are turned (`data.rotation`); sizes and boxes are those of the turned ones.
+    upright: sizes and boxes are those of the pictures turned as EXIF says, whatever their sizes tell.
     """
 
     classes: tuple[str, ...]
@@ -112,6 +113,7 @@ class Index:
     not_exhaustive: Ragged | None = None
     skipped: dict[str, list[str]] = field(default_factory=dict)
     rotation: Rotation | None = None
+    upright: bool = False
 
     def __post_init__(self) -> None:
         images, boxes = len(self.names), len(self.boxes)

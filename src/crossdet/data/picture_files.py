@@ -6,12 +6,13 @@ import io
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from crossdet.data.annotation_files import PICTURE_SUFFIXES
 from crossdet.data.index import IMAGE_REASONS, Index
 from crossdet.data.rotation_geometry import canvas
 from crossdet.errors import UserError
@@ -24,7 +25,6 @@ T = TypeVar("T")
 
 ROTATION_FILL = (124, 116, 104)
 """RGB of the corners that a rotation uncovers: ImageNet's mean, near zero after normalisation, as padding is."""
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
 class UnreadableImage(Exception):
@@ -42,7 +42,7 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     for given in paths:
         path = Path(given)
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
         elif path.is_file():
             files = [path]
         else:
@@ -111,7 +111,7 @@ def read_pixels(index: Index, row: int) -> Pixels:
     `UnreadableImage`."""
     path, size = index.path(row), annotated_size(index, row)
     data = read_bytes(path)
-    pixels = as_annotated(lambda turn: decode_with_pillow(data, path, turn), size_of, path, size)
+    pixels = as_annotated(lambda turn: decode_with_pillow(data, path, turn), size_of, path, size, index.upright)
     return pixels if index.rotation is None else rotated(pixels, int(index.rotation.degrees[row]))
 
 
@@ -149,12 +149,22 @@ def decode_with_pillow(data: bytes, path: Path | str, rotate: bool) -> Pixels:
             image: Image.Image = opened
             if rotate:
                 image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16-bit greyscale: convert("RGB") would clip instead of scale
-                grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-                image = Image.fromarray(grey)
+            if image.mode == "F" or image.mode.startswith("I"):
+                image = Image.fromarray(_in_8_bits(np.asarray(image)))
             array = np.asarray(image.convert("RGB"))
     except UnidentifiedImageError:  # its message holds the address of `data`
         raise UnreadableImage(f"{path}: this is no image of a known format") from None
     except Exception as error:  # on damaged files Pillow's decoders raise almost anything
         raise UnreadableImage(f"{path}: {error}") from None
     return array.copy()
+
+
+def _in_8_bits(grey: NDArray[Any]) -> NDArray[np.uint8]:
+    """Of 16-bit values the upper half: Pillow's own conversion clips. Raises `ValueError` for values of another
+    range, which would all be black or white."""
+    if grey.dtype.kind == "f":
+        raise ValueError("its values are fractions, and which of them is white is not said; store it with 8 bits")
+    most = int(grey.max(initial=0))
+    if 0 < most < 256 or most >= 2**16:
+        raise ValueError(f"its values reach {most:,}, expected those of 16 bits; store it with 8 bits")
+    return np.clip(grey.astype(np.int64) >> 8, 0, 255).astype(np.uint8)

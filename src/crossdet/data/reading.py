@@ -82,7 +82,7 @@ def fill_sizes(index: Index) -> Index:
     paths = [index.path(int(row)) for row in unknown]
     sizes = index.sizes.copy()
     skipped = {reason: list(places) for reason, places in index.skipped.items()}
-    for row, path, size in zip(unknown, paths, header_sizes(paths), strict=True):
+    for row, path, size in zip(unknown, paths, header_sizes(paths, index.upright), strict=True):
         if size is None:
             skipped.setdefault(IMAGE_REASONS[0], []).append(str(path))
         else:

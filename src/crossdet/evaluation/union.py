@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from crossdet.data.drawing import class_colour, draw_boxes
 from crossdet.data.formats.format import SplitFiles
 from crossdet.data.index import Index
+from crossdet.data.picture_files import read_pixels
 from crossdet.data.reading import read_split
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Ints
 from crossdet.evaluation.splits import Split, ground_truth
@@ -97,8 +98,7 @@ def compare(
     by; below 1 it stays as it is.
     """
     factor = max(1.0, factor)
-    with Image.open(test.index.path(row)) as opened:
-        picture = opened.convert("RGB")
+    picture = Image.fromarray(read_pixels(test.index, row))
     size = (round(picture.width * factor), round(picture.height * factor))
     picture = picture.resize(size, Image.Resampling.LANCZOS)
     mine = np.flatnonzero((test.truth.image_of_box == row) & ~test.truth.crowd)

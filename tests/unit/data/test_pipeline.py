@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from crossdet import LabelSpace
+from crossdet.data.annotation_files import header_sizes
 from crossdet.data.augment import Augment, Resize, View
 from crossdet.data.canvases import resized
 from crossdet.data.decoding import UnreadableImage, read_image
@@ -223,6 +224,31 @@ def test_exif_of_a_png(tmp_path):
     path = saved(tmp_path / "a.png", PICTURE, exif=exif)
     assert torch.equal(read_image(path, (24, 40)), as_tensor(PICTURE))
     assert torch.equal(read_image(path, (40, 24)), as_tensor(PICTURE).rot90(-1, (1, 2)))
+
+
+@pytest.mark.parametrize("suffix", ["webp", "tif", "png", "jpg"])
+def test_upright_is_what_the_header_says(suffix, tmp_path):
+    """torchvision does not know the orientation of WebP, and Pillow has turned TIFF when it tells its size."""
+    exif = Image.Exif()
+    exif[0x0112] = ROTATED_BY_90
+    path = saved(tmp_path / f"a.{suffix}", SMOOTH, exif=exif)
+    assert read_image(path, upright=True).shape == (3, 40, 24)
+    assert header_sizes([path], upright=True) == [(40, 24)]
+    assert read_image(path, (40, 24)).shape == (3, 40, 24)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (np.full((24, 40), 0.5, np.float32), "its values are fractions"),
+        (np.full((24, 40), 200, np.int32), "its values reach 200, expected those of 16 bits"),
+        (np.full((24, 40), 10**6, np.int32), "its values reach 1,000,000, expected those of 16 bits"),
+    ],
+)
+def test_values_that_would_all_be_black_or_white(values, told, tmp_path):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(UnreadableImage, match=told):
+        read_image(tmp_path / "a.tif")
 
 
 def test_another_picture_than_the_annotated_one(tmp_path):

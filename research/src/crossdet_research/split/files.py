@@ -187,7 +187,7 @@ def _write_one(picture: _Picture, target: Path, seed: int) -> str:
         return ""
     height, width = (int(v) for v in picture.index.sizes[picture.row])
     try:
-        pixels = read_picture(source, (height, width))
+        pixels = read_picture(source, (height, width), picture.index.upright)
     except BadPicture as error:
         return str(error)
     if picture.own is not None:

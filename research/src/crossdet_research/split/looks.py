@@ -133,13 +133,13 @@ class BadPicture(Exception):
     """The file is missing, broken, or not the picture that was annotated. The message names it."""
 
 
-def read_picture(path: Path, annotated: tuple[int, int]) -> Pixels:
+def read_picture(path: Path, annotated: tuple[int, int], upright: bool = False) -> Pixels:
     """The picture as training sees it (`crossdet.data.decoding`): turned by its EXIF tag only if the annotated
-    (height, width) is that of the turned picture. Raises `BadPicture`."""
+    (height, width) is that of the turned picture, or always (`upright`). Raises `BadPicture`."""
     try:
         with Image.open(io.BytesIO(path.read_bytes())) as opened:
             image: Image.Image = opened
-            if (image.height, image.width) != annotated:
+            if upright or (image.height, image.width) != annotated:
                 image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bits
                 image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))

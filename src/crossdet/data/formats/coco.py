@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import gc
 import json
+import math
+import posixpath
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -216,13 +218,14 @@ def _file_names(items: Items, problems: list[str]) -> list[str]:
             )
             name = ""
         names.append(name)
-    if len(set(names)) < len(names):
+    paths = [posixpath.normpath(name) if name else "" for name in names]
+    if len(set(paths)) < len(names):
         first: dict[str, int] = {}
-        for i, name in enumerate(names):
+        for i, name in enumerate(paths):
             if name and first.setdefault(name, i) != i:  # the objects of either would be background of the other
                 problems.append(
-                    f"images[{i}].file_name: {name!r} is that of images[{first[name]}] already; give the picture "
-                    "one entry, and its annotations that entry's id"
+                    f"images[{i}].file_name: {names[i]!r} is that of images[{first[name]}] already; give the "
+                    "picture one entry, and its annotations that entry's id"
                 )
     return names
 
@@ -270,7 +273,7 @@ def _boxes(items: Items, problems: list[str]) -> tuple[Floats, Floats, NDArray[n
     areas = _areas(items, problems)
     flags = np.zeros(len(items), np.uint8)
     for key, flag in (("iscrowd", Flag.CROWD), ("ignore", Flag.IGNORE_REGION)):
-        values = [item.get(key, 0) for item in items]
+        values = [0 if (value := item.get(key)) is None else value for item in items]
         try:
             bad = set(values) - {0, 1}
         except TypeError:  # a list or an object
@@ -300,13 +303,45 @@ def _areas(items: Items, problems: list[str]) -> Floats:
     return np.full(len(items), np.nan)
 
 
+def _around_polygons(item: Mapping[str, Any]) -> list[float] | None:
+    """x, y, width and height around the polygons of an annotation; None where it has none (or a mask)."""
+    polygons = item.get("segmentation")
+    if not isinstance(polygons, list) or not all(isinstance(polygon, list) for polygon in polygons):
+        return None
+    numbers = list(chain.from_iterable(polygons))
+    if not numbers or len(numbers) % 2 or not all(map(_is_number, numbers)):
+        return None
+    x, y = numbers[::2], numbers[1::2]
+    return [min(x), min(y), max(x) - min(x), max(y) - min(y)]
+
+
+def _without_loss(boxes: Floats, items: Items) -> Floats:
+    """xywh boxes as the annotations mean them: around the polygons of one without area, and around the turned one
+    where there is a `rotation` in degrees (as CVAT writes it, about the middle)."""
+    with np.errstate(invalid="ignore"):
+        empty = np.flatnonzero(~(boxes[:, 2:] > 0).all(axis=1))
+    for i in empty.tolist():
+        boxes[i] = _around_polygons(items[i]) or boxes[i]
+    for i, item in enumerate(items):
+        said = item.get("attributes")
+        degrees: Any = said.get("rotation") if isinstance(said, dict) else None
+        if _is_number(degrees) and degrees % 180:
+            angle, (x, y, w, h) = math.radians(degrees), boxes[i].tolist()
+            cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
+            wide, tall = w * cos + h * sin, w * sin + h * cos
+            boxes[i] = x + (w - wide) / 2, y + (h - tall) / 2, wide, tall
+    return boxes
+
+
 def _four_numbers(items: Items, problems: list[str]) -> Floats:
     boxes = [item.get("bbox") for item in items]
+    if not all(boxes):
+        boxes = [box or _around_polygons(item) or box for box, item in zip(boxes, items, strict=True)]
     if set(map(type, boxes)) <= {list} and set(map(len, boxes)) <= {4}:  # type: ignore[arg-type]
         flat = list(chain.from_iterable(boxes))  # type: ignore[arg-type]
         if set(map(type, flat)) <= {int, float}:
             with suppress(OverflowError):
-                return np.array(flat, np.float64).reshape(-1, 4)
+                return _without_loss(np.array(flat, np.float64).reshape(-1, 4), items)
     for i, box in enumerate(boxes):
         if type(box) is not list or len(box) != 4 or not all(map(_is_number, box)):
             given = "missing key" if box is None else _show(box)

@@ -18,6 +18,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
 from crossdet.data.annotation_files import (
+    PICTURE_SUFFIXES,
     files_below,
     header_sizes,
     is_number,
@@ -33,7 +34,6 @@ from crossdet.errors import AnnotationError
 from crossdet.files import safe_names
 from crossdet.types import REGION_FLAGS, Flag
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -117,7 +117,7 @@ def list_entries(
     noted: list[str] = [] if problems is None else problems
     for year, folder in enumerate(annotations):
         try:
-            xmls = {file.name for file in folder.iterdir() if file.suffix.lower() == ".xml"}
+            xmls = {file.name for file in folder.iterdir() if _is_xml(file.name)}
         except OSError as error:
             raise AnnotationError(f"{folder}: cannot be listed ({error.strerror})") from None
         if image_sets:
@@ -130,6 +130,11 @@ def list_entries(
             else:
                 noted.append(f"{place}: {name!r} has no {folder / name}.xml; add that file or remove the line")
     return entries
+
+
+def _is_xml(name: str) -> bool:
+    """macOS leaves files `._name.xml` beside those that it copies, which are none."""
+    return name.lower().endswith(".xml") and not name.startswith("._")
 
 
 def write_voc(index: Index, root: Path, image_set: str) -> None:
@@ -256,6 +261,7 @@ def _object(element: Element, place: str, problems: list[str]) -> VocObject | No
     name = (element.findtext("name") or "").strip()
     box = element.find("bndbox")
     difficult = (element.findtext("difficult") or "0").strip() or "0"
+    difficult = "0" if difficult.lower() == "unspecified" else difficult  # of some years of VOC itself
     if not name:
         problems.append(f"{place}: <object> without <name>; add the class name")
         return None
@@ -270,6 +276,7 @@ def _object(element: Element, place: str, problems: list[str]) -> VocObject | No
         problems.append(f"{place}: <bndbox> of {name!r} has {bad}, expected four numbers {', '.join(CORNERS)}")
         return None
     xmin, ymin, xmax, ymax = (float(text) for text in texts.values())
+    (xmin, xmax), (ymin, ymax) = sorted((xmin, xmax)), sorted((ymin, ymax))  # drawn from the other corner
     return VocObject(name, (xmin, ymin, xmax, ymax), difficult == "1", place)
 
 
@@ -292,7 +299,7 @@ def _image_files(
         listing = listings[entry.year]
         said = image.filename if named[entry.year, image.filename] == 1 and image.filename in listing else ""
         alike = _named_as(entry.name, listing)
-        files.append(images[entry.year] / (said or alike or f"{entry.name}{SUFFIXES[0]}"))
+        files.append(images[entry.year] / (said or alike or f"{entry.name}{PICTURE_SUFFIXES[0]}"))
         if said and alike and "/" not in said and PurePosixPath(said).stem != entry.name:
             problems.append(
                 f"{entry.xml}: its <filename> is {said}, and there is {alike}, too; of which of them it is "
@@ -309,7 +316,7 @@ def _image_files(
 
 def _named_as(name: str, listing: set[str]) -> str:
     """The picture with the XML's name; empty where there is none."""
-    candidates = (f"{name}{end}" for suffix in SUFFIXES for end in (suffix, suffix.upper()))
+    candidates = (f"{name}{end}" for suffix in PICTURE_SUFFIXES for end in (suffix, suffix.upper()))
     return next((file for file in candidates if file in listing), "")
 
 
@@ -353,12 +360,12 @@ def _write(index: Index, root: Path, split: str) -> SplitFiles:
 
 def _find(tree: Tree) -> Iterator[Found | Refused]:
     for folder, names in tree.folders.items():
-        xmls = [folder / name for name in sorted(names) if name.lower().endswith(".xml")]
+        xmls = [folder / name for name in sorted(names) if _is_xml(name)]
         wrong: list[str] = []
         first = parse_xml(xmls[0], wrong) if xmls else VocImage()
         if not xmls or wrong:
             continue
-        spellings = [[f"{x.stem}{end}" for s in SUFFIXES for end in (s, s.upper())] for x in xmls]
+        spellings = [[f"{x.stem}{end}" for s in PICTURE_SUFFIXES for end in (s, s.upper())] for x in xmls]
         spellings[0].append(first.filename or xmls[0].stem)
         images = tree.holding(spellings, folder)
         if images is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,14 +18,20 @@ from typing import Any
 import numpy as np
 import yaml
 
-from crossdet.data.annotation_files import header_sizes, is_there, raise_if_any, read_lines, read_text
+from crossdet.data.annotation_files import (
+    PICTURE_SUFFIXES,
+    header_sizes,
+    is_there,
+    raise_if_any,
+    read_lines,
+    read_text,
+)
 from crossdet.data.formats.format import ONE, OPTIONAL, Format, SplitFiles
 from crossdet.data.formats.tree import WORDS, Found, Refused, Tree, walk, without_suffix
 from crossdet.data.index import IMAGE_REASONS, NO_LABELS, Index, IndexBuilder
 from crossdet.errors import AnnotationError, UserError
 from crossdet.types import REGION_FLAGS, Flag
 
-SUFFIXES = {".bmp", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
 SCALARS = (str, int, float, bool)
 MAX_DIGITS = 9  # of a class id
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")
@@ -57,7 +63,7 @@ def read_yolo(data_yaml: Path, split: str) -> Index:
     folders = {os.path.dirname(image) for image in files.images}  # noqa: PTH120
     root = Path(os.path.commonpath(folders)) if folders else data_yaml.parent
     builder = IndexBuilder(root)
-    sizes = header_sizes([Path(image) for image in files.images])
+    sizes = header_sizes([Path(image) for image in files.images], upright=True)
     for image, label, size in zip(files.images, files.labels, sizes, strict=True):
         builder.image(Path(os.path.relpath(image, root)).as_posix(), *(size or (0, 0)))
         rows = _label_rows(Path(label), files, problems) if label is not None else []
@@ -70,7 +76,8 @@ def read_yolo(data_yaml: Path, split: str) -> Index:
         for place, number, (x1, y1, x2, y2) in rows:
             builder.box((x1 * width, y1 * height, x2 * width, y2 * height), position[number], place=place)
     raise_if_any(data_yaml, problems)
-    return builder.build(list(files.classes.values()), list(files.classes))
+    # the tools that write YOLO labels, and those that train on them, turn pictures as EXIF says
+    return replace(builder.build(list(files.classes.values()), list(files.classes)), upright=True)
 
 
 def list_files(data_yaml: Path, split: str) -> YoloSplit:
@@ -96,6 +103,14 @@ def list_files(data_yaml: Path, split: str) -> YoloSplit:
     raise_if_any(data_yaml, problems)
     images = list(dict.fromkeys(images))
     labels = _label_files(images)
+    of: dict[str, str] = {}
+    for image, label in zip(images, labels, strict=True):
+        if label is not None and of.setdefault(label, image) != image:
+            problems.append(
+                f"`{split}`: {label} is the label file of {of[label]} and of {image}; rename one of the pictures, "
+                "with a label file of its own"
+            )
+    raise_if_any(data_yaml, problems)
     if images and not any(labels):
         looked = " or ".join(_label_candidates(images[0]))
         raise_if_any(data_yaml, [f"`{split}`: none of its {len(images)} images has a label file, such as {looked}"])
@@ -239,10 +254,13 @@ def _images_of(
     base = _base(data_yaml, content, problems)
     if base is None:
         return []
-    source = base / entry
-    if not is_there(source) and entry.startswith("../"):
+    source = Path(os.path.normpath(base / entry))
+    if entry.startswith("../") and is_there(base / entry[3:]):
+        if is_there(source):  # of another dataset, in whose folder this one lies?
+            mine = Path(os.path.normpath(base / entry[3:]))
+            problems.append(f"{key}: {entry!r} is {source}, and {mine} is there, too; write the one that is meant")
+            return []
         source = base / entry[3:]  # Roboflow writes `../train/images` for the folder beside data.yaml
-    source = Path(os.path.normpath(source))
     if not is_there(source):
         beside = _beside(data_yaml, content, entry)
         hint = f"did you mean {beside!r}, beside the file?" if beside else "correct it or `path`"
@@ -253,10 +271,10 @@ def _images_of(
             f"{parent}{os.sep}{name}"
             for parent, _, names in walk(source)
             for name in names
-            if os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
+            if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES  # noqa: PTH122
         ]
         if not found:
-            problems.append(f"{key}: the folder {source} has no image ({', '.join(sorted(SUFFIXES))})")
+            problems.append(f"{key}: the folder {source} has no image ({', '.join(PICTURE_SUFFIXES)})")
         return sorted(found, key=lambda file: file.split(os.sep))  # noqa: PTH206 - folder by folder
     lists.append(source)
     images = []
@@ -304,18 +322,21 @@ def _label_candidates(image: str) -> list[str]:
 
 
 def _label_files(images: Sequence[str]) -> list[str | None]:
-    listed: dict[str, set[str]] = {}
+    listed: dict[str, dict[str, str]] = {}
 
-    def exists(file: str) -> bool:
+    def found(file: str) -> str | None:
+        """The file as it is written; its suffix may be `.TXT`."""
         folder, _, name = file.rpartition("/")
         if folder not in listed:
             try:
-                listed[folder] = set(os.listdir(folder or "/"))  # noqa: PTH208
+                names = sorted(os.listdir(folder or "/"), key=lambda name: name.endswith(".txt"))  # noqa: PTH208
             except (OSError, ValueError):
-                listed[folder] = set()
-        return name in listed[folder]
+                names = []
+            # where both spellings are there the usual one counts
+            listed[folder] = {f"{name[:-4]}.txt": name for name in names if name[-4:].lower() == ".txt"}
+        return f"{folder}/{listed[folder][name]}" if name in listed[folder] else None
 
-    return [next((c for c in _label_candidates(image) if exists(c)), None) for image in images]
+    return [next(filter(None, map(found, _label_candidates(image))), None) for image in images]
 
 
 # ------------------------------------------------------------------------------------------- label files
@@ -417,7 +438,7 @@ def _without_yaml(tree: Tree, home: Path, file: Path) -> Iterator[Refused]:
     folders: dict[str, list[Path]] = {}
     pictures: list[str] = []
     for folder, files in tree.folders.items():  # those below others come after them
-        mine = [str(folder / name) for name in sorted(files) if Path(name).suffix.lower() in SUFFIXES]
+        mine = [str(folder / name) for name in sorted(files) if Path(name).suffix.lower() in PICTURE_SUFFIXES]
         if folder.is_relative_to(home) and any(_label_files(mine)):
             pictures += mine
             own = folders.setdefault(tree.split_of(folder) or "train", [])

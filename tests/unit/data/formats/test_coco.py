@@ -243,6 +243,45 @@ def test_malformed(section: str, row: int, change: dict[str, Any], message: str,
     assert message in mistakes(error)
 
 
+def test_one_picture_under_two_spellings(tmp_path: Path) -> None:
+    content = coco_dict()
+    content["images"][2]["file_name"] = "./sub/../seven.jpg"
+    with pytest.raises(AnnotationError) as error:
+        read(content, tmp_path)
+    (mistake,) = mistakes(error)
+    assert mistake.startswith("images[2].file_name: './sub/../seven.jpg' is that of images[0] already")
+
+
+@pytest.mark.parametrize("bbox", [None, [], [0, 0, 0, 0], [5, 5, 10, 0]])
+def test_without_a_box_it_is_around_the_polygons(bbox: Any, tmp_path: Path) -> None:
+    content = coco_dict()
+    content["annotations"][1] |= {"bbox": bbox, "segmentation": [[1, 2, 31.5, 2, 31.5, 42], [0.5, 9, 3, 9, 3, 12]]}
+    content["annotations"][2] |= {"ignore": None, "iscrowd": None}
+    index = read(content, tmp_path)
+    assert index.boxes[0].tolist() == [0.5, 2, 31.5, 42]
+    assert index.skipped == {}
+    assert index.flags.tolist()[-1] == 0
+
+
+@pytest.mark.parametrize("segmentation", [[], [[]], [[1, 2, "3", 4]], {"counts": [1], "size": [2, 2]}, None, 3])
+def test_what_gives_no_box_leaves_it_without_area(segmentation: Any, tmp_path: Path) -> None:
+    content = coco_dict()
+    content["annotations"][1] |= {"bbox": [0, 0, 0, 0], "segmentation": segmentation}
+    assert list(read(content, tmp_path).skipped) == ["box without area"]
+
+
+def test_a_turned_box_is_around_its_corners(tmp_path: Path) -> None:
+    """As CVAT writes one that was turned: the box before, and degrees about its middle."""
+    content = coco_dict()
+    for annotation, degrees in zip(content["annotations"], (90, 30, 180.0), strict=True):
+        annotation["attributes"] = {"occluded": False, "rotation": degrees}
+    content["annotations"][1]["bbox"] = [40, 30, 20, 10]
+    index = read(content, tmp_path)
+    wide, tall = 20 * np.sqrt(3) / 2 + 5, 10 + 10 * np.sqrt(3) / 2
+    around = [50 - wide / 2, 35 - tall / 2, 50 + wide / 2, 35 + tall / 2]
+    np.testing.assert_allclose(index.boxes, [around, [0, 7, 36, 37], [5.5, 5, 15.5, 15.25]], rtol=1e-6)
+
+
 def test_an_unknown_id_is_named_once(tmp_path: Path) -> None:
     content = coco_dict()  # a category that was left out has thousands of boxes, and one cure
     for annotation, category in zip(content["annotations"], (99, 98, 99), strict=True):

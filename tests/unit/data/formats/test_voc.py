@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crossdet.data.formats.voc import read_voc, write_voc
-from crossdet.data.index import IndexBuilder
+from crossdet.data.index import NOT_A_NUMBER, IndexBuilder
 from crossdet.errors import AnnotationError
 from crossdet.types import Flag
 
@@ -161,13 +161,26 @@ def test_image_set_with_flags(year: Year) -> None:
 
 
 def test_box_left_out_is_placed_by_line(year: Year) -> None:
-    xml = year.add("a", voc_xml(voc_object(), voc_object(box=(5, 5, 4, 9)), voc_object(box=(300, 5, 400, 9))))
+    xml = year.add("a", voc_xml(voc_object(), voc_object(box=(5, 5, "1e99", 9)), voc_object(box=(300, 5, 400, 9))))
     index = read_voc([year.xmls], [year.images])
     assert len(index.boxes) == 1
     assert index.skipped == {
-        "box without area": [f"{xml}:8: xyxy [4, 4, 4, 9]"],
+        NOT_A_NUMBER: [f"{xml}:8: (4.0, 4.0, 1e+99, 9.0)"],
         "box outside its image": [f"{xml}:12: xyxy [299, 4, 400, 9] in an image of 100x80"],
     }
+
+
+def test_a_box_drawn_from_another_corner(year: Year) -> None:
+    year.add("a", voc_xml(voc_object(box=(40, 9, 11, 5))))
+    (year.xmls / "._a.xml").write_bytes(b"\0\5\26\7")  # what macOS leaves beside a file
+    index = read_voc([year.xmls], [year.images])
+    assert index.boxes.tolist() == [[10, 4, 40, 9]]
+    assert len(index) == 1
+
+
+def test_unspecified_is_not_difficult(year: Year) -> None:
+    year.add("a", voc_xml(voc_object().replace("<difficult>0<", "<difficult>Unspecified<")))
+    assert read_voc([year.xmls], [year.images]).flags.tolist() == [0]
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -45,6 +45,59 @@ def test_boxes(tmp_path: Path) -> None:
     assert index.skipped == {NO_LABELS: [str(tmp_path / "images/train/c.jpg")]}
 
 
+def test_pictures_are_upright(tmp_path: Path) -> None:
+    """Labelling tools show them so, and the trainers that the labels are made for read them so."""
+    data = dataset(tmp_path, {"a": "0 0.25 0.5 0.5 1", "b": "0 0.25 0.5 0.5 1"})
+    pixels = np.zeros((80, 100, 3), np.uint8)
+    pixels[40:] = 255
+    for name, mark in (("a", 6), ("b", 3)):  # a quarter clockwise, half a turn
+        exif = Image.Exif()
+        exif[0x0112] = mark
+        Image.fromarray(pixels).save(tmp_path / f"images/train/{name}.jpg", exif=exif, quality=95)
+    index = read_yolo(data, "train")
+    assert index.sizes.tolist() == [[100, 80], [80, 100]]
+    assert index.boxes.tolist() == [[0, 0, 40, 100], [0, 0, 50, 80]]
+    quarter, half = read_row(index, 0), read_row(index, 1)
+    assert quarter[:, :, :36].min() > 200  # what was below is to the left
+    assert quarter[:, :, 44:].max() < 50
+    assert half[:, :36].min() > 200  # and above
+    assert half[:, 44:].max() < 50
+    assert index.take(np.array([1])).upright
+
+
+def test_a_label_file_is_of_one_picture(tmp_path: Path) -> None:
+    data = dataset(tmp_path, {"a": "0 .5 .5 .5 .5"})
+    save_image(tmp_path / "images" / "train" / "a.png")
+    with pytest.raises(AnnotationError) as error:
+        read_yolo(data, "train")
+    (mistake,) = mistakes(error)
+    train = tmp_path / "images/train"
+    assert mistake.startswith(f"`train`: {tmp_path}/labels/train/a.txt is the label file of {train}/a.jpg and of")
+
+
+def test_label_files_may_end_in_capitals(tmp_path: Path) -> None:
+    data = dataset(tmp_path, {"a": "0 .5 .5 .5 .5", "b": None})
+    (tmp_path / "labels/train/b.TXT").write_text("1 .5 .5 .5 .5")
+    (tmp_path / "labels/train/a.TXT").write_text("1 .5 .5 .5 .5")  # an older copy
+    index = read_yolo(data, "train")
+    assert index.labels.tolist() == [0, 1]
+    assert NO_LABELS not in index.skipped
+
+
+def test_the_folder_of_another_dataset(tmp_path: Path) -> None:
+    """An export in the folder of another: Roboflow's `../train/images` is then that of the other."""
+    inner = tmp_path / "cats"
+    data = dataset(inner, {"a": "0 .5 .5 .5 .5"}, train="../images/train")
+    assert len(read_yolo(data, "train")) == 1
+    dataset(tmp_path, {"dog": "0 .5 .5 .5 .5", "dog2": None})
+    with pytest.raises(AnnotationError) as error:
+        read_yolo(data, "train")
+    assert mistakes(error) == [
+        f"`train`: '../images/train' is {tmp_path}/images/train, and {inner}/images/train is there, too; write the "
+        "one that is meant"
+    ]
+
+
 def test_names_as_list_and_with_gaps(tmp_path: Path) -> None:
     assert read_yolo(dataset(tmp_path, {"a": "1 .5 .5 .1 .1"}, names=["x", "y"]), "train").classes == ("x", "y")
     index = read_yolo(dataset(tmp_path, {"a": "7 .5 .5 .1 .1"}, names={7: "seven", 2: "two"}), "train")
@@ -222,7 +275,8 @@ YAML_MISTAKES = [
      r"{root}/C:\data\chess\images\train); "
      "did you mean 'images/train', beside the file?"),
     ({"train": "labels"},
-     "`train`: the folder {root}/labels has no image (.bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp)"),
+     "`train`: the folder {root}/labels has no image "
+     "(.jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff, .gif, .jfif, .avif)"),
 ]  # fmt: skip
 
 
