@@ -15,7 +15,12 @@ from crossdet.labels.members import lonely_members
 from crossdet.labels.space import DROPPED, LabelSpace
 
 MANY_EMPTY, MANY_LEFT_OUT, MANY_FAR_OVER = 0.5, 0.01, 0.15
-"""Shares of a split's pictures or boxes above which they are spoken of."""
+"""Shares of a split's pictures or boxes above which they are spoken of, or asked about."""
+OF_NO_CLASS = frozenset(
+    {"dontcare", "dontcares", "ignore", "ignored", "void", "background",
+     "ignoreregion", "ignoreregions", "ignoredregion", "ignoredregions"}
+)  # fmt: skip
+"""Names, without what is no letter, of classes whose boxes often mark places where not everything is labelled."""
 
 
 def training_warnings(config: Config, sources: Sources, extends: bool) -> Iterator[str]:
@@ -44,6 +49,7 @@ def label_warnings(config: Config, sources: Sources, splits: Sequence[str] = SPL
         if split in splits:
             dataset = config.datasets[name]
             yield from (f"{name} {split}: {text}" for text in pictures_without_boxes(index))
+            yield from (f"{name} {split}: {text}" for text in places_as_classes(name, index))
             if split == "train" or dataset.held_out is None:  # the pictures of both shares are read once
                 shares = dataset.held_out is not None or dataset.part_of is not None
                 whole = whole_split(dataset, split) if shares else index  # a share has all notes, not all boxes
@@ -125,17 +131,29 @@ def pictures_without_boxes(index: Index) -> Iterator[str]:
         )
 
 
+def places_as_classes(dataset: str, index: Index) -> Iterator[str]:
+    """Classes that by their names are none: learnt, their boxes are negatives of all others, dropped background."""
+    for name in index.classes_shown:
+        if "".join(filter(str.isalpha, name.casefold())) in OF_NO_CLASS:
+            yield (
+                f"boxes of {name!r} may mark places where not every object is labelled, and what is there would be "
+                f"a negative, also where the class is dropped: `datasets.{dataset}.ignore_classes: [{name}]` makes "
+                "regions of them, in which nothing is a negative"
+            )
+
+
 def doubtful_boxes(index: Index) -> Iterator[str]:
     """Signs that boxes of a split are lost, or not where their objects are."""
     skipped, boxes = index.skipped, len(index.boxes)
     left_out = {reason: places for reason in LEFT_OUT if (places := skipped.get(reason))}
     count = sum(map(len, left_out.values()))
-    if count > MANY_LEFT_OUT * (boxes + count):
+    if count:
         kinds = ", ".join(f"{len(places):,} x {reason}" for reason, places in left_out.items())
         first = next(iter(left_out.values()))[0]
+        many = count > MANY_LEFT_OUT * (boxes + count)
         yield (
             f"{count:,} of {boxes + count:,} boxes cannot be used ({kinds}), such as {first}: what they mean is "
-            "background. Do the annotations belong to these pictures, at this size?"
+            f"background{'. Do the annotations belong to these pictures, at this size?' if many else ''}"
         )
     far = skipped.get(FAR_OVER, [])
     if len(far) > MANY_FAR_OVER * boxes:

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, ValidationInfo, WrapValidator, create_model, model_validator
+from pydantic import Field, Strict, StrictBool, ValidationInfo, WrapValidator, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
 from crossdet.config.fields import (
@@ -38,7 +38,7 @@ from crossdet.evaluation.protocols import PROTOCOLS, lists_of
 from crossdet.labels.patterns import matching
 from crossdet.models.architecture import Architecture
 from crossdet.models.architectures import ARCHITECTURES, DEFAULT
-from crossdet.models.settings import Count, CountOrZero, Fraction, OpenFraction, Positive, Section
+from crossdet.models.settings import Count, Fraction, OpenFraction, Positive, Section
 from crossdet.training.modes.mode import ExtendSettings
 from crossdet.training.recipe import Recipe
 
@@ -60,6 +60,7 @@ class UnionTestConfig(SplitConfig):
 
     format: FormatName
     classes: SomeNames | None = None
+    ignore_classes: SomeNames | None = None
     edition: Literal[2018, 2019] | None = None
 
 
@@ -92,6 +93,7 @@ class DatasetConfig(Section):
     repeat_threshold: OpenFraction | None = None  # LVIS repeat factors for classes rarer than this; null: off
     federated: StrictBool | None = None  # images say themselves what was verified; null: as the index says
     classes: SomeNames | None = None  # VOC: all class names, where one split does not show them all
+    ignore_classes: SomeNames | None = None  # their boxes are regions where nothing is known, such as DontCare
     difficult: Literal["positive", "ignore"] = "positive"  # what VOC's difficult objects are in training
     edition: Literal[2018, 2019] | None = None  # WIDER Pedestrian's layout
     part: Part | None = None  # "1/2": train on image rows 0, 2, 4, ...
@@ -231,7 +233,7 @@ class Config(Section):
     union_test: UnionTest = None
     extend: ExtendSettings | None = None
     pseudo: PseudoConfig | None = None
-    seed: CountOrZero = 0
+    seed: Annotated[int, Strict(), Field(ge=0, lt=2**32)] = 0  # what numpy takes
     output: File | None = None  # run directory; null: runs/<name of the config file> in the current folder
 
     @classmethod

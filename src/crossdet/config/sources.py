@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from crossdet.config import Config, DatasetConfig, SplitConfig, UnionTestConfig
 from crossdet.config.listed_only import ListedOnly, without_box
+from crossdet.config.mistakes import suggest
 from crossdet.data.formats.format import SplitFiles
 from crossdet.data.groups import drawn, group, short_names
+from crossdet.data.ignored import with_regions
 from crossdet.data.index import NO_LABELS, Index
 from crossdet.data.reading import read_split
 from crossdet.data.rotation import pictures, rotated
@@ -24,7 +26,7 @@ from crossdet.labels.common import COMMON, with_common_names
 from crossdet.labels.edits import grown
 from crossdet.labels.members import with_members
 from crossdet.labels.patterns import Expansion, expanded
-from crossdet.labels.rules import LabelRules
+from crossdet.labels.rules import LabelRules, quoted
 from crossdet.labels.space import LabelSpace, check_class_names
 
 SPLITS = ("train", "val")
@@ -184,9 +186,18 @@ def classes_of(space: LabelSpace) -> dict[str, list[str]]:
 
 
 def open_split(dataset: DatasetConfig | UnionTestConfig, split: str, given: SplitConfig | Index) -> Index:
-    """The index of one split: read from its files (through the cache), or as handed over from Python."""
-    if isinstance(given, Index):
-        return given
+    """The index of one split: read from its files (through the cache), or as handed over from Python; its
+    `ignore_classes` are regions. Raises `UserError` where the training split has no such class."""
+    index = given if isinstance(given, Index) else _read(dataset, split, given)
+    ignored = dataset.ignore_classes or ()
+    strange = [name for name in ignored if name not in index.classes]
+    if strange and split == "train":  # others may have fewer
+        hint = suggest(strange[0], index.classes, "classes")
+        raise UserError(f"ignore_classes: it has no class {quoted(strange)}; {hint}")
+    return with_regions(index, ignored)
+
+
+def _read(dataset: DatasetConfig | UnionTestConfig, split: str, given: SplitConfig) -> Index:
     assert dataset.format is not None  # checked by the config
     files = SplitFiles(
         annotations=given.annotations,

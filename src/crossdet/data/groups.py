@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -21,6 +20,8 @@ from crossdet.data.index import Index
 from crossdet.errors import UserError
 
 _FILES = (".csv", ".json")
+OF_A_NAME = 10
+"""Pictures of one file name, on average, above which a picture is known by its whole path."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,10 @@ def group(index: Index, group_by: str) -> Groups:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """The last part of each path, which is left where its folder is moved; the whole path of pictures that share it
-    (`1/image.png`, `2/image.png`)."""
+    """The last part of each path: it stays where its folder is moved, and where pictures of its name come or go in
+    other folders. Whole paths where few names stand for many pictures (`1/image.png`, `2/image.png`)."""
     last = [path.rpartition("/")[2] for path in paths]
-    count = Counter(last)
-    return [name if count[name] == 1 else path for name, path in zip(last, paths, strict=True)]
+    return last if len(last) <= OF_A_NAME * len(set(last)) else list(paths)
 
 
 def drawn(names: Sequence[str], remainder: int, divisor: int) -> NDArray[np.bool_]:

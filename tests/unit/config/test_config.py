@@ -35,6 +35,11 @@ def mistakes(folder, text, overrides=(), files=False):
     return [line.removeprefix("  - ") for line in lines if files or not line.endswith(" is not there")]
 
 
+def test_a_seed_is_what_numpy_takes(tmp_path):
+    (line,) = mistakes(tmp_path, MINIMAL, [f"seed={2**32}"])
+    assert line.startswith("--set seed=4294967296: `seed`: expected a number < 4.29497e+09")
+
+
 def test_defaults(tmp_path):
     """Those of `train` are in tests/unit/training/test_recipe.py."""
     config = load_config(write(tmp_path, MINIMAL))

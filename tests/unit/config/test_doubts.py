@@ -19,6 +19,7 @@ from crossdet.data.formats.format import SplitFiles
 from crossdet.data.index import IndexBuilder
 from crossdet.data.reading import read_split
 from crossdet.errors import UserError
+from crossdet.types import Flag
 
 WIDTH, HEIGHT = 100, 80
 Boxes = list[tuple[tuple[float, float, float, float], int]]
@@ -67,10 +68,31 @@ def test_boxes_that_are_lost(tmp_path):
         "xyxy [5, 5, 5, 9]: what they mean is background."
     )
     many = index(tmp_path / "a", "car", *[GOOD] * 100, [((5, 5, 5, 9), 0)])
-    assert told(config_of(a={"train": many})) == "", "one of two hundred"
+    few = told(config_of(a={"train": many}))
+    assert few.endswith("1 of 201 boxes cannot be used (1 x box without area), such as row 200: xyxy [5, 5, 5, 9]: "
+                        "what they mean is background")  # fmt: skip
     # a share has few of the boxes, and all of the notes
-    assert told(config_of(a={"train": many, "part": "1/50"})) == ""
+    assert told(config_of(a={"train": many, "part": "1/50"})) == few
     assert "2 of 4 boxes" in told(config_of(a={"train": lost, "part": "1/1"}))
+
+
+@pytest.mark.parametrize("name", ["DontCare", "don't care", "ignored regions", "_background_"])
+def test_classes_that_mark_places(name, tmp_path):
+    places = replace(index(tmp_path / "a", "car x", GOOD, [((5, 5, 40, 40), 1)]), classes=("car", name))
+    values: dict[str, Any] = {"a": {"train": places}}
+    for labels in ({}, {"drop": [f"a/{name}"]}):
+        text = told(config_of(labels, **values))
+        assert f"a train: boxes of {name!r} may mark places where not every object is labelled" in text
+        assert f"`datasets.a.ignore_classes: [{name}]`" in text
+    values["a"]["ignore_classes"] = [name]
+    assert told(config_of(**values)) == ""
+    train = open_sources(config_of(**values)).train["a"]
+    assert train.classes == ("car",)
+    assert train.labels.tolist() == [0, 0, -1]
+    assert train.flags.tolist() == [0, 0, Flag.IGNORE_REGION]
+    values["a"]["ignore_classes"] = ["kar"]
+    with pytest.raises(UserError, match=r"a\.train: ignore_classes: it has no class 'kar'; did you mean `car`\?"):
+        open_sources(config_of(**values))
 
 
 def test_corners_where_the_format_has_a_size(tmp_path):

@@ -156,6 +156,16 @@ def test_pictures_that_come_and_go_move_no_other(numbers, fewer, random):
         )
 
 
+def test_pictures_of_the_same_names_move_no_other():
+    """A second camera counts its frames from 1, too."""
+    one = [f"cam1/{number:04}.jpg" for number in range(60)]
+    more = [f"cam{camera}/{number:04}.jpg" for camera in (2, 3) for number in range(60)]
+    train, held_out = opened(train=index_of([name.removeprefix("cam1/") for name in one]), val="1/6")
+    later, held_out_later = opened(train=index_of([*one, *more]), val="1/6")
+    assert {f"cam1/{name}" for name in held_out} == {name for name in held_out_later if name.startswith("cam1")}
+    assert {f"cam1/{name}" for name in train} <= set(later)
+
+
 def test_pictures_of_one_name_in_many_folders_are_drawn_by_their_folders():
     """As Blender and some labelling tools write them; by their file name alone all would be on one side."""
     names = [f"{number}/image.png" for number in range(60)]
