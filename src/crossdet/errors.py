@@ -60,3 +60,10 @@ def some(names: Sequence[str], most: int, shown: int | None = None) -> str:
         return ", ".join(names)
     shown = shown or most
     return f"{', '.join(names[:shown])} and {len(names) - shown} more"
+
+
+def check_counts(**given: Any) -> None:
+    """Raises `UserError` for what is neither None nor a whole number from 1 on."""
+    for name, value in given.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise UserError(f"{name} {value}: expected a whole number from 1 on")

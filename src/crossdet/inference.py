@@ -23,8 +23,9 @@ from crossdet.data.canvases import Canvas, canvases_of
 from crossdet.data.decoding import UnreadableImage, read_image
 from crossdet.data.loading import pad_images
 from crossdet.data.picture_files import find_images as find_images
-from crossdet.errors import UserError
-from crossdet.export.detector import check_fold, usual_limit
+from crossdet.data.picture_files import rgb_of
+from crossdet.errors import UserError, check_counts
+from crossdet.export.detector import check_fold, suppressed, usual_limit
 from crossdet.export.network import ExportedNetwork
 from crossdet.export.sessions import detections_of, open_session
 from crossdet.labels.reporting import DEFAULT_THRESHOLD as DEFAULT_THRESHOLD
@@ -133,6 +134,9 @@ class Detector(Reporting):
         if wrong := [name for name in decode_options if name not in DECODE_OPTIONS]:
             raise UserError(unknown("option", wrong[0], known))
         thresholds = self.member_thresholds(score_threshold)
+        check_counts(max_detections=max_detections, topk=decode_options.get("topk"))
+        if not 0 <= (iou := decode_options.get("nms_iou", 0)) <= 1:
+            raise UserError(f"nms_iou {iou}: expected a number from 0 to 1")
         limits = Limits(torch.tensor(thresholds, device=self.device), **(self.decoding | decode_options))
         return limits if max_detections is None else replace(limits, max_detections=max_detections)
 
@@ -188,7 +192,12 @@ class Detector(Reporting):
         boxes, scores, labels, angles = found.boxes, found.scores, found.labels, None
         if self.folding is not None:
             one = torch.from_numpy(self.folding.of)[labels]
-            keep = batched_nms(boxes, scores, one, limits.nms_iou)[: limits.max_detections]
+            if self.model.suppresses:
+                keep = batched_nms(boxes, scores, one, limits.nms_iou)
+            else:
+                rows = suppressed(boxes.numpy(), scores.numpy(), one.numpy(), limits.nms_iou, labels.numpy())
+                keep = torch.from_numpy(rows)
+            keep = keep[: limits.max_detections]
             if self.folding.has_angles:
                 angles = torch.from_numpy(self.folding.angles)[labels[keep]]
             boxes, scores, labels = boxes[keep], scores[keep], one[keep]
@@ -226,7 +235,10 @@ def as_tensor(image: AnyImage) -> Tensor:
         except UnreadableImage as error:
             raise UserError(str(error)) from None
     if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
+        try:
+            image = rgb_of(image)
+        except ValueError as error:
+            raise UserError(f"image: {error}") from None
     if not isinstance(image, np.ndarray | Tensor):
         hint = "; several at once: detector.batch(images)" if isinstance(image, Sequence) else ""
         raise UserError(f"image: expected a file, PIL image, array or tensor, got {type(image).__name__}{hint}")

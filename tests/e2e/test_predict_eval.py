@@ -255,6 +255,18 @@ def test_pictures_of_an_earlier_call_stay_and_are_told(world, trained, tmp_path,
     assert "note" not in command("predict", trained.folder, cars / "val_0.png", "-o", tmp_path / "new")[1]
 
 
+def test_the_same_call_again_looks_at_the_same_pictures(world, trained, tmp_path, monkeypatch, command):
+    """The output lies below what is searched through."""
+    for number in (0, 1):
+        Image.open(world.root / f"cars/val_{number}.png").save(tmp_path / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    code, printed = command("predict", trained.folder, ".")
+    assert (code, "2 images" in printed, "note" in printed) == (0, True, False)
+    code, printed = command("predict", trained.folder, ".", "--no-pictures")
+    assert (code, "2 images" in printed) == (0, True)
+    assert "note: 2 pictures in predictions/pictures are of an earlier call and left out" in printed
+
+
 def test_no_picture_that_is_read_is_written_over(world, trained, tmp_path, crossdet):
     """The output's `pictures` is where the originals lie."""
     folder = tmp_path / "data/pictures"

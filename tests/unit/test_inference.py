@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 from crossdet import LabelSpace, inference
 from crossdet.commands.terminal import check_device
 from crossdet.data.canvases import CANVASES, canvases_of
-from crossdet.errors import RunError, UserError
+from crossdet.errors import RunError, UserError, check_counts
 from crossdet.inference import BATCHES_AHEAD, Detector, predict_files
 from crossdet.models.building import build_detector
 from crossdet.models.card import InputSettings
@@ -203,3 +203,18 @@ def test_pictures_are_written_in_threads_and_errors_come_back(tmp_path, monkeypa
     for count in (1, 2 * predicting.MAX_OPEN_DRAWINGS):  # found at the end, found on the way
         with pytest.raises(RunError, match=r"file/x\.jpg could not be written \(File exists\)"):
             draw_into_a_file(count)
+
+
+def test_a_picture_of_16_bits_is_that_of_its_file(tmp_path):
+    """Pillow's own conversion clips to white."""
+    Image.fromarray(np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16)).save(tmp_path / "g.png")
+    with Image.open(tmp_path / "g.png") as opened:
+        assert torch.equal(inference.as_tensor(opened), inference.as_tensor(tmp_path / "g.png"))
+    with pytest.raises(UserError, match="image: its values are fractions"):
+        inference.as_tensor(Image.fromarray(np.zeros((4, 4), np.float32)))
+
+
+@pytest.mark.parametrize("most", [0, -1, 2.5, True])
+def test_how_many_are_whole_numbers(most):
+    with pytest.raises(UserError, match=f"max_detections {most}: expected a whole number from 1 on"):
+        check_counts(max_detections=most)

@@ -109,6 +109,9 @@ def predict(
             out.print(f"[yellow]skipped[/yellow] {escape(line)}", highlight=False, soft_wrap=True)
         say(f"{summary.images} images: {_counts(summary.counts)}")
         say(f"{summary.folder}  (predictions.json, coco_results.json{', pictures' if pictures else ''})")
+        if summary.own:
+            drawings = folder / "pictures"
+            say(f"note: {summary.own} pictures in {drawings} are of an earlier call and left out", "yellow")
         if summary.without_id:
             which = some([str(file) for file in summary.without_id], 3, 1)
             say(f"note: not in coco_results.json, {coco} has no image of that name, or several: {which}", "yellow")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from threading import Lock
 
@@ -97,6 +98,17 @@ def is_there(path: Path) -> bool:
         return False
 
 
+@cache
+def picture_formats() -> tuple[str, ...]:
+    """Those that Pillow is let to read. Left to itself it takes a file for whatever its first bytes say, and hands
+    PostScript to an interpreter."""
+    from PIL import Image
+
+    Image.init()
+    wanted = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "GIF", "AVIF", "PPM", "JPEG2000", "TGA")
+    return tuple(name for name in wanted if name in Image.OPEN)
+
+
 _NO_LIMIT = Lock()
 """Two calls at once would each put back what the other has set."""
 
@@ -110,7 +122,7 @@ def header_sizes(paths: Sequence[Path], upright: bool = False) -> list[tuple[int
 
     def size(path: Path) -> tuple[int, int] | None:
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=picture_formats()) as image:
                 height, width = image.height, image.width
                 # not the plugin's own, which for PNG decodes the picture to look behind it
                 mark = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) if upright else 1

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from crossdet.data.annotation_files import PICTURE_SUFFIXES
+from crossdet.data.annotation_files import PICTURE_SUFFIXES, picture_formats
 from crossdet.data.index import IMAGE_REASONS, Index
 from crossdet.data.rotation_geometry import canvas
 from crossdet.errors import UserError
@@ -145,18 +145,23 @@ def rotated(pixels: Pixels, degrees: int) -> Pixels:
 def decode_with_pillow(data: bytes, path: Path | str, rotate: bool) -> Pixels:
     """`[H, W, 3]` RGB of the bytes of a file. rotate: as EXIF says. Raises `UnreadableImage`."""
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(data), formats=picture_formats()) as opened:
             image: Image.Image = opened
             if rotate:
                 image = ImageOps.exif_transpose(image)
-            if image.mode == "F" or image.mode.startswith("I"):
-                image = Image.fromarray(_in_8_bits(np.asarray(image)))
-            array = np.asarray(image.convert("RGB"))
+            array = rgb_of(image)
     except UnidentifiedImageError:  # its message holds the address of `data`
         raise UnreadableImage(f"{path}: this is no image of a known format") from None
     except Exception as error:  # on damaged files Pillow's decoders raise almost anything
         raise UnreadableImage(f"{path}: {error}") from None
     return array.copy()
+
+
+def rgb_of(image: Image.Image) -> Pixels:
+    """`[H, W, 3]` of a picture in any mode of Pillow. Raises `ValueError` for values that cannot be told."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = Image.fromarray(_in_8_bits(np.asarray(image)))
+    return np.asarray(image.convert("RGB"))
 
 
 def _in_8_bits(grey: NDArray[Any]) -> NDArray[np.uint8]:

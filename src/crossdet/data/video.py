@@ -89,7 +89,8 @@ class Video:
                 turned = np.rot90(picture, (getattr(frame, "rotation", 0) or 0) // 90)  # as phones hold cameras
                 yield Frame(number, time, np.ascontiguousarray(turned))
             number += 1
-        length = (self._container.duration or 0) / 1e6
+        first = self._container.start_time or 0  # of containers whose clocks do not begin at 0 the end is told
+        length = ((self._container.duration or 0) - max(first, 0)) / 1e6
         if self.frames is not None and number < self.frames:
             self.notes.append(
                 f"{self.source}: the file says that it has {self.frames} frames, {number} could be read"

@@ -17,26 +17,30 @@ from crossdet.labels.folds import NO_ANGLE, Folding
 
 
 def fold_detections(
-    detections: DetectionArrays, folding: Folding, nms_iou: float
+    detections: DetectionArrays, folding: Folding, nms_iou: float, suppresses: bool = True
 ) -> tuple[DetectionArrays, NDArray[np.int64]]:
     """Detections of a split in folded classes, with NMS among the members of each, and the `[N]` degrees of the
-    members that are left (NO_ANGLE where they are no directions)."""
+    members that are left (NO_ANGLE where they are no directions). suppresses: as of `models.contract.Network`."""
     labels = folding.of[detections.labels]
-    chosen = rows_after_nms(detections, labels, nms_iou)
+    chosen = rows_after_nms(detections, labels, nms_iou, None if suppresses else np.asarray(detections.labels))
     folded = DetectionArrays(
         detections.boxes[chosen], detections.scores[chosen], labels[chosen], detections.image_of_box[chosen]
     )
     return folded, folding.angles[detections.labels[chosen]]
 
 
-def rows_after_nms(detections: DetectionArrays, labels: NDArray[np.int64], nms_iou: float) -> NDArray[np.int64]:
-    """The rows, ascending, that NMS in each image and class leaves. labels: `[N]`, not the detections' own."""
+def rows_after_nms(
+    detections: DetectionArrays, labels: NDArray[np.int64], nms_iou: float, members: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """The rows, ascending, that NMS in each image and class leaves. labels: `[N]`, not the detections' own.
+    members: `[N]`, of `suppressed`."""
     rows = [np.zeros(0, np.int64)]
     order = np.argsort(detections.image_of_box, kind="stable")
     starts = np.flatnonzero(np.diff(detections.image_of_box[order], prepend=-1))
     for mine in np.split(order, starts[1:]):
         boxes, scores = (values[mine].astype(np.float32) for values in (detections.boxes, detections.scores))
-        rows.append(mine[suppressed(boxes, scores, labels[mine], nms_iou)])
+        of = None if members is None else members[mine]
+        rows.append(mine[suppressed(boxes, scores, labels[mine], nms_iou, of)])
     return np.sort(np.concatenate(rows))
 
 

@@ -130,7 +130,7 @@ def detect_folded(
     if members is not None and among is not None:
         members = [member for member in members if member in among]
     found = detect(model, index, members, more, nms_groups=folding.nms_groups, **options)
-    folded, degrees = fold_detections(found.detections, folding, settings.nms_iou)
+    folded, degrees = fold_detections(found.detections, folding, settings.nms_iou, model.suppresses)
     return Found(folded, found.unreadable, degrees if folding.has_angles else None)
 
 

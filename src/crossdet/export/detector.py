@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from crossdet.data.canvases import resized
-from crossdet.data.picture_files import UnreadableImage, decode_with_pillow, read_bytes
-from crossdet.errors import UserError
+from crossdet.data.picture_files import UnreadableImage, decode_with_pillow, read_bytes, rgb_of
+from crossdet.errors import UserError, check_counts
 from crossdet.export.about import About, Rules
 from crossdet.export.resizing import Picture, resize
 from crossdet.export.sessions import Session, detections_of, open_session
@@ -46,6 +46,7 @@ class ExportedDetector(Reporting):
 
         image: a file, a PIL image, or an `[H, W, 3]` uint8 RGB array. Raises `UserError` as there.
         """
+        check_counts(max_detections=max_detections)
         return self.find(as_picture(image), self.asked(classes, score_threshold), max_detections)
 
     def asked(self, classes: Sequence[str] | str | None, score_threshold: float | None) -> NDArray[np.float32]:
@@ -59,6 +60,11 @@ class ExportedDetector(Reporting):
         looked = set(self.about.rules.classes)
         return tuple(name for name in self.reported if looked.issuperset(self.class_ids(name) or ()))
 
+    @property
+    def suppresses(self) -> bool:
+        """As of `models.contract.Network`."""
+        return self.about.rules.suppresses
+
     def find(self, picture: Picture, thresholds: NDArray[np.float32], most: int | None = None) -> Detections:
         """In one picture; thresholds: of `asked`."""
         rules, own = self.about.rules, self.folding
@@ -68,7 +74,7 @@ class ExportedDetector(Reporting):
         limit = usual_limit(self.about) if most is None else most
         if own is not None:
             one = own.of[labels]
-            rows = suppressed(boxes, scores, one, rules.nms_iou)
+            rows = suppressed(boxes, scores, one, rules.nms_iou, None if rules.suppresses else labels)
             angles = own.angles[labels[rows]] if own.has_angles else None
             boxes, scores, labels = boxes[rows], scores[rows], one[rows]
         names = tuple(self.reported[label] for label in labels[:limit])
@@ -165,7 +171,10 @@ def as_picture(image: Any) -> Picture:
         except UnreadableImage as error:
             raise UserError(str(error)) from None
     if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
+        try:
+            image = rgb_of(image)
+        except ValueError as error:
+            raise UserError(f"image: {error}") from None
     if not isinstance(image, np.ndarray):
         raise UserError(f"image: expected a file, PIL image or array, got {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -179,9 +188,16 @@ def read_picture(path: Path) -> Picture:
 
 
 def suppressed(
-    boxes: NDArray[np.float32], scores: NDArray[np.float32], labels: NDArray[np.int64], iou: float
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    iou: float,
+    members: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """Rows that non-maximum suppression by label leaves, by falling score. boxes: `[n, 4]` xyxy."""
+    """Rows that non-maximum suppression by label leaves, by falling score. boxes: `[n, 4]` xyxy.
+
+    members: `[n]` what the labels were folded from, of a network that finds no object twice: then only detections
+    of different members can be one object."""
     order = np.argsort(-scores, kind="stable")
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept: list[int] = []
@@ -191,6 +207,8 @@ def suppressed(
         low, high = np.maximum(boxes[best, :2], boxes[rest, :2]), np.minimum(boxes[best, 2:], boxes[rest, 2:])
         shared = np.maximum(high - low, 0).prod(1)
         same = (labels[rest] == labels[best]) & (shared > iou * (area[best] + area[rest] - shared))
+        if members is not None:
+            same &= members[rest] != members[best]
         order = rest[~same]
     return np.array(kept, np.int64)
 

@@ -37,7 +37,7 @@ MAX_OPEN_DRAWINGS = 16
 class Summary:
     """images: how many were read. counts: detections per class. unreadable: one line per lost image. older:
     pictures in `folder/pictures`, by name, that are not of this call. without_id: read images that the COCO file
-    whose ids were asked for does not name."""
+    whose ids were asked for does not name. own: how many drawings of an earlier call were left out."""
 
     folder: Path
     images: int
@@ -45,6 +45,7 @@ class Summary:
     unreadable: list[str]
     older: list[str]
     without_id: list[Path]
+    own: int
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def predict_to_folder(
         from crossdet.windows import Tiling
 
         tiling = Tiling.of(tile, overlap)
-    files = find_images(images)
+    found = find_images(images)
+    files = _without_drawings(found, images, folder)
     drawn = _picture_names(files) if pictures else {}
     check_not_read(folder, [folder / "pictures" / name for name in drawn.values()], files)
     try:
@@ -142,7 +144,8 @@ def predict_to_folder(
     mine = {drawn[Path(entry["file"])] for entry in answers.images} if pictures else set()
     older = sorted({file.name for file in (folder / "pictures").glob("*.jpg")} - mine)
     counts = dict(answers.counts.most_common())
-    return Summary(folder, len(answers.images), counts, answers.lost, older, answers.without_id)
+    own = len(found) - len(files)
+    return Summary(folder, len(answers.images), counts, answers.lost, older, answers.without_id, own)
 
 
 @dataclass(frozen=True)
@@ -243,6 +246,15 @@ def check_not_read(folder: Path, written: Sequence[Path], read: Sequence[Path]) 
         raise UserError(f"--output {folder}: {lost[0]}{more} would be written over; give another folder")
 
 
+def _without_drawings(files: list[Path], asked: Sequence[str], folder: Path) -> list[Path]:
+    """Without those that an earlier call has drawn into `folder`, which lies below what is searched through; all
+    where they are what was asked for."""
+    if not (folder / "predictions.json").exists():
+        return files
+    drawings = (folder / "pictures").resolve()
+    return [file for file in files if drawings not in file.resolve().parents or str(file) in asked] or files
+
+
 def _picture_names(files: Sequence[Path]) -> dict[Path, str]:
     """A file name for every drawn picture; numbered where it is taken already."""
     names = safe_names([file.stem for file in files])
@@ -292,7 +304,7 @@ def _coco_ids(path: Path) -> CocoIds:
 
 
 def predict(
-    weights: str | Path | Detector,
+    weights: str | Path | Detector | ExportedDetector,
     images: AnyImage | list[AnyImage] | tuple[AnyImage, ...],
     classes: Sequence[str] | None = None,
     score_threshold: float | None = None,
@@ -305,12 +317,16 @@ def predict(
     agnostic_nms: of several classes at one place the best is left; None = as the weights say. Raises `UserError`
     for a folder: `crossdet predict` takes one, and `crossdet.data.picture_files.find_images` lists its pictures.
     """
-    from crossdet.inference import Detector, load_detector
+    from crossdet.inference import Detector
+    from crossdet.opening import load_detector
 
-    detector = weights if isinstance(weights, Detector) else load_detector(weights)
+    detector: Any = load_detector(weights) if isinstance(weights, str | Path) else weights
     many = list(images) if isinstance(images, list | tuple) else [images]
     if folders := [image for image in many if isinstance(image, str | Path) and Path(image).is_dir()]:
         hint = f"crossdet.data.picture_files.find_images([{str(folders[0])!r}]) lists its pictures"
         raise UserError(f"{folders[0]} is a folder, expected a picture; {hint}")
-    more: dict[str, Any] = {} if agnostic_nms is None else {"agnostic_nms": agnostic_nms}
-    return [detector(image, classes, score_threshold, tile=tile, overlap=overlap, **more) for image in many]
+    wanted = {"agnostic_nms": agnostic_nms, "tile": tile, "overlap": overlap}
+    more = {name: value for name, value in wanted.items() if value is not None}
+    if more and not isinstance(detector, Detector):
+        raise UserError(f"{', '.join(more)}: an exported file keeps what it was exported with, and has no windows")
+    return [detector(image, classes, score_threshold, **more) for image in many]

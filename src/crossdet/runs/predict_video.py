@@ -16,6 +16,7 @@ from PIL import Image
 
 from crossdet.data.drawing import draw_detections
 from crossdet.data.video import Frame, Video, VideoWriter
+from crossdet.errors import UserError
 from crossdet.files import check_room, safe_names, writing
 from crossdet.models.card import is_exported
 from crossdet.runs.predict import check_not_read, detections_of, open_exported
@@ -77,7 +78,8 @@ def predict_videos(
     `predictions.json`. A few frames are in memory, whatever the length; Ctrl-C ends a camera, or a file early, and
     what was found is kept. tell: (source, frames read so far, of how many, None = not known).
 
-    Raises `UserError` for a source that cannot be opened, `RunError` for what cannot be written.
+    One of several sources that cannot be opened is left out, and its notes say why. Raises `UserError` for a single
+    one, `RunError` for what cannot be written.
     """
     names = safe_names([Path(source.replace("camera:", "camera_")).stem for source in sources])
     if pictures:
@@ -89,7 +91,13 @@ def predict_videos(
         file = folder / f"{name}.jsonl"
         summary = VideoSummary(source, file, folder / f"{name}.mp4" if pictures else None)
         with writing(file, "what was found before is kept"), ExitStack() as opened:
-            video = opened.enter_context(Video(source, every))
+            try:
+                video = opened.enter_context(Video(source, every))
+            except UserError as error:
+                if len(sources) == 1:
+                    raise
+                yield VideoSummary(source, file, None, notes=[str(error)])
+                continue
             lines = opened.enter_context(file.open("w", encoding="utf-8"))
             drawing = (
                 opened.enter_context(VideoWriter(summary.video, video.rate / every)) if summary.video else None

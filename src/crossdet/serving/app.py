@@ -16,12 +16,14 @@ import math
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from crossdet.data.annotation_files import picture_formats
 from crossdet.data.picture_files import UnreadableImage, decode_with_pillow
 from crossdet.errors import UserError
 from crossdet.labels.reporting import DEFAULT_THRESHOLD
@@ -38,6 +40,8 @@ except ImportError:
 
 LOWEST_SCORE = 0.05
 """Detections from here on are sent; the page's own thresholds choose among them."""
+UPLOAD_SECONDS = 30
+"""For one file to arrive."""
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; img-src blob:; "
@@ -70,7 +74,7 @@ class Server:
         self.detectors, self.limits, self.hosts = dict(detectors), limits, tuple(hosts)
         self._buckets = Buckets(limits.rate, limits.burst)
         self._one_at_a_time = threading.Lock()
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[self._answered], client_max_size=self.limits.largest_file)
@@ -88,8 +92,8 @@ class Server:
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Every mistake is an answer with a message."""
         try:
-            if self.hosts and (request.url.host or "") not in self.hosts:
-                raise Refused(403, f"this server is not {request.url.host}")
+            if self.hosts and (host := _host(request)) not in self.hosts:
+                raise Refused(403, f"this server is not {host}")
             response = await handler(request)
         except web.HTTPRequestEntityTooLarge:
             response = _told(413, f"the file is larger than {self.limits.file_mb:g} MB")
@@ -126,15 +130,18 @@ class Server:
         detector = self.detectors.get(name)
         if detector is None:
             raise Refused(422, f"no detector {name!r}; there are {', '.join(self.detectors)}")
-        if self._waiting >= self.limits.waiting:
+        address = request.remote or ""
+        if self._waiting[address] > self.limits.waiting // 2:
+            raise Refused(429, "too many pictures of this address are waiting; try again in a moment", 1.0)
+        if self._waiting.total() >= self.limits.waiting:
             raise Refused(503, "too many pictures are waiting; try again in a moment", 1.0)
-        self._waiting += 1
+        self._waiting[address] += 1
         try:
-            data = await request.read()
+            data = await _body(request)
             classes = request.query.getall("class", None)
             found = await asyncio.to_thread(self._find, detector, data, classes)
         finally:
-            self._waiting -= 1
+            self._waiting -= Counter([address])  # keeps no address with 0
         return web.json_response(found)
 
     def _find(
@@ -164,7 +171,7 @@ class Server:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                with Image.open(io.BytesIO(data)) as opened:
+                with Image.open(io.BytesIO(data), formats=picture_formats()) as opened:
                     width, height = opened.size
         except Image.DecompressionBombError:
             raise Refused(413, f"the picture is far too large; {most}") from None
@@ -175,6 +182,24 @@ class Server:
                 413,
                 f"the picture has {width} x {height} pixels; at most {self.limits.megapixels:g} million are taken",
             )
+
+
+def _host(request: web.Request) -> str:
+    try:
+        return request.url.host or ""
+    except ValueError as error:  # such as a port of five nines
+        raise Refused(400, f"the address cannot be read: {error}") from None
+
+
+async def _body(request: web.Request) -> bytes:
+    """Who sends nothing more gives up the place that others wait for."""
+    try:
+        async with asyncio.timeout(UPLOAD_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        raise Refused(408, f"the picture did not arrive within {UPLOAD_SECONDS} seconds") from None
+    except ConnectionError:
+        raise Refused(400, "the connection was closed before the picture had arrived") from None
 
 
 def _told(status: int, message: str) -> web.Response:

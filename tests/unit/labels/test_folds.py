@@ -200,6 +200,13 @@ def test_folding_arrays():
     assert folded.labels.tolist() == [1, 1, 0, 1]
     assert folded.scores.tolist() == [0.9, 0.4, 0.3, 0.8]
     assert degrees.tolist() == [90, 180, NO_ANGLE, 0]
+    # of a network that finds no object twice only what two members have found is one object
+    twice = found.take(np.array([0, 1, 0, 2]))
+    folded, _ = fold_detections(twice, FOLDING, 0.5, suppresses=False)
+    assert folded.scores.tolist() == [0.9, 0.4]
+    alike = DetectionArrays(np.array([box, near], float), np.array([0.5, 0.9]), np.array([4, 4]), np.zeros(2, int))
+    assert len(fold_detections(alike, FOLDING, 0.5, suppresses=False)[0].scores) == 2
+    assert len(fold_detections(alike, FOLDING, 0.5)[0].scores) == 1
     empty = fold_detections(found.take(np.zeros(0, int)), FOLDING, 0.5)
     assert (len(empty[0].scores), len(empty[1])) == (0, 0)
 

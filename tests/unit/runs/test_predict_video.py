@@ -89,6 +89,16 @@ def test_ctrl_c_keeps_what_was_found(clip, tmp_path):
     assert not (tmp_path / "out/clip.mp4").exists()
 
 
+def test_one_that_cannot_be_opened_does_not_end_the_others(clip, tmp_path):
+    bad = tmp_path / "junk.mp4"
+    bad.write_bytes(b"junk")
+    junk, good = predict_videos([str(bad), str(clip)], squares, tmp_path / "out")
+    assert (junk.frames, good.frames > 0) == (0, True)
+    assert "no video can be read from it" in junk.notes[0]
+    with pytest.raises(UserError, match="no video can be read"):
+        list(predict_videos([str(bad)], squares, tmp_path / "out"))
+
+
 def test_no_source_is_written_over(clip, tmp_path):
     """Neither its own nor a later one."""
     content = clip.read_bytes()

@@ -15,13 +15,15 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
+from crossdet.data.picture_files import UnreadableImage, decode_with_pillow
 from crossdet.inference import Detector
 from crossdet.labels.space import LabelSpace
 from crossdet.models.building import build_detector
 from crossdet.models.card import InputSettings
 from crossdet.models.retinanet.settings import RetinaNetSettings
+from crossdet.serving import app
 from crossdet.serving.app import Server, serve
 from crossdet.serving.limits import ServeLimits
 
@@ -141,6 +143,35 @@ def test_a_page_with_another_name_is_refused(port):
     status, content, _ = ask(port, "/about", Host=f"evil.example:{port}")
     assert (status, content) == (403, {"error": "this server is not evil.example"})
     assert ask(port, "/about", Host=f"localhost:{port}")[0] == 200
+
+
+def test_an_address_that_is_none(port):
+    status, told, _ = ask(port, "/about", Host="127.0.0.1:99999")
+    assert status == 400
+    assert told["error"].startswith("the address cannot be read")
+
+
+def test_who_sends_nothing_gives_up_the_place(detectors, monkeypatch):
+    monkeypatch.setattr(app, "UPLOAD_SECONDS", 0.5)
+    port = started(Server(detectors, ServeLimits(waiting=2)))
+    silent = []
+    for _ in range(2):
+        silent.append(http.client.HTTPConnection("127.0.0.1", port, timeout=30))
+        silent[-1].putrequest("POST", "/detect")
+        silent[-1].putheader("Content-Length", "1000")
+        silent[-1].endheaders()
+    answers = [connection.getresponse().status for connection in silent]
+    assert answers == [408, 408]
+    assert ask(port, "/detect", picture())[0] == 200
+
+
+def test_no_other_program_reads_a_picture(port, monkeypatch):
+    """Pillow would hand PostScript to Ghostscript."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("called"))
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\n50 50 scale\nshowpage\n%%EOF\n"
+    assert ask(port, "/detect", script)[:2] == (422, {"error": "this is no picture of a known format"})
+    with pytest.raises(UnreadableImage, match="no image of a known format"):
+        decode_with_pillow(script, "holiday.jpg", True)
 
 
 def test_nobody_takes_it_all(detectors):

@@ -66,6 +66,9 @@ def _network(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Detr:
+    body: Any = getattr(whole.model.backbone, "model", None)  # a vision transformer has none
+    if settings.freeze_batch_norm and hasattr(body, "_backbone"):
+        body._backbone = freeze_batch_norm_2d(body._backbone)  # timm's; of its own HF freezes those that it makes
     return Detr(GRAPHS[settings.family](whole), num_classes, settings, overlap, mean, std)
 
 
@@ -137,13 +140,7 @@ def _made(
         names = {name.removeprefix("_backbone."): name for name in own.state_dict()}
         state = {names[n]: t for n, t in backbone.body.state_dict().items() if n in names}
         own.load_state_dict(state, strict=True)
-        if settings.freeze_batch_norm:
-            _freeze_timm(whole.model)
     return whole, mean, std
-
-
-def _freeze_timm(core: Any) -> None:
-    core.backbone.model._backbone = freeze_batch_norm_2d(core.backbone.model._backbone)
 
 
 def _initialise(whole: Any) -> None:
@@ -216,10 +213,7 @@ def trained_as(wanted: DetrSettings, settings: DetrSettings, num_classes: int, s
     if isinstance(wanted, RFDetrSettings):
         return trained(settings, num_classes, source)
     frozen = {"freeze_batch_norm": wanted.freeze_batch_norm}
-    network = trained(settings.model_copy(update=frozen), num_classes, source)
-    if wanted.freeze_batch_norm and wanted.backbone is not None:
-        _freeze_timm(network.core)
-    return network
+    return trained(settings.model_copy(update=frozen), num_classes, source)
 
 
 @contextmanager

@@ -164,7 +164,7 @@ def _layer_losses(
     wanted = objects.boxes[row].to(found.dtype)
     wanted_corners = corners(wanted)
     overlap = iou(corners(found.detach()), wanted_corners)
-    logits = _learning_logits(answers, rule.trusted, criterion.free_quality)
+    logits = _learning_logits(answers, rule.trusted, labels, negative, criterion.free_quality)
     sums = {
         "classification": class_sums(
             criterion.classification,
@@ -193,18 +193,21 @@ def _layer_losses(
     return {name: value * criterion.weights[name] for name, value in sums.items() if name in criterion.weights}
 
 
-def _learning_logits(answers: Answers, trusted: Tensor, free: bool) -> Tensor:
+def _learning_logits(answers: Answers, trusted: Tensor, labels: Tensor, negative: Tensor, free: bool) -> Tensor:
     """Logits with the quality, which learns from images that trust every class.
 
     Not from the objects of the others either: with them and without the background it would only ever rise, and
-    background that nobody spoke of with it.
+    background that nobody spoke of with it. Nor from a query that is matched to nothing and is no negative for some
+    class, such as in a crowd of it: the other classes would push down the score of that one.
+
+    labels: `[B, N]` class of the matched object, `BACKGROUND` or `IGNORE`. negative: as of `negatives_of`.
     """
     if answers.quality is None:
         return answers.logits
     if free:
         return answers.scored
-    learns = trusted.all(1)[:, None, None]
-    return answers.logits + torch.where(learns, answers.quality, answers.quality.detach())
+    learns = trusted.all(1)[:, None] & ((labels >= 0) | (negative > 0).all(2))
+    return answers.logits + torch.where(learns[:, :, None], answers.quality, answers.quality.detach())
 
 
 def _distilled(

@@ -46,7 +46,7 @@ def negatives_of(rule: Rule, boxes: Tensor, labels: Tensor, taught: Tensor, grou
     a detector without suppression learns from exactly these to find an object once.
 
     A query is no negative for the class of a region that covers at least half of it, nor if it is the one that fits
-    the region best: an object there would have been matched to it.
+    the region best, of all or of those that nothing is matched to: an object there would have been matched to it.
 
     Args:
         boxes: `[B, N, 4]` that the queries predict (centre, width, height).
@@ -109,10 +109,17 @@ def avoided(regions: Objects, places: Tensor, labels: Tensor, taught: Tensor, gr
     both = intersection(mine, wanted)
     own = area(mine)
     overlap = iou(mine, wanted)
-    of_group = overlap.unflatten(1, (groups, -1))
-    best = (of_group == of_group.amax(2, keepdim=True)).flatten(1) & (overlap > 0)
+    best = _best(overlap, groups)
+    if (taken := labels[regions.images] != BACKGROUND).any():  # then another one would have been matched to it
+        best |= _best(overlap.masked_fill(taken, NO_GAIN), groups)
     near = ((both >= 0.5 * own) & (own > 0)) | best
     by_person = (labels >= 0) & ~taught
     near &= ~(regions.by_teacher[:, None] & by_person[regions.images])
     region, query = near.nonzero(as_tuple=True)
     return torch.stack([regions.images[region], query, regions.labels[region]], 1)
+
+
+def _best(overlap: Tensor, groups: int) -> Tensor:
+    """`[R, N]` bool: the queries of each set that fit a region best. overlap: `[R, N]`."""
+    of_group = overlap.unflatten(1, (groups, -1))
+    return (of_group == of_group.amax(2, keepdim=True)).flatten(1) & (overlap > 0)

@@ -141,6 +141,22 @@ def test_pipeline_opens_what_is_written(name, picture, tmp_path):
     assert results[0]["label"] == NAMES[int(ours.labels[0])]
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_batch_norm_of_a_timm_backbone_is_as_the_settings_say(frozen, tmp_path):
+    """HF's config does not say it of timm's: what began as a checkpoint of one trained it."""
+    network = tiny("dfine", backbone="test_efficientnet", freeze_batch_norm=frozen, square=SIDE)
+    building.write(network, NAMES, tmp_path)
+    model = DFineModel(weights=str(tmp_path), freeze_batch_norm=frozen)
+    settings = DFineSettings.of(model, DetrLoss())
+    for again in (building.trained(settings, len(NAMES), tmp_path), build(settings, 2, None, tmp_path)):
+        again.training_mode()
+        statistics = {n: t.clone() for n, t in again.state_dict().items() if "running_" in n and "backbone" in n}
+        assert statistics
+        again.core.backbone(torch.rand(2, 3, SIDE, SIDE), torch.ones(2, SIDE, SIDE, dtype=torch.bool))
+        moved = [not torch.equal(again.state_dict()[name], tensor) for name, tensor in statistics.items()]
+        assert any(moved) is not frozen
+
+
 def test_hf_draws_no_progress_bars(tmp_path, capfd):
     from transformers.utils import logging
 

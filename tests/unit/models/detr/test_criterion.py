@@ -68,8 +68,10 @@ def oracle_weight(rule: Rule, boxes, labels, taught, b: int, q: int, c: int) -> 
     if label in (IGNORE, c):
         return 0.0
     for box, cls, teacher in rows_of(rule.regions, b):
-        best = max(overlap_of(other, box) for other in boxes[b])
-        near = covered(mine, box) >= 0.5 or overlap_of(mine, box) == best > 0
+        free = [other for other, of in zip(boxes[b], labels[b], strict=True) if of == BACKGROUND]
+        best = [max((overlap_of(other, box) for other in some), default=0.0) for some in (boxes[b], free)]
+        own = overlap_of(mine, box)
+        near = covered(mine, box) >= 0.5 or own == best[0] > 0 or (label == BACKGROUND and own == best[1] > 0)
         if cls in (-1, c) and near and not (teacher and label >= 0 and not taught[b][q]):
             return 0.0
     if label >= 0:
@@ -140,6 +142,35 @@ def test_masked_logits_have_no_gradient_at_all(classification):
     assert bool((again.logits.grad[1] == 0).all())
     assert bool((again.quality.grad[1] == 0).all())
     assert bool((again.boxes.grad[1] == 0).all())
+
+
+def test_quality_learns_nothing_from_places_that_speak_of_some_classes():
+    """In a crowd of one class the others' background would push down the score of that one."""
+    place = annotations([[40, 40, 60, 60]], [1], [int(Flag.CROWD)])
+    objects, regions = flat([place])
+    rule = Rule(objects, regions, torch.ones(1, CLASSES, dtype=torch.bool))
+    answers = answers_near(objects, QUERIES, CLASSES, generator(7), quality=True)
+    with torch.no_grad():
+        answers.boxes[0, :2] = regions.boxes[0]
+    terms, _ = set_losses([answers], rule, own_classes(rule.trusted, objects), CLASS_ONLY)
+    terms["classification"].sum().backward()
+    assert answers.quality is not None
+    logits, quality = answers.logits.grad[0], answers.quality.grad[0, :, 0]
+    assert (logits[:2] != 0).tolist() == [[True, False, True, True, True]] * 2
+    assert quality[:2].tolist() == [0, 0]
+    inside = (logits[2:] == 0).any(1)
+    assert bool((quality[2:][~inside] != 0).all())
+    assert not bool(inside.all())
+
+
+def test_a_region_spares_the_free_query_that_fits_it_best():
+    """The one that fits best of all may be matched to something else, such as the face on an avoided person."""
+    objects, regions = flat([annotations([[36, 36, 56, 66], [40, 40, 50, 60]], [0, 1], [0, int(Flag.AVOID)])])
+    rule = Rule(objects, regions, torch.ones(1, 2, dtype=torch.bool))
+    xyxy = torch.tensor([[36.0, 36, 56, 66], [30, 30, 60, 70], [0, 0, 9, 9]]) / FRAME
+    boxes = torch.cat([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], 1)[None]
+    labels, taught = torch.tensor([[0, BACKGROUND, BACKGROUND]]), torch.zeros(1, 3, dtype=torch.bool)
+    assert negatives_of(rule, boxes, labels, taught).tolist() == [[[0, 0], [1, 0], [1, 1]]]
 
 
 def test_quality_learns_from_images_that_trust_every_class():
