@@ -118,7 +118,10 @@ class Detector(Reporting):
         overlap: float | None = None,
         **decode_options: Any,
     ) -> list[Detections]:
-        """As `__call__`, for several images in one forward pass; their windows in several."""
+        """As `__call__`, for several images in one forward pass; their windows in several.
+
+        A network with group norm (RetinaNet by default) sees the padding: scores depend on the sizes of the others,
+        and are those of `__call__` where all have one size."""
         ids, tiling = self.class_ids(classes), Tiling.of(tile, overlap)
         limits = self.limits(score_threshold, max_detections, **decode_options)
         pictures = [as_tensor(image) for image in images]

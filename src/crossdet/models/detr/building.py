@@ -260,6 +260,8 @@ def write(network: Detr, classes: Sequence[str], directory: Path) -> None:
     config = copy.deepcopy(network.core.config)
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: row for row, name in enumerate(classes)}
+    if strides := getattr(config, "feat_strides", None):  # HF chooses so many, also where there are fewer positions
+        config.num_queries = min(config.num_queries, sum((side // stride) ** 2 for stride in strides))
     whole = AutoModelForObjectDetection.from_config(config)
     whole.load_state_dict({hf_name(name): t for name, t in network.core.state_dict().items()}, strict=False)
     with _quiet():

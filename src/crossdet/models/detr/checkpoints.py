@@ -15,11 +15,14 @@ from typing import Any
 from crossdet.errors import UserError, show
 from crossdet.files import write_atomically
 from crossdet.models.hub import CONFIG, INDEX, PROCESSOR, WEIGHTS, fetch, identifier
+from crossdet.types import PAD_DIVISOR
 
 NOT_OURS = ("id2label", "label2id", "num_labels", "architectures", "transformers_version", "dtype", "torch_dtype")
 """Keys of a config that say nothing about the network's sizes besides the classes."""
 KNOWN = {"d_fine": "dfine", "rt_detr": "rtdetr", "rt_detr_v2": "rtdetr", "rf_detr": "rfdetr"}
 VERSIONS = {"rt_detr": 1, "rt_detr_v2": 2}
+ONE_STRIDE = ("rf_detr",)
+"""Networks whose pictures need not be a multiple of `PAD_DIVISOR`."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +84,25 @@ def described(source: str | Path, family: str) -> Described:
     processor = _read(directory / PROCESSOR) if (directory / PROCESSOR).is_file() else {}
     classes = _classes(file, config)
     normalised = bool(processor.get("do_normalize", False))
-    size = processor.get("size")
-    height, width = (size.get("height"), size.get("width")) if isinstance(size, dict) else (size, size)
     sizes = {key: value for key, value in config.items() if key not in NOT_OURS}
     return Described(
         sizes,
         classes,
         _three(directory / PROCESSOR, processor, "image_mean") if normalised else (0.0, 0.0, 0.0),
         _three(directory / PROCESSOR, processor, "image_std") if normalised else (1.0, 1.0, 1.0),
-        int(height) if height is not None and height == width else None,
+        _square(directory / PROCESSOR, processor.get("size"), 1 if kind in ONE_STRIDE else PAD_DIVISOR),
     )
+
+
+def _square(file: Path, size: Any, divisor: int) -> int | None:
+    """Side of the square that pictures are stretched to; None where the processor keeps their shape."""
+    height, width = (size.get("height"), size.get("width")) if isinstance(size, dict) else (size, size)
+    if height is None or height != width:
+        return None
+    if isinstance(height, bool) or not isinstance(height, int) or height < 1 or height % divisor:
+        what = "a number of pixels" if divisor == 1 else f"a multiple of {divisor}"
+        raise UserError(f"{file}: `size` is {show(size)}; expected {what} as height and as width")
+    return height
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -109,6 +121,8 @@ def _three(file: Path, processor: Mapping[str, Any], key: str) -> tuple[float, f
     """A number per channel, of a processor that normalises."""
     match processor.get(key):
         case [int() | float() as red, int() | float() as green, int() | float() as blue]:
+            if key == "image_std" and min(red, green, blue) <= 0:
+                raise UserError(f"{file}: `{key}` is {show(processor[key])}; pictures are divided by it")
             return float(red), float(green), float(blue)
         case given:
             raise UserError(f"{file}: `{key}` is {show(given)}; `do_normalize` is true, so give three numbers")
@@ -139,7 +153,10 @@ def _classes(file: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
 def check_files(directory: Path) -> None:
     """Raises `UserError` where tensors are missing, or only there as pickles, which could run code."""
     if (directory / INDEX).is_file():
-        shards = sorted(set(_read(directory / INDEX).get("weight_map", {}).values()))
+        places = _read(directory / INDEX).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise UserError(f"{directory / INDEX}: `weight_map` is no map from tensors to files; fetch it again")
+        shards = sorted(set(places.values()))
         if missing := [name for name in shards if not (directory / name).is_file()]:
             raise UserError(
                 f"{directory / INDEX} names {len(missing)} files that do not exist ({missing[0]}, ...); fetch them"

@@ -157,6 +157,15 @@ def test_batch_norm_of_a_timm_backbone_is_as_the_settings_say(frozen, tmp_path):
         assert any(moved) is not frozen
 
 
+def test_more_queries_than_positions(picture, tmp_path):
+    """HF would choose more than there are."""
+    network = tiny("dfine", square=SIDE, queries=300)
+    building.write(network, NAMES, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["num_queries"] == 8 * 8 + 4 * 4 + 2 * 2
+    assert_alike(load_detector(tmp_path, "cpu")(picture, score_threshold=0.0, max_detections=300),
+                 found_by_hf(tmp_path, picture))  # fmt: skip
+
+
 def test_hf_draws_no_progress_bars(tmp_path, capfd):
     from transformers.utils import logging
 
@@ -286,12 +295,24 @@ def test_bad_processors(copy):
             "`image_mean` is .0.5.; `do_normalize` is true, so give three",
         ),
         ({"do_normalize": True, "image_mean": [0.5] * 3}, "`image_std` is null"),
+        ({"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.2, 0, 0.2]}, "`image_std` is .0.2, 0,"),
+        *(
+            ({"size": size}, "`size` is .*; expected a multiple of 32 as height and as width")
+            for size in (0, -64, 70, "big", [64, 64], {"height": "a", "width": "a"}, {"height": 70, "width": 70})
+        ),
     ):
         (copy / "preprocessor_config.json").write_text(json.dumps(values))
         with pytest.raises(UserError, match=f"preprocessor_config.json: {message}"):
             read_card(copy)
     (copy / "preprocessor_config.json").write_text(json.dumps({"size": SIDE}))
     assert read_card(copy).settings.square == SIDE
+
+
+@pytest.mark.parametrize("places", [["a"], {"a": 1}, None])
+def test_a_list_of_files_that_is_none(places, copy):
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(UserError, match="`weight_map` is no map from tensors to files; fetch it"):
+        read_card(copy)
 
 
 def test_missing_and_unsafe_files(copy):
