@@ -47,6 +47,9 @@ def test_without_pictures_no_data_is_needed(trained, tmp_path, crossdet):
     done = crossdet("report", run, "--no-pictures", "--json", tmp_path / "r.json")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "r.json").read_text())[run.name]["best_epoch"] > 0
+    same = tmp_path / "elsewhere" / run.name
+    shutil.copytree(trained.folder, same)
+    assert list(report(run, tmp_path / "two.html", same, pictures=False)) == [str(run), str(same)]
     page = (run / "report.html").read_text()
     assert "run &lt;script&gt;[red]" in page
     assert "<script>[red]" not in page

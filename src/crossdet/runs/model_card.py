@@ -103,7 +103,8 @@ def _generations(card: Card) -> Iterator[str]:
         more = [f"crossdet {generation.version}"] if generation.version else []
         more += [f"from the weights {generation.parent[:12]}"] if generation.parent else []
         why = f" ({', '.join(more)})" if more else ""
-        yield f"- generation {number}, {_text(generation.mode)}{why}: {on or 'no data'}"
+        done = "; ".join(map(_text, generation.edits))
+        yield f"- generation {number}, {_text(generation.mode)}{why}: {on or done or 'no data'}"
 
 
 def _avoidance(space: LabelSpace) -> Iterator[str]:
@@ -113,6 +114,9 @@ def _avoidance(space: LabelSpace) -> Iterator[str]:
     ]
     yield from _table(["class", *map(_text, space.datasets)], rows)
     yield ""
+    for fold in space.folds:
+        members = ", ".join(_text(space.classes[member]) for member in fold.members)
+        yield from (f"{_text(fold.name)}: what is found as any of {members} is reported as this one class.", "")
     yield (
         "avoided: the dataset does not label the class, so its background was no negative for it. absent: known "
         "not to occur, so it was one. in part: its boxes count, its background does not. by image: every "
@@ -141,7 +145,7 @@ def _scores(judged: Mapping[str, Any], thresholds: Mapping[str, float]) -> Itera
 
 
 def _kept_scores(card: Card) -> Iterator[str]:
-    scores = card.generations[-1].scores if card.generations else ()
+    scores = next((one.scores for one in reversed(card.generations) if one.scores), ())
     if not scores:
         yield "None were computed."
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ def report(
         UserError: no weights, an unfinished run without an epoch, unreadable weights or data, no config where
             pictures are to be looked at, or runs that have no class in common.
     """
-    records = [read_run(one) for one in (run, against) if one is not None]
+    runs = [one for one in (run, against) if one is not None]
+    records = [read_run(one) for one in runs]
+    if len({record.name for record in records}) < len(records):  # such as a/first and b/first
+        records = [replace(record, name=str(one)) for record, one in zip(records, runs, strict=True)]
     mine, *theirs = ({*record.card.space.reported} for record in records)
     if theirs and mine.isdisjoint(*theirs):
         raise UserError(

@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 
 from crossdet import LabelSpace, load_detector
 from crossdet.errors import RunError, UserError
+from crossdet.labels.edits import edited
 from crossdet.models.building import build_detector
 from crossdet.models.card import Card, Generation, InputSettings, Score
 from crossdet.models.retinanet.settings import RetinaNetSettings
@@ -84,6 +85,20 @@ def test_a_card_shows_names_as_they_are():
     assert scores["a|b"][1:] == ["AP 12.5", "0.25"]
     assert "AP 25.0, AP50 50.0" in page
     assert "AP 50.0" in model_card("me/mine", card, {})  # without an evaluation: what the weights keep
+
+
+def test_a_card_after_labels_were_changed():
+    """Its scores are those of the training, and what was merged stands in it."""
+    before = LabelSpace.build({"a": ["cat", "dog", "car"]})
+    history = (
+        Generation("train", {"a": ["cat"]}, list(before.classes), scores=(Score("cat", "a", "AP", 0.5),)),
+        Generation("labels", {}, ["cat", "dog", "car"], edits=("merged cat, dog as animal",)),
+    )
+    space = edited(before, [], [("animal", ["cat", "dog"])])
+    text = model_card("me/mine", Card(space, RetinaNetSettings(), InputSettings(64, 96), {}, {}, history), {})
+    assert "- generation 1, labels: merged cat, dog as animal" in text
+    assert "animal: what is found as any of cat, dog is reported as this one class." in text
+    assert "| cat | a | AP 50.0 |" in text
 
 
 def test_what_is_uploaded_comes_back(weights, tmp_path, monkeypatch):
