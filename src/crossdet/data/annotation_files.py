@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -113,11 +114,22 @@ _NO_LIMIT = Lock()
 """Two calls at once would each put back what the other has set."""
 
 
-def header_sizes(paths: Sequence[Path], upright: bool = False) -> list[tuple[int, int] | None]:
-    """(height, width) of image files from their headers, as stored; None = unreadable. upright: as EXIF says.
+@contextmanager
+def no_pixel_limit() -> Iterator[None]:
+    """While pictures are opened with Pillow, whose limit is meant for those of strangers: `serve` has its own, and
+    torchvision decodes larger ones."""
+    from PIL import Image
 
-    Pillow's limit on pixels is off: nothing is decoded, and torchvision decodes larger pictures.
-    """
+    with _NO_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def header_sizes(paths: Sequence[Path], upright: bool = False) -> list[tuple[int, int] | None]:
+    """(height, width) of image files from their headers, as stored; None = unreadable. upright: as EXIF says."""
     from PIL import ExifTags, Image
 
     def size(path: Path) -> tuple[int, int] | None:
@@ -132,10 +144,5 @@ def header_sizes(paths: Sequence[Path], upright: bool = False) -> list[tuple[int
             return None
         return (height, width) if 0 < height < 2**31 and 0 < width < 2**31 else None
 
-    with _NO_LIMIT:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
-                return list(pool.map(size, paths))
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+    with no_pixel_limit(), ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
+        return list(pool.map(size, paths))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from crossdet.data.annotation_files import PICTURE_SUFFIXES, picture_formats
+from crossdet.data.annotation_files import PICTURE_SUFFIXES, no_pixel_limit, picture_formats
 from crossdet.data.index import IMAGE_REASONS, Index
 from crossdet.data.rotation_geometry import canvas
 from crossdet.errors import UserError
@@ -145,7 +145,11 @@ def rotated(pixels: Pixels, degrees: int) -> Pixels:
 def decode_with_pillow(data: bytes, path: Path | str, rotate: bool) -> Pixels:
     """`[H, W, 3]` RGB of the bytes of a file. rotate: as EXIF says. Raises `UnreadableImage`."""
     try:
-        with Image.open(io.BytesIO(data), formats=picture_formats()) as opened:
+        with no_pixel_limit():  # it counts when a file is opened, of TIFF also when it is decoded
+            opened = Image.open(io.BytesIO(data), formats=picture_formats())
+            if opened.format == "TIFF":
+                opened.load()
+        with opened:
             image: Image.Image = opened
             if rotate:
                 image = ImageOps.exif_transpose(image)

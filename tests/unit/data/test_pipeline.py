@@ -237,6 +237,16 @@ def test_upright_is_what_the_header_says(suffix, tmp_path):
     assert read_image(path, (40, 24)).shape == (3, 40, 24)
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+def test_large_pictures_of_ones_own_are_read(suffix, tmp_path, monkeypatch, recwarn):
+    """Such as aerial ones, for windows."""
+    path = saved(tmp_path / f"a.{suffix}", PICTURE)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert read_image(path).shape == (3, 24, 40)
+    assert Image.MAX_IMAGE_PIXELS == 10
+    assert not [one for one in recwarn.list if one.category is Image.DecompressionBombWarning]
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
