@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from crossdet.check.report import FIRST, DuplicateReport, FileReport, Places
-from crossdet.data.annotation_files import header_sizes
+from crossdet.data.annotation_files import header_sizes, no_pixel_limit, picture_formats
 from crossdet.data.index import Index
 from crossdet.data.rotation import pictures
 
@@ -72,13 +72,13 @@ def _damaged(paths: Iterable[Path], known: Collection[str]) -> tuple[str, ...]:
 
     def damage(path: Path) -> str | None:
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=picture_formats()) as image:
                 image.load()
         except Exception as error:  # on a damaged file Pillow's plugins raise almost anything
             return f"{path}: {error}"
         return None
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    with no_pixel_limit(), ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         return tuple(filter(None, pool.map(damage, (path for path in paths if str(path) not in known))))
 
 
@@ -88,7 +88,7 @@ def _orientations(paths: Sequence[Path]) -> list[int]:
 
     def orientation(path: Path) -> int:
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=picture_formats()) as image:
                 # not the plugin's own, which for PNG decodes the picture to look behind it
                 mark = 1 if image.format == "TIFF" else Image.Image.getexif(image).get(_ORIENTATION_TAG)
         except Exception:  # on a damaged file Pillow's plugins raise almost anything
@@ -104,7 +104,7 @@ def _stored_sideways(path: Path) -> bool:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=picture_formats()) as image:
             return image.getexif().get(_ORIENTATION_TAG, 1) >= 5
     except (OSError, ValueError, SyntaxError):
         return False

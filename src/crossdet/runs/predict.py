@@ -50,25 +50,24 @@ class Summary:
 
 @dataclass(frozen=True)
 class CocoIds:
-    """Ids of a COCO annotation file. images: last part of a `file_name` -> of each such name its parts and its id.
-    categories: by class name."""
+    """Ids of a COCO annotation file. images: parts of each `file_name`, and the id. categories: by class name."""
 
-    images: dict[str, list[tuple[tuple[str, ...], int]]]
+    images: list[tuple[tuple[str, ...], int]]
     categories: dict[str, int]
 
     def of_files(self, files: Sequence[Path]) -> dict[Path, int]:
         """Those whose id is certain. A picture of the file is the one whose path shares the most parts with its
         `file_name` from the end, the name at least; where several share as many, none of them is."""
-        of_a_name: dict[str, list[Path]] = {}
-        for file in files:
-            of_a_name.setdefault(file.name, []).append(file)
+        count = Counter(end for file in files for end in _ends(file.parts))
+        ids: dict[tuple[str, ...], list[int]] = {}
+        for parts, number in self.images:
+            for end in _ends(parts):
+                ids.setdefault(end, []).append(number)
         found = {}
-        for name, alike in of_a_name.items():
-            named = self.images.get(name, [])
-            shared = [(_common_end(file.parts, parts), file, number) for file in alike for parts, number in named]
-            for most, file, number in shared:
-                if not any(s >= most and (f == file) != (n == number) for s, f, n in shared):
-                    found[file] = number
+        for file in files:
+            longest = next((end for end in _ends(file.parts) if end in ids), None)
+            if longest is not None and count[longest] == len(ids[longest]) == 1:
+                found[file] = ids[longest][0]
         return found
 
 
@@ -283,23 +282,19 @@ def _coco_rows(file: Path, found: Detections, number: int, ids: CocoIds | None) 
     return found.to_coco(number, ids.categories)
 
 
-def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many parts two paths share at their ends."""
-    same = [a == b for a, b in zip(reversed(one), reversed(other), strict=False)]
-    return same.index(False) if False in same else len(same)
+def _ends(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The last parts of a path, all of them first."""
+    return (parts[at:] for at in range(len(parts)))
 
 
 def _coco_ids(path: Path) -> CocoIds:
     try:
         data = json.loads(path.read_text())
-        images: dict[str, list[tuple[tuple[str, ...], int]]] = {}
-        for image in data["images"]:
-            parts = Path(image["file_name"]).parts
-            images.setdefault(parts[-1], []).append((parts, image["id"]))
+        images = [(Path(image["file_name"]).parts, image["id"]) for image in data["images"]]
         return CocoIds(images, {category["name"]: category["id"] for category in data["categories"]})
     except OSError as error:
         raise UserError(f"--coco {path}: {error.strerror or error}") from None
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"--coco {path}: no COCO annotation file ({error!r})") from None
 
 

@@ -27,7 +27,5 @@ PARADE, CARS = Path("/data/faces/val_0.png"), Path("/data/cars/val_0.png")
 def test_a_picture_has_the_id_of_the_name_that_fits_it_alone(
     named: dict[int, str], files: list[Path], wanted: dict[Path, int]
 ) -> None:
-    images: dict[str, list[tuple[tuple[str, ...], int]]] = {}
-    for number, name in named.items():
-        images.setdefault(Path(name).name, []).append((Path(name).parts, number))
+    images = [(Path(name).parts, number) for number, name in named.items()]
     assert CocoIds(images, {}).of_files(files) == wanted

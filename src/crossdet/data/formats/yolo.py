@@ -255,12 +255,12 @@ def _images_of(
     if base is None:
         return []
     source = Path(os.path.normpath(base / entry))
-    if entry.startswith("../") and is_there(base / entry[3:]):
-        if is_there(source):  # of another dataset, in whose folder this one lies?
-            mine = Path(os.path.normpath(base / entry[3:]))
+    if entry.startswith("../"):  # Roboflow writes `../train/images` for the folder beside data.yaml
+        mine = Path(os.path.normpath(base / entry[3:]))
+        if is_there(source) and is_there(mine):  # the first is of another dataset, in whose folder this one lies?
             problems.append(f"{key}: {entry!r} is {source}, and {mine} is there, too; write the one that is meant")
             return []
-        source = base / entry[3:]  # Roboflow writes `../train/images` for the folder beside data.yaml
+        source = mine if is_there(mine) else source
     if not is_there(source):
         beside = _beside(data_yaml, content, entry)
         hint = f"did you mean {beside!r}, beside the file?" if beside else "correct it or `path`"
