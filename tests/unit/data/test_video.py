@@ -99,6 +99,21 @@ def test_what_is_left_of_a_file_is_read(clip, tmp_path):
     assert len(found) == FRAMES or notes
 
 
+def test_a_clock_that_begins_later(clip, tmp_path):
+    """A whole file, of which nothing is missing: its end is told as a place on that clock."""
+    late = tmp_path / "late.mkv"
+    with av.open(str(clip)) as source, av.open(str(late), "w") as target:
+        copy = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                later = int(9 / packet.time_base)
+                packet.dts, packet.pts, packet.stream = packet.dts + later, packet.pts + later, copy
+                target.mux(packet)
+    found, notes = frames(late)
+    assert (len(found), notes) == (FRAMES, [])
+    assert found[0].time == 0
+
+
 def test_a_truncated_file_says_so(clip, tmp_path):
     """With its table at the front, as players on the web want it; without the table nothing can be read."""
     fast = tmp_path / "fast.mp4"

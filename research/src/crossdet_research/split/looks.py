@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
+
+from crossdet.data.picture_files import UnreadableImage, as_annotated, decode_with_pillow, read_bytes, size_of
 
 Pixels = NDArray[np.uint8]
 Boxes = NDArray[np.float32]
@@ -137,21 +139,10 @@ def read_picture(path: Path, annotated: tuple[int, int], upright: bool = False) 
     """The picture as training sees it (`crossdet.data.decoding`): turned by its EXIF tag only if the annotated
     (height, width) is that of the turned picture, or always (`upright`). Raises `BadPicture`."""
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as opened:
-            image: Image.Image = opened
-            if upright or (image.height, image.width) != annotated:
-                image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits
-                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-            pixels = np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise BadPicture(f"{path}: {error.strerror or 'this is no image that can be read'}") from None
-    except Exception as error:  # on damaged files Pillow's decoders raise almost anything
-        raise BadPicture(f"{path}: {error}") from None
-    if pixels.shape[:2] != annotated:
-        have, want = (f"{size[1]}x{size[0]}" for size in (pixels.shape[:2], annotated))
-        raise BadPicture(f"{path}: the picture is {have}, its annotation says {want}")
-    return pixels
+        data = read_bytes(path)
+        return as_annotated(lambda turn: decode_with_pillow(data, path, turn), size_of, path, annotated, upright)
+    except UnreadableImage as error:
+        raise BadPicture(str(error)) from None
 
 
 def write_picture(pixels: Pixels, path: Path) -> None:
