@@ -77,7 +77,7 @@ class Detector(Reporting):
         self.file = file
         self.settings = settings
         self.decoding = dict(decoding or {})
-        self._resize = Resize(settings.shorter, settings.longer)
+        self._resize = Resize(settings.shorter, settings.longer, model.stretched_to, model.antialias)
 
     @property
     def device(self) -> torch.device:

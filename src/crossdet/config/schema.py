@@ -253,13 +253,18 @@ class Config(Section):
         return config
 
     @property
-    def canvases(self) -> int:
-        """`train.canvases`; 0 for a network that stretches every picture to a square of its own.
+    def square(self) -> int | None:
+        """Side that the network stretches every picture to; None: pictures keep their shape.
 
         Raises `UserError` where a checkpoint that says so cannot be read.
         """
-        side = ARCHITECTURES[self.model.name].settings.side_of(self.model, self.loss, self.input.shorter)
-        return 0 if side else self.train.canvases
+        settings = ARCHITECTURES[self.model.name].settings
+        return settings.side_of(self.model, self.loss, self.input.shorter)
+
+    @property
+    def canvases(self) -> int:
+        """`train.canvases`; 0 where there is a `square`. Raises `UserError` as there."""
+        return 0 if self.square else self.train.canvases
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle finds no type of `config_type` by its name."""

@@ -52,14 +52,20 @@ def fitted(height: int, width: int, canvas: Canvas | None) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Resize:
-    """Evaluation: the shorter side to `shorter` pixels with a cap on the longer; nothing random."""
+    """Evaluation: the shorter side to `shorter` pixels with a cap on the longer; nothing random.
+
+    square, antialias: `stretched_to` and `antialias` of the network (`models.contract.Network`). A picture comes to
+    the square in one step, as processors of checkpoints bring it there."""
 
     shorter: int
     longer: int
+    square: int | None = None
+    antialias: bool = True
 
     def __call__(self, image: Tensor, boxes: Tensor) -> View:
         """image `[3, H, W]` uint8, boxes `[M, 4]` xyxy -> the same, resized."""
-        return View(*_resize(image, boxes, resized(image.shape[1], image.shape[2], self.shorter, self.longer)))
+        size = resized(image.shape[1], image.shape[2], self.shorter, self.longer, square=self.square)
+        return View(*_resize(image, boxes, size, self.antialias))
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,8 @@ class Augment:
 
     flip, zoom_out, iou_crop: probabilities. scale_jitter: range of a factor on the size. photometric:
     torchvision's `RandomPhotometricDistort`. fill: RGB of the border that zooming out adds, which holds nothing.
+    square, antialias: as of `Resize`; what is seen fills the square, so that scale jitter changes nothing but the
+    pieces of mosaics.
 
     Zoom out and crop only choose the window that is seen; it is cut, resized and filled at once, in the size of
     the result: torchvision's transforms would first paint a picture of up to 4 times as many pixels. For the same
@@ -84,6 +92,12 @@ class Augment:
     zoom_out: float = 0.0
     iou_crop: float = 0.0
     fill: Sequence[int] = IMAGENET_MEAN
+    square: int | None = None
+    antialias: bool = True
+
+    def size_of(self, height: int, width: int, scale: float) -> tuple[int, int]:
+        """(height, width) at which a picture is seen that is not cut, without a canvas."""
+        return resized(height, width, self.shorter, self.longer, 1.0 if self.square else scale, self.square)
 
     def __call__(
         self, image: Tensor, boxes: Tensor, scale: float | None = None, canvas: Canvas | None = None
@@ -96,8 +110,7 @@ class Augment:
         window = self._window(image.shape[1], image.shape[2], boxes)
         left, top, right, bottom = window
         scale = self._jitter() if scale is None else scale
-        size = resized(bottom - top, right - left, self.shorter, self.longer, scale)
-        height, width = fitted(*size, canvas)
+        height, width = fitted(*self.size_of(bottom - top, right - left, scale), canvas)
         inside = (max(left, 0), max(top, 0), min(right, image.shape[2]), min(bottom, image.shape[1]))
         if inside == window:
             return self._flipped(*self._part(image, boxes, window, (height, width)))
@@ -113,7 +126,8 @@ class Augment:
 
         The picture is `scale` times as large as without a mosaic; where it is smaller than the room it is whole.
         """
-        tall, wide = resized(image.shape[1], image.shape[2], self.shorter, self.longer, scale * self._jitter())
+        scale *= self._jitter()
+        tall, wide = resized(image.shape[1], image.shape[2], self.shorter, self.longer, scale, self.square)
         height, width = min(tall, room[0]), min(wide, room[1])
         top, bottom = _some_of(image.shape[1], height / tall)
         left, right = _some_of(image.shape[2], width / wide)
@@ -144,7 +158,7 @@ class Augment:
         if inside != (0, 0, image.shape[2], image.shape[1]):
             image = image[:, top:bottom, left:right]
             boxes = boxes - boxes.new_tensor([left, top, left, top])
-        image, boxes = _resize(image, boxes, size)
+        image, boxes = _resize(image, boxes, size, self.antialias)
         return (_COLOUR(image) if self.photometric else image), boxes
 
     def _flipped(self, image: Tensor, boxes: Tensor) -> View:
@@ -179,9 +193,9 @@ def _some_of(side: int, share: float) -> tuple[int, int]:
     return first, first + length
 
 
-def _resize(image: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _resize(image: Tensor, boxes: Tensor, size: tuple[int, int], antialias: bool) -> tuple[Tensor, Tensor]:
     height, width = image.shape[1:]
     if (height, width) == size:
         return image, boxes
     factor = boxes.new_tensor([size[1] / width, size[0] / height] * 2)
-    return F.resize(image, list(size), antialias=True), boxes * factor
+    return F.resize(image, list(size), antialias=antialias), boxes * factor

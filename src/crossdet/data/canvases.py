@@ -38,8 +38,14 @@ def too_few(images: int, pieces: int) -> str:
     )
 
 
-def resized(height: int, width: int, shorter: int, longer: int, scale: float = 1.0) -> tuple[int, int]:
-    """(height, width) with the shorter side `shorter * scale`, but the longer side at most `longer * scale`."""
+def resized(
+    height: int, width: int, shorter: int, longer: int, scale: float = 1.0, square: int | None = None
+) -> tuple[int, int]:
+    """(height, width) with the shorter side `shorter * scale`, but the longer side at most `longer * scale`; or a
+    square with the side `square * scale`, whatever the shape."""
+    if square is not None:
+        side = max(1, round(square * scale))
+        return side, side
     factor = min(shorter / min(height, width), longer / max(height, width)) * scale
     return max(1, round(height * factor)), max(1, round(width * factor))
 

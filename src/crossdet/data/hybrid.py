@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from crossdet.data.augment import Augment, View, fitted
-from crossdet.data.canvases import Canvas, Sizes, assigned, choose_canvases, resized, resized_sizes
+from crossdet.data.canvases import Canvas, Sizes, assigned, choose_canvases, resized_sizes
 from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.data.federated import repeat_factors, verified_classes
 from crossdet.data.index import Index, offsets
@@ -274,8 +274,7 @@ class HybridDataset(Dataset[Sample]):
         read = [(self._read(one), one.seed) for one in self._of_mosaic(draw.row, generator)]
         first = read[0][0]
         scale = 1.0 if draw.scale is None else draw.scale
-        height, width = resized(*first.original_size, self.transform.shorter, self.transform.longer, scale)
-        height, width = fitted(height, width, draw.canvas)
+        height, width = fitted(*self.transform.size_of(*first.original_size, scale), draw.canvas)
         size = (max(2, height), max(2, width))  # of a thread of a picture, too, there is room for four
         places = rooms(*size, generator)
         pieces = []

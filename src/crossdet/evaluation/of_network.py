@@ -38,7 +38,8 @@ def detect(
     """
     space = LabelSpace(("dataset",), ("object",), ({},))  # the ground truth is not needed to detect
     part = Part(index, 0, np.full(len(index.classes), DROPPED, np.int64))
-    dataset = HybridDataset([part], space, Resize(settings.shorter, settings.longer), substitute=False)
+    looks = Resize(settings.shorter, settings.longer, model.stretched_to, model.antialias)
+    dataset = HybridDataset([part], space, looks, substitute=False)
     canvases = () if model.stretched_to else canvases_of(index.sizes, settings.shorter, settings.longer)
     batches = sequential_batches(len(index), settings.batch_size, rank, ranks, canvases)
     most = settings.limits(PROTOCOLS["coco"])

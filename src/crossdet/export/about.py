@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from crossdet.data.canvases import resized
 from crossdet.errors import UserError
 from crossdet.models.card import Card
 
@@ -26,7 +27,7 @@ class Rules:
     max_detections is before they are folded. raw: the file gives a network's own outputs, and no detections.
     reported: most detections in a picture where nobody asks for another number; None: as many as the file gives.
     suppresses: whether overlapping detections are suppressed. by_fold: whether all members of a fold suppress each
-    other. Older files do not say the last three.
+    other. antialias: see `contract.Network`. Older files do not say the last four.
     """
 
     size: tuple[int, int] | None
@@ -41,6 +42,7 @@ class Rules:
     reported: int | None = None
     suppresses: bool = True
     by_fold: bool = False
+    antialias: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,27 @@ class About:
         }
         return {"format": FORMAT} | {key: json.dumps(value) for key, value in content.items()}
 
+    def input_size(self, height: int, width: int, shorter: int, longer: int) -> tuple[int, int]:
+        """(height, width) of a picture of that size as an input, where the file takes any. shorter, longer: where
+        the network has no square of its own."""
+        return resized(height, width, shorter, longer, square=self.card.settings.stretched_to)
+
     def _input(self) -> dict[str, str]:
         card, rules = self.card, self.rules
-        if rules.size is None:
+        kernel = "bilinear with antialiasing, as Pillow and torchvision do it"
+        if not rules.antialias:
+            kernel = "bilinear without antialiasing, as torchvision does it"
+        side = card.settings.stretched_to
+        if rules.size is None and side is not None:
+            resize = f"stretched to {side} x {side} pixels"
+        elif rules.size is None:
             resize = f"shorter side to {card.input.shorter} pixels, longer side at most {card.input.longer}"
         else:
             how = "stretched to" if rules.stretched else "as large as fits into, at the top left of"
             resize = f"{how} {rules.size[0]} x {rules.size[1]} pixels (height x width)"
         return {
             "images": "uint8 [B, H, W, 3], RGB; normalisation and padding are inside",
-            "resize": f"{resize}; bilinear with antialiasing, as Pillow and torchvision do it",
+            "resize": f"{resize}; {kernel}",
             "thresholds": f"float32 [{len(card.space.classes)}], per class; 2: not looked for",
             "boxes": "x1, y1, x2, y2 in pixels of the input; rows with label -1 are none",
         }

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from crossdet.data.canvases import resized
 from crossdet.data.picture_files import UnreadableImage, decode_with_pillow, read_bytes, rgb_of
 from crossdet.errors import UserError, check_counts
 from crossdet.export.about import About, Rules
@@ -129,9 +128,9 @@ def answers_at(
     session: Session, picture: Picture, thresholds: NDArray[np.float32], shorter: int, longer: int
 ) -> tuple[NDArray[Any], ...]:
     """`answers` in a picture, which is resized as `shorter` and `longer` say where the file takes any size."""
-    sides = picture.shape[:2]
-    if session.about.rules.size is None:
-        picture = resize(picture, resized(sides[0], sides[1], shorter, longer))
+    sides, about = picture.shape[:2], session.about
+    if about.rules.size is None:
+        picture = resize(picture, about.input_size(sides[0], sides[1], shorter, longer), about.rules.antialias)
     boxes, scores, labels = answers(session, picture, thresholds)
     scale = np.array([sides[1] / picture.shape[1], sides[0] / picture.shape[0]] * 2).astype(np.float32)
     return boxes * scale, scores, labels
@@ -159,7 +158,7 @@ def fitted(picture: Picture, rules: Rules) -> tuple[Picture, tuple[int, int]]:
     size = rules.size if rules.stretched else (max(1, round(height * factor)), max(1, round(width * factor)))
     canvas = np.empty((*rules.size, 3), np.uint8)
     canvas[:] = rules.fill
-    canvas[: size[0], : size[1]] = resize(picture, size)
+    canvas[: size[0], : size[1]] = resize(picture, size, rules.antialias)
     return canvas, size
 
 

@@ -30,6 +30,18 @@ class ExportedNetwork(Network):
         return torch.device("cpu")
 
     @property
+    def stretched_to(self) -> int | None:
+        about = self.session.about
+        if not about.rules.stretched or about.rules.size is None:
+            return about.card.settings.stretched_to
+        height, width = about.rules.size
+        return height if height == width else None
+
+    @property
+    def antialias(self) -> bool:
+        return self.session.about.rules.antialias
+
+    @property
     def fill_colour(self) -> Sequence[int]:
         return self.session.about.rules.fill
 

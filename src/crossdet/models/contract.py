@@ -120,6 +120,11 @@ class Network(nn.Module, ABC):
         return None
 
     @property
+    def antialias(self) -> bool:
+        """Whether pictures that are given to it are made smaller with antialiasing."""
+        return True
+
+    @property
     def graph_of_one_size(self) -> bool:
         """Whether an exported graph holds for pictures of the size that it was recorded with alone."""
         return False

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -134,6 +134,8 @@ class NetworkSettings(Section):
     name: str
     weights: Weights = "none"
     loss: Any
+    antialias: ClassVar[bool] = True
+    """See `contract.Network`."""
 
     @classmethod
     def of(cls, model: Any, loss: Any, defaults: NetworkDefaults = NetworkDefaults()) -> Self:

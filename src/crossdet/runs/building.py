@@ -128,6 +128,8 @@ def training_data(config: Config, sources: Sources, fill: Sequence[int] = IMAGEN
         zoom_out=config.augment.zoom_out,
         iou_crop=config.augment.iou_crop,
         fill=tuple(fill),
+        square=config.square,
+        antialias=ARCHITECTURES[config.model.name].settings.antialias,
     )
     return HybridDataset(parts, space, transform, plain=config.train.plain, mosaic=config.augment.mosaic)
 

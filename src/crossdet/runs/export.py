@@ -12,7 +12,6 @@ import torch
 
 from crossdet.config import CONFIG_FILE, Config, load_config
 from crossdet.config.sources import open_sources
-from crossdet.data.canvases import resized
 from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.errors import UserError
 from crossdet.evaluation.protocols import PROTOCOLS
@@ -241,6 +240,7 @@ def _job(detector: Detector, card: Card, request: Request, data: Data | None, ou
         request.max_detections or limits.max_detections,
         network.suppresses,
         network.suppresses and folding is not None and folding.nms_groups is not None,
+        network.antialias,
     )
     digest = {"file": source.name, "sha256": file_digest(source)}
     about = About(card, rules, request.precision, request.opset, request.licence, digest)
@@ -255,7 +255,7 @@ def _job(detector: Detector, card: Card, request: Request, data: Data | None, ou
     groups = None if folding is None else folding.nms_groups
 
     def calibration() -> list[Inputs]:
-        return _inputs(_pictures_for_int8(request, data), detector, rules)
+        return _inputs(_pictures_for_int8(request, data), detector, about)
 
     return Job(detector, about, lambda: onnx_graph(network, rules, groups, shape, request.opset), calibration, file)
 
@@ -274,15 +274,16 @@ def _pictures_for_int8(request: Request, data: Data | None) -> list[Picture]:
     return list(data.pictures(CALIBRATION_PICTURES))
 
 
-def _inputs(pictures: list[Picture], detector: Detector, rules: Rules) -> list[Inputs]:
+def _inputs(pictures: list[Picture], detector: Detector, about: About) -> list[Inputs]:
     thresholds = np.full(len(detector.classes), COMPARED_SCORE, np.float32)
     given = detector.settings
     found = []
     for picture in pictures:
-        if rules.size is None:
-            small = resize(picture, resized(picture.shape[0], picture.shape[1], given.shorter, given.longer))
+        if about.rules.size is None:
+            size = about.input_size(picture.shape[0], picture.shape[1], given.shorter, given.longer)
+            small = resize(picture, size, about.rules.antialias)
         else:
-            small = fitted(picture, rules)[0]
+            small = fitted(picture, about.rules)[0]
         found.append({"images": small[None], "thresholds": thresholds})
     return found
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional as F
 
-from crossdet.data.augment import IMAGENET_MEAN, Augment, blank
+from crossdet.data.augment import IMAGENET_MEAN, Augment, Resize, blank
 from crossdet.data.hybrid import after_transform
 from crossdet.types import Annotations, Flag
 
@@ -54,6 +55,26 @@ def test_boxes_follow_their_pixels(options):
     assert min(seen) == (3 if "iou_crop" not in options else min(seen))
     assert "iou_crop" not in options or len(set(seen)) > 1
     assert torch.equal(rectangles()[0], image)
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("options", [{}, {"zoom_out": 1.0}, {"iou_crop": 1.0, "zoom_out": 0.5}])
+def test_what_is_seen_fills_the_square(options, antialias):
+    """Whatever the shape of the picture and of the window; scale jitter changes pieces of mosaics alone."""
+    image, boxes = rectangles()
+    augment = Augment(999, 9999, scale_jitter=(0.5, 0.6), fill=FILL, square=96, antialias=antialias, **options)
+    for seed in range(15):
+        torch.manual_seed(seed)
+        view = augment(image, boxes)
+        assert view.image.shape == (3, 96, 96)
+        on_their_pixels(view.image, view.boxes)
+    piece = augment.piece(image, boxes, (300, 300), 1.0)
+    assert piece.image.shape[1] == piece.image.shape[2]
+    assert 48 <= piece.image.shape[1] <= 58
+    assert augment.piece(image, boxes, (20, 40), 2.0).image.shape == (3, 20, 40)
+    seen = Resize(999, 9999, 96, antialias)(image, boxes)
+    assert torch.equal(seen.image, F.resize(image, [96, 96], antialias=antialias))
+    assert seen.boxes.tolist() == [pytest.approx([x * 0.8, y * 1.2, u * 0.8, v * 1.2]) for x, y, u, v in BOXES]
 
 
 def test_zooming_out_adds_a_border_of_the_fill_and_cuts_nothing():

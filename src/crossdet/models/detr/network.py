@@ -35,13 +35,15 @@ NOT_LOOKED_FOR = -1e4
 
 
 class Prepared(NamedTuple):
-    """What the loader's workers find out. groups: images with the same own classes, see `own_classes`."""
+    """What the loader's workers find out. groups: images with the same own classes, see `own_classes`. full:
+    whether all pictures are the network's square already."""
 
     objects: Objects
     regions: Objects
     own: Tensor
     groups: tuple[TrustGroup, ...]
     noise: Noise | None
+    full: bool
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Prepared:
         return Prepared(
@@ -50,6 +52,7 @@ class Prepared(NamedTuple):
             function(self.own),
             tuple(group._replace(classes=function(group.classes)) for group in self.groups),
             None if self.noise is None else self.noise.map(function),
+            self.full,
         )
 
 
@@ -69,7 +72,13 @@ def prepare(batch: Batch, square: int | None, denoising: Settings, first: int = 
     own[:, :first] = False
     seeds = (batch.image_ids if batch.draws is None else batch.draws).tolist()
     noise = add_noise(objects, own, seeds, denoising)
-    return replace(batch, prepared=Prepared(objects, regions, own, trust_groups(own), noise))
+    full = square is not None and _fill(batch.images, batch.sizes, square)
+    return replace(batch, prepared=Prepared(objects, regions, own, trust_groups(own), noise, full))
+
+
+def _fill(images: Tensor, sizes: Tensor, side: int) -> bool:
+    """Whether all pictures have that side, and no padding. On a device it waits for that."""
+    return images.shape[-2:] == (side, side) and bool((sizes == side).all())
 
 
 def frames_of(shape: Sequence[int], sizes: Tensor, square: int | None) -> Tensor:
@@ -138,6 +147,10 @@ class Detr(Growable):
         return self.settings.stretched_to
 
     @property
+    def antialias(self) -> bool:
+        return self.settings.antialias
+
+    @property
     def graph_of_one_size(self) -> bool:
         """The encoder's embeddings of places are recorded as constants; a square is always the same."""
         return self.settings.square is None
@@ -161,17 +174,20 @@ class Detr(Growable):
         """`[B, 3, H, W]` normalised, as large as the network sees them. sizes: None where there is no padding."""
         side = self.settings.square
         dtype = self.std.dtype
-        if side is not None:
-            if sizes is None and self.graph.antialias:
+        if side is not None and (sizes is None or not _fill(images, sizes, side)):
+            if sizes is None and self.antialias:
                 images = stretched_by_products(images.to(dtype), side)
             else:
                 parts = [images] if sizes is None else self._cut(images, sizes)
-                images = torch.cat([_stretched(part.to(dtype), side, self.graph.antialias) for part in parts])
-        x = (images.to(dtype) - self.mean) / self.std
+                images = torch.cat([_stretched(part.to(dtype), side, self.antialias) for part in parts])
+        x = self._normalised(images)
         if side is not None:
             return x
         height, width = x.shape[-2:]
         return F.pad(x, (0, -width % PAD_DIVISOR, 0, -height % PAD_DIVISOR))
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return (images.to(self.std.dtype) - self.mean) / self.std
 
     @staticmethod
     def _cut(images: Tensor, sizes: Tensor) -> list[Tensor]:
@@ -195,7 +211,9 @@ class Detr(Growable):
         if prepared is None:
             ready = self.prepare()(batch.to("cpu")).prepared
             prepared = cast(Prepared, ready).map(lambda t: t.to(batch.images.device))
-        memory = self.graph.memory(self.pictures(batch.images, batch.sizes))
+        full = prepared.full  # then nobody has to ask the device
+        images = self._normalised(batch.images) if full else self.pictures(batch.images, batch.sizes)
+        memory = self.graph.memory(images)
         parts, logits = [], []
         for group in range(self.graph.groups):
             parts.append(self._chosen(memory, prepared, group))

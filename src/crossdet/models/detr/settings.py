@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PlainValidator, StrictBool, ValidationError, ValidationInfo
 
@@ -284,6 +284,7 @@ class RFDetrSettings(DetrSettings):
     square: Annotated[int, Field(ge=32)] | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    antialias: ClassVar[bool] = False  # as HF's processor of the family
 
     @property
     def family(self) -> str:

@@ -276,6 +276,28 @@ def test_pictures_are_stretched_to_a_square():
     assert all(bool(term.isfinite().all()) for term in losses.terms.values())
 
 
+@pytest.mark.parametrize("name", ["dfine", "rfdetr"])
+def test_pictures_that_are_the_square_already_stay_as_they_are(name, monkeypatch):
+    """Which the workers say, so that a step need not ask the device."""
+    network = learning(tiny(name, square=96))
+    images = F.interpolate(batch_of().images.float(), (96, 96)).byte()
+    batch = replace(batch_of(), images=images, sizes=torch.full((3, 2), 96))
+    ready = network.prepare()(batch)
+    assert ready.prepared.full
+    wanted = network.losses(replace(ready, prepared=ready.prepared._replace(full=False))).terms
+    padded = replace(batch, sizes=torch.tensor([[96, 96], [96, 90], [96, 96]]))
+    assert not network.prepare()(padded).prepared.full
+    assert not tiny(name).prepare()(batch).prepared.full or name == "rfdetr"  # which has a square always
+
+    def refused(*_given):
+        raise AssertionError
+
+    monkeypatch.setattr(network, "pictures", refused)
+    found = network.losses(ready).terms
+    for key, sums in found.items():
+        torch.testing.assert_close(sums, wanted[key])
+
+
 @pytest.mark.parametrize("name", ["dfine", "rtdetr v1", "rfdetr"])
 def test_half_precision(name):
     network = learning(tiny(name))

@@ -66,12 +66,10 @@ class First(NamedTuple):
 class Graph(ABC):
     """Goes through HF's whole model of the family, or rather through its `core`, which the network owns.
 
-    backbone_prefix: what the names of the backbone's parameters begin with. antialias: how HF's processor of the
-    family makes pictures smaller.
+    backbone_prefix: what the names of the backbone's parameters begin with.
     """
 
     backbone_prefix = "core.backbone."
-    antialias = True
 
     def __init__(self, whole: Any) -> None:
         self.core = whole.model

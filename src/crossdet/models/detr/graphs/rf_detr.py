@@ -22,7 +22,6 @@ BORDER = 0.01
 
 class RFDetrGraph(Graph):
     backbone_prefix = "core.backbone.backbone."
-    antialias = False
 
     def __init__(self, whole: Any) -> None:
         super().__init__(whole)
