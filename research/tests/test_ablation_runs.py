@@ -178,9 +178,9 @@ def test_a_run_of_plain_train_is_measured_as_it_is(toys, tmp_path):
 def test_an_interrupted_queue_goes_on_where_it_was_stopped(results, toys, tmp_path, monkeypatch):
     save_if_due = training_state.RunState.save_if_due
 
-    def stop(self, recipe, stop):
-        stop.set()
-        save_if_due(self, recipe, stop)
+    def stop(self, recipe):
+        self.stop.set()
+        save_if_due(self, recipe)
 
     copy = tmp_path / "toys"
     shutil.copytree(toys, copy, ignore=shutil.ignore_patterns("runs"))

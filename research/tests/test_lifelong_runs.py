@@ -253,9 +253,9 @@ def test_an_interrupted_queue_goes_on_and_other_weights_are_noticed(results, con
         shutil.copytree(results / "runs" / name, tmp_path / "runs" / name)
     save_if_due = training_state.RunState.save_if_due
 
-    def stop(self, recipe, stop):
-        stop.set()
-        save_if_due(self, recipe, stop)
+    def stop(self, recipe):
+        self.stop.set()
+        save_if_due(self, recipe)
 
     words = ("run", config_file, "--seeds", "0", "-o", tmp_path, "--methods", "replay", "--replay-share", "1/3")
     with monkeypatch.context() as patch:

@@ -143,9 +143,9 @@ def test_an_interrupted_queue_goes_on_elsewhere_and_ends_as_if_it_had_not_been(
     name = "coco_ped_mobilenetv2_unmerged"
     save_if_due = training_state.RunState.save_if_due
 
-    def stop(self, recipe, stop):
-        stop.set()
-        save_if_due(self, recipe, stop)
+    def stop(self, recipe):
+        self.stop.set()
+        save_if_due(self, recipe)
 
     words = ("--scale", "mini", *TWO_STEPS)
     with monkeypatch.context() as patch:

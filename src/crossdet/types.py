@@ -231,6 +231,8 @@ class Batch:
         return table[self.dataset_ids] if self.tiles is None else table[self.tiles.dataset_ids].amin(1)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """On a device. The targets of a prepared batch stay where they are: networks read what was prepared."""
+
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
 
@@ -239,7 +241,7 @@ class Batch:
             images=move(self.images),
             sizes=move(self.sizes),
             original_sizes=move(self.original_sizes),
-            targets=[target.to(device, non_blocking) for target in self.targets],
+            targets=self.targets if self.prepared else [t.to(device, non_blocking) for t in self.targets],
             trusted=move(self.trusted),
             image_ids=move(self.image_ids),
             dataset_ids=move(self.dataset_ids),
@@ -257,7 +259,7 @@ class Batch:
             sizes=self.sizes.pin_memory(),
             original_sizes=self.original_sizes.pin_memory(),
             image_ids=self.image_ids.pin_memory(),
-            targets=[target.pin_memory() for target in self.targets],
+            targets=self.targets if self.prepared else [target.pin_memory() for target in self.targets],
             trusted=self.trusted.pin_memory(),
             dataset_ids=self.dataset_ids.pin_memory(),
             trust_groups=tuple(g._replace(classes=g.classes.pin_memory()) for g in self.trust_groups),

@@ -125,3 +125,16 @@ def test_the_logged_loss_is_that_of_all_processes(world, tmp_path):
             float(next(csv.DictReader((tmp_path / run / "steps.csv").open()))[column]) for run in ("one", "two")
         )
         assert two == pytest.approx(one, rel=1e-4), column
+
+
+def test_a_process_that_fails_ends_the_others(world, tmp_path):
+    config = world.write_config(tmp_path / "config.yaml", {"train.devices": 2})
+    script, file = SCRIPT.with_name("one_fails.py"), tmp_path / "other"
+    done = subprocess.run(
+        [sys.executable, script, config, file],
+        capture_output=True, text=True, timeout=TIMEOUT, check=False, env=one_thread(),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "no space left on device" in done.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(file.read_text()), 0)

@@ -68,11 +68,11 @@ def test_a_training_by_the_clock_ends_in_time_and_resumes(world, tmp_path, monke
 
     saved, save = [], RunState.save_if_due
 
-    def stop_at_50(self: RunState, recipe: Recipe, stop: Any) -> None:
+    def stop_at_50(self: RunState, recipe: Recipe) -> None:
         if self.progress.step == 50 and not saved:
             saved.append(1)
-            stop.set()
-        save(self, recipe, stop)
+            self.stop.set()
+        save(self, recipe)
 
     monkeypatch.setattr(RunState, "save_if_due", stop_at_50)
     with pytest.raises(RunError, match="interrupted after step 50"):
@@ -98,6 +98,34 @@ def test_a_run_does_not_go_on_in_other_numbers_unasked(world, tmp_path):
         train(config, output=tmp_path, resume=True)
     asked = auto(world, max_steps=4, batch_size=4, eval_every=0, checkpoint_steps=2, precision="32-true")
     train(asked, output=tmp_path, resume=True)
+
+
+def test_a_run_goes_on_in_float16_when_asked(world, tmp_path, monkeypatch):
+    """Its state has no scale of the loss, which float16 wants; torch refuses an empty one."""
+
+    def refused(_self: Any, _state: Any) -> None:
+        raise RuntimeError("The source state dict is empty")
+
+    monkeypatch.setattr("lightning_fabric.plugins.precision.precision.Precision.load_state_dict", refused)
+    config = auto(world, max_steps=4, batch_size=4, eval_every=0, checkpoint_steps=2)
+    train(config, output=tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["precision"] == {}
+    state["progress"]["finished"] = False
+    torch.save(state, tmp_path / "state.pt")
+    train(config, output=tmp_path, resume=True)
+
+
+def test_too_little_memory_is_told_with_what_helps(world, tmp_path, monkeypatch):
+    def full(*_given: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has ...")
+
+    monkeypatch.setattr("crossdet.models.retinanet.network.RetinaNet.losses", full)
+    config = auto(world, max_steps=4, batch_size=4, eval_every=0)
+    with pytest.raises(RunError) as error:
+        train(config, output=tmp_path)
+    told = "4 pictures at once (CUDA out of memory. Tried to allocate 20.00 GiB.). With `train.accumulate: 2` half"
+    assert f"cpu ran out of memory at step 1, with {told} of them" in str(error.value)
 
 
 def test_patience_ends_a_training_that_gets_no_better(world, tmp_path, monkeypatch):

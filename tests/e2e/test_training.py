@@ -553,6 +553,13 @@ def test_a_part_without_readable_images_stops_the_run(world, tmp_path):
         run(world, tmp_path / "run", {"datasets.cars.train.images": str(root / "cars")})
 
 
+def test_no_other_accelerator_is_taken_unasked(world, monkeypatch):
+    """Apple's GPU has no float64, which the guard and the totals want."""
+    monkeypatch.setattr("lightning_fabric.accelerators.mps.MPSAccelerator.is_available", staticmethod(lambda: True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert build_fabric(world.config({"train.accelerator": "auto"})).device.type == "cpu"
+
+
 def test_cuda_is_refused_where_there_is_none(world, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="sees no GPU here; use auto or cpu"):

@@ -17,7 +17,7 @@ def fitting_problems(config: Config, space: LabelSpace, extends: bool) -> Iterat
     """What `train` would refuse before its first step. extends: the network is that of other weights."""
     if not extends:  # an extension does not use them
         yield from _network_problems(config, space)
-    if config.train.accelerator == "cuda":
+    if config.train.accelerator == "cuda" or (config.train.accelerator == "auto" and config.train.devices > 1):
         from crossdet.runs.building import device_problem
 
         if problem := device_problem(config):

@@ -84,6 +84,13 @@ def run_app(app: typer.Typer) -> None:
         word = "error" if mine else "failed"
         errors.print(f"[bold red]{word}[/bold red] {text}", highlight=False, soft_wrap=True)
         sys.exit(2 if mine else 1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        text = str(error).splitlines()[0].replace("[", r"\[")
+        hint = "take fewer or smaller pictures at once, or another --device, where the command has these options"
+        errors.print(f"[bold red]failed[/bold red] {text}; {hint}", highlight=False, soft_wrap=True)
+        sys.exit(1)
     except SystemExit as end:
         if end.code == INTERRUPTED:
             errors.print("interrupted")

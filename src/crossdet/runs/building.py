@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import Popen, TimeoutExpired
 
 import torch
 from lightning_fabric import Fabric
@@ -25,18 +28,20 @@ from crossdet.models.contract import Network
 from crossdet.models.settings import NetworkSettings
 from crossdet.types import Batch
 
+GRACE = 10.0
+"""Seconds that the other processes of a training have to end by themselves."""
+
 
 def build_fabric(config: Config) -> Fabric:
     """Fabric for the config's devices and precision. Started by torchrun, it takes the processes from there."""
     settings = config.train
     if settings.missing_loggers:
         raise UserError("; ".join(settings.missing_loggers))
-    accelerator = settings.accelerator
     if problem := device_problem(config):
         raise UserError(problem)
-    devices, nodes, strategy = settings.devices, 1, "ddp" if settings.devices > 1 else "auto"
+    accelerator = "cuda" if on_gpu(config) else "cpu"  # Fabric's own `auto` may take others, which have no float64
+    devices, nodes, strategy = devices_here(config), 1, "ddp" if settings.devices > 1 else "auto"
     if torch.distributed.is_torchelastic_launched():
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
         strategy = "ddp"
     precision = settings.precision
@@ -46,14 +51,43 @@ def build_fabric(config: Config) -> Fabric:
         accelerator=accelerator, devices=devices, num_nodes=nodes, precision=precision, strategy=strategy
     )
     fabric.launch()
+    # where this process fails, those that it has started would wait for it on GPUs for half an hour
+    atexit.register(_end, getattr(fabric.strategy.launcher, "procs", []))
     return fabric
+
+
+def _end(others: Sequence[Popen[bytes]]) -> None:
+    """Ends the other processes at the end of this one. As a rule they end alike, and get a moment for it."""
+    until = time.monotonic() + GRACE
+    for process in others:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def device_line(fabric: Fabric, config: Config) -> str:
+    """For people: where a training computes, and in which numbers."""
+    device = fabric.device
+    name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f"{device}"
+    many = f"{fabric.world_size} x {name}" if fabric.world_size > 1 else name
+    return f"device: {many}, {fabric.strategy.precision.precision}, loader processes: {loader_workers(config)}"
 
 
 def device_problem(config: Config) -> str | None:
     """What to say where the devices of the config are not here."""
     if config.train.accelerator == "cuda" and not torch.cuda.is_available():
         return "train.accelerator: cuda, but torch sees no GPU here; use auto or cpu"
+    if on_gpu(config) and (wanted := devices_here(config)) > (seen := torch.cuda.device_count()):
+        return f"train.devices: {wanted}, but torch sees {seen} GPU{'s' * (seen > 1)} here; use {seen}"
     return None
+
+
+def devices_here(config: Config) -> int:
+    """How many processes train on this machine."""
+    started = torch.distributed.is_torchelastic_launched()
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if started else config.train.devices
 
 
 def processes(config: Config) -> int:

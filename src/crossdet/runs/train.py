@@ -27,6 +27,7 @@ from crossdet.runs.building import (
     build_fabric,
     build_network,
     check_trainable,
+    device_line,
     network_settings,
     new_card,
     teacher_settings,
@@ -123,7 +124,8 @@ def train_network(
     schedule = Schedule.of(config.train, len(dataset), fresh and config.model.weights == "none", rate_share)
     if fabric.is_global_zero:
         network_is, *_ = card.settings.described(card.space.classes)
-        print(f"network: {network_is}", *schedule.lines(), sep="\n", flush=True)
+        lines = [f"network: {network_is}", device_line(fabric, config), *schedule.lines()]
+        print(*lines, sep="\n", flush=True)
         warnings = [*training_warnings(config, sources, not fresh), *label_warnings(config, sources, ["train"])]
         for text in warnings:
             print(f"warning: {text}", flush=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -28,7 +27,7 @@ from crossdet.training.optimiser import make_optimiser, set_rate
 from crossdet.training.recipe import Recipe
 from crossdet.training.schedule import Schedule
 from crossdet.training.signals import stop_signals
-from crossdet.training.state import Course, DatasetTotals, EpochData, Progress, RunState, averaged, sum_over_ranks
+from crossdet.training.state import Average, Course, DatasetTotals, EpochData, Progress, RunState, sum_over_ranks
 from crossdet.types import Batch
 
 Evaluate = Callable[[Network, str], dict[str, Any]]
@@ -98,9 +97,9 @@ def fit(
     step_module, optimizer = fabric.setup(TrainStep(network), make_optimiser(network, recipe, scaled))
     average, teacher = None, None
     if recipe.ema is not None:
-        average = averaged(network, recipe.ema)
+        average = Average(network, recipe.ema)
     elif course.teacher_decay is not None:
-        teacher = averaged(network, course.teacher_decay)
+        teacher = Average(network, course.teacher_decay)
     # after the averages, which are copies of the network and need neither this nor compiled parts
     if course.hold_to is not None:
         cast(Growable, network).hold_to(*course.hold_to)
@@ -119,11 +118,11 @@ def fit(
         micro_batches = MicroBatches([], recipe.accumulate, fabric.global_rank, fabric.world_size)
         feed = Feed(network, micro_batches, recipe.loader_workers(fabric.device.type == "cuda"))
         course.watch.begin(run)
-        with closing(feed), stop_signals() as stop, _dead_workers_told(run_dir, feed):
+        with closing(feed), stop_signals() as run.stop, _dead_workers_told(run_dir, feed):
             while run.progress.epoch != schedule.epochs and not run.progress.finished:
                 if course.data_of is not None:
                     data = course.data_of(run.progress.epoch, run.progress.step_in_epoch, run.teacher_network())
-                record = _train_epoch(run, step_module, data, feed, dataset_names, schedule, seed, logs, stop)
+                record = _train_epoch(run, step_module, data, feed, dataset_names, schedule, seed, logs)
                 _finish_epoch(run, schedule, record, evaluate, describe, logs)
         run.progress.finished = True
         run.save_state()
@@ -152,6 +151,20 @@ def _dead_workers_told(run_dir: Path, feed: Feed) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def _memory_told(run: RunState, recipe: Recipe) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        each = -(-recipe.batch_size // (run.fabric.world_size * recipe.accumulate))
+        raise RunError(
+            f"{run.fabric.device} ran out of memory at step {run.progress.step + 1}, with {each} pictures at once "
+            f"({str(error).splitlines()[0]}). With `train.accumulate: {2 * recipe.accumulate}` half of them are "
+            f"there at once, in batches as large; `train.precision: bf16-mixed`, a lower `train.batch_size` or "
+            f"`input.shorter` help as well. A run with another of these begins anew"
+        ) from None
+
+
 def _train_epoch(
     run: RunState,
     step_module: Any,
@@ -161,7 +174,6 @@ def _train_epoch(
     schedule: Schedule,
     seed: int,
     logs: RunLog,
-    stop: threading.Event,
 ) -> dict[str, Any]:
     """The steps of one epoch (the rest of it, after a resume)."""
     fabric, progress, recipe, device = run.fabric, run.progress, schedule.recipe, run.fabric.device
@@ -186,7 +198,8 @@ def _train_epoch(
         share = min(1.0, len(batches[step_in_epoch]) / recipe.batch_size)
         epoch = progress.epoch + step_in_epoch / len(batches)
         rate = share * schedule.rate(epoch, progress.step, schedule.done(epoch, progress.step, progress.clock))
-        losses, norm = _optimiser_step(run, step_module, stream, dataset, recipe, rate, totals, logs)
+        with _memory_told(run, recipe):
+            losses, norm = _optimiser_step(run, step_module, stream, dataset, recipe, rate, totals, logs)
         progress.step_in_epoch, progress.step = step_in_epoch + 1, progress.step + 1
         run.look_at_clock(recipe)
         progress.finished = schedule.is_over(progress.step, progress.clock)
@@ -197,7 +210,7 @@ def _train_epoch(
         run.course.watch.step(run, losses)
         if progress.finished:
             break
-        run.save_if_due(recipe, stop)
+        run.save_if_due(recipe)
     run.totals = None
     progress.unreadable = _lines_of_all_ranks(fabric, progress.unreadable)
     return {
@@ -232,7 +245,8 @@ def _optimiser_step(
             loss = cast(Tensor, sum(terms.values())) / recipe.accumulate
             run.fabric.backward(loss)
             # looks at the value, so it waits for the device: with the backward pass queued, before any update
-            _stop_if_not_finite(run, loss, batch, dataset)
+            if not run.all_finite(loss, recipe):
+                _stop_with(run, batch, dataset)
         totals.add(batch.dataset_ids, image_loss, positives)
         for name, value in terms.items():
             losses[name] = losses.get(name, 0) + value.detach() / recipe.accumulate
@@ -340,14 +354,8 @@ def _is_stuck(progress: Progress, patience: int | None) -> bool:
     return patience is not None and "metrics" in progress.history[-1] and later >= patience
 
 
-def _stop_if_not_finite(run: RunState, loss: Tensor, batch: Batch, dataset: HybridDataset) -> None:
-    finite = torch.isfinite(loss.detach())
-    if run.fabric.world_size > 1:  # all processes must stop together, or the others wait for this one
-        finite_everywhere = sum_over_ranks(run.fabric, finite.float()) == run.fabric.world_size
-    else:
-        finite_everywhere = finite
-    if bool(finite_everywhere):
-        return
+def _stop_with(run: RunState, batch: Batch, dataset: HybridDataset) -> NoReturn:
+    """Raises `Diverged` with the batch in a file: in every process, or the others would wait for this one."""
     assert batch.draws is not None  # of a training
     draws = zip(batch.image_ids.tolist(), batch.draws.tolist(), strict=True)
     names = [" + ".join(map(str, dataset.files(*draw))) for draw in draws]

@@ -142,6 +142,15 @@ def test_a_device_that_is_not_there(index, monkeypatch):
     assert error == "train.accelerator: cuda, but torch sees no GPU here; use auto or cpu"
 
 
+def test_more_devices_than_there_are(index, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for kind in ("cuda", "auto"):
+        (error,) = checked(index, train={"accelerator": kind, "devices": 2}).errors
+        assert error == "train.devices: 2, but torch sees 1 GPU here; use 1"
+    assert not checked(index, train={"accelerator": "cpu", "devices": 2}).errors
+
+
 def test_a_union_test_that_cannot_be_read(index, tmp_path):
     given = {"format": "coco", "images": str(tmp_path), "annotations": str(tmp_path / "none.json")}
     (warning,) = checked(index, union_test=given).warnings

@@ -17,7 +17,7 @@ from crossdet.data.hybrid import Draw, HybridDataset, Part
 from crossdet.data.loading import collate
 from crossdet.data.mosaic import Piece, joined, rooms
 from crossdet.errors import Diverged
-from crossdet.training.loop import _stop_if_not_finite
+from crossdet.training.loop import _stop_with
 from crossdet.training.state import Progress
 from crossdet.types import Annotations, Batch
 from tests.unit.data.test_pipeline import build
@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_names_all_pictures_of_its_mosaics(dataset, tm
     fabric = SimpleNamespace(world_size=1, global_rank=0)
     run: Any = SimpleNamespace(fabric=fabric, run_dir=tmp_path, progress=Progress())
     with pytest.raises(Diverged) as error:
-        _stop_if_not_finite(run, torch.tensor(torch.nan), collate(samples[::-1]), dataset)
+        _stop_with(run, collate(samples[::-1]), dataset)
     stored = torch.load(tmp_path / "non_finite_batch_rank0.pt", weights_only=True)["files"]
     wanted = {" + ".join(map(str, files)) for files in (read[:4], read[4:])}
     assert set(stored) == wanted

@@ -15,7 +15,7 @@ from crossdet.models.contract import Growable, Limits, Losses, Network
 from crossdet.models.detr.architecture import DFINE, RFDETR, RTDETR
 from crossdet.models.retinanet.architecture import RETINANET
 from crossdet.models.retinanet.settings import RetinaNetSettings
-from crossdet.training.state import averaged
+from crossdet.training.state import Average
 from crossdet.types import Annotations, Batch, Detections, Flag
 
 from .detr.made import TINY_SETTINGS
@@ -258,7 +258,7 @@ def test_every_parameter_takes_part(network, rows):
 
 
 def test_averages_are_copies_with_the_same_names(network):
-    average = averaged(network, 0.5)
+    average = Average(network, 0.5)
     assert average.module.state_dict().keys() == network.state_dict().keys()
     assert average.module.prepare is not network.prepare
     before = {name: tensor.clone() for name, tensor in average.module.state_dict().items()}

@@ -11,7 +11,7 @@ import torch
 
 from crossdet.training.recipe import Recipe
 from crossdet.training.schedule import Clock
-from crossdet.training.state import Progress, RunState, averaged
+from crossdet.training.state import Average, Progress, RunState
 
 
 def new_run(progress: Progress) -> Any:
@@ -76,11 +76,67 @@ def test_a_state_of_before_there_were_canvases_goes_on_without():
     assert Progress.from_state(older | {"canvases": ((64, 96),)}).canvases == ((64, 96),)
 
 
+class Mixed(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(3, 2))
+        self.norm = torch.nn.BatchNorm2d(2)
+        self.register_buffer("table", torch.tensor([1, 2]))
+
+
+def test_averages_are_those_of_torch_with_the_growing_decay():
+    """Bit for bit: parameters and floating-point buffers; counts are copies."""
+    torch.manual_seed(0)
+    network = Mixed()
+
+    def update(averages: Any, current: Any, count: Any) -> None:
+        if averages[0].is_floating_point():
+            kept = min(0.5, (1 + int(count)) / (10 + int(count)))
+            torch._foreach_lerp_(averages, current, 1 - kept)
+        else:
+            torch._foreach_copy_(averages, current)
+
+    theirs = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=torch.no_grad()(update), use_buffers=True)
+    ours = Average(network, 0.5)  # type: ignore[arg-type]
+    for step in range(12):
+        with torch.no_grad():
+            network.weight += torch.randn(3, 2)
+            network.norm(torch.randn(4, 2, 3, 3))
+            network.table += step
+        if step == 5:  # as on a resume
+            ours.load_state_dict({name: tensor.clone() for name, tensor in ours.state_dict().items()})
+        ours.update_parameters(network)
+        theirs.update_parameters(network)
+        assert ours.state_dict().keys() == theirs.state_dict().keys()
+        for name, tensor in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[name], tensor), (step, name)
+
+
+def test_processes_tell_each_other_in_one_go(monkeypatch):
+    """Whether the loss is finite everywhere, who wants to save, who wants to stop."""
+    others, sent = torch.tensor([0.0, 1.0, 0.0]), []
+
+    def all_reduce(tensor: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        sent.append(tensor.tolist())
+        return tensor + others
+
+    run = new_run(Progress())
+    run.fabric = SimpleNamespace(world_size=2, all_reduce=all_reduce)
+    assert run.all_finite(torch.tensor(1.0), Recipe())
+    assert run.asked == (True, False)
+    run.stop.set()
+    assert not run.all_finite(torch.tensor(torch.nan), Recipe(checkpoint_minutes=1e-9))
+    assert run.asked == (True, True)
+    others[0], others[1] = 1.0, 0.0
+    assert not run.all_finite(torch.tensor(1.0), Recipe())
+    assert sent == [[0, 0, 0], [1, 1, 1], [0, 0, 1]]
+
+
 def test_all_processes_are_judged_with_the_statistics_that_are_saved(monkeypatch):
     sent: list[int] = []
     monkeypatch.setattr("torch.distributed.broadcast", lambda buffer, source: sent.append(buffer.data_ptr()))
     network = torch.nn.BatchNorm2d(3)
-    average = averaged(network, 0.9)  # type: ignore[arg-type]
+    average = Average(network, 0.9)  # type: ignore[arg-type]
     run: Any = RunState(SimpleNamespace(world_size=2), network, None, average, None, None)  # type: ignore[arg-type]
     run.share_buffers()
     of = [network.running_mean, network.running_var, average.module.running_mean, average.module.running_var]

@@ -22,7 +22,7 @@ from crossdet.models.retinanet.anchors import anchor_grid, cell_anchors
 from crossdet.models.retinanet.matching import label_anchors
 from crossdet.training.feed import EpochData, _prepare_and_weigh
 from crossdet.training.pseudo_labels import Teacher, label_images
-from crossdet.training.state import averaged
+from crossdet.training.state import Average
 from crossdet.training.teachers import (
     TeacherLabels,
     TeacherPlan,
@@ -298,7 +298,7 @@ def test_the_average_of_the_weights_by_its_formula():
     """From the first weights that it is told of on; a short training forgets its random beginning."""
     g = torch.Generator().manual_seed(0)
     network = torch.nn.BatchNorm1d(3)  # has weights, float buffers, and a counter that is no float
-    average = averaged(network, 0.9)  # type: ignore[arg-type]
+    average = Average(network, 0.9)  # type: ignore[arg-type]
     wanted = dict[str, torch.Tensor]()
     for updates in range(100):
         with torch.no_grad():

@@ -101,7 +101,7 @@ def set_losses(
     for answers, pairs in zip(wide, matches, strict=True):
         labels = torch.full(answers.logits.shape[:2], BACKGROUND, device=answers.logits.device)
         terms.append(_layer_losses(answers, wide[-1], pairs, labels, rule, own, criterion, bins, groups))
-    counts = torch.bincount(matches[-1].image, minlength=len(own)) // groups
+    counts = _counts(matches[-1].image, len(own)) // groups
     return _summed(terms, groups), counts
 
 
@@ -187,10 +187,15 @@ def _layer_losses(
         if answers is not last and last.edges is not None:
             means = _distilled(answers.edges, last.edges, last, labels, overlap, pairs, own, len(bins.values) - 1)
             # a mean per image, times what the sum over the batch is divided by
-            sums["distillation"] = means * torch.bincount(objects.images, minlength=len(labels))
+            sums["distillation"] = means * _counts(objects.images, len(labels))
     for name, terms in per_object.items():
         sums[name] = torch.index_add(terms.new_zeros(len(labels)), 0, image, terms)
     return {name: value * criterion.weights[name] for name, value in sums.items() if name in criterion.weights}
+
+
+def _counts(images: Tensor, most: int) -> Tensor:
+    """`[most]` how often each image is named. `torch.bincount` waits for the device."""
+    return torch.zeros(most, dtype=torch.int64, device=images.device).index_add(0, images, torch.ones_like(images))
 
 
 def _learning_logits(answers: Answers, trusted: Tensor, labels: Tensor, negative: Tensor, free: bool) -> Tensor:

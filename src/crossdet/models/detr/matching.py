@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -35,23 +36,27 @@ class Matches(NamedTuple):
 def match(
     logits: Sequence[Tensor], boxes: Sequence[Tensor], objects: Objects, costs: Costs, groups: int = 1
 ) -> list[Matches]:
-    """The matches of every layer; the costs of all layers go to the CPU at once.
+    """The matches of every layer; the costs of all layers go to the CPU at once, and so their matches back.
 
     logits: per layer `[B, N, C]`. boxes: per layer `[B, N, 4]`. groups: the queries are so many sets of equal size,
     one after another, each matched on its own. Logits of classes that an image does not show do not enter. Costs
     that are not finite come last, so that a broken step shows in the loss and not here.
     """
+    if not logits:
+        return []
     with torch.no_grad():
         # of another number of queries each: the encoder's, say
         costed = [_costs(one, places, objects, costs) for one, places in zip(logits, boxes, strict=True)]
         sizes = [tuple(cost.shape) for cost in costed]
-        flat = torch.cat([cost.flatten() for cost in costed]).cpu().numpy() if costed else np.zeros(0)
+        flat = torch.cat([cost.flatten() for cost in costed]).cpu().numpy()
     found, begin = [], 0
     for size in sizes:
         count = size[0] * size[1] * size[2]
         found.append(_assigned(flat[begin : begin + count].reshape(size), objects, groups))
         begin += count
-    return found
+    ends = np.cumsum([part.shape[1] for part in found])[:-1].tolist()
+    rows = torch.from_numpy(np.concatenate(found, 1)).to(objects.boxes.device, non_blocking=True)
+    return [Matches(*part) for part in rows.tensor_split(ends, 1)]
 
 
 def _costs(logits: Tensor, boxes: Tensor, objects: Objects, costs: Costs) -> Tensor:
@@ -68,7 +73,8 @@ def _costs(logits: Tensor, boxes: Tensor, objects: Objects, costs: Costs) -> Ten
     return cost.nan_to_num(largest, largest, largest)
 
 
-def _assigned(cost: np.ndarray, objects: Objects, groups: int) -> Matches:
+def _assigned(cost: np.ndarray, objects: Objects, groups: int) -> NDArray[np.int64]:
+    """`[3, P]` what `Matches` are made of."""
     images, queries, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     size = cost.shape[1] // groups
     for image, (count, first) in enumerate(zip(objects.counts, objects.first, strict=True)):
@@ -78,5 +84,4 @@ def _assigned(cost: np.ndarray, objects: Objects, groups: int) -> Matches:
             images.append(np.full(len(query), image))
             queries.append(query + begin)
             rows.append(column + first)
-    device = objects.boxes.device
-    return Matches(*(torch.from_numpy(np.concatenate(part)).to(device) for part in (images, queries, rows)))
+    return np.stack([np.concatenate(part) for part in (images, queries, rows)])

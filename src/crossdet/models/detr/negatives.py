@@ -110,8 +110,8 @@ def avoided(regions: Objects, places: Tensor, labels: Tensor, taught: Tensor, gr
     own = area(mine)
     overlap = iou(mine, wanted)
     best = _best(overlap, groups)
-    if (taken := labels[regions.images] != BACKGROUND).any():  # then another one would have been matched to it
-        best |= _best(overlap.masked_fill(taken, NO_GAIN), groups)
+    taken = labels[regions.images] != BACKGROUND  # then another one would have been matched to it
+    best |= _best(overlap.masked_fill(taken, NO_GAIN), groups)
     near = ((both >= 0.5 * own) & (own > 0)) | best
     by_person = (labels >= 0) & ~taught
     near &= ~(regions.by_teacher[:, None] & by_person[regions.images])

@@ -322,7 +322,7 @@ class _BatchedBackground(torch.autograd.Function):
             layer = layer.contiguous(memory_format=torch.channels_last)
             flat = _logits_of_sets(maps, layer, offsets, sets, silent, avoid, places)
             sums = _replace_by_slopes(flat, sets, layout.rows * layout.columns, weights, options)
-        ctx.save_for_backward(flat, maps, layer, place, channels)
+        ctx.save_for_backward(_as_slopes(flat), maps, layer, place, channels)
         ctx.layout, ctx.sets = layout, sets
         ctx.dtypes = weight.dtype, [t.dtype for t in towers]
         return sums
@@ -335,7 +335,7 @@ class _BatchedBackground(torch.autograd.Function):
         lengths = [i * c * cells for i, c in zip(sets.images, sets.channels, strict=True)]
         parts = zip(
             slopes.split(lengths),
-            grad_sums.to(slopes.dtype).split(sets.images),
+            grad_sums.split(sets.images),
             maps.split(sets.images),
             layer.split(sets.padded),
             strict=True,
@@ -359,7 +359,7 @@ def _layer_gradients(slopes: Tensor, factor: Tensor, maps: Tensor, weight: Tenso
         return torch.zeros_like(maps), weight, weight.new_zeros(0)
     slopes = slopes.view(len(maps), *maps.shape[2:], -1)
     channels = slopes.shape[-1]
-    grad = slopes.new_empty(*slopes.shape[:-1], len(weight))
+    grad = maps.new_empty(*slopes.shape[:-1], len(weight))
     grad[..., channels:] = 0
     torch.mul(slopes, factor[:, None, None, None], out=grad[..., :channels])
     ones = [1, 1]
@@ -409,6 +409,12 @@ def _logits_of_sets(
     return flat
 
 
+def _as_slopes(logits: Tensor) -> Tensor:
+    """The memory of logits, for their slopes. Those of background that is hardly taken for something are below what
+    float16 has, and the factor that a loss is scaled by comes too late for them."""
+    return logits.view(torch.bfloat16) if logits.dtype == torch.float16 else logits
+
+
 def _replace_by_slopes(
     flat: Tensor, sets: Sets, cells: int, weights: list[Tensor] | None, options: tuple[float, float, bool]
 ) -> Tensor:
@@ -430,5 +436,5 @@ def _replace_by_slopes(
                 by_class = weights[number][first : first + images].to(terms.dtype)
                 sums[number].append((term.view(shape).sum(1) * by_class).sum(1))
                 slope.view(shape).mul_(by_class[:, None])
-        logits.copy_(slopes)
+        _as_slopes(logits).copy_(slopes)
     return torch.cat([part for parts in sums for part in parts])

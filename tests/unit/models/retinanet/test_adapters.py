@@ -16,7 +16,7 @@ from crossdet.models.contract import Limits
 from crossdet.models.retinanet.growth import BIAS, WEIGHT, by_class, carry_over, freeze_old
 from crossdet.models.retinanet.network import RetinaNet
 from crossdet.models.retinanet.settings import Adapter, Anchors, RetinaNetSettings
-from crossdet.training.state import averaged
+from crossdet.training.state import Average
 from crossdet.types import Annotations, Batch
 
 SETTINGS = RetinaNetSettings(
@@ -224,7 +224,7 @@ def test_an_average_copies_what_has_no_mean(decay):
     """The box subnet of a class (0 to 3) and batch norm's counts; rounding a mean of them gave the wrong subnet."""
     model = made(5, Adapter(1, 2, 1, 2), Adapter(2, 2, 2, 3), Adapter(3, 2, 3, 4))
     assert model.box_subnet_of.tolist() == [0, 1, 2, 3, 0]
-    average = averaged(model, decay)
+    average = Average(model, decay)
     bias = model.class_subnet.predict.bias
     wanted = bias.detach().clone()
     for step in range(1, 4):

@@ -256,3 +256,22 @@ def test_only_the_needed_slices_are_convolved(monkeypatch, background):
         assert set(widths) == sizes
         assert len(widths) == sets * len(GRIDS)
         assert max(widths) < SHAPES * 7
+
+
+@pytest.mark.parametrize("logit", [-4.6, -7.0])
+def test_float16_keeps_the_gradient_of_quiet_background(logit):
+    """Under a scaled loss, as a GradScaler has it: slopes of scores below 0.001 are less than float16 has."""
+    case = Case(3, regions=False, foreground=0.0)
+    case.trusted[:] = True
+    case.towers = [tower.detach().float() for tower in case.towers]
+    case.predict = case.predict.float()
+    with torch.no_grad():
+        case.predict.weight.mul_(0.1)
+        case.predict.bias.fill_(logit)
+    found = []
+    for half, scale in ((False, 1.0), (True, 4096.0)):
+        with torch.autocast("cpu", torch.float16, enabled=half):
+            losses = case.sliced(foreground_negatives=True, overlap=None, gamma=2.0)
+        (gradient,) = torch.autograd.grad(losses.sum() * scale, [case.predict.bias])
+        found.append(gradient.double() / scale)
+    torch.testing.assert_close(found[1], found[0], rtol=0.02, atol=0)
