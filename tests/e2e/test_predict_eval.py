@@ -27,6 +27,7 @@ from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.inference import find_images
 from crossdet.labels.space import DROPPED
 from crossdet.models.retinanet.network import RetinaNet
+from crossdet.runs.predict import predict_to_folder
 from crossdet.types import Detections, Flag
 
 SCORE = 0.2
@@ -280,6 +281,34 @@ def test_no_picture_that_is_read_is_written_over(world, trained, tmp_path, cross
     assert [path.read_bytes() for path in sorted(folder.iterdir())] == before
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["pictures"]
     assert crossdet("predict", trained.folder, folder, "-o", tmp_path / "data", "--no-pictures").returncode == 0
+
+
+def test_ctrl_c_keeps_what_was_found(world, trained, tmp_path, monkeypatch):
+    """In the middle of a folder."""
+    looked: list[int] = []
+
+    def tell(done: int, of: int) -> None:
+        looked.append(of)
+        if done == 2:
+            raise KeyboardInterrupt
+
+    summary = predict_to_folder(trained.folder, [str(world.root / "cars/val_*.png")], tmp_path, tell=tell)
+    assert (summary.stopped, summary.images, summary.asked) == (True, 2, looked[0])
+    assert summary.asked > 2
+    content = json.loads((tmp_path / "predictions.json").read_text())
+    assert content["complete"] is False
+    assert len(content["images"]) == 2
+    assert len(list((tmp_path / "pictures").glob("*.jpg"))) == 2
+
+
+def test_videos_in_a_folder_are_told(world, trained, tmp_path, crossdet):
+    folder = tmp_path / "mixed"
+    (folder / "deep").mkdir(parents=True)
+    shutil.copy(world.root / "cars/val_0.png", folder)
+    (folder / "deep/film.MP4").write_bytes(b"")
+    done = crossdet("predict", trained.folder, folder, "-o", tmp_path / "out")
+    assert f"note: not looked at, a video has to be named: {folder}/deep/film.MP4" in done.stdout
+    assert json.loads((tmp_path / "out/predictions.json").read_text())["complete"] is True
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
+from rich.progress import MofNCompleteColumn, Progress, TaskID
 
 from crossdet.commands.terminal import (
     AgnosticNms,
@@ -25,6 +26,7 @@ from crossdet.commands.terminal import (
 from crossdet.errors import RunError, UserError, some
 
 if TYPE_CHECKING:
+    from crossdet.runs.predict import Summary
     from crossdet.runs.predict_video import Find
 
 
@@ -81,7 +83,7 @@ def predict(
     What an earlier call left in --output is written over where it has the same name; other files stay, and pictures
     of an earlier call are told.
     """
-    from crossdet.data.video import is_video
+    from crossdet.data.video import is_video, videos_in
     from crossdet.models.card import taken
     from crossdet.models.hub import fetched
 
@@ -101,28 +103,19 @@ def predict(
     if images:
         from crossdet.runs.predict import predict_to_folder
 
-        summary = predict_to_folder(
-            weights, images, folder, names, score, max_detections, pictures, coco, fold, agnostic_nms, last,
-            tile, overlap, device,
-        )  # fmt: skip
-        for line in summary.unreadable:
-            out.print(f"[yellow]skipped[/yellow] {escape(line)}", highlight=False, soft_wrap=True)
-        say(f"{summary.images} images: {_counts(summary.counts)}")
-        say(f"{summary.folder}  (predictions.json, coco_results.json{', pictures' if pictures else ''})")
-        if summary.own:
-            drawings = folder / "pictures"
-            say(f"note: {summary.own} pictures in {drawings} are of an earlier call and left out", "yellow")
-        if summary.without_id:
-            which = some([str(file) for file in summary.without_id], 3, 1)
-            say(f"note: not in coco_results.json, {coco} has no image of that name, or several: {which}", "yellow")
-        if summary.older:
-            first, *more = (summary.folder / "pictures" / name for name in summary.older)
-            several = f" and {len(more)} more" if more else ""
-            say(f"note: {first}{several} lay there before and are not of this call; nothing is deleted", "yellow")
+        with _bars() as progress:
+            bar = progress.add_task("images", total=None)
+            summary = predict_to_folder(
+                weights, images, folder, names, score, max_detections, pictures, coco, fold, agnostic_nms, last,
+                tile, overlap, device, lambda done, of: progress.update(bar, completed=done, total=of),
+            )  # fmt: skip
+        _tell(summary, pictures, coco, videos_in(images))
         record = json.loads((summary.folder / "predictions.json").read_text())
-        if not summary.images:
+        if summary.stopped or not summary.images:
             save_json(json_file, record)
-            raise RunError("none of the images could be read")
+            looked = summary.images + len(summary.unreadable)
+            early = f"ended by Ctrl-C after {looked} of {summary.asked} images; what was found is kept"
+            raise RunError(early if summary.stopped else "none of the images could be read")
     if videos:
         from crossdet.runs.predict_video import finder
 
@@ -131,14 +124,32 @@ def predict(
     save_json(json_file, record)
 
 
+def _tell(summary: Summary, pictures: bool, coco: Path | None, unseen: Sequence[Path]) -> None:
+    """For people. pictures: they were drawn. unseen: videos that lie in folders of pictures."""
+    for line in summary.unreadable:
+        out.print(f"[yellow]skipped[/yellow] {escape(line)}", highlight=False, soft_wrap=True)
+    say(f"{summary.images} images: {_counts(summary.counts)}")
+    say(f"{summary.folder}  (predictions.json, coco_results.json{', pictures' if pictures else ''})")
+    if summary.own:
+        drawings = summary.folder / "pictures"
+        say(f"note: {summary.own} pictures in {drawings} are of an earlier call and left out", "yellow")
+    if summary.without_id:
+        which = some([str(file) for file in summary.without_id], 3, 1)
+        say(f"note: not in coco_results.json, {coco} has no image of that name, or several: {which}", "yellow")
+    if summary.older:
+        first, *more = (summary.folder / "pictures" / name for name in summary.older)
+        several = f" and {len(more)} more" if more else ""
+        say(f"note: {first}{several} lay there before and are not of this call; nothing is deleted", "yellow")
+    if unseen:
+        say(f"note: not looked at, a video has to be named: {some(list(map(str, unseen)), 3, 1)}", "yellow")
+
+
 def _in_videos(sources: list[str], find: Find, folder: Path, every: int, pictures: bool) -> list[dict[str, Any]]:
     """What `--json` says of them."""
-    from rich.progress import MofNCompleteColumn, Progress, TaskID
-
     from crossdet.runs.predict_video import predict_videos
 
     record = []
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=out, transient=True) as progress:
+    with _bars() as progress:
         bars: dict[str, TaskID] = {}
 
         def tell(source: str, done: int, total: int | None) -> None:
@@ -156,6 +167,11 @@ def _in_videos(sources: list[str], find: Find, folder: Path, every: int, picture
     if not any(row["frames"] for row in record):
         raise RunError("no frame of the videos could be read")
     return record
+
+
+def _bars() -> Progress:
+    """Seen on a terminal only, and gone when it is over."""
+    return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=out, transient=True)
 
 
 def _counts(counts: Mapping[str, int]) -> str:

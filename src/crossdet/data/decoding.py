@@ -6,11 +6,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 from crossdet.data.index import Index
 from crossdet.data.picture_files import Size, annotated_size, as_annotated, decode_with_pillow, read_bytes, rotated
 from crossdet.data.picture_files import UnreadableImage as UnreadableImage
+
+try:
+    from torchvision.io import ImageReadMode, decode_image
+except ImportError:  # announced by torchvision 0.29: then Pillow reads everything
+    decode_image = None
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _RIFF, _WEBP = b"RIFF", b"WEBP"
@@ -19,8 +23,8 @@ _RIFF, _WEBP = b"RIFF", b"WEBP"
 def read_image(path: Path | str, annotated: Size | None = None, upright: bool = False) -> Tensor:
     """`[3, H, W]` uint8 RGB; in memory the channels lie side by side, which resizing is fastest on.
 
-    torchvision decodes; Pillow reads what it cannot (BMP, TIFF, ...) and every PNG: torchvision's PNG decoder
-    ends the process (a segmentation fault) at a damaged byte. 16-bit samples are scaled to 8.
+    torchvision decodes, while it can; Pillow reads what it cannot (BMP, TIFF, ...) and every PNG: torchvision's PNG
+    decoder ends the process (a segmentation fault) at a damaged byte. 16-bit samples are scaled to 8.
     The EXIF orientation is applied only if the stored size is not the annotated one and the rotated size is;
     `upright=True` (pictures without annotations, or `Index.upright`) applies it always.
 
@@ -57,7 +61,7 @@ def decode_bytes(data: bytes, path: Path | str, upright: bool) -> Tensor:
     if not data:
         raise UnreadableImage(f"{path}: the file is empty")
     webp = data.startswith(_RIFF) and data[8:12] == _WEBP  # whose orientation torchvision does not know
-    if data.startswith(_PNG) or (webp and upright):
+    if decode_image is None or data.startswith(_PNG) or (webp and upright):
         return torch.from_numpy(decode_with_pillow(data, path, upright)).permute(2, 0, 1)
     buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -38,6 +38,15 @@ class Frame(NamedTuple):
 def is_video(source: str) -> bool:
     """Whether a path or `camera:N` is meant as a video."""
     return _CAMERA.fullmatch(source) is not None or source.lower().endswith(SUFFIXES)
+
+
+def videos_in(folders: Iterable[str | Path]) -> list[Path]:
+    """Video files in folders (searched through), sorted."""
+    return sorted({p for folder in map(Path, folders) if folder.is_dir() for p in folder.rglob("*") if _lies(p)})
+
+
+def _lies(path: Path) -> bool:
+    return path.name.lower().endswith(SUFFIXES) and path.is_file()
 
 
 @dataclass

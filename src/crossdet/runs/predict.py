@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +37,8 @@ MAX_OPEN_DRAWINGS = 16
 class Summary:
     """images: how many were read. counts: detections per class. unreadable: one line per lost image. older:
     pictures in `folder/pictures`, by name, that are not of this call. without_id: read images that the COCO file
-    whose ids were asked for does not name. own: how many drawings of an earlier call were left out."""
+    whose ids were asked for does not name. own: how many drawings of an earlier call were left out. asked: how
+    many images were to be looked at. stopped: by Ctrl-C, before all were."""
 
     folder: Path
     images: int
@@ -46,6 +47,8 @@ class Summary:
     older: list[str]
     without_id: list[Path]
     own: int
+    asked: int
+    stopped: bool
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def predict_to_folder(
     tile: int | None = None,
     overlap: float | None = None,
     device: str | None = None,
+    tell: Callable[[int, int], None] = lambda *_: None,
 ) -> Summary:
     """Detects in all images and writes `predictions.json`, `coco_results.json` and `pictures/` into `folder`, over
     files of these names; others stay.
@@ -97,7 +101,10 @@ def predict_to_folder(
     with directions says its `angle` in degrees counter-clockwise.
     agnostic_nms: of several classes at one place the best is left; None = as the weights say.
     last: of a run directory its newest weights, not its best ones.
-    tile, overlap: of `Detector.__call__`, for large pictures. device: of `load_detector`.
+    tile, overlap: of `Detector.__call__`, for large pictures. device: of `load_detector`. tell: (how many images
+    are looked at, of how many).
+
+    Ctrl-C ends it early; what was found until then is written, with `complete` false in `predictions.json`.
 
     Raises `UserError` for weights, images or classes that do not exist, `RunError` for what cannot be written.
     """
@@ -127,7 +134,7 @@ def predict_to_folder(
         rows = predict_files(detector, files, classes, score_threshold, max_detections, **more)
         searched = ((file, None if p is None else p.permute(1, 2, 0).numpy(), found) for file, p, found in rows)
     ids = None if coco is None else _coco_ids(coco)
-    answers = _collected(searched, ids, files, folder / "pictures", drawn)
+    answers = _collected(searched, ids, files, folder / "pictures", drawn, tell)
     content = {
         "weights": str(detector.file),
         "classes": detector.reported,
@@ -137,6 +144,7 @@ def predict_to_folder(
         "overlap": None if tiling is None else tiling.overlap,
         "images": answers.images,
         "unreadable": answers.lost,
+        "complete": not answers.stopped,
     }
     write_json(folder / "predictions.json", content)
     write_json(folder / "coco_results.json", answers.coco)
@@ -144,10 +152,11 @@ def predict_to_folder(
     older = sorted({file.name for file in (folder / "pictures").glob("*.jpg")} - mine)
     counts = dict(answers.counts.most_common())
     own = len(found) - len(files)
-    return Summary(folder, len(answers.images), counts, answers.lost, older, answers.without_id, own)
+    ends = (len(files), answers.stopped)
+    return Summary(folder, len(answers.images), counts, answers.lost, older, answers.without_id, own, *ends)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Answers:
     """images, coco: rows of `predictions.json` and of the COCO results. The others: see `Summary`."""
 
@@ -156,28 +165,43 @@ class _Answers:
     counts: Counter[str] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
     without_id: list[Path] = field(default_factory=list)
+    stopped: bool = False
+
+    def add(self, file: Path, picture: Picture, found: Detections, number: int | None, ids: CocoIds | None) -> None:
+        """number: the image's id in the COCO results; None: it has none there."""
+        self.images.append(_entry(file, picture.shape[1], picture.shape[0], found))
+        self.counts.update(found.names or ())
+        if number is None:
+            self.without_id.append(file)
+        else:
+            self.coco.extend(_coco_rows(file, found, number, ids))
 
 
 def _collected(
-    searched: Searched, ids: CocoIds | None, files: Sequence[Path], folder: Path, drawn: Mapping[Path, str]
+    searched: Searched,
+    ids: CocoIds | None,
+    files: Sequence[Path],
+    folder: Path,
+    drawn: Mapping[Path, str],
+    tell: Callable[[int, int], None],
 ) -> _Answers:
-    """The answers to all images. drawn: of each that is drawn the name of the picture in `folder`."""
+    """The answers to all images, or to those before Ctrl-C. drawn: of each that is drawn the name of the picture in
+    `folder`."""
     answers = _Answers()
     numbers = {} if ids is None else ids.of_files(files)
     with _Drawing(folder) as drawing:
-        for file, picture, found in searched:
-            if picture is None or isinstance(found, str):
-                answers.lost.append(str(found))
-                continue
-            answers.images.append(_entry(file, picture.shape[1], picture.shape[0], found))
-            answers.counts.update(found.names or ())
-            if file in drawn:
-                drawing.add(drawn[file], picture, found)
-            number = len(answers.images) if ids is None else numbers.get(file)
-            if number is None:
-                answers.without_id.append(file)
-            else:
-                answers.coco.extend(_coco_rows(file, found, number, ids))
+        try:
+            for done, (file, picture, found) in enumerate(searched, 1):
+                if picture is None or isinstance(found, str):
+                    answers.lost.append(str(found))
+                else:
+                    number = len(answers.images) + 1 if ids is None else numbers.get(file)
+                    answers.add(file, picture, found, number, ids)
+                    if file in drawn:
+                        drawing.add(drawn[file], picture, found)
+                tell(done, len(files))
+        except KeyboardInterrupt:
+            answers.stopped = True
     return answers
 
 

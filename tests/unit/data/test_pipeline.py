@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from crossdet import LabelSpace
+from crossdet.data import decoding
 from crossdet.data.annotation_files import header_sizes
 from crossdet.data.augment import Augment, Resize, View
 from crossdet.data.canvases import resized
@@ -937,3 +938,16 @@ def test_an_error_in_a_worker_comes_without_its_traceback():
 
     with pytest.raises(RunError, match=r"^20 images in a row cannot be read, the last one: x\.jpg$"):
         next_batch(broken())
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "WEBP")])
+def test_without_decoders_of_torchvision_pillow_reads_the_same(mode, kind, tmp_path, monkeypatch):
+    """torchvision 0.29 says that they will go."""
+    shape = (37, 51) if mode == "L" else (37, 51, len(mode))
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    Image.fromarray(pixels, mode).save(tmp_path / "picture", kind)
+    wanted = decoding.read_image(tmp_path / "picture")
+    monkeypatch.setattr(decoding, "decode_image", None)
+    found = decoding.read_image(tmp_path / "picture")
+    assert found.stride() == wanted.stride()
+    assert int((found.int() - wanted.int()).abs().max()) <= (0 if mode != "CMYK" else 3)
