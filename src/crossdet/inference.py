@@ -101,7 +101,7 @@ class Detector(Reporting):
             `Limits`; where not given as in `decoding`. tile: side of the windows, in pixels of the image, that a
             large one is looked at in, each `resized` as a picture of its own; they overlap by the share `overlap`
             of it (default 0.2), in which objects across seams should have room (`windows.join`). `topk` holds for
-            every window, `max_detections` for the image.
+            every window; so does the `max_detections` of `decoding`, but where it is given, that of the image.
 
         Raises:
             UserError: unreadable file, unknown class or option, wrong array, a tile or an overlap that cannot be.
@@ -126,7 +126,7 @@ class Detector(Reporting):
         limits = self.limits(score_threshold, max_detections, **decode_options)
         pictures = [as_tensor(image) for image in images]
         if tiling is not None:
-            return self.find_in_windows(pictures, ids, limits, tiling)
+            return self.find_in_windows(pictures, ids, limits, tiling, max_detections)
         return self.find([(picture, self.resized(picture)) for picture in pictures], ids, limits)
 
     def limits(
@@ -142,6 +142,11 @@ class Detector(Reporting):
             raise UserError(f"nms_iou {iou}: expected a number from 0 to 1")
         limits = Limits(torch.tensor(thresholds, device=self.device), **(self.decoding | decode_options))
         return limits if max_detections is None else replace(limits, max_detections=max_detections)
+
+    @property
+    def usual_limit(self) -> int:
+        """Most detections in a picture where nobody asks for another number."""
+        return int(self.decoding.get("max_detections", Limits.max_detections))
 
     def resized(self, picture: Tensor) -> Tensor:
         """A `[3, H, W]` uint8 picture at the size at which the network looks at it."""
@@ -176,10 +181,15 @@ class Detector(Reporting):
         return [detections for detections in found if detections is not None]
 
     def find_in_windows(
-        self, pictures: Sequence[Tensor], classes: Sequence[int] | None, limits: Limits, tiling: Tiling
+        self,
+        pictures: Sequence[Tensor],
+        classes: Sequence[int] | None,
+        limits: Limits,
+        tiling: Tiling,
+        most: int | None = None,
     ) -> list[Detections]:
         """As `find`, in windows of the pictures `[3, H, W]`, some at a time; what has one window is looked at as
-        without tiling."""
+        without tiling. most: see `windows.join`."""
         windows = [tiling.windows(picture.shape[1], picture.shape[2]) for picture in pictures]
         views = [window.of(picture) for picture, of in zip(pictures, windows, strict=True) for window in of]
         at_once = max(WINDOWS_AT_ONCE, len(pictures))
@@ -188,7 +198,7 @@ class Detector(Reporting):
             some = views[start : start + at_once]
             found += self.find([(view, self.resized(view)) for view in some], classes, limits)
         parts = iter(found)
-        return [join(list(islice(parts, len(of))), of, limits) for of in windows]
+        return [join(list(islice(parts, len(of))), of, limits, most) for of in windows]
 
     def _named(self, found: Detections, limits: Limits) -> Detections:
         """With names; of one object that is found as several members of a fold the best one is left."""
@@ -349,7 +359,7 @@ def predict_files(
     def find(pictures: Sequence[tuple[Tensor, Tensor]], canvas: Canvas | None) -> list[Detections]:
         if tiling is None:
             return detector.find(pictures, ids, limits, canvas)
-        return detector.find_in_windows([picture for picture, _ in pictures], ids, limits, tiling)
+        return detector.find_in_windows([picture for picture, _ in pictures], ids, limits, tiling, max_detections)
 
     canvases = [None] * len(files) if tiling is not None else _canvases(detector, files)
     coming = zip(files, canvases, strict=True)

@@ -70,7 +70,9 @@ class Tiling:
         return [(length - self.side) * number // (count - 1) for number in range(count)]
 
 
-def join(found: Sequence[Detections], windows: Sequence[Window], limits: Limits) -> Detections:
+def join(
+    found: Sequence[Detections], windows: Sequence[Window], limits: Limits, most: int | None = None
+) -> Detections:
     """The detections of a picture from those of its windows (boxes in pixels of each window), by falling score.
 
     Detections of two windows are one object if they agree about the part of the picture that both windows see: of
@@ -78,6 +80,8 @@ def join(found: Sequence[Detections], windows: Sequence[Window], limits: Limits)
     ends at the seam beyond which the other window sees more is a piece; it agrees also if so much of it lies inside
     the other's box. (Plain NMS compares whole boxes, and a piece has a small IoU with its object.) Pairs are joined
     from the best agreement on, and never two detections of one window: it has told them apart.
+
+    most: detections of the picture; None: all, of which each window has `Limits.max_detections` at most.
 
     An object has its best score. Its box is that of its best detection which no seam cuts, unchanged; where all are
     pieces, as of an object larger than the overlap may be, the smallest box around them.
@@ -96,7 +100,7 @@ def join(found: Sequence[Detections], windows: Sequence[Window], limits: Limits)
     rank = np.empty(len(scores), np.int64)
     rank[scores.argsort(descending=True, stable=True).numpy()] = np.arange(len(scores))
     best = sorted((sorted(members, key=rank.__getitem__) for members in objects), key=lambda rows: rank[rows[0]])
-    best = best[: limits.max_detections]
+    best = best[:most]
     joined = [_box(boxes[members], cut[members]) for members in best]
     first = torch.tensor([members[0] for members in best], dtype=torch.int64)
     angles = None if found[0].angles is None else torch.cat([o.angles for o in found if o.angles is not None])

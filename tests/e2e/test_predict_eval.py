@@ -301,6 +301,14 @@ def test_ctrl_c_keeps_what_was_found(world, trained, tmp_path, monkeypatch):
     assert len(list((tmp_path / "pictures").glob("*.jpg"))) == 2
 
 
+def test_pictures_that_are_full_are_told(world, trained, tmp_path, crossdet):
+    words = ("predict", trained.folder, world.root / "cars/val_0.png", "-o", tmp_path, "--score", 0.001)
+    done = crossdet(*words, "--max-detections", 1)
+    assert "note: images with as many detections as are reported at most (1): 1; see --max-det" in done.stdout
+    assert json.loads((tmp_path / "predictions.json").read_text())["max_detections"] == 1
+    assert "as many detections" not in crossdet(*words, "--max-detections", 100000).stdout
+
+
 def test_videos_in_a_folder_are_told(world, trained, tmp_path, crossdet):
     folder = tmp_path / "mixed"
     (folder / "deep").mkdir(parents=True)

@@ -25,6 +25,7 @@ class Seeing(torch.nn.Module):
     """Finds every patch of red (class 0) and green (class 1), exactly; its score is the brightness."""
 
     fill_colour = (0, 0, 0)
+    stretched_to, antialias = None, True
     device = torch.device("cpu")
 
     def __init__(self):
@@ -148,6 +149,10 @@ def test_limits_hold_for_the_picture(seeing):
     everything = seeing(picture, tile=SIDE, overlap=0.25, score_threshold=0.1, max_detections=1000)
     best = seeing(picture, tile=SIDE, overlap=0.25, score_threshold=0.1, max_detections=5)
     assert rows_of(best) == rows_of(everything)[:5]
+    assert len(best) == 5
+    seeing.decoding["max_detections"] = 4  # of a window, where nobody says how many the picture has
+    assert 5 < len(seeing(picture, tile=SIDE, overlap=0.25, score_threshold=0.1)) <= len(everything)
+    del seeing.decoding["max_detections"]
     green = seeing(picture, "green", tile=SIDE, overlap=0.25, score_threshold=0.1, max_detections=1000)
     assert rows_of(green) == [row for row in rows_of(everything) if row[1] == 1]
     assert len(seeing(picture * 0, tile=SIDE)) == 0

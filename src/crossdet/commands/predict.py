@@ -53,7 +53,8 @@ def predict(
         ),
     ] = None,
     max_detections: Annotated[
-        int | None, typer.Option(min=1, help="most detections per image (default: as trained with)")
+        int | None,
+        typer.Option(min=1, help="most detections per image (default: as trained with, in every window of --tile)"),
     ] = None,
     pictures: Annotated[bool, typer.Option(help="draw the detections into copies of the images")] = True,
     coco: Annotated[
@@ -130,6 +131,9 @@ def _tell(summary: Summary, pictures: bool, coco: Path | None, unseen: Sequence[
         out.print(f"[yellow]skipped[/yellow] {escape(line)}", highlight=False, soft_wrap=True)
     say(f"{summary.images} images: {_counts(summary.counts)}")
     say(f"{summary.folder}  (predictions.json, coco_results.json{', pictures' if pictures else ''})")
+    if summary.full:
+        which = f"images with as many detections as are reported at most ({summary.most})"
+        say(f"note: {which}: {summary.full}; see --max-detections", "yellow")
     if summary.own:
         drawings = summary.folder / "pictures"
         say(f"note: {summary.own} pictures in {drawings} are of an earlier call and left out", "yellow")

@@ -60,6 +60,11 @@ class ExportedDetector(Reporting):
         return tuple(name for name in self.reported if looked.issuperset(self.class_ids(name) or ()))
 
     @property
+    def usual_limit(self) -> int:
+        """As of `inference.Detector`."""
+        return usual_limit(self.about)
+
+    @property
     def suppresses(self) -> bool:
         """As of `models.contract.Network`."""
         return self.about.rules.suppresses

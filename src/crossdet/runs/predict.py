@@ -38,7 +38,8 @@ class Summary:
     """images: how many were read. counts: detections per class. unreadable: one line per lost image. older:
     pictures in `folder/pictures`, by name, that are not of this call. without_id: read images that the COCO file
     whose ids were asked for does not name. own: how many drawings of an earlier call were left out. asked: how
-    many images were to be looked at. stopped: by Ctrl-C, before all were."""
+    many images were to be looked at. stopped: by Ctrl-C, before all were. most: detections of an image, None where
+    there is no limit. full: images that have as many."""
 
     folder: Path
     images: int
@@ -49,6 +50,8 @@ class Summary:
     own: int
     asked: int
     stopped: bool
+    most: int | None
+    full: int
 
 
 @dataclass(frozen=True)
@@ -134,12 +137,15 @@ def predict_to_folder(
         rows = predict_files(detector, files, classes, score_threshold, max_detections, **more)
         searched = ((file, None if p is None else p.permute(1, 2, 0).numpy(), found) for file, p, found in rows)
     ids = None if coco is None else _coco_ids(coco)
+    usual = detector.usual_limit if tiling is None else None  # then it is that of every window
+    most = usual if max_detections is None else max_detections
     answers = _collected(searched, ids, files, folder / "pictures", drawn, tell)
     content = {
         "weights": str(detector.file),
         "classes": detector.reported,
         "score_threshold": score_threshold,
         "thresholds": detector.thresholds_used(score_threshold),
+        "max_detections": most,
         "tile": None if tiling is None else tiling.side,
         "overlap": None if tiling is None else tiling.overlap,
         "images": answers.images,
@@ -152,7 +158,8 @@ def predict_to_folder(
     older = sorted({file.name for file in (folder / "pictures").glob("*.jpg")} - mine)
     counts = dict(answers.counts.most_common())
     own = len(found) - len(files)
-    ends = (len(files), answers.stopped)
+    full = sum(len(entry["detections"]) == most for entry in answers.images)
+    ends = (len(files), answers.stopped, most, full)
     return Summary(folder, len(answers.images), counts, answers.lost, older, answers.without_id, own, *ends)
 
 

@@ -90,10 +90,10 @@ def foreign_rf_detr(path: Path) -> Foreign | None:
 
 
 def _foreign(path: Path, settings: DetrSettings) -> Foreign:
-    classes = checkpoints.described(path, settings.family).classes
+    source = checkpoints.described(path, settings.family)
+    classes, side = source.classes, settings.square
     checkpoints.check_files(path)
-    side = settings.square
-    shorter, longer = OURS if side is None else (side, SIDE_BY_SHORTER * side)
+    shorter, longer = source.edges or OURS if side is None else (side, SIDE_BY_SHORTER * side)
     return Foreign(classes, settings, shorter, longer, partial(_tensors, settings, classes, path))
 
 

@@ -21,19 +21,22 @@ NOT_OURS = ("id2label", "label2id", "num_labels", "architectures", "transformers
 """Keys of a config that say nothing about the network's sizes besides the classes."""
 KNOWN = {"d_fine": "dfine", "rt_detr": "rtdetr", "rt_detr_v2": "rtdetr", "rf_detr": "rfdetr"}
 VERSIONS = {"rt_detr": 1, "rt_detr_v2": 2}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ONE_STRIDE = ("rf_detr",)
 """Networks whose pictures need not be a multiple of `PAD_DIVISOR`."""
 
 
 @dataclass(frozen=True)
 class Described:
-    """What a checkpoint says about itself. classes: by row of its class tensors. square: side of its pictures."""
+    """What a checkpoint says about itself. classes: by row of its class tensors. square: side of its pictures; None
+    where they keep their shape. edges: then the shorter side, and the longer one at most."""
 
     config: dict[str, Any]
     classes: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     square: int | None
+    edges: tuple[int, int] | None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -81,28 +84,52 @@ def described(source: str | Path, family: str) -> Described:
         if kind in VERSIONS:
             fix += f" with `version: {VERSIONS[kind]}`"
         raise UserError(f"{file}: `model_type` is {show(kind)}, and the config asks for {family}; use {fix}")
-    processor = _read(directory / PROCESSOR) if (directory / PROCESSOR).is_file() else {}
+    processor = _processor(directory, family)
     classes = _classes(file, config)
-    normalised = bool(processor.get("do_normalize", False))
+    normalised = bool(processor["do_normalize"])
     sizes = {key: value for key, value in config.items() if key not in NOT_OURS}
     return Described(
         sizes,
         classes,
         _three(directory / PROCESSOR, processor, "image_mean") if normalised else (0.0, 0.0, 0.0),
         _three(directory / PROCESSOR, processor, "image_std") if normalised else (1.0, 1.0, 1.0),
-        _square(directory / PROCESSOR, processor.get("size"), 1 if kind in ONE_STRIDE else PAD_DIVISOR),
+        *_shape(directory / PROCESSOR, processor["size"], 1 if kind in ONE_STRIDE else PAD_DIVISOR),
     )
 
 
-def _square(file: Path, size: Any, divisor: int) -> int | None:
-    """Side of the square that pictures are stretched to; None where the processor keeps their shape."""
-    height, width = (size.get("height"), size.get("width")) if isinstance(size, dict) else (size, size)
-    if height is None or height != width:
-        return None
-    if isinstance(height, bool) or not isinstance(height, int) or height < 1 or height % divisor:
-        what = "a number of pixels" if divisor == 1 else f"a multiple of {divisor}"
-        raise UserError(f"{file}: `size` is {show(size)}; expected {what} as height and as width")
-    return height
+def _processor(directory: Path, family: str) -> dict[str, Any]:
+    """How HF prepares pictures, with what its classes have by default. Raises `UserError` where that is not known,
+    and for what is done differently here."""
+    file, normalised = directory / PROCESSOR, family == "rf_detr"
+    if not file.is_file():
+        side = 560 if normalised else 640
+        values = {"size": {"height": side, "width": side}, "do_normalize": normalised}
+        raise UserError(
+            f"{directory} has no {PROCESSOR}, which says how large its pictures are and how they are normalised; "
+            f"copy the one of the checkpoint that its training began with, or write what it was trained with, such "
+            f"as {json.dumps(values)}"
+        )
+    size = {"shortest_edge": 800, "longest_edge": 1333} if normalised else {"height": 640, "width": 640}
+    usual = {"size": size, "do_normalize": normalised}
+    usual |= {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}
+    given = usual | _read(file)
+    for key, wanted in (("do_rescale", True), ("rescale_factor", 1 / 255), ("do_resize", True)):
+        value = given.get(key, wanted)
+        if not isinstance(value, int | float) or abs(value - wanted) > 1e-6:
+            raise UserError(f"{file}: `{key}` is {show(value)}; here it is always {wanted:g}")
+    return given
+
+
+def _shape(file: Path, size: Any, divisor: int) -> tuple[int | None, tuple[int, int] | None]:
+    """`Described.square` and `edges`."""
+    sides = size if isinstance(size, dict) else {"height": size, "width": size}
+    match sides:
+        case {"shortest_edge": int(shorter), "longest_edge": int(longer)} if 0 < shorter <= longer:
+            return None, (shorter, longer)
+        case {"height": int(side), "width": int(other)} if side == other > 0 == side % divisor and side is not True:
+            return side, None
+    what = "a number of pixels" if divisor == 1 else f"a multiple of {divisor}"
+    raise UserError(f"{file}: `size` is {show(size)}; expected {what} as height and, alike, as width")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pydantic import Field, PlainValidator, StrictBool, ValidationError, Validat
 
 from crossdet.errors import UserError, show
 from crossdet.models.detr import checkpoints
+from crossdet.models.detr.checkpoints import IMAGENET_MEAN, IMAGENET_STD
 from crossdet.models.detr.sizes import D_FINE, RF_DETR, RF_DETR_SQUARES, RT_DETR
 from crossdet.models.settings import (
     Count,
@@ -29,7 +30,6 @@ from crossdet.models.settings import (
 from crossdet.types import PAD_DIVISOR
 
 BACKBONE_FILES = (".safetensors", ".pth")
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _weights(value: Any, info: ValidationInfo) -> str | Path:
@@ -301,8 +301,13 @@ class RFDetrSettings(DetrSettings):
 
     @classmethod
     def of(cls, model: Any, loss: SetLoss, defaults: NetworkDefaults = NetworkDefaults()) -> Self:
-        """Raises `UserError` also where pictures are stretched to a side that the windows do not divide."""
+        """Raises `UserError` also for a number of queries that a checkpoint has no embeddings of, and where
+        pictures are stretched to a side that the windows do not divide."""
         made = super().of(model, loss, defaults)
+        if model.of_checkpoint and made.queries != (theirs := made.config.get("num_queries", 300)):
+            raise UserError(
+                f"model.queries: {made.queries}, but the checkpoint has the embeddings of {theirs}; leave it out"
+            )
         side = cls.usual_square(made.size, None) if made.square is None and made.size is not None else made.square
         backbone = made.config.get("backbone_config") or {}
         patch, windows = backbone.get("patch_size", 14), backbone.get("num_windows", 4)  # HF's defaults

@@ -312,16 +312,31 @@ def test_a_network_that_nobody_knows(copy):
         read_card(changed(copy, model_type="detr"))
 
 
+def test_queries_of_rf_detr_are_the_checkpoints(directory):
+    settings = read_card(directory).settings
+    kind, more = ARCHITECTURES[settings.name], {"version": settings.version} if settings.name == "rtdetr" else {}
+    given = kind.model(weights=str(directory), queries=77, **more)
+    if settings.name != "rfdetr":
+        assert kind.settings.of(given, DetrLoss()).queries == 77
+        return
+    with pytest.raises(UserError, match=r"queries: 77, but the checkpoint has the embeddings of \d+; leave it out"):
+        kind.settings.of(given, DetrLoss())
+
+
 def test_bad_processors(copy):
     for values, message in (
         (
             {"do_normalize": True, "image_mean": [0.5]},
             "`image_mean` is .0.5.; `do_normalize` is true, so give three",
         ),
-        ({"do_normalize": True, "image_mean": [0.5] * 3}, "`image_std` is null"),
+        ({"do_normalize": True, "image_mean": [0.5] * 3, "image_std": None}, "`image_std` is null"),
+        ({"rescale_factor": 1.0}, "`rescale_factor` is 1.0; here it is always 0.00392157"),
+        ({"do_rescale": False}, "`do_rescale` is false; here it is always 1"),
+        ({"size": {"max_height": 64, "max_width": 64}}, "`size` is .*; expected a multiple of 32 as height and, a"),
+        ({"size": {"height": 64, "width": 96}}, "`size` is .*; expected a multiple of 32 as height and, alike"),
         ({"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.2, 0, 0.2]}, "`image_std` is .0.2, 0,"),
         *(
-            ({"size": size}, "`size` is .*; expected a multiple of 32 as height and as width")
+            ({"size": size}, "`size` is .*; expected a multiple of 32 as height and, alike, as width")
             for size in (0, -64, 70, "big", [64, 64], {"height": "a", "width": "a"}, {"height": 70, "width": 70})
         ),
     ):
@@ -330,6 +345,32 @@ def test_bad_processors(copy):
             read_card(copy)
     (copy / "preprocessor_config.json").write_text(json.dumps({"size": SIDE}))
     assert read_card(copy).settings.square == SIDE
+    (copy / "preprocessor_config.json").write_text("{}")
+    assert read_card(copy).settings.square == 640  # as the class of HF has it
+    (copy / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 96, "longest_edge": 160}}')
+    card = read_card(copy)
+    assert (card.settings.square, card.input.shorter, card.input.longer) == (None, 96, 160)
+
+
+def test_what_a_processor_does_not_say_is_as_in_hf(directory, tmp_path):
+    """RF-DETR's normalises by ImageNet, the others' do not."""
+    place = tmp_path / "zoo"
+    shutil.copytree(directory, place)
+    (place / "preprocessor_config.json").write_text(json.dumps({"size": {"height": SIDE, "width": SIDE}}))
+    settings = read_card(place).settings
+    from transformers import RfDetrImageProcessor, RTDetrImageProcessor
+
+    theirs = (RfDetrImageProcessor if settings.name == "rfdetr" else RTDetrImageProcessor)()
+    mean, std = (theirs.image_mean, theirs.image_std) if theirs.do_normalize else ([0.0] * 3, [1.0] * 3)
+    assert (list(settings.mean), list(settings.std)) == (list(mean), list(std))
+
+
+def test_without_a_processor_nobody_knows_the_pictures(directory, tmp_path):
+    place = tmp_path / "zoo"
+    shutil.copytree(directory, place)
+    (place / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match=r"has no preprocessor_config\.json, .* such as ..size.: ..height.: \d+"):
+        read_card(place)
 
 
 @pytest.mark.parametrize("places", [["a"], {"a": 1}, None])
