@@ -425,6 +425,28 @@ def test_resume_of_a_finished_run_says_so(world, short):
         run(world, short, {"train.workers": 1, "train.log_every": 7, "eval.batch_size": 2}, resume=True)
 
 
+def test_a_run_goes_on_where_its_data_have_moved(world, tmp_path):
+    """The same weights as where they stayed; other labels there are refused by their content."""
+    few = {"datasets.cars.part": "1/2", "train.epochs": 1, "train.eval_every": 0}
+    train(world.config(few), output=tmp_path / "stayed")
+    shutil.copytree(tmp_path / "stayed", tmp_path / "run")
+    moved = replace(world, root=tmp_path / "elsewhere")
+    shutil.copytree(world.root, moved.root)
+    train(world.config(few | {"train.epochs": 2}), output=tmp_path / "stayed", resume=True)
+    train(moved.config(few | {"train.epochs": 2}), output=tmp_path / "run", resume=True)
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "stayed"))
+    assert str(moved.root) in (tmp_path / "run/config.yaml").read_text()
+    with pytest.raises(UserError, match=r"differing: train\.lr\. Resume"):
+        train(moved.config(few | {"train.epochs": 3, "train.lr": 0.5}), output=tmp_path / "run", resume=True)
+    labels = moved.root / "cars_train.json"
+    content = json.loads(labels.read_text())
+    for annotation in content["annotations"]:
+        annotation["bbox"][0] += 0.5
+    labels.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"cannot be resumed, it would go on with something else"):
+        train(moved.config(few | {"train.epochs": 3}), output=tmp_path / "run", resume=True)
+
+
 def test_a_finished_run_goes_on_for_more_epochs(world, tmp_path, capsys):
     """The rate does not depend on the number of epochs here: as if it had been trained for two at once."""
     few = {"datasets.cars.val": None, "datasets.faces": None, "datasets.cars.part": "1/2", "train.epochs": 1}

@@ -21,6 +21,7 @@ from crossdet.models.weights import STATE_FILE, load_state
 _FREE_KEYS = ("output", "train.workers", "train.log_every", "train.checkpoint_minutes",
               "train.checkpoint_steps", "train.precision", "train.loggers", "eval.batch_size",
               "extend.tolerance")  # fmt: skip
+_PLACES = ("images", "annotations", "ignore")
 
 
 def run_directory(config: Config, output: str | Path | None) -> Path:
@@ -45,9 +46,10 @@ def check_run_dir(
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"{run_dir} is a file; choose another directory with --output")
     if resume:
-        progress = _progress(run_dir)
+        state = _state(run_dir)
+        progress = state.get("progress", {})
         longer = _may_grow(config) and (epochs or 0) > (progress.get("epochs") or math.inf)
-        _check_same_config(run_dir / CONFIG_FILE, config, known_datasets, longer)
+        _check_same_config(run_dir / CONFIG_FILE, config, known_datasets, longer, _may_move(state))
         if progress.get("finished") and not longer and (run_dir / last_file).exists():
             raise UserError(f"{run_dir}: this run is finished; there is nothing to resume")
     elif overwrite:
@@ -65,8 +67,8 @@ def is_finished(run_dir: Path, config: Config) -> bool:
 
     Raises `UserError` if it was of another config.
     """
-    _check_same_config(run_dir / CONFIG_FILE, config, (), longer=False)
-    return bool(_progress(run_dir).get("finished"))
+    _check_same_config(run_dir / CONFIG_FILE, config, (), longer=False, moved=False)
+    return bool(_state(run_dir).get("progress", {}).get("finished"))
 
 
 def make_run_dir(fabric: Fabric, run_dir: Path, config: Config, resume: bool) -> None:
@@ -94,10 +96,22 @@ def check_teachers_stay(teachers: Sequence[Path | str], run_dir: Path) -> None:
         )
 
 
-def _progress(run_dir: Path) -> dict[str, Any]:
-    """How far the training came; empty where it has no state."""
-    state = run_dir / STATE_FILE
-    return dict(load_state(state)["progress"]) if state.exists() else {}
+def _state(run_dir: Path) -> dict[str, Any]:
+    """Empty where the training has none."""
+    file = run_dir / STATE_FILE
+    return load_state(file) if file.exists() else {}
+
+
+def _may_move(state: dict[str, Any]) -> bool:
+    """Whether the data may lie elsewhere now: the state knows them by their content (`training.identity`)."""
+    return "data" in (state.get("identity") or {})
+
+
+def _is_place(key: str) -> bool:
+    """Whether a key of a config says where data lie."""
+    first, *middle, last = key.split(".")
+    of_split = (first == "datasets" and middle[-1:] in (["train"], ["val"])) or first == "union_test"
+    return of_split and last in _PLACES
 
 
 def _may_grow(config: Config) -> bool:
@@ -107,8 +121,11 @@ def _may_grow(config: Config) -> bool:
     return train.max_steps is None and train.minutes is None and not labels_itself
 
 
-def _check_same_config(path: Path, config: Config, known_datasets: Sequence[str], longer: bool) -> None:
-    """longer: the number of epochs may be another, and what the recipe makes of it."""
+def _check_same_config(
+    path: Path, config: Config, known_datasets: Sequence[str], longer: bool, moved: bool
+) -> None:
+    """longer: the number of epochs may be another, and what the recipe makes of it. moved: so may the places of the
+    data."""
     if not path.exists():
         return
     before = yaml.safe_load(path.read_text())
@@ -120,6 +137,7 @@ def _check_same_config(path: Path, config: Config, known_datasets: Sequence[str]
             config = config.model_copy(update={"train": recipe})
     now = yaml.safe_load(dump_config(config))
     changed = [key for key in _differences(before, now) if not key.startswith(_FREE_KEYS)]
+    changed = [key for key in changed if not (moved and _is_place(key))]
     if changed:
         raise UserError(
             f"{path.parent}: the run was started with another config; differing: {', '.join(changed)}. "
