@@ -155,6 +155,12 @@ def _split_warnings(split: SplitReport, space: LabelSpace) -> Iterator[str]:
     yield from _file_warnings(split.files, where)
     if not training and split.images and not split.boxes:
         yield f"{where}: no boxes, so it gives no score"
+    if split.repeated.count:
+        many = f"{split.repeated.count:,} of {split.boxes:,} boxes are there a second time"
+        yield (
+            f"{where}: {many} (same picture, class and box), such as {split.repeated.first[0]}: both count, so "
+            f"that one of them is always missed in scores. Leave one of the two out"
+        )
     if training and split.boxes:
         ids = space.sources[space.dataset_index(split.dataset)]
         none = [n for n, count in split.boxes_per_class.items() if not count and ids[n] != DROPPED]

@@ -13,7 +13,16 @@ from crossdet.check.canvases import canvas_report
 from crossdet.check.files import Split, find_duplicates, image_paths, look_at_files
 from crossdet.check.findings import with_findings
 from crossdet.check.near import MOST_PICTURES, find_alike
-from crossdet.check.report import UNION_TEST, ClassReport, DuplicateReport, FileReport, Places, Report, SplitReport
+from crossdet.check.report import (
+    FIRST,
+    UNION_TEST,
+    ClassReport,
+    DuplicateReport,
+    FileReport,
+    Places,
+    Report,
+    SplitReport,
+)
 from crossdet.config import Config
 from crossdet.config.sources import SPLITS, Sources, open_sources, union_test_index
 from crossdet.data.federated import verified_classes
@@ -159,7 +168,31 @@ def _split_report(split: Split, index: Index, files: FileReport) -> SplitReport:
         skipped={reason: Places.of(places) for reason, places in skipped.items()},
         files=files,
         directions=rows_per_picture(index),
+        repeated=_repeated(index),
     )
+
+
+def _repeated(index: Index) -> Places:
+    rows = repeated_objects(index)
+    images, labels = index.image_of_box()[rows[:FIRST]].tolist(), index.labels[rows[:FIRST]].tolist()
+    pairs = zip(images, labels, strict=True)
+    return Places(len(rows), tuple(f"{index.path(image)} ({index.classes[label]})" for image, label in pairs))
+
+
+def repeated_objects(index: Index) -> NDArray[np.int64]:
+    """Rows of objects that an earlier row has already: of the same picture, class and box."""
+    rows = index.is_object.nonzero()[0]
+    if index.rotation is not None:  # every picture stands there in each direction
+        rows = rows[:0]
+    boxes = (np.asarray(index.boxes[rows], np.float32) + 0.0).view(np.uint32).reshape(-1, 4)  # no -0.0
+    keys = np.column_stack([index.image_of_box()[rows], index.labels[rows], boxes]).astype(np.uint64)
+    mixed = np.zeros(len(rows), np.uint64)
+    for column in keys.T:  # whole rows would take a minute to sort in a data set of 20 million boxes
+        mixed = (mixed ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+    order = mixed.argsort(kind="stable")
+    again = (keys[order[1:]] == keys[order[:-1]]).all(1)
+    return np.sort(rows[order[1:][again]])
 
 
 # ------------------------------------------------------------------------------------------------- classes

@@ -59,7 +59,8 @@ class SplitReport:
     boxes: objects (regions and invalid boxes are not among them); boxes_per_class: by the dataset's own names.
     empty_images: images without objects.
     crowd, ignore_regions, avoided_regions, invalid, difficult: boxes with that flag.
-    skipped: what the reader left out, by reason.
+    skipped: what the reader left out, by reason. repeated: objects that stand there a second time, in the same
+    picture with the same class and the same box.
     """
 
     dataset: str
@@ -76,6 +77,7 @@ class SplitReport:
     skipped: dict[str, Places]
     files: FileReport
     directions: int = 1
+    repeated: Places = Places()
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from rich.console import Console
 from crossdet.check import inspect, print_report
 from crossdet.check.anchors_coverage import anchor_coverage
 from crossdet.check.files import same_content
+from crossdet.check.inspection import repeated_objects
 from crossdet.config import Config
 from crossdet.config.sources import open_sources
 from crossdet.data.decoding import read_image
@@ -245,6 +246,33 @@ def marked(path: Path, size: tuple[int, int], orientation: int) -> str:
     exif[0x0112] = orientation
     Image.new("RGB", size).save(path, exif=exif)
     return f"{path} (orientation {orientation})"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_objects_that_are_there_twice_are_those_of_a_plain_loop(seed):
+    rng = np.random.default_rng(seed)
+    builder = IndexBuilder("/pictures")
+    wanted, row = [], 0
+    for image in range(4):
+        builder.image(f"{image}.jpg", 10, 10)
+        seen = set()
+        for _ in range(rng.integers(0, 8)):
+            x, y, label = *(rng.integers(0, 2, 2) * 0.5).tolist(), int(rng.integers(0, 2))
+            crowd = bool(rng.random() < 0.2)
+            builder.box((x, y, x + 3, y + 3), label, Flag.CROWD if crowd else 0)
+            if not crowd and (label, x, y) in seen:
+                wanted.append(row)
+            seen |= set() if crowd else {(label, x, y)}
+            row += 1
+    assert repeated_objects(builder.build(("a", "b"))).tolist() == wanted
+
+
+def test_objects_that_are_there_twice_are_told(tmp_path):
+    index = make(tmp_path, ("car",), [[(0, BOX, 0), (0, BOX, 0), (0, (1, 1, 9, 9), 0)]])
+    report = inspect(configured({"street": {"train": index}}))
+    (found,) = [text for text in report.warnings if "second time" in text]
+    assert found.startswith("street train: 1 of 3 boxes are there a second time (same picture, class and box), ")
+    assert f"{tmp_path}/0.png (car): both count" in found
 
 
 def test_exif_that_the_size_does_not_decide(tmp_path):
