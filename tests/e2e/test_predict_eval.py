@@ -317,6 +317,10 @@ def test_videos_in_a_folder_are_told(world, trained, tmp_path, crossdet):
     done = crossdet("predict", trained.folder, folder, "-o", tmp_path / "out")
     assert f"note: not looked at, a video has to be named: {folder}/deep/film.MP4" in done.stdout
     assert json.loads((tmp_path / "out/predictions.json").read_text())["complete"] is True
+    with pytest.raises(UserError, match=r"deep \(a video has to be named: .*deep/film\.MP4\)"):
+        find_images([folder / "deep"])
+    shutil.copy(folder / "val_0.png", folder / "deep")
+    assert [file.name for file in find_images([folder / "deep/*"])] == ["val_0.png"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

@@ -84,7 +84,8 @@ def predict(
     What an earlier call left in --output is written over where it has the same name; other files stay, and pictures
     of an earlier call are told.
     """
-    from crossdet.data.video import is_video, videos_in
+    from crossdet.data.picture_files import videos_in
+    from crossdet.data.video import is_video
     from crossdet.models.card import taken
     from crossdet.models.hub import fetched
 

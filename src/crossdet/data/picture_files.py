@@ -23,6 +23,8 @@ Pixels = NDArray[np.uint8]
 """`[H, W, 3]` RGB."""
 T = TypeVar("T")
 
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
+
 ROTATION_FILL = (124, 116, 104)
 """RGB of the corners that a rotation uncovers: ImageNet's mean, near zero after normalisation, as padding is."""
 
@@ -40,24 +42,40 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     empty = []
     for given in paths:
-        path = Path(given)
-        if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
-        elif path.is_file():
-            files = [path]
-        else:
-            root = Path(path.anchor) if path.is_absolute() else Path()
-            pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else str(path)
-            try:
-                files = sorted(p for p in root.glob(pattern) if p.is_file())
-            except (ValueError, NotImplementedError):  # such as a**.jpg
-                files = []
+        files = [file for file in _files_of(given) if not _is_video(file) or file == Path(given)]
+        if Path(given).is_dir():
+            files = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
         if not files:
-            empty.append(str(given))
+            videos = videos_in([given])
+            empty.append(f"{given} (a video has to be named: {videos[0]})" if videos else str(given))
         found.update(dict.fromkeys(files))
     if empty:
         raise UserError(f"no image found for {', '.join(empty)}")
     return list(found)
+
+
+def videos_in(paths: Iterable[str | Path]) -> list[Path]:
+    """Video files in folders (searched through) and among what glob patterns name, sorted."""
+    return sorted({f for given in paths for f in _files_of(given) if _is_video(f) and f != Path(given)})
+
+
+def _is_video(file: Path) -> bool:
+    return file.name.lower().endswith(VIDEO_SUFFIXES)
+
+
+def _files_of(given: str | Path) -> list[Path]:
+    """Of a file, a folder (searched through) or a glob pattern, sorted."""
+    path = Path(given)
+    if path.is_dir():
+        return sorted(p for p in path.rglob("*") if p.is_file())
+    if path.is_file():
+        return [path]
+    root = Path(path.anchor) if path.is_absolute() else Path()
+    pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else str(path)
+    try:
+        return sorted(p for p in root.glob(pattern) if p.is_file())
+    except (ValueError, NotImplementedError):  # such as a**.jpg
+        return []
 
 
 def read_bytes(path: Path) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from crossdet.data.picture_files import VIDEO_SUFFIXES
 from crossdet.errors import UserError
 
-SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
 _CAMERA = re.compile(r"camera:(\d+)")
 _CAMERAS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}", "avfoundation")}
 """Platform -> where FFmpeg finds a camera, and by what."""
@@ -37,16 +37,7 @@ class Frame(NamedTuple):
 
 def is_video(source: str) -> bool:
     """Whether a path or `camera:N` is meant as a video."""
-    return _CAMERA.fullmatch(source) is not None or source.lower().endswith(SUFFIXES)
-
-
-def videos_in(folders: Iterable[str | Path]) -> list[Path]:
-    """Video files in folders (searched through), sorted."""
-    return sorted({p for folder in map(Path, folders) if folder.is_dir() for p in folder.rglob("*") if _lies(p)})
-
-
-def _lies(path: Path) -> bool:
-    return path.name.lower().endswith(SUFFIXES) and path.is_file()
+    return _CAMERA.fullmatch(source) is not None or source.lower().endswith(VIDEO_SUFFIXES)
 
 
 @dataclass
