@@ -36,6 +36,10 @@ class RunError(CrossdetError, RuntimeError):
     """A run that failed although its input was accepted."""
 
 
+class Interrupted(RunError):
+    """Somebody ended it (Ctrl-C, SIGTERM); what was done is kept."""
+
+
 class Diverged(RunError):
     """The loss or the weights left the finite numbers: the training is at fault, not the machine."""
 

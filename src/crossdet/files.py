@@ -96,7 +96,12 @@ def _sync_folder(folder: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """JSON with NaN as null (NaN is no JSON), written atomically."""
-    write_atomically(path, (json.dumps(_finite(content), indent=1) + "\n").encode())
+    write_atomically(path, json_text(content).encode())
+
+
+def json_text(content: Any) -> str:
+    """A line break at its end; numbers that are not finite become null."""
+    return json.dumps(_finite(content), indent=1) + "\n"
 
 
 def _finite(value: Any) -> Any:

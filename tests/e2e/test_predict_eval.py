@@ -309,6 +309,15 @@ def test_pictures_that_are_full_are_told(world, trained, tmp_path, crossdet):
     assert "as many detections" not in crossdet(*words, "--max-detections", 100000).stdout
 
 
+def test_json_on_standard_output_is_alone_there(world, trained, tmp_path, crossdet):
+    done = crossdet("predict", trained.folder, world.root / "cars/val_0.png", "-o", tmp_path, "--json", "-")
+    content = json.loads(done.stdout)
+    assert content == json.loads((tmp_path / "predictions.json").read_text())
+    assert content["images"][0]["picture"] == "pictures/val_0.jpg"
+    assert "1 images: " in done.stderr
+    assert not Path("-").exists()
+
+
 def test_videos_in_a_folder_are_told(world, trained, tmp_path, crossdet):
     folder = tmp_path / "mixed"
     (folder / "deep").mkdir(parents=True)

@@ -111,7 +111,7 @@ def test_killed_and_interrupted_with_workers(config, reference, tmp_path):
     flag.unlink()
     done = process.wait(TIMEOUT)
     printed = done.stdout + done.stderr
-    assert done.returncode == 1, printed
+    assert done.returncode == 130, printed
     assert "interrupted after step 7" in printed
     assert "--resume" in printed
     assert "Traceback" not in printed
@@ -133,7 +133,7 @@ def test_sigterm_to_all_processes_of_the_group(config, reference, tmp_path, time
     flag.unlink()
     done = process.wait(TIMEOUT)
     printed = done.stdout + done.stderr
-    assert done.returncode == 1, printed
+    assert done.returncode == 130, printed
     assert "interrupted after step 3" in printed
     assert "Traceback" not in printed
     assert load_state(folder / "state.pt")["progress"]["step"] == 3

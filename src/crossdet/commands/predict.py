@@ -23,7 +23,7 @@ from crossdet.commands.terminal import (
     save_json,
     say,
 )
-from crossdet.errors import RunError, UserError, some
+from crossdet.errors import Interrupted, RunError, UserError, some
 
 if TYPE_CHECKING:
     from crossdet.runs.predict import Summary
@@ -116,8 +116,9 @@ def predict(
         if summary.stopped or not summary.images:
             save_json(json_file, record)
             looked = summary.images + len(summary.unreadable)
-            early = f"ended by Ctrl-C after {looked} of {summary.asked} images; what was found is kept"
-            raise RunError(early if summary.stopped else "none of the images could be read")
+            if summary.stopped:
+                raise Interrupted(f"interrupted after {looked} of {summary.asked} images; what was found is kept")
+            raise RunError("none of the images could be read")
     if videos:
         from crossdet.runs.predict_video import finder
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from crossdet.errors import RunError, UserError
-from crossdet.files import write_json
+from crossdet.errors import Interrupted, RunError, UserError
+from crossdet.files import json_text, write_json
 from crossdet.models.card import is_exported
 
 out = Console()
+STDOUT = Path("-")
+_json_output: list[TextIO] = []
 INTERRUPTED = 130
-"""Typer's exit code after Ctrl-C, about which it prints nothing."""
+"""Exit code after Ctrl-C. It is Typer's, who prints nothing about it."""
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file")]
 RunOrWeights = Annotated[
@@ -31,7 +35,8 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", he
 Resume = Annotated[bool, typer.Option(help="continue the run in the output directory")]
 Overwrite = Annotated[bool, typer.Option(help="replace the run in the output directory")]
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="also write the numbers as JSON")
+    Path | None,
+    typer.Option("--json", metavar="FILE", dir_okay=False, help="also write the numbers as JSON (-: to stdout)"),
 ]
 Fold = Annotated[
     bool,
@@ -69,21 +74,37 @@ def say(text: str, style: str = "") -> None:
 
 def save_json(file: Path | None, content: Any) -> None:
     """What `--json` asks for; nothing where it is not given."""
-    if file is not None:
+    if file == STDOUT:
+        print(json_text(content), end="", file=next(iter(_json_output), sys.stdout))
+    elif file is not None:
         write_json(file, content)
+
+
+@contextmanager
+def _messages_elsewhere() -> Iterator[None]:
+    """Standard output is for what `save_json` writes."""
+    _json_output.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _json_output.clear()
 
 
 def run_app(app: typer.Typer) -> None:
     """Runs a command line; the package's errors become messages and exit codes (`crossdet.commands.main`)."""
     errors = Console(stderr=True)
+    alone = ("--json", "-") in pairwise(sys.argv) or "--json=-" in sys.argv
     try:
-        app()
+        with _messages_elsewhere() if alone else nullcontext():
+            app()
     except (UserError, RunError, OSError) as error:
-        mine = isinstance(error, UserError)
+        word, code = ("error", 2) if isinstance(error, UserError) else ("failed", 1)
         text = str(error).replace("[", r"\[")
-        word = "error" if mine else "failed"
+        if isinstance(error, Interrupted):
+            word, code, text = "interrupted", INTERRUPTED, text.removeprefix("interrupted ")
         errors.print(f"[bold red]{word}[/bold red] {text}", highlight=False, soft_wrap=True)
-        sys.exit(2 if mine else 1)
+        sys.exit(code)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
             raise

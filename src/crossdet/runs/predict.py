@@ -205,6 +205,7 @@ def _collected(
                     number = len(answers.images) + 1 if ids is None else numbers.get(file)
                     answers.add(file, picture, found, number, ids)
                     if file in drawn:
+                        answers.images[-1]["picture"] = f"pictures/{drawn[file]}"
                         drawing.add(drawn[file], picture, found)
                 tell(done, len(files))
         except KeyboardInterrupt:

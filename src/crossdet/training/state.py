@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from crossdet.data.canvases import Canvas
 from crossdet.data.hybrid import HybridDataset
-from crossdet.errors import Diverged, RunError, UserError
+from crossdet.errors import Diverged, Interrupted, UserError
 from crossdet.models.card import Card
 from crossdet.models.contract import Network
 from crossdet.models.weights import STATE_FILE, load_state, save_state, save_weights
@@ -386,7 +386,7 @@ class RunState:
         if due or late or stopped:
             self.save_state()
         if stopped:
-            raise RunError(
+            raise Interrupted(
                 f"interrupted after step {self.progress.step}; the state is saved in {self.run_dir}, "
                 f"continue with the same command and --resume"
             )

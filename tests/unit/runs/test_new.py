@@ -256,6 +256,18 @@ def test_a_broken_dataset_is_told_and_left_out(tmp_path):
     assert any("class 7 is not in `names`" in note for note in found.notes)
 
 
+def test_yolo_without_any_names_is_told(tmp_path):
+    write_yolo(sample_index(tmp_path / "dogs/images/train"), tmp_path / "dogs", "train")
+    write_yolo(sample_index(tmp_path / "cats/images/train"), tmp_path / "cats", "train")
+    (tmp_path / "cats/data.yaml").unlink()
+    for name in ("captions/a", "captions/b"):  # texts about pictures are no labels
+        save_image(tmp_path / f"{name}.jpg", 10, 10)
+        (tmp_path / f"{name}.txt").write_text("a dog on a lawn in the sun\n")
+    (note,) = recognise(tmp_path).notes
+    assert note.startswith(f"{tmp_path}/cats: 3 pictures with labels of YOLO, whose classes are 0, 1, without")
+    assert note.endswith(f"write {tmp_path}/cats/data.yaml with the keys `train`, `val` and `names`")
+
+
 @pytest.mark.parametrize("place", ["classes.txt", "labels/classes.txt", "obj.names"])
 def test_yolo_without_a_data_yaml(place, tmp_path, crossdet):
     """As LabelImg, Label Studio and CVAT write it: the message holds what has to be written."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -34,6 +34,8 @@ from crossdet.types import REGION_FLAGS, Flag
 
 SCALARS = (str, int, float, bool)
 MAX_DIGITS = 9  # of a class id
+SAMPLED_LABELS = 200
+"""Label files that `find` reads where nobody names the classes."""
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 """Where tools without a `data.yaml` list class names, one per line: LabelImg and Label Studio, CVAT, Roboflow."""
 _AS_WRITTEN = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "timestamp")}
@@ -280,6 +282,8 @@ def _images_of(
     images = []
     for line in read_lines(source):
         if name := line.strip():
+            if "\\" in name and not (is_there(base / name) or is_there(source.parent / name)):
+                name = name.replace("\\", "/")  # of Windows
             below = source.parent if name.startswith("./") or not is_there(base / name) else base
             images.append(os.path.normpath(below / name))
     return images
@@ -431,6 +435,37 @@ def _find(tree: Tree) -> Iterator[Found | Refused]:
         if file.name in NAME_FILES and home not in known:
             known.add(home)
             yield from _without_yaml(tree, home, file)
+    yield from _without_names(tree, known)
+
+
+def _without_names(tree: Tree, known: Collection[Path]) -> Iterator[Refused]:
+    """Pictures with labels beside them, in the data set of no file that names classes."""
+    homes: dict[Path, list[str]] = {}
+    for folder, files in tree.folders.items():
+        mine = [str(folder / name) for name in sorted(files) if Path(name).suffix.lower() in PICTURE_SUFFIXES]
+        if mine and not any(folder.is_relative_to(home) for home in known):
+            homes.setdefault(tree.home(folder), []).extend(mine)
+    for home, pictures in homes.items():
+        numbers = _class_numbers(list(filter(None, _label_files(pictures)))[:SAMPLED_LABELS])
+        if numbers:
+            told = ", ".join([*map(str, numbers[:8]), *(["..."] if len(numbers) > 8 else [])])
+            what = f"{len(pictures):,} pictures with labels of YOLO, whose classes are {told}, without their names"
+            fix = f"write {home / 'data.yaml'} with the keys `train`, `val` and `names`"
+            yield Refused(home, f"{what}; {fix}", without_suffix(pictures))
+
+
+def _class_numbers(files: Sequence[str]) -> list[int]:
+    """Of label files; none where these say something else."""
+    found: set[int] = set()
+    for file in files:
+        try:
+            rows = [line.split() for line in read_lines(Path(file)) if line.strip()]
+        except AnnotationError:
+            return []
+        if not all(len(row) >= 5 and row[0].isdecimal() for row in rows):
+            return []
+        found |= {int(row[0]) for row in rows}
+    return sorted(found)
 
 
 def _without_yaml(tree: Tree, home: Path, file: Path) -> Iterator[Refused]:

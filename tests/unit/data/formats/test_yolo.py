@@ -119,6 +119,8 @@ def test_where_images_and_labels_may_lie(tmp_path: Path) -> None:
     assert [both.names[i] for i in range(2)] == ["images/train/a.jpg", "flat/b.png"]
     assert both.labels.tolist() == [0, 1]
     assert_same(read_yolo(data, "list"), both)
+    (tmp_path / "list.txt").write_text(".\\images\\train\\a.jpg\nflat\\b.png\n")  # of Windows
+    assert_same(read_yolo(data, "list"), both)
     assert len(read_yolo(data, "roboflow")) == 1
 
 
