@@ -27,6 +27,7 @@ from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.inference import find_images
 from crossdet.labels.space import DROPPED
 from crossdet.models.retinanet.network import RetinaNet
+from crossdet.models.weights import update_card
 from crossdet.runs.predict import predict_to_folder
 from crossdet.types import Detections, Flag
 
@@ -736,3 +737,15 @@ def test_odd_arguments_of_a_detector(trained):
         detector(None)
     with pytest.raises(UserError, match="no pixels"):
         detector(np.zeros((0, 64, 3), np.uint8))
+
+
+def test_low_thresholds_are_told(world, trained, tmp_path, crossdet):
+    """A class whose best F1 was found from a score of 0.01 on reports much that is wrong."""
+    weights = tmp_path / "model.safetensors"
+    shutil.copy(trained.folder / "model.safetensors", weights)
+    car = {"threshold": 0.01, "f1": 0.5, "precision": 0.5, "recall": 0.5, "objects": 3}
+    update_card(weights, operating={"car": car})
+    words = ("predict", weights, world.root / "cars/val_0.png", "-o", tmp_path / "out")
+    done = crossdet(*words)
+    assert "note: low scores are reported, where validation found the best F1: car from 0.01 on; see" in done.stdout
+    assert "low scores" not in crossdet(*words, "--score", 0.01).stdout

@@ -133,6 +133,9 @@ def _tell(summary: Summary, pictures: bool, coco: Path | None, unseen: Sequence[
         out.print(f"[yellow]skipped[/yellow] {escape(line)}", highlight=False, soft_wrap=True)
     say(f"{summary.images} images: {_counts(summary.counts)}")
     say(f"{summary.folder}  (predictions.json, coco_results.json{', pictures' if pictures else ''})")
+    if summary.low:
+        which = some([f"{name} from {threshold:.2g} on" for name, threshold in summary.low.items()], 4, 3)
+        say(f"note: low scores are reported, where validation found the best F1: {which}; see --score", "yellow")
     if summary.full:
         which = f"images with as many detections as are reported at most ({summary.most})"
         say(f"note: {which}: {summary.full}; see --max-detections", "yellow")
@@ -177,7 +180,8 @@ def _in_videos(sources: list[str], find: Find, folder: Path, every: int, picture
 
 def _bars() -> Progress:
     """Seen on a terminal only, and gone when it is over."""
-    return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=out, transient=True)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    return Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
 
 
 def _counts(counts: Mapping[str, int]) -> str:

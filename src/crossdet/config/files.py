@@ -47,6 +47,10 @@ for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver(_FLOAT, _EXPONENT, list("-+0123456789"))
 
 
+FROM_PYTHON = ", given from Python"
+"""Ends what stands in a run's config for an index."""
+
+
 def load_config(path: Path | str, overrides: Sequence[Override] = (), known_datasets: Sequence[str] = ()) -> Config:
     """Reads a config file.
 
@@ -67,6 +71,11 @@ def load_config(path: Path | str, overrides: Sequence[Override] = (), known_data
         problems += _override(data, places, shown, text)
     config, found = validated(config_type(data), data, path.absolute().parent, known_datasets)
     lines = [p.text for p in problems] + [f"{_place(p, places)}{p.text}" for p in found]
+    if config is None and (names := _given_from_python(data)):
+        raise ConfigError(
+            f"{path}: data of {', '.join(names)} were given from Python, so this config names no files; write one "
+            f"that does, and take it in its place (`crossdet report RUN --data CONFIG`)"
+        )
     if config is None or lines:  # what reading would find out next is told at once
         gone = _files_not_there(data, path.absolute().parent)
         lines += [f"{_place(p, places)}{p.text}" for p in gone if not any(p.keys[0] in q.keys for q in found)]
@@ -118,11 +127,23 @@ def parsed(text: str) -> dict[str, Any]:
     return found
 
 
+def _given_from_python(data: Mapping[str, Any]) -> list[str]:
+    """The datasets of a run's config of which it has no files."""
+    datasets = data.get("datasets")
+    some = datasets.items() if isinstance(datasets, dict) else ()
+    values = [(str(name), one) for name, one in some if isinstance(one, dict)]
+    return [name for name, one in values if _is_index(one.get("train"), one.get("val"))]
+
+
+def _is_index(*splits: Any) -> bool:
+    return any(isinstance(split, str) and split.endswith(FROM_PYTHON) for split in splits)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
     if isinstance(value, Index):
-        return f"an index of {len(value)} images, given from Python"
+        return f"an index of {len(value)} images{FROM_PYTHON}"
     if isinstance(value, dict):
         return {key: _plain(child) for key, child in value.items()}
     if isinstance(value, (tuple, list)):

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Picture = NDArray[np.uint8]
 """`[H, W, 3]` RGB."""
 Searched = Iterator[tuple[Path, Picture | None, Detections | str]]
+LOW = 0.1
+"""A class that is reported from a lower score on is told."""
 MAX_OPEN_DRAWINGS = 16
 """Pictures that wait to be drawn and written; more would keep the decoded files in memory."""
 
@@ -39,7 +41,8 @@ class Summary:
     pictures in `folder/pictures`, by name, that are not of this call. without_id: read images that the COCO file
     whose ids were asked for does not name. own: how many drawings of an earlier call were left out. asked: how
     many images were to be looked at. stopped: by Ctrl-C, before all were. most: detections of an image, None where
-    there is no limit. full: images that have as many."""
+    there is no limit. full: images that have as many. low: thresholds of found classes that are below `LOW`, where
+    nobody said another."""
 
     folder: Path
     images: int
@@ -52,6 +55,7 @@ class Summary:
     stopped: bool
     most: int | None
     full: int
+    low: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,9 @@ def predict_to_folder(
     counts = dict(answers.counts.most_common())
     own = len(found) - len(files)
     full = sum(len(entry["detections"]) == most for entry in answers.images)
-    ends = (len(files), answers.stopped, most, full)
+    used = detector.thresholds_used(None) if score_threshold is None else {}
+    low = {name: used[name] for name in counts if used.get(name, 1.0) < LOW}
+    ends = (len(files), answers.stopped, most, full, low)
     return Summary(folder, len(answers.images), counts, answers.lost, older, answers.without_id, own, *ends)
 
 

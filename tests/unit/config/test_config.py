@@ -390,3 +390,13 @@ def test_what_is_no_config_is_told(tmp_path):
         load_config(tmp_path / "config.yaml", "seed=2")
     with pytest.raises(UserError, match="its weights or run come first"):
         evaluate(load_config(write(tmp_path, MINIMAL)), "runs/first")  # type: ignore[arg-type]
+
+
+def test_the_config_of_a_run_on_data_from_python_says_so(tmp_path):
+    builder = IndexBuilder(tmp_path)
+    builder.image("a.jpg", 10, 10)
+    config = Config.from_dict({"datasets": {"pets": {"train": builder.build(("cat",)), "val": "1/6"}}})
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(config))
+    with pytest.raises(ConfigError, match=r"data of pets were given from Python, so .*`crossdet report RUN"):
+        load_config(file)
