@@ -80,12 +80,12 @@ CPU = [
 ]  # fmt: skip
 GPU = [
     Benchmark(
-        f"step_resnet50_800_{dtype}{'_compiled' if extra else ''}",
+        f"step_resnet50_800_{dtype}{extra[0].replace('--', '_').replace('-', '_') if extra else ''}",
         ("train_step.py", "--size", "800", "1344", "--batch", "8", "--dtype", dtype, *extra),
         TINY,
     )
     for dtype in ("float32", "bfloat16")
-    for extra in ((), ("--compile",))
+    for extra in ((), ("--compile",), ("--group-norm",))
 ]
 
 

@@ -93,10 +93,14 @@ def optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
 
 
-def our_step(backbone: str, classes: int, batch: Batch, form: Form, compiled: bool = False) -> Step:
+def our_step(
+    backbone: str, classes: int, batch: Batch, form: Form, compiled: bool = False, group_norm: bool = False
+) -> Step:
     torch.manual_seed(0)
     scales = tuple(4 * 2 ** (k / 3) for k in range(3))
-    settings = RetinaNetSettings(backbone=backbone, anchors=Anchors(scales=scales), freeze_batch_norm=True)
+    settings = RetinaNetSettings(
+        backbone=backbone, anchors=Anchors(scales=scales), freeze_batch_norm=True, group_norm=group_norm
+    )
     network = build_detector(settings, classes).to(batch.images.device)
     if compiled:
         network.compile_parts()
@@ -175,6 +179,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet50", choices=sorted(TORCHVISION))
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "best"])
     parser.add_argument("--compile", action="store_true", help="our step through torch.compile")
+    parser.add_argument("--group-norm", action="store_true", help="in pyramid and towers, as `recipe: auto` has it")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, nargs=2, default=(320, 416), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--classes", type=int, default=91)
@@ -186,7 +191,9 @@ def main() -> None:
     device = torch.device(args.device)
     batch = random_batch(args.batch, tuple(args.size), args.classes, args.datasets, device)
     ours, our_form = best_form(
-        lambda form: our_step(args.backbone, args.classes, batch, form, args.compile), args.dtype, device
+        lambda form: our_step(args.backbone, args.classes, batch, form, args.compile, args.group_norm),
+        args.dtype,
+        device,
     )
     theirs, their_form = best_form(
         lambda form: torchvision_step(args.backbone, args.classes, batch, form), args.dtype, device
@@ -199,6 +206,7 @@ def main() -> None:
         "torchvision_seconds": torchvision_seconds,
         "ratio": torchvision_seconds / ours_seconds,
         "ours_form": our_form.name + (", compiled" if args.compile else ""),
+        "group_norm": args.group_norm,
         "torchvision_form": their_form.name,
         "backbone": args.backbone,
         "batch": args.batch,
