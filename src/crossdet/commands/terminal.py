@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -102,6 +103,8 @@ def run_app(app: typer.Typer) -> None:
         word, code = ("error", 2) if isinstance(error, UserError) else ("failed", 1)
         text = str(error).replace("[", r"\[")
         if isinstance(error, Interrupted):
+            if os.environ.get("LOCAL_RANK", "0") != "0":  # of several processes, which all say the same
+                sys.exit(INTERRUPTED)
             word, code, text = "interrupted", INTERRUPTED, text.removeprefix("interrupted ")
         errors.print(f"[bold red]{word}[/bold red] {text}", highlight=False, soft_wrap=True)
         sys.exit(code)
