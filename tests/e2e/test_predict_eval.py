@@ -215,6 +215,10 @@ def test_results_with_ids_of_their_own_are_not_scored_by_those_of_another_file(w
     ).returncode
     assert code == 0
     assert crossdet("score", "coco", tmp_path / "truth.json", tmp_path / "coco_results.json").returncode == 0
+    done = crossdet("score", "coco", tmp_path / "truth.json", tmp_path / "coco_results.json", "--json", "-")
+    assert "AP50" in done.stdout
+    assert isinstance(json.loads(done.stdout), dict)
+    assert "AP50" in done.stderr
 
 
 def test_a_class_under_the_id_of_another_is_not_scored(world, trained, tmp_path, crossdet):

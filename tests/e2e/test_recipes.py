@@ -124,8 +124,8 @@ def test_too_little_memory_is_told_with_what_helps(world, tmp_path, monkeypatch)
     config = auto(world, max_steps=4, batch_size=4, eval_every=0)
     with pytest.raises(RunError) as error:
         train(config, output=tmp_path)
-    told = "4 pictures at once (CUDA out of memory. Tried to allocate 20.00 GiB.). With `train.accumulate: 2` half"
-    assert f"cpu ran out of memory at step 1, with {told} of them" in str(error.value)
+    told = "4 pictures at once (CUDA out of memory. Tried to allocate 20.00 GiB.). Less is needed by `train"
+    assert f"cpu ran out of memory at step 1, with {told}.accumulate: 2` (" in str(error.value)
 
 
 def test_patience_ends_a_training_that_gets_no_better(world, tmp_path, monkeypatch):

@@ -438,6 +438,13 @@ def test_a_run_goes_on_where_its_data_have_moved(world, tmp_path):
     assert str(moved.root) in (tmp_path / "run/config.yaml").read_text()
     with pytest.raises(UserError, match=r"differing: train\.lr\. Resume"):
         train(moved.config(few | {"train.epochs": 3, "train.lr": 0.5}), output=tmp_path / "run", resume=True)
+    written = (tmp_path / "run/config.yaml").read_text()
+    picture = moved.root / "cars/train_0.png"
+    kept = picture.read_bytes()
+    picture.write_bytes(kept + b" ")
+    with pytest.raises(UserError, match=r"1 of \d+ pictures are other files, such as train_0\.png \([\d,]+ bytes"):
+        train(moved.config(few | {"train.epochs": 3}), output=tmp_path / "run", resume=True)
+    picture.write_bytes(kept)
     labels = moved.root / "cars_train.json"
     content = json.loads(labels.read_text())
     for annotation in content["annotations"]:
@@ -445,6 +452,7 @@ def test_a_run_goes_on_where_its_data_have_moved(world, tmp_path):
     labels.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"cannot be resumed, it would go on with something else"):
         train(moved.config(few | {"train.epochs": 3}), output=tmp_path / "run", resume=True)
+    assert (tmp_path / "run/config.yaml").read_text() == written  # a refusal changes nothing
 
 
 def test_a_finished_run_goes_on_for_more_epochs(world, tmp_path, capsys):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import ConfigFile, JsonFile, out, save_json, say
+from crossdet.commands.terminal import STDOUT, ConfigFile, JsonFile, out, save_json, say
 from crossdet.errors import UserError
 
 _FIGURES = (".png", ".pdf", ".svg")
@@ -47,7 +47,7 @@ def anchors(
     print_anchors(report, out)
     if json_file is not None:
         save_json(json_file, report.to_json())
-        say(f"numbers in {json_file}")
+        say(f"numbers in {'standard output' if json_file == STDOUT else json_file}")
     if plot is not None:
         draw_anchors(plot, data, report)
         say(f"figure in {plot}")

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from crossdet.commands.terminal import (
+    STDOUT,
     AgnosticNms,
     ConfigFile,
     Device,
@@ -91,7 +92,7 @@ def evaluate(
     target = json_file or (default if output is None else output / "eval.json")
     if target is not None:
         save_json(target, metrics)
-        say(f"numbers in {target}")
+        say(f"numbers in {'standard output' if target == STDOUT else target}")
     if folder is not None:
         say(f"curves and predictions in {folder}")
     if store:

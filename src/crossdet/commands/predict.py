@@ -111,7 +111,7 @@ def predict(
                 weights, images, folder, names, score, max_detections, pictures, coco, fold, agnostic_nms, last,
                 tile, overlap, device, lambda done, of: progress.update(bar, completed=done, total=of),
             )  # fmt: skip
-        _tell(summary, pictures, coco, videos_in(images))
+        _tell(summary, pictures, coco, videos_in(images, without=folder))
         record = json.loads((summary.folder / "predictions.json").read_text())
         if summary.stopped or not summary.images:
             save_json(json_file, record)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from crossdet.commands.score_printing import percent, print_line, print_table
+from crossdet.commands.terminal import STDOUT, save_json
 from crossdet.errors import UserError, some
-from crossdet.files import write_json
 
 if TYPE_CHECKING:
     from crossdet.evaluation.files.wider_pedestrian import PedestrianFiles
@@ -33,7 +33,7 @@ CocoResults = Annotated[
 ]
 JsonFile = Annotated[
     Path | None,
-    typer.Option("--json", metavar="FILE", dir_okay=False, help="also write the numbers as JSON, 0 to 1"),
+    typer.Option("--json", metavar="FILE", dir_okay=False, help="also write the numbers as JSON (-: to stdout)"),
 ]
 CurvesFolder = Annotated[
     Path | None,
@@ -327,8 +327,8 @@ def _region_notes(files: PedestrianFiles, annotations: Path, ignore: Path | None
 def _finish(notes: Iterable[str], record: dict[str, Any], json_file: Path | None) -> None:
     for note in notes:
         print_line(note)
-    if json_file is not None:
-        write_json(json_file, record)
+    save_json(json_file, record)
+    if json_file not in (None, STDOUT):
         print_line(f"numbers in {json_file}")
 
 

@@ -54,9 +54,12 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     return list(found)
 
 
-def videos_in(paths: Iterable[str | Path]) -> list[Path]:
-    """Video files in folders (searched through) and among what glob patterns name, sorted."""
-    return sorted({f for given in paths for f in _files_of(given) if _is_video(f) and f != Path(given)})
+def videos_in(paths: Iterable[str | Path], without: Path | None = None) -> list[Path]:
+    """Video files in folders (searched through) and among what glob patterns name, sorted; without those in a
+    folder, and without `.ts`, which may be a program."""
+    found = {f for given in paths for f in _files_of(given) if _is_video(f) and f != Path(given)}
+    outside = {f for f in found if without is None or without.resolve() not in f.resolve().parents}
+    return sorted(f for f in outside if f.suffix.lower() != ".ts")
 
 
 def _is_video(file: Path) -> bool:

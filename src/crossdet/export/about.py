@@ -117,4 +117,5 @@ class About:
             card = Card.from_metadata(read["card"])
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
+        fixed.setdefault("antialias", card.settings.antialias)
         return cls(**read | {"card": card, "rules": Rules(**fixed)})

@@ -56,8 +56,13 @@ def build_fabric(config: Config) -> Fabric:
     return fabric
 
 
-def _end(others: Sequence[Popen[bytes]]) -> None:
-    """Ends the other processes at the end of this one. As a rule they end alike, and get a moment for it."""
+def _end(processes: list[Popen[bytes]]) -> None:
+    """Ends the other processes at the end of this one. As a rule they end alike, and get a moment for it.
+
+    The list is Fabric's, who looks into it and kills this process where one of them has failed.
+    """
+    others = list(processes)
+    processes.clear()
     until = time.monotonic() + GRACE
     for process in others:
         try:

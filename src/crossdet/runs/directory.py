@@ -16,12 +16,13 @@ from crossdet.config import CONFIG_FILE, Config, dump_config, load_config
 from crossdet.errors import ConfigError, UserError
 from crossdet.files import write_atomically
 from crossdet.models.weights import STATE_FILE, load_state
+from crossdet.training.identity import Identity, check_identity
 
 # Keys that may differ between a run and its resumption without changing what it computes.
 _FREE_KEYS = ("output", "train.workers", "train.log_every", "train.checkpoint_minutes",
               "train.checkpoint_steps", "train.precision", "train.loggers", "eval.batch_size",
               "extend.tolerance")  # fmt: skip
-_PLACES = ("images", "annotations", "ignore")
+_PLACES = ("images", "annotations", "image_set", "ignore")
 
 
 def run_directory(config: Config, output: str | Path | None) -> Path:
@@ -71,12 +72,15 @@ def is_finished(run_dir: Path, config: Config) -> bool:
     return bool(_state(run_dir).get("progress", {}).get("finished"))
 
 
-def make_run_dir(fabric: Fabric, run_dir: Path, config: Config, resume: bool) -> None:
-    """Writes the resolved config into an empty run directory, or into the one that is resumed.
+def make_run_dir(fabric: Fabric, run_dir: Path, config: Config, resume: bool, identity: Identity) -> None:
+    """Writes the resolved config into an empty run directory, or into the one that is resumed. identity: of what is
+    to be trained; raises `UserError` where the state that is resumed is of something else.
 
     Called after `check_run_dir`, and once all parts are built: a mistake in the config leaves no half-made run
     behind and costs no earlier one.
     """
+    if resume and (state := _state(run_dir)):
+        check_identity(run_dir, state.get("identity"), identity)
     fabric.barrier()  # all processes have looked at what is in the run directory
     if fabric.is_global_zero:
         if run_dir.exists() and (run_dir / CONFIG_FILE).exists() and not resume:

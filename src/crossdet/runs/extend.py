@@ -21,7 +21,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.seed import seed_everything
 
 from crossdet.config import Config, as_config
-from crossdet.config.sources import Sources, open_sources
+from crossdet.config.sources import Sources, named_splits, open_sources
 from crossdet.errors import UserError, problem_list, some
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.forgetting import (
@@ -58,6 +58,7 @@ from crossdet.runs.building import (
 from crossdet.runs.directory import check_run_dir, make_run_dir, run_directory
 from crossdet.runs.evaluate import Evaluation, judged_classes, score_network, splits_for_training
 from crossdet.runs.train import train_network
+from crossdet.training.identity import run_identity
 from crossdet.training.modes import MODES, ExtendSettings, Growth, Remark, check_mode
 from crossdet.training.modes.mode import Extension
 from crossdet.training.pseudo_labels import TEACHER_FOLDER
@@ -112,7 +113,9 @@ def extend(
     fabric = build_fabric(config)
     seed_everything(config.seed, verbose=False)
     network = _grown_network(settings, growth, tensors, choice)
-    make_run_dir(fabric, run_dir, config, resume)
+    points = card.operating or {}
+    begun = replace(new_card(config, sources.space, settings, history), operating=points)
+    make_run_dir(fabric, run_dir, config, resume, run_identity(begun, named_splits(sources)))
     if fabric.is_global_zero:
         print(*grown_by(known, sources.space), *(f"{kind}: {text}" for kind, text in remarks), sep="\n", flush=True)
     old = _in_layout(load_detector(parent, fabric.device), config)
@@ -123,8 +126,6 @@ def extend(
     )
     del old
 
-    points = card.operating or {}
-    begun = replace(new_card(config, sources.space, settings, history), operating=points)
     data = training_data(config, replace(sources, space=space, train=dict(train)), network.fill_colour)
     stored = partial(_stored_points, points, mode.keeps_thresholds)
     share = rate_share(config, growth)

@@ -211,8 +211,8 @@ def _collected(
                     number = len(answers.images) + 1 if ids is None else numbers.get(file)
                     answers.add(file, picture, found, number, ids)
                     if file in drawn:
-                        answers.images[-1]["picture"] = f"pictures/{drawn[file]}"
                         drawing.add(drawn[file], picture, found)
+                        answers.images[-1]["picture"] = f"pictures/{drawn[file]}"
                 tell(done, len(files))
         except KeyboardInterrupt:
             answers.stopped = True

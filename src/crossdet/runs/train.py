@@ -80,9 +80,9 @@ def train(
     settings = network_settings(config)  # may make a backbone to count its parameters, so before the seed
     seed_everything(config.seed, verbose=False)
     network = build_network(settings, sources.space, config.model.weights)
-    make_run_dir(fabric, run_dir, config, resume)
     datasets = {name: list(index.classes) for name, index in sources.train.items()}
     card = new_card(config, sources.space, settings, [first_generation(datasets, sources.space)])
+    make_run_dir(fabric, run_dir, config, resume, run_identity(card, named_splits(sources)))
 
     def labelled_data(by_teacher: TeacherLabels) -> EpochData:
         labelled = replace(sources, space=by_teacher.space, train=by_teacher.train)

@@ -17,13 +17,17 @@ from crossdet.models.architectures import ARCHITECTURES, DEFAULT
 from crossdet.models.card import WEIGHTS_FILE, Card, read_card
 
 Identity = dict[str, str]
-"""labels, architecture, model: as in the weights' metadata. data: what `described` says of every split, as JSON."""
+"""labels, architecture, model: as in the weights' metadata. data, pictures: what `described` and `file_sizes` say
+of every split, as JSON; older states have no pictures."""
+COMPARED = 64
+"""Picture files of a split by whose sizes it is seen that they are the same."""
 
 
 def run_identity(card: Card, splits: Mapping[str, Index]) -> Identity:
     """Of the weights' card and the splits that are trained and judged on, by the names that messages use."""
     data = {name: described(index) for name, index in splits.items()}
-    return {**_of_card(card), "data": json.dumps(data)}
+    pictures = {name: file_sizes(index) for name, index in splits.items()}
+    return {**_of_card(card), "data": json.dumps(data), "pictures": json.dumps(pictures)}
 
 
 def _of_card(card: Card) -> Identity:
@@ -41,6 +45,19 @@ def described(index: Index) -> dict[str, Any]:
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)
     return {"images": len(index), "boxes": len(index.boxes), "sha256": digest.hexdigest()}
+
+
+def file_sizes(index: Index) -> dict[str, int]:
+    """Name -> bytes of some picture files, evenly spread; -1 of one that is not there."""
+    rows = np.unique(np.linspace(0, len(index) - 1, min(COMPARED, len(index))).astype(np.int64)).tolist()
+    return {index.names[row]: _bytes(index.path(row)) for row in rows}
+
+
+def _bytes(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except (OSError, ValueError):
+        return -1
 
 
 def check_identity(run_dir: Path, stored: Identity | None, now: Identity) -> None:
@@ -78,6 +95,21 @@ def _changes(before: Identity, now: Identity) -> Iterator[str]:
             one, other = (f"{d['images']:,} images with {d['boxes']:,} boxes" for d in (was, data[name]))
             same = "as many as before, but not the same" if one == other else f"{one} then"
             yield f"datasets.{name}: {other} now, {same}"
+        else:
+            yield from _other_pictures(name, before, now)
+
+
+def _other_pictures(split: str, before: Identity, now: Identity) -> Iterator[str]:
+    then, files = (json.loads(identity.get("pictures", "{}")).get(split, {}) for identity in (before, now))
+    other = [name for name in files if files[name] != then.get(name, files[name])]
+    if other:
+        first = other[0]
+        sizes = f"{_told(then[first])} then, {_told(files[first])} now"
+        yield f"datasets.{split}: {len(other)} of {len(files)} pictures are other files, such as {first} ({sizes})"
+
+
+def _told(size: int) -> str:
+    return f"{size:,} bytes" if size >= 0 else "not there"
 
 
 def differences(old: LabelSpace, new: LabelSpace) -> list[str]:

@@ -157,11 +157,12 @@ def _memory_told(run: RunState, recipe: Recipe) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         each = -(-recipe.batch_size // (run.fabric.world_size * recipe.accumulate))
+        fewer = f"`train.accumulate: {2 * recipe.accumulate}` (batches as large, half of it at once), " * (each > 1)
         raise RunError(
             f"{run.fabric.device} ran out of memory at step {run.progress.step + 1}, with {each} pictures at once "
-            f"({str(error).splitlines()[0]}). With `train.accumulate: {2 * recipe.accumulate}` half of them are "
-            f"there at once, in batches as large; `train.precision: bf16-mixed`, a lower `train.batch_size` or "
-            f"`input.shorter` help as well. A run with another of these begins anew"
+            f"({str(error).splitlines()[0]}). Less is needed by {fewer}a lower `train.batch_size` or "
+            f"`input.shorter`, in a run that begins anew, and by `train.precision: bf16-mixed`, with which this "
+            f"one can be resumed"
         ) from None
 
 

@@ -228,10 +228,10 @@ def label_folders(folder: Path, datasets: Iterable[str]) -> dict[str, Path]:
 
 
 def open_labelled(place: Path, index: Index) -> Index:
-    """What `label_images` kept of a split. index: the split without the labels; how its pictures are turned is said
-    by the config and not in the folder.
+    """What `label_images` kept of a split. index: the split without the labels; where its pictures are, and how
+    they are turned, is said by the config and not in the folder.
     """
-    return replace(load_index(place), rotation=index.rotation)
+    return replace(load_index(place), rotation=index.rotation, root=index.root)
 
 
 def find(fabric: Fabric, teacher: Teacher, index: Index, classes: Sequence[int], floor: float) -> DetectionArrays:

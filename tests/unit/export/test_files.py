@@ -26,6 +26,7 @@ import yaml
 from PIL import Image
 
 from crossdet import LabelSpace, UserError, load_detector
+from crossdet.export.about import About
 from crossdet.export.detector import check_fold
 from crossdet.export.files import write_onnx
 from crossdet.export.graph import as_opset_17
@@ -38,7 +39,7 @@ from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.building import build_detector
 from crossdet.models.card import Card, InputSettings, first_generation, read_card
 from crossdet.models.detr.network import Detr
-from crossdet.models.detr.settings import DFineSettings
+from crossdet.models.detr.settings import DFineSettings, RFDetrSettings
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.models.weights import save_weights
 from crossdet.runs import export as exporting
@@ -251,6 +252,18 @@ def test_a_file_says_what_it_is(name, files, weights):
     assert about.source["file"] == "model.safetensors"
     assert about.card.generations[0].mode == "train"
     assert json.loads(about.to_metadata()["avoided"]) == {"a": ["z"], "b": ["x", "y"]}
+
+
+def test_older_files_resize_as_their_networks(files):
+    """They do not say whether with antialiasing; of RF-DETR it is without."""
+    about = load_detector(files / "any.onnx").about
+    rf_detr = RFDetrSettings.model_construct(square=64, config={})
+    metadata = replace(about, card=replace(about.card, settings=rf_detr)).to_metadata()
+    rules = json.loads(metadata["rules"])
+    del rules["antialias"]
+    metadata["rules"] = json.dumps(rules)
+    assert not About.from_metadata(files / "any.onnx", metadata).rules.antialias
+    assert about.rules.antialias
 
 
 def test_as_a_network_it_keeps_its_limits(files, pictures):

@@ -12,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 
 from crossdet import Config, LabelSpace, UserError
+from crossdet.data.cache import save_index
 from crossdet.data.index import IndexBuilder
 from crossdet.errors import ConfigError
 from crossdet.evaluation.arrays import DetectionArrays, Verified
@@ -21,7 +22,7 @@ from crossdet.losses import dataset_aware_focal_loss
 from crossdet.models.retinanet.anchors import anchor_grid, cell_anchors
 from crossdet.models.retinanet.matching import label_anchors
 from crossdet.training.feed import EpochData, _prepare_and_weigh
-from crossdet.training.pseudo_labels import Teacher, label_images
+from crossdet.training.pseudo_labels import Teacher, label_images, open_labelled
 from crossdet.training.state import Average
 from crossdet.training.teachers import (
     TeacherLabels,
@@ -373,3 +374,14 @@ def test_mistakes_of_the_section(plan, pseudo, train, message):
     with pytest.raises(ConfigError) as told:
         config(plan, pseudo=pseudo, train=train)
     assert message in str(told.value)
+
+
+def test_labels_of_teachers_are_of_the_pictures_where_the_config_has_them(tmp_path):
+    """A run that goes on after its data have moved."""
+    builder = IndexBuilder(tmp_path / "then")
+    builder.image("a.jpg", 10, 10)
+    builder.box((1, 1, 5, 5), 0)
+    index = builder.build(("cat",))
+    save_index(index, tmp_path / "kept")
+    moved = replace(index, root=str(tmp_path / "now"))
+    assert open_labelled(tmp_path / "kept", moved).path(0) == tmp_path / "now/a.jpg"

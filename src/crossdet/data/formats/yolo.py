@@ -454,6 +454,14 @@ def _without_names(tree: Tree, known: Collection[Path]) -> Iterator[Refused]:
             yield Refused(home, f"{what}; {fix}", without_suffix(pictures))
 
 
+def _is_share(text: str) -> bool:
+    """Of a picture's side, or not far from one."""
+    try:
+        return -1 <= float(text) <= 2
+    except ValueError:
+        return False
+
+
 def _class_numbers(files: Sequence[str]) -> list[int]:
     """Of label files; none where these say something else."""
     found: set[int] = set()
@@ -462,7 +470,7 @@ def _class_numbers(files: Sequence[str]) -> list[int]:
             rows = [line.split() for line in read_lines(Path(file)) if line.strip()]
         except AnnotationError:
             return []
-        if not all(len(row) >= 5 and row[0].isdecimal() for row in rows):
+        if not all(len(row) >= 5 and row[0].isdecimal() and all(map(_is_share, row[1:])) for row in rows):
             return []
         found |= {int(row[0]) for row in rows}
     return sorted(found)

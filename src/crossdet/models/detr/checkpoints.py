@@ -22,6 +22,8 @@ NOT_OURS = ("id2label", "label2id", "num_labels", "architectures", "transformers
 KNOWN = {"d_fine": "dfine", "rt_detr": "rtdetr", "rt_detr_v2": "rtdetr", "rf_detr": "rfdetr"}
 VERSIONS = {"rt_detr": 1, "rt_detr_v2": 2}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BILINEAR = 2
+"""`resample` as Pillow numbers it."""
 ONE_STRIDE = ("rf_detr",)
 """Networks whose pictures need not be a multiple of `PAD_DIVISOR`."""
 
@@ -97,6 +99,9 @@ def described(source: str | Path, family: str) -> Described:
     )
 
 
+WANTED = (("do_rescale", True), ("rescale_factor", 1 / 255), ("do_resize", True), ("resample", BILINEAR))
+
+
 def _processor(directory: Path, family: str) -> dict[str, Any]:
     """How HF prepares pictures, with what its classes have by default. Raises `UserError` where that is not known,
     and for what is done differently here."""
@@ -113,17 +118,18 @@ def _processor(directory: Path, family: str) -> dict[str, Any]:
     usual = {"size": size, "do_normalize": normalised}
     usual |= {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}
     given = usual | _read(file)
-    for key, wanted in (("do_rescale", True), ("rescale_factor", 1 / 255), ("do_resize", True)):
+    for key, wanted in WANTED:
         value = given.get(key, wanted)
         if not isinstance(value, int | float) or abs(value - wanted) > 1e-6:
             raise UserError(f"{file}: `{key}` is {show(value)}; here it is always {wanted:g}")
+    if given.get("do_pad") and given.get("pad_size"):
+        raise UserError(f"{file}: `pad_size` is {show(given['pad_size'])}; pictures are not padded to a size here")
     return given
 
 
 def _shape(file: Path, size: Any, divisor: int) -> tuple[int | None, tuple[int, int] | None]:
     """`Described.square` and `edges`."""
-    sides = size if isinstance(size, dict) else {"height": size, "width": size}
-    match sides:
+    match size:
         case {"shortest_edge": int(shorter), "longest_edge": int(longer)} if 0 < shorter <= longer:
             return None, (shorter, longer)
         case {"height": int(side), "width": int(other)} if side == other > 0 == side % divisor and side is not True:

@@ -331,6 +331,9 @@ def test_bad_processors(copy):
         ),
         ({"do_normalize": True, "image_mean": [0.5] * 3, "image_std": None}, "`image_std` is null"),
         ({"rescale_factor": 1.0}, "`rescale_factor` is 1.0; here it is always 0.00392157"),
+        ({"resample": 3}, "`resample` is 3; here it is always 2"),
+        ({"do_pad": True, "pad_size": {"height": 64, "width": 64}}, "`pad_size` is .*; pictures are not padded"),
+        ({"size": 64}, "`size` is 64; expected a multiple of 32 as height and, alike, as width"),
         ({"do_rescale": False}, "`do_rescale` is false; here it is always 1"),
         ({"size": {"max_height": 64, "max_width": 64}}, "`size` is .*; expected a multiple of 32 as height and, a"),
         ({"size": {"height": 64, "width": 96}}, "`size` is .*; expected a multiple of 32 as height and, alike"),
@@ -343,8 +346,6 @@ def test_bad_processors(copy):
         (copy / "preprocessor_config.json").write_text(json.dumps(values))
         with pytest.raises(UserError, match=f"preprocessor_config.json: {message}"):
             read_card(copy)
-    (copy / "preprocessor_config.json").write_text(json.dumps({"size": SIDE}))
-    assert read_card(copy).settings.square == SIDE
     (copy / "preprocessor_config.json").write_text("{}")
     assert read_card(copy).settings.square == 640  # as the class of HF has it
     (copy / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 96, "longest_edge": 160}}')
