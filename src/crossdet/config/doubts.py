@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crossdet.config import Config
 from crossdet.config.listed_only import learnt_from
@@ -16,6 +17,9 @@ from crossdet.labels.space import DROPPED, LabelSpace
 
 MANY_EMPTY, MANY_LEFT_OUT, MANY_FAR_OVER = 0.5, 0.01, 0.15
 """Shares of a split's pictures or boxes above which they are spoken of, or asked about."""
+STRAY, OFTEN, MANY_PICTURES = 3, 0.05, 50
+"""So few objects of a class, in so many pictures or more, are spoken of where it is in such a share of the pictures
+of another dataset."""
 OF_NO_CLASS = frozenset(
     {"dontcare", "dontcares", "ignore", "ignored", "void", "background",
      "ignoreregion", "ignoreregions", "ignoredregion", "ignoredregions"}
@@ -65,6 +69,7 @@ def label_warnings(config: Config, sources: Sources, splits: Sequence[str] = SPL
         yield f"merge of unlike classes: {text}"
     yield from parts_apart(sources.space)
     yield from unshown_warnings(sources)
+    yield from stray_warnings(sources)
     yield from unlike_before(sources)
 
 
@@ -94,6 +99,37 @@ def unshown_warnings(sources: Sources) -> Iterator[str]:
                 f"{name} train: no object of {', '.join(asked)}, which {teachers} teach, and its background is "
                 f"a negative for it; if its pictures show it, say `labels.not_exhaustive: {{{name}: [{unified}]}}`"
             )
+
+
+def stray_warnings(sources: Sources) -> Iterator[str]:
+    """Classes of which a dataset has a few objects in many pictures, while another shows them often: as if somebody
+    had labelled a class that is not labelled there."""
+    space = sources.space
+    seen = {name: _shown(space, name, index) for name, index in sources.train.items()}
+    for name, (objects, _) in seen.items():
+        pictures = len(sources.train[name])
+        often = np.max([shares for other, (_, shares) in seen.items() if other != name], 0, initial=0.0)
+        trusted = ~space.avoid_array[space.dataset_index(name)]
+        stray = (objects > 0) & (objects <= STRAY) & (often >= OFTEN) & trusted
+        if stray.any() and pictures >= MANY_PICTURES:
+            named = [(space.classes[c], int(objects[c])) for c in np.flatnonzero(stray).tolist()]
+            told, classes = ", ".join(f"{count} of {c}" for c, count in named), ", ".join(c for c, _ in named)
+            yield (
+                f"{name} train: very few objects, {told} in {pictures:,} pictures, where another dataset shows "
+                f"them often. Its background is a negative for {classes}; if its pictures show more than that, say "
+                f"`labels.not_exhaustive: {{{name}: [{classes}]}}`"
+            )
+
+
+def _shown(space: LabelSpace, name: str, index: Index) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """`[C]` objects of each class, and `[C]` the share of the pictures that show it."""
+    ids = np.asarray(space.ids(name, index.classes), np.int64)
+    labels, images = ids[index.labels[index.is_object]], index.image_of_box()[index.is_object]
+    kept = labels != DROPPED
+    labels, images = labels[kept], images[kept]
+    pairs = np.unique(images * len(space.classes) + labels) % len(space.classes)
+    objects, pictures = (np.bincount(some, minlength=len(space.classes)) for some in (labels, pairs))
+    return objects, pictures / max(1, len(index))
 
 
 def unlike_before(sources: Sources) -> Iterator[str]:

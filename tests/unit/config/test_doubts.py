@@ -204,3 +204,23 @@ def test_a_slip_in_the_name_of_a_merge(tmp_path):
     )
     assert extension(tmp_path, {"merge": {"person": ["site/walker"]}}, site={"train": new}) == ""
     assert extension(tmp_path, {"merge": {"car": ["site/walker"]}}, site={"train": new}) == "", "no slip of `cart`"
+
+
+def test_a_few_objects_of_a_class_that_others_show_often(tmp_path):
+    """61 pedestrians' pictures with one face box, by a slip: the question about listed classes is not asked."""
+    face = ((50.0, 50.0, 60.0, 60.0), 1)
+    peds = index(tmp_path / "a", "person face", *[GOOD] * 40, [*GOOD, face], *[[]] * 20)
+    faces = index(tmp_path / "b", "face", *[GOOD] * 6, *[[]] * 5)
+    labels = {"merge": {"face": ["peds/face", "faces/face"]}}
+    text = told(config_of(labels, peds={"train": peds}, faces={"train": faces}))
+    assert text == (
+        "peds train: very few objects, 1 of face in 61 pictures, where another dataset shows them often. Its "
+        "background is a negative for face; if its pictures show more than that, say "
+        "`labels.not_exhaustive: {peds: [face]}`"
+    )
+    said = {**labels, "not_exhaustive": {"peds": ["face"]}}
+    assert told(config_of(said, peds={"train": peds}, faces={"train": faces})) == ""
+    more = index(tmp_path / "a", "person face", *[[*GOOD, face]] * 4, *[GOOD] * 57)  # rare, and labelled
+    assert told(config_of(labels, peds={"train": more}, faces={"train": faces})) == ""
+    few = index(tmp_path / "a", "person face", *[GOOD] * 40, [*GOOD, face])  # of so few one may show a face
+    assert told(config_of(labels, peds={"train": few}, faces={"train": faces})) == ""
