@@ -472,6 +472,8 @@ def _class_numbers(files: Sequence[str]) -> list[int]:
             return []
         if not all(len(row) >= 5 and row[0].isdecimal() and all(map(_is_share, row[1:])) for row in rows):
             return []
+        if any(len(row[0]) > MAX_DIGITS for row in rows):
+            return []
         found |= {int(row[0]) for row in rows}
     return sorted(found)
 
