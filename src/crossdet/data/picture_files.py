@@ -24,6 +24,7 @@ Pixels = NDArray[np.uint8]
 T = TypeVar("T")
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
+_SOUGHT = frozenset((*PICTURE_SUFFIXES, *VIDEO_SUFFIXES))
 
 ROTATION_FILL = (124, 116, 104)
 """RGB of the corners that a rotation uncovers: ImageNet's mean, near zero after normalisation, as padding is."""
@@ -43,8 +44,6 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     empty = []
     for given in paths:
         files = [file for file in _files_of(given) if not _is_video(file) or file == Path(given)]
-        if Path(given).is_dir():
-            files = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
         if not files:
             videos = videos_in([given])
             empty.append(f"{given} (a video has to be named: {videos[0]})" if videos else str(given))
@@ -67,10 +66,10 @@ def _is_video(file: Path) -> bool:
 
 
 def _files_of(given: str | Path) -> list[Path]:
-    """Of a file, a folder (searched through) or a glob pattern, sorted."""
+    """Of a file, a folder (searched through for pictures and videos) or a glob pattern, sorted."""
     path = Path(given)
     if path.is_dir():
-        return sorted(p for p in path.rglob("*") if p.is_file())
+        return sorted(p for p in path.rglob("*") if p.suffix.lower() in _SOUGHT and p.is_file())
     if path.is_file():
         return [path]
     root = Path(path.anchor) if path.is_absolute() else Path()

@@ -115,7 +115,8 @@ def extend(
     network = _grown_network(settings, growth, tensors, choice)
     points = card.operating or {}
     begun = replace(new_card(config, sources.space, settings, history), operating=points)
-    make_run_dir(fabric, run_dir, config, resume, run_identity(begun, named_splits(sources)))
+    identity = run_identity(begun, named_splits(sources))
+    make_run_dir(fabric, run_dir, config, resume, identity)
     if fabric.is_global_zero:
         print(*grown_by(known, sources.space), *(f"{kind}: {text}" for kind, text in remarks), sep="\n", flush=True)
     old = _in_layout(load_detector(parent, fabric.device), config)
@@ -129,7 +130,9 @@ def extend(
     data = training_data(config, replace(sources, space=space, train=dict(train)), network.fill_colour)
     stored = partial(_stored_points, points, mode.keeps_thresholds)
     share = rate_share(config, growth)
-    record = train_network(fabric, config, sources, network, data, run_dir, begun, resume, course, stored, share)
+    record = train_network(
+        fabric, config, sources, network, data, run_dir, begun, identity, resume, course, stored, share
+    )
     after, seen_now = _after(fabric, config, sources, known, run_dir)
     ends = intervals(_splits_of(sources, known), seen, seen_now)
     found = changes(before, after, ends)

@@ -35,7 +35,7 @@ from crossdet.runs.building import (
 )
 from crossdet.runs.directory import check_run_dir, check_teachers_stay, make_run_dir, run_directory
 from crossdet.runs.evaluate import judged_classes, metrics_table, score_network, splits_for_training
-from crossdet.training.identity import run_identity
+from crossdet.training.identity import Identity, run_identity
 from crossdet.training.loop import fit
 from crossdet.training.pseudo_labels import TEACHER_FOLDER
 from crossdet.training.schedule import Schedule
@@ -82,7 +82,8 @@ def train(
     network = build_network(settings, sources.space, config.model.weights)
     datasets = {name: list(index.classes) for name, index in sources.train.items()}
     card = new_card(config, sources.space, settings, [first_generation(datasets, sources.space)])
-    make_run_dir(fabric, run_dir, config, resume, run_identity(card, named_splits(sources)))
+    identity = run_identity(card, named_splits(sources))
+    make_run_dir(fabric, run_dir, config, resume, identity)
 
     def labelled_data(by_teacher: TeacherLabels) -> EpochData:
         labelled = replace(sources, space=by_teacher.space, train=by_teacher.train)
@@ -97,7 +98,7 @@ def train(
         )
     del teachers  # their memory is for the training
     data = training_data(config, sources, network.fill_colour)
-    record = train_network(fabric, config, sources, network, data, run_dir, card, resume, course)
+    record = train_network(fabric, config, sources, network, data, run_dir, card, identity, resume, course)
     fabric.barrier()
     return record
 
@@ -110,6 +111,7 @@ def train_network(
     dataset: HybridDataset,
     run_dir: Path,
     card: Card,
+    identity: Identity,
     resume: bool,
     course: Course,
     operating: Callable[[dict[str, Any]], dict[str, Any]] = dict,
@@ -118,7 +120,8 @@ def train_network(
     """Trains built parts, evaluates on the validation splits, draws their pictures; returns the last record.
 
     card: of the weights; its last generation is this training's, and every weights file gets its own scores into
-    it. operating: the operating points that are found -> those that are stored. rate_share: of `Schedule`.
+    it. identity: of what is trained, for its state. operating: the operating points that are found -> those that
+    are stored. rate_share: of `Schedule`.
     """
     fresh = len(card.generations) == 1
     schedule = Schedule.of(config.train, len(dataset), fresh and config.model.weights == "none", rate_share)
@@ -164,7 +167,7 @@ def train_network(
         describe,
         replace(course, watch=watch),
         resume,
-        run_identity(card, named_splits(sources)),
+        identity,
     )
     if fabric.is_global_zero and sources.val:
         detector = load_detector(run_dir, fabric.device)

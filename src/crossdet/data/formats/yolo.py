@@ -442,7 +442,7 @@ def _without_names(tree: Tree, known: Collection[Path]) -> Iterator[Refused]:
     """Pictures with labels beside them, in the data set of no file that names classes."""
     homes: dict[Path, list[str]] = {}
     for folder, files in tree.folders.items():
-        mine = [str(folder / name) for name in sorted(files) if Path(name).suffix.lower() in PICTURE_SUFFIXES]
+        mine = _pictures_among(files, folder)
         if mine and not any(folder.is_relative_to(home) for home in known):
             homes.setdefault(tree.home(folder), []).extend(mine)
     for home, pictures in homes.items():
@@ -454,12 +454,20 @@ def _without_names(tree: Tree, known: Collection[Path]) -> Iterator[Refused]:
             yield Refused(home, f"{what}; {fix}", without_suffix(pictures))
 
 
+def _pictures_among(files: Collection[str], folder: Path) -> list[str]:
+    return [str(folder / name) for name in sorted(files) if Path(name).suffix.lower() in PICTURE_SUFFIXES]
+
+
 def _is_share(text: str) -> bool:
     """Of a picture's side, or not far from one."""
     try:
         return -1 <= float(text) <= 2
     except ValueError:
         return False
+
+
+def _is_class(text: str) -> bool:
+    return text.isdecimal() and len(text) <= MAX_DIGITS
 
 
 def _class_numbers(files: Sequence[str]) -> list[int]:
@@ -470,9 +478,7 @@ def _class_numbers(files: Sequence[str]) -> list[int]:
             rows = [line.split() for line in read_lines(Path(file)) if line.strip()]
         except AnnotationError:
             return []
-        if not all(len(row) >= 5 and row[0].isdecimal() and all(map(_is_share, row[1:])) for row in rows):
-            return []
-        if any(len(row[0]) > MAX_DIGITS for row in rows):
+        if not all(len(row) >= 5 and _is_class(row[0]) and all(map(_is_share, row[1:])) for row in rows):
             return []
         found |= {int(row[0]) for row in rows}
     return sorted(found)
@@ -483,7 +489,7 @@ def _without_yaml(tree: Tree, home: Path, file: Path) -> Iterator[Refused]:
     folders: dict[str, list[Path]] = {}
     pictures: list[str] = []
     for folder, files in tree.folders.items():  # those below others come after them
-        mine = [str(folder / name) for name in sorted(files) if Path(name).suffix.lower() in PICTURE_SUFFIXES]
+        mine = _pictures_among(files, folder)
         if folder.is_relative_to(home) and any(_label_files(mine)):
             pictures += mine
             own = folders.setdefault(tree.split_of(folder) or "train", [])
