@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from crossdet.config import Config
 from crossdet.config.listed_only import learnt_from
 from crossdet.config.sources import SPLITS, Sources, named_splits, whole_split
-from crossdet.data.index import FAR_OVER, IMAGE_REASONS, LEFT_OUT, NO_LABELS, Index
+from crossdet.data.index import FAR_OVER, IMAGE_REASONS, LEFT_OUT, NO_LABELS, STRAY_REGION, Index
 from crossdet.labels.common import common_names, parts_apart
 from crossdet.labels.members import lonely_members
 from crossdet.labels.space import DROPPED, LabelSpace
@@ -190,6 +190,11 @@ def doubtful_boxes(index: Index) -> Iterator[str]:
         yield (
             f"{count:,} of {boxes + count:,} boxes cannot be used ({kinds}), such as {first}: what they mean is "
             f"background{'. Do the annotations belong to these pictures, at this size?' if many else ''}"
+        )
+    if stray := skipped.get(STRAY_REGION):
+        yield (
+            f"{len(stray):,} line(s) with ignore regions name pictures that are not there, such as {stray[0]}. If "
+            "these are other names of pictures of this split, what is in their regions is background"
         )
     far = skipped.get(FAR_OVER, [])
     if len(far) > MANY_FAR_OVER * boxes:

@@ -26,6 +26,7 @@ LEFT_OUT = (NOT_A_NUMBER, NO_AREA, OUTSIDE)
 FAR_OVER = "box far over its image's border, cut"
 MOST_OVER = 0.1
 """A box of `FAR_OVER`, in `Index.skipped`, reaches over by more than this share of the image's width or height."""
+STRAY_REGION = "ignore region of a picture that is not there"
 NO_LABELS = "image without a label file"
 IMAGE_REASONS = ("image cannot be read", "image not found")
 """In `Index.skipped`, of images that are taken for ones without objects."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
-from crossdet.data.annotation_files import BOM, header_sizes
+from crossdet.data.annotation_files import BOM, header_sizes, too_many
 from crossdet.data.cache import cached, fingerprint, pictures_stamp
 from crossdet.data.formats import FORMATS
 from crossdet.data.formats.format import NONE, Format, SplitFiles
@@ -41,7 +42,9 @@ def read_split(format: str, files: SplitFiles) -> Index:
     stamps = [pictures_stamp(folder) for folder in files.images] if kind.depends_on_images else []
     key = fingerprint({"format": format, "extra": stamps, **asdict(files)}, kind.depends(files))
     try:
-        return cached(key, lambda: with_sizes(kind.read(files)), lambda index: not _without_image(index))
+        return cached(
+            key, lambda: with_sizes(_once_each(kind.read(files))), lambda index: not _without_image(index)
+        )
     except AnnotationError as error:
         raise AnnotationError(f"{error}{_looks_like(format, files.annotations)}") from None
 
@@ -54,6 +57,22 @@ def _looks_like(format: str, annotations: tuple[Path, ...]) -> str:
             if (kind := BEGINS.get(begin)) and kind != format:
                 return f"\n{file.name} begins with {begin.decode()!r}, as files of `format: {kind}` do"
     return ""
+
+
+def _once_each(index: Index) -> Index:
+    """The index. Raises `AnnotationError` where a picture is in it under two spellings of its path (`a.png`,
+    `./a.png`, an absolute one): the objects of either would be background of the other."""
+    join = os.path.join
+    paths = [os.path.normpath(join(index.root, name)) for name in index.names]
+    if len(set(paths)) == len(paths):
+        return index
+    first: dict[str, int] = {}
+    problems = [
+        f"{index.names[before]!r} and {index.names[row]!r} are one picture, {path}; give it one entry all its boxes"
+        for row, path in enumerate(paths)
+        if (before := first.setdefault(path, row)) != row
+    ]
+    raise AnnotationError(problem_list(f"{len(problems):,} picture(s) are listed twice", too_many(problems)))
 
 
 def with_sizes(index: Index) -> Index:

@@ -76,6 +76,20 @@ def test_boxes_that_are_lost(tmp_path):
     assert "2 of 4 boxes" in told(config_of(a={"train": lost, "part": "1/1"}))
 
 
+def test_regions_of_pictures_that_are_not_there(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    (tmp_path / "boxes.txt").write_text("a.png 1 2 3 9 9 2 20 3 9 9\n")
+    (tmp_path / "ignore.txt").write_text("train/a.png 20 2 9 9\n")
+    files = {"images": str(tmp_path), "annotations": str(tmp_path / "boxes.txt")}
+    peds = {"format": "wider_pedestrian", "train": files}
+    assert told(Config.from_dict({"datasets": {"peds": peds}})) == ""
+    files["ignore"] = str(tmp_path / "ignore.txt")
+    assert told(Config.from_dict({"datasets": {"peds": peds}})) == (
+        f"peds train: 1 line(s) with ignore regions name pictures that are not there, such as {files['ignore']}:1: "
+        "train/a.png. If these are other names of pictures of this split, what is in their regions is background"
+    )
+
+
 @pytest.mark.parametrize("name", ["DontCare", "don't care", "ignored regions", "_background_"])
 def test_classes_that_mark_places(name, tmp_path):
     places = replace(index(tmp_path / "a", "car x", GOOD, [((5, 5, 40, 40), 1)]), classes=("car", name))

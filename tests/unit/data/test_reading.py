@@ -24,7 +24,7 @@ from crossdet.data.formats.wider_pedestrian import write_wider_pedestrian
 from crossdet.data.formats.yolo import write_yolo
 from crossdet.data.index import IndexBuilder
 from crossdet.data.reading import fill_sizes, read_split
-from crossdet.errors import UserError
+from crossdet.errors import AnnotationError, UserError
 
 from .formats.helpers import assert_same, sample_index, save_image
 
@@ -297,3 +297,21 @@ def test_a_file_of_another_format_is_told_in_a_few_lines(format: str, tmp_path: 
     xml = next((tmp_path / "Annotations").glob("*.xml"))
     with pytest.raises(UserError, match="begins with '<', as files of `format: voc` do"):
         read_split("coco", SplitFiles((xml,), wrong.images))
+
+
+@pytest.mark.parametrize("other", ["../train/a.png", "absolute", "./a.png"])
+@pytest.mark.parametrize("format", ["coco", "wider_face"])
+def test_a_picture_under_two_spellings_is_refused(format: str, other: str, tmp_path: Path) -> None:
+    images = tmp_path / "train"
+    save_image(images / "a.png")
+    other = str(images / "a.png") if other == "absolute" else other
+    lines = [f"{name}\n1\n{8 * i + 1} 2 8 8 0 0 0 0 0 0\n" for i, name in enumerate(("a.png", other))]
+    (tmp_path / "f.txt").write_text("".join(lines))
+    names = {"categories": [{"id": 1, "name": "face"}]}
+    entries = [{"id": i, "file_name": name, "width": 40, "height": 30} for i, name in enumerate(("a.png", other))]
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [9 * i, 2, 8, 8]} for i in range(2)]
+    (tmp_path / "f.json").write_text(json.dumps({**names, "images": entries, "annotations": boxes}))
+    file = tmp_path / ("f.json" if format == "coco" else "f.txt")
+    told = "that of images[0] already" if (format, other) == ("coco", "./a.png") else f"{images / 'a.png'}; give it"
+    with pytest.raises(AnnotationError, match=re.escape(told)):
+        read_split(format, SplitFiles((file,), (images,)))

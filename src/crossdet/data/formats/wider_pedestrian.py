@@ -9,6 +9,7 @@ regions are `name x y w h ...` in both years. Sizes are left 0; `crossdet.data.r
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -28,13 +29,14 @@ from crossdet.data.formats.format import (
     given_files,
 )
 from crossdet.data.formats.tree import Found, Refused, Tree, without_suffix
-from crossdet.data.index import Index, IndexBuilder
+from crossdet.data.index import STRAY_REGION, Index, IndexBuilder
 from crossdet.errors import AnnotationError, UserError
 from crossdet.types import REGION_FLAGS, Flag
 
 CLASSES = {2018: ("pedestrian", "cyclist"), 2019: ("pedestrian",)}
 LAYOUT = {2018: "class x y w h", 2019: "x y w h"}
 NUMBERS_PER_BOX = {2018: 5, 2019: 4}
+OTHERS_REGION = "ignore region of an image that is not in the split"
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,19 @@ def read_wider_pedestrian(
     folders that the annotations do not name: a name that is no file in `images` is looked up below it.
     """
     lines, year = read_box_lines(annotations, edition)
+    regions = read_ignore_lines(ignore) if ignore is not None else []
+    listed = _listed(image_list) if image_list is not None else []
+    # one file may call a picture im0.png and the other ad/im0.png
+    files = _find_files([line.name for line in (*lines, *regions, *listed)], images)
+    _refuse_repeats(annotations, lines, files)
     region_of: dict[str, list[Line]] = {}
-    for line in read_ignore_lines(ignore) if ignore is not None else []:
-        region_of.setdefault(line.name, []).append(line)
-    if image_list is not None:
-        lines += _unlisted(image_list, {line.name for line in lines})
+    for region in regions:
+        region_of.setdefault(files[region.name], []).append(region)
+    known = {files[line.name] for line in lines}
+    unlisted = {files[line.name]: line for line in listed if files[line.name] not in known}
+    lines += unlisted.values()
 
     builder = IndexBuilder(images)
-    files = _find_files([line.name for line in lines], images)
     step = NUMBERS_PER_BOX[year]
     for line in lines:
         builder.image(files[line.name])
@@ -74,13 +81,14 @@ def read_wider_pedestrian(
             *number, x, y, w, h = line.numbers[at : at + step]
             label = int(number[0]) - 1 if number else 0
             builder.box((x, y, x + w, y + h), label, place=line.place)
-        for region in region_of.pop(line.name, []):
+        for region in region_of.pop(files[line.name], []):
             for at in range(0, len(region.numbers), 4):
                 x, y, w, h = region.numbers[at : at + 4]
                 builder.box((x, y, x + w, y + h), -1, int(Flag.IGNORE_REGION), place=region.place)
     for rest in region_of.values():
         for line in rest:
-            builder.skip("ignore region of an image that is not in the split", f"{line.place}: {line.name}")
+            other = os.path.isfile(images / files[line.name])  # noqa: PTH113 - Path raises for too long a name
+            builder.skip(OTHERS_REGION if other else STRAY_REGION, f"{line.place}: {line.name}")
     return builder.build(CLASSES[year])
 
 
@@ -161,10 +169,24 @@ def _lines(file: Path, problems: list[str]) -> list[Line]:
     return lines
 
 
-def _unlisted(image_list: Path, known: set[str]) -> list[Line]:
-    """A line without objects for each image of the list that is not in `known`; its first column counts."""
+def _listed(image_list: Path) -> list[Line]:
+    """A line without objects for each image of the list; its first column counts."""
     names = [text.split()[0] for text in read_lines(image_list) if text.strip()]
-    return [Line(name, [], str(image_list)) for name in dict.fromkeys(names) if name not in known]
+    return [Line(name, [], str(image_list)) for name in names]
+
+
+def _refuse_repeats(file: Path, lines: list[Line], files: dict[str, str]) -> None:
+    """Raises where two lines name one picture: the objects of either would be background of the other."""
+    first: dict[str, Line] = {}
+    problems = []
+    for line in lines:
+        before = first.setdefault(files[line.name], line)
+        if before is not line:
+            problems.append(
+                f"{line.place}: {line.name!r} is the picture {files[line.name]} that {before.place} calls "
+                f"{before.name!r}; join the two"
+            )
+    raise_if_any(file, problems)
 
 
 def _mistake(line: Line, edition: int) -> str:
@@ -211,13 +233,16 @@ def _check_edition(edition: int) -> None:
 
 
 def _find_files(names: list[str], images: Path) -> dict[str, str]:
-    """Name in the annotations -> path below `images`; a name not found anywhere stays as it is."""
-    if not images.is_dir():
-        return {name: name for name in names}
+    """Name in the files -> path below `images`, one for each picture; a name not found stays as it is."""
     below: dict[str, list[str]] = {}
-    for file in files_below(images):
+    for file in files_below(images) if images.is_dir() else ():
         below.setdefault(PurePosixPath(file).name, []).append(file)
-    return {name: name if name in (found := below.get(name, [])) or len(found) != 1 else found[0] for name in names}
+    found = {}
+    for name in names:
+        path = posixpath.normpath(name)
+        there = below.get(path, [])
+        found[name] = there[0] if len(there) == 1 else path
+    return found
 
 
 def _image_list(files: SplitFiles) -> list[Path]:

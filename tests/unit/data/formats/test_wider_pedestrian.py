@@ -61,10 +61,28 @@ def test_images_of_2019_lie_in_folders(tmp_path: Path) -> None:
     assert (tmp_path / "b.txt").read_text() == NEW
 
 
+def test_one_picture_by_several_names_is_one(tmp_path: Path) -> None:
+    for name in ("ad/img1.jpg", "ad/img2.jpg", "ad/img3.jpg"):
+        save_image(tmp_path / "images" / name)
+    listed = "ad/img1.jpg\n./ad/img3.jpg\nimg3.jpg\n"
+    index = read("img1.jpg 1 2 3 4 5\nimg2.jpg\n", tmp_path, ignore="ad/img1.jpg 1 2 3 4", listed=listed)
+    assert list(index.names) == ["ad/img1.jpg", "ad/img2.jpg", "ad/img3.jpg"]
+    assert index.labels.tolist() == [0, -1]
+    assert index.box_offsets.tolist() == [0, 2, 2, 2]
+    assert not index.skipped
+    with pytest.raises(AnnotationError) as raised:
+        read("img1.jpg 1 2 3 4 5\nad//img1.jpg 1 2 3 4 5\n", tmp_path)
+    boxes = tmp_path / "boxes.txt"
+    told = f"{boxes}:2: 'ad//img1.jpg' is the picture ad/img1.jpg that {boxes}:1 calls 'img1.jpg'; join the two"
+    assert told in str(raised.value)
+
+
 def test_ignore_region_of_an_unknown_image_is_counted(tmp_path: Path) -> None:
-    index = read(OLD, tmp_path, ignore="img9.jpg 1 2 3 4")
+    save_image(tmp_path / "images" / "img9.jpg")
+    index = read(OLD, tmp_path, ignore="img9.jpg 1 2 3 4\nimg10.jpg 1 2 3 4")
     assert index.skipped == {
-        "ignore region of an image that is not in the split": [f"{tmp_path / 'ignore.txt'}:1: img9.jpg"]
+        "ignore region of an image that is not in the split": [f"{tmp_path / 'ignore.txt'}:1: img9.jpg"],
+        "ignore region of a picture that is not there": [f"{tmp_path / 'ignore.txt'}:2: img10.jpg"],
     }
 
 
