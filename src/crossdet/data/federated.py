@@ -22,7 +22,8 @@ def verified_classes(index: Index, class_ids: Ids, space: LabelSpace, row: int, 
     An image has verified a class of its dataset that it has boxes of or lists under `negatives`, unless it lists
     it under `not_exhaustive`. It has verified a unified class if that is so for every class that the dataset
     merges into it: an image without cars may show trucks, so it is no negative for `vehicle`. Classes under the
-    rule `labels.not_exhaustive` are left out; `absent` ones, which no image has to verify, do not appear.
+    rule `labels.not_exhaustive` are left out; `absent` ones, which no image has to verify, do not appear. Of a
+    class with members (per dataset, per direction) an image that verifies those of its dataset verifies the others.
 
     index: with or without `negatives`. class_ids: `[K]` unified id of each of its classes, or `DROPPED`.
     row: of the dataset in the label space. images: consecutive rows of the index.
@@ -51,7 +52,22 @@ def verified_classes(index: Index, class_ids: Ids, space: LabelSpace, row: int, 
     usable = space.source_counts[row].copy()
     usable[[c for r, c in space.not_exhaustive_pairs if r == row]] = -1  # never reached
     complete = count == usable[unified]
-    return image[complete], unified[complete]
+    return _with_other_members(image[complete], unified[complete], space, row)
+
+
+def _with_other_members(image: Ids, unified: Ids, space: LabelSpace, row: int) -> tuple[Ids, Ids]:
+    """The pairs with the members of classes that the dataset does not label: it does not tell them from its own."""
+    images, classes = [image], [unified]
+    for fold in space.folds:
+        own = [member for member in fold.members if space.annotated_array[row, member]]
+        others = [m for m in fold.members if m not in own and space.avoid_array[row, m]]
+        if fold.is_merge or not own or not others:
+            continue
+        at, count = np.unique(image[np.isin(unified, own)], return_counts=True)
+        complete = at[count == len(own)]
+        images.append(np.repeat(complete, len(others)))
+        classes.append(np.tile(np.array(others, np.int64), len(complete)))
+    return np.concatenate(images), np.concatenate(classes)
 
 
 def verified_in_evaluation(
@@ -77,7 +93,7 @@ def verified_in_evaluation(
     if row not in space.federated:
         return np.flatnonzero(everywhere), none, none
     image, unified = verified_classes(index, class_ids, space, row, range(len(index)))
-    kept = becomes[unified] != DROPPED
+    kept = (becomes[unified] != DROPPED) & space.annotated_array[row, unified]
     pairs, count = np.unique(image[kept] * classes + becomes[unified[kept]], return_counts=True)
     complete = count == wanted[pairs % classes]
     return np.flatnonzero(everywhere), pairs[complete] // classes, pairs[complete] % classes

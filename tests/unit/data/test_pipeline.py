@@ -38,6 +38,7 @@ from crossdet.data.loading import (
     sequential_batches,
 )
 from crossdet.errors import RunError, UserError
+from crossdet.labels.members import with_members
 from crossdet.models.retinanet.anchors import AnchorLabels
 from crossdet.types import Annotations, Flag
 
@@ -544,6 +545,19 @@ def test_federated_images_and_merged_classes(tmp_path):
     cars = build(tmp_path / "c", ["car"], [[(BOX, 0)], []], negatives=[[], [0]], not_exhaustive=[[], []])
     dataset = HybridDataset([Part(cars, 0, space.ids("lvis", cars.classes))], space, unchanged)
     assert not any(dataset.annotations(0, row)[1][vehicle] for row in range(2))
+
+
+def test_federated_images_and_members_of_a_class(tmp_path):
+    """An image that verifies a class verifies its members of all datasets, as one that is labelled in full does."""
+    names = {"lvis": ["person", "cat"], "peds": ["person"]}
+    space = LabelSpace.build(names, merge={"same_names": True}, federated=["lvis"])
+    space = with_members(space, ["person"])
+    lists = {"negatives": [[], [0], [1], []], "not_exhaustive": [[], [], [], [0]]}
+    index = build(tmp_path / "f", ["person", "cat"], [[(BOX, 0)], [], [], [(BOX, 0)]], **lists)
+    dataset = HybridDataset([Part(index, 0, space.ids("lvis", index.classes))], space, unchanged)
+    assert space.classes == ("person@lvis", "person@peds", "cat")
+    rows = [dataset.annotations(0, row)[1].tolist() for row in range(4)]
+    assert rows == [[True, True, False], [True, True, False], [False, False, True], [False, False, False]]
 
 
 def test_unreadable_images_are_replaced_and_reported(parts, space):

@@ -1,4 +1,4 @@
-"""Class losses of set-prediction detectors as two functions each: of a negative, and of a positive with its IoU."""
+"""Class losses of set-prediction detectors as two functions each: of a negative, and of what a positive aims at."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from torch import Tensor
 
 class ClassLoss(NamedTuple):
     """negative: (logits, alpha, gamma) -> the term of every logit as a negative, same shape.
-    positive: (logits `[P]`, IoU `[P]`, alpha, gamma) -> `[P]` terms of the objects' own classes.
+    positive: (logits `[P]`, IoU `[P]`, alpha, gamma) -> `[P]` targets of the objects' own classes, without
+    gradient, and factors of their cross-entropies, `[P]` or 1.
 
     Finite for every finite logit: none takes the logarithm of a probability.
     """
 
     negative: Callable[[Tensor, float, float], Tensor]
-    positive: Callable[[Tensor, Tensor, float, float], Tensor]
+    positive: Callable[[Tensor, Tensor, float, float], tuple[Tensor, Tensor | int]]
 
 
 def _modulated(logits: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -26,25 +27,20 @@ def _modulated(logits: Tensor, alpha: float, gamma: float) -> Tensor:
     return alpha * logits.detach().sigmoid().pow(gamma) * F.softplus(logits)
 
 
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    return F.softplus(logits) - target * logits
+def _varifocal(_logits: Tensor, iou: Tensor, _alpha: float, _gamma: float) -> tuple[Tensor, Tensor]:
+    return iou, iou
 
 
-def _varifocal(logits: Tensor, iou: Tensor, _alpha: float, _gamma: float) -> Tensor:
-    return iou * _cross_entropy(logits, iou)
-
-
-def _matchability_aware(logits: Tensor, iou: Tensor, _alpha: float, gamma: float) -> Tensor:
-    return _cross_entropy(logits, iou.pow(gamma))
+def _matchability_aware(_logits: Tensor, iou: Tensor, _alpha: float, gamma: float) -> tuple[Tensor, int]:
+    return iou.pow(gamma), 1
 
 
 def _squared(logits: Tensor, _alpha: float, gamma: float) -> Tensor:
     return logits.sigmoid().pow(gamma) * F.softplus(logits)
 
 
-def _iou_aware(logits: Tensor, iou: Tensor, alpha: float, _gamma: float) -> Tensor:
-    target = (logits.sigmoid().pow(alpha) * iou.pow(1 - alpha)).clamp(min=0.01).detach()
-    return _cross_entropy(logits, target)
+def _iou_aware(logits: Tensor, iou: Tensor, alpha: float, _gamma: float) -> tuple[Tensor, int]:
+    return (logits.detach().sigmoid().pow(alpha) * iou.pow(1 - alpha)).clamp(min=0.01), 1
 
 
 CLASS_LOSSES = {
@@ -67,13 +63,19 @@ def class_sums(
     iou: Tensor,
     alpha: float,
     gamma: float,
+    only_up: Tensor | None = None,
 ) -> Tensor:
     """`[B]`: sums over queries and classes.
 
     logits: `[B, N, C]` floating point, finite. negative: `[B, N, C]` weights, 0 at a positive's own class. image,
-    query, own: `[P]` of the positives, with their IoU `[P]`.
+    query, own: `[P]` of the positives, with their IoU `[P]`. only_up: `[P]` bool, positives whose scores may rise
+    and not fall, see `negatives.beside_objects`.
     """
     loss = CLASS_LOSSES[kind]
     sums = (loss.negative(logits, alpha, gamma) * negative.to(logits.dtype)).sum((1, 2))
-    terms = loss.positive(logits[image, query, own], iou.detach().to(logits.dtype), alpha, gamma)
+    positive = logits[image, query, own]
+    target, factor = loss.positive(positive, iou.detach().to(logits.dtype), alpha, gamma)
+    if only_up is not None:
+        target = torch.where(only_up, target.maximum(positive.detach().sigmoid()), target)
+    terms = factor * (F.softplus(positive) - target * positive)
     return torch.index_add(sums, 0, image, terms)

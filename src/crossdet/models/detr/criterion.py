@@ -17,7 +17,7 @@ from crossdet.models.detr.boxes import corners, generalised_iou, iou
 from crossdet.models.detr.class_losses import class_sums
 from crossdet.models.detr.distributions import distillation, fine_grained_localisation
 from crossdet.models.detr.matching import Costs, Matches, match
-from crossdet.models.detr.negatives import Rule, negatives_of
+from crossdet.models.detr.negatives import Rule, beside_objects, negatives_of
 from crossdet.types import BACKGROUND, IGNORE
 
 Terms = dict[str, Tensor]
@@ -176,6 +176,7 @@ def _layer_losses(
             overlap,
             criterion.alpha,
             criterion.gamma,
+            beside_objects(rule, answers.boxes, pairs, overlap),
         )
     }
     per_object = {"l1": (found - wanted).abs().sum(-1), "giou": 1 - generalised_iou(corners(found), wanted_corners)}

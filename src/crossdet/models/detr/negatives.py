@@ -9,6 +9,7 @@ from torch import Tensor
 
 from crossdet.losses import negative_weights
 from crossdet.models.detr.boxes import area, corners, intersection, iou
+from crossdet.models.detr.matching import Matches
 from crossdet.models.detr.objects import Objects
 from crossdet.models.tiles import LocalTrust
 from crossdet.types import BACKGROUND, Tiles
@@ -16,6 +17,8 @@ from crossdet.types import BACKGROUND, Tiles
 Foreground = Literal["none", "matched", "on_object"]
 NO_GAIN = -1.0  # below any IoU
 MARGIN = 1e-3  # in shares of the frame
+ON_OBJECT = 0.5
+"""IoU from which on a query lies on the object that it is matched to."""
 
 
 class Rule(NamedTuple):
@@ -70,6 +73,26 @@ def negatives_of(rule: Rule, boxes: Tensor, labels: Tensor, taught: Tensor, grou
         weights[image[whole], query[whole]] = 0
         weights[image[one], query[one], cls[one]] = 0
     return weights
+
+
+def beside_objects(rule: Rule, boxes: Tensor, pairs: Matches, iou: Tensor) -> Tensor:
+    """`[P]` bool: matched queries whose score of the object's class must not fall.
+
+    A query that is matched for want of a better one may lie beside its object (IoU below `ON_OBJECT`), where an
+    image that does not trust the class may show another one that nobody labelled. What a positive aims at there is
+    its IoU, little more than background.
+
+    boxes: `[B, N, 4]` that the queries predict. iou: `[P]` of pairs.
+    """
+    image, query, row = pairs
+    own = rule.objects.labels[row]
+    if rule.tiles is None:
+        trusted = rule.trusted[image, own]
+    else:
+        trusted = _trusted_there(rule.tiles, corners(boxes.detach()))[image, query, own]
+    if rule.background_weight is not None:
+        trusted = trusted & (rule.background_weight[image, own] > 0)
+    return ~trusted & (iou < ON_OBJECT)
 
 
 def _trusted_there(tiles: Tiles, places: Tensor) -> Tensor:

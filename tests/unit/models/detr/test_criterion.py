@@ -101,8 +101,10 @@ def test_class_loss_is_that_of_an_oracle(foreground, seed):
     for b, q, row in zip(*(t.tolist() for t in pairs), strict=True):
         labels[b][q], taught[b][q] = int(rule.objects.labels[row]), bool(rule.objects.by_teacher[row])
         iou = overlap_of(places[b][q], corners(rule.objects.boxes[row].double()).tolist())
-        z = logits[b][q][labels[b][q]]
-        wanted[b] += iou * (max(z, 0) + math.log1p(math.exp(-abs(z))) - iou * z)
+        c = labels[b][q]
+        z, silent = logits[b][q][c], not (rule.trusted[b, c] and rule.background_weight[b, c])
+        aim = max(iou, 1 / (1 + math.exp(-z)) if z > -700 else 0.0) if silent and iou < 0.5 else iou
+        wanted[b] += iou * (max(z, 0) + math.log1p(math.exp(-abs(z))) - aim * z)
     spoken = 0
     for b in range(len(labels)):
         for q in range(QUERIES):
@@ -142,6 +144,26 @@ def test_masked_logits_have_no_gradient_at_all(classification):
     assert bool((again.logits.grad[1] == 0).all())
     assert bool((again.quality.grad[1] == 0).all())
     assert bool((again.boxes.grad[1] == 0).all())
+
+
+@pytest.mark.parametrize("classification", ["vfl", "mal", "iou_aware"])
+@pytest.mark.parametrize("box", [[0.7, 0.7, 0.3, 0.3], [0.16, 0.1, 0.1, 0.1], [0.1, 0.1, 0.09, 0.1]])
+def test_a_query_beside_its_object_unlearns_nothing_where_its_class_is_not_trusted(classification, box):
+    """The image says where one dog is, not where none is; the only query has found another one, or nearly this."""
+    objects, regions = flat([annotations([[5, 5, 15, 15]], [0])])
+    gradient = {}
+    for trusted in (True, False):
+        logits = torch.tensor([[[2.0, -4.0]]], requires_grad=True)
+        rule = Rule(objects, regions, torch.tensor([[trusted, True]]))
+        answers = Answers(logits, torch.tensor([[box]]))
+        criterion = Criterion({"classification": 1.0}, classification, 0.25, 2.0)
+        terms, _ = set_losses([answers], rule, own_classes(rule.trusted, objects), criterion)
+        terms["classification"].sum().backward()
+        gradient[trusted] = float(logits.grad[0, 0, 0])
+    on_object = box[0] == 0.1
+    assert gradient[False] == pytest.approx(gradient[True] if on_object else 0, abs=1e-6)
+    beside = box[0] == 0.16
+    assert on_object or gradient[True] > 0.01 or (classification == "vfl" and not beside)
 
 
 def test_quality_learns_nothing_from_places_that_speak_of_some_classes():
