@@ -136,6 +136,8 @@ class NetworkSettings(Section):
     loss: Any
     antialias: ClassVar[bool] = True
     """See `contract.Network`."""
+    has_batch_norm: ClassVar[bool] = True
+    """Whether there may be any in the backbone, which `freeze_batch_norm` fixes."""
 
     @classmethod
     def of(cls, model: Any, loss: Any, defaults: NetworkDefaults = NetworkDefaults()) -> Self:

@@ -238,10 +238,12 @@ def remarks_on(config: Config, card: Card, growth: Growth, sources: Sources) -> 
     cannot work."""
     choice = config.extend or ExtendSettings()
     remarks = check_mode(choice, growth, ARCHITECTURES[card.settings.name].grows_by)
-    fixed = getattr(card.settings, "freeze_batch_norm", False)
+    has_any = card.settings.has_batch_norm
+    fixed = has_any and getattr(card.settings, "freeze_batch_norm", False)
     still = MODES[choice.mode].keeps_thresholds  # nothing of the backbone trains
-    if not choice.fixed_statistics and (fixed or still):
+    if not choice.fixed_statistics and (fixed or still or not has_any):
         why = f"the mode {choice.mode} trains nothing of the backbone" if still else "these weights have fixed ones"
+        why = why if has_any else f"{card.settings.name} has no batch norm"
         remarks.append(Remark("note", f"`extend.fixed_statistics: false` changes nothing: {why}"))
     elif fixed and not still and config.train.recipe == "auto":
         text = (

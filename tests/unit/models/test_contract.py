@@ -273,6 +273,12 @@ def test_averages_are_copies_with_the_same_names(network):
         assert not torch.equal(parameter, after[name])
 
 
+def test_settings_know_whether_there_is_batch_norm(architecture):
+    kind, settings = architecture
+    state = kind.build(settings, CLASSES, None).state_dict()
+    assert settings.has_batch_norm or not any("running_mean" in name for name in state)
+
+
 def test_settings_survive_the_weights_file(architecture):
     kind, settings = architecture
     assert kind.settings.from_json(settings.to_json()) == settings

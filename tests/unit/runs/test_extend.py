@@ -50,6 +50,7 @@ from crossdet.training.pseudo_labels import classes_for_teachers, space_with_tea
 from crossdet.training.schedule import Schedule
 from crossdet.types import Flag
 
+from ..models.detr.made import TINY_SETTINGS
 from ..models.tiny import TINY, TinyLoss, TinyModel, TinySettings
 
 SETTINGS = RetinaNetSettings(
@@ -494,6 +495,21 @@ def test_what_an_extension_does_with_batch_norm_is_told(fixed, sections, told):
     notes = [text for text in notes if not text.startswith("no validation pictures")]
     assert len(notes) == (told is not None)
     assert told is None or re.search(told, notes[0])
+
+
+def test_nothing_is_told_of_batch_norm_where_there_is_none():
+    """RF-DETR's backbone is a vision transformer."""
+    card = replace(CARD, settings=TINY_SETTINGS["rfdetr"])
+
+    def told(**sections) -> list[str]:
+        filled = with_settings_of(card, config(**sections))
+        sources = open_sources(filled, known=card.space)
+        remarks = remarks_on(filled, card, Growth(card.space, sources.space, sources.train), sources)
+        return [text for _, text in remarks if "batch norm" in text or "fixed_statistics" in text]
+
+    assert told() == []
+    (note,) = told(extend={"fixed_statistics": False})
+    assert note == "`extend.fixed_statistics: false` changes nothing: rfdetr has no batch norm"
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,7 @@ class RFDetrSettings(DetrSettings):
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     antialias: ClassVar[bool] = False  # as HF's processor of the family
+    has_batch_norm: ClassVar[bool] = False
 
     @property
     def family(self) -> str:
