@@ -14,9 +14,11 @@ CONFIG, WEIGHTS, INDEX, PROCESSOR = (
     "model.safetensors.index.json",
     "preprocessor_config.json",
 )
+ALL_PROCESSORS = "processor_config.json"
+"""With `PROCESSOR` under `image_processor`, as newer versions of HF transformers write it."""
 CARD_FILE = "crossdet.json"
 """What weights say about themselves, beside a checkpoint that other software reads, too (`write_directory`)."""
-FILES = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors", PROCESSOR, CARD_FILE)
+FILES = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors", PROCESSOR, ALL_PROCESSORS, CARD_FILE)
 """All that is fetched: no pickles, and no Python."""
 SCHEME = "hf:"
 _ID = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)")

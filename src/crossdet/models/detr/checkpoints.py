@@ -1,7 +1,7 @@
 """What checkpoints of HF transformers say of themselves: a directory, or an id of the hub. No torch in here.
 
 A directory holds `config.json` (sizes, class names), `model.safetensors` (or shards of it with an index), and
-`preprocessor_config.json` (size and normalisation of the pictures).
+`preprocessor_config.json` (size and normalisation of the pictures), or the same within `processor_config.json`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from crossdet.errors import UserError, show
 from crossdet.files import write_atomically
-from crossdet.models.hub import CONFIG, INDEX, PROCESSOR, WEIGHTS, fetch, identifier
+from crossdet.models.hub import ALL_PROCESSORS, CONFIG, INDEX, PROCESSOR, WEIGHTS, fetch, identifier
 from crossdet.types import PAD_DIVISOR
 
 NOT_OURS = ("id2label", "label2id", "num_labels", "architectures", "transformers_version", "dtype", "torch_dtype")
@@ -86,27 +86,27 @@ def described(source: str | Path, family: str) -> Described:
         if kind in VERSIONS:
             fix += f" with `version: {VERSIONS[kind]}`"
         raise UserError(f"{file}: `model_type` is {show(kind)}, and the config asks for {family}; use {fix}")
-    processor = _processor(directory, family)
+    place, processor = _processor(directory, family)
     classes = _classes(file, config)
     normalised = bool(processor["do_normalize"])
     sizes = {key: value for key, value in config.items() if key not in NOT_OURS}
     return Described(
         sizes,
         classes,
-        _three(directory / PROCESSOR, processor, "image_mean") if normalised else (0.0, 0.0, 0.0),
-        _three(directory / PROCESSOR, processor, "image_std") if normalised else (1.0, 1.0, 1.0),
-        *_shape(directory / PROCESSOR, processor["size"], 1 if kind in ONE_STRIDE else PAD_DIVISOR),
+        _three(place, processor, "image_mean") if normalised else (0.0, 0.0, 0.0),
+        _three(place, processor, "image_std") if normalised else (1.0, 1.0, 1.0),
+        *_shape(place, processor["size"], 1 if kind in ONE_STRIDE else PAD_DIVISOR),
     )
 
 
 WANTED = (("do_rescale", True), ("rescale_factor", 1 / 255), ("do_resize", True), ("resample", BILINEAR))
 
 
-def _processor(directory: Path, family: str) -> dict[str, Any]:
-    """How HF prepares pictures, with what its classes have by default. Raises `UserError` where that is not known,
-    and for what is done differently here."""
-    file, normalised = directory / PROCESSOR, family == "rf_detr"
-    if not file.is_file():
+def _processor(directory: Path, family: str) -> tuple[Path, dict[str, Any]]:
+    """The file that says how HF prepares pictures, and that with what its classes have by default. Raises
+    `UserError` where it is not known, and for what is done differently here."""
+    normalised, (file, said) = family == "rf_detr", _said_of_pictures(directory)
+    if said is None:
         side = 560 if normalised else 640
         values = {"size": {"height": side, "width": side}, "do_normalize": normalised}
         raise UserError(
@@ -117,14 +117,26 @@ def _processor(directory: Path, family: str) -> dict[str, Any]:
     size = {"shortest_edge": 800, "longest_edge": 1333} if normalised else {"height": 640, "width": 640}
     usual = {"size": size, "do_normalize": normalised}
     usual |= {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}
-    given = usual | _read(file)
+    given = usual | said
     for key, wanted in WANTED:
         value = given.get(key, wanted)
         if not isinstance(value, int | float) or abs(value - wanted) > 1e-6:
             raise UserError(f"{file}: `{key}` is {show(value)}; here it is always {wanted:g}")
     if given.get("do_pad") and given.get("pad_size"):
         raise UserError(f"{file}: `pad_size` is {show(given['pad_size'])}; pictures are not padded to a size here")
-    return given
+    return file, given
+
+
+def _said_of_pictures(directory: Path) -> tuple[Path, dict[str, Any] | None]:
+    """The file that HF takes, and what stands there; None where there is none."""
+    file = directory / ALL_PROCESSORS
+    nested = _read(file).get("image_processor") if file.is_file() else None
+    if nested is not None:
+        if not isinstance(nested, dict):
+            raise UserError(f"{file}: expected a JSON object under `image_processor`, got {show(nested)}")
+        return file, nested
+    file = directory / PROCESSOR
+    return file, _read(file) if file.is_file() else None
 
 
 def _shape(file: Path, size: Any, divisor: int) -> tuple[int | None, tuple[int, int] | None]:

@@ -366,6 +366,30 @@ def test_what_a_processor_does_not_say_is_as_in_hf(directory, tmp_path):
     assert (list(settings.mean), list(settings.std)) == (list(mean), list(std))
 
 
+def test_a_processor_within_that_of_all(directory, tmp_path):
+    """Newer versions of HF write it so, and prefer it."""
+    from transformers import AutoImageProcessor
+
+    place = tmp_path / "zoo"
+    shutil.copytree(directory, place)
+    before, alone = read_card(directory), place / "preprocessor_config.json"
+    both = place / "processor_config.json"
+    both.write_text(json.dumps({"image_processor": json.loads(alone.read_text()), "processor_class": None}))
+    alone.unlink()
+    assert read_card(place) == before
+    alone.write_text(json.dumps({"size": {"height": 96, "width": 96}}))
+    assert read_card(place) == before
+    assert AutoImageProcessor.from_pretrained(place).size["height"] == SIDE
+    both.write_text('{"processor_class": null}')
+    assert read_card(place).settings.square == 96
+    both.write_text('{"image_processor": {"resample": 3}}')
+    with pytest.raises(UserError, match=r"zoo/processor_config.json: `resample` is 3"):
+        read_card(place)
+    both.write_text('{"image_processor": 3}')
+    with pytest.raises(UserError, match=r"processor_config.json: expected a JSON object under `image_processor`"):
+        read_card(place)
+
+
 def test_without_a_processor_nobody_knows_the_pictures(directory, tmp_path):
     place = tmp_path / "zoo"
     shutil.copytree(directory, place)
