@@ -146,6 +146,12 @@ def _shape(file: Path, size: Any, divisor: int) -> tuple[int | None, tuple[int, 
             return None, (shorter, longer)
         case {"height": int(side), "width": int(other)} if side == other > 0 == side % divisor and side is not True:
             return side, None
+        case {"height": int(side), "width": int(other)} if min(side, other) > 0 and side != other:
+            square = dict.fromkeys(("height", "width"), -(-max(side, other) // divisor) * divisor)
+            raise UserError(
+                f"{file}: `size` is {show(size)}; only squares can be taken here, such as {show(square)} (pictures "
+                f"then look different from those of its training)"
+            )
     what = "a number of pixels" if divisor == 1 else f"a multiple of {divisor}"
     raise UserError(f"{file}: `size` is {show(size)}; expected {what} as height and, alike, as width")
 
@@ -177,7 +183,10 @@ def _classes(file: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     """Names by row. Raises `UserError` for gaps in the rows and for a name that stands twice."""
     given = config.get("id2label")
     if not isinstance(given, dict) or not given:
-        raise UserError(f"{file}: `id2label` is missing; without it nobody knows the class of a row")
+        raise UserError(
+            f"{file}: `id2label` is missing; without it nobody knows the class of a row. Write a name for every row, "
+            f'such as "id2label": {{"0": "person", "1": "car"}}'
+        )
     if strange := [key for key in given if not key.isdecimal()]:
         raise UserError(
             f"{file}: `id2label` has the key {show(strange[0])}; its keys are numbers of rows, from 0 on"

@@ -274,7 +274,7 @@ def changed(place: Path, **values) -> Path:
     [
         ({"id2label": {"0": "cat", "1": "dog", "2": "cat", "3": "tv"}}, '`id2label` has "cat" more than once'),
         ({"id2label": {"1": "cat", "2": "dog"}}, "`id2label` has no name for row 0"),
-        ({"id2label": None}, "`id2label` is missing"),
+        ({"id2label": None}, "`id2label` is missing; .* such as .id2label.: {.0.: .person., .1.: .car.}"),
         (
             {"id2label": {"0": "cat", "one": "dog"}},
             'config.json: `id2label` has the key "one"; its keys are numbers',
@@ -336,7 +336,10 @@ def test_bad_processors(copy):
         ({"size": 64}, "`size` is 64; expected a multiple of 32 as height and, alike, as width"),
         ({"do_rescale": False}, "`do_rescale` is false; here it is always 1"),
         ({"size": {"max_height": 64, "max_width": 64}}, "`size` is .*; expected a multiple of 32 as height and, a"),
-        ({"size": {"height": 64, "width": 96}}, "`size` is .*; expected a multiple of 32 as height and, alike"),
+        (
+            {"size": {"height": 64, "width": 96}},
+            "`size` is .*; only squares can be taken here, such as {.height.: 96, .width.: 96}",
+        ),
         ({"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.2, 0, 0.2]}, "`image_std` is .0.2, 0,"),
         *(
             ({"size": size}, "`size` is .*; expected a multiple of 32 as height and, alike, as width")
