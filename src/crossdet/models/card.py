@@ -305,6 +305,7 @@ def check_weights(path: Path) -> None:
     """
     if path.is_dir():
         if not weights_path(path).is_file():
+            foreign_checkpoint(path)  # says more of one that lacks its tensors
             raise UserError(f"{path} holds no {WEIGHTS_FILE}; expected {WANTED}")
     elif path.is_file() and path.suffix != SUFFIX:
         with path.open("rb") as file:

@@ -24,6 +24,8 @@ VERSIONS = {"rt_detr": 1, "rt_detr_v2": 2}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BILINEAR = 2
 """`resample` as Pillow numbers it."""
+PICKLED, TRAINER_FILE = "pytorch_model", "training_args.bin"
+"""How names of HF's own pickles begin, and one that holds no tensors."""
 ONE_STRIDE = ("rf_detr",)
 """Networks whose pictures need not be a multiple of `PAD_DIVISOR`."""
 
@@ -216,9 +218,20 @@ def check_files(directory: Path) -> None:
                 f"{directory / INDEX} names {len(missing)} files that do not exist ({missing[0]}, ...); fetch them"
             )
     elif not (directory / WEIGHTS).is_file():
-        pickled = next(iter(sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pth"))), None)
-        hint = f"; {pickled.name} is a pickle, which could run code: convert it to safetensors" if pickled else ""
-        raise UserError(f"{directory} holds no {WEIGHTS}{hint}")
+        raise UserError(f"{directory} holds no {WEIGHTS}{_of_pickles(directory)}")
+
+
+def _of_pickles(directory: Path) -> str:
+    """What to do with tensors that are there as a pickle, as the end of a message; empty without any."""
+    names = sorted(file.name for kind in ("*.bin", "*.pth") for file in directory.glob(kind))
+    names = sorted((name for name in names if name != TRAINER_FILE), key=lambda name: not name.startswith(PICKLED))
+    if not names:
+        return ""
+    told = f"; {names[0]} is a pickle, which could run code: convert it to safetensors"
+    if not names[0].startswith(PICKLED):
+        return told
+    line = f'AutoModelForObjectDetection.from_pretrained("{directory}").save_pretrained("{directory}-safe")'
+    return f"{told}, in Python `from transformers import AutoModelForObjectDetection; {line}`, and copy {PROCESSOR}"
 
 
 def write_processor(directory: Path, family: str, square: int, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -18,7 +18,7 @@ from crossdet.errors import UserError
 from crossdet.inference import load_detector
 from crossdet.labels.edits import grown
 from crossdet.models.architectures import ARCHITECTURES
-from crossdet.models.card import file_digest, read_card
+from crossdet.models.card import file_digest, read_card, taken
 from crossdet.models.contract import Limits
 from crossdet.models.detr import building, checkpoints
 from crossdet.models.detr.architecture import DFINE, build, weights_problem
@@ -412,9 +412,19 @@ def test_missing_and_unsafe_files(copy):
     tensors = load_file(copy / "model.safetensors")
     (copy / "model.safetensors").unlink()
     (copy / "pytorch_model.bin").write_bytes(b"x")
-    for read in (read_card, load_weights):  # `check` finds it, too
-        with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, which could run code"):
+    (copy / "model.pth").write_bytes(b"x")
+    (copy / "training_args.bin").write_bytes(b"x")
+    for read in (read_card, load_weights, taken):  # `check` finds it, too, and `predict`
+        with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, which could run code") as told:
             read(copy)
+        line = f'AutoModelForObjectDetection.from_pretrained("{copy}").save_pretrained("{copy}-safe")'
+        assert line in str(told.value)
+    (copy / "pytorch_model.bin").unlink()
+    with pytest.raises(UserError, match=r"model.pth is a pickle, .*: convert it to safetensors$"):
+        read_card(copy)
+    (copy / "model.pth").unlink()
+    with pytest.raises(UserError, match=r"holds no model.safetensors$"):
+        read_card(copy)
     half = dict(list(tensors.items())[::2])
     save_file(half, copy / "part.safetensors", {"format": "pt"})
     index = {"metadata": {}, "weight_map": dict.fromkeys(half, "part.safetensors") | {"more": "other.safetensors"}}
