@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from crossdet.errors import UserError
 from crossdet.models.backbone_names import ALIASES, backbone_problem
+from crossdet.models.hub import unreadable
 
 FEATURE_STRIDES = (8, 16, 32)
 
@@ -125,7 +126,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"weights file {path} does not exist") from None
     except Exception as error:  # on a file that is no pickle, torch's unpickler raises almost anything
-        raise UserError(f"weights file {path} cannot be read: {error}") from None
+        raise unreadable(path, error) from None
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

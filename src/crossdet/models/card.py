@@ -23,7 +23,7 @@ from crossdet.labels.space import LabelSpace
 from crossdet.models.architecture import Foreign
 from crossdet.models.architectures import ARCHITECTURES, DEFAULT
 from crossdet.models.hub import CARD_FILE as CARD_FILE
-from crossdet.models.hub import INDEX
+from crossdet.models.hub import INDEX, unreadable
 from crossdet.models.settings import NetworkSettings
 
 FORMAT = "crossdet/1"
@@ -293,7 +293,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     except (FileNotFoundError, IsADirectoryError):
         raise no_weights(path) from None
     except (OSError, SafetensorError) as error:
-        raise UserError(f"weights file {path} cannot be read: {error}") from None
+        raise unreadable(path, error) from None
     check_format(path, metadata)
     return dict(metadata)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from crossdet.data.cache import cache_root
@@ -21,6 +22,7 @@ CARD_FILE = "crossdet.json"
 FILES = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors", PROCESSOR, ALL_PROCESSORS, CARD_FILE)
 """All that is fetched: no pickles, and no Python."""
 SCHEME = "hf:"
+LFS = b"version https://git-lfs"
 _ID = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)")
 _OF_FILES = frozenset({".yaml", ".yml", ".json", ".safetensors", ".pt", ".pth", ".bin", ".onnx", ".xml"})
 
@@ -73,6 +75,17 @@ def fetch(identifier: str, said: str) -> Path:
             f"{WEIGHTS} and {PROCESSOR}, such as `hf download {identifier} --local-dir DIR` makes"
         ) from None
     return folder
+
+
+def unreadable(weights: Path, reason: object) -> UserError:
+    """For a file of weights that cannot be read; one that Git LFS has not fetched is told as that."""
+    with suppress(OSError), weights.open("rb") as file:
+        if file.read(len(LFS)) == LFS:
+            return UserError(
+                f"{weights} is a pointer of Git LFS in place of the weights; `git lfs pull` in its folder fetches "
+                f"them, or `hf download OWNER/NAME --local-dir DIR` all files"
+            )
+    return UserError(f"weights file {weights} cannot be read: {reason}")
 
 
 def results_folder(weights: Path) -> Path:

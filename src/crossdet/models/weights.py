@@ -32,6 +32,7 @@ from crossdet.models.card import (
     weights_path,
 )
 from crossdet.models.card import WEIGHTS_FILE as WEIGHTS_FILE
+from crossdet.models.hub import unreadable
 
 STATE_FILE = "state.pt"
 METRICS_FILE = "metrics.json"
@@ -73,7 +74,7 @@ def load_weights(path: Path, last: bool = False) -> tuple[dict[str, Tensor], Car
     except (FileNotFoundError, IsADirectoryError):
         raise no_weights(path) from None
     except (OSError, SafetensorError) as error:
-        raise UserError(f"weights file {path} cannot be read: {error}") from None
+        raise unreadable(path, error) from None
     check_format(path, metadata)
     return tensors, card_of(path, metadata)
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from crossdet.errors import UserError, show
 from crossdet.files import write_atomically
-from crossdet.models.hub import ALL_PROCESSORS, CONFIG, INDEX, PROCESSOR, WEIGHTS, fetch, identifier
+from crossdet.models.hub import ALL_PROCESSORS, CONFIG, INDEX, PROCESSOR, WEIGHTS, fetch, identifier, unreadable
 from crossdet.types import PAD_DIVISOR
 
 NOT_OURS = ("id2label", "label2id", "num_labels", "architectures", "transformers_version", "dtype", "torch_dtype")
@@ -207,7 +209,8 @@ def _classes(file: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def check_files(directory: Path) -> None:
-    """Raises `UserError` where tensors are missing, or only there as pickles, which could run code."""
+    """Raises `UserError` where tensors are missing or unreadable, or only there as pickles, which could run code."""
+    shards = [WEIGHTS]
     if (directory / INDEX).is_file():
         places = _read(directory / INDEX).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
@@ -219,6 +222,12 @@ def check_files(directory: Path) -> None:
             )
     elif not (directory / WEIGHTS).is_file():
         raise UserError(f"{directory} holds no {WEIGHTS}{_of_pickles(directory)}")
+    for name in shards:
+        try:
+            with safe_open(directory / name, "numpy"):  # reads where tensors lie, and whether they are all there
+                pass
+        except (OSError, SafetensorError) as error:
+            raise unreadable(directory / name, error) from None
 
 
 def _of_pickles(directory: Path) -> str:

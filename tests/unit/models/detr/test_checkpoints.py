@@ -18,7 +18,8 @@ from crossdet.errors import UserError
 from crossdet.inference import load_detector
 from crossdet.labels.edits import grown
 from crossdet.models.architectures import ARCHITECTURES
-from crossdet.models.card import file_digest, read_card, taken
+from crossdet.models.backbones import read_state
+from crossdet.models.card import detector_hint, file_digest, read_card, taken
 from crossdet.models.contract import Limits
 from crossdet.models.detr import building, checkpoints
 from crossdet.models.detr.architecture import DFINE, build, weights_problem
@@ -406,6 +407,37 @@ def test_a_list_of_files_that_is_none(places, copy):
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     with pytest.raises(UserError, match="`weight_map` is no map from tensors to files; fetch it"):
         read_card(copy)
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_tensors_that_cannot_be_read(in_parts, copy):
+    """Told by `check`, too; nobody is sent to `extend` with them."""
+    file, whole = copy / "model.safetensors", (copy / "model.safetensors").read_bytes()
+    if in_parts:
+        index = {"metadata": {}, "weight_map": {"x": "model-00001-of-00001.safetensors"}}
+        (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+        file.unlink()
+        file = copy / "model-00001-of-00001.safetensors"
+    for content, message in (
+        (whole[:-100], "weights file .* cannot be read"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 9\n",
+            f"{file} is a pointer of Git LFS in place of the weights; `git lfs pull` .* `hf download OWNER/NAME",
+        ),
+    ):
+        file.write_bytes(content)
+        for read in (read_card, load_weights):
+            with pytest.raises(UserError, match=message):
+                read(copy)
+        assert detector_hint(copy) == ""
+
+
+def test_pointers_of_git_lfs_in_other_places(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 9\n")
+    for read in (read_card, load_weights, read_state):
+        with pytest.raises(UserError, match=r"model.safetensors is a pointer of Git LFS"):
+            read(file)
 
 
 def test_missing_and_unsafe_files(copy):
