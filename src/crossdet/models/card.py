@@ -23,7 +23,7 @@ from crossdet.labels.space import LabelSpace
 from crossdet.models.architecture import Foreign
 from crossdet.models.architectures import ARCHITECTURES, DEFAULT
 from crossdet.models.hub import CARD_FILE as CARD_FILE
-from crossdet.models.hub import INDEX, unreadable
+from crossdet.models.hub import INDEX, example_in, unreadable
 from crossdet.models.settings import NetworkSettings
 
 FORMAT = "crossdet/1"
@@ -306,7 +306,7 @@ def check_weights(path: Path) -> None:
     if path.is_dir():
         if not weights_path(path).is_file():
             foreign_checkpoint(path)  # says more of one that lacks its tensors
-            raise UserError(f"{path} holds no {WEIGHTS_FILE}; expected {WANTED}")
+            raise UserError(f"{path} holds no {WEIGHTS_FILE}; expected {WANTED}{example_in(path)}")
     elif path.is_file() and path.suffix != SUFFIX:
         with path.open("rb") as file:
             head = file.read(9)

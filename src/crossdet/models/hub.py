@@ -23,6 +23,7 @@ FILES = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors", PROCESSOR, ALL_PROCESSOR
 """All that is fetched: no pickles, and no Python."""
 SCHEME = "hf:"
 LFS = b"version https://git-lfs"
+_STEPS = re.compile(r"checkpoint-(\d{1,18})")
 _ID = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)")
 _OF_FILES = frozenset({".yaml", ".yml", ".json", ".safetensors", ".pt", ".pth", ".bin", ".onnx", ".xml"})
 
@@ -75,6 +76,26 @@ def fetch(identifier: str, said: str) -> Path:
             f"{WEIGHTS} and {PROCESSOR}, such as `hf download {identifier} --local-dir DIR` makes"
         ) from None
     return folder
+
+
+def example_in(folder: Path) -> str:
+    """Which of the folders in this one was likely meant as weights, as the end of a message; empty where none has any.
+
+    It is the snapshot that `main` of a cached repository names, the one of the most steps of HF's Trainer
+    (`checkpoint-1000`), else the newest.
+    """
+    places = (folder.glob(f"{at}/{name}") for at in ("*", "snapshots/*") for name in (WEIGHTS, INDEX))
+    found = {file.parent for files in places for file in files}
+    if not found:
+        return ""
+    main = folder / "refs" / "main"
+    named = main.read_text().strip() if main.is_file() else None
+
+    def rank(place: Path) -> tuple[bool, int, float]:
+        steps = _STEPS.fullmatch(place.name)
+        return place.name == named, int(steps[1]) if steps else -1, place.stat().st_mtime
+
+    return f", such as {max(found, key=rank)}{f' (the newest of {len(found)} there)' if len(found) > 1 else ''}"
 
 
 def unreadable(weights: Path, reason: object) -> UserError:

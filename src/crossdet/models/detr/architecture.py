@@ -22,7 +22,7 @@ from crossdet.models.detr.settings import (
     RTDetrSettings,
     SetModel,
 )
-from crossdet.models.hub import CONFIG
+from crossdet.models.hub import CONFIG, example_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,8 +58,8 @@ def weights_problem(model: SetModel) -> str | None:
         return file_problem(model)
     if isinstance(weights, Path) and not (weights / CONFIG).is_file():
         return (
-            f"model.weights: {weights} is no directory with {CONFIG}; give a checkpoint of HF transformers, its "
-            f"hub id, `imagenet`, `none`, or beside `model.backbone` a file of that backbone's weights"
+            f"model.weights: {weights} is no directory with {CONFIG}; give a checkpoint of HF transformers"
+            f"{example_in(weights)}, its hub id, `imagenet`, `none`, or beside `model.backbone` a file of that backbone's weights"
         )
     return None
 

@@ -432,6 +432,28 @@ def test_tensors_that_cannot_be_read(in_parts, copy):
         assert detector_hint(copy) == ""
 
 
+def test_the_folder_around_checkpoints_leads_to_the_newest(copy, tmp_path):
+    """Of a Trainer by its steps, of the hub's cache by what `main` is."""
+    cached, runs, empty = (tmp_path / name for name in ("models--zoo--cats", "runs", "empty"))
+    for place in ("checkpoint-1000", "checkpoint-500"):
+        shutil.copytree(copy, runs / place)
+    for place in ("0a1b", "9f8e"):
+        shutil.copytree(copy, cached / "snapshots" / place)
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text("0a1b\n")
+    empty.mkdir()
+    for folder, message in (
+        (runs, f", such as {runs}/checkpoint-1000 (the newest of 2 there)"),
+        (cached, f", such as {cached}/snapshots/0a1b (the newest of 2 there)"),
+        (empty, "or a checkpoint of HF transformers"),
+    ):
+        for read in (read_card, load_weights, taken):
+            with pytest.raises(UserError, match=r"holds no model.safetensors; expected") as told:
+                read(folder)
+            assert str(told.value).endswith(message)
+    assert f"such as {runs}/checkpoint-1000 (the newest of 2" in (weights_problem(DFineModel(weights=runs)) or "")
+
+
 def test_pointers_of_git_lfs_in_other_places(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 9\n")
