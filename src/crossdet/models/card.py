@@ -23,7 +23,7 @@ from crossdet.labels.space import LabelSpace
 from crossdet.models.architecture import Foreign
 from crossdet.models.architectures import ARCHITECTURES, DEFAULT
 from crossdet.models.hub import CARD_FILE as CARD_FILE
-from crossdet.models.hub import INDEX, example_in, unreadable
+from crossdet.models.hub import INDEX, checkpoint_name, example_in, unreadable
 from crossdet.models.settings import NetworkSettings
 
 FORMAT = "crossdet/1"
@@ -190,14 +190,14 @@ def foreign_checkpoint(path: Path) -> Foreign | None:
 
 
 def card_of_foreign(path: Path, found: Foreign) -> Card:
-    """What stands beside it (`CARD_FILE`); else its label space is one dataset, named like the directory, that
-    labels all of its classes.
+    """What stands beside it (`CARD_FILE`); else its label space is one dataset, named like the directory
+    (`hub.checkpoint_name`), that labels all of its classes.
 
     Raises `UserError` where the two contradict each other.
     """
     if (path / CARD_FILE).is_file():
         return _card_beside(path / CARD_FILE, found)
-    name = path.resolve().name
+    name = checkpoint_name(path)
     space = LabelSpace.build({name: found.classes})
     history = (Generation("train", {name: list(found.classes)}, list(space.classes)),)
     return Card(space, found.settings, InputSettings(found.shorter, found.longer), {}, None, history)

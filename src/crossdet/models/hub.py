@@ -24,6 +24,7 @@ FILES = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors", PROCESSOR, ALL_PROCESSOR
 SCHEME = "hf:"
 LFS = b"version https://git-lfs"
 _STEPS = re.compile(r"checkpoint-(\d{1,18})")
+_CACHED = re.compile(r"models--(?:.+?--)?(.+)")
 _ID = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)")
 _OF_FILES = frozenset({".yaml", ".yml", ".json", ".safetensors", ".pt", ".pth", ".bin", ".onnx", ".xml"})
 
@@ -76,6 +77,16 @@ def fetch(identifier: str, said: str) -> Path:
             f"{WEIGHTS} and {PROCESSOR}, such as `hf download {identifier} --local-dir DIR` makes"
         ) from None
     return folder
+
+
+def checkpoint_name(directory: Path) -> str:
+    """What the checkpoint in a directory is called: like the repository where it is a snapshot in the hub's cache, like
+    the folder around where it is one of several of HF's Trainer, else like the directory."""
+    place = directory.resolve()
+    above = place.parent
+    if above.name == "snapshots" and (cached := _CACHED.fullmatch(above.parent.name)):
+        return cached[1]
+    return (above.name if _STEPS.fullmatch(place.name) else "") or place.name
 
 
 def example_in(folder: Path) -> str:

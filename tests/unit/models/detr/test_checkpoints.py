@@ -120,6 +120,25 @@ def test_checkpoint_is_a_detector(directory, picture):
     assert_alike(found, found_by_hf(directory, picture))
 
 
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("models--zoo-team--d-fine-cats/snapshots/0a1b2c", "d-fine-cats"),
+        ("models--cats/snapshots/0a1b2c", "cats"),
+        ("snapshots/0a1b2c", "0a1b2c"),
+        ("models--zoo--cats/0a1b2c", "0a1b2c"),
+        ("my cats/checkpoint-500", "my cats"),
+        ("my cats/checkpoint-best", "checkpoint-best"),
+    ],
+)
+def test_the_dataset_is_named_like_the_checkpoint(place, name, written, tmp_path):
+    """And not by a hash or by steps, which nobody says in a config."""
+    shutil.copytree(written, tmp_path / place)
+    (tmp_path / "link").symlink_to(tmp_path / place)
+    for directory in (tmp_path / place, tmp_path / "link"):
+        assert read_card(directory).space.datasets == (name,)
+
+
 def test_a_checkpoint_in_several_files(directory, picture, tmp_path):
     """The same detector, and known by the contents of all of them."""
     parts = tmp_path / "zoo"
