@@ -10,7 +10,7 @@ from crossdet.errors import UserError
 from crossdet.labels.space import LabelSpace
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.backbone_names import backbone_problem
-from crossdet.models.card import detector_hint
+from crossdet.models.card import detector_hint, of_another_name
 
 
 def fitting_problems(config: Config, space: LabelSpace, extends: bool) -> Iterator[str]:
@@ -28,10 +28,9 @@ def _network_problems(config: Config, space: LabelSpace) -> Iterator[str]:
     kind, weights = ARCHITECTURES[config.model.name], config.model.weights
     backbone: str | None = getattr(config.model, "backbone", None)
     of_weights = kind.weights_problem(config.model)
-    found = [
-        None if of_weights is None else f"{of_weights}{detector_hint(weights)}",
-        None if backbone is None else backbone_problem(backbone),
-    ]
+    if of_weights is not None:
+        of_weights = of_another_name(weights, config.model.name) or f"{of_weights}{detector_hint(weights)}"
+    found = [of_weights, None if backbone is None else backbone_problem(backbone)]
     problems = [problem for problem in found if problem]
     yield from problems
     if isinstance(weights, Path) and not problems:

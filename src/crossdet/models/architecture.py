@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,7 +29,8 @@ class Foreign:
     """A checkpoint that other software wrote: what it says of itself, as a trained network of ours.
 
     classes: in the order of its rows. shorter, longer: see `card.InputSettings`. tensors: reads them, by the names
-    of a network with the given settings: its own, or those that stand beside it.
+    of a network with the given settings: its own, or those that stand beside it. keys: of `model`, besides name and
+    weights, that a config says to begin from it.
     """
 
     classes: tuple[str, ...]
@@ -37,6 +38,7 @@ class Foreign:
     shorter: int
     longer: int
     tensors: Callable[[Any], dict[str, Tensor]]
+    keys: Mapping[str, Any] = field(default_factory=dict)
 
 
 def file_problem(model: Any) -> str | None:

@@ -314,12 +314,30 @@ def check_weights(path: Path) -> None:
             raise UserError(f"{path} is no crossdet weights file; expected {WANTED}")
 
 
+def of_another_name(weights: str | Path, name: str) -> str | None:
+    """What is wrong with the weights of a config whose architecture is `name`, if they are another's checkpoint."""
+    try:
+        found = None if isinstance(weights, str) else foreign_checkpoint(weights)
+    except UserError:
+        return None
+    if found is None or found.settings.name == name:
+        return None
+    theirs = found.settings.name
+    said = ", ".join(f"`model.{key}: {value}`" for key, value in {"name": theirs, **found.keys}.items())
+    return (
+        f"model.weights: {weights} is a checkpoint of {theirs}, and `model.name` is {name}; say {said} to begin "
+        f"from it, or `crossdet extend {weights} CONFIG` to keep its classes"
+    )
+
+
 def detector_hint(weights: str | Path) -> str:
-    """What to do with weights of a trained detector that are given as those of a backbone, as the end of a message;
-    empty for others."""
+    """What to do with weights of a trained detector of ours that are given as those of a backbone, as the end of a
+    message; empty for others."""
     if isinstance(weights, str):
         return ""
     try:
+        if foreign_checkpoint(weights) is not None:
+            return ""
         read_card(weights)
     except UserError:
         return ""

@@ -80,8 +80,8 @@ def fetch(identifier: str, said: str) -> Path:
 
 
 def checkpoint_name(directory: Path) -> str:
-    """What the checkpoint in a directory is called: like the repository where it is a snapshot in the hub's cache, like
-    the folder around where it is one of several of HF's Trainer, else like the directory."""
+    """What the checkpoint in a directory is called: like the repository where it is a snapshot in the hub's cache,
+    like the folder around where it is one of several of HF's Trainer, else like the directory."""
     place = directory.resolve()
     above = place.parent
     if above.name == "snapshots" and (cached := _CACHED.fullmatch(above.parent.name)):
@@ -90,7 +90,7 @@ def checkpoint_name(directory: Path) -> str:
 
 
 def example_in(folder: Path) -> str:
-    """Which of the folders in this one was likely meant as weights, as the end of a message; empty where none has any.
+    """Which of the folders in this one was likely meant as weights, as the end of a message; empty without any.
 
     It is the snapshot that `main` of a cached repository names, the one of the most steps of HF's Trainer
     (`checkpoint-1000`), else the newest.

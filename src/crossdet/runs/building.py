@@ -23,7 +23,7 @@ from crossdet.evaluation.run import EvalSettings
 from crossdet.labels.space import LabelSpace
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.building import build_detector
-from crossdet.models.card import Card, Generation, InputSettings, detector_hint
+from crossdet.models.card import Card, Generation, InputSettings, detector_hint, of_another_name
 from crossdet.models.contract import Network
 from crossdet.models.settings import NetworkSettings
 from crossdet.types import Batch
@@ -128,7 +128,8 @@ def build_network(settings: NetworkSettings, space: LabelSpace, weights: str | P
     try:
         return build_detector(settings, len(space.classes), torch.from_numpy(space.overlap_array), weights)
     except UserError as error:
-        raise UserError(f"{error}{detector_hint(weights)}") from None
+        told = of_another_name(weights, settings.name) or f"{error}{detector_hint(weights)}"
+        raise UserError(told) from None
 
 
 def new_card(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ from crossdet.labels.space import LabelSpace
 from crossdet.models.backbone_names import ALIASES, backbone_names, backbone_problem
 from crossdet.models.building import build_detector
 from crossdet.models.card import Card, InputSettings
+from crossdet.models.detr import building
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.models.weights import save_weights
 from crossdet.runs.train import train
+
+from ..models.detr.made import tiny
 
 
 @pytest.fixture
@@ -134,6 +138,30 @@ def test_a_trained_detector_as_weights_of_a_backbone(index, tmp_path):
     (error,) = checked(index, model={"name": "dfine", "weights": str(run)}).errors
     assert f"{run} is no directory with config.json" in error
     assert "goes on from it" in error
+
+
+@pytest.mark.parametrize(
+    ("kind", "say"),
+    [
+        ("dfine", "`model.name: dfine`"),
+        ("rtdetr v1", "`model.name: rtdetr`, `model.version: 1`"),
+        ("rtdetr v2", "`model.name: rtdetr`"),
+    ],
+)
+def test_a_checkpoint_without_a_name_of_the_architecture(kind, say, index, tmp_path):
+    """Then the config asks for another one, whose weights are no folders."""
+    zoo = tmp_path / "zoo"
+    network = tiny(kind, square=64)
+    building.write(network, ("a", "b", "c", "d"), zoo)
+    name = network.settings.name
+    text = (
+        f"model.weights: {zoo} is a checkpoint of {name}, and `model.name` is retinanet; say {say} to begin from "
+        f"it, or `crossdet extend {zoo} CONFIG` to keep its classes"
+    )
+    model = {"weights": str(zoo)}
+    assert checked(index, model=model).errors == (text,)
+    with pytest.raises(UserError, match=f"^{re.escape(text)}$"):
+        train(Config.from_dict({"datasets": {"a": {"train": index}}, "model": model}), tmp_path / "run")
 
 
 def test_a_device_that_is_not_there(index, monkeypatch):

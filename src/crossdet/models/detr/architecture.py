@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,7 +60,8 @@ def weights_problem(model: SetModel) -> str | None:
     if isinstance(weights, Path) and not (weights / CONFIG).is_file():
         return (
             f"model.weights: {weights} is no directory with {CONFIG}; give a checkpoint of HF transformers"
-            f"{example_in(weights)}, its hub id, `imagenet`, `none`, or beside `model.backbone` a file of that backbone's weights"
+            f"{example_in(weights)}, its hub id, `imagenet`, `none`, or beside `model.backbone` a file of that "
+            f"backbone's weights"
         )
     return None
 
@@ -80,7 +82,8 @@ def foreign_rt_detr(path: Path) -> Foreign | None:
     if version is None:
         return None
     model = RTDetrModel(weights=path, version=1 if version == 1 else 2)
-    return _foreign(path, RTDetrSettings.of(model, DetrLoss()))
+    keys = {} if model.version == RTDetrModel().version else {"version": model.version}
+    return replace(_foreign(path, RTDetrSettings.of(model, DetrLoss())), keys=keys)
 
 
 def foreign_rf_detr(path: Path) -> Foreign | None:

@@ -188,7 +188,7 @@ def _classes(file: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     given = config.get("id2label")
     if not isinstance(given, dict) or not given:
         raise UserError(
-            f"{file}: `id2label` is missing; without it nobody knows the class of a row. Write a name for every row, "
+            f"{file}: `id2label` is missing; without it nobody knows the class of a row. Name every row, "
             f'such as "id2label": {{"0": "person", "1": "car"}}'
         )
     if strange := [key for key in given if not key.isdecimal()]:
@@ -209,7 +209,7 @@ def _classes(file: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def check_files(directory: Path) -> None:
-    """Raises `UserError` where tensors are missing or unreadable, or only there as pickles, which could run code."""
+    """Raises `UserError` where tensors are missing, unreadable, or only there as pickles, which could run code."""
     shards = [WEIGHTS]
     if (directory / INDEX).is_file():
         places = _read(directory / INDEX).get("weight_map")
@@ -232,8 +232,9 @@ def check_files(directory: Path) -> None:
 
 def _of_pickles(directory: Path) -> str:
     """What to do with tensors that are there as a pickle, as the end of a message; empty without any."""
-    names = sorted(file.name for kind in ("*.bin", "*.pth") for file in directory.glob(kind))
-    names = sorted((name for name in names if name != TRAINER_FILE), key=lambda name: not name.startswith(PICKLED))
+    files = [file for kind in ("*.bin", "*.pth") for file in directory.glob(kind)]
+    names = sorted(file.name for file in files if file.name != TRAINER_FILE)
+    names.sort(key=lambda name: not name.startswith(PICKLED))
     if not names:
         return ""
     told = f"; {names[0]} is a pickle, which could run code: convert it to safetensors"

@@ -19,7 +19,7 @@ from crossdet.inference import load_detector
 from crossdet.labels.edits import grown
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.backbones import read_state
-from crossdet.models.card import detector_hint, file_digest, read_card, taken
+from crossdet.models.card import detector_hint, file_digest, of_another_name, read_card, taken
 from crossdet.models.contract import Limits
 from crossdet.models.detr import building, checkpoints
 from crossdet.models.detr.architecture import DFINE, build, weights_problem
@@ -448,7 +448,7 @@ def test_tensors_that_cannot_be_read(in_parts, copy):
         for read in (read_card, load_weights):
             with pytest.raises(UserError, match=message):
                 read(copy)
-        assert detector_hint(copy) == ""
+        assert (detector_hint(copy), of_another_name(copy, "retinanet")) == ("", None)
 
 
 def test_the_folder_around_checkpoints_leads_to_the_newest(copy, tmp_path):
