@@ -14,6 +14,7 @@ from crossdet.check.report import ClassReport, Report, SplitReport
 from crossdet.data.index import LEFT_OUT, NO_LABELS
 from crossdet.errors import some
 from crossdet.evaluation.tables import lineless_table
+from crossdet.labels.placeholders import is_unused, used
 from crossdet.labels.states import ABSENT, AVOIDED, LABELLED, NOT_EXHAUSTIVE, PER_IMAGE
 
 MATRIX_CLASSES = 20
@@ -53,10 +54,11 @@ def print_report(report: Report, console: Console) -> None:
     heading(console, "Labels")
     _lines(console, _label_lines(report))
     heading(console, "Whose background is a negative for which class")
-    if len(report.classes) <= MATRIX_CLASSES:
-        _print_matrix(report, console)
+    classes = [c for c in report.classes if not is_unused(c.name)]
+    if len(classes) <= MATRIX_CLASSES:
+        _print_matrix(report, classes, console)
     else:
-        show(console, _group_table(report.classes))
+        show(console, _group_table(classes))
         _lines(console, ["Every class in full: --json FILE."])
     _lines(console, _conflict_lines(report))
     if report.network is not None:
@@ -161,7 +163,7 @@ def _label_lines(report: Report) -> Iterator[Text | str]:
     if len(merged) > 2 * MATRIX_CLASSES:
         yield f"and {len(merged) - 2 * MATRIX_CLASSES} more merged classes"
     for dataset in report.datasets:
-        own = [c.name for c in plain if c.sources[0].split("/", 1)[0] == dataset]
+        own = used([c.name for c in plain if c.sources[0].split("/", 1)[0] == dataset])
         if own:
             yield Text.assemble((f"under their own name, of {dataset}: ", "dim"), some(own, MATRIX_CLASSES, _NAMED))
     if report.dropped:
@@ -171,7 +173,7 @@ def _label_lines(report: Report) -> Iterator[Text | str]:
 # -------------------------------------------------------------------------------------------------- matrix
 
 
-def _print_matrix(report: Report, console: Console) -> None:
+def _print_matrix(report: Report, classes: Sequence[ClassReport], console: Console) -> None:
     """Rows datasets, columns classes; in blocks of columns where the terminal is too narrow for one table."""
     unicode = "utf" in (console.encoding or "").lower()
     symbols = {
@@ -179,14 +181,14 @@ def _print_matrix(report: Report, console: Console) -> None:
     }
     rows = [f"{name} (federated)" if name in report.federated else name for name in report.datasets]
     room = console.width - max(len(row) for row in rows) - 5
-    for block in _blocks(report.classes, room):
+    for block in _blocks(classes, room):
         table = _table("", *(c.name for c in block))
         for column in table.columns[1:]:
             column.justify = "center"
         for dataset, row in zip(report.datasets, rows, strict=True):
             table.add_row(Text(row), *(symbols[c.states[dataset]] for c in block))
         show(console, table)
-    used = {state for c in report.classes for state in c.states.values()}
+    used = {state for c in classes for state in c.states.values()}
     _lines(
         console, (Text.assemble(symbols[state], f" {_SHOWN[state].meaning}") for state in _SHOWN if state in used)
     )

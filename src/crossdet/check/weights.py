@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from crossdet.evaluation.tables import lineless_table, percent
+from crossdet.labels.placeholders import is_unused, unused_note, used
 from crossdet.models.card import Generation, read_card, weights_path
 
 
@@ -20,7 +21,7 @@ class WeightsReport:
     """classes: unified name -> source classes `dataset/name`. thresholds: class -> score from which on
     `predict` reports it, where known. merged: classes that were merged after training -> their members. labels: the
     label space as it is stored. network: `NetworkSettings.described`. model, input: settings.
-    square: side that pictures are stretched to, where the network does that.
+    square: side that pictures are stretched to, where the network does that. remarks: on names that are none.
     """
 
     file: str
@@ -33,6 +34,7 @@ class WeightsReport:
     generations: list[Generation]
     merged: dict[str, list[str]] = field(default_factory=dict)
     square: int | None = None
+    remarks: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
         """The whole report as JSON text; keys are the field names."""
@@ -54,7 +56,13 @@ def inspect_weights(path: Path) -> WeightsReport:
         generations=list(card.generations),
         merged={f.name: [space.classes[c] for c in f.members] for f in space.folds if f.is_merge},
         square=card.settings.stretched_to,
+        remarks=list(_remarks(space.classes)),
     )
+
+
+def _remarks(classes: Sequence[str]) -> Iterator[str]:
+    if note := unused_note(classes):
+        yield note
 
 
 def print_weights(report: WeightsReport, console: Console) -> None:
@@ -65,11 +73,13 @@ def print_weights(report: WeightsReport, console: Console) -> None:
     table = lineless_table("id", "class", "threshold", "labelled by", title="Classes", left=4)
     table.columns[0].justify = table.columns[2].justify = "right"
     for number, (name, sources) in enumerate(report.classes.items()):
+        if is_unused(name):
+            continue
         threshold = None if name in report.merged else report.thresholds.get(name)
         shown = "-" if threshold is None else f"{threshold:.3f}"
         table.add_row(str(number), Text(name), shown, Text(", ".join(sources)))
     console.print(table)
-    for line in (*_merged(report), *more, *_rules(report.labels)):
+    for line in (*report.remarks, *_merged(report), *more, *_rules(report.labels)):
         console.print(Text(line), soft_wrap=True)
     console.print(Text("Generations", style="italic"))
     for number, generation in enumerate(report.generations):
@@ -107,7 +117,7 @@ def _generation_lines(number: int, generation: Generation, labels: dict[str, Any
     parent = f", from {generation.parent[:12]}" if generation.parent else ""
     yield f"{number}: {generation.mode}{when}{version}{parent}, {len(generation.classes)} classes"
     for name, classes in generation.datasets.items():
-        yield f"   {name}: {', '.join(_read_as(labels, name, c) for c in classes)}"
+        yield f"   {name}: {', '.join(_read_as(labels, name, c) for c in used(classes))}"
     for edit in generation.edits:
         yield f"   {edit}"
     for score in generation.scores:

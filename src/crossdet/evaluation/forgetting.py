@@ -17,6 +17,7 @@ from crossdet.evaluation.bootstrap import paired_bootstrap
 from crossdet.evaluation.figures import line_look, new_figure, save_figure
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.splits import Split, ground_truth
+from crossdet.labels.placeholders import used
 from crossdet.models.card import Generation, Score
 
 MARKERS = "os^Dvp"
@@ -113,7 +114,7 @@ def regressions(found: Sequence[Change], tolerance: float | None) -> list[Change
 def unmeasured(found: Sequence[Change], old: Sequence[str]) -> list[str]:
     """Those of the `old` classes that no dataset has a number of before and after."""
     measured = {c.name for c in found if c.difference is not None}
-    return [name for name in old if name not in measured]
+    return [name for name in used(old) if name not in measured]
 
 
 def to_json(

@@ -41,6 +41,7 @@ from crossdet.evaluation.splits import Split
 from crossdet.files import write_json
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.edits import growth as grown_by
+from crossdet.labels.placeholders import unused_note, used
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.card import START_FILE, Card, Generation, Score, file_digest, new_generation, weights_path
@@ -234,23 +235,13 @@ def _shown(value: Any) -> str:
 
 
 def remarks_on(config: Config, card: Card, growth: Growth, sources: Sources) -> list[Remark]:
-    """What is worth saying, of the mode, of batch norm, and of what will not be known. Raises `UserError` for what
-    cannot work."""
+    """What is worth saying, of the mode, of batch norm, of names, and of what will not be known. Raises `UserError`
+    for what cannot work."""
     choice = config.extend or ExtendSettings()
     remarks = check_mode(choice, growth, ARCHITECTURES[card.settings.name].grows_by)
-    has_any = card.settings.has_batch_norm
-    fixed = has_any and getattr(card.settings, "freeze_batch_norm", False)
-    still = MODES[choice.mode].keeps_thresholds  # nothing of the backbone trains
-    if not choice.fixed_statistics and (fixed or still or not has_any):
-        why = f"the mode {choice.mode} trains nothing of the backbone" if still else "these weights have fixed ones"
-        why = why if has_any else f"{card.settings.name} has no batch norm"
-        remarks.append(Remark("note", f"`extend.fixed_statistics: false` changes nothing: {why}"))
-    elif fixed and not still and config.train.recipe == "auto":
-        text = (
-            "batch norm of the backbone stays fixed, as in these weights: `train.recipe: auto` trains it in new "
-            "networks only. Behind it features stand less of a learning rate (`train.lr`)"
-        )
-        remarks.append(Remark("note", text))
+    remarks += _of_batch_norm(config, card.settings)
+    remarks += [Remark("note", text) for text in [unused_note(growth.known.classes)] if text]
+    still = MODES[choice.mode].keeps_thresholds
     if not still and (unjudged := _unjudged(sources, growth.known)):
         text = (
             f"no validation pictures of {some(unjudged, 8)}: what the extension makes of them will not be known. "
@@ -260,11 +251,28 @@ def remarks_on(config: Config, card: Card, growth: Growth, sources: Sources) -> 
     return remarks
 
 
+def _of_batch_norm(config: Config, settings: NetworkSettings) -> Iterator[Remark]:
+    choice = config.extend or ExtendSettings()
+    has_any = settings.has_batch_norm
+    fixed = has_any and getattr(settings, "freeze_batch_norm", False)
+    still = MODES[choice.mode].keeps_thresholds  # nothing of the backbone trains
+    if not choice.fixed_statistics and (fixed or still or not has_any):
+        why = f"the mode {choice.mode} trains nothing of the backbone" if still else "these weights have fixed ones"
+        why = why if has_any else f"{settings.name} has no batch norm"
+        yield Remark("note", f"`extend.fixed_statistics: false` changes nothing: {why}")
+    elif fixed and not still and config.train.recipe == "auto":
+        text = (
+            "batch norm of the backbone stays fixed, as in these weights: `train.recipe: auto` trains it in new "
+            "networks only. Behind it features stand less of a learning rate (`train.lr`)"
+        )
+        yield Remark("note", text)
+
+
 def _unjudged(sources: Sources, known: LabelSpace) -> list[str]:
     """Old classes, as they are reported, that no validation split has an object of."""
     splits = _splits_of(sources, known).values()
     judged = {int(c) for split in splits for c in np.unique(split.labels()[split.index.is_object])}
-    return [name for c, name in enumerate(known.reported) if c not in judged]
+    return used([name for c, name in enumerate(known.reported) if c not in judged])
 
 
 def rate_share(config: Config, growth: Growth) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import subprocess
@@ -16,7 +17,7 @@ import torch
 from rich.console import Console
 
 from crossdet import Config, LabelSpace, UserError
-from crossdet.check import inspect_weights, print_weights
+from crossdet.check import inspect_weights, print_report, print_weights
 from crossdet.check.extension import inspect_extension
 from crossdet.config.sources import open_sources
 from crossdet.data.index import IndexBuilder, Ragged
@@ -566,6 +567,28 @@ def test_old_classes_that_nothing_judges_are_told_before_the_training():
     (text,) = told({}, old={"val": val})
     assert text.startswith("no validation pictures of bus: ")
     assert told({"mode": "frozen"}) == [], "its old detections stay as they are"
+
+
+def test_rows_that_mean_nothing_are_told_once_and_listed_nowhere(tmp_path):
+    """There is nothing to lose of them, so no rate is lowered for them either."""
+    known = LabelSpace.build({"old": ["car", "unused_1"]})
+    card = replace(CARD, space=known)
+    save_weights(tmp_path / "old.safetensors", {"none": torch.zeros(1)}, card)
+    builder = IndexBuilder("/pictures")
+    builder.image("b.png", 10, 10)
+    builder.box((0, 0, 5, 5), 0)
+    old = builder.build(["car"])
+    both = {"new": config().datasets["new"].train, "again": {"train": old, "val": old}}
+    given = Config.from_dict({"datasets": both, "labels": {"merge": {"same_names": True}}})
+    report, filled = inspect_extension(given, tmp_path / "old.safetensors")
+    console = Console(file=io.StringIO(), width=200)
+    print_report(report, console)
+    print_weights(inspect_weights(tmp_path / "old.safetensors"), console)
+    lines = [line.strip() for line in console.file.getvalue().splitlines() if "unused_1" in line]
+    assert lines == ["- rows that mean nothing: unused_1", "rows that mean nothing: unused_1"]
+    sources = open_sources(filled, known=known)
+    assert rate_share(filled, Growth(known, sources.space, sources.train)) == 0.5  # and not 0.25
+    assert report_text([], known.reported) == "not measured, no `val` split shows them: car"
 
 
 def test_check_tells_the_same(tmp_path):

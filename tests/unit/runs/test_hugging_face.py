@@ -20,6 +20,7 @@ from crossdet.models.detr.network import Detr
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.models.weights import load_weights, save_weights
 from crossdet.runs.hugging_face import write_directory
+from crossdet.runs.relabel import relabel
 
 from ..models.detr.made import tiny
 
@@ -118,6 +119,16 @@ def test_rules_that_do_not_fit_the_checkpoint(tmp_path):
             read_card(tmp_path / "out")
     file.unlink()
     assert read_card(tmp_path / "out").space == LabelSpace.build({"out": ["cat", "dog", "puppy", "tv"]})
+
+
+def test_a_class_that_is_called_like_a_placeholder(tmp_path):
+    """`crossdet.json` knows that it is one."""
+    weights = saved(tmp_path / "mine.safetensors", tiny("dfine", square=SIDE))
+    relabel(weights, tmp_path / "named.safetensors", [("tv", "none")])
+    write_directory(tmp_path / "named.safetensors", tmp_path / "out")
+    assert read_card(tmp_path / "out").space.classes == ("cat", "dog", "puppy", "none")
+    (tmp_path / "out/crossdet.json").unlink()
+    assert read_card(tmp_path / "out").space.classes == ("cat", "dog", "puppy", "unused_3")
 
 
 def test_a_full_disk_leaves_nothing_half(tmp_path, monkeypatch):

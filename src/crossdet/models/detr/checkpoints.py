@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from crossdet.errors import UserError, show
 from crossdet.files import write_atomically
+from crossdet.labels.placeholders import without_placeholders
 from crossdet.models.hub import ALL_PROCESSORS, CONFIG, INDEX, PROCESSOR, WEIGHTS, fetch, identifier, unreadable
 from crossdet.types import PAD_DIVISOR
 
@@ -184,7 +185,8 @@ def _three(file: Path, processor: Mapping[str, Any], key: str) -> tuple[float, f
 
 
 def _classes(file: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names by row. Raises `UserError` for gaps in the rows and for a name that stands twice."""
+    """Names by row; rows that mean nothing get one. Raises `UserError` for gaps in the rows and for a name that
+    stands twice."""
     given = config.get("id2label")
     if not isinstance(given, dict) or not given:
         raise UserError(
@@ -202,7 +204,7 @@ def _classes(file: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
             f"{file}: `id2label` has no name for row {gap}, but one for row {max(rows)}; name every row (rows that "
             f"mean nothing: `unused_{gap}`)"
         )
-    names = tuple(rows[row] for row in range(len(rows)))
+    names = without_placeholders([rows[row] for row in range(len(rows))])
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{file}: `id2label` has {show(twice[0])} more than once; give each row a name of its own")
     return names

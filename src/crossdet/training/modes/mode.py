@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 from pydantic import AfterValidator, Field, StrictBool, StrictStr
 
 from crossdet.errors import UserError, problem_list, show
+from crossdet.labels.placeholders import used
 from crossdet.labels.rules import unknown
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.settings import CountOrZero, Fraction, NotNegative, Section
@@ -60,9 +61,10 @@ class Growth:
         return self.space.classes[len(self.known.classes) :]
 
     def without_images(self) -> list[str]:
-        """Old classes that no training image has a box of; a list of names holds nothing."""
+        """Old classes that no training image has a box of; a list of names holds nothing. Rows that mean nothing
+        have nothing to lose."""
         learnt = {int(c) for name, index in self.train.items() for c in self.space.ids(name, index.classes_shown)}
-        return [name for c, name in enumerate(self.known.classes) if c not in learnt - {DROPPED}]
+        return used([name for c, name in enumerate(self.known.classes) if c not in learnt - {DROPPED}])
 
     def begins_as(self, init: Mapping[str, str]) -> dict[int, int]:
         """New class id -> the old one as which it begins, by `extend.init`; `UserError` with all mistakes."""

@@ -314,6 +314,13 @@ def test_bad_configs(copy, values, message):
         load_weights(changed(copy, **values))
 
 
+def test_rows_without_a_class_are_taken(copy):
+    """COCO's ids have gaps."""
+    changed(copy, id2label={"0": "N/A", "1": "cat", "2": "n/a", "3": ""})
+    assert read_card(copy).space.classes == ("unused_0", "cat", "unused_2", "unused_3")
+    assert load_detector(copy).classes == read_card(copy).space.classes
+
+
 def test_another_architecture(copy):
     with pytest.raises(
         UserError, match=r"`model_type` is \"d_fine\", and the config asks for rt_detr_v2; use `model.name"

@@ -1,0 +1,35 @@
+"""Class names of checkpoints that name nothing: of rows that no class has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from crossdet.errors import some
+
+PLACEHOLDERS = frozenset({"", "n/a", "none", "background", "__background__"})
+"""In small letters. COCO's ids have gaps, which checkpoints with a row for every id call so."""
+_UNUSED = re.compile(r"unused_\d+")
+_NAMED = 8  # classes that a message names before it only counts
+
+
+def without_placeholders(names: Sequence[str]) -> tuple[str, ...]:
+    """Names by row, with one of its own for every row that has a placeholder: `unused_12`."""
+    return tuple(
+        f"unused_{row}" if name.strip().lower() in PLACEHOLDERS else name for row, name in enumerate(names)
+    )
+
+
+def used(names: Sequence[str]) -> list[str]:
+    """Without those of rows that mean nothing."""
+    return [name for name in names if not is_unused(name)]
+
+
+def is_unused(name: str) -> bool:
+    return _UNUSED.fullmatch(name) is not None
+
+
+def unused_note(names: Sequence[str]) -> str | None:
+    """What there is to say of rows that mean nothing."""
+    unused = [name for name in names if is_unused(name)]
+    return f"rows that mean nothing: {some(unused, _NAMED)}" if unused else None
