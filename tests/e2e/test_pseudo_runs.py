@@ -215,10 +215,13 @@ def test_a_training_that_would_end_before_its_first_labels_is_refused(world, tmp
 def test_teachers_of_no_use_are_told_before_anything_is_trained(world, trained, tmp_path):
     foreign = tmp_path / "foreign.safetensors"
     relabel(trained.folder, foreign, [("car", "lorry"), ("face", "head")])
-    paths = [str(tmp_path / "nowhere"), str(foreign)]
+    unnamed = tmp_path / "unnamed.safetensors"
+    relabel(trained.folder, unnamed, [("car", "LABEL_0"), ("face", "LABEL_1")])
+    paths = [str(tmp_path / "nowhere"), str(foreign), str(unnamed)]
     with pytest.raises(UserError) as told:
         train(world.config({"pseudo.teachers": paths}), output=tmp_path / "run")
-    assert "pseudo.teachers: 2 teacher(s) cannot be used" in str(told.value)
+    assert "pseudo.teachers: 3 teacher(s) cannot be used" in str(told.value)
+    assert "unnamed.safetensors: classes without names (LABEL_0, LABEL_1): " in str(told.value)
     assert "nowhere" in str(told.value)
     assert "foreign.safetensors knows lorry, head, none of the classes of this training (car, face)" in str(
         told.value

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from crossdet.evaluation.tables import lineless_table, percent
-from crossdet.labels.placeholders import is_unused, unused_note, used
+from crossdet.labels.placeholders import is_unused, numbered_warning, unused_note, used
 from crossdet.models.card import Generation, read_card, weights_path
 
 
@@ -61,6 +61,8 @@ def inspect_weights(path: Path) -> WeightsReport:
 
 
 def _remarks(classes: Sequence[str]) -> Iterator[str]:
+    if warning := numbered_warning(classes):
+        yield f"warning: {warning}"
     if note := unused_note(classes):
         yield note
 

@@ -1,4 +1,4 @@
-"""Class names of checkpoints that name nothing: of rows that no class has."""
+"""Class names of checkpoints that name nothing: of rows that no class has, and numbers in place of names."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from crossdet.errors import some
 PLACEHOLDERS = frozenset({"", "n/a", "none", "background", "__background__"})
 """In small letters. COCO's ids have gaps, which checkpoints with a row for every id call so."""
 _UNUSED = re.compile(r"unused_\d+")
+_NUMBERED = re.compile(r"LABEL_\d+")
 _NAMED = 8  # classes that a message names before it only counts
 
 
@@ -33,3 +34,13 @@ def unused_note(names: Sequence[str]) -> str | None:
     """What there is to say of rows that mean nothing."""
     unused = [name for name in names if is_unused(name)]
     return f"rows that mean nothing: {some(unused, _NAMED)}" if unused else None
+
+
+def numbered_warning(names: Sequence[str]) -> str | None:
+    """What is wrong if all classes are called as transformers calls those that nobody named."""
+    if not names or not all(_NUMBERED.fullmatch(name) for name in names):
+        return None
+    return (
+        f"classes without names ({some(names, 3, 2)}): none is the class of a dataset by its name; write names "
+        f"under `id2label` in the checkpoint's config.json, or `crossdet labels WEIGHTS --rename {names[0]}=person`"
+    )

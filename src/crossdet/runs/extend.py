@@ -41,7 +41,7 @@ from crossdet.evaluation.splits import Split
 from crossdet.files import write_json
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.edits import growth as grown_by
-from crossdet.labels.placeholders import unused_note, used
+from crossdet.labels.placeholders import numbered_warning, unused_note, used
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.card import START_FILE, Card, Generation, Score, file_digest, new_generation, weights_path
@@ -240,6 +240,7 @@ def remarks_on(config: Config, card: Card, growth: Growth, sources: Sources) -> 
     choice = config.extend or ExtendSettings()
     remarks = check_mode(choice, growth, ARCHITECTURES[card.settings.name].grows_by)
     remarks += _of_batch_norm(config, card.settings)
+    remarks += [Remark("warning", text) for text in [numbered_warning(growth.known.classes)] if text]
     remarks += [Remark("note", text) for text in [unused_note(growth.known.classes)] if text]
     still = MODES[choice.mode].keeps_thresholds
     if not still and (unjudged := _unjudged(sources, growth.known)):

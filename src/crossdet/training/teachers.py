@@ -27,6 +27,7 @@ from crossdet.evaluation.run import EvalSettings
 from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.files import write_json
 from crossdet.inference import Detector
+from crossdet.labels.placeholders import numbered_warning
 from crossdet.labels.space import LabelSpace
 from crossdet.models.contract import Network
 from crossdet.training.pseudo_labels import (
@@ -109,6 +110,8 @@ def known_ids(name: str, classes: Sequence[str], space: LabelSpace) -> dict[int,
     without any."""
     ids = {space.id_of(c): own for own, c in enumerate(classes) if c in space.classes}
     if not ids:
+        if unnamed := numbered_warning(classes):
+            raise UserError(f"{name}: {unnamed}")
         raise UserError(
             f"{name} knows {', '.join(classes)}, none of the classes of this training ({', '.join(space.classes)})"
         )

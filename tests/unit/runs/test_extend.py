@@ -591,6 +591,22 @@ def test_rows_that_mean_nothing_are_told_once_and_listed_nowhere(tmp_path):
     assert report_text([], known.reported) == "not measured, no `val` split shows them: car"
 
 
+@pytest.mark.parametrize("names", [("LABEL_0", "LABEL_1"), ("LABEL_0", "car")])
+def test_classes_that_nobody_named_are_warned_of(names, tmp_path):
+    card = replace(CARD, space=LabelSpace.build({"old": names}))
+    save_weights(tmp_path / "old.safetensors", {"none": torch.zeros(1)}, card)
+    report = inspect_extension(config(), tmp_path / "old.safetensors")[0]
+    told = [text for text in report.warnings if text.startswith("classes without names")]
+    expected = (
+        "classes without names (LABEL_0, LABEL_1): none is the class of a dataset by its name; write names under "
+        "`id2label` in the checkpoint's config.json, or `crossdet labels WEIGHTS --rename LABEL_0=person`"
+    )
+    assert told == [expected] * ("car" not in names)
+    console = Console(file=io.StringIO(), width=200)
+    print_weights(inspect_weights(tmp_path / "old.safetensors"), console)
+    assert console.file.getvalue().count(f"warning: {expected}") == len(told)
+
+
 def test_check_tells_the_same(tmp_path):
     card = replace(CARD, settings=SETTINGS.model_copy(update={"freeze_batch_norm": True}))
     save_weights(tmp_path / "old.safetensors", {"none": torch.zeros(1)}, card)
