@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from crossdet.data.augment import Resize
 from crossdet.data.canvases import canvases_of
@@ -32,9 +33,11 @@ def detect(
     rank: int = 0,
     ranks: int = 1,
     nms_groups: Sequence[int] | None = None,
+    floors: NDArray[np.float64] | None = None,
 ) -> Found:
     """See `run.detect`. With several `ranks` each process takes its share of the images and all get the whole
-    result. nms_groups: see `Limits`. The model's train/eval mode is restored.
+    result. nms_groups: see `Limits`. floors: `[C]` least scores of the classes up to the last one that is looked
+    for, in place of the settings' one. The model's train/eval mode is restored.
     """
     space = LabelSpace(("dataset",), ("object",), ({},))  # the ground truth is not needed to detect
     part = Part(index, 0, np.full(len(index.classes), DROPPED, np.int64))
@@ -44,7 +47,7 @@ def detect(
     batches = sequential_batches(len(index), settings.batch_size, rank, ranks, canvases)
     most = settings.limits(PROTOCOLS["coco"])
     limits = Limits(
-        most.score_threshold,
+        most.score_threshold if floors is None else torch.from_numpy(floors).float().to(model.device),
         settings.topk,
         most.max_detections,
         settings.nms_iou,

@@ -121,7 +121,8 @@ def fit(
         with closing(feed), stop_signals() as run.stop, _dead_workers_told(run_dir, feed):
             while run.progress.epoch != schedule.epochs and not run.progress.finished:
                 if course.data_of is not None:
-                    data = course.data_of(run.progress.epoch, run.progress.step_in_epoch, run.teacher_network())
+                    at = run.progress.epoch, run.progress.step_in_epoch
+                    data = course.data_of(*at, run.teacher_network(), run.saved_epoch)
                 record = _train_epoch(run, step_module, data, feed, dataset_names, schedule, seed, logs)
                 _finish_epoch(run, schedule, record, evaluate, describe, logs)
         run.progress.finished = True

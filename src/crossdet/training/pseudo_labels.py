@@ -32,14 +32,18 @@ from crossdet.types import REGION_FLAGS, Flag
 
 TEACHER_FOLDER = "teacher_labels"
 """In the run directory: the training images' indexes with the teachers' labels."""
-MOST_DETECTIONS = 300
-"""Of all its classes that a teacher may report per image."""
+MOST_DETECTIONS = 1000
+"""Of all its classes that a teacher may report per image. Where it reports as many, there may be more: the whole
+image is then avoided for its classes."""
+MOST_CANDIDATES = 5000
+"""Per level, before suppression."""
 LEAST_SCORE = 0.01
 """What scores less is never looked at."""
 SAME_BOX = 0.5
 """IoU from which on a detection and a labelled object are the same thing."""
 
 Ids = NDArray[np.int64]
+NO_IDS: Ids = np.zeros(0, np.int64)
 
 
 def teacher_name(unified: str) -> str:
@@ -81,6 +85,7 @@ def with_pseudo_labels(
     confident: Floats,
     uncertain: Floats,
     overlap: Bools,
+    avoided: tuple[Ids, Ids] = (NO_IDS, NO_IDS),
 ) -> Index:
     """The index with the teacher's labels; its images, boxes and classes stay as they are, new ones come
     after.
@@ -89,7 +94,8 @@ def with_pseudo_labels(
     pixels. by_teacher: the classes to label (of a federated dataset each image counts as verified for them: the
     teacher has looked at all), names: unified names by id. confident, uncertain: `[C]` a score of
     at least `confident` is an object, one of at least `uncertain` an AVOID region. overlap: `[C, C]`, pairs that
-    one box can show at once.
+    one box can show at once. avoided: pairs of an image and a class, one array each, whose whole image is an AVOID
+    region.
     """
     position = np.full(len(names), -1, np.int64)
     position[list(by_teacher)] = len(index.classes) + np.arange(len(by_teacher))
@@ -100,7 +106,12 @@ def with_pseudo_labels(
     labels, scores = labels[kept], found.scores[kept]
     flags = np.where(scores >= confident[labels], Flag.TEACHER, Flag.TEACHER | Flag.AVOID).astype(np.uint8)
     boxes = np.asarray(found.boxes, np.float32)[kept]
-    image = np.concatenate([index.image_of_box(), np.asarray(found.image_of_box, np.int64)[kept]])
+    whole_image, whole_class = avoided
+    labels = np.concatenate([labels, whole_class])
+    flags = np.concatenate([flags, np.full(len(whole_image), Flag.TEACHER | Flag.AVOID, np.uint8)])
+    corner = np.asarray(index.sizes)[whole_image, ::-1]
+    boxes = np.concatenate([boxes, np.concatenate([np.zeros_like(corner), corner], 1).astype(np.float32)])
+    image = np.concatenate([index.image_of_box(), np.asarray(found.image_of_box, np.int64)[kept], whole_image])
     order = np.argsort(image, kind="stable")
     offsets = np.zeros(len(index) + 1, np.int64)
     np.cumsum(np.bincount(image, minlength=len(index)), out=offsets[1:])
@@ -120,7 +131,7 @@ def with_pseudo_labels(
         labels=joined(index.labels, position[labels]),
         flags=joined(index.flags, flags),
         area=joined(index.area, area),
-        columns={name: joined(column, np.zeros(len(kept), column.dtype)) for name, column in index.columns.items()},
+        columns={name: joined(own, np.zeros(len(labels), own.dtype)) for name, own in index.columns.items()},
         negatives=None if index.negatives is None else _in_all(index.negatives, position[list(by_teacher)]),
     )
 
@@ -195,11 +206,14 @@ def label_images(
             continue
         by_teacher[name], place = classes, folders[name]
         if not (keep and place.exists()):
-            parts = []
+            floors = {c: max(LEAST_SCORE, uncertain_from * score) for c, score in taken.items()}
+            parts, pairs_ = [], [(NO_IDS, NO_IDS)]
             for teacher in teachers:
-                mine = [c for c in classes if c in teacher.thresholds]
-                floor = uncertain_from * min([teacher.thresholds[c] for c in mine], default=1.0)
-                parts.append(find(fabric, teacher, index, mine, max(LEAST_SCORE, floor)))
+                mine = {c: floors[c] for c in classes if c in teacher.thresholds}
+                parts.append(find(fabric, teacher, index, mine))
+                full = _full_images(teacher, parts[-1])
+                pairs_.append((np.repeat(full, len(mine)), np.tile(np.array(list(mine), np.int64), len(full))))
+            whole_image, whole_class = (np.concatenate(column) for column in zip(*pairs_, strict=True))
             more = with_pseudo_labels(
                 index,
                 space.ids(name, index.classes),
@@ -209,6 +223,7 @@ def label_images(
                 confident,
                 uncertain_from * confident,
                 space.overlap_array,
+                (whole_image, whole_class),
             )
             if fabric.is_global_zero:
                 shutil.rmtree(place, ignore_errors=True)
@@ -234,12 +249,25 @@ def open_labelled(place: Path, index: Index) -> Index:
     return replace(load_index(place), rotation=index.rotation, root=index.root)
 
 
-def find(fabric: Fabric, teacher: Teacher, index: Index, classes: Sequence[int], floor: float) -> DetectionArrays:
-    """What a teacher finds of unified classes, in unified ids."""
-    own = [teacher.own_ids[c] for c in classes]
-    settings = replace(teacher.settings, score_threshold=floor, max_detections=MOST_DETECTIONS)
+def _full_images(teacher: Teacher, found: DetectionArrays) -> Ids:
+    """Images in which a teacher reports as much as it may: what is left of their background may be objects."""
+    images, count = np.unique(np.asarray(found.image_of_box, np.int64), return_counts=True)
+    members = 1 if teacher.folding is None else teacher.folding.largest
+    full: Ids = images[count * members >= MOST_DETECTIONS]
+    return full
+
+
+def find(fabric: Fabric, teacher: Teacher, index: Index, floors: Mapping[int, float]) -> DetectionArrays:
+    """What a teacher finds, in unified ids. floors: unified classes that are looked for, with the least score of
+    each."""
+    own = [teacher.own_ids[c] for c in floors]
+    settings = replace(teacher.settings, topk=MOST_CANDIDATES, max_detections=MOST_DETECTIONS)
     if not own:
         return DetectionArrays.joined([])
+    lowest = np.full(1 + max(own), np.inf)
+    lowest[own] = list(floors.values())
+    if teacher.folding is not None:
+        lowest = np.append(lowest, np.full(len(teacher.folding.names), np.inf))[teacher.folding.of]
     found = detect_folded(
         teacher.model,
         index,
@@ -249,7 +277,8 @@ def find(fabric: Fabric, teacher: Teacher, index: Index, classes: Sequence[int],
         autocast=fabric.autocast(),
         rank=fabric.global_rank,
         ranks=fabric.world_size,
+        floors=lowest,
     ).detections
     unified = np.zeros(1 + max(own), np.int64)
-    unified[own] = classes
+    unified[own] = list(floors)
     return replace(found, labels=unified[found.labels])

@@ -140,8 +140,8 @@ class EpochData(NamedTuple):
     background_weight: Tensor | None = None
 
 
-DataOfEpoch = Callable[[int, int, Network], EpochData]
-"""(epoch from 0, its steps done, the weights that teach) -> what the epoch trains on.
+DataOfEpoch = Callable[[int, int, Network, int | None], EpochData]
+"""(epoch from 0, its steps done, the weights that teach, the epoch of the saved state) -> what the epoch trains on.
 
 A resumed run asks again: before the first step of an epoch the same weights must give the same answer, and after it
 the answer must be the one that the epoch began with.
@@ -192,6 +192,7 @@ class RunState:
     totals: DatasetTotals | None = None
     saved_at: float = field(default_factory=time.monotonic)
     saved_step: int = 0
+    saved_epoch: int | None = None
     seen_at: float = field(default_factory=lambda: time.monotonic())
 
     def final_network(self) -> Network:
@@ -297,6 +298,7 @@ class RunState:
             }
             save_state(self.run_dir / STATE_FILE, state)
         self.saved_at, self.saved_step = time.monotonic(), self.progress.step
+        self.saved_epoch = self.progress.epoch
         self.fabric.barrier()
 
     @property
@@ -327,7 +329,7 @@ class RunState:
         if state["precision"]:  # of float16; empty in other numbers
             self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.progress = Progress.from_state(state["progress"])
-        self.saved_step = self.progress.step
+        self.saved_step, self.saved_epoch = self.progress.step, self.progress.epoch
         self._restore_random(state["random"])
         if state["totals"] is not None:
             self.totals = DatasetTotals(state["names"], self.fabric.device)

@@ -202,7 +202,7 @@ def _best_teachers(
         for split in plan.splits.values():
             classes = [c for c in split.classes if c in teacher.own_ids and c in wanted]
             if classes:
-                found = find(fabric, teacher, split.index, classes, LEAST_SCORE)
+                found = find(fabric, teacher, split.index, dict.fromkeys(classes, LEAST_SCORE))
                 directions = rows_per_picture(split.index)
                 judged.append(judge(ground_truth(split), found, classes, LEAST_SCORE, directions))
         for c in sorted(wanted & teacher.own_ids.keys()):
@@ -275,7 +275,7 @@ def teacher_epochs(
         raise _gone(folder)
     fixed = data(by_teacher)
 
-    def data_of(_epoch: int, _step: int, _model: Network) -> EpochData:
+    def data_of(_epoch: int, _step: int, _model: Network, _saved: int | None) -> EpochData:
         return fixed
 
     return data_of
@@ -296,17 +296,25 @@ def _epochs_by_itself(
 
     It does so by its averaged weights (`fit`), as in Mean Teacher and Unbiased Teacher: it was trained on the very
     images that it labels, and its newest weights repeat what they have just been told. Labels are found between two
-    epochs, by weights that are in the resumable state, and kept in `folder/epoch_N` while they are in use; so a
-    resumed run finds or reads the same.
+    epochs, by weights that are in the resumable state, and kept in `folder/epoch_N` while they are in use, or would
+    be where the saved state is resumed; so a resumed run finds or reads the same.
     """
     first, every = schedule
+
+    def since_of(epoch: int) -> int:
+        return epoch - (epoch - first) % every
+
     without_teachers = data(TeacherLabels(plan.space, dict(plan.train), None))
     made: dict[int, EpochData] = {}
 
-    def data_of(epoch: int, step: int, model: Network) -> EpochData:
+    def data_of(epoch: int, step: int, model: Network, saved: int | None) -> EpochData:
         if epoch < first:
             return without_teachers
-        since = epoch - (epoch - first) % every
+        since = since_of(epoch)
+        if saved is not None and fabric.is_global_zero:
+            for old in folder.glob("epoch_*"):
+                if int(old.name.removeprefix("epoch_")) < since_of(saved):
+                    shutil.rmtree(old, ignore_errors=True)
         if since in made:
             return made[since]
         place = folder / f"epoch_{since}"
@@ -319,10 +327,6 @@ def _epochs_by_itself(
             by_teacher = label_by_teachers(fabric, plan, [teacher], place)
         made.clear()
         made[since] = data(by_teacher)
-        if fabric.is_global_zero:
-            for old in folder.glob("epoch_*"):
-                if old != place:
-                    shutil.rmtree(old, ignore_errors=True)
         return made[since]
 
     return data_of

@@ -304,7 +304,7 @@ def test_a_merged_teacher_teaches_the_merged_class(known, tmp_path):
     teacher = as_teacher("t", load_detector(tmp_path / "new.safetensors", "cpu"), space, EvalSettings(64, 96))
     assert teacher.own_ids == {0: 2, 1: 0}
     index = drawn(tmp_path, "pictures", ("x",), 1)
-    found = find(Fabric(accelerator="cpu"), teacher, index, [1], 0.1)
+    found = find(Fabric(accelerator="cpu"), teacher, index, {1: 0.1})
     assert set(found.labels.tolist()) == {1}
     boxes = torch.from_numpy(found.boxes)
     assert float(box_iou(boxes, boxes).fill_diagonal_(0).max()) <= 0.5

@@ -72,10 +72,10 @@ def detections(monkeypatch) -> dict[str, list[tuple[list[float], float, int]]]:
     """What each model (a word here) finds, in its own ids; to be filled by the test."""
     say: dict[str, list[tuple[list[float], float, int]]] = {}
 
-    def detect(model: Any, index: Any, classes: Any, settings: Any, **_: Any) -> Found:
-        assert settings.max_detections == 300
-        rows = [row for row in say[model] if row[2] in classes and row[1] > settings.score_threshold]
-        return Found(found(rows, len(index)), ())
+    def detect(model: Any, index: Any, classes: Any, settings: Any, floors: Any = None, **_: Any) -> Found:
+        least = {c: settings.score_threshold if floors is None else floors[c] for c in classes}
+        rows = [row for row in say[model] if row[2] in classes and row[1] > least[row[2]]]
+        return Found(found(rows[: settings.max_detections], len(index)), ())
 
     monkeypatch.setattr("crossdet.evaluation.run.detect", detect)
     return say
@@ -172,6 +172,32 @@ def test_a_labelled_object_wins_over_the_teacher(plan, detections, tmp_path):
     assert by_teacher == {"faces": [0]}
     assert labels(train["faces"]) == [("face", 0), ("car (teacher)", 32)] * 2
     assert np.allclose(np.asarray(train["faces"].boxes)[1], CAR)
+
+
+def test_every_class_is_looked_for_from_its_own_score_on(plan, detections, tmp_path):
+    """The floor of one class does not let in the background of another."""
+    one = Teacher("t", "t", {0: 0, 1: 1}, SETTINGS, {0: 0.8, 1: 0.02})  # type: ignore[arg-type]
+    detections["t"] = [(CAR, 0.9, 0), ([40.0, 60, 70, 80], 0.1, 0), (FACE, 0.015, 1), ([0.0, 60, 30, 90], 0.005, 1)]
+    train, _ = label_images(fabric(), [one], plan.space, plan.train, 0.25, tmp_path / "labels")
+    assert labels(train["faces"]) == [("face", 0), ("car (teacher)", 32)] * 2
+    assert labels(train["cars"]) == [("car", 0), ("face (teacher)", 48)] * 2
+
+
+def test_where_a_teacher_finds_too_much_the_rest_is_avoided(plan, detections, tmp_path, monkeypatch):
+    """What is left out of a crowd would be its background, and trusted."""
+    monkeypatch.setattr("crossdet.training.pseudo_labels.MOST_DETECTIONS", 3)
+    one = Teacher("t", "t", {0: 0}, SETTINGS, {0: 0.5})  # type: ignore[arg-type]
+    detections["t"] = [([float(x), 70, x + 20.0, 90], 0.9, 0) for x in (0, 20, 40, 60)]
+    train, _ = label_images(fabric(), [one], plan.space, plan.train, 0.25, tmp_path / "labels")
+    crowded = train["faces"]
+    assert labels(crowded)[:5] == [("face", 0), *[("car (teacher)", 32)] * 3, ("car (teacher)", 48)]
+    height, width = crowded.sizes[0].tolist()
+    assert crowded.boxes[4].tolist() == [0, 0, width, height]
+    assert crowded.box_offsets.tolist() == [0, 5, 10]
+    detections["t"].pop()
+    detections["t"].pop()
+    train, _ = label_images(fabric(), [one], plan.space, plan.train, 0.25, tmp_path / "fewer")
+    assert labels(train["faces"]) == [("face", 0), ("car (teacher)", 32), ("car (teacher)", 32)] * 2
 
 
 # ------------------------------------------------------------------------------------------ weights
@@ -271,8 +297,11 @@ def test_the_network_teaches_itself_on_schedule(plan, detections, tmp_path):
     def start(begun: bool) -> Any:
         return teacher_epochs(fabric(), own, [], folder, begun, lambda t: EpochData(t))  # type: ignore[arg-type]
 
-    def seen(data_of: Any, epoch: int, step: int = 0) -> TeacherLabels:
-        return data_of(epoch, step, "net").dataset
+    def seen(data_of: Any, epoch: int, step: int = 0, saved: int | None = None) -> TeacherLabels:
+        return data_of(epoch, step, "net", saved).dataset
+
+    def kept() -> list[str]:
+        return sorted(f.name for f in folder.iterdir())
 
     run = start(False)
     assert seen(run, 0).train == seen(run, 1).train == dict(plan.train)
@@ -280,11 +309,16 @@ def test_the_network_teaches_itself_on_schedule(plan, detections, tmp_path):
     second = seen(run, 2)
     assert len(labels(second.train["cars"])) == 4
     assert seen(run, 3) is seen(run, 4) is second
-    assert [f.name for f in folder.iterdir()] == ["epoch_2"]
+    assert kept() == ["epoch_2"]
     detections["net"] = [(CAR, 0.9, 0)]
     assert labels(seen(start(True), 4, 7).train["cars"]) == labels(second.train["cars"])
     assert len(labels(seen(run, 5).train["cars"])) == 2  # the network forgot faces
-    assert [f.name for f in folder.iterdir()] == ["epoch_5"]
+    assert kept() == ["epoch_2", "epoch_5"]  # the state on disk, if there is one, may be of before epoch 5
+    seen(run, 6, saved=4)
+    assert kept() == ["epoch_2", "epoch_5"]
+    assert labels(seen(start(True), 4, 7).train["cars"]) == labels(second.train["cars"])
+    seen(run, 6, saved=5)
+    assert kept() == ["epoch_5"]
     (folder / "epoch_5" / "taught.json").unlink()  # killed while labelling: found once more
     assert len(labels(seen(start(True), 5).train["faces"])) == 4
     (folder / "epoch_5" / "taught.json").unlink()
