@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,8 +82,10 @@ def _files_of(given: str | Path) -> list[Path]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Raises `UnreadableImage`."""
+    """Raises `UnreadableImage`, also for what is no file: a pipe would be waited for."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UnreadableImage(f"{path}: no file")
         return path.read_bytes()
     except OSError as error:
         raise UnreadableImage(f"{path}: {error.strerror or error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,9 +24,12 @@ GAP, TITLE = 6, 22
 def write_val_pictures(detector: Detector, space: LabelSpace, val: dict[str, Index], folder: Path) -> list[Path]:
     """For some images of every validation split: labelled boxes on the left, detections of all classes right.
 
-    The images are spread evenly over the split. Unreadable ones are left out.
+    The images are spread evenly over the split. Unreadable ones are left out. The folder is there when all of them
+    are, and takes the place of an earlier one.
     """
-    files = []
+    files: list[Path] = []
+    began = folder.with_name(f".{folder.name}")
+    shutil.rmtree(began, ignore_errors=True)
     for (name, index), plain in zip(val.items(), safe_names(list(val)), strict=True):
         class_ids = space.ids(name, index.classes)
         for image in np.linspace(0, len(index) - 1, min(PER_DATASET, len(index))).astype(int).tolist():
@@ -38,9 +42,13 @@ def write_val_pictures(detector: Detector, space: LabelSpace, val: dict[str, Ind
             ]
             sheet = side_by_side(pair)
             files.append(folder / f"{plain}_{image:06d}.jpg")
-            with writing(files[-1], "the pictures before it are kept, and so are weights and numbers"):
-                folder.mkdir(parents=True, exist_ok=True)
-                sheet.save(files[-1], quality=90)
+            with writing(files[-1], "weights and numbers are kept, and --resume draws once there is room"):
+                began.mkdir(parents=True, exist_ok=True)
+                sheet.save(began / files[-1].name, quality=90)
+    with writing(folder, "weights and numbers are kept, and --resume draws once there is room"):
+        began.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        began.rename(folder)
     return files
 
 

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from lightning_fabric import Fabric
 
 from crossdet.config import CONFIG_FILE, Config, dump_config, load_config
-from crossdet.errors import ConfigError, UserError
-from crossdet.files import write_atomically
+from crossdet.errors import ConfigError, UserError, show
+from crossdet.files import write_atomically, writing
 from crossdet.models.weights import STATE_FILE, load_state
 from crossdet.training.identity import Identity, check_identity
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 # Keys that may differ between a run and its resumption without changing what it computes.
 _FREE_KEYS = ("output", "train.workers", "train.log_every", "train.checkpoint_minutes",
               "train.checkpoint_steps", "train.precision", "train.loggers", "eval.batch_size",
               "extend.tolerance")  # fmt: skip
+LOCK_FILE = ".lock"
 _PLACES = ("images", "annotations", "image_set", "ignore")
 
 
@@ -72,21 +79,60 @@ def is_finished(run_dir: Path, config: Config) -> bool:
     return bool(_state(run_dir).get("progress", {}).get("finished"))
 
 
-def make_run_dir(fabric: Fabric, run_dir: Path, config: Config, resume: bool, identity: Identity) -> None:
-    """Writes the resolved config into an empty run directory, or into the one that is resumed. identity: of what is
-    to be trained; raises `UserError` where the state that is resumed is of something else.
+@contextmanager
+def training_in(
+    fabric: Fabric, run_dir: Path, config: Config, resume: bool, overwrite: bool, identity: Identity
+) -> Iterator[None]:
+    """Writes the resolved config into an empty run directory, or into the one that is resumed, and keeps other
+    trainings out of it as long as this one lasts. identity: of what is to be trained; raises `UserError` where the
+    state that is resumed is of something else.
 
-    Called after `check_run_dir`, and once all parts are built: a mistake in the config leaves no half-made run
+    Entered after `check_run_dir`, and once all parts are built: a mistake in the config leaves no half-made run
     behind and costs no earlier one.
     """
     if resume and (state := _state(run_dir)):
         check_identity(run_dir, state.get("identity"), identity)
     fabric.barrier()  # all processes have looked at what is in the run directory
-    if fabric.is_global_zero:
-        if run_dir.exists() and (run_dir / CONFIG_FILE).exists() and not resume:
-            shutil.rmtree(run_dir)
-        write_atomically(run_dir / CONFIG_FILE, dump_config(config).encode())
-    fabric.barrier()
+    with ExitStack() as at_end:
+        problem = _claimed(run_dir, at_end, resume or overwrite) if fabric.is_global_zero else ""
+        if problem := fabric.broadcast(problem):
+            raise UserError(problem)
+        if fabric.is_global_zero:
+            if not resume:
+                _emptied(run_dir)
+            write_atomically(run_dir / CONFIG_FILE, dump_config(config).encode())
+        fabric.barrier()
+        yield
+
+
+def _claimed(run_dir: Path, at_end: ExitStack, may_hold_run: bool) -> str:
+    """Locks the run directory until `at_end`; returns why it cannot be had. A file system without locks has none.
+
+    The lock is the process's: it ends with it, also by SIGKILL, and its loader processes do not have it.
+    """
+    if fcntl is None:
+        return ""
+    file = run_dir / LOCK_FILE
+    with writing(file, "nothing was written"):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = at_end.enter_context(file.open("a"))
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return f"{run_dir}: another process is training in this directory; choose another one with --output"
+    at_end.callback(file.unlink, missing_ok=True)  # before the lock ends
+    if (run_dir / CONFIG_FILE).exists() and not may_hold_run:
+        return f"{run_dir}: another process has just trained in this directory; choose another one with --output"
+    return ""
+
+
+def _emptied(run_dir: Path) -> None:
+    for entry in run_dir.iterdir() if (run_dir / CONFIG_FILE).exists() else ():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK_FILE:
+            entry.unlink()
 
 
 def check_teachers_stay(teachers: Sequence[Path | str], run_dir: Path) -> None:
@@ -113,7 +159,7 @@ def _may_move(state: dict[str, Any]) -> bool:
 
 def _is_place(key: str) -> bool:
     """Whether a key of a config says where data lie."""
-    first, *middle, last = key.split(".")
+    first, *middle, last = key.split(".") if "." in key else (key, "")
     of_split = (first == "datasets" and middle[-1:] in (["train"], ["val"])) or first == "union_test"
     return of_split and last in _PLACES
 
@@ -132,7 +178,7 @@ def _check_same_config(
     data."""
     if not path.exists():
         return
-    before = yaml.safe_load(path.read_text())
+    before = _plain_config(path)
     with suppress(ConfigError):  # keys that are newer than the run had their defaults
         earlier = load_config(path, known_datasets=known_datasets)
         before = yaml.safe_load(dump_config(earlier))
@@ -147,6 +193,21 @@ def _check_same_config(
             f"{path.parent}: the run was started with another config; differing: {', '.join(changed)}. "
             f"Resume with the same values ({path} has them), or start a new run with --output"
         )
+
+
+def _plain_config(path: Path) -> dict[str, Any]:
+    """Of a run, as it stands in the file."""
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        problem = "" if isinstance(plain, dict) else f"it holds {show(plain)}"
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+    if problem:
+        raise UserError(
+            f"{path} is no config of a run any more ({problem}). Put back the file that the training wrote, or "
+            f"begin anew with --overwrite"
+        )
+    return cast(dict[str, Any], plain)
 
 
 def _differences(a: Any, b: Any, at: str = "") -> list[str]:

@@ -56,7 +56,7 @@ from crossdet.runs.building import (
     teacher_settings,
     training_data,
 )
-from crossdet.runs.directory import check_run_dir, make_run_dir, run_directory
+from crossdet.runs.directory import check_run_dir, run_directory, training_in
 from crossdet.runs.evaluate import Evaluation, judged_classes, score_network, splits_for_training
 from crossdet.runs.train import train_network
 from crossdet.training.identity import run_identity
@@ -117,30 +117,31 @@ def extend(
     points = card.operating or {}
     begun = replace(new_card(config, sources.space, settings, history), operating=points)
     identity = run_identity(begun, named_splits(sources))
-    make_run_dir(fabric, run_dir, config, resume, identity)
-    if fabric.is_global_zero:
-        print(*grown_by(known, sources.space), *(f"{kind}: {text}" for kind, text in remarks), sep="\n", flush=True)
-    old = _in_layout(load_detector(parent, fabric.device), config)
-    before, seen = _start(fabric, config, sources, old, history[-1], run_dir, resume)
-    mode = MODES[choice.mode]
-    course, space, train = mode.prepare(
-        Extension(fabric, choice, growth, network, old, teacher_settings(config), run_dir / TEACHER_FOLDER, resume)
-    )
-    del old
+    with training_in(fabric, run_dir, config, resume, overwrite, identity):
+        if fabric.is_global_zero:
+            told = [*grown_by(known, sources.space), *(f"{kind}: {text}" for kind, text in remarks)]
+            print(*told, sep="\n", flush=True)
+        old = _in_layout(load_detector(parent, fabric.device), config)
+        before, seen = _start(fabric, config, sources, old, history[-1], run_dir, resume)
+        mode = MODES[choice.mode]
+        labels = run_dir / TEACHER_FOLDER
+        extension = Extension(fabric, choice, growth, network, old, teacher_settings(config), labels, resume)
+        course, space, train = mode.prepare(extension)
+        del old, extension
 
-    data = training_data(config, replace(sources, space=space, train=dict(train)), network.fill_colour)
-    stored = partial(_stored_points, points, mode.keeps_thresholds)
-    share = rate_share(config, growth)
-    record = train_network(
-        fabric, config, sources, network, data, run_dir, begun, identity, resume, course, stored, share
-    )
-    after, seen_now = _after(fabric, config, sources, known, run_dir)
-    ends = intervals(_splits_of(sources, known), seen, seen_now)
-    found = changes(before, after, ends)
-    report = _report(
-        fabric, run_dir, history, known.reported, before, after, found, means(found, ends), choice.tolerance
-    )
-    return record | {"forgetting": report}
+        data = training_data(config, replace(sources, space=space, train=dict(train)), network.fill_colour)
+        stored = partial(_stored_points, points, mode.keeps_thresholds)
+        share = rate_share(config, growth)
+        record = train_network(
+            fabric, config, sources, network, data, run_dir, begun, identity, resume, course, stored, share
+        )
+        after, seen_now = _after(fabric, config, sources, known, run_dir)
+        ends = intervals(_splits_of(sources, known), seen, seen_now)
+        found = changes(before, after, ends)
+        report = _report(
+            fabric, run_dir, history, known.reported, before, after, found, means(found, ends), choice.tolerance
+        )
+        return record | {"forgetting": report}
 
 
 # ------------------------------------------------------------------------------------------ before training

@@ -33,7 +33,7 @@ from crossdet.runs.building import (
     teacher_settings,
     training_data,
 )
-from crossdet.runs.directory import check_run_dir, check_teachers_stay, make_run_dir, run_directory
+from crossdet.runs.directory import check_run_dir, check_teachers_stay, run_directory, training_in
 from crossdet.runs.evaluate import judged_classes, metrics_table, score_network, splits_for_training
 from crossdet.training.identity import Identity, run_identity
 from crossdet.training.loop import fit
@@ -42,6 +42,8 @@ from crossdet.training.schedule import Schedule
 from crossdet.training.state import Course, EpochData
 from crossdet.training.teachers import TEACHER_DECAY, TeacherLabels, TeacherPlan, open_teachers, teacher_epochs
 from crossdet.training.watch import Watch
+
+PICTURES = "pictures"
 
 
 def train(
@@ -65,7 +67,7 @@ def train(
     sources = open_sources(config)
     check_trainable(sources, config.train.plain)
     epochs = config.train.epochs_for(sources.train_pictures)
-    check_run_dir(run_dir, config, resume, overwrite, epochs=epochs)
+    check_run_dir(run_dir, config, resume, overwrite, PICTURES if sources.val else STATE_FILE, epochs=epochs)
     fabric = build_fabric(config)
     if resume and (run_dir / START_FILE).exists():
         raise UserError(f"{run_dir} is an extension; resume it with `crossdet extend`, its weights and its config")
@@ -83,24 +85,24 @@ def train(
     datasets = {name: list(index.classes) for name, index in sources.train.items()}
     card = new_card(config, sources.space, settings, [first_generation(datasets, sources.space)])
     identity = run_identity(card, named_splits(sources))
-    make_run_dir(fabric, run_dir, config, resume, identity)
+    with training_in(fabric, run_dir, config, resume, overwrite, identity):
 
-    def labelled_data(by_teacher: TeacherLabels) -> EpochData:
-        labelled = replace(sources, space=by_teacher.space, train=by_teacher.train)
-        return EpochData(training_data(config, labelled, network.fill_colour), by_teacher.background_weight)
+        def labelled_data(by_teacher: TeacherLabels) -> EpochData:
+            labelled = replace(sources, space=by_teacher.space, train=by_teacher.train)
+            return EpochData(training_data(config, labelled, network.fill_colour), by_teacher.background_weight)
 
-    course = Course()
-    if plan is not None:
-        course = Course(
-            data_of=teacher_epochs(fabric, plan, teachers, run_dir / TEACHER_FOLDER, begun, labelled_data),
-            teacher_decay=TEACHER_DECAY if plan.schedule is not None else None,
-            labels_from=None if plan.schedule is None else plan.schedule[0],
-        )
-    del teachers  # their memory is for the training
-    data = training_data(config, sources, network.fill_colour)
-    record = train_network(fabric, config, sources, network, data, run_dir, card, identity, resume, course)
-    fabric.barrier()
-    return record
+        course = Course()
+        if plan is not None:
+            course = Course(
+                data_of=teacher_epochs(fabric, plan, teachers, run_dir / TEACHER_FOLDER, begun, labelled_data),
+                teacher_decay=TEACHER_DECAY if plan.schedule is not None else None,
+                labels_from=None if plan.schedule is None else plan.schedule[0],
+            )
+        del teachers  # their memory is for the training
+        data = training_data(config, sources, network.fill_colour)
+        record = train_network(fabric, config, sources, network, data, run_dir, card, identity, resume, course)
+        fabric.barrier()
+        return record
 
 
 def train_network(
@@ -171,7 +173,7 @@ def train_network(
     )
     if fabric.is_global_zero and sources.val:
         detector = load_detector(run_dir, fabric.device)
-        write_val_pictures(detector, sources.space, sources.val, run_dir / "pictures")
+        write_val_pictures(detector, sources.space, sources.val, run_dir / PICTURES)
     fabric.barrier()
     return record
 

@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from crossdet.errors import RunError
-from crossdet.files import write_atomically
+from crossdet.files import write_atomically, writing
 from crossdet.training.loggers import FAILED, SUCCESS, Loggers
 
 _SHORT = {"classification": "class"}
@@ -57,16 +57,14 @@ class RunLog:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / "steps.csv"
-        rows = []
-        if step and path.exists():  # rows after the state that is resumed will be written again
-            with path.open(newline="") as old:
-                rows = [row for row in csv.DictReader(old) if int(row["step"]) <= step]
+        rows = _rows_until(path, step, columns) if step and path.exists() else []
         text = io.StringIO(newline="")
         table = csv.DictWriter(text, columns)
         table.writeheader()
         table.writerows(rows)
         write_atomically(path, text.getvalue().encode())
-        self.file = path.open("a", newline="")
+        with writing(path, "the last saved state is kept, continue with --resume once there is room"):
+            self.file = path.open("a", newline="")
         self.csv = csv.DictWriter(self.file, columns)
         self.loggers = Loggers(loggers, run_dir, step)
 
@@ -160,3 +158,18 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def _rows_until(path: Path, step: int, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of `steps.csv` up to the state that is resumed; those after it are written again. Rows that are none, as
+    a power cut may leave them, are left out, and told."""
+    rows, broken = [], 0
+    text = path.read_bytes().replace(b"\0", b"").decode(errors="replace")
+    for row in csv.DictReader(io.StringIO(text, newline="")):
+        if not (row.get("step") or "").isdecimal() or None in row or None in row.values():
+            broken += 1
+        elif int(row["step"]) <= step:
+            rows.append({name: row.get(name, "") for name in columns})
+    if broken:
+        print(f"warning: {path}: {broken} row(s) cannot be read and are left out", flush=True)
+    return rows

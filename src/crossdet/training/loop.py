@@ -317,7 +317,7 @@ def _finish_epoch(
         with run.evaluation(done):
             record["metrics"] = evaluate(run.final_network(), "last" if last else f"epoch {progress.epoch}")
         card = card if describe is None else describe(record["metrics"])
-        better = _is_best(progress, record)
+        better = _is_best(progress, record) or run.lost_best
     progress.history.append(record)
     if better:
         progress.best_epoch = record["epoch"]

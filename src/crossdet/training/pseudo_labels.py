@@ -24,7 +24,7 @@ from crossdet.data.index import Index, Ragged
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats
 from crossdet.evaluation.hits import iou_with_offset, pairs
 from crossdet.evaluation.run import EvalSettings, detect_folded
-from crossdet.files import safe_names
+from crossdet.files import safe_names, writing
 from crossdet.labels.folds import Folding
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.contract import Network
@@ -227,7 +227,8 @@ def label_images(
             )
             if fabric.is_global_zero:
                 shutil.rmtree(place, ignore_errors=True)
-                save_index(more, place)
+                with writing(place, "the last saved state is kept, continue with --resume once there is room"):
+                    save_index(more, place)
                 added = more.flags[np.asarray(more.labels) >= len(index.classes)]
                 uncertain = int(((added & Flag.AVOID) != 0).sum())
                 print(f"teacher on {name}: {len(added) - uncertain} objects, {uncertain} uncertain", flush=True)

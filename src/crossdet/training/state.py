@@ -20,7 +20,7 @@ from crossdet.data.hybrid import HybridDataset
 from crossdet.errors import Diverged, Interrupted, UserError
 from crossdet.models.card import Card
 from crossdet.models.contract import Network
-from crossdet.models.weights import STATE_FILE, load_state, save_state, save_weights
+from crossdet.models.weights import BEST_FILE, STATE_FILE, load_state, save_state, save_weights
 from crossdet.training.identity import Identity, check_identity
 from crossdet.training.recipe import Recipe
 from crossdet.training.schedule import Clock, Schedule
@@ -307,8 +307,9 @@ class RunState:
         return str(self.fabric.strategy.precision.precision)
 
     def restore(self, recipe: Recipe) -> None:
-        """Raises `UserError` where the state is of another run or cannot go on as it was."""
-        state = load_state(self.run_dir / STATE_FILE)
+        """Raises `UserError` where the state is of another run, of another version or cannot go on as it was."""
+        file = self.run_dir / STATE_FILE
+        state = load_state(file)
         if self.identity is not None:
             check_identity(self.run_dir, state.get("identity"), self.identity)
         then = state.get("numbers", self.numbers)
@@ -317,6 +318,27 @@ class RunState:
                 f"{self.run_dir}: this run computed in {then}, and `train.precision: auto` means {self.numbers} on "
                 f"this machine. Say `train.precision: {self.numbers}` to go on all the same"
             )
+        try:
+            self._take(state)
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            kind, reason = type(error).__name__, " ".join(str(error).split())
+            raise UserError(
+                f"{file} does not fit what is trained here ({kind}: {reason[:200]}): it is damaged, or another "
+                f"version of crossdet wrote it. Resume with that version, or begin anew with --overwrite"
+            ) from None
+        if self.lost_best and self.fabric.is_global_zero:
+            print(
+                f"warning: {self.run_dir / BEST_FILE}, of epoch {self.progress.best_epoch}, is gone: "
+                f"the best from the next evaluation on will be kept",
+                flush=True,
+            )
+
+    @property
+    def lost_best(self) -> bool:
+        """Whether the best weights are no longer there."""
+        return self.progress.best_epoch is not None and not (self.run_dir / BEST_FILE).exists()
+
+    def _take(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None and state["average"] is not None:
