@@ -37,9 +37,8 @@ CLASSES_SHOWN = 6
 class Flag(IntFlag):
     """What a box is besides an ordinary object; one uint8 bit set per box.
 
-    CROWD, IGNORE_REGION and AVOID rows are never positives: an anchor that such a row covers by half
-    (intersection / anchor area >= 0.5), or that an object in its place would keep from being a negative, is no
-    negative for the row's label (label -1: for no class).
+    CROWD, IGNORE_REGION and AVOID rows are never positives: an anchor that an object in such a row, or in its
+    place, could keep from being a negative is no negative for the row's label (label -1: for no class).
     DIFFICULT boxes are ordinary positives unless the config says otherwise. INVALID boxes become
     IGNORE_REGION in training; the evaluation protocols read the flags they need.
     TEACHER boxes are those that a detector labelled: such a region takes no negatives from

@@ -67,11 +67,11 @@ def label_anchors(
     the same (a face that is all that is seen of its person) take their anchors in turns, or the second class would
     have no positive.
 
-    Region rows (crowds, ignore regions, AVOID) are matched to nothing. Listed under `avoid` are the anchors that a
-    region covers by half (intersection / anchor area >= 0.5) and those that an object in its place would have kept
-    from being negatives: IoU >= `negative_iou`, and its best anchors whatever their IoU (a small box covers no
-    anchor by half). A teacher's region (`Flag.TEACHER`) says nothing about objects that no teacher labelled: their
-    anchors are not listed for it.
+    Region rows (crowds, ignore regions, AVOID) are matched to nothing. Listed under `avoid` are the anchors that an
+    object somewhere in the region could have kept from being negatives (intersection / anchor area >=
+    `negative_iou`, or 0.5 where that is more), and those that an object in its place would have: IoU >=
+    `negative_iou`, and its best anchors whatever their IoU (a small box covers no anchor by as much). A teacher's
+    region (`Flag.TEACHER`) says nothing about objects that no teacher labelled: their anchors are not listed.
 
     The result is that of the full matrix of boxes and anchors. On a CPU only pairs that can decide something are
     looked at (`pairs_overlapping`), in pieces. On a device finding them takes longer than the matrix, so there it
@@ -144,7 +144,8 @@ def label_densely(
         inside, iou = _all_pairs(padded[piece], grid.boxes)
         best_of_box = (iou == iou.amax(2, keepdim=True)) & (iou > 0)
         if has_regions:
-            near = (inside >= 0.5 * box_area(grid.boxes)) | (iou >= negative_iou) | best_of_box
+            covered = inside >= _enough(negative_iou) * box_area(grid.boxes)
+            near = covered | (iou >= negative_iou) | best_of_box
             iou.masked_fill_(region[piece, :, None], 0)
             best_of_box.masked_fill_(region[piece, :, None], False)
         torch.max(iou, 1, out=(best[piece], column[piece]))  # of equal ones the first
@@ -311,6 +312,11 @@ def _intersection(boxes: Tensor, anchors: Tensor) -> Tensor:
     return width.mul_(height)
 
 
+def _enough(negative_iou: float) -> float:
+    """Share of an anchor that a region covers, from which on an object in the region can make it no negative."""
+    return min(0.5, negative_iou)
+
+
 def _avoided(
     grid: AnchorGrid, shapes: Lattice, boxes: Tensor, classes: Tensor, images: Tensor, negative_iou: float
 ) -> Tensor:
@@ -318,15 +324,15 @@ def _avoided(
 
     boxes `[R, 4]`, classes, images `[R]`: the regions.
     """
-    half = (0.5 * shapes.width * shapes.height).expand(len(boxes), -1)
+    enough = (_enough(negative_iou) * shapes.width * shapes.height).expand(len(boxes), -1)
     least = boxes.new_full((len(boxes),), negative_iou).minimum(largest_iou(shapes, boxes))
     rows = [torch.zeros((0, 3), dtype=torch.int64, device=boxes.device)]
-    for row, anchor in pairs_overlapping(shapes, boxes, half.minimum(_intersection_of(least, boxes, shapes))):
+    for row, anchor in pairs_overlapping(shapes, boxes, enough.minimum(_intersection_of(least, boxes, shapes))):
         inside = _intersection(boxes[row], grid.boxes[anchor])
         area = box_area(grid.boxes[anchor])
         iou = inside / (area + box_area(boxes)[row] - inside)
         best = iou.new_zeros(len(boxes)).scatter_reduce_(0, row, iou, "amax")[row]
-        avoided = (inside >= 0.5 * area) | (iou >= negative_iou) | ((iou == best) & (iou > 0))
+        avoided = (inside >= _enough(negative_iou) * area) | (iou >= negative_iou) | ((iou == best) & (iou > 0))
         row, anchor = row[avoided], anchor[avoided]
         rows.append(torch.stack([images[row], anchor, classes[row]], 1))
     return torch.cat(rows)

@@ -338,13 +338,19 @@ def test_boxes_are_in_the_order_of_the_foreground_anchors():
 
 
 @pytest.mark.parametrize("flag", [Flag.CROWD, Flag.IGNORE_REGION, Flag.AVOID, Flag.INVALID | Flag.IGNORE_REGION])
-def test_region_covers_from_half_of_the_anchor(flag):
-    anchors = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [5.1, 0, 15.1, 10], [0, 0, 40, 40], [2, 2, 4, 4]])
+def test_region_covers_from_as_much_of_the_anchor_as_makes_it_no_negative(flag):
+    """An object that fills what the region has of the anchor would have that IoU with it."""
+    anchors = torch.tensor([[0.0, 0, 10, 10], [6, 0, 16, 10], [6.1, 0, 16.1, 10], [0, 0, 40, 40], [2, 2, 4, 4]])
     target = annotations([[0, 0, 10, 10]], [6], [int(flag)])
     found = label_anchors(loose(anchors), [annotations([]), target])
     assert (found.labels == BACKGROUND).all()  # never a positive, though anchor 0 is the very box
-    # all of anchor 0, exactly half of 1, less of 2; 1/16 of the large 3, whatever the IoU; all of the small 4
+    # all of anchor 0, exactly 0.4 of 1, less of 2; 1/16 of the large 3, whatever the IoU; all of the small 4
     assert found.avoid.tolist() == [[1, 0, 6], [1, 1, 6], [1, 4, 6]]
+    half = label_anchors(loose(anchors + 0.0), [annotations([]), target], 0.7, 0.6)
+    assert half.avoid.tolist() == [[1, 0, 6], [1, 4, 6]]
+    anchors[1, 0], anchors[1, 2] = 5, 15
+    half = label_anchors(loose(anchors), [annotations([]), target], 0.7, 0.6)
+    assert half.avoid.tolist() == [[1, 0, 6], [1, 1, 6], [1, 4, 6]]
 
 
 def test_a_teacher_has_no_doubt_about_what_a_person_labelled():
@@ -380,10 +386,10 @@ def test_difficult_boxes_are_ordinary_objects():
 
 
 def avoided_by(region: Tensor, label: int) -> set[tuple[int, int, int]]:
-    """Half covered, or no negative if an object lay there (by torchvision's matcher), on the full matrix."""
+    """None if an object lay there (by torchvision's matcher), or filled what is covered, on the full matrix."""
     meets = torch.minimum(region[2:], ALL_ANCHORS[:, 2:]) - torch.maximum(region[:2], ALL_ANCHORS[:, :2])
     inside = meets.clamp(min=0).prod(1)
-    covered = inside >= 0.5 * (ALL_ANCHORS[:, 2:] - ALL_ANCHORS[:, :2]).prod(1)
+    covered = inside >= 0.4 * (ALL_ANCHORS[:, 2:] - ALL_ANCHORS[:, :2]).prod(1)
     as_object, _ = reference(ALL_ANCHORS, region[None], torch.tensor([0]), 0.5, 0.4, low_quality=True)
     return {(0, n, label) for n in (covered | (as_object != BACKGROUND)).nonzero().flatten().tolist()}
 
