@@ -173,7 +173,8 @@ def _rotated(index: Index, dataset: DatasetConfig, split: str) -> Index:
     wanted = dataset.directions if split == "train" else dataset.val_directions
     if wanted is None and dataset.class_directions is None:
         return index
-    return rotated(index, wanted or (0,), dataset.direction_box, dataset.class_directions)
+    difficult = dataset.difficult == "ignore" and split == "train"
+    return rotated(index, wanted or (0,), dataset.direction_box, dataset.class_directions, difficult)
 
 
 def classes_of(space: LabelSpace) -> dict[str, list[str]]:

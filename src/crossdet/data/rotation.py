@@ -18,7 +18,11 @@ FULL_TURN = 360
 
 
 def rotated(
-    index: Index, directions: Sequence[int], box: str = "enclosing", classes: Sequence[int] | None = None
+    index: Index,
+    directions: Sequence[int],
+    box: str = "enclosing",
+    classes: Sequence[int] | None = None,
+    difficult_as_region: bool = False,
 ) -> Index:
     """Every picture of `index` in each of D directions; row `i D + d` is picture i in direction d.
 
@@ -32,6 +36,7 @@ def rotated(
             too large a region only leaves out negatives.
         classes: the directions that have a class of their own, at least `directions`: class k then becomes as many
             classes `name@degrees`. None: classes stay as they are.
+        difficult_as_region: DIFFICULT boxes will be regions, too (`datasets.NAME.difficult: ignore`).
 
     Image ids become `360 id + degrees` (not where 0 is the only direction), category ids likewise where directions
     are classes. An area that was the box's own follows the box, an annotated one stays. In a federated dataset a
@@ -52,7 +57,8 @@ def rotated(
     many = index.take(np.repeat(np.arange(len(index), dtype=np.int64), len(order)))
     degrees = np.tile(np.array(order, np.int16), len(index))
     image = many.image_of_box()
-    boxes = _boxes(many, degrees, box)
+    regions = REGION_FLAGS | Flag.INVALID | (Flag.DIFFICULT if difficult_as_region else Flag(0))
+    boxes = _boxes(many, degrees, box, int(regions))
     before, after = ((b[:, 2:] - b[:, :2]).prod(1) for b in (many.boxes, boxes))
     turned = replace(
         many,
@@ -97,10 +103,10 @@ def rows_per_picture(index: Index) -> int:
     return 1 if index.rotation is None or not len(index) else len(index) // len(pictures(index))
 
 
-def _boxes(many: Index, degrees: NDArray[np.int16], rule: str) -> NDArray[np.float32]:
+def _boxes(many: Index, degrees: NDArray[np.int16], rule: str, regions: int) -> NDArray[np.float32]:
     image = many.image_of_box()
     known: NDArray[np.bool_] = np.all(many.sizes[image] > 0, axis=1)
-    region = (np.asarray(many.flags) & int(REGION_FLAGS | Flag.INVALID)) != 0
+    region = (np.asarray(many.flags) & regions) != 0
     centred = ~region if rule == "centred" else np.zeros(len(image), bool)
     moved = rotate_boxes(many.boxes, many.sizes[image], degrees[image], centred)
     return np.where(known[:, None], moved, many.boxes).astype(np.float32)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning_fabric.loggers.logger import Logger
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
@@ -20,8 +21,8 @@ PROJECT = "crossdet"
 """Where W&B and MLflow keep the runs if their own environment variables say nothing."""
 SUCCESS, FAILED = "success", "failed"
 """How a training ended, as Fabric's loggers call it."""
-METRICS_AT_ONCE = 1000
-"""MLflow takes no more in one call."""
+METRICS_AT_ONCE, SETTINGS_AT_ONCE, LONGEST_SETTING = 1000, 100, 6000
+"""MLflow takes no more in one call, and no longer texts."""
 
 
 class Tracker(Logger):
@@ -30,7 +31,7 @@ class Tracker(Logger):
     name, version = PROJECT, None
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The config lies in the run directory."""
+        """They get the run's config when they begin."""
 
 
 class WandbLogger(Tracker):
@@ -41,7 +42,15 @@ class WandbLogger(Tracker):
 
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         known = _known(run_dir / "wandb_run.txt", step)
-        self.run = wandb.init(project=project, name=run_dir.name, dir=str(run_dir), id=known, resume="allow")
+        self.run = wandb.init(
+            project=project,
+            name=run_dir.name,
+            dir=str(run_dir),
+            id=known,
+            resume="allow",
+            config=_settings(run_dir),
+            allow_val_change=True,  # a resumed run may have more epochs
+        )
         _keep(run_dir / "wandb_run.txt", self.run.id)
         self.run.define_metric("*", step_metric="step")  # its own count cannot go back to where a state was saved
 
@@ -57,7 +66,7 @@ class MlflowLogger(Tracker):
 
     def __init__(self, run_dir: Path, step: int) -> None:
         from mlflow import MlflowClient
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric, Param
 
         self.client, self.metric = MlflowClient(), Metric
         known = _known(run_dir / "mlflow_run.txt", step)
@@ -67,14 +76,16 @@ class MlflowLogger(Tracker):
             experiment = self.client.create_experiment(name) if found is None else found.experiment_id
             known = self.client.create_run(experiment, run_name=run_dir.name).info.run_id
             _keep(run_dir / "mlflow_run.txt", known)
+            settings = [Param(_name(key), str(v)[:LONGEST_SETTING]) for key, v in _settings(run_dir).items()]
+            for start in range(0, len(settings), SETTINGS_AT_ONCE):  # they stay: a resumed run cannot change them
+                self.client.log_batch(known, params=settings[start : start + SETTINGS_AT_ONCE])
         else:
             self.client.update_run(known, status="RUNNING")
         self.run_id: str = known
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         now = int(1000 * time.time())
-        # other characters are refused
-        all_ = [self.metric(re.sub(r"[^\w/. -]", "_", name), v, now, step or 0) for name, v in metrics.items()]
+        all_ = [self.metric(_name(name), v, now, step or 0) for name, v in metrics.items()]
         for start in range(0, len(all_), METRICS_AT_ONCE):
             self.client.log_batch(self.run_id, metrics=all_[start : start + METRICS_AT_ONCE])
 
@@ -124,6 +135,25 @@ class Loggers:
             self.active.pop(name, None)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             print(f"warning: train.loggers: {name} failed and gets nothing more ({reason})", flush=True)
+
+
+def _name(key: str) -> str:
+    """As MLflow takes it."""
+    return re.sub(r"[^\w/. -]", "_", key)
+
+
+def _settings(run_dir: Path) -> dict[str, Any]:
+    """The run's config, flat: `train.lr` -> its value. Empty where there is none."""
+    file = run_dir / "config.yaml"  # of the room above
+    return dict(_flat(yaml.safe_load(file.read_text(encoding="utf-8")), "")) if file.exists() else {}
+
+
+def _flat(value: Any, at: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{at}.{key}" if at else str(key))
+    elif value is not None:
+        yield at, value
 
 
 def _known(file: Path, step: int) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,12 @@ def test_regions_stay_enclosing(tmp_path):
     centred, enclosing = (rotated(make_index(tmp_path), (30,), box) for box in ("centred", "enclosing"))
     assert np.array_equal(centred.boxes[1:3], enclosing.boxes[1:3])
     assert (centred.boxes[0, :2] > enclosing.boxes[0, :2]).all()
+    # difficult boxes only where they are regions, too
+    index = make_index(tmp_path)
+    hard = replace(index, flags=np.full_like(index.flags, Flag.DIFFICULT))
+    as_object, as_region = (rotated(hard, (30,), "centred", difficult_as_region=some) for some in (False, True))
+    assert np.array_equal(as_region.boxes, enclosing.boxes)
+    assert (as_object.boxes[:, :2] > enclosing.boxes[:, :2]).all()
 
 
 def test_take_keeps_the_turn_and_unknown_sizes_are_unreadable(tmp_path):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from crossdet import Config, UserError
 from crossdet.check import inspect
@@ -59,9 +60,11 @@ class Wandb(SimpleNamespace):
     """`wandb.init` and the runs that it made."""
 
     def __init__(self):
-        super().__init__(rows={}, inits=[], ended=[])
+        super().__init__(rows={}, inits=[], ended=[], config=None)
 
-    def init(self, *, project, name, dir, id, resume):
+    def init(self, *, project, name, dir, id, resume, config, allow_val_change):
+        assert allow_val_change
+        self.config = config
         run = id or f"run{len(self.rows)}"
         self.inits.append((project, name, run, resume))
         rows = self.rows.setdefault(run, [])
@@ -73,8 +76,10 @@ class Wandb(SimpleNamespace):
 
 class Mlflow(SimpleNamespace):
     def __init__(self):
-        entities = SimpleNamespace(Metric=lambda key, value, timestamp, step: (key, value, step))
-        super().__init__(entities=entities, runs={}, status={}, MlflowClient=lambda: self)
+        entities = SimpleNamespace(
+            Metric=lambda key, value, timestamp, step: (key, value, step), Param=lambda key, value: (key, value)
+        )
+        super().__init__(entities=entities, runs={}, status={}, params={}, MlflowClient=lambda: self)
 
     def get_experiment_by_name(self, name):
         return None
@@ -92,8 +97,10 @@ class Mlflow(SimpleNamespace):
     def set_terminated(self, run, status):
         self.status[run] = status
 
-    def log_batch(self, run, metrics):
+    def log_batch(self, run, metrics=(), params=()):
+        assert len(params) <= 100
         self.runs[run] += metrics
+        self.params.setdefault(run, []).extend(params)
 
 
 def test_wandb_and_mlflow_get_the_same_and_go_on(tmp_path, monkeypatch):
@@ -102,7 +109,16 @@ def test_wandb_and_mlflow_get_the_same_and_go_on(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     monkeypatch.setitem(sys.modules, "mlflow.entities", mlflow.entities)
     monkeypatch.setenv("WANDB_PROJECT", "mine")
+    (tmp_path / "run").mkdir()
+    datasets = {f"d{n}": {"train": {"images": "x" * 7000}} for n in range(120)}
+    settings = {"datasets": datasets, "train": {"lr": 0.5, "minutes": None, "steps": [8, 11]}, "labels": {}}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
     logged(tmp_path / "run", ("wandb", "mlflow"))
+    of_datasets = {f"datasets.d{n}.train.images": "x" * 7000 for n in range(120)}
+    assert wandb.config == {**of_datasets, "train.lr": 0.5, "train.steps": [8, 11], "labels": {}}
+    assert dict(mlflow.params["m0"])["train.steps"] == "[8, 11]"
+    assert dict(mlflow.params["m0"])["datasets.d7.train.images"] == "x" * 6000
+    assert len(mlflow.params["m0"]) == 123
     logged(tmp_path / "run", ("wandb", "mlflow"), resumed=1, steps=(2,))
     assert wandb.inits == 2 * [("mine", "run", "run0", "allow")]
     assert wandb.ended == 2 * [("run0", 0)]
@@ -113,6 +129,7 @@ def test_wandb_and_mlflow_get_the_same_and_go_on(tmp_path, monkeypatch):
     assert list(mlflow.runs) == ["m0"]
     assert {(key, value) for key, value, _ in mlflow.runs["m0"]} >= {*SCORES.items(), ("train/loss", 200.0)}
     assert mlflow.status == {"m0": "FINISHED"}
+    assert len(mlflow.params["m0"]) == 123
     logged(tmp_path / "other", ("wandb", "mlflow"))  # another run is another log
     assert (len(wandb.rows), len(mlflow.runs)) == (2, 2)
 
@@ -139,7 +156,7 @@ def test_a_logger_that_fails_stops_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     monkeypatch.setitem(sys.modules, "mlflow.entities", mlflow.entities)
 
-    def fails(run, metrics):
+    def fails(run, metrics=(), params=()):
         raise ConnectionError("no server\nat all")
 
     def refused(**_):
