@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import random
 import struct
 import zlib
@@ -965,3 +966,11 @@ def test_without_decoders_of_torchvision_pillow_reads_the_same(mode, kind, tmp_p
     found = decoding.read_image(tmp_path / "picture")
     assert found.stride() == wanted.stride()
     assert int((found.int() - wanted.int()).abs().max()) <= (0 if mode != "CMYK" else 3)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_picture_that_became_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", tmp_path):
+        with pytest.raises(UnreadableImage, match=f"{path}: no file"):
+            read_image(path, (24, 40))
