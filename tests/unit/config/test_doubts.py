@@ -166,6 +166,20 @@ def test_random_weights_that_nobody_asked_for(tmp_path, model, extends, warned):
     assert ("`model.weights` is not given: the whole network begins with random numbers" in text) is warned
 
 
+def test_a_checkpoint_at_the_rate_of_a_new_network(tmp_path):
+    given = {"a": {"train": index(tmp_path / "a", "car", GOOD)}}
+
+    def said(train, extends=False, **model):
+        config = Config.from_dict({"datasets": given, "model": {"name": "dfine", **model}, "train": train})
+        return "`train.lr` is not given" in "\n".join(training_warnings(config, open_sources(config), extends))
+
+    assert said({}, weights="ustc-community/dfine-nano-coco")
+    assert not said({"lr": 0.0005}, weights="ustc-community/dfine-nano-coco")
+    assert not said({}, weights="imagenet", backbone="mobilenetv2_100")
+    assert not said({}, weights="none")
+    assert not said({}, extends=True, weights="ustc-community/dfine-nano-coco")
+
+
 # ------------------------------------------------------------------------------------------ extensions
 
 KNOWN = LabelSpace.build({"shop": ["person", "cart"]})
