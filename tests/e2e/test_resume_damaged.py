@@ -73,7 +73,10 @@ def test_a_config_without_its_datasets(config, run):
     assert "the run was started with another config; differing: datasets, " in refused(config, run)
 
 
-@pytest.mark.parametrize("broken", [b"x,1\n", b"\0\0\0,1\n", b"\xff\xfe\0\0\n", b"9\n", b"8," + b"1," * 30 + b"\n"])
+BROKEN = [b"x,1\n", b"\0\0\0,1\n", b"\xff\xfe\0\0\n", b"9\n", b"8," + b"1," * 30 + b"\n", b'9,"1\n']
+
+
+@pytest.mark.parametrize("broken", BROKEN)
 def test_rows_of_steps_that_are_none(config, reference, run, broken, capsys):
     steps = run / "steps.csv"
     lines = steps.read_bytes().splitlines(keepends=True)

@@ -165,7 +165,8 @@ def _rows_until(path: Path, step: int, columns: Sequence[str]) -> list[dict[str,
     a power cut may leave them, are left out, and told."""
     rows, broken = [], 0
     text = path.read_bytes().replace(b"\0", b"").decode(errors="replace")
-    for row in csv.DictReader(io.StringIO(text, newline="")):
+    lines = (line for line in io.StringIO(text, newline="") if len(line) < csv.field_size_limit())
+    for row in csv.DictReader(lines, quoting=csv.QUOTE_NONE):
         if not (row.get("step") or "").isdecimal() or None in row or None in row.values():
             broken += 1
         elif int(row["step"]) <= step:
