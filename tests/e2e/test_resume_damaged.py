@@ -145,6 +145,7 @@ def test_a_state_of_another_version(config, run, change):
 
 def test_best_weights_that_are_gone(config, run, capsys):
     """Epoch 1 was the best so far; what is best from then on is kept, whatever it scores."""
+    assert load_state(run / "state.pt")["progress"]["best_epoch"] == 1
     (run / "best.safetensors").unlink()
     resumed(config, run)
     assert f"warning: {run / 'best.safetensors'}, of epoch 1, is gone: " in capsys.readouterr().out

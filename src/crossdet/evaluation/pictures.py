@@ -45,8 +45,10 @@ def write_val_pictures(detector: Detector, space: LabelSpace, val: dict[str, Ind
             with writing(files[-1], "weights and numbers are kept, and --resume draws once there is room"):
                 began.mkdir(parents=True, exist_ok=True)
                 sheet.save(began / files[-1].name, quality=90)
-    with writing(folder, "weights and numbers are kept, and --resume draws once there is room"):
+    with writing(folder, f"weights and numbers are kept, and the pictures are in {began}"):
         began.mkdir(parents=True, exist_ok=True)
+        if folder.is_symlink():
+            folder.unlink()
         shutil.rmtree(folder, ignore_errors=True)
         began.rename(folder)
     return files

@@ -16,9 +16,14 @@ _NAMED = 8  # classes that a message names before it only counts
 
 def without_placeholders(names: Sequence[str]) -> tuple[str, ...]:
     """Names by row, with one of its own for every row that has a placeholder: `unused_12`."""
-    return tuple(
-        f"unused_{row}" if name.strip().lower() in PLACEHOLDERS else name for row, name in enumerate(names)
-    )
+
+    def named(row: int) -> str:
+        own = f"unused_{row}"
+        while own in names:
+            own = f"unused_{int(own.removeprefix('unused_')) + len(names)}"
+        return own
+
+    return tuple(named(row) if name.strip().lower() in PLACEHOLDERS else name for row, name in enumerate(names))
 
 
 def used(names: Sequence[str]) -> list[str]:

@@ -99,8 +99,9 @@ def example_in(folder: Path) -> str:
     found = {file.parent for files in places for file in files}
     if not found:
         return ""
-    main = folder / "refs" / "main"
-    named = main.read_text().strip() if main.is_file() else None
+    named = None
+    with suppress(OSError, ValueError):
+        named = (folder / "refs" / "main").read_text().strip()
 
     def rank(place: Path) -> tuple[bool, int, float]:
         steps = _STEPS.fullmatch(place.name)

@@ -61,7 +61,7 @@ def check_run_dir(
         if progress.get("finished") and not longer and (run_dir / last_file).exists():
             raise UserError(f"{run_dir}: this run is finished; there is nothing to resume")
     elif overwrite:
-        if run_dir.exists() and not holds_run and any(run_dir.iterdir()):
+        if run_dir.exists() and not holds_run and any(entry.name != LOCK_FILE for entry in run_dir.iterdir()):
             raise UserError(f"{run_dir} is no run directory; it is not deleted, choose another `output`")
     elif holds_run:
         raise UserError(
@@ -90,8 +90,8 @@ def training_in(
     Entered after `check_run_dir`, and once all parts are built: a mistake in the config leaves no half-made run
     behind and costs no earlier one.
     """
-    if resume and (state := _state(run_dir)):
-        check_identity(run_dir, state.get("identity"), identity)
+    if resume:
+        _check_identity(run_dir, identity)
     fabric.barrier()  # all processes have looked at what is in the run directory
     with ExitStack() as at_end:
         problem = _claimed(run_dir, at_end, resume or overwrite) if fabric.is_global_zero else ""
@@ -105,34 +105,42 @@ def training_in(
         yield
 
 
+def _check_identity(run_dir: Path, identity: Identity) -> None:
+    """By itself, or the whole state would be in memory as long as the training."""
+    if state := _state(run_dir):
+        check_identity(run_dir, state.get("identity"), identity)
+
+
 def _claimed(run_dir: Path, at_end: ExitStack, may_hold_run: bool) -> str:
     """Locks the run directory until `at_end`; returns why it cannot be had. A file system without locks has none.
 
     The lock is the process's: it ends with it, also by SIGKILL, and its loader processes do not have it.
     """
-    if fcntl is None:
-        return ""
-    file = run_dir / LOCK_FILE
-    with writing(file, "nothing was written"):
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = at_end.enter_context(file.open("a"))
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return f"{run_dir}: another process is training in this directory; choose another one with --output"
-    at_end.callback(file.unlink, missing_ok=True)  # before the lock ends
+    if fcntl is not None:
+        file = run_dir / LOCK_FILE
+        with writing(file, "nothing was written"):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            lock = at_end.enter_context(file.open("a"))
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return f"{run_dir}: another process is training in this directory; choose another one with --output"
+        at_end.callback(file.unlink, missing_ok=True)  # before the lock ends
     if (run_dir / CONFIG_FILE).exists() and not may_hold_run:
         return f"{run_dir}: another process has just trained in this directory; choose another one with --output"
     return ""
 
 
 def _emptied(run_dir: Path) -> None:
-    for entry in run_dir.iterdir() if (run_dir / CONFIG_FILE).exists() else ():
+    """The config goes last: with it a run whose removal was cut short is still known as one."""
+    config = run_dir / CONFIG_FILE
+    for entry in run_dir.iterdir() if config.exists() else ():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry.name != LOCK_FILE:
+        elif entry.name not in (LOCK_FILE, CONFIG_FILE):
             entry.unlink()
+    config.unlink(missing_ok=True)
 
 
 def check_teachers_stay(teachers: Sequence[Path | str], run_dir: Path) -> None:

@@ -76,12 +76,19 @@ class MlflowLogger(Tracker):
             experiment = self.client.create_experiment(name) if found is None else found.experiment_id
             known = self.client.create_run(experiment, run_name=run_dir.name).info.run_id
             _keep(run_dir / "mlflow_run.txt", known)
-            settings = [Param(_name(key), str(v)[:LONGEST_SETTING]) for key, v in _settings(run_dir).items()]
-            for start in range(0, len(settings), SETTINGS_AT_ONCE):  # they stay: a resumed run cannot change them
-                self.client.log_batch(known, params=settings[start : start + SETTINGS_AT_ONCE])
+            settings = _settings(run_dir).items()
+            self._log_settings(known, [Param(_name(key), str(v)[:LONGEST_SETTING]) for key, v in settings])
         else:
             self.client.update_run(known, status="RUNNING")
         self.run_id: str = known
+
+    def _log_settings(self, run: str, settings: list[Any]) -> None:
+        """They stay: a resumed run cannot change them. A server that refuses one gets the metrics all the same."""
+        try:
+            for start in range(0, len(settings), SETTINGS_AT_ONCE):
+                self.client.log_batch(run, params=settings[start : start + SETTINGS_AT_ONCE])
+        except Exception as error:
+            print(f"warning: train.loggers: mlflow takes not all of the config ({str(error)[:200]})", flush=True)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         now = int(1000 * time.time())

@@ -320,7 +320,7 @@ def _finish_epoch(
         better = _is_best(progress, record) or run.lost_best
     progress.history.append(record)
     if better:
-        progress.best_epoch = record["epoch"]
+        progress.best_epoch, run.lost_best = record["epoch"], False
     progress.finished |= _is_stuck(progress, schedule.recipe.patience)
     run.course.watch.epoch(run, done, record, over=last or progress.finished)
     logs.epoch(record)

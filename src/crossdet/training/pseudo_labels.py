@@ -34,9 +34,12 @@ TEACHER_FOLDER = "teacher_labels"
 """In the run directory: the training images' indexes with the teachers' labels."""
 MOST_DETECTIONS = 1000
 """Of all its classes that a teacher may report per image. Where it reports as many, there may be more: the whole
-image is then avoided for its classes."""
-MOST_CANDIDATES = 5000
+image is then avoided for those that may have been cut."""
+MOST_CANDIDATES = 10_000
 """Per level, before suppression."""
+MOST_AVOIDED = 20
+"""Where more classes than that may go on in a full picture, all of its background is avoided at once: a region of
+each class is a row for every anchor."""
 LEAST_SCORE = 0.01
 """What scores less is never looked at."""
 SAME_BOX = 0.5
@@ -94,8 +97,8 @@ def with_pseudo_labels(
     pixels. by_teacher: the classes to label (of a federated dataset each image counts as verified for them: the
     teacher has looked at all), names: unified names by id. confident, uncertain: `[C]` a score of
     at least `confident` is an object, one of at least `uncertain` an AVOID region. overlap: `[C, C]`, pairs that
-    one box can show at once. avoided: pairs of an image and a class, one array each, whose whole image is an AVOID
-    region.
+    one box can show at once. avoided: pairs of an image and a class (-1: all), one array each, whose whole image is
+    an AVOID region.
     """
     position = np.full(len(names), -1, np.int64)
     position[list(by_teacher)] = len(index.classes) + np.arange(len(by_teacher))
@@ -128,7 +131,7 @@ def with_pseudo_labels(
         ),
         box_offsets=offsets,
         boxes=joined(index.boxes, boxes),
-        labels=joined(index.labels, position[labels]),
+        labels=joined(index.labels, np.where(labels < 0, -1, position[labels])),
         flags=joined(index.flags, flags),
         area=joined(index.area, area),
         columns={name: joined(own, np.zeros(len(labels), own.dtype)) for name, own in index.columns.items()},
@@ -211,8 +214,7 @@ def label_images(
             for teacher in teachers:
                 mine = {c: floors[c] for c in classes if c in teacher.thresholds}
                 parts.append(find(fabric, teacher, index, mine))
-                full = _full_images(teacher, parts[-1])
-                pairs_.append((np.repeat(full, len(mine)), np.tile(np.array(list(mine), np.int64), len(full))))
+                pairs_.append(_cut(parts[-1], mine))
             whole_image, whole_class = (np.concatenate(column) for column in zip(*pairs_, strict=True))
             more = with_pseudo_labels(
                 index,
@@ -250,12 +252,22 @@ def open_labelled(place: Path, index: Index) -> Index:
     return replace(load_index(place), rotation=index.rotation, root=index.root)
 
 
-def _full_images(teacher: Teacher, found: DetectionArrays) -> Ids:
-    """Images in which a teacher reports as much as it may: what is left of their background may be objects."""
-    images, count = np.unique(np.asarray(found.image_of_box, np.int64), return_counts=True)
-    members = 1 if teacher.folding is None else teacher.folding.largest
-    full: Ids = images[count * members >= MOST_DETECTIONS]
-    return full
+def _cut(found: DetectionArrays, floors: Mapping[int, float]) -> tuple[Ids, Ids]:
+    """Pairs of an image in which a teacher reports as much as it may, and a class of which more may be there: its
+    floor is below the least score that is reported. What is left of the background may be such objects.
+
+    Several finds that were folded to one count as one; as many as may be reported before that are at least as many
+    as may be after it.
+    """
+    image = np.asarray(found.image_of_box, np.int64)
+    pairs_ = [(NO_IDS, NO_IDS)]
+    for full in np.flatnonzero(np.bincount(image) >= MOST_DETECTIONS).tolist():
+        least = float(found.scores[image == full].min())
+        cut = [c for c, floor in floors.items() if floor < least]
+        classes = np.array(cut if len(cut) <= MOST_AVOIDED else [-1], np.int64)
+        pairs_.append((np.full(len(classes), full, np.int64), classes))
+    images, classes_ = (np.concatenate(column) for column in zip(*pairs_, strict=True))
+    return images, classes_
 
 
 def find(fabric: Fabric, teacher: Teacher, index: Index, floors: Mapping[int, float]) -> DetectionArrays:

@@ -174,7 +174,8 @@ class RunState:
     """What a checkpoint holds, and where it goes.
 
     stop: somebody wants the training to end. asked: whether one of several processes has been long without a
-    checkpoint, and whether one is to stop, as of the newest step.
+    checkpoint, and whether one is to stop, as of the newest step. lost_best: the best weights of a resumed run are
+    gone; the next that are judged take their place.
     """
 
     fabric: Fabric
@@ -193,6 +194,7 @@ class RunState:
     saved_at: float = field(default_factory=time.monotonic)
     saved_step: int = 0
     saved_epoch: int | None = None
+    lost_best: bool = False
     seen_at: float = field(default_factory=lambda: time.monotonic())
 
     def final_network(self) -> Network:
@@ -321,22 +323,21 @@ class RunState:
         try:
             self._take(state)
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
+                raise  # of the device, not of the state
             kind, reason = type(error).__name__, " ".join(str(error).split())
             raise UserError(
                 f"{file} does not fit what is trained here ({kind}: {reason[:200]}): it is damaged, or another "
                 f"version of crossdet wrote it. Resume with that version, or begin anew with --overwrite"
             ) from None
+        lost = self.progress.best_epoch is not None and not (self.run_dir / BEST_FILE).exists()
+        self.lost_best = self.fabric.broadcast(lost)  # it may be on the first process's disk alone
         if self.lost_best and self.fabric.is_global_zero:
             print(
                 f"warning: {self.run_dir / BEST_FILE}, of epoch {self.progress.best_epoch}, is gone: "
                 f"the best from the next evaluation on will be kept",
                 flush=True,
             )
-
-    @property
-    def lost_best(self) -> bool:
-        """Whether the best weights are no longer there."""
-        return self.progress.best_epoch is not None and not (self.run_dir / BEST_FILE).exists()
 
     def _take(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["model"])

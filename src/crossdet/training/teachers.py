@@ -25,6 +25,7 @@ from crossdet.errors import UserError, problem_list
 from crossdet.evaluation.operating import OperatingPoint, best_f_beta, cross_fitted, f_beta, judge
 from crossdet.evaluation.run import EvalSettings
 from crossdet.evaluation.splits import Split, ground_truth
+from crossdet.export.network import ExportedNetwork
 from crossdet.files import write_json
 from crossdet.inference import Detector
 from crossdet.labels.placeholders import numbered_warning
@@ -120,6 +121,8 @@ def known_ids(name: str, classes: Sequence[str], space: LabelSpace) -> dict[int,
 
 def as_teacher(name: str, detector: Detector, space: LabelSpace, settings: EvalSettings) -> Teacher:
     """A detector for the classes of `space` that it knows by their unified names; `UserError` without any."""
+    if isinstance(detector.model, ExportedNetwork):
+        raise UserError(f"{name} is an exported file, whose limits are fixed; name the weights that it was made of")
     own_ids = known_ids(name, detector.reported, space)
     shorter, longer = detector.settings.shorter, detector.settings.longer
     settings = replace(settings, shorter=shorter, longer=longer)

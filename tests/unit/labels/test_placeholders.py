@@ -15,3 +15,7 @@ def test_rows_with_placeholders_get_names_of_their_own():
     assert without_placeholders(names) == names
     assert unused_note(names[:3]) == "rows that mean nothing: unused_0, unused_2"
     assert unused_note(["person"]) is None
+
+
+def test_a_name_that_is_taken_is_not_given_again():
+    assert without_placeholders(["unused_1", "N/A", "car"]) == ("unused_1", "unused_4", "car")

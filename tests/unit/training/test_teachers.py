@@ -194,10 +194,21 @@ def test_where_a_teacher_finds_too_much_the_rest_is_avoided(plan, detections, tm
     height, width = crowded.sizes[0].tolist()
     assert crowded.boxes[4].tolist() == [0, 0, width, height]
     assert crowded.box_offsets.tolist() == [0, 5, 10]
-    detections["t"].pop()
-    detections["t"].pop()
+    monkeypatch.setattr("crossdet.training.pseudo_labels.MOST_AVOIDED", 0)  # then for all classes at once
+    train, _ = label_images(fabric(), [one], plan.space, plan.train, 0.25, tmp_path / "at_once")
+    assert train["faces"].labels.tolist() == [0, 1, 1, 1, -1] * 2
+    monkeypatch.setattr("crossdet.training.pseudo_labels.MOST_DETECTIONS", 5)
     train, _ = label_images(fabric(), [one], plan.space, plan.train, 0.25, tmp_path / "fewer")
-    assert labels(train["faces"]) == [("face", 0), ("car (teacher)", 32), ("car (teacher)", 32)] * 2
+    assert labels(train["faces"]) == [("face", 0), *[("car (teacher)", 32)] * 4] * 2
+    # a class whose floor is not below the least score that is reported was not cut
+    monkeypatch.setattr("crossdet.training.pseudo_labels.MOST_DETECTIONS", 2)
+    monkeypatch.setattr("crossdet.training.pseudo_labels.MOST_AVOIDED", 20)
+    two = Teacher("t", "t", {0: 0, 1: 1}, SETTINGS, {0: 0.5, 1: 0.9})  # type: ignore[arg-type]
+    signs = LabelSpace.build({"cars": ["car"], "faces": ["face"], "signs": ["sign"]})
+    third = {"signs": index_of(tmp_path, "sign", [80.0, 80, 90, 90])}
+    detections["t"] = [(CAR, 0.6, 0), (CAR, 0.55, 0), (FACE, 0.95, 1)]
+    train, _ = label_images(fabric(), [two], signs, third, 1.0, tmp_path / "cut")
+    assert labels(train["signs"]) == [("sign", 0), *[("car (teacher)", 32)] * 2, ("car (teacher)", 48)] * 2
 
 
 # ------------------------------------------------------------------------------------------ weights

@@ -69,7 +69,7 @@ def label_anchors(
 
     Region rows (crowds, ignore regions, AVOID) are matched to nothing. Listed under `avoid` are the anchors that an
     object somewhere in the region could have kept from being negatives (intersection / anchor area >=
-    `negative_iou`, or 0.5 where that is more), and those that an object in its place would have: IoU >=
+    `negative_iou`, at most 0.5), and those that an object in its place would have: IoU >=
     `negative_iou`, and its best anchors whatever their IoU (a small box covers no anchor by as much). A teacher's
     region (`Flag.TEACHER`) says nothing about objects that no teacher labelled: their anchors are not listed.
 
