@@ -20,28 +20,12 @@ from crossdet.models.weights import load_state, save_state
 from crossdet.training.loggers import Loggers
 
 PAUSED = Path(__file__).parent / "paused_crossdet.py"
-CHANGES = {"train.epochs": 2, "train.checkpoint_steps": 2, "train.ema": 0.9, "augment.scale_jitter": [0.8, 1.2],
-           "train.canvases": 2}  # fmt: skip
-"""6 steps per epoch, the state is written after every second: a kill after step 9 falls back to step 8."""
 TIMEOUT = 120
 
 
-@pytest.fixture(scope="module")
-def config(world, tmp_path_factory) -> Path:
-    return world.write_config(tmp_path_factory.mktemp("config") / "config.yaml", CHANGES)
-
-
-@pytest.fixture(scope="module")
-def reference(config, tmp_path_factory) -> Path:
-    """The run that nothing happened to."""
-    folder = tmp_path_factory.mktemp("reference") / "run"
-    train(load_config(config), output=folder)
-    return folder
-
-
-def resume(config: Path, folder: Path, *overrides: str) -> None:
+def resume(resumable: Path, folder: Path, *overrides: str) -> None:
     """In this process, which need not import torch for it."""
-    train(load_config(config, overrides), output=folder, resume=True)
+    train(load_config(resumable, overrides), output=folder, resume=True)
 
 
 def started(pause: int, flag: Path, *arguments: str | Path) -> Fork:
@@ -65,11 +49,11 @@ def table(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-def assert_equal_runs(folder: Path, reference: Path) -> None:
+def assert_equal_runs(folder: Path, undisturbed: Path) -> None:
     for name in ("model.safetensors", "best.safetensors", "metrics.json"):
-        assert (folder / name).read_bytes() == (reference / name).read_bytes(), name
-    assert table(folder) == table(reference)
-    a, b = (load_state(run / "state.pt") for run in (folder, reference))
+        assert (folder / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    assert table(folder) == table(undisturbed)
+    a, b = (load_state(run / "state.pt") for run in (folder, undisturbed))
     for state in (a, b):
         state["progress"]["clock"] |= {"spent": 0.0, "evaluated": 0.0}  # of this machine, on this day
     assert repr(a["progress"]) == repr(b["progress"])  # NaN is not equal to itself
@@ -85,26 +69,26 @@ def kill_at(step: int, folder: Path, flag: Path, *arguments: str | Path) -> None
     flag.unlink()
 
 
-def test_killed_in_the_middle_of_an_epoch(config, reference, tmp_path):
+def test_killed_in_the_middle_of_an_epoch(resumable, undisturbed, tmp_path):
     """kill -9 after step 9, the third of the second epoch; the state is that of step 8."""
     folder, flag = tmp_path / "run", tmp_path / "flag"
-    kill_at(9, folder, flag, "train", config, "--output", folder)
+    kill_at(9, folder, flag, "train", resumable, "--output", folder)
     assert [row["step"] for row in table(folder)] == [str(step) for step in range(1, 10)]
     state = load_state(folder / "state.pt")
     assert (state["progress"]["epoch"], state["progress"]["step_in_epoch"]) == (1, 2)
     assert state["totals"].sum() > 0  # what was counted of the epoch goes on being counted
-    assert (folder / "model.safetensors").read_bytes() != (reference / "model.safetensors").read_bytes()
-    resume(config, folder)
-    assert_equal_runs(folder, reference)
+    assert (folder / "model.safetensors").read_bytes() != (undisturbed / "model.safetensors").read_bytes()
+    resume(resumable, folder)
+    assert_equal_runs(folder, undisturbed)
 
 
-def test_killed_and_interrupted_with_workers(config, reference, tmp_path):
+def test_killed_and_interrupted_with_workers(resumable, undisturbed, tmp_path):
     """Two loader processes that have read ahead: kill -9 after step 5, Ctrl-C after step 7.
 
     The reference had no workers, which must make no difference.
     """
     folder, flag = tmp_path / "run", tmp_path / "flag"
-    command = ("train", config, "--output", folder, "--set", "train.workers=2")
+    command = ("train", resumable, "--output", folder, "--set", "train.workers=2")
     kill_at(5, folder, flag, *command)
     process = started(7, flag, *command, "--resume")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the group
@@ -116,15 +100,15 @@ def test_killed_and_interrupted_with_workers(config, reference, tmp_path):
     assert "--resume" in printed
     assert "Traceback" not in printed
     assert load_state(folder / "state.pt")["progress"]["step"] == 7
-    resume(config, folder, "train.workers=2")
-    assert_equal_runs(folder, reference)
+    resume(resumable, folder, "train.workers=2")
+    assert_equal_runs(folder, undisturbed)
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_sigterm_to_all_processes_of_the_group(config, reference, tmp_path, times):
+def test_sigterm_to_all_processes_of_the_group(resumable, undisturbed, tmp_path, times):
     """As `timeout`, SLURM and systemd send it, the first twice to its child: the loader's processes get it, too."""
     folder, flag = tmp_path / "run", tmp_path / "flag"
-    command = ("train", config, "--output", folder, "--set", "train.workers=2")
+    command = ("train", resumable, "--output", folder, "--set", "train.workers=2")
     process = started(3, flag, *command)
     os.killpg(process.pid, signal.SIGTERM)
     for _ in range(times - 1):
@@ -137,14 +121,14 @@ def test_sigterm_to_all_processes_of_the_group(config, reference, tmp_path, time
     assert "interrupted after step 3" in printed
     assert "Traceback" not in printed
     assert load_state(folder / "state.pt")["progress"]["step"] == 3
-    resume(config, folder, "train.workers=2")
-    assert_equal_runs(folder, reference)
+    resume(resumable, folder, "train.workers=2")
+    assert_equal_runs(folder, undisturbed)
 
 
-def test_a_killed_loader_process_is_told(config, tmp_path):
+def test_a_killed_loader_process_is_told(resumable, tmp_path):
     """As the kernel does when memory is short."""
     folder, flag = tmp_path / "run", tmp_path / "flag"
-    process = started(3, flag, "train", config, "--output", folder, "--set", "train.workers=2")
+    process = started(3, flag, "train", resumable, "--output", folder, "--set", "train.workers=2")
     for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
         if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes():  # forks have the server's
             os.kill(int(child), signal.SIGKILL)
@@ -170,14 +154,14 @@ def test_interrupted_in_this_process(world, tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    config = world.config({"train.max_steps": 5})
+    resumable = world.config({"train.max_steps": 5})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunLog, "step", ctrl_c)
         with pytest.raises(RunError, match=r"interrupted after step 3; the state is saved in .* --resume"):
-            train(config, output=tmp_path / "run")
+            train(resumable, output=tmp_path / "run")
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-    train(config, output=tmp_path / "run", resume=True)
-    train(config, output=tmp_path / "reference")
+    train(resumable, output=tmp_path / "run", resume=True)
+    train(resumable, output=tmp_path / "reference")
     assert table(tmp_path / "run") == table(tmp_path / "reference")
     for name in ("model.safetensors", "metrics.json"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "reference" / name).read_bytes()
@@ -279,7 +263,7 @@ def test_files_are_as_readable_as_others(tmp_path):
 
 def test_training_on_a_disk_that_fills_up_can_be_resumed(world, tmp_path, monkeypatch):
     """The third checkpoint does not fit; with space again the run goes on from the second and ends the same."""
-    config = world.config({"train.max_steps": 5, "train.checkpoint_steps": 1})
+    resumable = world.config({"train.max_steps": 5, "train.checkpoint_steps": 1})
     saved: list[str] = []
     ended: list[str] = []
     fsync = os.fsync
@@ -296,11 +280,11 @@ def test_training_on_a_disk_that_fills_up_can_be_resumed(world, tmp_path, monkey
         patch.setattr(os, "fsync", fills_up)
         patch.setattr(Loggers, "close", lambda _, status: ended.append(status))
         with pytest.raises(RunError, match=r"state\.pt could not be written \(No space left on device\)"):
-            train(config, output=tmp_path / "run")
+            train(resumable, output=tmp_path / "run")
     assert ended == ["failed"]
     assert load_state(tmp_path / "run" / "state.pt")["progress"]["step"] == 2
     assert [name for name in names(tmp_path / "run") if name.startswith(".")] == []
-    train(config, output=tmp_path / "run", resume=True)
-    train(config, output=tmp_path / "reference")
+    train(resumable, output=tmp_path / "run", resume=True)
+    train(resumable, output=tmp_path / "reference")
     weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("run", "reference")]
     assert weights[0] == weights[1]
