@@ -69,7 +69,7 @@ def class_sums(
 
     logits: `[B, N, C]` floating point, finite. negative: `[B, N, C]` weights, 0 at a positive's own class. image,
     query, own: `[P]` of the positives, with their IoU `[P]`. only_up: `[P]` bool, positives whose scores may rise
-    and not fall, see `negatives.beside_objects`.
+    and not fall, see `negatives.spare_beside_objects`.
     """
     loss = CLASS_LOSSES[kind]
     sums = (loss.negative(logits, alpha, gamma) * negative.to(logits.dtype)).sum((1, 2))

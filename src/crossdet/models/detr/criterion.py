@@ -17,7 +17,7 @@ from crossdet.models.detr.boxes import corners, generalised_iou, iou
 from crossdet.models.detr.class_losses import class_sums
 from crossdet.models.detr.distributions import distillation, fine_grained_localisation
 from crossdet.models.detr.matching import Costs, Matches, match
-from crossdet.models.detr.negatives import Rule, beside_objects, negatives_of
+from crossdet.models.detr.negatives import Rule, negatives_of, spare_beside_objects
 from crossdet.types import BACKGROUND, IGNORE
 
 Terms = dict[str, Tensor]
@@ -164,6 +164,7 @@ def _layer_losses(
     wanted = objects.boxes[row].to(found.dtype)
     wanted_corners = corners(wanted)
     overlap = iou(corners(found.detach()), wanted_corners)
+    only_up = spare_beside_objects(negative, rule, answers.boxes, pairs, overlap)
     logits = _learning_logits(answers, rule.trusted, labels, negative, criterion.free_quality)
     sums = {
         "classification": class_sums(
@@ -176,7 +177,7 @@ def _layer_losses(
             overlap,
             criterion.alpha,
             criterion.gamma,
-            beside_objects(rule, answers.boxes, pairs, overlap),
+            only_up,
         )
     }
     per_object = {"l1": (found - wanted).abs().sum(-1), "giou": 1 - generalised_iou(corners(found), wanted_corners)}

@@ -75,24 +75,26 @@ def negatives_of(rule: Rule, boxes: Tensor, labels: Tensor, taught: Tensor, grou
     return weights
 
 
-def beside_objects(rule: Rule, boxes: Tensor, pairs: Matches, iou: Tensor) -> Tensor:
-    """`[P]` bool: matched queries whose score of the object's class must not fall.
+def spare_beside_objects(weights: Tensor, rule: Rule, boxes: Tensor, pairs: Matches, iou: Tensor) -> Tensor:
+    """Takes from `weights` what the image cannot tell of matched queries that lie beside their object (IoU below
+    `ON_OBJECT`). There may be an object that nobody labelled, of any class that the image does not trust: the query
+    is a negative for no such class. What a positive aims at there is its IoU, little more than background, so
+    neither may the score of its own class fall if that is not trusted.
 
-    A query that is matched for want of a better one may lie beside its object (IoU below `ON_OBJECT`), where an
-    image that does not trust the class may show another one that nobody labelled. What a positive aims at there is
-    its IoU, little more than background.
-
-    boxes: `[B, N, 4]` that the queries predict. iou: `[P]` of pairs.
+    weights: `[B, N, C]`, of `negatives_of`. boxes: `[B, N, 4]` that the queries predict. iou: `[P]` of pairs.
+    Returns `[P]` bool, the queries whose own class must not fall.
     """
     image, query, row = pairs
-    own = rule.objects.labels[row]
     if rule.tiles is None:
-        trusted = rule.trusted[image, own]
+        spoken = rule.trusted[image].to(weights.dtype)
     else:
-        trusted = _trusted_there(rule.tiles, corners(boxes.detach()))[image, query, own]
+        spoken = _trusted_there(rule.tiles, corners(boxes.detach()))[image, query].to(weights.dtype)
     if rule.background_weight is not None:
-        trusted = trusted & (rule.background_weight[image, own] > 0)
-    return ~trusted & (iou < ON_OBJECT)
+        spoken = spoken * rule.background_weight[image]
+    beside = iou < ON_OBJECT
+    weights[image, query] *= spoken.masked_fill(~beside[:, None], 1)
+    own = rule.objects.labels[row]
+    return beside & (spoken.gather(1, own[:, None]).squeeze(1) == 0)
 
 
 def _trusted_there(tiles: Tiles, places: Tensor) -> Tensor:

@@ -62,8 +62,8 @@ def rows_of(objects, image: int) -> list[tuple]:
     return [row[:3] for row in rows if row[3] == image]
 
 
-def oracle_weight(rule: Rule, boxes, labels, taught, b: int, q: int, c: int) -> float:
-    """The rule's table for one query and one class, in plain Python."""
+def oracle_weight(rule: Rule, boxes, labels, taught, b: int, q: int, c: int, matched_iou: float) -> float:
+    """The rule's table for one query and one class, in plain Python. matched_iou: with the query's own object."""
     mine, label = boxes[b][q], labels[b][q]
     if label in (IGNORE, c):
         return 0.0
@@ -74,6 +74,8 @@ def oracle_weight(rule: Rule, boxes, labels, taught, b: int, q: int, c: int) -> 
         near = covered(mine, box) >= 0.5 or own == best[0] > 0 or (label == BACKGROUND and own == best[1] > 0)
         if cls in (-1, c) and near and not (teacher and label >= 0 and not taught[b][q]):
             return 0.0
+    if label >= 0 and matched_iou < 0.5:
+        return float(rule.trusted[b, c]) * float(rule.background_weight[b, c]) * (not rule.overlap[label, c])
     if label >= 0:
         return float((rule.foreground != "none" or rule.trusted[b, c]) and not rule.overlap[label, c])
     on = [(overlap_of(mine, box), cls) for box, cls, _ in rows_of(rule.objects, b)]
@@ -96,12 +98,12 @@ def test_class_loss_is_that_of_an_oracle(foreground, seed):
     (pairs,) = match([answers.logits], [answers.boxes], rule.objects, CLASS_ONLY.costs)
     labels = [[BACKGROUND] * QUERIES for _ in rule.objects.counts]
     taught = [[False] * QUERIES for _ in rule.objects.counts]
-    wanted = [0.0] * len(labels)
+    wanted, ious = [0.0] * len(labels), {}
     places, logits = corners(answers.boxes.detach()).tolist(), answers.logits.tolist()
     for b, q, row in zip(*(t.tolist() for t in pairs), strict=True):
         labels[b][q], taught[b][q] = int(rule.objects.labels[row]), bool(rule.objects.by_teacher[row])
         iou = overlap_of(places[b][q], corners(rule.objects.boxes[row].double()).tolist())
-        c = labels[b][q]
+        c, ious[b, q] = labels[b][q], iou
         z, silent = logits[b][q][c], not (rule.trusted[b, c] and rule.background_weight[b, c])
         aim = max(iou, 1 / (1 + math.exp(-z)) if z > -700 else 0.0) if silent and iou < 0.5 else iou
         wanted[b] += iou * (max(z, 0) + math.log1p(math.exp(-abs(z))) - aim * z)
@@ -109,11 +111,15 @@ def test_class_loss_is_that_of_an_oracle(foreground, seed):
     for b in range(len(labels)):
         for q in range(QUERIES):
             for c in range(CLASSES):
-                z, weight = logits[b][q][c], oracle_weight(rule, places, labels, taught, b, q, c)
+                z, weight = (
+                    logits[b][q][c],
+                    oracle_weight(rule, places, labels, taught, b, q, c, ious.get((b, q), 0.0)),
+                )
                 p = 1 / (1 + math.exp(-z)) if z > -700 else 0.0
                 wanted[b] += weight * 0.75 * p**2 * (max(z, 0) + math.log1p(math.exp(-abs(z))))
                 spoken += weight not in (0.0, 1.0)
     assert spoken  # by background weights
+    assert seed != 0 or {iou < 0.5 for iou in ious.values()} == {True, False}
     terms, counts = set_losses([answers], rule, own, CLASS_ONLY)
     assert counts.tolist() == [3, 0, 2]
     torch.testing.assert_close(terms["classification"], torch.tensor(wanted).double(), rtol=1e-6, atol=1e-6)
@@ -164,6 +170,21 @@ def test_a_query_beside_its_object_unlearns_nothing_where_its_class_is_not_trust
     assert gradient[False] == pytest.approx(gradient[True] if on_object else 0, abs=1e-6)
     beside = box[0] == 0.16
     assert on_object or gradient[True] > 0.01 or (classification == "vfl" and not beside)
+
+
+@pytest.mark.parametrize("foreground", ["matched", "on_object"])
+def test_a_query_beside_its_object_is_a_negative_for_no_class_that_the_image_does_not_trust(foreground):
+    """The image labels the first class alone; the query that is to find its object still lies on something else."""
+    objects, regions = flat([annotations([[5, 5, 15, 15]], [0])])
+    rule = Rule(objects, regions, torch.tensor([[True, False, True]]), foreground=foreground)
+    told = {}
+    for place, box in {"on": [0.1, 0.1, 0.09, 0.1], "beside": [0.6, 0.6, 0.3, 0.3]}.items():
+        logits = torch.zeros(1, 1, 3, requires_grad=True)
+        answers = Answers(logits, torch.tensor([[box]]))
+        terms, _ = set_losses([answers], rule, own_classes(rule.trusted, objects), CLASS_ONLY)
+        terms["classification"].sum().backward()
+        told[place] = (logits.grad[0, 0, 1:] > 0).tolist()
+    assert told == {"on": [True, True], "beside": [False, True]}
 
 
 def test_quality_learns_nothing_from_places_that_speak_of_some_classes():
