@@ -116,7 +116,7 @@ def check_limits(about: About, asked: Any) -> None:
     """asked: has `nms_iou`, `agnostic_nms`, `topk`, `max_detections`. Raises `UserError` for limits that the file
     cannot keep."""
     rules, folding = about.rules, about.card.space.folding
-    keys = ("nms_iou", "agnostic_nms", "topk") if rules.suppresses else ()
+    keys = ("nms_iou", "agnostic_nms", "topk") if rules.suppresses or rules.agnostic_nms else ("agnostic_nms",)
     if wrong := [key for key in keys if getattr(asked, key) != getattr(rules, key)]:
         kept = ", ".join(f"{key} {getattr(rules, key)}" for key in wrong)
         hint = " ".join(f"--set eval.{key}={json.dumps(getattr(rules, key))}" for key in wrong)

@@ -78,7 +78,8 @@ class Limits:
     topk: candidates kept (per level, where a network has levels) before duplicates are removed.
     max_detections: per image, after that.
     nms_iou, agnostic_nms, nms_groups: non-maximum suppression by class, among all classes that are looked for, or
-        among the classes of a group (`C` groups, by class). A network that finds no object twice needs none.
+        among the classes of a group (`C` groups, by class). A network that finds no object twice needs only the
+        second, see `Network.suppresses`.
     """
 
     score_threshold: float | Tensor = 0.05
@@ -131,7 +132,10 @@ class Network(nn.Module, ABC):
 
     @property
     def suppresses(self) -> bool:
-        """Whether `find` suppresses overlapping detections, within `Limits.nms_iou`."""
+        """Whether `find` suppresses overlapping detections of a class, within `Limits.nms_iou`.
+
+        With `Limits.agnostic_nms` every network suppresses, among all classes.
+        """
         return True
 
     @property

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import nms
 
 from crossdet.models.contract import Growable, Limits, Losses, Network
 from crossdet.models.detr.architecture import DFINE, RFDETR, RTDETR
@@ -216,11 +217,12 @@ def test_export_module_gives_the_same_for_any_batch(network):
 @pytest.mark.parametrize(
     ("classes", "asked"), [([0, 1, 2, 3], [0, 1, 2, 3]), ([1, 3], [1, 3]), ([0, 1, 2, 3], [1])]
 )
-def test_detection_module_finds_what_find_finds(network, classes, asked):
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_detection_module_finds_what_find_finds(network, classes, asked, agnostic):
     """In pictures of any size, and of a batch; where not all of its classes are asked for, as well."""
     network.float().eval()
     thresholds = torch.tensor([0.1, 0.001, 0.0, 0.0])
-    limits = Limits(thresholds, topk=60, max_detections=20)
+    limits = Limits(thresholds, topk=60, max_detections=20, agnostic_nms=agnostic)
     module = network.detection_module(torch.tensor(classes), limits)
     given = torch.full((4,), 2.0)
     given[asked] = thresholds[asked]
@@ -239,6 +241,21 @@ def test_detection_module_finds_what_find_finds(network, classes, asked):
             assert float(apart.amin(0)[:-1].max()) < 1e-2
             assert float(apart.amin(1)[:-1].max()) < 1e-2
             assert not scores[row, count:].any()
+
+
+def test_agnostic_nms_leaves_the_best_of_all_classes_at_one_place(network):
+    batch = batch_of([0, 1])
+    limits = Limits(0.001, nms_iou=0.4, max_detections=10, agnostic_nms=True)
+    network.float().eval()
+    found = network.find(batch.images, batch.sizes, [0, 1, 3], limits)
+    everything = replace(limits, nms_iou=1.0, max_detections=10**6, agnostic_nms=False)
+    whole = network.find(batch.images, batch.sizes, [0, 1, 3], everything)
+    for got, wanted in zip(found, whole, strict=True):
+        keep = nms(wanted.boxes, wanted.scores, 0.4)[:10]
+        assert len(keep) < len(wanted)
+        torch.testing.assert_close(got.boxes, wanted.boxes[keep])
+        torch.testing.assert_close(got.scores, wanted.scores[keep])
+        assert got.labels.tolist() == wanted.labels[keep].tolist()
 
 
 def test_no_class_finds_nothing(network):

@@ -28,7 +28,8 @@ class Detecting(nn.Module):
         height, width = network.frame_of(images.shape[-2:])
         frame = [width, height, width, height]
         memory = network.graph.memory(network.pictures(images, None))
-        parts = []
+        limits, parts = self.limits, []
+        most = limits.topk if limits.agnostic_nms else min(limits.topk, limits.max_detections)
         for looked in self.sets:
             answers = network.answers(memory, looked, thresholds[looked] <= HIGHEST_SCORE)
             scores = answers.scored.float().sigmoid()
@@ -37,7 +38,7 @@ class Detecting(nn.Module):
             boxes, visible = clipped(boxes, images.shape[-2:])
             above = (scores > thresholds[looked]) & visible[..., None]
             scores = torch.where(above, scores, 0.0).flatten(1)
-            best, pairs = best_columns(scores, min(self.limits.topk, self.limits.max_detections))
+            best, pairs = best_columns(scores, most)
             parts.append((rows_at(boxes, pairs // len(looked)), best, looked[pairs % len(looked)]))
         boxes, scores, labels = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
-        return found_of(boxes, scores, labels, images.shape[-2:], self.limits, groups=0)
+        return found_of(boxes, scores, labels, images.shape[-2:], limits, groups=int(limits.agnostic_nms))

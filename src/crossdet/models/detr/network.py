@@ -16,6 +16,7 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import nms
 
 from crossdet.models.contract import Growable, Limits, Losses
 from crossdet.models.detr import growth
@@ -311,7 +312,8 @@ class Detr(Growable):
         classes: Sequence[int] | Tensor | None = None,
         limits: Limits = Limits(),
     ) -> list[Detections]:
-        """Without suppression: an object is found once. Queries are chosen by the classes that are looked for."""
+        """An object is found once, so only `agnostic_nms` suppresses anything: of several classes at one place the
+        best is left. Queries are chosen by the classes that are looked for."""
         every = torch.arange(self.num_classes, device=sizes.device)
         looked = every if classes is None else torch.as_tensor(classes, dtype=torch.int64).unique().to(sizes.device)
         if not len(looked):
@@ -327,7 +329,7 @@ class Detr(Growable):
             places, scores = corners(answers.boxes.float()) * frames, answers.scored.float().sigmoid()
             for image, size in enumerate(sizes):
                 found[image].append(_above(scores[image], places[image], size, part, limit))
-        return [_best(parts, min(limits.topk, limits.max_detections)) for parts in found]
+        return [_best(parts, limits) for parts in found]
 
     def query_sets(self, classes: Tensor) -> list[Tensor]:
         """The classes (rising) in sets that share queries: one, and one more for every frozen extension."""
@@ -413,8 +415,10 @@ def _above(scores: Tensor, boxes: Tensor, size: Tensor, classes: Tensor, limit: 
     return Detections(boxes[query], scores[query, column], classes[column])
 
 
-def _best(parts: Sequence[Detections], most: int) -> Detections:
+def _best(parts: Sequence[Detections], limits: Limits) -> Detections:
     boxes, scores, labels = (torch.cat([getattr(p, name) for p in parts]) for name in ("boxes", "scores", "labels"))
-    scores, order = scores.sort(descending=True, stable=True)
-    first = order[:most]
-    return Detections(boxes[first], scores[:most], labels[first])
+    rows = scores.argsort(descending=True, stable=True)[: limits.topk]
+    if limits.agnostic_nms:
+        rows = rows[nms(boxes[rows], scores[rows], limits.nms_iou)]
+    rows = rows[: limits.max_detections]
+    return Detections(boxes[rows], scores[rows], labels[rows])
