@@ -239,7 +239,7 @@ def card_of(path: Path, metadata: Mapping[str, str]) -> Card:
 
 def name_of(path: Path) -> str:
     """What weights are called where several are told apart."""
-    return path.resolve().name if path.is_dir() else path.stem
+    return checkpoint_name(path) if path.is_dir() else path.stem
 
 
 def no_weights(path: Path) -> UserError:

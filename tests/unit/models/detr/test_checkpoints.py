@@ -19,7 +19,7 @@ from crossdet.inference import load_detector
 from crossdet.labels.edits import grown
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.backbones import read_state
-from crossdet.models.card import detector_hint, file_digest, of_another_name, read_card, taken
+from crossdet.models.card import detector_hint, file_digest, name_of, of_another_name, read_card, taken
 from crossdet.models.contract import Limits
 from crossdet.models.detr import building, checkpoints
 from crossdet.models.detr.architecture import DFINE, build, weights_problem
@@ -137,6 +137,7 @@ def test_the_dataset_is_named_like_the_checkpoint(place, name, written, tmp_path
     (tmp_path / "link").symlink_to(tmp_path / place)
     for directory in (tmp_path / place, tmp_path / "link"):
         assert read_card(directory).space.datasets == (name,)
+        assert name_of(directory) == name
 
 
 def test_a_checkpoint_in_several_files(directory, picture, tmp_path):
