@@ -20,7 +20,8 @@ from crossdet.errors import Diverged
 from crossdet.training.loop import _stop_with
 from crossdet.training.state import Progress
 from crossdet.types import Annotations, Batch
-from tests.unit.data.test_pipeline import build
+
+from .made import build
 
 FILL = (250, 251, 252)
 
