@@ -24,6 +24,7 @@ from crossdet.check.report import (
     SplitReport,
 )
 from crossdet.config import Config
+from crossdet.config.beginning import beginning
 from crossdet.config.sources import SPLITS, Sources, open_sources, union_test_index
 from crossdet.data.federated import verified_classes
 from crossdet.data.formats import FORMATS
@@ -107,10 +108,20 @@ def report_on(
         alike=None if alike is None else tuple(_told(alike)),
         union_test=union_test,
         max_images=max_images,
-        recipe=() if schedule is None else tuple(schedule.lines()),
+        recipe=() if schedule is None else (*_beginning(config, space, old > 0), *schedule.lines()),
         canvases=None if wrong_weights else canvas_report(config, sources),
     )
     return with_findings(report, config, sources, old)
+
+
+def _beginning(config: Config, space: LabelSpace, extends: bool) -> list[str]:
+    """Empty, too, for weights that cannot be read: that is told as a problem."""
+    if extends or not getattr(config.model, "of_checkpoint", False):
+        return []
+    with suppress(UserError):
+        settings = ARCHITECTURES[config.model.name].settings.of(config.model, config.loss)
+        return beginning(settings, space, config.model.weights)
+    return []
 
 
 def _union_test(config: Config) -> Index | None:

@@ -40,8 +40,8 @@ def training_warnings(config: Config, sources: Sources, extends: bool) -> Iterat
     if getattr(config.model, "of_checkpoint", False) and config.train.lr is None and not extends:
         yield (
             f"`train.lr` is not given: a checkpoint begins at the rate of a new network, {config.train.rate():g}; "
-            "transformers' example for them has 0.00005 at 8 pictures. Try lower ones. All classes are learnt anew "
-            "here: `crossdet extend CHECKPOINT CONFIG` keeps those that it knows"
+            "transformers' example for them has 0.00005 at 8 pictures. Try lower ones. Classes that no dataset "
+            "labels are gone after this training: `crossdet extend CHECKPOINT CONFIG` keeps them"
         )
     if config.train.patience and not sources.val:
         yield "`train.patience`: no dataset has a `val` split to be judged on, so nothing stops early"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from crossdet.labels.placeholders import is_unused
 from crossdet.labels.rules import DROPPED, normalised_name
 
 if TYPE_CHECKING:
@@ -108,6 +109,36 @@ def common_names() -> CommonNames:
     different = {frozenset(map(names.meaning, pair)): reason for *pair, reason in content["different"]}
     likely = {normalised_name(n): names.meaning(group) for group, also in content["likely"].items() for n in also}
     return CommonNames(groups, parts, different, likely)
+
+
+def rows_by_name(space: LabelSpace, names: Sequence[str]) -> dict[int, int]:
+    """Classes of the union -> rows of `names` that are called the same: as the class, else as one of its source
+    classes; by letters, else by what the names mean or likely mean, else as what the class is a part of (a
+    `pedestrian` of `person`). For where weights begin, so that a wrong one costs little. Rows that mean nothing are
+    nobody's.
+    """
+    common = common_names()
+    written: dict[str, int] = {}
+    meant: dict[str, int] = {}
+    for row, name in enumerate(names):
+        if not is_unused(name):
+            written.setdefault(name, row)
+            for key in common.keys(name):
+                meant.setdefault(key, row)
+
+    def row_of(name: str) -> int | None:
+        meaning = common.meaning(name)
+        wholes = [whole for whole, parts in common.parts.items() if meaning in parts]
+        keys = [meaning, *sorted(common.keys(name)), *wholes]
+        return written.get(name, next((meant[key] for key in keys if key in meant), None))
+
+    found = {}
+    for c, own in enumerate(space.classes):
+        called = [own, *(source.split("/", 1)[1] for source in space.sources_of(c))]
+        rows = [row for row in map(row_of, called) if row is not None]
+        if rows:
+            found[c] = rows[0]
+    return found
 
 
 # ------------------------------------------------------------------------------------------- merging

@@ -57,7 +57,8 @@ class Architecture:
     model, loss: the sections of a config; `model` has `name` and `weights`.
     settings: both together, and what is stored with weights.
     build: (settings, number of classes, overlap `[C, C]` or None, weights of the backbone) -> `contract.Network`
-    with a new head; it imports torch when it is called.
+    with a new head; it imports torch when it is called. Where `settings.classes_of(weights)` names classes it takes
+    one more: class -> the row of theirs that it begins as.
     contradictions: what single values of the `model` section cannot show.
     grows_by: the methods of `contract.Growable` that its networks have, and `ADAPTER` where new classes may have
     layers of their own.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -12,12 +13,18 @@ from crossdet.models.settings import NetworkSettings
 
 
 def build_detector(
-    settings: NetworkSettings, num_classes: int, overlap: Tensor | None = None, weights: str | Path = "none"
+    settings: NetworkSettings,
+    num_classes: int,
+    overlap: Tensor | None = None,
+    weights: str | Path = "none",
+    rows: Mapping[int, int] | None = None,
 ) -> Network:
     """A detector with a random head.
 
     overlap: `[C, C]` bool, classes that may share one box. weights: of the backbone: "imagenet" fetches timm's, a
-    path reads a local file, "none" keeps it random.
+    path reads a local file, "none" keeps it random. rows: class -> the class of a whole detector's weights that it
+    begins as, see `NetworkSettings.classes_of`.
     """
-    network: Network = ARCHITECTURES[settings.name].build(settings, num_classes, overlap, weights)
+    more = (rows,) if rows else ()
+    network: Network = ARCHITECTURES[settings.name].build(settings, num_classes, overlap, weights, *more)
     return network

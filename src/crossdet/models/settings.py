@@ -167,6 +167,12 @@ class NetworkSettings(Section):
         del classes
         return [self.name]
 
+    def classes_of(self, weights: str | Path) -> tuple[str, ...]:
+        """Of a whole detector that a network of these settings begins from, by row; none in weights of a backbone.
+        weights: of the `model` section. Raises `UserError` where they cannot be read."""
+        del weights
+        return ()
+
     def to_json(self) -> str:
         """As it is stored with the weights: a JSON object with every setting that decides them, so that two of them
         can be compared key by key."""

@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 
 from crossdet.config import Config, as_config
+from crossdet.config.beginning import rows_begun
 from crossdet.config.listed_only import listed_only_problem
 from crossdet.config.sources import NO_BOX, Sources, open_sources
 from crossdet.data.augment import IMAGENET_MEAN, Augment
@@ -123,10 +124,14 @@ def network_settings(config: Config) -> NetworkSettings:
 
 
 def build_network(settings: NetworkSettings, space: LabelSpace, weights: str | Path = "none") -> Network:
-    """With a new head for the classes of the label space. weights: of the backbone, see `build_detector`. Raises
-    `UserError` for weights that do not fit it, such as those of a whole detector of ours."""
+    """With a new head for the classes of the label space, of which some begin as a checkpoint's (`rows_begun`).
+
+    weights: of the backbone, see `build_detector`. Raises `UserError` for weights that do not fit it, such as those
+    of a whole detector of ours.
+    """
     try:
-        return build_detector(settings, len(space.classes), torch.from_numpy(space.overlap_array), weights)
+        rows = rows_begun(settings, space, weights)
+        return build_detector(settings, len(space.classes), torch.from_numpy(space.overlap_array), weights, rows)
     except UserError as error:
         told = of_another_name(weights, settings.name) or f"{error}{detector_hint(weights)}"
         raise UserError(told) from None

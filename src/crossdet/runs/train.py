@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.seed import seed_everything
 
 from crossdet.config import Config, as_config
+from crossdet.config.beginning import beginning
 from crossdet.config.doubts import label_warnings, training_warnings
 from crossdet.config.sources import Sources, named_splits, open_sources
 from crossdet.data.hybrid import HybridDataset
@@ -129,7 +130,8 @@ def train_network(
     schedule = Schedule.of(config.train, len(dataset), fresh and config.model.weights == "none", rate_share)
     if fabric.is_global_zero:
         network_is, *_ = card.settings.described(card.space.classes)
-        lines = [f"network: {network_is}", device_line(fabric, config), *schedule.lines()]
+        begun = beginning(card.settings, card.space, config.model.weights) if fresh else []
+        lines = [f"network: {network_is}", *begun, device_line(fabric, config), *schedule.lines()]
         print(*lines, sep="\n", flush=True)
         warnings = [*training_warnings(config, sources, not fresh), *label_warnings(config, sources, ["train"])]
         for text in warnings:

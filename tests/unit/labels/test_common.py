@@ -9,7 +9,7 @@ import yaml
 
 from crossdet.errors import LabelError
 from crossdet.labels import common
-from crossdet.labels.common import common_names, only_alike, parts_apart, spelling, with_common_names
+from crossdet.labels.common import common_names, only_alike, parts_apart, rows_by_name, spelling, with_common_names
 from crossdet.labels.edits import edited, grown
 from crossdet.labels.space import LabelSpace
 
@@ -168,3 +168,20 @@ def test_what_is_left_apart_is_told():
     assert mice.likely_duplicates() == [("coco/sofa", "oi/Couch")]
     assert "the animal in Open Images" in only_alike(mice)[0]
     assert only_alike(LabelSpace.build({"coco": ["mouse"], "oi": ["Mouse"]}, distinct=["Mouse"])) == []
+
+
+@pytest.mark.parametrize(
+    ("datasets", "rules", "rows"),
+    [
+        ({"a": ["dog", "crane"]}, {}, {0: 2}),
+        ({"a": ["TV"]}, {}, {0: 3}),  # by what it means
+        ({"a": ["Person", "person"]}, {}, {0: 0, 1: 1}),  # by its letters, where these are there
+        ({"a": ["hound"], "b": ["dog"]}, {"merge": {"pet": ["a/hound", "b/dog"]}}, {0: 2}),  # by a source
+        ({"a": ["television", "pedestrian"]}, {}, {0: 3, 1: 0}),  # a part of it
+        ({"a": ["unused_4", "N/A"]}, {}, {}),
+        ({"a": ["dog", "aeroplane"]}, {}, {0: 2, 1: 6}),
+    ],
+)
+def test_rows_of_a_checkpoint_by_name(datasets, rules, rows):
+    names = ["Person", "person", "dog", "tv", "unused_4", "dog ", "airplane"]
+    assert rows_by_name(LabelSpace.build(datasets, **rules), names) == rows

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from crossdet.models.architecture import Architecture, Contradiction, Foreign, file_problem
@@ -31,11 +32,17 @@ if TYPE_CHECKING:
     from crossdet.models.detr.network import Detr
 
 
-def build(settings: DetrSettings, num_classes: int, overlap: Tensor | None, weights: str | Path = "none") -> Detr:
+def build(
+    settings: DetrSettings,
+    num_classes: int,
+    overlap: Tensor | None,
+    weights: str | Path = "none",
+    rows: Mapping[int, int] = MappingProxyType({}),
+) -> Detr:
     """See `building.build`."""
     from crossdet.models.detr import building
 
-    return building.build(settings, num_classes, overlap, weights)
+    return building.build(settings, num_classes, overlap, weights, rows)
 
 
 def contradictions(model: SetModel) -> Iterator[Contradiction]:

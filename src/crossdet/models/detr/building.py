@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 
 from crossdet.errors import UserError
 from crossdet.models.backbones import Backbone, load_backbone_weights
-from crossdet.models.detr.checkpoints import check_files, described, directory_of, write_processor
+from crossdet.models.detr.checkpoints import check_files, directory_of, write_processor
 from crossdet.models.detr.graphs.graph import Graph
 from crossdet.models.detr.graphs.rf_detr import RFDetrGraph
 from crossdet.models.detr.graphs.rt_detr import DFineGraph, RTDetrGraph
-from crossdet.models.detr.growth import has_rows
+from crossdet.models.detr.growth import begin_from
 from crossdet.models.detr.network import Detr
 from crossdet.models.detr.settings import DetrSettings, RFDetrSettings
 from crossdet.models.hub import CONFIG
@@ -37,24 +38,26 @@ OWN_HEADS = ("class_embed.", "bbox_embed.")
 GIVEN_INITS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)
 
 
-def build(settings: DetrSettings, num_classes: int, overlap: Tensor | None, weights: str | Path = "none") -> Detr:
+def build(
+    settings: DetrSettings,
+    num_classes: int,
+    overlap: Tensor | None,
+    weights: str | Path = "none",
+    rows: Mapping[int, int] = MappingProxyType({}),
+) -> Detr:
     """weights: "imagenet" fetches timm's for the backbone, and where the settings have one a file is its; a
-    directory or hub id is a checkpoint, of which all but the rows of the classes is taken."""
+    directory or hub id is a checkpoint. rows: classes -> classes of the checkpoint that they begin as, in every
+    tensor that has rows of classes; all others begin anew."""
     if weights == "imagenet" and settings.backbone is None:
         raise UserError(
             "model.weights: imagenet, but the sizes' own backbones have none; name a timm backbone, such as "
             "`model.backbone: hgnetv2_b0.ssld_stage2_ft_in1k` or `resnet18d`, or give a checkpoint"
         )
-    of_backbone = weights in ("none", "imagenet") or settings.backbone is not None
-    whole, mean, std = _made(settings, num_classes, weights if of_backbone else "none")
+    theirs = settings.classes_of(weights)
+    whole, mean, std = _made(settings, num_classes, "none" if theirs else weights)
     network = _network(whole, settings, num_classes, overlap, mean, std)
-    if not of_backbone:
-        theirs = described(weights, settings.family).classes
-        given = trained(settings, len(theirs), weights).state_dict()
-        with torch.no_grad():
-            for name, tensor in network.state_dict().items():
-                if not has_rows(name):
-                    tensor.copy_(given[name])
+    if theirs:
+        begin_from(network, trained(settings, len(theirs), weights).state_dict(), rows)
     return network
 
 

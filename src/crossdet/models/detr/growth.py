@@ -53,6 +53,17 @@ def carry_over(network: Detr, state: Mapping[str, Tensor], classes: int) -> None
 
 
 @torch.no_grad()
+def begin_from(network: Detr, state: Mapping[str, Tensor], rows: Mapping[int, int]) -> None:
+    """Copies the weights of a detector of other classes. rows: class -> the class of theirs that it begins as; the
+    rows of the others stay as they are."""
+    for name, tensor in network.state_dict().items():
+        if not has_rows(name):
+            tensor.copy_(state[name])
+        elif rows:
+            tensor[list(rows)] = state[name][list(rows.values())]
+
+
+@torch.no_grad()
 def begin_as(network: Detr, rows: Mapping[int, int]) -> None:
     """See `contract.Growable.begin_as`."""
     for name, tensor in network.state_dict().items():

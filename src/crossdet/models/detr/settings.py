@@ -223,6 +223,10 @@ class DetrSettings(DetrModel, NetworkSettings):
             f"{self.name} on {self.backbone}" if self.backbone else " ".join(filter(None, [self.name, self.size]))
         ]
 
+    def classes_of(self, weights: str | Path) -> tuple[str, ...]:
+        of_backbone = weights in ("none", "imagenet") or getattr(self, "backbone", None) is not None
+        return () if of_backbone else checkpoints.described(weights, self.family).classes
+
     def to_json(self) -> str:
         values = {name: getattr(self, name) for name in type(self).model_fields if name not in ("weights", "name")}
         return json.dumps({**values, "loss": dict(self.loss)})

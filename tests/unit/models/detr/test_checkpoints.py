@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from crossdet.config.beginning import beginning
 from crossdet.errors import UserError
 from crossdet.inference import load_detector
 from crossdet.labels.edits import grown
+from crossdet.labels.space import LabelSpace
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.backbones import read_state
 from crossdet.models.card import detector_hint, file_digest, name_of, of_another_name, read_card, taken
@@ -26,6 +28,7 @@ from crossdet.models.detr.architecture import DFINE, build, weights_problem
 from crossdet.models.detr.growth import EMBEDDING
 from crossdet.models.detr.settings import DetrLoss, DFineModel, DFineSettings, RTDetrModel
 from crossdet.models.weights import load_weights
+from crossdet.runs.building import build_network
 from crossdet.runs.relabel import relabel
 from crossdet.types import Detections
 
@@ -267,6 +270,32 @@ def test_weights_of_a_config_take_the_body(directory):
         assert (key in of_classes) == (tensor.shape != theirs[key].shape)
         assert key in of_classes or torch.equal(tensor, theirs[key])
     assert kind.settings.from_json(settings.to_json()) == settings
+
+
+def test_classes_that_the_checkpoint_knows_begin_as_its_own(directory):
+    """By name or by what the name means, in every tensor of every layer; the others begin anew."""
+    name = read_card(directory).settings.name
+    kind = ARCHITECTURES[name]
+    version = {"version": read_card(directory).settings.version} if name == "rtdetr" else {}
+    settings = kind.settings.of(kind.model(weights=str(directory), **version), kind.loss())
+    names = {"mine": ["television", "forklift", "dog"], "other": ["hound"]}
+    space = LabelSpace.build(names, merge={"dog": ["other/hound", "mine/dog"]})
+    assert space.classes == ("television", "forklift", "dog")
+    torch.manual_seed(0)
+    network = build_network(settings, space, directory)
+    state, theirs = network.state_dict(), load_weights(directory)[0]
+    torch.manual_seed(0)
+    fresh = kind.build(settings, 3, None, directory).state_dict()
+    for key, tensor in state.items():
+        if key in network.class_tensors:
+            wanted = fresh[key].clone()
+            wanted[[0, 2]] = theirs[key][[NAMES.index("tv"), NAMES.index("dog")]]
+            assert torch.equal(tensor, wanted)
+        else:
+            assert torch.equal(tensor, theirs[key])
+    line = "classes that begin as the checkpoint's: television (tv), dog; anew: forklift"
+    assert beginning(settings, space, directory) == [line]
+    assert beginning(settings.model_copy(update={"size": "nano"}), space, "none") == []
 
 
 # ------------------------------------------------------------------------------------------------ mistakes
