@@ -95,6 +95,19 @@ def test_losses_are_sums_per_image(network):
     torch.testing.assert_close(losses.of_images(), sum(losses.terms.values()).detach())
 
 
+def test_gradients_of_images_alone_add_up(network):
+    """Also those of layers before the losses: the backward of torch's batch norm was wrong for an image alone."""
+
+    def of(rows: list[int]) -> dict[str, Tensor]:
+        network.zero_grad(set_to_none=True)
+        sum(term.sum() for term in network.losses(batch_of(rows)).terms.values()).backward()
+        return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+    together, *alone = of([0, 1, 2]), of([0]), of([1]), of([2])
+    for name, gradient in together.items():
+        torch.testing.assert_close(sum(one[name] for one in alone), gradient, rtol=1e-6, atol=1e-9)
+
+
 def test_half_precision_counts_every_positive():
     half = Losses({"a": torch.ones(1, dtype=torch.bfloat16)}, torch.tensor([257]))  # 256 in bfloat16
     assert float(half.normalised("batch")["a"]) == pytest.approx(1 / 257)

@@ -22,11 +22,11 @@ class RTDetrGraph(Graph):
 
     def memory(self, pictures: Tensor) -> Memory:
         maps = self.feature_maps(pictures)
-        projected = [project(m) for project, m in zip(self.core.encoder_input_proj, maps, strict=True)]
+        projected = [_steady(project(m)) for project, m in zip(self.core.encoder_input_proj, maps, strict=True)]
         levels = self.core.encoder(projected).last_hidden_state
         projections = list(self.core.decoder_input_proj)
-        sources = [project(m) for project, m in zip(projections, levels, strict=False)]
-        sources += [project(levels[-1]) for project in projections[len(levels) :]]
+        sources = [_steady(project(m)) for project, m in zip(projections, levels, strict=False)]
+        sources += [_steady(project(levels[-1])) for project in projections[len(levels) :]]
         shapes = tuple((source.shape[-2], source.shape[-1]) for source in sources)
         return Memory(torch.cat([s.flatten(2).transpose(1, 2) for s in sources], 1), shapes)
 
@@ -122,3 +122,14 @@ class DFineGraph(RTDetrGraph):
     def bins(self) -> Bins | None:
         decoder = self.core.decoder
         return Bins(bin_values(decoder.max_num_bins, decoder.up, decoder.reg_scale), decoder.reg_scale)
+
+
+def _steady(maps: Tensor) -> Tensor:
+    """The same maps, whose gradient comes back in their own order in memory.
+
+    The backward of batch norm is wrong on a CPU (torch 2.15) for a picture alone whose gradient was transposed, as
+    that of `flatten(2).transpose(1, 2)` is.
+    """
+    if maps.requires_grad:
+        maps.register_hook(lambda gradient: gradient.contiguous() if len(gradient) == 1 else gradient)
+    return maps
