@@ -7,6 +7,7 @@ from pathlib import Path
 
 from crossdet.check.inspection import report_on
 from crossdet.check.report import Report
+from crossdet.check.weights import check_opens
 from crossdet.config import Config
 from crossdet.config.sources import open_sources
 from crossdet.errors import UserError
@@ -39,6 +40,7 @@ def inspect_extension(
         check_trainable(sources, config.train.plain)
         remarks = remarks_on(config, card, grown, sources)
         extended_settings(config, card, grown)
+        check_opens(weights, card)
     except UserError as error:
         errors += [] if str(error) in errors else [str(error)]
     warnings = (*report.warnings, *(text for kind, text in remarks if kind == "warning"))

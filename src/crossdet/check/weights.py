@@ -1,4 +1,4 @@
-"""`crossdet check WEIGHTS`: what a trained detector knows and where it comes from. No torch."""
+"""`crossdet check WEIGHTS`: what a trained detector knows and where it comes from. No torch for weights of ours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from crossdet.evaluation.tables import lineless_table, percent
 from crossdet.labels.placeholders import is_unused, numbered_warning, unused_note, used
-from crossdet.models.card import Generation, read_card, weights_path
+from crossdet.models.card import Card, Generation, foreign_checkpoint, read_card, weights_path
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,10 @@ class WeightsReport:
 
 
 def inspect_weights(path: Path) -> WeightsReport:
-    """Reads the metadata of a weights file or run directory. Raises `UserError` if it is none."""
+    """Reads the metadata of a weights file or run directory. Raises `UserError` if it is none, or a checkpoint of
+    other software whose tensors do not fit its config (these are read, with torch)."""
     card = read_card(path)
+    check_opens(path, card)
     space = card.space
     return WeightsReport(
         file=str(weights_path(path)),
@@ -58,6 +60,13 @@ def inspect_weights(path: Path) -> WeightsReport:
         square=card.settings.stretched_to,
         remarks=list(_remarks(space.classes)),
     )
+
+
+def check_opens(path: Path, card: Card) -> None:
+    """Raises `UserError` for a checkpoint of other software that cannot be opened. Weights of ours say in one file
+    what they are."""
+    if (foreign := foreign_checkpoint(path)) is not None:
+        foreign.tensors(card.settings)
 
 
 def _remarks(classes: Sequence[str]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,11 @@ OLDEST = (5, 19)
 OWN_HEADS = ("class_embed.", "bbox_embed.")
 """RF-DETR's, which are beside HF's `model`, and in our `core`. D-FINE's there are second names of its decoder's."""
 GIVEN_INITS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)
+
+
+REASON = 400
+"""Characters that are shown of what HF says."""
+_OF_A_LAYER = re.compile(r"\b(encoder|decoder)\.layers\.\d+\.")
 
 
 def build(
@@ -75,7 +81,7 @@ def _network(
     return Detr(GRAPHS[settings.family](whole), num_classes, settings, overlap, mean, std)
 
 
-def hf_config(settings: DetrSettings, num_classes: int) -> Any:
+def hf_config(settings: DetrSettings, num_classes: int, place: object = "model") -> Any:
     """The config of HF transformers. Raises `UserError` without the package, or for a config that it refuses."""
     wanted = f"model.name: {settings.name} needs HF transformers"
     try:
@@ -91,8 +97,9 @@ def hf_config(settings: DetrSettings, num_classes: int) -> Any:
     try:
         return CONFIG_MAPPING[settings.family].from_dict(values)
     except Exception as error:  # validation of HF's own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"model: HF transformers refuses the config of {settings.name}: {reason}") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        told = f"{place}: HF transformers refuses the config of {settings.name}: {reason[:REASON]}"
+        raise UserError(told) from None
 
 
 def _of_rt_detr(settings: DetrSettings) -> dict[str, Any]:
@@ -175,7 +182,7 @@ def trained(settings: DetrSettings, num_classes: int, source: str | Path) -> Det
     """
     directory = directory_of(source)
     check_files(directory)
-    config = hf_config(settings, num_classes)
+    config = hf_config(settings, num_classes, directory / CONFIG)
     from transformers import AutoModelForObjectDetection
 
     try:
@@ -192,6 +199,11 @@ def trained(settings: DetrSettings, num_classes: int, source: str | Path) -> Det
     except Exception as error:  # of HF and of safetensors, for damaged files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{directory} cannot be read by HF transformers: {reason}") from None
+    if more := sorted(name for name in found["unexpected_keys"] if _OF_A_LAYER.search(name)):
+        raise UserError(
+            f"{directory / CONFIG} describes fewer layers than there are tensors of ({more[0]}, ...); they belong "
+            f"together: fetch both again"
+        )
     missing = sorted(name for name in found["missing_keys"] if not name.endswith("num_batches_tracked"))
     wrong = sorted(found["mismatched_keys"])
     if wrong and not missing and all("class_embed" in name or "enc_score_head" in name for name, _, _ in wrong):

@@ -197,7 +197,11 @@ def _classes(file: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
         raise UserError(
             f"{file}: `id2label` has the key {show(strange[0])}; its keys are numbers of rows, from 0 on"
         )
-    rows = {int(key): str(name) for key, name in given.items()}
+    if strange := [name for name in given.values() if not isinstance(name, str)]:
+        raise UserError(f"{file}: `id2label` has the name {show(strange[0])}; names are texts")
+    rows = {int(key): name.strip() for key, name in given.items()}
+    if len(rows) < len(given):
+        raise UserError(f"{file}: `id2label` has a row under two keys, such as 0 and 00; name every row once")
     if sorted(rows) != list(range(len(rows))):
         gap = next(row for row in range(max(rows) + 1) if row not in rows)
         raise UserError(
@@ -214,10 +218,15 @@ def check_files(directory: Path) -> None:
     """Raises `UserError` where tensors are missing, unreadable, or only there as pickles, which could run code."""
     shards = [WEIGHTS]
     if (directory / INDEX).is_file():
-        places = _read(directory / INDEX).get("weight_map")
+        index = _read(directory / INDEX)
+        places = index.get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
             raise UserError(f"{directory / INDEX}: `weight_map` is no map from tensors to files; fetch it again")
         shards = sorted(set(places.values()))
+        if outside := [name for name in shards if Path(name).name != name]:
+            raise UserError(f"{directory / INDEX}: `weight_map` names {show(outside[0])}; its files lie beside it")
+        if not isinstance(index.get("metadata"), dict):
+            raise UserError(f'{directory / INDEX}: `metadata` is missing; write `"metadata": {{}}` into it')
         if missing := [name for name in shards if not (directory / name).is_file()]:
             raise UserError(
                 f"{directory / INDEX} names {len(missing)} files that do not exist ({missing[0]}, ...); fetch them"

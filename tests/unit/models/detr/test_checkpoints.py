@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from crossdet.check import inspect_weights
 from crossdet.config.beginning import beginning
 from crossdet.errors import UserError
 from crossdet.inference import load_detector
@@ -337,11 +338,34 @@ def changed(place: Path, **values) -> Path:
             {"decoder_ffn_dim": 24},
             r"have another shape \(model.decoder.layers.0.mlp.layers.0.bias is \[16\], by the config \[24\]",
         ),
+        ({"decoder_layers": 2}, "config.json describes fewer layers than there are tensors of .*decoder.layers.2"),
+        ({"d_model": 32}, "config.json: HF transformers refuses the config of dfine: .*validate_architecture.* 32"),
+        ({"decoder_layers": "x"}, "config.json: HF transformers refuses the config of dfine: .*decoder_layers"),
+        ({"id2label": {"0": "cat", "00": "dog", "1": "tv"}}, "`id2label` has a row under two keys"),
+        ({"id2label": {"0": "cat", "1": " cat"}}, '`id2label` has "cat" more than once'),
+        ({"id2label": {"0": "cat", "1": ["dog"]}}, '`id2label` has the name \\["dog"\\]; names are texts'),
     ],
 )
 def test_bad_configs(copy, values, message):
+    """Also told by `check`, which would else call it fit."""
+    changed(copy, **values)
+    for opening in (load_weights, inspect_weights):
+        with pytest.raises(UserError, match=message):
+            opening(copy)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"metadata": None}, "index.json: `metadata` is missing; write"),
+        ({"weight_map": {"a": "../model.safetensors"}}, 'names "../model.safetensors"; its files lie beside it'),
+    ],
+)
+def test_bad_lists_of_files(copy, values, message):
+    index = {"metadata": {}, "weight_map": {"a": "model.safetensors"}, **values}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=message):
-        load_weights(changed(copy, **values))
+        load_weights(copy)
 
 
 def test_rows_without_a_class_are_taken(copy):
