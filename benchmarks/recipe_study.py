@@ -42,7 +42,6 @@ import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 import yaml
-from crossdet_research.split_files import write_split
 from torch import Tensor, nn
 
 from crossdet.config import Config
@@ -61,7 +60,8 @@ from crossdet.models.retinanet.anchors import encode_boxes, pyramid_grids
 from crossdet.models.retinanet.network import Outputs, RetinaNet
 from crossdet.runs.building import network_settings, training_data
 from crossdet.types import BACKGROUND, IGNORE, PAD_DIVISOR, Batch
-from crossdet_research.split import split_dataset
+from crossdet_research.split.files import write_split
+from crossdet_research.split.plan import split_dataset
 
 LONGER = 384
 SETS = ("site_safety", "dice", "bccd", "aquarium", "playing_cards", "voc_animals")

@@ -65,3 +65,12 @@ def test_step_of_d_fine_benchmark(monkeypatch, tmp_path):
     seconds = result["seconds"]
     assert min(seconds.values()) > 0
     assert result["transformers_over_crossdet"] == seconds["transformers"] / seconds["crossdet"]
+
+
+@pytest.mark.parametrize("name", sorted(file.name for file in BENCHMARKS.glob("*.py")))
+def test_every_benchmark_tells_its_options(name, monkeypatch, capsys):
+    """Also those that no test runs: what they import may have moved."""
+    with pytest.raises(SystemExit) as end:
+        run_benchmark(monkeypatch, name, "--help")
+    assert end.value.code in (0, None)
+    assert "usage: " in capsys.readouterr().out
