@@ -57,6 +57,29 @@ def test_without_pictures_no_data_is_needed(trained, tmp_path, crossdet):
     assert "What is taken for what" not in page
 
 
+def test_warnings_and_datasets_of_all_epochs_and_both_runs(trained, tmp_path):
+    """A warning stands in the epoch that saw it first."""
+    run, other = (shutil.copytree(trained.folder, tmp_path / name) for name in ("run", "other"))
+    page = tmp_path / "page.html"
+    report(run, page, pictures=False)
+    assert "The guard found nothing to warn of." in page.read_text()
+    for folder, change in ((run, "warnings"), (other, "datasets")):
+        content = json.loads((folder / "metrics.json").read_text())
+        if change == "warnings":
+            texts = ("all is low", "all is <low>")
+            found = [{"kind": "low_scores", "sentence": text, "numbers": {}} for text in texts]
+            content["epochs"][0]["warnings"], content["epochs"][1]["warnings"] = found[:1], found[1:]
+        for record in content["epochs"] if change == "datasets" else []:
+            if "metrics" in record:
+                record["metrics"]["datasets"] = {"[blue]": next(iter(record["metrics"]["datasets"].values()))}
+        (folder / "metrics.json").write_text(json.dumps(content))
+    report(run, page, other, pictures=False)
+    text = page.read_text()
+    assert text.count("all is &lt;low&gt;") == 1
+    assert "all is low" not in text
+    assert "[blue]" in text.split("<h2>Scores", 1)[1].split("<h2>", 1)[0]
+
+
 def test_a_run_that_was_judged_on_nothing(world, tmp_path, crossdet):
     changes = {f"datasets.{name}.val": None for name in ("cars", "faces")} | {"train.max_steps": 1}
     train(world.config(changes), output=tmp_path / "run")

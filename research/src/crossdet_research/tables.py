@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from rich.markup import escape
 from rich.table import Table
 
 from crossdet.evaluation.tables import lineless_table
@@ -109,9 +108,9 @@ def rich_tables(grids: Iterable[Grid], numbers_from: int = 1) -> list[Table]:
     """For the terminal: names on one line; numbers, from a column on, to the right."""
     tables = []
     for grid in grids:
-        shown = lineless_table(*grid.headers, title=escape(grid.title), left=numbers_from)
+        shown = lineless_table(*grid.headers, title=grid.title, left=numbers_from)
         shown.columns[0].no_wrap = True
         for row in grid.rows:
-            shown.add_row(*map(escape, row))
+            shown.add_row(*row)
         tables.append(shown)
     return tables

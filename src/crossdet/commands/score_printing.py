@@ -21,7 +21,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     out.print(escape(title), highlight=False, soft_wrap=True)
     table = tables.lineless_table(*columns, no_wrap=1)
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*row)
     out.print(table, highlight=False)
 
 

@@ -56,7 +56,8 @@ filter.addEventListener('input', () => {
 @dataclass(frozen=True)
 class RunRecord:
     """What a run wrote. history: the records of its epochs, none of weights without a run; best_epoch: of the
-    weights that are taken. steps: column of `steps.csv` -> its values. recipe: lines of `metrics.json`."""
+    weights that are taken. steps: column of `steps.csv` -> its values. recipe: lines of `metrics.json`. warnings:
+    of the guard in the whole training."""
 
     name: str
     card: Card
@@ -64,6 +65,7 @@ class RunRecord:
     best_epoch: int | None
     steps: Mapping[str, Sequence[float]]
     recipe: Sequence[str]
+    warnings: Sequence[str] = ()
 
     @property
     def judged(self) -> Mapping[str, Any]:
@@ -151,8 +153,7 @@ def _head(runs: Sequence[RunRecord]) -> str:
 
 
 def _warnings(run: RunRecord) -> str:
-    found = {w["sentence"]: w for record in run.history[-1:] for w in record.get("warnings", ())}
-    found |= {w["sentence"]: w for w in run.judged.get("warnings", ())}
+    found = dict.fromkeys([*run.warnings, *(warning["sentence"] for warning in run.judged.get("warnings", ()))])
     if not found:
         return "<p>The guard found nothing to warn of.</p>"
     return f"<h2>The guard warns</h2><ul>{''.join(f'<li>{escape(text)}</li>' for text in found)}</ul>"
@@ -163,7 +164,7 @@ def _warnings(run: RunRecord) -> str:
 
 def _scores(runs: Sequence[RunRecord]) -> str:
     rows = []
-    for name in runs[0].judged.get("datasets", {}):
+    for name in dict.fromkeys(name for run in runs for name in run.judged.get("datasets", {})):
         for number, run in enumerate(runs):
             first = run.judged.get("datasets", {}).get(name)
             for record in [] if first is None else [first, *first.get("further", {}).values()]:

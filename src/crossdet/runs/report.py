@@ -18,6 +18,7 @@ from crossdet.files import check_room
 from crossdet.models.card import name_of, read_card
 from crossdet.models.weights import METRICS_FILE
 from crossdet.runs.audit import audited_runs, overlap_of
+from crossdet.training.guard import newest
 
 STEPS_FILE = "steps.csv"
 
@@ -76,7 +77,8 @@ def read_run(run: Path) -> RunRecord:
         history, best, recipe = content["epochs"], content["best_epoch"], content.get("recipe", ())
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not what a run writes ({error!r})") from None
-    return RunRecord(name_of(run), read_card(run), history, best, _steps(run / STEPS_FILE), recipe)
+    warnings = [finding["sentence"] for finding in newest(history)]
+    return RunRecord(name_of(run), read_card(run), history, best, _steps(run / STEPS_FILE), recipe, warnings)
 
 
 def _is_run(path: Path) -> bool:

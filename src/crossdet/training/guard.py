@@ -5,7 +5,7 @@ Nothing here stops anything. A judgement is silent where the numbers are too few
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,11 @@ class Finding:
 def key_of(finding: Mapping[str, Any]) -> tuple[str, str]:
     """What makes two findings (`Finding.to_json`) the same one, seen twice."""
     return finding["kind"], finding["numbers"].get("dataset", "")
+
+
+def newest(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The findings of all epochs of a training, each once in its newest words: a record has what was new then."""
+    return list({key_of(found): found for record in records for found in record.get("warnings", ())}.values())
 
 
 # ------------------------------------------------------------------------------------------------- features

@@ -30,6 +30,7 @@ from crossdet.training.guard import (
     lines,
     look_at,
     never_labelled,
+    newest,
 )
 from crossdet.types import PAD_DIVISOR
 
@@ -117,9 +118,9 @@ class Watch:
 
     def end(self, run: RunState) -> None:
         """All that was seen, once more, each once in its newest words."""
-        newest = {key_of(w): w for record in run.progress.history for w in record.get("warnings", [])}
-        if newest and run.fabric.is_global_zero:
-            print("seen in this training (docs/guard.md):", *lines(list(newest.values())), sep="\n", flush=True)
+        found = newest(run.progress.history)
+        if found and run.fabric.is_global_zero:
+            print("seen in this training (docs/guard.md):", *lines(found), sep="\n", flush=True)
 
     def _look(self, run: RunState, step: int) -> None:
         pictures, memory = self._looked_at(), run.progress.guard

@@ -24,3 +24,13 @@ def test_names_are_no_markup_and_numbers_stand_right():
     console.print(table)
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
     assert lines == ["scores", "class  [b]     AP", "car    x     50.0", "a cat  y    100.0"]
+
+
+def test_texts_that_look_like_markup_are_shown_as_they_are():
+    """Names of classes and datasets come from other people's files."""
+    table = lineless_table("class", "[bold]", title="[blue]")
+    table.add_row("[/x]", "[red]")
+    console = Console(width=60, file=io.StringIO())
+    console.print(table)
+    text = console.file.getvalue()
+    assert [word for word in ("[blue]", "[bold]", "[/x]", "[red]") if word not in text] == []

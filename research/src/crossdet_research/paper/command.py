@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from crossdet.commands.terminal import JsonFile, say
 from crossdet.errors import UserError
@@ -50,9 +50,9 @@ def list_rows(
     names = ("row", "data", "backbone", "ratios", "scales", "merge", "paper", "notes")
     shown = lineless_table(*names, *(["GPU hours"] if speeds else []), left=len(names), no_wrap=0)
     for table_key in paper.TITLES:
-        shown.add_row(f"[bold]{table_key if not table_key.isdigit() else f'Table {table_key}'}[/bold]")
+        shown.add_row(Text(f"Table {table_key}" if table_key.isdigit() else table_key, style="bold"))
         for row in (row for row in paper.ROWS if row.table == table_key):
-            shown.add_row(*map(escape, [*_row_cells(row), *([_hours(row, speeds)] if speeds else [])]))
+            shown.add_row(*_row_cells(row), *([_hours(row, speeds)] if speeds else []))
     wide.print(shown, highlight=False)
     say(f"\n{len(paper.ROWS)} rows, {len(paper.TRAININGS)} trainings; rows with the same training share one run.")
     if speeds:

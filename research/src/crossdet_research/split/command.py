@@ -155,7 +155,6 @@ def _open(config: Config, name: str) -> tuple[Index, Index]:
 
 
 def _print(record: dict[str, Any], folder: Path, name: str) -> None:
-    from rich.markup import escape
 
     from crossdet.evaluation.tables import lineless_table
 
@@ -168,7 +167,7 @@ def _print(record: dict[str, Any], folder: Path, name: str) -> None:
         labelled = ", ".join(f"{c} {n}" for c, n in row["boxes_labelled"].items())
         missing = ", ".join(f"{c} {n}" for c, n in row["boxes_unlabelled"].items())
         cells = (part, row["look"], str(row["images"]), conflict, labelled, missing or "-")
-        table.add_row(*(escape(cell) for cell in cells))
+        table.add_row(*cells)
     out.print(table, highlight=False)
     lines = [
         f"{name}: {record['train_images']} training images, {record['unused_images']} unused, "
