@@ -48,6 +48,7 @@ def build_fabric(config: Config) -> Fabric:
     precision = settings.precision
     if precision == "auto":
         precision = "bf16-mixed" if on_gpu(config) and torch.cuda.is_bf16_supported(False) else "32-true"
+    choose_kernels(config)
     fabric = Fabric(
         accelerator=accelerator, devices=devices, num_nodes=nodes, precision=precision, strategy=strategy
     )
@@ -55,6 +56,17 @@ def build_fabric(config: Config) -> Fabric:
     # where this process fails, those that it has started would wait for it on GPUs for half an hour
     atexit.register(_end, getattr(fabric.strategy.launcher, "procs", []))
     return fabric
+
+
+def choose_kernels(config: Config) -> None:
+    """Whether torch takes kernels that give the same bits every time (`train.deterministic`). A processor's do.
+
+    Where it has none torch warns and goes on. cuBLAS wants its workspace said before a process first uses the card.
+    """
+    wanted = config.train.deterministic and on_gpu(config)
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
 
 
 def _end(processes: list[Popen[bytes]]) -> None:

@@ -114,6 +114,7 @@ class Recipe(Section):
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"  # bf16 on a card that has it, else 32
     channels_last: StrictBool = True
     compile: StrictBool = False  # torch.compile of what pays in the network: minutes of start-up
+    deterministic: StrictBool = False  # on a card: kernels that give the same bits every time, where torch has them
     ema: OpenFraction | None = 0.999  # decay of the averaged weights; smaller in the first steps
     plain: StrictBool = False  # naive concatenation: all background is trusted
     accelerator: Accelerator = "auto"  # `gpu` is another word for `cuda`
