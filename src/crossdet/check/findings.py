@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from crossdet.check.files import Split
 from crossdet.check.fitting import fitting_problems
@@ -16,15 +19,18 @@ from crossdet.config.doubts import label_warnings, training_warnings
 from crossdet.config.listed_only import listed_only_notes, listed_only_problem
 from crossdet.config.sources import NO_BOX, Sources, named_splits, union_test_index, whole_split
 from crossdet.data.annotation_files import too_many
-from crossdet.data.canvases import too_few
+from crossdet.data.canvases import resized_sizes, too_few
 from crossdet.data.groups import group
 from crossdet.errors import UserError, problem_list, some
 from crossdet.evaluation.protocols import lists_of
 from crossdet.labels.common import only_alike
 from crossdet.labels.members import lonely_members
 from crossdet.labels.space import DROPPED, LabelSpace
+from crossdet.types import PAD_DIVISOR
 
 _NAMED = 8  # classes that a message names before it only counts
+ENLARGED = 1.5
+"""By so much in the middle, pictures are made larger than they need to be."""
 
 
 def with_findings(report: Report, config: Config, sources: Sources, old: int) -> Report:
@@ -34,7 +40,7 @@ def with_findings(report: Report, config: Config, sources: Sources, old: int) ->
         report,
         errors=(*_errors(report, config, sources, extends=old > 0), *teacher_errors),
         warnings=tuple(_warnings(report, config, sources, old)),
-        notes=(*_notes(report, config, sources), *teacher_notes),
+        notes=(*_notes(report, config, sources, extends=old > 0), *teacher_notes),
         not_looked_at=tuple(_not_looked_at(report, config, extends=old > 0)),
     )
 
@@ -211,8 +217,10 @@ def _class_warnings(report: Report, old: int, plain: bool) -> Iterator[str]:
 # -------------------------------------------------------------------------------------------------- notes
 
 
-def _notes(report: Report, config: Config, sources: Sources) -> Iterator[str]:
+def _notes(report: Report, config: Config, sources: Sources, extends: bool) -> Iterator[str]:
     yield from _config_notes(config, sources)
+    if not extends:  # that keeps the input of its weights
+        yield from _enlarged(config, sources)
     for split in report.splits:
         number = split.images // split.directions
         if split.directions > 1:
@@ -246,6 +254,26 @@ def _config_notes(config: Config, sources: Sources) -> Iterator[str]:
     yield from only_alike(sources.space)
     if config.train.plain:
         yield "`train.plain` is on: all background is a negative for every class, avoided or not"
+
+
+def _enlarged(config: Config, sources: Sources) -> Iterator[str]:
+    """Where small pictures are made much larger: that costs time, and shows nothing more."""
+    sizes = np.concatenate([index.sizes for index in sources.train.values()] or [np.zeros((0, 2), np.int32)])
+    known = sizes[(sizes > 0).all(1)]
+    square: int | None = 1
+    with suppress(UserError):  # for weights that say it and cannot be read, which is told as an error
+        square = config.square
+    if not len(known) or square is not None:
+        return
+    given, (shorter, longer) = float(np.median(known.min(1))), (config.input.shorter, config.input.longer)
+    factor = float(np.median(resized_sizes(known, shorter, longer).min(1) / known.min(1)))
+    if factor >= ENLARGED:
+        lower = max(PAD_DIVISOR, round(given / PAD_DIVISOR) * PAD_DIVISOR)
+        yield (
+            f"half of the training pictures are made {factor:.1f} times as large or more for the network (`input`, "
+            f"their shorter side is {given:.0f} pixels), which takes about {factor**2:.0f} times as long. Where "
+            f"objects are not tiny, try `input: {{shorter: {lower}, longer: {round(lower * longer / shorter)}}}`"
+        )
 
 
 def _not_looked_at(report: Report, config: Config, extends: bool) -> Iterator[str]:

@@ -633,6 +633,20 @@ def test_notes(tmp_path):
     assert "No errors, no warnings." in printed(held_out)
 
 
+def test_pictures_that_are_made_much_larger_are_told(tmp_path):
+    """They are 64 x 48."""
+    datasets = {"a": {"train": make(tmp_path / "a", ("cat",), one_box(2))}}
+
+    def told(**sections) -> list[str]:
+        return [note for note in inspect(configured(datasets, **sections)).notes if "times as large" in note]
+
+    (note,) = told(input={"shorter": 96, "longer": 160})
+    assert "are made 2.0 times as large or more for the network (`input`, their shorter side is 48 pixels)" in note
+    assert "about 4 times as long. Where objects are not tiny, try `input: {shorter: 64, longer: 107}`" in note
+    assert not told(input={"shorter": 64, "longer": 107})
+    assert not told(input={"shorter": 64, "longer": 64})
+
+
 def test_an_early_last_step_is_told(tmp_path):
     datasets = {"a": {"train": make(tmp_path / "a", ("car",), one_box(2))}}
     start = "`train.steps`: from epoch 5.5 of 24 on the learning rate is 0.01 of `train.lr`"
