@@ -253,23 +253,30 @@ CURVE_PIECES = 120
 
 @dataclass
 class LossCurve:
-    """Mean losses of equal pieces of a training; the pieces double when there are too many, so it never grows."""
+    """Mean losses of equal pieces of a training; the pieces double when there are too many, so it never grows.
+
+    means: those of the newest pieces are tensors still, since reading them waits for the device; `read` does.
+    """
 
     width: int = 1
-    means: list[float] = field(default_factory=list)
+    means: list[float | Tensor] = field(default_factory=list)
     open_sum: Tensor | float = 0.0
     open_count: int = 0
 
     def add(self, loss: Tensor) -> None:
-        """loss: a scalar on any device. It is read when its piece is full: reading it waits for the device."""
+        """loss: a scalar on any device. All are read when the pieces double, which they do ever more seldom."""
         self.open_sum, self.open_count = loss.detach().double() + self.open_sum, self.open_count + 1
         if self.open_count < self.width:
             return
-        self.means.append(float(self.open_sum) / self.open_count)
+        self.means.append(self.open_sum / self.open_count)
         self.open_sum, self.open_count = 0.0, 0
         if len(self.means) == CURVE_PIECES:
             self.width *= 2
-            self.means = [(a + b) / 2 for a, b in zip(self.means[::2], self.means[1::2], strict=True)]
+            means = self.read()
+            self.means = [(a + b) / 2 for a, b in zip(means[::2], means[1::2], strict=True)]
+
+    def read(self) -> list[float]:
+        return [float(mean) for mean in self.means]
 
     @property
     def steps(self) -> int:
@@ -284,7 +291,7 @@ def flat_loss(curve: LossCurve, score: float | None) -> list[Finding]:
     """
     if curve.steps < FEWEST_STEPS or (score is not None and score >= LEARNT):
         return []
-    means = np.array(curve.means[round(SKIPPED * len(curve.means)) :])
+    means = np.array(curve.read()[round(SKIPPED * len(curve.means)) :])
     third = len(means) // 3
     first, last = means[:third], means[-third:]
     drop = 1 - last.mean() / first.mean() if first.mean() > 0 else 1.0

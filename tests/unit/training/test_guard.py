@@ -204,8 +204,38 @@ def test_the_curve_keeps_the_means_of_equal_pieces():
     curve = curve_of(losses)
     assert len(curve.means) < CURVE_PIECES
     assert curve.width == 16
-    assert curve.means == pytest.approx(losses[: 16 * len(curve.means)].reshape(-1, 16).mean(1), rel=1e-6)
+    assert curve.read() == pytest.approx(losses[: 16 * len(curve.means)].reshape(-1, 16).mean(1), rel=1e-6)
     assert float(curve.open_sum) == pytest.approx(losses[16 * len(curve.means) :].sum(), rel=1e-6)
+
+
+def test_steps_do_not_read_their_loss_which_would_wait_for_the_device(monkeypatch):
+    reads = []
+    for name in ("__float__", "item", "tolist", "cpu", "numpy", "__bool__"):
+        real = getattr(Tensor, name)
+        monkeypatch.setattr(Tensor, name, lambda self, *a, _real=real: reads.append(1) or _real(self, *a))
+    curve, counts = LossCurve(), []
+    for _ in range(1000):
+        before = len(reads)
+        curve.add(torch.tensor(0.5))
+        counts.append(len(reads) - before)
+    doubled = [step for step, count in enumerate(counts, 1) if count]
+    assert doubled == [CURVE_PIECES * width for width in (1, 2, 4, 8)]  # 120, 240, 480, 960
+    unreadable = LossCurve()
+    for _ in range(CURVE_PIECES - 1):
+        unreadable.add(torch.ones((), device="meta"))
+    with pytest.raises(RuntimeError, match="meta"):
+        unreadable.read()
+
+
+def test_a_curve_goes_on_from_what_a_state_keeps():
+    losses = np.random.default_rng(1).random(500)
+    whole, half = curve_of(losses), curve_of(losses[:333])
+    stored = LossCurve(half.width, half.read(), float(half.open_sum), half.open_count)
+    for loss in losses[333:]:
+        for curve in (half, stored):
+            curve.add(torch.tensor(loss, dtype=torch.float32))
+    assert whole.read() == half.read() == stored.read()
+    assert (whole.width, whole.open_count) == (stored.width, stored.open_count)
 
 
 @pytest.mark.parametrize("seed", range(5))
