@@ -225,7 +225,10 @@ class Recipe(Section):
         for key in ("steps", "step_factor"):
             value = getattr(self, key)
             if value is not None and self.schedule != "steps":
-                expected = f"nothing with `train.schedule: {self.schedule}`; say `train.schedule: steps` as well"
+                fix = "say `train.schedule: steps` as well"
+                if self.recipe != "paper":  # the rate beside it is most often one of SGD
+                    fix = "say `train.recipe: paper`, whose key it is, or `train.schedule: steps`"
+                expected = f"nothing with `train.schedule: {self.schedule}`; {fix}"
                 yield Contradiction((f"train.{key}", "train.schedule"), expected, value)
 
     @property

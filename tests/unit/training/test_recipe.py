@@ -88,9 +88,21 @@ def test_what_goes_not_together_is_told_at_once():
     text = problems(momentum=0.8, steps=[5.0, 3.0], warmup_epochs=3.0, warmup_steps=10, epochs=2)
     assert "`train.momentum`: expected nothing with `train.optimizer: adamw`" in text
     assert "`train.steps`: expected epochs in increasing order, got [5.0, 3.0]" in text
-    assert "`train.steps`: expected nothing with `train.schedule: flat_cosine`; say `train.schedule: steps`" in text
+    assert "`train.steps`: expected nothing with `train.schedule: flat_cosine`; say `train.recipe: paper`" in text
     assert "`train.warmup_epochs`: expected at most `train.epochs` = 2, got 3" in text
     assert "`train.warmup_epochs`: expected either this or `train.warmup_steps`" in text
+
+
+def test_a_config_of_before_there_were_recipes_is_told_the_papers_first():
+    """With `schedule: steps` alone it would train by AdamW at a rate of SGD."""
+    before = {"lr": 0.01, "warmup_epochs": 2.0, "steps": [10.0, 15.0], "epochs": 20}
+    fix = "say `train.recipe: paper`, whose key it is, or `train.schedule: steps`"
+    assert fix in problems(**before)
+    followed = Recipe(recipe="paper", **before)
+    assert (followed.optimizer, followed.schedule, followed.rate()) == ("sgd", "steps", 0.01)
+    told = problems(**before, recipe="paper", schedule="cosine")  # it has said so already
+    assert "with `train.schedule: cosine`; say `train.schedule: steps` as well" in told
+    assert "train.recipe" not in told
 
 
 def test_a_rate_for_sgd_is_not_taken_for_adamw_in_silence():
