@@ -207,16 +207,25 @@ class Schedule:
         ends += [f"{recipe.minutes:g} minutes, schedule fitted to the speed"] if recipe.minutes else []
         if self.epochs is not None:
             why = "" if recipe.epochs is not None else f" (not given: by the {self.pictures:,} training pictures)"
-            steps = self.epochs * math.ceil(self.pictures / recipe.batch_size)
-            ends.insert(0, f"{self.epochs} epochs{why}, {steps:,} steps")
+            ends.insert(0, f"{self.epochs} epochs{why}, {self._steps_of_epochs():,} steps")
         return "length: " + ", or ".join(ends)
+
+    def _steps_of_epochs(self) -> int:
+        return (self.epochs or 0) * math.ceil(self.pictures / self.recipe.batch_size)
 
     def _warmup(self) -> str:
         if self.recipe.warmup_epochs is not None:
             return f"{self.recipe.warmup_epochs:g} epochs"
         if self.recipe.warmup_steps is not None:
-            return f"{self.recipe.warmup_steps} steps"
-        return f"{WARMUP_STEPS} steps (at most a tenth of the training)"
+            return _steps(self.recipe.warmup_steps)
+        known = [limit for limit in (self._steps_of_epochs(), self.recipe.max_steps) if limit]
+        steps = min([WARMUP_STEPS, *(math.ceil(round(WARMUP_SHARE * limit, 6)) for limit in known)])
+        shorter = " (at most a tenth of the training)" if self.recipe.minutes is not None else ""
+        return f"{_steps(steps)}{shorter}"
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'s' * (count != 1)}"
 
 
 _NOT_OF_RECIPE = {

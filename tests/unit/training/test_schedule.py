@@ -169,6 +169,31 @@ def test_what_auto_chose_is_told():
     assert not paper[-1].startswith("set by")
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({}, "200 steps"),  # 3,000 of them
+        ({"epochs": 1}, "10 steps"),
+        ({"max_steps": 30}, "3 steps"),
+        ({"max_steps": 45}, "5 steps"),
+        ({"max_steps": 9}, "1 step"),
+        ({"epochs": 2, "max_steps": 5000}, "20 steps"),
+        ({"minutes": 15.0}, "200 steps (at most a tenth of the training)"),
+        ({"minutes": 15.0, "max_steps": 30}, "3 steps (at most a tenth of the training)"),
+        ({"warmup_steps": 70}, "70 steps"),
+        ({"warmup_epochs": 1.5}, "1.5 epochs"),
+    ],
+)
+def test_the_warm_up_is_told_as_it_will_be(values, told):
+    recipe = Recipe(**values)
+    schedule = Schedule.of(recipe, 800)
+    assert f"schedule: warm-up {told}, constant" in schedule.lines()[2]
+    if recipe.minutes is None:
+        warm = [schedule.rate_at(step / 100, step) < 5e-4 * (1 - 1e-9) for step in range(400)]
+        first = warm.index(False)
+        assert told in (f"{first} step{'s' * (first != 1)}", f"{first / 100:g} epochs")
+
+
 # -------------------------------------------------------------------------------------------- more epochs
 
 
