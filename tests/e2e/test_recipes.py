@@ -37,6 +37,7 @@ def test_auto_trains_and_says_how(world, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "recipe auto: AdamW, learning rate 0.0014 for 4 pictures a step, weight decay 0.05" in printed
     assert "12 epochs, 72 steps" in printed
+    assert "batch norm of the backbone: trained (its weights are random)" in printed
     content = json.loads((tmp_path / "metrics.json").read_text())
     assert content["recipe"][0] in printed
     judged = [r["epoch"] for r in content["epochs"] if "metrics" in r]
@@ -192,4 +193,6 @@ def test_check_prints_the_recipe(world, tmp_path, command):
     assert code == 0
     assert "recipe auto: AdamW" in out
     assert "length: 15 minutes, schedule fitted to the speed" in out
+    assert "batch norm of the backbone: trained (its weights are random)" in out
+    assert "precision: bf16-mixed on a GPU that has it, else 32-true" in out
     assert json.loads((tmp_path / "report.json").read_text())["recipe"][0].startswith("recipe auto")

@@ -25,6 +25,7 @@ from crossdet.check.report import (
 )
 from crossdet.config import Config
 from crossdet.config.beginning import beginning
+from crossdet.config.chosen import batch_norm_lines, open_lines
 from crossdet.config.sources import SPLITS, Sources, open_sources, union_test_index
 from crossdet.data.federated import verified_classes
 from crossdet.data.formats import FORMATS
@@ -91,6 +92,7 @@ def report_on(
     train_images = sources.train_pictures
     from_scratch = config.model.weights == "none" and not old
     schedule = Schedule.of(config.train, train_images, from_scratch, rate_share) if train_images else None
+    of_recipe = [] if old else [*batch_norm_lines(config, config.train.devices), *open_lines(config)]
     wrong_weights = ARCHITECTURES[config.model.name].weights_problem(config.model) is not None
     report = Report(
         datasets=space.datasets,
@@ -108,7 +110,7 @@ def report_on(
         alike=None if alike is None else tuple(_told(alike)),
         union_test=union_test,
         max_images=max_images,
-        recipe=() if schedule is None else (*_beginning(config, space, old > 0), *schedule.lines()),
+        recipe=() if schedule is None else (*_beginning(config, space, old > 0), *schedule.lines(), *of_recipe),
         canvases=None if wrong_weights else canvas_report(config, sources),
     )
     return with_findings(report, config, sources, old)

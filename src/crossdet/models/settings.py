@@ -144,6 +144,13 @@ class NetworkSettings(Section):
         """Of the two sections of a config. defaults: for what they leave open."""
         raise NotImplementedError
 
+    @classmethod
+    def left_open(cls, model: Any, defaults: NetworkDefaults) -> list[str]:
+        """For people: what a `model` section leaves to the recipe beside batch norm, as far as is known without
+        torch."""
+        del model, defaults
+        return []
+
     @property
     def stretched_to(self) -> int | None:
         """See `contract.Network`."""

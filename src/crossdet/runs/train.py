@@ -13,6 +13,7 @@ from lightning_fabric.utilities.seed import seed_everything
 
 from crossdet.config import Config, as_config
 from crossdet.config.beginning import beginning
+from crossdet.config.chosen import batch_norm_lines
 from crossdet.config.doubts import label_warnings, training_warnings
 from crossdet.config.sources import Sources, named_splits, open_sources
 from crossdet.data.hybrid import HybridDataset
@@ -131,6 +132,7 @@ def train_network(
     if fabric.is_global_zero:
         network_is, *_ = card.settings.described(card.space.classes)
         begun = beginning(card.settings, card.space, config.model.weights) if fresh else []
+        begun += batch_norm_lines(config, fabric.world_size) if fresh else []
         lines = [f"network: {network_is}", *begun, device_line(fabric, config), *schedule.lines()]
         print(*lines, sep="\n", flush=True)
         warnings = [*training_warnings(config, sources, not fresh), *label_warnings(config, sources, ["train"])]

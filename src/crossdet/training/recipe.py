@@ -163,8 +163,12 @@ class Recipe(Section):
         The paper's batch norm is fixed. Behind a fixed one features died at rates that they stand behind a
         trained one (docs/log.md, 2026-11-27)."""
         auto = self.recipe == "auto"
-        enough = self.batch_size // (self.accumulate * processes) >= SMALLEST_BATCH
+        enough = self.pictures_at_once(processes) >= SMALLEST_BATCH
         return NetworkDefaults(group_norm=auto, train_batch_norm=auto and enough, head_by_backbone=auto)
+
+    def pictures_at_once(self, processes: int) -> int:
+        """Of each of so many processes."""
+        return self.batch_size // (self.accumulate * processes)
 
     def loader_workers(self, on_gpu: bool) -> int:
         """Loader processes of each device."""

@@ -120,6 +120,19 @@ class RetinaNetSettings(RetinaNetModel, NetworkSettings):  # type: ignore[misc]
             values["group_norm"] = defaults.group_norm
         return cls.model_construct(**values, loss=loss)
 
+    @classmethod
+    def left_open(cls, model: RetinaNetModel, defaults: NetworkDefaults) -> list[str]:
+        if None not in (model.channels, model.head_depth):
+            return []
+        usual = _of_head(model, HEAD)
+        if not defaults.head_by_backbone:
+            return [f"head: {usual}"]
+        million = SMALL_BACKBONE // 1_000_000
+        return [
+            f"head: {_of_head(model, SMALL_HEAD)} behind a backbone of less than {million} million parameters, "
+            f"else {usual}"
+        ]
+
     def described(self, classes: Sequence[str]) -> list[str]:
         before = f"{self.head_depth} convolution{'s' * (self.head_depth != 1)} before each output"
         lines = [f"{self.backbone}, {self.channels} channels, {before}"]
@@ -171,6 +184,12 @@ class RetinaNetSettings(RetinaNetModel, NetworkSettings):  # type: ignore[misc]
         if self.group_norm and adapter == 1:
             raise UserError("extend.adapter: 1, but group norm needs at least two channels; take 2 or more")
         return self.model_copy(update={"adapters": (*self.adapters, Adapter(known, adapter, known, classes))})
+
+
+def _of_head(model: RetinaNetModel, usual: tuple[int, int]) -> str:
+    given = zip((model.channels, model.head_depth), usual, strict=True)
+    channels, depth = (default if value is None else value for value, default in given)
+    return f"{channels} channels, {depth} convolution{'s' * (depth != 1)}"
 
 
 def _parameters(backbone: str) -> int:
