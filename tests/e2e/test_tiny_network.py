@@ -12,9 +12,9 @@ from worlds import World, changed
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "models"))
 
-from tiny import TINY
+from tiny import TINY, Tiny
 
-from crossdet import load_detector
+from crossdet import Config, load_detector, train
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.card import read_card
 
@@ -100,3 +100,12 @@ def test_its_mistakes_are_told_like_all_others(config, crossdet, monkeypatch):
     done = crossdet("train", config)
     assert done.returncode == 2
     assert "`model.name`: expected 'retinanet', 'dfine', 'rtdetr' or 'rfdetr', got \"tiny\"" in done.stderr
+
+
+@pytest.mark.parametrize(("compiled", "canvases"), [(True, 2), (True, 0), (False, 2)])
+def test_a_network_compiles_its_parts_where_the_recipe_says_so(config, tmp_path, monkeypatch, compiled, canvases):
+    calls = []
+    monkeypatch.setattr(Tiny, "compile_parts", lambda _self, few_sizes=False: calls.append(few_sizes))
+    values = {"train.compile": compiled, "train.canvases": canvases, "train.epochs": 1, "train.warmup_epochs": 0.5}
+    train(Config.from_dict(changed(yaml.safe_load(config.read_text()), values)), output=tmp_path / "run")
+    assert calls == [canvases > 0] * compiled

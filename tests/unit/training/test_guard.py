@@ -90,6 +90,23 @@ def test_channels_that_die_are_named_but_not_those_that_never_lived(noise):
     assert "30 %" in finding.sentence
 
 
+@pytest.mark.parametrize(
+    ("variation", "told"), [(0.01, True), (0.22, True), (0.41, True), (0.5, False), (0.64, False), (0.82, False)]
+)
+def test_the_collapses_of_the_study_are_named_and_its_healthy_runs_are_not(variation, told):
+    """C5 on site_safety, 0.96 before the first step (docs/data/recipe_study_collapse.json)."""
+    found = dead_features(Look(variation, 0.01), Look(0.96, 0.01), 240, 0.03)
+    assert [finding.kind for finding in found] == ["dead_features"] * told
+    assert not told or f"vary by {100 * variation:.0f} % of their size" in found[0].sentence
+
+
+@pytest.mark.parametrize(("dead", "told"), [(0.03, False), (0.15, False), (0.24, False), (0.26, True), (0.5, True)])
+def test_a_fifth_of_the_channels_may_fall_still(dead, told):
+    """5 % never lived."""
+    found = dead_features(Look(0.8, dead), Look(0.9, 0.05), 240)
+    assert [finding.kind for finding in found] == ["dead_features"] * told
+
+
 def test_a_detector_that_finds_objects_has_features():
     """In a healthy training of the tiny world they sank from 0.82 to 0.37, at an AP50 of 1."""
     before, now = Look(0.82, 0.0), Look(0.37, 0.5)
@@ -187,6 +204,13 @@ def test_a_class_without_a_single_hit(split):
     few = split.take(np.arange(9))  # 9 dogs are too few to tell
     mine = right(few)
     assert findings(few, mine.take(np.flatnonzero(mine.labels == 0))) == []
+
+
+@pytest.mark.parametrize(("score", "told"), [(0.01, True), (0.04, True), (0.06, False)])
+def test_a_class_whose_hits_hardly_score_is_not_found(split, score, told):
+    found = right(split)
+    faint = replace(found, scores=np.where(found.labels == 1, score, found.scores))
+    assert [f.numbers["objects"] for f in findings(split, faint)] == [{"dog": 12}] * told
 
 
 # ------------------------------------------------------------------------------------------------- loss

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from crossdet.errors import UserError
-from crossdet.training.loop import _forward
+from crossdet.training.loop import _forward, _is_stuck
+from crossdet.training.state import Progress
 
 BATCH: Any = None
 
@@ -29,3 +30,12 @@ def test_other_errors_stay_what_they_are():
 
     with pytest.raises(ValueError, match="something else"):
         _forward(broken, BATCH)
+
+
+@pytest.mark.parametrize(("best", "stuck"), [(None, True), (1, True), (2, False), (3, False)])
+def test_patience_counts_from_the_best_evaluation_and_from_the_start_where_there_is_none(best, stuck):
+    history = [{"epoch": epoch, "metrics": {}} for epoch in (1, 2, 3)]
+    progress = Progress(best_epoch=best, history=history)
+    assert _is_stuck(progress, 2) is stuck
+    assert not _is_stuck(progress, None)
+    assert not _is_stuck(Progress(best_epoch=best, history=[*history, {"epoch": 4}]), 2)

@@ -30,6 +30,32 @@ def test_the_papers_recipe_is_the_papers():
     assert not paper.network_defaults(1).group_norm
 
 
+RECIPES = {
+    "optimizer": ("adamw", "sgd"),
+    "decay_norms": (False, True),
+    "schedule": ("flat_cosine", "steps"),
+    "epochs": (None, 20),
+    "batch_size": (8, 32),
+    "backbone_lr": (1.0, 1.0),
+    "freeze_stem": (False, False),
+    "warmup_factor": (0.001, 0.001),
+    "clip_norm": (10.0, None),
+    "accumulate": (1, 1),
+    "precision": ("auto", "32-true"),
+    "ema": (0.999, None),
+    "canvases": (6, 0),
+    "eval_every": (None, 1),
+    "compile": (False, False),
+    "plain": (False, False),
+}
+
+
+@pytest.mark.parametrize("key", RECIPES)
+def test_a_table_of_the_two_recipes(key):
+    """Both were measured as they are: a changed value wants a new measurement, or is not the paper's."""
+    assert (getattr(Recipe(), key), getattr(Recipe(recipe="paper"), key)) == RECIPES[key]
+
+
 def test_the_papers_schedule_keeps_its_proportions():
     short = Recipe(recipe="paper", epochs=8)
     assert (short.warmup_epochs, short.steps) == (0.8, (4.0, 6.0))

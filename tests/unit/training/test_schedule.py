@@ -120,6 +120,13 @@ def test_evaluations_that_take_long_are_fewer():
     assert 2 <= len(judged) <= 4
 
 
+@pytest.mark.parametrize("evaluation", [10.0, 25.0, 50.0, 90.0])
+def test_the_last_evaluation_has_its_room_within_the_minutes(evaluation):
+    clock, _, judged = timed(10, lambda _: 0.5, evaluation=evaluation)
+    assert 585 <= clock.spent <= 601
+    assert judged
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.floats(0.05, 3), st.floats(0.2, 5), st.floats(0, 20))
 def test_a_machine_that_changes_its_pace_still_ends_in_time(pace, change, evaluation):

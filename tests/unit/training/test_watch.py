@@ -5,11 +5,13 @@ from __future__ import annotations
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from worlds import World
 
-from crossdet.training.state import Progress
+from crossdet.training.guard import LossCurve
+from crossdet.training.state import Course, Progress
 from crossdet.training.watch import Watch, is_due, pictures_of
 
 
@@ -41,3 +43,54 @@ def test_pictures_that_are_back_after_a_resume_are_looked_at(world: World):
     watch.begin(run)
     watch.step(run, {"box": torch.ones(())})
     assert run.progress.guard["start"] == run.progress.guard["newest"]
+
+
+class Maps(nn.Module):
+    """Two maps: pictures, and pictures. dead: which of them are the same for every picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dead: set[int] = set()
+
+    def feature_maps(self, pictures: Tensor) -> list[Tensor]:
+        alive = pictures.float()
+        return [torch.ones_like(alive) if number in self.dead else alive for number in range(2)]
+
+
+def run_of(network: nn.Module, **progress) -> SimpleNamespace:
+    fabric = SimpleNamespace(device="cpu", autocast=nullcontext, is_global_zero=True)
+    return SimpleNamespace(network=network, fabric=fabric, progress=Progress(**progress), course=Course())
+
+
+def kinds(run: SimpleNamespace) -> list[str]:
+    return [warning["kind"] for warning in run.progress.guard["now"]]
+
+
+@pytest.mark.parametrize(("dead", "told"), [({1}, ["dead_features"]), ({0}, []), ({0, 1}, ["dead_features"])])
+def test_it_is_the_deepest_map_that_is_watched(world: World, dead, told):
+    network = Maps()
+    run, watch = run_of(network), Watch(train={"cars": world.cars["train"]}, side=32)
+    watch.begin(run)
+    network.dead, run.progress.step = dead, 50
+    watch.step(run, {"box": torch.ones(())})
+    assert kinds(run) == told
+
+
+@pytest.mark.parametrize(("record", "told"), [({"metrics": {"mean": 0.02}}, ["dead_features"]), ({}, [])])
+def test_an_evaluation_looks_at_the_features_at_whatever_step(world: World, record, told):
+    network = Maps()
+    run, watch = run_of(network), Watch(train={"cars": world.cars["train"]}, side=32)
+    watch.begin(run)
+    network.dead, run.progress.step = {1}, 7
+    watch.epoch(run, 0.1, record)
+    assert [warning["kind"] for warning in record["warnings"]] == told
+
+
+@pytest.mark.parametrize(("fresh", "told"), [(True, ["flat_loss"]), (False, [])])
+def test_a_flat_loss_is_no_news_in_an_extension(fresh, told):
+    curve = LossCurve()
+    for _ in range(300):
+        curve.add(torch.tensor(1.0))
+    run, record = run_of(Maps(), guard={"curve": vars(curve)}), {"metrics": {"mean": 0.01}}
+    Watch(fresh=fresh).epoch(run, 0.5, record)
+    assert [warning["kind"] for warning in record["warnings"]] == told

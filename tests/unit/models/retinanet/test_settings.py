@@ -30,6 +30,23 @@ def test_the_paper_has_one_head():
     assert head_of("paper", backbone="mobilenetv2_100") == (256, 4)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "model", "fixed"),
+    [
+        ("auto", {}, False),  # a fixed one let features die (docs/log.md, 2026-11-27)
+        ("auto", {"freeze_batch_norm": True}, True),
+        ("auto", {"weights": "none"}, False),
+        ("paper", {}, True),
+        ("paper", {"weights": "none"}, False),
+        ("paper", {"freeze_batch_norm": False}, False),
+    ],
+)
+def test_auto_trains_the_batch_norm_of_a_backbone_with_weights(recipe, model, fixed):
+    defaults = Recipe(recipe=recipe).network_defaults(1)
+    section = RetinaNetModel(channels=8, head_depth=1, **model)
+    assert RetinaNetSettings.of(section, RetinaNetLoss(), defaults).freeze_batch_norm is fixed
+
+
 def test_a_wrong_backbone_is_named():
     with pytest.raises(UserError, match=r"model\.backbone: 'resnet5' is no timm model"):
         head_of(backbone="resnet5")
