@@ -40,12 +40,13 @@ def audit(
 ) -> None:
     """Show what no protocol sees: detections of classes that a dataset does not label."""
     from crossdet.config import load_config
-    from crossdet.models.card import check_order, known_space, taken
+    from crossdet.export.sessions import card_in
+    from crossdet.models.card import check_order, taken
     from crossdet.models.hub import fetched, results_folder
 
     run = fetched(run)
     check_order("audit", run, config)
-    loaded = load_config(config, overrides or [], known_space(run).datasets)
+    loaded = load_config(config, overrides or [], card_in(run).space.datasets)
     if split not in ("val", "train"):
         raise UserError(f"--split: expected val or train, got {split!r}")
 

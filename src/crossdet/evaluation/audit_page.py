@@ -27,12 +27,14 @@ MOST_CROPS = 800
 
 @dataclass(frozen=True)
 class AuditedRun:
-    """One detector: its name, audit and splits; union: of `union_scores`, None without a union test."""
+    """One detector: its name, audit and splits; union: of `union_scores`, None without a union test. fewer: the
+    most detections of a picture, where an exported file gives fewer than an audit looks at."""
 
     name: str
     audit: Audit
     splits: list[AuditedSplit]
     union: dict[str, Any] | None
+    fewer: int | None = None
 
     def split(self, dataset: str) -> AuditedSplit:
         return next(split for split in self.splits if split.name == dataset)
@@ -41,7 +43,18 @@ class AuditedRun:
 def write_page(file: Path, runs: Sequence[AuditedRun]) -> None:
     """One self-contained HTML page; several runs side by side."""
     title = "<h1>Audit: what no protocol sees</h1>"
-    write_document(file, "crossdet audit", [title, _legend(runs), *sections(runs)])
+    write_document(file, "crossdet audit", [title, _legend(runs), fewer_note(runs), *sections(runs)])
+
+
+def fewer_note(runs: Sequence[AuditedRun]) -> str:
+    """Of exported files that give few detections: what they cut off cannot be counted. Empty without one."""
+    return "".join(
+        f"<p class=note>{escape(run.name)} is an exported file that gives the best {run.fewer} detections of a "
+        f"picture, of all classes together; an audit looks at more where it can. `crossdet export "
+        f"--max-detections` makes one that gives more.</p>"
+        for run in runs
+        if run.fewer is not None
+    )
 
 
 def sections(runs: Sequence[AuditedRun]) -> list[str]:

@@ -15,7 +15,7 @@ from PIL import Image
 from crossdet.data.drawing import class_colour, draw_boxes
 from crossdet.evaluation.arrays import Bools
 from crossdet.evaluation.audit import AuditedSplit
-from crossdet.evaluation.audit_page import AuditedRun, sections
+from crossdet.evaluation.audit_page import AuditedRun, fewer_note, sections
 from crossdet.evaluation.curves import shaping_points
 from crossdet.evaluation.html import COLOURS, Line, as_jpeg, figure, line_chart, table, table_row, write_document
 from crossdet.evaluation.insight import (
@@ -118,6 +118,7 @@ def write_report(
     else:
         others = [(against.name, against_looked)] if against and against_looked else []
         body += [
+            fewer_note([one.audited for one in (looked, against_looked) if one is not None]),
             _precision_recall([(run.name, looked), *others]),
             _confusions(looked),
             _calibration([(run.name, looked), *others]),

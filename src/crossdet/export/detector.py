@@ -70,12 +70,12 @@ class ExportedDetector(Reporting):
         return self.about.rules.suppresses
 
     def find(self, picture: Picture, thresholds: NDArray[np.float32], most: int | None = None) -> Detections:
-        """In one picture; thresholds: of `asked`."""
+        """In one picture; thresholds: of `asked`. Raises `UserError` where the file gives fewer than `most`."""
         rules, own = self.about.rules, self.folding
+        limit = usual_limit(self.about) if most is None else self._checked(most)
         given = self.about.card.input
         boxes, scores, labels = answers_at(self.session, picture, thresholds, given.shorter, given.longer)
         angles = None
-        limit = usual_limit(self.about) if most is None else most
         if own is not None:
             one = own.of[labels]
             rows = suppressed(boxes, scores, one, rules.nms_iou, None if rules.suppresses else labels)
@@ -85,12 +85,31 @@ class ExportedDetector(Reporting):
         angles = None if angles is None else angles[:limit]
         return Detections(boxes[:limit], scores[:limit], labels[:limit], names, angles)  # type: ignore[arg-type]
 
+    def _checked(self, most: int) -> int:
+        gives = most_detections(self.about, folded=self.folding is not None)
+        if most > gives:
+            raise _too_many(gives, most, most)
+        return most
+
 
 def usual_limit(about: About) -> int:
     """Most detections in a picture, folded, where nobody asks for another number."""
     rules, folding = about.rules, about.card.space.folding
     whole = rules.max_detections // (1 if folding is None else folding.largest)
     return whole if rules.reported is None else rules.reported
+
+
+def most_detections(about: About, folded: bool) -> int:
+    """As many as the file can give of a picture. folded: after folding, which may leave one of a fold's members."""
+    folding = about.card.space.folding if folded else None
+    return about.rules.max_detections // (1 if folding is None else folding.largest)
+
+
+def _too_many(gives: int, asked: int, needed: int) -> UserError:
+    return UserError(
+        f"the file gives {gives} detections per picture at most, asked for are {asked}; export again with "
+        f"--max-detections {needed}"
+    )
 
 
 def thresholds_of(
@@ -123,10 +142,7 @@ def check_limits(about: About, asked: Any) -> None:
         raise UserError(f"the file was exported with {kept}, which it keeps; ask for the same, such as `{hint}`")
     if asked.max_detections > rules.max_detections:
         needed = -(-asked.max_detections // (1 if folding is None else folding.largest))
-        raise UserError(
-            f"the file gives {rules.max_detections} detections per picture at most, asked for are "
-            f"{asked.max_detections}; export again with --max-detections {needed}"
-        )
+        raise _too_many(rules.max_detections, asked.max_detections, needed)
 
 
 def answers_at(

@@ -22,6 +22,8 @@ from crossdet.evaluation.run import EvalSettings, detect_folded
 from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.evaluation.tables import lineless_table, percent
 from crossdet.evaluation.union import in_classes
+from crossdet.export.detector import most_detections
+from crossdet.export.network import ExportedNetwork
 from crossdet.files import check_room, safe_names, write_json
 from crossdet.inference import Detector, load_detector
 from crossdet.labels.space import DROPPED
@@ -140,7 +142,7 @@ def _audit(
     if union is not None:
         detections = _detect(detector, union.index, config)
         scores = union_scores(ground_truth(union), detections, union.classes, found, overlap)
-    return AuditedRun(name, found, splits, scores)
+    return AuditedRun(name, found, splits, scores, _fewer(detector))
 
 
 def _relations(sources: Sources, detector: Detector, dataset: str) -> dict[str, NDArray[np.bool_]]:
@@ -173,8 +175,17 @@ def _detect(detector: Detector, index: Index, config: Config) -> DetectionArrays
     return detect_folded(detector.model, index, None, _settings(detector, config), folding).detections
 
 
+def _fewer(detector: Detector) -> int | None:
+    """The most detections of a picture that an exported file gives; None: `MAX_DETECTIONS` or more."""
+    if not isinstance(detector.model, ExportedNetwork):
+        return None
+    gives = most_detections(detector.model.session.about, _folds(detector))
+    return gives if gives < MAX_DETECTIONS else None
+
+
 def _settings(detector: Detector, config: Config) -> EvalSettings:
-    own: dict[str, Any] = {"score_threshold": SCORE_THRESHOLD, "max_detections": MAX_DETECTIONS}
+    most = _fewer(detector) or MAX_DETECTIONS
+    own: dict[str, Any] = {"score_threshold": SCORE_THRESHOLD, "max_detections": most}
     return EvalSettings.of(detector.settings, config.eval, loader_workers(config), **own)
 
 

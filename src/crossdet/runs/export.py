@@ -18,7 +18,7 @@ from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.run import EvalSettings
 from crossdet.evaluation.splits import Split
 from crossdet.export.about import About, Rules
-from crossdet.export.detector import ExportedDetector, as_picture, fitted
+from crossdet.export.detector import ExportedDetector, as_picture, fitted, most_detections
 from crossdet.export.files import openvino_model, write_onnx, write_openvino
 from crossdet.export.graph import OPSETS, onnx_graph
 from crossdet.export.parity import difference, milliseconds
@@ -298,7 +298,7 @@ def _measured(detector: Detector, job: Job, data: Data, most: int | None) -> dic
     names = [detector.classes[c] for c in rules.classes]
     some = list(data.pictures(COMPARED_PICTURES))
     tensors = [torch.from_numpy(picture).permute(2, 0, 1) for picture in some]
-    limit = (names, COMPARED_SCORE, 100)
+    limit = (names, COMPARED_SCORE, min(100, most_detections(job.about, exported.folding is not None)))
     ours, theirs = [detector(tensor, *limit) for tensor in tensors], [exported(picture, *limit) for picture in some]
     return {
         "sets": asdict(difference(ours, theirs)),

@@ -25,6 +25,7 @@ from crossdet.types import Detections
 if TYPE_CHECKING:
     from crossdet.export.detector import ExportedDetector
     from crossdet.inference import AnyImage, Detector
+    from crossdet.windows import Tiling
 
 Picture = NDArray[np.uint8]
 """`[H, W, 3]` RGB."""
@@ -115,11 +116,7 @@ def predict_to_folder(
 
     Raises `UserError` for weights, images or classes that do not exist, `RunError` for what cannot be written.
     """
-    tiling = None
-    if tile is not None or overlap is not None:
-        from crossdet.windows import Tiling
-
-        tiling = Tiling.of(tile, overlap)
+    tiling = tiling_of(tile, overlap)
     found = find_images(images)
     files = _without_drawings(found, images, folder)
     drawn = _picture_names(files) if pictures else {}
@@ -217,6 +214,22 @@ def _collected(
         except KeyboardInterrupt:
             answers.stopped = True
     return answers
+
+
+def tiling_of(tile: int | None, overlap: float | None) -> Tiling | None:
+    """`Tiling.of`. Raises `UserError` also where torch is missing, which exported files do without otherwise."""
+    if tile is None and overlap is None:
+        return None
+    try:
+        from crossdet.windows import Tiling
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "torchvision"):
+            raise
+        raise UserError(
+            f"--tile: windows need {error.name}, also those of an exported file; leave out --tile, or "
+            f"pip install torch torchvision"
+        ) from None
+    return Tiling.of(tile, overlap)
 
 
 def _exported(

@@ -19,7 +19,7 @@ from crossdet.data.video import Frame, Video, VideoWriter
 from crossdet.errors import UserError
 from crossdet.files import check_room, safe_names, writing
 from crossdet.models.card import is_exported
-from crossdet.runs.predict import check_not_read, detections_of, open_exported
+from crossdet.runs.predict import check_not_read, detections_of, open_exported, tiling_of
 from crossdet.types import Detections
 
 Find = Callable[[Sequence[Any]], list[Detections]]
@@ -52,7 +52,7 @@ def finder(
     device: str | None = None,
 ) -> Find:
     """A detector with its options, as `predict_to_folder` has them; an exported file without torch."""
-    if is_exported(weights) and tile is None and overlap is None:
+    if is_exported(weights) and tiling_of(tile, overlap) is None:
         exported = open_exported(weights, fold, agnostic_nms)
         return lambda pictures: [exported(p, classes, score_threshold, max_detections) for p in pictures]
     from crossdet.inference import load_detector

@@ -26,6 +26,7 @@ import yaml
 from PIL import Image
 
 from crossdet import LabelSpace, UserError, load_detector
+from crossdet.config import load_config
 from crossdet.export.about import About
 from crossdet.export.detector import check_fold
 from crossdet.export.files import write_onnx
@@ -43,8 +44,10 @@ from crossdet.models.detr.settings import DFineSettings, RFDetrSettings
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.models.weights import save_weights
 from crossdet.runs import export as exporting
+from crossdet.runs.audit import audit_runs
 from crossdet.runs.evaluate import evaluate
 from crossdet.runs.export import Request, export
+from crossdet.runs.report import report
 from crossdet.serving.app import Server
 from crossdet.serving.limits import ServeLimits
 
@@ -218,12 +221,23 @@ def test_the_file_alone_is_scored_without_torch(files, detector, tmp_path):
         evaluate(file, config)
 
 
-def without_torch(*words):
-    """What `WITHOUT_TORCH` prints."""
+def test_windows_of_a_file_without_torch_are_refused_in_one_line(files, pictures, tmp_path):
+    Image.fromarray(pictures[0]).save(tmp_path / "p.png")
+    file, picture = str(files / "any.onnx"), str(tmp_path / "p.png")
+    for source in (picture, "gone.mp4"):
+        words = ("predict", file, source, "-o", str(tmp_path / "found"), "--tile", "64")
+        told = without_torch(file, picture, *words, code=2)
+        assert "--tile: windows need torch, also those of an exported file" in told
+        assert len(told.splitlines()) == 1
+    assert not (tmp_path / "found").exists()
+
+
+def without_torch(*words, code=0):
+    """What `WITHOUT_TORCH` prints; of one that fails the errors."""
     command = [sys.executable, "-c", WITHOUT_TORCH, *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stderr
+    return done.stderr if code else done.stdout
 
 
 def test_a_file_is_served_beside_its_weights(files, detector, pictures):
@@ -274,6 +288,18 @@ def test_as_a_network_it_keeps_its_limits(files, pictures):
     for change in ({"agnostic_nms": True}, {"max_detections": 101}):
         with pytest.raises(UserError, match=r"the file (was exported|gives)"):
             detector(pictures[0], **change)
+
+
+def test_more_detections_than_the_file_gives_are_refused(files, pictures, tmp_path, crossdet):
+    """They were cut to 100 without a word."""
+    detector = load_detector(files / "any.onnx")
+    assert len(detector(pictures[0], score_threshold=0.0, max_detections=100)) == 50  # topk
+    with pytest.raises(UserError, match=r"gives 100 .* asked for are 500; export again with --max-detections 500"):
+        detector(pictures[0], max_detections=500)
+    Image.fromarray(pictures[0]).save(tmp_path / "p.png")
+    done = crossdet("predict", files / "any.onnx", tmp_path / "p.png", "-o", tmp_path, "--max-detections", 200)
+    assert done.returncode == 2
+    assert "export again with --max-detections 200" in done.stderr
 
 
 def test_mistakes_are_told_before_anything_is_written(weights, files, tmp_path):
@@ -362,6 +388,23 @@ def test_other_limits_than_the_protocols(run, tmp_path):
     assert len(load_with_torch(run / "some.onnx")(picture, score_threshold=0.0)) == 40
     with pytest.raises(UserError, match=r"gives 40 detections .* asked for are 100; .*--max-detections 100"):
         evaluate(run / "some.onnx", run / "config.yaml")
+
+
+def test_a_report_of_a_file_has_as_many_detections_as_it_gives(run, tmp_path, command):
+    """It wanted 1000 of a picture, which no file gave that was exported unasked."""
+    export(run, Request(max_detections=40), run / "some.onnx")
+    write_json(run / "metrics.json", {"epochs": [], "best_epoch": None})
+    report(run / "some.onnx", tmp_path / "page.html", run, data=run / "config.yaml")
+    page = (tmp_path / "page.html").read_text()
+    note = "some.onnx is an exported file that gives the best 40 detections of a picture"
+    assert page.count("an exported file that gives") == page.count(note) == 1
+    report(run, tmp_path / "page.html", run / "some.onnx")
+    assert note in (tmp_path / "page.html").read_text()
+    config = load_config(run / "config.yaml")
+    assert command("audit", run / "some.onnx", run / "config.yaml", "-o", tmp_path / "audit")[0] == 0
+    assert note in (tmp_path / "audit/audit.html").read_text()
+    audit_runs([run], config, tmp_path / "audit")
+    assert "exported file" not in (tmp_path / "audit/audit.html").read_text()
 
 
 def test_more_detections_for_a_protocol_than_the_detector_reports(run, detector):
