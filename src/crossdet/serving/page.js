@@ -2,7 +2,8 @@
 'use strict'
 const at = id => document.getElementById(id)
 const COLOURS = ['#e6194b', '#3cb44b', '#0082c8', '#ff8c00', '#aa46dc', '#00a0a0', '#f032e6', '#808000']
-let about, picture = null, source = null, answers = [], asked = 0, stream = null
+// `source` is what is looked at; `shown` what is seen: a picture, its file, and the answers to it
+let about, source = null, shown = null, asked = 0, opened = 0, stream = null, opening = false
 
 async function start () {
   about = await (await fetch('about')).json()
@@ -41,13 +42,13 @@ function above (found, detector) {  // a slider that nobody moved stands for eac
   return found.score >= (row.dataset.moved ? Number(row.children[2].value) : own)
 }
 
-async function detect (detector) {
+async function detect (detector, file) {
   const known = new Set(detector.classes.map(one => one.name))
   const classes = chosen().filter(name => known.has(name))
   if (!classes.length) return { detections: [] }
   const query = new URLSearchParams([['detector', detector.name], ...classes.map(name => ['class', name])])
   for (;;) {
-    const answer = await fetch(`detect?${query}`, { method: 'POST', body: source })
+    const answer = await fetch(`detect?${query}`, { method: 'POST', body: file })
     if (answer.status !== 429 && answer.status !== 503) {
       const content = await answer.json()
       if (!answer.ok) throw new Error(content.error)
@@ -60,10 +61,11 @@ async function detect (detector) {
 async function look () {
   if (!source) return
   const mine = ++asked
+  const { picture, file } = source
   try {
-    const found = await Promise.all(about.detectors.map(detect))
+    const answers = await Promise.all(about.detectors.map(detector => detect(detector, file)))
     if (mine !== asked) return  // something newer was asked for
-    answers = found
+    shown = { picture, file, answers }  // together, so that no boxes lie on another picture than theirs
     at('error').textContent = ''
     at('save').disabled = false
     draw()
@@ -73,7 +75,8 @@ async function look () {
 }
 
 function draw () {
-  if (!picture) return
+  if (!shown) return
+  const { picture, answers } = shown
   ;[...at('views').children].forEach((figure, number) => {
     const [canvas, caption] = figure.children
     const answer = answers[number]
@@ -81,11 +84,11 @@ function draw () {
     canvas.height = picture.height
     const paper = canvas.getContext('2d')
     paper.drawImage(picture, 0, 0)
-    const shown = answer ? answer.detections.filter(one => above(one, about.detectors[number])) : []
+    const boxes = answer ? answer.detections.filter(one => above(one, about.detectors[number])) : []
     const line = Math.max(2, Math.round(picture.width / 300))
     paper.font = `${Math.max(12, Math.round(picture.width / 45))}px sans-serif`
     paper.lineWidth = line
-    for (const found of [...shown].reverse()) {
+    for (const found of [...boxes].reverse()) {
       const [x1, y1, x2, y2] = found.box
       const text = `${found.class} ${found.score.toFixed(2)}`
       paper.strokeStyle = paper.fillStyle = colour(found.class)
@@ -96,57 +99,89 @@ function draw () {
       paper.fillText(text, x1 + 3, Math.max(0, y1 - height) + height * 0.8)
     }
     const time = answer && answer.milliseconds !== undefined ? `, ${answer.milliseconds} ms` : ''
-    caption.textContent = `${about.detectors[number].name}: ${shown.length} shown${time}`
+    caption.textContent = `${about.detectors[number].name}: ${boxes.length} shown${time}`
   })
 }
 
-async function show (file) {
+async function show (file, keep = false) {  // keep: what is seen stays until the answers are there, as of a film
+  const mine = ++opened
+  let picture
   try {
     picture = await createImageBitmap(file)
   } catch {
-    at('error').textContent = `${file.name}: this browser cannot show it as a picture`
+    at('error').textContent = `${file.name || 'camera'}: this browser cannot show it as a picture`
     return
   }
-  source = file
-  answers = []
-  draw()
+  if (mine !== opened) return  // a smaller one that was given later
+  source = { picture, file }
+  if (!keep) {
+    shown = { picture, file, answers: [] }
+    at('save').disabled = true
+    draw()
+  }
   await look()
 }
 
+function take (files) {
+  if (!files.length) return
+  if (stream) stop()
+  at('note').textContent = files.length > 1
+    ? `One picture at a time: ${files[0].name} is looked at, ${files.length - 1} more left out.` : ''
+  show(files[0])
+}
+
 function save () {
+  const { file, answers } = shown
   const content = about.detectors.map((detector, number) => ({
     detector: detector.name, ...answers[number], detections: answers[number].detections.filter(one => above(one, detector))
   }))
   const link = document.createElement('a')
   link.href = URL.createObjectURL(new Blob([JSON.stringify(content, null, 1)], { type: 'application/json' }))
-  link.download = `${(source.name || 'camera').replace(/\.[^.]*$/, '')}.json`
+  link.download = `${(file.name || 'camera').replace(/\.[^.]*$/, '')}.json`
   link.click()
   URL.revokeObjectURL(link.href)
 }
 
+function stop () {
+  stream.getTracks().forEach(track => track.stop())
+  stream = null
+  at('camera').textContent = 'use the camera'
+}
+
 async function camera () {
-  if (stream) {
-    stream.getTracks().forEach(track => track.stop())
-    stream = null
-    at('camera').textContent = 'use the camera'
+  if (stream) return stop()
+  if (opening) return
+  if (!navigator.mediaDevices) {  // browsers have it only where nobody on the way can look
+    at('error').textContent = 'no camera: browsers give it to pages of HTTPS or of localhost alone'
     return
   }
+  opening = true
+  let mine
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' } })
+    mine = stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' } })
+    opening = false
+    at('camera').textContent = 'stop the camera'
+    at('note').textContent = ''
+    at('video').srcObject = mine
+    await at('video').play()
   } catch (error) {
+    opening = false
+    if (mine && stream !== mine) return  // it was stopped meanwhile
+    if (mine) stop()
     at('error').textContent = `no camera: ${error.message}`
     return
   }
-  at('camera').textContent = 'stop the camera'
-  at('video').srcObject = stream
-  await at('video').play()
+  await film(mine)
+}
+
+async function film (mine) {  // ends with its own stream, whatever was begun since
   const still = document.createElement('canvas')
-  while (stream) {
+  while (stream === mine) {
     still.width = at('video').videoWidth
     still.height = at('video').videoHeight
     still.getContext('2d').drawImage(at('video'), 0, 0)
     const file = await new Promise(resolve => still.toBlob(resolve, 'image/jpeg', 0.9))
-    if (file) await show(file)
+    if (file && stream === mine) await show(file, true)
   }
 }
 
@@ -155,12 +190,12 @@ at('all').addEventListener('click', () => tickAll(true))
 at('none').addEventListener('click', () => tickAll(false))
 at('save').addEventListener('click', save)
 at('camera').addEventListener('click', camera)
-at('file').addEventListener('change', event => { for (const file of event.target.files) show(file) })
+at('file').addEventListener('change', event => take(event.target.files))
 at('place').addEventListener('dragover', event => { event.preventDefault(); at('place').classList.add('over') })
 at('place').addEventListener('dragleave', () => at('place').classList.remove('over'))
 at('place').addEventListener('drop', event => {
   event.preventDefault()
   at('place').classList.remove('over')
-  if (event.dataTransfer.files.length) show(event.dataTransfer.files[0])
+  take(event.dataTransfer.files)
 })
 start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import io
 import json
@@ -10,6 +11,7 @@ import struct
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from urllib.parse import quote
 
 import numpy as np
@@ -193,21 +195,30 @@ def test_two_hundred_requests_eight_at_a_time(detectors):
         assert content["detections"] == expected[i % 4]
 
 
-def test_in_a_browser(port, tmp_path):
-    """Drops a picture, moves a threshold, unticks a class, downloads JSON; names are text."""
+@contextmanager
+def open_tab():
+    """A tab of a browser with a camera, and what went wrong in it so far."""
     api = pytest.importorskip("playwright.sync_api", reason="needs `pip install playwright` and Chromium")
     file = shutil.which("chromium") or shutil.which("google-chrome")
     if file is None:
         pytest.skip("needs Chromium")
-    (tmp_path / "street.png").write_bytes(picture())
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=file, args=["--no-sandbox"])
-        tab = browser.new_page()
+        browser = playwright.chromium.launch(executable_path=file, args=["--no-sandbox", *camera])
+        tab = browser.new_context(permissions=["camera"]).new_page()
         errors = []
         tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         tab.on("pageerror", lambda error: errors.append(str(error)))
         tab.on("dialog", lambda dialog: errors.append(dialog.message))
+        yield tab, errors
+        browser.close()
+
+
+def test_in_a_browser(port, tmp_path):
+    """Drops a picture, moves a threshold, unticks a class, downloads JSON; names are text."""
+    (tmp_path / "street.png").write_bytes(picture())
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with open_tab() as (tab, errors):
         tab.goto(f"http://127.0.0.1:{port}/")
         tab.wait_for_selector("#classes label")
         assert [row.inner_text().split("\n")[0] for row in tab.query_selector_all("#classes label span")] == [
@@ -238,4 +249,76 @@ def test_in_a_browser(port, tmp_path):
         tab.set_input_files("#file", str(tmp_path / "broken.png"))
         tab.locator("#error").filter(has_text="broken.png").wait_for()
         assert errors == []
-        browser.close()
+
+
+def test_several_files_are_taken_one_at_a_time(port):
+    with open_tab() as (tab, errors):
+        tab.goto(f"http://127.0.0.1:{port}/")
+        tab.wait_for_selector("#classes label")
+        assert tab.get_attribute("#file", "multiple") is None
+        tab.evaluate(
+            """data => {
+              const files = new DataTransfer()
+              const bytes = Uint8Array.from(atob(data), one => one.charCodeAt(0))
+              for (const name of ['a.png', 'b.png']) files.items.add(new File([bytes], name, { type: 'image/png' }))
+              document.getElementById('place').dispatchEvent(new DragEvent('drop', { dataTransfer: files }))
+            }""",
+            base64.b64encode(picture()).decode(),
+        )
+        tab.locator("figcaption").nth(1).filter(has_text=" ms").wait_for()
+        assert tab.inner_text("#note") == "One picture at a time: a.png is looked at, 1 more left out."
+        with tab.expect_download() as download:
+            tab.click("#save")
+        assert download.value.suggested_filename == "a.json"
+        assert errors == []
+
+
+WITHOUT_BOXES = """async () => {
+  let missing = 0
+  for (const end = performance.now() + 1500; performance.now() < end;) {
+    await new Promise(resolve => requestAnimationFrame(resolve))
+    if ([...document.querySelectorAll('figcaption')].some(one => !one.textContent.includes(' ms'))) missing++
+  }
+  return missing
+}"""
+"""How many frames of the screen show a picture without the answers to it."""
+
+
+def test_the_camera(detectors):
+    """Boxes stay until there are newer ones, also for the download; however fast it is clicked, one loop runs."""
+    port = started(Server(detectors, ServeLimits(rate=1000, burst=1000)))
+    with open_tab() as (tab, errors):
+        tab.goto(f"http://127.0.0.1:{port}/")
+        tab.wait_for_selector("#classes label")
+        tab.click("#camera")
+        tab.locator("figcaption").nth(1).filter(has_text=" ms").wait_for()
+        assert tab.evaluate(WITHOUT_BOXES) == 0
+        with tab.expect_download() as download:
+            tab.click("#save")
+        assert download.value.suggested_filename == "camera.json"
+        assert [one["width"] for one in json.loads(download.value.path().read_text())] == [640, 640]
+        tab.evaluate("for (let i = 0; i < 2; i++) document.getElementById('camera').click()")  # off and on
+        tab.locator("#camera").filter(has_text="stop").wait_for()
+        most = tab.evaluate(MOST_AT_ONCE)
+        assert most == len(detectors)
+        tab.click("#camera")
+        tab.wait_for_timeout(500)
+        assert tab.evaluate(MOST_AT_ONCE) == 0
+        tab.evaluate("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })")
+        tab.click("#camera")
+        assert tab.inner_text("#error") == "no camera: browsers give it to pages of HTTPS or of localhost alone"
+        assert errors == []
+
+
+MOST_AT_ONCE = """async () => {
+  const real = window.fetch
+  let open = 0, most = 0
+  window.fetch = async (...given) => {
+    most = Math.max(most, ++open)
+    try { return await real(...given) } finally { open-- }
+  }
+  await new Promise(resolve => setTimeout(resolve, 1500))
+  window.fetch = real
+  return most
+}"""
+"""Most requests that were under way together: one for each detector of a loop."""
