@@ -148,11 +148,19 @@ def test_in_a_browser(page):
         tab.goto(page[0].as_uri())
         assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
         assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")  # on a phone
+        assert tab.evaluate(
+            "[...document.querySelectorAll('.scroll')].filter(e => e.textContent.includes('protocol'))"
+            ".map(e => e.scrollWidth - e.clientWidth)"
+        ) == [0]
         tab.fill("#filter", "FA")
         shown = tab.evaluate(
             "[...new Set([...document.querySelectorAll('[data-class]')].filter(e => !e.hidden)"
             ".map(e => e.dataset.class))]"
         )
         assert shown == ["face"]
+        crops = tab.evaluate(
+            "[...document.querySelectorAll('section[id] h3')].map(e => [e.textContent, !!e.offsetParent])"
+        )
+        assert dict(crops) == {"face in cars": True, "car in faces": False}
         assert errors == []
         browser.close()

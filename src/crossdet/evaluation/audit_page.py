@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from crossdet.evaluation.audit import BINS, Audit, AuditedSplit, Foreign
-from crossdet.evaluation.html import COLOURS, as_jpeg, figure, table, table_row, write_document
+from crossdet.evaluation.html import COLOURS, as_jpeg, figure, of_class, table, table_row, write_document
 from crossdet.evaluation.pictures import read_picture
 from crossdet.files import write_json
 
@@ -115,7 +115,8 @@ def _findings(runs: Sequence[AuditedRun]) -> str:
     parts = ["<h2>Objects that may be unlabelled</h2>"]
     for number, run in enumerate(runs):
         items = [
-            f"<li><a href='#{_place(runs, (f.class_id, f.dataset))}'><b>{escape(f.dataset)}</b>: about "
+            f"<li{of_class(run.audit.classes[f.class_id])}>"
+            f"<a href='#{_place(runs, (f.class_id, f.dataset))}'><b>{escape(f.dataset)}</b>: about "
             f"{f.expected_unlabelled:.0f} detections may be unlabelled "
             f"<b>{escape(run.audit.classes[f.class_id])}</b></a> "
             f"({len(f.background)} detections on background in {f.images} pictures)</li>"
@@ -146,7 +147,7 @@ def _overview(runs: Sequence[AuditedRun]) -> str:
     for class_id, name in enumerate(runs[0].audit.classes):
         thresholds = _numbers((float(run.audit.thresholds[class_id]) for run in runs), 2)
         cells = [_overview_cell(runs, class_id, split) for split in runs[0].splits]
-        rows.append(table_row(escape(name), thresholds, *cells))
+        rows.append(table_row(escape(name), thresholds, *cells, about=of_class(name)))
     head = ["class", "threshold", *(escape(split.name) for split in runs[0].splits)]
     return _table("Detections per picture of classes that the dataset does not label", head, rows)
 
@@ -180,7 +181,7 @@ def _home_table(runs: Sequence[AuditedRun]) -> str:
         ]
         rates = _numbers((math.nan if home is None else home.false_per_image for home in homes), 2)
         objects = next((str(point.objects) for point in points if point is not None), "-")
-        rows.append(table_row(escape(name), *cells, rates, objects))
+        rows.append(table_row(escape(name), *cells, rates, objects, about=of_class(name)))
     head = ("class", "precision", "recall", "F1", "false positives per picture", "objects")
     text = (
         "<p>Precision, recall and F1 by cross-fitting: the threshold of one half of the pictures judged on the "
@@ -196,7 +197,11 @@ def _union_table(runs: Sequence[AuditedRun]) -> str:
         return ""
     keys = ("AP50", "AP", "false_on_other_objects_per_image", "false_elsewhere_per_image")
     rows = [
-        table_row(escape(name), *(_numbers([union["per_class"][name][key] for union in unions], 3) for key in keys))
+        table_row(
+            escape(name),
+            *(_numbers([union["per_class"][name][key] for union in unions], 3) for key in keys),
+            about=of_class(name),
+        )
         for name in unions[0]["per_class"]
     ]
     rows.append(table_row("mean", *(_numbers([union[key] for union in unions], 3) for key in keys[:2])))
@@ -209,8 +214,9 @@ def _union_table(runs: Sequence[AuditedRun]) -> str:
 
 
 def _section(runs: Sequence[AuditedRun], pair: tuple[int, str], crops: Crops) -> str:
-    name = escape(runs[0].audit.classes[pair[0]])
-    parts = [f"<section id='{_place(runs, pair)}'><h3>{name} in {escape(pair[1])}</h3>"]
+    plain = runs[0].audit.classes[pair[0]]
+    name = escape(plain)
+    parts = [f"<section id='{_place(runs, pair)}'{of_class(plain)}><h3>{name} in {escape(pair[1])}</h3>"]
     if _of_pair(runs[0], pair).absent:
         parts.append(f"<p>{name} is declared absent here: every detection is wrong.</p>")
     for number, run in enumerate(runs):

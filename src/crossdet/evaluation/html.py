@@ -27,6 +27,10 @@ figure{margin:0;width:150px;font-size:12px;line-height:1.25}figure img{display:b
 .wide figure{width:min(640px,100%)}.wide figure img{max-width:100%}.charts{display:flex;flex-wrap:wrap;gap:1.2rem}
 figcaption{overflow-wrap:anywhere}.note{opacity:.75}svg{max-width:100%;height:auto}a{color:inherit}.scroll{overflow-x:auto}
 td.text,th.text{text-align:left}@media print{.screen{display:none}.scroll{overflow:visible}}
+@media screen and (max-width:600px){.last-below table,.last-below tbody{display:block}
+.last-below tr{display:flex;flex-wrap:wrap}
+.last-below :is(th,td){flex:1 1 0;min-width:0;overflow-wrap:anywhere;padding:.25rem}
+.last-below tr>:last-child{flex-basis:100%}}
 """
 
 
@@ -40,14 +44,21 @@ def write_document(file: Path, title: str, body: Sequence[str]) -> None:
     write_atomically(file, page.encode(errors="replace"))
 
 
-def table(head: Sequence[str], rows: Sequence[str]) -> str:
+def table(head: Sequence[str], rows: Sequence[str], last_below: bool = False) -> str:
+    """last_below: on a phone the last column, which is long, stands below the others of its row."""
     cells = "".join(name if name.startswith("<th") else f"<th>{name}</th>" for name in head)
-    return f"<div class=scroll><table><tr>{cells}</tr>{''.join(rows)}</table></div>"
+    kind = "'scroll last-below'" if last_below else "scroll"
+    return f"<div class={kind}><table><tr>{cells}</tr>{''.join(rows)}</table></div>"
 
 
 def table_row(*cells: str, about: str = "") -> str:
     """A cell that is HTML already, such as one with a class, stays as it is. about: attributes of the row."""
     return f"<tr{about}>{''.join(cell if cell.startswith('<td') else f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def of_class(name: str) -> str:
+    """Attributes of an element that is about one class: the report's filter hides those of others."""
+    return f" data-class='{escape(name)}'"
 
 
 def figure(jpeg: bytes | None, caption: str) -> str:

@@ -17,7 +17,17 @@ from crossdet.evaluation.arrays import Bools
 from crossdet.evaluation.audit import AuditedSplit
 from crossdet.evaluation.audit_page import AuditedRun, fewer_note, sections
 from crossdet.evaluation.curves import shaping_points
-from crossdet.evaluation.html import COLOURS, Line, as_jpeg, figure, line_chart, table, table_row, write_document
+from crossdet.evaluation.html import (
+    COLOURS,
+    Line,
+    as_jpeg,
+    figure,
+    line_chart,
+    of_class,
+    table,
+    table_row,
+    write_document,
+)
 from crossdet.evaluation.insight import (
     PictureScore,
     Reliability,
@@ -184,7 +194,7 @@ def _scores(runs: Sequence[RunRecord]) -> str:
     if not rows:
         return "<p>No dataset was judged.</p>"
     head = ["dataset", *(["run"] if len(runs) > 1 else []), "protocol", "pictures", "<th class=text>scores"]
-    return f"<h2>Scores, every dataset by its own protocol</h2>{table(head, rows)}"
+    return f"<h2>Scores, every dataset by its own protocol</h2>{table(head, rows, last_below=True)}"
 
 
 def _training(runs: Sequence[RunRecord]) -> str:
@@ -243,7 +253,7 @@ def _labels(space: LabelSpace) -> str:
     }
     rows = [
         table_row(
-            escape(name), *(words[state_of(space, k, c)] for k in range(len(space.datasets))), about=_about(name)
+            escape(name), *(words[state_of(space, k, c)] for k in range(len(space.datasets))), about=of_class(name)
         )
         for c, name in enumerate(space.classes)
     ]
@@ -253,10 +263,6 @@ def _labels(space: LabelSpace) -> str:
         "not. by image: every picture says which classes were looked for.</p>"
     )
     return f"<h2>Who labels what</h2>{table(['class', *map(escape, space.datasets)], rows)}{text}"
-
-
-def _about(name: str) -> str:
-    return f" data-class='{escape(name)}'"
 
 
 def _classes(runs: Sequence[RunRecord]) -> str:
@@ -272,7 +278,7 @@ def _classes(runs: Sequence[RunRecord]) -> str:
                 cells.append(f"{point['threshold']:.3f}" if "threshold" in point else "-")
                 who = [_named(number, run)] if len(runs) > 1 else []
                 row = (escape(name), escape(dataset), *who, str(values.get("boxes", "-")), *cells)
-                rows.setdefault((dataset, name), []).append(table_row(*row, about=_about(name)))
+                rows.setdefault((dataset, name), []).append(table_row(*row, about=of_class(name)))
     head = ["class", "dataset", *(["run"] if len(runs) > 1 else []), "boxes", "AP", "AP50", "found at 0.3"]
     head += ["precision", "recall", "F1", "threshold"]
     text = (
@@ -302,7 +308,7 @@ def _precision_recall(runs: Sequence[tuple[str, Looked]]) -> str:
             )
             lines.setdefault(found.classes[c], []).append(line)
     charts = [
-        f"<div{_about(name)}>{line_chart(name, of, 'recall', (0.0, 1.0), (0.0, 1.0))}</div>"
+        f"<div{of_class(name)}>{line_chart(name, of, 'recall', (0.0, 1.0), (0.0, 1.0))}</div>"
         for name, of in lines.items()
     ]
     text = (
@@ -322,7 +328,7 @@ def _confusions(looked: Looked) -> str:
         shares = [percent(count / taken.objects) for count in (taken.found, taken.missed)]
         name = names[taken.class_id]
         cells = (escape(taken.dataset), str(taken.objects), *shares, f"<td class=text>{text or '-'}</td>")
-        rows.append(table_row(escape(name), *cells, about=_about(name)))
+        rows.append(table_row(escape(name), *cells, about=of_class(name)))
     head = ["class", "dataset", "objects", "found, %", "missed, %", "<th class=text>taken for"]
     text = (
         "<p class=note>Every labelled object counts once: as found where its own class is found on it (IoU 0.5), "
