@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +18,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from worlds import changed, crossdet, one_thread
 
-from crossdet import RunError, train
+from crossdet import RunError, UserError, load_detector, train
 from crossdet.models.contract import Losses
 from crossdet.models.weights import load_state
+from crossdet.runs.directory import room_needed
 from crossdet.training import loop as training
 
 
@@ -54,6 +57,28 @@ def test_a_loss_that_explodes_ends_the_run_with_its_batch(world, tmp_path):
     assert [Path(file).name for file in batch["files"]] == [Path(file).name for file in files]
     assert all(Path(file).is_file() for file in batch["files"])
     assert str(tmp_path / "run" / "non_finite_batch_rank0.pt") in done.stderr
+
+
+def test_a_disk_without_room_is_told_before_anything_is_done(world, trained, tmp_path, monkeypatch):
+    """It was found at the end of the first epoch. An earlier run in the place stays; its room counts as free."""
+    run = shutil.copytree(trained.folder, tmp_path / "run")
+    files = {name: (run / name).stat().st_size for name in ("model.safetensors", "best.safetensors", "state.pt")}
+    config, network = world.config(trained.settings), load_detector(run, "cpu").model
+    assert 0.7 < room_needed(network, config, resumed=False) / sum(files.values()) <= 1
+    assert 0.7 < room_needed(network, config, resumed=True) / files["state.pt"] <= 1
+    free = SimpleNamespace(free=1000)
+    monkeypatch.setattr("crossdet.files.shutil.disk_usage", lambda _: free)
+    with pytest.raises(UserError, match=r"new cannot be written: 1,000 bytes are left .* takes at least [\d,]+;"):
+        train(config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (run / "state.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="bytes are left"):
+        train(config, run, overwrite=True)
+    assert (run / "best.safetensors").exists()
+    free.free = files["state.pt"]
+    monkeypatch.setattr("crossdet.runs.train.train_network", lambda *_, **__: {})
+    train(config, run, overwrite=True)
+    assert not (run / "best.safetensors").exists()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -14,8 +14,9 @@ import yaml
 from lightning_fabric import Fabric
 
 from crossdet.config import CONFIG_FILE, Config, dump_config, load_config
-from crossdet.errors import ConfigError, UserError, show
-from crossdet.files import write_atomically, writing
+from crossdet.errors import ConfigError, RunError, UserError, show
+from crossdet.files import check_room, write_atomically, writing
+from crossdet.models.contract import Network
 from crossdet.models.weights import STATE_FILE, load_state
 from crossdet.training.identity import Identity, check_identity
 
@@ -81,11 +82,17 @@ def is_finished(run_dir: Path, config: Config) -> bool:
 
 @contextmanager
 def training_in(
-    fabric: Fabric, run_dir: Path, config: Config, resume: bool, overwrite: bool, identity: Identity
+    fabric: Fabric,
+    run_dir: Path,
+    config: Config,
+    resume: bool,
+    overwrite: bool,
+    identity: Identity,
+    network: Network,
 ) -> Iterator[None]:
     """Writes the resolved config into an empty run directory, or into the one that is resumed, and keeps other
     trainings out of it as long as this one lasts. identity: of what is to be trained; raises `UserError` where the
-    state that is resumed is of something else.
+    state that is resumed is of something else, or the disk has no room for the files of `network`.
 
     Entered after `check_run_dir`, and once all parts are built: a mistake in the config leaves no half-made run
     behind and costs no earlier one.
@@ -94,7 +101,9 @@ def training_in(
         _check_identity(run_dir, identity)
     fabric.barrier()  # all processes have looked at what is in the run directory
     with ExitStack() as at_end:
-        problem = _claimed(run_dir, at_end, resume or overwrite) if fabric.is_global_zero else ""
+        problem = ""
+        if fabric.is_global_zero:
+            problem = _no_room(run_dir, config, resume, network) or _claimed(run_dir, at_end, resume or overwrite)
         if problem := fabric.broadcast(problem):
             raise UserError(problem)
         if fabric.is_global_zero:
@@ -109,6 +118,34 @@ def _check_identity(run_dir: Path, identity: Identity) -> None:
     """By itself, or the whole state would be in memory as long as the training."""
     if state := _state(run_dir):
         check_identity(run_dir, state.get("identity"), identity)
+
+
+def room_needed(network: Network, config: Config, resumed: bool) -> int:
+    """Bytes that the first files of a training take at least: newest and best weights, and the state with what the
+    optimiser and the average remember. resumed: the files are there, and the state is written beside the old one
+    before it takes its place."""
+    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
+    learnt = sum(p.nbytes for p in network.parameters() if p.requires_grad)
+    moments = 2 if config.train.optimizer == "adamw" else int(config.train.momentum != 0)
+    state = weights + learnt * moments
+    state += weights if config.train.ema is not None else 0
+    judged = any(dataset.val is not None for dataset in config.datasets.values())
+    return state if resumed else state + weights * (2 if judged else 1)
+
+
+def _no_room(run_dir: Path, config: Config, resume: bool, network: Network) -> str:
+    """Why the disk cannot hold the run; empty where it can. Before anything is deleted: what an earlier run in this
+    place takes will be free."""
+    resumed = resume and (run_dir / STATE_FILE).exists()
+    freed = 0
+    for file in run_dir.rglob("*") if not resume and (run_dir / CONFIG_FILE).exists() else ():
+        with suppress(OSError):  # of another training there, which is told next
+            freed += file.stat().st_size if file.is_file() and not file.is_symlink() else 0
+    try:
+        check_room(run_dir, max(1, room_needed(network, config, resumed) - freed))
+    except RunError as error:
+        return f"{error}; choose another place with --output, or change that"
+    return ""
 
 
 def _claimed(run_dir: Path, at_end: ExitStack, may_hold_run: bool) -> str:

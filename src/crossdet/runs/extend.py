@@ -117,7 +117,7 @@ def extend(
     points = card.operating or {}
     begun = replace(new_card(config, sources.space, settings, history), operating=points)
     identity = run_identity(begun, named_splits(sources))
-    with training_in(fabric, run_dir, config, resume, overwrite, identity):
+    with training_in(fabric, run_dir, config, resume, overwrite, identity, network):
         if fabric.is_global_zero:
             told = [*grown_by(known, sources.space), *(f"{kind}: {text}" for kind, text in remarks)]
             print(*told, sep="\n", flush=True)

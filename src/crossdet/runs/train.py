@@ -87,7 +87,7 @@ def train(
     datasets = {name: list(index.classes) for name, index in sources.train.items()}
     card = new_card(config, sources.space, settings, [first_generation(datasets, sources.space)])
     identity = run_identity(card, named_splits(sources))
-    with training_in(fabric, run_dir, config, resume, overwrite, identity):
+    with training_in(fabric, run_dir, config, resume, overwrite, identity, network):
 
         def labelled_data(by_teacher: TeacherLabels) -> EpochData:
             labelled = replace(sources, space=by_teacher.space, train=by_teacher.train)
