@@ -123,6 +123,7 @@ def test_teachers_of_the_hub(hub, world: World, tmp_path, crossdet, monkeypatch)
     assert f"{tmp_path}/zoo-team/carsdoesnotexist" in told  # its folder is there
     done = crossdet("check", config, "--set", "pseudo.teachers=hf://one")
     assert "`pseudo.teachers`: hf://one is no id of the hub; expected hf://OWNER/NAME" in done.stderr
+    assert "error hf://one is no id of the hub" in crossdet("predict", "hf://one", tmp_path).stderr
 
 
 def test_model_weights_of_the_hub(tmp_path):

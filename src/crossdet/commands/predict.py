@@ -167,10 +167,12 @@ def _in_videos(sources: list[str], find: Find, folder: Path, every: int, picture
             progress.update(bars[source], completed=done)
 
         for one in predict_videos(sources, find, folder, every, pictures, tell):
-            for note in one.notes:
-                out.print(f"[yellow]note[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
             files = [file for file in (one.file, one.video) if file is not None and file.exists()]
-            say(f"{one.source}: {one.frames} frames: {_counts(one.counts)}  ({', '.join(map(str, files))})")
+            for note in one.notes or ([] if one.frames else [f"{one.source}: there is no frame in it"]):
+                word = "note" if one.frames else "skipped"
+                out.print(f"[yellow]{word}[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
+            if one.frames:
+                say(f"{one.source}: {one.frames} frames: {_counts(one.counts)}  ({', '.join(map(str, files))})")
             row = {"source": one.source, "frames": one.frames, "counts": dict(one.counts), "notes": one.notes}
             record.append({**row, "files": [str(file) for file in files]})
     if not any(row["frames"] for row in record):

@@ -50,8 +50,9 @@ def hub_id(text: str, path: Path) -> str | None:
     named = identifier(text)
     if text.startswith(SCHEME):
         if named is None:
+            given = f"{SCHEME}//{text.removeprefix(SCHEME).lstrip('/')}"  # a path has lost one of the two
             raise UserError(
-                f"{text} is no id of the hub; expected hf://OWNER/NAME, such as hf://ustc-community/dfine-small-coco"
+                f"{given} is no id of the hub; expected hf://OWNER/NAME, such as hf://ustc-community/dfine-small-coco"
             )
         return named
     return None if path.exists() or path.parent.exists() or path.suffix.lower() in _OF_FILES else named

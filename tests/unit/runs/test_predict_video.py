@@ -123,6 +123,12 @@ def test_the_command(clip, trained, tmp_path, crossdet):
     (video,) = json.loads((out / "all.json").read_text())["videos"]
     assert (video["frames"], video["notes"]) == (4, [])
     assert not (out / "predictions.json").exists()
+    bad = tmp_path / "junk.mp4"
+    bad.write_bytes(b"junk")
+    several = crossdet("predict", trained.folder, bad, clip, "--every", "5", "-o", out, "--no-pictures")
+    assert f"skipped {bad}: no video can be read from it" in several.stdout
+    assert "0 frames" not in several.stdout
+    assert "clip.mp4: 4 frames: " in several.stdout
     refused = crossdet("predict", trained.folder, tmp_path, "--every", "5", "-o", out)
     assert refused.returncode == 2
     assert "--every: it is for videos" in refused.stderr
