@@ -272,7 +272,7 @@ def _enlarged(config: Config, sources: Sources) -> Iterator[str]:
         yield (
             f"half of the training pictures are made {factor:.1f} times as large or more for the network (`input`, "
             f"their shorter side is {given:.0f} pixels), which takes about {factor**2:.0f} times as long. Where "
-            f"objects are not tiny, try `input: {{shorter: {lower}, longer: {round(lower * longer / shorter)}}}`"
+            f"objects are not tiny, try `input: {{shorter: {lower}, longer: {max(lower, round(longer / factor))}}}`"
         )
 
 

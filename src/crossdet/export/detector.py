@@ -72,7 +72,7 @@ class ExportedDetector(Reporting):
     def find(self, picture: Picture, thresholds: NDArray[np.float32], most: int | None = None) -> Detections:
         """In one picture; thresholds: of `asked`. Raises `UserError` where the file gives fewer than `most`."""
         rules, own = self.about.rules, self.folding
-        limit = usual_limit(self.about) if most is None else self._checked(most)
+        limit = self.limit(most)
         given = self.about.card.input
         boxes, scores, labels = answers_at(self.session, picture, thresholds, given.shorter, given.longer)
         angles = None
@@ -85,7 +85,13 @@ class ExportedDetector(Reporting):
         angles = None if angles is None else angles[:limit]
         return Detections(boxes[:limit], scores[:limit], labels[:limit], names, angles)  # type: ignore[arg-type]
 
-    def _checked(self, most: int) -> int:
+    def limit(self, most: int | None) -> int:
+        """Most detections that are reported of a picture where `most` are asked for (None: the usual number).
+
+        Raises `UserError` where the file gives fewer.
+        """
+        if most is None:
+            return usual_limit(self.about)
         gives = most_detections(self.about, folded=self.folding is not None)
         if most > gives:
             raise _too_many(gives, most, most)
@@ -142,7 +148,7 @@ def check_limits(about: About, asked: Any) -> None:
         raise UserError(f"the file was exported with {kept}, which it keeps; ask for the same, such as `{hint}`")
     if asked.max_detections > rules.max_detections:
         needed = -(-asked.max_detections // (1 if folding is None else folding.largest))
-        raise _too_many(rules.max_detections, asked.max_detections, needed)
+        raise _too_many(most_detections(about, folded=True), needed, needed)
 
 
 def answers_at(
@@ -259,6 +265,7 @@ def predict_files(
 ) -> Iterator[tuple[Path, Picture | None, Detections | str]]:
     """As `inference.predict_files`, one by one; pictures are `[H, W, 3]`."""
     thresholds = detector.asked(classes, score_threshold)
+    detector.limit(max_detections)
     for file in files:
         try:
             picture = read_picture(file)

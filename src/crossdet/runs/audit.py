@@ -184,7 +184,8 @@ def _fewer(detector: Detector) -> int | None:
 
 
 def _settings(detector: Detector, config: Config) -> EvalSettings:
-    most = _fewer(detector) or MAX_DETECTIONS
+    fewer = _fewer(detector)
+    most = MAX_DETECTIONS if fewer is None else max(1, fewer)
     own: dict[str, Any] = {"score_threshold": SCORE_THRESHOLD, "max_detections": most}
     return EvalSettings.of(detector.settings, config.eval, loader_workers(config), **own)
 

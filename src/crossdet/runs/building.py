@@ -59,14 +59,14 @@ def build_fabric(config: Config) -> Fabric:
 
 
 def choose_kernels(config: Config) -> None:
-    """Whether torch takes kernels that give the same bits every time (`train.deterministic`). A processor's do.
+    """Kernels that give the same bits every time, where `train.deterministic` asks for them. A processor's do.
 
-    Where it has none torch warns and goes on. cuBLAS wants its workspace said before a process first uses the card.
+    They stay for the process. Where torch has none it warns and goes on. cuBLAS wants its workspace said before a
+    process first uses the card.
     """
-    wanted = config.train.deterministic and on_gpu(config)
-    if wanted:
+    if config.train.deterministic and on_gpu(config):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted, warn_only=True)
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _end(processes: list[Popen[bytes]]) -> None:

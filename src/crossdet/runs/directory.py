@@ -125,12 +125,20 @@ def room_needed(network: Network, config: Config, resumed: bool) -> int:
     optimiser and the average remember. resumed: the files are there, and the state is written beside the old one
     before it takes its place."""
     weights = sum(tensor.nbytes for tensor in network.state_dict().values())
-    learnt = sum(p.nbytes for p in network.parameters() if p.requires_grad)
+    frozen = config.extend is not None and config.extend.mode == "frozen"  # next to nothing learns then
+    learnt = (
+        0 if frozen else sum(p.nbytes for name, p in network.named_parameters() if _learns(name, network, config))
+    )
     moments = 2 if config.train.optimizer == "adamw" else int(config.train.momentum != 0)
     state = weights + learnt * moments
     state += weights if config.train.ema is not None else 0
     judged = any(dataset.val is not None for dataset in config.datasets.values())
     return state if resumed else state + weights * (2 if judged else 1)
+
+
+def _learns(name: str, network: Network, config: Config) -> bool:
+    """Whether a parameter surely learns: of a backbone whose stem is frozen later not all do."""
+    return not (config.train.freeze_stem and name.startswith(network.backbone_prefix))
 
 
 def _no_room(run_dir: Path, config: Config, resume: bool, network: Network) -> str:
@@ -144,7 +152,7 @@ def _no_room(run_dir: Path, config: Config, resume: bool, network: Network) -> s
     try:
         check_room(run_dir, max(1, room_needed(network, config, resumed) - freed))
     except RunError as error:
-        return f"{error}; choose another place with --output, or change that"
+        return f"{error}; free some space, or choose another place with --output"
     return ""
 
 

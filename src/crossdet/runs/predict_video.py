@@ -54,6 +54,7 @@ def finder(
     """A detector with its options, as `predict_to_folder` has them; an exported file without torch."""
     if is_exported(weights) and tiling_of(tile, overlap) is None:
         exported = open_exported(weights, fold, agnostic_nms)
+        exported.limit(max_detections)  # before an earlier result is written over
         return lambda pictures: [exported(p, classes, score_threshold, max_detections) for p in pictures]
     from crossdet.inference import load_detector
 

@@ -109,6 +109,7 @@ async function show (file, keep = false) {  // keep: what is seen stays until th
   try {
     picture = await createImageBitmap(file)
   } catch {
+    if (mine !== opened) return
     at('error').textContent = `${file.name || 'camera'}: this browser cannot show it as a picture`
     return
   }

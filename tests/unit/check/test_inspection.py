@@ -642,7 +642,7 @@ def test_pictures_that_are_made_much_larger_are_told(tmp_path):
 
     (note,) = told(input={"shorter": 96, "longer": 160})
     assert "are made 2.0 times as large or more for the network (`input`, their shorter side is 48 pixels)" in note
-    assert "about 4 times as long. Where objects are not tiny, try `input: {shorter: 64, longer: 107}`" in note
+    assert "about 4 times as long. Where objects are not tiny, try `input: {shorter: 64, longer: 80}`" in note
     assert not told(input={"shorter": 64, "longer": 107})
     assert not told(input={"shorter": 64, "longer": 64})
 
