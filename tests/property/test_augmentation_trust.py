@@ -1,23 +1,18 @@
 """No augmentation makes a negative of what a picture does not know, and none turns an object into background.
 
-Every picture has a colour of its own, so a pixel of an augmented image tells which picture it comes from, and by
-that which classes may be told from it: nothing here relies on what the mosaic says about itself.
+What a picture knows is read from the pixels' colours (`coloured`).
 """
-
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from coloured import FILL, drawn, may_be_negative, own_trust, world
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from crossdet import LabelSpace
 from crossdet.data.augment import Augment
-from crossdet.data.hybrid import VISIBLE, Draw, HybridDataset, Part, after_transform
-from crossdet.data.index import IndexBuilder
+from crossdet.data.hybrid import VISIBLE, HybridDataset, after_transform
 from crossdet.data.loading import MicroBatches, collate, epoch_batches, make_loader
 from crossdet.losses import image_focal_losses, negative_weights
 from crossdet.models.backbones import Backbone
@@ -26,45 +21,7 @@ from crossdet.models.retinanet.matching import label_anchors
 from crossdet.models.retinanet.network import RetinaNet
 from crossdet.models.retinanet.settings import RetinaNetLoss, RetinaNetSettings
 from crossdet.models.tiles import LocalTrust
-from crossdet.types import REGION_FLAGS, Annotations, Batch, Flag
-
-NAMES = ("a", "b", "c", "d", "e")
-LABELLED = {"first": ["a", "b"], "second": ["b", "c"], "third": ["d"], "fed": ["a", "c", "e"]}
-FILL = (250, 250, 250)
-IMAGES = 4  # per dataset
-
-
-def colour(part: int, row: int) -> tuple[int, int, int]:
-    return 40 * part + 10, 40 * row + 10, 90
-
-
-def world(folder: Path, augment: Augment, mosaic: float, plain: bool = False) -> HybridDataset:
-    """Four datasets of pictures in one colour each, one of them federated, one partly labelled; some boxes are
-    regions, some pictures have none."""
-    rng = np.random.default_rng(5)
-    space = LabelSpace.build(
-        LABELLED, merge={"same_names": True}, absent={"third": ["a"]}, not_exhaustive={"second": ["b"]},
-        federated=["fed"],
-    )  # fmt: skip
-    parts = []
-    for number, (name, classes) in enumerate(LABELLED.items()):
-        (folder / name).mkdir(exist_ok=True)
-        builder = IndexBuilder(folder / name)
-        for row in range(IMAGES):
-            height, width = (int(side) for side in rng.integers(30, 90, 2))
-            picture = np.broadcast_to(np.array(colour(number, row), np.uint8), (height, width, 3))
-            Image.fromarray(picture.copy()).save(folder / name / f"{row}.png")
-            verified = {"negatives": [int(rng.integers(3))]} if name == "fed" else {}
-            builder.image(f"{row}.png", height, width, **verified)
-            for _ in range(int(rng.integers(0, 5))):
-                low = rng.random(2) * [width - 8, height - 8]
-                high = low + 4 + rng.random(2) * ([width - 4, height - 4] - low)
-                flag = int(rng.choice([0, 0, 0, Flag.IGNORE_REGION, Flag.CROWD]))
-                builder.box((*low, *high), int(rng.integers(len(classes))), flag)
-        index = builder.build(classes, federated=name == "fed")
-        parts.append(Part(index, number, space.ids(name, classes), weight=1.0 + number % 2))
-    return HybridDataset(parts, space, augment, plain=plain, mosaic=mosaic)
-
+from crossdet.types import REGION_FLAGS, Annotations, Flag
 
 AUGMENT = Augment(64, 110, scale_jitter=(0.6, 1.2), zoom_out=0.5, iou_crop=0.5, fill=FILL)
 
@@ -72,34 +29,6 @@ AUGMENT = Augment(64, 110, scale_jitter=(0.6, 1.2), zoom_out=0.5, iou_crop=0.5, 
 @pytest.fixture(scope="module", params=[0.0, 0.6, 1.0], ids=["no mosaic", "some mosaics", "mosaics"])
 def dataset(request, tmp_path_factory) -> HybridDataset:
     return world(tmp_path_factory.mktemp("world"), AUGMENT, request.param)
-
-
-def own_trust(dataset: HybridDataset, batch: Batch) -> tuple[Tensor, Tensor]:
-    """By the pixels' colours. `[B, C, H, W]` bool: the pixel's picture does not trust the class; `[B, C]` bool:
-    some picture that is seen does."""
-    distrusted = torch.zeros(len(batch), len(dataset.space.classes), *batch.images.shape[2:], dtype=torch.bool)
-    somewhere = torch.zeros(len(batch), len(dataset.space.classes), dtype=torch.bool)
-    explained = (batch.images == torch.tensor(FILL)[:, None, None]).all(1)
-    for part in range(len(LABELLED)):
-        for row in range(IMAGES):
-            shown = (batch.images.int() - torch.tensor(colour(part, row))[:, None, None]).abs().amax(1) <= 2
-            trusted = dataset.annotations(part, row)[1]
-            distrusted |= shown[:, None] & ~trusted[:, None, None]
-            somewhere |= shown.flatten(1).any(1)[:, None] & trusted
-            explained |= shown
-    assert explained.all()
-    return distrusted, somewhere
-
-
-def may_be_negative(distrusted: Tensor, anchors: Tensor) -> Tensor:
-    """`[B, N, C]`: all pixels that an anchor overlaps at all trust the class (what is no picture, too)."""
-    height, width = distrusted.shape[2:]
-    sums = nn.functional.pad(distrusted.double().cumsum(2).cumsum(3), (1, 0, 1, 0))
-    x1, y1 = (anchors[:, i].floor().clamp(0, s).long() for i, s in ((0, width), (1, height)))
-    x2, y2 = (anchors[:, i].ceil().clamp(0, s).long() for i, s in ((2, width), (3, height)))
-    x2, y2 = torch.maximum(x1, x2), torch.maximum(y1, y2)
-    counts = sums[:, :, y2, x2] - sums[:, :, y1, x2] - sums[:, :, y2, x1] + sums[:, :, y1, x1]
-    return (counts == 0).transpose(1, 2)
 
 
 def network(foreground_negatives: bool = True) -> RetinaNet:
@@ -115,12 +44,6 @@ def network(foreground_negatives: bool = True) -> RetinaNet:
 @pytest.fixture(scope="module")
 def networks() -> dict[bool, RetinaNet]:
     return {choice: network(choice) for choice in (True, False)}
-
-
-def drawn(dataset: HybridDataset, seed: int, count: int = 4) -> Batch:
-    rng = np.random.default_rng(seed)
-    draws = [Draw(int(row), int(rng.integers(2**62))) for row in rng.integers(len(dataset), size=count)]
-    return collate([dataset[draw] for draw in draws], FILL)
 
 
 @pytest.mark.parametrize("seed", range(6))
