@@ -101,7 +101,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     medians = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
     moved = ConvolutionBytes(step)
     with FlopCounterMode(display=False) as counter, form.autocast(device):
-        terms, _, _ = step(batch)
+        terms, *_ = step(batch)
         sum(terms.values()).backward()
     moved.remove()
     rate = matrix_rate(device, torch.bfloat16 if form.bfloat16 else torch.float32)

@@ -112,7 +112,7 @@ def our_step(
     def run() -> float:
         sgd.zero_grad(set_to_none=True)
         with form.autocast(batch.images.device):
-            terms, _, _ = step(batch)
+            terms, *_ = step(batch)
         loss = sum(terms.values())
         loss.backward()
         sgd.step()

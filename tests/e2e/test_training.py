@@ -291,7 +291,7 @@ def test_accumulated_gradient_is_the_mean_over_micro_batches(world):
         model, batch_a, batch_b = small_step(config)
         gradients = []
         for batch in (batch_a, batch_b):
-            terms, _, _ = model(Sealed(batch))
+            terms, *_ = model(Sealed(batch))
             (sum(terms.values()) / (2 if loop == "together" else 1)).backward()
             if loop == "apart":
                 gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])

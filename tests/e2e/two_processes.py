@@ -64,7 +64,7 @@ def gradients(
     detector.normaliser = normaliser
     module = fabric.setup(TrainStep(detector))
     batch = share(fabric, dataset, GLOBAL_BATCHES[0])
-    terms, _, positives = module(Sealed(batch))
+    terms, _, positives, _ = module(Sealed(batch))
     fabric.backward(sum(terms.values()))
     return {
         "gradients": {n: p.grad.clone() for n, p in detector.named_parameters() if p.grad is not None},
@@ -78,7 +78,7 @@ def three_steps(config: Config, fabric: Fabric, dataset: HybridDataset) -> dict[
     optimizer = torch.optim.SGD(detector.parameters(), lr=0.01, momentum=0.9)
     module, optimizer = fabric.setup(TrainStep(detector), optimizer)
     for rows in GLOBAL_BATCHES:
-        terms, _, _ = module(Sealed(share(fabric, dataset, rows)))
+        terms, *_ = module(Sealed(share(fabric, dataset, rows)))
         fabric.backward(sum(terms.values()))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -103,7 +103,7 @@ def head_dtypes(config: Config, dataset: HybridDataset) -> dict[str, str]:
     detector.backbone.body.conv_stem.register_forward_hook(note("backbone"))
     module = fabric.setup(TrainStep(detector))
     batch = share(fabric, dataset, GLOBAL_BATCHES[1])
-    terms, _, _ = module(Sealed(batch))
+    terms, *_ = module(Sealed(batch))
     fabric.backward(sum(terms.values()))
     seen["loss"] = str(terms["classification"].dtype)
     seen["boxes"] = str(batch.targets[0].boxes.dtype)

@@ -29,11 +29,14 @@ class Losses:
     that order, whatever the batch: processes add up each other's.
     positives: `[B]` how many positions (anchors, points, queries) have an object.
     further: name -> a scalar that is added to the term of that name after normalisation.
+    noted: name -> `[B]` what else of every image is worth a look, without gradient: the logs have its mean over the
+    images of each dataset. The names are `Network.noted`, in that order.
     """
 
     terms: dict[str, Tensor]
     positives: Tensor
     further: dict[str, Tensor] = field(default_factory=dict)
+    noted: dict[str, Tensor] = field(default_factory=dict)
 
     def of_images(self) -> Tensor:
         """`[B]` sums of all terms, detached and not normalised, for the logs."""
@@ -103,7 +106,8 @@ class Limits:
 class Network(nn.Module, ABC):
     """A detector for C classes.
 
-    num_classes: C. terms: names of the terms of its loss, in order. normaliser: see `Losses.normalised`.
+    num_classes: C. terms: names of the terms of its loss, in order. noted: names of `Losses.noted`, in order; no
+    terms. normaliser: see `Losses.normalised`.
     backbone_prefix: what the names of the backbone's parameters begin with.
 
     It is copied (`copy.deepcopy`) for averaged weights, before `compile_parts` and `hold_to`. `losses` and `find`
@@ -112,6 +116,7 @@ class Network(nn.Module, ABC):
 
     num_classes: int
     terms: tuple[str, ...]
+    noted: tuple[str, ...] = ()
     normaliser: Normaliser = "batch"
     backbone_prefix = "backbone."
 

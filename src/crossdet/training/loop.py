@@ -34,6 +34,8 @@ Evaluate = Callable[[Network, str], dict[str, Any]]
 """(network, when) -> metrics; `choosing` decides by them which weights are the best."""
 Describe = Callable[[dict[str, Any]], Card]
 """metrics -> the card of the weights that they are of."""
+Answer = tuple[dict[str, Tensor], Tensor, Tensor, dict[str, Tensor]]
+"""What `TrainStep` gives."""
 
 
 STEPS_APART = 100
@@ -59,11 +61,11 @@ class TrainStep(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, batch: Batch | Sealed) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def forward(self, batch: Batch | Sealed) -> Answer:
         """A scalar for every term of the loss, to be summed and differentiated; and for the logs, per image and
-        detached, the sum of all terms `[B]` (not normalised) and the positives `[B]`."""
+        detached, the sum of all terms `[B]` (not normalised), the positives `[B]`, and `Losses.noted`."""
         losses = self.network.losses(batch.batch if isinstance(batch, Sealed) else batch)
-        return losses.normalised(self.network.normaliser), losses.of_images(), losses.positives
+        return losses.normalised(self.network.normaliser), losses.of_images(), losses.positives, losses.noted
 
 
 def fit(
@@ -190,7 +192,7 @@ def _train_epoch(
         min_batch=fabric.world_size * recipe.accumulate,
         placing=dataset.placing(progress.canvases or ()),
     )
-    totals = run.totals or DatasetTotals(dataset_names, device)
+    totals = run.totals or DatasetTotals(dataset_names, device, run.network.noted)
     run.totals = totals
     run.network.training_mode(run.course.fixed_statistics)
     stream = feed.epoch(data, batches[progress.step_in_epoch :])
@@ -243,13 +245,13 @@ def _optimiser_step(
                 run.progress.unreadable.append(line)
                 logs.unreadable(line)
         with run.fabric.no_backward_sync(step_module, enabled=micro + 1 < recipe.accumulate):
-            terms, image_loss, positives = _forward(step_module, batch)
+            terms, image_loss, positives, noted = _forward(step_module, batch)
             loss = cast(Tensor, sum(terms.values())) / recipe.accumulate
             run.fabric.backward(loss)
             # looks at the value, so it waits for the device: with the backward pass queued, before any update
             if not run.all_finite(loss, recipe):
                 _stop_with(run, batch, dataset)
-        totals.add(batch.dataset_ids, image_loss, positives)
+        totals.add(batch.dataset_ids, image_loss, positives, noted)
         for name, value in terms.items():
             losses[name] = losses.get(name, 0) + value.detach() / recipe.accumulate
     if run.fabric.world_size > 1:  # each process knows its share only; what is logged is the loss of all
@@ -267,10 +269,10 @@ def _optimiser_step(
     return losses, norm
 
 
-def _forward(step_module: Any, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+def _forward(step_module: Any, batch: Batch) -> Answer:
     """Raises `UserError` where `torch.compile` finds no compiler, and batch norm nothing to take a mean of."""
     try:
-        output: tuple[dict[str, Tensor], Tensor, Tensor] = step_module(Sealed(batch))
+        output: Answer = step_module(Sealed(batch))
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -112,25 +112,31 @@ class Progress:
 
 
 class DatasetTotals:
-    """Loss, positives and images per dataset within one epoch."""
+    """Loss, positives, images and what else the network notes, per dataset within one epoch.
 
-    def __init__(self, names: Sequence[str], device: torch.device) -> None:
-        self.names = list(names)
-        self.sums = torch.zeros(3, len(names), dtype=torch.float64, device=device)
+    noted: names of `Losses.noted` that are summed; others are left out.
+    """
 
-    def add(self, dataset_ids: Tensor, image_loss: Tensor, image_positives: Tensor) -> None:
+    def __init__(self, names: Sequence[str], device: torch.device, noted: Sequence[str] = ()) -> None:
+        self.names, self.noted = list(names), list(noted)
+        self.sums = torch.zeros(3 + len(noted), len(names), dtype=torch.float64, device=device)
+
+    def add(
+        self, dataset_ids: Tensor, image_loss: Tensor, image_positives: Tensor, noted: Mapping[str, Tensor]
+    ) -> None:
         ones = torch.ones_like(image_loss)
-        self.sums.index_add_(
-            1, dataset_ids, torch.stack([image_loss, image_positives.to(ones.dtype), ones]).double()
-        )
+        rows = [image_loss, image_positives, ones, *(noted[name] for name in self.noted)]
+        self.sums.index_add_(1, dataset_ids, torch.stack([row.to(ones.dtype) for row in rows]).double())
 
     def rows(self, sums: Tensor) -> dict[str, dict[str, float]]:
-        """Per dataset that gave images: loss per positive, positives and images."""
-        return {
-            name: {"loss": loss / max(1.0, positives), "positives": positives, "images": images}
-            for name, (loss, positives, images) in zip(self.names, sums.T.tolist(), strict=True)
-            if images
-        }
+        """Per dataset that gave images: loss per positive, positives, images, and means over the images."""
+        found = {}
+        for name, (loss, positives, images, *more) in zip(self.names, sums.T.tolist(), strict=True):
+            if images:
+                means = {key: value / images for key, value in zip(self.noted, more, strict=True)}
+                of_loss = {"loss": loss / max(1.0, positives), "positives": positives, "images": images}
+                found[name] = of_loss | means
+        return found
 
 
 class EpochData(NamedTuple):
@@ -295,6 +301,7 @@ class RunState:
                 "progress": vars(self.progress) | {"clock": asdict(self.progress.clock)},
                 "totals": None if sums is None else sums.cpu(),
                 "names": None if self.totals is None else self.totals.names,
+                "noted": None if self.totals is None else self.totals.noted,
                 "random": random_states,
                 "identity": self.identity,
             }
@@ -355,7 +362,8 @@ class RunState:
         self.saved_step, self.saved_epoch = self.progress.step, self.progress.epoch
         self._restore_random(state["random"])
         if state["totals"] is not None:
-            self.totals = DatasetTotals(state["names"], self.fabric.device)
+            # an older state counted nothing else so far: a mean of the rest of the epoch would pass for the whole
+            self.totals = DatasetTotals(state["names"], self.fabric.device, state.get("noted", ()))
             if self.fabric.is_global_zero:
                 self.totals.sums += state["totals"].to(self.fabric.device)
 

@@ -92,6 +92,10 @@ def test_losses_are_sums_per_image(network):
     alone = [network.losses(batch_of([row])) for row in range(3)]
     for name, sums in losses.terms.items():
         torch.testing.assert_close(sums, torch.cat([one.terms[name] for one in alone]), rtol=1e-9, atol=1e-12)
+    assert tuple(losses.noted) == network.noted
+    for name, values in losses.noted.items():
+        assert not values.requires_grad
+        torch.testing.assert_close(values, torch.cat([one.noted[name] for one in alone]))
     torch.testing.assert_close(losses.of_images(), sum(losses.terms.values()).detach())
 
 

@@ -11,7 +11,7 @@ import torch
 
 from crossdet.training.recipe import Recipe
 from crossdet.training.schedule import Clock
-from crossdet.training.state import Average, Progress, RunState
+from crossdet.training.state import Average, DatasetTotals, Progress, RunState
 
 
 def new_run(progress: Progress) -> Any:
@@ -144,3 +144,32 @@ def test_all_processes_are_judged_with_the_statistics_that_are_saved(monkeypatch
     run.fabric.world_size = 1
     run.share_buffers()
     assert len(sent) == 4
+
+
+def test_what_a_network_notes_is_a_mean_over_the_images_of_a_dataset():
+    totals = DatasetTotals(["a", "b", "none"], torch.device("cpu"), ["share"])
+    for values in ([0.5, 0.25, 1.0], [0.0, 0.75, 0.0]):
+        noted = {"share": torch.tensor(values), "another": torch.zeros(3)}
+        totals.add(torch.tensor([0, 1, 0]), torch.ones(3), torch.tensor([2, 1, 0]), noted)
+    assert totals.rows(totals.sums) == {
+        "a": {"loss": 1.0, "positives": 4.0, "images": 4.0, "share": 0.375},
+        "b": {"loss": 1.0, "positives": 2.0, "images": 2.0, "share": 0.5},
+    }
+
+
+def test_a_state_that_noted_nothing_notes_nothing_in_its_epoch():
+    """Written by an earlier version. A mean of the rest of the epoch would pass for that of all of it."""
+    module = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    fabric = SimpleNamespace(world_size=1, global_rank=0, is_global_zero=True, device=torch.device("cpu"))
+    run: Any = RunState(fabric, module, optimizer, None, None, None)
+    state = {
+        "model": module.state_dict(), "optimizer": optimizer.state_dict(), "average": None, "precision": {},
+        "progress": vars(Progress()) | {"clock": {}}, "random": [[torch.get_rng_state()]],
+        "names": ["a"], "totals": torch.tensor([[3.0], [2.0], [1.0]]).double(),
+    }  # fmt: skip
+    run._take(state)
+    run.totals.add(torch.tensor([0]), torch.ones(1), torch.ones(1), {"share": torch.ones(1)})
+    assert run.totals.rows(run.totals.sums) == {"a": {"loss": 4 / 3, "positives": 3.0, "images": 2.0}}
+    run._take(state | {"totals": torch.tensor([[3.0], [2.0], [1.0], [0.5]]).double(), "noted": ["share"]})
+    assert run.totals.rows(run.totals.sums)["a"]["share"] == 0.5

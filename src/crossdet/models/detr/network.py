@@ -103,6 +103,7 @@ class Detr(Growable):
     mean: Tensor
     std: Tensor
     overlap: Tensor | None
+    noted = ("top_not_labelled",)
 
     def __init__(
         self,
@@ -265,7 +266,9 @@ class Detr(Growable):
             terms["denoising"] = torch.stack(list(more.values())).sum(0)
         terms = {name: terms[name] if name in terms else torch.zeros_like(terms["l1"]) for name in self.terms}
         idle = [parameter.sum() * 0 for parameter in self.graph.idle()]
-        return Losses(terms | {"classification": sum(idle, terms["classification"])}, positives)
+        noted = _top_not_labelled(free[-1], own_classes(batch.trusted_somewhere, prepared.objects))
+        terms |= {"classification": sum(idle, terms["classification"])}
+        return Losses(terms, positives, noted=dict(zip(self.noted, [noted], strict=True)))
 
     def _tiles(self, batch: Batch) -> Tiles | None:
         """Of the mosaics, in shares of the frame."""
@@ -404,6 +407,13 @@ def _shares(old: int, new: int, like: Tensor) -> Tensor:
 def _part(answers: Answers, queries: slice) -> Answers:
     parts = [None if tensor is None else tensor[:, queries] for tensor in answers]
     return Answers(*parts)  # type: ignore[arg-type]
+
+
+def _top_not_labelled(last: Answers, own: Tensor) -> Tensor:
+    """`[B]` share of an image's queries whose best class is one that the image neither trusts nor shows: such a
+    query learns its class from no background there. own: `[B, C]` bool."""
+    best_class = last.scored.detach().argmax(2)
+    return 1 - own.gather(1, best_class).float().mean(1)
 
 
 def _above(scores: Tensor, boxes: Tensor, size: Tensor, classes: Tensor, limit: float | Tensor) -> Detections:

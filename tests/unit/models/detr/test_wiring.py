@@ -5,6 +5,7 @@ A decoder that gives known answers stands in for the real one; what the loss tel
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -120,6 +121,29 @@ def test_quality_learns_where_everything_is_trusted_unless_it_is_free(free, trus
     learns = free or trusted
     assert (answers.quality.grad[0] != 0).flatten().tolist() == [learns] * 3
     assert bool((answers.logits.grad[0] != 0).any(1).all())
+
+
+def test_share_of_queries_that_say_what_their_picture_does_not_label(monkeypatch):
+    """Of the last layer, without denoising queries. A class is the picture's if it trusts it or shows it."""
+    network = network_of("dfine", denoising=2)
+    batch = picture(annotations([OBJECT], [0]), [False, True, False])
+    best = torch.tensor([0, 1, 2])
+
+    def decode(queries, _memory, _classes):
+        given = queries.hidden.shape[1] - len(best)
+        assert given == 4
+        boxes = torch.full((1, given + len(best), 4), 0.5)
+        layers = []
+        for classes in (torch.full_like(best, 2), best):  # of the first layer all are foreign
+            logits = torch.nn.functional.one_hot(torch.cat([torch.full((given,), 2), classes]), 3)[None].float()
+            layers.append(Answers(logits.requires_grad_(), boxes, torch.full((1, given + len(best), 1), 9.0)))
+        return layers
+
+    monkeypatch.setattr(network.graph, "decode", decode)
+    noted = network.losses(batch).noted
+    assert noted["top_not_labelled"].tolist() == pytest.approx([1 / 3])
+    naive = replace(batch, trusted=torch.ones(1, 3, dtype=torch.bool))
+    assert network.losses(naive).noted["top_not_labelled"].tolist() == [0]
 
 
 @pytest.mark.parametrize("name", ["classification", "l1", "giou", "distribution", "distillation"])
