@@ -53,6 +53,10 @@ def contradictions(model: SetModel) -> Iterator[Contradiction]:
         elif model.backbone is None:
             expected = "a timm name under `model.backbone`, or a checkpoint: the sizes have no ImageNet weights"
             yield Contradiction(("model.weights", "model.backbone"), expected, model.weights)
+    for key in () if model.of_checkpoint else ("queries", "denoising"):
+        if getattr(model, key, 0) is None:
+            expected = "a number, where no checkpoint under `model.weights` says it"
+            yield Contradiction((f"model.{key}", "model.weights"), expected, None)
     if model.of_checkpoint:
         for key in ("size", "backbone"):
             if key in model.model_fields_set and getattr(model, key) is not None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PlainValidator, StrictBool, ValidationError, ValidationInfo
+from pydantic import Field, PlainValidator, StrictBool, ValidationError, ValidationInfo, model_validator
 
 from crossdet.errors import UserError, show
 from crossdet.models.detr import checkpoints
@@ -84,16 +84,28 @@ class RFDetrLoss(SetLoss):
     alpha: Fraction = 0.25  # share of the score in a positive's target, beside its IoU
 
 
+SAID_BY_CHECKPOINTS = ("size", "queries", "denoising")
+
+
 class SetModel(Section):
     """What the `model` sections have in common."""
 
     name: str
     size: str | None  # null: of a network that began as a checkpoint
     weights: Annotated[str | Path, PlainValidator(_weights)] = "none"
-    queries: Count = 300
+    queries: Count | None = 300
     # side that pictures are stretched to; auto: a checkpoint's, else `input.shorter`; null: they keep their shape
     square: Annotated[int | str | None, PlainValidator(_square)] = "auto"
     prior: OpenFraction = 0.01  # initial probability of every class
+
+    @model_validator(mode="after")
+    def _left_to_the_checkpoint(self) -> Self:
+        """What a checkpoint says and the config does not is null: a run's own config, which has all values, then
+        means the same when it is read again."""
+        for key in SAID_BY_CHECKPOINTS if self.of_checkpoint else ():
+            if key in type(self).model_fields and key not in self.model_fields_set:
+                self.__dict__[key] = None  # values are fixed, and this one was not given
+        return self
 
     @property
     def of_backbone(self) -> bool:
@@ -111,7 +123,7 @@ class DetrModel(SetModel):
     """What those of D-FINE and RT-DETR have in common."""
 
     backbone: Text | None = None  # a timm name, in place of the size's own
-    denoising: CountOrZero = 100
+    denoising: CountOrZero | None = 100
     square: Annotated[int | str | None, PlainValidator(_square_of_strides)] = "auto"
     # of the backbone; null: frozen in a checkpoint, trained if there are no weights, else by `train.recipe`
     freeze_batch_norm: StrictBool | None = None
@@ -155,6 +167,8 @@ class DetrSettings(DetrModel, NetworkSettings):
     """
 
     size: str | None = None
+    queries: Count = 300
+    denoising: CountOrZero = 100
     weights: Annotated[str | Path, PlainValidator(_weights)] = "none"
     square: Annotated[int, Field(ge=32, multiple_of=32)] | None = None
     loss: SetLoss
@@ -208,7 +222,7 @@ class DetrSettings(DetrModel, NetworkSettings):
         theirs["denoising"] = source.config.get("num_denoising", 100)
         if model.square == "auto":
             values["square"] = source.square
-        values |= {key: value for key, value in theirs.items() if key not in model.model_fields_set}
+        values |= {key: value for key, value in theirs.items() if values.get(key) is None}
         return cls.model_construct(**values | {"size": None, **source.settings})
 
     @classmethod

@@ -264,6 +264,9 @@ def test_weights_of_a_config_take_the_body(directory):
     model = kind.model.model_validate({"name": name, "weights": str(directory), **version})
     settings = kind.settings.of(model, kind.loss())
     assert (settings.queries, settings.square, settings.size, settings.freeze_batch_norm) == (20, SIDE, None, True)
+    again = kind.model.model_validate(model.model_dump(mode="json"))  # as the run's own config has it
+    assert not list(kind.contradictions(again))
+    assert kind.settings.of(again, kind.loss()) == settings
     network = kind.build(settings, 9, None, directory)
     state, theirs = network.state_dict(), load_weights(directory)[0]
     of_classes = network.class_tensors  # which looks through all names every time

@@ -450,6 +450,14 @@ def test_an_older_transformers_is_told(monkeypatch):
     assert f'detr = ["transformers>={".".join(map(str, OLDEST))},<6"]' in pins
 
 
+def test_only_a_checkpoint_can_say_what_is_null():
+    told = [list(contradictions(DFineModel(queries=None, denoising=None, weights=w))) for w in ("none", "./zoo")]
+    assert [[key for problem in problems for key in problem.keys[:1]] for problems in told] == [
+        ["model.queries", "model.denoising"],
+        [],
+    ]
+
+
 def test_what_does_not_go_together():
     (found,) = contradictions(DFineModel(weights="imagenet"))
     assert found.keys == ("model.weights", "model.backbone")
