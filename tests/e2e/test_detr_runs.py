@@ -120,6 +120,31 @@ def test_training_from_a_checkpoint_is_the_same_for_any_number_of_workers(zoo, w
     assert "denoising" in (tmp_path / "0/steps.csv").read_text().splitlines()[0]
 
 
+@pytest.mark.parametrize("kind", ["dfine", "rfdetr"])
+def test_a_run_from_a_checkpoint_is_read_again(kind, world: World, tmp_path, crossdet):
+    """Its own config gives every key; what the checkpoint decides was refused there, or taken for asked: such a run
+    could not be resumed or reported."""
+    network = tiny(kind, 2, square=64, prior=0.2)
+    building.write(network, ("car", "face"), tmp_path / "zoo")
+    values = {"model": {"name": kind, "weights": str(tmp_path / "zoo")}, "input": None, "train.recipe": None,
+              "train.steps": None, "train.lr": 0.001, "train.epochs": 2, "train.batch_size": 12}  # fmt: skip
+    config = world.write_config(tmp_path / "config.yaml", values)
+    run = tmp_path / "run"
+    shorter = crossdet("train", config, "-o", run, "--set", "train.epochs=1")
+    assert shorter.returncode == 0, shorter.stderr
+    again = load_config(run / "config.yaml")
+    assert (again.model.size, again.model.queries) == (None, None)
+    settings = read_card(run).settings
+    assert (settings.queries, settings.denoising) == (network.settings.queries, network.settings.denoising)
+    assert settings.queries < 300
+    assert type(settings).of(again.model, again.loss).queries == settings.queries
+    resumed = crossdet("train", config, "-o", run, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert read_card(run).settings == settings
+    assert crossdet("report", run).returncode == 0
+    assert crossdet("eval", run, run / "config.yaml").returncode == 0
+
+
 def test_a_missing_checkpoint_is_a_finding_of_check(world: World, tmp_path, crossdet):
     config = world.write_config(
         tmp_path / "config.yaml", {"model": {"name": "dfine", "weights": "./no/where/at/all"}}
