@@ -50,6 +50,11 @@ def test_the_audit_finds_the_faces_that_nobody_labelled(world, trained, tmp_path
     assert "face" in printed
     assert "naive" in printed
 
+    for name in content:
+        summary = " ".join(content[name]["summary"])
+        assert summary.startswith("Union test, 5 pictures")
+        assert f"{name}: {summary}" in " ".join(printed.split())
+
     union = content["trained"]["union_test"]
     assert set(union["per_class"]) == {"car"}  # lorry is left out, face is not labelled there
     assert union["per_class"]["car"]["AP50"] > 0.5

@@ -59,6 +59,8 @@ def audit(
 
     folder = output or results_folder(run) / "audit"
     content = audit_runs(runs, loaded, folder, split, agnostic_nms, last, device)
+    for name, record in content.items():
+        say(f"{name}: {' '.join(record['summary'])}\n" if len(content) > 1 else f"{' '.join(record['summary'])}\n")
     for title, table in audit_tables(content):
         say(title)
         out.print(table)

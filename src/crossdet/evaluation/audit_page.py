@@ -12,7 +12,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from crossdet.evaluation.audit import BINS, Audit, AuditedSplit, Foreign
+from crossdet.evaluation.audit import BINS, Audit, AuditedSplit, Foreign, to_json
+from crossdet.evaluation.audit_summary import summary
 from crossdet.evaluation.html import COLOURS, as_jpeg, figure, of_class, table, table_row, write_document
 from crossdet.evaluation.pictures import read_picture
 from crossdet.files import write_json
@@ -66,10 +67,11 @@ def sections(runs: Sequence[AuditedRun]) -> list[str]:
         "detections of a class in datasets that do not label it, from the class's own threshold on (best F1 on the "
         "data that label it). On an object that is labelled as something else such a detection is wrong. On "
         "background it is a mistake or an unlabelled object: the crops show which.</p>",
+        _summary(runs),
+        _union_table(runs),
         _findings(runs),
         _overview(runs),
         _home_table(runs),
-        _union_table(runs),
         *(_section(runs, pair, crops) for pair in pairs),
     ]
     if unreadable:
@@ -109,6 +111,14 @@ def _coloured(number: int, text: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------ tables
+
+
+def _summary(runs: Sequence[AuditedRun]) -> str:
+    parts = ["<h2>In short</h2>"]
+    for number, run in enumerate(runs):
+        said = escape(" ".join(summary(to_json(run.audit) | {"union_test": run.union})))
+        parts.append(f"<p>{f'{_coloured(number, run.name)}: ' if len(runs) > 1 else ''}{said}</p>")
+    return "".join(parts)
 
 
 def _findings(runs: Sequence[AuditedRun]) -> str:

@@ -167,12 +167,17 @@ def _between(low: float | None, high: float | None) -> str:
 def warning_of(report: Mapping[str, Any]) -> str:
     """One sentence about the regressions of `to_json`."""
     lost = [
-        f"{c['name']} on {c['dataset']} {_points(c['difference'], '+.1f')}"
-        + ("" if c["low"] is None else f" (95 % interval {_between(c['low'], c['high'])})")
+        f"{c['name']} on {c['dataset']} {_points(c['difference'], '+.1f')}{_chance(c['low'], c['high'])}"
         for c in report["classes"]
         if f"{c['name']} on {c['dataset']}" in report["regressions"]
     ]
     return f"forgotten more than the tolerance of {report['tolerance']:g} points: {', '.join(lost)}"
+
+
+def _chance(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return ""
+    return f" (95 % interval {_between(low, high)}{', so it may be chance' if low <= 0 <= high else ''})"
 
 
 # ------------------------------------------------------------------------------------------- over generations

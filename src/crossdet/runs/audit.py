@@ -18,6 +18,7 @@ from crossdet.errors import UserError
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.audit import AuditedSplit, audit, to_json, union_scores
 from crossdet.evaluation.audit_page import AuditedRun, export_coco, write_page
+from crossdet.evaluation.audit_summary import summary
 from crossdet.evaluation.run import EvalSettings, detect_folded
 from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.evaluation.tables import lineless_table, percent
@@ -58,6 +59,8 @@ def audit_runs(
     check_room(output)
     audited = [one for one, _ in audited_runs(runs, config.with_agnostic_nms(agnostic_nms), split, last, device)]
     content = {run.name: to_json(run.audit) | {"union_test": run.union} for run in audited}
+    for record in content.values():
+        record["summary"] = summary(record)
     names = safe_names([part.name for part in audited[0].splits])
     for part, name in zip(audited[0].splits, names, strict=True):
         export_coco(output / f"unlabelled_{name}.json", part, audited[0].audit)

@@ -15,10 +15,12 @@ from crossdet.data.index import IndexBuilder
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth
 from crossdet.evaluation.audit import AuditedSplit, audit, calibrate, precision_at, to_json, union_scores
 from crossdet.evaluation.audit_page import AuditedRun, export_coco, write_page
+from crossdet.evaluation.audit_summary import summary
 
 CAR, DOG, FACE = range(3)
 CLASSES = ("car", "dog", "face")
 NO_OVERLAP = np.zeros((3, 3), bool)
+UNION_NUMBERS = ("AP", "AP50", "false_on_other_objects_per_image", "false_elsewhere_per_image")
 
 
 def split(tmp_path, name, annotated, truth, found, trusted=None, images=2):
@@ -207,13 +209,44 @@ def test_json_has_all_numbers(world):
     assert sum(content["home"]["face"]["true_positive_scores"]) == 2
 
 
+# ------------------------------------------------------------------------------------------ in short
+
+
+def test_in_short(world, tmp_path):
+    record = to_json(audit(world, CLASSES, NO_OVERLAP))
+    pictures = sum(len(one.index) for one in world)
+    found = sum(row["above_threshold"] for row in record["foreign"])
+    wrong = sum(sum(row["on_labelled_objects"].values()) for row in record["foreign"])
+    assert (pictures, found, wrong) == (4, 5, 2)
+    foreign = (
+        "Of classes that a dataset does not label it finds 1.25 objects in a picture; 0.50 lie on objects that are "
+        "labelled as something else: these are wrong."
+    )
+    unlabelled = "About 1 detections of face in street may be unlabelled objects."
+    assert summary(record | {"union_test": None}) == [foreign, unlabelled]
+    union = {"images": 7, "AP50": 0.613}
+    first = "Union test, 7 pictures in which every class is labelled: AP50 61.3."
+    assert summary(record | {"union_test": union}) == [first, foreign, unlabelled]
+    more = [*record["probably_unlabelled"], {"dataset": "faces", "class": "dog", "count": 0.6}]
+    told = summary(record | {"union_test": None, "probably_unlabelled": more})[-1]
+    assert told == "About 2 detections may be unlabelled objects, most of them face in street."
+    row = record["foreign"][0] | {"declared_absent": True, "on_background": 3}
+    told = summary(record | {"union_test": None, "foreign": [row]})[0]
+    assert "something else, and 1.50 on background where the class is declared absent: these are wrong." in told
+    nothing = [split(tmp_path, "empty", [CAR], truth=[(0, CAR, 0)], found=[])]
+    record = to_json(audit(nothing, CLASSES, NO_OVERLAP))
+    none, last = summary(record | {"union_test": None})
+    assert none.startswith("It finds none of the classes that a dataset does not label. Either there are none")
+    assert last == "No detection looks like an unlabelled object."
+
+
 # ------------------------------------------------------------------------------------------ page and export
 
 
 def test_the_page_shows_counts_crops_and_escaped_names(world, tmp_path):
     classes = ("car", "dog", "<b>&'face")
     found = audit(world, classes, NO_OVERLAP)
-    union = {"images": 1, "AP": 0.5, "AP50": 0.6, "per_class": {}}
+    union = {"images": 1, "AP": 0.5, "AP50": 0.6, "per_class": {"dog": dict.fromkeys(UNION_NUMBERS, 0.6)}}
     runs = [AuditedRun("aware", found, world, union), AuditedRun("naive", found, world, union)]
     write_page(tmp_path / "audit.html", runs)
     page = (tmp_path / "audit.html").read_text()
@@ -222,7 +255,10 @@ def test_the_page_shows_counts_crops_and_escaped_names(world, tmp_path):
     assert page.count("<img src='data:image/jpeg;base64,") == 2 * (1 + 2 + 1)  # both runs: dog, background, car
     assert page.count("0.95 on dog, street_0.png") == 2
     assert "4 detections above the threshold in 2 pictures: 1 on labelled objects (dog 1), 1 in ignored" in page
-    assert "Union test: 1 pictures" in page
+    titles = ("In short", "Union test: 1 pictures", "Objects that may be unlabelled", "Detections per picture")
+    places = [page.index(f"<h2>{title}") for title in titles]
+    assert places == sorted(places)
+    assert page.count("Union test, 1 pictures in which every class is labelled: AP50 60.0. Of classes that") == 2
     assert "http" not in page.replace("http-equiv", "")  # nothing is loaded from elsewhere
 
 

@@ -309,7 +309,10 @@ def test_means_and_intervals_of_what_was_lost():
     assert table[3].split()[-2:] == ["-", "-"]
     report = to_json(found, 0.5, ["car", "dog"], [mean])
     assert report["means"][0]["name"] == "mean of 2 classes"
-    assert f"(95 % interval {100 * low:+.1f} to" in warning_of(report)
+    sure = warning_of(report)
+    assert sure.endswith(f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f})")
+    report["classes"][0]["high"] = 0.0
+    assert warning_of(report) == sure.replace(f"{100 * high:+.1f})", "+0.0, so it may be chance)")
     assert "other pictures of the same kind" in report_text(found, ["car"], [mean])
 
 
