@@ -7,6 +7,7 @@ import re
 import shutil
 
 import pytest
+from browsers import open_tab
 from worlds import World
 
 from crossdet import extend, train
@@ -135,16 +136,7 @@ def test_before_and_after_an_extension(world: World, tmp_path, crossdet):
 
 def test_in_a_browser(page):
     """Opens without an error, every picture loads, and the filter leaves what it is asked for."""
-    api = pytest.importorskip("playwright.sync_api", reason="needs `pip install playwright` and Chromium")
-    browser_file = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser_file is None:
-        pytest.skip("needs Chromium")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_file, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 390, "height": 800})
-        errors = []
-        tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        tab.on("pageerror", lambda error: errors.append(str(error)))
+    with open_tab(viewport={"width": 390, "height": 800}) as (tab, errors):
         tab.goto(page[0].as_uri())
         assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
         assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")  # on a phone
@@ -163,4 +155,3 @@ def test_in_a_browser(page):
         )
         assert dict(crops) == {"face in cars": True, "car in faces": False}
         assert errors == []
-        browser.close()

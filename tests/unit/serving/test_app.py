@@ -6,17 +6,16 @@ import base64
 import http.client
 import io
 import json
-import shutil
 import struct
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from urllib.parse import quote
 
 import numpy as np
 import pytest
 import torch
+from browsers import open_tab
 from PIL import EpsImagePlugin, Image
 
 from crossdet.data.picture_files import UnreadableImage, decode_with_pillow
@@ -193,25 +192,6 @@ def test_two_hundred_requests_eight_at_a_time(detectors):
     assert [status for status, _, _ in answers] == [200] * 200
     for i, (_, content, _) in enumerate(answers):
         assert content["detections"] == expected[i % 4]
-
-
-@contextmanager
-def open_tab():
-    """A tab of a browser with a camera, and what went wrong in it so far."""
-    api = pytest.importorskip("playwright.sync_api", reason="needs `pip install playwright` and Chromium")
-    file = shutil.which("chromium") or shutil.which("google-chrome")
-    if file is None:
-        pytest.skip("needs Chromium")
-    camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=file, args=["--no-sandbox", *camera])
-        tab = browser.new_context(permissions=["camera"]).new_page()
-        errors = []
-        tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        tab.on("pageerror", lambda error: errors.append(str(error)))
-        tab.on("dialog", lambda dialog: errors.append(dialog.message))
-        yield tab, errors
-        browser.close()
 
 
 def test_in_a_browser(port, tmp_path):
