@@ -73,6 +73,12 @@ def export(
     save_json(json_file, record)
 
 
+def _change(before: float | None, after: float | None) -> str:
+    if before is None or after is None or math.isnan(after - before):
+        return "-"
+    return f"{100 * (after - before):+.2f}"
+
+
 def _print(record: dict[str, Any]) -> None:
     """The parity table."""
     sets = record["sets"]
@@ -84,12 +90,12 @@ def _print(record: dict[str, Any]) -> None:
     say(f"{sets['pictures']} pictures, {sets['matched']} detections in both: {near}{more}")
     table = lineless_table("", "before", "after", "difference")
     for dataset, row in record["ap"].items():
-        for name, before in row["before"].items():
-            after = row["after"][name]
-            change = (
-                "-" if None in (before, after) or math.isnan(after - before) else f"{100 * (after - before):+.2f}"
-            )
-            table.add_row(f"{dataset} {name}", percent(before, 2), percent(after, 2), change)
+        for one in (row, *row["further"].values()):
+            by = f" ({one['protocol']})" if row["further"] else ""
+            for name, before in one["before"].items():
+                after = one["after"][name]
+                shown = percent(before, 2), percent(after, 2), _change(before, after)
+                table.add_row(f"{dataset} {name}{by}", *shown)
     time = record["latency_ms"]
     ratio = f"{time['torch'] / time['exported']:.2f} x"
     table.add_row("ms per picture, 1 thread", f"{time['torch']:.1f}", f"{time['exported']:.1f}", ratio)

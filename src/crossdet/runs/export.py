@@ -310,8 +310,9 @@ def _measured(detector: Detector, job: Job, data: Data, most: int | None) -> dic
 def _accuracy(
     detector: Detector, exported: ExportedDetector, rules: Rules, data: Data, most: int | None
 ) -> dict[str, dict[str, Any]]:
-    """Dataset -> protocol, number of images, the protocol's numbers before and after, as `crossdet eval` has them.
-    Pictures come one by one, for how a batch is padded is not the file's business."""
+    """Dataset -> protocol, number of images, the protocol's numbers before and after, as `crossdet eval` has them,
+    and those of its further protocols. Pictures come one by one, for how a batch is padded is not the file's
+    business."""
     folding = detector.space.folding
     reported = {c if folding is None else int(folding.of[c]) for c in rules.classes}
     config = _within(rules, data, 1 if folding is None else folding.largest)
@@ -330,10 +331,19 @@ def _accuracy(
     ]
     found = {}
     for name in splits:
-        before, after = (dict(PROTOCOLS[r[name]["protocol"]].columns(r[name])) for r in records)
-        protocol = records[0][name]["protocol"]
-        found[name] = {"protocol": protocol, "images": records[0][name]["images"], "before": before, "after": after}
+        before, after = (record[name] for record in records)
+        further = {
+            protocol: _pair(record, after["further"][protocol])
+            for protocol, record in before.get("further", {}).items()
+        }
+        found[name] = {"images": before["images"], **_pair(before, after), "further": further}
     return found
+
+
+def _pair(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of one protocol."""
+    columns = PROTOCOLS[before["protocol"]].columns
+    return {"protocol": before["protocol"], "before": dict(columns(before)), "after": dict(columns(after))}
 
 
 def _within(rules: Rules, data: Data, largest: int) -> Config:

@@ -27,6 +27,7 @@ from PIL import Image
 
 from crossdet import LabelSpace, UserError, load_detector
 from crossdet.config import load_config
+from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.export.about import About
 from crossdet.export.detector import check_fold
 from crossdet.export.files import write_onnx
@@ -410,6 +411,23 @@ def test_a_report_of_a_file_has_as_many_detections_as_it_gives(run, tmp_path, co
     assert note in (tmp_path / "audit/audit.html").read_text()
     audit_runs([run], config, tmp_path / "audit")
     assert "exported file" not in (tmp_path / "audit/audit.html").read_text()
+
+
+def test_all_protocols_of_a_dataset_are_compared(run, crossdet, tmp_path):
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    values["datasets"]["street"]["protocol"] = ["coco", "voc"]
+    (run / "config.yaml").write_text(yaml.safe_dump(values))
+    done = crossdet("export", run, "--json", tmp_path / "export.json")
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "export.json").read_text())["ap"]["street"]
+    assert (row["protocol"], list(row["further"])) == ("coco", ["voc"])
+    voc = row["further"]["voc"]
+    scored = evaluate(run, run / "config.yaml")["datasets"]["street"]["further"]["voc"]
+    assert voc["before"] == dict(PROTOCOLS["voc"].columns(scored))
+    assert next(iter(voc["before"].values())) > 0
+    assert voc["after"] == pytest.approx(voc["before"], abs=1e-3)
+    for name in (*row["before"], *voc["before"]):
+        assert f"street {name} (" in done.stdout
 
 
 def test_more_detections_for_a_protocol_than_the_detector_reports(run, detector):

@@ -1,0 +1,58 @@
+"""RetinaNet and D-FINE as ONNX and OpenVINO from their runs, compared with them on validation pictures.
+
+Other tests of exports use the tests' own network, whose graph is written in a second.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+from worlds import World
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.unit.models.detr.made import tiny
+
+from crossdet import train
+from crossdet.models.detr import building
+from crossdet.runs import export as exporting
+from crossdet.runs.export import Request, export
+
+
+@pytest.fixture(scope="module")
+def retinanet(trained):
+    return trained.folder
+
+
+@pytest.fixture(scope="module")
+def dfine(world: World, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dfine")
+    building.write(tiny("dfine", 2, square=64, prior=0.2), ("car", "face"), folder / "zoo")
+    changes = {"model": {"name": "dfine", "weights": str(folder / "zoo")}, "input": None}
+    changes |= {"train.max_steps": 2, "train.lr": 0.001, "train.steps": None, "train.recipe": None}
+    train(world.config(changes), output=folder / "run")
+    return folder / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), [("retinanet", None), ("dfine", (64, 64))])
+def test_files_answer_as_their_run(name, size, request, tmp_path, monkeypatch):
+    run = request.getfixturevalue(name)
+    logging.getLogger("torch.__trace").setLevel(logging.ERROR)  # pytest records everything, which takes minutes
+    graphs = []
+    write = exporting.onnx_graph
+    monkeypatch.setattr(exporting, "onnx_graph", lambda *given: graphs.append(write(*given)) or graphs[-1])
+    for kind, file in (("onnx", "run.onnx"), ("openvino", "run.xml")):
+        record = export(run, Request(kind, size), tmp_path / file)
+        sets = record["sets"]
+        assert sets is not None, record["not_compared"]
+        assert sets["matched"] > 10
+        assert (sets["alone"], sets["boxes"] < 1e-3, sets["scores"] < 1e-4) == (0, True, True), sets
+        assert record["ap"].keys() == {"cars", "faces"}
+        for row in record["ap"].values():
+            assert row["after"] == pytest.approx(row["before"], abs=1e-3, nan_ok=True)
+        if graphs:
+            monkeypatch.setattr(exporting, "onnx_graph", lambda *_: graphs[0])
