@@ -14,8 +14,8 @@ import urllib.request
 from forks import TIMEOUT, Fork
 
 
-def test_it_serves_until_it_is_interrupted(trained):
-    running = Fork("-m", "crossdet", "serve", trained.folder, "--port", "0")
+def test_it_serves_until_it_is_interrupted(trained, tmp_path):
+    running = Fork("-m", "crossdet", "serve", trained.folder, "--port", "0", "--json", tmp_path / "served.json")
     try:
         found, end = None, time.monotonic() + TIMEOUT
         while found is None and running.returncode is None and time.monotonic() < end:
@@ -25,6 +25,8 @@ def test_it_serves_until_it_is_interrupted(trained):
         with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/about", timeout=30) as answer:
             about = json.load(answer)
         assert [one["name"] for one in about["detectors"][0]["classes"]] == ["car", "face"]
+        served = json.loads((tmp_path / "served.json").read_text())
+        assert served == {"url": f"http://127.0.0.1:{found[1]}", "detectors": {"trained": ["car", "face"]}}
         os.kill(running.pid, signal.SIGINT)
         done = running.wait(30)
         assert done.returncode in (1, 130)

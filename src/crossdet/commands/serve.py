@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import Device, Last, check_device, say
+from crossdet.commands.terminal import Device, JsonFile, Last, check_device, save_json, say
 from crossdet.errors import UserError
 
 
@@ -29,6 +29,7 @@ def serve(
     ] = 20.0,
     last: Last = False,
     device: Device = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Open a page to drop pictures or use a camera, choose classes and move thresholds."""
     from crossdet.models.card import name_of, taken
@@ -54,6 +55,9 @@ def serve(
         if not alone:
             say(f"warning: everybody who reaches {host} can use this page; nothing asks for a password", "yellow")
         shown = f"[{host}]" if ":" in host else host  # IPv6
-        say(f"http://{shown}:{taken}  (Ctrl-C ends it)")
+        url = f"http://{shown}:{taken}"
+        classes = {name: list(detector.offered) for name, detector in detectors.items()}
+        save_json(json_file, {"url": url, "detectors": classes})
+        say(f"{url}  (Ctrl-C ends it)")
 
     run(server, host, port, started)
