@@ -26,7 +26,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# about 40 minutes on 2 CPU cores; the report is bench/bench.md
+# about 40 minutes on 2 CPU cores; the report is bench/bench.md. On a GPU other rows: bench/bench_gpu.md
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench.py
 

@@ -1,12 +1,20 @@
 """All benchmarks one after the other, each in a process of its own, as one report: `make bench`.
 
-    python benchmarks/bench.py [--output bench] [--only step loss ...] [--quick]
+    python benchmarks/bench.py [--rows processor|card] [--output bench] [--only loss ...] [--missing] [--quick]
 
-Writes OUTPUT/NAME.json of every benchmark, OUTPUT/bench.json with all of them and the machine, and OUTPUT/bench.md:
-ratios with their targets, then what every benchmark printed. What others are measured against runs in the same
-process as ours, in turns. A benchmark that fails is reported and the others go on. On a GPU the step is also
-measured at 800 pixels, in bfloat16 and compiled. `--only` runs some; the others keep what an earlier run of this
-machine left in OUTPUT. Leave the machine alone meanwhile: about 40 minutes on 2 CPU cores.
+Writes OUTPUT/NAME.json of every benchmark as soon as it is done, OUTPUT/bench.json with all of them and the
+machine, and OUTPUT/bench.md: ratios with their targets, then what every benchmark printed. What others are measured
+against runs in the same process as ours, in turns. A benchmark that fails is reported and the others go on.
+`--only` runs some; the others keep what an earlier run of this machine left in OUTPUT. `--missing` runs those that
+left nothing. Leave the machine alone meanwhile.
+
+`--rows processor` (where there is no GPU): about 40 minutes on 2 CPU cores; a GPU is hidden from them.
+
+`--rows card` (where there is one): other rows, in the files bench_gpu.json and bench_gpu.md; docs/make_results.py
+reads docs/data/bench_gpu.json. The most important come first. By an estimate that no card has seen yet they take
+about 25 minutes of an H200, and none more than its limit of at most 6, after which it counts as failed. With
+`--minutes 8` none is begun after so many, for a card that is lent in pieces: the same command with `--missing` goes
+on where it ended.
 """
 
 from __future__ import annotations
@@ -15,10 +23,11 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +39,12 @@ Results = Mapping[str, Any]
 
 
 class Benchmark(NamedTuple):
-    """command: script and arguments. quick: arguments of a run that only shows that it works."""
+    """command: script and arguments. quick: arguments of a run that only shows that it works. limit: seconds."""
 
     name: str
     command: tuple[str, ...]
     quick: tuple[str, ...]
+    limit: float | None = None
 
 
 class Target(NamedTuple):
@@ -78,22 +88,66 @@ CPU = [
         ("--size", "64", "96", "--batch", "2", "--backbone", "resnet18"),
     ),
 ]  # fmt: skip
-GPU = [
+BF16 = ("--dtype", "bfloat16", "--rounds", "20")
+LARGE = ("--size", "800", "1344", "--batch", "8")
+SMALL = ("--size", "320", "416", "--batch", "16")
+MOBILE = ("--backbone", "mobilenetv2_100")
+ON_CANVAS = ("--compile", "canvas", "--labelled")
+UNION_20 = ("union.py", "--datasets", "1", "5", "20", "50", "--steps", "8", "--labelled")
+TINY_UNION = ("--datasets", "1", "20", *TINY[:5], "--backbone", "resnet18", "--steps", "1")
+
+
+def _step(name: str, *arguments: str, limit: float = 120, quick: tuple[str, ...] = TINY) -> Benchmark:
+    return Benchmark(f"card_step_{name}", ("train_step.py", *arguments), quick, limit)
+
+
+SMALLEST = ("--backbone", "resnet18", *TINY)
+CARD = [
+    _step("resnet50_800", *LARGE, *BF16),
+    _step("resnet50_320", *SMALL, *BF16),
+    _step("mobilenetv2_320", *MOBILE, *SMALL, *BF16),
+    _step("union", *LARGE, *BF16, "--datasets", "10", "--classes", "1000"),
+    Benchmark("card_union", (*UNION_20, "--dtype", "bfloat16"), TINY_UNION, 180),
+    Benchmark("card_loss", ("loss.py", "--rounds", "30"), ("--rounds", "1"), 90),
+    Benchmark("card_training", ("whole_training.py",), ("--quick",), 360),
     Benchmark(
-        f"step_resnet50_800_{dtype}{extra[0].replace('--', '_').replace('-', '_') if extra else ''}",
-        ("train_step.py", "--size", "800", "1344", "--batch", "8", "--dtype", dtype, *extra),
-        TINY,
-    )
-    for dtype in ("float32", "bfloat16")
-    for extra in ((), ("--compile",), ("--group-norm",))
-]
+        "card_folder",
+        ("inference.py", "--folder-peer", "--sizes", "640", "--batches", "16", "--files", "512", *BF16[:2]),
+        ("--quick", "--rounds", "1"),
+        150,
+    ),
+    Benchmark(
+        "card_detr_step",
+        ("detr_step.py", "--size", "small", "--square", "640", "--batch", "16", "--rounds", "20"),
+        ("--size", "nano", "--square", "256", "--batch", "1", "--rounds", "1"),
+        120,
+    ),
+    _step("resnet50_800_compiled", *LARGE, *BF16, *ON_CANVAS, limit=240, quick=SMALLEST),
+    _step("resnet50_320_compiled", *SMALL, *BF16, *ON_CANVAS, limit=180, quick=SMALLEST),
+    _step("mobilenetv2_320_compiled", *MOBILE, *SMALL, *BF16, *ON_CANVAS, limit=180, quick=SMALLEST),
+    Benchmark("card_training_compiled", ("whole_training.py", "--compile"), ("--quick",), 360),
+    Benchmark("card_floor", ("floor.py", *LARGE, *BF16, "--top", "30"), TINY, 90),
+    _step("resnet50_800_labelled", *LARGE, *BF16, "--labelled"),
+    Benchmark("card_union_float32", UNION_20, TINY_UNION, 180),
+    _step("resnet50_800_float32", *LARGE, "--rounds", "20"),
+    Benchmark(
+        "card_inference",
+        ("inference.py", "--sizes", "320", "800", "--union-sizes", "320", "--files", "64"),
+        ("--quick", "--rounds", "1"),
+        180,
+    ),
+    Benchmark("card_loss_compiled", ("loss.py", "--rounds", "30", "--compile", "--crowd"), ("--rounds", "1"), 120),
+    _step("resnet50_800_group_norm", *LARGE, *BF16, "--group-norm"),
+    _step("mobilenetv2_320_group_norm", *MOBILE, *SMALL, *BF16, "--group-norm"),
+    Benchmark("card_floor_mobilenetv2", ("floor.py", *MOBILE, *SMALL, *BF16, "--top", "30"), TINY, 90),
+]  # fmt: skip
 
 
-def _union_growth(key: str) -> Callable[[Results], float]:
+def _union_growth(key: str, name: str = "union") -> Callable[[Results], float]:
     """The worst of 20 and 50 datasets over 1."""
 
     def growth(results: Results) -> float:
-        rows = {row["datasets"]: row[key] for row in results["union"]}
+        rows = {row["datasets"]: row[key] for row in results[name]}
         return max(rows[n] for n in rows if n >= 20) / rows[1]
 
     return growth
@@ -136,18 +190,100 @@ TARGETS = [
 ]  # fmt: skip
 
 
-def machine() -> dict[str, Any]:
+def card_of(device: str | torch.device) -> str | None:
+    """The card's name; None where the device is none."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
+
+
+def _on_card(name: str, value: Callable[[Results], float]) -> Callable[[Results], float]:
+    """The value; a `KeyError` where that benchmark ran on something else, as a quick run may."""
+
+    def found(results: Results) -> float:
+        row = results[name]
+        if not (row[0] if isinstance(row, list) else row)["gpu"]:
+            raise KeyError(f"{name}: not measured on a card")
+        return value(results)
+
+    return found
+
+
+def _card_ratio(name: str) -> Callable[[Results], float]:
+    return _on_card(name, lambda r: r[name]["ratio"])
+
+
+def _on_training(name: str, value: Callable[[Any, Any], float]) -> Callable[[Results], float]:
+    """value: of the whole result, and of the medians of its second setting."""
+    return _on_card(name, lambda r: value(r[name], list(r[name]["medians"].values())[1]))
+
+
+CARD_TARGETS = {
+    "step_800": Target("step, ResNet-50, 800x1344, batch 8, bf16: torchvision / crossdet",
+                       _card_ratio("card_step_resnet50_800"), True, 2.8),
+    "step_320": Target("step, ResNet-50, 320x416, batch 16, bf16",
+                       _card_ratio("card_step_resnet50_320"), True, 2.5),
+    "step_mobile": Target("step, MobileNetV2, 320x416, batch 16, bf16",
+                          _card_ratio("card_step_mobilenetv2_320"), True, 2.5),
+    "step_union": Target("union of 10 x 100 classes at 800x1344 / torchvision with 1,000",
+                         _card_ratio("card_step_union"), True, 6),
+    "union": Target("step time, 20 and 50 datasets / 1, 320x416, bf16",
+                    _on_card("card_union", _union_growth("step_seconds", "card_union")), False, 1.25),
+    "union_float32": Target("the same, float32", _on_card("card_union_float32",
+                            _union_growth("step_seconds", "card_union_float32")), False, 1.25),
+    "loss": Target("match + loss: torchvision / crossdet",
+                   _on_card("card_loss", lambda r: r["card_loss"]["torchvision_over_crossdet"]), True, 4),
+    "pictures": Target("pictures a second of a training with jitter and colour / without",
+                       _on_training("card_training", lambda r, _: r["second_over_first"]), True, 0.9),
+    "busy": Target("share of such a training's time in which the card is busy",
+                   _on_training("card_training", lambda _, full: full["busy"]), True, 0.85),
+    "folder": Target("prediction of a folder at 640 px, bf16, batch 16: torchvision with a DataLoader / crossdet",
+                     _on_card("card_folder", lambda r:
+                              r["card_folder"]["folder"]["ratio"]["torchvision, DataLoader"]), True, 2.5),
+    "detr": Target("step, D-FINE small, 640x640, batch 16, bf16: transformers / crossdet",
+                   _on_card("card_detr_step", lambda r:
+                            r["card_detr_step"]["transformers_over_crossdet"]), True, 1),
+    "compiled_800": Target("step, ResNet-50, 800x1344, ours compiled, anchors labelled by the loader",
+                           _card_ratio("card_step_resnet50_800_compiled"), True, 2.8),
+    "compiled_320": Target("step, ResNet-50, 320x416, ours compiled, anchors labelled by the loader",
+                           _card_ratio("card_step_resnet50_320_compiled"), True, 2.5),
+    "compiled_mobile": Target("step, MobileNetV2, 320x416, ours compiled, anchors labelled by the loader",
+                              _card_ratio("card_step_mobilenetv2_320_compiled"), True, 2.5),
+    "start_up": Target("seconds until the first compiled step, ResNet-50, 800x1344",
+                       _on_card("card_step_resnet50_800_compiled",
+                                lambda r: r["card_step_resnet50_800_compiled"]["first_seconds"]), False, 60),
+    "recompiled": Target("graphs compiled after a training's first epoch",
+                         _on_training("card_training_compiled", lambda r, _: max(
+                             one["graphs_after"] for one in list(r["rounds"].values())[1])), False, 0),
+    "compiled_training": Target("pictures a second of a compiled training / eager",
+                                _on_training("card_training_compiled", lambda r, _:
+                                             r["second_over_first"]), True, 1),
+}  # fmt: skip
+"""Name, by which docs/performance.md asks for it -> target; where the result was measured on a card."""
+
+
+def machine(gpu: bool = True) -> dict[str, Any]:
+    """gpu: it is used where there is one."""
+    gpu = gpu and torch.cuda.is_available()
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if gpu else None,
+        **(_driver() if gpu else {}),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "load_before": os.getloadavg()[0],
     }
+
+
+def _driver() -> dict[str, str]:
+    """What nvidia-smi says, if it is there."""
+    if shutil.which("nvidia-smi") is None:
+        return {}
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {"nvidia_smi": "; ".join(done.stdout.split("\n")).strip("; ")} if not done.returncode else {}
 
 
 def _processor() -> str:
@@ -163,7 +299,15 @@ def run(benchmark: Benchmark, folder: Path, quick: bool) -> tuple[Any, str]:
     file = folder / f"{benchmark.name}.json"
     command = [sys.executable, str(HERE / script), *arguments, *(benchmark.quick if quick else ())]
     file.unlink(missing_ok=True)
-    done = subprocess.run([*command, "--json", str(file)], capture_output=True, text=True, check=False)
+    given: dict[str, Any] = {}
+    if benchmark in CARD:
+        given["timeout"] = benchmark.limit
+    else:
+        given["env"] = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    try:
+        done = subprocess.run([*command, "--json", str(file)], capture_output=True, text=True, check=False, **given)
+    except subprocess.TimeoutExpired:
+        return None, f"failed: not done after its limit of {benchmark.limit:.0f} s"
     if done.returncode or not file.exists():
         return None, f"failed:\n{done.stderr[-2000:]}"
     printed = f"$ python benchmarks/{' '.join(command[1:]).removeprefix(f'{HERE}/')}\n\n{done.stdout.rstrip()}"
@@ -171,46 +315,66 @@ def run(benchmark: Benchmark, folder: Path, quick: bool) -> tuple[Any, str]:
     return json.loads(file.read_text()), printed
 
 
-def targets_table(results: Results) -> list[str]:
+def judged(target: Target, results: Results) -> tuple[float, str] | None:
+    """What was measured, and whether the target is met; None where that benchmark was not run, or failed."""
+    try:
+        value = target.value(results)
+        met = value >= target.target if target.at_least else value <= target.target
+    except (KeyError, TypeError, ValueError):
+        return None
+    return value, "met" if met else "missed"
+
+
+def targets_table(results: Results, targets: Iterable[Target] = tuple(TARGETS)) -> list[str]:
     """Markdown lines: what was measured beside its target, as far as it was run."""
     lines = ["| what | measured | target | |", "|---|---|---|---|"]
-    for target in TARGETS:
-        try:
-            value = target.value(results)
-        except (KeyError, TypeError, ValueError):
-            continue  # that benchmark was not run, or failed
-        met = value >= target.target if target.at_least else value <= target.target
-        sign = "at least" if target.at_least else "at most"
-        lines.append(f"| {target.what} | {value:.3g} | {sign} {target.target:g} | {'met' if met else 'missed'} |")
+    for target in targets:
+        if (found := judged(target, results)) is not None:
+            sign = "at least" if target.at_least else "at most"
+            lines.append(f"| {target.what} | {found[0]:.3g} | {sign} {target.target:g} | {found[1]} |")
     return lines
 
 
-def report(about: Mapping[str, Any], results: Results, texts: Mapping[str, str]) -> str:
+def report(about: Mapping[str, Any], results: Results, texts: Mapping[str, str], targets: Iterable[Target]) -> str:
     """The Markdown page."""
     lines = ["# Benchmarks", "", "Machine: " + ", ".join(f"{k} {v}" for k, v in about.items()), ""]
-    lines += targets_table(results)
+    lines += targets_table(results, targets)
     for name, text in texts.items():
         lines += ["", f"## {name}", "", "```", text, "```"]
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    here = "card" if torch.cuda.is_available() else "processor"
+    parser.add_argument("--rows", default=here, choices=["processor", "card"], help=f"default here: {here}")
     parser.add_argument("--output", type=Path, default=Path("bench"))
     parser.add_argument("--only", nargs="+", metavar="NAME")
+    parser.add_argument("--missing", action="store_true", help="only those without a result in OUTPUT")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="none is begun after so many")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
     args = parser.parse_args()
-    benchmarks = CPU + (GPU if torch.cuda.is_available() else [])
-    unknown = sorted(set(args.only or ()) - {b.name for b in benchmarks})
-    if unknown:
-        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(b.name for b in benchmarks)}")
+    if args.rows == "card" and not (args.quick or torch.cuda.is_available()):
+        parser.error("--rows card: torch sees no GPU here; with --quick these rows run tiny on the CPU")
+    names = [b.name for b in (CARD if args.rows == "card" else CPU)]
+    if unknown := sorted(set(args.only or ()) - set(names)):
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(names)}")
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    on_card = args.rows == "card"
+    benchmarks, targets = (CARD, list(CARD_TARGETS.values())) if on_card else (CPU, TARGETS)
+    page = "bench_gpu" if on_card else "bench"
     folder = args.output / "quick" if args.quick else args.output  # never beside real results
     folder.mkdir(parents=True, exist_ok=True)
-    about = machine()
+    about, end = machine(on_card), time.monotonic() + 60 * args.minutes
     results, texts = {}, {}
     for benchmark in benchmarks:
         kept = folder / f"{benchmark.name}.json"
-        if args.only is None or benchmark.name in args.only:
+        wanted = args.only is None or benchmark.name in args.only
+        if wanted and not (args.missing and kept.exists()) and time.monotonic() < end:
             start = time.monotonic()
             result, text = run(benchmark, folder, args.quick)
             print(f"{benchmark.name}: {time.monotonic() - start:.0f} s\n{text}\n", flush=True)
@@ -220,9 +384,11 @@ def main() -> None:
             continue
         results[benchmark.name], texts[benchmark.name] = result, text
         content = {"machine": about, "results": results}
-        (folder / "bench.json").write_text(json.dumps(content, indent=1) + "\n")
-        (folder / "bench.md").write_text(report(about, results, texts))
-    print(f"{folder}/bench.md and bench.json")
+        (folder / f"{page}.json").write_text(json.dumps(content, indent=1) + "\n")
+        (folder / f"{page}.md").write_text(report(about, results, texts, targets))
+    print(f"{folder}/{page}.md and {page}.json")
+    if left := [b.name for b in benchmarks if args.only is None and b.name not in results]:
+        print(f"not begun: {', '.join(left)}; the same command with --missing goes on")
     if None in results.values():
         sys.exit(1)
 

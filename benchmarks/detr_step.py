@@ -1,6 +1,6 @@
 """A training step of D-FINE against that of HF transformers, whose modules it trains: what the rule costs.
 
-    python benchmarks/detr_step.py [--size small] [--square 640] [--batch 16] [--device cuda] [--json FILE]
+    python benchmarks/detr_step.py [--size small] [--square 640] [--batch 16] [--device cpu] [--json FILE]
 
 The same weights, pictures, boxes and numbers (bf16 on a GPU, float32 on a CPU); all classes trusted, ten boxes in a
 picture, 100 denoising queries; forward, loss, backward and AdamW. Theirs is `DFineForObjectDetection(..., labels)`
@@ -25,7 +25,7 @@ import transformers
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from bench import machine
+from bench import card_of, machine
 from crossdet.models.detr.architecture import build
 from crossdet.models.detr.settings import DetrLoss, DFineModel, DFineSettings
 from crossdet.types import Batch
@@ -84,10 +84,10 @@ def steps_of(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
 
 
 def seconds(function: Callable[[], None], device: str) -> float:
-    clock = time.process_time if device == "cpu" else time.perf_counter
+    clock = time.process_time if torch.device(device).type == "cpu" else time.perf_counter
     begin = clock()
     function()
-    if device != "cpu":
+    if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
     return clock() - begin
 
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--square", type=int, default=320)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -122,7 +122,7 @@ def main() -> None:
             print(name, record.key_averages().table(sort_by="self_cpu_time_total", row_limit=25), sep="\n")
     if args.json:
         what = {key: getattr(args, key) for key in ("size", "square", "batch", "rounds", "device")}
-        versions = {"machine": machine(), "transformers": transformers.__version__}
+        versions = {"machine": machine(), "gpu": card_of(args.device), "transformers": transformers.__version__}
         about = {**what, "classes": CLASSES, **versions, "seconds": medians}
         args.json.write_text(json.dumps(about | {"transformers_over_crossdet": ratio}, indent=1) + "\n")
 

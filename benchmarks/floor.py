@@ -7,7 +7,8 @@ of the subnets with the loss, backward, optimiser. Floor: floating point operati
 products, counted while they run, over the rate that this machine reaches in a large matrix product; and bytes that
 must be moved at least, over the bandwidth of a large copy: input, weight and output once of every convolution
 module (the class logits, computed in slices, are left out), and twice more in the backward pass. Elementwise
-operations are not in the floor. `--top` prints the operators with the most time of their own.
+operations are not in the floor. `--top` prints the operators with the most time of their own in one step more: on a
+GPU its time, else that of the CPU.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench import card_of
 from crossdet.models.building import build_detector
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.training.loop import TrainStep
@@ -99,6 +101,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     phases(step, sgd, batch, form)  # allocates
     rounds = [phases(step, sgd, batch, form) for _ in range(args.rounds)]
     medians = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
+    if args.top:
+        with torch.profiler.profile() as profile:
+            phases(step, sgd, batch, form)
+        by = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+        print(profile.key_averages().table(sort_by=by, row_limit=args.top))
     moved = ConvolutionBytes(step)
     with FlopCounterMode(display=False) as counter, form.autocast(device):
         terms, *_ = step(batch)
@@ -111,6 +118,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "backbone": args.backbone, "batch": args.batch, "size": list(args.size), "form": form.name,
         "classes": args.classes, "rounds": args.rounds, "threads": torch.get_num_threads(),
+        "gpu": card_of(device),
         "phases": medians, "step_seconds": seconds,
         "operations": counter.get_total_flops(), "operations_per_second": rate,
         "bytes": 3 * moved.total, "bytes_per_second": copy_rate,
@@ -131,19 +139,14 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=0, help="operators to print")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    if args.top:
-        with torch.profiler.profile() as profile:
-            result = measure(args)
-        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=args.top))
-    else:
-        result = measure(args)
+    result = measure(args)
     print(f"{args.backbone}, batch {args.batch}, {args.size[0]}x{args.size[1]}, {result['form']}")
     for name, seconds in result["phases"].items():
         print(f"{name:32} {1000 * seconds:9.1f} ms")
     print(
         f"floor: {result['operations'] / 1e9:.0f} G operations at {result['operations_per_second'] / 1e9:.0f} G/s "
-        f"= {result['compute_floor_seconds']:.2f} s; {result['bytes'] / 1e9:.1f} GB at "
-        f"{result['bytes_per_second'] / 1e9:.1f} GB/s = {result['memory_floor_seconds']:.2f} s; the step takes "
+        f"= {result['compute_floor_seconds']:.3g} s; {result['bytes'] / 1e9:.1f} GB at "
+        f"{result['bytes_per_second'] / 1e9:.1f} GB/s = {result['memory_floor_seconds']:.3g} s; the step takes "
         f"{result['step_over_floor']:.2f} times the larger one"
     )
     if args.json:

@@ -13,12 +13,18 @@ A model with 2,000 classes (`--union-sizes`) is also asked for one of them, as `
 torchvision computes all classes, there is no other way. Folder: `predict_files` against the same detector called
 file by file, and against batches of 8 read one after the other. All take turns; medians, and medians of the
 ratios of each round.
+
+`--folder-peer` is another table, alone: `predict_files` with the first of `--batches` at the first of `--sizes`,
+against torchvision's RetinaNet in a plain loop over a DataLoader that decodes in processes (`--workers`, which stay
+from round to round) and pins; torchvision resizes on the device. With `--dtype bfloat16` both run under autocast:
+`crossdet predict` itself computes in float32.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import tempfile
@@ -31,11 +37,14 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode, decode_image
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from bench import card_of
 from crossdet.data.decoding import read_image
 from crossdet.inference import Detector, predict_files
 from crossdet.labels.space import LabelSpace
@@ -239,6 +248,90 @@ def folder(args: argparse.Namespace, count: int) -> dict[str, Any]:
     return {"files": count, "size": args.sizes[0], "detections": found, **result}
 
 
+class Pictures(Dataset[Tensor]):
+    """Files, as a user of torchvision reads them."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, row: int) -> Tensor:
+        return decode_image(str(self.files[row]), ImageReadMode.RGB)
+
+
+def plain_loop(model: nn.Module, files: Sequence[Path], batch: int, workers: int) -> Run:
+    """torchvision's detector over batches of a DataLoader, with the size and threshold that stand in the model."""
+    device = next(model.parameters()).device
+    loader = DataLoader(
+        Pictures(files),
+        batch_size=batch,
+        num_workers=workers,
+        collate_fn=list,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+    )
+
+    @torch.inference_mode()
+    def run() -> list[int]:
+        found = []
+        for images in loader:
+            inputs = [image.to(device, non_blocking=True) / 255 for image in images]
+            found += [len(one["boxes"].cpu()) for one in model(inputs)]
+        return found
+
+    return run
+
+
+def folder_against_peer(args: argparse.Namespace) -> dict[str, Any]:
+    """`predict_files` and torchvision's plain loop over generated photographs."""
+    device, size, batch = torch.device(args.device), args.sizes[0], args.batches[0]
+    in_half = args.dtype == "bfloat16"
+
+    def numbers() -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=in_half)
+
+    some = pictures(size, batch)
+    with numbers():
+        theirs, their_format = faster_format(
+            lambda last: their_model(args.backbone, 91, device, last), lambda model: their_run(model, some), 3
+        )
+    ours = our_model(args.backbone, 91, device, channels_last=True)  # as `load_detector` has it
+    spread(ours, "class_subnet.predict")
+    spread(theirs, "head.classification_head.cls_logits")
+    space = LabelSpace.build(datasets={"all": [f"class {k}" for k in range(91)]})
+    detector = Detector(ours, space, InputSettings(size, 2 * size))
+    with tempfile.TemporaryDirectory() as temporary:
+        images, _ = write_generated_photos(Path(temporary) / "photos", args.files, different=64)
+        files = sorted(images.iterdir())
+        first = detector.resized(read_image(files[0]))
+        with torch.inference_mode(), numbers():
+            threshold = threshold_of(torch.cat(ours(first[None].to(device)).logits, 1))
+            their_run(theirs, [first])  # sets their threshold
+        theirs.transform.min_size, theirs.transform.max_size = (size,), 2 * size
+        their_loop = plain_loop(theirs, files, batch, args.workers)
+
+        def ahead() -> list[int]:
+            with numbers():
+                found = predict_files(detector, files, score_threshold=threshold, batch_size=batch)
+                return [len(one) for _, _, one in found]
+
+        def plain() -> list[int]:
+            with numbers():
+                return their_loop()
+
+        runs = {"predict_files": ahead, "torchvision, DataLoader": plain}
+        found = {name: statistics.mean(run()) for name, run in runs.items()}
+        result = summary(in_turns(runs, args.rounds), args.files)
+    print(f"folder of {args.files} photographs, shorter side {size}, batch {batch}, {args.dtype}")
+    for name, value in result["seconds_per_image"].items():
+        ratio = f"{result['ratio'][name]:8.2f}" if name in result["ratio"] else " " * 8
+        print(f"{name:24} {1 / value:8.1f} images/s {ratio}   {found[name]:.1f} detections")
+    about = {"files": args.files, "size": size, "batch": batch, "dtype": args.dtype, "workers": args.workers}
+    return about | {"detections": found, "their_format": their_format, **result}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="resnet50", choices=["resnet50", "resnet18"])
@@ -247,6 +340,9 @@ def main() -> None:
     parser.add_argument("--union-classes", type=int, default=2000)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--files", type=int, default=48, help="photographs of the folder")
+    parser.add_argument("--folder-peer", action="store_true", help="only a folder against torchvision's loop")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of --folder-peer")
+    parser.add_argument("--workers", type=int, default=min(8, max(1, (os.cpu_count() or 1) - 1)), help="of it, too")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="tiny pictures, small backbone: does it run?")
@@ -254,25 +350,29 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.backbone, args.sizes, args.union_sizes, args.batches = "resnet18", [64], [64], [1, 2]
-        args.files, args.union_classes = 9, 200
+        args.files, args.union_classes, args.workers = 9, 200, min(1, args.workers)
     print(f"{args.backbone}, {args.device}, {torch.get_num_threads()} threads, median of {args.rounds} rounds")
-    print("classes  size batch  side                ms/image  x first detections")
-    rows = compare(args, 91, args.sizes, one=False)
-    if args.union_sizes:
-        rows += compare(args, args.union_classes, args.union_sizes, one=True)
-    result = {
-        "runs": rows,
-        "folder": folder(args, args.files),
+    result = {"folder": folder_against_peer(args)} if args.folder_peer else in_memory_and_folder(args)
+    result |= {
         "backbone": args.backbone,
         "rounds": args.rounds,
         "candidates": CANDIDATES,
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or "cpu",
+        "device": card_of(args.device) or platform.processor() or "cpu",
+        "gpu": card_of(args.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def in_memory_and_folder(args: argparse.Namespace) -> dict[str, Any]:
+    print("classes  size batch  side                ms/image  x first detections")
+    rows = compare(args, 91, args.sizes, one=False)
+    if args.union_sizes:
+        rows += compare(args, args.union_classes, args.union_sizes, one=True)
+    return {"runs": rows, "folder": folder(args, args.files)}
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import statistics
 import tempfile
 import time
@@ -64,9 +65,12 @@ def natural_picture(rng: np.random.Generator, height: int, width: int) -> Image.
     return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
 
 
-def write_generated_photos(folder: Path, count: int, seed: int = 0) -> tuple[Path, Path]:
+def write_generated_photos(
+    folder: Path, count: int, seed: int = 0, different: int | None = None
+) -> tuple[Path, Path]:
     """(folder of JPEG files, annotation file): COCO's sizes (640x480, every fourth upright), quality 90, about 7
-    boxes with polygons each."""
+    boxes with polygons each. different: so many pictures are generated, and are there several times under other
+    names; a multiple of 4."""
     rng = np.random.default_rng(seed)
     pictures = folder / "images"
     pictures.mkdir(parents=True)
@@ -74,7 +78,11 @@ def write_generated_photos(folder: Path, count: int, seed: int = 0) -> tuple[Pat
     boxes: list[dict[str, Any]] = []
     for i in range(count):
         height, width = (640, 480) if i % 4 == 3 else (480, 640)
-        natural_picture(rng, height, width).save(pictures / f"{i:012d}.jpg", quality=90)
+        file = pictures / f"{i:012d}.jpg"
+        if different is None or i < different:
+            natural_picture(rng, height, width).save(file, quality=90)
+        else:
+            shutil.copyfile(pictures / f"{i % different:012d}.jpg", file)
         images.append({"id": i, "file_name": f"{i:012d}.jpg", "height": height, "width": width})
         for _ in range(int(rng.integers(1, 14))):
             side = 8 + rng.random(2) * [width * 0.35, height * 0.35]

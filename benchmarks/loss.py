@@ -29,6 +29,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead
 from torchvision.ops import box_iou
 
+from bench import card_of
 from crossdet.losses import image_focal_losses
 from crossdet.models.retinanet.anchors import AnchorGrid, anchor_grid, cell_anchors, pyramid_grids
 from crossdet.models.retinanet.matching import label_anchors
@@ -201,7 +202,8 @@ def main() -> None:  # noqa: C901  (one measurement from top to bottom)
         ),
         "rounds": args.rounds,
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "device": card_of(device) or "cpu",
+        "gpu": card_of(device),
     }
     if args.compile:
         result["torchvision_over_compiled"] = medians["torchvision"] / medians["crossdet, compiled"]

@@ -8,19 +8,26 @@ random weights), FPN P3-P7 with 256 channels, 9 anchors and the same number of c
 dataset-aware loss with half of the classes avoided in every image, or, with `--datasets 10 --classes 1000`, a
 union: every image trusts the 100 classes of its own dataset. Each side runs in its own best memory format: the
 faster of contiguous and channels_last, which is tried first and printed; with `--dtype best` each also in its
-faster number type, float32 or bfloat16 (autocast). `--compile` compares our compiled step instead. The optimiser is
-the same, fused SGD. Matching is inside both steps; in a real training ours is done by the loader's workers.
+faster number type, float32 or bfloat16 (autocast). The optimiser is the same, fused SGD. Matching is inside both
+steps; in a real training ours is done by the loader's workers, and with `--labelled` here, too.
+
+`--compile` compares our compiled step instead: one graph for any size, or with `--compile canvas` a graph of this
+size alone, as a training on canvases has it. That one runs in channels_last, as trainings do, so that nothing is
+compiled twice. `first_seconds` is what the first step took, compilation included; the cache of torch.compile is an
+empty one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +39,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from bench import card_of
 from crossdet.models.building import build_detector
 from crossdet.models.retinanet.settings import Anchors, RetinaNetSettings
 from crossdet.training.loop import TrainStep
@@ -93,9 +101,30 @@ def optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
 
 
+@contextmanager
+def empty_compile_cache() -> Iterator[None]:
+    """What torch.compile keeps on disk lies in a folder of its own, which goes at the end."""
+    before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+            if before is not None:
+                os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
+
+
 def our_step(
-    backbone: str, classes: int, batch: Batch, form: Form, compiled: bool = False, group_norm: bool = False
+    backbone: str,
+    classes: int,
+    batch: Batch,
+    form: Form,
+    compiled: str | None = None,
+    group_norm: bool = False,
+    labelled: bool = False,
 ) -> Step:
+    """compiled: `any` size or this `canvas`; None: it is not. labelled: the loader has labelled the anchors."""
     torch.manual_seed(0)
     scales = tuple(4 * 2 ** (k / 3) for k in range(3))
     settings = RetinaNetSettings(
@@ -103,7 +132,9 @@ def our_step(
     )
     network = build_detector(settings, classes).to(batch.images.device)
     if compiled:
-        network.compile_parts()
+        network.compile_parts(few_sizes=compiled == "canvas")
+    if labelled:
+        batch = network.prepare()(batch.to(torch.device("cpu"))).to(batch.images.device)
     step = TrainStep(network).train()
     if form.channels_last:
         step = step.to(memory_format=torch.channels_last)
@@ -161,24 +192,34 @@ def seconds(step: Step, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def best_form(build: Callable[[Form], Step], dtype: str, device: torch.device) -> tuple[Step, Form]:
-    """The step in the fastest of the allowed forms, after warming all up."""
+def forms(dtype: str, layouts: Sequence[bool] = (False, True)) -> list[Form]:
+    """layouts: whether channels_last is tried, and what else."""
     halves = {"float32": [False], "bfloat16": [True], "best": [False, True]}[dtype]
-    best: tuple[float, Step, Form] | None = None
-    for form in (Form(last, half) for half in halves for last in (False, True)):
+    return [Form(last, half) for half in halves for last in layouts]
+
+
+def best_form(
+    build: Callable[[Form], Step], allowed: Sequence[Form], device: torch.device
+) -> tuple[Step, Form, float]:
+    """The step in the fastest of the allowed forms, after warming all up, and the seconds of its first call."""
+    best: tuple[float, Step, Form, float] | None = None
+    for form in allowed:
         step = build(form)
-        taken = min(seconds(step, device) for _ in range(3))  # the first call of three allocates
-        if best is None or taken < best[0]:
-            best = taken, step, form
+        taken = [seconds(step, device) for _ in range(3)]  # the first call of three allocates
+        if best is None or min(taken) < best[0]:
+            best = min(taken), step, form, taken[0]
     assert best is not None
-    return best[1], best[2]
+    return best[1:]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--backbone", default="resnet50", choices=sorted(TORCHVISION))
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "best"])
-    parser.add_argument("--compile", action="store_true", help="our step through torch.compile")
+    parser.add_argument(
+        "--compile", nargs="?", const="any", choices=["any", "canvas"], help="ours: for any size, or for this one"
+    )
+    parser.add_argument("--labelled", action="store_true", help="our anchors are labelled before the step")
     parser.add_argument("--group-norm", action="store_true", help="in pyramid and towers, as `recipe: auto` has it")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, nargs=2, default=(320, 416), metavar=("HEIGHT", "WIDTH"))
@@ -189,23 +230,42 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     device = torch.device(args.device)
+    with empty_compile_cache() if args.compile else nullcontext():
+        result = measure(args, device)
+    print(
+        f"{args.backbone}, batch {args.batch}, {args.size[0]}x{args.size[1]}, {args.classes} classes, {device}\n"
+        f"crossdet     {result['ours_seconds']:8.3f} s per step ({result['ours_form']})\n"
+        f"torchvision  {result['torchvision_seconds']:8.3f} s per step ({result['torchvision_form']})\n"
+        f"ratio        {result['ratio']:8.3f} (torchvision over crossdet; median of {args.rounds} pairs)\n"
+        f"our first step took {result['first_seconds']:.1f} s"
+    )
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     batch = random_batch(args.batch, tuple(args.size), args.classes, args.datasets, device)
-    ours, our_form = best_form(
-        lambda form: our_step(args.backbone, args.classes, batch, form, args.compile, args.group_norm),
-        args.dtype,
+    ours, our_form, first = best_form(
+        lambda form: our_step(
+            args.backbone, args.classes, batch, form, args.compile, args.group_norm, args.labelled
+        ),
+        forms(args.dtype, [True]) if args.compile == "canvas" else forms(args.dtype),
         device,
     )
-    theirs, their_form = best_form(
-        lambda form: torchvision_step(args.backbone, args.classes, batch, form), args.dtype, device
+    theirs, their_form, _ = best_form(
+        lambda form: torchvision_step(args.backbone, args.classes, batch, form), forms(args.dtype), device
     )
     pairs = [(seconds(ours, device), seconds(theirs, device)) for _ in range(args.rounds)]
     ours_seconds = statistics.median(a for a, _ in pairs)
     torchvision_seconds = statistics.median(b for _, b in pairs)
-    result = {
+    return {
         "ours_seconds": ours_seconds,
         "torchvision_seconds": torchvision_seconds,
         "ratio": torchvision_seconds / ours_seconds,
+        "first_seconds": first,
         "ours_form": our_form.name + (", compiled" if args.compile else ""),
+        "compiled_for": args.compile,
+        "labelled": args.labelled,
         "group_norm": args.group_norm,
         "torchvision_form": their_form.name,
         "backbone": args.backbone,
@@ -214,19 +274,12 @@ def main() -> None:
         "classes": args.classes,
         "datasets": args.datasets,
         "rounds": args.rounds,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "cpu",
+        "device": card_of(device) or platform.processor() or "cpu",
+        "gpu": card_of(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
-    print(
-        f"{args.backbone}, batch {args.batch}, {args.size[0]}x{args.size[1]}, {args.classes} classes, {device}\n"
-        f"crossdet     {ours_seconds:8.3f} s per step ({result['ours_form']})\n"
-        f"torchvision  {torchvision_seconds:8.3f} s per step ({their_form.name})\n"
-        f"ratio        {result['ratio']:8.3f} (torchvision over crossdet; median of {args.rounds} pairs)"
-    )
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

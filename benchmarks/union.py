@@ -4,8 +4,9 @@
 
 ResNet-50, 256 channels, 9 anchors, 320x416, batch 16, 10 boxes per image, SGD with momentum, float32; every image
 comes from another dataset as far as there are that many, each dataset has classes of its own. Each size runs in a
-fresh process. With `--full` beside it the same step with all logits (loss and gradients are equal), stopped by a
-memory limit of its own process.
+fresh process; on a CPU time comes from one process and memory from another. `--dtype bfloat16` is autocast; with
+`--labelled` the anchors are labelled beforehand, as a training's loader does. With `--full` beside it the same step
+with all logits (loss and gradients are equal), stopped by a memory limit of its own process.
 
 state_mb: weights, gradients and momentum, which grow with the classes by nature. activation_mb: the process's peak
 minus what it held before the model was built, minus the state. `--crowd` adds sizes with 300 boxes per image: the
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench import card_of
 from crossdet.losses import image_focal_losses
 from crossdet.models.building import build_detector
 from crossdet.models.contract import Losses
@@ -96,13 +98,17 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     settings = RetinaNetSettings(backbone=args.backbone, freeze_batch_norm=True)
     detector = build_detector(settings, args.measure * args.classes).to(device).train()
     step = Step(detector, args.measure_full).to(memory_format=torch.channels_last)
+    if args.labelled:
+        batch = detector.prepare()(batch.to(torch.device("cpu"))).to(device)
     weights = [p for p in step.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(weights, lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
     times = []
     for _ in range(args.steps + 1):
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        step(batch).backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+            loss = step(batch)
+        loss.backward()
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -123,8 +129,8 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 def in_fresh_process(args: argparse.Namespace, datasets: int, boxes: int, full: bool) -> dict[str, float] | None:
     """Time from one process, memory from another. None: it ran into its memory limit."""
     timed = run_process(args, datasets, boxes, full, args.steps, {})
-    if timed is None:
-        return None
+    if timed is None or torch.device(args.device).type == "cuda":  # whose allocator counts exactly in any process
+        return timed
     # returned memory goes back at once, so that the peak is that of live tensors; this costs time
     exact = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     held = run_process(args, datasets, boxes, full, 1, exact)
@@ -138,6 +144,7 @@ def run_process(
     command += ["--batch", str(args.batch), "--size", *map(str, args.size), "--steps", str(steps)]
     command += ["--boxes", str(boxes), "--device", args.device, "--limit-gb", str(args.limit_gb)]
     command += ["--backbone", args.backbone, *(["--measure-full"] if full else [])]
+    command += ["--dtype", args.dtype, *(["--labelled"] if args.labelled else [])]
     environment = os.environ | environment
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode == 0:
@@ -158,6 +165,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="timed steps, after one that is not")
     parser.add_argument("--full", action="store_true", help="also the step with all logits")
     parser.add_argument("--crowd", action="store_true", help="also with 300 boxes per image")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--labelled", action="store_true", help="the anchors are labelled before the step")
     parser.add_argument("--limit-gb", type=int, default=12, help="memory limit of each process (CPU)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
@@ -176,6 +185,7 @@ def main() -> None:
         full = in_fresh_process(args, datasets, boxes, True) if args.full else None
         row = {"datasets": datasets, "classes": datasets * args.classes, "boxes": boxes}
         row |= ours or {"step_seconds": None, "state_mb": None, "activation_mb": None}
+        row |= {"dtype": args.dtype, "labelled": args.labelled, "gpu": card_of(args.device)}
         row["full_step_seconds"] = full and full["step_seconds"]
         row["full_activation_mb"] = full and full["activation_mb"]
         rows.append(row)

@@ -8,6 +8,10 @@ import pytest
 
 from .scripts import BENCHMARKS, run_benchmark
 
+sys.path.insert(0, str(BENCHMARKS))
+
+from whole_training import kernel_seconds
+
 
 @pytest.fixture
 def quick(monkeypatch, tmp_path):
@@ -55,6 +59,38 @@ def test_inference_benchmark(quick):
     for row in result["runs"]:
         assert row["detections"]["crossdet"] == row["detections"]["torchvision"] == 100
     assert result["folder"]["ratio"].keys() == {"batches of 8", "file by file"}
+
+
+def test_folder_against_torchvisions_loop(quick):
+    """Both find something in every picture, in bfloat16, with a picture that is left over from the last batch."""
+    folder = quick("inference.py", "--folder-peer", "--dtype", "bfloat16", "--workers", "0")["folder"]
+    assert folder["files"] == 9
+    assert folder["detections"] == {"predict_files": 100, "torchvision, DataLoader": 100}
+    assert folder["ratio"].keys() == {"torchvision, DataLoader"}
+
+
+def test_whole_training_benchmark(quick):
+    """The real loop trains both settings; what is counted is its second epoch of three."""
+    result = quick("whole_training.py", "--workers", "0")
+    assert set(result["rounds"]) == {"flips alone", "jitter and colour"}
+    for (one,) in result["rounds"].values():
+        assert one["pictures_per_second"] == pytest.approx(8 / one["epoch_seconds"][1])
+        assert len(one["epoch_seconds"]) == 3
+        assert 0 < one["waiting"] < 1
+        assert one["first_step_seconds"] <= one["epoch_seconds"][0]
+        if result["gpu"] is None:
+            assert one["busy"] is None
+    plain, full = (row["pictures_per_second"] for row in result["medians"].values())
+    assert result["second_over_first"] == pytest.approx(full / plain)
+
+
+def test_kernels_that_overlap_count_once():
+    """Other events do not, such as a copy and the range of the optimiser's step."""
+    kernels = [(10, 5), (12, 1), (14, 4), (30, 2)]
+    events = [{"cat": "kernel", "ts": begin, "dur": length} for begin, length in kernels]
+    events += [{"cat": "gpu_memcpy", "ts": 20, "dur": 5}, {"cat": "gpu_user_annotation", "ts": 0, "dur": 90}]
+    assert kernel_seconds([*events[::-1], {"ph": "M", "name": "process_name"}]) == pytest.approx(10e-6)
+    assert kernel_seconds([]) == 0
 
 
 def test_step_of_d_fine_benchmark(monkeypatch, tmp_path):

@@ -93,10 +93,11 @@ def run(
     text: bool,
     check: bool,
     env: Mapping[str, str] = os.environ,
+    timeout: float = TIMEOUT,
 ) -> subprocess.CompletedProcess[str]:
     """In place of `subprocess.run` of a Python command whose output is captured as text."""
     assert (command[0], capture_output, text) == (sys.executable, True, True)
-    done = Fork(*command[1:], environment=env).wait()
+    done = Fork(*command[1:], environment=env).wait(timeout)
     if check:
         done.check_returncode()
     return done
