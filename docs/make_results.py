@@ -13,7 +13,8 @@ and targets of `make bench`), or `peers` (what `benchmarks/peers.py` wrote).
 Within a line, `<!-- results: NAME -->words<!-- end -->` is a statement; NAME is `value SPLIT METHOD [KEY]` or
 `difference SPLIT A B [KEY]` (paired by seed, with interval and verdict; KEY: of the union test, by default AP),
 `share SEQUENCE METHOD PLACE` (new classes, of joint training) or `steps SEQUENCE METHOD` (of the last generation,
-with those of the generations before it).
+with those of the generations before it). `card NAME` is one of `CARD_TARGETS` of benchmarks/bench.py, or `card
+machine`, from docs/data/bench_gpu.json (`make bench` on a GPU); nothing where there is no such file.
 """
 
 from __future__ import annotations
@@ -139,9 +140,28 @@ BLOCKS: dict[str, Callable[[str, Path, Path], str]] = {
 """Kind of block -> its Markdown, of the words after the kind, `--data` and `--images`."""
 
 
+def _card(name: str, file: Path) -> str:
+    """What was measured on a card, and whether the target is met; nothing where it was not measured."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from bench import CARD_TARGETS, judged
+
+    if name not in (*CARD_TARGETS, "machine"):
+        raise SystemExit(f"unknown target of a card {name!r}; there are {', '.join(CARD_TARGETS)}")
+    if not file.exists():
+        return ""
+    content = json.loads(file.read_text())
+    if name == "machine":
+        about = content["machine"]
+        return f"Measured on {about['gpu']}, torch {about['torch']}, {about['cores']} CPU cores."
+    found = judged(CARD_TARGETS[name], content["results"])
+    return "" if found is None else f"{found[0]:.3g}: {found[1]}"
+
+
 def words(name: str, data: Path) -> str:
     """A statement within a line."""
     kind, folder, *rest = name.split()
+    if kind == "card":
+        return _card(folder, data / "bench_gpu.json")
     if kind in ("value", "difference"):
         results = read_results(data / "ablation" / folder)
         methods, key = rest[: 1 + (kind == "difference")], rest[1 + (kind == "difference") :]

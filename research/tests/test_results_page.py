@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -55,3 +56,26 @@ def test_statements_within_a_line(module, tmp_path):
         module.words("difference bccd_plain full naive", DATA)
     with pytest.raises(SystemExit, match="2 blocks begin, 1 end"):
         module.page("<!-- results: a -->\n<!-- results: value bccd_look naive -->x<!-- end -->", DATA, tmp_path)
+
+
+def test_blanks_for_a_card_are_filled_by_its_results_alone(module, tmp_path):
+    """As they stand without the file; with one, what it has."""
+    page = (ROOT / "docs/performance.md").read_text()
+    blanks = re.findall(r"<!-- results: card [^\n]*?<!-- end -->", page)
+    assert len(blanks) >= 11
+    assert [module.WORDS.sub(lambda m: module.words(m["name"], tmp_path), blank) for blank in blanks] == [
+        "" for _ in blanks
+    ]
+    row = {"ratio": 2.875, "gpu": "NVIDIA H200"}
+    content = {
+        "machine": {"gpu": "NVIDIA H200", "torch": "2.11.0", "cores": 16},
+        "results": {"card_step_resnet50_800": row, "card_step_resnet50_320": {**row, "gpu": None}},
+    }
+    (tmp_path / "bench_gpu.json").write_text(json.dumps(content))
+    text = "| <!-- results: card step_800 --><!-- end --> | <!-- results: card step_320 -->old<!-- end --> |"
+    assert module.page(text, tmp_path, tmp_path) == (
+        "| <!-- results: card step_800 -->2.88: met<!-- end --> | <!-- results: card step_320 --><!-- end --> |"
+    )
+    assert module.words("card machine", tmp_path) == "Measured on NVIDIA H200, torch 2.11.0, 16 CPU cores."
+    with pytest.raises(SystemExit, match="unknown target of a card 'speed'"):
+        module.words("card speed", tmp_path)
