@@ -380,6 +380,17 @@ def run(detector, tmp_path, monkeypatch):
     return folder
 
 
+def test_openvino_in_8_bits(run):
+    pytest.importorskip("nncf")
+    whole, short = (export(run, Request("openvino", precision=p), run / f"{p}.xml") for p in ("fp32", "int8"))
+    assert short["bytes"] < whole["bytes"]
+    assert short["sets"]["matched"] > 30
+    assert short["sets"]["scores"] > 100 * whole["sets"]["scores"]
+    row = short["ap"]["street"]
+    assert row["before"]["AP"] > 0
+    assert row["after"]["AP"] == pytest.approx(row["before"]["AP"], abs=0.02)
+
+
 def test_other_limits_than_the_protocols(run, tmp_path):
     """Both sides of the comparison keep to what the file can: number of detections, NMS, candidates."""
     other = tmp_path / "other.yaml"

@@ -3,9 +3,12 @@
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from crossdet.export.precision import above, depthwise, ends, onnx_int8
+from crossdet.export.files import openvino_model
+from crossdet.export.precision import above, depthwise, ends, onnx_int8, openvino_int8, openvino_layers
 
 PARENTS = {
     "pixels": [],
@@ -81,3 +84,18 @@ def test_8_bits_are_for_the_layers_between_that_are_not_depthwise():
         onnxruntime.InferenceSession(one.SerializeToString()).run(None, pictures[0])[0] for one in (model, short)
     )
     assert 0 < np.abs(before - after).max() < 0.05 * np.abs(before).max()
+
+
+def test_nncf_calibrates_the_layers_between():
+    pytest.importorskip("nncf")
+    model = convolutions()
+    pictures = [{"images": np.random.default_rng(i).random((1, 3, 12, 16), np.float32)} for i in range(4)]
+    whole, given = openvino_model(model), openvino_model(model)
+    short = openvino_int8(given, pictures)
+    parents, layers = openvino_layers(short)
+    kinds = {one.get_friendly_name(): one.get_type_name() for one in short.get_ordered_ops()}
+    in_8_bits = [all(kinds[parent] == "FakeQuantize" for parent in parents[layer]) for layer in layers]
+    assert in_8_bits == [False, True, True, True, False]  # the first and the last keep theirs
+    core = openvino.Core()
+    before, after = (core.compile_model(one, "CPU")(pictures[0])[0] for one in (whole, short))
+    assert 0 < np.abs(before - after).max() < 0.1 * np.abs(before).max()
