@@ -210,6 +210,7 @@ def test_the_import_of_an_audit_into_fiftyone(world, monkeypatch):
             "data_path": "pedestrian/val",
             "labels_path": "runs/first/audit/unlabelled_peds.json",
             "label_field": "unlabelled",
+            "label_types": "detections",
         }
     ]
     assert opened == ["a dataset"]

@@ -15,7 +15,8 @@ def open_tab(**context: Any) -> Iterator[tuple[Any, list[str]]]:
     """A tab of a browser with a camera, and what went wrong in it so far: errors in its console and of its scripts,
     and dialogs. context: of Playwright's `new_context`, such as a phone's `viewport`."""
     api = pytest.importorskip("playwright.sync_api", reason="needs `pip install playwright`")
-    file = shutil.which("chromium") or shutil.which("google-chrome")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    file = next(filter(None, map(shutil.which, names)), None)
     if file is None:
         pytest.skip("needs Chromium")
     camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]

@@ -12,8 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from crossdet.evaluation.audit import BINS, Audit, AuditedSplit, Foreign, to_json
-from crossdet.evaluation.audit_summary import summary
+from crossdet.evaluation.audit import BINS, Audit, AuditedSplit, Foreign
 from crossdet.evaluation.html import COLOURS, as_jpeg, figure, of_class, table, table_row, write_document
 from crossdet.evaluation.pictures import read_picture
 from crossdet.files import write_json
@@ -29,13 +28,15 @@ MOST_CROPS = 800
 @dataclass(frozen=True)
 class AuditedRun:
     """One detector: its name, audit and splits; union: of `union_scores`, None without a union test. fewer: the
-    most detections of a picture, where an exported file gives fewer than an audit looks at."""
+    most detections of a picture, where an exported file gives fewer than an audit looks at. summary: of
+    `audit_summary`, what the page begins with."""
 
     name: str
     audit: Audit
     splits: list[AuditedSplit]
     union: dict[str, Any] | None
     fewer: int | None = None
+    summary: Sequence[str] = ()
 
     def split(self, dataset: str) -> AuditedSplit:
         return next(split for split in self.splits if split.name == dataset)
@@ -116,7 +117,7 @@ def _coloured(number: int, text: str) -> str:
 def _summary(runs: Sequence[AuditedRun]) -> str:
     parts = ["<h2>In short</h2>"]
     for number, run in enumerate(runs):
-        said = escape(" ".join(summary(to_json(run.audit) | {"union_test": run.union})))
+        said = escape(" ".join(run.summary))
         parts.append(f"<p>{f'{_coloured(number, run.name)}: ' if len(runs) > 1 else ''}{said}</p>")
     return "".join(parts)
 

@@ -58,9 +58,9 @@ def audit_runs(
     """
     check_room(output)
     audited = [one for one, _ in audited_runs(runs, config.with_agnostic_nms(agnostic_nms), split, last, device)]
-    content = {run.name: to_json(run.audit) | {"union_test": run.union} for run in audited}
-    for record in content.values():
-        record["summary"] = summary(record)
+    content = {
+        run.name: to_json(run.audit) | {"union_test": run.union, "summary": list(run.summary)} for run in audited
+    }
     names = safe_names([part.name for part in audited[0].splits])
     for part, name in zip(audited[0].splits, names, strict=True):
         export_coco(output / f"unlabelled_{name}.json", part, audited[0].audit)
@@ -145,7 +145,7 @@ def _audit(
     if union is not None:
         detections = _detect(detector, union.index, config)
         scores = union_scores(ground_truth(union), detections, union.classes, found, overlap)
-    return AuditedRun(name, found, splits, scores, _fewer(detector))
+    return AuditedRun(name, found, splits, scores, _fewer(detector), summary(to_json(found), scores))
 
 
 def _relations(sources: Sources, detector: Detector, dataset: str) -> dict[str, NDArray[np.bool_]]:

@@ -212,32 +212,49 @@ def test_json_has_all_numbers(world):
 # ------------------------------------------------------------------------------------------ in short
 
 
-def test_in_short(world, tmp_path):
+def test_in_short(world):
     record = to_json(audit(world, CLASSES, NO_OVERLAP))
     pictures = sum(len(one.index) for one in world)
     found = sum(row["above_threshold"] for row in record["foreign"])
     wrong = sum(sum(row["on_labelled_objects"].values()) for row in record["foreign"])
     assert (pictures, found, wrong) == (4, 5, 2)
     foreign = (
-        "Of classes that a dataset does not label it finds 1.25 objects in a picture; 0.50 lie on objects that are "
-        "labelled as something else: these are wrong."
+        "In a picture there are 1.25 detections of classes that its dataset does not label; 0.50 lie on objects "
+        "that are labelled as something else: these are wrong."
     )
-    unlabelled = "About 1 detections of face in street may be unlabelled objects."
-    assert summary(record | {"union_test": None}) == [foreign, unlabelled]
+    unlabelled = "About 1 object may be unlabelled of face in street (a guess on the high side)."
+    assert summary(record, None) == [foreign, unlabelled]
     union = {"images": 7, "AP50": 0.613}
     first = "Union test, 7 pictures in which every class is labelled: AP50 61.3."
-    assert summary(record | {"union_test": union}) == [first, foreign, unlabelled]
-    more = [*record["probably_unlabelled"], {"dataset": "faces", "class": "dog", "count": 0.6}]
-    told = summary(record | {"union_test": None, "probably_unlabelled": more})[-1]
-    assert told == "About 2 detections may be unlabelled objects, most of them face in street."
+    assert summary(record, union) == [first, foreign, unlabelled]
+    assert summary(record, union | {"AP50": float("nan")})[0].endswith("AP50 -.")
+    counts = {"a": 40, "b": 35, "c": 30}
+    alike = [{"dataset": name, "class": "dog", "count": count} for name, count in counts.items()]
+    told = summary(record | {"probably_unlabelled": alike}, None)[-1]
+    assert told.startswith("About 105 objects may be unlabelled, the most, about 40, of dog in a (a guess")
+
+
+def test_in_short_without_the_usual(world, tmp_path):
+    record = to_json(audit(world, CLASSES, NO_OVERLAP))
     row = record["foreign"][0] | {"declared_absent": True, "on_background": 3}
-    told = summary(record | {"union_test": None, "foreign": [row]})[0]
+    told = summary(record | {"foreign": [row]}, None)[0]
     assert "something else, and 1.50 on background where the class is declared absent: these are wrong." in told
-    nothing = [split(tmp_path, "empty", [CAR], truth=[(0, CAR, 0)], found=[])]
-    record = to_json(audit(nothing, CLASSES, NO_OVERLAP))
-    none, last = summary(record | {"union_test": None})
+    unknown = record["foreign"][0] | {"class": "dog", "on_background": 2, "expected_unlabelled": float("nan")}
+    told = summary(record | {"foreign": [unknown], "probably_unlabelled": []}, None)[-1]
+    assert told == "How many of the detections of dog are right cannot be said: where it is labelled none is found."
+    nothing = to_json(audit([split(tmp_path, "empty", [CAR], truth=[(0, CAR, 0)], found=[])], CLASSES, NO_OVERLAP))
+    (none,) = summary(nothing, None)
     assert none.startswith("It finds none of the classes that a dataset does not label. Either there are none")
-    assert last == "No detection looks like an unlabelled object."
+    assert none.endswith("a union test (`union_test` in the config) tells the two apart.")
+    (_, with_test) = summary(nothing, {"images": 7, "AP50": 0.613})
+    assert with_test.endswith("learnt not to see them there.")
+    absent = [row | {"declared_absent": True} for row in nothing["foreign"]]
+    assert summary(nothing | {"foreign": absent}, None) == [
+        "It finds none of the classes that a dataset does not label."
+    ]
+    assert summary(nothing | {"foreign": []}, None) == [
+        "Every dataset labels every class, so there is nothing else to look for."
+    ]
 
 
 # ------------------------------------------------------------------------------------------ page and export
@@ -247,7 +264,8 @@ def test_the_page_shows_counts_crops_and_escaped_names(world, tmp_path):
     classes = ("car", "dog", "<b>&'face")
     found = audit(world, classes, NO_OVERLAP)
     union = {"images": 1, "AP": 0.5, "AP50": 0.6, "per_class": {"dog": dict.fromkeys(UNION_NUMBERS, 0.6)}}
-    runs = [AuditedRun("aware", found, world, union), AuditedRun("naive", found, world, union)]
+    short = ["Few & short."]
+    runs = [AuditedRun(name, found, world, union, summary=short) for name in ("aware", "naive")]
     write_page(tmp_path / "audit.html", runs)
     page = (tmp_path / "audit.html").read_text()
     assert "<b>&'face" not in page
@@ -258,7 +276,7 @@ def test_the_page_shows_counts_crops_and_escaped_names(world, tmp_path):
     titles = ("In short", "Union test: 1 pictures", "Objects that may be unlabelled", "Detections per picture")
     places = [page.index(f"<h2>{title}") for title in titles]
     assert places == sorted(places)
-    assert page.count("Union test, 1 pictures in which every class is labelled: AP50 60.0. Of classes that") == 2
+    assert page.count("Few &amp; short.") == 2
     assert "http" not in page.replace("http-equiv", "")  # nothing is loaded from elsewhere
 
 

@@ -36,12 +36,14 @@ NOT_LOOKED_FOR = -1e4
 
 
 class Prepared(NamedTuple):
-    """What the loader's workers find out. groups: images with the same own classes, see `own_classes`. full:
-    whether all pictures are the network's square already."""
+    """What the loader's workers find out. own: `[B, C]` bool, of `own_classes`, without those that are frozen;
+    own_of_all: with them. groups: images with the same own classes. full: whether all pictures are the network's
+    square already."""
 
     objects: Objects
     regions: Objects
     own: Tensor
+    own_of_all: Tensor
     groups: tuple[TrustGroup, ...]
     noise: Noise | None
     full: bool
@@ -51,6 +53,7 @@ class Prepared(NamedTuple):
             _mapped(self.objects, function),
             _mapped(self.regions, function),
             function(self.own),
+            function(self.own_of_all),
             tuple(group._replace(classes=function(group.classes)) for group in self.groups),
             None if self.noise is None else self.noise.map(function),
             self.full,
@@ -69,12 +72,13 @@ def prepare(batch: Batch, square: int | None, denoising: Settings, first: int = 
     """
     frames = frames_of(batch.images.shape[-2:], batch.sizes, square)
     objects, regions = objects_of(batch.targets, frames)
-    own = own_classes(batch.trusted_somewhere, objects)
+    own_of_all = own_classes(batch.trusted_somewhere, objects)
+    own = own_of_all.clone()
     own[:, :first] = False
     seeds = (batch.image_ids if batch.draws is None else batch.draws).tolist()
     noise = add_noise(objects, own, seeds, denoising)
     full = square is not None and _fill(batch.images, batch.sizes, square)
-    return replace(batch, prepared=Prepared(objects, regions, own, trust_groups(own), noise, full))
+    return replace(batch, prepared=Prepared(objects, regions, own, own_of_all, trust_groups(own), noise, full))
 
 
 def _fill(images: Tensor, sizes: Tensor, side: int) -> bool:
@@ -266,7 +270,7 @@ class Detr(Growable):
             terms["denoising"] = torch.stack(list(more.values())).sum(0)
         terms = {name: terms[name] if name in terms else torch.zeros_like(terms["l1"]) for name in self.terms}
         idle = [parameter.sum() * 0 for parameter in self.graph.idle()]
-        noted = _top_not_labelled(free[-1], own_classes(batch.trusted_somewhere, prepared.objects))
+        noted = _top_not_labelled(free[-1], prepared.own_of_all)
         terms |= {"classification": sum(idle, terms["classification"])}
         return Losses(terms, positives, noted=dict(zip(self.noted, [noted], strict=True)))
 
