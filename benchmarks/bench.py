@@ -11,10 +11,11 @@ left nothing. Leave the machine alone meanwhile.
 `--rows processor` (where there is no GPU): about 40 minutes on 2 CPU cores; a GPU is hidden from them.
 
 `--rows card` (where there is one): other rows, in the files bench_gpu.json and bench_gpu.md; docs/make_results.py
-reads docs/data/bench_gpu.json. The most important come first. By an estimate that no card has seen yet they take
-about 25 minutes of an H200, and none more than its limit of at most 6, after which it counts as failed. With
-`--minutes 8` none is begun after so many, for a card that is lent in pieces: the same command with `--missing` goes
-on where it ended.
+reads docs/data/bench_gpu.json. The most important come first. By an estimate made without a card they take about 25
+minutes of an H200, and none more than its limit of at most 6; then it is ended with all that it started, and counts
+as failed unless it had written something. For a card that is lent in pieces: with `--minutes 9` one is begun only
+if its limit ends within so many minutes, so that the command takes no longer; what does not fit is passed over for
+shorter ones. The same command with `--missing` goes on where it ended.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +128,12 @@ CARD = [
     _step("resnet50_800_compiled", *LARGE, *BF16, *ON_CANVAS, limit=240, quick=SMALLEST),
     _step("resnet50_320_compiled", *SMALL, *BF16, *ON_CANVAS, limit=180, quick=SMALLEST),
     _step("mobilenetv2_320_compiled", *MOBILE, *SMALL, *BF16, *ON_CANVAS, limit=180, quick=SMALLEST),
-    Benchmark("card_training_compiled", ("whole_training.py", "--compile"), ("--quick",), 360),
+    Benchmark(
+        "card_training_compiled",
+        ("whole_training.py", "--compile", "--canvases", "2", "--rounds", "1"),  # each canvas is compiled
+        ("--quick",),
+        360,
+    ),
     Benchmark("card_floor", ("floor.py", *LARGE, *BF16, "--top", "30"), TINY, 90),
     _step("resnet50_800_labelled", *LARGE, *BF16, "--labelled"),
     Benchmark("card_union_float32", UNION_20, TINY_UNION, 180),
@@ -273,7 +281,7 @@ def machine(gpu: bool = True) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "load_before": os.getloadavg()[0],
+        "load_before": round(os.getloadavg()[0], 2),
     }
 
 
@@ -293,25 +301,55 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+@contextmanager
+def _terminated_by_exception() -> Iterator[None]:
+    """SIGTERM ends this process by way of its `finally` and `except`."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_group(
+    command: Sequence[str], timeout: float | None, env: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run` with captured output, but what ends it early (the timeout, Ctrl-C, SIGTERM) ends all
+    processes that it started as well: they would keep the card."""
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with _terminated_by_exception(), subprocess.Popen(command, env=env, start_new_session=True, **pipes) as process:
+        try:
+            printed, errors = process.communicate(timeout=timeout)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, printed, errors)
+
+
 def run(benchmark: Benchmark, folder: Path, quick: bool) -> tuple[Any, str]:
-    """What it wrote as JSON, and what it printed. None: it failed."""
+    """What it wrote as JSON, and what it printed. None: it failed. What it wrote before its limit is kept."""
     script, *arguments = benchmark.command
     file = folder / f"{benchmark.name}.json"
     command = [sys.executable, str(HERE / script), *arguments, *(benchmark.quick if quick else ())]
-    file.unlink(missing_ok=True)
-    given: dict[str, Any] = {}
-    if benchmark in CARD:
-        given["timeout"] = benchmark.limit
-    else:
-        given["env"] = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    written = file.with_suffix(".part")  # no result as long as it may change
+    for one in (file, written):
+        one.unlink(missing_ok=True)
+    environment = os.environ if benchmark in CARD else os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     try:
-        done = subprocess.run([*command, "--json", str(file)], capture_output=True, text=True, check=False, **given)
+        done = run_group([*command, "--json", str(written)], benchmark.limit, environment)
     except subprocess.TimeoutExpired:
-        return None, f"failed: not done after its limit of {benchmark.limit:.0f} s"
-    if done.returncode or not file.exists():
-        return None, f"failed:\n{done.stderr[-2000:]}"
-    printed = f"$ python benchmarks/{' '.join(command[1:]).removeprefix(f'{HERE}/')}\n\n{done.stdout.rstrip()}"
+        late = f"not done after its limit of {benchmark.limit:.0f} s"
+        if not written.exists():
+            return None, f"failed: {late}"
+        output = f"{late}; the JSON has what was measured until then"
+    else:
+        if done.returncode or not written.exists():
+            return None, f"failed:\n{done.stderr[-2000:]}"
+        output = done.stdout.rstrip()
+    printed = f"$ python benchmarks/{' '.join(command[1:]).removeprefix(f'{HERE}/')}\n\n{output}"
     file.with_suffix(".txt").write_text(printed + "\n")
+    written.replace(file)
     return json.loads(file.read_text()), printed
 
 
@@ -351,7 +389,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("bench"))
     parser.add_argument("--only", nargs="+", metavar="NAME")
     parser.add_argument("--missing", action="store_true", help="only those without a result in OUTPUT")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="none is begun after so many")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="none is begun that may take longer")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
     args = parser.parse_args()
     if args.rows == "card" and not (args.quick or torch.cuda.is_available()):
@@ -360,6 +398,16 @@ def arguments() -> argparse.Namespace:
     if unknown := sorted(set(args.only or ()) - set(names)):
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(names)}")
     return args
+
+
+def _not_begun(left: Iterable[Benchmark], minutes: float) -> list[str]:
+    """Lines on benchmarks without a result. That of a limit as long as `minutes` finds no room in any run."""
+    never = [one for one in left if (one.limit or 0) >= 60 * minutes]
+    later = [one.name for one in left if one not in never]
+    lines = [f"not begun: {', '.join(later)}; the same command with --missing goes on"] if later else []
+    for one in never:
+        lines.append(f"never begun with --minutes {minutes:g}: {one.name}, whose limit is {one.limit:.0f} s")
+    return lines
 
 
 def main() -> None:
@@ -374,7 +422,8 @@ def main() -> None:
     for benchmark in benchmarks:
         kept = folder / f"{benchmark.name}.json"
         wanted = args.only is None or benchmark.name in args.only
-        if wanted and not (args.missing and kept.exists()) and time.monotonic() < end:
+        fits = time.monotonic() + (benchmark.limit or 0) <= end
+        if wanted and fits and not (args.missing and kept.exists()):
             start = time.monotonic()
             result, text = run(benchmark, folder, args.quick)
             print(f"{benchmark.name}: {time.monotonic() - start:.0f} s\n{text}\n", flush=True)
@@ -387,8 +436,9 @@ def main() -> None:
         (folder / f"{page}.json").write_text(json.dumps(content, indent=1) + "\n")
         (folder / f"{page}.md").write_text(report(about, results, texts, targets))
     print(f"{folder}/{page}.md and {page}.json")
-    if left := [b.name for b in benchmarks if args.only is None and b.name not in results]:
-        print(f"not begun: {', '.join(left)}; the same command with --missing goes on")
+    left = [b for b in benchmarks if b.name not in results and (args.only is None or b.name in args.only)]
+    for line in _not_begun(left, args.minutes):
+        print(line)
     if None in results.values():
         sys.exit(1)
 

@@ -5,8 +5,10 @@
 
 The default recipe with MobileNetV2 from random weights, on photographs of 640x480: with flips alone, and with scale
 jitter (0.5 to 1.5) and colour as well. The two take turns, the order changes every round. With `--compile` it is
-jitter and colour, eager and with `train.compile`; the first such training finds an empty cache of torch.compile,
-later ones what it left.
+jitter and colour, eager and with `train.compile`, which begins; the first such training finds an empty cache of
+torch.compile, later ones what it left. Every canvas of `--canvases` is compiled.
+
+FILE is written after every training, with what there is by then, so that a time limit does not lose it.
 
 Pictures a second: of all epochs but the first, which chooses kernels and fills caches, and the last; from the first
 wait for pictures of an epoch to the end of its last step on the device. What lies between epochs (weights and state
@@ -32,7 +34,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,8 @@ from torch._dynamo.utils import counters
 
 from bench import card_of
 from crossdet import Config, train
+from crossdet.data.canvases import CANVASES
+from crossdet.files import write_atomically
 from crossdet.training import loop
 from crossdet.training.log import RunLog, Step
 from loading import longest, write_generated_photos
@@ -57,7 +61,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], bool]] = {
 }
 """Name -> `augment` and `train.compile`."""
 PROFILED = 20
-"""Steps, or as many as the last epoch has."""
+"""Steps, or all but the first where the last epoch has fewer."""
 
 
 # ------------------------------------------------------------------------------------------ what is noted
@@ -92,8 +96,8 @@ class Notes:
             self.waited.append(at.waited)
             self.graphs.append(counters["stats"]["unique_graphs"] - self._before)
         if at.epoch == self.last and torch.cuda.is_available():
-            first = max(1, at.steps_in_epoch - PROFILED - 1)  # the loader has got going by then
-            if at.step_in_epoch == first:
+            before = max(1, at.steps_in_epoch - PROFILED)  # the loader has got going by then
+            if at.step_in_epoch == before < at.steps_in_epoch:
                 self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
                 self._profile.start()
                 self._since = now()
@@ -215,6 +219,7 @@ def config_of(args: argparse.Namespace, images: Path, annotations: Path, name: s
                 "epochs": args.epochs,
                 "batch_size": args.batch,
                 "workers": args.workers,
+                "canvases": args.canvases,
                 "loggers": [],
                 "compile": compiled,
             },
@@ -248,20 +253,51 @@ def training(args: argparse.Namespace, images: Path, annotations: Path, name: st
 
 
 def compared(rounds: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Medians of the rounds, and the rate of the second setting over that of the first."""
+    """Medians of the rounds, and the rate of the second setting over that of the first in those that both have."""
     first, second = rounds
-    pairs = zip(rounds[first], rounds[second], strict=True)
-    ratio = statistics.median(b["pictures_per_second"] / a["pictures_per_second"] for a, b in pairs)
+    pairs = zip(rounds[first], rounds[second], strict=False)
+    ratio = _median([b["pictures_per_second"] / a["pictures_per_second"] for a, b in pairs])
     medians = {}
     for name, results in rounds.items():
-        medians[name] = {
-            key: statistics.median(values) if None not in (values := [r[key] for r in results]) else None
-            for key in ("pictures_per_second", "waiting", "busy", "busy_nvml", "busy_profiler")
-        }
+        keys = ("pictures_per_second", "waiting", "busy", "busy_nvml", "busy_profiler")
+        medians[name] = {key: _median([one[key] for one in results]) for key in keys}
     return {"second_over_first": ratio, "medians": medians, "rounds": dict(rounds)}
 
 
-def main() -> None:
+def _median(values: Sequence[float | None]) -> float | None:
+    """None where there is none, or one of them is."""
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known and len(known) == len(values) else None
+
+
+def result_of(args: argparse.Namespace, rounds: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """All that is written."""
+    return compared(rounds) | {
+        "pictures": "generated" if args.images is None else "real",
+        **{key: getattr(args, key) for key in ("backbone", "size", "batch", "epochs", "workers", "canvases")},
+        "gpu": card_of("cuda" if torch.cuda.is_available() else "cpu"),
+        "torch": torch.__version__,
+    }
+
+
+def trainings(args: argparse.Namespace) -> dict[str, Any]:
+    """The result of all of them; written after each."""
+    names = [FULL, COMPILED] if args.compile else [PLAIN, FULL]
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as folder, empty_compile_cache() if args.compile else nullcontext():
+        images, annotations = args.images, args.annotations
+        if images is None:
+            images, annotations = write_generated_photos(Path(folder, "data"), args.photos, different=128)
+        for number in range(args.rounds):
+            # compiled first: if time runs out, how many graphs it made is known
+            for name in names[::-1] if (number + args.compile) % 2 else names:
+                found[name].append(training(args, images, annotations, name))
+                if args.json:
+                    write_atomically(args.json, (json.dumps(result_of(args, found), indent=1) + "\n").encode())
+    return result_of(args, found)
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="folder of real pictures, with --annotations")
     parser.add_argument("--annotations", type=Path, help="COCO instances file of --images")
@@ -271,6 +307,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=5, help="of a training; at least 3")
     parser.add_argument("--workers", type=int, default=min(8, max(1, (os.cpu_count() or 1) - 1)))
+    parser.add_argument("--canvases", type=int, default=CANVASES, help="`train.canvases`")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="eager against compiled, both with augmentation")
     parser.add_argument("--quick", action="store_true", help="few pictures, small backbone: does it run?")
@@ -283,24 +320,11 @@ def main() -> None:
         args.epochs, args.workers, args.rounds = 3, min(1, args.workers), 1
     if args.epochs < 3:
         parser.error(f"--epochs {args.epochs}: expected at least 3, the first and the last are not measured")
-    names = [FULL, COMPILED] if args.compile else [PLAIN, FULL]
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    with tempfile.TemporaryDirectory() as folder, empty_compile_cache() if args.compile else nullcontext():
-        images, annotations = args.images, args.annotations
-        if images is None:
-            images, annotations = write_generated_photos(Path(folder, "data"), args.photos, different=128)
-        for number in range(args.rounds):
-            for name in names if number % 2 == 0 else names[::-1]:
-                found[name].append(training(args, images, annotations, name))
-    result = compared(found) | {
-        "pictures": "generated" if args.images is None else "real",
-        **{key: getattr(args, key) for key in ("backbone", "size", "batch", "epochs", "workers")},
-        "gpu": card_of("cuda" if torch.cuda.is_available() else "cpu"),
-        "torch": torch.__version__,
-    }
-    print_result(result)
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    return args
+
+
+def main() -> None:
+    print_result(trainings(arguments()))
 
 
 def print_result(result: Mapping[str, Any]) -> None:

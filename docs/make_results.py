@@ -14,7 +14,8 @@ Within a line, `<!-- results: NAME -->words<!-- end -->` is a statement; NAME is
 `difference SPLIT A B [KEY]` (paired by seed, with interval and verdict; KEY: of the union test, by default AP),
 `share SEQUENCE METHOD PLACE` (new classes, of joint training) or `steps SEQUENCE METHOD` (of the last generation,
 with those of the generations before it). `card NAME` is one of `CARD_TARGETS` of benchmarks/bench.py, or `card
-machine`, from docs/data/bench_gpu.json (`make bench` on a GPU); nothing where there is no such file.
+machine`, from docs/data/bench_gpu.json (`make bench` on a GPU). Where there is no such file, `card machine` says
+so, and the others are nothing.
 """
 
 from __future__ import annotations
@@ -145,10 +146,10 @@ def _card(name: str, file: Path) -> str:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from bench import CARD_TARGETS, judged
 
-    if name not in (*CARD_TARGETS, "machine"):
-        raise SystemExit(f"unknown target of a card {name!r}; there are {', '.join(CARD_TARGETS)}")
+    if name not in (known := (*CARD_TARGETS, "machine")):
+        raise SystemExit(f"unknown target of a card {name!r}; there are {', '.join(known)}")
     if not file.exists():
-        return ""
+        return "No card has run these rows yet." if name == "machine" else ""
     content = json.loads(file.read_text())
     if name == "machine":
         about = content["machine"]

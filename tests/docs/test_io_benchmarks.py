@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,9 @@ from .scripts import BENCHMARKS, run_benchmark
 
 sys.path.insert(0, str(BENCHMARKS))
 
+import bench
+import whole_training
+from crossdet.training.log import Step
 from whole_training import kernel_seconds
 
 
@@ -82,6 +86,66 @@ def test_whole_training_benchmark(quick):
             assert one["busy"] is None
     plain, full = (row["pictures_per_second"] for row in result["medians"].values())
     assert result["second_over_first"] == pytest.approx(full / plain)
+
+
+def test_a_training_that_is_cut_short_keeps_what_it_had(tmp_path, monkeypatch):
+    """FILE is there after each; the compiled one comes first, and nothing is compared before both are."""
+    target, seen = tmp_path / "result.json", []
+
+    def training(args, images, annotations, name):
+        seen.append(json.loads(target.read_text()) if target.exists() else None)
+        config = whole_training.config_of(args, images, annotations, name)
+        assert (config.train.compile, config.train.canvases) == (len(seen) == 1, 2)
+        values = {"waiting": 0.5, **dict.fromkeys(("busy", "busy_nvml", "busy_profiler"))}
+        graphs = {"first_step_seconds": 1.0, "graphs_of_first_epoch": 2, "graphs_after": 0}
+        return {"pictures_per_second": 10.0 * len(seen), **values, **graphs}
+
+    monkeypatch.setattr(whole_training, "training", training)
+    options = ("--compile", "--canvases", "2", "--quick", "--json", str(target))
+    monkeypatch.setattr(sys, "argv", ["whole_training.py", *options])
+    whole_training.main()
+    eager, compiled = whole_training.FULL, whole_training.COMPILED
+    nothing, half = seen
+    assert nothing is None
+    assert (len(half["rounds"][eager]), len(half["rounds"][compiled])) == (0, 1)
+    assert half["second_over_first"] is None
+    assert half["medians"][eager]["pictures_per_second"] is None
+    half["gpu"] = "a card"
+    judged = {
+        name: bench.judged(bench.CARD_TARGETS[name], {"card_training_compiled": half})
+        for name in ("recompiled", "compiled_training")
+    }
+    assert judged == {"recompiled": (0, "met"), "compiled_training": None}
+    assert json.loads(target.read_text())["second_over_first"] == 0.5
+
+
+@pytest.mark.parametrize(("steps", "profiled"), [(64, 20), (21, 20), (20, 19), (2, 1), (1, None)])
+def test_so_many_steps_are_profiled(monkeypatch, steps, profiled):
+    """The last ones of the last epoch; the first step of an epoch is not."""
+    over, spans = [0], []
+
+    class Profile:
+        def __init__(self, activities):
+            self.began = None
+
+        def start(self):
+            self.began = over[0]
+
+        def stop(self):
+            spans.append(over[0] - self.began)
+
+        def export_chrome_trace(self, file):
+            Path(file).write_text('{"traceEvents": []}')
+
+    monkeypatch.setattr(whole_training.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(whole_training.torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(whole_training.torch.profiler, "profile", Profile)
+    notes = whole_training.Notes(last=0)
+    notes.epoch()
+    for step in range(1, steps + 1):
+        over[0] = step
+        notes.step(Step(step, 0, step, steps, 0.1, {}, None, None), 4)
+    assert spans == ([] if profiled is None else [profiled])
 
 
 def test_kernels_that_overlap_count_once():
