@@ -250,6 +250,7 @@ def test_what_ends_a_row_ends_all_of_its_processes(tmp_path, monkeypatch, end):
     row = bench.Benchmark("sleeper", (str(script), str(file)), (), 3.0 if end == "limit" else 60.0)
     monkeypatch.setattr(bench, "CARD", [row])
     before = signal.getsignal(signal.SIGTERM)
+    foreground = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
 
     def stop() -> None:
         while not file.exists():
@@ -260,7 +261,10 @@ def test_what_ends_a_row_ends_all_of_its_processes(tmp_path, monkeypatch, end):
         assert bench.run(row, tmp_path, quick=False)[0] is None
     else:
         threading.Thread(target=stop, daemon=True).start()
-        with pytest.raises(KeyboardInterrupt if end == "SIGINT" else SystemExit):
-            bench.run(row, tmp_path, quick=False)
+        try:
+            with pytest.raises(KeyboardInterrupt if end == "SIGINT" else SystemExit):
+                bench.run(row, tmp_path, quick=False)
+        finally:
+            signal.signal(signal.SIGINT, foreground)
     assert gone(int(file.read_text()))
     assert signal.getsignal(signal.SIGTERM) == before

@@ -5,9 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+ALL_PICTURES = "[...document.images].map(one => one.complete && one.naturalWidth > 0)"
+FITS = "document.documentElement.scrollWidth <= window.innerWidth"
+PHONE = {"viewport": {"width": 390, "height": 800}}
+CUT_ON_PAPER = (
+    "[...document.querySelectorAll('.scroll')].filter(one => getComputedStyle(one).overflowX !== 'visible').length"
+)
 
 
 @contextmanager
@@ -29,3 +37,19 @@ def open_tab(**context: Any) -> Iterator[tuple[Any, list[str]]]:
         tab.on("dialog", lambda dialog: errors.append(dialog.message))
         yield tab, errors
         browser.close()
+
+
+def opened(page: Path, least: int) -> str:
+    """What a page shows as text on a phone; it has at least so many pictures, and on paper no table is cut."""
+    with open_tab(**PHONE) as (tab, errors):
+        tab.goto(page.as_uri())
+        loaded = tab.evaluate(ALL_PICTURES)
+        assert len(loaded) >= least
+        assert all(loaded)
+        assert tab.evaluate(FITS)
+        text: str = tab.inner_text("body")
+        tab.emulate_media(media="print")
+        assert tab.evaluate(CUT_ON_PAPER) == 0
+        assert not any(one.is_visible() for one in tab.query_selector_all(".screen"))
+        assert errors == []
+    return text

@@ -5,12 +5,15 @@ import shlex
 from pathlib import Path
 
 import pytest
+from browsers import opened
 from typer.testing import CliRunner
 
 from crossdet import load_config, load_detector
 from crossdet.commands import main as cli
 from crossdet.config.sources import open_sources
+from crossdet.runs.audit import audit_runs
 from crossdet.runs.building import build_network, network_settings
+from crossdet.runs.report import report
 
 FEW = ("demo", "--steps", "2", "--images", "12", "--test-images", "6")
 
@@ -39,6 +42,17 @@ def test_the_two_runs_differ_only_in_trust(demo):
     assert aware.model == naive.model
     for method in ("aware", "naive"):
         assert load_detector(demo / "runs" / method).classes == ("face", "person", "car", "dog", "sign")
+
+
+def test_its_report_and_audit_open_in_a_browser(demo, tmp_path):
+    aware, naive = (demo / "runs" / method for method in ("aware", "naive"))
+    report(aware, tmp_path / "report.html", naive)
+    audit_runs([aware, naive], load_config(demo / "aware.yaml"), tmp_path)
+    for name in ("report.html", "audit.html"):
+        text = opened(tmp_path / name, 0)
+        assert "In short" in text
+        assert "Union test, " in text
+        assert "person" in text
 
 
 def test_pictures(demo):

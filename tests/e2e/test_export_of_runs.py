@@ -5,10 +5,12 @@ Other tests of exports use the tests' own network, whose graph is written in a s
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 from worlds import World
 
@@ -17,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.unit.models.detr.made import tiny
 
 from crossdet import train
+from crossdet.export.graph import as_opset_17
 from crossdet.models.detr import building
 from crossdet.runs import export as exporting
 from crossdet.runs.export import Request, export
@@ -44,7 +47,12 @@ def test_files_answer_as_their_run(name, size, request, tmp_path, monkeypatch):
     logging.getLogger("torch.__trace").setLevel(logging.ERROR)  # pytest records everything, which takes minutes
     graphs = []
     write = exporting.onnx_graph
-    monkeypatch.setattr(exporting, "onnx_graph", lambda *given: graphs.append(write(*given)) or graphs[-1])
+
+    def noted(*given):
+        graphs.append(write(*given))
+        return copy.deepcopy(graphs[-1])
+
+    monkeypatch.setattr(exporting, "onnx_graph", noted)
     for kind, file in (("onnx", "run.onnx"), ("openvino", "run.xml")):
         record = export(run, Request(kind, size), tmp_path / file)
         sets = record["sets"]
@@ -54,5 +62,9 @@ def test_files_answer_as_their_run(name, size, request, tmp_path, monkeypatch):
         assert record["ap"].keys() == {"cars", "faces"}
         for row in record["ap"].values():
             assert row["after"] == pytest.approx(row["before"], abs=1e-3, nan_ok=True)
-        if graphs:
-            monkeypatch.setattr(exporting, "onnx_graph", lambda *_: graphs[0])
+        monkeypatch.setattr(exporting, "onnx_graph", lambda *_: copy.deepcopy(graphs[0]))
+    older = as_opset_17(copy.deepcopy(graphs[0]))
+    monkeypatch.setattr(exporting, "onnx_graph", lambda *_: older)
+    record = export(run, Request("onnx", size, opset=17), tmp_path / "older.onnx", pictures=1)
+    assert [one.version for one in onnx.load(tmp_path / "older.onnx").opset_import if one.domain == ""] == [17]
+    assert (record["sets"]["alone"], record["sets"]["boxes"] < 1e-3) == (0, True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import matplotlib.cbook
 import pytest
-from browsers import open_tab
+from browsers import opened
 from PIL import Image
 from worlds import changed
 
@@ -16,9 +16,6 @@ from crossdet.runs.audit import audit_runs
 from crossdet.runs.report import report
 
 SCRIPT, MARKUP = "<script>alert('car')</script>", "[red]face"
-ALL_PICTURES = "[...document.images].map(one => one.complete && one.naturalWidth > 0)"
-FITS_A_PHONE = "document.documentElement.scrollWidth <= window.innerWidth"
-PHONE = {"viewport": {"width": 390, "height": 800}}
 PERSON, FACE = (3, 20, 505, 600), (160, 130, 370, 335)
 """In matplotlib's photograph of Grace Hopper, xyxy."""
 
@@ -28,19 +25,6 @@ def pages(runs, config, folder):
     report(runs[0], folder / "report.html", *runs[1:])
     audit_runs(runs, config, folder)
     return [folder / "report.html", folder / "audit.html"]
-
-
-def opened(page, least):
-    """What the page shows as text; it has at least so many pictures."""
-    with open_tab(**PHONE) as (tab, errors):
-        tab.goto(page.as_uri())
-        loaded = tab.evaluate(ALL_PICTURES)
-        assert len(loaded) >= least
-        assert all(loaded)
-        assert tab.evaluate(FITS_A_PHONE)
-        text = tab.inner_text("body")
-        assert errors == []
-    return text
 
 
 def test_of_the_generated_world(world, trained, tmp_path):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import say
+from crossdet.commands.terminal import JsonFile, save_json, say
 from crossdet.errors import UserError, problem_list
 from crossdet.labels.space import LabelSpace
 
@@ -34,6 +34,7 @@ def labels(
             "--output", "-o", metavar="FILE", help="weights file to write (default: relabelled.safetensors beside)"
         ),
     ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Rename and merge classes of trained weights, without training.
 
@@ -74,6 +75,8 @@ def labels(
     space = relabel(weights, target, renames, merges)
     for line in (source, *_told(space, target, {new for new, _ in merges})):
         say(line)
+    merged = {fold.name: [space.classes[c] for c in fold.members] for fold in space.folds}
+    save_json(json_file, {"file": str(target), "classes": list(space.reported), "merged": merged})
 
 
 def _told(space: LabelSpace, target: Path, made: set[str]) -> Iterator[str]:

@@ -264,7 +264,9 @@ def test_a_new_class_begins_as_an_old_one(weights, crossdet):
 
 
 def test_mistakes_in_what_a_class_begins_as_are_told_at_once(weights, crossdet):
-    assert crossdet("labels", weights, "--merge", "thing=car,person", "-o", "merged.safetensors").returncode == 0
+    words = ("labels", weights, "--merge", "thing=car,person", "-o", "merged.safetensors", "--json", "m.json")
+    assert crossdet(*words).returncode == 0
+    assert json.loads(Path("m.json").read_text())["merged"] == {"thing": ["car", "person"]}
     init = {"signn": "car", "car": "person", "pedestrian": "pedestrian", "sign": "thing", "thing": "kar"}
     config = write({"merge": {}}, extend={"init": init})
     for arguments in (("check", config, "--extends", "merged.safetensors", "--json", "r.json"),

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import openvino
 import pytest
 import torch
@@ -174,8 +175,9 @@ def test_answers_are_those_of_the_weights(name, files, detector, pictures):
             assert sorted(one.names) == sorted(other.names)
 
 
-def test_a_batch_has_the_answers_of_its_pictures(files, pictures):
-    session = load_detector(files / "any.onnx").session
+@pytest.mark.parametrize("name", ["any.onnx", "any.xml"])
+def test_a_batch_has_the_answers_of_its_pictures(name, files, pictures):
+    session = load_detector(files / name).session
     both, thresholds = np.stack([pictures[2], pictures[2][:, ::-1]]), np.full(3, 0.1, np.float32)
     together = session.run(both, thresholds)
     for row in range(2):
@@ -393,6 +395,34 @@ def test_openvino_in_8_bits(run):
     row = short["ap"]["street"]
     assert row["before"]["AP"] > 0
     assert row["after"]["AP"] == pytest.approx(row["before"]["AP"], abs=0.02)
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("onnx", "onnx"), ("openvino", "xml")])
+def test_16_bits(run, kind, suffix):
+    whole, short = (export(run, Request(kind, precision=p), run / f"{p}.{suffix}") for p in ("fp32", "fp16"))
+    assert short["bytes"] < whole["bytes"]
+    assert short["sets"]["matched"] > 30
+    row = short["ap"]["street"]
+    assert row["before"]["AP"] > 0
+    assert row["after"]["AP"] == pytest.approx(row["before"]["AP"], abs=0.005)
+
+
+def test_some_classes_and_raw_outputs(run, detector, pictures):
+    record = export(run, Request(classes=("y", "z")), run / "some.onnx")
+    assert record["sets"]["matched"] > 10
+    some = load_detector(run / "some.onnx")
+    assert set(some(pictures[0], score_threshold=0.0).names) == {"y", "z"}
+    with pytest.raises(UserError, match=r"without the class\(es\) x"):
+        some(pictures[0], classes=["x"])
+    assert export(run, Request(raw=True), run / "raw.onnx")["not_compared"] == "raw outputs"
+    with pytest.raises(UserError, match="raw outputs"):
+        load_detector(run / "raw.onnx")
+    images = pictures[2][None]
+    given = onnxruntime.InferenceSession(run / "raw.onnx").run(None, {"images": images})
+    with torch.inference_mode():
+        own = detector.model.export_module()(torch.from_numpy(images).permute(0, 3, 1, 2))
+    for one, other in zip(given, own, strict=True):
+        np.testing.assert_allclose(one, other.numpy(), rtol=1e-4, atol=1e-3)
 
 
 def test_other_limits_than_the_protocols(run, tmp_path):
