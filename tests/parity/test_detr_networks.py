@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.models.detr.made import TINY_SETTINGS, stirred, tiny
+from tests.unit.models.detr.made import TINY_SETTINGS, hf_labels, stirred, tiny
 from tests.unit.models.detr.test_network import CLASSES, TARGETS, batch_of, learning
 from torch import Tensor, nn
 from transformers import AutoModelForObjectDetection
@@ -67,8 +67,7 @@ def hand_over(noise: Noise, whole: Any, monkeypatch) -> None:
 
 def labels_of(batch: Batch) -> list[dict[str, Tensor]]:
     objects = batch.prepared.objects
-    parts = zip(objects.labels.split(objects.counts), objects.boxes.double().split(objects.counts), strict=True)
-    return [{"class_labels": labels, "boxes": boxes} for labels, boxes in parts]
+    return hf_labels(objects._replace(boxes=objects.boxes.double()))
 
 
 def judged(network: Detr, batch: Batch, monkeypatch) -> tuple[Losses, list[Answers], list[Answers]]:

@@ -164,6 +164,12 @@ def tiny(name: str, classes: int = 4, seed: int = 0, **changes: Any) -> Detr:
     return build(TINY_SETTINGS[name].model_copy(update=changes), classes, None)
 
 
+def hf_labels(objects: Objects) -> list[dict[str, Tensor]]:
+    """As networks of HF take them."""
+    parts = zip(objects.labels.split(objects.counts), objects.boxes.split(objects.counts), strict=True)
+    return [{"class_labels": labels, "boxes": boxes} for labels, boxes in parts]
+
+
 def stirred(network: Detr, by: float = 0.3) -> Detr:
     """The last layers of boxes begin as zeros, through which nothing flows. By 0.3 some of D-FINE stick out."""
     torch.manual_seed(1)

@@ -30,7 +30,7 @@ from crossdet.models.detr.settings import DetrLoss, DFineModel, DFineSettings, R
 from crossdet.models.settings import NetworkDefaults
 from crossdet.types import Batch, Flag, trust_groups
 
-from .made import TINY_SETTINGS, annotations, flat, random_targets, tiny
+from .made import TINY_SETTINGS, annotations, flat, hf_labels, random_targets, tiny
 
 CLASSES = 4
 TARGETS = [
@@ -99,9 +99,7 @@ def test_groups_of_queries_have_the_loss_of_hf():
     whole.load_state_dict({hf_name(n): t for n, t in network.core.state_dict().items()})
     batch = replace(batch_of(torch.ones_like(TRUSTED)), targets=[TARGETS[0], TARGETS[0], TARGETS[2]])
     objects, _ = objects_of(batch.targets, batch.sizes)
-    parts = zip(objects.labels.split(objects.counts), objects.boxes.split(objects.counts), strict=True)
-    labels = [{"class_labels": classes, "boxes": boxes} for classes, boxes in parts]
-    wanted = whole(network.pictures(batch.images, batch.sizes), labels=labels).loss
+    wanted = whole(network.pictures(batch.images, batch.sizes), labels=hf_labels(objects)).loss
     losses = network.losses(batch)
     assert losses.positives.tolist() == [2, 2, 0]
     found = sum(losses.normalised("batch").values())
