@@ -701,6 +701,18 @@ def test_no_foreign_folder_is_touched_and_runs_survive(source: Path, tmp_path: P
     assert all((source / "train" / f"{row:03d}.png").is_file() for row in range(16))
 
 
+def test_parts_by_patterns_are_those_by_names(source: Path, tmp_path: Path) -> None:
+    assert run(source / "toys.yaml", *BOTH, "--output", tmp_path / "names")[0] == 0
+    nothing = ("--part", "left=a*", "--part", "right=b*,c*,d*")
+    code, message = run(source / "toys.yaml", *nothing, "--output", tmp_path / "patterns")
+    assert code != 0
+    assert "d*" in message
+    patterns = ("--part", "left=a*", "--part", "right=b*,c*")
+    assert run(source / "toys.yaml", *patterns, "--output", tmp_path / "patterns")[0] == 0
+    for file in ("left/train.json", "right/train.json", "test/all.json", "aware.yaml"):
+        assert (tmp_path / "patterns" / file).read_bytes() == (tmp_path / "names" / file).read_bytes()
+
+
 def test_mistakes_of_the_command_line(source: Path, tmp_path: Path) -> None:
     file, out = source / "toys.yaml", tmp_path / "out"
     assert "--part left: expected NAME=CLASS,..." in run(file, "--part", "left", "--output", out)[1]

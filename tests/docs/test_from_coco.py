@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import transformers
 
 from crossdet import load_detector
 from crossdet.commands.terminal import out
@@ -38,17 +39,23 @@ def test_the_page(folder, crossdet):
     printed = []
     for block in blocks(PAGE, "sh"):
         for line in block.splitlines():
-            _, *words = shlex.split(line)
+            _, *words = shlex.split(line, comments=True)
             done = crossdet(*words, *(shrink if words[0] == "extend" else ()))
             assert done.returncode == 0, (line, done.stderr)
             printed.append(done.stdout)
     shown = blocks(PAGE, "text")
     outputs = [*printed[:2], None, printed[2], printed[3] + printed[4]]
+    assert len(printed) == 7  # the last two print what others have shown
     assert len(shown) == len(outputs)
     for block, output in zip(shown, outputs, strict=True):
         if output is not None:
             assert_printed(block, output)
     assert load_detector("runs/yard", "cpu").classes[79:] == ("toothbrush", "forklift")
+
+    pipeline = transformers.pipeline("object-detection", "runs/both/hf", threshold=0.0)
+    assert {one["label"] for one in pipeline(str(next(folder.glob("photos/*.jpg"))))} <= set(
+        load_detector("runs/both", "cpu").classes
+    )
 
     config = (folder / "more.yaml").read_text()
     without = "".join(line for line in config.splitlines(keepends=True) if "[yard/Television]" not in line)

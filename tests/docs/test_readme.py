@@ -4,10 +4,12 @@ import re
 import shlex
 import shutil
 import sys
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
+import huggingface_hub
 import numpy as np
 import pytest
 import yaml
@@ -16,11 +18,14 @@ from crossdet import load_config, train
 from crossdet.commands import main as cli
 from crossdet.config import Config
 from crossdet.config.sources import open_sources
+from crossdet.data.video import VideoWriter
 from crossdet.evaluation.curves import NamedCurve, write_run_curves
 from crossdet.evaluation.files.wider_face_lists import write_wider_face_lists
 from crossdet.evaluation.precision_recall import Curve
 from crossdet_research import main as research
 
+from ..unit.serving.test_app import ask
+from ..unit.serving.test_app import started as run_server
 from .stand_ins import TINY, TINY_EXTENSION, coco, pictures, wider_face, wider_pedestrian
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +73,9 @@ def world(tmp_path_factory):
     (root / "more.yaml").write_text(yaml.safe_dump({"datasets": {"signs": signs}}))
     pictures(root, ["street.jpg"], ["x"], 9)
     pictures(root / "images", ["a.jpg", "b.jpg"], ["x"], 9)
+    with VideoWriter(root / "clip.mp4", Fraction(10)) as video:
+        for number in range(6):
+            video.add(number / 10, np.full((48, 64, 3), 40 * number, np.uint8))
     score_files(root)
     return root
 
@@ -120,8 +128,9 @@ def commands(page):
 def test_the_pages_show_every_step():
     assert [words[1] for words in commands(README)] == ["check", "train", "eval", "audit", "predict", "extend"]
     assert [words[1] for words in commands(USING)] == [
-        "new", *["check"] * 3, "anchors", *["train"] * 3, "eval", "audit", "report", "predict", "predict",
-        *["score"] * 4, "curves", "extend", "extend", "check", "paper", "paper",
+        "new", *["check"] * 3, "anchors", *["train"] * 3, "eval", "audit", "report", *["predict"] * 5,
+        *["serve"] * 2, "push", "push", "predict", *["score"] * 4, "curves",
+        "extend", "extend", "check", "paper", "paper",
     ]  # fmt: skip
 
 
@@ -131,13 +140,59 @@ def test_the_readme_is_short():
     assert "Mean AP50" in README[:2600]
 
 
-def test_commands(world, monkeypatch, capsys):
+class Hub:
+    """Of `HfApi` and of `huggingface_hub.snapshot_download` what is used; a folder is the hub."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def create_repo(self, repo_id: str, **_) -> None:
+        (self.folder / repo_id).mkdir(parents=True)
+
+    def repo_info(self, repo_id: str) -> SimpleNamespace:
+        return SimpleNamespace(private=True)
+
+    def upload_folder(self, repo_id: str, folder_path: Path, **_) -> None:
+        shutil.copytree(folder_path, self.folder / repo_id, dirs_exist_ok=True)
+
+    def download(self, repo_id: str, local_dir: Path, **_) -> str:
+        return str(shutil.copytree(self.folder / repo_id, local_dir, dirs_exist_ok=True))
+
+
+@pytest.fixture
+def stand_ins(world, monkeypatch, tmp_path) -> list[list[str]]:
+    """For the hub, for a camera (the clip) and for a server that runs until Ctrl-C: the detectors that it had."""
+    hub = Hub(tmp_path / "hub")
+    monkeypatch.setattr("crossdet.runs.push._signed_in", lambda: hub)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.download)
+    monkeypatch.setenv("CROSSDET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("crossdet.data.video._place", lambda source: ("file:clip.mp4", None))
+    served = []
+
+    def serve(server, host, port, started):
+        assert (host, port) == ("127.0.0.1", 8080)
+        (_, address) = shlex.split(next(line for line in USING.splitlines() if line.startswith("curl")))[2:]
+        assert address.startswith(f"http://{host}:{port}/detect?")
+        query, street = address.partition(f"{port}")[2], (world / "street.jpg").read_bytes()
+        at = run_server(server)
+        served.append([one["name"] for one in ask(at, "/about")[1]["detectors"]])
+        status, found, _ = ask(at, query, street)
+        assert (status, found.get("width")) == (200, 80), found
+        started(port)
+
+    monkeypatch.setattr("crossdet.serving.app.serve", serve)
+    return served
+
+
+def test_commands(world, monkeypatch, capsys, stand_ins):
     monkeypatch.chdir(world)
     for words in [*commands(USING), *commands(README)]:
         if words[1] in ("train", "extend") and "--resume" not in words:  # both pages write the same runs
             shutil.rmtree(words[words.index("--output") + 1], ignore_errors=True)
         # the first run has finished when the README's --resume comes: resuming it is refused, with a message
         expected = 2 if "--resume" in words else 0
+        if "--against" in words:
+            shutil.copytree("runs/first", "runs/second")  # which a later command of the page makes
         if "config.yaml" in words:
             tiny = [*TINY, *BACKBONE]
         else:
@@ -157,6 +212,11 @@ def test_commands(world, monkeypatch, capsys):
     ):
         assert (world / file).exists(), file
     assert len(list((world / "pictures").glob("*.jpg"))) == 4
+    assert stand_ins == [["first"], ["first", "second"]]
+    lines = [len((world / "out" / name).read_text().splitlines()) for name in ("clip.jsonl", "camera_0.jsonl")]
+    assert lines == [2, 6]  # of the clip every fifth frame, by the later command
+    assert (world / "out/camera_0.mp4").exists()
+    assert {"README.md", "model.safetensors"} <= {file.name for file in (world / "files").iterdir()}
 
 
 def test_python(world, monkeypatch, tmp_path):

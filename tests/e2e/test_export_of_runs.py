@@ -6,6 +6,7 @@ Other tests of exports use the tests' own network, whose graph is written in a s
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import sys
 from pathlib import Path
@@ -68,3 +69,21 @@ def test_files_answer_as_their_run(name, size, request, tmp_path, monkeypatch):
     record = export(run, Request("onnx", size, opset=17), tmp_path / "older.onnx", pictures=1)
     assert [one.version for one in onnx.load(tmp_path / "older.onnx").opset_import if one.domain == ""] == [17]
     assert (record["sets"]["alone"], record["sets"]["boxes"] < 1e-3) == (0, True)
+
+
+@pytest.mark.slow
+def test_pictures_that_leave_a_part_of_the_size_free(retinanet, tmp_path, monkeypatch):
+    """48 x 64 pixels become 64 x 85, as in the run, and the strip beside them is no place for objects."""
+    logging.getLogger("torch.__trace").setLevel(logging.ERROR)
+    graphs = []
+    write = exporting.onnx_graph
+    monkeypatch.setattr(exporting, "onnx_graph", lambda *given: graphs.append(write(*given)) or graphs[-1])
+    for request, file in ((Request("onnx", (64, 96)), "run.onnx"), (Request("openvino", (64, 96)), "run.xml")):
+        sets = export(retinanet, request, tmp_path / file, pictures=1)["sets"]
+        assert sets["matched"] > 100
+        assert (sets["alone"], sets["boxes"] < 1e-3, sets["scores"] < 1e-4) == (0, True, True), sets
+        monkeypatch.setattr(exporting, "onnx_graph", lambda *_: copy.deepcopy(graphs[0]))
+    told = {one.key: one.value for one in onnx.load(tmp_path / "run.onnx").metadata_props}["input"]
+    assert {"sizes", "fill"} <= json.loads(told).keys()
+    short = export(retinanet, Request("onnx", (64, 96), precision="int8"), tmp_path / "short.onnx", pictures=1)
+    assert short["sets"]["matched"] > 100

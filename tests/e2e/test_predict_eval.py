@@ -399,9 +399,10 @@ def test_predict_without_coco_numbers_images_and_classes(world, trained, tmp_pat
     ]
 
 
-def test_predict_for_some_classes(world, trained, tmp_path, command):
+@pytest.mark.parametrize("classes", [" face ,", "f*", "*ace,f??e"])
+def test_predict_for_some_classes(world, trained, tmp_path, command, classes):
     out = tmp_path / "out"
-    given = ["--classes", " face ,", "--score", "0.02"]
+    given = ["--classes", classes, "--score", "0.02"]
     assert command("predict", trained.folder, world.root / "cars", "-o", out, *given)[0] == 0
     entries = json.loads((out / "predictions.json").read_text())["images"]
     assert {d["class"] for e in entries for d in e["detections"]} == {"face"}

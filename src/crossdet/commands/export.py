@@ -36,6 +36,10 @@ def export(
         str | None,
         typer.Option(metavar="IMAGES", help="pictures that int8 is calibrated on (default: validation pictures)"),
     ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(metavar="POINTS", help="of AP that int8 may lose; more layers keep 32 bits where it does"),
+    ] = 1.0,
     data: Annotated[
         Path | None,
         typer.Option(metavar="CONFIG", help="whose validation pictures are compared on (default: the run's own)"),
@@ -64,7 +68,7 @@ def export(
 
     names = None if classes is None else tuple(name.strip() for name in classes.split(",") if name.strip())
     stated = licence or NOT_STATED
-    request = Request(to, size, opset, precision, names, raw, calibrate, stated, max_detections)
+    request = Request(to, size, opset, precision, names, raw, calibrate, stated, max_detections, tolerance)
     record = write(run, request, output, data, pictures, last)
     how = f", {record['precision']}, opset {record['opset']}" if "opset" in record else ""
     say(f"{record['file']}  ({record['bytes'] / 1e6:.1f} MB{how})")
@@ -88,6 +92,8 @@ def _print(record: dict[str, Any]) -> None:
     near = f"boxes to {sets['boxes']:.2g} pixels, scores to {sets['scores']:.2g}"
     more = f"; {sets['alone']} in one alone, score up to {sets['alone_score']:.2f}" if sets["alone"] else ""
     say(f"{sets['pictures']} pictures, {sets['matched']} detections in both: {near}{more}")
+    if "int8" in record:
+        _print_int8(record["int8"])
     table = lineless_table("", "before", "after", "difference")
     for dataset, row in record["ap"].items():
         for one in (row, *row["further"].values()):
@@ -100,3 +106,13 @@ def _print(record: dict[str, Any]) -> None:
     ratio = f"{time['torch'] / time['exported']:.2f} x"
     table.add_row("ms per picture, 1 thread", f"{time['torch']:.1f}", f"{time['exported']:.1f}", ratio)
     out.print(table)
+
+
+def _print_int8(int8: dict[str, Any]) -> None:
+    """What was tried, where the first file lost too much, and whether the one that is kept still does."""
+    if len(int8["tried"]) > 1:
+        tried = ", ".join(f"{one['narrow']}: {one['lost']:.2f}" for one in int8["tried"])
+        say(f"points that 8 bits lose, where layers of up to so many channels keep 32 bits: {tried}")
+        say(f"kept: {int8['narrow']}")
+    if int8["lost"] > int8["tolerance"]:
+        say(f"warning: more than --tolerance {int8['tolerance']:g} is lost; --precision fp16 loses less", "yellow")

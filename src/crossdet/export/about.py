@@ -44,6 +44,11 @@ class Rules:
     by_fold: bool = False
     antialias: bool = True
 
+    @property
+    def padded(self) -> bool:
+        """Whether a picture may leave a part of the input free; then the file asks for its size."""
+        return self.size is not None and not self.stretched
+
 
 @dataclass(frozen=True)
 class About:
@@ -97,11 +102,16 @@ class About:
         else:
             how = "stretched to" if rules.stretched else "as large as fits into, at the top left of"
             resize = f"{how} {rules.size[0]} x {rules.size[1]} pixels (height x width)"
+        padded = {
+            "sizes": "int64 [B, 2], height and width of each picture in its input, at the top left",
+            "fill": f"RGB {', '.join(map(str, rules.fill))}, where a picture leaves the input free",
+        }
         return {
             "images": "uint8 [B, H, W, 3], RGB; normalisation and padding are inside",
             "resize": f"{resize}; {kernel}",
             "thresholds": f"float32 [{len(card.space.classes)}], per class; 2: not looked for",
             "boxes": "x1, y1, x2, y2 in pixels of the input; rows with label -1 are none",
+            **(padded if rules.padded else {}),
         }
 
     @classmethod

@@ -168,7 +168,9 @@ def answers(session: Session, picture: Picture, thresholds: NDArray[np.float32])
     inputs is brought to it."""
     height, width = picture.shape[:2]
     picture, size = fitted(picture, session.about.rules)
-    boxes, scores, labels = (output[0] for output in session.run(np.ascontiguousarray(picture)[None], thresholds))
+    sizes = np.array([size], np.int64)
+    found = session.run(np.ascontiguousarray(picture)[None], thresholds, sizes)
+    boxes, scores, labels = (output[0] for output in found)
     edge = np.array([size[1], size[0]] * 2, np.float32)
     boxes = np.minimum(boxes.astype(np.float32), edge)
     some = (labels >= 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)

@@ -15,20 +15,22 @@ from crossdet.export.sessions import package
 from crossdet.models.contract import Limits, Network
 
 OPSETS = (17, 18)
+INPUTS = ("images", "thresholds", "sizes")
 OUTPUTS, RAW_OUTPUTS = ("boxes", "scores", "labels"), ("logits", "boxes")
 EXAMPLE = 2
 """Pictures of the batch that the graph is recorded with; of one picture the recorder would make a constant."""
 
 
 class Whole(nn.Module):
-    """images `[B, H, W, 3]` uint8 RGB, thresholds `[C]` -> `Found`."""
+    """images `[B, H, W, 3]` uint8 RGB, thresholds `[C]`, and where pictures may be padded sizes as of
+    `Network.detection_module` -> `Found`."""
 
     def __init__(self, detecting: nn.Module) -> None:
         super().__init__()
         self.detecting = detecting
 
-    def forward(self, images: Tensor, thresholds: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.detecting(images.permute(0, 3, 1, 2), thresholds))
+    def forward(self, images: Tensor, thresholds: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
+        return tuple(self.detecting(images.permute(0, 3, 1, 2), thresholds, sizes))
 
 
 class Raw(nn.Module):
@@ -62,6 +64,8 @@ def onnx_graph(network: Network, rules: Rules, nms_groups: Any, shape: tuple[int
         else:
             module = Whole(network.detection_module(torch.tensor(rules.classes), limits))
             given, outputs = (images, torch.full((network.num_classes,), 0.5)), OUTPUTS
+            if rules.padded:
+                given += (torch.tensor([shape] * EXAMPLE),)
     except NotImplementedError:
         raise UserError("this architecture has no graph of its detections; export with --raw") from None
     any_number = torch.export.Dim.DYNAMIC
@@ -74,9 +78,9 @@ def onnx_graph(network: Network, rules: Rules, nms_groups: Any, shape: tuple[int
                 given,
                 dynamo=True,
                 opset_version=max(OPSETS),
-                input_names=["images", "thresholds"][: len(given)],
+                input_names=INPUTS[: len(given)],
                 output_names=list(outputs),
-                dynamic_shapes=(dynamic, None)[: len(given)],
+                dynamic_shapes=(dynamic, None, {0: any_number})[: len(given)],
                 custom_translation_table=translations(),
                 verbose=False,
             )

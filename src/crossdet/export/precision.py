@@ -27,13 +27,18 @@ def onnx_half(model: Any) -> Any:
     return convert_float_to_float16(model, keep_io_types=True, node_block_list=rest, disable_shape_infer=True)
 
 
-def onnx_int8(model: Any, inputs: Sequence[Inputs]) -> Any:
-    """Convolutions in 8 bits (QDQ, weights per channel), but for the first, the last and the depthwise ones: of the
-    latter nothing averages out over channels, so 8 bits cost most there (docs/log.md), and they are little of the
-    work. So are the matrix products of transformers, which take longer in 8 bits and cost accuracy. An activation's
-    range is the mean of the pictures' ranges, not the widest of all.
+NARROW = {"onnx": (32, 64, 128), "openvino": (0, 32, 64)}
+"""By the kind of file: layers with at most so many input channels keep 32 bits; the next number where that loses
+too much. NNCF, which corrects biases, begins with none."""
 
-    inputs: pictures to see the activations' ranges on.
+
+def onnx_int8(model: Any, inputs: Sequence[Inputs], narrow: int = NARROW["onnx"][0]) -> Any:
+    """Convolutions in 8 bits (QDQ, weights per channel), but for the first, the last and the narrow ones (depthwise
+    ones are): where few input channels are summed, nothing averages out, so 8 bits cost most there (docs/log.md),
+    and they are little of the work. So do matrix products of transformers, which take longer in 8 bits and lose
+    accuracy. An activation's range is the mean of the pictures' ranges, not the widest of all.
+
+    inputs: pictures to see the activations' ranges on. narrow: as in `onnx_narrow`. `model` stays as it is.
     """
     package("onnxruntime", "onnx", "--precision int8 calibrates with")
     import onnx
@@ -57,7 +62,7 @@ def onnx_int8(model: Any, inputs: Sequence[Inputs]) -> Any:
             done,
             Reader(),
             op_types_to_quantize=["Conv"],
-            nodes_to_exclude=sorted({*ends(onnx_parents(prepared), layers), *depthwise(prepared)}),
+            nodes_to_exclude=sorted({*ends(onnx_parents(prepared), layers), *onnx_narrow(prepared, narrow)}),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -66,20 +71,24 @@ def onnx_int8(model: Any, inputs: Sequence[Inputs]) -> Any:
         return onnx.load(done)
 
 
-def depthwise(model: Any) -> list[str]:
-    """Convolutions of an ONNX model with several groups of one input channel each."""
-    single = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 1 and tensor.dims[1] == 1}
+def onnx_narrow(model: Any, most: int) -> list[str]:
+    """Convolutions of an ONNX model that sum at most so many input channels (of a group)."""
+    few = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 1 and tensor.dims[1] <= most}
+    return [node.name for node in model.graph.node if node.op_type == "Conv" and node.input[1] in few]
+
+
+def openvino_narrow(model: Any, most: int) -> list[str]:
+    """The same of an `openvino.Model`."""
+    place = {"Convolution": 1, "GroupConvolution": 2}  # of the input channels in the shape of the weights
     return [
-        node.name
-        for node in model.graph.node
-        if node.op_type == "Conv"
-        and node.input[1] in single
-        and any(one.name == "group" and one.i > 1 for one in node.attribute)
+        one.get_friendly_name()
+        for one in model.get_ordered_ops()
+        if one.get_type_name() in place and one.input_value(1).get_shape()[place[one.get_type_name()]] <= most
     ]
 
 
-def openvino_int8(model: Any, inputs: Sequence[Inputs]) -> Any:
-    """As NNCF does it, of an `openvino.Model`, but for the first and the last layers."""
+def openvino_int8(model: Any, inputs: Sequence[Inputs], narrow: int = NARROW["openvino"][0]) -> Any:
+    """As NNCF does it, of an `openvino.Model`, but for the first, the last and the narrow layers."""
     nncf = package("nncf", "openvino", "--precision int8 calibrates with")
     nncf.set_log_level(logging.ERROR)
     data = nncf.Dataset([list(one.values()) for one in inputs])
@@ -88,7 +97,9 @@ def openvino_int8(model: Any, inputs: Sequence[Inputs]) -> Any:
         data,
         subset_size=len(inputs),
         preset=nncf.QuantizationPreset.MIXED,
-        ignored_scope=nncf.IgnoredScope(names=ends(*openvino_layers(model))),
+        ignored_scope=nncf.IgnoredScope(
+            names=sorted({*ends(*openvino_layers(model)), *openvino_narrow(model, narrow)})
+        ),
     )
 
 

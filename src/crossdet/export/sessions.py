@@ -23,8 +23,11 @@ class Session(Protocol):
 
     about: About
 
-    def run(self, images: NDArray[np.uint8], thresholds: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """images: `[B, H, W, 3]`. thresholds: `[C]`."""
+    def run(
+        self, images: NDArray[np.uint8], thresholds: NDArray[np.float32], sizes: NDArray[np.int64] | None = None
+    ) -> list[NDArray[Any]]:
+        """images: `[B, H, W, 3]`. thresholds: `[C]`. sizes: `[B, 2]` (height, width) of the pictures in a canvas of
+        one size for all, in its upper left corner; None: they fill it."""
 
 
 class OnnxSession:
@@ -44,8 +47,10 @@ class OnnxSession:
         self.about = About.from_metadata(path, self.session.get_modelmeta().custom_metadata_map)
         self.inputs = {one.name for one in self.session.get_inputs()}
 
-    def run(self, images: NDArray[np.uint8], thresholds: NDArray[np.float32]) -> list[NDArray[Any]]:
-        given = {"images": images, "thresholds": thresholds}
+    def run(
+        self, images: NDArray[np.uint8], thresholds: NDArray[np.float32], sizes: NDArray[np.int64] | None = None
+    ) -> list[NDArray[Any]]:
+        given = {"images": images, "thresholds": thresholds, "sizes": sizes_of(images, sizes)}
         outputs: list[NDArray[Any]] = self.session.run(None, {name: given[name] for name in self.inputs})
         return outputs
 
@@ -68,9 +73,16 @@ class OpenVinoSession:
         some = {"INFERENCE_NUM_THREADS": threads} if threads else {}
         self.model = openvino.Core().compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY", **hint, **some})
 
-    def run(self, images: NDArray[np.uint8], thresholds: NDArray[np.float32]) -> list[NDArray[Any]]:
-        given = [images, thresholds][: len(self.model.inputs)]
+    def run(
+        self, images: NDArray[np.uint8], thresholds: NDArray[np.float32], sizes: NDArray[np.int64] | None = None
+    ) -> list[NDArray[Any]]:
+        given = [images, thresholds, sizes_of(images, sizes)][: len(self.model.inputs)]
         return [np.array(output) for output in self.model(given).values()]
+
+
+def sizes_of(images: NDArray[np.uint8], sizes: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """Those given, or that of the images, for each."""
+    return np.array([images.shape[1:3]] * len(images), np.int64) if sizes is None else sizes
 
 
 SESSIONS: dict[str, Callable[[Path, int], Session]] = dict(

@@ -225,9 +225,10 @@ class Network(nn.Module, ABC):
         """`images [B, 3, H, W]` -> tensors of fixed meaning, traceable by `torch.export`."""
 
     def detection_module(self, classes: Tensor, limits: Limits) -> nn.Module:
-        """(`images [B, 3, H, W]` RGB 0..255 without padding, `thresholds [C]`) -> `detecting.Found`, traceable by
+        """(`images [B, 3, H, W]` RGB 0..255, `thresholds [C]`, `sizes [B, 2]`) -> `detecting.Found`, traceable by
         `torch.export`: what `find` reports of `classes [K]` (rising, each once) within the other `limits`. Classes
-        with a threshold above 1 are not looked for."""
+        with a threshold above 1 are not looked for. sizes: height and width of each picture in the upper left
+        corner of its canvas, the rest of which has the `fill_colour`; not given: there is no padding."""
         raise NotImplementedError
 
     def write_directory(self, classes: Sequence[str], directory: Path) -> None:

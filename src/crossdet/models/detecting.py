@@ -43,20 +43,25 @@ def rows_at(values: Tensor, rows: Tensor) -> Tensor:
     return values.gather(1, rows.view(*rows.shape, *more).expand(-1, -1, *values.shape[2:]))
 
 
-def clipped(boxes: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Boxes `[B, N, 4]` cut at the borders of the image, and `[B, N]` bool: what has an area left."""
-    height, width = size
-    boxes = torch.stack([boxes[..., i].clamp(min=0).clamp(max=(width, height)[i % 2]) for i in range(4)], -1)
+def clipped(boxes: Tensor, size: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes `[B, N, 4]` cut at the borders of the image, and `[B, N]` bool: what has an area left. size: (height,
+    width) in pixels, of all images or `[B, 2]` of each."""
+    if isinstance(size, Tensor):
+        edges = size.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)
+        boxes = torch.minimum(boxes.clamp(min=0), edges)
+    else:
+        height, width = size
+        boxes = torch.stack([boxes[..., i].clamp(min=0).clamp(max=(width, height)[i % 2]) for i in range(4)], -1)
     return boxes, (boxes[..., 2:] > boxes[..., :2]).all(2)
 
 
 def found_of(
-    boxes: Tensor, scores: Tensor, labels: Tensor, size: Sequence[int], limits: Limits, groups: int
+    boxes: Tensor, scores: Tensor, labels: Tensor, size: Sequence[int] | Tensor, limits: Limits, groups: int
 ) -> Found:
     """The best candidates (scores of 0: none) with boxes clipped to the image, after suppression where there are
     groups.
 
-    boxes: `[B, N, 4]`. scores, labels: `[B, N]`. size: (height, width) in pixels. groups: of `Limits.rivals`; 0:
+    boxes: `[B, N, 4]`. scores, labels: `[B, N]`. size: as of `clipped`. groups: of `Limits.rivals`; 0:
     nothing is suppressed.
     """
     boxes, visible = clipped(boxes, size)

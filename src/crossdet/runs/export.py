@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from crossdet.config import CONFIG_FILE, Config, load_config
 from crossdet.config.sources import open_sources
 from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.errors import UserError
-from crossdet.evaluation.protocols import PROTOCOLS
+from crossdet.evaluation.protocols import PROTOCOLS, main_number
 from crossdet.evaluation.run import EvalSettings
 from crossdet.evaluation.splits import Split
 from crossdet.export.about import About, Rules
@@ -22,7 +24,7 @@ from crossdet.export.detector import ExportedDetector, as_picture, fitted, most_
 from crossdet.export.files import openvino_model, write_onnx, write_openvino
 from crossdet.export.graph import OPSETS, onnx_graph
 from crossdet.export.parity import difference, milliseconds
-from crossdet.export.precision import PRECISIONS, Inputs, onnx_half, onnx_int8, openvino_int8
+from crossdet.export.precision import NARROW, PRECISIONS, Inputs, onnx_half, onnx_int8, openvino_int8
 from crossdet.export.resizing import Picture, resize
 from crossdet.export.sessions import open_session
 from crossdet.files import check_room
@@ -47,7 +49,8 @@ class Request:
     """What a file shall be. to: of `KINDS`, or `HUGGING_FACE`. size: (height, width) of all inputs; None: any.
     precision: of `PRECISIONS`. classes: names; None: all. raw: the network's own outputs. calibrate: pictures for
     int8; None: those of the validation splits. licence: of the weights, for the metadata. max_detections: per
-    picture at most; None: as many as the detector, and the protocols of the validation data, want.
+    picture at most; None: as many as the detector, and the protocols of the validation data, want. tolerance: how
+    many points of any dataset's score (0 to 100) int8 may lose before more layers keep 32 bits.
     """
 
     to: str = "onnx"
@@ -59,6 +62,7 @@ class Request:
     calibrate: str | None = None
     licence: str = NOT_STATED
     max_detections: int | None = None
+    tolerance: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -82,13 +86,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a kind writes a file of."""
+    """Everything that a kind writes a file of. narrow: of `NARROW`, for int8."""
 
     detector: Detector
     about: About
     graph: Callable[[], Any]
     calibration: Callable[[], list[Inputs]]
     file: Path
+    narrow: int
 
 
 def to_onnx(job: Job) -> None:
@@ -96,14 +101,14 @@ def to_onnx(job: Job) -> None:
     if job.about.precision == "fp16":
         model = onnx_half(model)
     elif job.about.precision == "int8":
-        model = onnx_int8(model, job.calibration())
+        model = onnx_int8(model, job.calibration(), job.narrow)
     write_onnx(model, job.about.to_metadata(), job.file)
 
 
 def to_openvino(job: Job) -> None:
     model = openvino_model(job.graph())
     if job.about.precision == "int8":
-        model = openvino_int8(model, job.calibration())
+        model = openvino_int8(model, job.calibration(), job.narrow)
     write_openvino(model, job.about.to_metadata(), job.file, half=job.about.precision != "fp32")
 
 
@@ -146,11 +151,51 @@ def export(
     check_room(job.file, bytes_each * sum(tensor.numel() for tensor in detector.model.parameters()))
     KINDS[request.to].write(job)
     record = {"file": str(job.file), "to": request.to, **asdict(job.about.rules), "precision": request.precision}
-    record |= {"opset": request.opset, "bytes": sum(part.stat().st_size for part in _parts(job.file))}
+    record |= {"opset": request.opset, "bytes": _bytes(job.file)}
     if found is None or request.raw:
         why = "raw outputs" if request.raw else why_not
         return record | {"sets": None, "ap": None, "latency_ms": None, "not_compared": why}
-    return record | _measured(detector, job, found, pictures)
+    measured = _measured(detector, job, found, pictures)
+    if request.precision == "int8":
+        measured = _until_tolerated(job, request, measured, lambda: _measured(detector, job, found, pictures))
+        record["bytes"] = _bytes(job.file)
+    return record | measured
+
+
+Measured = dict[str, Any]
+"""What `_measured` says of a file."""
+
+
+def _until_tolerated(job: Job, request: Request, first: Measured, measure: Callable[[], Measured]) -> Measured:
+    """Writes the file again with more layers in 32 bits while it loses more than is tolerated; where all do, the
+    one that loses least stays. `int8`: what was tried, and what was kept.
+
+    first: of the file as it is. measure: the same of the file that was written last.
+    """
+    write, tolerance = KINDS[request.to].write, request.tolerance
+    tried = {job.narrow: first}
+    for narrow in NARROW[request.to][1:]:
+        if _lost(tried[[*tried][-1]]) <= tolerance:
+            break
+        write(replace(job, narrow=narrow))
+        tried[narrow] = measure()
+    best = min(tried, key=lambda narrow: _lost(tried[narrow]))
+    if best != [*tried][-1]:
+        write(replace(job, narrow=best))
+    losses = [{"narrow": narrow, "lost": _lost(one)} for narrow, one in tried.items()]
+    return tried[best] | {
+        "int8": {"tried": losses, "narrow": best, "lost": _lost(tried[best]), "tolerance": tolerance}
+    }
+
+
+def _lost(measured: Measured) -> float:
+    """Most points that any protocol's score of any dataset lost; 0 where none is defined."""
+    rows = [one for row in measured["ap"].values() for one in (row, *row["further"].values())]
+    return max((100 * row["lost"] for row in rows if row["lost"] is not None), default=0.0)
+
+
+def _bytes(file: Path) -> int:
+    return sum(part.stat().st_size for part in _parts(file))
 
 
 def _check(weights: Path, request: Request) -> None:
@@ -171,6 +216,8 @@ def _check(weights: Path, request: Request) -> None:
         problems.append("--raw: not with --precision int8")
     if request.calibrate is not None and request.precision != "int8":
         problems.append("--calibrate: it is for --precision int8 only")
+    if not request.tolerance >= 0:
+        problems.append(f"--tolerance: expected points of AP of at least 0, got {request.tolerance}")
     if problems:
         raise UserError("; ".join(problems))
 
@@ -254,10 +301,15 @@ def _job(detector: Detector, card: Card, request: Request, data: Data | None, ou
     shape = request.size or (detector.settings.shorter, detector.settings.longer)
     groups = None if folding is None else folding.nms_groups
 
+    @functools.cache
     def calibration() -> list[Inputs]:
         return _inputs(_pictures_for_int8(request, data), detector, about)
 
-    return Job(detector, about, lambda: onnx_graph(network, rules, groups, shape, request.opset), calibration, file)
+    @functools.cache
+    def graph() -> Any:
+        return onnx_graph(network, rules, groups, shape, request.opset)
+
+    return Job(detector, about, graph, calibration, file, NARROW[request.to][0])
 
 
 def _most(config: Config, dataset: str) -> int:
@@ -283,8 +335,9 @@ def _inputs(pictures: list[Picture], detector: Detector, about: About) -> list[I
             size = about.input_size(picture.shape[0], picture.shape[1], given.shorter, given.longer)
             small = resize(picture, size, about.rules.antialias)
         else:
-            small = fitted(picture, about.rules)[0]
-        found.append({"images": small[None], "thresholds": thresholds})
+            small, size = fitted(picture, about.rules)
+        one: Inputs = {"images": small[None], "thresholds": thresholds}
+        found.append(one | {"sizes": np.array([size], np.int64)} if about.rules.padded else one)
     return found
 
 
@@ -341,9 +394,11 @@ def _accuracy(
 
 
 def _pair(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of one protocol."""
+    """The numbers of one protocol. lost: of its main number, 0..1; None: not defined."""
     columns = PROTOCOLS[before["protocol"]].columns
-    return {"protocol": before["protocol"], "before": dict(columns(before)), "after": dict(columns(after))}
+    lost = main_number(before) - main_number(after)
+    numbers = {"before": dict(columns(before)), "after": dict(columns(after))}
+    return {"protocol": before["protocol"], **numbers, "lost": None if math.isnan(lost) else lost}
 
 
 def _within(rules: Rules, data: Data, largest: int) -> Config:

@@ -322,6 +322,7 @@ def test_mistakes_are_told_before_anything_is_written(weights, files, tmp_path):
         assert part in str(told.value)
     for request, message in (
         (Request(precision="int8"), "no pictures to calibrate on"),
+        (Request(precision="int8", tolerance=-1.0), "--tolerance: expected points of AP"),
         (Request(classes=("nobody",)), "nobody"),
         (replace(Request(), to="openvino"), r"ends in \.xml"),
     ):
@@ -399,6 +400,46 @@ def test_openvino_in_8_bits(run):
     row = short["ap"]["street"]
     assert row["before"]["AP"] > 0
     assert row["after"]["AP"] == pytest.approx(row["before"]["AP"], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("losses", "kept"), [([0.4], 32), ([1.0], 32), ([1.05, 0.3], 64), ([4.0, 2.0, 3.0], 64), ([4.0, 5.0, 0.9], 128)]
+)
+def test_int8_keeps_more_layers_until_little_enough_is_lost(run, monkeypatch, crossdet, losses, kept):
+    """What a file lost is given here; which file stays is looked at."""
+    measure, answers = exporting._measured, iter(losses)
+    monkeypatch.setattr(exporting, "_measured", lambda *given: measure(*given) | {"lost": next(answers)})
+    monkeypatch.setattr(exporting, "_lost", lambda measured: measured["lost"])
+    files = []
+    write = exporting.KINDS["onnx"].write
+
+    def noted(job):
+        write(job)
+        files.append((job.narrow, job.file.read_bytes()))
+
+    monkeypatch.setitem(exporting.KINDS, "onnx", exporting.Kind(".onnx", noted))
+    json_file = run / "record.json"
+    done = crossdet("export", run, "--precision", "int8", "--json", json_file)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(json_file.read_text())
+    assert record["int8"] == {
+        "tried": [{"narrow": n, "lost": lost} for n, lost in zip((32, 64, 128), losses, strict=False)],
+        "narrow": kept,
+        "lost": min(losses),
+        "tolerance": 1.0,
+    }
+    (content,) = {content for narrow, content in files if narrow == kept}
+    assert (run / "best_int8.onnx").read_bytes() == content
+    assert record["bytes"] == len(content)
+    assert ("kept: " in done.stdout) == (len(losses) > 1)
+    assert ("more than --tolerance 1 is lost" in done.stdout + done.stderr) == (min(losses) > 1.0)
+
+
+def test_what_int8_lost_is_the_worst_of_all_protocols():
+    row = {"lost": 0.004, "further": {"voc": {"lost": 0.02}, "coco": {"lost": None}}}
+    assert exporting._lost({"ap": {"a": row, "b": {"lost": -0.1, "further": {}}}}) == pytest.approx(2.0)
+    assert exporting._lost({"ap": {"b": {"lost": -0.1, "further": {}}}}) == pytest.approx(-10.0)
+    assert exporting._lost({"ap": {"b": {"lost": None, "further": {}}}}) == 0.0
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("onnx", "onnx"), ("openvino", "xml")])

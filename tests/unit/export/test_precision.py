@@ -8,7 +8,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from crossdet.export.files import openvino_model
-from crossdet.export.precision import above, depthwise, ends, onnx_int8, openvino_int8, openvino_layers
+from crossdet.export.precision import (
+    above,
+    ends,
+    onnx_int8,
+    onnx_narrow,
+    openvino_int8,
+    openvino_layers,
+    openvino_narrow,
+)
 
 PARENTS = {
     "pixels": [],
@@ -35,14 +43,23 @@ def test_what_a_node_depends_on():
     assert above(PARENTS, ["pixels"]) == set()
 
 
+LAYERS = {
+    "first": ((40, 3), 1),
+    "depthwise": ((40, 1), 40),
+    "point": ((80, 40), 1),
+    "grouped": ((80, 40), 2),
+    "wide": ((24, 80), 1),
+    "narrow": ((40, 24), 1),
+    "last": ((1, 40), 1),
+}
+"""Name -> (channels out, in of a group), groups: one after the other, from RGB."""
+
+
 def convolutions() -> onnx.ModelProto:
-    """RGB -> eight channels -> depthwise -> pointwise -> grouped -> a score."""
     rng = np.random.default_rng(0)
-    layers = {"first": ((8, 3), 1), "depthwise": ((8, 1), 8), "point": ((8, 8), 1), "grouped": ((8, 4), 2)}
-    layers |= {"last": ((1, 8), 1)}
     nodes, weights, given = [], [], "images"
-    for name, (channels, groups) in layers.items():
-        kernel = rng.normal(0, 0.3, (*channels, 3, 3)).astype(np.float32)
+    for name, (channels, groups) in LAYERS.items():
+        kernel = rng.normal(0, 0.9 / channels[1] ** 0.5, (*channels, 3, 3)).astype(np.float32)
         weights.append(numpy_helper.from_array(kernel, f"{name}.weight"))
         nodes.append(
             helper.make_node("Conv", [given, f"{name}.weight"], [name], name=name, group=groups, pads=[1] * 4)
@@ -70,20 +87,29 @@ def test_matrix_products_keep_their_numbers():
     assert "point.weight" not in types
 
 
-def test_8_bits_are_for_the_layers_between_that_are_not_depthwise():
+def test_8_bits_are_for_the_layers_between_that_are_not_narrow():
     model = convolutions()
-    assert depthwise(model) == ["depthwise"]
+    assert onnx_narrow(model, 1) == ["depthwise"]
+    assert onnx_narrow(model, 32) == ["first", "depthwise", "narrow"]
     pictures = [{"images": np.random.default_rng(i).random((1, 3, 12, 16), np.float32)} for i in range(4)]
     short = onnx_int8(model, pictures)
     types = {tensor.name: tensor.data_type for tensor in short.graph.initializer}
     kept = {name.removesuffix(".weight") for name, kind in types.items() if kind == TensorProto.FLOAT}
-    assert {"first", "depthwise", "last"} <= kept
-    assert not {"point", "grouped"} & kept
+    assert kept & set(LAYERS) == {"first", "depthwise", "narrow", "last"}
     assert sum(kind == TensorProto.INT8 for kind in types.values()) >= 2
+    more = {tensor.name for tensor in onnx_int8(model, pictures, 40).graph.initializer}
+    assert {f"{name}.weight" for name in LAYERS} - more == {"wide.weight"}
     before, after = (
         onnxruntime.InferenceSession(one.SerializeToString()).run(None, pictures[0])[0] for one in (model, short)
     )
     assert 0 < np.abs(before - after).max() < 0.05 * np.abs(before).max()
+
+
+def in_8_bits(model) -> list[bool]:
+    """By layer, in their order."""
+    parents, layers = openvino_layers(model)
+    kinds = {one.get_friendly_name(): one.get_type_name() for one in model.get_ordered_ops()}
+    return [any(kinds[parent] == "FakeQuantize" for parent in parents[layer]) for layer in layers]
 
 
 def test_nncf_calibrates_the_layers_between():
@@ -92,10 +118,10 @@ def test_nncf_calibrates_the_layers_between():
     pictures = [{"images": np.random.default_rng(i).random((1, 3, 12, 16), np.float32)} for i in range(4)]
     whole, given = openvino_model(model), openvino_model(model)
     short = openvino_int8(given, pictures)
-    parents, layers = openvino_layers(short)
-    kinds = {one.get_friendly_name(): one.get_type_name() for one in short.get_ordered_ops()}
-    in_8_bits = [any(kinds[parent] == "FakeQuantize" for parent in parents[layer]) for layer in layers]
-    assert in_8_bits == [False, True, True, True, False]  # the first and the last keep theirs
+    assert in_8_bits(short) == [False, True, True, True, True, True, False]  # the first and the last keep theirs
+    assert openvino_narrow(whole, 32) == [openvino_layers(whole)[1][place] for place in (0, 1, 5)]
+    narrow = openvino_int8(openvino_model(model), pictures, 32)
+    assert in_8_bits(narrow) == [False, False, True, True, True, False, False]
     core = openvino.Core()
     before, after = (core.compile_model(one, "CPU")(pictures[0])[0] for one in (whole, short))
     assert 0 < np.abs(before - after).max() < 0.1 * np.abs(before).max()

@@ -236,17 +236,23 @@ def test_export_module_gives_the_same_for_any_batch(network):
 )
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_detection_module_finds_what_find_finds(network, classes, asked, agnostic):
-    """In pictures of any size, and of a batch; where not all of its classes are asked for, as well."""
+    """In pictures of any size, of a batch, and padded; where not all of its classes are asked for, as well."""
     network.float().eval()
     thresholds = torch.tensor([0.1, 0.001, 0.0, 0.0])
     limits = Limits(thresholds, topk=60, max_detections=20, agnostic_nms=agnostic)
     module = network.detection_module(torch.tensor(classes), limits)
     given = torch.full((4,), 2.0)
     given[asked] = thresholds[asked]
-    for images in (batch_of([0, 1]).images, batch_of([2]).images[:, :, :50, :70]):
-        sizes = torch.tensor([images.shape[2:]] * len(images))
+    padded = batch_of([0, 1]).images.clone()
+    fill = torch.tensor(network.fill_colour, dtype=padded.dtype)[:, None, None]
+    padded[1, :, 50:], padded[1, :, :, 70:] = fill, fill
+    cases = [(batch_of([0, 1]).images, None), (batch_of([2]).images[:, :, :50, :70], None)]
+    if network.stretched_to is None:
+        cases.append((padded, torch.tensor([[64, 96], [50, 70]])))
+    for images, free in cases:
+        sizes = torch.tensor([images.shape[2:]] * len(images)) if free is None else free
         with torch.no_grad():
-            boxes, scores, labels = module(images, given)
+            boxes, scores, labels = module(images, given) if free is None else module(images, given, free)
             found = network.find(images, sizes, asked, limits)
         for row, wanted in enumerate(found):
             count = int((labels[row] >= 0).sum())

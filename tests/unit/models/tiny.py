@@ -130,6 +130,8 @@ class Tiny(Growable):
             first = score.argsort(descending=True, stable=True)[: limits.topk]
             row, label, score = row[first], label[first], score[first]
             box = boxes[row].clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+            some = (box[:, 2:] > box[:, :2]).all(1)
+            box, label, score = box[some], label[some], score[some]
             kept = batched_nms(box, score, limits.rivals(label), limits.nms_iou)[: limits.max_detections]
             found.append(Detections(box[kept], score[kept], label[kept]))
         return found
@@ -158,14 +160,15 @@ class Detecting(nn.Module):
         super().__init__()
         self.network, self.classes, self.limits = network, classes, limits
 
-    def forward(self, images: Tensor, thresholds: Tensor) -> Found:
+    def forward(self, images: Tensor, thresholds: Tensor, sizes: Tensor | None = None) -> Found:
         scores, boxes = self.network._scored(images)
         scores = scores[:, :, self.classes]
         scores = torch.where(scores > thresholds[self.classes], scores, 0.0).flatten(1)
         best, pairs = best_columns(scores, self.limits.topk)
         width, groups = len(self.classes), self.network.num_classes
         labels = self.classes[pairs % width]
-        return found_of(rows_at(boxes, pairs // width), best, labels, images.shape[-2:], self.limits, groups)
+        size = images.shape[-2:] if sizes is None else sizes
+        return found_of(rows_at(boxes, pairs // width), best, labels, size, self.limits, groups)
 
 
 def build(settings: TinySettings, num_classes: int, overlap: Tensor | None, weights: Any = "none") -> Tiny:

@@ -23,10 +23,11 @@ class Detecting(nn.Module):
         self.network, self.limits = network, limits
         self.sets = network.query_sets(classes)
 
-    def forward(self, images: Tensor, thresholds: Tensor) -> Found:
+    def forward(self, images: Tensor, thresholds: Tensor, sizes: Tensor | None = None) -> Found:
         network = self.network
         height, width = network.frame_of(images.shape[-2:])
         frame = [width, height, width, height]
+        size = images.shape[-2:] if sizes is None else sizes
         memory = network.graph.memory(network.pictures(images, None))
         limits, parts = self.limits, []
         most = limits.topk if limits.agnostic_nms else min(limits.topk, limits.max_detections)
@@ -35,10 +36,10 @@ class Detecting(nn.Module):
             scores = answers.scored.float().sigmoid()
             places = corners(answers.boxes.float())
             boxes = torch.stack([places[..., i] * frame[i] for i in range(4)], -1)
-            boxes, visible = clipped(boxes, images.shape[-2:])
+            boxes, visible = clipped(boxes, size)
             above = (scores > thresholds[looked]) & visible[..., None]
             scores = torch.where(above, scores, 0.0).flatten(1)
             best, pairs = best_columns(scores, most)
             parts.append((rows_at(boxes, pairs // len(looked)), best, looked[pairs % len(looked)]))
         boxes, scores, labels = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
-        return found_of(boxes, scores, labels, images.shape[-2:], limits, groups=int(limits.agnostic_nms))
+        return found_of(boxes, scores, labels, size, limits, groups=int(limits.agnostic_nms))

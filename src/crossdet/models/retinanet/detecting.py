@@ -25,7 +25,7 @@ class Detecting(nn.Module):
         self.network, self.limits = network, limits
         self.register_buffer("classes", classes)
 
-    def forward(self, images: Tensor, thresholds: Tensor) -> Found:
+    def forward(self, images: Tensor, thresholds: Tensor, sizes: Tensor | None = None) -> Found:
         network = self.network
         features = network.features(images)
         levels = zip(features, network.anchors([(f.shape[-2], f.shape[-1]) for f in features]), strict=True)
@@ -36,7 +36,8 @@ class Detecting(nn.Module):
             groups = 1
         elif limits.nms_groups is not None:
             groups = max(limits.nms_groups) + 1
-        return found_of(boxes, scores, labels, images.shape[-2:], limits, groups)
+        size = images.shape[-2:] if sizes is None else sizes
+        return found_of(boxes, scores, labels, size, limits, groups)
 
     def _candidates(self, level: Tensor, anchors: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best pairs of anchor and class of a level: boxes, scores, labels."""
