@@ -381,6 +381,7 @@ def test_distill_without_any_old_dataset(world, signs, trained, tmp_path, capsys
         "classes": [],
         "means": [],
         "regressions": [],
+        "certain": [],
     }
     before = load_weights(trained.folder)[1].operating
     assert before.keys() == set(OLD)
@@ -536,6 +537,7 @@ def test_a_regression_beyond_the_tolerance_ends_with_status_3(world, signs, trai
     assert "car    cars     coco AP" in done.stdout
     report = json.loads((tmp_path / "record.json").read_text())["forgetting"]
     assert "car on cars" in report["regressions"]
+    assert "face on faces" in report["certain"]
     again = crossdet(*run, "--output", tmp_path / "run", "--overwrite", "--tolerance", "100")
     assert again.returncode == 0, again.stderr
 

@@ -22,7 +22,7 @@ from crossdet.commands.terminal import (
 )
 
 FORGOTTEN = 3
-"""Exit status of a run that succeeded but lost more than the tolerance."""
+"""Exit status of a run that succeeded but lost more than the tolerance, and not by chance."""
 
 
 def extend(
@@ -43,7 +43,8 @@ def extend(
 ) -> None:
     """Extend a trained detector by the classes and data of a config, keeping its old classes.
 
-    Exit status 3: the run succeeded, but an old class lost more than the tolerance.
+    Exit status 3: the run succeeded, but an old class lost more than the tolerance, and its interval, where there
+    is one, does not hold 0.
 
     Example: crossdet extend runs/first more.yaml --mode distill --output runs/second
     """
@@ -73,5 +74,5 @@ def extend(
         if report["regressions"]:
             text = f"[bold yellow]warning[/bold yellow] {escape(warning_of(report))}"
             Console(stderr=True).print(text, highlight=False, soft_wrap=True)
-    if report["regressions"]:
+    if report["certain"]:
         raise typer.Exit(FORGOTTEN)

@@ -111,6 +111,12 @@ def regressions(found: Sequence[Change], tolerance: float | None) -> list[Change
     return [c for c in found if c.difference is not None and round(-100 * c.difference, 9) > tolerance]
 
 
+def certain(found: Sequence[Change]) -> list[Change]:
+    """Of changes those that other pictures of the same kind would have shown, too: whose interval does not hold 0,
+    and those without an interval, of which nobody knows better."""
+    return [c for c in found if c.low is None or c.high is None or not c.low <= 0 <= c.high]
+
+
 def unmeasured(found: Sequence[Change], old: Sequence[str]) -> list[str]:
     """Those of the `old` classes that no dataset has a number of before and after."""
     measured = {c.name for c in found if c.difference is not None}
@@ -121,13 +127,15 @@ def to_json(
     found: Sequence[Change], tolerance: float | None, old: Sequence[str] = (), mean: Sequence[Change] = ()
 ) -> dict[str, Any]:
     """The report as plain values; ratios in 0..1, the tolerance in points. old: the classes known before. mean: of
-    `means`."""
+    `means`. `certain`: what of `regressions`, or which mean beyond the tolerance, is not chance."""
+    lost = regressions(found, tolerance)
     return {
         "tolerance": tolerance,
         "unmeasured": unmeasured(found, old),
         "classes": [vars(c) | {"difference": c.difference} for c in found],
         "means": [vars(c) | {"difference": c.difference} for c in mean],
-        "regressions": [f"{c.name} on {c.dataset}" for c in regressions(found, tolerance)],
+        "regressions": [f"{c.name} on {c.dataset}" for c in lost],
+        "certain": [f"{c.name} on {c.dataset}" for c in certain([*lost, *regressions(mean, tolerance)])],
     }
 
 
@@ -166,10 +174,11 @@ def _between(low: float | None, high: float | None) -> str:
 
 def warning_of(report: Mapping[str, Any]) -> str:
     """One sentence about the regressions of `to_json`."""
+    named = [*report["regressions"], *report["certain"]]
     lost = [
-        f"{c['name']} on {c['dataset']} {_points(c['difference'], '+.1f')}{_chance(c['low'], c['high'])}"
-        for c in report["classes"]
-        if f"{c['name']} on {c['dataset']}" in report["regressions"]
+        f"{name} {_points(c['difference'], '+.1f')}{_chance(c['low'], c['high'])}"
+        for c in [*report["classes"], *report["means"]]
+        if (name := f"{c['name']} on {c['dataset']}") in named
     ]
     return f"forgotten more than the tolerance of {report['tolerance']:g} points: {', '.join(lost)}"
 

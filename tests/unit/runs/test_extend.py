@@ -24,6 +24,7 @@ from crossdet.data.index import IndexBuilder, Ragged
 from crossdet.errors import ConfigError
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.forgetting import (
+    Change,
     changes,
     changes_table,
     draw_generations,
@@ -276,7 +277,7 @@ def test_differences_and_tolerance():
     told = report_text(found, ["dog", "car"]).splitlines()
     assert (told[0], told[-1]) == ("before and after, in points:", "not measured, no `val` split shows them: dog")
     assert report_text([], ["car"]) == "not measured, no `val` split shows them: car"  # no empty table
-    assert report["regressions"] == ["car on b"]
+    assert report["regressions"] == report["certain"] == ["car on b"]  # without an interval nobody knows better
     assert report["classes"][0]["difference"] == pytest.approx(-0.005)
     assert warning_of(report) == "forgotten more than the tolerance of 0.5 points: car on b -1.2"
 
@@ -310,10 +311,32 @@ def test_means_and_intervals_of_what_was_lost():
     report = to_json(found, 0.5, ["car", "dog"], [mean])
     assert report["means"][0]["name"] == "mean of 2 classes"
     sure = warning_of(report)
-    assert sure.endswith(f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f})")
+    assert f"car on a {100 * (number - 1):+.1f} (95 % interval {100 * low:+.1f} to {100 * high:+.1f}), " in sure
+    assert ", mean of 2 classes on a -" in sure
+    assert report["regressions"] == ["car on a"]
+    assert report["certain"] == ["car on a", "mean of 2 classes on a"]
     report["classes"][0]["high"] = 0.0
     assert warning_of(report) == sure.replace(f"{100 * high:+.1f})", "+0.0, so it may be chance)")
     assert "other pictures of the same kind" in report_text(found, ["car"], [mean])
+
+
+@pytest.mark.parametrize(
+    ("rows", "certain"),
+    [
+        ([(-0.03, -0.05, -0.01)], ["a on d"]),
+        ([(-0.03, -0.07, 0.01)], []),
+        ([(-0.03, None, None)], ["a on d"]),
+        ([(-0.003, -0.004, -0.002)], []),  # for certain, and less than the tolerance
+        ([(-0.03, -0.07, 0.01), (-0.02, -0.05, 0.01)], ["mean of 2 classes on d"]),
+    ],
+)
+def test_what_is_not_chance(rows, certain):
+    """Two losses that may each be chance are none together, if their mean says so."""
+    found = [Change(n, "d", "coco AP", 0.5, 0.5 + row[0], *row[1:]) for n, row in zip("ab", rows, strict=False)]
+    mean = [Change("mean of 2 classes", "d", "coco AP", 0.5, 0.475, -0.04, -0.01)] if len(rows) > 1 else []
+    report = to_json(found, 0.5, [], mean)
+    assert report["certain"] == certain
+    assert ("mean of 2" in warning_of(report)) == bool(mean)
 
 
 def test_lines_over_generations(tmp_path):
