@@ -132,7 +132,7 @@ def our_step(
     )
     network = build_detector(settings, classes).to(batch.images.device)
     if compiled:
-        network.compile_parts(few_sizes=compiled == "canvas")
+        network.compile_parts(len(batch.images) if compiled == "canvas" else None)
     if labelled:
         batch = network.prepare()(batch.to(torch.device("cpu"))).to(batch.images.device)
     step = TrainStep(network).train()

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from worlds import World, changed
 
@@ -14,9 +15,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "models"))
 
 from tiny import TINY, Tiny
 
-from crossdet import Config, load_detector, train
+from crossdet import Config, UserError, load_detector, train
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.card import read_card
+from crossdet.training import compiling
 
 
 @pytest.fixture(autouse=True)
@@ -102,10 +104,41 @@ def test_its_mistakes_are_told_like_all_others(config, crossdet, monkeypatch):
     assert "`model.name`: expected 'retinanet', 'dfine', 'rtdetr' or 'rfdetr', got \"tiny\"" in done.stderr
 
 
-@pytest.mark.parametrize(("compiled", "canvases"), [(True, 2), (True, 0), (False, 2)])
+@pytest.mark.parametrize(("compiled", "canvases"), [(True, 2), (True, 0), (False, 2), ("auto", 2)])
 def test_a_network_compiles_its_parts_where_the_recipe_says_so(config, tmp_path, monkeypatch, compiled, canvases):
     calls = []
-    monkeypatch.setattr(Tiny, "compile_parts", lambda _self, few_sizes=False: calls.append(few_sizes))
+    monkeypatch.setattr(Tiny, "compile_parts", lambda _self, full=None: calls.append(full))
     values = {"train.compile": compiled, "train.canvases": canvases, "train.epochs": 1, "train.warmup_epochs": 0.5}
     train(Config.from_dict(changed(yaml.safe_load(config.read_text()), values)), output=tmp_path / "run")
-    assert calls == [canvases > 0] * compiled
+    assert calls == [4 if canvases else None] * (compiled is True)
+
+
+def test_a_training_goes_on_where_parts_cannot_be_compiled(config, tmp_path, monkeypatch, capsys):
+    """Tried unasked (as on a GPU, by the first steps): what cannot be compiled is told. Asked for it ends the
+    run."""
+    parts = []
+    losses = Tiny.losses
+
+    def failing(self, batch):
+        if parts and parts[-1] != "nothing":
+            raise torch._dynamo.exc.TorchRuntimeError("no compiler here\nand more lines")
+        return losses(self, batch)
+
+    monkeypatch.setattr(Tiny, "losses", failing)
+    monkeypatch.setattr(Tiny, "compile_parts", lambda _self, full=None: parts.append(full))
+    monkeypatch.setattr(Tiny, "compile_nothing", lambda _self: parts.append("nothing"))
+    monkeypatch.setattr(compiling, "may_pay", lambda *_: True)
+    monkeypatch.setattr(compiling, "START_UP", 0.0)
+    monkeypatch.setattr(compiling, "WARM_STEPS", 1)
+    monkeypatch.setattr(compiling, "TIMED_STEPS", 2)
+    values = changed(
+        yaml.safe_load(config.read_text()), {"train.epochs": 3, "train.canvases": 2, "train.compile": "auto"}
+    )
+    record = train(Config.from_dict(values), output=tmp_path / "run")
+    assert record["epoch"] == 3
+    assert parts == [4, "nothing"]
+    printed = capsys.readouterr().out
+    assert "compiling parts of the network" in printed
+    assert "not compiled: no compiler here. The training goes on without" in printed
+    with pytest.raises(UserError, match=r"train\.compile: torch\.compile failed here \(no compiler here\)"):
+        train(Config.from_dict(changed(values, {"train.compile": True})), output=tmp_path / "asked")

@@ -108,7 +108,8 @@ class Network(nn.Module, ABC):
 
     num_classes: C. terms: names of the terms of its loss, in order. noted: names of `Losses.noted`, in order; no
     terms. normaliser: see `Losses.normalised`.
-    backbone_prefix: what the names of the backbone's parameters begin with.
+    backbone_prefix: what the names of the backbone's parameters begin with. has_parts_to_compile: whether
+    `compile_parts` does anything.
 
     It is copied (`copy.deepcopy`) for averaged weights, before `compile_parts` and `hold_to`. `losses` and `find`
     run under autocast where the recipe says so.
@@ -119,6 +120,7 @@ class Network(nn.Module, ABC):
     noted: tuple[str, ...] = ()
     normaliser: Normaliser = "batch"
     backbone_prefix = "backbone."
+    has_parts_to_compile = False
 
     @property
     def stretched_to(self) -> int | None:
@@ -217,8 +219,12 @@ class Network(nn.Module, ABC):
         """
         raise UserError("train.freeze_stem: this network does not say which layers are its stem; leave it out")
 
-    def compile_parts(self, few_sizes: bool = False) -> None:
-        """`torch.compile` of what pays, for `losses`; by default of nothing. few_sizes: batches are on canvases."""
+    def compile_parts(self, full: int | None = None) -> None:
+        """`torch.compile` of what pays, for `losses`; by default of nothing. full: batches are on canvases and of
+        so many pictures; smaller ones are not compiled for. None: of any sizes."""
+
+    def compile_nothing(self) -> None:
+        """Takes `compile_parts` back."""
 
     @abstractmethod
     def export_module(self) -> nn.Module:

@@ -27,7 +27,7 @@ except ImportError:  # Windows
 
 # Keys that may differ between a run and its resumption without changing what it computes.
 _FREE_KEYS = ("output", "train.workers", "train.log_every", "train.checkpoint_minutes",
-              "train.checkpoint_steps", "train.precision", "train.loggers", "eval.batch_size",
+              "train.checkpoint_steps", "train.precision", "train.compile", "train.loggers", "eval.batch_size",
               "extend.tolerance")  # fmt: skip
 LOCK_FILE = ".lock"
 _PLACES = ("images", "annotations", "image_set", "ignore")

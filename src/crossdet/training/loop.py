@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from crossdet.models.card import Card
 from crossdet.models.contract import Growable, Network
 from crossdet.models.weights import BEST_FILE, METRICS_FILE, STATE_FILE, WEIGHTS_FILE, save_state
 from crossdet.training.choosing import is_better
+from crossdet.training.compiling import Compiling
 from crossdet.training.feed import Feed
 from crossdet.training.identity import Identity
 from crossdet.training.log import RunLog, Step
@@ -113,8 +115,7 @@ def fit(
     run.progress.epochs = schedule.epochs
     if run.progress.canvases is None:
         run.progress.canvases = dataset.choose_canvases(0 if network.stretched_to else recipe.canvases)
-    if recipe.compile:
-        network.compile_parts(few_sizes=bool(run.progress.canvases))
+    run.compiling = Compiling(fabric, network, recipe, len(run.progress.canvases))
     with RunLog(fabric, run_dir, run.progress.step, network.terms, recipe.loggers) as logs:
         data = EpochData(dataset)
         micro_batches = MicroBatches([], recipe.accumulate, fabric.global_rank, fabric.world_size)
@@ -202,8 +203,10 @@ def _train_epoch(
         share = min(1.0, len(batches[step_in_epoch]) / recipe.batch_size)
         epoch = progress.epoch + step_in_epoch / len(batches)
         rate = share * schedule.rate(epoch, progress.step, schedule.done(epoch, progress.step, progress.clock))
+        began, waited = time.monotonic(), feed.waited
         with _memory_told(run, recipe):
             losses, norm = _optimiser_step(run, step_module, stream, dataset, recipe, rate, totals, logs)
+        seconds = time.monotonic() - began - max(0.0, feed.waited - waited)
         progress.step_in_epoch, progress.step = step_in_epoch + 1, progress.step + 1
         run.look_at_clock(recipe)
         progress.finished = schedule.is_over(progress.step, progress.clock)
@@ -212,6 +215,7 @@ def _train_epoch(
         step = Step(*place, rate, losses, norm, left, feed.waited)
         logs.step(step, len(batches[step_in_epoch]), 1 if progress.finished else recipe.log_every)
         run.course.watch.step(run, losses)
+        run.compiling.step(seconds, left)
         if progress.finished:
             break
         run.save_if_due(recipe)
@@ -245,7 +249,7 @@ def _optimiser_step(
                 run.progress.unreadable.append(line)
                 logs.unreadable(line)
         with run.fabric.no_backward_sync(step_module, enabled=micro + 1 < recipe.accumulate):
-            terms, image_loss, positives, noted = _forward(step_module, batch)
+            terms, image_loss, positives, noted = _forward(step_module, batch, run.compiling)
             loss = cast(Tensor, sum(terms.values())) / recipe.accumulate
             run.fabric.backward(loss)
             # looks at the value, so it waits for the device: with the backward pass queued, before any update
@@ -269,12 +273,16 @@ def _optimiser_step(
     return losses, norm
 
 
-def _forward(step_module: Any, batch: Batch) -> Answer:
-    """Raises `UserError` where `torch.compile` finds no compiler, and batch norm nothing to take a mean of."""
+def _forward(step_module: Any, batch: Batch, compiling: Compiling) -> Answer:
+    """Raises `UserError` where `torch.compile` was asked for and finds no compiler, and batch norm nothing to take
+    a mean of."""
     try:
         output: Answer = step_module(Sealed(batch))
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = str(error).strip().splitlines()[0]
+        if compiling.unasked:
+            compiling.give_up(reason)
+            return _forward(step_module, batch, compiling)
         raise UserError(
             f"train.compile: torch.compile failed here ({reason}); it needs a C++ compiler on a CPU, Triton on a "
             f"GPU. Install it, or set train.compile=false"

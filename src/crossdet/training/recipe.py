@@ -60,6 +60,7 @@ PAPER: dict[str, Any] = {
     "eval_every": 1,
     "precision": "32-true",
     "canvases": 0,
+    "compile": False,
 }
 """What `recipe: paper` puts in the place of the defaults (sec. 4.1.2); warm-up and steps by its epochs."""
 
@@ -113,7 +114,7 @@ class Recipe(Section):
     accumulate: Count = 1  # micro-batches per optimiser step
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"  # bf16 on a card that has it, else 32
     channels_last: StrictBool = True
-    compile: StrictBool = False  # torch.compile of what pays in the network: minutes of start-up
+    compile: Literal["auto"] | StrictBool = "auto"  # torch.compile of parts; auto: on a GPU where it pays back
     deterministic: StrictBool = False  # on a card: kernels that give the same bits every time, where torch has them
     ema: OpenFraction | None = 0.999  # decay of the averaged weights; smaller in the first steps
     plain: StrictBool = False  # naive concatenation: all background is trusted

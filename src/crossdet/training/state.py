@@ -21,6 +21,7 @@ from crossdet.errors import Diverged, Interrupted, UserError
 from crossdet.models.card import Card
 from crossdet.models.contract import Network
 from crossdet.models.weights import BEST_FILE, STATE_FILE, load_state, save_state, save_weights
+from crossdet.training.compiling import Compiling
 from crossdet.training.identity import Identity, check_identity
 from crossdet.training.recipe import Recipe
 from crossdet.training.schedule import Clock, Schedule
@@ -179,9 +180,9 @@ class Course:
 class RunState:
     """What a checkpoint holds, and where it goes.
 
-    stop: somebody wants the training to end. asked: whether one of several processes has been long without a
-    checkpoint, and whether one is to stop, as of the newest step. lost_best: the best weights of a resumed run are
-    gone; the next that are judged take their place.
+    compiling: see there; from the choice of canvases on. stop: somebody wants the training to end. asked: whether
+    one of several processes has been long without a checkpoint, and whether one is to stop, as of the newest step.
+    lost_best: the best weights of a resumed run are gone; the next that are judged take their place.
     """
 
     fabric: Fabric
@@ -193,6 +194,7 @@ class RunState:
     course: Course = field(default_factory=Course)
     identity: Identity | None = None
     teacher: Average | None = None
+    compiling: Compiling = field(init=False)
     stop: threading.Event = field(default_factory=threading.Event)
     asked: tuple[bool, bool] = (False, False)
     progress: Progress = field(default_factory=Progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from crossdet.training.loop import _forward, _is_stuck
 from crossdet.training.state import Progress
 
 BATCH: Any = None
+ASKED: Any = SimpleNamespace(unasked=False)
 
 
 def test_batch_norm_of_a_single_cell_is_told():
@@ -20,8 +22,8 @@ def test_batch_norm_of_a_single_cell_is_told():
     with pytest.raises(
         UserError, match=r"one picture at once .* `input.shorter`, or `model.freeze_batch_norm: true`"
     ):
-        _forward(lambda _: norm(torch.zeros(1, 3, 1, 1)), BATCH)
-    assert _forward(lambda _: norm(torch.zeros(2, 3, 1, 1)), BATCH) is not None
+        _forward(lambda _: norm(torch.zeros(1, 3, 1, 1)), BATCH, ASKED)
+    assert _forward(lambda _: norm(torch.zeros(2, 3, 1, 1)), BATCH, ASKED) is not None
 
 
 def test_other_errors_stay_what_they_are():
@@ -29,7 +31,7 @@ def test_other_errors_stay_what_they_are():
         raise ValueError("something else")
 
     with pytest.raises(ValueError, match="something else"):
-        _forward(broken, BATCH)
+        _forward(broken, BATCH, ASKED)
 
 
 @pytest.mark.parametrize(("best", "stuck"), [(None, True), (1, True), (2, False), (3, False)])

@@ -45,7 +45,7 @@ RECIPES = {
     "ema": (0.999, None),
     "canvases": (6, 0),
     "eval_every": (None, 1),
-    "compile": (False, False),
+    "compile": ("auto", False),
     "plain": (False, False),
 }
 

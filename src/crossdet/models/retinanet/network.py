@@ -44,6 +44,8 @@ from crossdet.types import PAD_DIVISOR, Batch, Detections
 
 MOST_GRAPHS = 64
 """Of compiled features; what comes in yet other sizes is not compiled."""
+EARLY = "force_non_lazy_backward_lowering"
+"""Of torch: the backward pass is compiled with the forward pass, so that what cannot be compiled is found there."""
 LOGITS_AT_ONCE = 32_000_000
 """Class logits of a batch and level held at once in `find` (128 MB)."""
 
@@ -89,6 +91,7 @@ class RetinaNet(Growable):
     """
 
     terms = ("classification", "box")
+    has_parts_to_compile = True
     mean: Tensor
     std: Tensor
     box_subnet_of: Tensor
@@ -139,6 +142,7 @@ class RetinaNet(Growable):
         self.register_buffer("overlap", some_overlap, persistent=False)
         self.normaliser = settings.loss.normaliser
         self._compiled_features: Callable[[Tensor], list[Tensor]] | None = None
+        self._full: int | None = None  # pictures of the batches that are compiled for; None: all
         self._held: Callable[[RetinaNet, list[Tensor], Batch], Tensor] | None = None
         self._frozen_stem = False
 
@@ -214,7 +218,8 @@ class RetinaNet(Growable):
 
     def losses(self, batch: Batch) -> Losses:
         """Terms `classification` and `box`, see `contract.Losses`."""
-        features = (self._compiled_features or self.features)(batch.images)
+        compiled = self._compiled_features if self._full in (None, len(batch.images)) else None
+        features = (compiled or self.features)(batch.images)
         losses = self.losses_of(features, batch)
         if self._held is None:
             return losses
@@ -238,7 +243,7 @@ class RetinaNet(Growable):
             settings.gamma,
             settings.foreground_negatives,
             self.overlap,
-            self._compiled_features is not None,
+            self._compiled_features is not None and grid.boxes.device.type == "cpu",  # no gain on a card
             batch.background_weight,
             None if batch.tiles is None else LocalTrust.of(batch.tiles, grid.boxes),
         )
@@ -284,11 +289,18 @@ class RetinaNet(Growable):
             module.requires_grad_(False)
         self._frozen_stem = True
 
-    def compile_parts(self, few_sizes: bool = False) -> None:
-        """Backbone and pyramid as a graph for each of few sizes, or one for all; the focal terms as one kernel."""
-        if few_sizes:  # with fewer images in the last batch, too
+    def compile_parts(self, full: int | None = None) -> None:
+        """Backbone and pyramid as a graph for each canvas, or one for all sizes; the focal terms as one kernel on a
+        CPU, where that pays."""
+        if full is not None:
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
-        self._compiled_features = torch.compile(self.features, dynamic=not few_sizes)
+        if hasattr(torch._functorch.config, EARLY):
+            setattr(torch._functorch.config, EARLY, True)
+        self._compiled_features = torch.compile(self.features, dynamic=full is None)
+        self._full = full
+
+    def compile_nothing(self) -> None:
+        self._compiled_features, self._full = None, None
 
     def export_module(self) -> nn.Module:
         """`images [B, 3, H, W]` -> class logits `[B, N, C]` and boxes `[B, N, 4]` xyxy of all anchors; with

@@ -145,7 +145,8 @@ def test_compiled_features_are_not_compiled_for_every_shape(model, monkeypatch):
 
 
 def test_nothing_is_compiled_after_the_first_epoch_on_canvases(model, monkeypatch):
-    """A graph of fixed size for each canvas, and one for the smaller last batch; other epochs find them there."""
+    """A graph of fixed size for each canvas; smaller last batches, whose sizes are others in every epoch, have
+    none."""
     counter = CompileCounter()
     whole = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **options: whole(function, backend=counter, **options))
@@ -153,13 +154,16 @@ def test_nothing_is_compiled_after_the_first_epoch_on_canvases(model, monkeypatc
     canvases = choose_canvases([sizes], 64, 96)
     placing = Placing(canvases, lambda rows, *_: (np.ones(len(rows)), assigned(sizes[rows], canvases)))
     model = deepcopy(model)
-    model.compile_parts(few_sizes=True)
+    model.compile_parts(full=2)
     compiled, shapes = [], set()
     for epoch in range(2):
         for batch in epoch_batches(sizes, np.ones(9), 2, 0, epoch, placing=placing):
             shapes.add((len(batch), batch[0].canvas))
-            model._compiled_features(make_batch(len(batch), batch[0].canvas).images)
+            model.losses(make_batch(len(batch), batch[0].canvas))
         compiled.append(counter.frame_count)
     assert len(canvases) == 3
     assert shapes == {(2, (64, 96)), (2, (96, 64)), (1, (64, 96))}
-    assert compiled == [3, 3]
+    assert compiled == [2, 2]
+    model.compile_nothing()
+    model.losses(make_batch(2, (128, 160)))
+    assert counter.frame_count == 2
