@@ -23,6 +23,7 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "out"
     done = CliRunner().invoke(cli.app, [*FEW, "-o", str(folder), "--json", str(folder.parent / "numbers.json")])
     assert done.exit_code == 0, done.output
+    assert "resume" not in done.output  # nobody asked for that
     return folder
 
 

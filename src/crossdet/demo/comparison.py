@@ -187,7 +187,8 @@ def run_demo(
         if not overwrite and is_finished(run_dir, config):
             console.print("    done by an earlier call; --overwrite trains anew")
         else:
-            train(config, output=run_dir, resume=not overwrite, overwrite=overwrite)
+            begun = (run_dir / CONFIG_FILE).exists()
+            train(config, output=run_dir, resume=begun and not overwrite, overwrite=overwrite)
         detector = load_detector(run_dir, "cpu", last=True)
         test = test or _union_test(folder / "data", detector.classes)
         settings = EvalSettings.of(detector.settings, score_threshold=0.02, batch_size=16)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +93,19 @@ def openvino_int8(model: Any, inputs: Sequence[Inputs], narrow: int = NARROW["op
     """As NNCF does it, of an `openvino.Model`, but for the first, the last and the narrow layers."""
     nncf = package("nncf", "openvino", "--precision int8 calibrates with")
     nncf.set_log_level(logging.ERROR)
+    # of torch, which looks for a compiler that nobody needs here
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     data = nncf.Dataset([list(one.values()) for one in inputs])
-    return nncf.quantize(
-        model,
-        data,
-        subset_size=len(inputs),
-        preset=nncf.QuantizationPreset.MIXED,
-        ignored_scope=nncf.IgnoredScope(
-            names=sorted({*ends(*openvino_layers(model)), *openvino_narrow(model, narrow)})
-        ),
-    )
+    with redirect_stdout(io.StringIO()):  # bars of its own, which `--json -` has no place for
+        return nncf.quantize(
+            model,
+            data,
+            subset_size=len(inputs),
+            preset=nncf.QuantizationPreset.MIXED,
+            ignored_scope=nncf.IgnoredScope(
+                names=sorted({*ends(*openvino_layers(model)), *openvino_narrow(model, narrow)})
+            ),
+        )
 
 
 Parents = Mapping[str, Sequence[str]]
