@@ -27,6 +27,7 @@ from crossdet.models.weights import load_weights
 from crossdet.runs.building import build_fabric, network_settings, training_data
 from crossdet.runs.evaluate import Evaluation
 from crossdet.training.loop import Sealed, TrainStep
+from crossdet.training.optimiser import set_rate
 from crossdet.training.recipe import Recipe
 from crossdet.training.schedule import Schedule
 from crossdet.training.state import RunState
@@ -257,14 +258,20 @@ def test_ema_is_the_running_average_of_the_weights(world, short, tmp_path):
     assert not same(average, second)
 
 
-def test_a_small_last_batch_takes_a_small_step(world, tmp_path):
-    """Three quarters of the images make the first batches: the rest has the same rate per image."""
+def test_a_small_last_batch_takes_a_small_step(world, tmp_path, monkeypatch):
+    """Three quarters of the images make the first batches: the rest has the same rate per image. What is logged is
+    the rate of a full batch, which the schedule says; a saw's teeth are no schedule."""
+    taken = []
+    monkeypatch.setattr(
+        "crossdet.training.loop.set_rate", lambda optimizer, rate: taken.append(rate) or set_rate(optimizer, rate)
+    )
     images = len(world.cars["train"]) + len(world.faces["train"])
     size = images // 2 + 1
     changes = {"train.batch_size": size, "train.warmup_epochs": 0, "train.lr": 0.01, "train.max_steps": 2}
     run(world, tmp_path / "run", {**changes, "train.group_aspect": False, "train.log_every": 1})
     rates = [float(row["lr"]) for row in steps(tmp_path / "run")]
-    assert rates == pytest.approx([0.01, 0.01 * (images - size) / size])
+    assert taken == pytest.approx([0.01, 0.01 * (images - size) / size])
+    assert rates == [0.01, 0.01]
 
 
 def test_accumulation_counts_a_batch_in_parts(world, short, tmp_path):

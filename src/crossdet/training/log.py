@@ -26,9 +26,9 @@ NOTICED = 0.1
 
 
 class Step(NamedTuple):
-    """One optimiser step. losses: term -> scalar. norm: of the gradient before it was clipped, None where it is
-    not. left: steps to come, None where that is not known yet. waited: seconds of the epoch so far that were spent
-    waiting for pictures."""
+    """One optimiser step. rate: of a full batch; a smaller last one has its share of it. losses: term -> scalar.
+    norm: of the gradient before it was clipped, None where it is not. left: steps to come, None where that is not
+    known yet. waited: seconds of the epoch so far that were spent waiting for pictures."""
 
     step: int
     epoch: int

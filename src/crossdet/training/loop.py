@@ -202,11 +202,11 @@ def _train_epoch(
         # a last batch of a few images is no reason for a full step
         share = min(1.0, len(batches[step_in_epoch]) / recipe.batch_size)
         epoch = progress.epoch + step_in_epoch / len(batches)
-        rate = share * schedule.rate(epoch, progress.step, schedule.done(epoch, progress.step, progress.clock))
-        began, waited = time.monotonic(), feed.waited
+        rate = schedule.rate(epoch, progress.step, schedule.done(epoch, progress.step, progress.clock))
+        began, waited = time.perf_counter(), feed.waited
         with _memory_told(run, recipe):
-            losses, norm = _optimiser_step(run, step_module, stream, dataset, recipe, rate, totals, logs)
-        seconds = time.monotonic() - began - max(0.0, feed.waited - waited)
+            losses, norm = _optimiser_step(run, step_module, stream, dataset, recipe, share * rate, totals, logs)
+        seconds = time.perf_counter() - began - max(0.0, feed.waited - waited)
         progress.step_in_epoch, progress.step = step_in_epoch + 1, progress.step + 1
         run.look_at_clock(recipe)
         progress.finished = schedule.is_over(progress.step, progress.clock)
