@@ -46,11 +46,12 @@ def _detections(foreign: Sequence[Row], has_union: bool) -> list[str]:
         return [f"{none} {doubt}{tells}" if open_ones else none]
     wrong = sum(sum(row["on_labelled_objects"].values()) for row in foreign)
     absent = sum(row["on_background"] for row in foreign if row["declared_absent"])
-    also = f", and {absent / pictures:.2f} on background where the class is declared absent" if absent else ""
-    return [
-        f"In a picture there are {found / pictures:.2f} detections of classes that its dataset does not label; "
-        f"{wrong / pictures:.2f} lie on objects that are labelled as something else{also}: these are wrong."
-    ]
+    also = f"{absent / pictures:.2f} on background where the class is declared absent" if absent else ""
+    on_others = f"{wrong / pictures:.2f} lie on objects that are labelled as something else" if wrong else ""
+    told = f"In a picture there are {found / pictures:.2f} detections of classes that its dataset does not label"
+    if not wrong and not absent:
+        return [f"{told}; none lies on an object that is labelled as something else."]
+    return [f"{told}; {', and '.join(filter(None, [on_others, also]))}: these are wrong."]
 
 
 def _unlabelled(rows: Sequence[Row]) -> list[str]:

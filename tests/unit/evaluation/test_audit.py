@@ -239,6 +239,11 @@ def test_in_short_without_the_usual(world, tmp_path):
     row = record["foreign"][0] | {"declared_absent": True, "on_background": 3}
     told = summary(record | {"foreign": [row]}, None)[0]
     assert "something else, and 1.50 on background where the class is declared absent: these are wrong." in told
+    none = {"on_labelled_objects": {}, "declared_absent": False}
+    told = summary(record | {"foreign": [row | none]}, None)[0]
+    assert told.endswith("does not label; none lies on an object that is labelled as something else.")
+    told = summary(record | {"foreign": [row | none | {"declared_absent": True}]}, None)[0]
+    assert told.endswith("not label; 1.50 on background where the class is declared absent: these are wrong.")
     unknown = record["foreign"][0] | {"class": "dog", "on_background": 2, "expected_unlabelled": float("nan")}
     told = summary(record | {"foreign": [unknown], "probably_unlabelled": []}, None)[-1]
     assert told == "How many of the detections of dog are right cannot be said: where it is labelled none is found."
