@@ -58,6 +58,8 @@ def test_the_audit_finds_the_faces_that_nobody_labelled(world, trained, tmp_path
     union = content["trained"]["union_test"]
     assert set(union["per_class"]) == {"car"}  # lorry is left out, face is not labelled there
     assert union["per_class"]["car"]["AP50"] > 0.5
+    both = [content[name]["union_test"]["AP50"] for name in content]
+    assert f">{100 * both[0]:.1f} / {100 * both[1]:.1f}<" in page  # in percent, as everywhere
 
 
 def test_mistakes_are_told(world, trained, tmp_path, command):

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from crossdet.evaluation.audit import BINS, Audit, AuditedSplit, Foreign
 from crossdet.evaluation.html import COLOURS, as_jpeg, figure, of_class, table, table_row, write_document
 from crossdet.evaluation.pictures import read_picture
+from crossdet.evaluation.tables import percent
 from crossdet.files import write_json
 
 CROP = 150
@@ -185,7 +186,7 @@ def _home_table(runs: Sequence[AuditedRun]) -> str:
         points = [None if home is None else home.operating for home in homes]
         cells = [
             " / ".join(
-                "-" if point is None else f"{getattr(point, key):.3f}{'' if point.cross_fitted else '*'}"
+                "-" if point is None else f"{percent(getattr(point, key))}{'' if point.cross_fitted else '*'}"
                 for point in points
             )
             for key in ("precision", "recall", "f1")
@@ -195,9 +196,9 @@ def _home_table(runs: Sequence[AuditedRun]) -> str:
         rows.append(table_row(escape(name), *cells, rates, objects, about=of_class(name)))
     head = ("class", "precision", "recall", "F1", "false positives per picture", "objects")
     text = (
-        "<p>Precision, recall and F1 by cross-fitting: the threshold of one half of the pictures judged on the "
-        "other. *: one half finds nothing right, so they are those of the pictures that the threshold was chosen "
-        "on, and optimistic. False positives: at the threshold above.</p>"
+        "<p>Precision, recall and F1 in percent, by cross-fitting: the threshold of one half of the pictures "
+        "judged on the other. *: one half finds nothing right, so they are those of the pictures that the "
+        "threshold was chosen on, and optimistic. False positives: at the threshold above.</p>"
     )
     return _table("The same classes where they are labelled", head, rows, text)
 
@@ -206,19 +207,24 @@ def _union_table(runs: Sequence[AuditedRun]) -> str:
     unions = [run.union for run in runs if run.union is not None]
     if len(unions) < len(runs) or not unions:
         return ""
-    keys = ("AP50", "AP", "false_on_other_objects_per_image", "false_elsewhere_per_image")
+    scores, rates = ("AP50", "AP"), ("false_on_other_objects_per_image", "false_elsewhere_per_image")
+
+    def shares(values: Iterable[float | None]) -> str:
+        return " / ".join(map(percent, values))
+
     rows = [
         table_row(
             escape(name),
-            *(_numbers([union["per_class"][name][key] for union in unions], 3) for key in keys),
+            *(shares(union["per_class"][name][key] for union in unions) for key in scores),
+            *(_numbers([union["per_class"][name][key] for union in unions], 2) for key in rates),
             about=of_class(name),
         )
         for name in unions[0]["per_class"]
     ]
-    rows.append(table_row("mean", *(_numbers([union[key] for union in unions], 3) for key in keys[:2])))
+    rows.append(table_row("mean", *(shares(union[key] for union in unions) for key in scores)))
     title = f"Union test: {unions[0]['images']} pictures in which every class is labelled"
     head = ("class", "AP50", "AP", "false on other objects, per picture", "false elsewhere, per picture")
-    return _table(title, head, rows)
+    return _table(title, head, rows, "<p class=note>AP50 and AP in percent.</p>")
 
 
 # ------------------------------------------------------------------------------------------ sections
@@ -253,7 +259,7 @@ def _counts(f: Foreign, classes: tuple[str, ...]) -> str:
     kinds = sorted({*f.on_class.tolist()}, key=lambda c: -int((f.on_class == c).sum()))
     on = ", ".join(f"{escape(classes[c])} {int((f.on_class == c).sum())}" for c in kinds)
     expected = f.expected_unlabelled
-    probably = "an unknown number are" if math.isnan(expected) else f"about {expected:.1f} may be"
+    probably = "an unknown number are" if math.isnan(expected) else f"about {round(expected)} may be"
     return (
         f"{len(f.rows)} detections above the threshold in {f.images} pictures: {len(f.on_object)} on labelled "
         f"objects{f' ({on})' if on else ''}, {len(f.ignored)} in ignored regions, {len(f.background)} on "
