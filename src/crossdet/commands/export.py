@@ -37,9 +37,11 @@ def export(
         typer.Option(metavar="IMAGES", help="pictures that int8 is calibrated on (default: validation pictures)"),
     ] = None,
     tolerance: Annotated[
-        float,
-        typer.Option(metavar="POINTS", help="of AP that int8 may lose; more layers keep 32 bits where it does"),
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            metavar="POINTS", help="of AP that int8 may lose; beyond it more layers keep 32 bits (default: 1)"
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(metavar="CONFIG", help="whose validation pictures are compared on (default: the run's own)"),

@@ -40,6 +40,7 @@ from crossdet.types import PAD_DIVISOR
 CALIBRATION_PICTURES, COMPARED_PICTURES, TIMED_PICTURES = 64, 32, 8
 COMPARED_SCORE = 0.05
 """Detections from this score on are compared."""
+TOLERANCE = 1.0
 NOT_STATED = "not stated"
 NO_PICTURES = "no validation pictures can be read; give --data CONFIG"
 
@@ -50,7 +51,7 @@ class Request:
     precision: of `PRECISIONS`. classes: names; None: all. raw: the network's own outputs. calibrate: pictures for
     int8; None: those of the validation splits. licence: of the weights, for the metadata. max_detections: per
     picture at most; None: as many as the detector, and the protocols of the validation data, want. tolerance: how
-    many points of any dataset's score (0 to 100) int8 may lose before more layers keep 32 bits.
+    many points of any dataset's score (0 to 100) int8 may lose before more layers keep 32 bits; None: `TOLERANCE`.
     """
 
     to: str = "onnx"
@@ -62,7 +63,7 @@ class Request:
     calibrate: str | None = None
     licence: str = NOT_STATED
     max_detections: int | None = None
-    tolerance: float = 1.0
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,8 @@ def _until_tolerated(job: Job, request: Request, first: Measured, measure: Calla
 
     first: of the file as it is. measure: the same of the file that was written last.
     """
-    write, tolerance = KINDS[request.to].write, request.tolerance
+    write = KINDS[request.to].write
+    tolerance = TOLERANCE if request.tolerance is None else request.tolerance
     tried = {job.narrow: first}
     for narrow in NARROW[request.to][1:]:
         if _lost(tried[[*tried][-1]]) <= tolerance:
@@ -216,7 +218,9 @@ def _check(weights: Path, request: Request) -> None:
         problems.append("--raw: not with --precision int8")
     if request.calibrate is not None and request.precision != "int8":
         problems.append("--calibrate: it is for --precision int8 only")
-    if not request.tolerance >= 0:
+    if request.tolerance is not None and request.precision != "int8":
+        problems.append("--tolerance: it is for --precision int8 only")
+    elif request.tolerance is not None and not request.tolerance >= 0:
         problems.append(f"--tolerance: expected points of AP of at least 0, got {request.tolerance}")
     if problems:
         raise UserError("; ".join(problems))

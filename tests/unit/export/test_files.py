@@ -315,10 +315,10 @@ def test_more_detections_than_the_file_gives_are_refused(files, pictures, tmp_pa
 
 
 def test_mistakes_are_told_before_anything_is_written(weights, files, tmp_path):
-    wrong = Request("caffe", (8, 8), 11, "fp8", calibrate="x")
+    wrong = Request("caffe", (8, 8), 11, "fp8", calibrate="x", tolerance=2.0)
     with pytest.raises(UserError) as told:
         export(weights, wrong, tmp_path / "a.onnx")
-    for part in ("--to", "--size", "--opset", "--precision", "--calibrate"):
+    for part in ("--to", "--size", "--opset", "--precision", "--calibrate", "--tolerance"):
         assert part in str(told.value)
     for request, message in (
         (Request(precision="int8"), "no pictures to calibrate on"),
