@@ -87,6 +87,8 @@ def _change(before: float | None, after: float | None) -> str:
 
 def _print(record: dict[str, Any]) -> None:
     """The parity table."""
+    if "int8" in record:
+        _print_int8(record["int8"])
     sets = record["sets"]
     if sets is None:
         say(f"not compared: {record['not_compared']}")
@@ -94,8 +96,6 @@ def _print(record: dict[str, Any]) -> None:
     near = f"boxes to {sets['boxes']:.2g} pixels, scores to {sets['scores']:.2g}"
     more = f"; {sets['alone']} in one alone, score up to {sets['alone_score']:.2f}" if sets["alone"] else ""
     say(f"{sets['pictures']} pictures, {sets['matched']} detections in both: {near}{more}")
-    if "int8" in record:
-        _print_int8(record["int8"])
     table = lineless_table("", "before", "after", "difference")
     for dataset, row in record["ap"].items():
         for one in (row, *row["further"].values()):
@@ -111,10 +111,12 @@ def _print(record: dict[str, Any]) -> None:
 
 
 def _print_int8(int8: dict[str, Any]) -> None:
-    """What was tried, where the first file lost too much, and whether the one that is kept still does."""
+    """How many layers are in 8 bits, what was tried where the first file lost too much, and whether the one that is
+    kept still does."""
+    narrow = f", those of up to {int8['narrow']} channels keep 32" if int8["narrow"] else ""
+    say(f"{int8['layers']} layers are in 8 bits{narrow}")
     if len(int8["tried"]) > 1:
-        tried = ", ".join(f"{one['narrow']}: {one['lost']:.2f}" for one in int8["tried"])
-        say(f"points that 8 bits lose, where layers of up to so many channels keep 32 bits: {tried}")
-        say(f"kept: {int8['narrow']}")
-    if int8["lost"] > int8["tolerance"]:
+        tried = "; ".join(f"{one['layers']} layers {one['lost']:.2f}" for one in int8["tried"])
+        say(f"points that were lost at most: {tried}")
+    if int8["lost"] is not None and int8["lost"] > int8["tolerance"]:
         say(f"warning: more than --tolerance {int8['tolerance']:g} is lost; --precision fp16 loses less", "yellow")

@@ -108,6 +108,19 @@ def openvino_int8(model: Any, inputs: Sequence[Inputs], narrow: int = NARROW["op
         )
 
 
+def onnx_layers_in_8_bits(model: Any) -> int:
+    """How many convolutions take weights in 8 bits."""
+    short = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    return sum(node.op_type == "Conv" and node.input[1] in short for node in model.graph.node)
+
+
+def openvino_layers_in_8_bits(model: Any) -> int:
+    """The same of an `openvino.Model`, matrix products included."""
+    parents, layers = openvino_layers(model)
+    fake = {one.get_friendly_name() for one in model.get_ordered_ops() if one.get_type_name() == "FakeQuantize"}
+    return sum(not fake.isdisjoint(parents[layer]) for layer in layers)
+
+
 Parents = Mapping[str, Sequence[str]]
 """Node -> the nodes whose outputs it reads."""
 

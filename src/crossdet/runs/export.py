@@ -3,43 +3,51 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from crossdet.config import CONFIG_FILE, Config, load_config
+from crossdet.config import CONFIG_FILE, load_config
 from crossdet.config.sources import open_sources
-from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.errors import UserError
-from crossdet.evaluation.protocols import PROTOCOLS, main_number
-from crossdet.evaluation.run import EvalSettings
-from crossdet.evaluation.splits import Split
 from crossdet.export.about import About, Rules
-from crossdet.export.detector import ExportedDetector, as_picture, fitted, most_detections
+from crossdet.export.detector import as_picture, fitted
 from crossdet.export.files import openvino_model, write_onnx, write_openvino
 from crossdet.export.graph import OPSETS, onnx_graph
-from crossdet.export.parity import difference, milliseconds
-from crossdet.export.precision import NARROW, PRECISIONS, Inputs, onnx_half, onnx_int8, openvino_int8
+from crossdet.export.precision import (
+    NARROW,
+    PRECISIONS,
+    Inputs,
+    onnx_half,
+    onnx_int8,
+    onnx_layers_in_8_bits,
+    openvino_int8,
+    openvino_layers_in_8_bits,
+)
 from crossdet.export.resizing import Picture, resize
-from crossdet.export.sessions import open_session
 from crossdet.files import check_room
 from crossdet.inference import Detector, find_images, load_detector
-from crossdet.labels.space import DROPPED
 from crossdet.models.card import Card, file_digest, is_exported, read_card
 from crossdet.models.contract import Limits
 from crossdet.models.hub import results_folder
-from crossdet.runs.evaluate import score_splits, splits_for_detector
+from crossdet.runs.evaluate import splits_for_detector
+from crossdet.runs.export_comparison import (
+    COMPARED_PICTURES,
+    COMPARED_SCORE,
+    Comparison,
+    Data,
+    Measured,
+    lost,
+    most_looked_at,
+)
 from crossdet.runs.hugging_face import write_directory
 from crossdet.types import PAD_DIVISOR
 
-CALIBRATION_PICTURES, COMPARED_PICTURES, TIMED_PICTURES = 64, 32, 8
-COMPARED_SCORE = 0.05
-"""Detections from this score on are compared."""
+CALIBRATION_PICTURES = 64
 TOLERANCE = 1.0
 NOT_STATED = "not stated"
 NO_PICTURES = "no validation pictures can be read; give --data CONFIG"
@@ -67,25 +75,6 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Data:
-    """Validation splits in the classes of the detector. sources: their lists, for the protocols."""
-
-    config: Config
-    splits: dict[str, Split]
-    lists: dict[str, Any]
-
-    def pictures(self, most: int) -> Iterator[Picture]:
-        """Of all splits together, evenly spread; unreadable ones are left out."""
-        rows = [(split, row) for split in self.splits.values() for row in range(len(split.index))]
-        for place in np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)).tolist():
-            split, row = rows[place]
-            try:
-                yield np.ascontiguousarray(read_row(split.index, row).permute(1, 2, 0).numpy())
-            except UnreadableImage:
-                continue
-
-
-@dataclass(frozen=True)
 class Job:
     """Everything that a kind writes a file of. narrow: of `NARROW`, for int8."""
 
@@ -97,28 +86,32 @@ class Job:
     narrow: int
 
 
-def to_onnx(job: Job) -> None:
+def to_onnx(job: Job) -> int:
     model = job.graph()
     if job.about.precision == "fp16":
         model = onnx_half(model)
     elif job.about.precision == "int8":
         model = onnx_int8(model, job.calibration(), job.narrow)
+    layers = onnx_layers_in_8_bits(model)
     write_onnx(model, job.about.to_metadata(), job.file)
+    return layers
 
 
-def to_openvino(job: Job) -> None:
+def to_openvino(job: Job) -> int:
     model = openvino_model(job.graph())
     if job.about.precision == "int8":
         model = openvino_int8(model, job.calibration(), job.narrow)
+    layers = openvino_layers_in_8_bits(model)
     write_openvino(model, job.about.to_metadata(), job.file, half=job.about.precision != "fp32")
+    return layers
 
 
 @dataclass(frozen=True)
 class Kind:
-    """suffix: of the file. write: makes it."""
+    """suffix: of the file. write: makes it, and says how many of its layers are in 8 bits."""
 
     suffix: str
-    write: Callable[[Job], None]
+    write: Callable[[Job], int]
 
 
 KINDS = {"onnx": Kind(".onnx", to_onnx), "openvino": Kind(".xml", to_openvino)}
@@ -150,50 +143,63 @@ def export(
     job = _job(detector, read_card(weights, last), request, found, output)
     bytes_each = {"fp32": 4, "fp16": 2, "int8": 1}[request.precision]
     check_room(job.file, bytes_each * sum(tensor.numel() for tensor in detector.model.parameters()))
-    KINDS[request.to].write(job)
+    comparison = None if found is None or request.raw else Comparison(detector, job.about, found, pictures)
+    measured = _int8(job, request, comparison) if request.precision == "int8" else None
+    if measured is None:
+        KINDS[request.to].write(job)
     record = {"file": str(job.file), "to": request.to, **asdict(job.about.rules), "precision": request.precision}
     record |= {"opset": request.opset, "bytes": _bytes(job.file)}
-    if found is None or request.raw:
+    if comparison is None:
         why = "raw outputs" if request.raw else why_not
-        return record | {"sets": None, "ap": None, "latency_ms": None, "not_compared": why}
-    measured = _measured(detector, job, found, pictures)
-    if request.precision == "int8":
-        measured = _until_tolerated(job, request, measured, lambda: _measured(detector, job, found, pictures))
-        record["bytes"] = _bytes(job.file)
-    return record | measured
+        return record | {"sets": None, "ap": None, "latency_ms": None, "not_compared": why} | (measured or {})
+    return record | (measured or comparison.of(job.file))
 
 
-Measured = dict[str, Any]
-"""What `_measured` says of a file."""
+def _int8(job: Job, request: Request, comparison: Comparison | None) -> Measured:
+    """Writes a file in 8 bits: with more layers in 32 bits while it loses more than is tolerated; where all do, the
+    one that loses least. What was measured of it, and under `int8` what was tried and kept.
 
-
-def _until_tolerated(job: Job, request: Request, first: Measured, measure: Callable[[], Measured]) -> Measured:
-    """Writes the file again with more layers in 32 bits while it loses more than is tolerated; where all do, the
-    one that loses least stays. `int8`: what was tried, and what was kept.
-
-    first: of the file as it is. measure: the same of the file that was written last.
+    Raises `UserError` where no layer is left for 8 bits.
     """
-    write = KINDS[request.to].write
     tolerance = TOLERANCE if request.tolerance is None else request.tolerance
-    tried = {job.narrow: first}
-    for narrow in NARROW[request.to][1:]:
-        if _lost(tried[[*tried][-1]]) <= tolerance:
-            break
-        write(replace(job, narrow=narrow))
-        tried[narrow] = measure()
-    best = min(tried, key=lambda narrow: _lost(tried[narrow]))
-    if best != [*tried][-1]:
-        write(replace(job, narrow=best))
-    losses = [{"narrow": narrow, "lost": _lost(one)} for narrow, one in tried.items()]
-    return tried[best] | {
-        "int8": {"tried": losses, "narrow": best, "lost": _lost(tried[best]), "tolerance": tolerance}
-    }
+    job.file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=job.file.parent) as folder:
+        trials: list[Trial] = []
+        for narrow in NARROW[request.to]:
+            file = Path(folder) / str(narrow) / job.file.name
+            layers = KINDS[request.to].write(replace(job, narrow=narrow, file=file))
+            if not layers and not trials:
+                raise UserError(
+                    f"--precision int8: this network has no layer for 8 bits: the first, the last and those of up "
+                    f"to {narrow} channels keep 32; export it with fp16"
+                )
+            if not layers or (trials and layers == trials[-1].layers):
+                continue  # nothing is left, or the same layers as before
+            trials.append(Trial(narrow, layers, file, {} if comparison is None else comparison.of(file)))
+            points = trials[-1].lost
+            if points is None or points <= tolerance:
+                break
+        best = min(trials, key=lambda trial: trial.lost or 0.0)
+        for part in reversed(_parts(best.file)):  # the .xml last, which is what is opened
+            part.replace(job.file.parent / part.name)
+    kept = {"narrow": best.narrow, "layers": best.layers, "lost": best.lost}
+    tried = [{"narrow": one.narrow, "layers": one.layers, "lost": one.lost} for one in trials]
+    return best.measured | {"int8": {**kept, "tolerance": tolerance, "tried": tried}}
 
 
-def _lost(measured: Measured) -> float:
-    """Most points that any protocol's score of any dataset lost; 0 where none is defined."""
-    rows = [one for row in measured["ap"].values() for one in (row, *row["further"].values())]
-    return max((100 * row["lost"] for row in rows if row["lost"] is not None), default=0.0)
+@dataclass(frozen=True)
+class Trial:
+    """A file in 8 bits. narrow: of `NARROW`. layers: in 8 bits. measured: empty where there are no pictures."""
+
+    narrow: int
+    layers: int
+    file: Path
+    measured: Measured
+
+    @property
+    def lost(self) -> float | None:
+        """Points of a score; None: not known."""
+        return lost(self.measured) if self.measured else None
 
 
 def _bytes(file: Path) -> int:
@@ -275,7 +281,7 @@ def _job(detector: Detector, card: Card, request: Request, data: Data | None, ou
     limits = Limits(**detector.decoding)
     most = request.max_detections or limits.max_detections
     if request.max_detections is None and data is not None:
-        most = max([most, *(_most(data.config, name) for name in data.splits)])
+        most = max([most, *(most_looked_at(data.config, name) for name in data.splits)])
     folding = space.folding
     ids = detector.class_ids(request.classes)
     rules = Rules(
@@ -316,13 +322,6 @@ def _job(detector: Detector, card: Card, request: Request, data: Data | None, ou
     return Job(detector, about, graph, calibration, file, NARROW[request.to][0])
 
 
-def _most(config: Config, dataset: str) -> int:
-    """Detections per picture that the evaluation of a dataset looks at."""
-    one = config.datasets[dataset]
-    settings = EvalSettings.of(config.input, config.eval).of_dataset(one)
-    return max(settings.limits(PROTOCOLS[name]).max_detections for name in one.protocol)
-
-
 def _pictures_for_int8(request: Request, data: Data | None) -> list[Picture]:
     if request.calibrate is not None:
         return [as_picture(file) for file in find_images([request.calibrate])[:CALIBRATION_PICTURES]]
@@ -347,83 +346,3 @@ def _inputs(pictures: list[Picture], detector: Detector, about: About) -> list[I
 
 def _parts(file: Path) -> list[Path]:
     return [part for part in (file, file.with_suffix(".bin")) if part == file or file.suffix == ".xml"]
-
-
-def _measured(detector: Detector, job: Job, data: Data, most: int | None) -> dict[str, Any]:
-    file, rules = job.file, job.about.rules
-    exported = ExportedDetector(open_session(file), file=file)
-    names = [detector.classes[c] for c in rules.classes]
-    some = list(data.pictures(COMPARED_PICTURES))
-    tensors = [torch.from_numpy(picture).permute(2, 0, 1) for picture in some]
-    limit = (names, COMPARED_SCORE, min(100, most_detections(job.about, exported.folding is not None)))
-    ours, theirs = [detector(tensor, *limit) for tensor in tensors], [exported(picture, *limit) for picture in some]
-    return {
-        "sets": asdict(difference(ours, theirs)),
-        "ap": _accuracy(detector, exported, rules, data, most),
-        "latency_ms": _latency(detector, file, some[:TIMED_PICTURES]),
-    }
-
-
-def _accuracy(
-    detector: Detector, exported: ExportedDetector, rules: Rules, data: Data, most: int | None
-) -> dict[str, dict[str, Any]]:
-    """Dataset -> protocol, number of images, the protocol's numbers before and after, as `crossdet eval` has them,
-    and those of its further protocols. Pictures come one by one, for how a batch is padded is not the file's
-    business."""
-    folding = detector.space.folding
-    reported = {c if folding is None else int(folding.of[c]) for c in rules.classes}
-    config = _within(rules, data, 1 if folding is None else folding.largest)
-    splits = {}
-    for name, split in data.splits.items():
-        ids = np.where(np.isin(split.class_ids, list(reported)), split.class_ids, DROPPED)
-        members = rules.classes if split.members is None else sorted(set(split.members) & set(rules.classes))
-        some = replace(split, class_ids=ids, members=tuple(members))
-        if some.classes:
-            count = len(split.index)
-            rows = np.unique(np.linspace(0, count - 1, min(most or count, count)).astype(np.int64))
-            splits[name] = some if most is None else some.take(rows)
-    records = [
-        score_splits(model, config, splits, data.lists, detector.settings, folding).metrics["datasets"]
-        for model in (detector.model, exported)
-    ]
-    found = {}
-    for name in splits:
-        before, after = (record[name] for record in records)
-        further = {
-            protocol: _pair(record, after["further"][protocol])
-            for protocol, record in before.get("further", {}).items()
-        }
-        found[name] = {"images": before["images"], **_pair(before, after), "further": further}
-    return found
-
-
-def _pair(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of one protocol. lost: of its main number, 0..1; None: not defined."""
-    columns = PROTOCOLS[before["protocol"]].columns
-    lost = main_number(before) - main_number(after)
-    numbers = {"before": dict(columns(before)), "after": dict(columns(after))}
-    return {"protocol": before["protocol"], **numbers, "lost": None if math.isnan(lost) else lost}
-
-
-def _within(rules: Rules, data: Data, largest: int) -> Config:
-    """The data's config, evaluating picture by picture and as the file decides about overlaps and numbers."""
-    limits = {"nms_iou": rules.nms_iou, "agnostic_nms": rules.agnostic_nms, "topk": rules.topk}
-    capacity = rules.max_detections // largest
-    datasets = dict(data.config.datasets)
-    for name in data.splits:
-        if _most(data.config, name) > capacity:
-            datasets[name] = datasets[name].model_copy(update={"max_detections": capacity})
-    looks = data.config.eval.model_copy(update={"batch_size": 1, **limits})
-    return data.config.model_copy(update={"eval": looks, "datasets": datasets})
-
-
-def _latency(detector: Detector, file: Path, pictures: list[Picture]) -> dict[str, float]:
-    """Milliseconds for a picture, decoded but not resized, on one thread: median of the pictures, in turns."""
-    exported = ExportedDetector(open_session(file, threads=1), file=file)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        before, after = milliseconds([detector, exported], pictures)
-    finally:
-        torch.set_num_threads(threads)
-    return {"torch": before, "exported": after}

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import openvino
 import pytest
@@ -49,6 +50,7 @@ from crossdet.runs import export as exporting
 from crossdet.runs.audit import audit_runs
 from crossdet.runs.evaluate import evaluate
 from crossdet.runs.export import Request, export
+from crossdet.runs.export_comparison import lost
 from crossdet.runs.report import report
 from crossdet.serving.app import Server
 from crossdet.serving.limits import ServeLimits
@@ -343,7 +345,8 @@ def test_mistakes_are_told_before_anything_is_written(weights, files, tmp_path):
 
 
 def test_the_commands_of_the_page(files, detector, tmp_path, monkeypatch, crossdet):
-    """docs/export.md, on a run with the tests' network."""
+    """docs/export.md, on a run with the tests' network, whose layers have 24 channels."""
+    monkeypatch.setitem(exporting.NARROW, "onnx", (1,))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
     monkeypatch.setattr(exporting, "onnx_graph", graph_of)
@@ -404,43 +407,71 @@ def test_openvino_in_8_bits(run, capsys):
 
 
 @pytest.mark.parametrize(
-    ("losses", "kept"), [([0.4], 32), ([1.0], 32), ([1.05, 0.3], 64), ([4.0, 2.0, 3.0], 64), ([4.0, 5.0, 0.9], 128)]
+    ("losses", "layers", "kept"),
+    [
+        ([0.4], (9, 5, 2), 32),
+        ([1.0], (9, 5, 2), 32),
+        ([None], (9, 5, 2), 32),
+        ([1.05, 0.3], (9, 5, 2), 64),
+        ([4.0, 2.0, 3.0], (9, 5, 2), 64),
+        ([4.0, 5.0, 0.9], (9, 5, 2), 128),
+        ([4.0, 3.0], (9, 9, 2), 128),  # the second rung would be the same file
+        ([4.0, 3.0], (9, 5, 0), 64),  # nothing would be left in 8 bits
+    ],
 )
-def test_int8_keeps_more_layers_until_little_enough_is_lost(run, monkeypatch, crossdet, losses, kept):
-    """What a file lost is given here; which file stays is looked at."""
-    measure, answers = exporting._measured, iter(losses)
-    monkeypatch.setattr(exporting, "_measured", lambda *given: measure(*given) | {"lost": next(answers)})
-    monkeypatch.setattr(exporting, "_lost", lambda measured: measured["lost"])
-    files = []
+def test_int8_keeps_more_layers_until_little_enough_is_lost(run, monkeypatch, crossdet, losses, layers, kept):
+    """What a file lost, and how many layers it has in 8 bits, is given here; which file stays is looked at."""
+    answers, counts, written = iter(losses), dict(zip((32, 64, 128), layers, strict=True)), []
+    measured = exporting.Comparison.of
+    known: dict[int, float | None] = {}
+
+    def of(self, file):
+        known[int(file.parent.name)] = next(answers)
+        return measured(self, file) | {"rung": int(file.parent.name)}
+
+    monkeypatch.setattr(exporting.Comparison, "of", of)
+    monkeypatch.setattr(exporting, "lost", lambda found: known[found["rung"]])
     write = exporting.KINDS["onnx"].write
 
     def noted(job):
-        write(job)
-        files.append((job.narrow, job.file.read_bytes()))
+        write(replace(job, narrow=1))
+        model = onnx.load(job.file)
+        model.metadata_props.add(key="rung", value=str(job.narrow))
+        onnx.save(model, job.file)
+        written.append(job.narrow)
+        return counts[job.narrow]
 
     monkeypatch.setitem(exporting.KINDS, "onnx", exporting.Kind(".onnx", noted))
     json_file = run / "record.json"
     done = crossdet("export", run, "--precision", "int8", "--json", json_file)
     assert done.returncode == 0, done.stderr
     record = json.loads(json_file.read_text())
-    assert record["int8"] == {
-        "tried": [{"narrow": n, "lost": lost} for n, lost in zip((32, 64, 128), losses, strict=False)],
-        "narrow": kept,
-        "lost": min(losses),
-        "tolerance": 1.0,
-    }
-    (content,) = {content for narrow, content in files if narrow == kept}
-    assert (run / "best_int8.onnx").read_bytes() == content
-    assert record["bytes"] == len(content)
-    assert ("kept: " in done.stdout) == (len(losses) > 1)
-    assert ("more than --tolerance 1 is lost" in done.stdout + done.stderr) == (min(losses) > 1.0)
+    tried = [{"narrow": narrow, "layers": counts[narrow], "lost": value} for narrow, value in known.items()]
+    own = {"narrow": kept, "layers": counts[kept], "lost": known[kept]}
+    assert record["int8"] == {**own, "tolerance": 1.0, "tried": tried}
+    assert len(known) == len(losses)
+    assert record["rung"] == kept
+    assert {one.key: one.value for one in onnx.load(run / "best_int8.onnx").metadata_props}["rung"] == str(kept)
+    assert record["bytes"] == (run / "best_int8.onnx").stat().st_size
+    assert not list(run.glob(".export-*"))
+    assert ("points that were lost at most" in done.stdout) == (len(losses) > 1)
+    worst = min((value for value in losses if value is not None), default=0.0)
+    assert ("more than --tolerance 1 is lost" in done.stdout + done.stderr) == (worst > 1.0)
+
+
+def test_a_network_without_a_layer_for_8_bits_is_refused(run, tmp_path):
+    """The first and the last layers, and two of 24 channels."""
+    with pytest.raises(UserError, match=r"no layer for 8 bits: .* up to 32 channels keep 32; export it with fp16"):
+        export(run, Request(precision="int8"), tmp_path / "short.onnx")
+    assert not list(tmp_path.glob("*.onnx"))
 
 
 def test_what_int8_lost_is_the_worst_of_all_protocols():
     row = {"lost": 0.004, "further": {"voc": {"lost": 0.02}, "coco": {"lost": None}}}
-    assert exporting._lost({"ap": {"a": row, "b": {"lost": -0.1, "further": {}}}}) == pytest.approx(2.0)
-    assert exporting._lost({"ap": {"b": {"lost": -0.1, "further": {}}}}) == pytest.approx(-10.0)
-    assert exporting._lost({"ap": {"b": {"lost": None, "further": {}}}}) == 0.0
+    assert lost({"ap": {"a": row, "b": {"lost": -0.1, "further": {}}}}) == 2.0
+    assert lost({"ap": {"b": {"lost": -0.1, "further": {}}}}) == -10.0
+    assert lost({"ap": {"b": {"lost": 0.515 - 0.505, "further": {}}}}) == 1.0
+    assert lost({"ap": {"b": {"lost": None, "further": {}}}}) is None
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("onnx", "onnx"), ("openvino", "xml")])
