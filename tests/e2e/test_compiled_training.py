@@ -6,6 +6,7 @@ import logging
 import shutil
 
 import pytest
+import torch
 from worlds import World
 
 from crossdet import train
@@ -17,13 +18,16 @@ from crossdet.training import compiling
 def test_a_training_compiles_its_network_after_the_first_steps(world: World, tmp_path, monkeypatch, capsys):
     logging.getLogger("torch.__trace").setLevel(logging.ERROR)  # pytest records everything, which takes a minute
     monkeypatch.setattr(compiling, "START_UP", 0.0)
+    monkeypatch.setattr(compiling, "NOTICED", 1.0)  # these pictures are waited for more than the network
     monkeypatch.setattr(compiling, "WARM_STEPS", 2)
     monkeypatch.setattr(compiling, "TIMED_STEPS", 2)
     changes = {"train.epochs": 4, "train.canvases": 2, "train.compile": "auto"}
     eager = train(world.config(changes), output=tmp_path / "eager")
     assert "compiling" not in capsys.readouterr().out  # on a CPU nothing is tried unasked
     monkeypatch.setattr(compiling, "may_pay", lambda *_: True)
+    torch._dynamo.utils.counters.clear()
     compiled = train(world.config(changes), output=tmp_path / "compiled")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     printed = capsys.readouterr().out
     assert "compiling parts of the network (a step takes" in printed
     assert "compiled: " in printed or "compiled parts are no faster" in printed

@@ -11,6 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from worlds import World
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.unit.models.detr.made import tiny
 
-from crossdet import train
+from crossdet import load_detector, train
 from crossdet.export.graph import as_opset_17
 from crossdet.models.detr import building
 from crossdet.runs import export as exporting
@@ -73,7 +74,8 @@ def test_files_answer_as_their_run(name, size, request, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_pictures_that_leave_a_part_of_the_size_free(retinanet, tmp_path, monkeypatch):
-    """48 x 64 pixels become 64 x 85, as in the run, and the strip beside them is no place for objects."""
+    """48 x 64 pixels become 64 x 85 in a canvas of 64 x 96, as in the run, and the strip beside them is no place
+    for objects. On a larger canvas the network, which sees the strip, answers otherwise."""
     logging.getLogger("torch.__trace").setLevel(logging.ERROR)
     graphs = []
     write = exporting.onnx_graph
@@ -83,6 +85,12 @@ def test_pictures_that_leave_a_part_of_the_size_free(retinanet, tmp_path, monkey
         assert sets["matched"] > 100
         assert (sets["alone"], sets["boxes"] < 1e-3, sets["scores"] < 1e-4) == (0, True, True), sets
         monkeypatch.setattr(exporting, "onnx_graph", lambda *_: copy.deepcopy(graphs[0]))
+    larger = tmp_path / "larger.onnx"
+    monkeypatch.setattr(exporting, "onnx_graph", write)
+    assert export(retinanet, Request("onnx", (96, 96)), larger, pictures=1)["sets"]["matched"] > 10
+    found = load_detector(larger)(np.full((48, 64, 3), 120, np.uint8), score_threshold=0.0)
+    assert len(found) > 10
+    assert (found.boxes <= [64, 48, 64, 48]).all()
     told = {one.key: one.value for one in onnx.load(tmp_path / "run.onnx").metadata_props}["input"]
     assert {"sizes", "fill"} <= json.loads(told).keys()
     short = export(retinanet, Request("onnx", (64, 96), precision="int8"), tmp_path / "short.onnx", pictures=1)

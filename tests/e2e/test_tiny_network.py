@@ -129,6 +129,7 @@ def test_a_training_goes_on_where_parts_cannot_be_compiled(config, tmp_path, mon
     monkeypatch.setattr(Tiny, "compile_nothing", lambda _self: parts.append("nothing"))
     monkeypatch.setattr(compiling, "may_pay", lambda *_: True)
     monkeypatch.setattr(compiling, "START_UP", 0.0)
+    monkeypatch.setattr(compiling, "NOTICED", 1.0)  # these pictures are waited for more than the network
     monkeypatch.setattr(compiling, "WARM_STEPS", 1)
     monkeypatch.setattr(compiling, "TIMED_STEPS", 2)
     values = changed(
@@ -140,5 +141,9 @@ def test_a_training_goes_on_where_parts_cannot_be_compiled(config, tmp_path, mon
     printed = capsys.readouterr().out
     assert "compiling parts of the network" in printed
     assert "not compiled: no compiler here. The training goes on without" in printed
+    parts.clear()
+    parts.append("always")  # what fails although nothing is compiled unasked is no reason to try again
+    with pytest.raises(UserError, match=r"train\.compile: torch\.compile failed here"):
+        train(Config.from_dict(values), output=tmp_path / "again")
     with pytest.raises(UserError, match=r"train\.compile: torch\.compile failed here \(no compiler here\)"):
         train(Config.from_dict(changed(values, {"train.compile": True})), output=tmp_path / "asked")

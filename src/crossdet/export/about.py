@@ -46,8 +46,8 @@ class Rules:
 
     @property
     def padded(self) -> bool:
-        """Whether a picture may leave a part of the input free; then the file asks for its size."""
-        return self.size is not None and not self.stretched
+        """Whether a picture may leave a part of the input free, so that a file of detections asks for its size."""
+        return self.size is not None and not self.stretched and not self.raw
 
 
 @dataclass(frozen=True)

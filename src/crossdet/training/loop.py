@@ -162,6 +162,7 @@ def _memory_told(run: RunState, recipe: Recipe) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         each = -(-recipe.batch_size // (run.fabric.world_size * recipe.accumulate))
         fewer = f"`train.accumulate: {2 * recipe.accumulate}` (batches as large, half of it at once), " * (each > 1)
+        fewer = "`train.compile: false` (with which this run can be resumed), " * run.compiling.unasked + fewer
         raise RunError(
             f"{run.fabric.device} ran out of memory at step {run.progress.step + 1}, with {each} pictures at once "
             f"({str(error).splitlines()[0]}). Less is needed by {fewer}a lower `train.batch_size` or "
@@ -203,10 +204,10 @@ def _train_epoch(
         share = min(1.0, len(batches[step_in_epoch]) / recipe.batch_size)
         epoch = progress.epoch + step_in_epoch / len(batches)
         rate = schedule.rate(epoch, progress.step, schedule.done(epoch, progress.step, progress.clock))
-        began, waited = time.perf_counter(), feed.waited
+        began, waited = time.perf_counter(), feed.waited if step_in_epoch > progress.step_in_epoch else 0.0
         with _memory_told(run, recipe):
             losses, norm = _optimiser_step(run, step_module, stream, dataset, recipe, share * rate, totals, logs)
-        seconds = time.perf_counter() - began - max(0.0, feed.waited - waited)
+        seconds, waited = time.perf_counter() - began, feed.waited - waited
         progress.step_in_epoch, progress.step = step_in_epoch + 1, progress.step + 1
         run.look_at_clock(recipe)
         progress.finished = schedule.is_over(progress.step, progress.clock)
@@ -215,7 +216,7 @@ def _train_epoch(
         step = Step(*place, rate, losses, norm, left, feed.waited)
         logs.step(step, len(batches[step_in_epoch]), 1 if progress.finished else recipe.log_every)
         run.course.watch.step(run, losses)
-        run.compiling.step(seconds, left)
+        run.compiling.step(seconds, waited, left)
         if progress.finished:
             break
         run.save_if_due(recipe)
@@ -279,7 +280,7 @@ def _forward(step_module: Any, batch: Batch, compiling: Compiling) -> Answer:
     try:
         output: Answer = step_module(Sealed(batch))
     except torch._dynamo.exc.TorchDynamoException as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if compiling.unasked:
             compiling.give_up(reason)
             return _forward(step_module, batch, compiling)
