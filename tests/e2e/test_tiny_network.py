@@ -113,6 +113,16 @@ def test_a_network_compiles_its_parts_where_the_recipe_says_so(config, tmp_path,
     assert calls == [4 if canvases else None] * (compiled is True)
 
 
+def test_a_step_waits_no_longer_than_it_takes(config, tmp_path, monkeypatch):
+    """Of every step its own waiting, in every epoch."""
+    steps = []
+    monkeypatch.setattr(compiling.Compiling, "step", lambda _self, *given: steps.append(given))
+    values = changed(yaml.safe_load(config.read_text()), {"train.epochs": 3})
+    assert train(Config.from_dict(values), output=tmp_path / "whole")["step"] == len(steps) > 6
+    assert [left for *_, left in steps] == list(range(len(steps)))[::-1]
+    assert all(0 < waited < seconds for seconds, waited, _ in steps)
+
+
 def test_a_training_goes_on_where_parts_cannot_be_compiled(config, tmp_path, monkeypatch, capsys):
     """Tried unasked (as on a GPU, by the first steps): what cannot be compiled is told. Asked for it ends the
     run."""

@@ -199,12 +199,13 @@ def _train_epoch(
     run.network.training_mode(run.course.fixed_statistics)
     stream = feed.epoch(data, batches[progress.step_in_epoch :])
     logs.start_epoch()
-    for step_in_epoch in range(progress.step_in_epoch, len(batches)):
+    first = progress.step_in_epoch
+    for step_in_epoch in range(first, len(batches)):
         # a last batch of a few images is no reason for a full step
         share = min(1.0, len(batches[step_in_epoch]) / recipe.batch_size)
         epoch = progress.epoch + step_in_epoch / len(batches)
         rate = schedule.rate(epoch, progress.step, schedule.done(epoch, progress.step, progress.clock))
-        began, waited = time.perf_counter(), feed.waited if step_in_epoch > progress.step_in_epoch else 0.0
+        began, waited = time.perf_counter(), feed.waited if step_in_epoch > first else 0.0
         with _memory_told(run, recipe):
             losses, norm = _optimiser_step(run, step_module, stream, dataset, recipe, share * rate, totals, logs)
         seconds, waited = time.perf_counter() - began, feed.waited - waited
