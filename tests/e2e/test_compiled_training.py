@@ -21,7 +21,7 @@ def test_a_training_compiles_its_network_after_the_first_steps(world: World, tmp
     monkeypatch.setattr(compiling, "NOTICED", 1.0)  # these pictures are waited for more than the network
     monkeypatch.setattr(compiling, "WARM_STEPS", 2)
     monkeypatch.setattr(compiling, "TIMED_STEPS", 2)
-    changes = {"train.epochs": 4, "train.canvases": 2, "train.compile": "auto"}
+    changes = {"train.epochs": 4, "train.canvases": 1, "train.compile": "auto"}
     eager = train(world.config(changes), output=tmp_path / "eager")
     assert "compiling" not in capsys.readouterr().out  # on a CPU nothing is tried unasked
     monkeypatch.setattr(compiling, "may_pay", lambda *_: True)

@@ -55,9 +55,15 @@ class Feed:
         """Ends the processes."""
         self._stream, self._loader, self._data = None, None, None
 
-    def lost_a_process(self) -> bool:
-        """Whether one was killed, or ended with an error."""
-        return any(worker.exitcode not in (None, 0) for worker in getattr(self._stream, "_workers", ()))
+    def lost_a_process(self, within: float = 0.0) -> bool:
+        """Whether one was killed, or ended with an error; within: seconds to wait for that."""
+        end = time.monotonic() + within
+        while True:
+            if any(worker.exitcode not in (None, 0) for worker in getattr(self._stream, "_workers", ())):
+                return True
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.05)
 
     def abandon(self) -> None:
         """Ends them after one of them was killed. torch would set an event whose lock the killed one may hold, and

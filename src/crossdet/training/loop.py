@@ -40,6 +40,8 @@ Answer = tuple[dict[str, Tensor], Tensor, Tensor, dict[str, Tensor]]
 """What `TrainStep` gives."""
 
 
+SECONDS_TO_END = 5.0
+"""A process that is being killed may take until it has ended."""
 STEPS_APART = 100
 """Epochs without an evaluation, but for the first, write weights and state only so many steps after the last time:
 with a handful of pictures, writing would take longer than training."""
@@ -143,7 +145,9 @@ def _dead_workers_told(run_dir: Path, feed: Feed) -> Iterator[None]:
     except (UserError, RunError):
         raise
     except Exception as error:
-        if not is_dead_worker(error) and not feed.lost_a_process():
+        # what a killed one had begun to send is found torn before its end is known
+        torn = isinstance(error, ConnectionError | EOFError)
+        if not is_dead_worker(error) and not feed.lost_a_process(SECONDS_TO_END if torn else 0.0):
             raise
         with suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises again for every other worker that ends

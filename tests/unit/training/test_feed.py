@@ -7,6 +7,7 @@ import signal
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_the_others_end_where_one_was_killed_with_the_lock_of_the_end(dataset):
 def test_a_lost_process_is_told_whatever_notices_it(lost, monkeypatch):
     """Such as the end of the pipe through which a batch was to come; without a loss it is another mistake."""
     feed = feed_of(2)
-    monkeypatch.setattr(feed, "lost_a_process", lambda: lost)
+    monkeypatch.setattr(feed, "lost_a_process", lambda _within: lost)
     handler = signal.getsignal(signal.SIGCHLD)
     try:
         with pytest.raises(RunError if lost else EOFError) as caught, _dead_workers_told(Path("run"), feed):
@@ -127,3 +128,27 @@ def test_a_lost_process_is_told_whatever_notices_it(lost, monkeypatch):
     finally:
         signal.signal(signal.SIGCHLD, handler)
     assert ("a loader process ended before its time (ran out of input)" in str(caught.value)) is lost
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_what_a_process_that_is_being_killed_had_begun_to_send(error, monkeypatch):
+    """Its end is known only a moment later."""
+    feed = Feed(Tiny(TinySettings(), 2, None), MicroBatches([], 1), 1)
+    ended = time.monotonic() + 0.3
+
+    class Worker:
+        pid = 0
+
+        @property
+        def exitcode(self) -> int | None:
+            return -9 if time.monotonic() > ended else None
+
+    feed._stream = SimpleNamespace(_workers=[Worker()])
+    assert not feed.lost_a_process()
+    monkeypatch.setattr(feed, "abandon", lambda: None)
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        with pytest.raises(RunError, match="a loader process ended"), _dead_workers_told(Path("run"), feed):
+            raise error
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
