@@ -4,8 +4,9 @@
     python benchmarks/augmentation.py --images DIR --annotations FILE.json   # real pictures, not generated ones
 
 One loader with so many workers, batches of 8, as in training (flips on). The settings take turns; a rate is of the
-processor time of all processes involved, which other load disturbs little. `colour first` is the photometric
-distortion before resizing instead of after it.
+processor time of all processes involved, which other load disturbs little. `photometric` includes what the training
+process does to the colours, here on the CPU; `torchvision's` is its distortion in the worker instead, after
+resizing.
 
 The second table: what `LocalTrust` adds to a training step's loss for a batch of 8 mosaics, in ms, and the share of
 the (anchor, class) background terms that the four pictures would give alone that mosaics of K datasets keep, by
@@ -30,6 +31,7 @@ from torchvision.transforms import v2
 
 from crossdet.data.augment import Augment, View
 from crossdet.data.cache import load_index, save_index
+from crossdet.data.colour import coloured
 from crossdet.data.formats.coco import read_coco
 from crossdet.data.hybrid import Draw, HybridDataset, Part
 from crossdet.data.index import Index
@@ -46,7 +48,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "off": {},
     "scale_jitter": {"scale_jitter": (0.5, 1.5)},
     "photometric": {"photometric": True},
-    "colour first": {"colour_first": True},
+    "torchvision's": {"theirs": True},
     "zoom_out": {"zoom_out": 1.0},
     "iou_crop": {"iou_crop": 1.0},
     "mosaic": {"mosaic": 1.0},
@@ -54,23 +56,25 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-class ColourFirst:
-    """The distortion of the whole picture, then the rest: what it costs to do it before resizing."""
+class ThenTorchvision:
+    """The rest, and torchvision's distortion of what comes of it."""
 
     def __init__(self, rest: Augment) -> None:
         self.colour, self.rest = v2.RandomPhotometricDistort(p=0.5), rest
 
     def __call__(self, image: Tensor, boxes: Tensor) -> View:
-        return self.rest(self.colour(image), boxes)
+        view = self.rest(image, boxes)
+        return view._replace(image=self.colour(view.image))
 
 
 def dataset_of(
-    index: Index, size: int, colour_first: bool = False, mosaic: float = 0.0, **given: Any
+    index: Index, size: int, theirs: bool = False, mosaic: float = 0.0, photometric: bool = False, **given: Any
 ) -> HybridDataset:
     space = LabelSpace.build(datasets={"one": list(index.classes)})
     augment = Augment(size, longest(size), **given)
     part = Part(index, 0, space.ids("one", index.classes))
-    return HybridDataset([part], space, ColourFirst(augment) if colour_first else augment, mosaic=mosaic)
+    looks = ThenTorchvision(augment) if theirs else augment
+    return HybridDataset([part], space, looks, mosaic=mosaic, photometric=photometric)
 
 
 def loading(index: Index, size: int, workers: int, draws: int, rounds: int) -> dict[str, Any]:
@@ -82,8 +86,8 @@ def loading(index: Index, size: int, workers: int, draws: int, rounds: int) -> d
     for turn in range(rounds + 1):
         for name, dataset in datasets.items():
             began = processor_seconds()
-            for _ in make_loader(dataset, batches, workers):
-                pass
+            for batch in make_loader(dataset, batches, workers):
+                coloured(batch, batch.sizes.tolist())
             if turn:  # the first fills the disk's cache
                 spent[name].append((processor_seconds() - began) / len(batches) / BATCH)
     return {

@@ -174,6 +174,7 @@ class Batch:
         None: no image is a mosaic.
     draws: `[B]` int64, the seed of everything random that happens to an image in this epoch, for what a network
         does at random; it stays on the CPU. None: not known, nothing is drawn.
+    colours: `[B, 3, 4]` float32, what the colours of each image are still to become (`data.colour`). None: nothing.
     """
 
     images: Tensor
@@ -190,6 +191,7 @@ class Batch:
     background_weight: Tensor | None = None
     tiles: Tiles | None = None
     draws: Tensor | None = None
+    colours: Tensor | None = None
 
     def __post_init__(self) -> None:
         count = self.images.shape[0]
@@ -209,6 +211,8 @@ class Batch:
             _expect("tiles.dataset_ids", self.tiles.dataset_ids, (count, number), "int64")
         if self.draws is not None:
             _expect("draws", self.draws, (count,), "int64")
+        if self.colours is not None:
+            _expect("colours", self.colours, (count, 3, 4), "float32")
         if len(self.targets) != count:
             raise ValueError(f"targets: expected {count} (one per image), got {len(self.targets)}")
         if not self.trust_groups:
@@ -248,6 +252,7 @@ class Batch:
             prepared=None if self.prepared is None else self.prepared.map(move),
             background_weight=None if self.background_weight is None else move(self.background_weight),
             tiles=None if self.tiles is None else self.tiles.map(move),
+            colours=None if self.colours is None else move(self.colours),
         )
 
     def pin_memory(self) -> Batch:
@@ -265,6 +270,7 @@ class Batch:
             prepared=None if self.prepared is None else self.prepared.map(lambda t: t.pin_memory()),
             background_weight=None if self.background_weight is None else self.background_weight.pin_memory(),
             tiles=None if self.tiles is None else self.tiles.map(lambda t: t.pin_memory()),
+            colours=None if self.colours is None else self.colours.pin_memory(),
         )
 
 

@@ -1,4 +1,4 @@
-"""Geometry and colour of training and evaluation images, on torchvision's v2 kernels.
+"""Geometry of training and evaluation images, on torchvision's v2 kernels; their colours are in `colour.py`.
 
 A transform knows pixels and boxes only. What becomes of an object that it cuts is decided by the hybrid dataset
 (`hybrid.after_transform`), which knows what a box is.
@@ -29,7 +29,6 @@ _MIRRORED, _SIGNS = [2, 1, 0, 3], [-1, 1, -1, 1]
 # times the side as there: three quarters of the mean picture would be border.
 _ZOOM_OUT = v2.RandomZoomOut(side_range=(1.0, 2.0))
 _IOU_CROP = v2.RandomIoUCrop()
-_COLOUR = v2.RandomPhotometricDistort(p=0.5)
 
 
 class View(NamedTuple):
@@ -70,16 +69,15 @@ class Resize:
 
 @dataclass(frozen=True)
 class Augment:
-    """Training: zoom out, IoU crop, resize with scale jitter, colour, horizontal flip; each optional.
+    """Training: zoom out, IoU crop, resize with scale jitter, horizontal flip; each optional.
 
-    flip, zoom_out, iou_crop: probabilities. scale_jitter: range of a factor on the size. photometric:
-    torchvision's `RandomPhotometricDistort`. fill: RGB of the border that zooming out adds, which holds nothing.
+    flip, zoom_out, iou_crop: probabilities. scale_jitter: range of a factor on the size. fill: RGB of the border
+    that zooming out adds, which holds nothing.
     square, antialias: as of `Resize`; what is seen fills the square, so that scale jitter changes nothing but the
     pieces of mosaics.
 
     Zoom out and crop only choose the window that is seen; it is cut, resized and filled at once, in the size of
-    the result: torchvision's transforms would first paint a picture of up to 4 times as many pixels. For the same
-    reason colours are changed after resizing, and before the border is there.
+    the result: torchvision's transforms would first paint a picture of up to 4 times as many pixels.
 
     All randomness comes from torch's global generator, which the dataset seeds for every draw.
     """
@@ -88,7 +86,6 @@ class Augment:
     longer: int
     flip: float = 0.5
     scale_jitter: tuple[float, float] = (1.0, 1.0)
-    photometric: bool = False
     zoom_out: float = 0.0
     iou_crop: float = 0.0
     fill: Sequence[int] = IMAGENET_MEAN
@@ -158,8 +155,7 @@ class Augment:
         if inside != (0, 0, image.shape[2], image.shape[1]):
             image = image[:, top:bottom, left:right]
             boxes = boxes - boxes.new_tensor([left, top, left, top])
-        image, boxes = _resize(image, boxes, size, self.antialias)
-        return (_COLOUR(image) if self.photometric else image), boxes
+        return _resize(image, boxes, size, self.antialias)
 
     def _flipped(self, image: Tensor, boxes: Tensor) -> View:
         if float(torch.rand(())) >= self.flip:

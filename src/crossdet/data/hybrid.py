@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from crossdet.data import colour
 from crossdet.data.augment import Augment, View, fitted
 from crossdet.data.canvases import Canvas, Sizes, assigned, choose_canvases, resized_sizes
 from crossdet.data.decoding import UnreadableImage, read_row
@@ -110,7 +111,8 @@ class Sample(NamedTuple):
     """One transformed image. `unreadable`: the images that could not be read before this one was taken.
 
     tiles: of a mosaic, whose other values are those of its first picture; but `trusted` is what all its pictures
-    trust. seed, canvas: of the draw.
+    trust. seed, canvas: of the draw. colour: `[3, 4]`, what its colours are to become (`data.colour`); None: as
+    they are.
     """
 
     image: Tensor
@@ -123,6 +125,7 @@ class Sample(NamedTuple):
     tiles: Tiles | None = None
     seed: int = 0
     canvas: Canvas | None = None
+    colour: Tensor | None = None
 
 
 class HybridDataset(Dataset[Sample]):
@@ -139,6 +142,8 @@ class HybridDataset(Dataset[Sample]):
             an anchor that is many times larger into a positive.
         mosaic: share of the draws that become a mosaic: of the picture drawn and three more, drawn from all parts
             by `draw_weights`. Needs an `Augment`, whose zoom out and crop are for the other draws.
+        photometric: every draw has random colours. They are drawn here, and changed by `data.colour.coloured`
+            where the network is.
     """
 
     def __init__(
@@ -150,6 +155,7 @@ class HybridDataset(Dataset[Sample]):
         substitute: bool = True,
         min_side: float = 1.0,
         mosaic: float = 0.0,
+        photometric: bool = False,
     ) -> None:
         self.parts = list(parts)
         self.space = space
@@ -161,6 +167,7 @@ class HybridDataset(Dataset[Sample]):
         self.starts = offsets([len(part.index) // part.directions for part in parts])
         self.mirrored = mirror_map(len(space.classes), space.folds)
         self.mosaic = mosaic
+        self.photometric = photometric
         self.drawn_below = np.cumsum(self.draw_weights()) if mosaic else None
 
     def __len__(self) -> int:
@@ -214,7 +221,11 @@ class HybridDataset(Dataset[Sample]):
 
     def __getitem__(self, draw: Draw | int) -> Sample:
         draw = draw if isinstance(draw, Draw) else Draw(draw, 0)
-        return self._sample_of(draw)._replace(seed=draw.seed, canvas=draw.canvas)
+        sample = self._sample_of(draw)._replace(seed=draw.seed, canvas=draw.canvas)
+        if not self.photometric:
+            return sample
+        generator = np.random.default_rng([draw.seed, colour.STREAM])
+        return sample._replace(colour=colour.drawn(sample.image, generator))
 
     def files(self, row: int, seed: int) -> list[Path]:
         """Of what a draw shows: its picture's, and of a mosaic those of the three others. Where one cannot be read

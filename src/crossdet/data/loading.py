@@ -200,8 +200,15 @@ def collate(
         unreadable=tuple(line for sample in samples for line in sample.unreadable),
         tiles=_tiles(samples),
         draws=torch.tensor([sample.seed for sample in samples], dtype=torch.int64),
+        colours=_colours(samples),
     )
     return batch if finish is None else finish(batch)
+
+
+def _colours(samples: Sequence[Sample]) -> Tensor | None:
+    """`[B, 3, 4]`, see `Batch.colours`."""
+    colours = [sample.colour for sample in samples if sample.colour is not None]
+    return torch.stack(colours) if colours else None
 
 
 def _tiles(samples: Sequence[Sample]) -> Tiles | None:

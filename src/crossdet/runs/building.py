@@ -17,6 +17,7 @@ from crossdet.config.beginning import rows_begun
 from crossdet.config.listed_only import listed_only_problem
 from crossdet.config.sources import NO_BOX, Sources, open_sources
 from crossdet.data.augment import IMAGENET_MEAN, Augment
+from crossdet.data.colour import coloured
 from crossdet.data.hybrid import HybridDataset, Part
 from crossdet.data.loading import epoch_batches, make_loader
 from crossdet.errors import UserError
@@ -181,14 +182,16 @@ def training_data(config: Config, sources: Sources, fill: Sequence[int] = IMAGEN
         longer=config.input.longer,
         flip=config.augment.flip,
         scale_jitter=(config.augment.scale_jitter[0], config.augment.scale_jitter[1]),
-        photometric=config.augment.photometric,
         zoom_out=config.augment.zoom_out,
         iou_crop=config.augment.iou_crop,
         fill=tuple(fill),
         square=config.square,
         antialias=ARCHITECTURES[config.model.name].settings.antialias,
     )
-    return HybridDataset(parts, space, transform, plain=config.train.plain, mosaic=config.augment.mosaic)
+    augment = config.augment
+    return HybridDataset(
+        parts, space, transform, config.train.plain, mosaic=augment.mosaic, photometric=augment.photometric
+    )
 
 
 def teacher_settings(config: Config) -> EvalSettings:
@@ -219,7 +222,7 @@ def training_batches(
         min_batch=processes(config) * config.train.accumulate,
         placing=dataset.placing(dataset.choose_canvases(config.canvases)),
     )
-    return list(make_loader(dataset, batches[:count])), sources
+    return [coloured(batch, batch.sizes.tolist()) for batch in make_loader(dataset, batches[:count])], sources
 
 
 def check_trainable(sources: Sources, plain: bool = False) -> None:

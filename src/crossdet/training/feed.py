@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, _utils
 
+from crossdet.data.colour import coloured
 from crossdet.data.hybrid import Draw
 from crossdet.data.loading import MicroBatches, make_loader, next_batch
 from crossdet.models.contract import Network
@@ -48,7 +49,7 @@ class Feed:
         for _ in range(len(self.micro_batches)):
             batch = next_batch(self._stream)
             self.waited += time.monotonic() - began
-            yield batch.to(device, non_blocking=True)
+            yield coloured(batch.to(device, non_blocking=True), batch.sizes.tolist())
             began = time.monotonic()
 
     def close(self) -> None:

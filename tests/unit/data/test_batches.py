@@ -65,7 +65,7 @@ def test_collate_pads_to_the_right_and_at_the_bottom():
 
 def test_batches_are_the_same_for_any_number_of_workers(parts, space):
     parts[1].index.path(1).write_bytes(b"broken")
-    dataset = HybridDataset(parts, space, Augment(48, 200, scale_jitter=(0.5, 1.5), photometric=True))
+    dataset = HybridDataset(parts, space, Augment(48, 200, scale_jitter=(0.5, 1.5)), photometric=True)
     batches = epoch_batches(dataset.sizes(), dataset.draw_weights(), 2, seed=1, epoch=0)
     torch.manual_seed(0)
     alone = list(make_loader(dataset, MicroBatches(batches), workers=0, fill=(5, 6, 7)))
@@ -74,6 +74,7 @@ def test_batches_are_the_same_for_any_number_of_workers(parts, space):
     assert len(alone) == len(together) == 3
     for a, b in zip(alone, together, strict=True):
         assert torch.equal(a.images, b.images)
+        assert torch.equal(a.colours, b.colours)
         assert torch.equal(a.sizes, b.sizes)
         assert torch.equal(a.trusted, b.trusted)
         assert torch.equal(a.image_ids, b.image_ids)

@@ -226,13 +226,15 @@ def test_tiny_clipped_and_vanished_boxes(tmp_path, space):
 
 
 def test_a_draw_is_a_function_of_its_row_and_seed(parts, space):
-    dataset = HybridDataset(parts, space, Augment(48, 200, scale_jitter=(0.5, 2), photometric=True))
+    dataset = HybridDataset(parts, space, Augment(48, 200, scale_jitter=(0.5, 2)), photometric=True)
     torch.manual_seed(123)
     before = torch.get_rng_state()
     first = dataset[Draw(0, 7)]
     dataset[Draw(3, 99)]
     again = dataset[Draw(0, 7)]
     assert torch.equal(first.image, again.image)
+    assert torch.equal(first.colour, again.colour)
+    assert len({tuple(dataset[Draw(0, seed)].colour.flatten().tolist()) for seed in range(8)}) > 4
     assert torch.equal(first.target.boxes, again.target.boxes)
     assert torch.equal(torch.get_rng_state(), before)  # the run's own random numbers are not touched
     assert len({tuple(dataset[Draw(0, seed)].image.shape) for seed in range(6)}) > 3

@@ -69,7 +69,7 @@ def test_boxes_follow_their_pixels(size, transform):
 
 def test_images_without_boxes_and_images_of_the_right_size():
     image, _ = with_rectangles(60, 80, [[0, 0, 10, 10]])
-    out, boxes, _ = Augment(30, 100, flip=1.0, photometric=True)(image, torch.zeros(0, 4))
+    out, boxes, _ = Augment(30, 100, flip=1.0)(image, torch.zeros(0, 4))
     assert out.shape == (3, 30, 40)
     assert boxes.shape == (0, 4)
     same, box, _ = Resize(60, 80)(image, torch.tensor([[1.0, 2, 3, 4]]))
@@ -95,7 +95,7 @@ def test_jitter_keeps_to_its_range_and_flips_to_their_share():
 
 def test_augment_repeats_with_its_seed():
     image = as_tensor(PICTURE)
-    augment = Augment(30, 100, scale_jitter=(0.5, 1.5), photometric=True)
+    augment = Augment(30, 100, scale_jitter=(0.5, 1.5))
 
     def run(seed: int) -> View:
         torch.manual_seed(seed)

@@ -16,9 +16,10 @@ from PIL import Image
 
 from crossdet import LabelSpace, RunError
 from crossdet.data.augment import Augment
+from crossdet.data.colour import coloured
 from crossdet.data.hybrid import Draw, HybridDataset, Part
 from crossdet.data.index import IndexBuilder
-from crossdet.data.loading import MicroBatches, epoch_batches
+from crossdet.data.loading import MicroBatches, epoch_batches, make_loader
 from crossdet.training.feed import Feed
 from crossdet.training.loop import _dead_workers_told
 from crossdet.training.state import EpochData
@@ -36,7 +37,7 @@ def dataset(tmp_path_factory) -> HybridDataset:
         builder.box((2, 2, 30, 30), 0)
     index, space = builder.build(["cat"]), LabelSpace.build({"a": ["cat"]})
     part = Part(index, 0, space.ids("a", ["cat"]))
-    return HybridDataset([part], space, Augment(32, 64, scale_jitter=(0.5, 1.5), photometric=True))
+    return HybridDataset([part], space, Augment(32, 64, scale_jitter=(0.5, 1.5)), photometric=True)
 
 
 def batches(dataset: HybridDataset, epoch: int, first: int = 0) -> list[list[Draw]]:
@@ -80,6 +81,15 @@ def test_processes_stay_for_all_epochs_and_change_no_picture(dataset):
     assert all(map(is_there, newest))
     staying.close()
     assert not any(map(is_there, (*seen[0], *newest)))
+
+
+def test_pictures_come_in_the_colours_that_were_drawn(dataset):
+    drawn, feed = batches(dataset, 0), feed_of(0)
+    raw = list(make_loader(dataset, drawn, fill=feed.network.fill_colour))
+    seen = list(feed.epoch(EpochData(dataset), drawn))
+    assert all(batch.colours is None for batch in seen)
+    assert equal(seen, [coloured(batch, batch.sizes.tolist()) for batch in raw])
+    assert not equal(seen, raw)
 
 
 def test_the_time_of_waiting_is_that_of_the_pictures(dataset, monkeypatch):
