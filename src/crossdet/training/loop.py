@@ -141,13 +141,17 @@ def _dead_workers_told(run_dir: Path, feed: Feed) -> Iterator[None]:
     """A loader process that was killed is no traceback, wherever that is noticed. As a rule torch says it at once;
     where that is lost, the batch that the process had promised cannot be fetched from it."""
     try:
-        yield
+        try:
+            yield
+        except (ConnectionError, EOFError):
+            # What a killed one had begun to send is found torn before its end is known. While that is waited for
+            # torch's handler of SIGCHLD may raise, which is told below.
+            feed.lost_a_process(SECONDS_TO_END)
+            raise
     except (UserError, RunError):
         raise
     except Exception as error:
-        # what a killed one had begun to send is found torn before its end is known
-        torn = isinstance(error, ConnectionError | EOFError)
-        if not is_dead_worker(error) and not feed.lost_a_process(SECONDS_TO_END if torn else 0.0):
+        if not is_dead_worker(error) and not feed.lost_a_process():
             raise
         with suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises again for every other worker that ends

@@ -130,7 +130,7 @@ def test_the_others_end_where_one_was_killed_with_the_lock_of_the_end(dataset):
 def test_a_lost_process_is_told_whatever_notices_it(lost, monkeypatch):
     """Such as the end of the pipe through which a batch was to come; without a loss it is another mistake."""
     feed = feed_of(2)
-    monkeypatch.setattr(feed, "lost_a_process", lambda _within: lost)
+    monkeypatch.setattr(feed, "lost_a_process", lambda _within=0.0: lost)
     handler = signal.getsignal(signal.SIGCHLD)
     try:
         with pytest.raises(RunError if lost else EOFError) as caught, _dead_workers_told(Path("run"), feed):
@@ -138,6 +138,24 @@ def test_a_lost_process_is_told_whatever_notices_it(lost, monkeypatch):
     finally:
         signal.signal(signal.SIGCHLD, handler)
     assert ("a loader process ended before its time (ran out of input)" in str(caught.value)) is lost
+
+
+def test_torchs_handler_may_raise_while_the_end_of_the_process_is_waited_for(monkeypatch):
+    feed = Feed(Tiny(TinySettings(), 2, None), MicroBatches([], 1), 1)
+
+    def waiting(within: float = 0.0) -> bool:
+        raise RuntimeError("DataLoader worker (pid 17) is killed by signal: Killed.")
+
+    ended = []
+    monkeypatch.setattr(feed, "lost_a_process", waiting)
+    monkeypatch.setattr(feed, "abandon", lambda: ended.append(True))
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        with pytest.raises(RunError, match=r"before its time \(.*pid 17"), _dead_workers_told(Path("run"), feed):
+            raise ConnectionResetError(104, "Connection reset by peer")
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+    assert ended == [True]
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
