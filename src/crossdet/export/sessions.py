@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,11 +117,27 @@ def detections_of(session: Session, path: Path) -> Session:
 def package(name: str, extra: str, why: str) -> Any:
     """An optional package. Raises `UserError` that says how to get it."""
     try:
-        return importlib.import_module(name)
+        with _without_telemetry():
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
         raise UserError(f"{why} {name}: pip install 'crossdet[{extra}]'") from None
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """What is imported here does not find the package by which OpenVINO and NNCF tell their makers of every
+    conversion, and note it in the home folder, unasked. They do without where it is not installed."""
+    name = "openvino_telemetry"
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]  # an import of it fails
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
 
 
 def unreadable(path: Path, error: Exception) -> UserError:

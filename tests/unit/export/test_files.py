@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 import yaml
@@ -35,7 +34,7 @@ from crossdet.export.detector import check_fold
 from crossdet.export.files import write_onnx
 from crossdet.export.graph import as_opset_17
 from crossdet.export.parity import difference
-from crossdet.export.sessions import OpenVinoSession
+from crossdet.export.sessions import OpenVinoSession, package
 from crossdet.files import write_json
 from crossdet.inference import Detector
 from crossdet.inference import load_detector as load_with_torch
@@ -61,6 +60,7 @@ from ...docs.stand_ins import pictures as drawn
 from ..models.tiny import TINY, TinySettings, build
 from ..serving.test_app import ask, started
 
+openvino = package("openvino", "openvino", "the tests read with")
 GRAPHS: dict[str, Any] = {}
 write_graph = exporting.onnx_graph
 NAMES = {"a": ["x", "y"], "b": ["z"]}
@@ -391,7 +391,6 @@ def run(detector, tmp_path, monkeypatch):
 
 
 def test_openvino_in_8_bits(run, capsys):
-    pytest.importorskip("nncf")
     whole, short = (export(run, Request("openvino", precision=p), run / f"{p}.xml") for p in ("fp32", "int8"))
     assert capsys.readouterr().out == ""  # standard output may be for JSON alone
     assert short["bytes"] < whole["bytes"]

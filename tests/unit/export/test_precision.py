@@ -1,10 +1,11 @@
 """Which layers of a graph keep their numbers."""
 
+import os
+
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
-import pytest
+from forks import Fork
 from onnx import TensorProto, helper, numpy_helper
 
 from crossdet.export.files import openvino_model
@@ -17,7 +18,9 @@ from crossdet.export.precision import (
     openvino_layers,
     openvino_narrow,
 )
+from crossdet.export.sessions import package
 
+openvino = package("openvino", "openvino", "the tests read with")
 PARENTS = {
     "pixels": [],
     "stem": ["pixels"],
@@ -43,6 +46,15 @@ def test_what_a_node_depends_on():
     assert above(PARENTS, ["pixels"]) == set()
 
 
+QUIETLY = """
+import pathlib, sys, numpy, onnx
+from crossdet.export.files import openvino_model, write_openvino
+from crossdet.export.precision import openvino_int8
+model = openvino_model(onnx.load(sys.argv[1]))
+pictures = [{"images": numpy.random.default_rng(i).random((1, 3, 12, 16), numpy.float32)} for i in range(2)]
+write_openvino(openvino_int8(model, pictures), {}, pathlib.Path(sys.argv[2]), half=True)
+print(sorted(name for name in sys.modules if "telemetry" in name and name.startswith("openvino_")))
+"""
 LAYERS = {
     "first": ((40, 3), 1),
     "depthwise": ((40, 1), 40),
@@ -113,7 +125,6 @@ def in_8_bits(model) -> list[bool]:
 
 
 def test_nncf_calibrates_the_layers_between():
-    pytest.importorskip("nncf")
     model = convolutions()
     pictures = [{"images": np.random.default_rng(i).random((1, 3, 12, 16), np.float32)} for i in range(4)]
     whole, given = openvino_model(model), openvino_model(model)
@@ -125,3 +136,17 @@ def test_nncf_calibrates_the_layers_between():
     core = openvino.Core()
     before, after = (core.compile_model(one, "CPU")(pictures[0])[0] for one in (whole, short))
     assert 0 < np.abs(before - after).max() < 0.1 * np.abs(before).max()
+
+
+def test_nothing_is_sent_and_nothing_noted_in_the_home_folder(tmp_path):
+    """OpenVINO and NNCF do both unasked, but not where pytest runs: in a fresh Python."""
+    onnx.save(convolutions(), tmp_path / "model.onnx")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "script.py").write_text(QUIETLY)
+    environment = {**os.environ, "HOME": str(tmp_path / "home")}
+    files = (tmp_path / name for name in ("script.py", "model.onnx", "model.xml"))
+    done = Fork(*files, environment=environment).wait()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert (tmp_path / "model.bin").stat().st_size > 0
+    assert list((tmp_path / "home").rglob("*")) == []
