@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -80,6 +81,13 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_record_of_compilers() -> None:
+    """torch's compilers and exporters tell this logger more than pytest, which records it, can write in a minute. torch
+    sets its level when it is imported, which may be in any test."""
+    logging.getLogger("torch.__trace").setLevel(logging.ERROR)
 
 
 @pytest.fixture(scope="session")

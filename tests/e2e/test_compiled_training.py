@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 
 import pytest
@@ -16,7 +15,6 @@ from crossdet.training import compiling
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
 def test_a_training_compiles_its_network_after_the_first_steps(world: World, tmp_path, monkeypatch, capsys):
-    logging.getLogger("torch.__trace").setLevel(logging.ERROR)  # pytest records everything, which takes a minute
     monkeypatch.setattr(compiling, "START_UP", 0.0)
     monkeypatch.setattr(compiling, "NOTICED", 1.0)  # these pictures are waited for more than the network
     monkeypatch.setattr(compiling, "WARM_STEPS", 2)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import sys
 from pathlib import Path
 
@@ -46,7 +45,6 @@ def dfine(world: World, tmp_path_factory):
 @pytest.mark.parametrize(("name", "size"), [("retinanet", None), ("dfine", (64, 64))])
 def test_files_answer_as_their_run(name, size, request, tmp_path, monkeypatch):
     run = request.getfixturevalue(name)
-    logging.getLogger("torch.__trace").setLevel(logging.ERROR)  # pytest records everything, which takes minutes
     graphs = []
     write = exporting.onnx_graph
 
@@ -76,7 +74,6 @@ def test_files_answer_as_their_run(name, size, request, tmp_path, monkeypatch):
 def test_pictures_that_leave_a_part_of_the_size_free(retinanet, tmp_path, monkeypatch):
     """48 x 64 pixels become 64 x 85 in a canvas of 64 x 96, as in the run, and the strip beside them is no place
     for objects."""
-    logging.getLogger("torch.__trace").setLevel(logging.ERROR)
     graphs = []
     write = exporting.onnx_graph
 

@@ -10,7 +10,6 @@ import copy
 import hashlib
 import io
 import json
-import logging
 import shlex
 import subprocess
 import sys
@@ -126,7 +125,6 @@ def graph_of(network, *given):
 def files(detector, weights, tmp_path_factory):
     """The graph is written once: for any size, as ONNX and as OpenVINO."""
     folder = tmp_path_factory.mktemp("exported")
-    logging.getLogger("torch.__trace").setLevel(logging.ERROR)  # pytest records everything, which takes minutes
     asked = []
 
     def noted(*given):
