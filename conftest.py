@@ -85,8 +85,8 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_record_of_compilers() -> None:
-    """torch's compilers and exporters tell this logger more than pytest, which records it, can write in a minute. torch
-    sets its level when it is imported, which may be in any test."""
+    """torch's compilers and exporters tell this logger more than pytest, which records it, can write in a minute.
+    torch sets its level when it is imported, which may be in any test."""
     logging.getLogger("torch.__trace").setLevel(logging.ERROR)
 
 

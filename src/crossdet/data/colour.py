@@ -23,11 +23,11 @@ from crossdet.types import Batch
 CHANCE = 0.5
 """Of each of the five changes."""
 BRIGHTNESS, CONTRAST, SATURATION = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5)
-"""Ranges of factors; contrast is that to the picture's mean grey."""
+"""Ranges of factors; contrast is that to the mean grey of what is seen, a border included."""
 HUE = (-0.05, 0.05)
 """Range in turns: 18 degrees to either side."""
 STREAM = 1
-"""What a draw's seed is joined with, so that colours have random numbers of their own."""
+"""What a draw's seed is joined with, so that colours have random numbers of their own; mosaics have 4."""
 
 Matrix = NDArray[np.float64]
 """`[3, 4]`: RGB in 0..255 becomes `m[:, :3] @ rgb + m[:, 3]`."""
@@ -98,7 +98,7 @@ def coloured(batch: Batch, sizes: Sequence[Sequence[int]]) -> Batch:
     images = batch.images.clone()
     for image, colours, (height, width) in zip(images, batch.colours, sizes, strict=True):
         seen = image[:, :height, :width]
-        pixels = seen.permute(1, 2, 0).reshape(-1, 3).float()  # a view and one copy: batches are channels_last
+        pixels = seen.permute(1, 2, 0).float().reshape(-1, 3)  # one copy and a view
         mixed = torch.addmm(colours[:, 3], pixels, colours[:, :3].T).round_().clamp_(0, 255)
         seen.copy_(mixed.view(height, width, 3).permute(2, 0, 1))
     return replace(batch, images=images, colours=None)

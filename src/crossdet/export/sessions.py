@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import RLock
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,9 @@ from crossdet.errors import UserError
 from crossdet.export.about import STORED, About
 from crossdet.models.card import EXPORTED, Card, is_exported, read_card
 
+TELLING = ("openvino", "nncf")
+"""Packages that tell their makers how they are used."""
+_ONE_AT_A_TIME = RLock()
 RT_INFO = "crossdet"
 """Section of OpenVINO's `rt_info` that holds the metadata."""
 
@@ -117,7 +121,7 @@ def detections_of(session: Session, path: Path) -> Session:
 def package(name: str, extra: str, why: str) -> Any:
     """An optional package. Raises `UserError` that says how to get it."""
     try:
-        with _without_telemetry():
+        with _without_telemetry() if name in TELLING else nullcontext():
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
@@ -128,16 +132,18 @@ def package(name: str, extra: str, why: str) -> Any:
 @contextmanager
 def _without_telemetry() -> Iterator[None]:
     """What is imported here does not find the package by which OpenVINO and NNCF tell their makers of every
-    conversion, and note it in the home folder, unasked. They do without where it is not installed."""
+    conversion, and note it in the home folder, unasked. They do without where it is not installed. What the program
+    has imported itself before is as it was."""
     name = "openvino_telemetry"
-    before = sys.modules.get(name)
-    sys.modules[name] = None  # type: ignore[assignment]  # an import of it fails
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before
+    with _ONE_AT_A_TIME:
+        there, before = name in sys.modules, sys.modules.get(name)
+        sys.modules[name] = None  # type: ignore[assignment]  # an import of it fails
+        try:
+            yield
+        finally:
+            del sys.modules[name]
+            if there:
+                sys.modules[name] = before  # type: ignore[assignment]  # None, as here, is allowed
 
 
 def unreadable(path: Path, error: Exception) -> UserError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -67,8 +67,12 @@ class TrainStep(nn.Module):
 
     def forward(self, batch: Batch | Sealed) -> Answer:
         """A scalar for every term of the loss, to be summed and differentiated; and for the logs, per image and
-        detached, the sum of all terms `[B]` (not normalised), the positives `[B]`, and `Losses.noted`."""
-        losses = self.network.losses(batch.batch if isinstance(batch, Sealed) else batch)
+        detached, the sum of all terms `[B]` (not normalised), the positives `[B]`, and `Losses.noted`. Raises
+        `ValueError` for a batch whose colours were drawn and not changed (`data.colour.coloured`)."""
+        seen = batch.batch if isinstance(batch, Sealed) else batch
+        if seen.colours is not None:
+            raise ValueError("the batch is not in its colours yet: colour.coloured(batch, batch.sizes.tolist())")
+        losses = self.network.losses(seen)
         return losses.normalised(self.network.normaliser), losses.of_images(), losses.positives, losses.noted
 
 
@@ -151,16 +155,30 @@ def _dead_workers_told(run_dir: Path, feed: Feed) -> Iterator[None]:
     except (UserError, RunError):
         raise
     except Exception as error:
-        if not is_dead_worker(error) and not feed.lost_a_process():
-            raise
-        with suppress(ValueError):  # not in the main thread
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises again for every other worker that ends
-        feed.abandon()
+        with _deaf_to_children():
+            if not is_dead_worker(error) and not feed.lost_a_process():
+                raise
+            feed.abandon()
         raise RunError(
             f"a loader process ended before its time ({str(error).strip()}): too little memory is the usual "
             f"reason, so try fewer `train.workers`. Continue from the last saved state in {run_dir} with "
             f"the same command and --resume"
         ) from None
+
+
+@contextmanager
+def _deaf_to_children() -> Iterator[None]:
+    """Without torch's handler of SIGCHLD, which raises for every process that is killed, in the midst of
+    anything."""
+    try:
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except ValueError:  # not in the main thread, where it does not raise either
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
 @contextmanager

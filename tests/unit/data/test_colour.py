@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import RandomPhotometricDistort
 from torchvision.transforms.v2 import functional as F
 
 from crossdet.config import Config
@@ -101,12 +102,47 @@ def test_padding_keeps_its_colour_and_the_batch_its_pictures():
     assert colour.coloured(none, sizes) is none
 
 
-def test_what_is_drawn_is_what_torchvision_draws():
-    """Spread of what becomes of a colour, in 1,500 draws of each: the same chances and ranges."""
-    from torchvision.transforms import v2
+class Chosen:
+    """A generator whose chances are given: all five changes happen."""
 
+    def __init__(self, contrast_first: bool) -> None:
+        self.randoms = iter([np.zeros(5), 0.2 if contrast_first else 0.8])
+        self.factors = iter([0.9, 1.4, 0.6, 0.0])
+
+    def random(self, count=None):
+        return next(self.randoms)
+
+    def uniform(self, low, high):
+        factor = next(self.factors)
+        assert low <= factor <= high
+        return factor
+
+    def permutation(self, count):
+        return np.array([2, 0, 1])
+
+
+@pytest.mark.parametrize("contrast_first", [True, False])
+def test_all_of_it_in_torchvisions_order(contrast_first):
+    """Contrast is that to the mean after what was changed before. (Hue by 0: the two differ in it.)"""
+    picture = torch.stack([MILD[0] // 2 + 90, MILD[1] // 2 + 40, MILD[2] // 2 + 20])
+    theirs = F.adjust_brightness(picture.float() / 255, 0.9)
+    if contrast_first:
+        theirs = F.adjust_contrast(theirs, 1.4)
+    theirs = F.adjust_saturation(theirs, 0.6)
+    if not contrast_first:
+        theirs = F.adjust_contrast(theirs, 1.4)
+    theirs = 255 * theirs[[2, 0, 1]]
+    mean = picture[:, ::4, ::4].float().mean((1, 2))  # of a sixteenth of the pixels
+    grey = float((picture.float().mean((1, 2)) - mean) @ torch.tensor([0.2989, 0.587, 0.114]))
+    matrix = colour.drawn(picture, Chosen(contrast_first))
+    ours = changed(picture, matrix.double().numpy()).float()
+    assert (ours - theirs).abs().max() < 0.51 + 0.4 * abs(grey) + 0.1
+
+
+def test_it_happens_as_often_as_torchvisions():
+    """Spread of what becomes of a colour, in 1,500 draws of each."""
     picture = torch.tensor([150, 110, 90], dtype=torch.uint8)[:, None, None].repeat(1, 8, 8)
-    theirs_of, generator = v2.RandomPhotometricDistort(p=0.5), np.random.default_rng(3)
+    theirs_of, generator = RandomPhotometricDistort(p=0.5), np.random.default_rng(3)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         theirs = torch.stack([theirs_of(picture)[:, 0, 0] for _ in range(1500)]).float()
@@ -115,7 +151,9 @@ def test_what_is_drawn_is_what_torchvision_draws():
     assert (ours.mean(0) - theirs.mean(0)).abs().max() < 2.5
     assert (ours.std(0) / theirs.std(0) - 1).abs().max() < 0.1
     unchanged = torch.eye(3, 4)
-    assert 0.01 < np.mean([torch.equal(matrix, unchanged) for matrix in draws]) < 0.06  # 1 in 32
+    assert (
+        0.02 < np.mean([torch.equal(matrix, unchanged) for matrix in draws]) < 0.06
+    )  # 1/32, and 1/6 of that for orders that are none
 
 
 @pytest.mark.parametrize("asked", [False, True])

@@ -1,10 +1,14 @@
 """Which layers of a graph keep their numbers."""
 
 import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from forks import Fork
 from onnx import TensorProto, helper, numpy_helper
 
@@ -139,7 +143,7 @@ def test_nncf_calibrates_the_layers_between():
 
 
 def test_nothing_is_sent_and_nothing_noted_in_the_home_folder(tmp_path):
-    """OpenVINO and NNCF do both unasked, but not where pytest runs: in a fresh Python."""
+    """OpenVINO and NNCF do both unasked."""
     onnx.save(convolutions(), tmp_path / "model.onnx")
     (tmp_path / "home").mkdir()
     (tmp_path / "script.py").write_text(QUIETLY)
@@ -150,3 +154,19 @@ def test_nothing_is_sent_and_nothing_noted_in_the_home_folder(tmp_path):
     assert done.stdout.splitlines()[-1] == "[]"
     assert (tmp_path / "model.bin").stat().st_size > 0
     assert list((tmp_path / "home").rglob("*")) == []
+
+
+@pytest.mark.parametrize("own", [{}, {"openvino_telemetry": None}, {"openvino_telemetry": SimpleNamespace()}])
+def test_what_a_program_has_imported_itself_stays(own, monkeypatch):
+    monkeypatch.delitem(sys.modules, "openvino_telemetry", raising=False)
+    for name, module in own.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+    def opened() -> None:
+        for _ in range(50):
+            package("openvino", "openvino", "the tests read with")
+
+    with ThreadPoolExecutor(4) as threads:
+        for one in [threads.submit(opened) for _ in range(4)]:
+            one.result()
+    assert {name: sys.modules[name] for name in sys.modules if name == "openvino_telemetry"} == own

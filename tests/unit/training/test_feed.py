@@ -21,7 +21,7 @@ from crossdet.data.hybrid import Draw, HybridDataset, Part
 from crossdet.data.index import IndexBuilder
 from crossdet.data.loading import MicroBatches, epoch_batches, make_loader
 from crossdet.training.feed import Feed
-from crossdet.training.loop import _dead_workers_told
+from crossdet.training.loop import TrainStep, _dead_workers_told
 from crossdet.training.state import EpochData
 from crossdet.types import Batch
 from tests.unit.models.tiny import Tiny, TinySettings
@@ -90,6 +90,8 @@ def test_pictures_come_in_the_colours_that_were_drawn(dataset):
     assert all(batch.colours is None for batch in seen)
     assert equal(seen, [coloured(batch, batch.sizes.tolist()) for batch in raw])
     assert not equal(seen, raw)
+    with pytest.raises(ValueError, match="not in its colours yet"):
+        TrainStep(feed.network)(raw[0])
 
 
 def test_the_time_of_waiting_is_that_of_the_pictures(dataset, monkeypatch):
