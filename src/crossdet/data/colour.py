@@ -2,7 +2,7 @@
 
 Brightness, contrast, saturation, hue and the order of channels (SSD: Liu et al., arXiv 1512.02325, sec. 2.2),
 with the ranges, chances and order of torchvision's `RandomPhotometricDistort`. Own code: all of it together is
-one affine map of RGB, which takes a fifth of the time and which a card can do, while torchvision changes a
+one affine map of RGB, which takes a third of the time and which a card can do, while torchvision changes a
 picture of uint8 five times and turns hue in HSV. Here hue turns about the axis of the greys, and
 nothing is cut off or rounded in between.
 """
