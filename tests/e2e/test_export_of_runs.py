@@ -6,11 +6,9 @@ Other tests of exports use the tests' own network, whose graph is written in a s
 from __future__ import annotations
 
 import copy
-import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 from worlds import World
@@ -19,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.unit.models.detr.made import tiny
 
-from crossdet import load_detector, train
+from crossdet import train
 from crossdet.export.graph import as_opset_17
 from crossdet.models.detr import building
 from crossdet.runs import export as exporting
@@ -68,29 +66,3 @@ def test_files_answer_as_their_run(name, size, request, tmp_path, monkeypatch):
     record = export(run, Request("onnx", size, opset=17), tmp_path / "older.onnx", pictures=1)
     assert [one.version for one in onnx.load(tmp_path / "older.onnx").opset_import if one.domain == ""] == [17]
     assert (record["sets"]["alone"], record["sets"]["boxes"] < 1e-3) == (0, True)
-
-
-@pytest.mark.slow
-def test_pictures_that_leave_a_part_of_the_size_free(retinanet, tmp_path, monkeypatch):
-    """48 x 64 pixels become 64 x 85 in a canvas of 64 x 96, as in the run, and the strip beside them is no place
-    for objects."""
-    graphs = []
-    write = exporting.onnx_graph
-
-    def noted(*given):
-        graphs.append(write(*given))
-        return copy.deepcopy(graphs[-1])
-
-    monkeypatch.setattr(exporting, "onnx_graph", noted)
-    for request, file in ((Request("onnx", (64, 96)), "run.onnx"), (Request("openvino", (64, 96)), "run.xml")):
-        sets = export(retinanet, request, tmp_path / file, pictures=1)["sets"]
-        assert sets["matched"] > 100
-        assert (sets["alone"], sets["boxes"] < 1e-3, sets["scores"] < 1e-4) == (0, True, True), sets
-        monkeypatch.setattr(exporting, "onnx_graph", lambda *_: copy.deepcopy(graphs[0]))
-    found = load_detector(tmp_path / "run.onnx")(np.full((48, 64, 3), 120, np.uint8), score_threshold=0.0)
-    assert len(found) > 10
-    assert (found.boxes <= [64, 48, 64, 48]).all()
-    told = {one.key: one.value for one in onnx.load(tmp_path / "run.onnx").metadata_props}["input"]
-    assert {"sizes", "fill"} <= json.loads(told).keys()
-    short = export(retinanet, Request("onnx", (64, 96), precision="int8"), tmp_path / "short.onnx", pictures=1)
-    assert short["sets"]["matched"] > 100

@@ -50,7 +50,7 @@ def test_auto_trains_and_says_how(world, tmp_path, capsys):
 
 
 def test_a_training_by_the_clock_ends_in_time_and_resumes(world, tmp_path, monkeypatch):
-    """Twelve minutes of training in seconds: by this clock every question for the time takes two seconds."""
+    """Six minutes of training in seconds: by this clock every question for the time takes two seconds."""
     now = [0.0]
 
     def ticks() -> float:
@@ -58,34 +58,34 @@ def test_a_training_by_the_clock_ends_in_time_and_resumes(world, tmp_path, monke
         return now[0]
 
     monkeypatch.setattr("crossdet.training.state.time.monotonic", ticks)
-    config = auto(world, minutes=12.0, batch_size=4, checkpoint_minutes=1000.0)
+    config = auto(world, minutes=6.0, batch_size=4, checkpoint_minutes=1000.0)
     train(config, output=tmp_path / "whole")
     progress = load_state(tmp_path / "whole" / "state.pt")["progress"]
     assert progress["finished"]
-    assert 0.85 * 720 <= progress["clock"]["spent"] <= 1.05 * 720
+    assert 0.85 * 360 <= progress["clock"]["spent"] <= 1.05 * 360
     rates = [float(row["lr"]) for row in rows(tmp_path / "whole")]
     assert rates[-1] < 0.05 * max(rates)
     assert len(rates) == progress["step"]
 
     saved, save = [], RunState.save_if_due
 
-    def stop_at_50(self: RunState, recipe: Recipe) -> None:
-        if self.progress.step == 50 and not saved:
+    def stop_at_30(self: RunState, recipe: Recipe) -> None:
+        if self.progress.step == 30 and not saved:
             saved.append(1)
             self.stop.set()
         save(self, recipe)
 
-    monkeypatch.setattr(RunState, "save_if_due", stop_at_50)
-    with pytest.raises(RunError, match="interrupted after step 50"):
+    monkeypatch.setattr(RunState, "save_if_due", stop_at_30)
+    with pytest.raises(RunError, match="interrupted after step 30"):
         train(config, output=tmp_path / "stopped")
     line = load_state(tmp_path / "stopped" / "state.pt")["progress"]["clock"]["line"]
     assert line is not None
     train(config, output=tmp_path / "stopped", resume=True)
     resumed = load_state(tmp_path / "stopped" / "state.pt")["progress"]
     assert resumed["finished"]
-    assert 0.85 * 720 <= resumed["clock"]["spent"] <= 1.05 * 720
+    assert 0.85 * 360 <= resumed["clock"]["spent"] <= 1.05 * 360
     both = [float(row["lr"]) for row in rows(tmp_path / "stopped")]
-    assert all(abs(a - b) < 0.1 * max(both) for a, b in pairwise(both[60:]))  # no jump, not where it went on either
+    assert all(abs(a - b) < 0.1 * max(both) for a, b in pairwise(both[40:]))  # no jump, not where it went on either
 
 
 def test_a_run_does_not_go_on_in_other_numbers_unasked(world, tmp_path):

@@ -499,6 +499,29 @@ def test_some_classes_and_raw_outputs(run, detector, pictures):
         np.testing.assert_allclose(one, other.numpy(), rtol=1e-4, atol=1e-3)
 
 
+def test_pictures_that_leave_a_part_of_the_size_free(run):
+    """64 x 72 pixels lie in a canvas of 64 x 96, and the strip beside them is no place for objects."""
+    rng, folder = np.random.default_rng(2), run.parents[1]
+    labels = json.loads((folder / "val.json").read_text())
+    for entry in labels["images"]:
+        entry |= {"height": 64, "width": 72}
+        Image.fromarray(rng.integers(0, 256, (64, 72, 3), np.uint8)).save(folder / "val" / entry["file_name"])
+    write_json(folder / "val.json", labels)
+    for kind, file in (("onnx", "s.onnx"), ("openvino", "s.xml")):
+        sets = export(run, Request(kind, (64, 96)), run / file)["sets"]
+        assert sets["matched"] > 30
+        assert (sets["alone"], sets["boxes"] < 1e-3, sets["scores"] < 1e-4) == (0, True, True), sets
+    short = export(run, Request("openvino", (64, 96), precision="int8"), run / "short.xml")
+    assert short["sets"]["matched"] > 30
+    found = load_detector(run / "s.onnx")(rng.integers(0, 256, (64, 72, 3), np.uint8), score_threshold=0.0)
+    assert len(found) > 30
+    assert (found.boxes <= [72, 64, 72, 64]).all()
+    assert found.boxes[:, 2].max() > 71
+    assert {one.name for one in onnx.load(run / "s.onnx").graph.input} == {"images", "thresholds", "sizes"}
+    told = {one.key: one.value for one in onnx.load(run / "s.onnx").metadata_props}["input"]
+    assert {"sizes", "fill"} <= json.loads(told).keys()
+
+
 def test_other_limits_than_the_protocols(run, tmp_path):
     """Both sides of the comparison keep to what the file can: number of detections, NMS, candidates."""
     other = tmp_path / "other.yaml"
