@@ -36,7 +36,8 @@ class Feed:
     def epoch(self, data: EpochData, batches: Sequence[list[Draw]]) -> Iterator[Batch]:
         """The micro-batches of these batches. Processes that work on the same data go on, others begin."""
         if data is not self._data:
-            self._data, self._stream, self._loader = data, None, None  # ends those of before first
+            self.close()  # ends those of before first
+            self._data = data
         device, self.micro_batches.batches = self.network.device, batches
         if self._loader is None:
             finish = self.network.prepare()
@@ -53,8 +54,11 @@ class Feed:
             began = time.monotonic()
 
     def close(self) -> None:
-        """Ends the processes."""
+        """Ends the processes, also where the traceback of an error still holds their iterator."""
+        stream = self._stream
         self._stream, self._loader, self._data = None, None, None
+        if hasattr(stream, "_shutdown_workers"):
+            stream._shutdown_workers()  # what torch does when the iterator goes; the second time it does nothing
 
     def lost_a_process(self, within: float = 0.0) -> bool:
         """Whether one was killed, or ended with an error; within: seconds to wait for that."""

@@ -83,6 +83,17 @@ def test_processes_stay_for_all_epochs_and_change_no_picture(dataset):
     assert not any(map(is_there, (*seen[0], *newest)))
 
 
+def test_processes_end_also_where_a_traceback_holds_their_iterator(dataset):
+    feed = feed_of(2)
+    next(feed.epoch(EpochData(dataset), batches(dataset, 0)))
+    held, there = feed._stream, pids(feed)
+    assert all(map(is_there, there))
+    feed.close()
+    assert not any(map(is_there, there))
+    feed.close()
+    del held
+
+
 def test_pictures_come_in_the_colours_that_were_drawn(dataset):
     drawn, feed = batches(dataset, 0), feed_of(0)
     raw = list(make_loader(dataset, drawn, fill=feed.network.fill_colour))
