@@ -177,18 +177,18 @@ def training_data(config: Config, sources: Sources, fill: Sequence[int] = IMAGEN
                 one_direction=True,
             )
         )
+    augment = config.augment
     transform = Augment(
         shorter=config.input.shorter,
         longer=config.input.longer,
-        flip=config.augment.flip,
-        scale_jitter=(config.augment.scale_jitter[0], config.augment.scale_jitter[1]),
-        zoom_out=config.augment.zoom_out,
-        iou_crop=config.augment.iou_crop,
+        flip=augment.flip,
+        scale_jitter=(augment.scale_jitter[0], augment.scale_jitter[1]),
+        zoom_out=augment.zoom_out,
+        iou_crop=augment.iou_crop,
         fill=tuple(fill),
         square=config.square,
         antialias=ARCHITECTURES[config.model.name].settings.antialias,
     )
-    augment = config.augment
     return HybridDataset(
         parts, space, transform, config.train.plain, mosaic=augment.mosaic, photometric=augment.photometric
     )
