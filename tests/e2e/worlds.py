@@ -161,3 +161,8 @@ def crossdet(*arguments: str | Path, folder: Path | None = None) -> subprocess.C
 def one_thread() -> dict[str, str]:
     """Environment in which torch uses one thread: tests run side by side, and sums keep their order."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def picture(world: World, number: int = 0, dataset: str = "cars") -> Path:
+    index: Index = getattr(world, dataset)["val"]
+    return index.path(number)
