@@ -64,11 +64,7 @@ def label_warnings(config: Config, sources: Sources, splits: Sequence[str] = SPL
                 shares = dataset.held_out is not None or dataset.part_of is not None
                 whole = whole_split(dataset, split) if shares else index  # a share has all notes, not all boxes
                 yield from (f"{name} {split}: {text}" for text in doubtful_boxes(whole))
-    for a, b in sources.space.likely_duplicates():
-        yield (
-            f"likely the same class, not merged: {a} and {b}; merge them under `labels.merge`, or list the "
-            "name under `labels.distinct`"
-        )
+    yield from (_likely_one(sources.space, a, b) for a, b in sources.space.likely_duplicates())
     for name, other in merged_beside(sources.space):
         yield f"`labels.merge` makes {name!r} beside the class {other!r}: is that one class, by a slip in its name?"
     for text in sources.space.partial_merges(sources.labelled_names):
@@ -77,6 +73,18 @@ def label_warnings(config: Config, sources: Sources, splits: Sequence[str] = SPL
     yield from unshown_warnings(sources)
     yield from stray_warnings(sources)
     yield from unlike_before(sources)
+
+
+def _likely_one(space: LabelSpace, *pair: str) -> str:
+    """pair: source classes, as `likely_duplicates` names them."""
+    ids = [space.index(*source.split("/", 1)) for source in pair]
+    name, other = (space.classes[c] for c in ids)
+    merged = ", ".join(dict.fromkeys(source for c in ids for source in space.sources_of(c)))
+    return (
+        f"likely the same class, not merged: {pair[0]} and {pair[1]}. If they are, "
+        f"`labels.merge: {{{name}: [{merged}]}}`; if one box may show both, `labels.overlap: [[{name}, {other}]]`; "
+        f"if they are different things, `labels.distinct: [{pair[1]}]`"
+    )
 
 
 def merged_beside(space: LabelSpace) -> Iterator[tuple[str, str]]:

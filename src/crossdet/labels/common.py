@@ -66,6 +66,11 @@ class CommonNames:
         different_words = self.known(one) and self.known(other)
         return not different_words and bool(slip_keys(one) & slip_keys(other)) and _slip_apart(one, other)
 
+    def are_parts(self, names: Collection[str], wholes: Collection[str]) -> bool:
+        """Whether each of these names is a part of one of the others: `pedestrian` of `person`."""
+        parts = frozenset().union(*(self.parts.get(self.meaning(whole), ()) for whole in wholes))
+        return bool(names) and all(self.meaning(name) in parts for name in names)
+
     def unclear(self, name: str, present: Collection[str]) -> bool:
         """Whether datasets mean different things by this word, and a name says so that is present beside it (the
         `mouse` of a dataset with `Computer mouse` is an animal). present: meanings."""
@@ -243,8 +248,12 @@ def parts_of(space: LabelSpace) -> list[tuple[int, list[tuple[str, str, int]]]]:
 def _apart(space: LabelSpace, whole: int, parts: Sequence[tuple[str, str, int]]) -> str:
     name, sources = space.classes[whole], [f"{dataset}/{part}" for dataset, part, _ in parts]
     pairs = ", ".join(f"[{name}, {space.classes[c]}]" for c in dict.fromkeys(c for _, _, c in parts))
+    labelling = {source.partition("/")[0] for source in space.sources_of(whole)}
+    narrow = [dataset for dataset in dict.fromkeys(dataset for dataset, _, _ in parts) if dataset not in labelling]
+    rest = ", ".join(f"{dataset}: [{name}]" for dataset in narrow)
+    in_part = f"with `labels.not_exhaustive: {{{rest}}}` if there are others in its pictures, " if narrow else ""
     return (
         f"by their names part of {name!r}: {', '.join(sources)}. Objects of the one are negatives of the other; "
-        f"say `labels.merge: {{{name}: [{', '.join([*space.sources_of(whole), *sources])}]}}`, or to learn both "
-        f"`labels.overlap: [{pairs}]`"
+        f"say `labels.merge: {{{name}: [{', '.join([*space.sources_of(whole), *sources])}]}}`, "
+        f"{in_part}or to learn both `labels.overlap: [{pairs}]`"
     )

@@ -104,6 +104,21 @@ def unknown(what: str, name: object, known: Sequence[str]) -> str:
     return f"unknown {what} {name!r}; {hint}"
 
 
+def unknown_class(
+    what: str, name: object, classes: Sequence[str], datasets: Sequence[str], sources: Sequence[Mapping[str, int]]
+) -> str:
+    """The message for a name that is no unified class; a dataset's own name of one is told as such."""
+    became = {
+        classes[own[str(name)]]: f"{dataset}/{name}"
+        for dataset, own in zip(datasets, sources, strict=True)
+        if own.get(str(name), DROPPED) != DROPPED
+    }
+    if not became:
+        return unknown(what, name, classes)
+    told = ", ".join(f"{source} is {unified!r}" for unified, source in became.items())
+    return f"unknown {what} {name!r}; {told} here"
+
+
 _EACH = 3
 """Up to so many equal names have a line each."""
 
@@ -351,7 +366,7 @@ class RuleReader:
                     if name in self.classes:
                         pairs.add((row, self.classes.index(name)))
                     else:
-                        self.problems.append(f"{key}.{dataset}: {unknown('unified class', name, self.classes)}")
+                        self.problems.append(f"{key}.{dataset}: {self._unknown_class(name)}")
         return frozenset(pairs)
 
     def _overlap(self, overlap: Any) -> frozenset[tuple[int, int]]:
@@ -365,11 +380,14 @@ class RuleReader:
                 self.problems.append(f"overlap: {pair!r} is not a pair of two different unified classes")
                 continue
             strange = [name for name in pair if name not in self.classes]
-            self.problems.extend(f"overlap: {unknown('unified class', n, self.classes)}" for n in strange)
+            self.problems.extend(f"overlap: {self._unknown_class(name)}" for name in strange)
             if not strange:
                 a, b = sorted(self.classes.index(name) for name in pair)
                 pairs.add((a, b))
         return frozenset(pairs)
+
+    def _unknown_class(self, name: object) -> str:
+        return unknown_class("unified class", name, self.classes, self.datasets, self.sources)
 
     def _with_boxes(
         self, key: str, pairs: Iterable[RowClass], labelled: Mapping[str, Collection[str]] | None

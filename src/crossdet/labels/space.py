@@ -211,13 +211,13 @@ class LabelSpace:
         """Merges that join unlike sets of source names and are not declared `not_exhaustive`.
 
         A joins car, truck and bus into `vehicle`, B brings only `car`: B's unlabelled trucks are trained as
-        background of `vehicle`. Single names are taken as synonyms (person, pedestrian). Nor are names
-        joined that a dataset lists and has no box of, while others have boxes of the class.
+        background of `vehicle`. So they are where A brings `vehicle` itself; other single names are taken as
+        synonyms. Nor are names joined that a dataset lists and has no box of, while others have boxes of the class.
 
         labelled: dataset -> its own class names that count, those that it has boxes of; None: all.
         """
         hints: list[str] = []
-        for class_id, name in enumerate(self.classes):
+        for class_id in range(len(self.classes)):
             joined: dict[int, set[str]] = {}
             empty: dict[int, set[str]] = {}
             for row, sources in enumerate(self.sources):
@@ -227,17 +227,27 @@ class LabelSpace:
                     joined[row] = names
                     empty[row] = {s for s, unified in sources.items() if unified == class_id and s not in own}
             hints += self._empty_members(class_id, empty)
-            if len(joined) < 2 or max(len(names) for names in joined.values()) == 1:
-                continue
-            widest = set().union(*joined.values())
-            for row, names in joined.items():
-                if names != widest and (row, class_id) not in self.not_exhaustive_pairs:
-                    hints.append(
-                        f"{name!r}: {self.datasets[row]} brings only {quoted(names)}, not "
-                        f"{quoted(widest - names)}; if its pictures show them, say "
-                        f"`labels.not_exhaustive: {{{self.datasets[row]}: [{name}]}}`"
-                    )
+            if len(joined) > 1:
+                hints += self._narrow_members(class_id, joined, {row for row, names in empty.items() if names})
         return hints
+
+    def _narrow_members(
+        self, class_id: int, joined: Mapping[int, set[str]], asked: Collection[int]
+    ) -> Iterator[str]:
+        """Of `partial_merges`: datasets whose names are fewer than others', or by themselves a part of theirs.
+        joined: dataset (row) -> its names, normalised. asked: rows that `_empty_members` speaks of."""
+        name, widest = self.classes[class_id], set().union(*joined.values())
+        several = max(len(names) for names in joined.values()) > 1
+        for row, names in joined.items():
+            rest, dataset = widest - names, self.datasets[row]
+            part = row not in asked and common_names().are_parts(names, rest)
+            if ((several and rest) or part) and (row, class_id) not in self.not_exhaustive_pairs:
+                lacks = "by its name a part of it" if part else f"not {quoted(rest)}"
+                others = "others" if part else "them"
+                yield (
+                    f"{name!r}: {dataset} brings only {quoted(names)}, {lacks}; if its pictures show {others}, say "
+                    f"`labels.not_exhaustive: {{{dataset}: [{name}]}}`"
+                )
 
     def _empty_members(self, class_id: int, empty: Mapping[int, set[str]]) -> Iterator[str]:
         """Of `partial_merges`. empty: of each dataset (row) with boxes of the class its names without any."""
@@ -252,8 +262,9 @@ class LabelSpace:
 
     def likely_duplicates(self) -> list[tuple[str, str]]:
         """Pairs of source classes of different datasets and different unified ids whose normalised names are equal
-        or a slip apart, or that mean the same by `labels.common`; without those that it says to be different. Of
-        one dataset those that differ in case or white space alone."""
+        or a slip apart, or that mean the same by `labels.common`; without those that it says to be different, and
+        those that the rules speak of (`overlap`, `distinct`). Of one dataset those that differ in case or white
+        space alone."""
         names = common_names()
         seen: dict[str, list[tuple[int, str, int]]] = {}
         for row, sources in enumerate(self.sources):
@@ -267,8 +278,8 @@ class LabelSpace:
             for position, (row_a, name_a, id_a) in enumerate(group)
             for row_b, name_b, id_b in group[position + 1 :]
             if id_a != id_b and (row_a != row_b or _same_text(name_a, name_b)) and names.alike(name_a, name_b)
-            # not those that the rules call distinct
-            if not (self.classes[id_a].endswith(f"/{name_a}") and self.classes[id_b].endswith(f"/{name_b}"))
+            if not (self.classes[id_a].endswith(f"/{name_a}") or self.classes[id_b].endswith(f"/{name_b}"))
+            if (min(id_a, id_b), max(id_a, id_b)) not in self.overlap_pairs
             if frozenset({names.meaning(name_a), names.meaning(name_b)}) not in names.different
         )
         return list(dict.fromkeys(pairs))

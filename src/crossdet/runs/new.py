@@ -267,7 +267,7 @@ def _label_lines(datasets: tuple[Dataset, ...]) -> Iterator[str]:
     alone = [(own[0], name) for name, own in owners.items() if len(own) == 1]
     space = _of_one_name_each(datasets, dropped)
     likely = {} if space is None else _same_meaning(space)
-    parts = {} if space is None else _parts(space)
+    parts, narrow = ({}, {}) if space is None else (_parts(space), _narrow(space))
     alike = {source for group in [*likely.values(), *parts.values()] for source in group}
     clear = [pair for pair in alone if "/".join(pair) not in alike]
     (one, a), *others = clear or alone or [(datasets[0].name, datasets[0].classes[0])]
@@ -284,25 +284,40 @@ def _label_lines(datasets: tuple[Dataset, ...]) -> Iterator[str]:
         if equal:
             yield f"  distinct: {_wrapped(list(equal))}"
         yield f"  overlap: {_wrapped(pairs)}"
-    if equal:
-        yield "  # If they mean the same, this instead of these two: one class of every name."
-        yield "  # merge: {same_names: true}  # or common: also what well-known datasets spell differently"
-    if likely:
-        merged = {"same_names": True, **likely} if equal else likely
-        instead = "Or this, also" if equal else "If they mean the same, this instead:"
-        yield f"  # {instead} one class of what is spelt differently."
-        yield f"  # merge: {_comment(merged)}"
-    if parts:
-        yield "  # By their names parts of one of these classes. To learn them as that one, in place of `overlap`:"
-        yield f"  # merge: {_comment(parts)}"
+    yield from _merge_lines(list(equal), likely, parts, narrow)
     if two and not equal and not likely and not parts:
         yield "  # Names that mean the same become one class by `merge: {NAME: [DATASET/NAME, DATASET/NAME]}`."
     if two:
         yield f"  # No picture of {_one_line(two)} shows this, so its background may be a negative for it."
         yield f"  # absent: {_comment({two: [a]})}"
-    yield f"  # {_one_line(one)} labels this in some of its pictures only, so its background is no negative for it."
-    yield f"  # not_exhaustive: {_comment({one: [a]})}"
+    if not narrow:
+        yield f"  # {_one_line(one)} labels this in some pictures only, so its background is no negative for it."
+        yield f"  # not_exhaustive: {_comment({one: [a]})}"
     yield from _boxless_lines(datasets)
+
+
+def _merge_lines(
+    equal: Sequence[str],
+    likely: Mapping[str, Sequence[str]],
+    parts: Mapping[str, Sequence[str]],
+    narrow: Mapping[str, Sequence[str]],
+) -> Iterator[str]:
+    """What to write if names mean the same. Each `merge` is whole by itself: a config has one."""
+    same: dict[str, Any] = {"same_names": True} if equal else {}
+    if equal:
+        yield "  # If they mean the same, this instead of these two: one class of every name."
+        yield "  # merge: {same_names: true}  # or common: also what well-known datasets spell differently"
+    if likely:
+        instead = "Or this, also" if equal else "If they mean the same, this instead of `overlap`:"
+        yield f"  # {instead} one class of what is spelt differently."
+        yield f"  # merge: {_comment({**same, **likely})}"
+    if parts:
+        instead = "all these" if equal or likely else "`overlap`"
+        yield f"  # By their names parts of one of these classes. To learn them as that, this instead of {instead}:"
+        yield f"  # merge: {_comment({**same, **_joined_groups(likely, parts)})}"
+    if narrow:
+        yield "  # and this, unless their pictures show nothing else of that class, which nobody labelled there:"
+        yield f"  # not_exhaustive: {_comment(narrow)}"
 
 
 def _owners(datasets: Sequence[Dataset], dropped: Sequence[str]) -> dict[str, list[str]]:
@@ -346,6 +361,25 @@ def _parts(space: LabelSpace) -> dict[str, list[str]]:
         space.classes[whole]: [*space.sources_of(whole), *(f"{d}/{name}" for d, name, _ in parts)]
         for whole, parts in parts_of(space)
     }
+
+
+def _narrow(space: LabelSpace) -> dict[str, list[str]]:
+    """Dataset -> names of classes of which it labels, by the names, only a part."""
+    found: dict[str, list[str]] = {}
+    for whole, parts in parts_of(space):
+        labelling = {source.partition("/")[0] for source in space.sources_of(whole)}
+        for dataset in dict.fromkeys(dataset for dataset, _, _ in parts if dataset not in labelling):
+            found.setdefault(dataset, []).append(space.classes[whole])
+    return found
+
+
+def _joined_groups(likely: Mapping[str, Sequence[str]], parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Groups of both kinds, each class in one: what is the same as a whole has its parts."""
+    found = {name: list(group) for name, group in likely.items()}
+    for whole, group in parts.items():
+        name = next((name for name, own in found.items() if not {*own}.isdisjoint(group)), whole)
+        found[name] = list(dict.fromkeys([*found.get(name, ()), *group]))
+    return found
 
 
 def _with_parts(whole: str, group: Sequence[str], equal: Collection[str]) -> Iterator[list[str]]:

@@ -94,10 +94,23 @@ def test_partial_merge_is_hinted():
         "'vehicle': b brings only 'car', not 'truck'; if its pictures show them, say "
         "`labels.not_exhaustive: {b: [vehicle]}`"
     )
-    synonyms = LabelSpace.build(
-        {"a": ["person"], "b": ["pedestrian"]}, merge={"person": ["a/person", "b/pedestrian"]}
-    )
+    synonyms = LabelSpace.build({"a": ["person"], "b": ["human"]}, merge={"person": ["a/person", "b/human"]})
     assert synonyms.partial_merges() == []
+
+
+def test_a_part_that_is_merged_into_its_whole_is_hinted():
+    """One name each: the trucks of b are not labelled, and its background would be a negative for vehicles."""
+    datasets, merge = {"a": ["vehicle"], "b": ["car"]}, {"vehicle": ["a/vehicle", "b/car"]}
+    space = LabelSpace.build(datasets, merge=merge)
+    assert space.trusted("b").tolist() == [True]
+    (hint,) = space.partial_merges()
+    assert hint == (
+        "'vehicle': b brings only 'car', by its name a part of it; if its pictures show others, say "
+        "`labels.not_exhaustive: {b: [vehicle]}`"
+    )
+    answered = LabelSpace.build(datasets, merge=merge, not_exhaustive={"b": ["vehicle"]})
+    assert answered.partial_merges() == []
+    assert answered.trusted("b").tolist() == [False]
 
 
 def test_a_merged_name_without_a_box_is_hinted():
@@ -110,10 +123,10 @@ def test_a_merged_name_without_a_box_is_hinted():
         "'vehicle': b lists 'truck' and has no box of it; if its pictures show it, say "
         "`labels.not_exhaustive: {b: [vehicle]}`, else drop it"
     )
-    for answer in ({"not_exhaustive": {"b": ["vehicle"]}}, {"drop": ["b/truck"]}):
-        if "drop" in answer:
-            rules = {"merge": {"vehicle": ["a/vehicle", "b/car"]}}
-        assert LabelSpace.build(datasets, **rules, **answer).partial_merges(labelled) == []
+    answered = LabelSpace.build(datasets, **rules, not_exhaustive={"b": ["vehicle"]})
+    assert answered.partial_merges(labelled) == []
+    dropped = LabelSpace.build(datasets, merge={"vehicle": ["a/vehicle", "b/car"]}, drop=["b/truck"])
+    assert ["by its name a part of it" in hint for hint in dropped.partial_merges(labelled)] == [True]
     assert (
         LabelSpace.build({"b": ["car", "truck"]}, merge={"vehicle": ["b/car", "b/truck"]}).partial_merges(labelled)
         == []
@@ -299,6 +312,10 @@ def test_likely_duplicates():
     assert space.likely_duplicates() == [("a/Traffic_Lights", "b/traffic light"), ("a/person", "b/People")]
     merged = LabelSpace.build({"a": ["car", "truck"], "b": ["cars"]}, merge={"vehicle": ["a/car", "a/truck"]})
     assert merged.likely_duplicates() == [("a/car", "b/cars")]
+    datasets = {"a": ["person"], "b": ["human"]}
+    assert LabelSpace.build(datasets).likely_duplicates() == [("a/person", "b/human")]
+    for answer in ({"overlap": [["person", "human"]]}, {"distinct": ["human"]}, {"distinct": ["a/person"]}):
+        assert LabelSpace.build(datasets, **answer).likely_duplicates() == []
     alone = LabelSpace.build({"a": ["car", "Car ", "cars", "cat"]})  # in one dataset names that differ are meant
     assert alone.likely_duplicates() == [("a/car", "a/Car ")]
 

@@ -403,6 +403,32 @@ def test_a_part_of_another_class_is_no_negative_of_it(tmp_path, crossdet):
     kept = [line for line in text.splitlines() if not line.startswith("  overlap:")]
     file.write_text("\n".join(kept).replace("# merge: {person", "merge: {person"))
     assert open_sources(load_config(file)).space.classes == ("person", "car", "truck")
+    assert open_sources(load_config(file)).space.trusted("walkers").tolist() == [True, False, True]
+    file.write_text(
+        file.read_text().replace("# not_exhaustive: {walkers: [person]}", "not_exhaustive: {walkers: [person]}")
+    )
+    assert open_sources(load_config(file)).space.trusted("walkers").tolist() == [False, False, True]
+
+
+def test_three_names_of_one_class(tmp_path, crossdet):
+    """Each comment that merges is whole; with `overlap` left in, what became of its name is told."""
+    for name, own in (("shop", "person"), ("zoo", "human"), ("road", "pedestrian")):
+        folder = tmp_path / "data" / name
+        write_coco(sample_index(folder, (own, f"{name} thing")), folder / "all.json")
+    file = tmp_path / "config.yaml"
+    write_new(tmp_path / "data", file)
+    text = file.read_text()
+    likely = "# merge: {person: [shop/person, zoo/human]}"
+    whole = "# merge: {person: [shop/person, zoo/human, road/pedestrian]}"
+    assert f"  {likely}\n" in text
+    assert f"  {whole}\n" in text
+    assert crossdet("check", file, *QUICK).stdout.count("same class, not merged") == 0  # `overlap` is an answer
+    without = "\n".join(line for line in text.splitlines() if not line.startswith("  overlap:"))
+    file.write_text(without.replace(whole, whole[2:]))
+    assert len(open_sources(load_config(file)).space.sources_of(0)) == 3
+    file.write_text(text.replace(likely, likely[2:]))
+    with pytest.raises(UserError, match=r"overlap: unknown unified class 'human'; zoo/human is 'person' here"):
+        open_sources(load_config(file))
 
 
 def test_a_share_is_held_out_where_there_is_no_validation_split(tmp_path, crossdet):
