@@ -197,7 +197,7 @@ def test_every_training_resolves(name, scale, tmp_path):
     assert config.model.anchors.ratios == training.anchors.ratios
     assert config.seed == 3
     assert not config.train.plain
-    assert config.loss.foreground_negatives
+    assert config.loss.foreground_negatives == "all"
     for dataset in config.datasets.values():
         for split in (dataset.train, dataset.val):
             assert all(path.is_relative_to(tmp_path) for path in (*split.images, *split.annotations))

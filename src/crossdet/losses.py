@@ -27,7 +27,7 @@ def dataset_aware_focal_loss(
     trusted: Tensor,
     alpha: float = 0.25,
     gamma: float = 2.0,
-    foreground_negatives: bool = True,
+    foreground_negatives: bool | Tensor = True,
     overlap: Tensor | None = None,
     avoid: Tensor | None = None,
     negative_weight: Tensor | None = None,
@@ -41,7 +41,7 @@ def dataset_aware_focal_loss(
     - position labelled c: `-alpha (1 - p)^gamma log(p)`;
     - background: `-(1 - alpha) p^gamma log(1 - p)` where the image trusts c, else exactly zero, the gradient too;
     - position labelled g != c: a negative for every c (in the paper: an un-shared negative example), except where
-      `overlap[g, c]`. With `foreground_negatives=False` only for the trusted c;
+      `overlap[g, c]`. With `foreground_negatives=False` only for the trusted c, as background is;
     - position labelled IGNORE: nothing.
 
     "Exactly zero" holds for finite logits: an infinite or NaN one gives NaN (0 x inf) also where nothing is
@@ -55,11 +55,13 @@ def dataset_aware_focal_loss(
         alpha: weight of positives; negatives weigh 1 - alpha.
         gamma: focusing exponent.
         foreground_negatives: labelled objects are negatives also for classes that their image does not trust.
+            `[B, N]` bool: at which positions, such as those that certainly show the object and nothing else.
         overlap: `[C, C]` bool: an object of one class is no negative for the other.
         avoid: `[P, 3]` int64 (image, position, class): the pair is no negative, but may be positive; -1 = no class.
         negative_weight: `[C]` by class or `[B, 1, C]` by image and class, multiplies the negative terms.
         compiled: the innermost part by `torch.compile`, for long trainings; needs a C++ compiler or Triton (GPU).
-        background_weight: `[B, C]`, multiplies the negative terms of background positions: how far it is trusted.
+        background_weight: `[B, C]`, multiplies the negative terms of background positions, and of objects that are
+            negatives for trusted classes only: how far it is trusted.
 
     Returns:
         Scalar: the sum, not divided by the number of positives; float64 for float64 logits, else float32.
@@ -89,7 +91,7 @@ def image_focal_losses(
     trusted: Tensor,
     alpha: float = 0.25,
     gamma: float = 2.0,
-    foreground_negatives: bool = True,
+    foreground_negatives: bool | Tensor = True,
     overlap: Tensor | None = None,
     avoid: Tensor | None = None,
     negative_weight: Tensor | None = None,
@@ -98,6 +100,7 @@ def image_focal_losses(
 ) -> Tensor:
     """`[B]`: `dataset_aware_focal_loss` as one sum per image, so that the loss of each dataset can be logged."""
     _check_shapes(logits, labels, trusted, overlap, avoid, negative_weight, background_weight)
+    _check_positions(foreground_negatives, labels)
     _check_ids_on_cpu(logits, labels, avoid)
     # Autocast would run the sums below, which are matrix products, in half precision.
     with torch.autocast(logits.device.type, enabled=False):
@@ -111,8 +114,9 @@ def image_focal_losses(
             weight = weight * background_weight.to(weight.dtype)
         image, position = (labels >= 0).nonzero(as_tuple=True)
         own = labels[image, position]
-        negative = foreground_negatives_of(
-            trusted, labels, image, position, foreground_negatives, overlap, avoid
+        everywhere = _at(foreground_negatives, image, position)
+        negative = foreground_weights(
+            trusted, labels, image, position, everywhere, overlap, avoid, background_weight
         ).to(logits.dtype)
         if negative_weight is not None:
             negative = negative * factor[image]
@@ -130,7 +134,7 @@ def negative_weights(
     trusted: Tensor,
     overlap: Tensor | None = None,
     avoid: Tensor | None = None,
-    foreground_negatives: bool = True,
+    foreground_negatives: bool | Tensor = True,
     background_weight: Tensor | None = None,
 ) -> Tensor:
     """The weight of every negative term: what makes a loss over (position, class) dataset-aware.
@@ -155,6 +159,7 @@ def negative_weights(
     dtype = torch.float32 if background_weight is None else background_weight.dtype
     stand_in = torch.empty((), dtype=dtype, device=labels.device).expand(images, positions, classes)
     _check_shapes(stand_in, labels, trusted, overlap, avoid, None, background_weight)
+    _check_positions(foreground_negatives, labels)
     _check_ids_on_cpu(stand_in, labels, avoid)
     weights = (labels == BACKGROUND)[:, :, None] * (trusted if trusted.dim() == 3 else trusted[:, None]).to(dtype)
     if background_weight is not None:
@@ -165,9 +170,14 @@ def negative_weights(
         weights[image[whole], position[whole]] = 0
         weights[image[one], position[one], cls[one]] = 0
     image, position = (labels >= 0).nonzero(as_tuple=True)
-    negative = foreground_negatives_of(trusted, labels, image, position, foreground_negatives, overlap, avoid)
+    everywhere = _at(foreground_negatives, image, position)
+    negative = foreground_weights(trusted, labels, image, position, everywhere, overlap, avoid, background_weight)
     weights[image, position] = negative.to(dtype).scatter(1, labels[image, position][:, None], 0)
     return weights
+
+
+def _at(foreground_negatives: bool | Tensor, image: Tensor, position: Tensor) -> bool | Tensor:
+    return foreground_negatives if isinstance(foreground_negatives, bool) else foreground_negatives[image, position]
 
 
 def background_focal_sums(
@@ -327,23 +337,50 @@ def _compiled_parts() -> Callable[[Tensor, float, float], tuple[Tensor, Tensor]]
     return torch.compile(_background_parts, dynamic=True)
 
 
+def foreground_weights(
+    trusted: Tensor,
+    labels: Tensor,
+    image: Tensor,
+    position: Tensor,
+    everywhere: bool | Tensor,
+    overlap: Tensor | None,
+    avoid: Tensor | None,
+    background_weight: Tensor | None = None,
+    local: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """`[F, C]`: how far each foreground position is a negative for each class, its own class not yet taken out.
+
+    trusted: `[B, C]` or `[B, N, C]`. labels: `[B, N]`. image, position: `[F]` where the labels are classes.
+    everywhere: of all or `[F]`, negatives for all classes; the others as background is. background_weight:
+    `[B, C]`. local: (image, position) -> `[F, C]` bool, where `trusted` holds.
+    """
+    allowed = foreground_negatives_of(trusted, labels, image, position, everywhere, overlap, avoid)
+    if everywhere is True:
+        return allowed
+    own = allowed.new_zeros(len(image)) if everywhere is False else everywhere
+    if local is not None:
+        allowed = allowed & (local(image, position) | own[:, None])
+    if background_weight is None:
+        return allowed
+    return allowed * background_weight[image].masked_fill(own[:, None], 1)
+
+
 def foreground_negatives_of(
     trusted: Tensor,
     labels: Tensor,
     image: Tensor,
     position: Tensor,
-    foreground_negatives: bool,
+    everywhere: bool | Tensor,
     overlap: Tensor | None,
     avoid: Tensor | None,
 ) -> Tensor:
-    """`[F, C]` bool: for which classes each foreground position is a negative, its own class not yet taken out.
-
-    trusted: `[B, C]` or `[B, N, C]`. labels: `[B, N]`. image, position: `[F]` where the labels are classes.
-    """
-    if foreground_negatives:
+    """The same as `[F, C]` bool, without weights and `local`."""
+    if everywhere is True:
         allowed = trusted.new_ones(len(image), trusted.shape[-1])
     else:
         allowed = trusted[image] if trusted.dim() == 2 else trusted[image, position]
+        if everywhere is not False:
+            allowed = allowed | everywhere[:, None]
     if overlap is not None:
         allowed = allowed & ~overlap[labels[image, position]]
     if avoid is not None and len(avoid):
@@ -423,6 +460,16 @@ def _check_shapes(
     ):
         raise ValueError(
             f"background_weight: expected floating point [{images}, {classes}], got {_shown(background_weight)}"
+        )
+
+
+def _check_positions(foreground_negatives: bool | Tensor, labels: Tensor) -> None:
+    if isinstance(foreground_negatives, bool):
+        return
+    if foreground_negatives.shape != labels.shape or foreground_negatives.dtype != torch.bool:
+        raise ValueError(
+            f"foreground_negatives: expected true, false or bool {list(labels.shape)}, "
+            f"got {_shown(foreground_negatives)}"
         )
 
 

@@ -67,13 +67,17 @@ def test_a_negative_touches_no_pixel_whose_picture_does_not_trust_the_class(data
     if batch.tiles is not None:
         torch.testing.assert_close(said, allowed)
 
+    sure = torch.zeros(labelled.labels.shape, dtype=torch.bool)
+    sure[labelled.image, labelled.anchor] = labelled.sure  # other anchors of objects are as background is
+    unsure = (labelled.labels >= 0) & ~sure
+    assert unsure.any()
     bias = model.class_subnet.predict.bias
     gradient = torch.autograd.grad(model.losses(batch).terms["classification"].sum(), bias)[0]
     leaf = bias.detach().clone().requires_grad_()
     logits = leaf.view(model.num_anchors, -1).repeat(len(grid.boxes) // model.num_anchors, 1)
     wanted = image_focal_losses(
         logits.expand(len(batch), -1, -1), labelled.labels, allowed if batch.tiles is not None else batch.trusted,
-        foreground_negatives=foreground_negatives, avoid=labelled.avoid,
+        foreground_negatives=sure if foreground_negatives else False, avoid=labelled.avoid,
     )  # fmt: skip
     torch.testing.assert_close(gradient, torch.autograd.grad(wanted.sum(), leaf)[0], rtol=1e-3, atol=1e-4)
 

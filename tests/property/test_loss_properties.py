@@ -270,8 +270,8 @@ def weighed(
 def test_background_weights_lie_between_avoided_and_trusted(case, foreground_negatives, data):
     """Some pairs (image, class) that the data avoid become trusted by a teacher, with a weight.
 
-    Weight 1 is trusted, 0 is avoided where foreground negatives do not depend on trust, and between the two loss
-    and gradient are linear; where the weight is 1 nothing changes.
+    Weight 1 is trusted, 0 is avoided, and between the two loss and gradient are linear; where the weight is 1
+    nothing changes.
     """
     avoided = case.trusted(case.space())
     taught = torch.tensor([[data.draw(st.booleans()) for _ in row] for row in avoided.tolist()]) & ~avoided
@@ -284,15 +284,16 @@ def test_background_weights_lie_between_avoided_and_trusted(case, foreground_neg
     whole, none = weighed(case, trusted, None, foreground_negatives), at(0.0)
     for one, other in zip(at(1.0), whole, strict=True):
         assert torch.equal(one, other)
-    if foreground_negatives:
-        for one, other in zip(none, weighed(case, avoided, None, True), strict=True):
-            assert torch.equal(one, other)
+    for one, other in zip(none, weighed(case, avoided, None, foreground_negatives), strict=True):
+        assert torch.equal(one, other)
     share = data.draw(st.sampled_from([0.25, 0.5, 0.75]))  # exact in float32
     for part, low, high in zip(at(share), none, whole, strict=True):
         same(part, low + share * (high - low))
     gradient = at(share)[1]
-    elsewhere = ~(taught[:, None] & (case.labels == BACKGROUND)[..., None])
-    assert torch.equal(gradient[elsewhere], whole[1][elsewhere])  # labelled objects and others' classes keep 1
+    labels = case.labels[..., None]
+    weighs = labels == BACKGROUND if foreground_negatives else labels != torch.arange(avoided.shape[1])
+    elsewhere = ~(taught[:, None] & weighs)
+    assert torch.equal(gradient[elsewhere], whole[1][elsewhere])  # positives and others' classes keep 1
     assert (none[1][~elsewhere] == 0).all()
 
 

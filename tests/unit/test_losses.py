@@ -32,13 +32,15 @@ def brute_force(
     trusted: Tensor,
     alpha: float = 0.25,
     gamma: float = 2.0,
-    foreground_negatives: bool = True,
+    foreground_negatives: bool | Tensor = True,
     overlap: Tensor | None = None,
     avoid: Tensor | None = None,
     negative_weight: Tensor | None = None,
+    background_weight: Tensor | None = None,
 ) -> list[float]:
     """One sum per image, by loops over images, anchors and classes in Python's float64."""
     avoided = set() if avoid is None else {tuple(row) for row in avoid.tolist()}
+    everywhere = torch.as_tensor(foreground_negatives).expand(labels.shape)
     sums = []
     for b, image in enumerate(logits.double().tolist()):
         total = 0.0
@@ -52,13 +54,14 @@ def brute_force(
                     continue
                 if (b, n, c) in avoided or (b, n, -1) in avoided:
                     continue
-                if (label == BACKGROUND or not foreground_negatives) and not trusted[b, c]:
+                as_background = label == BACKGROUND or not everywhere[b, n]
+                if as_background and not trusted[b, c]:
                     continue
                 if label != BACKGROUND and overlap is not None and overlap[label, c]:
                     continue
-                weight = 1.0
+                weight = 1.0 if background_weight is None or not as_background else float(background_weight[b, c])
                 if negative_weight is not None:
-                    weight = float(negative_weight.expand(len(logits), 1, logits.shape[2])[b, 0, c])
+                    weight *= float(negative_weight.expand(len(logits), 1, logits.shape[2])[b, 0, c])
                 total += weight * negative(logit, alpha, gamma)
         sums.append(total)
     return sums
@@ -84,10 +87,11 @@ def random_case(seed: int) -> dict:
         "trusted": torch.rand(images, classes, generator=g) < 0.5,
         "alpha": [0.25, 0.6][seed % 2],
         "gamma": [2.0, 2.0, 0.0, 1.0, 1.5, 0.5, 3.0][seed % 7],
-        "foreground_negatives": seed % 3 != 0,
+        "foreground_negatives": (False, True, torch.rand(images, anchors, generator=g) < 0.5)[seed % 3],
         "overlap": (overlap | overlap.T) if seed % 4 != 1 else None,
         "avoid": torch.cat([avoid, avoid[: rows // 2]]) if seed % 5 != 2 else None,
         "negative_weight": torch.rand(shapes[seed % 5], generator=g) * 2 if seed % 2 else None,
+        "background_weight": torch.rand(images, classes, generator=g) if seed % 4 > 1 else None,
     }
 
 
@@ -95,13 +99,14 @@ def avoided_pairs(case: dict) -> Tensor:
     """`[B, N, C]`: the pairs whose loss must be nothing at all, straight from the rules."""
     logits, labels, trusted = case["logits"], case["labels"], case["trusted"]
     nothing = torch.zeros(logits.shape, dtype=torch.bool)
+    everywhere = torch.as_tensor(case["foreground_negatives"]).expand(labels.shape)
     for b, n, c in itertools.product(*map(range, logits.shape)):
         label = int(labels[b, n])
         if label == c:
             continue
         if label == IGNORE or (label == BACKGROUND and not trusted[b, c]):
             nothing[b, n, c] = True
-        if label >= 0 and not case["foreground_negatives"] and not trusted[b, c]:
+        if label >= 0 and not everywhere[b, n] and not trusted[b, c]:
             nothing[b, n, c] = True
         if label >= 0 and case["overlap"] is not None and case["overlap"][label, c]:
             nothing[b, n, c] = True
@@ -390,6 +395,10 @@ def test_arguments_are_not_changed():
             {"labels": torch.zeros(2, 4, dtype=torch.int32)},
             r"labels: expected int64 \[2, 4\] like the logits, got torch.int32 \[2, 4\]",
         ),
+        (
+            {"foreground_negatives": torch.ones(2, 3, dtype=torch.bool)},
+            r"foreground_negatives: expected true, false or bool \[2, 4\], got torch.bool \[2, 3\]",
+        ),
         ({"labels": torch.full((2, 4), 3)}, r"labels: 3 is no class id \(0 to 2\), BACKGROUND \(-1\) or IGNORE"),
         ({"labels": torch.full((2, 4), -3)}, r"labels: -3 is no class id"),
         (
@@ -438,7 +447,7 @@ def test_shapes_that_do_not_fit(change, message):
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 3), (1, 1, 3), (2, 1, 1), (2, 1, 3)])
 def test_weights_of_every_shape_that_fits(shape):
     case = random_case(7) | {"logits": torch.zeros(2, 4, 3, dtype=torch.float64), "overlap": None, "avoid": None}
-    case |= {"labels": torch.tensor([[0, -1, -1, -2], [-1, 2, -1, -1]])}
+    case |= {"labels": torch.tensor([[0, -1, -1, -2], [-1, 2, -1, -1]]), "background_weight": None}
     case |= {"trusted": torch.tensor([[True, False, True], [True, True, False]])}
     weight = torch.rand(shape, dtype=torch.float64)
     full = weight.expand(2, 1, 3).contiguous()

@@ -29,7 +29,7 @@ from crossdet.data.rotation import pictures, rows_per_picture
 from crossdet.errors import RunError
 from crossdet.labels.folds import NO_CLASS, mirror_map
 from crossdet.labels.space import DROPPED, LabelSpace
-from crossdet.types import Annotations, Flag, Tiles
+from crossdet.types import REGION_FLAGS, Annotations, Flag, Tiles
 
 Transform = Callable[[Tensor, Tensor], View]
 
@@ -166,6 +166,7 @@ class HybridDataset(Dataset[Sample]):
         self.directions = [part.directions for part in parts]
         self.starts = offsets([len(part.index) // part.directions for part in parts])
         self.mirrored = mirror_map(len(space.classes), space.folds)
+        self.overlap = space.overlap_array if space.overlap_pairs else None
         self.mosaic = mosaic
         self.photometric = photometric
         self.drawn_below = np.cumsum(self.draw_weights()) if mosaic else None
@@ -310,6 +311,8 @@ class HybridDataset(Dataset[Sample]):
         if self.mirrored is not None and view.mirrored:
             target = replace(target, labels=_mirrored(target.labels, self.mirrored))
         target = after_transform(target, view.boxes, view.image, self.min_side)
+        if self.overlap is not None:
+            target = with_overlapping_regions(target, self.overlap)
         return Piece(view.image, target, trusted, self.parts[picture.number].row)
 
     def _image_of(self, draw: Draw) -> tuple[int, int]:
@@ -400,3 +403,17 @@ def after_transform(target: Annotations, boxes: Tensor, pixels: Tensor, min_side
     kept = shorter > 0
     arrays = (cut[kept], target.labels.numpy()[kept], flags[kept])
     return Annotations(*(torch.from_numpy(array) for array in arrays))
+
+
+def with_overlapping_regions(target: Annotations, overlap: NDArray[np.bool_]) -> Annotations:
+    """Every region of a class is one of the classes, too, that an object of it can be at once: what a crop leaves
+    of a `man` is no negative for `person`, as the whole man is none. overlap: `[C, C]`."""
+    labels, flags = target.labels.numpy(), target.flags.numpy()
+    regions = np.flatnonzero((labels >= 0) & ((flags & REGION_FLAGS) != 0))
+    which, also = np.nonzero(overlap[labels[regions]])
+    if not len(which):
+        return target
+    rows = regions[which]
+    own = (target.boxes, target.labels, target.flags)
+    more = (target.boxes.numpy()[rows], also.astype(np.int64), flags[rows])
+    return Annotations(*(torch.cat([a, torch.from_numpy(b)]) for a, b in zip(own, more, strict=True)))

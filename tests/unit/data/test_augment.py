@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from crossdet.data.augment import IMAGENET_MEAN, Augment, Resize, blank
-from crossdet.data.hybrid import after_transform
+from crossdet.data.hybrid import after_transform, with_overlapping_regions
 from crossdet.types import Annotations, Flag
 
 BOXES = [[4, 6, 34, 26], [40, 30, 100, 60], [75, 5, 110, 50]]
@@ -134,6 +134,24 @@ def test_cut_objects():
     assert after.labels.tolist() == [0, 1, 3, 4]
     assert after.boxes.tolist() == [[0, 0, 10, 10], [35, 0, 40, 10], [0, 20, 10, 30], [5, 5, 5.5, 9]]
     assert after.flags.tolist() == [0, Flag.AVOID, Flag.CROWD | Flag.AVOID, Flag.AVOID]
+
+
+def test_regions_are_regions_of_the_classes_that_overlap_too():
+    """What is left of a man (0) is no negative for person (2), nor is a crowd; a whole one stays as it is, and a
+    region of no class."""
+    overlap = np.zeros((3, 3), bool)
+    overlap[0, 2] = overlap[2, 0] = True
+    boxes = torch.arange(20.0).view(5, 4)
+    flags = [0, Flag.AVOID, Flag.CROWD, Flag.IGNORE_REGION, Flag.AVOID | Flag.TEACHER]
+    labels = torch.tensor([0, 0, 1, -1, 2])
+    before = Annotations(boxes, labels, torch.tensor([int(flag) for flag in flags], dtype=torch.uint8))
+    after = with_overlapping_regions(before, overlap)
+    assert after.labels.tolist() == [0, 0, 1, -1, 2, 2, 0]
+    assert after.flags.tolist() == [int(flag) for flag in (*flags, flags[1], flags[4])]
+    assert torch.equal(after.boxes, boxes[[0, 1, 2, 3, 4, 1, 4]])
+    assert after.labels.dtype == torch.int64
+    whole = Annotations(boxes[:1], labels[:1], before.flags[:1])
+    assert with_overlapping_regions(whole, overlap) is whole
 
 
 def test_blank():

@@ -93,6 +93,7 @@ def settings(experiment: Experiment, root: Path, seed: int = 0, images: int = pa
             **recipe["model"],
             "anchors": {"scales": list(training.anchors.scales), "ratios": list(training.anchors.ratios)},
         },
+        "loss": {"foreground_negatives": "all"},  # sec. 3.3: every positive anchor
         "input": dict(recipe["input"]),
         "train": {**recipe["train"], **({} if full else mini_schedule(_image_count(experiment, root, images)))},
         "eval": dict(recipe.get("eval", {})),

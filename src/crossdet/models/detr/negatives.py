@@ -46,7 +46,8 @@ def negatives_of(rule: Rule, boxes: Tensor, labels: Tensor, taught: Tensor, grou
     """`[B, N, C]` weight of every negative term, as of `losses.negative_weights`.
 
     An unmatched query that lies on an object of class g is a negative for g, also where the image does not trust g:
-    a detector without suppression learns from exactly these to find an object once.
+    a detector without suppression learns from exactly these to find an object once. For classes that overlap with
+    g it is none, unless it lies on an object of theirs as well.
 
     A query is no negative for the class of a region that covers at least half of it, nor if it is the one that fits
     the region best, of all or of those that nothing is matched to: an object there would have been matched to it.
@@ -92,7 +93,8 @@ def spare_beside_objects(weights: Tensor, rule: Rule, boxes: Tensor, pairs: Matc
     if rule.background_weight is not None:
         spoken = spoken * rule.background_weight[image]
     beside = iou < ON_OBJECT
-    weights[image, query] *= spoken.masked_fill(~beside[:, None], 1)
+    if rule.foreground != "none":  # else it is so of every matched query
+        weights[image, query] *= spoken.masked_fill(~beside[:, None], 1)
     own = rule.objects.labels[row]
     return beside & (spoken.gather(1, own[:, None]).squeeze(1) == 0)
 
@@ -119,7 +121,11 @@ def _add_duplicates(weights: Tensor, rule: Rule, places: Tensor, labels: Tensor)
             others = others * ~rule.overlap[best]
         weights[image, query] = torch.maximum(weights[image, query], others)
     image, query, row = on.nonzero(as_tuple=True)
-    weights[image, query, of[image, row]] = 1
+    shown = of[image, row]
+    if rule.overlap is not None:
+        at, also = rule.overlap[shown].nonzero(as_tuple=True)
+        weights[image[at], query[at], also] = 0
+    weights[image, query, shown] = 1
 
 
 def avoided(regions: Objects, places: Tensor, labels: Tensor, taught: Tensor, groups: int = 1) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from crossdet.losses import foreground_focal_parts, foreground_negatives_of
+from crossdet.losses import foreground_focal_parts, foreground_weights
 from crossdet.models.retinanet.anchors import AnchorLabels
 from crossdet.models.retinanet.background import background_sums, batched_background_sums, wide, wide_type
 from crossdet.models.tiles import LocalTrust
@@ -34,7 +34,7 @@ def union_focal_losses(
     groups: Sequence[TrustGroup],
     alpha: float = 0.25,
     gamma: float = 2.0,
-    foreground_negatives: bool = True,
+    foreground_negatives: bool | Tensor = True,
     overlap: Tensor | None = None,
     compiled: bool = False,
     background_weight: Tensor | None = None,
@@ -48,7 +48,7 @@ def union_focal_losses(
         labelled: of `label_anchors`, anchors by level, row, column and shape.
         trusted: `[B, C]` bool. groups: its distinct rows (`trust_groups(trusted)`).
         alpha, gamma, foreground_negatives, overlap, compiled, background_weight: see
-            `dataset_aware_focal_loss`.
+            `dataset_aware_focal_loss`; but `foreground_negatives` by foreground anchor, `[F]`.
         local: where in the image `trusted` holds; None: everywhere.
     """
     classes = trusted.shape[1]
@@ -57,7 +57,7 @@ def union_focal_losses(
     device = trusted.device
     counts = [shapes * len(group.classes) for group in groups]
     rows = [_rows_of(group, classes, shapes, device) for group in groups]
-    negatives = (trusted, local, labelled, foreground_negatives, overlap)
+    negatives = Negatives(trusted, local, labelled, foreground_negatives, overlap, background_weight)
     terms, weight, bias = _UnionLayer.apply(
         predict.weight,
         predict.bias,
@@ -131,6 +131,32 @@ def _flat(weight: Tensor, shapes: int) -> Tensor:
     return stored.reshape(shapes, len(weight) // shapes, -1)
 
 
+class Negatives(NamedTuple):
+    """What decides for which classes a foreground anchor is a negative; see `union_focal_losses`."""
+
+    trusted: Tensor
+    local: LocalTrust | None
+    labelled: AnchorLabels
+    everywhere: bool | Tensor
+    overlap: Tensor | None
+    background_weight: Tensor | None
+
+    def weights(self, rows: Tensor) -> Tensor:
+        """`[f, C]` of some of the foreground anchors."""
+        labelled, everywhere = self.labelled, self.everywhere
+        return foreground_weights(
+            self.trusted,
+            labelled.labels,
+            labelled.image[rows],
+            labelled.anchor[rows],
+            everywhere if isinstance(everywhere, bool) else everywhere[rows],
+            self.overlap,
+            labelled.avoid,
+            self.background_weight,
+            None if self.local is None else self.local.at,
+        )
+
+
 class _UnionLayer(torch.autograd.Function):
     """Foreground terms over the whole union, and the rows of the weight that the slices take.
 
@@ -146,7 +172,7 @@ class _UnionLayer(torch.autograd.Function):
         patches: Tensor,
         shape_of: Tensor,
         rows: Tensor,
-        negatives: tuple[Tensor, LocalTrust | None, AnchorLabels, bool, Tensor | None],
+        negatives: Negatives,
         exponents: tuple[float, float],
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.negatives, ctx.exponents = negatives, exponents
@@ -165,7 +191,7 @@ class _UnionLayer(torch.autograd.Function):
         with torch.autocast(weight.device.type, enabled=False):
             dense, dense_bias = torch.zeros_like(weight), torch.zeros_like(bias)
             grad_patches = torch.zeros_like(patches, dtype=wide_type(patches))
-            shapes = len(bias) // ctx.negatives[0].shape[1]
+            shapes = len(bias) // ctx.negatives.trusted.shape[1]
             flat, into, into_bias = _flat(weight, shapes), _flat(dense, shapes), dense_bias.view(shapes, -1)
             for chunk in _chunks(ctx, patches, shape_of):
                 inputs = wide(patches[chunk.rows])
@@ -191,7 +217,7 @@ class Chunk(NamedTuple):
 
 def _chunks(ctx: Any, patches: Tensor, shape_of: Tensor) -> Iterator[Chunk]:
     """Of bounded size, see `FOREGROUND_ENTRIES`; without waiting for the device where the counts are known."""
-    trusted, _, labelled = ctx.negatives[:3]
+    trusted, labelled = ctx.negatives.trusted, ctx.negatives.labelled
     order = shape_of.argsort(stable=True)
     counts = labelled.per_shape or torch.bincount(shape_of).tolist()
     ends = list(accumulate(counts))
@@ -210,18 +236,12 @@ def _foreground_parts(
     ctx: Any, weight: Tensor, bias: Tensor, inputs: Tensor, chunk: Chunk, with_slope: bool
 ) -> tuple[Tensor, Tensor]:
     """Terms `[f]` of a chunk and, if asked, slopes `[f, C]` with respect to its logits. inputs: its patches."""
-    trusted, local, labelled, foreground_negatives, overlap = ctx.negatives
-    classes = trusted.shape[1]
+    labelled, classes = ctx.negatives.labelled, ctx.negatives.trusted.shape[1]
     flat, flat_bias = _flat(weight, len(bias) // classes), bias.view(-1, classes)
     logits = inputs.new_empty(len(inputs), classes)
     for shape, part in chunk.parts:
         torch.addmm(flat_bias[shape], inputs[part], flat[shape].T, out=logits[part])
-    image, anchor = labelled.image[chunk.rows], labelled.anchor[chunk.rows]
-    negative = foreground_negatives_of(
-        trusted, labelled.labels, image, anchor, foreground_negatives, overlap, labelled.avoid
-    )
-    if local is not None and not foreground_negatives:
-        negative = negative & local.at(image, anchor)
-    own = labelled.labels[image, anchor]
+    own = labelled.labels[labelled.image[chunk.rows], labelled.anchor[chunk.rows]]
+    negative = ctx.negatives.weights(chunk.rows).to(logits.dtype)
     alpha, gamma = ctx.exponents
-    return foreground_focal_parts(logits, own, negative.to(logits.dtype), alpha, gamma, with_slope)
+    return foreground_focal_parts(logits, own, negative, alpha, gamma, with_slope)

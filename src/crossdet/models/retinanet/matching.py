@@ -105,13 +105,15 @@ def label_anchors(
     foreground = ((best >= positive_iou) | kept).nonzero().squeeze(1)
     row = matched[foreground]
     if len(doubtful):
-        sure = torch.zeros_like(kept)
-        sure[foreground] = ~by_teacher[row]
-        avoid = torch.cat([avoid, doubtful[~sure[doubtful[:, 0] * anchors + doubtful[:, 1]]]])
+        by_person = torch.zeros_like(kept)
+        by_person[foreground] = ~by_teacher[row]
+        avoid = torch.cat([avoid, doubtful[~by_person[doubtful[:, 0] * anchors + doubtful[:, 1]]]])
     row = _in_turns(row, _twins(objects)) if len(row) else row
     labels[foreground] = classes[row]
     image = foreground.div(anchors, rounding_mode="floor")
-    return AnchorLabels(labels.view(images, anchors), image, foreground - image * anchors, boxes[row], avoid)
+    sure = (best[foreground] >= positive_iou) & ~by_teacher[row]
+    anchor = foreground - image * anchors
+    return AnchorLabels(labels.view(images, anchors), image, anchor, boxes[row], avoid, sure=sure)
 
 
 def label_densely(
@@ -161,9 +163,11 @@ def label_densely(
     labels = torch.where(best < negative_iou, BACKGROUND, IGNORE)
     image, anchor = foreground.nonzero(as_tuple=True)
     twins = _twins_densely(padded, ~region)
-    row = slots.flatten()[_in_turns(image * slots.shape[1] + column[image, anchor], twins)]
+    taken = _in_turns(image * slots.shape[1] + column[image, anchor], twins)
+    row = slots.flatten()[taken]
     labels[image, anchor] = classes[row]
-    return AnchorLabels(labels, image, anchor, boxes[row], torch.cat(avoid))
+    sure = (best[image, anchor] >= positive_iou) & ~by_teacher.flatten()[taken]
+    return AnchorLabels(labels, image, anchor, boxes[row], torch.cat(avoid), sure=sure)
 
 
 class Twins(NamedTuple):

@@ -241,7 +241,7 @@ class RetinaNet(Growable):
             batch.trust_groups,
             settings.alpha,
             settings.gamma,
-            settings.foreground_negatives,
+            self._everywhere(labelled),
             self.overlap,
             self._compiled_features is not None and grid.boxes.device.type == "cpu",  # no gain on a card
             batch.background_weight,
@@ -250,6 +250,13 @@ class RetinaNet(Growable):
         deltas = torch.cat([self.deltas(f) for f in features], 1)
         box = self._box_losses(deltas, grid.boxes, labelled) * settings.box_weight
         return Losses({"classification": classification, "box": box}, (labelled.labels >= 0).sum(1))
+
+    def _everywhere(self, labelled: AnchorLabels) -> bool | Tensor:
+        """Which foreground anchors are negatives for all other classes; see `config.md`, `foreground_negatives`."""
+        wanted = self.settings.loss.foreground_negatives
+        if wanted is True and labelled.sure is not None:
+            return labelled.sure
+        return wanted is not False
 
     def _labelled(self, batch: Batch, grid: AnchorGrid) -> AnchorLabels:
         """What the workers found, or the same found here."""

@@ -84,7 +84,8 @@ class RetinaNetLoss(Section):
 
     alpha: Fraction = 0.25
     gamma: NotNegative = 2.0
-    foreground_negatives: StrictBool = True  # an object is a negative for all other datasets' classes
+    # an object is a negative for all other datasets' classes; "all": also by anchors that hardly lie on it
+    foreground_negatives: StrictBool | Literal["all"] = True
     box_beta: NotNegative = 1 / 9  # of smooth L1; 0: L1
     box_weight: NotNegative = 1.0
     normaliser: Literal["batch", "image"] = "batch"  # positives that the sums are divided by

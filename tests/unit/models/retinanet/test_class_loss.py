@@ -67,6 +67,7 @@ class Case:
 
         self.background_weight = None
         self.local = None
+        self.sure = torch.rand(images, ANCHORS, generator=g) < 0.5
 
     def in_mosaics(self, seed, tiles=4):
         """Every anchor touches some of the tiles, each of which trusts classes of its own."""
@@ -81,6 +82,7 @@ class Case:
     def full(self, foreground_negatives, overlap, gamma):
         classes = self.trusted.shape[1]
         logits = [self.predict(t).permute(0, 2, 3, 1).reshape(len(t), -1, classes) for t in self.towers]
+        foreground_negatives = self.sure if foreground_negatives == "sure" else foreground_negatives
         return image_focal_losses(
             torch.cat(logits, 1), self.labelled.labels,
             self.trusted if self.local is None else self.local.dense(), 0.25, gamma, foreground_negatives, overlap,
@@ -88,6 +90,8 @@ class Case:
         )  # fmt: skip
 
     def sliced(self, foreground_negatives, overlap, gamma):
+        if foreground_negatives == "sure":
+            foreground_negatives = self.sure[self.labelled.image, self.labelled.anchor]
         return union_focal_losses(
             self.towers, self.predict, self.labelled, self.trusted, trust_groups(self.trusted), 0.25, gamma,
             foreground_negatives, overlap, background_weight=self.background_weight, local=self.local,
@@ -105,7 +109,7 @@ def assert_equal(case, foreground_negatives=True, overlap=None, gamma=2.0):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("foreground_negatives", [True, False])
+@pytest.mark.parametrize("foreground_negatives", [True, False, "sure"])
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("seed", range(4))
 def test_loss_and_gradients_are_those_of_all_logits(seed, wide, foreground_negatives):
@@ -123,12 +127,13 @@ def test_weighed_background_is_that_of_all_logits(seed):
     plain = case.sliced(True, None, 2.0)
     case.background_weight = torch.rand(case.trusted.shape, generator=torch.Generator().manual_seed(seed))
     assert_equal(case, overlap=case.overlap)
+    assert_equal(case, "sure", overlap=case.overlap)
     assert not torch.allclose(case.sliced(True, None, 2.0), plain)
     case.background_weight = torch.ones(case.trusted.shape)
     torch.testing.assert_close(case.sliced(True, None, 2.0), plain, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("foreground_negatives", [True, False])
+@pytest.mark.parametrize("foreground_negatives", [True, False, "sure"])
 @pytest.mark.parametrize("seed", range(3))
 def test_trust_by_place_is_that_of_all_logits(seed, foreground_negatives):
     """Mosaics: an anchor trusts what all tiles trust that it touches; an object of one is a negative in all."""

@@ -45,6 +45,12 @@ def label_anchors(
         assert torch.equal(one, other)
         assert one.dtype == other.dtype
     assert sorted(dense.avoid.tolist()) == sorted(found.avoid.tolist())
+    assert torch.equal(dense.sure, found.sure)
+    iou = box_iou(grid.boxes[found.anchor], found.boxes).diagonal()
+    lies_on = iou >= positive_iou
+    assert (found.sure <= lies_on)[(iou - positive_iou).abs() > 1e-5].all()
+    if not any((target.flags & int(Flag.TEACHER)).any() for target in targets):
+        assert (found.sure == lies_on)[(iou - positive_iou).abs() > 1e-5].all()
     return found
 
 
@@ -366,6 +372,18 @@ def test_a_teacher_has_no_doubt_about_what_a_person_labelled():
     by_teacher = [[1, anchor, 7] for anchor in (1, 2, 3)]
     by_person = [[1, anchor, 8] for anchor in range(4)]
     assert sorted(found.avoid.tolist()) == sorted([*by_teacher, *by_person])
+
+
+def test_an_anchor_is_sure_where_it_lies_on_an_object_that_a_person_labelled():
+    """The second is only the best for a small object, the third shows what a teacher labelled."""
+    anchors = [[0, 0, 20, 20], [40, 0, 60, 20], [0, 40, 20, 60], [40, 40, 60, 60]]
+    boxes = [[0, 0, 20, 15], [45, 5, 49, 9], anchors[2]]
+    found = label_anchors(loose(anchors), [annotations(boxes, [1, 2, 3], [0, 0, int(Flag.TEACHER)])])
+    assert found.labels.tolist() == [[1, 2, 3, BACKGROUND]]
+    assert found.sure.tolist() == [True, False, False]
+    twins = annotations([anchors[0]] * 2, [1, 2], [0, int(Flag.TEACHER)])  # they take their anchors in turns
+    found = label_anchors(loose([anchors[0], [0, 0, 20, 19]]), [twins])
+    assert (found.labels.tolist(), found.sure.tolist()) == ([[1, 2]], [True, False])
 
 
 def test_region_of_no_class_and_several_regions():
