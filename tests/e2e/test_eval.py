@@ -63,6 +63,34 @@ def test_eval_of_a_run_directory_writes_beside_it(world, trained, tmp_path, comm
         shutil.rmtree(trained.folder / "eval_mine", ignore_errors=True)
 
 
+def test_eval_of_another_split_and_without_a_config(world, trained, tmp_path, command):
+    """The training's own config is taken; a test split has numbers of its own beside those of `val`."""
+    datasets = world.settings()["datasets"]
+    tests = {f"datasets.{name}.test": datasets[name]["val"] for name in datasets}
+    config = world.write_config(
+        tmp_path / "mine.yaml", {**tests, "datasets.cars.val": None, "datasets.faces.val": None}
+    )
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(trained.folder / "model.safetensors", run)
+    assert command("eval", run, config)[0] == 2  # it has no `val`
+    code, printed = command("eval", run, config, "--split", "test")
+    assert code == 0
+    assert f"numbers in {run / 'eval_mine_test.json'}" in printed
+    metrics = json.loads((run / "eval_mine_test.json").read_text())
+    assert command("eval", run, config, "--split", "test", "--store-thresholds")[0] == 2
+    assert command("audit", run, config, "--split", "test")[0] == 0
+
+    assert command("eval", run)[0] == 2
+    world.write_config(run / "config.yaml")
+    code, printed = command("eval", run)
+    assert code == 0
+    assert f"config: {run / 'config.yaml'}" in printed
+    own = json.loads((run / "eval_config.json").read_text())
+    assert repr(own["datasets"]) == repr(metrics["datasets"])  # here the same pictures
+    assert command("audit", run)[0] == 0
+
+
 def test_the_search_gets_the_classes_of_the_dataset_alone(world, trained, monkeypatch):
     """Before top-k and caps, so that what other datasets call objects takes no place from them."""
     seen = []

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.config import Config
-from crossdet.config.sources import SPLITS, open_sources
+from crossdet.config.schema import SPLITS
+from crossdet.config.sources import open_sources
 from crossdet.data.federated import repeat_factors
 from crossdet.errors import UserError
 from crossdet.models.retinanet.anchor_stats import best_anchor_iou, best_placed_iou, learnt_boxes, placed

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from crossdet.config import Config
-from crossdet.config.sources import SPLITS, Sources
+from crossdet.config.schema import SPLITS
+from crossdet.config.sources import Sources
 from crossdet.data.index import Index
 from crossdet.evaluation.tables import lineless_table
 from crossdet.models.retinanet.anchor_stats import best_anchor_iou, learnt_boxes

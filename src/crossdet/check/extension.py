@@ -9,6 +9,7 @@ from crossdet.check.inspection import report_on
 from crossdet.check.report import Report
 from crossdet.check.weights import check_opens
 from crossdet.config import Config
+from crossdet.config.schema import ALL_SPLITS
 from crossdet.config.sources import open_sources
 from crossdet.errors import UserError
 from crossdet.labels.edits import growth
@@ -32,7 +33,7 @@ def inspect_extension(
     card = read_card(weights)
     known = card.space
     config = with_settings_of(card, config)
-    sources = open_sources(config, known=known)
+    sources = open_sources(config, ALL_SPLITS, known=known)
     grown = Growth(known, sources.space, sources.train)
     report = report_on(config, sources, max_images, len(known.classes), decode, rate_share(config, grown))
     errors, remarks = list(report.errors), []

@@ -18,7 +18,7 @@ from crossdet.data.index import Index
 from crossdet.data.rotation import pictures
 
 Split = tuple[str, str]
-"""(dataset, "train" or "val")."""
+"""(dataset, "train", "val" or "test")."""
 
 _ORIENTATION_TAG = 0x0112
 _SAMPLE_BYTES = 4096

@@ -26,7 +26,8 @@ from crossdet.check.report import (
 from crossdet.config import Config
 from crossdet.config.beginning import beginning
 from crossdet.config.chosen import batch_norm_lines, open_lines
-from crossdet.config.sources import SPLITS, Sources, open_sources, union_test_index
+from crossdet.config.schema import ALL_SPLITS
+from crossdet.config.sources import Sources, open_sources, union_test_index
 from crossdet.data.federated import verified_classes
 from crossdet.data.formats import FORMATS
 from crossdet.data.index import IMAGE_REASONS, Index
@@ -49,7 +50,7 @@ def inspect(config: Config, max_images: int | None = None, decode: bool = False)
     Raises `UserError` with all mistakes of the config's files and label rules.
     """
     try:
-        sources = open_sources(config)
+        sources = open_sources(config, ALL_SPLITS)
     except LabelError as error:
         raise LabelError(
             f"{error}\nIf the config is for `crossdet extend`: `crossdet check CONFIG --extends WEIGHTS` knows "
@@ -69,7 +70,7 @@ def report_on(
     """The report on what was read. old: so many classes are known to the weights that the config extends.
     max_images, decode: as for `inspect`. rate_share: of `Schedule`."""
     space = sources.space
-    indexes = {(name, s): getattr(sources, s)[name] for name in config.datasets for s in SPLITS
+    indexes = {(name, s): getattr(sources, s)[name] for name in config.datasets for s in ALL_SPLITS
                if name in getattr(sources, s)}  # fmt: skip
     paths = {split: image_paths(index, max_images) for split, index in indexes.items()}
     kinds = {name: FORMATS[dataset.format] for name, dataset in config.datasets.items() if dataset.format}

@@ -9,29 +9,30 @@ import typer
 
 from crossdet.commands.terminal import (
     AgnosticNms,
-    ConfigFile,
     Device,
     JsonFile,
     Last,
     Output,
     Overrides,
+    OwnConfig,
     RunOrWeights,
+    SplitName,
     check_device,
     out,
+    own_config,
     save_json,
     say,
 )
-from crossdet.errors import UserError
 
 
 def audit(
     run: RunOrWeights,
-    config: ConfigFile,
+    config: OwnConfig = None,
     overrides: Overrides = None,
     against: Annotated[
         list[Path] | None, typer.Option(metavar="RUN_OR_WEIGHTS", help="another detector, shown side by side")
     ] = None,
-    split: Annotated[str, typer.Option(help="split to look at: val or train")] = "val",
+    split: SplitName = "val",
     agnostic_nms: AgnosticNms = None,
     last: Last = False,
     device: Device = None,
@@ -41,15 +42,12 @@ def audit(
     """Show what no protocol sees: detections of classes that a dataset does not label."""
     from crossdet.config import load_config
     from crossdet.export.sessions import card_in
-    from crossdet.models.card import check_order, taken
+    from crossdet.models.card import taken
     from crossdet.models.hub import fetched, results_folder
 
     run = fetched(run)
-    check_order("audit", run, config)
+    config = own_config("audit", run, config)
     loaded = load_config(config, overrides or [], card_in(run).space.datasets)
-    if split not in ("val", "train"):
-        raise UserError(f"--split: expected val or train, got {split!r}")
-
     runs = [run, *map(fetched, against or [])]
     check_device(device, runs)
     for one in runs:

@@ -11,26 +11,30 @@ from rich.table import Table
 from crossdet.commands.terminal import (
     STDOUT,
     AgnosticNms,
-    ConfigFile,
     Device,
     Fold,
     JsonFile,
     Last,
     Overrides,
+    OwnConfig,
     RunOrWeights,
+    SplitName,
     check_device,
     out,
+    own_config,
     save_json,
     say,
 )
 from crossdet.errors import UserError
 from crossdet.evaluation.tables import lineless_table, percent
+from crossdet.models.card import is_exported
 
 
 def evaluate(
     run: RunOrWeights,
-    config: ConfigFile,
+    config: OwnConfig = None,
     overrides: Overrides = None,
+    split: SplitName = "val",
     json_file: JsonFile = None,
     output: Annotated[
         Path | None,
@@ -54,23 +58,14 @@ def evaluate(
     """Score a detector on every dataset of a config, by its own protocol, on the classes that it labels."""
     from crossdet.config import load_config
     from crossdet.export.sessions import card_in
-    from crossdet.models.card import check_order, is_exported, taken
+    from crossdet.models.card import taken
     from crossdet.models.hub import fetched, results_folder
 
-    if store and not fold:
-        raise UserError("--store-thresholds: they are kept for whole classes; leave out --no-fold")
     given, run = run, fetched(run)
     check_device(device, [run])
-    if store and run != given:
-        raise UserError(
-            f"--store-thresholds: {given} is not yours to change; take a copy, such as `hf download` makes with "
-            f"--local-dir, and give its directory"
-        )
-    if store and is_exported(run):
-        raise UserError(
-            "--store-thresholds: an exported file cannot be changed; store them in the weights, export again"
-        )
-    check_order("eval", run, config)
+    if store:
+        _check_storable(given, run, fold, split)
+    config = own_config("eval", run, config)
     loaded = load_config(config, overrides or [], card_in(run).space.datasets)
     say(taken(run, last))
 
@@ -78,9 +73,10 @@ def evaluate(
     from crossdet.runs.evaluate import metrics_table
     from crossdet.training.guard import lines
 
-    inside = results_folder(run) / f"eval_{config.stem}" if run.is_dir() else None
+    of_split = "" if split == "val" else f"_{split}"
+    inside = results_folder(run) / f"eval_{config.stem}{of_split}" if run.is_dir() else None
     folder = output or inside
-    metrics = score(run, loaded, output=folder, fold=fold, agnostic_nms=agnostic_nms, last=last, device=device)
+    metrics = score(run, loaded, split, folder, fold, agnostic_nms, last, device)
     print(*[metrics_table(metrics), *lines(metrics["warnings"])], sep="\n")
     if reason := metrics.get("label_rules_apart"):
         told = "the config contradicts the labels that the weights were trained with, so it is read by itself"
@@ -104,6 +100,23 @@ def evaluate(
         stored = read_card(weights).operating or {}
         file = update_card(weights, operating={**stored, **metrics["operating"]})
         say(f"{len(metrics['operating'])} thresholds stored in {file}")
+
+
+def _check_storable(given: Path, run: Path, fold: bool, split: str) -> None:
+    """run: what was fetched of `given`."""
+    if not fold:
+        raise UserError("--store-thresholds: they are kept for whole classes; leave out --no-fold")
+    if split == "test":
+        raise UserError("--store-thresholds: chosen on the test split, its scores would be too good; use val")
+    if run != given:
+        raise UserError(
+            f"--store-thresholds: {given} is not yours to change; take a copy, such as `hf download` makes with "
+            f"--local-dir, and give its directory"
+        )
+    if is_exported(run):
+        raise UserError(
+            "--store-thresholds: an exported file cannot be changed; store them in the weights, export again"
+        )
 
 
 def _class_table(dataset: str, per_class: dict[str, dict[str, Any]]) -> Table:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 from rich.console import Console
@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from crossdet.errors import Interrupted, RunError, UserError
 from crossdet.files import json_text, write_json
-from crossdet.models.card import is_exported
+from crossdet.models.card import check_order, is_exported
 
 out = Console()
 STDOUT = Path("-")
@@ -25,6 +25,9 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C. It is Typer's, who prints nothing about it."""
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file")]
+OwnConfig = Annotated[
+    Path | None, typer.Argument(metavar="CONFIG", help="YAML config file (default: that of the run directory)")
+]
 RunOrWeights = Annotated[
     Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help="run directory, .safetensors file or hf://OWNER/NAME")
 ]
@@ -38,6 +41,9 @@ Overwrite = Annotated[bool, typer.Option(help="replace the run in the output dir
 JsonFile = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", dir_okay=False, help="also write the numbers as JSON (-: to stdout)"),
+]
+SplitName = Annotated[
+    Literal["val", "test", "train"], typer.Option("--split", help="of each dataset, the pictures to look at")
 ]
 Fold = Annotated[
     bool,
@@ -66,6 +72,23 @@ def check_device(device: str | None, paths: Iterable[Path]) -> None:
         raise UserError(
             f"--device: {exported[0]} is an exported file and runs where its own software does; leave it out"
         )
+
+
+def own_config(command: str, run: Path, config: Path | None) -> Path:
+    """The config of a command, which is that of the run directory where none is given.
+
+    Raises `UserError` where there is none, or where it stands where the weights should.
+    """
+    from crossdet.config import CONFIG_FILE
+
+    if config is not None:
+        check_order(command, run, config)
+        return config
+    own = run / CONFIG_FILE
+    if not own.is_file():
+        raise UserError(f"{run} is no run directory with a {CONFIG_FILE}: `crossdet {command} {run} CONFIG`")
+    say(f"config: {own}")
+    return own
 
 
 def say(text: str, style: str = "") -> None:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from crossdet.config import Config
 from crossdet.config.listed_only import learnt_from
-from crossdet.config.sources import SPLITS, Sources, named_splits, whole_split
+from crossdet.config.schema import SPLITS
+from crossdet.config.sources import Sources, named_splits, whole_split
 from crossdet.data.index import FAR_OVER, IMAGE_REASONS, LEFT_OUT, NO_LABELS, STRAY_REGION, Index
 from crossdet.labels.common import common_names, parts_apart
 from crossdet.labels.members import lonely_members

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel
 
 from crossdet.config.mistakes import Key, Problem, dotted, section_below, suggest, validated
-from crossdet.config.schema import Config, config_type
+from crossdet.config.schema import ALL_SPLITS, Config, config_type
 from crossdet.data.formats import FORMATS
 from crossdet.data.index import Index
 from crossdet.errors import ConfigError, problem_list
@@ -132,7 +132,7 @@ def _given_from_python(data: Mapping[str, Any]) -> list[str]:
     datasets = data.get("datasets")
     some = datasets.items() if isinstance(datasets, dict) else ()
     values = [(str(name), one) for name, one in some if isinstance(one, dict)]
-    return [name for name, one in values if _is_index(one.get("train"), one.get("val"))]
+    return [name for name, one in values if _is_index(*map(one.get, ALL_SPLITS))]
 
 
 def _is_index(*splits: Any) -> bool:
@@ -182,7 +182,7 @@ def _files_not_there(data: dict[str, Any], base: Path) -> Iterator[Problem]:
     datasets = data.get("datasets")
     sections: dict[tuple[str, ...], Any] = {("union_test",): data.get("union_test")}
     for name, dataset in datasets.items() if isinstance(datasets, dict) else ():
-        for split in ("train", "val") if isinstance(dataset, dict) else ():
+        for split in ALL_SPLITS if isinstance(dataset, dict) else ():
             sections["datasets", name, split] = dataset.get(split)
     for where, files in sections.items():
         for key in _OF_FILES if isinstance(files, dict) else ():

@@ -82,12 +82,18 @@ else:
     UnionTest = Annotated[UnionTestConfig | None, WrapValidator(_index_or_split)]
 
 
+SPLITS = ("train", "val")
+"""What a training reads."""
+ALL_SPLITS = (*SPLITS, "test")
+
+
 class DatasetConfig(Section):
     """One dataset; from Python a split may be an `Index`, then no format is needed."""
 
     format: FormatName | None = None
     train: Split = None
     val: ValSplit = None  # or "1/6": a share of the training pictures, which are not trained on then
+    test: Split = None  # looked at by nobody but `eval`, `audit` and `check`
     protocol: Protocols = ("coco",)
     weight: Positive = 1.0  # factor on the probability of drawing one of its images
     repeat_threshold: OpenFraction | None = None  # LVIS repeat factors for classes rarer than this; null: off
@@ -328,12 +334,14 @@ def _dataset_problems(config: Config) -> Iterator[Problem]:
     for name, dataset in config.datasets.items():
         at: Key = ("datasets", name)
         shown = dotted(at)
-        if dataset.train is None and dataset.val is None:
-            yield _problem(f"`{shown}`: expected `train`, `val` or both", (*at, "train"), (*at, "val"))
-        files = isinstance(dataset.train, SplitConfig) or isinstance(dataset.val, SplitConfig)
+        splits = {split: getattr(dataset, split) for split in ALL_SPLITS}
+        if all(given is None for given in splits.values()):
+            text = f"`{shown}`: expected `train`, `val`, `test` or several of them"
+            yield _problem(text, *((*at, split) for split in splits))
+        files = any(isinstance(given, SplitConfig) for given in splits.values())
         if dataset.format is None and files:
             yield _problem(f"`{shown}.format` is missing: expected one of {', '.join(FORMATS)}", (*at, "format"))
-        for split, given in (("train", dataset.train), ("val", dataset.val)):
+        for split, given in splits.items():
             lists = isinstance(given, SplitConfig) and given.lists is not None
             if lists and lists_of(dataset.protocol) is None:
                 readers = " or ".join(f"`{name}`" for name in PROTOCOLS if lists_of([name]))

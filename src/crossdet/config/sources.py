@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from crossdet.config import Config, DatasetConfig, SplitConfig, UnionTestConfig
 from crossdet.config.listed_only import ListedOnly, without_box
 from crossdet.config.mistakes import suggest
+from crossdet.config.schema import ALL_SPLITS, SPLITS
 from crossdet.data.formats.format import SplitFiles
 from crossdet.data.groups import drawn, group, short_names
 from crossdet.data.ignored import with_regions
@@ -29,15 +30,14 @@ from crossdet.labels.patterns import Expansion, expanded
 from crossdet.labels.rules import LabelRules, quoted
 from crossdet.labels.space import LabelSpace, check_class_names
 
-SPLITS = ("train", "val")
-
 Built = tuple[LabelSpace, tuple[Expansion, ...]]
 """A label space, and what the patterns of its rules stand for."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Everything that is read before training. `train` and `val` hold the datasets that have such a split.
+    """Everything that is read before training. `train`, `val` and `test` hold the datasets that have such a split,
+    where it was asked for.
 
     lists: WIDER FACE's easy, medium and hard faces, of the datasets that name them (`val.lists`).
     listed_only: classes that a dataset lists without a box of them while others have boxes, and the label rules do
@@ -58,6 +58,7 @@ class Sources:
     patterns: tuple[Expansion, ...] = ()
     apart: str = ""
     known: LabelSpace | None = None
+    test: dict[str, Index] = field(default_factory=dict)
 
     @property
     def labelled_names(self) -> dict[str, Collection[str]]:
@@ -78,7 +79,17 @@ class Sources:
 
 def named_splits(sources: Sources) -> dict[str, Index]:
     """All splits as `dataset.split`, the name that messages use."""
-    return {f"{name}.{split}": index for split in SPLITS for name, index in getattr(sources, split).items()}
+    return {f"{name}.{split}": index for split in ALL_SPLITS for name, index in getattr(sources, split).items()}
+
+
+def check_split(config: Config, split: str) -> None:
+    """Raises `UserError` where there is nothing to look at."""
+    if split not in ALL_SPLITS:
+        raise UserError(f"split: expected one of {', '.join(ALL_SPLITS)}, got {split!r}")
+    there = [one for one in ALL_SPLITS if any(getattr(d, one) is not None for d in config.datasets.values())]
+    if split not in there:
+        hint = f"; `--split {there[-1]}` looks at others" if there else ""
+        raise UserError(f"no dataset of the config has a `{split}` split{hint}")
 
 
 NO_BOX = "the training splits hold no object (crowds and other regions are none), so there is nothing to learn"
@@ -113,19 +124,19 @@ def open_sources(
     (space, patterns), apart = (
         (build(config, known=known), "") if detector is None else _space_to_score(config, build, detector)
     )
-    listed_only = without_box(space, {**found["val"], **found["train"]}, labelled, known)
-    train, val = (
+    listed_only = without_box(space, {**found["test"], **found["val"], **found["train"]}, labelled, known)
+    train, val, test = (
         {name: _rotated(index, config.datasets[name], split) for name, index in found[split].items()}
-        for split in SPLITS
+        for split in ALL_SPLITS
     )
-    return Sources(space, train, val, lists, listed_only, labelled, patterns, apart, known)
+    return Sources(space, train, val, lists, listed_only, labelled, patterns, apart, known, test)
 
 
 def _read_splits(
     config: Config, splits: Sequence[str]
 ) -> tuple[dict[str, dict[str, Index]], dict[str, set[str]], dict[str, Any]]:
     """Split -> dataset -> index, and `labelled` and `lists` of `Sources`; `UserError` with all mistakes."""
-    found: dict[str, dict[str, Index]] = {split: {} for split in SPLITS}
+    found: dict[str, dict[str, Index]] = {split: {} for split in ALL_SPLITS}
     labelled: dict[str, set[str]] = {}
     lists: dict[str, Any] = {}
     problems: list[str] = []
@@ -140,10 +151,11 @@ def _read_splits(
         if files is not None:
             with _noted(problems, f"datasets.{name}.{split}"):
                 index = whole[name] if isinstance(files, str) and name in whole else whole_split(dataset, split)
-                if dataset.held_out is not None:
+                if dataset.held_out is not None and split != "test":
                     whole[name] = index
                 found[split][name] = share_of(index, dataset, split)
-                labelled.setdefault(name, set()).update(_with_boxes(index))
+                if split != "test" or "train" not in splits:  # what training knows of a dataset is not from there
+                    labelled.setdefault(name, set()).update(_with_boxes(index))
         reader = lists_of(dataset.protocol)
         if isinstance(files, SplitConfig) and files.lists is not None and reader is not None:
             with _noted(problems, f"datasets.{name}.{split}.lists"):
@@ -214,7 +226,7 @@ def _read(dataset: DatasetConfig | UnionTestConfig, split: str, given: SplitConf
 
 def whole_split(dataset: DatasetConfig, split: str) -> Index:
     """The index of all pictures that a split of a dataset is taken from, before its shares (`share_of`)."""
-    source = "train" if dataset.held_out is not None else split
+    source = "train" if dataset.held_out is not None and split != "test" else split
     given = getattr(dataset, source)
     assert isinstance(given, SplitConfig | Index)  # callers ask for splits that there are
     return open_split(dataset, source, given)
@@ -237,15 +249,16 @@ def _build_space(
     classes: dict[str, Sequence[str]] = {}
     federated = []
     for name, dataset in config.datasets.items():
-        indexes = [found[split][name] for split in SPLITS if name in found[split]]
+        mine = {split: found[split][name] for split in ALL_SPLITS if name in found[split]}
+        indexes = list(mine.values())
         if name not in found["train"] and name in known_classes:
             classes[name] = known_classes[name]
         elif indexes:
             classes[name] = indexes[0].classes
         else:
             continue
-        for index in indexes:
-            check_class_names(name, classes[name], index.classes, f"datasets.{name}.val")
+        for split, index in mine.items():
+            check_class_names(name, classes[name], index.classes, f"datasets.{name}.{split}")
         said = dataset.federated
         if said or (said is None and any(index.federated for index in indexes)):
             federated.append(name)
@@ -307,7 +320,7 @@ def share_of(index: Index, dataset: DatasetConfig, split: str) -> Index:
     share to train on, in turn.
 
     Raises `UserError` where a share as `val` is no picture, or all."""
-    if dataset.held_out is None and (dataset.part_of is None or split != "train"):
+    if split == "test" or (dataset.held_out is None and (dataset.part_of is None or split != "train")):
         return index
     groups = None if dataset.group_by is None else group(index, dataset.group_by)
     rows = np.arange(len(index))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from crossdet.config import Config, UnionTestConfig
-from crossdet.config.sources import Sources, open_sources, union_test_index
+from crossdet.config.sources import Sources, check_split, open_sources, union_test_index
 from crossdet.data.index import Index
 from crossdet.errors import UserError
 from crossdet.evaluation.arrays import DetectionArrays
@@ -88,13 +88,9 @@ def audited_runs(
                 f"{name} knows other classes ({', '.join(mine)}) than {names[0]} ({', '.join(first)}); audit them "
                 f"one by one"
             )
+    check_split(config, split)
     sources = open_sources(config, [split], detector=detectors[0].space)
     indexes: dict[str, Index] = getattr(sources, split)
-    if not indexes:
-        other = "train" if split == "val" else "val"
-        there = any(getattr(dataset, other) is not None for dataset in config.datasets.values())
-        hint = f"; `--split {other}` looks at the others' pictures" if there else ""
-        raise UserError(f"no dataset of the config has a `{split}` split{hint}")
     union = None if config.union_test is None else open_union_test(config.union_test, detectors[0])
     return [
         (_audit(name, detector, sources, indexes, union, config, only_known), detector)

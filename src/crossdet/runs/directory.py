@@ -14,6 +14,7 @@ import yaml
 from lightning_fabric import Fabric
 
 from crossdet.config import CONFIG_FILE, Config, dump_config, load_config
+from crossdet.config.schema import ALL_SPLITS
 from crossdet.errors import ConfigError, RunError, UserError, show
 from crossdet.files import check_room, write_atomically, writing
 from crossdet.models.contract import Network
@@ -213,7 +214,7 @@ def _may_move(state: dict[str, Any]) -> bool:
 def _is_place(key: str) -> bool:
     """Whether a key of a config says where data lie."""
     first, *middle, last = key.split(".") if "." in key else (key, "")
-    of_split = (first == "datasets" and middle[-1:] in (["train"], ["val"])) or first == "union_test"
+    of_split = (first == "datasets" and middle and middle[-1] in ALL_SPLITS) or first == "union_test"
     return of_split and last in _PLACES
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from crossdet.config import Config, as_config
 from crossdet.config.listed_only import listed_only_notes
-from crossdet.config.sources import Sources, open_sources
+from crossdet.config.sources import Sources, check_split, open_sources
 from crossdet.data.federated import verified_in_evaluation
 from crossdet.data.index import Index
 from crossdet.data.rotation import without_direction_classes
@@ -310,7 +310,8 @@ def evaluate(
     The detector's classes are found by their unified names, so the config may hold other datasets than those it
     was trained on; datasets that it was trained on mean what they meant, and the label rules may name them.
 
-    output: a folder for precision-recall curves (PNG and data) and for the detections in each dataset's own layout.
+    split: whose pictures: val, test or train. output: a folder for precision-recall curves (PNG and data) and for
+    the detections in each dataset's own layout.
     fold: the directions of a class, and its classes per dataset, are judged as one class (docs/orientation.md);
     False: each for itself.
     agnostic_nms: of several classes at one place the best is left, among the classes that a dataset labels; None =
@@ -329,8 +330,7 @@ def evaluate(
     if isinstance(detector, Config):
         raise UserError("evaluate: got a config where the detector belongs; its weights or run come first")
     config = as_config(config, detector.space.datasets).with_agnostic_nms(agnostic_nms)
-    if all(getattr(dataset, split) is None for dataset in config.datasets.values()):
-        raise UserError(f"no dataset of the config has a `{split}` split")
+    check_split(config, split)
     sources = open_sources(config, [split], detector=detector.space)
     splits = splits_for_detector(sources, getattr(sources, split), detector, fold)
     folding = detector.space.folding if fold else None

@@ -218,7 +218,7 @@ def _dataset_lines(dataset: Dataset, base: Path) -> Iterator[str]:
         index = dataset.indexes[split]
         key, why = split, f"{len(index):,} images, {len(index.boxes):,} boxes"
         if split == "test":
-            key, why = "# val", f"the test split, {why}: for a last score put it in the place of `val`"
+            why += ", for a last score: `crossdet eval --split test`"
         elif split == "val" and dataset.stand_in:
             why += "; the test split, as there is no other: best weights and thresholds are chosen on it"
         yield f"    {key}: {flow(_places(files, base))}  # {why}"

@@ -134,8 +134,9 @@ def test_wording(tmp_path, text, expected):
             '`datasets.a/b`: expected a dataset name that is not empty and has no "/"',
         ),
         ("a: {train: {images: i}}", "`datasets.a.format` is missing: expected one of coco, voc, wider_face"),
-        ("a: {format: coco}", "`datasets.a`: expected `train`, `val` or both"),
-        ("a:", "`datasets.a`: expected `train`, `val` or both"),
+        ("a: {format: coco}", "`datasets.a`: expected `train`, `val`, `test` or several of them"),
+        ("a:", "`datasets.a`: expected `train`, `val`, `test` or several of them"),
+        ("a: {test: {images: i}}", "`datasets.a.format` is missing"),
         (
             "a: {format: coco, train: x.json}",
             '`datasets.a.train`: expected a mapping (images, annotations, image_set, ignore, lists), got "x.json"',

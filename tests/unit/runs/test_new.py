@@ -328,6 +328,14 @@ def test_names_are_of_folders_and_different(tmp_path):
     assert [dataset.name for dataset in recognise(tmp_path / "mixed").datasets] == names[:2]
 
 
+def test_a_test_split_is_one_of_the_config(tmp_path):
+    roboflow_coco(tmp_path / "data")
+    write_new(tmp_path / "data", tmp_path / "config.yaml")
+    dataset = load_config(tmp_path / "config.yaml").datasets["data"]
+    found = [getattr(dataset, split).annotations[0].parent.name for split in ("train", "val", "test")]
+    assert found == ["train", "valid", "test"]
+
+
 def test_the_test_split_stands_in(tmp_path):
     roboflow_coco(tmp_path / "data")
     shutil.rmtree(tmp_path / "data/valid")
