@@ -60,10 +60,21 @@ def test_from_a_public_checkpoint_to_classes_of_ones_own(zoo, world: World, tmp_
 
 def test_distillation_by_the_old_detectors_labels(zoo, world: World, tmp_path, capsys):
     """Queries have no places at which answers could be held; what the old detector finds becomes labels."""
-    few = {"train.max_steps": 2, "train.epochs": 1, "train.lr": 0.001, "model": None, "input": None}
-    config = world.write_config(tmp_path / "more.yaml", {**few, "extend.mode": "distill", "extend.tolerance": None})
+    few = {"train.max_steps": 2, "train.epochs": 1, "model": None, "input": None}
+    taught = {"extend.mode": "distill", "extend.tolerance": None, "model": {"name": "dfine", "square": 96}}
+    config = world.write_config(tmp_path / "more.yaml", {**few, **taught})
     extend(zoo, config, tmp_path / "taught")
-    assert "held by what the old detector finds in the training images" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "held by what the old detector finds in the training images" in printed
+    assert "warning: `train.lr` is not given: it begins at" in printed
+    card = read_card(tmp_path / "taught")
+    assert card.settings.square == 96  # no tensor depends on it
+    assert load_detector(tmp_path / "taught").model.stretched_to == 96
+    still = world.write_config(
+        tmp_path / "still.yaml", {**few, "extend.mode": "frozen", "model": {"name": "dfine", "square": 96}}
+    )
+    with pytest.raises(UserError, match=r"`model.square`: 96, but the weights have 64"):
+        extend(zoo, still, tmp_path / "held")
     chosen = load_config(tmp_path / "taught/config.yaml").extend
     assert (chosen.match, chosen.pseudo) == (0, True)
     assert any((tmp_path / "taught/teacher_labels").iterdir())

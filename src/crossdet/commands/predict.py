@@ -103,6 +103,7 @@ def predict(
     folder = output or Path("predictions")
     record: dict[str, Any] = {}
     if images:
+        from crossdet.evaluation.operating import CONFIDENT
         from crossdet.runs.predict import predict_to_folder
 
         with _bars() as progress:
@@ -112,6 +113,12 @@ def predict(
                 tile, overlap, device, lambda done, of: progress.update(bar, completed=done, total=of),
             )  # fmt: skip
         _tell(summary, pictures, coco, videos_in(images, without=folder))
+        if summary.images and not summary.counts:
+            least = f"{CONFIDENT} where a class has none of its own" if score is None else f"{score:g}"
+            say(
+                f"note: nothing scores as high as is reported ({least}); a lower --score shows what there is",
+                "yellow",
+            )
         record = json.loads((summary.folder / "predictions.json").read_text())
         if summary.stopped or not summary.images:
             save_json(json_file, record)

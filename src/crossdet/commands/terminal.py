@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TextIO
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.main import get_command
 
 from crossdet.errors import Interrupted, RunError, UserError
 from crossdet.files import json_text, write_json
@@ -29,7 +30,11 @@ OwnConfig = Annotated[
     Path | None, typer.Argument(metavar="CONFIG", help="YAML config file (default: that of the run directory)")
 ]
 RunOrWeights = Annotated[
-    Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help="run directory, .safetensors file or hf://OWNER/NAME")
+    Path,
+    typer.Argument(
+        metavar="RUN_OR_WEIGHTS",
+        help="run directory, weights file, exported file, directory of a Hugging Face checkpoint, or hf://OWNER/NAME",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -115,13 +120,32 @@ def _messages_elsewhere() -> Iterator[None]:
         _json_output.clear()
 
 
+def _without_types_of_flags(command: Any) -> None:
+    """`--last`, and not `--last <bool>`: Typer's help would have a reader write `--last true`."""
+    made = command.get_help_option
+
+    def help_option(context: Any) -> Any:
+        if (option := made(context)) is not None:
+            option.metavar = ""
+        return option
+
+    command.get_help_option = help_option
+    for option in command.params:
+        if getattr(option, "is_flag", False):
+            option.metavar = ""
+    for one in getattr(command, "commands", {}).values():
+        _without_types_of_flags(one)
+
+
 def run_app(app: typer.Typer) -> None:
     """Runs a command line; the package's errors become messages and exit codes (`crossdet.commands.main`)."""
     errors = Console(stderr=True)
     alone = ("--json", "-") in pairwise(sys.argv) or "--json=-" in sys.argv
     try:
+        command = get_command(app)
+        _without_types_of_flags(command)
         with _messages_elsewhere() if alone else nullcontext():
-            app()
+            command()
     except (UserError, RunError, OSError) as error:
         word, code = ("error", 2) if isinstance(error, UserError) else ("failed", 1)
         text = str(error).replace("[", r"\[")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
@@ -139,6 +139,11 @@ class NetworkSettings(Section):
     has_batch_norm: ClassVar[bool] = True
     """Whether there may be any in the backbone, which `freeze_batch_norm` fixes."""
 
+    recipe_is_ours: ClassVar[bool] = True
+    """Whether the learning rates of `train.recipe: auto` were looked for with such networks."""
+    adjustable: ClassVar[frozenset[str]] = frozenset()
+    """Keys of the `model` section that an extension may say anew: no tensor has their size."""
+
     @classmethod
     def of(cls, model: Any, loss: Any, defaults: NetworkDefaults = NetworkDefaults()) -> Self:
         """Of the two sections of a config. defaults: for what they leave open."""
@@ -150,6 +155,10 @@ class NetworkSettings(Section):
         torch."""
         del model, defaults
         return []
+
+    def adjusted(self, values: Mapping[str, Any]) -> Self:
+        """With other values of `adjustable` keys. Raises `UserError` for one that does not fit."""
+        return self.model_copy(update=values)
 
     @property
     def stretched_to(self) -> int | None:

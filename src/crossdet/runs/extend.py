@@ -169,17 +169,22 @@ def _grown_network(
 def with_settings_of(card: Card, config: Config) -> Config:
     """The config with the model and input settings of the weights.
 
-    What the config says itself under `model` and `input` must be the same (`model.weights` is not used);
-    `loss` and `eval` are those of the weights where the config says nothing.
+    What the config says itself under `model` and `input` must be the same (`model.weights` is not used), but for
+    `NetworkSettings.adjustable` keys where the network trains; `loss` and `eval` are those of the weights where the
+    config says nothing.
 
     Raises:
         UserError: lists the keys that contradict; or the section is not for extensions (`pseudo`).
     """
     if config.pseudo is not None:
         raise UserError("pseudo: this section is for `crossdet train`; here it is `extend: {mode: distill}`")
+    choice = config.extend or ExtendSettings()
+    config = _of_architecture(card.settings.name, config)
+    said, kind = config.model, ARCHITECTURES[card.settings.name]
     settings = card.settings
-    config = _of_architecture(settings.name, config)
-    said, kind = config.model, ARCHITECTURES[settings.name]
+    if not MODES[choice.mode].keeps_thresholds:  # whose old answers stay what they are
+        free = {key: getattr(said, key) for key in settings.adjustable & said.model_fields_set}
+        settings = settings.adjusted({key: value for key, value in free.items() if value not in (None, "auto")})
     values = {key: getattr(settings, key) for key in kind.model.model_fields if key != "weights"}
     size = asdict(card.input)
     problems = [*_contradictions("model", said, values), *_contradictions("input", config.input, size)]
@@ -187,7 +192,6 @@ def with_settings_of(card: Card, config: Config) -> Config:
         raise UserError(
             problem_list("the config contradicts the weights; leave these keys out, they come from there", problems)
         )
-    choice = config.extend or ExtendSettings()
     limits = {key: value for key, value in card.decoding.items() if key != "batch_size"}
     return config.model_copy(
         update={
@@ -244,6 +248,14 @@ def remarks_on(config: Config, card: Card, growth: Growth, sources: Sources) -> 
     remarks += [Remark("warning", text) for text in [numbered_warning(growth.known.classes)] if text]
     remarks += [Remark("note", text) for text in [unused_note(growth.known.classes)] if text]
     still = MODES[choice.mode].keeps_thresholds
+    if not still and not card.settings.recipe_is_ours and config.train.lr is None:
+        rate = config.train.rate() * rate_share(config, growth)
+        text = (
+            f"`train.lr` is not given: it begins at {rate:g}, by rates that were not looked for with "
+            f"{card.settings.name}. transformers' example for such checkpoints has 0.00005 at 8 pictures a step, "
+            "their authors clip gradients at 0.1 (`train.clip_norm`); try lower ones"
+        )
+        remarks.append(Remark("warning", text))
     if not still and (unjudged := _unjudged(sources, growth.known)):
         text = (
             f"no validation pictures of {some(unjudged, 8)}: what the extension makes of them will not be known. "
@@ -304,7 +316,8 @@ def extended_settings(config: Config, card: Card, growth: Growth) -> NetworkSett
             f"{key}, but networks of the architecture {name} cannot do that (they have no "
             f"{' and no '.join(f'`{one}`' for one in lacks)}); {fix}"
         )
-    settings = card.settings.model_copy(update={"loss": config.loss})
+    free = {key: getattr(config.model, key) for key in card.settings.adjustable}
+    settings = card.settings.adjusted(free).model_copy(update={"loss": config.loss})
     return settings.extended(choice.mode, choice.adapter, len(growth.known.classes), len(growth.space.classes))
 
 

@@ -15,7 +15,7 @@ import torch
 from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from crossdet.errors import UserError
+from crossdet.errors import UserError, show
 from crossdet.models.backbones import Backbone, load_backbone_weights
 from crossdet.models.detr.checkpoints import check_files, directory_of, write_processor
 from crossdet.models.detr.graphs.graph import Graph
@@ -94,6 +94,11 @@ def hf_config(settings: DetrSettings, num_classes: int, place: object = "model")
     values = {**settings.config, "num_labels": num_classes, "num_queries": settings.queries}
     if not isinstance(settings, RFDetrSettings):
         values |= _of_rt_detr(settings)
+    last = values.get("decoder_layers", 6)  # HF's own number
+    if values.get("eval_idx", -1) not in (-1, last - 1):
+        raise UserError(
+            f"{place}: `eval_idx` is {show(values['eval_idx'])}; here the last of the {last} decoder layers answers"
+        )
     try:
         return CONFIG_MAPPING[settings.family].from_dict(values)
     except Exception as error:  # validation of HF's own

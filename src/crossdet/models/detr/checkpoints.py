@@ -248,9 +248,13 @@ def _of_pickles(directory: Path) -> str:
     names.sort(key=lambda name: not name.startswith(PICKLED))
     if not names:
         return ""
-    told = f"; {names[0]} is a pickle, which could run code: convert it to safetensors"
+    told = f"; {names[0]} is a pickle, which could run code"
     if not names[0].startswith(PICKLED):
-        return told
+        return (
+            f"{told}, and one that the authors' own code wrote has other tensor names: a checkpoint as HF "
+            "transformers saves it can be taken (`save_pretrained`; it has scripts that convert the authors')"
+        )
+    told += ": convert it to safetensors"
     line = f'AutoModelForObjectDetection.from_pretrained("{directory}").save_pretrained("{directory}-safe")'
     return f"{told}, in Python `from transformers import AutoModelForObjectDetection; {line}`, and copy {PROCESSOR}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -177,6 +177,8 @@ class DetrSettings(DetrModel, NetworkSettings):
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     begins: tuple[int, ...] = ()
+    recipe_is_ours: ClassVar[bool] = False
+    adjustable: ClassVar[frozenset[str]] = frozenset({"square"})
 
     @property
     def stretched_to(self) -> int | None:
@@ -328,7 +330,11 @@ class RFDetrSettings(DetrSettings):
                 f"model.queries: {made.queries}, but the checkpoint has the embeddings of {theirs}; leave it out"
             )
         side = cls.usual_square(made.size, None) if made.square is None and made.size is not None else made.square
-        backbone = made.config.get("backbone_config") or {}
+        return made.adjusted({"square": side}).model_copy(update={"denoising": 0})
+
+    def adjusted(self, values: Mapping[str, Any]) -> Self:
+        made = super().adjusted(values)
+        side, backbone = made.square, made.config.get("backbone_config") or {}
         patch, windows = backbone.get("patch_size", 14), backbone.get("num_windows", 4)  # HF's defaults
         step = patch * windows
         if side is None or side % step:
@@ -336,4 +342,4 @@ class RFDetrSettings(DetrSettings):
                 f"model.square: {show(side)}, but this rfdetr needs square pictures with a side that is a multiple "
                 f"of {step} (patches of {patch}, {windows} windows)"
             )
-        return made.model_copy(update={"square": side, "denoising": 0})
+        return made

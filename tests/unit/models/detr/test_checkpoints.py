@@ -557,7 +557,7 @@ def test_missing_and_unsafe_files(copy):
         line = f'AutoModelForObjectDetection.from_pretrained("{copy}").save_pretrained("{copy}-safe")'
         assert line in str(told.value)
     (copy / "pytorch_model.bin").unlink()
-    with pytest.raises(UserError, match=r"model.pth is a pickle, .*: convert it to safetensors$"):
+    with pytest.raises(UserError, match=r"model.pth is a pickle, .*has other tensor names"):
         read_card(copy)
     (copy / "model.pth").unlink()
     with pytest.raises(UserError, match=r"holds no model.safetensors$"):

@@ -417,6 +417,24 @@ def test_frozen_extension_leaves_old_detections_bit_for_bit(name):
     assert settings.extended("replay", 0, 6, 7).begins == ()
 
 
+def test_sides_that_an_extension_may_ask_for():
+    assert tiny("dfine").settings.adjusted({"square": 96}).square == 96
+    made = tiny("rfdetr").settings
+    step = made.config["backbone_config"]["patch_size"] * made.config["backbone_config"]["num_windows"]
+    assert made.adjusted({"square": 3 * step}).square == 3 * step
+    with pytest.raises(UserError, match=f"needs square pictures with a side that is a multiple of {step}"):
+        made.adjusted({"square": 3 * step + 1})
+
+
+def test_a_layer_that_answers_before_the_last_is_refused():
+    settings = tiny("dfine").settings
+    layers = settings.config["decoder_layers"]
+    for index in (-1, layers - 1):
+        assert hf_config(settings.model_copy(update={"config": {**settings.config, "eval_idx": index}}), 2)
+    with pytest.raises(UserError, match="model: `eval_idx` is 0; here the last of the"):
+        hf_config(settings.model_copy(update={"config": {**settings.config, "eval_idx": 0}}), 2)
+
+
 @pytest.mark.parametrize("size", ["nano", "small"])
 def test_published_sizes_of_d_fine(size):
     """Parameters in millions, as the authors count them (without the denoising embedding they count 4 and 10)."""
