@@ -283,15 +283,32 @@ def load_detector(
     state, card = load_weights(Path(path), last)
     space = card.space
     model = build_detector(card.settings, len(space.classes), torch.from_numpy(space.overlap_array))
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    _check_state(path, model.state_dict(), state)
+    model.load_state_dict(state)
+    model = model.to(memory_format=torch.channels_last)  # as batches come, and as training has it
+    file = weights_path(Path(path), last)
+    return Detector(model.to(_device(device)), space, card.input, decoding_of(card), card.thresholds, fold, file)
+
+
+def _check_state(path: str | Path, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raises `UserError` where the tensors of a file are not those that it describes, or hold no numbers."""
+    missing, unexpected = wanted.keys() - state.keys(), state.keys() - wanted.keys()
     if missing or unexpected:
         raise UserError(
             f"weights file {path} does not fit its own description: {len(missing)} entries missing, "
             f"{len(unexpected)} unexpected"
         )
-    model = model.to(memory_format=torch.channels_last)  # as batches come, and as training has it
-    file = weights_path(Path(path), last)
-    return Detector(model.to(_device(device)), space, card.input, decoding_of(card), card.thresholds, fold, file)
+    for name, tensor in state.items():
+        if tensor.shape != wanted[name].shape:
+            raise UserError(
+                f"weights file {path} does not fit its own description: {name} is {list(tensor.shape)}, and by the "
+                f"description {list(wanted[name].shape)}"
+            )
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise UserError(
+                f"weights file {path} holds values that are no numbers, first in {name}; take earlier weights "
+                "(best.safetensors?), or train again"
+            )
 
 
 def _device(given: str | torch.device | None) -> torch.device:
@@ -300,7 +317,7 @@ def _device(given: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(given)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).tolist()  # `meta` has no values
     except (RuntimeError, AssertionError, NotImplementedError):  # the second from a torch without CUDA
         gpus = torch.cuda.device_count()
         raise UserError(

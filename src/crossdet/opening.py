@@ -18,8 +18,20 @@ if TYPE_CHECKING:
 def load_detector(
     path: str | Path, device: str | torch.device | None = None, fold: bool = True, last: bool = False
 ) -> Detector | ExportedDetector:
-    """As `inference.load_detector`; of an exported file (.onnx, .xml) an `ExportedDetector`, whose detections are
-    numpy arrays and which runs where its software does, whatever the device. `hf://OWNER/NAME` is fetched first."""
+    """A trained detector, ready to be called: `detector("street.jpg")` gives its detections.
+
+    path: a run directory (of which the weights of the best evaluation are taken), a weights file, the directory of
+        a checkpoint of Hugging Face, or `hf://OWNER/NAME`, which is fetched first. Of an exported file (.onnx,
+        .xml) the detector is an `ExportedDetector`: its detections are numpy arrays, no torch is loaded, and it
+        runs where its software does, whatever the device.
+    device: "cpu", "cuda", "cuda:1", "mps"; None: a GPU of CUDA where torch sees one.
+    fold: directions of a class, its classes per dataset, and classes merged after training are reported as one
+        class; False: each for itself.
+    last: of a run directory its newest weights instead of its best ones.
+
+    Raises:
+        UserError: missing, damaged or foreign file; a device that is not there.
+    """
     if str(path).startswith(SCHEME):
         path = fetched(Path(path))
     if is_exported(path):

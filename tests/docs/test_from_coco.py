@@ -58,7 +58,7 @@ def test_the_page(folder, crossdet):
     )
 
     config = (folder / "more.yaml").read_text()
-    without = "".join(line for line in config.splitlines(keepends=True) if "[yard/Television]" not in line)
+    without = "".join(line for line in config.splitlines(keepends=True) if "tvmonitor" not in line)
     assert without != config
     (folder / "without.yaml").write_text(without)
     assert_printed(shown[2], crossdet("check", "without.yaml", "--extends", "dfine-small-coco").stdout)

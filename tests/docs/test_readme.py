@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+import crossdet
 from crossdet import load_config, train
 from crossdet.commands import main as cli
 from crossdet.config import Config
@@ -36,6 +37,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "docs/README.md",
     "docs/using.md",
+    "docs/python.md",
     "docs/extending_crossdet.md",
     "docs/design.md",
     "docs/two_yolo_folders.md",
@@ -251,6 +253,26 @@ def test_python_of_the_guide(world, monkeypatch):
     space = open_sources(names["config"]).space
     assert space.classes == ("cat", "dog")
     assert names["index"].boxes.tolist() == [[10, 20, 50, 60], [30, 5, 70, 44]]
+
+
+def test_python_page(world, monkeypatch):
+    """It names all that the package has; a detector in use, on the stand-ins; the rule in a loop of one's own."""
+    page = (ROOT / "docs/python.md").read_text()
+    assert [name for name in crossdet.__all__ if f"`{name}" not in page] == []
+    in_use, own_loop = blocks("python", page)
+    monkeypatch.chdir(world)
+    if not (world / "runs/first/model.safetensors").exists():
+        train(load_config("config.yaml", [*TINY, *BACKBONE]), output="runs/first")
+    names: dict = {}
+    for picture in ("a.jpg", "b.jpg", "map.png"):
+        in_use = in_use.replace(f'"{picture}"', '"street.jpg"')
+    exec(compile(in_use, "python.md", "exec"), names)
+    assert len(names["several"]) == 2
+    exec(compile(own_loop, "python.md", "exec"), names)
+    weights, labels = names["weights"], names["labels"]
+    assert (weights[0, labels[0] < 0] == names["trusted"][0]).all()
+    assert weights[0, 7].tolist() == [0, 1, 1]
+    assert names["loss"].isfinite()
 
 
 def test_the_import_of_an_audit_into_fiftyone(world, monkeypatch):

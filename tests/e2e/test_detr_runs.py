@@ -60,7 +60,7 @@ def test_from_a_public_checkpoint_to_classes_of_ones_own(zoo, world: World, tmp_
 
 def test_distillation_by_the_old_detectors_labels(zoo, world: World, tmp_path, capsys):
     """Queries have no places at which answers could be held; what the old detector finds becomes labels."""
-    few = {"train.max_steps": 2, "train.epochs": 1, "model": None, "input": None}
+    few = {"train": {"max_steps": 2, "workers": 0, "accelerator": "cpu"}, "model": None, "input": None}
     taught = {"extend.mode": "distill", "extend.tolerance": None, "model": {"name": "dfine", "square": 96}}
     config = world.write_config(tmp_path / "more.yaml", {**few, **taught})
     extend(zoo, config, tmp_path / "taught")

@@ -188,6 +188,13 @@ def test_classes_that_a_dataset_only_lists_are_noted(world, detector):
     assert not any(note.startswith("lists") for note in notes(rules | {"unlabelled": {"other": ["face"]}}))
 
 
+def test_a_split_of_which_nothing_can_be_read_has_no_scores(world, trained, tmp_path, command):
+    (tmp_path / "empty").mkdir()
+    config = world.write_config(tmp_path / "c.yaml", {"datasets.cars.val.images": str(tmp_path / "empty")})
+    assert command("eval", trained.folder, config, "-o", tmp_path / "out")[0] == 2
+    assert not (tmp_path / "out").exists()
+
+
 def test_unreadable_images_count_as_empty_and_are_listed(world, detector, tmp_path):
     index = world.cars["val"]
     broken = Index(**{**vars(index), "root": str(tmp_path)})

@@ -217,12 +217,12 @@ def test_a_failed_run_is_exit_code_1(world, trained, tmp_path, command):
     good = world.root / "cars" / "val_0.png"
     blocked = tmp_path / "a.png" / "numbers.json"
     code, _, err = command("predict", trained.folder, good, "-o", tmp_path / "out", "--json", blocked)
-    assert code == 1
-    assert "numbers.json could not be written" in err
+    assert code == 2
+    assert f"--json {blocked}: {tmp_path / 'a.png'} is a file, not a folder" in err
 
 
 def test_names_with_brackets_are_printed_as_they_are(trained, tmp_path, command):
-    folder = tmp_path / "[red] things"
+    folder = tmp_path / "[red] things:car:"
     folder.mkdir()
     Image.new("RGB", (64, 48)).save(folder / "a.png")
     (folder / "[bold]b.png").write_bytes(b"")
@@ -232,7 +232,7 @@ def test_names_with_brackets_are_printed_as_they_are(trained, tmp_path, command)
     assert f"{folder / 'out'}  (" in out
     code, _, err = command("predict", folder / "[/x].safetensors", folder)
     assert code == 2
-    assert "[red] things/[/x].safetensors does not exist" in err
+    assert "[red] things:car:/[/x].safetensors does not exist" in err
 
 
 # ------------------------------------------------------------------------------------------ JSON files

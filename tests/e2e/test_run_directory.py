@@ -41,10 +41,57 @@ def test_a_run_is_not_mixed_with_another(world, short, tmp_path):
 def test_overwrite_replaces_a_run(world, short, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(short, folder)
-    (folder / "notes.txt").write_text("old")
+    (folder / "eval_old").mkdir()
+    (folder / ".state.pt.ab12cd").write_text("of a training that was killed")
     run(world, folder, {"train.max_steps": 1}, overwrite=True)
     assert len(steps(folder)) == 1
-    assert not (folder / "notes.txt").exists()
+    assert not {"eval_old", ".state.pt.ab12cd"} & {entry.name for entry in folder.iterdir()}
+
+
+def test_overwrite_leaves_what_no_training_wrote(world, short, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(short, folder)
+    (folder / "notes").mkdir()
+    (folder / "notes/today.txt").write_text("better with more dogs")
+    (folder / "best.onnx").write_text("exported")
+    run(world, folder, {"train.max_steps": 1}, overwrite=True)
+    assert (folder / "notes/today.txt").exists()
+    assert f"{folder}: left there, no training wrote it: best.onnx, notes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_folder_with_another_config_is_no_run(options, world, tmp_path):
+    """Above all not the folder of the data, beside whose config `crossdet new` wrote it."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("# Written by `crossdet new`.\ndatasets: {}\n")
+    (folder / "labels.json").write_text("a month's work")
+    with pytest.raises(UserError, match=r"holds a config.yaml that no training wrote"):
+        run(world, folder, **options)
+    assert sorted(entry.name for entry in folder.iterdir()) == ["config.yaml", "labels.json"]
+    assert (folder / "config.yaml").read_text().startswith("# Written by `crossdet new`.")
+
+
+def test_no_run_where_its_data_are(world, short, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(short, folder)
+    shutil.copytree(world.root, folder / "pictures", dirs_exist_ok=True)
+    inside = {f"datasets.cars.train.{key}": str(folder / "pictures" / name) for key, name in
+              (("images", "cars"), ("annotations", "cars_train.json"))}  # fmt: skip
+    with pytest.raises(UserError, match=r"holds what is trained on \(.*pictures/cars"):
+        run(world, folder, inside, overwrite=True)
+    assert (folder / "pictures/cars_train.json").exists()
+    with pytest.raises(UserError, match="holds what is trained on"):
+        run(world, world.root)
+
+
+def test_a_run_of_before_its_config_had_a_first_line_is_known(world, short, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(short, folder)
+    config = folder / "config.yaml"
+    config.write_text("".join(config.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(UserError, match="already holds a run"):
+        run(world, folder)
 
 
 def test_overwrite_deletes_nothing_that_is_no_run(world, tmp_path):

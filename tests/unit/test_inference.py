@@ -174,7 +174,7 @@ def test_an_exported_file_takes_no_device(tmp_path):
     check_device(None, [tmp_path / "a.onnx"])
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "gpu", "cpu:x"])
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "cpu:x", "meta"])
 def test_a_device_that_is_not_there(device):
     with pytest.raises(UserError, match=f"device {device}: torch has none of that name here; expected cpu"):
         inference._device(device)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from crossdet.check.report import FIRST, DuplicateReport, FileReport, Places
-from crossdet.data.annotation_files import header_sizes, no_pixel_limit, picture_formats
+from crossdet.data.annotation_files import header_sizes, no_pixel_limit, opened
 from crossdet.data.index import Index
 from crossdet.data.rotation import pictures
 
@@ -68,11 +68,10 @@ def look_at_files(
 
 def _damaged(paths: Iterable[Path], known: Collection[str]) -> tuple[str, ...]:
     """The files that cannot be decoded to their end. known: files that are no images anyway."""
-    from PIL import Image
 
     def damage(path: Path) -> str | None:
         try:
-            with Image.open(path, formats=picture_formats()) as image:
+            with opened(path) as image:
                 image.load()
         except Exception as error:  # on a damaged file Pillow's plugins raise almost anything
             return f"{path}: {error}"
@@ -88,7 +87,7 @@ def _orientations(paths: Sequence[Path]) -> list[int]:
 
     def orientation(path: Path) -> int:
         try:
-            with Image.open(path, formats=picture_formats()) as image:
+            with opened(path) as image:
                 # not the plugin's own, which for PNG decodes the picture to look behind it
                 mark = 1 if image.format == "TIFF" else Image.Image.getexif(image).get(_ORIENTATION_TAG)
         except Exception:  # on a damaged file Pillow's plugins raise almost anything
@@ -101,10 +100,9 @@ def _orientations(paths: Sequence[Path]) -> list[int]:
 
 def _stored_sideways(path: Path) -> bool:
     """EXIF says that the picture is to be turned by a quarter, so that width and height change places."""
-    from PIL import Image
 
     try:
-        with Image.open(path, formats=picture_formats()) as image:
+        with opened(path) as image:
             return image.getexif().get(_ORIENTATION_TAG, 1) >= 5
     except (OSError, ValueError, SyntaxError):
         return False

@@ -21,7 +21,7 @@ from PIL import Image
 
 from crossdet.check.files import Split
 from crossdet.check.report import FIRST, DuplicateReport
-from crossdet.data.annotation_files import picture_formats
+from crossdet.data.annotation_files import opened
 
 BITS_APART = 12
 """Pictures look alike where at most so many of the 128 bits differ. In six sets of photographs, brightened,
@@ -63,7 +63,7 @@ def thumbnails_of(paths: Sequence[Path]) -> Thumbnails:
 
     def thumbnail(path: Path) -> Thumbnails:
         try:
-            with Image.open(path, formats=picture_formats()) as image:
+            with opened(path) as image:
                 image.draft("L", (side, side))  # of a JPEG an eighth of its size is decoded, if that will do
                 return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX))
         except Exception:  # on a damaged file Pillow's plugins raise almost anything

@@ -18,6 +18,7 @@ from crossdet.commands.terminal import (
     RunOrWeights,
     SplitName,
     check_device,
+    check_no_input,
     out,
     own_config,
     save_json,
@@ -48,6 +49,7 @@ def audit(
     run = fetched(run)
     config = own_config("audit", run, config)
     loaded = load_config(config, overrides or [], card_in(run).space.datasets)
+    check_no_input(json_file, loaded)
     runs = [run, *map(fetched, against or [])]
     check_device(device, runs)
     for one in runs:

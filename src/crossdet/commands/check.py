@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import JsonFile, Overrides, out, save_json, say
+from crossdet.commands.terminal import JsonFile, Overrides, check_no_input, out, save_json, say
 from crossdet.errors import UserError
 
 
@@ -56,6 +56,7 @@ def check(
         return
     known = None if extends is None else known_space(extends)
     loaded = load_config(config, overrides or [], () if known is None else known.datasets)
+    check_no_input(json_file, loaded)
     if extends is None:
         report = inspect(loaded, decode=decode)
     else:

@@ -20,6 +20,7 @@ from crossdet.commands.terminal import (
     RunOrWeights,
     SplitName,
     check_device,
+    check_no_input,
     out,
     own_config,
     save_json,
@@ -67,6 +68,7 @@ def evaluate(
         _check_storable(given, run, fold, split)
     config = own_config("eval", run, config)
     loaded = load_config(config, overrides or [], card_in(run).space.datasets)
+    check_no_input(json_file, loaded)
     say(taken(run, last))
 
     from crossdet.runs.evaluate import evaluate as score
@@ -85,10 +87,10 @@ def evaluate(
         for name, row in metrics["datasets"].items():
             out.print(_class_table(name, row["per_class"]))
     default = None if inside is None else inside.with_name(f"{inside.name}.json")
-    target = json_file or (default if output is None else output / "eval.json")
-    if target is not None:
-        save_json(target, metrics)
-        say(f"numbers in {'standard output' if target == STDOUT else target}")
+    for target in dict.fromkeys([default if output is None else output / "eval.json", json_file]):
+        if target is not None:
+            save_json(target, metrics)
+            say(f"numbers in {'standard output' if target == STDOUT else target}")
     if folder is not None:
         say(f"curves and predictions in {folder}")
     if store:

@@ -17,6 +17,7 @@ from crossdet.commands.terminal import (
     Overwrite,
     Resume,
     RunOrWeights,
+    check_no_input,
     save_json,
     say,
 )
@@ -57,6 +58,7 @@ def extend(
     given = [("mode", mode), ("tolerance", tolerance)]
     options = [f"extend.{key}={value}" for key, value in given if value is not None]
     loaded = load_config(config, [*(overrides or []), *options], known_space(run).datasets)
+    check_no_input(json_file, loaded)
     say(taken(run))
 
     from crossdet.evaluation.forgetting import warning_of
@@ -73,6 +75,6 @@ def extend(
         say(f"done: {where}  ({files})")
         if report["regressions"]:
             text = f"[bold yellow]warning[/bold yellow] {escape(warning_of(report))}"
-            Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+            Console(stderr=True, emoji=False).print(text, highlight=False, soft_wrap=True)
     if report["certain"]:
         raise typer.Exit(FORGOTTEN)

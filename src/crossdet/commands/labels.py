@@ -58,7 +58,8 @@ def labels(
         if not new or not merges[-1][1]:
             problems.append(f"--merge {text}: expected NEW=A,B")
     if not renames and not merges:
-        problems.append("nothing to do: give --rename OLD=NEW or --merge NEW=A,B")
+        hint = f"`crossdet check {weights}` lists the classes"
+        problems.append(f"nothing to do: give --rename OLD=NEW or --merge NEW=A,B; {hint}")
     if output is not None and output.suffix != ".safetensors":
         problems.append(f"--output: expected a file name that ends in .safetensors, got {output}")
     weights = fetched(weights)

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from crossdet.evaluation import tables
 
-out = Console()
+out = Console(emoji=False)  # a class or path with `:car:` in it is printed as it is
 
 
 def percent(value: float) -> str:

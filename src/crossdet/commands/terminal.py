@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 from rich.console import Console
@@ -19,7 +19,10 @@ from crossdet.errors import Interrupted, RunError, UserError
 from crossdet.files import json_text, write_json
 from crossdet.models.card import check_order, is_exported
 
-out = Console()
+if TYPE_CHECKING:
+    from crossdet.config import Config
+
+out = Console(emoji=False)  # a class or path with `:car:` in it is printed as it is
 STDOUT = Path("-")
 _json_output: list[TextIO] = []
 INTERRUPTED = 130
@@ -43,9 +46,29 @@ Overrides = Annotated[
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="where to write")]
 Resume = Annotated[bool, typer.Option(help="continue the run in the output directory")]
 Overwrite = Annotated[bool, typer.Option(help="replace the run in the output directory")]
+
+
+def _json_target(file: Path | None) -> Path | None:
+    """Told before any work: a slip of the keyboard's completion must cost no config, and a bad place no numbers."""
+    if file is None or file == STDOUT:
+        return file
+    if file.suffix.lower() != ".json":
+        raise UserError(f"--json {file}: expected a name that ends in .json; nothing else is written over")
+    above = next(place for place in file.absolute().parents if place.exists())
+    if not above.is_dir():
+        raise UserError(f"--json {file}: {above} is a file, not a folder")
+    return file
+
+
 JsonFile = Annotated[
     Path | None,
-    typer.Option("--json", metavar="FILE", dir_okay=False, help="also write the numbers as JSON (-: to stdout)"),
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        dir_okay=False,
+        callback=_json_target,
+        help="also write the numbers as JSON (-: to stdout)",
+    ),
 ]
 SplitName = Annotated[
     Literal["val", "test", "train"], typer.Option("--split", help="of each dataset, the pictures to look at")
@@ -77,6 +100,14 @@ def check_device(device: str | None, paths: Iterable[Path]) -> None:
         raise UserError(
             f"--device: {exported[0]} is an exported file and runs where its own software does; leave it out"
         )
+
+
+def check_no_input(file: Path | None, config: Config) -> None:
+    """Raises `UserError` where what is to be written would take the place of data."""
+    from crossdet.config.sources import inputs_of
+
+    if file is not None and file != STDOUT and file.resolve() in inputs_of(config):
+        raise UserError(f"--json {file}: the config reads this file; choose another name")
 
 
 def own_config(command: str, run: Path, config: Path | None) -> Path:
@@ -139,7 +170,7 @@ def _without_types_of_flags(command: Any) -> None:
 
 def run_app(app: typer.Typer) -> None:
     """Runs a command line; the package's errors become messages and exit codes (`crossdet.commands.main`)."""
-    errors = Console(stderr=True)
+    errors = Console(stderr=True, emoji=False)
     alone = ("--json", "-") in pairwise(sys.argv) or "--json=-" in sys.argv
     try:
         command = get_command(app)

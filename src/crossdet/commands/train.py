@@ -6,7 +6,17 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossdet.commands.terminal import ConfigFile, JsonFile, Output, Overrides, Overwrite, Resume, save_json, say
+from crossdet.commands.terminal import (
+    ConfigFile,
+    JsonFile,
+    Output,
+    Overrides,
+    Overwrite,
+    Resume,
+    check_no_input,
+    save_json,
+    say,
+)
 
 if TYPE_CHECKING:
     from crossdet.config import Config
@@ -24,6 +34,7 @@ def train(
     from crossdet.config import load_config
 
     loaded = load_config(config, overrides or [])  # its mistakes are told before torch is imported
+    check_no_input(json_file, loaded)
     if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # of torchrun's and Fabric's processes one
         _say_what_anchors_miss(loaded)
 

@@ -29,11 +29,25 @@ _OF_FILES = ("images", "annotations", "ignore", "lists")
 Override = str | tuple[str, str]
 CONFIG_FILE = "config.yaml"
 """The resolved config in the directory of a run."""
+_NOWHERE = re.compile("[\0\ud800-\udfff]")  # it ends a name, or UTF-8 has no bytes for it
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loading; `1e-4` is a number."""
+    """Safe loading; `1e-4` is a number, a date is text, and what PyYAML cannot read is told with its line."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+        except yaml.YAMLError:
+            raise
+        except Exception as error:  # `!!bool x`, `!!int ""`, a number of 5,000 digits: almost anything
+            problem = f"a value that cannot be read ({type(error).__name__}: {error})"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
+        if isinstance(value, str) and _NOWHERE.search(value):
+            problem = "a text with a character that no name of a file or class can have"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return value
 
 
 class _Dumper(yaml.SafeDumper):
@@ -45,6 +59,7 @@ class _Dumper(yaml.SafeDumper):
 
 for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver(_FLOAT, _EXPONENT, list("-+0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda _loader, node: str(node.value))
 
 
 FROM_PYTHON = ", given from Python"
@@ -220,6 +235,8 @@ def _parse(text: str, places: dict[Key, str], problems: list[Problem]) -> Any:
             return None
         _survey(node, (), [], places, problems)
         return _copied(loader.construct_document(node))
+    except RecursionError:
+        raise yaml.YAMLError("its values are nested too deeply") from None
     finally:
         loader.dispose()
 

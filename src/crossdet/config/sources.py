@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,22 @@ class Sources:
 def named_splits(sources: Sources) -> dict[str, Index]:
     """All splits as `dataset.split`, the name that messages use."""
     return {f"{name}.{split}": index for split in ALL_SPLITS for name, index in getattr(sources, split).items()}
+
+
+PLACES = ("images", "annotations", "image_set", "ignore", "lists")
+"""Keys of a split that say where its files are."""
+
+
+def inputs_of(config: Config) -> Iterator[Path]:
+    """Files and folders that the config reads from, resolved: nothing may be written over them."""
+    splits = [getattr(dataset, split) for dataset in config.datasets.values() for split in ALL_SPLITS]
+    for given in (*splits, config.union_test):
+        for key in PLACES:
+            value = getattr(given, key, None)
+            paths = value if isinstance(value, tuple) else (value,)
+            yield from (path.resolve() for path in paths if isinstance(path, Path))
+    if isinstance(config.model.weights, Path):
+        yield config.model.weights.resolve()
 
 
 def check_split(config: Config, split: str) -> None:

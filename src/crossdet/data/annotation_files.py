@@ -9,8 +9,13 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from crossdet.errors import AnnotationError, problem_list
+
+if TYPE_CHECKING:
+    from PIL import Image
+
 
 PICTURE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jfif", ".avif"
@@ -128,13 +133,23 @@ def no_pixel_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
+def opened(path: Path) -> Image.Image:
+    """The picture of a file, not decoded yet. Raises `OSError` for what is no regular file: a named pipe would be
+    waited for without end."""
+    from PIL import Image
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file")
+    return Image.open(path, formats=picture_formats())
+
+
 def header_sizes(paths: Sequence[Path], upright: bool = False) -> list[tuple[int, int] | None]:
     """(height, width) of image files from their headers, as stored; None = unreadable. upright: as EXIF says."""
     from PIL import ExifTags, Image
 
     def size(path: Path) -> tuple[int, int] | None:
         try:
-            with Image.open(path, formats=picture_formats()) as image:
+            with opened(path) as image:
                 height, width = image.height, image.width
                 # not the plugin's own, which for PNG decodes the picture to look behind it
                 mark = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) if upright else 1

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from crossdet.config import load_config
+from crossdet.config import Config, load_config
 from crossdet.config.files import CONFIG_FILE, overridden
 from crossdet.data.formats.wider_face import read_wider_face
 from crossdet.demo.scenes import LOOKS, MARKER, write_demo_datasets
@@ -142,6 +142,8 @@ def write_demo_world(
         name: overridden(content, overrides)
         for name, content in (configs | {"full": full_config(seed, steps)}).items()
     }
+    for content in configs.values():
+        Config.from_dict(content, folder)  # a mistake in an override is told before anything is written
     foreign = [name for name in (CONFIG_FILE, *(f"{name}.yaml" for name in configs)) if (folder / name).exists()]
     if foreign and not (folder / "data" / MARKER).exists():
         taken = f"{folder} already holds {', '.join(foreign)}, not written by the demo"

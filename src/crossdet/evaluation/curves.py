@@ -139,14 +139,14 @@ def read_methods(file: Path) -> list[tuple[str, list[NamedCurve]]]:
     Raises `UserError` that names the file and what is wrong in it.
     """
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_bytes())
         if content.get("format") not in (FORMAT, OVERLAY):
             raise UserError(f"{file}: no precision-recall curves (format {content.get('format')!r})")
         rows = content["methods"] if content["format"] == OVERLAY else [content]
         return [(str(row["method"]), [_curve(one) for one in row["curves"]]) for row in rows]
     except OSError as error:
         raise UserError(f"{file}: {error.strerror or error}") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{file}: no precision-recall curves ({error!r})") from None

@@ -10,7 +10,7 @@ from typing import Any
 
 from crossdet.data.canvases import resized
 from crossdet.errors import UserError
-from crossdet.models.card import Card
+from crossdet.models.card import DAMAGED, Card
 
 FORMAT = "crossdet-export/1"
 STORED = ("format", "card", "rules", "precision", "opset", "licence", "source")
@@ -119,13 +119,15 @@ class About:
         """Raises `UserError` for a file of other software."""
         if metadata.get("format") != FORMAT:
             raise UserError(f"{path} was not written by `crossdet export` (format {metadata.get('format')!r})")
-        read = {key: json.loads(metadata[key]) for key in STORED[1:]}
-        rules = read["rules"]
-        size = None if rules["size"] is None else tuple(rules["size"])
-        fixed = rules | {"size": size, "fill": tuple(rules["fill"]), "classes": tuple(rules["classes"])}
         try:
+            read = {key: json.loads(metadata[key]) for key in STORED[1:]}
+            rules = read["rules"]
+            size = None if rules["size"] is None else tuple(rules["size"])
+            fixed = rules | {"size": size, "fill": tuple(rules["fill"]), "classes": tuple(rules["classes"])}
             card = Card.from_metadata(read["card"])
+            fixed.setdefault("antialias", card.settings.antialias)
+            return cls(**read | {"card": card, "rules": Rules(**fixed)})
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-        fixed.setdefault("antialias", card.settings.antialias)
-        return cls(**read | {"card": card, "rules": Rules(**fixed)})
+        except DAMAGED as error:
+            raise UserError(f"{path}: what it says about itself is damaged ({error!r}); export it anew") from None

@@ -241,6 +241,8 @@ class RuleReader:
         names = self._texts(f"datasets.{dataset}", given)
         if not names and len(self.problems) == before:
             self.problems.append(f"datasets.{dataset}: no classes")
+        if any(not name.strip() for name in names):
+            self.problems.append(f"datasets.{dataset}: a class without a name; give it one in the annotations")
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             self.problems.append(f"datasets.{dataset}: class {quoted(twice)} is listed twice")

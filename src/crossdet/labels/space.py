@@ -336,8 +336,8 @@ def check_class_names(dataset: str, trained: Sequence[str], found: Sequence[str]
     if strange:
         raise UserError(
             f"{where}: class {quoted(strange)} is not among the classes of the training split of {dataset!r} "
-            f"({', '.join(trained)}); add the class to the training file's categories, or remove it from the "
-            f"val split; for voc list all classes under `datasets.{dataset}.classes`"
+            f"({', '.join(trained)}); add the class to the training file's categories, or remove it from this "
+            f"split; for voc list all classes under `datasets.{dataset}.classes`"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +124,17 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own words about what is told below
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"weights file {path} does not exist") from None
+    except pickle.UnpicklingError:
+        reason = (
+            "it is no file of PyTorch weights, or holds more than tensors, which could run code and is never loaded"
+        )
+        hint = "give a .safetensors file, or a `state_dict` that torch.save has written"
+        raise UserError(f"weights file {path} cannot be read: {reason}; {hint}") from None
     except Exception as error:  # on a file that is no pickle, torch's unpickler raises almost anything
         raise unreadable(path, error) from None
     for key in ("state_dict", "model"):

@@ -149,14 +149,16 @@ class Card:
         else:
             datasets = {name: list(sources) for name, sources in zip(space.datasets, space.sources, strict=True)}
             history = (Generation("train", datasets, list(space.classes)),)
-        return cls(
+        card = cls(
             space,
             ARCHITECTURES[name].settings.from_json(metadata["model"]),
             InputSettings(**json.loads(metadata["input"])),
-            json.loads(metadata["eval"]),
+            dict(json.loads(metadata["eval"])),
             json.loads(metadata["operating"]) if "operating" in metadata else None,
             history,
         )
+        _ = card.thresholds, space.classes  # a damaged one is found now
+        return card
 
     def to_metadata(self) -> dict[str, str]:
         """As it is stored; equal cards give equal strings."""
@@ -229,12 +231,18 @@ def _card_beside(file: Path, found: Foreign) -> Card:
     return card
 
 
+DAMAGED = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
+"""What reading a stored description raises that somebody has changed."""
+
+
 def card_of(path: Path, metadata: Mapping[str, str]) -> Card:
     """`Card.from_metadata`; what it refuses is told with the file."""
     try:
         return Card.from_metadata(metadata)
     except UserError as error:
         raise UserError(f"weights {path}: {error}") from None
+    except DAMAGED as error:
+        raise UserError(f"weights {path}: what they say about themselves is damaged ({error!r})") from None
 
 
 def name_of(path: Path) -> str:

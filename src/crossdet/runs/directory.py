@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,10 +16,12 @@ from lightning_fabric import Fabric
 
 from crossdet.config import CONFIG_FILE, Config, dump_config, load_config
 from crossdet.config.schema import ALL_SPLITS
-from crossdet.errors import ConfigError, RunError, UserError, show
+from crossdet.config.sources import PLACES, inputs_of
+from crossdet.errors import ConfigError, RunError, UserError, show, some
 from crossdet.files import check_room, write_atomically, writing
+from crossdet.models.card import BEST_FILE, START_FILE, WEIGHTS_FILE
 from crossdet.models.contract import Network
-from crossdet.models.weights import STATE_FILE, load_state
+from crossdet.models.weights import METRICS_FILE, STATE_FILE, load_state
 from crossdet.training.identity import Identity, check_identity
 
 try:
@@ -31,7 +34,14 @@ _FREE_KEYS = ("output", "train.workers", "train.log_every", "train.checkpoint_mi
               "train.checkpoint_steps", "train.precision", "train.compile", "train.loggers", "eval.batch_size",
               "extend.tolerance")  # fmt: skip
 LOCK_FILE = ".lock"
-_PLACES = ("images", "annotations", "image_set", "ignore")
+HEADER = "# The config of this run, with all values, as `crossdet train` or `extend` wrote it.\n"
+"""First line of the config in a run directory, which tells it from any other folder with a `config.yaml`."""
+_WRITTEN = (STATE_FILE, WEIGHTS_FILE, BEST_FILE, METRICS_FILE, "steps.csv")
+"""By one of these a run of before `HEADER` is known."""
+_OURS = (*_WRITTEN, CONFIG_FILE, START_FILE, LOCK_FILE, "pictures", "taught.json", "teacher_labels", "tensorboard",
+         "wandb", "wandb_run.txt", "mlflow_run.txt", "forgetting.json", "generations.png", "audit", "report.html",
+         "eval_*", "non_finite_batch_rank*.pt", *(f".{name}.*" for name in (*_WRITTEN, CONFIG_FILE)))  # fmt: skip
+"""What commands write into a run directory, unasked: `--overwrite` deletes that, and nothing else."""
 
 
 def run_directory(config: Config, output: str | Path | None) -> Path:
@@ -52,9 +62,17 @@ def check_run_dir(
     last_file: without it a run whose training is finished can still be resumed. known_datasets: see `load_config`.
     epochs: of the training, where a run that was to have fewer may be resumed to have so many.
     """
-    holds_run = (run_dir / CONFIG_FILE).exists()
+    if resume and overwrite:
+        raise UserError("--resume goes on with a run and --overwrite deletes it; take one of them")
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"{run_dir} is a file; choose another directory with --output")
+    holds_run = _is_run(run_dir)
+    if not holds_run and (run_dir / CONFIG_FILE).exists():
+        raise UserError(
+            f"{run_dir} holds a {CONFIG_FILE} that no training wrote; choose another directory with --output"
+        )
+    if not resume and (inside := [path for path in inputs_of(config) if path.is_relative_to(run_dir.resolve())]):
+        raise UserError(f"{run_dir} holds what is trained on ({inside[0]}); choose another directory with --output")
     if resume:
         state = _state(run_dir)
         progress = state.get("progress", {})
@@ -70,6 +88,15 @@ def check_run_dir(
             f"{run_dir} already holds a run; continue it with --resume, replace it with --overwrite, "
             f"or choose another directory with --output"
         )
+
+
+def _is_run(run_dir: Path) -> bool:
+    config = run_dir / CONFIG_FILE
+    if not config.is_file():
+        return False
+    with config.open("rb") as file:
+        begins = file.read(len(HEADER.encode()))
+    return begins == HEADER.encode() or any((run_dir / name).is_file() for name in _WRITTEN)
 
 
 def is_finished(run_dir: Path, config: Config) -> bool:
@@ -108,9 +135,9 @@ def training_in(
         if problem := fabric.broadcast(problem):
             raise UserError(problem)
         if fabric.is_global_zero:
-            if not resume:
-                _emptied(run_dir)
-            write_atomically(run_dir / CONFIG_FILE, dump_config(config).encode())
+            if not resume and (left := _emptied(run_dir)):
+                print(f"{run_dir}: left there, no training wrote it: {some(left, 4, 3)}", flush=True)
+            write_atomically(run_dir / CONFIG_FILE, (HEADER + dump_config(config)).encode())
         fabric.barrier()
         yield
 
@@ -178,15 +205,19 @@ def _claimed(run_dir: Path, at_end: ExitStack, may_hold_run: bool) -> str:
     return ""
 
 
-def _emptied(run_dir: Path) -> None:
-    """The config goes last: with it a run whose removal was cut short is still known as one."""
-    config = run_dir / CONFIG_FILE
-    for entry in run_dir.iterdir() if config.exists() else ():
-        if entry.is_dir() and not entry.is_symlink():
+def _emptied(run_dir: Path) -> list[str]:
+    """Names of what is left, which is not ours. The config goes last: with it a run whose removal was cut short is
+    still known as one."""
+    config, left = run_dir / CONFIG_FILE, []
+    for entry in sorted(run_dir.iterdir()) if config.exists() else ():
+        if not any(fnmatch(entry.name, ours) for ours in _OURS):
+            left.append(entry.name)
+        elif entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         elif entry.name not in (LOCK_FILE, CONFIG_FILE):
             entry.unlink()
     config.unlink(missing_ok=True)
+    return left
 
 
 def check_teachers_stay(teachers: Sequence[Path | str], run_dir: Path) -> None:
@@ -215,7 +246,7 @@ def _is_place(key: str) -> bool:
     """Whether a key of a config says where data lie."""
     first, *middle, last = key.split(".") if "." in key else (key, "")
     of_split = (first == "datasets" and middle and middle[-1] in ALL_SPLITS) or first == "union_test"
-    return of_split and last in _PLACES
+    return of_split and last in PLACES
 
 
 def _may_grow(config: Config) -> bool:

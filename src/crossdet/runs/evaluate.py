@@ -17,7 +17,7 @@ from crossdet.config.sources import Sources, check_split, open_sources
 from crossdet.data.federated import verified_in_evaluation
 from crossdet.data.index import Index
 from crossdet.data.rotation import without_direction_classes
-from crossdet.errors import UserError
+from crossdet.errors import UserError, some
 from crossdet.evaluation.arrays import Verified
 from crossdet.evaluation.curves import NamedCurve, write_run_curves
 from crossdet.evaluation.operating import operating_point
@@ -249,7 +249,8 @@ def metrics_table(metrics: dict[str, Any]) -> str:
         if "orientation" in row:
             lines.append(f"{name}: {_orientation(row['orientation'])}")
         if row["unreadable"]:
-            lines.append(f"{name}: {len(row['unreadable'])} images could not be read and count as empty")
+            which = some([str(line) for line in row["unreadable"]], 3, 2)
+            lines.append(f"{name}: {len(row['unreadable'])} images could not be read and count as empty: {which}")
         lines += [f"{name}: {note}" for note in row.get("notes", ())]
     return "\n".join(lines)
 
@@ -338,6 +339,12 @@ def evaluate(
         check_room(Path(output))
     model, size, workers = _looking(detector, config)
     evaluation = score_splits(model, config, splits, sources.lists, size, folding, workers)
+    for dataset, record in evaluation.metrics["datasets"].items():
+        if record["unreadable"] and len(record["unreadable"]) == record["images"]:
+            raise UserError(
+                f"datasets.{dataset}.{split}: none of its {record['images']} pictures could be read, the first: "
+                f"{record['unreadable'][0]}; is `images` the right folder?"
+            )
     for dataset, note in listed_only_notes(sources.listed_only).items():
         evaluation.metrics["datasets"][dataset].setdefault("notes", []).append(note)
     if sources.apart:

@@ -340,12 +340,12 @@ def _ends(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 def _coco_ids(path: Path) -> CocoIds:
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_bytes())
         images = [(Path(image["file_name"]).parts, image["id"]) for image in data["images"]]
         return CocoIds(images, {category["name"]: category["id"] for category in data["categories"]})
     except OSError as error:
         raise UserError(f"--coco {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"--coco {path}: no COCO annotation file ({error!r})") from None
 
 

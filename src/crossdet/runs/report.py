@@ -46,6 +46,8 @@ def report(
             f"--against {against}: it knows none of the classes of {run} ({', '.join(sorted(mine))}), but "
             f"{', '.join(sorted(*theirs))}"
         )
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--output {output}: expected a name that ends in .html; nothing else is written over")
     check_room(output)
     counts: Counts = {}
     looked: list[Looked] = []
@@ -89,7 +91,7 @@ def _steps(file: Path) -> dict[str, list[float]]:
     """The columns; empty where there is no file. A cell that is no number is nan."""
     if not file.exists():
         return {}
-    with file.open(newline="") as lines:
+    with file.open(newline="", encoding="utf-8", errors="replace") as lines:
         rows = list(csv.DictReader(lines))
     return {key: [_number(row[key]) for row in rows] for key in (rows[0] if rows else ())}
 

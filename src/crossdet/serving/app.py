@@ -11,8 +11,10 @@ Pictures are looked at in memory and never written.
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import math
+import socket
 import threading
 import time
 import warnings
@@ -231,7 +233,12 @@ async def _serve(server: Server, host: str, port: int, started: Callable[[int], 
         try:
             await site.start()
         except OSError as error:
-            raise UserError(f"--host {host} --port {port}: {error.strerror or error}; try another --port") from None
+            other = (
+                "--host" if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL else "--port"
+            )
+            raise UserError(
+                f"--host {host} --port {port}: {error.strerror or error}; try another {other}"
+            ) from None
         started(runner.addresses[0][1])
         await asyncio.Event().wait()
     finally:

@@ -89,6 +89,7 @@ def with_pseudo_labels(
     uncertain: Floats,
     overlap: Bools,
     avoided: tuple[Ids, Ids] = (NO_IDS, NO_IDS),
+    federated: bool = False,
 ) -> Index:
     """The index with the teacher's labels; its images, boxes and classes stay as they are, new ones come
     after.
@@ -98,8 +99,11 @@ def with_pseudo_labels(
     teacher has looked at all), names: unified names by id. confident, uncertain: `[C]` a score of
     at least `confident` is an object, one of at least `uncertain` an AVOID region. overlap: `[C, C]`, pairs that
     one box can show at once. avoided: pairs of an image and a class (-1: all), one array each, whose whole image is
-    an AVOID region.
+    an AVOID region. federated: each image says what was verified in it, if only by its boxes.
     """
+    lists = index.negatives
+    if lists is None and federated:
+        lists = Ragged(np.zeros(0, np.int64), np.zeros(len(index) + 1, np.int64))
     position = np.full(len(names), -1, np.int64)
     position[list(by_teacher)] = len(index.classes) + np.arange(len(by_teacher))
     labels = np.asarray(found.labels, np.int64)
@@ -135,7 +139,7 @@ def with_pseudo_labels(
         flags=joined(index.flags, flags),
         area=joined(index.area, area),
         columns={name: joined(own, np.zeros(len(labels), own.dtype)) for name, own in index.columns.items()},
-        negatives=None if index.negatives is None else _in_all(index.negatives, position[list(by_teacher)]),
+        negatives=None if lists is None else _in_all(lists, position[list(by_teacher)]),
     )
 
 
@@ -226,6 +230,7 @@ def label_images(
                 uncertain_from * confident,
                 space.overlap_array,
                 (whole_image, whole_class),
+                space.dataset_index(name) in space.federated,
             )
             if fabric.is_global_zero:
                 shutil.rmtree(place, ignore_errors=True)

@@ -1,6 +1,7 @@
 """`inspect` and the files of images: sizes, orientation, broken and double ones."""
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from crossdet.check import inspect
 from crossdet.check.files import same_content
 from crossdet.check.inspection import repeated_objects
+from crossdet.check.near import thumbnails_of
 from crossdet.config.sources import open_sources
 from crossdet.data.decoding import read_image
 from crossdet.data.formats.wider_face import write_wider_face
@@ -25,6 +27,17 @@ from crossdet.types import Flag
 from .made import BOX, configured, make, one_box, printed
 
 # ---------------------------------------------------------------------------------------------- image files
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_named_pipe_is_no_picture(tmp_path):
+    """To read one is to wait for who writes into it."""
+    index = make(tmp_path / "a", ("cat",), one_box(3))
+    (tmp_path / "a/1.png").unlink()
+    os.mkfifo(tmp_path / "a/1.png")
+    report = inspect(configured({"a": {"train": index}}), decode=True)
+    assert "a/1.png" in " ".join(report.splits[0].files.unreadable.first)
+    assert thumbnails_of([tmp_path / "a/1.png"]).sum() == 0
 
 
 def test_missing_broken_and_foreign_pictures(tmp_path):

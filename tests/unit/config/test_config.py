@@ -98,7 +98,7 @@ def test_fixed_and_strict():
         ("train: {accumulate: 3}", "`train.batch_size`: expected a multiple of accumulate x devices = 3, got 8"),
         ("model: {weights: 3}", "`model.weights`: expected `imagenet`, `none` or a path, got 3"),
         ("model: {anchors: {scales: []}}", "`model.anchors.scales`: expected at least one value, got []"),
-        ("model: {anchors: {ratios: [1, 0]}}", "`model.anchors.ratios[1]`: expected a number > 0, got 0"),
+        ("model: {anchors: {ratios: [1, 0]}}", "`model.anchors.ratios[1]`: expected a number >= 0.001, got 0"),
         (
             "model: {positive_iou: 0.3}",
             "`model.negative_iou`: expected at most `model.positive_iou` = 0.3, got 0.4",
@@ -221,6 +221,12 @@ def test_a_key_that_stands_twice(tmp_path):
     ("content", "expected"),
     [
         (b"a: [", "not valid YAML: line 1: "),
+        (b"seed: !!bool x", "not valid YAML: line 1: a value that cannot be read (KeyError"),
+        (b'seed: !!int ""', "not valid YAML: line 1: a value that cannot be read (IndexError"),
+        (b"a:\n  b: " + b"9" * 5000, "not valid YAML: line 2: a value that cannot be read (ValueError"),
+        (b"a: " + b"[" * 4000, "not valid YAML: its values are nested too deeply"),
+        (b'output: "a\\0b"', "not valid YAML: line 1: a text with a character that no name"),
+        (b'output: "\\ud800"', "not valid YAML: line 1: a text with a character that no name"),
         (b"a: &x [*x]", "not valid YAML: line 1: an alias that contains itself"),
         (b"a: !!python/object:x {}", "not valid YAML: line 1: could not determine a constructor"),
         (b"- 1", "expected a mapping (`key: value` lines), got a list"),
@@ -241,6 +247,13 @@ def test_no_config_file(tmp_path, content, expected):
     assert str(caught.value).startswith(f"{path}: {expected}")
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file or directory"):
         load_config(tmp_path / "none.yaml")
+
+
+def test_a_date_is_text(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"{MINIMAL}output: 2024-31-12\n")
+    assert load_config(path).output == tmp_path / "2024-31-12"
+    assert load_config(path, ["output=2024-02-30"]).output == tmp_path / "2024-02-30"
 
 
 def test_annotations_are_told_from_a_config_without_reading_them_as_yaml(tmp_path, monkeypatch):

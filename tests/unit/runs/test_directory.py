@@ -22,6 +22,7 @@ def test_an_extension_of_an_older_version_is_resumed(tmp_path: Path, changed: bo
         "train": {"lr": 0.01},
     }
     (tmp_path / CONFIG_FILE).write_text(yaml.safe_dump(values))
+    (tmp_path / "steps.csv").touch()  # by what such a run is known
     now = tmp_path / "now.yaml"
     now.write_text(yaml.safe_dump(values | {"train": {"lr": 0.02 if changed else 0.01}}))
     config = load_config(now, known_datasets=["faces"])

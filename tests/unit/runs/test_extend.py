@@ -205,6 +205,12 @@ def test_pseudo_labels_by_hand(space):
     )  # fmt: skip
     assert federated.negatives is not None
     assert [federated.negatives[row].tolist() for row in range(3)] == [[1, 2, 3], [2, 3], [0, 2, 3]]
+    without_lists = with_pseudo_labels(
+        index, space.ids("new", index.classes), found, [0, 1], space.classes, confident, uncertain,
+        space.overlap_array, federated=True,
+    )  # fmt: skip
+    assert without_lists.negatives is not None
+    assert [without_lists.negatives[row].tolist() for row in range(3)] == [[2, 3]] * 3
 
 
 # ----------------------------------------------------------------------------------------- settings

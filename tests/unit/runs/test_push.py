@@ -128,7 +128,7 @@ def test_what_is_uploaded_comes_back(weights, tmp_path, monkeypatch):
 def test_a_run_without_transformers_network(trained, tmp_path, crossdet):
     """RetinaNet goes as crossdet's own file, with the scores of the run."""
     done = crossdet(
-        "push", trained.folder, "--to", "me/cars", "--dry-run", tmp_path / "out", "--json", tmp_path / "j"
+        "push", trained.folder, "--to", "me/cars", "--dry-run", tmp_path / "out", "--json", tmp_path / "j.json"
     )
     assert done.returncode == 0, done.stderr
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"README.md", "model.safetensors"}

@@ -117,16 +117,17 @@ def list_entries(
     noted: list[str] = [] if problems is None else problems
     for year, folder in enumerate(annotations):
         try:
-            xmls = {file.name for file in folder.iterdir() if _is_xml(file.name)}
+            xmls = {file.name[:-4]: file for file in folder.iterdir() if _is_xml(file.name)}
         except OSError as error:
             raise AnnotationError(f"{folder}: cannot be listed ({error.strerror})") from None
         if image_sets:
-            listed = _image_set(image_sets[year], xmls, noted)
+            listed = _image_set(image_sets[year], {f"{stem}.xml" for stem in xmls}, noted)
         else:
-            listed = ((name[:-4], str(folder / name)) for name in sorted(xmls))
+            listed = ((name, str(file)) for name, file in sorted(xmls.items()))
         for name, place in listed:
-            if f"{name}.xml" in xmls or is_there(folder / f"{name}.xml"):
-                entries.append(Entry(name, folder / f"{name}.xml", year, place))
+            file = xmls.get(name, folder / f"{name}.xml")
+            if name in xmls or is_there(file):
+                entries.append(Entry(name, file, year, place))
             else:
                 noted.append(f"{place}: {name!r} has no {folder / name}.xml; add that file or remove the line")
     return entries

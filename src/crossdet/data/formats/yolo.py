@@ -127,11 +127,18 @@ def write_yolo(index: Index, root: Path, split: str) -> None:
     Images are not copied: they belong in `root/images/<split>`. YOLO has no flags: region rows (CROWD,
     IGNORE_REGION, AVOID) and INVALID boxes are left out, DIFFICULT ones are written as ordinary boxes.
 
-    Raises `UserError` for an image whose name leads out of that folder (labels are found by its path), before
-    anything is written, and for boxes in an image of unknown size.
+    Raises `UserError` for an image whose name leads out of that folder (labels are found by its path), and for two
+    that differ in their endings alone, which would share a file of labels, before anything is written, and for
+    boxes in an image of unknown size.
     """
+    seen: dict[PurePosixPath, str] = {}
     for row in range(len(index)):
         name = PurePosixPath(index.names[row].replace("\\", "/"))
+        if (other := seen.setdefault(name.with_suffix(""), index.names[row])) != index.names[row]:
+            raise UserError(
+                f"images {other!r} and {index.names[row]!r}: YOLO has one file of labels for both, which has their "
+                "name without its ending; rename one"
+            )
         if name.is_absolute() or ".." in name.parts or not name.name or "\0" in str(name):
             raise UserError(
                 f"image {index.names[row]!r}: its path leads out of the folder of images, where YOLO's labels are "

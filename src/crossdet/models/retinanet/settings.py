@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, StrictBool, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, ValidationError
 
 from crossdet.errors import UserError
 from crossdet.models.settings import (
@@ -17,15 +17,19 @@ from crossdet.models.settings import (
     NetworkSettings,
     NotNegative,
     OpenFraction,
-    Positives,
+    Positive,
     Section,
     Text,
     Weights,
+    filled,
+    listed,
     of_another_version,
 )
 
 PYRAMID_STRIDES = (8, 16, 32, 64, 128)
 """Strides of the pyramid levels P3 to P7."""
+Channels = Annotated[Count, Field(le=4096)]
+Depth = Annotated[CountOrZero, Field(le=64)]
 HEAD, SMALL_HEAD = (256, 4), (128, 2)
 """Channels of the pyramid and convolutions before each output: the paper's, and behind small backbones."""
 SMALL_BACKBONE = 15_000_000
@@ -53,11 +57,16 @@ class Adapter(NamedTuple):
         return self.boxes <= c and (self.until is None or c < self.until)
 
 
+Factors = Annotated[
+    tuple[Annotated[Positive, Field(ge=0.001, le=1000)], ...], BeforeValidator(listed), AfterValidator(filled)
+]
+
+
 class Anchors(Section):
     """Anchor area = (scale x stride)^2; ratio = height / width."""
 
-    scales: Positives = (2.0, 3.0, 4.0)
-    ratios: Positives = (0.5, 1.0, 2.0)
+    scales: Factors = (2.0, 3.0, 4.0)
+    ratios: Factors = (0.5, 1.0, 2.0)
 
 
 class RetinaNetModel(Section):
@@ -66,8 +75,8 @@ class RetinaNetModel(Section):
     name: Literal["retinanet"] = "retinanet"
     backbone: Text = "resnet50"  # a timm name
     weights: Weights = "imagenet"  # or `none`, or a file
-    channels: Count | None = None  # of the pyramid; null: 256, by `recipe: auto` 128 behind a small backbone
-    head_depth: CountOrZero | None = None  # convolutions before each output; null: 4, or 2
+    channels: Channels | None = None  # of the pyramid; null: 256, by `recipe: auto` 128 behind a small backbone
+    head_depth: Depth | None = None  # convolutions before each output; null: 4, or 2
     group_norm: StrictBool | None = None  # in pyramid and head; null: by `train.recipe` (auto: yes, paper: no)
     anchors: Anchors = Anchors()
     positive_iou: Fraction = 0.5
@@ -99,8 +108,8 @@ class RetinaNetSettings(RetinaNetModel, NetworkSettings):  # type: ignore[misc]
     """
 
     weights: Weights = "none"
-    channels: Count = HEAD[0]
-    head_depth: CountOrZero = HEAD[1]
+    channels: Channels = HEAD[0]
+    head_depth: Depth = HEAD[1]
     loss: RetinaNetLoss = RetinaNetLoss()
     freeze_batch_norm: StrictBool = True
     group_norm: StrictBool = False

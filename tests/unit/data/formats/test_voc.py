@@ -151,6 +151,14 @@ def test_one_file_name_copied_into_several_xmls(year: Year) -> None:
     assert [index.names[i] for i in range(2)] == ["a.jpg", "b.jpg"]
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_endings_in_capitals(listed: bool, year: Year) -> None:
+    year.add("a", voc_xml(voc_object())).rename(year.xmls / "a.XML")
+    sets = [year.image_set("a")] if listed else []
+    index = read_voc([year.xmls], [year.images], sets)
+    assert (list(index.names), len(index.boxes)) == (["a.jpg"], 1)
+
+
 def test_image_set_with_flags(year: Year) -> None:
     for name in ("a", "b", "c", "with space", "d 1"):
         year.add(name, voc_xml())

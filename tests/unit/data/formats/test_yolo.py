@@ -233,6 +233,17 @@ def test_written_without_regions(tmp_path: Path) -> None:
         write_yolo(builder.build(["y"]), tmp_path, "train")
 
 
+def test_two_pictures_of_one_name_are_not_written(tmp_path: Path) -> None:
+    """They would share a file of labels, and one lose its boxes."""
+    builder = IndexBuilder(tmp_path)
+    for name in ("a.jpg", "a.png"):
+        builder.image(name, 20, 20)
+        builder.box((0, 0, 9, 9), 0)
+    with pytest.raises(UserError, match=r"images 'a.jpg' and 'a.png': YOLO has one file of labels for both"):
+        write_yolo(builder.build(["cat"]), tmp_path / "out", "train")
+    assert not (tmp_path / "out").exists()
+
+
 def test_size_unknown_on_writing(tmp_path: Path) -> None:
     builder = IndexBuilder(tmp_path)
     builder.image("a.jpg")
