@@ -82,6 +82,9 @@ def test_eval_of_another_split_and_without_a_config(world, trained, tmp_path, co
     assert command("audit", run, config, "--split", "test")[0] == 0
 
     assert command("eval", run)[0] == 2
+    assert command("eval", config)[0] == 2
+    assert command("eval", tmp_path / "gone")[0] == 2
+    assert command("eval", run, config, "--split", "test", "--json", config)[0] == 2
     world.write_config(run / "config.yaml")
     code, printed = command("eval", run)
     assert code == 0

@@ -106,7 +106,9 @@ def test_mistakes_are_told(world, trained, tmp_path, crossdet):
         return done.stderr
 
     assert "expected a .safetensors file or a run directory" in told(tmp_path)
-    assert "say --data CONFIG, or --no-pictures" in told(trained.folder / "model.safetensors", "-o", tmp_path / "x")
+    assert "say --data CONFIG, or --no-pictures" in told(
+        trained.folder / "model.safetensors", "-o", tmp_path / "x.html"
+    )
     run = tmp_path / "run"
     shutil.copytree(trained.folder, run)
     (run / "metrics.json").write_text("[]")

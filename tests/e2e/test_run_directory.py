@@ -41,11 +41,12 @@ def test_a_run_is_not_mixed_with_another(world, short, tmp_path):
 def test_overwrite_replaces_a_run(world, short, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(short, folder)
-    (folder / "eval_old").mkdir()
+    (folder / "eval_old/curves").mkdir(parents=True)
+    (folder / "eval_old.json").write_text("{}")
     (folder / ".state.pt.ab12cd").write_text("of a training that was killed")
     run(world, folder, {"train.max_steps": 1}, overwrite=True)
     assert len(steps(folder)) == 1
-    assert not {"eval_old", ".state.pt.ab12cd"} & {entry.name for entry in folder.iterdir()}
+    assert not {"eval_old", "eval_old.json", ".state.pt.ab12cd"} & {entry.name for entry in folder.iterdir()}
 
 
 def test_overwrite_leaves_what_no_training_wrote(world, short, tmp_path, capsys):
@@ -54,9 +55,13 @@ def test_overwrite_leaves_what_no_training_wrote(world, short, tmp_path, capsys)
     (folder / "notes").mkdir()
     (folder / "notes/today.txt").write_text("better with more dogs")
     (folder / "best.onnx").write_text("exported")
+    (folder / "eval_notes.md").write_text("mine")
     run(world, folder, {"train.max_steps": 1}, overwrite=True)
     assert (folder / "notes/today.txt").exists()
-    assert f"{folder}: left there, no training wrote it: best.onnx, notes" in capsys.readouterr().out
+    assert (
+        f"{folder}: left there, not known as part of a run: best.onnx, eval_notes.md, notes"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
@@ -66,7 +71,7 @@ def test_a_folder_with_another_config_is_no_run(options, world, tmp_path):
     folder.mkdir()
     (folder / "config.yaml").write_text("# Written by `crossdet new`.\ndatasets: {}\n")
     (folder / "labels.json").write_text("a month's work")
-    with pytest.raises(UserError, match=r"holds a config.yaml that no training wrote"):
+    with pytest.raises(UserError, match=r"holds a config.yaml that no training is known to have written"):
         run(world, folder, **options)
     assert sorted(entry.name for entry in folder.iterdir()) == ["config.yaml", "labels.json"]
     assert (folder / "config.yaml").read_text().startswith("# Written by `crossdet new`.")

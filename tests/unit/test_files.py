@@ -4,6 +4,7 @@ lie in the folder, none is written twice, and the readers find them."""
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 
 import crossdet.evaluation.curves as curves_module
@@ -248,12 +250,16 @@ def test_room_is_looked_for_where_the_path_begins(tmp_path, monkeypatch):
         check_room(tmp_path / "new/deep/file.json")
 
 
-def test_no_error_of_the_disk_is_a_traceback(capsys):
+def test_no_error_of_the_disk_is_a_traceback(capsys, monkeypatch):
     """Wherever a command writes."""
 
+    app = typer.Typer()
+
+    @app.command()
     def command() -> None:
         raise OSError(28, "No space left on device", "[a]/file")
 
+    monkeypatch.setattr(sys, "argv", ["crossdet"])
     with pytest.raises(SystemExit, match="1"):
-        run_app(command)
+        run_app(app)
     assert capsys.readouterr().err == "failed [Errno 28] No space left on device: '[a]/file'\n"

@@ -17,7 +17,7 @@ from crossdet.check.teachers import look_at_teachers
 from crossdet.config import Config
 from crossdet.config.doubts import label_warnings, training_warnings
 from crossdet.config.listed_only import listed_only_notes, listed_only_problem
-from crossdet.config.sources import NO_BOX, Sources, named_splits, union_test_index, whole_split
+from crossdet.config.sources import NO_BOX, Sources, named_splits, only_tests, union_test_index, whole_split
 from crossdet.data.annotation_files import too_many
 from crossdet.data.canvases import resized_sizes, too_few
 from crossdet.data.groups import group
@@ -240,6 +240,9 @@ def _config_notes(config: Config, sources: Sources) -> Iterator[str]:
     if not sources.train:
         yield "no dataset has a `train` split: this config can only evaluate"
         yield from (f"{name} {note}" for name, note in listed_only_notes(sources.listed_only).items())
+    for name, dataset in config.datasets.items():
+        if only_tests(dataset):
+            yield f"{name} has a `test` split alone: it is for `eval --split test`, and was not looked at"
     for name in sources.train:
         if name not in sources.val:
             yield f"{name} has no `val` split: no score for it"

@@ -49,7 +49,7 @@ def audit(
     run = fetched(run)
     config = own_config("audit", run, config)
     loaded = load_config(config, overrides or [], card_in(run).space.datasets)
-    check_no_input(json_file, loaded)
+    check_no_input(json_file, loaded, config)
     runs = [run, *map(fetched, against or [])]
     check_device(device, runs)
     for one in runs:

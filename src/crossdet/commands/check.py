@@ -56,7 +56,7 @@ def check(
         return
     known = None if extends is None else known_space(extends)
     loaded = load_config(config, overrides or [], () if known is None else known.datasets)
-    check_no_input(json_file, loaded)
+    check_no_input(json_file, loaded, config)
     if extends is None:
         report = inspect(loaded, decode=decode)
     else:

@@ -68,7 +68,7 @@ def evaluate(
         _check_storable(given, run, fold, split)
     config = own_config("eval", run, config)
     loaded = load_config(config, overrides or [], card_in(run).space.datasets)
-    check_no_input(json_file, loaded)
+    check_no_input(json_file, loaded, config)
     say(taken(run, last))
 
     from crossdet.runs.evaluate import evaluate as score
@@ -108,8 +108,8 @@ def _check_storable(given: Path, run: Path, fold: bool, split: str) -> None:
     """run: what was fetched of `given`."""
     if not fold:
         raise UserError("--store-thresholds: they are kept for whole classes; leave out --no-fold")
-    if split == "test":
-        raise UserError("--store-thresholds: chosen on the test split, its scores would be too good; use val")
+    if split != "val":
+        raise UserError(f"--store-thresholds: they are chosen on `val`; chosen on {split} they would be too good")
     if run != given:
         raise UserError(
             f"--store-thresholds: {given} is not yours to change; take a copy, such as `hf download` makes with "

@@ -58,7 +58,7 @@ def extend(
     given = [("mode", mode), ("tolerance", tolerance)]
     options = [f"extend.{key}={value}" for key, value in given if value is not None]
     loaded = load_config(config, [*(overrides or []), *options], known_space(run).datasets)
-    check_no_input(json_file, loaded)
+    check_no_input(json_file, loaded, config)
     say(taken(run))
 
     from crossdet.evaluation.forgetting import warning_of

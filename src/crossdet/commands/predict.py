@@ -96,6 +96,8 @@ def predict(
     videos = [source for source in images if is_video(source)]
     images = [source for source in images if source not in videos]
     ignored = [f"--every: it is for videos, and {', '.join(images)} is none"] if every and not videos else []
+    if json_file is not None and coco is not None and json_file.resolve() == coco.resolve():
+        raise UserError(f"--json {json_file}: this is the file of --coco; choose another name")
     ignored += ["--coco: it is for images; leave it out, or the videos"] if coco is not None and videos else []
     if ignored:
         raise UserError("; ".join(ignored))

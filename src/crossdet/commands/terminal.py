@@ -17,7 +17,7 @@ from typer.main import get_command
 
 from crossdet.errors import Interrupted, RunError, UserError
 from crossdet.files import json_text, write_json
-from crossdet.models.card import check_order, is_exported
+from crossdet.models.card import check_order, is_exported, means_weights
 
 if TYPE_CHECKING:
     from crossdet.config import Config
@@ -102,12 +102,13 @@ def check_device(device: str | None, paths: Iterable[Path]) -> None:
         )
 
 
-def check_no_input(file: Path | None, config: Config) -> None:
-    """Raises `UserError` where what is to be written would take the place of data."""
+def check_no_input(file: Path | None, config: Config, written: Path) -> None:
+    """Raises `UserError` where what is to be written would take the place of data, or of the config. written: the
+    config's file."""
     from crossdet.config.sources import inputs_of
 
-    if file is not None and file != STDOUT and file.resolve() in inputs_of(config):
-        raise UserError(f"--json {file}: the config reads this file; choose another name")
+    if file is not None and file != STDOUT and file.resolve() in {written.resolve(), *inputs_of(config)}:
+        raise UserError(f"--json {file}: this file is read; choose another name")
 
 
 def own_config(command: str, run: Path, config: Path | None) -> Path:
@@ -120,6 +121,10 @@ def own_config(command: str, run: Path, config: Path | None) -> Path:
     if config is not None:
         check_order(command, run, config)
         return config
+    if not run.exists():
+        raise UserError(f"{run} does not exist")
+    if not means_weights(run):
+        raise UserError(f"{run} is a config, and the weights come first: `crossdet {command} RUN {run}`")
     own = run / CONFIG_FILE
     if not own.is_file():
         raise UserError(f"{run} is no run directory with a {CONFIG_FILE}: `crossdet {command} {run} CONFIG`")

@@ -34,7 +34,7 @@ def train(
     from crossdet.config import load_config
 
     loaded = load_config(config, overrides or [])  # its mistakes are told before torch is imported
-    check_no_input(json_file, loaded)
+    check_no_input(json_file, loaded, config)
     if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # of torchrun's and Fabric's processes one
         _say_what_anchors_miss(loaded)
 

@@ -379,9 +379,10 @@ def _direction_problems(config: Config, name: str, dataset: DatasetConfig) -> It
         if config.pseudo is not None:
             text = f"set `{shown}.direction_classes` to false, or remove one of the two"
             yield _problem(f"`pseudo` labels no directions; {text}", "pseudo", (*at, "directions"))
-    if isinstance(dataset.val, SplitConfig) and dataset.val.lists is not None and dataset.val_directions:
-        text = f"`{shown}.val_directions`: `val.lists` are of upright pictures; leave out one of the two"
-        yield _problem(text, (*at, "val_directions"), (*at, "val", "lists"))
+    for split in ("val", "test"):
+        if getattr(getattr(dataset, split), "lists", None) is not None and dataset.val_directions:
+            text = f"`{shown}.val_directions`: `{split}.lists` are of upright pictures; leave out one of the two"
+            yield _problem(text, (*at, "val_directions"), (*at, split, "lists"))
 
 
 def _label_problems(config: Config, known: Sequence[str]) -> Iterator[Problem]:

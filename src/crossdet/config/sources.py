@@ -40,7 +40,7 @@ class Sources:
     """Everything that is read before training. `train`, `val` and `test` hold the datasets that have such a split,
     where it was asked for.
 
-    lists: WIDER FACE's easy, medium and hard faces, of the datasets that name them (`val.lists`).
+    lists: WIDER FACE's easy, medium and hard faces, of the datasets whose split names them (`val.lists`).
     listed_only: classes that a dataset lists without a box of them while others have boxes, and the label rules do
         not say what that means: their background would be a negative, in training or in thresholds.
     labelled: dataset -> those of its own classes that it has boxes of.
@@ -78,6 +78,10 @@ class Sources:
         return sum(len(pictures(index)) for index in self.train.values())
 
 
+def only_tests(dataset: DatasetConfig) -> bool:
+    return dataset.train is None and dataset.val is None
+
+
 def named_splits(sources: Sources) -> dict[str, Index]:
     """All splits as `dataset.split`, the name that messages use."""
     return {f"{name}.{split}": index for split in ALL_SPLITS for name, index in getattr(sources, split).items()}
@@ -105,7 +109,8 @@ def check_split(config: Config, split: str) -> None:
         raise UserError(f"split: expected one of {', '.join(ALL_SPLITS)}, got {split!r}")
     there = [one for one in ALL_SPLITS if any(getattr(d, one) is not None for d in config.datasets.values())]
     if split not in there:
-        hint = f"; `--split {there[-1]}` looks at others" if there else ""
+        other = next((one for one in ("val", "train", "test") if one in there), None)
+        hint = f"; `--split {other}` looks at its other pictures" if other else ""
         raise UserError(f"no dataset of the config has a `{split}` split{hint}")
 
 
@@ -158,7 +163,10 @@ def _read_splits(
     lists: dict[str, Any] = {}
     problems: list[str] = []
     given = {
-        (name, split): getattr(dataset, split) for name, dataset in config.datasets.items() for split in splits
+        (name, split): getattr(dataset, split)
+        for name, dataset in config.datasets.items()
+        for split in splits
+        if "train" not in splits or not only_tests(dataset)  # such a dataset is none of the training's
     }
     whole: dict[str, Index] = {}  # of the training split, where `val` is a share of it
     for (name, split), files in given.items():
@@ -176,7 +184,7 @@ def _read_splits(
         reader = lists_of(dataset.protocol)
         if isinstance(files, SplitConfig) and files.lists is not None and reader is not None:
             with _noted(problems, f"datasets.{name}.{split}.lists"):
-                lists[name] = reader.read(files.lists)
+                lists[name] = lists[name] if name in lists and split == "test" else reader.read(files.lists)
     if problems:
         raise UserError(problem_list(f"{len(problems)} split(s) cannot be read", problems))
     return found, labelled, lists

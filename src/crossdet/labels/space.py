@@ -278,11 +278,18 @@ class LabelSpace:
             for position, (row_a, name_a, id_a) in enumerate(group)
             for row_b, name_b, id_b in group[position + 1 :]
             if id_a != id_b and (row_a != row_b or _same_text(name_a, name_b)) and names.alike(name_a, name_b)
-            if not (self.classes[id_a].endswith(f"/{name_a}") or self.classes[id_b].endswith(f"/{name_b}"))
+            if not self._told_apart((name_a, id_a), (name_b, id_b))
             if (min(id_a, id_b), max(id_a, id_b)) not in self.overlap_pairs
             if frozenset({names.meaning(name_a), names.meaning(name_b)}) not in names.different
         )
         return list(dict.fromkeys(pairs))
+
+    def _told_apart(self, *pair: tuple[str, int]) -> bool:
+        """Whether `distinct` names both of two source classes (name, unified id), or one whose name no other
+        dataset has: of a name that several have it answers whether these are one."""
+        distinct = [(name, self.classes[c].endswith(f"/{name}")) for name, c in pair]
+        alone = [name for name, apart in distinct if apart and sum(name in own for own in self.sources) == 1]
+        return bool(alone) or all(apart for _, apart in distinct)
 
     # ------------------------------------------------------------------ JSON
 

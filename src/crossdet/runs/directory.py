@@ -40,8 +40,10 @@ _WRITTEN = (STATE_FILE, WEIGHTS_FILE, BEST_FILE, METRICS_FILE, "steps.csv")
 """By one of these a run of before `HEADER` is known."""
 _OURS = (*_WRITTEN, CONFIG_FILE, START_FILE, LOCK_FILE, "pictures", "taught.json", "teacher_labels", "tensorboard",
          "wandb", "wandb_run.txt", "mlflow_run.txt", "forgetting.json", "generations.png", "audit", "report.html",
-         "eval_*", "non_finite_batch_rank*.pt", *(f".{name}.*" for name in (*_WRITTEN, CONFIG_FILE)))  # fmt: skip
-"""What commands write into a run directory, unasked: `--overwrite` deletes that, and nothing else."""
+         "eval_*.json", "non_finite_batch_rank*.pt",
+         *(f".{name}.*" for name in (*_WRITTEN, CONFIG_FILE)))  # fmt: skip
+"""What train, extend, eval, audit and report write into a run directory: `--overwrite` deletes that, and nothing
+else."""
 
 
 def run_directory(config: Config, output: str | Path | None) -> Path:
@@ -69,7 +71,8 @@ def check_run_dir(
     holds_run = _is_run(run_dir)
     if not holds_run and (run_dir / CONFIG_FILE).exists():
         raise UserError(
-            f"{run_dir} holds a {CONFIG_FILE} that no training wrote; choose another directory with --output"
+            f"{run_dir} holds a {CONFIG_FILE} that no training is known to have written; choose another directory "
+            "with --output"
         )
     if not resume and (inside := [path for path in inputs_of(config) if path.is_relative_to(run_dir.resolve())]):
         raise UserError(f"{run_dir} holds what is trained on ({inside[0]}); choose another directory with --output")
@@ -136,7 +139,7 @@ def training_in(
             raise UserError(problem)
         if fabric.is_global_zero:
             if not resume and (left := _emptied(run_dir)):
-                print(f"{run_dir}: left there, no training wrote it: {some(left, 4, 3)}", flush=True)
+                print(f"{run_dir}: left there, not known as part of a run: {some(left, 4, 3)}", flush=True)
             write_atomically(run_dir / CONFIG_FILE, (HEADER + dump_config(config)).encode())
         fabric.barrier()
         yield
@@ -174,9 +177,10 @@ def _no_room(run_dir: Path, config: Config, resume: bool, network: Network) -> s
     place takes will be free."""
     resumed = resume and (run_dir / STATE_FILE).exists()
     freed = 0
-    for file in run_dir.rglob("*") if not resume and (run_dir / CONFIG_FILE).exists() else ():
-        with suppress(OSError):  # of another training there, which is told next
-            freed += file.stat().st_size if file.is_file() and not file.is_symlink() else 0
+    for entry in run_dir.iterdir() if not resume and (run_dir / CONFIG_FILE).exists() else ():
+        for file in [entry, *(() if entry.is_symlink() else entry.rglob("*"))] if _is_ours(entry) else ():
+            with suppress(OSError):  # of another training there, which is told next
+                freed += file.stat().st_size if file.is_file() and not file.is_symlink() else 0
     try:
         check_room(run_dir, max(1, room_needed(network, config, resumed) - freed))
     except RunError as error:
@@ -205,12 +209,18 @@ def _claimed(run_dir: Path, at_end: ExitStack, may_hold_run: bool) -> str:
     return ""
 
 
+def _is_ours(entry: Path) -> bool:
+    """Whether commands write it into a run directory, by its name; `eval_CONFIG` by what is in it, too."""
+    of_eval = entry.name.startswith("eval_") and ((entry / "curves").is_dir() or (entry / "predictions").is_dir())
+    return of_eval or any(fnmatch(entry.name, ours) for ours in _OURS)
+
+
 def _emptied(run_dir: Path) -> list[str]:
     """Names of what is left, which is not ours. The config goes last: with it a run whose removal was cut short is
     still known as one."""
     config, left = run_dir / CONFIG_FILE, []
     for entry in sorted(run_dir.iterdir()) if config.exists() else ():
-        if not any(fnmatch(entry.name, ours) for ours in _OURS):
+        if not _is_ours(entry):
             left.append(entry.name)
         elif entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -249,6 +259,12 @@ def _is_place(key: str) -> bool:
     return of_split and last in PLACES
 
 
+def _is_of_test(key: str) -> bool:
+    """Of a split that no training reads."""
+    parts = key.split(".")
+    return parts[0] == "datasets" and "test" in parts[2:]
+
+
 def _may_grow(config: Config) -> bool:
     """Whether nothing but the learning rate and the times of evaluations depends on the number of epochs."""
     train, pseudo = config.train, config.pseudo
@@ -272,7 +288,7 @@ def _check_same_config(
             config = config.model_copy(update={"train": recipe})
     now = yaml.safe_load(dump_config(config))
     changed = [key for key in _differences(before, now) if not key.startswith(_FREE_KEYS)]
-    changed = [key for key in changed if not (moved and _is_place(key))]
+    changed = [key for key in changed if not (moved and _is_place(key)) and not _is_of_test(key)]
     if changed:
         raise UserError(
             f"{path.parent}: the run was started with another config; differing: {', '.join(changed)}. "

@@ -15,6 +15,8 @@ from crossdet.config.sources import check_split, open_sources
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import UserError
 
+SIZE = {"input": {"shorter": 48, "longer": 80}}
+
 
 def made(root: Path, count: int, seed: int = 0) -> Index:
     """So many pictures of noise with a cup each."""
@@ -28,7 +30,7 @@ def made(root: Path, count: int, seed: int = 0) -> Index:
 
 
 def configured(**splits) -> Config:
-    return Config.from_dict({"datasets": {"a": splits}, "input": {"shorter": 48, "longer": 80}})
+    return Config.from_dict({"datasets": {"a": splits}, **SIZE})
 
 
 def test_training_reads_no_test_split(tmp_path):
@@ -63,8 +65,20 @@ def test_a_split_that_there_is_none_of(tmp_path):
     config = configured(train=made(tmp_path, 3), test=made(tmp_path, 2, seed=1))
     check_split(config, "test")
     with pytest.raises(
-        UserError, match=r"no dataset of the config has a `val` split; `--split test` looks at others"
+        UserError, match=r"no dataset of the config has a `val` split; `--split train` looks at its other pictures"
     ):
         check_split(config, "val")
     with pytest.raises(UserError, match="split: expected one of train, val, test, got 'tset'"):
         check_split(config, "tset")
+
+
+def test_a_dataset_with_a_test_split_alone_is_none_of_the_training(tmp_path):
+    """`check` sees the label space that training has, and says what it did not look at."""
+    train, test = made(tmp_path, 3), made(tmp_path / "b", 2, seed=1)
+    labels = {"merge": {"same_names": True}}
+    config = Config.from_dict({"datasets": {"a": {"train": train}, "b": {"test": test}}, "labels": labels, **SIZE})
+    assert open_sources(config, ALL_SPLITS).space == open_sources(config).space
+    report = inspect(config)
+    assert [split.dataset for split in report.splits] == ["a"]
+    assert any(note.startswith("b has a `test` split alone") for note in report.notes)
+    assert len(open_sources(config, ["test"]).test["b"]) == 2

@@ -223,9 +223,7 @@ def test_the_file_alone_is_scored_without_torch(files, detector, tmp_path):
     for picture in (tmp_path / "val").iterdir():
         picture.write_bytes(b"broken")
     for one in (file, detector):
-        with pytest.raises(
-            UserError, match=r"datasets\.street\.val: none of its 5 pictures could be read, the first: "
-        ):
+        with pytest.raises(UserError, match=r"datasets\.street\.val: none of its 5 pictures could be read"):
             evaluate(one, config)
     with pytest.raises(
         UserError, match=r"with agnostic_nms False, which it keeps.*`--set eval\.agnostic_nms=false`"

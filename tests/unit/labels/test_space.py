@@ -316,6 +316,12 @@ def test_likely_duplicates():
     assert LabelSpace.build(datasets).likely_duplicates() == [("a/person", "b/human")]
     for answer in ({"overlap": [["person", "human"]]}, {"distinct": ["human"]}, {"distinct": ["a/person"]}):
         assert LabelSpace.build(datasets, **answer).likely_duplicates() == []
+    three = {"a": ["car"], "b": ["car"], "c": ["cars"]}  # that two are different says nothing of the third
+    assert LabelSpace.build(three, distinct=["car"]).likely_duplicates() == [
+        ("a/car", "c/cars"),
+        ("b/car", "c/cars"),
+    ]
+    assert LabelSpace.build(three, distinct=["car", "cars"]).likely_duplicates() == []
     alone = LabelSpace.build({"a": ["car", "Car ", "cars", "cat"]})  # in one dataset names that differ are meant
     assert alone.likely_duplicates() == [("a/car", "a/Car ")]
 
@@ -345,7 +351,7 @@ def test_classes_of_a_split_must_be_known():
         check_class_names("a", ["x"], ["x", "z"], "val.json")
     assert str(error.value) == (
         "val.json: class 'z' is not among the classes of the training split of 'a' (x); add the class to the "
-        "training file's categories, or remove it from the val split; for voc list all classes under "
+        "training file's categories, or remove it from this split; for voc list all classes under "
         "`datasets.a.classes`"
     )
 

@@ -95,7 +95,7 @@ def hf_config(settings: DetrSettings, num_classes: int, place: object = "model")
     if not isinstance(settings, RFDetrSettings):
         values |= _of_rt_detr(settings)
     last = values.get("decoder_layers", 6)  # HF's own number
-    if values.get("eval_idx", -1) not in (-1, last - 1):
+    if isinstance(last, int) and values.get("eval_idx", -1) not in (-1, last - 1):
         raise UserError(
             f"{place}: `eval_idx` is {show(values['eval_idx'])}; here the last of the {last} decoder layers answers"
         )

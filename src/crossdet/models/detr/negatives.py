@@ -61,9 +61,8 @@ def negatives_of(rule: Rule, boxes: Tensor, labels: Tensor, taught: Tensor, grou
     places = corners(boxes.detach())
     avoid = avoided(rule.regions, places, labels, taught, groups)
     trusted = rule.trusted if rule.tiles is None else _trusted_there(rule.tiles, places)
-    weights = negative_weights(
-        labels, trusted, rule.overlap, avoid, rule.foreground != "none", rule.background_weight
-    )
+    everywhere = False if rule.foreground == "none" else ~taught  # what a teacher found may be something else
+    weights = negative_weights(labels, trusted, rule.overlap, avoid, everywhere, rule.background_weight)
     if not len(rule.objects.labels):
         return weights
     _add_duplicates(weights, rule, places, labels)
@@ -93,8 +92,9 @@ def spare_beside_objects(weights: Tensor, rule: Rule, boxes: Tensor, pairs: Matc
     if rule.background_weight is not None:
         spoken = spoken * rule.background_weight[image]
     beside = iou < ON_OBJECT
-    if rule.foreground != "none":  # else it is so of every matched query
-        weights[image, query] *= spoken.masked_fill(~beside[:, None], 1)
+    if rule.foreground != "none":  # else it is so of every matched query, and it is of a teacher's objects
+        scaled = beside & ~rule.objects.by_teacher[row]
+        weights[image, query] *= spoken.masked_fill(~scaled[:, None], 1)
     own = rule.objects.labels[row]
     return beside & (spoken.gather(1, own[:, None]).squeeze(1) == 0)
 

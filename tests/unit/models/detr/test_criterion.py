@@ -76,7 +76,8 @@ def oracle_weight(rule: Rule, boxes, labels, taught, b: int, q: int, c: int, mat
             return 0.0
     spoken = float(rule.trusted[b, c]) * float(rule.background_weight[b, c])
     if label >= 0:
-        return (spoken if matched_iou < 0.5 or rule.foreground == "none" else 1.0) * (not rule.overlap[label, c])
+        as_background = matched_iou < 0.5 or rule.foreground == "none" or taught[b][q]
+        return (spoken if as_background else 1.0) * (not rule.overlap[label, c])
     on = [(overlap_of(mine, box), cls) for box, cls, _ in rows_of(rule.objects, b)]
     on = [one for one in on if one[0] >= rule.duplicate_iou]
     if any(cls == c for _, cls in on):
