@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import product
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -87,6 +89,26 @@ def oracle_weight(rule: Rule, boxes, labels, taught, b: int, q: int, c: int, mat
     return 1.0 if on and rule.foreground == "on_object" else spoken
 
 
+class Matched(NamedTuple):
+    """By image and query: xyxy boxes, labels, whether a teacher's object is matched; and the IoU of each pair."""
+
+    places: list
+    labels: list
+    taught: list
+    ious: dict
+
+
+def matched(rule: Rule, answers) -> Matched:
+    (pairs,) = match([answers.logits], [answers.boxes], rule.objects, CLASS_ONLY.costs)
+    labels = [[BACKGROUND] * QUERIES for _ in rule.objects.counts]
+    taught = [[False] * QUERIES for _ in rule.objects.counts]
+    places, ious = corners(answers.boxes.detach()).tolist(), {}
+    for b, q, row in zip(*(t.tolist() for t in pairs), strict=True):
+        labels[b][q], taught[b][q] = int(rule.objects.labels[row]), bool(rule.objects.by_teacher[row])
+        ious[b, q] = overlap_of(places[b][q], corners(rule.objects.boxes[row].double()).tolist())
+    return Matched(places, labels, taught, ious)
+
+
 @pytest.mark.parametrize("foreground", ["none", "matched", "on_object"])
 @pytest.mark.parametrize("seed", range(4))
 def test_class_loss_is_that_of_an_oracle(foreground, seed):
@@ -96,15 +118,10 @@ def test_class_loss_is_that_of_an_oracle(foreground, seed):
     with torch.no_grad():
         answers.logits[0, 0], answers.logits[1, 1], answers.logits[2, 2] = 1e4, -1e4, 300.0
     own = own_classes(rule.trusted, rule.objects)
-    (pairs,) = match([answers.logits], [answers.boxes], rule.objects, CLASS_ONLY.costs)
-    labels = [[BACKGROUND] * QUERIES for _ in rule.objects.counts]
-    taught = [[False] * QUERIES for _ in rule.objects.counts]
-    wanted, ious = [0.0] * len(labels), {}
-    places, logits = corners(answers.boxes.detach()).tolist(), answers.logits.tolist()
-    for b, q, row in zip(*(t.tolist() for t in pairs), strict=True):
-        labels[b][q], taught[b][q] = int(rule.objects.labels[row]), bool(rule.objects.by_teacher[row])
-        iou = overlap_of(places[b][q], corners(rule.objects.boxes[row].double()).tolist())
-        c, ious[b, q] = labels[b][q], iou
+    places, labels, taught, ious = matched(rule, answers)
+    wanted, logits = [0.0] * len(labels), answers.logits.tolist()
+    for (b, q), iou in ious.items():
+        c = labels[b][q]
         z, silent = logits[b][q][c], not (rule.trusted[b, c] and rule.background_weight[b, c])
         aim = max(iou, 1 / (1 + math.exp(-z)) if z > -700 else 0.0) if silent and iou < 0.5 else iou
         wanted[b] += iou * (max(z, 0) + math.log1p(math.exp(-abs(z))) - aim * z)
@@ -124,6 +141,30 @@ def test_class_loss_is_that_of_an_oracle(foreground, seed):
     terms, counts = set_losses([answers], rule, own, CLASS_ONLY)
     assert counts.tolist() == [3, 0, 2]
     torch.testing.assert_close(terms["classification"], torch.tensor(wanted).double(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("classification", ["vfl", "mal", "iou_aware"])
+@pytest.mark.parametrize("seed", range(2))
+def test_what_the_table_says_has_no_term_has_no_gradient(classification, seed):
+    """Exactly zero by trust, regions, overlap and teachers' objects, of saturated logits too; else there is one."""
+    rule = random_rule(seed, duplicate_iou=0.6)
+    rule = rule._replace(background_weight=rule.background_weight.clamp(min=0.1))
+    answers = answers_near(rule.objects, QUERIES, CLASSES, generator(seed + 10))
+    with torch.no_grad():
+        answers.logits[0, 0], answers.logits[1, 1] = 1e4, 88.8
+    places, labels, taught, ious = matched(rule, answers)
+    criterion = replace(CLASS_ONLY, classification=classification)
+    terms, _ = set_losses([answers], rule, own_classes(rule.trusted, rule.objects), criterion)
+    terms["classification"].sum().backward()
+    gradient = answers.logits.grad
+    assert bool(gradient.isfinite().all())
+    seen = {True: 0, False: 0}
+    for b, q, c in product(range(len(labels)), range(QUERIES), range(CLASSES)):
+        if labels[b][q] != c:
+            weight = oracle_weight(rule, places, labels, taught, b, q, c, ious.get((b, q), 0.0))
+            assert bool(gradient[b, q, c] != 0) == (weight > 0), (b, q, c)
+            seen[weight > 0] += 1
+    assert min(seen.values()) > 30
 
 
 @pytest.mark.parametrize("classification", ["vfl", "mal", "iou_aware"])
