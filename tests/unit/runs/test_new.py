@@ -336,6 +336,17 @@ def test_a_test_split_is_one_of_the_config(tmp_path):
     assert found == ["train", "valid", "test"]
 
 
+def test_what_lies_in_a_run_is_no_dataset(tmp_path):
+    """An audit writes a COCO file of what may be unlabelled."""
+    yolo(tmp_path / "pets")
+    run = tmp_path / "runs/first"
+    write_coco(sample_index(run / "pictures"), run / "audit/unlabelled_pets.json")
+    (run / "config.yaml").touch()
+    assert len(recognise(tmp_path).datasets) == 2
+    (run / "steps.csv").touch()
+    assert [dataset.name for dataset in recognise(tmp_path).datasets] == ["pets"]
+
+
 def test_the_test_split_stands_in(tmp_path):
     roboflow_coco(tmp_path / "data")
     shutil.rmtree(tmp_path / "data/valid")

@@ -20,6 +20,8 @@ WORDS = {
 _SPLIT = {word: split for split, words in WORDS.items() for word in words}
 _OF_DATASET = re.compile(rf"(annotations|labels|images|imagesets|main|wider_face_split|{'|'.join(_SPLIT)})\d*")
 """Folders within a dataset."""
+RUN = {"config.yaml", "steps.csv"}
+"""Files of a training's directory, whose pictures and JSONs (such as the audit's) are no data set."""
 SAMPLE = 20
 """So many pictures of a split are looked for."""
 
@@ -74,6 +76,9 @@ class Tree:
         root = root.absolute()
         folders = {}
         for parent, below, names in walk(root):
+            if {*names} >= RUN:
+                below[:] = []
+                continue
             below[:] = sorted(name for name in below if not name.startswith("."))
             folders[Path(parent)] = frozenset(name for name in names if not name.startswith("."))
         return cls(root, folders)
