@@ -94,14 +94,17 @@ def evaluate(
     if folder is not None:
         say(f"curves and predictions in {folder}")
     if store:
-        from crossdet.models.card import foreign_checkpoint, read_card, weights_path
-        from crossdet.models.weights import update_card
+        _store_thresholds(run, last, metrics["operating"])
 
-        weights = weights_path(run, last) if foreign_checkpoint(run) is None else run
-        # classes that the config lacks keep theirs
-        stored = read_card(weights).operating or {}
-        file = update_card(weights, operating={**stored, **metrics["operating"]})
-        say(f"{len(metrics['operating'])} thresholds stored in {file}")
+
+def _store_thresholds(run: Path, last: bool, points: dict[str, Any]) -> None:
+    """In the weights; classes that the config lacks keep theirs."""
+    from crossdet.models.card import foreign_checkpoint, read_card, weights_path
+    from crossdet.models.weights import update_card
+
+    weights = weights_path(run, last) if foreign_checkpoint(run) is None else run
+    file = update_card(weights, operating={**(read_card(weights).operating or {}), **points})
+    say(f"{len(points)} thresholds stored in {file}")
 
 
 def _check_storable(given: Path, run: Path, fold: bool, split: str) -> None:
