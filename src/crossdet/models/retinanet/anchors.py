@@ -20,7 +20,7 @@ class AnchorLabels(NamedTuple):
 
     labels: `[B, N]` int64, class id, BACKGROUND or IGNORE. image, anchor: `[F]` int64, the foreground anchors, by
     image and then by anchor. boxes: `[F, 4]` the box of each. avoid: `[P, 3]` int64 rows (image, anchor, class
-    or -1). sure: `[F]` bool, foreground anchors that lie on an object (IoU >= `positive_iou`) which a person
+    or -1). sure: `[F]` bool, foreground anchors that lie on an object (IoU >= `negative_iou`) which a person
     labelled; None: all. per_shape: `[A]` how many foreground anchors have each shape, `anchor % A`; on the host,
     so that nobody has to ask the device. Empty where it is not known.
     """

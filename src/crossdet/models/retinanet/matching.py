@@ -111,7 +111,7 @@ def label_anchors(
     row = _in_turns(row, _twins(objects)) if len(row) else row
     labels[foreground] = classes[row]
     image = foreground.div(anchors, rounding_mode="floor")
-    sure = (best[foreground] >= positive_iou) & ~by_teacher[row]
+    sure = (best[foreground] >= negative_iou) & ~by_teacher[row]
     anchor = foreground - image * anchors
     return AnchorLabels(labels.view(images, anchors), image, anchor, boxes[row], avoid, sure=sure)
 
@@ -166,7 +166,7 @@ def label_densely(
     taken = _in_turns(image * slots.shape[1] + column[image, anchor], twins)
     row = slots.flatten()[taken]
     labels[image, anchor] = classes[row]
-    sure = (best[image, anchor] >= positive_iou) & ~by_teacher.flatten()[taken]
+    sure = (best[image, anchor] >= negative_iou) & ~by_teacher.flatten()[taken]
     return AnchorLabels(labels, image, anchor, boxes[row], torch.cat(avoid), sure=sure)
 
 

@@ -47,10 +47,10 @@ def label_anchors(
     assert sorted(dense.avoid.tolist()) == sorted(found.avoid.tolist())
     assert torch.equal(dense.sure, found.sure)
     iou = box_iou(grid.boxes[found.anchor], found.boxes).diagonal()
-    lies_on = iou >= positive_iou
-    assert (found.sure <= lies_on)[(iou - positive_iou).abs() > 1e-5].all()
+    lies_on = iou >= negative_iou
+    assert (found.sure <= lies_on)[(iou - negative_iou).abs() > 1e-5].all()
     if not any((target.flags & int(Flag.TEACHER)).any() for target in targets):
-        assert (found.sure == lies_on)[(iou - positive_iou).abs() > 1e-5].all()
+        assert (found.sure == lies_on)[(iou - negative_iou).abs() > 1e-5].all()
     return found
 
 
