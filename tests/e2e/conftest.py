@@ -25,3 +25,13 @@ def undisturbed(resumable, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     train(load_config(resumable), output=folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def short(world, tmp_path_factory) -> Path:
+    """Three steps with the defaults of `world`; what options change is measured against it."""
+    from short_runs import run
+
+    folder = tmp_path_factory.mktemp("short") / "run"
+    run(world, folder)
+    return folder

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,15 +17,6 @@ from crossdet.data.index import NO_LABELS
 from crossdet.data.loading import epoch_batches
 from crossdet.runs.building import build_fabric, training_data
 from crossdet.training.state import RunState
-
-
-@pytest.fixture(scope="module")
-def short(world, tmp_path_factory) -> Path:
-    """Three steps with the defaults of `world`; what options change is measured against it."""
-    folder = tmp_path_factory.mktemp("short") / "run"
-    run(world, folder)
-    return folder
-
 
 # ------------------------------------------------------------------------------------ the run directory
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,15 +25,6 @@ from crossdet.training.loop import Sealed, TrainStep
 from crossdet.training.optimiser import set_rate
 from crossdet.training.recipe import Recipe
 from crossdet.training.schedule import Schedule
-
-
-@pytest.fixture(scope="module")
-def short(world, tmp_path_factory) -> Path:
-    """Three steps with the defaults of `world`; what options change is measured against it."""
-    folder = tmp_path_factory.mktemp("short") / "run"
-    run(world, folder)
-    return folder
-
 
 # ----------------------------------------------------------------------------------- what a run leaves
 

@@ -100,7 +100,6 @@ def _orientations(paths: Sequence[Path]) -> list[int]:
 
 def _stored_sideways(path: Path) -> bool:
     """EXIF says that the picture is to be turned by a quarter, so that width and height change places."""
-
     try:
         with opened(path) as image:
             return image.getexif().get(_ORIENTATION_TAG, 1) >= 5

@@ -182,9 +182,10 @@ def _read_splits(
                 if split != "test" or "train" not in splits:  # what training knows of a dataset is not from there
                     labelled.setdefault(name, set()).update(_with_boxes(index))
         reader = lists_of(dataset.protocol)
-        if isinstance(files, SplitConfig) and files.lists is not None and reader is not None:
+        known = split == "test" and name in lists  # those of `val` go first, where both are read
+        if isinstance(files, SplitConfig) and files.lists is not None and reader is not None and not known:
             with _noted(problems, f"datasets.{name}.{split}.lists"):
-                lists[name] = lists[name] if name in lists and split == "test" else reader.read(files.lists)
+                lists[name] = reader.read(files.lists)
     if problems:
         raise UserError(problem_list(f"{len(problems)} split(s) cannot be read", problems))
     return found, labelled, lists

@@ -245,11 +245,16 @@ def parts_of(space: LabelSpace) -> list[tuple[int, list[tuple[str, str, int]]]]:
     return found
 
 
+def label_in_part(space: LabelSpace, whole: int, parts: Sequence[tuple[str, str, int]]) -> list[str]:
+    """The datasets that label parts of a class and not the class itself. whole, parts: of `parts_of`."""
+    labelling = {source.partition("/")[0] for source in space.sources_of(whole)}
+    return [dataset for dataset in dict.fromkeys(dataset for dataset, _, _ in parts) if dataset not in labelling]
+
+
 def _apart(space: LabelSpace, whole: int, parts: Sequence[tuple[str, str, int]]) -> str:
     name, sources = space.classes[whole], [f"{dataset}/{part}" for dataset, part, _ in parts]
     pairs = ", ".join(f"[{name}, {space.classes[c]}]" for c in dict.fromkeys(c for _, _, c in parts))
-    labelling = {source.partition("/")[0] for source in space.sources_of(whole)}
-    narrow = [dataset for dataset in dict.fromkeys(dataset for dataset, _, _ in parts) if dataset not in labelling]
+    narrow = label_in_part(space, whole, parts)
     rest = ", ".join(f"{dataset}: [{name}]" for dataset in narrow)
     in_part = f"with `labels.not_exhaustive: {{{rest}}}` if there are others in its pictures, " if narrow else ""
     return (

@@ -104,21 +104,6 @@ def unknown(what: str, name: object, known: Sequence[str]) -> str:
     return f"unknown {what} {name!r}; {hint}"
 
 
-def unknown_class(
-    what: str, name: object, classes: Sequence[str], datasets: Sequence[str], sources: Sequence[Mapping[str, int]]
-) -> str:
-    """The message for a name that is no unified class; a dataset's own name of one is told as such."""
-    became = {
-        classes[own[str(name)]]: f"{dataset}/{name}"
-        for dataset, own in zip(datasets, sources, strict=True)
-        if own.get(str(name), DROPPED) != DROPPED
-    }
-    if not became:
-        return unknown(what, name, classes)
-    told = ", ".join(f"{source} is {unified!r}" for unified, source in became.items())
-    return f"unknown {what} {name!r}; {told} here"
-
-
 _EACH = 3
 """Up to so many equal names have a line each."""
 
@@ -389,7 +374,16 @@ class RuleReader:
         return frozenset(pairs)
 
     def _unknown_class(self, name: object) -> str:
-        return unknown_class("unified class", name, self.classes, self.datasets, self.sources)
+        """The message for a name that is no unified class; a dataset's own name of one is told as such."""
+        became = {
+            self.classes[own[str(name)]]: f"{dataset}/{name}"
+            for dataset, own in zip(self.datasets, self.sources, strict=True)
+            if own.get(str(name), DROPPED) != DROPPED
+        }
+        if not became:
+            return unknown("unified class", name, self.classes)
+        told = ", ".join(f"{source} is {unified!r}" for unified, source in became.items())
+        return f"unknown unified class {name!r}; {told} here"
 
     def _with_boxes(
         self, key: str, pairs: Iterable[RowClass], labelled: Mapping[str, Collection[str]] | None

@@ -157,7 +157,7 @@ class Card:
             json.loads(metadata["operating"]) if "operating" in metadata else None,
             history,
         )
-        _ = card.thresholds, space.classes  # a damaged one is found now
+        _ = card.thresholds  # damaged ones are found now
         return card
 
     def to_metadata(self) -> dict[str, str]:
@@ -212,12 +212,16 @@ def card_beside(card: Card) -> str:
     return json.dumps({ARCHITECTURE: card.settings.name, **entries}, indent=2, ensure_ascii=False)
 
 
+DAMAGED = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
+"""What reading a stored description raises that somebody has changed."""
+
+
 def _card_beside(file: Path, found: Foreign) -> Card:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         entries = {key: json.dumps(value) for key, value in content.items() if key != ARCHITECTURE}
         card = Card.from_metadata({ARCHITECTURE: content[ARCHITECTURE], **entries})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, *DAMAGED) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise UserError(f"{file} cannot be read ({reason}); without it the classes alone are taken") from None
     classes = without_placeholders(card.space.classes)  # as names of rows are read
@@ -229,10 +233,6 @@ def _card_beside(file: Path, found: Foreign) -> Card:
             f"checkpoint's classes alone are taken"
         )
     return card
-
-
-DAMAGED = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
-"""What reading a stored description raises that somebody has changed."""
 
 
 def card_of(path: Path, metadata: Mapping[str, str]) -> Card:

@@ -23,7 +23,7 @@ from crossdet.data.reading import read_split
 from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.files import write_atomically
-from crossdet.labels.common import parts_of
+from crossdet.labels.common import label_in_part, parts_of
 from crossdet.labels.space import LabelSpace, check_class_names
 
 SHOWN = 8
@@ -367,8 +367,7 @@ def _narrow(space: LabelSpace) -> dict[str, list[str]]:
     """Dataset -> names of classes of which it labels, by the names, only a part."""
     found: dict[str, list[str]] = {}
     for whole, parts in parts_of(space):
-        labelling = {source.partition("/")[0] for source in space.sources_of(whole)}
-        for dataset in dict.fromkeys(dataset for dataset, _, _ in parts if dataset not in labelling):
+        for dataset in label_in_part(space, whole, parts):
             found.setdefault(dataset, []).append(space.classes[whole])
     return found
 

@@ -114,15 +114,6 @@ def test_frozen_rows_stand_still_under_momentum_and_weight_decay(layout):
 # ----------------------------------------------------------------------------------------- the teacher
 
 
-@pytest.fixture
-def space() -> LabelSpace:
-    return LabelSpace.build(
-        {"old": ["car", "face"], "new": ["sign", "helmet"], "sea": ["ship"]},
-        absent={"sea": ["car"]},
-        overlap=[["face", "helmet"]],
-    )
-
-
 def test_the_teacher_labels_what_the_dataset_does_not(space):
     assert classes_for_teachers(space, "new", range(2)) == [0, 1]
     assert classes_for_teachers(space, "sea", range(2)) == [1]

@@ -38,16 +38,6 @@ from crossdet.models.weights import save_weights
 
 from .made import SETTINGS
 
-
-@pytest.fixture
-def space() -> LabelSpace:
-    return LabelSpace.build(
-        {"old": ["car", "face"], "new": ["sign", "helmet"], "sea": ["ship"]},
-        absent={"sea": ["car"]},
-        overlap=[["face", "helmet"]],
-    )
-
-
 # ----------------------------------------------------------------------------------------- the report
 
 METRICS = {
