@@ -16,7 +16,7 @@ from crossdet import LabelSpace
 from crossdet.data.augment import Augment
 from crossdet.data.hybrid import Draw, HybridDataset, Part
 from crossdet.data.index import IndexBuilder
-from crossdet.data.loading import collate
+from crossdet.data.loading import collate, epoch_batches
 from crossdet.types import Batch, Flag
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -85,7 +85,13 @@ def may_be_negative(distrusted: Tensor, anchors: Tensor) -> Tensor:
     return (counts == 0).transpose(1, 2)
 
 
-def drawn(dataset: HybridDataset, seed: int, count: int = 4) -> Batch:
+def drawn(dataset: HybridDataset, seed: int, count: int = 4, canvases: int = 0) -> Batch:
+    """canvases: at most so many, as in a training, with sizes that are drawn before; 0: as large as its largest."""
+    if canvases:
+        placing = dataset.placing(dataset.choose_canvases(canvases))
+        batches = epoch_batches(dataset.sizes(), dataset.draw_weights(), count, seed, epoch=0, placing=placing)
+        assert placing is not None and batches[0][0].canvas in placing.canvases
+        return collate([dataset[draw] for draw in batches[0]], FILL)
     rng = np.random.default_rng(seed)
     draws = [Draw(int(row), int(rng.integers(2**62))) for row in rng.integers(len(dataset), size=count)]
     return collate([dataset[draw] for draw in draws], FILL)

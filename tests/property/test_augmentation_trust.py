@@ -46,11 +46,12 @@ def networks() -> dict[bool, RetinaNet]:
     return {choice: network(choice) for choice in (True, False)}
 
 
+@pytest.mark.parametrize("canvases", [0, 3], ids=["as large as the largest", "canvases"])
 @pytest.mark.parametrize("seed", range(6))
-def test_a_negative_touches_no_pixel_whose_picture_does_not_trust_the_class(dataset, networks, seed):
+def test_a_negative_touches_no_pixel_whose_picture_does_not_trust_the_class(dataset, networks, seed, canvases):
     """And every other background is one: the class loss's gradient is that of the trust read from the pixels."""
     foreground_negatives = seed % 2 == 0
-    batch, model = drawn(dataset, seed), networks[foreground_negatives]
+    batch, model = drawn(dataset, seed, canvases=canvases), networks[foreground_negatives]
     grid = model.anchor_grid(pyramid_grids(*batch.images.shape[2:], 5))
     labelled = label_anchors(grid, batch.targets)
     distrusted, somewhere = own_trust(dataset, batch)

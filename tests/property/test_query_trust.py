@@ -131,9 +131,9 @@ def left_alone(batch: Batch, places: Tensor) -> Tensor:
     return alone
 
 
-def check(dataset: HybridDataset, network: Detr, seed: int, foreground: str) -> dict[str, int]:
+def check(dataset: HybridDataset, network: Detr, seed: int, foreground: str, canvases: int) -> dict[str, int]:
     """How many logits had to be silent, had to be spoken of, and how many mosaics there were."""
-    batch = drawn(dataset, seed, IMAGES)
+    batch = drawn(dataset, seed, IMAGES, canvases)
     found = told(network, batch, torch.Generator().manual_seed(seed))
     distrusted, somewhere = own_trust(dataset, batch)
 
@@ -161,10 +161,11 @@ def test_a_query_is_no_negative_for_a_class_that_the_picture_there_does_not_trus
         augment=augments,
         mosaic=st.sampled_from([0.0, 0.5, 1.0]),
         foreground=st.sampled_from(["none", "matched", "on_object"]),
+        canvases=st.sampled_from([0, 3]),
     )
-    def for_any(seed: int, augment: Augment, mosaic: float, foreground: str) -> None:
+    def for_any(seed: int, augment: Augment, mosaic: float, foreground: str, canvases: int) -> None:
         dataset.transform, dataset.mosaic = augment, mosaic
-        seen.update(check(dataset, networks[augment.square, foreground], seed, foreground))
+        seen.update(check(dataset, networks[augment.square, foreground], seed, foreground, canvases))
 
     for_any()
     assert min(seen[what] for what in ("silent", "spoken", "mosaics")) > 20
