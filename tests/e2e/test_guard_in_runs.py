@@ -141,6 +141,45 @@ def test_validation_pictures_of_noise(world, cars, tmp_path, capsys):
     assert [w for w in warnings(tmp_path / "extended") if w["kind"] == "foreign_validation"] == []
 
 
+def test_a_class_that_is_never_where_its_boxes_are(world, cars, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        content = json.loads((cars / f"{split}.json").read_text())
+        content["categories"].append({"id": 99, "name": "truck"})
+        for number, image in enumerate(content["images"]):
+            box = [int(rng.integers(40)), int(rng.integers(24)), 16, 16]
+            truck = {"id": 1000 + number, "image_id": image["id"], "category_id": 99, "bbox": box}
+            content["annotations"].append({**truck, "area": 256, "iscrowd": 0})
+        (cars / f"trucks_{split}.json").write_text(json.dumps(content))
+    config = settings(world, cars, {"train.eval_every": 30}, train="trucks_train", val="trucks_val")
+    train(config, output=tmp_path / "run")
+    (found,) = warnings(tmp_path / "run")
+    assert (found["kind"], found["numbers"]["objects"]) == ("unfound_classes", {"truck": 12})
+    assert f"warning: {found['sentence']}" in capsys.readouterr().out
+
+
+def test_a_detector_of_what_all_pictures_show_alike(world, cars, tmp_path, capsys):
+    """A watermark, labelled as the car in all training pictures."""
+    mark = [24, 16, 16, 16]
+    (cars / "marked").mkdir()
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        content = json.loads((cars / f"{split}.json").read_text())
+        for image in content["images"]:
+            pixels = rng.integers(90, 110, (image["height"], image["width"], 3)).astype(np.uint8)
+            pixels[16:32, 24:40] = 255
+            image["file_name"] = f"marked/{image['file_name']}"
+            Image.fromarray(pixels).save(cars / image["file_name"])
+        for annotation in content["annotations"] if split == "train" else ():
+            annotation |= {"bbox": mark, "area": 256}
+        (cars / f"marked_{split}.json").write_text(json.dumps(content))
+    config = settings(world, cars, {"train.eval_every": 30}, train="marked_train", val="marked_val")
+    train(config, output=tmp_path / "run")
+    (found,) = [w for w in warnings(tmp_path / "run") if w["kind"] == "constant_detections"]
+    assert found["numbers"]["share"] > 0.9 > 0.5 > found["numbers"]["share_of_labels"]
+    assert f"warning: {found['sentence']}" in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------------------------------ it only looks
 
 LIVELY = {"train.epochs": 2, "train.ema": 0.9, "augment.scale_jitter": [0.8, 1.2], "model.freeze_batch_norm": False}
