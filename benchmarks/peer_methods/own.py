@@ -1,7 +1,8 @@
 """crossdet by a config of ten lines: the data, the backbone, the size of the pictures, the minutes.
 
-Batch, device and loader are those of all methods. There is one evaluation, after the training; its time counts in
-`train.minutes`, and not in the seconds that are reported. The newest weights are judged, as everywhere here.
+Batch, device and loader are those of all methods. There is one evaluation, after the training; it comes on top of
+`train.minutes`, and does not count in the seconds that are reported. The newest weights are judged, as
+everywhere here.
 """
 
 from __future__ import annotations

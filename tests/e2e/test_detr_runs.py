@@ -66,7 +66,7 @@ def test_distillation_by_the_old_detectors_labels(zoo, world: World, tmp_path, c
     extend(zoo, config, tmp_path / "taught")
     printed = capsys.readouterr().out
     assert "held by what the old detector finds in the training images" in printed
-    assert "warning: `train.lr` is not given: it begins at" in printed
+    assert "AdamW, learning rate" in printed
     card = read_card(tmp_path / "taught")
     assert card.settings.square == 96  # no tensor depends on it
     assert load_detector(tmp_path / "taught").model.stretched_to == 96

@@ -17,7 +17,7 @@ from crossdet.config import Config
 from crossdet.config.schema import PseudoConfig
 from crossdet.models.weights import load_state, load_weights
 from crossdet.training.optimiser import make_optimiser, set_rate
-from crossdet.training.recipe import Recipe
+from crossdet.training.recipe import Recipe, Start
 from crossdet.training.state import RunState
 
 
@@ -44,7 +44,7 @@ def test_auto_trains_and_says_how(world, tmp_path, capsys):
     assert judged == [2, 3, 4, 5, 6, 8, 9, 10, 11, 12]  # about ten times
     assert record["metrics"]["mean"] >= 0
     found = [float(row["lr"]) for row in rows(tmp_path)]
-    assert max(found) == pytest.approx(Recipe(batch_size=4).rate(from_scratch=True))
+    assert max(found) == pytest.approx(Recipe(batch_size=4).rate(Start("random")))
     assert found[-1] < 0.01 * max(found)
     assert load_state(tmp_path / "state.pt")["average"] is not None
 

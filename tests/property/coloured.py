@@ -90,7 +90,8 @@ def drawn(dataset: HybridDataset, seed: int, count: int = 4, canvases: int = 0) 
     if canvases:
         placing = dataset.placing(dataset.choose_canvases(canvases))
         batches = epoch_batches(dataset.sizes(), dataset.draw_weights(), count, seed, epoch=0, placing=placing)
-        assert placing is not None and batches[0][0].canvas in placing.canvases
+        assert placing is not None
+        assert batches[0][0].canvas in placing.canvases
         return collate([dataset[draw] for draw in batches[0]], FILL)
     rng = np.random.default_rng(seed)
     draws = [Draw(int(row), int(rng.integers(2**62))) for row in rng.integers(len(dataset), size=count)]

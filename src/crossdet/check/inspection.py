@@ -25,7 +25,7 @@ from crossdet.check.report import (
 )
 from crossdet.config import Config
 from crossdet.config.beginning import beginning
-from crossdet.config.chosen import batch_norm_lines, open_lines
+from crossdet.config.chosen import batch_norm_lines, open_lines, start_of
 from crossdet.config.schema import ALL_SPLITS
 from crossdet.config.sources import Sources, open_sources, union_test_index
 from crossdet.data.federated import verified_classes
@@ -68,7 +68,7 @@ def report_on(
     rate_share: float = 1.0,
 ) -> Report:
     """The report on what was read. old: so many classes are known to the weights that the config extends.
-    max_images, decode: as for `inspect`. rate_share: of `Schedule`."""
+    max_images, decode: as for `inspect`. rate_share: of `Start`."""
     space = sources.space
     indexes = {(name, s): getattr(sources, s)[name] for name in config.datasets for s in ALL_SPLITS
                if name in getattr(sources, s)}  # fmt: skip
@@ -91,8 +91,8 @@ def report_on(
     alike = find_alike(files, equal) if decode or sum(map(len, files.values())) <= MOST_PICTURES else None
     classes, avoiding = _class_reports(sources)
     train_images = sources.train_pictures
-    from_scratch = config.model.weights == "none" and not old
-    schedule = Schedule.of(config.train, train_images, from_scratch, rate_share) if train_images else None
+    start = start_of(config, old > 0, rate_share)
+    schedule = Schedule.of(config.train, train_images, start) if train_images else None
     of_recipe = [] if old else [*batch_norm_lines(config, config.train.devices), *open_lines(config)]
     wrong_weights = ARCHITECTURES[config.model.name].weights_problem(config.model) is not None
     report = Report(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from crossdet.errors import some
 from crossdet.labels.common import rows_by_name
+from crossdet.labels.placeholders import used
 from crossdet.labels.space import LabelSpace
 from crossdet.models.settings import NetworkSettings
 
@@ -33,4 +34,7 @@ def beginning(settings: NetworkSettings, space: LabelSpace, weights: str | Path)
     ]
     new = [name for c, name in enumerate(space.classes) if c not in rows]
     anew = f"; anew: {some(new, NAMED)}" if new else ""
-    return [f"classes that begin as the checkpoint's: {some(begun, NAMED) or 'none'}{anew}"]
+    kept = set(rows.values())
+    left = len(used([name for row, name in enumerate(theirs) if row not in kept]))
+    others = f"; {left} more are forgotten (`crossdet extend` keeps them)" if left else ""
+    return [f"classes that begin as the checkpoint's: {some(begun, NAMED) or 'none'}{anew}{others}"]

@@ -5,6 +5,16 @@ from __future__ import annotations
 from crossdet.config import Config
 from crossdet.data.canvases import SMALLEST_BATCH
 from crossdet.models.architectures import ARCHITECTURES
+from crossdet.training.recipe import Start
+
+
+def start_of(config: Config, extends: bool, share: float = 1.0) -> Start:
+    """What the training of a config begins with. extends: weights of a detector; share: of the usual rate then."""
+    model = config.model
+    rates = ARCHITECTURES[model.name].settings.rates
+    if extends or getattr(model, "of_checkpoint", False):
+        return Start("detector", share, rates)
+    return Start("random" if model.weights == "none" else "backbone", share, rates)
 
 
 def batch_norm_lines(config: Config, processes: int) -> list[str]:

@@ -38,12 +38,6 @@ def training_warnings(config: Config, sources: Sources, extends: bool) -> Iterat
             "pictures and steps than from weights. Name a checkpoint, or `backbone` and its `weights: imagenet`; "
             "`weights: none` says that it is meant"
         )
-    if getattr(config.model, "of_checkpoint", False) and config.train.lr is None and not extends:
-        yield (
-            f"`train.lr` is not given: a checkpoint begins at the rate of a new network, {config.train.rate():g}; "
-            "transformers' example for them has 0.00005 at 8 pictures. Try lower ones. Classes that no dataset "
-            "labels are gone after this training: `crossdet extend CHECKPOINT CONFIG` keeps them"
-        )
     if config.train.patience and not sources.val:
         yield "`train.patience`: no dataset has a `val` split to be judged on, so nothing stops early"
     if config.extend is not None and not extends:

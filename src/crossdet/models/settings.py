@@ -103,6 +103,18 @@ Text = Annotated[StrictStr, Field(min_length=1)]
 Weights = Annotated[str | Path, PlainValidator(_weights)]
 
 
+class UsualRates(NamedTuple):
+    """AdamW's learning rates at 8 pictures a step, by what a network begins with: random weights, a backbone that
+    has learnt, a detector that has."""
+
+    random: float = 2e-3
+    backbone: float = 5e-4
+    detector: float = 5e-4
+
+
+USUAL_RATES = UsualRates()
+
+
 class NetworkDefaults(NamedTuple):
     """What the recipe of a training says about a network where the config does not.
 
@@ -139,8 +151,8 @@ class NetworkSettings(Section):
     has_batch_norm: ClassVar[bool] = True
     """Whether there may be any in the backbone, which `freeze_batch_norm` fixes."""
 
-    recipe_is_ours: ClassVar[bool] = True
-    """Whether the learning rates of `train.recipe: auto` were looked for with such networks."""
+    rates: ClassVar[UsualRates] = USUAL_RATES
+    """Of `train.recipe: auto`, and where they were looked for; see there."""
     adjustable: ClassVar[frozenset[str]] = frozenset()
     """Keys of the `model` section that an extension may say anew: no tensor has their size."""
 

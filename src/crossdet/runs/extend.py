@@ -248,14 +248,6 @@ def remarks_on(config: Config, card: Card, growth: Growth, sources: Sources) -> 
     remarks += [Remark("warning", text) for text in [numbered_warning(growth.known.classes)] if text]
     remarks += [Remark("note", text) for text in [unused_note(growth.known.classes)] if text]
     still = MODES[choice.mode].keeps_thresholds
-    if not still and not card.settings.recipe_is_ours and config.train.lr is None:
-        rate = config.train.rate() * rate_share(config, growth)
-        text = (
-            f"`train.lr` is not given: it begins at {rate:g}, by rates that were not looked for with "
-            f"{card.settings.name}. transformers' example for such checkpoints has 0.00005 at 8 pictures a step, "
-            "their authors clip gradients at 0.1 (`train.clip_norm`); try lower ones"
-        )
-        remarks.append(Remark("warning", text))
     if not still and (unjudged := _unjudged(sources, growth.known)):
         text = (
             f"no validation pictures of {some(unjudged, 8)}: what the extension makes of them will not be known. "

@@ -13,7 +13,7 @@ from lightning_fabric.utilities.seed import seed_everything
 
 from crossdet.config import Config, as_config
 from crossdet.config.beginning import beginning
-from crossdet.config.chosen import batch_norm_lines
+from crossdet.config.chosen import batch_norm_lines, start_of
 from crossdet.config.doubts import label_warnings, training_warnings
 from crossdet.config.sources import Sources, named_splits, open_sources
 from crossdet.data.hybrid import HybridDataset
@@ -125,10 +125,10 @@ def train_network(
 
     card: of the weights; its last generation is this training's, and every weights file gets its own scores into
     it. identity: of what is trained, for its state. operating: the operating points that are found -> those that
-    are stored. rate_share: of `Schedule`.
+    are stored. rate_share: of `Start`, in an extension.
     """
     fresh = len(card.generations) == 1
-    schedule = Schedule.of(config.train, len(dataset), fresh and config.model.weights == "none", rate_share)
+    schedule = Schedule.of(config.train, len(dataset), start_of(config, not fresh, rate_share))
     if fabric.is_global_zero:
         network_is, *_ = card.settings.described(card.space.classes)
         begun = beginning(card.settings, card.space, config.model.weights) if fresh else []

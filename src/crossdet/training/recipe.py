@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StrictBool, model_validator
 
@@ -14,6 +14,7 @@ from crossdet.data.canvases import CANVASES, SMALLEST_BATCH
 from crossdet.errors import show
 from crossdet.models.architecture import Contradiction
 from crossdet.models.settings import (
+    USUAL_RATES,
     Count,
     CountOrZero,
     Fraction,
@@ -23,6 +24,7 @@ from crossdet.models.settings import (
     Positive,
     Section,
     Text,
+    UsualRates,
     listed,
 )
 
@@ -64,12 +66,10 @@ PAPER: dict[str, Any] = {
 }
 """What `recipe: paper` puts in the place of the defaults (sec. 4.1.2); warm-up and steps by its epochs."""
 
-RATES = {"adamw": (5e-4, 2e-3, 8, 0.5), "sgd": (0.04, 0.04, 32, 1.0)}
-"""Optimiser -> (learning rate, the same for random weights, at this batch size, grows with this power of it).
-
-AdamW's was chosen on photographs of building sites and judged on three other sets; for random weights, on generated
-scenes (docs/log.md, 2026-11-27 and 28). Its power is the usual one for Adam and was not measured. SGD's are the
-paper's."""
+GROWTH = {"adamw": (8, 0.5), "sgd": (32, 1.0)}
+"""Optimiser -> (at this batch size, its learning rate grows with this power of it). AdamW's power is the usual one
+for Adam and was not measured. SGD's is the paper's, as is its rate."""
+SGD_RATE = 0.04
 WEIGHT_DECAYS = {"adamw": 0.05, "sgd": 1e-4}
 WARMUP_STEPS, WARMUP_SHARE = 200, 0.1
 """Of warm-up where nothing is said: so many steps, and at most this share of the training."""
@@ -82,6 +82,22 @@ EVALUATIONS = 10
 def of_paper(epochs: int) -> dict[str, Any]:
     """Warm-up and falls of so many epochs, in the proportions of the paper's 20."""
     return {"warmup_epochs": epochs / 10, "steps": (epochs / 2, epochs * 3 / 4)}
+
+
+class Start(NamedTuple):
+    """What a network begins a training with, as far as its learning rate depends on it.
+
+    weights: which have learnt already. share: of the usual rate, in an extension. rates: of the architecture.
+    RetinaNet's, the defaults, were chosen on photographs of building sites and of dice, and judged on three other
+    sets; for random weights, on generated scenes (docs/log.md, 2026-11-27 and 28).
+    """
+
+    weights: Literal["random", "backbone", "detector"] = "backbone"
+    share: float = 1.0
+    rates: UsualRates = USUAL_RATES
+
+
+BACKBONE = Start()
 
 
 class Recipe(Section):
@@ -146,12 +162,13 @@ class Recipe(Section):
             values.setdefault("warmup_epochs", usual["warmup_epochs"])
         return {"steps": usual["steps"], **values}
 
-    def rate(self, from_scratch: bool = False) -> float:
-        """The learning rate that is meant. from_scratch: the backbone begins with random weights."""
+    def rate(self, start: Start = BACKBONE) -> float:
+        """The learning rate that is meant."""
         if self.lr is not None:
             return self.lr
-        usual, random, batch, power = RATES[self.optimizer]
-        return (random if from_scratch else usual) * (self.batch_size / batch) ** power
+        batch, power = GROWTH[self.optimizer]
+        usual: float = getattr(start.rates, start.weights) if self.optimizer == "adamw" else SGD_RATE
+        return usual * start.share * (self.batch_size / batch) ** power
 
     @property
     def decay(self) -> float:
@@ -248,11 +265,12 @@ class Recipe(Section):
     @property
     def warnings(self) -> Iterator[str]:
         """Values that are allowed and seldom meant."""
-        usual, random, batch, power = RATES["adamw"]
-        if self.optimizer == "adamw" and (self.lr or 0) > 2.5 * random * max(1.0, self.batch_size / batch) ** power:
+        usual, (batch, power) = USUAL_RATES, GROWTH["adamw"]
+        limit = 2.5 * usual.random * max(1.0, self.batch_size / batch) ** power
+        if self.optimizer == "adamw" and (self.lr or 0) > limit:
             yield (
-                f"`train.lr`: {self.lr:g} is a rate for SGD; AdamW takes {usual:g} to {random:g} for {batch} "
-                f"pictures a step. Leave it out, or say `train.optimizer: sgd`"
+                f"`train.lr`: {self.lr:g} is a rate for SGD; AdamW takes {usual.backbone:g} to {usual.random:g} "
+                f"for {batch} pictures a step. Leave it out, or say `train.optimizer: sgd`"
             )
         count = self._evaluations()
         if self.patience is not None and count is not None and self.patience >= count - 1:

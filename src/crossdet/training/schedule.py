@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from crossdet.training.recipe import EVALUATIONS, WARMUP_SHARE, WARMUP_STEPS, Recipe
+from crossdet.training.recipe import BACKBONE, EVALUATIONS, WARMUP_SHARE, WARMUP_STEPS, Recipe, Start
 
 MEASURED_STEPS, SLOW_STEPS = 25, 5
 """The pace of a training with a clock is taken from so many steps, without the first few: they start workers and
@@ -14,6 +14,12 @@ choose kernels. Of slow steps fewer count, as many as `REFIT` of the time has. A
 REFIT = 0.05
 EVALUATION_SHARE = 0.1
 """Of the minutes that evaluations may take."""
+BEGUN = {
+    "random": "it begins with random weights",
+    "backbone": "its backbone has learnt already",
+    "detector": "it is a detector already",
+}
+"""What a network begins with -> why the learning rate is what it is, for people."""
 
 
 @dataclass
@@ -75,18 +81,16 @@ class Clock:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A recipe for a training on so many pictures. epochs: None where steps or minutes end it. from_scratch: the
-    backbone begins with random weights. share: of the usual learning rate, where the recipe gives none."""
+    """A recipe for a training on so many pictures. epochs: None where steps or minutes end it."""
 
     recipe: Recipe
     pictures: int
     epochs: int | None
-    from_scratch: bool = False
-    share: float = 1.0
+    start: Start = BACKBONE
 
     @classmethod
-    def of(cls, recipe: Recipe, pictures: int, from_scratch: bool = False, share: float = 1.0) -> Schedule:
-        return cls(recipe, pictures, recipe.epochs_for(pictures), from_scratch, share)
+    def of(cls, recipe: Recipe, pictures: int, start: Start = BACKBONE) -> Schedule:
+        return cls(recipe, pictures, recipe.epochs_for(pictures), start)
 
     def began_as(self, epochs: int) -> Schedule:
         """The schedule of the same recipe with another number of epochs."""
@@ -107,8 +111,7 @@ class Schedule:
 
     @property
     def highest_rate(self) -> float:
-        usual = self.recipe.rate(self.from_scratch)
-        return usual if self.recipe.lr is not None else usual * self.share
+        return self.recipe.rate(self.start)
 
     def done(self, epoch: float, step: int, clock: Clock) -> float:
         """The share of the training that is done, 0..1. epoch: with its fraction."""
@@ -172,16 +175,25 @@ class Schedule:
             counts.append(clock.line[2] - step)
         return min(counts, default=None)
 
+    def _decay(self) -> str:
+        return f"{self.recipe.decay:g}" + ("" if self.recipe.decay_norms else ", none of norms and biases")
+
+    def _why(self) -> str:
+        """Where the learning rate comes from, if from the recipe."""
+        if self.recipe.lr is not None:
+            return ""
+        if self.start.share != 1:
+            return f" ({self.start.share:g} of a new training's, docs/extend.md)"
+        return f" ({BEGUN[self.start.weights]})" if self.recipe.optimizer == "adamw" else ""
+
     def lines(self) -> list[str]:
         """What was chosen and why, for people."""
         recipe, said = self.recipe, self.recipe.model_fields_set
-        rate = f"learning rate {self.highest_rate:.2g} for {recipe.batch_size} pictures a step"
-        if recipe.lr is None and self.share != 1:
-            rate += f" ({self.share:g} of a new training's, docs/extend.md)"
+        rate = f"learning rate {self.highest_rate:.2g} for {recipe.batch_size} pictures a step{self._why()}"
         if recipe.backbone_lr != 1:
             rate += f", {recipe.backbone_lr:g} of it for the backbone"
         optimizer = {"adamw": "AdamW", "sgd": "SGD"}[recipe.optimizer]
-        lines = [f"recipe {recipe.recipe}: {optimizer}, {rate}, weight decay {recipe.decay:g}", self._length()]
+        lines = [f"recipe {recipe.recipe}: {optimizer}, {rate}, weight decay {self._decay()}", self._length()]
         shape = {
             "flat_cosine": "constant for the first half, then a cosine to 0",
             "cosine": "a cosine to 0",

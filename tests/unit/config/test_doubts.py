@@ -12,6 +12,7 @@ from PIL import Image
 
 from crossdet import Index, LabelSpace
 from crossdet.config import Config
+from crossdet.config.chosen import start_of
 from crossdet.config.doubts import label_warnings, training_warnings
 from crossdet.config.sources import Sources, open_sources
 from crossdet.data.formats.coco import write_coco
@@ -19,6 +20,7 @@ from crossdet.data.formats.format import SplitFiles
 from crossdet.data.index import IndexBuilder
 from crossdet.data.reading import read_split
 from crossdet.errors import UserError
+from crossdet.models.architectures import ARCHITECTURES
 from crossdet.types import Flag
 
 WIDTH, HEIGHT = 100, 80
@@ -166,18 +168,20 @@ def test_random_weights_that_nobody_asked_for(tmp_path, model, extends, warned):
     assert ("`model.weights` is not given: the whole network begins with random numbers" in text) is warned
 
 
-def test_a_checkpoint_at_the_rate_of_a_new_network(tmp_path):
+def test_the_learning_rate_is_that_of_what_has_learnt(tmp_path):
     given = {"a": {"train": index(tmp_path / "a", "car", GOOD)}}
 
-    def said(train, extends=False, **model):
-        config = Config.from_dict({"datasets": given, "model": {"name": "dfine", **model}, "train": train})
-        return "`train.lr` is not given" in "\n".join(training_warnings(config, open_sources(config), extends))
+    def start(extends=False, **model):
+        config = Config.from_dict({"datasets": given, "model": model})
+        found = start_of(config, extends, 0.5 if extends else 1.0)
+        assert found.rates == ARCHITECTURES[config.model.name].settings.rates
+        return found.weights, found.share
 
-    assert said({}, weights="ustc-community/dfine-nano-coco")
-    assert not said({"lr": 0.0005}, weights="ustc-community/dfine-nano-coco")
-    assert not said({}, weights="imagenet", backbone="mobilenetv2_100")
-    assert not said({}, weights="none")
-    assert not said({}, extends=True, weights="ustc-community/dfine-nano-coco")
+    assert start(name="dfine", weights="ustc-community/dfine-nano-coco") == ("detector", 1)
+    assert start(name="dfine", weights="imagenet", backbone="mobilenetv2_100") == ("backbone", 1)
+    assert start(weights="imagenet") == ("backbone", 1)
+    assert start(name="dfine") == start(weights="none") == ("random", 1)
+    assert start(extends=True) == ("detector", 0.5)
 
 
 # ------------------------------------------------------------------------------------------ extensions

@@ -31,6 +31,7 @@ from crossdet.runs.evaluate import Evaluation
 from crossdet.runs.extend import _after, rate_share, remarks_on, with_settings_of
 from crossdet.training.modes import ExtendSettings, Growth
 from crossdet.training.pseudo_labels import classes_for_teachers, space_with_teachers, with_pseudo_labels
+from crossdet.training.recipe import Start
 from crossdet.training.schedule import Schedule
 from crossdet.types import Flag
 
@@ -345,11 +346,11 @@ def test_the_learning_rate_is_smaller_the_less_holds_old_classes(datasets, secti
     )
     sources = open_sources(filled, known=CARD.space)
     assert rate_share(filled, Growth(CARD.space, sources.space, sources.train)) == share
-    schedule = Schedule.of(filled.train, 100, share=share)
+    schedule = Schedule.of(filled.train, 100, Start("detector", share))
     assert schedule.highest_rate == pytest.approx(share * filled.train.rate())
     assert (f"({share:g} of a new training's" in schedule.lines()[0]) == (share != 1)
     said = filled.train.model_copy(update={"lr": 0.01})
-    assert Schedule.of(said, 100, share=share).highest_rate == 0.01  # what the config says counts
+    assert Schedule.of(said, 100, Start("detector", share)).highest_rate == 0.01  # what the config says counts
 
 
 def test_old_classes_that_nothing_judges_are_told_before_the_training():

@@ -9,7 +9,8 @@ import yaml
 
 from crossdet import Config
 from crossdet.errors import ConfigError
-from crossdet.training.recipe import Recipe
+from crossdet.models.settings import UsualRates
+from crossdet.training.recipe import Recipe, Start
 
 EARLIER = Path(__file__).parents[2] / "e2e/run_of_november_2026/config.yaml"
 
@@ -72,9 +73,18 @@ def test_the_rate_grows_with_the_batch(optimizer, batch, rate):
 
 
 def test_random_weights_want_a_higher_rate():
-    assert Recipe().rate(from_scratch=True) == 2e-3
-    assert Recipe(lr=0.003).rate(from_scratch=True) == 0.003
-    assert Recipe(recipe="paper").rate(from_scratch=True) == 0.04
+    random = Start("random")
+    assert Recipe().rate(random) == 2e-3
+    assert Recipe(lr=0.003).rate(random) == 0.003
+    assert Recipe(recipe="paper").rate(random) == 0.04
+
+
+def test_the_rate_is_that_of_the_architecture_and_of_what_has_learnt():
+    rates = UsualRates(0.4, 0.2, 0.1)
+    assert [Recipe().rate(Start(weights, rates=rates)) for weights in rates._fields] == [0.4, 0.2, 0.1]
+    assert Recipe(batch_size=32).rate(Start("detector", 0.5, rates)) == 0.1
+    assert Recipe(optimizer="sgd").rate(Start("detector", 0.5, rates)) == 0.005
+    assert Recipe(lr=0.003).rate(Start("detector", 0.5, rates)) == 0.003
 
 
 @pytest.mark.parametrize(("pictures", "epochs"), [(100, 100), (800, 30), (801, 30), (118_287, 12)])

@@ -164,14 +164,17 @@ def test_a_step_that_is_longer_than_the_training_is_its_last():
 
 def test_what_auto_chose_is_told():
     lines = Schedule.of(Recipe(), 800).lines()
-    assert lines[0] == "recipe auto: AdamW, learning rate 0.0005 for 8 pictures a step, weight decay 0.05"
+    assert lines[0] == (
+        "recipe auto: AdamW, learning rate 0.0005 for 8 pictures a step (its backbone has learnt already), weight "
+        "decay 0.05, none of norms and biases"
+    )
     assert lines[1] == "length: 30 epochs (not given: by the 800 training pictures), 3,000 steps"
     assert "constant for the first half, then a cosine to 0" in lines[2]
     own = Schedule.of(Recipe(lr=1e-3, minutes=15.0, workers=4), 800).lines()
     assert own[1] == "length: 15 minutes, schedule fitted to the speed"
     assert own[-1] == "set by the config: lr, minutes"
     paper = Schedule.of(Recipe(recipe="paper"), 800).lines()
-    assert "recipe paper: SGD, learning rate 0.04 for 32 pictures a step" in paper[0]
+    assert paper[0] == "recipe paper: SGD, learning rate 0.04 for 32 pictures a step, weight decay 0.0001"
     assert "falls to 0.1 at epoch 10, 15" in paper[2]
     assert not paper[-1].startswith("set by")
 

@@ -297,7 +297,10 @@ def test_classes_that_the_checkpoint_knows_begin_as_its_own(directory):
             assert torch.equal(tensor, wanted)
         else:
             assert torch.equal(tensor, theirs[key])
-    line = "classes that begin as the checkpoint's: television (tv), dog; anew: forklift"
+    line = (
+        "classes that begin as the checkpoint's: television (tv), dog; anew: forklift; 2 more are forgotten "
+        "(`crossdet extend` keeps them)"
+    )
     assert beginning(settings, space, directory) == [line]
     assert beginning(settings.model_copy(update={"size": "nano"}), space, "none") == []
 
