@@ -161,17 +161,33 @@ def negative_weights(
     _check_shapes(stand_in, labels, trusted, overlap, avoid, None, background_weight)
     _check_positions(foreground_negatives, labels)
     _check_ids_on_cpu(stand_in, labels, avoid)
-    weights = (labels == BACKGROUND)[:, :, None] * (trusted if trusted.dim() == 3 else trusted[:, None]).to(dtype)
-    if background_weight is not None:
-        weights = weights * background_weight[:, None]
+    shown = (labels >= 0).nonzero(as_tuple=True)
+    weights = weights_of(labels, trusted, shown, overlap, foreground_negatives, background_weight)
     if avoid is not None and len(avoid):
         image, position, cls = avoid.unbind(1)
         whole, one = cls < 0, cls >= 0
         weights[image[whole], position[whole]] = 0
         weights[image[one], position[one], cls[one]] = 0
-    image, position = (labels >= 0).nonzero(as_tuple=True)
+    return weights
+
+
+def weights_of(
+    labels: Tensor,
+    trusted: Tensor,
+    shown: tuple[Tensor, Tensor],
+    overlap: Tensor | None,
+    foreground_negatives: bool | Tensor,
+    background_weight: Tensor | None,
+) -> Tensor:
+    """`negative_weights` without `avoid` and checks, where it is known which positions show an object, so that
+    nothing waits for the device. shown: `[F]` images and `[F]` positions whose labels are classes."""
+    dtype = torch.float32 if background_weight is None else background_weight.dtype
+    weights = (labels == BACKGROUND)[:, :, None] * (trusted if trusted.dim() == 3 else trusted[:, None]).to(dtype)
+    if background_weight is not None:
+        weights = weights * background_weight[:, None]
+    image, position = shown
     everywhere = _at(foreground_negatives, image, position)
-    negative = foreground_weights(trusted, labels, image, position, everywhere, overlap, avoid, background_weight)
+    negative = foreground_weights(trusted, labels, image, position, everywhere, overlap, None, background_weight)
     weights[image, position] = negative.to(dtype).scatter(1, labels[image, position][:, None], 0)
     return weights
 

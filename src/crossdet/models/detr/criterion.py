@@ -158,7 +158,7 @@ def _layer_losses(
     labels[image, query] = objects.labels[row]
     taught = torch.zeros_like(labels, dtype=torch.bool)
     taught[image, query] = objects.by_teacher[row]
-    negative = negatives_of(rule, answers.boxes, labels, taught, groups)
+    negative = negatives_of(rule, answers.boxes, labels, taught, (image, query), groups)
 
     found = answers.boxes[image, query]
     wanted = objects.boxes[row].to(found.dtype)

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from crossdet.losses import negative_weights
+from crossdet.losses import weights_of
 from crossdet.models.detr.boxes import area, corners, intersection, iou
 from crossdet.models.detr.matching import Matches
 from crossdet.models.detr.objects import Objects
@@ -42,7 +42,9 @@ class Rule(NamedTuple):
     tiles: Tiles | None = None
 
 
-def negatives_of(rule: Rule, boxes: Tensor, labels: Tensor, taught: Tensor, groups: int = 1) -> Tensor:
+def negatives_of(
+    rule: Rule, boxes: Tensor, labels: Tensor, taught: Tensor, matched: tuple[Tensor, Tensor], groups: int = 1
+) -> Tensor:
     """`[B, N, C]` weight of every negative term, as of `losses.negative_weights`.
 
     An unmatched query that lies on an object of class g is a negative for g, also where the image does not trust g:
@@ -56,22 +58,17 @@ def negatives_of(rule: Rule, boxes: Tensor, labels: Tensor, taught: Tensor, grou
         boxes: `[B, N, 4]` that the queries predict (centre, width, height).
         labels: `[B, N]` class of the matched object, `BACKGROUND` or `IGNORE`.
         taught: `[B, N]` bool, matched to an object that a teacher labelled.
+        matched: `[P]` images and `[P]` queries that are matched; nothing here asks the device for them.
         groups: the queries are so many sets of equal size, one after another.
     """
     places = corners(boxes.detach())
-    avoid = avoided(rule.regions, places, labels, taught, groups)
     trusted = rule.trusted if rule.tiles is None else _trusted_there(rule.tiles, places)
     everywhere = False if rule.foreground == "none" else ~taught  # what a teacher found may be something else
-    weights = negative_weights(labels, trusted, rule.overlap, avoid, everywhere, rule.background_weight)
-    if not len(rule.objects.labels):
-        return weights
-    _add_duplicates(weights, rule, places, labels)
-    if len(avoid):
-        avoid = avoid[labels[avoid[:, 0], avoid[:, 1]] == BACKGROUND]
-        image, query, cls = avoid.unbind(1)
-        whole, one = cls < 0, cls >= 0
-        weights[image[whole], query[whole]] = 0
-        weights[image[one], query[one], cls[one]] = 0
+    weights = weights_of(labels, trusted, matched, rule.overlap, everywhere, rule.background_weight)
+    if len(rule.objects.labels):
+        _add_duplicates(weights, rule, places, labels)
+    if len(rule.regions.labels):
+        weights.masked_fill_(avoided(rule.regions, places, labels, taught, weights.shape[2], groups), 0)
     return weights
 
 
@@ -101,7 +98,7 @@ def spare_beside_objects(weights: Tensor, rule: Rule, boxes: Tensor, pairs: Matc
 
 def _trusted_there(tiles: Tiles, places: Tensor) -> Tensor:
     """`[B, N, C]`: what all pictures of a mosaic that a query touches trust. One without area touches, too."""
-    wider = places + places.new_tensor([-MARGIN, -MARGIN, MARGIN, MARGIN])
+    wider = torch.cat([places[..., :2] - MARGIN, places[..., 2:] + MARGIN], -1)
     return LocalTrust.of(tiles._replace(boxes=tiles.boxes.to(places.dtype)), wider).dense()
 
 
@@ -114,27 +111,24 @@ def _add_duplicates(weights: Tensor, rule: Rule, places: Tensor, labels: Tensor)
     on = (overlaps >= rule.duplicate_iou) & (labels == BACKGROUND)[:, :, None]
     of = objects.padded(objects.labels)
     if rule.foreground == "on_object":
-        image, query = on.any(2).nonzero(as_tuple=True)
-        best = of[image, overlaps[image, query].argmax(1)]
-        others = weights.new_ones(len(image), weights.shape[2])
+        others = on.any(2)[:, :, None]
         if rule.overlap is not None:
-            others = others * ~rule.overlap[best]
-        weights[image, query] = torch.maximum(weights[image, query], others)
-    image, query, row = on.nonzero(as_tuple=True)
-    shown = of[image, row]
+            others = others & ~rule.overlap[of.gather(1, overlaps.argmax(2))]
+        weights.clamp_(min=others.to(weights.dtype))
     if rule.overlap is not None:
-        at, also = rule.overlap[shown].nonzero(as_tuple=True)
-        weights[image[at], query[at], also] = 0
-    weights[image, query, shown] = 1
+        also = torch.bmm(on.to(weights.dtype), rule.overlap[of].to(weights.dtype))
+        weights.masked_fill_(also > 0, 0)
+    shown = torch.zeros_like(weights).scatter_reduce_(2, of[:, None].expand_as(on), on.to(weights.dtype), "amax")
+    weights.masked_fill_(shown > 0, 1)
 
 
-def avoided(regions: Objects, places: Tensor, labels: Tensor, taught: Tensor, groups: int = 1) -> Tensor:
-    """`[P, 3]` rows (image, query, class): see `negatives_of`. places: `[B, N, 4]` xyxy.
+def avoided(
+    regions: Objects, places: Tensor, labels: Tensor, taught: Tensor, classes: int, groups: int = 1
+) -> Tensor:
+    """`[B, N, C]` bool, no negatives: see `negatives_of`. places: `[B, N, 4]` xyxy. classes: C.
 
     A teacher's region says nothing about objects that no teacher labelled.
     """
-    if not len(regions.labels):
-        return labels.new_zeros(0, 3)
     mine = places[regions.images]
     wanted = corners(regions.boxes).to(places.dtype)[:, None]
     both = intersection(mine, wanted)
@@ -146,8 +140,13 @@ def avoided(regions: Objects, places: Tensor, labels: Tensor, taught: Tensor, gr
     near = ((both >= 0.5 * own) & (own > 0)) | best
     by_person = (labels >= 0) & ~taught
     near &= ~(regions.by_teacher[:, None] & by_person[regions.images])
-    region, query = near.nonzero(as_tuple=True)
-    return torch.stack([regions.images[region], query, regions.labels[region]], 1)
+    # one class too many takes the regions of no class in particular, which are of all
+    images, queries = labels.shape
+    column = torch.where(regions.labels < 0, classes, regions.labels)
+    counts = torch.zeros(images * (classes + 1), queries, dtype=torch.int32, device=labels.device)
+    counts.index_add_(0, regions.images * (classes + 1) + column, near.int())
+    told = counts.view(images, classes + 1, queries).transpose(1, 2) > 0
+    return told[..., :-1] | told[..., -1:]
 
 
 def _best(overlap: Tensor, groups: int) -> Tensor:

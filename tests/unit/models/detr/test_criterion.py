@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from crossdet.models.detr.boxes import corners
 from crossdet.models.detr.criterion import Answers, Bins, Criterion, Noised, denoising_losses, set_losses
 from crossdet.models.detr.distributions import bin_values, boxes_to_edges, edges_to_boxes
 from crossdet.models.detr.matching import Costs, Matches, match
-from crossdet.models.detr.negatives import Rule, negatives_of
+from crossdet.models.detr.negatives import Rule, negatives_of, spare_beside_objects
 from crossdet.models.detr.objects import own_classes
 from crossdet.types import BACKGROUND, IGNORE, Flag, Tiles
 
@@ -42,6 +43,10 @@ def random_rule(seed: int, counts=(3, 0, 2), regions: int = 2, **changes) -> Rul
     trusted = torch.rand(len(counts), CLASSES, generator=source) < 0.5
     weight = torch.rand(len(counts), CLASSES, generator=source)
     return Rule(objects, avoid, trusted, overlap, weight, **changes)
+
+
+def told(rule: Rule, boxes, labels, taught) -> torch.Tensor:
+    return negatives_of(rule, boxes, labels, taught, (labels >= 0).nonzero(as_tuple=True))
 
 
 def overlap_of(a, b) -> float:
@@ -255,7 +260,7 @@ def test_a_region_spares_the_free_query_that_fits_it_best():
     xyxy = torch.tensor([[36.0, 36, 56, 66], [30, 30, 60, 70], [0, 0, 9, 9]]) / FRAME
     boxes = torch.cat([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], 1)[None]
     labels, taught = torch.tensor([[0, BACKGROUND, BACKGROUND]]), torch.zeros(1, 3, dtype=torch.bool)
-    assert negatives_of(rule, boxes, labels, taught).tolist() == [[[0, 0], [1, 0], [1, 1]]]
+    assert told(rule, boxes, labels, taught).tolist() == [[[0, 0], [1, 0], [1, 1]]]
 
 
 def test_quality_learns_from_images_that_trust_every_class():
@@ -368,13 +373,13 @@ def test_second_find_of_an_object_is_a_negative_though_its_class_is_not_exhausti
     boxes = torch.tensor([[[0.3, 0.3, 0.4, 0.4], [0.31, 0.3, 0.4, 0.4], [0.7, 0.7, 0.2, 0.2]]])
     labels = torch.tensor([[1, BACKGROUND, BACKGROUND]])
     taught = torch.zeros(1, 3, dtype=torch.bool)
-    weights = negatives_of(rule, boxes, labels, taught)
+    weights = told(rule, boxes, labels, taught)
     assert weights[0].tolist() == [[1, 0, 1], [1, 1, 0], [1, 0, 0]]
-    on_object = negatives_of(rule._replace(foreground="on_object"), boxes, labels, taught)
+    on_object = told(rule._replace(foreground="on_object"), boxes, labels, taught)
     assert on_object[0].tolist() == [[1, 0, 1], [1, 1, 1], [1, 0, 0]]
     # unless a crowd of the class lies there
     crowd = flat([annotations([[5, 5, 60, 60]], [1], [int(Flag.CROWD)])])[1]
-    assert negatives_of(rule._replace(regions=crowd), boxes, labels, taught)[0].tolist() == [
+    assert told(rule._replace(regions=crowd), boxes, labels, taught)[0].tolist() == [
         [1, 0, 1],
         [1, 0, 0],
         [1, 0, 0],
@@ -385,7 +390,7 @@ def test_small_region_keeps_the_query_that_fits_it_best_from_being_a_negative():
     objects, regions = flat([annotations([[40, 40, 44, 44]], [0], [int(Flag.AVOID)])])
     rule = Rule(objects, regions, torch.tensor([[True]]))
     boxes = torch.tensor([[[0.42, 0.42, 0.2, 0.2], [0.45, 0.45, 0.3, 0.3], [0.8, 0.8, 0.1, 0.1]]])
-    weights = negatives_of(rule, boxes, torch.full((1, 3), BACKGROUND), torch.zeros(1, 3, dtype=torch.bool))
+    weights = told(rule, boxes, torch.full((1, 3), BACKGROUND), torch.zeros(1, 3, dtype=torch.bool))
     assert weights.flatten().tolist() == [0, 1, 1]
 
 
@@ -399,8 +404,37 @@ def test_trust_in_a_mosaic_belongs_to_its_tiles():
         torch.tensor([[0, 1]]),
     )
     rule = Rule(objects, regions, torch.tensor([[False, False, True]]), tiles=tiles)
-    weights = negatives_of(rule, boxes, torch.full((1, 4), BACKGROUND), torch.zeros(1, 4, dtype=torch.bool))
+    weights = told(rule, boxes, torch.full((1, 4), BACKGROUND), torch.zeros(1, 4, dtype=torch.bool))
     assert weights[0].tolist() == [[1, 0, 1], [0, 0, 1], [0, 1, 1], [0, 1, 1]]
+
+
+@pytest.mark.parametrize("foreground", ["none", "matched", "on_object"])
+@pytest.mark.parametrize("tiled", [False, True], ids=["", "mosaics"])
+def test_the_rule_waits_for_no_device(foreground, tiled):
+    """A tensor without values refuses what would have to look at them: sizes that depend on them, and numbers."""
+    tiles = Tiles(torch.rand(3, 2, 4), torch.rand(3, 2, CLASSES) < 0.5, torch.zeros(3, 2, dtype=torch.int64))
+    rule = random_rule(4, foreground=foreground, tiles=tiles if tiled else None)
+    answers = answers_near(rule.objects, QUERIES, CLASSES, generator(1))
+    boxes = answers.boxes.detach()
+    (pairs,) = match([answers.logits], [boxes], rule.objects, Costs())
+    labels = torch.full((3, QUERIES), BACKGROUND)
+    labels[pairs.image, pairs.query] = rule.objects.labels[pairs.object]
+    taught = torch.zeros_like(labels, dtype=torch.bool)
+    wanted = negatives_of(rule, boxes, labels, taught, pairs[:2])
+    spared = spare_beside_objects(wanted.clone(), rule, boxes, pairs, torch.rand(len(pairs.image)))
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+
+        def hollow(value):
+            if isinstance(value, torch.Tensor):
+                return mode.from_tensor(value)
+            if isinstance(value, tuple) and hasattr(value, "_fields"):
+                return type(value)(*map(hollow, value))
+            return value
+
+        known, places, matches = hollow(rule), hollow(boxes), hollow(pairs)
+        found = negatives_of(known, places, hollow(labels), hollow(taught), matches[:2])
+        beside = spare_beside_objects(found, known, places, matches, torch.rand(len(pairs.image)))
+    assert (found.shape, beside.shape) == (wanted.shape, spared.shape)
 
 
 def test_groups_are_matched_apart_and_averaged():

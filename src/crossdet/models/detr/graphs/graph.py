@@ -19,8 +19,8 @@ class Memory(NamedTuple):
     shapes: tuple[tuple[int, int], ...]
 
     def arguments(self) -> dict[str, Any]:
-        """As HF's decoder layers take them."""
-        shapes = torch.tensor(self.shapes, device=self.features.device)
+        """As HF's decoder layers take them, the same for all."""
+        shapes = torch.tensor(self.shapes).to(self.features.device, non_blocking=True)
         starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
         return {
             "encoder_hidden_states": self.features,

@@ -70,9 +70,9 @@ class RFDetrGraph(Graph):
         decoder, hidden = self.core.decoder, queries.hidden
         whole = queries.boxes.new_ones(hidden.shape[0], 1, 2)  # no padding
         references, positions = decoder.get_reference(queries.boxes, whole)
-        answers = []
+        answers, given = [], memory.arguments()
         for i, layer in enumerate(decoder.layers):
-            hidden = layer(hidden, position_embeddings=positions, reference_points=references, **memory.arguments())
+            hidden = layer(hidden, position_embeddings=positions, reference_points=references, **given)
             if classes is None or i == len(decoder.layers) - 1:
                 known = decoder.layernorm(hidden)
                 logits = logits_of(self.core.class_embed, known, classes)

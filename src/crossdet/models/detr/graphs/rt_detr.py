@@ -55,14 +55,14 @@ class RTDetrGraph(Graph):
     def decode(self, queries: Queries, memory: Memory, classes: Tensor | None) -> list[Answers]:
         decoder = self.core.decoder
         hidden, boxes = queries.hidden, queries.boxes.sigmoid()
-        answers = []
+        answers, given = [], memory.arguments()
         for i, layer in enumerate(decoder.layers):
             hidden = layer(
                 hidden,
                 object_queries_position_embeddings=decoder.query_pos_head(boxes),
                 reference_points=boxes[:, :, None],
                 encoder_attention_mask=queries.mask,
-                **memory.arguments(),
+                **given,
             )
             found = (decoder.bbox_embed[i](hidden) + inverse_sigmoid(boxes)).sigmoid()
             boxes = found.detach()
@@ -94,6 +94,7 @@ class DFineGraph(RTDetrGraph):
         hidden, boxes = queries.hidden, queries.boxes.sigmoid()
         values = bin_values(decoder.max_num_bins, decoder.up, decoder.reg_scale)
         answers: list[Answers] = []
+        given = memory.arguments()
         before, edges, references = torch.zeros_like(hidden), None, boxes
         for i, layer in enumerate(decoder.layers):
             hidden = layer(
@@ -101,7 +102,7 @@ class DFineGraph(RTDetrGraph):
                 position_embeddings=decoder.query_pos_head(boxes).clamp(min=-10, max=10),
                 reference_points=boxes[:, :, None],
                 encoder_attention_mask=queries.mask,
-                **memory.arguments(),
+                **given,
             )
             if i == 0:
                 guess = (decoder.pre_bbox_head(hidden) + inverse_sigmoid(boxes)).sigmoid()
