@@ -161,8 +161,8 @@ def negative_weights(
     _check_shapes(stand_in, labels, trusted, overlap, avoid, None, background_weight)
     _check_positions(foreground_negatives, labels)
     _check_ids_on_cpu(stand_in, labels, avoid)
-    shown = (labels >= 0).nonzero(as_tuple=True)
-    weights = weights_of(labels, trusted, shown, overlap, foreground_negatives, background_weight)
+    image, position = (labels >= 0).nonzero(as_tuple=True)
+    weights = weights_of(labels, trusted, (image, position), overlap, foreground_negatives, background_weight)
     if avoid is not None and len(avoid):
         image, position, cls = avoid.unbind(1)
         whole, one = cls < 0, cls >= 0

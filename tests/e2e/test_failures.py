@@ -59,6 +59,24 @@ def test_a_loss_that_explodes_ends_the_run_with_its_batch(world, tmp_path):
     assert str(tmp_path / "run" / "non_finite_batch_rank0.pt") in done.stderr
 
 
+def test_the_part_of_a_step_whose_loss_broke_is_the_one_that_is_saved(world, tmp_path, monkeypatch):
+    """Losses are looked at once a step, behind all of its parts."""
+    forward, parts = training._forward, []
+
+    def broken(module, batch, compiling):
+        terms, *rest = forward(module, batch, compiling)
+        parts.append(batch)
+        return ({name: loss * float("nan") for name, loss in terms.items()} if len(parts) == 3 else terms, *rest)
+
+    monkeypatch.setattr(training, "_forward", broken)
+    with pytest.raises(RunError, match="the loss is not finite at step 1"):
+        train(world.config({"train.accumulate": 2}), output=tmp_path / "run")
+    saved = torch.load(tmp_path / "run" / "non_finite_batch_rank0.pt", weights_only=True)["images"]
+    assert len(parts) == 4
+    assert torch.equal(saved, parts[2].images)
+    assert not torch.equal(saved, parts[3].images)
+
+
 def test_a_disk_without_room_is_told_before_anything_is_done(world, trained, tmp_path, monkeypatch):
     """It was found at the end of the first epoch. An earlier run in the place stays; its room counts as free."""
     run = shutil.copytree(trained.folder, tmp_path / "run")

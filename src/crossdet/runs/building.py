@@ -68,6 +68,8 @@ def choose_kernels(config: Config) -> None:
     if config.train.deterministic and on_gpu(config):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # which checks torch's own code, at every tensor that is made
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _end(processes: list[Popen[bytes]]) -> None:

@@ -270,22 +270,25 @@ def _optimiser_step(
     """Forward and backward of `accumulate` micro-batches and one update; the mean losses and the gradient norm."""
     set_rate(run.optimizer, rate)
     losses: dict[str, Tensor] = {}
+    batches: list[Batch] = []
+    whole: list[Tensor] = []
     for micro in range(recipe.accumulate):
         batch = next(stream)
+        batches.append(batch)
         for line in batch.unreadable:
             if line not in run.progress.unreadable:
                 run.progress.unreadable.append(line)
                 logs.unreadable(line)
         with run.fabric.no_backward_sync(step_module, enabled=micro + 1 < recipe.accumulate):
-            terms, image_loss, positives, noted = _forward(step_module, batch, run.compiling)
-            loss = cast(Tensor, sum(terms.values())) / recipe.accumulate
-            run.fabric.backward(loss)
-            # looks at the value, so it waits for the device: with the backward pass queued, before any update
-            if not run.all_finite(loss, recipe):
-                _stop_with(run, batch, dataset)
+            terms, image_loss, positives, noted = _forward_and_back(run, step_module, batch, recipe.accumulate)
+            whole.append(cast(Tensor, sum(terms.values())).detach())
         totals.add(batch.dataset_ids, image_loss, positives, noted)
         for name, value in terms.items():
             losses[name] = losses.get(name, 0) + value.detach() / recipe.accumulate
+    # looks at the values, so it waits for the device: once, with all backward passes queued, before any update
+    if not run.all_finite(torch.stack(whole), recipe):
+        broken = [batch for batch, loss in zip(batches, whole, strict=True) if not bool(loss.isfinite())]
+        _stop_with(run, [*broken, batches[-1]][0], dataset)  # in another process it may be finite
     if run.fabric.world_size > 1:  # each process knows its share only; what is logged is the loss of all
         everyone = run.fabric.all_reduce(torch.stack(list(losses.values())), reduce_op="mean")
         losses = dict(zip(losses, cast(Tensor, everyone).unbind(), strict=True))
@@ -299,6 +302,25 @@ def _optimiser_step(
     run.optimizer.step()
     run.after_update()
     return losses, norm
+
+
+def _forward_and_back(run: RunState, step_module: Any, batch: Batch, accumulate: int) -> Answer:
+    """Where memory is not enough for parts that were compiled without being asked to, once more without them."""
+    again = run.compiling.unasked and all(p.grad is None for p in step_module.parameters())
+    answer: Answer | None = None
+    try:
+        answer = _forward(step_module, batch, run.compiling)
+        run.fabric.backward(cast(Tensor, sum(answer[0].values())) / accumulate)
+    except torch.OutOfMemoryError:
+        if not again:
+            raise
+        answer = None  # and with it what the backward pass holds
+    if answer is not None:
+        return answer
+    run.optimizer.zero_grad(set_to_none=True)  # of a backward pass that did not come to its end
+    run.compiling.give_up("the memory of the device is not enough for it")
+    torch.cuda.empty_cache()
+    return _forward_and_back(run, step_module, batch, accumulate)
 
 
 def _forward(step_module: Any, batch: Batch, compiling: Compiling) -> Answer:

@@ -271,7 +271,9 @@ class RunState:
 
     def stop_if_diverged(self) -> None:
         """The loss is checked before a step; the step itself can still overflow (alike on all ranks)."""
-        broken = [name for name, p in self.network.named_parameters() if not bool(torch.isfinite(p).all())]
+        names, values = zip(*self.network.named_parameters(), strict=True)
+        finite = torch.stack([torch.isfinite(value).all() for value in values]).tolist()  # waits once
+        broken = [name for name, good in zip(names, finite, strict=True) if not good]
         if broken:
             raise Diverged(
                 f"the weights are no longer finite after step {self.progress.step} ({broken[0]}"
@@ -402,8 +404,9 @@ class RunState:
         return time.monotonic() - self.saved_at > 60 * recipe.checkpoint_minutes
 
     def all_finite(self, loss: Tensor, recipe: Recipe) -> bool:
-        """Whether the loss is finite in every process; they tell each other at once what they ask for."""
-        finite = torch.isfinite(loss.detach())
+        """Whether the losses are finite in every process; they tell each other at once what they ask for.
+        loss: of any shape."""
+        finite = torch.isfinite(loss.detach()).all()
         if self.fabric.world_size == 1:
             return bool(finite)
         wishes = torch.tensor([float(self.is_late(recipe)), float(self.stop.is_set())])

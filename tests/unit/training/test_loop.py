@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
 
 from crossdet.errors import UserError
-from crossdet.training.loop import _forward, _is_stuck
+from crossdet.training.compiling import Compiling
+from crossdet.training.loop import _forward, _forward_and_back, _is_stuck
+from crossdet.training.recipe import Recipe
 from crossdet.training.state import Progress
 
 BATCH: Any = None
@@ -32,6 +34,44 @@ def test_other_errors_stay_what_they_are():
 
     with pytest.raises(ValueError, match="something else"):
         _forward(broken, BATCH, ASKED)
+
+
+class Layer(nn.Module):
+    """Whose first calls run out of memory: forward, or behind the gradient of its weight."""
+
+    def __init__(self, broken: list[str]) -> None:
+        super().__init__()
+        self.weight, self.broken = nn.Parameter(torch.ones(2)), broken
+        self.weight.register_post_accumulate_grad_hook(lambda _: self._run_out("backward"))
+
+    def _run_out(self, where: str) -> None:
+        if self.broken[:1] == [where]:
+            self.broken.pop(0)
+            raise torch.OutOfMemoryError(where)
+
+    def forward(self, _: Any) -> Any:
+        self._run_out("forward")
+        return {"one": (3 * self.weight).sum()}, None, None, {}
+
+
+@pytest.mark.parametrize("broken", [[], ["forward"], ["backward"]])
+def test_where_compiled_parts_need_too_much_memory_the_step_is_done_without_them(broken, capsys):
+    parts = SimpleNamespace(compile_parts=lambda _: None, compile_nothing=lambda: None, has_parts_to_compile=True)
+    fabric: Any = SimpleNamespace(
+        backward=lambda loss: loss.backward(), is_global_zero=True, device=torch.device("cpu"), world_size=1
+    )
+    compiling = Compiling(fabric, cast(Any, parts), Recipe(compile=False), 2)
+    compiling.unasked = True
+    failures, layer = len(broken), Layer(broken)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    run: Any = SimpleNamespace(compiling=compiling, fabric=fabric, optimizer=optimizer)
+    terms = _forward_and_back(run, layer, BATCH, 2)[0]
+    assert (float(terms["one"].detach()), layer.weight.grad.tolist()) == (6, [1.5, 1.5])
+    assert compiling.unasked == (not failures)
+    assert ("not compiled: the memory of the device" in capsys.readouterr().out) == bool(failures)
+    layer.broken.append("forward")
+    with pytest.raises(torch.OutOfMemoryError):  # nothing is compiled any more, or an earlier part would be lost
+        _forward_and_back(run, layer, BATCH, 2)
 
 
 @pytest.mark.parametrize(("best", "stuck"), [(None, True), (1, True), (2, False), (3, False)])

@@ -47,7 +47,8 @@ MOST_GRAPHS = 64
 EARLY = "force_non_lazy_backward_lowering"
 """Of torch: the backward pass is compiled with the forward pass, so that what cannot be compiled is found there."""
 LOGITS_AT_ONCE = 32_000_000
-"""Class logits of a batch and level held at once in `find` (128 MB)."""
+"""Class logits of a batch and level held at once in `find` (128 MB); on a card, where each part waits for the
+device, four times as many."""
 
 
 class Outputs(NamedTuple):
@@ -381,7 +382,8 @@ class RetinaNet(Growable):
             deltas = self.deltas(level)
             tower = self.class_subnet.before_prediction(level)
             best: list[Candidates | None] = [None] * len(sizes)
-            for part in chosen.split(max(1, LOGITS_AT_ONCE // (len(sizes) * len(boxes)))):
+            most = LOGITS_AT_ONCE * (4 if boxes.is_cuda else 1)
+            for part in chosen.split(max(1, most // (len(sizes) * len(boxes)))):
                 logits = self._class_logits(tower, part)
                 for image in range(len(sizes)):
                     more = best_candidates(logits[image], part, limits)
