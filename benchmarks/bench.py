@@ -6,7 +6,7 @@ Writes OUTPUT/NAME.json of every benchmark as soon as it is done, OUTPUT/bench.j
 machine, and OUTPUT/bench.md: ratios with their targets, then what every benchmark printed. What others are measured
 against runs in the same process as ours, in turns. A benchmark that fails is reported and the others go on.
 `--only` runs some; the others keep what an earlier run of this machine left in OUTPUT. `--missing` runs those that
-left nothing. Leave the machine alone meanwhile.
+left nothing, or were ended at their limit. Leave the machine alone meanwhile.
 
 `--rows processor` (where there is no GPU): about 40 minutes on 2 CPU cores; a GPU is hidden from them.
 
@@ -38,6 +38,7 @@ import torch
 import torchvision
 
 HERE = Path(__file__).parent
+LATE = "not done after its limit"
 Results = Mapping[str, Any]
 
 
@@ -339,7 +340,7 @@ def run(benchmark: Benchmark, folder: Path, quick: bool) -> tuple[Any, str]:
     try:
         done = run_group([*command, "--json", str(written)], benchmark.limit, environment)
     except subprocess.TimeoutExpired:
-        late = f"not done after its limit of {benchmark.limit:.0f} s"
+        late = f"{LATE} of {benchmark.limit:.0f} s"
         if not written.exists():
             return None, f"failed: {late}"
         output = f"{late}; the JSON has what was measured until then"
@@ -400,6 +401,11 @@ def arguments() -> argparse.Namespace:
     return args
 
 
+def _is_cut_off(kept: Path) -> bool:
+    """Whether a result is there that ended at its limit; it comes behind what was not run at all."""
+    return kept.exists() and LATE in kept.with_suffix(".txt").read_text()
+
+
 def _not_begun(left: Iterable[Benchmark], minutes: float) -> list[str]:
     """Lines on benchmarks without a result. That of a limit as long as `minutes` finds no room in any run."""
     never = [one for one in left if (one.limit or 0) >= 60 * minutes]
@@ -419,11 +425,11 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     about, end = machine(on_card), time.monotonic() + 60 * args.minutes
     results, texts = {}, {}
-    for benchmark in benchmarks:
+    for benchmark in sorted(benchmarks, key=lambda one: _is_cut_off(folder / f"{one.name}.json")):
         kept = folder / f"{benchmark.name}.json"
         wanted = args.only is None or benchmark.name in args.only
         fits = time.monotonic() + (benchmark.limit or 0) <= end
-        if wanted and fits and not (args.missing and kept.exists()):
+        if wanted and fits and not (args.missing and kept.exists() and not _is_cut_off(kept)):
             start = time.monotonic()
             result, text = run(benchmark, folder, args.quick)
             print(f"{benchmark.name}: {time.monotonic() - start:.0f} s\n{text}\n", flush=True)

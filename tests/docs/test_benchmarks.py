@@ -202,6 +202,10 @@ def test_a_row_of_a_card_has_a_limit(tmp_path, monkeypatch):
     assert result == json.loads((tmp_path / f"{row.name}.json").read_text()) == wrote
     assert "not done after its limit of 120 s; the JSON has what was measured until then" in text
     assert (tmp_path / f"{row.name}.txt").read_text() == f"{text}\n"
+    assert bench._is_cut_off(tmp_path / f"{row.name}.json")  # `--missing` runs it again, behind the others
+    (tmp_path / f"{row.name}.txt").write_text("all of it\n")
+    assert not bench._is_cut_off(tmp_path / f"{row.name}.json")
+    assert not bench._is_cut_off(tmp_path / "never_run.json")
     assert all(one.limit and one.limit <= 360 for one in bench.CARD)
 
 
