@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from crossdet.models.detr.boxes import corners
 from crossdet.models.detr.criterion import Answers, Bins, Criterion, Noised, denoising_losses, set_losses
 from crossdet.models.detr.distributions import bin_values, boxes_to_edges, edges_to_boxes
 from crossdet.models.detr.matching import Costs, Matches, match
-from crossdet.models.detr.negatives import Rule, negatives_of, spare_beside_objects
+from crossdet.models.detr.negatives import Rule, negatives_of
 from crossdet.models.detr.objects import own_classes
 from crossdet.types import BACKGROUND, IGNORE, Flag, Tiles
 
@@ -406,35 +405,6 @@ def test_trust_in_a_mosaic_belongs_to_its_tiles():
     rule = Rule(objects, regions, torch.tensor([[False, False, True]]), tiles=tiles)
     weights = told(rule, boxes, torch.full((1, 4), BACKGROUND), torch.zeros(1, 4, dtype=torch.bool))
     assert weights[0].tolist() == [[1, 0, 1], [0, 0, 1], [0, 1, 1], [0, 1, 1]]
-
-
-@pytest.mark.parametrize("foreground", ["none", "matched", "on_object"])
-@pytest.mark.parametrize("tiled", [False, True], ids=["", "mosaics"])
-def test_the_rule_waits_for_no_device(foreground, tiled):
-    """A tensor without values refuses what would have to look at them: sizes that depend on them, and numbers."""
-    tiles = Tiles(torch.rand(3, 2, 4), torch.rand(3, 2, CLASSES) < 0.5, torch.zeros(3, 2, dtype=torch.int64))
-    rule = random_rule(4, foreground=foreground, tiles=tiles if tiled else None)
-    answers = answers_near(rule.objects, QUERIES, CLASSES, generator(1))
-    boxes = answers.boxes.detach()
-    (pairs,) = match([answers.logits], [boxes], rule.objects, Costs())
-    labels = torch.full((3, QUERIES), BACKGROUND)
-    labels[pairs.image, pairs.query] = rule.objects.labels[pairs.object]
-    taught = torch.zeros_like(labels, dtype=torch.bool)
-    wanted = negatives_of(rule, boxes, labels, taught, pairs[:2])
-    spared = spare_beside_objects(wanted.clone(), rule, boxes, pairs, torch.rand(len(pairs.image)))
-    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
-
-        def hollow(value):
-            if isinstance(value, torch.Tensor):
-                return mode.from_tensor(value)
-            if isinstance(value, tuple) and hasattr(value, "_fields"):
-                return type(value)(*map(hollow, value))
-            return value
-
-        known, places, matches = hollow(rule), hollow(boxes), hollow(pairs)
-        found = negatives_of(known, places, hollow(labels), hollow(taught), matches[:2])
-        beside = spare_beside_objects(found, known, places, matches, torch.rand(len(pairs.image)))
-    assert (found.shape, beside.shape) == (wanted.shape, spared.shape)
 
 
 def test_groups_are_matched_apart_and_averaged():
