@@ -23,11 +23,11 @@ from crossdet.data.canvases import Canvas, canvases_of
 from crossdet.data.decoding import UnreadableImage, read_image
 from crossdet.data.loading import pad_images
 from crossdet.data.picture_files import find_images as find_images
-from crossdet.data.picture_files import rgb_of
+from crossdet.data.picture_files import rgb_of, upright
 from crossdet.errors import UserError, check_counts
-from crossdet.export.detector import check_fold, suppressed, usual_limit
+from crossdet.export.detector import check_fold, check_several, suppressed, usual_limit
 from crossdet.export.network import ExportedNetwork
-from crossdet.export.sessions import detections_of, open_session
+from crossdet.export.sessions import Session, detections_of, open_session
 from crossdet.labels.reporting import DEFAULT_THRESHOLD as DEFAULT_THRESHOLD
 from crossdet.labels.reporting import Reporting
 from crossdet.labels.rules import unknown
@@ -95,7 +95,7 @@ class Detector(Reporting):
     ) -> Detections:
         """Detections in one image, by falling score, with `names`.
 
-        image: a file (EXIF orientation applied), PIL image, `[H, W, 3]` uint8 RGB array, or `[3, H, W]` uint8
+        image: a file or PIL image (EXIF orientation applied), `[H, W, 3]` uint8 RGB array, or `[3, H, W]` uint8
             RGB tensor. classes: names to look for; None = all. score_threshold: one for all classes; None = each
             class's own. max_detections and further options (`agnostic_nms`, `nms_iou`, `topk`): of
             `Limits`; where not given as in `decoding`. tile: side of the windows, in pixels of the image, that a
@@ -122,6 +122,7 @@ class Detector(Reporting):
 
         A network with group norm (RetinaNet by default) sees the padding: scores depend on the sizes of the others,
         and are those of `__call__` where all have one size."""
+        check_several(images)
         ids, tiling = self.class_ids(classes), Tiling.of(tile, overlap)
         limits = self.limits(score_threshold, max_detections, **decode_options)
         pictures = [as_tensor(image) for image in images]
@@ -198,7 +199,8 @@ class Detector(Reporting):
             some = views[start : start + at_once]
             found += self.find([(view, self.resized(view)) for view in some], classes, limits)
         parts = iter(found)
-        return [join(list(islice(parts, len(of))), of, limits, most) for of in windows]
+        suppresses = self.model.suppresses
+        return [join(list(islice(parts, len(of))), of, limits, most, suppresses) for of in windows]
 
     def _named(self, found: Detections, limits: Limits) -> Detections:
         """With names; of one object that is found as several members of a fold the best one is left."""
@@ -249,7 +251,7 @@ def as_tensor(image: AnyImage) -> Tensor:
             raise UserError(str(error)) from None
     if isinstance(image, Image.Image):
         try:
-            image = rgb_of(image)
+            image = rgb_of(upright(image))
         except ValueError as error:
             raise UserError(f"image: {error}") from None
     if not isinstance(image, np.ndarray | Tensor):
@@ -336,6 +338,11 @@ def decoding_of(card: Card) -> dict[str, Any]:
 def _of_exported(path: Path, fold: bool) -> Detector:
     session = detections_of(open_session(path), path)
     check_fold(session.about, fold, path)
+    return of_exported(session, fold, path)
+
+
+def of_exported(session: Session, fold: bool, path: Path | None) -> Detector:
+    """A detector over an opened exported file, with all that one of weights can do."""
     card, rules = session.about.card, session.about.rules
     size = card.input if rules.size is None else InputSettings(min(rules.size), max(rules.size))
     limits = {"topk": rules.topk, "nms_iou": rules.nms_iou, "agnostic_nms": rules.agnostic_nms}

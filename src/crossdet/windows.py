@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import batched_nms, box_iou
 
 from crossdet.errors import UserError, show
 from crossdet.models.contract import Limits
@@ -71,7 +71,11 @@ class Tiling:
 
 
 def join(
-    found: Sequence[Detections], windows: Sequence[Window], limits: Limits, most: int | None = None
+    found: Sequence[Detections],
+    windows: Sequence[Window],
+    limits: Limits,
+    most: int | None = None,
+    suppresses: bool = True,
 ) -> Detections:
     """The detections of a picture from those of its windows (boxes in pixels of each window), by falling score.
 
@@ -82,6 +86,8 @@ def join(
     from the best agreement on, and never two detections of one window: it has told them apart.
 
     most: detections of the picture; None: all, of which each window has `Limits.max_detections` at most.
+    suppresses: where non-maximum suppression was used in each window, it is of the joined boxes, too: what stands
+    for one object in three windows or more need not agree pair by pair.
 
     An object has its best score. Its box is that of its best detection which no seam cuts, unchanged; where all are
     pieces, as of an object larger than the overlap may be, the smallest box around them.
@@ -100,18 +106,21 @@ def join(
     rank = np.empty(len(scores), np.int64)
     rank[scores.argsort(descending=True, stable=True).numpy()] = np.arange(len(scores))
     best = sorted((sorted(members, key=rank.__getitem__) for members in objects), key=lambda rows: rank[rows[0]])
-    best = best[:most]
     joined = [_box(boxes[members], cut[members]) for members in best]
     first = torch.tensor([members[0] for members in best], dtype=torch.int64)
     angles = None if found[0].angles is None else torch.cat([o.angles for o in found if o.angles is not None])
     names = [name for one in found for name in one.names or ()]
-    return Detections(
+    whole = Detections(
         torch.stack(joined) if joined else boxes[first],
         scores[first],
         torch.cat([part.labels for part in parts])[first],
         None if found[0].names is None else tuple(names[row] for row in first.tolist()),
         None if angles is None else angles[first],
     )
+    if suppresses or limits.agnostic_nms:
+        rows = batched_nms(whole.boxes, whole.scores, limits.rivals(whole.labels), limits.nms_iou)
+        whole = whole[rows.sort().values]
+    return whole[:most]
 
 
 def _touching(boxes: Tensor, window: Window) -> Tensor:

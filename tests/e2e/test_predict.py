@@ -227,10 +227,22 @@ def test_a_class_under_the_id_of_another_is_not_scored(world, trained, tmp_path,
 def test_mistakes_from_python(world, trained, detector):
     with pytest.raises(UserError, match=r"score_threshold: expected a score from 0 to 1, got 50"):
         detector(world.root / "cars" / "val_0.png", score_threshold=50)
-    with pytest.raises(UserError, match=r"cars is a folder, expected a picture; .*find_images"):
-        predict(detector, str(world.root / "cars"))
+    with pytest.raises(UserError, match=r"no image found for .*gone"):
+        predict(detector, str(world.root / "gone"))
     assert repr(detector) == f"Detector(2 classes: car, face; {trained.folder}/best.safetensors)"
     assert repr(world.cars["val"]) == f"Index(5 images, 5 boxes, 1 classes: car; {world.root}/cars)"
+
+
+def test_a_folder_and_a_pattern_from_python(world, detector):
+    cars = world.root / "cars"
+    files = find_images([cars])
+    found = predict(detector, str(cars), score_threshold=0.01, max_detections=2)
+    assert len(found) == len(files) > 5
+    assert all(len(one) <= 2 for one in found)
+    for file, one in zip(files, found, strict=True):
+        assert torch.equal(one.boxes, detector(file, score_threshold=0.01, max_detections=2).boxes)
+    some = predict(detector, [cars / "val_0.png", f"{cars}/val_*.png"], score_threshold=0.01)
+    assert len(some) == 1 + len(list(cars.glob("val_*.png")))
 
 
 def test_pictures_of_an_earlier_call_stay_and_are_told(world, trained, tmp_path, command):

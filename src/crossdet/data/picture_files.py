@@ -184,6 +184,14 @@ def decode_with_pillow(data: bytes, path: Path | str, rotate: bool) -> Pixels:
     return array.copy()
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """A picture that was opened with Pillow, as EXIF says; as it is where EXIF cannot be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # of damaged EXIF Pillow raises almost anything
+        return image
+
+
 def rgb_of(image: Image.Image) -> Pixels:
     """`[H, W, 3]` of a picture in any mode of Pillow. Raises `ValueError` for values that cannot be told."""
     if image.mode == "F" or image.mode.startswith("I"):
@@ -197,6 +205,6 @@ def _in_8_bits(grey: NDArray[Any]) -> NDArray[np.uint8]:
     if grey.dtype.kind == "f":
         raise ValueError("its values are fractions, and which of them is white is not said; store it with 8 bits")
     most = int(grey.max(initial=0))
-    if 0 < most < 256 or most >= 2**16:
-        raise ValueError(f"its values reach {most:,}, expected those of 16 bits; store it with 8 bits")
+    if 0 < most < 2**12 or most >= 2**16:
+        raise ValueError(f"its values reach {most:,}, expected those of 16 bits (white: 65,535); store it with 8")
     return np.clip(grey.astype(np.int64) >> 8, 0, 255).astype(np.uint8)

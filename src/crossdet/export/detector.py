@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from crossdet.data.picture_files import UnreadableImage, decode_with_pillow, read_bytes, rgb_of
+from crossdet.data.picture_files import UnreadableImage, decode_with_pillow, read_bytes, rgb_of, upright
 from crossdet.errors import UserError, check_counts
 from crossdet.export.about import About, Rules
 from crossdet.export.resizing import Picture, resize
@@ -40,13 +40,33 @@ class ExportedDetector(Reporting):
         classes: Sequence[str] | str | None = None,
         score_threshold: float | None = None,
         max_detections: int | None = None,
+        **decode_options: Any,
     ) -> Detections:
         """As `inference.Detector.__call__`; how duplicates are suppressed, and the most detections, the file says.
 
-        image: a file, a PIL image, or an `[H, W, 3]` uint8 RGB array. Raises `UserError` as there.
+        image: a file, a PIL image, an `[H, W, 3]` uint8 RGB array, or a `[3, H, W]` uint8 RGB tensor on a CPU.
+        Raises `UserError` as there, and for options that the file keeps, and windows.
         """
+        return self.batch([image], classes, score_threshold, max_detections, **decode_options)[0]
+
+    def batch(
+        self,
+        images: Sequence[str | Path | Image.Image | NDArray[Any]],
+        classes: Sequence[str] | str | None = None,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+        **decode_options: Any,
+    ) -> list[Detections]:
+        """As `__call__`, of several images, one after the other."""
+        check_several(images)
+        if windows := {"tile", "overlap"} & decode_options.keys():
+            how = "crossdet.predict(FILE, images, tile=...) looks at an exported file's pictures in windows"
+            raise UserError(f"{', '.join(sorted(windows))}: {how}, with torch")
+        if decode_options:
+            raise UserError(f"{', '.join(decode_options)}: an exported file keeps what it was exported with")
         check_counts(max_detections=max_detections)
-        return self.find(as_picture(image), self.asked(classes, score_threshold), max_detections)
+        thresholds = self.asked(classes, score_threshold)
+        return [self.find(as_picture(image), thresholds, max_detections) for image in images]
 
     def asked(self, classes: Sequence[str] | str | None, score_threshold: float | None) -> NDArray[np.float32]:
         """`[C]` thresholds. Raises `UserError` for classes that the file does not look for."""
@@ -191,6 +211,12 @@ def fitted(picture: Picture, rules: Rules) -> tuple[Picture, tuple[int, int]]:
     return canvas, size
 
 
+def check_several(images: object) -> None:
+    """Raises `UserError` for one picture in the place of several."""
+    if isinstance(images, str | Path | Image.Image) or not isinstance(images, Iterable):
+        raise UserError(f"images: expected several in a list, got {type(images).__name__}; one: detector(image)")
+
+
 def as_picture(image: Any) -> Picture:
     """`[H, W, 3]` uint8 RGB of whatever was given. Raises `UserError` if that is no picture."""
     if isinstance(image, str | Path):
@@ -200,11 +226,14 @@ def as_picture(image: Any) -> Picture:
             raise UserError(str(error)) from None
     if isinstance(image, Image.Image):
         try:
-            image = rgb_of(image)
+            image = rgb_of(upright(image))
         except ValueError as error:
             raise UserError(f"image: {error}") from None
+    if type(image).__module__ == "torch" and image.ndim == 3 and image.shape[0] == 3:
+        image = image.permute(1, 2, 0).numpy()
     if not isinstance(image, np.ndarray):
-        raise UserError(f"image: expected a file, PIL image or array, got {type(image).__name__}")
+        hint = "; several at once: detector.batch(images)" if isinstance(image, Sequence) else ""
+        raise UserError(f"image: expected a file, PIL image, array or tensor, got {type(image).__name__}{hint}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise UserError(f"image array: expected [H, W, 3] uint8 RGB, got {list(image.shape)} {image.dtype}")
     return image

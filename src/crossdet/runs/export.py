@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ import numpy as np
 
 from crossdet.config import CONFIG_FILE, load_config
 from crossdet.config.sources import open_sources
+from crossdet.data.picture_files import UnreadableImage
 from crossdet.errors import UserError
 from crossdet.export.about import About, Rules
-from crossdet.export.detector import as_picture, fitted
+from crossdet.export.detector import fitted, read_picture
 from crossdet.export.files import openvino_model, write_onnx, write_openvino
 from crossdet.export.graph import OPSETS, onnx_graph
 from crossdet.export.precision import (
@@ -324,9 +325,25 @@ def _job(detector: Detector, card: Card, request: Request, data: Data | None, ou
 
 def _pictures_for_int8(request: Request, data: Data | None) -> list[Picture]:
     if request.calibrate is not None:
-        return [as_picture(file) for file in find_images([request.calibrate])[:CALIBRATION_PICTURES]]
+        return _some_pictures(find_images([request.calibrate]))
     assert data is not None
     return list(data.pictures(CALIBRATION_PICTURES))
+
+
+def _some_pictures(files: Sequence[Path]) -> list[Picture]:
+    """Evenly spread, for those beside each other may be of one film; what cannot be read is told.
+
+    Raises `UserError` where nothing can."""
+    chosen = np.linspace(0, len(files) - 1, min(len(files), CALIBRATION_PICTURES)).round().astype(int)
+    pictures = []
+    for number in chosen.tolist():
+        try:
+            pictures.append(read_picture(files[number]))
+        except UnreadableImage as error:
+            print(f"warning: --calibrate: {error}", flush=True)
+    if not pictures:
+        raise UserError(f"--calibrate: none of {len(chosen)} pictures can be read, such as {files[0]}")
+    return pictures
 
 
 def _inputs(pictures: list[Picture], detector: Detector, about: About) -> list[Inputs]:

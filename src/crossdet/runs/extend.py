@@ -68,8 +68,8 @@ REPORT_FILE = "forgetting.json"
 PLOT_FILE = "generations.png"
 
 NOTHING_HOLDS, SOME_HOLD = 0.25, 0.5
-"""Of a new training's learning rate: in an extension without pictures of some old class, and with a share of the
-old pictures (docs/extend.md)."""
+"""Of the learning rate with all old pictures: in an extension without pictures of some old class, and with a share
+of the old ones (docs/extend.md)."""
 Judged = dict[str, DetectionArrays]
 """Detections by dataset."""
 
@@ -282,7 +282,7 @@ def _unjudged(sources: Sources, known: LabelSpace) -> list[str]:
 
 
 def rate_share(config: Config, growth: Growth) -> float:
-    """The share of a new training's learning rate that is usual for an extension: the less, the less there is to
+    """The share of the architecture's learning rate that is usual for an extension: the less, the less there is to
     hold old classes. All of it where nothing old is trained, or all old pictures are seen again."""
     choice, known = config.extend or ExtendSettings(), growth.known
     if config.train.recipe != "auto" or MODES[choice.mode].keeps_thresholds:

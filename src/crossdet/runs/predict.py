@@ -357,22 +357,27 @@ def predict(
     agnostic_nms: bool | None = None,
     tile: int | None = None,
     overlap: float | None = None,
+    max_detections: int | None = None,
 ) -> list[Detections]:
-    """Detections of each image; see `crossdet.inference.Detector` for what an image may be, for tile and overlap.
+    """Detections of each image; see `crossdet.inference.Detector` for what an image may be, and for the options.
 
-    agnostic_nms: of several classes at one place the best is left; None = as the weights say. Raises `UserError`
-    for a folder: `crossdet predict` takes one, and `crossdet.data.picture_files.find_images` lists its pictures.
+    images: a folder or a glob pattern stands for its pictures, in the order of
+    `crossdet.data.picture_files.find_images`. agnostic_nms: of several classes at one place the best is left; None
+    = as the weights say.
     """
-    from crossdet.inference import Detector
     from crossdet.opening import load_detector
 
     detector: Any = load_detector(weights) if isinstance(weights, str | Path) else weights
-    many = list(images) if isinstance(images, list | tuple) else [images]
-    if folders := [image for image in many if isinstance(image, str | Path) and Path(image).is_dir()]:
-        hint = f"crossdet.data.picture_files.find_images([{str(folders[0])!r}]) lists its pictures"
-        raise UserError(f"{folders[0]} is a folder, expected a picture; {hint}")
-    wanted = {"agnostic_nms": agnostic_nms, "tile": tile, "overlap": overlap}
+    many: list[Any] = []
+    for image in images if isinstance(images, list | tuple) else [images]:
+        if isinstance(image, str | Path) and not Path(image).is_file():
+            many += find_images([image])
+        else:
+            many.append(image)
+    if tile is not None and not hasattr(detector, "find_in_windows"):  # an exported file, which needs no torch
+        from crossdet.inference import of_exported
+
+        detector = of_exported(detector.session, detector.folding is not None, detector.file)
+    wanted = {"agnostic_nms": agnostic_nms, "tile": tile, "overlap": overlap, "max_detections": max_detections}
     more = {name: value for name, value in wanted.items() if value is not None}
-    if more and not isinstance(detector, Detector):
-        raise UserError(f"{', '.join(more)}: an exported file keeps what it was exported with, and has no windows")
     return [detector(image, classes, score_threshold, **more) for image in many]

@@ -183,7 +183,7 @@ class Schedule:
         if self.recipe.lr is not None:
             return ""
         if self.start.share != 1:
-            return f" ({self.start.share:g} of a new training's, docs/extend.md)"
+            return f" ({self.start.share:g} of that with all old pictures, docs/extend.md)"
         return f" ({BEGUN[self.start.weights]})" if self.recipe.optimizer == "adamw" else ""
 
     def lines(self) -> list[str]:

@@ -216,6 +216,7 @@ def test_large_pictures_of_ones_own_are_read(suffix, tmp_path, monkeypatch, recw
     [
         (np.full((24, 40), 0.5, np.float32), "its values are fractions"),
         (np.full((24, 40), 200, np.int32), "its values reach 200, expected those of 16 bits"),
+        (np.full((24, 40), 4095, np.uint16), "its values reach 4,095, expected those of 16 bits"),
         (np.full((24, 40), 10**6, np.int32), "its values reach 1,000,000, expected those of 16 bits"),
     ],
 )

@@ -23,9 +23,9 @@ import onnxruntime
 import pytest
 import torch
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 
-from crossdet import LabelSpace, UserError, load_detector
+from crossdet import LabelSpace, UserError, load_detector, predict
 from crossdet.config import load_config
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.export.about import About
@@ -177,6 +177,48 @@ def test_answers_are_those_of_the_weights(name, files, detector, pictures):
         assert (result.alone, result.boxes < 1e-3, result.scores < 1e-4) == (0, True, True)
         for one, other in zip(ours, theirs, strict=True):
             assert sorted(one.names) == sorted(other.names)
+
+
+def test_a_file_is_used_from_python_as_its_weights_are(files, detector, pictures, tmp_path):
+    """Page "From Python"."""
+    before, after = detector, load_detector(files / "any.onnx")
+
+    def same(ours, theirs):
+        assert all(isinstance(one.boxes, np.ndarray) for one in theirs)
+        assert sum(map(len, ours)) > 10
+        result = difference(ours, theirs)
+        assert (result.alone, result.boxes < 1e-3, result.scores < 1e-4) == (0, True, True)
+
+    same([before(picture, None, 0.1) for picture in pictures], after.batch(pictures, None, 0.1))
+    tensors = [torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures]
+    same([before(tensors[0], None, 0.1)], after.batch(tensors[:1], None, 0.1))
+    large = np.tile(pictures[0], (2, 2, 1))
+    tiled = {"score_threshold": 0.1, "tile": 96, "overlap": 0.25, "max_detections": 30}
+    ours, (theirs,) = before(large, **tiled), predict(after, large, **tiled)
+    assert len(ours) > 5
+    torch.testing.assert_close(ours.boxes, theirs.boxes, atol=1e-3, rtol=0)
+    for wrong, told in (
+        (
+            lambda: after(pictures[0], agnostic_nms=True),
+            "agnostic_nms: an exported file keeps what it was exported",
+        ),
+        (lambda: after(large, tile=96), r"tile: crossdet\.predict\(FILE, images, tile=\.\.\.\) looks at"),
+        (lambda: after.batch("a.png"), r"expected several in a list, got str; one: detector\(image\)"),
+        (lambda: before.batch("a.png"), r"expected several in a list, got str; one: detector\(image\)"),
+        (lambda: after([pictures[0]]), r"got list; several at once: detector\.batch\(images\)"),
+    ):
+        with pytest.raises(UserError, match=told):
+            wrong()
+
+
+def test_a_picture_that_was_opened_with_pillow_is_turned_as_its_file(files, detector, pictures, tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pictures[0]).save(tmp_path / "turned.png", exif=exif)
+    for one in (detector, load_detector(files / "any.onnx")):
+        with Image.open(tmp_path / "turned.png") as opened:
+            by_file, by_pillow = one(tmp_path / "turned.png", None, 0.1), one(opened, None, 0.1)
+        assert by_file.boxes.tolist() == by_pillow.boxes.tolist() != one(pictures[0], None, 0.1).boxes.tolist()
 
 
 @pytest.mark.parametrize("name", ["any.onnx", "any.xml"])
@@ -463,6 +505,18 @@ def test_a_network_without_a_layer_for_8_bits_is_refused(run, tmp_path):
     with pytest.raises(UserError, match=r"no layer for 8 bits: .* up to 32 channels keep 32; export it with fp16"):
         export(run, Request(precision="int8"), tmp_path / "short.onnx")
     assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_pictures_to_calibrate_on_are_of_the_whole_folder_and_readable(tmp_path, pictures, capsys):
+    for number in range(200):
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(tmp_path / f"{number:03}.png")
+    (tmp_path / "000.png").write_bytes(b"broken")
+    found = exporting._some_pictures(sorted(tmp_path.iterdir()))
+    assert len(found) == exporting.CALIBRATION_PICTURES - 1
+    assert found[-1].max() == 199
+    assert "warning: --calibrate: " in capsys.readouterr().out
+    with pytest.raises(UserError, match="none of 1 pictures can be read"):
+        exporting._some_pictures([tmp_path / "000.png"])
 
 
 def test_what_int8_lost_is_the_worst_of_all_protocols():

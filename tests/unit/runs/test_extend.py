@@ -348,7 +348,7 @@ def test_the_learning_rate_is_smaller_the_less_holds_old_classes(datasets, secti
     assert rate_share(filled, Growth(CARD.space, sources.space, sources.train)) == share
     schedule = Schedule.of(filled.train, 100, Start("detector", share))
     assert schedule.highest_rate == pytest.approx(share * filled.train.rate())
-    assert (f"({share:g} of a new training's" in schedule.lines()[0]) == (share != 1)
+    assert (f"({share:g} of that with all old pictures" in schedule.lines()[0]) == (share != 1)
     said = filled.train.model_copy(update={"lr": 0.01})
     assert Schedule.of(said, 100, Start("detector", share)).highest_rate == 0.01  # what the config says counts
 

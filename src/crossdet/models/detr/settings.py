@@ -178,7 +178,7 @@ class DetrSettings(DetrModel, NetworkSettings):
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     begins: tuple[int, ...] = ()
-    rates: ClassVar[UsualRates] = UsualRates(random=5e-4, backbone=5e-4, detector=1e-4)
+    rates: ClassVar[UsualRates] = UsualRates(random=5e-4, backbone=5e-4, detector=2e-4)
     adjustable: ClassVar[frozenset[str]] = frozenset({"square"})
 
     @property
