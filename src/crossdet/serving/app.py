@@ -41,7 +41,9 @@ except ImportError:
     raise UserError("`crossdet serve` needs aiohttp: pip install 'crossdet[serve]'") from None
 
 LOWEST_SCORE = 0.05
-"""Detections from here on are sent; the page's own thresholds choose among them."""
+"""Detections from here on are sent where nobody says another score; the page's own thresholds choose among them."""
+OWN = "own"
+"""As a score: each class's own threshold."""
 UPLOAD_SECONDS = 30
 """For one file to arrive."""
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
@@ -126,8 +128,9 @@ class Server:
             raise Refused(429, "too many requests; try again in a moment", wait)
         if request.content_type.startswith("multipart/"):
             raise Refused(422, "send the picture as the body and not as a form: curl --data-binary @FILE")
-        if strange := sorted(set(request.query) - {"detector", "class"}):
-            raise Refused(422, f"unknown parameter {strange[0]!r}; there are detector and class")
+        if strange := sorted(set(request.query) - {"detector", "class", "score"}):
+            raise Refused(422, f"unknown parameter {strange[0]!r}; there are detector, class and score")
+        score = _score(request.query.get("score", str(LOWEST_SCORE)))
         name = request.query.get("detector") or next(iter(self.detectors))
         detector = self.detectors.get(name)
         if detector is None:
@@ -141,20 +144,20 @@ class Server:
         try:
             data = await _body(request)
             classes = request.query.getall("class", None)
-            found = await asyncio.to_thread(self._find, detector, data, classes)
+            found = await asyncio.to_thread(self._find, detector, data, classes, score)
         finally:
             self._waiting -= Counter([address])  # keeps no address with 0
         return web.json_response(found)
 
     def _find(
-        self, detector: Detector | ExportedDetector, data: bytes, classes: Sequence[str] | None
+        self, detector: Detector | ExportedDetector, data: bytes, classes: Sequence[str] | None, score: float | None
     ) -> dict[str, Any]:
         self._check_size(data)
         with self._one_at_a_time:  # two at once would take each other's cores, and memory without limit
             begun = time.perf_counter()
             try:
                 picture = decode_with_pillow(data, "the picture", rotate=True)
-                found = detector(picture, classes, score_threshold=LOWEST_SCORE)
+                found = detector(picture, classes, score_threshold=score)
             except (UnreadableImage, UserError) as error:
                 raise Refused(422, str(error)) from None
             spent = time.perf_counter() - begun
@@ -191,6 +194,19 @@ def _host(request: web.Request) -> str:
         return request.url.host or ""
     except ValueError as error:  # such as a port of five nines
         raise Refused(400, f"the address cannot be read: {error}") from None
+
+
+def _score(given: str) -> float | None:
+    """None: the threshold of each class. Raises `Refused`."""
+    if given == OWN:
+        return None
+    try:
+        score = float(given)
+    except ValueError:
+        score = -1.0
+    if not 0 <= score <= 1:
+        raise Refused(422, f"score: expected a number from 0 to 1, or {OWN}, got {given[:20]!r}")
+    return score
 
 
 async def _body(request: web.Request) -> bytes:

@@ -91,6 +91,11 @@ def test_the_answers_are_the_detectors(port, detectors):
         expected = detector(Image.open(io.BytesIO(data)), ["car", EVIL], score_threshold=0.05)
         assert [row["class"] for row in found["detections"]] == list(expected.names)
         assert len(expected) > 0
+        for score, limit in (("0.4", 0.4), ("own", None)):
+            _, found, _ = ask(port, f"/detect?detector={name}&score={score}", data)
+            wanted = detector(Image.open(io.BytesIO(data)), score_threshold=limit)
+            assert [row["score"] for row in found["detections"]] == pytest.approx(wanted.scores.tolist())
+        _, found, _ = ask(port, f"/detect?detector={name}&class=car&class={quote(EVIL)}", data)
         assert np.allclose([row["box"] for row in found["detections"]], expected.boxes, atol=1e-4)
 
 
@@ -122,11 +127,12 @@ def bomb() -> bytes:
         ("/detect", b"x" * 300_000, 413, "larger than 0.2 MB"),
         ("/detect?detector=third", picture(), 422, "no detector 'third'; there are first, second"),
         ("/detect?class=lorry", picture(), 422, "lorry"),
-        ("/detect?score=0.4", picture(), 422, "unknown parameter 'score'; there are detector and class"),
+        ("/detect?scores=0.4", picture(), 422, "unknown parameter 'scores'; there are detector, class and score"),
+        ("/detect?score=40", picture(), 422, "score: expected a number from 0 to 1, or own, got '40'"),
         ("/other", None, 404, "Not Found"),
         ("/../../etc/passwd", None, 404, "Not Found"),
     ],
-    ids=["empty", "text", "cut", "bomb", "large", "long", "detector", "class", "score", "path", "above"],
+    ids=["empty", "text", "cut", "bomb", "large", "long", "detector", "class", "scores", "score", "path", "above"],
 )
 def test_mistakes_are_answers(port, path, body, status, message):
     answered, content, _ = ask(port, path, body)
