@@ -35,7 +35,8 @@ def rows(run: Path) -> list[dict[str, str]]:
 def test_auto_trains_and_says_how(world, tmp_path, capsys):
     record = train(auto(world, epochs=12, batch_size=4), output=tmp_path)
     printed = capsys.readouterr().out
-    assert "recipe auto: AdamW, learning rate 0.0014 for 4 pictures a step, weight decay 0.05" in printed
+    rate = "learning rate 0.0014 for 4 pictures a step (it begins with random weights)"
+    assert f"recipe auto: AdamW, {rate}, weight decay 0.05, none of norms and biases" in printed
     assert "12 epochs, 72 steps" in printed
     assert "batch norm of the backbone: trained (its weights are random)" in printed
     content = json.loads((tmp_path / "metrics.json").read_text())

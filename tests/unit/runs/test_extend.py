@@ -419,7 +419,7 @@ def test_check_tells_the_same(tmp_path):
     save_weights(tmp_path / "old.safetensors", {"none": torch.zeros(1)}, card)
     report = inspect_extension(config(), tmp_path / "old.safetensors")[0]
     assert any("batch norm of the backbone stays fixed" in note for note in report.notes)
-    assert any("learning rate 0.00013 for 8 pictures a step (0.25 of a new" in line for line in report.recipe)
+    assert any("learning rate 0.00013 for 8 pictures a step (0.25 of that" in line for line in report.recipe)
     assert any(text.startswith("replay without training images of car") for text in report.warnings)
 
 

@@ -44,9 +44,12 @@ def logged(folder, names, resumed=0, steps=(1, 2), error=None):
     return log
 
 
-def test_tensorboard_has_everything_and_goes_on(tmp_path):
+def test_tensorboard_has_everything_and_goes_on(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer
 
+    # files of one second and process are read in the order of this number, as text: the tenth before the second
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     logged(tmp_path, ("tensorboard",))
     logged(tmp_path, ("tensorboard",), resumed=1, steps=(2,))  # step 2 is done again
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
