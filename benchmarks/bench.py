@@ -389,7 +389,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", default=here, choices=["processor", "card"], help=f"default here: {here}")
     parser.add_argument("--output", type=Path, default=Path("bench"))
     parser.add_argument("--only", nargs="+", metavar="NAME")
-    parser.add_argument("--missing", action="store_true", help="only those without a result in OUTPUT")
+    parser.add_argument("--missing", action="store_true", help="only those without a whole result in OUTPUT")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="none is begun that may take longer")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
     args = parser.parse_args()
@@ -416,6 +416,11 @@ def _not_begun(left: Iterable[Benchmark], minutes: float) -> list[str]:
     return lines
 
 
+def _cut_off(names: Iterable[str], folder: Path) -> list[str]:
+    cut = [name for name in names if _is_cut_off(folder / f"{name}.json")]
+    return [f"ended at their limit: {', '.join(cut)}; --missing runs them again, behind the others"] if cut else []
+
+
 def main() -> None:
     args = arguments()
     on_card = args.rows == "card"
@@ -438,12 +443,15 @@ def main() -> None:
         else:
             continue
         results[benchmark.name], texts[benchmark.name] = result, text
+        results, texts = (
+            {b.name: found[b.name] for b in benchmarks if b.name in found} for found in (results, texts)
+        )
         content = {"machine": about, "results": results}
         (folder / f"{page}.json").write_text(json.dumps(content, indent=1) + "\n")
         (folder / f"{page}.md").write_text(report(about, results, texts, targets))
     print(f"{folder}/{page}.md and {page}.json")
     left = [b for b in benchmarks if b.name not in results and (args.only is None or b.name in args.only)]
-    for line in _not_begun(left, args.minutes):
+    for line in [*_not_begun(left, args.minutes), *_cut_off(results, folder)]:
         print(line)
     if None in results.values():
         sys.exit(1)

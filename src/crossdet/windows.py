@@ -86,8 +86,8 @@ def join(
     from the best agreement on, and never two detections of one window: it has told them apart.
 
     most: detections of the picture; None: all, of which each window has `Limits.max_detections` at most.
-    suppresses: where non-maximum suppression was used in each window, it is of the joined boxes, too: what stands
-    for one object in three windows or more need not agree pair by pair.
+    suppresses: where non-maximum suppression was used in each window, it is of the joined boxes, too: what two
+    windows find of one object need not agree pair by pair, and what one told apart may lie at another's better box.
 
     An object has its best score. Its box is that of its best detection which no seam cuts, unchanged; where all are
     pieces, as of an object larger than the overlap may be, the smallest box around them.

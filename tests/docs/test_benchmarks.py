@@ -203,6 +203,9 @@ def test_a_row_of_a_card_has_a_limit(tmp_path, monkeypatch):
     assert "not done after its limit of 120 s; the JSON has what was measured until then" in text
     assert (tmp_path / f"{row.name}.txt").read_text() == f"{text}\n"
     assert bench._is_cut_off(tmp_path / f"{row.name}.json")  # `--missing` runs it again, behind the others
+    assert bench._cut_off([row.name], tmp_path) == [
+        f"ended at their limit: {row.name}; --missing runs them again, behind the others"
+    ]
     (tmp_path / f"{row.name}.txt").write_text("all of it\n")
     assert not bench._is_cut_off(tmp_path / f"{row.name}.json")
     assert not bench._is_cut_off(tmp_path / "never_run.json")

@@ -206,5 +206,5 @@ def _in_8_bits(grey: NDArray[Any]) -> NDArray[np.uint8]:
         raise ValueError("its values are fractions, and which of them is white is not said; store it with 8 bits")
     most = int(grey.max(initial=0))
     if 0 < most < 2**12 or most >= 2**16:
-        raise ValueError(f"its values reach {most:,}, expected those of 16 bits (white: 65,535); store it with 8")
+        raise ValueError(f"its values reach {most:,}, expected those of 16 bits (white: 65,535); store 8 bits")
     return np.clip(grey.astype(np.int64) >> 8, 0, 255).astype(np.uint8)

@@ -229,7 +229,15 @@ def as_picture(image: Any) -> Picture:
             image = rgb_of(upright(image))
         except ValueError as error:
             raise UserError(f"image: {error}") from None
-    if type(image).__module__ == "torch" and image.ndim == 3 and image.shape[0] == 3:
+    if any(f"{kind.__module__}.{kind.__name__}" == "torch.Tensor" for kind in type(image).__mro__):
+        if (
+            str(image.dtype) != "torch.uint8"
+            or image.ndim != 3
+            or image.shape[0] != 3
+            or image.device.type != "cpu"
+        ):
+            shape = f"{list(image.shape)} {image.dtype} on {image.device}"
+            raise UserError(f"image tensor: expected [3, H, W] uint8 RGB on the CPU, got {shape}")
         image = image.permute(1, 2, 0).numpy()
     if not isinstance(image, np.ndarray):
         hint = "; several at once: detector.batch(images)" if isinstance(image, Sequence) else ""

@@ -38,6 +38,10 @@ class ExportedNetwork(Network):
         return height if height == width else None
 
     @property
+    def suppresses(self) -> bool:
+        return self.session.about.rules.suppresses
+
+    @property
     def antialias(self) -> bool:
         return self.session.about.rules.antialias
 

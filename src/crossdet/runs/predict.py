@@ -377,7 +377,9 @@ def predict(
     if tile is not None and not hasattr(detector, "find_in_windows"):  # an exported file, which needs no torch
         from crossdet.inference import of_exported
 
+        thresholds = detector.thresholds
         detector = of_exported(detector.session, detector.folding is not None, detector.file)
+        detector.thresholds.update(thresholds)  # some may have been set since
     wanted = {"agnostic_nms": agnostic_nms, "tile": tile, "overlap": overlap, "max_detections": max_detections}
     more = {name: value for name, value in wanted.items() if value is not None}
     return [detector(image, classes, score_threshold, **more) for image in many]

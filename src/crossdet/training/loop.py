@@ -305,7 +305,8 @@ def _optimiser_step(
 
 
 def _forward_and_back(run: RunState, step_module: Any, batch: Batch, accumulate: int) -> Answer:
-    """Where memory is not enough for parts that were compiled without being asked to, once more without them."""
+    """Where memory is not enough for parts that were compiled unasked, once more without them: in the first
+    micro-batch, which is the first to use them."""
     again = run.compiling.unasked and all(p.grad is None for p in step_module.parameters())
     answer: Answer | None = None
     try:

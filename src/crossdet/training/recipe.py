@@ -269,8 +269,8 @@ class Recipe(Section):
         limit = 2.5 * usual.random * max(1.0, self.batch_size / batch) ** power
         if self.optimizer == "adamw" and (self.lr or 0) > limit:
             yield (
-                f"`train.lr`: {self.lr:g} is a rate for SGD; AdamW takes {usual.backbone:g} to {usual.random:g} "
-                f"for {batch} pictures a step. Leave it out, or say `train.optimizer: sgd`"
+                f"`train.lr`: {self.lr:g} is a rate for SGD; AdamW takes about {usual.backbone:g} for {batch} "
+                f"pictures a step. Leave it out, or say `train.optimizer: sgd`"
             )
         count = self._evaluations()
         if self.patience is not None and count is not None and self.patience >= count - 1:

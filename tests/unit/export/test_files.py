@@ -32,6 +32,7 @@ from crossdet.export.about import About
 from crossdet.export.detector import check_fold
 from crossdet.export.files import write_onnx
 from crossdet.export.graph import as_opset_17
+from crossdet.export.network import ExportedNetwork
 from crossdet.export.parity import difference
 from crossdet.export.sessions import OpenVinoSession, package
 from crossdet.files import write_json
@@ -196,6 +197,10 @@ def test_a_file_is_used_from_python_as_its_weights_are(files, detector, pictures
     tiled = {"score_threshold": 0.1, "tile": 96, "overlap": 0.25, "max_detections": 30}
     ours, (theirs,) = before(large, **tiled), predict(after, large, **tiled)
     assert len(ours) > 5
+    after.thresholds["x"] = 1.0
+    kept, all_of_them = predict(after, large, tile=96)[0], predict(before, large, tile=96)[0]
+    assert "x" not in kept.names
+    assert "x" in all_of_them.names
     torch.testing.assert_close(ours.boxes, theirs.boxes, atol=1e-3, rtol=0)
     for wrong, told in (
         (
@@ -205,6 +210,7 @@ def test_a_file_is_used_from_python_as_its_weights_are(files, detector, pictures
         (lambda: after(large, tile=96), r"tile: crossdet\.predict\(FILE, images, tile=\.\.\.\) looks at"),
         (lambda: after.batch("a.png"), r"expected several in a list, got str; one: detector\(image\)"),
         (lambda: before.batch("a.png"), r"expected several in a list, got str; one: detector\(image\)"),
+        (lambda: after(tensors[0].float()), r"image tensor: expected \[3, H, W\] uint8 RGB on the CPU"),
         (lambda: after([pictures[0]]), r"got list; several at once: detector\.batch\(images\)"),
     ):
         with pytest.raises(UserError, match=told):
@@ -334,6 +340,13 @@ def test_older_files_resize_as_their_networks(files):
     metadata["rules"] = json.dumps(rules)
     assert not About.from_metadata(files / "any.onnx", metadata).rules.antialias
     assert about.rules.antialias
+
+
+@pytest.mark.parametrize("suppresses", [True, False])
+def test_as_a_network_it_suppresses_as_its_file(files, suppresses):
+    session = load_detector(files / "any.onnx").session
+    about = replace(session.about, rules=replace(session.about.rules, suppresses=suppresses))
+    assert ExportedNetwork(SimpleNamespace(about=about)).suppresses is suppresses
 
 
 def test_as_a_network_it_keeps_its_limits(files, pictures):
