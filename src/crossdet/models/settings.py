@@ -152,7 +152,7 @@ class NetworkSettings(Section):
     """Whether there may be any in the backbone, which `freeze_batch_norm` fixes."""
 
     rates: ClassVar[UsualRates] = USUAL_RATES
-    """Of `train.recipe: auto`, and where they were looked for; see there."""
+    """What `train.recipe: auto` takes for such networks."""
     adjustable: ClassVar[frozenset[str]] = frozenset()
     """Keys of the `model` section that an extension may say anew: no tensor has their size."""
 

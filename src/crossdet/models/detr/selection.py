@@ -24,10 +24,8 @@ def best_scores(memory: Tensor, head: nn.Linear, groups: Sequence[TrustGroup]) -
         scores = memory.new_full(memory.shape[:2], -torch.inf)
         for images, classes in groups:
             if len(classes):
-                whole = len(images) == len(memory)  # in their order
                 rows = torch.tensor(images).to(memory.device, non_blocking=True)
-                found = rows_of(head, memory if whole else memory[rows], classes).amax(-1).to(scores.dtype)
-                scores = found if whole else scores.index_copy(0, rows, found)
+                scores[rows] = rows_of(head, memory[rows], classes).amax(-1).to(scores.dtype)
         return scores
 
 

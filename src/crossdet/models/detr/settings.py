@@ -178,6 +178,8 @@ class DetrSettings(DetrModel, NetworkSettings):
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     begins: tuple[int, ...] = ()
+    # no rate was looked for: in new networks the one that was tried for long, for checkpoints one among those that
+    # others fine-tune them with (docs/architectures.md; docs/log.md, 2026-11-30)
     rates: ClassVar[UsualRates] = UsualRates(random=5e-4, backbone=5e-4, detector=2e-4)
     adjustable: ClassVar[frozenset[str]] = frozenset({"square"})
 
