@@ -176,9 +176,9 @@ class Detector(Reporting):
             if self.device.type == "cuda":
                 stack = stack.pin_memory().to(self.device, non_blocking=True)
             raw = self.model.find(stack, sizes.to(self.device), classes, of_members)
-            for row, detections, size in zip(rows, raw, sizes, strict=True):
-                original = torch.tensor(pictures[row][0].shape[1:], dtype=torch.int64)
-                found[row] = self._named(rescale(detections, size, original), limits)
+            originals = torch.tensor([pictures[row][0].shape[1:] for row in rows])
+            for row, detections in zip(rows, rescale(raw, sizes, originals), strict=True):
+                found[row] = self._named(detections, limits)
         return [detections for detections in found if detections is not None]
 
     def find_in_windows(
@@ -235,11 +235,19 @@ def _alike(pictures: Sequence[Tensor]) -> list[list[int]]:
     return [everything] if everything else []
 
 
-def rescale(detections: Detections, size: Tensor, original: Tensor) -> Detections:
-    """Boxes from the network input (size `[2]` = height, width) to the original picture, on the CPU."""
-    factor = (original.double() / size.double()).flip(0).repeat(2).float()
-    boxes = detections.boxes.cpu() * factor
-    return Detections(boxes, detections.scores.cpu(), detections.labels.cpu(), detections.names)
+def rescale(found: Sequence[Detections], sizes: Tensor, originals: Tensor) -> list[Detections]:
+    """Boxes of a batch from the network input (sizes: `[B, 2]` height, width) to the original pictures, on the CPU.
+
+    They are brought there together: each copy from a device waits for it.
+    """
+    counts = [len(one) for one in found]
+    boxes, scores, labels = (
+        torch.cat([getattr(one, name) for one in found]).cpu() for name in ("boxes", "scores", "labels")
+    )
+    factors = (originals.double() / sizes.double()).flip(1).repeat(1, 2).float()
+    boxes = boxes * factors.repeat_interleave(torch.tensor(counts), 0)
+    parts = zip(boxes.split(counts), scores.split(counts), labels.split(counts), strict=True)
+    return [Detections(*part) for part in parts]
 
 
 def as_tensor(image: AnyImage) -> Tensor:

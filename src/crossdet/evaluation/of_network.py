@@ -65,10 +65,9 @@ def detect(
             rows = model.find(images, batch.sizes.to(device), classes, limits)
             missing = batch.image_ids[batch.original_sizes[:, 0] == 0].tolist()
             lost.extend(zip(missing, batch.unreadable, strict=True))
-            for row, detections in enumerate(rows):
+            for row, one in enumerate(rescale(rows, batch.sizes, batch.original_sizes)):
                 if int(batch.original_sizes[row, 0]) == 0:
                     continue
-                one = rescale(detections, batch.sizes[row], batch.original_sizes[row])
                 image = np.full(len(one), int(batch.image_ids[row]), np.int64)
                 parts.append(DetectionArrays(one.boxes.numpy(), one.scores.numpy(), one.labels.numpy(), image))
     model.train(was_training)

@@ -1,4 +1,8 @@
-"""From scores of all anchors to detections: the best pairs of each level, and NMS over all levels."""
+"""From scores of all anchors to detections: the best pairs of each level, and NMS over all levels.
+
+Everything but NMS is done for all images of a batch at once. On a GPU a loop over images and levels would start
+kernels, and wait for what they find, more often than the network does.
+"""
 
 from __future__ import annotations
 
@@ -14,49 +18,91 @@ from crossdet.types import Detections
 
 
 class Candidates(NamedTuple):
-    """The best pairs of one level of one image: scores `[n]`, anchor rows `[n]`, unified class ids `[n]`."""
+    """The best pairs of one level, by image and then by falling score: scores `[n]`, images `[n]` (rows of the
+    batch), anchor rows `[n]`, unified class ids `[n]`."""
 
     scores: Tensor
+    image: Tensor
     anchor: Tensor
     label: Tensor
 
 
 class Boxes(NamedTuple):
-    """Decoded candidates: boxes `[n, 4]`, scores `[n]`, labels `[n]`."""
+    """Decoded candidates: boxes `[n, 4]`, scores `[n]`, images `[n]`, labels `[n]`."""
 
     boxes: Tensor
     scores: Tensor
+    image: Tensor
     labels: Tensor
 
 
 def best_candidates(logits: Tensor, classes: Tensor, limits: Limits) -> Candidates:
-    """The `topk` best pairs above the threshold of `logits [n, K]`; equal ones by anchor, then by class.
+    """The `topk` best pairs of every image above the threshold of `logits [B, N, K]`; equal ones by anchor, then by
+    class.
 
     classes: `[K]` ids of the columns.
     """
+    images, anchors, width = logits.shape
     scores = logits.float().sigmoid()
     pairs = (scores > limits.threshold_of(classes)).flatten().nonzero().squeeze(1)
-    kept, order = scores.flatten()[pairs].sort(descending=True, stable=True)
-    pairs = pairs[order[: limits.topk]]
-    width = max(1, logits.shape[1])
-    return Candidates(kept[: limits.topk], pairs.div(width, rounding_mode="floor"), classes[pairs % width])
+    image = pairs.div(max(1, anchors * width), rounding_mode="floor")
+    kept = scores.flatten()[pairs]
+    if len(pairs) > images * limits.topk:
+        rows = _not_below_the_last(kept, image, images, limits.topk)
+        pairs, image, kept = pairs[rows], image[rows], kept[rows]
+    anchor = pairs.div(max(1, width), rounding_mode="floor") - image * anchors
+    return _best(Candidates(kept, image, anchor, classes[pairs % max(1, width)]), images, limits.topk)
 
 
-def merged(known: Candidates | None, more: Candidates, topk: int) -> Candidates:
+def _not_below_the_last(scores: Tensor, image: Tensor, images: int, most: int) -> Tensor:
+    """Rows of the `most` highest scores of each image, and of those that equal the last of these. Selecting is
+    cheaper than sorting all. scores: `[n]`, image: `[n]` rising."""
+    place = torch.arange(len(image), device=image.device) - _begins(image, images)[image]
+    padded = scores.new_zeros(images, max(most, int(place.max()) + 1))
+    padded[image, place] = scores
+    return (scores >= padded.topk(most).values[:, -1][image]).nonzero().squeeze(1)
+
+
+def merged(known: Candidates | None, more: Candidates, images: int, topk: int) -> Candidates:
+    """images: B. `more` are of classes that come after those of `known`."""
     if known is None:
         return more
-    scores, anchor, label = (torch.cat(pair) for pair in zip(known, more, strict=True))
-    order = torch.argsort(anchor, stable=True)  # the classes come in order already
-    order = order[scores[order].sort(descending=True, stable=True).indices[:topk]]
-    return Candidates(scores[order], anchor[order], label[order])
+    both = Candidates(*(torch.cat(pair) for pair in zip(known, more, strict=True)))
+    return _best(_rows(both, torch.argsort(both.anchor, stable=True)), images, topk)
 
 
-def detections_of(levels: Sequence[Boxes], size: Tensor, limits: Limits) -> Detections:
-    """Boxes of all levels clipped to the image, NMS, and the cap. size: `[2]` (height, width)."""
-    boxes, scores, labels = (torch.cat(parts) for parts in zip(*levels, strict=True))
-    high = torch.stack([size[1], size[0], size[1], size[0]]).to(boxes.dtype)
-    boxes = boxes.clamp(min=0).minimum(high)
-    visible = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    boxes, scores, labels = boxes[visible], scores[visible], labels[visible]
-    keep = batched_nms(boxes, scores, limits.rivals(labels), limits.nms_iou)[: limits.max_detections]
-    return Detections(boxes[keep], scores[keep], labels[keep])
+def _best(found: Candidates, images: int, most: int) -> Candidates:
+    """Of each image the `most` with the highest scores; equal ones in the order in which they come."""
+    order = found.scores.sort(descending=True, stable=True).indices
+    order = order[found.image[order].sort(stable=True).indices]
+    if len(order) <= most:
+        return _rows(found, order)
+    image = found.image[order]
+    rank = torch.arange(len(order), device=image.device) - _begins(image, images)[image]
+    return _rows(found, order[rank < most])
+
+
+def _begins(image: Tensor, images: int) -> Tensor:
+    """`[images]`: the first row of every image in `image [n]`, which rises."""
+    return torch.searchsorted(image, torch.arange(images, device=image.device))
+
+
+def _rows(found: Candidates, rows: Tensor) -> Candidates:
+    return Candidates(*(values[rows] for values in found))
+
+
+def detections_of(levels: Sequence[Boxes], sizes: Tensor, limits: Limits) -> list[Detections]:
+    """Boxes of all levels clipped to their image, NMS, and the cap. sizes: `[B, 2]` (height, width)."""
+    boxes, scores, image, labels = (torch.cat(parts) for parts in zip(*levels, strict=True))
+    boxes = boxes.clamp(min=0).minimum(sizes.flip(1).repeat(1, 2).to(boxes.dtype)[image])
+    rows = (boxes[:, 2:] > boxes[:, :2]).all(1).nonzero().squeeze(1)
+    rows = rows[image[rows].sort(stable=True).indices]
+    boxes, scores, image, labels = boxes[rows], scores[rows], image[rows], labels[rows]
+    ends = torch.searchsorted(image, torch.arange(len(sizes), device=image.device), right=True).tolist()
+    found = []
+    for begin, end in zip([0, *ends], ends, strict=False):
+        one = Detections(boxes[begin:end], scores[begin:end], labels[begin:end])
+        keep = batched_nms(one.boxes, one.scores, limits.rivals(one.labels), limits.nms_iou)
+        keep = keep[: limits.max_detections]
+        found.append(Detections(one.boxes[keep], one.scores[keep], one.labels[keep]))
+    return found

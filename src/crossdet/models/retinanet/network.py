@@ -47,8 +47,8 @@ MOST_GRAPHS = 64
 EARLY = "force_non_lazy_backward_lowering"
 """Of torch: the backward pass is compiled with the forward pass, so that what cannot be compiled is found there."""
 LOGITS_AT_ONCE = 32_000_000
-"""Class logits of a batch and level held at once in `find` (128 MB); on a card, where each part waits for the
-device, four times as many."""
+"""Class logits of a batch and level held at once in `find` (128 MB, and as much again for their scores); on a card,
+where each part waits for the device twice, two times as many."""
 
 
 class Outputs(NamedTuple):
@@ -355,15 +355,11 @@ class RetinaNet(Growable):
         """
         anchors = self.anchors(outputs.grids)
         chosen = self._chosen(classes, sizes.device)
-        found = []
-        for image in range(len(sizes)):
-            levels = []
-            for logits, deltas, boxes in zip(outputs.logits, outputs.deltas, anchors, strict=True):
-                columns = logits[image] if classes is None else logits[image][:, chosen]
-                best = best_candidates(columns, chosen, limits)
-                levels.append(self._with_boxes(best, deltas[image], boxes))
-            found.append(detections_of(levels, sizes[image], limits))
-        return found
+        levels = []
+        for logits, deltas, boxes in zip(outputs.logits, outputs.deltas, anchors, strict=True):
+            best = best_candidates(logits if classes is None else logits[..., chosen], chosen, limits)
+            levels.append(self._with_boxes(best, deltas, boxes))
+        return detections_of(levels, sizes, limits)
 
     def find(
         self,
@@ -377,21 +373,18 @@ class RetinaNet(Growable):
         features = self.features(images)
         anchors = self.anchors([(f.shape[-2], f.shape[-1]) for f in features])
         chosen = self._chosen(classes, sizes.device)
-        levels: list[list[Boxes]] = [[] for _ in sizes]
+        levels: list[Boxes] = []
         for level, boxes in zip(features, anchors, strict=True):
             deltas = self.deltas(level)
             tower = self.class_subnet.before_prediction(level)
-            best: list[Candidates | None] = [None] * len(sizes)
-            most = LOGITS_AT_ONCE * (4 if boxes.is_cuda else 1)
+            best: Candidates | None = None
+            most = LOGITS_AT_ONCE * (2 if boxes.is_cuda else 1)
             for part in chosen.split(max(1, most // (len(sizes) * len(boxes)))):
-                logits = self._class_logits(tower, part)
-                for image in range(len(sizes)):
-                    more = best_candidates(logits[image], part, limits)
-                    best[image] = merged(best[image], more, limits.topk)
-            for image, candidates in enumerate(best):
-                if candidates is not None:
-                    levels[image].append(self._with_boxes(candidates, deltas[image], boxes))
-        return [detections_of(parts, size, limits) for parts, size in zip(levels, sizes, strict=True)]
+                more = best_candidates(self._class_logits(tower, part), part, limits)
+                best = merged(best, more, len(sizes), limits.topk)
+            if best is not None:
+                levels.append(self._with_boxes(best, deltas, boxes))
+        return detections_of(levels, sizes, limits)
 
     def _chosen(self, classes: Sequence[int] | Tensor | None, device: torch.device) -> Tensor:
         """`[K]` ids, rising and each once, which `_class_logits` and `merged` count on."""
@@ -414,8 +407,9 @@ class RetinaNet(Growable):
 
     def _with_boxes(self, found: Candidates, deltas: Tensor, anchors: Tensor) -> Boxes:
         """deltas: of `deltas`; anchors: `[N, 4]`; both of the level."""
-        chosen = self._boxes_of(deltas[found.anchor], found.label)
-        return Boxes(decode_boxes(chosen.float(), anchors[found.anchor]), found.scores, found.label)
+        chosen = self._boxes_of(deltas[found.image, found.anchor], found.label)
+        boxes = decode_boxes(chosen.float(), anchors[found.anchor])
+        return Boxes(boxes, found.scores, found.image, found.label)
 
     def _class_logits(self, tower: Tensor, classes: Tensor) -> Tensor:
         """`[B, H W A, K]` logits of some classes, rising and each once.

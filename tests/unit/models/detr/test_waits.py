@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import traceback
-from typing import Any
-
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from crossdet.models.detr.matching import Costs, match
 from crossdet.models.detr.negatives import negatives_of, spare_beside_objects
 from crossdet.types import BACKGROUND, Tiles
 
+from ..questions import Questions
 from .made import answers_near, tiny
 from .test_criterion import CLASSES, QUERIES, generator, random_rule
 from .test_network import batch_of, learning
@@ -46,24 +43,6 @@ def test_the_rule_waits_for_no_device(foreground, tiled):
         found = negatives_of(known, places, hollow(labels), hollow(taught), matches[:2])
         beside = spare_beside_objects(found, known, places, matches, torch.rand(len(pairs.image)))
     assert (found.shape, beside.shape) == (wanted.shape, spared.shape)
-
-
-class Questions(TorchDispatchMode):
-    """Places in crossdet that ask for a value: as a number, or for a size that depends on it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.places: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(function)
-        asks = any(word in name for word in ("nonzero", "_local_scalar_dense", "masked_select", "unique"))
-        if name.startswith("aten.index") and len(args) > 1 and isinstance(args[1], (list, tuple)):
-            asks |= any(one.dtype in (torch.bool, torch.uint8) for one in args[1] if one is not None)
-        caller = next(f for f in reversed(traceback.extract_stack()[:-1]) if "/torch/" not in f.filename)
-        if asks and "transformers" not in caller.filename:
-            self.places.append(f"{caller.filename}:{caller.lineno} ({name})")
-        return function(*args, **(kwargs or {}))
 
 
 def test_questions_are_seen():

@@ -76,5 +76,5 @@ def test_a_thousand_classes_are_never_there_at_once(monkeypatch, images):
     monkeypatch.setattr(retinanet, "best_candidates", watched)
     with torch.inference_mode():
         many.find(images, SIZES)
-    assert max(sizes) <= 150_000  # of one of two images
+    assert max(sizes) <= 300_000
     assert sum(sizes) == 2 * 9 * 1000 * (12 * 16 + 6 * 8 + 3 * 4 + 2 * 2 + 1)
