@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from crossdet.data.annotation_files import header_sizes
 from crossdet.data.augment import Resize
@@ -35,6 +34,7 @@ from crossdet.labels.space import LabelSpace
 from crossdet.models.building import build_detector
 from crossdet.models.card import Card, InputSettings, is_exported, weights_path
 from crossdet.models.contract import Limits, Network
+from crossdet.models.detecting import nms_within
 from crossdet.models.weights import load_weights
 from crossdet.types import Detections
 from crossdet.windows import Tiling, join
@@ -208,7 +208,7 @@ class Detector(Reporting):
         if self.folding is not None:
             one = torch.from_numpy(self.folding.of)[labels]
             if self.model.suppresses:
-                keep = batched_nms(boxes, scores, one, limits.nms_iou)
+                keep = nms_within(boxes, scores, one, limits.nms_iou)
             else:
                 rows = suppressed(boxes.numpy(), scores.numpy(), one.numpy(), limits.nms_iou, labels.numpy())
                 keep = torch.from_numpy(rows)

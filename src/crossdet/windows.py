@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import box_iou
 
 from crossdet.errors import UserError, show
 from crossdet.models.contract import Limits
+from crossdet.models.detecting import nms_within
 from crossdet.types import Detections
 
 OVERLAP = 0.2
@@ -118,7 +119,7 @@ def join(
         None if angles is None else angles[first],
     )
     if suppresses or limits.agnostic_nms:
-        rows = batched_nms(whole.boxes, whole.scores, limits.rivals(whole.labels), limits.nms_iou)
+        rows = nms_within(whole.boxes, whole.scores, limits.rivals(whole.labels), limits.nms_iou)
         whole = whole[rows.sort().values]
     return whole[:most]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from crossdet.models.contract import Growable, Limits, Losses, Network
+from crossdet.models.detecting import nms_within
 from crossdet.models.detr.architecture import DFINE, RFDETR, RTDETR
 from crossdet.models.retinanet.architecture import RETINANET
 from crossdet.models.retinanet.settings import RetinaNetSettings
@@ -358,3 +359,20 @@ def test_classes_begin_as_others(name):
         torch.testing.assert_close(found(c).scores, before[other].scores)
         torch.testing.assert_close(found(c).boxes, before[other].boxes)
     assert not torch.allclose(found(4).scores, before[4].scores)
+
+
+def test_suppression_of_many_classes_is_that_of_each_alone():
+    """In float32 the places that torchvision gives to 2,000 classes leave a quarter of a pixel."""
+    g = torch.Generator().manual_seed(0)
+    objects = torch.randint(0, 150, (900,), generator=g)
+    centres = torch.rand(150, 2, generator=g)[objects] * 1300 + torch.randn(900, 2, generator=g)
+    sides = 8 * (0.6 + 0.8 * torch.rand(900, 2, generator=g))
+    boxes, scores = torch.cat([centres - sides / 2, centres + sides / 2], 1), torch.rand(900, generator=g)
+    classes = torch.randint(0, 2000, (150,), generator=g)[objects]
+    rows = nms_within(boxes, scores, classes, 0.5)
+    alone = set()
+    for one in classes.unique():
+        members = (classes == one).nonzero().squeeze(1)
+        alone |= set(members[nms(boxes[members], scores[members], 0.5)].tolist())
+    assert set(rows.tolist()) == alone
+    assert bool((scores[rows].diff() <= 0).all())

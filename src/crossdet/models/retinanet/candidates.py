@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from crossdet.models.contract import Limits
+from crossdet.models.detecting import nms_within
 from crossdet.types import Detections
 
 
@@ -102,7 +102,7 @@ def detections_of(levels: Sequence[Boxes], sizes: Tensor, limits: Limits) -> lis
     found = []
     for begin, end in zip([0, *ends], ends, strict=False):
         one = Detections(boxes[begin:end], scores[begin:end], labels[begin:end])
-        keep = batched_nms(one.boxes, one.scores, limits.rivals(one.labels), limits.nms_iou)
+        keep = nms_within(one.boxes, one.scores, limits.rivals(one.labels), limits.nms_iou)
         keep = keep[: limits.max_detections]
         found.append(Detections(one.boxes[keep], one.scores[keep], one.labels[keep]))
     return found
