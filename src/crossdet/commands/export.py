@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from crossdet.commands.terminal import JsonFile, Last, RunOrWeights, out, save_json, say
+from crossdet.commands.terminal import JsonFile, Last, OwnWeights, out, save_json, say
 from crossdet.evaluation.tables import lineless_table, percent
 
 
 def export(
-    run: RunOrWeights,
+    run: OwnWeights,
     to: Annotated[
         str, typer.Option("--to", metavar="KIND", help="onnx, openvino, or hf: a directory for HF transformers")
     ] = "onnx",

@@ -15,8 +15,8 @@ from crossdet.commands.terminal import (
     Output,
     Overrides,
     Overwrite,
+    OwnWeights,
     Resume,
-    RunOrWeights,
     check_no_input,
     save_json,
     say,
@@ -27,7 +27,7 @@ FORGOTTEN = 3
 
 
 def extend(
-    run: RunOrWeights,
+    run: OwnWeights,
     config: ConfigFile,
     mode: Annotated[
         str | None, typer.Option(help="replay, distill or frozen (default: `extend.mode` of the config)")

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, TaskID
 
 from crossdet.commands.terminal import (
+    ANY_WEIGHTS,
     AgnosticNms,
     Device,
     Fold,
@@ -31,10 +32,7 @@ if TYPE_CHECKING:
 
 
 def predict(
-    weights: Annotated[
-        Path,
-        typer.Argument(metavar="WEIGHTS", help="weights file, run directory, exported file or hf://OWNER/NAME"),
-    ],
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help=ANY_WEIGHTS)],
     images: Annotated[
         list[str],
         typer.Argument(metavar="IMAGES...", help="files, folders or glob patterns; video files; camera:0"),

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import JsonFile, Last, RunOrWeights, save_json, say
+from crossdet.commands.terminal import JsonFile, Last, OwnWeights, save_json, say
 
 
 def push(
-    run: RunOrWeights,
+    run: OwnWeights,
     to: Annotated[str, typer.Option("--to", metavar="OWNER/NAME", help="id on the hub; made where there is none")],
     licence: Annotated[str, typer.Option(metavar="ID", help="of the weights, such as cc-by-4.0")] = "unknown",
     private: Annotated[bool, typer.Option("--private", help="for its owner alone")] = False,

@@ -7,14 +7,12 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import Device, JsonFile, Last, check_device, save_json, say
+from crossdet.commands.terminal import ANY_WEIGHTS, Device, JsonFile, Last, check_device, save_json, say
 from crossdet.errors import UserError
 
 
 def serve(
-    weights: Annotated[
-        Path, typer.Argument(metavar="WEIGHTS", help="weights, run directory, exported file, or hf://OWNER/NAME")
-    ],
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help=ANY_WEIGHTS)],
     against: Annotated[
         Path | None, typer.Option(metavar="WEIGHTS", help="another detector, shown side by side")
     ] = None,

@@ -32,13 +32,18 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config 
 OwnConfig = Annotated[
     Path | None, typer.Argument(metavar="CONFIG", help="YAML config file (default: that of the run directory)")
 ]
-RunOrWeights = Annotated[
+ANY_WEIGHTS = (
+    "run directory, weights file, exported file, directory of a Hugging Face checkpoint, or hf://OWNER/NAME"
+)
+RunOrWeights = Annotated[Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help=ANY_WEIGHTS)]
+OwnWeights = Annotated[
     Path,
     typer.Argument(
         metavar="RUN_OR_WEIGHTS",
-        help="run directory, weights file, exported file, directory of a Hugging Face checkpoint, or hf://OWNER/NAME",
+        help="run directory, weights file, directory of a Hugging Face checkpoint, or hf://OWNER/NAME",
     ),
 ]
+"""Not for exported files."""
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="override a config value, e.g. --set train.lr=0.01"),
