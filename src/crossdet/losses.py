@@ -231,25 +231,24 @@ class _FocalSums(torch.autograd.Function):
         masked, weights = _without_avoided(logits, background, avoid)
         sums = _background_sums(masked, weights, slope, alpha, gamma, compiled)
         if foreground is None:
-            place, terms, fore_slope = None, logits.new_zeros(0), None
+            image, position, terms, fore_slope = None, None, logits.new_zeros(0), None
         else:
             image, position, own, negative = foreground
-            place = image * logits.shape[1] + position
             terms, fore_slope = foreground_focal_parts(
                 logits[image, position], own, negative, alpha, gamma, slope is not None
             )
         if slope is not None:
-            ctx.save_for_backward(slope, place, fore_slope)
+            ctx.save_for_backward(slope, image, position, fore_slope)
         return sums, terms
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_sums: Tensor, grad_terms: Tensor) -> tuple[Tensor | None, ...]:
-        slope, place, fore_slope = ctx.saved_tensors
+        slope, image, position, fore_slope = ctx.saved_tensors
         # Fresh memory of this size costs as much as the loss, and a graph that is not kept needs `slope` no more.
         grad = slope * grad_sums[:, None] if _graph_is_kept() else slope.mul_(grad_sums[:, None])
-        if place is not None:  # background and foreground are different positions
-            grad.flatten(0, 1)[place] = fore_slope * grad_terms[:, None]
+        if image is not None:  # background and foreground are different positions
+            grad[image, position] = fore_slope * grad_terms[:, None]
         return grad, None, None, None, None, None, None
 
 

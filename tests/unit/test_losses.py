@@ -353,6 +353,21 @@ def test_gradient_is_that_of_the_value(seed):
     assert torch.autograd.gradcheck(lambda x: dataset_aware_focal_loss(x, **case), logits, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(6))
+def test_logits_in_any_memory_order_learn_the_same(seed, dtype):
+    """Heads give `[B, C, N]` or `[N, B, C]` just as often; a view of these is no copy."""
+    case = random_case(seed)
+    logits = case.pop("logits").to(dtype)
+    wanted = logits.clone().requires_grad_()
+    dataset_aware_focal_loss(wanted, **case).backward()
+    for order in ((0, 2, 1), (1, 0, 2), (2, 1, 0)):
+        back = [order.index(axis) for axis in range(3)]
+        stored = logits.permute(order).contiguous().requires_grad_()
+        dataset_aware_focal_loss(stored.permute(back), **case).backward()
+        torch.testing.assert_close(stored.grad.permute(back), wanted.grad, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize(("images", "anchors", "classes"), [(2, 0, 3), (0, 4, 3), (2, 4, 0)])
 def test_empty_dimensions(images, anchors, classes):
     found = image_focal_losses(

@@ -429,6 +429,22 @@ def test_the_commands_of_the_page(files, detector, tmp_path, monkeypatch, crossd
     assert (found["weights"], len(found["images"])) == ("runs/first/best.onnx", 2)
 
 
+def test_the_page_runs_a_file_without_crossdet(files, pictures, tmp_path, monkeypatch, capsys):
+    """Its code finds what `load_detector` finds, in a picture that is larger than the input."""
+    (tmp_path / "runs/first").mkdir(parents=True)
+    (tmp_path / "runs/first/best.onnx").write_bytes((files / "any.onnx").read_bytes())
+    Image.fromarray(pictures[0]).save(tmp_path / "street.jpg")
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("export.md", "python")
+    assert "crossdet" not in code
+    exec(code.replace("640", "64").replace("1067", "96").replace("0.3,", "0.1,"), {})
+    printed = capsys.readouterr().out.splitlines()
+    found = load_detector("runs/first/best.onnx")("street.jpg", score_threshold=0.1)
+    rows = zip(found.names, found.scores, found.boxes, strict=True)
+    assert len(found) > 3
+    assert printed == [f"{name} {score:.2f} {np.round(box, 1).tolist()}" for name, score, box in rows]
+
+
 @pytest.fixture
 def run(detector, tmp_path, monkeypatch):
     """A run directory with the tests' network and five validation pictures."""
