@@ -169,8 +169,8 @@ class Detector(Reporting):
         found: list[Detections | None] = [None] * len(pictures)
         of_members = limits
         if self.folding is not None:
-            most, groups = limits.max_detections * self.folding.largest, self.folding.nms_groups
-            of_members = replace(limits, max_detections=most, nms_groups=groups)
+            most = limits.max_detections * self.folding.at_once(self.model.suppresses)
+            of_members = replace(limits, max_detections=most, nms_groups=self.folding.nms_groups)
         for rows in _alike([small for _, small in pictures]) if canvas is None else [range(len(pictures))]:
             stack, sizes = pad_images([pictures[row][1] for row in rows], self.model.fill_colour, canvas)
             if self.device.type == "cuda":

@@ -28,7 +28,8 @@ MOST_OVER = 0.1
 """A box of `FAR_OVER`, in `Index.skipped`, reaches over by more than this share of the image's width or height."""
 STRAY_REGION = "ignore region of a picture that is not there"
 NO_LABELS = "image without a label file"
-IMAGE_REASONS = ("image cannot be read", "image not found")
+CANNOT_BE_READ, NOT_FOUND = "image cannot be read", "image not found"
+IMAGE_REASONS = (CANNOT_BE_READ, NOT_FOUND)
 """In `Index.skipped`, of images that are taken for ones without objects."""
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 

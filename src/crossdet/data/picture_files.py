@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from crossdet.data.annotation_files import PICTURE_SUFFIXES, no_pixel_limit, picture_formats
-from crossdet.data.index import IMAGE_REASONS, Index
+from crossdet.data.index import CANNOT_BE_READ, Index
 from crossdet.data.rotation_geometry import canvas
 from crossdet.errors import UserError
 
@@ -121,7 +121,7 @@ def annotated_size(index: Index, row: int) -> Size:
     not be read before, or is to be turned and its size was unknown."""
     sizes = index.sizes if index.rotation is None else index.rotation.sizes
     size = int(sizes[row, 0]), int(sizes[row, 1])
-    if 0 in size and str(index.path(row)) in index.skipped.get(IMAGE_REASONS[0], ()):
+    if 0 in size and str(index.path(row)) in index.skipped.get(CANNOT_BE_READ, ()):
         # its boxes may be unknown (YOLO's are shares of the size): they would be background
         raise UnreadableImage(f"{index.path(row)}: it could not be read when its labels were")
     if index.rotation is not None and 0 in size:

@@ -14,7 +14,7 @@ from crossdet.data.annotation_files import BOM, header_sizes, too_many
 from crossdet.data.cache import cached, fingerprint, pictures_stamp
 from crossdet.data.formats import FORMATS
 from crossdet.data.formats.format import NONE, Format, SplitFiles
-from crossdet.data.index import IMAGE_REASONS, LEFT_OUT, Index, clip_to_images, offsets, short
+from crossdet.data.index import CANNOT_BE_READ, IMAGE_REASONS, LEFT_OUT, Index, clip_to_images, offsets, short
 from crossdet.errors import AnnotationError, UserError, problem_list
 
 BEGINS = {b"{": "coco", b"<": "voc"}
@@ -103,7 +103,7 @@ def fill_sizes(index: Index) -> Index:
     skipped = {reason: list(places) for reason, places in index.skipped.items()}
     for row, path, size in zip(unknown, paths, header_sizes(paths, index.upright), strict=True):
         if size is None:
-            skipped.setdefault(IMAGE_REASONS[0], []).append(str(path))
+            skipped.setdefault(CANNOT_BE_READ, []).append(str(path))
         else:
             sizes[row] = size
     image_of_box = index.image_of_box()

@@ -24,14 +24,15 @@ def detect(
     check_limits(about, replace(settings, max_detections=limits.max_detections))
     floors = np.full(len(about.card.space.classes), limits.score_threshold, np.float32)
     thresholds = thresholds_of(about, classes, floors)
-    found, unreadable = [], []
+    found, unread = [], []
     for row in range(len(index)):
         try:
             picture = read_pixels(index, row)
         except UnreadableImage as error:
-            unreadable.append(str(error))
+            unread.append((row, str(error)))
             continue
         answers = answers_at(detector.session, picture, thresholds, settings.shorter, settings.longer)
         boxes, scores, labels = (values[: limits.max_detections] for values in answers)
         found.append(DetectionArrays(boxes, scores, labels, np.full(len(labels), row, np.int64)))
-    return Found(DetectionArrays.joined(found), tuple(unreadable))
+    lines = tuple(line for _, line in unread)
+    return Found(DetectionArrays.joined(found), lines, unseen=tuple(row for row, _ in unread))

@@ -78,6 +78,5 @@ def detect(
         torch.distributed.all_gather_object(everyone, (mine, lost))
     found = DetectionArrays.joined([detections for detections, _ in everyone])
     in_order = np.argsort(found.image_of_box, kind="stable")
-    return Found(
-        found.take(in_order), tuple(line for _, line in sorted(one for _, part in everyone for one in part))
-    )
+    unread = sorted(one for _, part in everyone for one in part)
+    return Found(found.take(in_order), tuple(line for _, line in unread), unseen=tuple(row for row, _ in unread))

@@ -69,12 +69,14 @@ class EvalSettings:
 class Found:
     """What a detector found in a split. unreadable: images that could not be read; they count as empty.
 
-    degrees: `[N]` direction of each where folded classes have some.
+    degrees: `[N]` direction of each where folded classes have some. unseen: the rows of `unreadable` in the index,
+    rising.
     """
 
     detections: DetectionArrays
     unreadable: tuple[str, ...]
     degrees: NDArray[np.int64] | None = None
+    unseen: tuple[int, ...] = ()
 
 
 def detect(
@@ -121,17 +123,17 @@ def detect_folded(
     **options: Any,
 ) -> Found:
     """`detect`, in folded ids where there is a `folding`: all members are looked for (or those in `among`), and
-    where NMS is by member so many more detections are kept before they are folded as there are members."""
+    where one object may be found as several members so many more detections are kept before they are folded."""
     if folding is None:
         return detect(model, index, classes, settings, **options)
     assert settings.max_detections is not None
-    more = replace(settings, max_detections=settings.max_detections * folding.largest)
+    more = replace(settings, max_detections=settings.max_detections * folding.at_once(model.suppresses))
     members = None if classes is None else folding.members(classes)
     if members is not None and among is not None:
         members = [member for member in members if member in among]
     found = detect(model, index, members, more, nms_groups=folding.nms_groups, **options)
     folded, degrees = fold_detections(found.detections, folding, settings.nms_iou, model.suppresses)
-    return Found(folded, found.unreadable, degrees if folding.has_angles else None)
+    return replace(found, detections=folded, degrees=degrees if folding.has_angles else None)
 
 
 def score_dataset(

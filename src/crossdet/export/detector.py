@@ -121,14 +121,14 @@ class ExportedDetector(Reporting):
 def usual_limit(about: About) -> int:
     """Most detections in a picture, folded, where nobody asks for another number."""
     rules, folding = about.rules, about.card.space.folding
-    whole = rules.max_detections // (1 if folding is None else folding.largest)
+    whole = rules.max_detections // (1 if folding is None else folding.at_once(rules.suppresses))
     return whole if rules.reported is None else rules.reported
 
 
 def most_detections(about: About, folded: bool) -> int:
     """As many as the file can give of a picture. folded: after folding, which may leave one of a fold's members."""
     folding = about.card.space.folding if folded else None
-    return about.rules.max_detections // (1 if folding is None else folding.largest)
+    return about.rules.max_detections // (1 if folding is None else folding.at_once(about.rules.suppresses))
 
 
 def _too_many(gives: int, asked: int, needed: int) -> UserError:
@@ -167,7 +167,7 @@ def check_limits(about: About, asked: Any) -> None:
         hint = " ".join(f"--set eval.{key}={json.dumps(getattr(rules, key))}" for key in wrong)
         raise UserError(f"the file was exported with {kept}, which it keeps; ask for the same, such as `{hint}`")
     if asked.max_detections > rules.max_detections:
-        needed = -(-asked.max_detections // (1 if folding is None else folding.largest))
+        needed = -(-asked.max_detections // (1 if folding is None else folding.at_once(rules.suppresses)))
         raise _too_many(most_detections(about, folded=True), needed, needed)
 
 

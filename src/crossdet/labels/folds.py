@@ -72,11 +72,10 @@ class Folding:
         of = np.array([names.index(name) for name in name_of], np.int64)
         return cls(names, of, angles, all(fold.is_merge for fold in folds))
 
-    @property
-    def largest(self) -> int:
-        """Members of the largest fold: so many times one object may be found before folding; 1 where NMS takes them
-        for one class."""
-        return 1 if self.merged else int(np.bincount(self.of).max())
+    def at_once(self, suppresses: bool) -> int:
+        """As how many members one object may be found before folding, so that as many times the detections are
+        kept: all of the largest fold; 1 where NMS takes them for one class. suppresses: of `Network`."""
+        return 1 if self.merged and suppresses else int(np.bincount(self.of).max())
 
     @property
     def nms_groups(self) -> list[int] | None:

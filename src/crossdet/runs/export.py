@@ -290,7 +290,7 @@ def _job(detector: Detector, card: Card, request: Request, data: Data | None, ou
         network.stretched_to is not None,
         tuple(network.fill_colour),  # type: ignore[arg-type]
         tuple(range(len(space.classes))) if ids is None else tuple(sorted(set(ids))),
-        most * (1 if folding is None else folding.largest),
+        most * (1 if folding is None else folding.at_once(network.suppresses)),
         limits.nms_iou,
         limits.agnostic_nms,
         limits.topk,

@@ -105,7 +105,8 @@ class Comparison:
         """As `crossdet eval` has them. Pictures come one by one, for how a batch is padded is not the file's
         business."""
         folding = self.detector.space.folding
-        config = _within(self.about.rules, self.data, 1 if folding is None else folding.largest)
+        rules = self.about.rules
+        config = _within(rules, self.data, 1 if folding is None else folding.at_once(rules.suppresses))
         given = (config, self._splits, self.data.lists, self.detector.settings, folding)
         scores: dict[str, Any] = score_splits(model, *given).metrics["datasets"]
         return scores

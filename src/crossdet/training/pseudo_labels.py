@@ -10,7 +10,7 @@ training what `teachers.py` chooses.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from crossdet.data.cache import load_index, save_index
-from crossdet.data.index import Index, Ragged
+from crossdet.data.index import CANNOT_BE_READ, Index, Ragged
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Floats
 from crossdet.evaluation.hits import iou_with_offset, pairs
-from crossdet.evaluation.run import EvalSettings, detect_folded
+from crossdet.evaluation.run import EvalSettings, Found, detect_folded
 from crossdet.files import safe_names, writing
 from crossdet.labels.folds import Folding
 from crossdet.labels.space import DROPPED, LabelSpace
@@ -214,11 +214,13 @@ def label_images(
         by_teacher[name], place = classes, folders[name]
         if not (keep and place.exists()):
             floors = {c: max(LEAST_SCORE, uncertain_from * score) for c, score in taken.items()}
-            parts, pairs_ = [], [(NO_IDS, NO_IDS)]
+            parts, pairs_, unseen = [], [(NO_IDS, NO_IDS)], set[int]()
             for teacher in teachers:
                 mine = {c: floors[c] for c in classes if c in teacher.thresholds}
-                parts.append(find(fabric, teacher, index, mine))
-                pairs_.append(_cut(parts[-1], mine))
+                found = find(fabric, teacher, index, mine)
+                parts.append(found.detections)
+                pairs_ += [_cut(found.detections, mine), _everywhere(found.unseen, mine)]
+                unseen.update(found.unseen)
             whole_image, whole_class = (np.concatenate(column) for column in zip(*pairs_, strict=True))
             more = with_pseudo_labels(
                 index,
@@ -232,6 +234,7 @@ def label_images(
                 (whole_image, whole_class),
                 space.dataset_index(name) in space.federated,
             )
+            more = _not_to_be_read(more, unseen)
             if fabric.is_global_zero:
                 shutil.rmtree(place, ignore_errors=True)
                 with writing(place, "the last saved state is kept, continue with --resume once there is room"):
@@ -268,20 +271,35 @@ def _cut(found: DetectionArrays, floors: Mapping[int, float]) -> tuple[Ids, Ids]
     pairs_ = [(NO_IDS, NO_IDS)]
     for full in np.flatnonzero(np.bincount(image) >= MOST_DETECTIONS).tolist():
         least = float(found.scores[image == full].min())
-        cut = [c for c, floor in floors.items() if floor < least]
-        classes = np.array(cut if len(cut) <= MOST_AVOIDED else [-1], np.int64)
-        pairs_.append((np.full(len(classes), full, np.int64), classes))
-    images, classes_ = (np.concatenate(column) for column in zip(*pairs_, strict=True))
-    return images, classes_
+        pairs_.append(_everywhere([full], [c for c, floor in floors.items() if floor < least]))
+    images, classes = (np.concatenate(column) for column in zip(*pairs_, strict=True))
+    return images, classes
 
 
-def find(fabric: Fabric, teacher: Teacher, index: Index, floors: Mapping[int, float]) -> DetectionArrays:
+def _everywhere(images: Iterable[int], classes: Collection[int]) -> tuple[Ids, Ids]:
+    """Pairs of every image with every class, or with all of them at once where they are many."""
+    few = np.array(sorted(classes) if len(classes) <= MOST_AVOIDED else [-1], np.int64)
+    rows = np.array(list(images), np.int64)
+    return np.repeat(rows, len(few)), np.tile(few, len(rows))
+
+
+def _not_to_be_read(index: Index, unseen: Collection[int]) -> Index:
+    """No teacher saw these images. Where one can be read later, a region keeps its background out of the loss;
+    where nobody knows how large that has to be, `annotated_size` refuses the image."""
+    places = [str(index.path(row)) for row in sorted(unseen) if 0 in np.asarray(index.sizes)[row].tolist()]
+    if not places:
+        return index
+    known = index.skipped.get(CANNOT_BE_READ, [])
+    return replace(index, skipped=index.skipped | {CANNOT_BE_READ: [*known, *places]})
+
+
+def find(fabric: Fabric, teacher: Teacher, index: Index, floors: Mapping[int, float]) -> Found:
     """What a teacher finds, in unified ids. floors: unified classes that are looked for, with the least score of
     each."""
     own = [teacher.own_ids[c] for c in floors]
     settings = replace(teacher.settings, topk=MOST_CANDIDATES, max_detections=MOST_DETECTIONS)
     if not own:
-        return DetectionArrays.joined([])
+        return Found(DetectionArrays.joined([]), ())
     lowest = np.full(1 + max(own), np.inf)
     lowest[own] = list(floors.values())
     if teacher.folding is not None:
@@ -296,7 +314,7 @@ def find(fabric: Fabric, teacher: Teacher, index: Index, floors: Mapping[int, fl
         rank=fabric.global_rank,
         ranks=fabric.world_size,
         floors=lowest,
-    ).detections
+    )
     unified = np.zeros(1 + max(own), np.int64)
     unified[own] = list(floors)
-    return replace(found, labels=unified[found.labels])
+    return replace(found, detections=replace(found.detections, labels=unified[found.detections.labels]))

@@ -205,7 +205,7 @@ def _best_teachers(
         for split in plan.splits.values():
             classes = [c for c in split.classes if c in teacher.own_ids and c in wanted]
             if classes:
-                found = find(fabric, teacher, split.index, dict.fromkeys(classes, LEAST_SCORE))
+                found = find(fabric, teacher, split.index, dict.fromkeys(classes, LEAST_SCORE)).detections
                 directions = rows_per_picture(split.index)
                 judged.append(judge(ground_truth(split), found, classes, LEAST_SCORE, directions))
         for c in sorted(wanted & teacher.own_ids.keys()):

@@ -43,6 +43,8 @@ from crossdet.runs.relabel import relabel
 from crossdet.training.pseudo_labels import find
 from crossdet.training.teachers import as_teacher
 
+from ..models.detr.made import tiny
+
 SETTINGS = RetinaNetSettings(
     backbone="test_efficientnet", channels=16, head_depth=1, anchors=Anchors(scales=(2.0, 3.0), ratios=(0.6, 1.0)),
     freeze_batch_norm=False,
@@ -304,11 +306,26 @@ def test_a_merged_teacher_teaches_the_merged_class(known, tmp_path):
     teacher = as_teacher("t", load_detector(tmp_path / "new.safetensors", "cpu"), space, EvalSettings(64, 96))
     assert teacher.own_ids == {0: 2, 1: 0}
     index = drawn(tmp_path, "pictures", ("x",), 1)
-    found = find(Fabric(accelerator="cpu"), teacher, index, {1: 0.1})
+    found = find(Fabric(accelerator="cpu"), teacher, index, {1: 0.1}).detections
     assert set(found.labels.tolist()) == {1}
     boxes = torch.from_numpy(found.boxes)
     assert float(box_iou(boxes, boxes).fill_diagonal_(0).max()) <= 0.5
     assert len(boxes) > 3
+
+
+def test_a_merged_class_takes_one_place_of_a_network_that_suppresses_nothing(known):
+    """Every query finds car and truck at once; members that are cut before they are folded cost other objects."""
+    network = tiny("rtdetr v2", len(CLASSES)).eval()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.startswith(("class_embed", "model.enc_score_head", "model.decoder.class_embed")):
+                parameter[1] = parameter[0]
+    detector = Detector(network, edited(known, [], VEHICLE), InputSettings(64, 64), {})
+    picture = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    everything = detector(picture, ["vehicle"], 0.0, max_detections=1000)
+    few = detector(picture, ["vehicle"], 0.0, max_detections=3)
+    assert (len(few), len(everything) > 3) == (3, True)
+    assert torch.equal(few.boxes, everything.boxes[:3])
 
 
 # ------------------------------------------------------------------------------------------- commands

@@ -187,7 +187,7 @@ def test_folding_arrays():
     assert FOLDING is not None
     assert (FOLDING.names, FOLDING.of.tolist()) == (("x", "face", "y"), [0, 1, 1, 1, 2])
     assert FOLDING.angles.tolist() == [NO_ANGLE, 0, 90, 180, NO_ANGLE]
-    assert (FOLDING.largest, FOLDING.members([1])) == (3, [1, 2, 3])
+    assert (FOLDING.at_once(True), FOLDING.at_once(False), FOLDING.members([1])) == (3, 3, [1, 2, 3])
     box, near, far = [0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]
     found = DetectionArrays(
         np.array([box, near, far, box, near], float),

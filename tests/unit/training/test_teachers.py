@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from PIL import Image
 
 from crossdet import Config, LabelSpace, UserError
 from crossdet.data.cache import save_index
 from crossdet.data.index import IndexBuilder
+from crossdet.data.picture_files import UnreadableImage, annotated_size
 from crossdet.errors import ConfigError
 from crossdet.evaluation.arrays import DetectionArrays, Verified
 from crossdet.evaluation.run import EvalSettings, Found
@@ -33,7 +35,7 @@ from crossdet.training.teachers import (
     read_teacher_labels,
     teacher_epochs,
 )
-from crossdet.types import BACKGROUND, Annotations, Batch, Tiles
+from crossdet.types import BACKGROUND, Annotations, Batch, Flag, Tiles
 
 SETTINGS = EvalSettings(64, 96)
 CAR, FACE = [10.0, 10, 30, 30], [60.0, 10, 70, 20]
@@ -70,12 +72,13 @@ def found(rows: list[tuple[list[float], float, int]], images: int = 2) -> Detect
 @pytest.fixture
 def detections(monkeypatch) -> dict[str, list[tuple[list[float], float, int]]]:
     """What each model (a word here) finds, in its own ids; to be filled by the test."""
-    say: dict[str, list[tuple[list[float], float, int]]] = {}
+    say: dict[str, Any] = {}
 
     def detect(model: Any, index: Any, classes: Any, settings: Any, floors: Any = None, **_: Any) -> Found:
         least = {c: settings.score_threshold if floors is None else floors[c] for c in classes}
         rows = [row for row in say[model] if row[2] in classes and row[1] > least[row[2]]]
-        return Found(found(rows[: settings.max_detections], len(index)), ())
+        unseen = tuple(say.get("unseen", ()))
+        return Found(found(rows[: settings.max_detections], len(index)), (), unseen=unseen)
 
     monkeypatch.setattr("crossdet.evaluation.run.detect", detect)
     return say
@@ -209,6 +212,35 @@ def test_where_a_teacher_finds_too_much_the_rest_is_avoided(plan, detections, tm
     detections["t"] = [(CAR, 0.6, 0), (CAR, 0.55, 0), (FACE, 0.95, 1)]
     train, _ = label_images(fabric(), [two], signs, third, 1.0, tmp_path / "cut")
     assert labels(train["signs"]) == [("sign", 0), *[("car (teacher)", 32)] * 2, ("car (teacher)", 48)] * 2
+
+
+@pytest.mark.parametrize("most", [20, 0], ids=["its classes", "all classes at once"])
+def test_an_image_that_no_teacher_saw_has_no_background(plan, detections, tmp_path, monkeypatch, most):
+    """It may be read later: then its cars would be background, and trusted."""
+    monkeypatch.setattr("crossdet.training.pseudo_labels.MOST_AVOIDED", most)
+    one = Teacher("t", "t", {0: 0}, SETTINGS, {0: 0.5})  # type: ignore[arg-type]
+    detections["t"], detections["unseen"] = [], [1]
+    train, _ = label_images(fabric(), [one], plan.space, plan.train, 0.25, tmp_path / "labels")
+    faces = train["faces"]
+    assert faces.box_offsets.tolist() == [0, 1, 3]
+    assert (faces.boxes[2].tolist(), faces.flags[2]) == ([0, 0, 100, 100], int(Flag.TEACHER | Flag.AVOID))
+    assert faces.labels[2] == (1 if most else -1)
+    assert not faces.skipped
+
+
+def test_an_image_of_unknown_size_that_no_teacher_saw_is_not_trained_on(plan, detections, tmp_path):
+    """A region cannot say how much of it is to be left out."""
+    faces = plan.train["faces"]
+    sizes = np.asarray(faces.sizes).copy()
+    sizes[1] = 0
+    one = Teacher("t", "t", {0: 0}, SETTINGS, {0: 0.5})  # type: ignore[arg-type]
+    detections["t"], detections["unseen"] = [], [1]
+    train = {**plan.train, "faces": replace(faces, sizes=sizes)}
+    labelled, _ = label_images(fabric(), [one], plan.space, train, 0.25, tmp_path / "labels")
+    Image.new("RGB", (100, 100)).save(tmp_path / "1.png")
+    with pytest.raises(UnreadableImage, match="it could not be read when its labels were"):
+        annotated_size(labelled["faces"], 1)
+    assert annotated_size(labelled["faces"], 0) == (100, 100)
 
 
 # ------------------------------------------------------------------------------------------ weights

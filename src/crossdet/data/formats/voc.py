@@ -29,7 +29,7 @@ from crossdet.data.annotation_files import (
 )
 from crossdet.data.formats.format import ANY, OPTIONAL, Format, Needed, SplitFiles
 from crossdet.data.formats.tree import WORDS, Found, Refused, Tree, without_suffix
-from crossdet.data.index import Index, IndexBuilder
+from crossdet.data.index import CANNOT_BE_READ, NOT_FOUND, Index, IndexBuilder
 from crossdet.errors import AnnotationError
 from crossdet.files import safe_names
 from crossdet.types import REGION_FLAGS, Flag
@@ -99,9 +99,9 @@ def read_voc(
     for entry, image, file in zip(entries, parsed, files, strict=True):
         builder.image(Path(os.path.relpath(file, root)).as_posix(), *image.size)
         if Path(os.path.relpath(file, images[entry.year])).as_posix() not in listings[entry.year]:
-            builder.skip("image not found", f"{entry.place}: {file}")
+            builder.skip(NOT_FOUND, f"{entry.place}: {file}")
         elif image.size == (0, 0):
-            builder.skip("image cannot be read", f"{entry.place}: {file}")
+            builder.skip(CANNOT_BE_READ, f"{entry.place}: {file}")
         for item in image.objects:
             xmin, ymin, xmax, ymax = item.corners
             flags = int(Flag.DIFFICULT) if item.difficult else 0

@@ -16,7 +16,7 @@ import numpy as np
 from crossdet.data.annotation_files import header_sizes, raise_if_any, read_lines
 from crossdet.data.formats.format import ONE, Format, SplitFiles
 from crossdet.data.formats.tree import Found, Refused, Tree, without_suffix
-from crossdet.data.index import Index, IndexBuilder
+from crossdet.data.index import CANNOT_BE_READ, Index, IndexBuilder
 from crossdet.errors import AnnotationError
 from crossdet.types import REGION_FLAGS, Flag
 
@@ -49,7 +49,7 @@ def read_wider_face(annotations: Path, images: Path) -> Index:
     for entry, size in zip(entries, sizes, strict=True):
         builder.image(entry.name, *(size or (0, 0)))
         if size is None:
-            builder.skip("image cannot be read", f"{annotations}:{entry.line}: {images / entry.name}")
+            builder.skip(CANNOT_BE_READ, f"{annotations}:{entry.line}: {images / entry.name}")
         for number, (x, y, w, h, *rest) in entry.rows:
             attributes = dict(zip(ATTRIBUTES, (int(v) for v in rest), strict=True))
             with np.errstate(over="ignore"):  # as the index holds it: an area that float32 loses is no area

@@ -28,7 +28,7 @@ from crossdet.data.annotation_files import (
 )
 from crossdet.data.formats.format import ONE, OPTIONAL, Format, SplitFiles
 from crossdet.data.formats.tree import WORDS, Found, Refused, Tree, walk, without_suffix
-from crossdet.data.index import IMAGE_REASONS, NO_LABELS, Index, IndexBuilder
+from crossdet.data.index import CANNOT_BE_READ, NO_LABELS, Index, IndexBuilder
 from crossdet.errors import AnnotationError, UserError
 from crossdet.types import REGION_FLAGS, Flag
 
@@ -70,7 +70,7 @@ def read_yolo(data_yaml: Path, split: str) -> Index:
         builder.image(Path(os.path.relpath(image, root)).as_posix(), *(size or (0, 0)))
         rows = _label_rows(Path(label), files, problems) if label is not None else []
         if size is None:
-            builder.skip(IMAGE_REASONS[0], str(image))
+            builder.skip(CANNOT_BE_READ, str(image))
             continue
         if label is None:
             builder.skip(NO_LABELS, str(image))

@@ -111,9 +111,10 @@ def _add_duplicates(weights: Tensor, rule: Rule, places: Tensor, labels: Tensor)
     on = (overlaps >= rule.duplicate_iou) & (labels == BACKGROUND)[:, :, None]
     of = objects.padded(objects.labels)
     if rule.foreground == "on_object":
-        others = on.any(2)[:, :, None]
+        sure = on & ~objects.padded(objects.by_teacher)[:, None]
+        others = sure.any(2)[:, :, None]
         if rule.overlap is not None:
-            others = others & ~rule.overlap[of.gather(1, overlaps.argmax(2))]
+            others = others & ~rule.overlap[of.gather(1, overlaps.masked_fill(~sure, NO_GAIN).argmax(2))]
         weights.clamp_(min=others.to(weights.dtype))
     if rule.overlap is not None:
         also = torch.bmm(on.to(weights.dtype), rule.overlap[of].to(weights.dtype))
