@@ -84,13 +84,13 @@ def oracle_weight(rule: Rule, boxes, labels, taught, b: int, q: int, c: int, mat
     if label >= 0:
         as_background = matched_iou < 0.5 or rule.foreground == "none" or taught[b][q]
         return (spoken if as_background else 1.0) * (not rule.overlap[label, c])
-    on = [(overlap_of(mine, box), cls) for box, cls, _ in rows_of(rule.objects, b)]
-    on = [one for one in on if one[0] >= rule.duplicate_iou]
-    if any(cls == c for _, cls in on):
+    on = [row[1:] for row in rows_of(rule.objects, b) if overlap_of(mine, row[0]) >= rule.duplicate_iou]
+    if any(cls == c for cls, _ in on):
         return 1.0
-    if any(rule.overlap[cls, c] for _, cls in on):
+    if any(rule.overlap[cls, c] for cls, _ in on):
         return 0.0
-    return 1.0 if on and rule.foreground == "on_object" else spoken
+    sure = any(not teacher for _, teacher in on)
+    return 1.0 if sure and rule.foreground == "on_object" else spoken
 
 
 class Matched(NamedTuple):
@@ -376,6 +376,10 @@ def test_second_find_of_an_object_is_a_negative_though_its_class_is_not_exhausti
     assert weights[0].tolist() == [[1, 0, 1], [1, 1, 0], [1, 0, 0]]
     on_object = told(rule._replace(foreground="on_object"), boxes, labels, taught)
     assert on_object[0].tolist() == [[1, 0, 1], [1, 1, 1], [1, 0, 0]]
+    # an object that only a teacher found may be anything else
+    guessed = rule._replace(objects=flat([annotations([[10, 10, 50, 50]], [1], [int(Flag.TEACHER)])])[0])
+    on_object = told(guessed._replace(foreground="on_object"), boxes, labels, taught)
+    assert on_object[0].tolist() == [[1, 0, 1], [1, 1, 0], [1, 0, 0]]
     # unless a crowd of the class lies there
     crowd = flat([annotations([[5, 5, 60, 60]], [1], [int(Flag.CROWD)])])[1]
     assert told(rule._replace(regions=crowd), boxes, labels, taught)[0].tolist() == [
