@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from crossdet.errors import UserError
@@ -165,8 +166,6 @@ class Batch:
     image_ids: `[B]` int64, row of the image in its hybrid dataset.
     dataset_ids: `[B]` int64, partition of the image; for logs and reports only, the loss never reads it.
     unreadable: what was replaced by another image because it could not be read, one line each.
-    trust_groups: images with equal rows of `trusted_somewhere`; has_regions: whether a target has a region row.
-        Both are found when the batch is made on the CPU and travel with it, so that nobody has to ask the device.
     prepared: what the network's `prepare` found in the loader's workers, None without one.
     background_weight: `[B, C]` float32, factor on the negatives that the background of an image gives for a
         class: below 1 where a teacher and no person says what is background. None: all 1.
@@ -185,8 +184,6 @@ class Batch:
     image_ids: Tensor
     dataset_ids: Tensor
     unreadable: tuple[str, ...] = field(default=())
-    trust_groups: tuple[TrustGroup, ...] = field(default=())
-    has_regions: bool | None = None
     prepared: Prepared | None = None
     background_weight: Tensor | None = None
     tiles: Tiles | None = None
@@ -215,11 +212,24 @@ class Batch:
             _expect("colours", self.colours, (count, 3, 4), "float32")
         if len(self.targets) != count:
             raise ValueError(f"targets: expected {count} (one per image), got {len(self.targets)}")
-        if not self.trust_groups:
-            object.__setattr__(self, "trust_groups", trust_groups(self.trusted_somewhere))
-        if self.has_regions is None:
-            found = any(bool((target.flags & int(REGION_FLAGS)).any()) for target in self.targets)
-            object.__setattr__(self, "has_regions", found)
+
+    @cached_property
+    def trust_groups(self) -> tuple[TrustGroup, ...]:
+        """Images with equal rows of `trusted_somewhere`. Found where the batch is made, on the CPU, and taken along
+        by `to` and `pin_memory`, so that nobody has to ask the device; `dataclasses.replace` finds them anew."""
+        return trust_groups(self.trusted_somewhere)
+
+    @cached_property
+    def has_regions(self) -> bool:
+        """Whether a target has a region row; known as `trust_groups` are."""
+        return any(bool((target.flags & int(REGION_FLAGS)).any()) for target in self.targets)
+
+    def passed_on(self, batch: Batch, move: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Batch:
+        """`batch`, of the same trust and targets, perhaps on another device, with what was found here. move: as its
+        tensors were moved."""
+        groups = tuple(group._replace(classes=move(group.classes)) for group in self.trust_groups)
+        vars(batch).update(trust_groups=groups, has_regions=self.has_regions)
+        return batch
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -239,7 +249,7 @@ class Batch:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
 
-        return replace(
+        moved = replace(
             self,
             images=move(self.images),
             sizes=move(self.sizes),
@@ -248,16 +258,16 @@ class Batch:
             trusted=move(self.trusted),
             image_ids=move(self.image_ids),
             dataset_ids=move(self.dataset_ids),
-            trust_groups=tuple(group._replace(classes=move(group.classes)) for group in self.trust_groups),
             prepared=None if self.prepared is None else self.prepared.map(move),
             background_weight=None if self.background_weight is None else move(self.background_weight),
             tiles=None if self.tiles is None else self.tiles.map(move),
             colours=None if self.colours is None else move(self.colours),
         )
+        return self.passed_on(moved, move)
 
     def pin_memory(self) -> Batch:
         """Called by `torch.utils.data.DataLoader(pin_memory=True)`."""
-        return replace(
+        pinned = replace(
             self,
             images=self.images.pin_memory(),
             sizes=self.sizes.pin_memory(),
@@ -266,12 +276,12 @@ class Batch:
             targets=self.targets if self.prepared else [target.pin_memory() for target in self.targets],
             trusted=self.trusted.pin_memory(),
             dataset_ids=self.dataset_ids.pin_memory(),
-            trust_groups=tuple(g._replace(classes=g.classes.pin_memory()) for g in self.trust_groups),
             prepared=None if self.prepared is None else self.prepared.map(lambda t: t.pin_memory()),
             background_weight=None if self.background_weight is None else self.background_weight.pin_memory(),
             tiles=None if self.tiles is None else self.tiles.map(lambda t: t.pin_memory()),
             colours=None if self.colours is None else self.colours.pin_memory(),
         )
+        return self.passed_on(pinned, lambda tensor: tensor.pin_memory())
 
 
 @dataclass(frozen=True, repr=False)

@@ -101,7 +101,7 @@ def coloured(batch: Batch, sizes: Sequence[Sequence[int]]) -> Batch:
         pixels = seen.permute(1, 2, 0).float().reshape(-1, 3)  # one copy and a view
         mixed = torch.addmm(colours[:, 3], pixels, colours[:, :3].T).round_().clamp_(0, 255)
         seen.copy_(mixed.view(height, width, 3).permute(2, 0, 1))
-    return replace(batch, images=images, colours=None)
+    return batch.passed_on(replace(batch, images=images, colours=None))
 
 
 def _matrix(linear: NDArray[np.float64], shift: NDArray[np.float64] | None = None) -> Matrix:

@@ -27,6 +27,8 @@ def nms_within(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float) -> Ten
     torchvision moves each group to a place of its own, by what it adds to the coordinates. float64 keeps them
     exact; in float32 those of the 2,000th class on a picture of 1,333 pixels are rounded to quarters of a pixel.
     """
+    if boxes.device.type == "mps":  # it has no float64
+        return nms_within(boxes.cpu(), scores.cpu(), groups.cpu(), iou).to(boxes.device)
     return batched_nms(boxes.double(), scores.double(), groups, iou)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from crossdet.data.augment import Augment
+from crossdet.data.colour import coloured
 from crossdet.data.decoding import read_image
 from crossdet.data.hybrid import Draw, HybridDataset, Sample
 from crossdet.data.loading import (
@@ -20,7 +21,7 @@ from crossdet.data.loading import (
 )
 from crossdet.errors import RunError
 from crossdet.models.retinanet.anchors import AnchorLabels
-from crossdet.types import Annotations
+from crossdet.types import Annotations, Flag
 
 from .made import PICTURE, as_tensor, saved
 
@@ -163,3 +164,24 @@ def test_an_error_in_a_worker_comes_without_its_traceback():
 
     with pytest.raises(RunError, match=r"^20 images in a row cannot be read, the last one: x\.jpg$"):
         next_batch(broken())
+
+
+def test_what_is_found_of_a_batch_is_of_its_values():
+    """Trust or targets of another batch would train unlabelled objects as background."""
+    batch = collate([sample_of(40, 70, 9, 5), sample_of(64, 33, 7, 6)])
+    assert [group.images for group in batch.trust_groups] == [(0, 1)]
+    assert not batch.has_regions
+    other = replace(batch, trusted=torch.tensor([[True, False], [False, False]]))
+    assert [(group.images, group.classes.tolist()) for group in other.trust_groups] == [((0,), [0]), ((1,), [])]
+    region = replace(batch.targets[0], flags=torch.full_like(batch.targets[0].flags, int(Flag.AVOID)))
+    assert replace(batch, targets=[region, batch.targets[1]]).has_regions
+
+
+def test_what_is_found_of_a_batch_goes_with_it_to_a_device():
+    """There it would be asked for, and waited for."""
+    batch = collate([sample_of(40, 70, 9, 5), sample_of(64, 33, 7, 6)])
+    moved = batch.to("meta")
+    assert [(group.images, group.classes.device.type) for group in moved.trust_groups] == [((0, 1), "meta")]
+    assert moved.has_regions is False
+    plain = replace(batch, colours=torch.eye(3, 4)[None].repeat(2, 1, 1))
+    assert "trust_groups" in vars(coloured(plain, [(40, 70), (64, 33)]))

@@ -150,7 +150,7 @@ def test_untrusted_background_gives_exactly_nothing(network):
     """Neither a loss nor a gradient, also where no class is trusted at all."""
     empty = annotations([], [])
     nothing = torch.zeros_like(TRUSTED)
-    batch = replace(batch_of([0, 1], nothing), targets=[empty, empty], has_regions=None)
+    batch = replace(batch_of([0, 1], nothing), targets=[empty, empty])
     losses = network.losses(batch)
     assert all(bool((sums == 0).all()) for sums in losses.terms.values())
     assert all(bool((g == 0).all()) for g in gradients(network, losses).values())
@@ -163,7 +163,6 @@ def test_a_class_that_nobody_trusts_or_shows_changes_nothing(network):
     batch = replace(
         batch_of([0, 2], trusted),
         targets=[annotations([], []), annotations([[4, 4, 40, 30]], [1], [int(Flag.AVOID)])],
-        has_regions=None,
     )
     grads = gradients(network, network.losses(batch))
     of_classes = re.compile(r".*(class_subnet\.predict|classes|class_embed(\.\d)?|enc_score_head)\.bias")

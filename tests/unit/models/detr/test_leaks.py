@@ -33,7 +33,7 @@ def grown_from(old: Detr, name: str, **changes: Any) -> Detr:
 
 
 def without_objects(trusted: Tensor) -> Batch:
-    return replace(batch_of(trusted), targets=[annotations([], [])] * 3, has_regions=None)
+    return replace(batch_of(trusted), targets=[annotations([], [])] * 3)
 
 
 @pytest.mark.parametrize("name", ["dfine", "rtdetr v2", "rfdetr"])
