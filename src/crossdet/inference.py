@@ -88,6 +88,7 @@ class Detector(Reporting):
         image: AnyImage,
         classes: Sequence[str] | str | None = None,
         score_threshold: float | None = None,
+        *,
         max_detections: int | None = None,
         tile: int | None = None,
         overlap: float | None = None,
@@ -106,13 +107,15 @@ class Detector(Reporting):
         Raises:
             UserError: unreadable file, unknown class or option, wrong array, a tile or an overlap that cannot be.
         """
-        return self.batch([image], classes, score_threshold, max_detections, tile, overlap, **decode_options)[0]
+        limits: dict[str, Any] = {"max_detections": max_detections, "tile": tile, "overlap": overlap}
+        return self.batch([image], classes, score_threshold, **limits, **decode_options)[0]
 
     def batch(
         self,
         images: Sequence[AnyImage],
         classes: Sequence[str] | str | None = None,
         score_threshold: float | None = None,
+        *,
         max_detections: int | None = None,
         tile: int | None = None,
         overlap: float | None = None,

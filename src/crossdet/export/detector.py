@@ -39,6 +39,7 @@ class ExportedDetector(Reporting):
         image: str | Path | Image.Image | NDArray[Any],
         classes: Sequence[str] | str | None = None,
         score_threshold: float | None = None,
+        *,
         max_detections: int | None = None,
         **decode_options: Any,
     ) -> Detections:
@@ -47,13 +48,14 @@ class ExportedDetector(Reporting):
         image: a file, a PIL image, an `[H, W, 3]` uint8 RGB array, or a `[3, H, W]` uint8 RGB tensor on a CPU.
         Raises `UserError` as there, and for options that the file keeps, and windows.
         """
-        return self.batch([image], classes, score_threshold, max_detections, **decode_options)[0]
+        return self.batch([image], classes, score_threshold, max_detections=max_detections, **decode_options)[0]
 
     def batch(
         self,
         images: Sequence[str | Path | Image.Image | NDArray[Any]],
         classes: Sequence[str] | str | None = None,
         score_threshold: float | None = None,
+        *,
         max_detections: int | None = None,
         **decode_options: Any,
     ) -> list[Detections]:

@@ -73,9 +73,9 @@ class Comparison:
         names = [self.detector.classes[c] for c in self.about.rules.classes]
         some = list(self.data.pictures(COMPARED_PICTURES))
         tensors = [torch.from_numpy(picture).permute(2, 0, 1) for picture in some]
-        limit = (names, COMPARED_SCORE, min(100, most_detections(self.about, exported.folding is not None)))
-        ours = [self.detector(tensor, *limit) for tensor in tensors]
-        theirs = [exported(picture, *limit) for picture in some]
+        most = min(100, most_detections(self.about, exported.folding is not None))
+        ours = [self.detector(tensor, names, COMPARED_SCORE, max_detections=most) for tensor in tensors]
+        theirs = [exported(picture, names, COMPARED_SCORE, max_detections=most) for picture in some]
         return {
             "sets": asdict(difference(ours, theirs)),
             "ap": self._accuracy(exported),

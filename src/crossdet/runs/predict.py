@@ -354,10 +354,11 @@ def predict(
     images: AnyImage | list[AnyImage] | tuple[AnyImage, ...],
     classes: Sequence[str] | None = None,
     score_threshold: float | None = None,
-    agnostic_nms: bool | None = None,
+    *,
+    max_detections: int | None = None,
     tile: int | None = None,
     overlap: float | None = None,
-    max_detections: int | None = None,
+    agnostic_nms: bool | None = None,
 ) -> list[Detections]:
     """Detections of each image; see `crossdet.inference.Detector` for what an image may be, and for the options.
 

@@ -55,14 +55,14 @@ def finder(
     if is_exported(weights) and tiling_of(tile, overlap) is None:
         exported = open_exported(weights, fold, agnostic_nms)
         exported.limit(max_detections)  # before an earlier result is written over
-        return lambda pictures: [exported(p, classes, score_threshold, max_detections) for p in pictures]
+        limit = {"max_detections": max_detections}
+        return lambda pictures: [exported(p, classes, score_threshold, **limit) for p in pictures]
     from crossdet.inference import load_detector
 
     detector = load_detector(weights, device, fold, last)
     more: dict[str, Any] = {} if agnostic_nms is None else {"agnostic_nms": agnostic_nms}
-    return lambda pictures: detector.batch(
-        pictures, classes, score_threshold, max_detections, tile, overlap, **more
-    )
+    more |= {"max_detections": max_detections, "tile": tile, "overlap": overlap}
+    return lambda pictures: detector.batch(pictures, classes, score_threshold, **more)
 
 
 def predict_videos(

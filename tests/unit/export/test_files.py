@@ -172,7 +172,8 @@ def test_openvino_computes_in_32_bits_what_wants_it(weights, detector, tmp_path,
 def test_answers_are_those_of_the_weights(name, files, detector, pictures):
     before, after = detector, load_detector(files / name)
     for limits in ((None, 0.1, 20), (["y", "z"], 0.1, 20), (None, None, None)):
-        ours, theirs = [before(p, *limits) for p in pictures], [after(p, *limits) for p in pictures]
+        *chosen, most = limits
+        ours, theirs = ([one(p, *chosen, max_detections=most) for p in pictures] for one in (before, after))
         result = difference(ours, theirs)
         assert result.matched == sum(map(len, ours)) > 30
         assert (result.alone, result.boxes < 1e-3, result.scores < 1e-4) == (0, True, True)

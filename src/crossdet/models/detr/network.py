@@ -166,11 +166,6 @@ class Detr(Growable):
         return False
 
     @property
-    def class_tensors(self) -> list[str]:
-        """Names of the tensors with a row per class (and one more in the embedding)."""
-        return [name for name in self.state_dict() if growth.has_rows(name)]
-
-    @property
     def fill_colour(self) -> list[int]:
         return self.mean.flatten().round().int().tolist()
 
@@ -328,15 +323,13 @@ class Detr(Growable):
                 Detections(images.new_zeros((0, 4)).float(), images.new_zeros(0).float(), looked) for _ in sizes
             ]
         frames = frames_of(images.shape[-2:], sizes, self.settings.square).flip(1).repeat(1, 2)[:, None]
-        found: list[list[Detections]] = [[] for _ in sizes]
+        found = []
         memory = self.graph.memory(self.pictures(images, sizes))
         for part in self.query_sets(looked):
             answers = self.answers(memory, part)
-            limit = limits.threshold_of(part)
             places, scores = corners(answers.boxes.float()) * frames, answers.scored.float().sigmoid()
-            for image, size in enumerate(sizes):
-                found[image].append(_above(scores[image], places[image], size, part, limit))
-        return [_best(parts, limits) for parts in found]
+            found.append(_above(scores, places, sizes, part, limits.threshold_of(part)))
+        return _best(found, len(sizes), limits)
 
     def query_sets(self, classes: Tensor) -> list[Tensor]:
         """The classes (rising) in sets that share queries: one, and one more for every frozen extension."""
@@ -420,19 +413,31 @@ def _top_not_labelled(last: Answers, own: Tensor) -> Tensor:
     return 1 - own.gather(1, best_class).float().mean(1)
 
 
-def _above(scores: Tensor, boxes: Tensor, size: Tensor, classes: Tensor, limit: float | Tensor) -> Detections:
-    """The pairs of query and class above the limit, boxes clipped to the image. scores: `[N, K]`."""
-    high = size.flip(0).repeat(2).to(boxes.dtype)
-    boxes = boxes.clamp(min=0).minimum(high)
-    visible = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    query, column = ((scores > limit) & visible[:, None]).nonzero(as_tuple=True)
-    return Detections(boxes[query], scores[query, column], classes[column])
+def _above(
+    scores: Tensor, boxes: Tensor, sizes: Tensor, classes: Tensor, limit: float | Tensor
+) -> tuple[Tensor, Detections]:
+    """The pairs of query and class above the limit, by image, and the image of each; boxes clipped to it. scores:
+    `[B, N, K]`."""
+    boxes = boxes.clamp(min=0).minimum(sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype))
+    visible = (boxes[..., 2:] > boxes[..., :2]).all(2, keepdim=True)
+    image, query, column = ((scores > limit) & visible).nonzero(as_tuple=True)
+    return image, Detections(boxes[image, query], scores[image, query, column], classes[column])
 
 
-def _best(parts: Sequence[Detections], limits: Limits) -> Detections:
-    boxes, scores, labels = (torch.cat([getattr(p, name) for p in parts]) for name in ("boxes", "scores", "labels"))
-    rows = scores.argsort(descending=True, stable=True)[: limits.topk]
-    if limits.agnostic_nms:
-        rows = rows[nms(boxes[rows], scores[rows], limits.nms_iou)]
-    rows = rows[: limits.max_detections]
-    return Detections(boxes[rows], scores[rows], labels[rows])
+def _best(parts: Sequence[tuple[Tensor, Detections]], images: int, limits: Limits) -> list[Detections]:
+    """Of every image; equal scores in the order in which they come."""
+    of = torch.cat([image for image, _ in parts])
+    boxes, scores, labels = (
+        torch.cat([getattr(found, name) for _, found in parts]) for name in ("boxes", "scores", "labels")
+    )
+    order = scores.argsort(descending=True, stable=True)
+    order = order[of[order].argsort(stable=True)]
+    ends = torch.searchsorted(of[order], torch.arange(images, device=of.device), right=True).tolist()
+    kept = []
+    for begin, end in zip([0, *ends], ends, strict=False):
+        rows = order[begin:end][: limits.topk]
+        if limits.agnostic_nms:
+            rows = rows[nms(boxes[rows], scores[rows], limits.nms_iou)]
+        rows = rows[: limits.max_detections]
+        kept.append(Detections(boxes[rows], scores[rows], labels[rows]))
+    return kept

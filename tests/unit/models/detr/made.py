@@ -9,6 +9,7 @@ from torch import Tensor
 
 from crossdet.models.detr.architecture import build
 from crossdet.models.detr.criterion import Answers
+from crossdet.models.detr.growth import has_rows
 from crossdet.models.detr.negatives import Rule
 from crossdet.models.detr.network import Detr
 from crossdet.models.detr.objects import Objects, objects_of
@@ -162,6 +163,11 @@ TINY_SETTINGS: dict[str, DetrSettings] = {
 def tiny(name: str, classes: int = 4, seed: int = 0, **changes: Any) -> Detr:
     torch.manual_seed(seed)
     return build(TINY_SETTINGS[name].model_copy(update=changes), classes, None)
+
+
+def class_tensors(network: Detr) -> list[str]:
+    """Names of the tensors with a row per class (and one more in the embedding)."""
+    return [name for name in network.state_dict() if has_rows(name)]
 
 
 def hf_labels(objects: Objects) -> list[dict[str, Tensor]]:

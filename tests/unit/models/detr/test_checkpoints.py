@@ -33,7 +33,7 @@ from crossdet.runs.building import build_network
 from crossdet.runs.relabel import relabel
 from crossdet.types import Detections
 
-from .made import tiny
+from .made import class_tensors, tiny
 
 NAMES = ("cat", "dog", "tv", "traffic light")
 SIDE = 64
@@ -240,15 +240,15 @@ def test_rows_are_where_the_names_say(directory):
     fresh = {name: tensor.clone() for name, tensor in grown.state_dict().items()}
     grown.carry_over(tensors, 4)
     expected = 2 * (3 + 1) if settings.name == "rfdetr" else 2 * (1 + 3) + 1  # groups, or layers; weight and bias
-    assert len(grown.class_tensors) == expected
-    for name in grown.class_tensors:
+    assert len(class_tensors(grown)) == expected
+    for name in class_tensors(grown):
         assert torch.equal(grown.state_dict()[name][:4], tensors[name][:4])
         new = slice(4, 6)
         assert torch.equal(grown.state_dict()[name][new], fresh[name][new])
     if EMBEDDING in tensors:
         assert torch.equal(grown.state_dict()[EMBEDDING][-1], tensors[EMBEDDING][-1])
     grown.begin_as({5: 3})
-    for name in grown.class_tensors:
+    for name in class_tensors(grown):
         now = grown.state_dict()[name]
         assert torch.equal(now[5], tensors[name][3])
         assert torch.equal(now[:5], torch.cat([tensors[name][:4], fresh[name][4:5]]))
@@ -269,7 +269,7 @@ def test_weights_of_a_config_take_the_body(directory):
     assert kind.settings.of(again, kind.loss()) == settings
     network = kind.build(settings, 9, None, directory)
     state, theirs = network.state_dict(), load_weights(directory)[0]
-    of_classes = network.class_tensors  # which looks through all names every time
+    of_classes = class_tensors(network)  # which looks through all names every time
     for key, tensor in state.items():
         assert (key in of_classes) == (tensor.shape != theirs[key].shape)
         assert key in of_classes or torch.equal(tensor, theirs[key])
@@ -291,7 +291,7 @@ def test_classes_that_the_checkpoint_knows_begin_as_its_own(directory):
     torch.manual_seed(0)
     fresh = kind.build(settings, 3, None, directory).state_dict()
     for key, tensor in state.items():
-        if key in network.class_tensors:
+        if key in class_tensors(network):
             wanted = fresh[key].clone()
             wanted[[0, 2]] = theirs[key][[NAMES.index("tv"), NAMES.index("dog")]]
             assert torch.equal(tensor, wanted)
@@ -628,7 +628,7 @@ def test_renamed_and_merged_classes_are_the_same_rows(directory, picture, tmp_pa
     network = build(card.settings.extended("replay", 0, 4, 5), len(space.classes), None)
     network.carry_over(after, 4)
     state = network.state_dict()
-    for name in network.class_tensors:
+    for name in class_tensors(network):
         for row, was in enumerate(NAMES):
             now = {"tv": "television"}.get(was, was)
             assert torch.equal(state[name][space.id_of(now)], before[name][row])

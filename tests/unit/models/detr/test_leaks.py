@@ -14,7 +14,7 @@ from crossdet.models.detr.growth import EMBEDDING
 from crossdet.models.detr.network import Detr
 from crossdet.types import Batch
 
-from .made import TINY_SETTINGS, annotations, stirred, tiny
+from .made import TINY_SETTINGS, annotations, class_tensors, stirred, tiny
 from .test_network import CLASSES, TRUSTED, batch_of, learning, loss_of
 
 WIDE = torch.cat([TRUSTED, torch.zeros(3, 2, dtype=torch.bool)], 1)
@@ -24,7 +24,7 @@ def grown_from(old: Detr, name: str, **changes: Any) -> Detr:
     """With two more classes, which would win every query."""
     grown = learning(tiny(name, CLASSES + 2, seed=1, **changes).double())
     grown.carry_over(old.state_dict(), CLASSES)
-    of_classes = grown.class_tensors
+    of_classes = class_tensors(grown)
     with torch.no_grad():
         for key, tensor in grown.state_dict().items():
             if key in of_classes and key.endswith("bias"):
@@ -46,7 +46,7 @@ def test_another_dataset_changes_nothing_of_the_old(name):
     before, gradients = loss_of(old, batch_of())
     after, more = loss_of(grown_from(old, name, **few), batch_of(WIDE))
     torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-12)
-    of_classes = old.class_tensors
+    of_classes = class_tensors(old)
     assert bool((before > 0).all())
     assert gradients.keys() == more.keys()
     for key, gradient in gradients.items():
@@ -66,7 +66,7 @@ def test_another_dataset_changes_nothing_of_the_old(name):
 def test_classes_of_another_dataset_learn_from_objects_alone(name, monkeypatch):
     grown = grown_from(learning(tiny(name).double()), name)
     _, more = loss_of(grown, without_objects(WIDE))
-    for key in grown.class_tensors:
+    for key in class_tensors(grown):
         assert bool((more[key][CLASSES:] == 0).all())
     monkeypatch.setattr(negatives, "ON_OBJECT", 0)  # queries of random weights lie beside the objects
     # with objects: the embedding's new rows are given to nobody, and the classes' see foreground only

@@ -30,7 +30,7 @@ from crossdet.models.detr.settings import DetrLoss, DFineModel, DFineSettings, R
 from crossdet.models.settings import NetworkDefaults
 from crossdet.types import Batch, Flag, trust_groups
 
-from .made import TINY_SETTINGS, annotations, flat, hf_labels, random_targets, tiny
+from .made import TINY_SETTINGS, annotations, class_tensors, flat, hf_labels, random_targets, tiny
 
 CLASSES = 4
 TARGETS = [
@@ -396,7 +396,7 @@ def test_frozen_extension_leaves_old_detections_bit_for_bit(name):
         values.append(float(terms["classification"].detach()))  # boxes do not learn
     assert values[-1] < values[0]
     moved = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, fresh[name])}
-    assert moved == set(network.class_tensors)
+    assert moved == set(class_tensors(network))
     # frozen weights go through other kernels of torch (XNNPACK's); those of a file do not
     network.requires_grad_(True)
     size = torch.tensor([[64, 96]] * 3)

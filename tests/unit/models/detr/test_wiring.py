@@ -22,7 +22,7 @@ from crossdet.models.detr.objects import Objects
 from crossdet.models.detr.selection import chosen
 from crossdet.types import Annotations, Batch, Flag, Tiles
 
-from .made import TINY_SETTINGS, annotations, stirred, tiny
+from .made import TINY_SETTINGS, annotations, class_tensors, stirred, tiny
 from .test_network import CLASSES, batch_of, learning, loss_of
 
 NEGATIVE = 0.75 * 0.5**3
@@ -166,7 +166,7 @@ def test_in_a_frozen_extension_old_rows_have_no_gradient(name):
     network = learning(tiny(name, 6, begins=(4,)))
     network.freeze_old(4)
     _, gradients = loss_of(network, batch_of(torch.ones(3, 6, dtype=torch.bool)))
-    assert set(gradients) == set(network.class_tensors) & {key for key, _ in network.named_parameters()}
+    assert set(gradients) == set(class_tensors(network)) & {key for key, _ in network.named_parameters()}
     assert not any(bool(gradient[:4].any()) for gradient in gradients.values())
 
 
@@ -258,7 +258,7 @@ def test_layers_teach_each_other_what_they_do_in_hf(name):
 def test_classes_begin_with_the_prior(name):
     """HF takes 1 / (C + 1)."""
     network = tiny(name, 7, prior=0.02)
-    biases = [key for key in network.class_tensors if key.endswith("bias")]
+    biases = [key for key in class_tensors(network) if key.endswith("bias")]
     assert len(biases) >= 4
     for key in biases:
         torch.testing.assert_close(network.state_dict()[key].sigmoid(), torch.full((7,), 0.02))
