@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
+from crossdet.check.boxes import resized_boxes
 from crossdet.data.augment import Resize
 from crossdet.data.canvases import resized, resized_sizes
 from crossdet.models.retinanet import anchors as torch_anchors
-from crossdet.models.retinanet.anchor_stats import best_anchor_iou, resized_boxes
+from crossdet.models.retinanet.anchor_stats import best_anchor_iou
 from crossdet.models.retinanet.settings import PYRAMID_STRIDES
 
 side = st.floats(0.3, 900)

@@ -16,12 +16,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from crossdet.check.boxes import learnt_boxes
 from crossdet.config import Config
 from crossdet.config.schema import SPLITS
 from crossdet.config.sources import open_sources
 from crossdet.data.federated import repeat_factors
 from crossdet.errors import UserError
-from crossdet.models.retinanet.anchor_stats import best_anchor_iou, best_placed_iou, learnt_boxes, placed
+from crossdet.models.retinanet.anchor_stats import best_anchor_iou, best_placed_iou, placed
 
 RECALL_IOU, LOW_IOU = 0.5, 0.4
 """A box counts as reached from these IoUs on: RetinaNet's limits of a positive and of a negative anchor."""

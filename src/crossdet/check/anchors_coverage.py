@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
+from crossdet.check.boxes import learnt_boxes
 from crossdet.config import Config
 from crossdet.config.schema import SPLITS
 from crossdet.config.sources import Sources
 from crossdet.data.index import Index
 from crossdet.evaluation.tables import lineless_table
-from crossdet.models.retinanet.anchor_stats import best_anchor_iou, learnt_boxes
+from crossdet.models.retinanet.anchor_stats import best_anchor_iou
 from crossdet.models.retinanet.settings import PYRAMID_STRIDES
 
 LOW_RECALL = 0.9

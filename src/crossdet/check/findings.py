@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from crossdet.check.boxes import learnt_boxes
 from crossdet.check.files import Split
 from crossdet.check.fitting import fitting_problems
 from crossdet.check.near import MOST_PICTURES
@@ -26,9 +27,13 @@ from crossdet.evaluation.protocols import lists_of
 from crossdet.labels.common import only_alike
 from crossdet.labels.members import lonely_members
 from crossdet.labels.space import DROPPED, LabelSpace
+from crossdet.models.architectures import ARCHITECTURES
+from crossdet.models.settings import NetworkDefaults
 from crossdet.types import PAD_DIVISOR
 
 _NAMED = 8  # classes that a message names before it only counts
+SMALL_SHARE = 0.25
+"""Of a dataset's boxes: so many are told to be too small to be seen."""
 ENLARGED = 1.5
 """By so much in the middle, pictures are made larger than they need to be."""
 
@@ -104,6 +109,8 @@ def _warnings(report: Report, config: Config, sources: Sources, old: int) -> Ite
     yield from label_warnings(config, sources)
     if report.network is not None:
         yield from report.network.warnings()
+    if not old:
+        yield from _too_small(config, sources)
     yield from _config_warnings(config, sources, extends=old > 0)
 
 
@@ -277,6 +284,26 @@ def _enlarged(config: Config, sources: Sources) -> Iterator[str]:
             f"their shorter side is {given:.0f} pixels), which takes about {factor**2:.0f} times as long. Where "
             f"objects are not tiny, try `input: {{shorter: {lower}, longer: {max(lower, round(longer / factor))}}}`"
         )
+
+
+def _too_small(config: Config, sources: Sources) -> Iterator[str]:
+    """Boxes whose sides are mostly below half the distance of two features: hardly one place sees them."""
+    with suppress(UserError):  # weights that cannot be read are a problem of their own
+        defaults = NetworkDefaults(side=config.input.shorter)
+        settings = ARCHITECTURES[config.model.name].settings.of(config.model, config.loss, defaults)
+        finest, square = settings.finest, settings.stretched_to
+        if finest is None:
+            return
+        for name, index in sources.train.items():
+            ids, as_region = sources.space.ids(name, index.classes), config.datasets[name].difficult == "ignore"
+            boxes, _ = learnt_boxes(index, ids, config.input.shorter, config.input.longer, as_region, square)
+            small = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1)) < finest.stride / 2
+            if len(boxes) and small.mean() >= SMALL_SHARE:
+                yield (
+                    f"{name} train: {small.mean():.0%} of the boxes are smaller than {finest.stride / 2:g} px at "
+                    f"the network's input, whose finest features are {finest.stride} px apart: few of them will be "
+                    f"found. To see them {finest.cure}"
+                )
 
 
 def _not_looked_at(report: Report, config: Config, extends: bool) -> Iterator[str]:

@@ -115,6 +115,14 @@ class UsualRates(NamedTuple):
 USUAL_RATES = UsualRates()
 
 
+class Finest(NamedTuple):
+    """stride: pixels of the input between two places of a network's finest features. cure: what shows it objects
+    that are too small for these."""
+
+    stride: int
+    cure: str
+
+
 class NetworkDefaults(NamedTuple):
     """What the recipe of a training says about a network where the config does not.
 
@@ -171,6 +179,11 @@ class NetworkSettings(Section):
     def adjusted(self, values: Mapping[str, Any]) -> Self:
         """With other values of `adjustable` keys. Raises `UserError` for one that does not fit."""
         return self.model_copy(update=values)
+
+    @property
+    def finest(self) -> Finest | None:
+        """For `check`; None where it says by other means which boxes are too small."""
+        return None
 
     @property
     def stretched_to(self) -> int | None:

@@ -339,6 +339,28 @@ def test_pictures_that_are_made_much_larger_are_told(tmp_path):
     assert not told(input={"shorter": 64, "longer": 64})
 
 
+def test_objects_that_are_too_small_for_a_network_of_queries_are_told(tmp_path):
+    """Of four one is large; a square of 64 makes the small ones 5 x 6.7 pixels."""
+    small, large = [(0, (10, 10, 15, 15), 0)], [(0, BOX, 0)]
+    datasets = {"a": {"train": make(tmp_path / "a", ("cat",), [small, small, small, large])}}
+
+    def told(**model) -> list[str]:
+        report = inspect(configured(datasets, model={"weights": "none", **model}))
+        return [warning for warning in report.warnings if "finest features" in warning]
+
+    (warning,) = told(name="dfine", size="nano", square=64)
+    assert warning == (
+        "a train: 75% of the boxes are smaller than 8 px at the network's input, whose finest features are 16 "
+        "px apart: few of them will be found. To see them raise `model.square` (now 64), or take a larger "
+        "`model.size`, which sees every 8 px"
+    )
+    (warning,) = told(name="rfdetr", size="nano", square=64)
+    assert warning.endswith("To see them raise `model.square` (now 64)")
+    assert not told(name="dfine", size="small", square=64)  # 8 pixels apart
+    assert not told(name="dfine", size="nano", square=96)
+    assert not told(name="retinanet")
+
+
 def test_an_early_last_step_is_told(tmp_path):
     datasets = {"a": {"train": make(tmp_path / "a", ("car",), one_box(2))}}
     start = "`train.steps`: from epoch 5.5 of 24 on the learning rate is 0.01 of `train.lr`"

@@ -12,41 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.data.canvases import resized_sizes
-from crossdet.data.index import Index
-from crossdet.labels.space import DROPPED
 from crossdet.models.retinanet.settings import PYRAMID_STRIDES
-from crossdet.types import PAD_DIVISOR, REGION_FLAGS, Flag
+from crossdet.types import PAD_DIVISOR
 
 _CHUNK = 16_384  # boxes at a time: the temporaries stay in the processor's cache
-
-
-def resized_boxes(
-    boxes: NDArray[np.floating], sizes: NDArray[np.integer], new_sizes: NDArray[np.integer]
-) -> NDArray[np.float64]:
-    """`[M, 4]` xyxy boxes of images of `sizes`, in pixels of the same images at `new_sizes` (both `[M, 2]`)."""
-    factor = new_sizes / np.asarray(sizes, np.float64)
-    return np.asarray(boxes, np.float64) * factor[:, [1, 0, 1, 0]]
-
-
-def learnt_boxes(
-    index: Index, class_ids: NDArray[np.int64], shorter: int, longer: int, difficult_as_region: bool = False
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The boxes that are positives in training: `[M, 4]` xyxy at the network's input, and `[M, 2]` (height, width)
-    of the image of each there.
-
-    Without regions, invalid boxes, dropped classes, and images whose size is unknown.
-
-    class_ids: `[K]` unified ids of the index's classes. difficult_as_region: without difficult boxes, too.
-    """
-    out = REGION_FLAGS | Flag.INVALID | (Flag.DIFFICULT if difficult_as_region else Flag(0))
-    labels, image = np.asarray(index.labels), index.image_of_box()
-    sizes = np.asarray(index.sizes, np.int64)
-    used = (labels >= 0) & ((np.asarray(index.flags) & int(out)) == 0) & (sizes[image] > 0).all(1)
-    used[used] = np.asarray(class_ids)[labels[used]] != DROPPED
-    image = image[used]
-    at_input = resized_sizes(np.maximum(sizes, 1), shorter, longer)
-    return resized_boxes(index.boxes[used], sizes[image], at_input[image]), at_input[image]
 
 
 @dataclass(frozen=True)
