@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -36,15 +36,25 @@ Evaluate = Callable[[Network, str], dict[str, Any]]
 """(network, when) -> metrics; `choosing` decides by them which weights are the best."""
 Describe = Callable[[dict[str, Any]], Card]
 """metrics -> the card of the weights that they are of."""
-Answer = tuple[dict[str, Tensor], Tensor, Tensor, dict[str, Tensor]]
-"""What `TrainStep` gives."""
-
-
 SECONDS_TO_END = 5.0
 """A process that is being killed may take until it has ended."""
 STEPS_APART = 100
 """Epochs without an evaluation, but for the first, write weights and state only so many steps after the last time:
 with a handful of pictures, writing would take longer than training."""
+
+
+class StepLosses(NamedTuple):
+    """What `TrainStep` gives. terms: a scalar for each term of the loss, to be summed and differentiated. For the
+    logs, detached, per image: the sum of all terms `[B]` (not normalised), the positives `[B]`, `Losses.noted`."""
+
+    terms: dict[str, Tensor]
+    image_loss: Tensor
+    positives: Tensor
+    noted: dict[str, Tensor]
+
+    @property
+    def loss(self) -> Tensor:
+        return cast(Tensor, sum(self.terms.values()))
 
 
 class Sealed:
@@ -65,15 +75,14 @@ class TrainStep(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, batch: Batch | Sealed) -> Answer:
-        """A scalar for every term of the loss, to be summed and differentiated; and for the logs, per image and
-        detached, the sum of all terms `[B]` (not normalised), the positives `[B]`, and `Losses.noted`. Raises
-        `ValueError` for a batch whose colours were drawn and not changed (`data.colour.coloured`)."""
+    def forward(self, batch: Batch | Sealed) -> StepLosses:
+        """Raises `ValueError` for a batch whose colours were drawn and not changed (`data.colour.coloured`)."""
         seen = batch.batch if isinstance(batch, Sealed) else batch
         if seen.colours is not None:
             raise ValueError("the batch is not in its colours yet: colour.coloured(batch, batch.sizes.tolist())")
         losses = self.network.losses(seen)
-        return losses.normalised(self.network.normaliser), losses.of_images(), losses.positives, losses.noted
+        terms = losses.normalised(self.network.normaliser)
+        return StepLosses(terms, losses.of_images(), losses.positives, losses.noted)
 
 
 def fit(
@@ -280,10 +289,10 @@ def _optimiser_step(
                 run.progress.unreadable.append(line)
                 logs.unreadable(line)
         with run.fabric.no_backward_sync(step_module, enabled=micro + 1 < recipe.accumulate):
-            terms, image_loss, positives, noted = _forward_and_back(run, step_module, batch, recipe.accumulate)
-            whole.append(cast(Tensor, sum(terms.values())).detach())
-        totals.add(batch.dataset_ids, image_loss, positives, noted)
-        for name, value in terms.items():
+            found = _forward_and_back(run, step_module, batch, recipe.accumulate)
+            whole.append(found.loss.detach())
+        totals.add(batch.dataset_ids, found.image_loss, found.positives, found.noted)
+        for name, value in found.terms.items():
             losses[name] = losses.get(name, 0) + value.detach() / recipe.accumulate
     # looks at the values, so it waits for the device: once, with all backward passes queued, before any update
     if not run.all_finite(torch.stack(whole), recipe):
@@ -304,31 +313,31 @@ def _optimiser_step(
     return losses, norm
 
 
-def _forward_and_back(run: RunState, step_module: Any, batch: Batch, accumulate: int) -> Answer:
+def _forward_and_back(run: RunState, step_module: Any, batch: Batch, accumulate: int) -> StepLosses:
     """Where memory is not enough for parts that were compiled unasked, once more without them: in the first
     micro-batch, which is the first to use them."""
     again = run.compiling.unasked and all(p.grad is None for p in step_module.parameters())
-    answer: Answer | None = None
+    found: StepLosses | None = None
     try:
-        answer = _forward(step_module, batch, run.compiling)
-        run.fabric.backward(cast(Tensor, sum(answer[0].values())) / accumulate)
+        found = _forward(step_module, batch, run.compiling)
+        run.fabric.backward(found.loss / accumulate)
     except torch.OutOfMemoryError:
         if not again:
             raise
-        answer = None  # and with it what the backward pass holds
-    if answer is not None:
-        return answer
+        found = None  # and with it what the backward pass holds
+    if found is not None:
+        return found
     run.optimizer.zero_grad(set_to_none=True)  # of a backward pass that did not come to its end
     run.compiling.give_up("the memory of the device is not enough for it")
     torch.cuda.empty_cache()
     return _forward_and_back(run, step_module, batch, accumulate)
 
 
-def _forward(step_module: Any, batch: Batch, compiling: Compiling) -> Answer:
+def _forward(step_module: Any, batch: Batch, compiling: Compiling) -> StepLosses:
     """Raises `UserError` where `torch.compile` was asked for and finds no compiler, and batch norm nothing to take
     a mean of."""
     try:
-        output: Answer = step_module(Sealed(batch))
+        output: StepLosses = step_module(Sealed(batch))
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if compiling.unasked:

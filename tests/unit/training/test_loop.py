@@ -11,7 +11,7 @@ from torch import nn
 
 from crossdet.errors import UserError
 from crossdet.training.compiling import Compiling
-from crossdet.training.loop import _forward, _forward_and_back, _is_stuck
+from crossdet.training.loop import StepLosses, _forward, _forward_and_back, _is_stuck
 from crossdet.training.recipe import Recipe
 from crossdet.training.state import Progress
 
@@ -51,7 +51,7 @@ class Layer(nn.Module):
 
     def forward(self, _: Any) -> Any:
         self._run_out("forward")
-        return {"one": (3 * self.weight).sum()}, None, None, {}
+        return StepLosses({"one": (3 * self.weight).sum()}, torch.zeros(2), torch.zeros(2), {})
 
 
 @pytest.mark.parametrize("broken", [[], ["forward"], ["backward"]])
@@ -65,7 +65,7 @@ def test_where_compiled_parts_need_too_much_memory_the_step_is_done_without_them
     failures, layer = len(broken), Layer(broken)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     run: Any = SimpleNamespace(compiling=compiling, fabric=fabric, optimizer=optimizer)
-    terms = _forward_and_back(run, layer, BATCH, 2)[0]
+    terms = _forward_and_back(run, layer, BATCH, 2).terms
     assert (float(terms["one"].detach()), layer.weight.grad.tolist()) == (6, [1.5, 1.5])
     assert compiling.unasked == (not failures)
     assert ("not compiled: the memory of the device" in capsys.readouterr().out) == bool(failures)
