@@ -82,7 +82,7 @@ def detect(detector: Detector, photographs: Photographs, batch: int) -> Found:
     found, index = Found(), photographs.val
     for start in range(0, len(index), batch):
         rows = range(start, min(start + batch, len(index)))
-        answers = detector.batch([read_row(index, row) for row in rows], None, SCORE, MOST)
+        answers = detector.batch([read_row(index, row) for row in rows], None, SCORE, max_detections=MOST)
         for row, answer in zip(rows, answers, strict=True):
             found.add(row, answer.boxes, answer.scores, answer.labels)
     return found
