@@ -208,8 +208,8 @@ class Judge:
         boxes, scores, labels, rows = [], [], [], []
         row = 0
         for (_, sizes), of_batch in zip(self.batches, outputs, strict=True):
-            for one, size in zip(self.decode(of_batch, sizes), sizes, strict=True):
-                original = rescale(one, size, self.original[row])
+            found = self.decode(of_batch, sizes)
+            for original in rescale(found, sizes, self.original[row : row + len(found)]):
                 boxes.append(original.boxes.numpy())
                 scores.append(original.scores.numpy())
                 labels.append(original.labels.numpy())

@@ -287,7 +287,7 @@ def _enlarged(config: Config, sources: Sources) -> Iterator[str]:
 
 
 def _too_small(config: Config, sources: Sources) -> Iterator[str]:
-    """Boxes whose sides are mostly below half the distance of two features: hardly one place sees them."""
+    """Boxes whose area is below that of half the distance of two features: hardly one place sees them."""
     with suppress(UserError):  # weights that cannot be read are a problem of their own
         defaults = NetworkDefaults(side=config.input.shorter)
         settings = ARCHITECTURES[config.model.name].settings.of(config.model, config.loss, defaults)

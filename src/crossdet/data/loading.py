@@ -267,12 +267,16 @@ def _reduce_batch(batch: Batch) -> tuple[Any, ...]:
     """
     message = io.BytesIO()
     pickler = _BatchPickler(message)
-    pickler.dump({f.name: getattr(batch, f.name) for f in fields(Batch)})
+    found = (batch.trust_groups, batch.has_regions)
+    pickler.dump(({f.name: getattr(batch, f.name) for f in fields(Batch)}, found))
     return _rebuild_batch, (message.getvalue(), *pickler.shared)
 
 
 def _rebuild_batch(message: bytes, *shared: Tensor) -> Batch:
-    return Batch(**_BatchUnpickler(message, shared).load())
+    values, (groups, regions) = _BatchUnpickler(message, shared).load()
+    batch = Batch(**values)
+    vars(batch).update(trust_groups=groups, has_regions=regions)
+    return batch
 
 
 ForkingPickler.register(Batch, _reduce_batch)

@@ -92,6 +92,10 @@ class Limits:
     agnostic_nms: bool = False
     nms_groups: Sequence[int] | None = None
 
+    def __post_init__(self) -> None:
+        if self.topk < 1:
+            raise ValueError(f"topk: expected at least 1, got {self.topk}")
+
     def threshold_of(self, classes: Tensor) -> float | Tensor:
         """`score_threshold` for classes `[K]`: a number, or `[K]`."""
         return self.score_threshold[classes] if isinstance(self.score_threshold, Tensor) else self.score_threshold

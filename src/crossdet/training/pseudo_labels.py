@@ -221,7 +221,7 @@ def label_images(
                 parts.append(found.detections)
                 pairs_ += [_cut(found.detections, mine), _everywhere(found.unseen, mine)]
                 unseen.update(found.unseen)
-            whole_image, whole_class = (np.concatenate(column) for column in zip(*pairs_, strict=True))
+            everywhere = np.unique([np.concatenate(column) for column in zip(*pairs_, strict=True)], axis=1)
             more = with_pseudo_labels(
                 index,
                 space.ids(name, index.classes),
@@ -231,7 +231,7 @@ def label_images(
                 confident,
                 uncertain_from * confident,
                 space.overlap_array,
-                (whole_image, whole_class),
+                (everywhere[0], everywhere[1]),
                 space.dataset_index(name) in space.federated,
             )
             more = _not_to_be_read(more, unseen)
@@ -257,7 +257,11 @@ def open_labelled(place: Path, index: Index) -> Index:
     """What `label_images` kept of a split. index: the split without the labels; where its pictures are, and how
     they are turned, is said by the config and not in the folder.
     """
-    return replace(load_index(place), rotation=index.rotation, root=index.root)
+    kept = load_index(place)
+    refused = set(kept.skipped.get(CANNOT_BE_READ, ()))  # places of then
+    without_size = np.flatnonzero((np.asarray(kept.sizes) == 0).any(1)).tolist()
+    unseen = [row for row in without_size if str(kept.path(row)) in refused]
+    return _not_to_be_read(replace(kept, rotation=index.rotation, root=index.root, skipped=index.skipped), unseen)
 
 
 def _cut(found: DetectionArrays, floors: Mapping[int, float]) -> tuple[Ids, Ids]:
@@ -290,7 +294,7 @@ def _not_to_be_read(index: Index, unseen: Collection[int]) -> Index:
     if not places:
         return index
     known = index.skipped.get(CANNOT_BE_READ, [])
-    return replace(index, skipped=index.skipped | {CANNOT_BE_READ: [*known, *places]})
+    return replace(index, skipped=index.skipped | {CANNOT_BE_READ: list(dict.fromkeys([*known, *places]))})
 
 
 def find(fabric: Fabric, teacher: Teacher, index: Index, floors: Mapping[int, float]) -> Found:

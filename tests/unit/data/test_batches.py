@@ -125,6 +125,7 @@ def test_only_what_is_large_takes_shared_memory_between_processes():
         assert torch.equal(a.boxes, b.boxes)
         assert torch.equal(a.labels, b.labels)
         assert torch.equal(a.flags, b.flags)
+    assert {"trust_groups", "has_regions"} <= vars(again).keys()  # found in the worker
     for one, other in zip(again.trust_groups, batch.trust_groups, strict=True):
         assert one.images == other.images
         assert torch.equal(one.classes, other.classes)

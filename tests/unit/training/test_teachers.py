@@ -24,7 +24,7 @@ from crossdet.losses import dataset_aware_focal_loss
 from crossdet.models.retinanet.anchors import anchor_grid, cell_anchors
 from crossdet.models.retinanet.matching import label_anchors
 from crossdet.training.feed import EpochData, _prepare_and_weigh
-from crossdet.training.pseudo_labels import Teacher, label_images, open_labelled
+from crossdet.training.pseudo_labels import Teacher, label_folders, label_images, open_labelled
 from crossdet.training.state import Average
 from crossdet.training.teachers import (
     TeacherLabels,
@@ -241,6 +241,12 @@ def test_an_image_of_unknown_size_that_no_teacher_saw_is_not_trained_on(plan, de
     with pytest.raises(UnreadableImage, match="it could not be read when its labels were"):
         annotated_size(labelled["faces"], 1)
     assert annotated_size(labelled["faces"], 0) == (100, 100)
+    # the same where the run goes on with its pictures elsewhere
+    moved = open_labelled(
+        label_folders(tmp_path / "labels", train)["faces"], replace(train["faces"], root=tmp_path / "b")
+    )
+    with pytest.raises(UnreadableImage, match="it could not be read when its labels were"):
+        annotated_size(moved, 1)
 
 
 # ------------------------------------------------------------------------------------------ weights

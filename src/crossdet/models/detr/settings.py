@@ -181,9 +181,10 @@ class DetrSettings(DetrModel, NetworkSettings):
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     begins: tuple[int, ...] = ()
-    # behind a backbone that has learnt: chosen on blood cells and dice, judged on animals; from random weights the
-    # one that was tried for long; for checkpoints one among those of others (docs/log.md, 2026-11-30)
-    rates: ClassVar[UsualRates] = UsualRates(random=5e-4, backbone=1e-3, detector=2e-4)
+    # behind a backbone that has learnt: blood cells and dice want more, animals, which it was judged on, no more
+    # (docs/log.md, 2026-11-30); from random weights the one that was tried for long; for checkpoints one among
+    # those that others fine-tune with
+    rates: ClassVar[UsualRates] = UsualRates(random=5e-4, backbone=5e-4, detector=2e-4)
     adjustable: ClassVar[frozenset[str]] = frozenset({"square"})
 
     @property
@@ -192,8 +193,10 @@ class DetrSettings(DetrModel, NetworkSettings):
 
     @property
     def finest(self) -> Finest | None:
-        stride = min(self.config.get("feat_strides", FEAT_STRIDES))
-        larger = "raise `input.shorter`" if self.square is None else f"raise `model.square` (now {self.square})"
+        stride = min(self.config.get("feat_strides") or FEAT_STRIDES)
+        larger = (
+            f"raise `model.square` (now {self.square})" if self.square else "raise `input.shorter` and `longer`"
+        )
         finer = f", or take a larger `model.size`, which sees every {min(FEAT_STRIDES)} px" if self.size else ""
         return Finest(stride, larger + (finer if stride > min(FEAT_STRIDES) else ""))
 
@@ -323,8 +326,8 @@ class RFDetrSettings(DetrSettings):
     @property
     def finest(self) -> Finest | None:
         """Places are patches."""
-        cure = "raise `input.shorter`" if self.square is None else f"raise `model.square` (now {self.square})"
-        return Finest(self.config.get("backbone_config", {}).get("patch_size", 16), cure)
+        patch = (self.config.get("backbone_config") or {}).get("patch_size", 14)  # HF's default
+        return Finest(patch, f"raise `model.square` (now {self.square})")
 
     @property
     def family(self) -> str:

@@ -46,9 +46,9 @@ MOST_GRAPHS = 64
 """Of compiled features; what comes in yet other sizes is not compiled."""
 EARLY = "force_non_lazy_backward_lowering"
 """Of torch: the backward pass is compiled with the forward pass, so that what cannot be compiled is found there."""
-LOGITS_AT_ONCE = 32_000_000
-"""Class logits of a batch and level held at once in `find` (128 MB, and as much again for their scores); on a card,
-where each part waits for the device twice, two times as many."""
+LOGITS_AT_ONCE = 16_000_000
+"""Class logits of a batch and level held at once in `find` (64 MB; where nearly all are above the threshold,
+choosing among them takes twelve times as much); on a card, where each part waits for the device, twice as many."""
 
 
 class Outputs(NamedTuple):
