@@ -24,7 +24,7 @@ def module() -> ModuleType:
     return loaded
 
 
-@pytest.mark.parametrize(("page", "least"), [("docs/results.md", 6), ("README.md", 3)])
+@pytest.mark.parametrize(("page", "least"), [("docs/results.md", 6), ("docs/performance.md", 3)])
 def test_the_pages_say_what_the_data_say(module, page, least, monkeypatch, tmp_path):
     def undrawn(*_: object) -> list[Path]:
         return []
@@ -35,6 +35,13 @@ def test_the_pages_say_what_the_data_say(module, page, least, monkeypatch, tmp_p
     text = re.sub(r"<!-- results: (curves|bench).*?<!-- end -->", "", text, flags=re.S)  # figures alone
     assert text.count("<!-- results: ") >= least
     assert module.page(text, DATA, tmp_path) == text
+
+
+@pytest.mark.parametrize(("row", "split"), [("dice in two ²", "dice_two"), ("aquarium in two", "aquarium_two")])
+def test_the_first_page_says_what_the_data_say(module, row, split):
+    methods = ("naive", "aware", "full")
+    values = [module.words(f"value ../ablation_untuned/{split} {method} AP50", DATA) for method in methods]
+    assert f"| {row} | {' | '.join(values)} |" in (ROOT / "README.md").read_text()
 
 
 def test_statements_within_a_line(module, tmp_path):
