@@ -20,6 +20,7 @@ from worlds import picture
 from crossdet import UserError, load_detector, predict
 from crossdet.errors import LabelError
 from crossdet.inference import find_images
+from crossdet.runs.asked import Asked
 from crossdet.runs.predict import predict_to_folder
 from crossdet.types import Detections
 
@@ -233,16 +234,28 @@ def test_mistakes_from_python(world, trained, detector):
     assert repr(world.cars["val"]) == f"Index(5 images, 5 boxes, 1 classes: car; {world.root}/cars)"
 
 
-def test_a_folder_and_a_pattern_from_python(world, detector):
+def test_a_folder_and_a_pattern_from_python(world, detector, monkeypatch):
+    """A folder is looked at in batches."""
+    passes = []
+    find = detector.model.find
+    monkeypatch.setattr(detector.model, "find", lambda *given: passes.append(len(given[0])) or find(*given))
     cars = world.root / "cars"
     files = find_images([cars])
     found = predict(detector, str(cars), score_threshold=0.01, max_detections=2)
     assert len(found) == len(files) > 5
     assert all(len(one) <= 2 for one in found)
+    assert (sum(passes), max(passes)) == (len(files), 8)
     for file, one in zip(files, found, strict=True):
-        assert torch.equal(one.boxes, detector(file, score_threshold=0.01, max_detections=2).boxes)
+        assert_same(one, detector(file, score_threshold=0.01, max_detections=2), exactly=False)
     some = predict(detector, [cars / "val_0.png", f"{cars}/val_*.png"], score_threshold=0.01)
     assert len(some) == 1 + len(list(cars.glob("val_*.png")))
+
+
+def test_a_broken_file_of_many_is_an_error_from_python(world, detector, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"broken\.jpg"):
+        predict(detector, [world.root / "cars/val_0.png", broken])
 
 
 def test_pictures_of_an_earlier_call_stay_and_are_told(world, trained, tmp_path, command):
@@ -296,7 +309,7 @@ def test_ctrl_c_keeps_what_was_found(world, trained, tmp_path, monkeypatch):
         if done == 2:
             raise KeyboardInterrupt
 
-    summary = predict_to_folder(trained.folder, [str(world.root / "cars/val_*.png")], tmp_path, tell=tell)
+    summary = predict_to_folder(Asked(trained.folder), [str(world.root / "cars/val_*.png")], tmp_path, tell=tell)
     assert (summary.stopped, summary.images, summary.asked) == (True, 2, looked[0])
     assert summary.asked > 2
     content = json.loads((tmp_path / "predictions.json").read_text())

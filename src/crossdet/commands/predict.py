@@ -27,8 +27,8 @@ from crossdet.commands.terminal import (
 from crossdet.errors import Interrupted, RunError, UserError, some
 
 if TYPE_CHECKING:
+    from crossdet.runs.asked import Asked
     from crossdet.runs.predict import Summary
-    from crossdet.runs.predict_video import Find
 
 
 def predict(
@@ -82,15 +82,14 @@ def predict(
     What an earlier call left in --output is written over where it has the same name; other files stay, and pictures
     of an earlier call are told.
     """
-    from crossdet.data.picture_files import videos_in
     from crossdet.data.video import is_video
     from crossdet.models.card import taken
     from crossdet.models.hub import fetched
+    from crossdet.runs.asked import Asked
 
     weights = fetched(weights)
     check_device(device, [weights])
     say(taken(weights, last))
-
     videos = [source for source in images if is_video(source)]
     images = [source for source in images if source not in videos]
     ignored = [f"--every: it is for videos, and {', '.join(images)} is none"] if every and not videos else []
@@ -100,26 +99,11 @@ def predict(
     if ignored:
         raise UserError("; ".join(ignored))
     names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
+    asked = Asked(weights, names, score, max_detections, fold, agnostic_nms, last, tile, overlap, device)
     folder = output or Path("predictions")
     record: dict[str, Any] = {}
     if images:
-        from crossdet.evaluation.operating import CONFIDENT
-        from crossdet.runs.predict import predict_to_folder
-
-        with _bars() as progress:
-            bar = progress.add_task("images", total=None)
-            summary = predict_to_folder(
-                weights, images, folder, names, score, max_detections, pictures, coco, fold, agnostic_nms, last,
-                tile, overlap, device, lambda done, of: progress.update(bar, completed=done, total=of),
-            )  # fmt: skip
-        _tell(summary, pictures, coco, videos_in(images, without=folder))
-        if summary.images and not summary.counts:
-            least = f"{CONFIDENT} where a class has none of its own" if score is None else f"{score:g}"
-            say(
-                f"note: nothing scores as high as is reported ({least}); a lower --score shows what there is",
-                "yellow",
-            )
-        record = json.loads((summary.folder / "predictions.json").read_text())
+        record, summary = _in_images(asked, images, folder, pictures, coco)
         if summary.stopped or not summary.images:
             save_json(json_file, record)
             looked = summary.images + len(summary.unreadable)
@@ -127,15 +111,31 @@ def predict(
                 raise Interrupted(f"interrupted after {looked} of {summary.asked} images; what was found is kept")
             raise RunError("none of the images could be read")
     if videos:
-        from crossdet.runs.predict_video import finder
-
-        find = finder(weights, names, score, max_detections, fold, agnostic_nms, last, tile, overlap, device)
-        record["videos"] = _in_videos(videos, find, folder, every or 1, pictures)
+        record["videos"] = _in_videos(videos, asked, folder, every or 1, pictures)
     save_json(json_file, record)
 
 
-def _tell(summary: Summary, pictures: bool, coco: Path | None, unseen: Sequence[Path]) -> None:
-    """For people. pictures: they were drawn. unseen: videos that lie in folders of pictures."""
+def _in_images(
+    asked: Asked, images: list[str], folder: Path, pictures: bool, coco: Path | None
+) -> tuple[dict[str, Any], Summary]:
+    """What `--json` says of them, and what people were told."""
+    from crossdet.data.picture_files import videos_in
+    from crossdet.runs.predict import predict_to_folder
+
+    with _bars() as progress:
+        bar = progress.add_task("images", total=None)
+        summary = predict_to_folder(
+            asked, images, folder, pictures=pictures, coco=coco,
+            tell=lambda done, of: progress.update(bar, completed=done, total=of),
+        )  # fmt: skip
+    _tell(summary, asked.score_threshold, pictures, coco, videos_in(images, without=folder))
+    return json.loads((summary.folder / "predictions.json").read_text()), summary
+
+
+def _tell(summary: Summary, score: float | None, pictures: bool, coco: Path | None, unseen: Sequence[Path]) -> None:
+    """For people. score: `--score`. pictures: they were drawn. unseen: videos that lie in folders of pictures."""
+    from crossdet.evaluation.operating import CONFIDENT
+
     for line in summary.unreadable:
         out.print(f"[yellow]skipped[/yellow] {escape(line)}", highlight=False, soft_wrap=True)
     say(f"{summary.images} images: {_counts(summary.counts)}")
@@ -158,12 +158,16 @@ def _tell(summary: Summary, pictures: bool, coco: Path | None, unseen: Sequence[
         say(f"note: {first}{several} lay there before and are not of this call; nothing is deleted", "yellow")
     if unseen:
         say(f"note: not looked at, a video has to be named: {some(list(map(str, unseen)), 3, 1)}", "yellow")
+    if summary.images and not summary.counts:
+        least = f"{CONFIDENT} where a class has none of its own" if score is None else f"{score:g}"
+        say(f"note: nothing scores as high as is reported ({least}); a lower --score shows what there is", "yellow")
 
 
-def _in_videos(sources: list[str], find: Find, folder: Path, every: int, pictures: bool) -> list[dict[str, Any]]:
+def _in_videos(sources: list[str], asked: Asked, folder: Path, every: int, pictures: bool) -> list[dict[str, Any]]:
     """What `--json` says of them."""
-    from crossdet.runs.predict_video import predict_videos
+    from crossdet.runs.predict_video import finder, predict_videos
 
+    find = finder(asked)
     record = []
     with _bars() as progress:
         bars: dict[str, TaskID] = {}

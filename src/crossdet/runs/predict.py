@@ -19,13 +19,12 @@ from crossdet.data.picture_files import find_images
 from crossdet.errors import UserError
 from crossdet.files import check_room, safe_names, write_json, writing
 from crossdet.labels.folds import NO_ANGLE
-from crossdet.models.card import is_exported
+from crossdet.runs.asked import Asked
 from crossdet.types import Detections
 
 if TYPE_CHECKING:
     from crossdet.export.detector import ExportedDetector
     from crossdet.inference import AnyImage, Detector
-    from crossdet.windows import Tiling
 
 Picture = NDArray[np.uint8]
 """`[H, W, 3]` RGB."""
@@ -83,20 +82,12 @@ class CocoIds:
 
 
 def predict_to_folder(
-    weights: Path,
+    asked: Asked,
     images: Sequence[str],
     folder: Path,
-    classes: Sequence[str] | None = None,
-    score_threshold: float | None = None,
-    max_detections: int | None = None,
+    *,
     pictures: bool = True,
     coco: Path | None = None,
-    fold: bool = True,
-    agnostic_nms: bool | None = None,
-    last: bool = False,
-    tile: int | None = None,
-    overlap: float | None = None,
-    device: str | None = None,
     tell: Callable[[int, int], None] = lambda *_: None,
 ) -> Summary:
     """Detects in all images and writes `predictions.json`, `coco_results.json` and `pictures/` into `folder`, over
@@ -105,18 +96,14 @@ def predict_to_folder(
     coco: a COCO annotation file whose image and category ids the results shall use (images are found by
     `CocoIds.of_files`, categories by class name; others are left out of the results file). Without it images are
     numbered from 1 in the order of `predictions.json`, category = unified id + 1, and rows name file and class.
-    fold: directions of a class, and its classes per dataset, are reported as one class; each detection of a class
-    with directions says its `angle` in degrees counter-clockwise.
-    agnostic_nms: of several classes at one place the best is left; None = as the weights say.
-    last: of a run directory its newest weights, not its best ones.
-    tile, overlap: of `Detector.__call__`, for large pictures. device: of `load_detector`. tell: (how many images
-    are looked at, of how many).
+    Each detection of a class with directions that are folded says its `angle` in degrees counter-clockwise.
+    tell: (how many images are looked at, of how many).
 
     Ctrl-C ends it early; what was found until then is written, with `complete` false in `predictions.json`.
 
     Raises `UserError` for weights, images or classes that do not exist, `RunError` for what cannot be written.
     """
-    tiling = tiling_of(tile, overlap)
+    tiling = asked.tiling
     found = find_images(images)
     files = _without_drawings(found, images, folder)
     drawn = _picture_names(files) if pictures else {}
@@ -126,26 +113,16 @@ def predict_to_folder(
     except OSError as error:
         raise UserError(f"--output {folder}: {error.strerror or error}") from None
     check_room(folder)
-    searched: Searched
-    detector: Detector | ExportedDetector
-    if is_exported(weights) and tiling is None:
-        detector, searched = _exported(weights, files, classes, score_threshold, max_detections, fold, agnostic_nms)
-    else:
-        from crossdet.inference import load_detector, predict_files
-
-        detector = load_detector(weights, device, fold, last)
-        more: dict[str, Any] = {"agnostic_nms": agnostic_nms, "tile": tile, "overlap": overlap}
-        rows = predict_files(detector, files, classes, score_threshold, max_detections, **more)
-        searched = ((file, None if p is None else p.permute(1, 2, 0).numpy(), found) for file, p, found in rows)
     ids = None if coco is None else _coco_ids(coco)
+    detector, searched = _searched(asked, files)
     usual = detector.usual_limit if tiling is None else None  # then it is that of every window
-    most = usual if max_detections is None else max_detections
+    most = usual if asked.max_detections is None else asked.max_detections
     answers = _collected(searched, ids, files, folder / "pictures", drawn, tell)
     content = {
         "weights": str(detector.file),
         "classes": detector.reported,
-        "score_threshold": score_threshold,
-        "thresholds": detector.thresholds_used(score_threshold),
+        "score_threshold": asked.score_threshold,
+        "thresholds": detector.thresholds_used(asked.score_threshold),
         "max_detections": most,
         "tile": None if tiling is None else tiling.side,
         "overlap": None if tiling is None else tiling.overlap,
@@ -156,14 +133,35 @@ def predict_to_folder(
     write_json(folder / "predictions.json", content)
     write_json(folder / "coco_results.json", answers.coco)
     mine = {drawn[Path(entry["file"])] for entry in answers.images} if pictures else set()
-    older = sorted({file.name for file in (folder / "pictures").glob("*.jpg")} - mine)
-    counts = dict(answers.counts.most_common())
-    own = len(found) - len(files)
-    full = sum(len(entry["detections"]) == most for entry in answers.images)
-    used = detector.thresholds_used(None) if score_threshold is None else {}
-    low = {name: used[name] for name in counts if used.get(name, 1.0) < LOW}
-    ends = (len(files), answers.stopped, most, full, low)
-    return Summary(folder, len(answers.images), counts, answers.lost, older, answers.without_id, own, *ends)
+    used = detector.thresholds_used(None) if asked.score_threshold is None else {}
+    return Summary(
+        folder,
+        images=len(answers.images),
+        counts=dict(answers.counts.most_common()),
+        unreadable=answers.lost,
+        older=sorted({file.name for file in (folder / "pictures").glob("*.jpg")} - mine),
+        without_id=answers.without_id,
+        own=len(found) - len(files),
+        asked=len(files),
+        stopped=answers.stopped,
+        most=most,
+        full=sum(len(entry["detections"]) == most for entry in answers.images),
+        low={name: used[name] for name, _ in answers.counts.most_common() if used.get(name, 1.0) < LOW},
+    )
+
+
+def _searched(asked: Asked, files: Sequence[Path]) -> tuple[Detector | ExportedDetector, Searched]:
+    """The detector, and what it finds in the files, in their order."""
+    if (exported := asked.without_torch()) is not None:
+        from crossdet.export import detector as by_file
+
+        given = (asked.classes, asked.score_threshold, asked.max_detections)
+        return exported, by_file.predict_files(exported, files, *given)
+    from crossdet.inference import predict_files
+
+    detector = asked.detector()
+    rows = predict_files(detector, files, asked.classes, asked.score_threshold, **asked.limits)
+    return detector, ((file, None if p is None else p.permute(1, 2, 0).numpy(), found) for file, p, found in rows)
 
 
 @dataclass
@@ -214,48 +212,6 @@ def _collected(
         except KeyboardInterrupt:
             answers.stopped = True
     return answers
-
-
-def tiling_of(tile: int | None, overlap: float | None) -> Tiling | None:
-    """`Tiling.of`. Raises `UserError` also where torch is missing, which exported files do without otherwise."""
-    if tile is None and overlap is None:
-        return None
-    try:
-        from crossdet.windows import Tiling
-    except ModuleNotFoundError as error:
-        if error.name not in ("torch", "torchvision"):
-            raise
-        raise UserError(
-            f"--tile: windows need {error.name}, also those of an exported file; leave out --tile, or "
-            f"pip install torch torchvision"
-        ) from None
-    return Tiling.of(tile, overlap)
-
-
-def _exported(
-    file: Path,
-    images: Sequence[Path],
-    classes: Sequence[str] | None,
-    score_threshold: float | None,
-    max_detections: int | None,
-    fold: bool,
-    agnostic_nms: bool | None,
-) -> tuple[ExportedDetector, Searched]:
-    """Without torch."""
-    from crossdet.export.detector import predict_files
-
-    detector = open_exported(file, fold, agnostic_nms)
-    return detector, predict_files(detector, images, classes, score_threshold, max_detections)
-
-
-def open_exported(file: Path, fold: bool, agnostic_nms: bool | None) -> ExportedDetector:
-    """Raises `UserError` where it cannot do what is asked for."""
-    from crossdet.export.detector import load_exported
-
-    detector = load_exported(file, fold)
-    if agnostic_nms not in (None, detector.about.rules.agnostic_nms):
-        raise UserError(f"--agnostic-nms: {file} keeps what it was exported with; leave it out, or export again")
-    return detector
 
 
 class _Drawing:
@@ -363,8 +319,12 @@ def predict(
     """Detections of each image; see `crossdet.inference.Detector` for what an image may be, and for the options.
 
     images: a folder or a glob pattern stands for its pictures, in the order of
-    `crossdet.data.picture_files.find_images`. agnostic_nms: of several classes at one place the best is left; None
-    = as the weights say.
+    `crossdet.data.picture_files.find_images`. Several files are decoded ahead and looked at in batches, as
+    `crossdet predict` does; pictures in memory one by one (`detector.batch` takes many). agnostic_nms: of several
+    classes at one place the best is left; None = as the weights say.
+
+    Raises:
+        UserError: as `Detector.__call__`, also for a single file of many that cannot be read.
     """
     from crossdet.opening import load_detector
 
@@ -375,7 +335,8 @@ def predict(
             many += find_images([image])
         else:
             many.append(image)
-    if tile is not None and not hasattr(detector, "find_in_windows"):  # an exported file, which needs no torch
+    by_torch = hasattr(detector, "find_in_windows")
+    if tile is not None and not by_torch:  # an exported file, which needs no torch otherwise
         from crossdet.inference import of_exported
 
         thresholds = detector.thresholds
@@ -383,4 +344,21 @@ def predict(
         detector.thresholds.update(thresholds)  # some may have been set since
     wanted = {"agnostic_nms": agnostic_nms, "tile": tile, "overlap": overlap, "max_detections": max_detections}
     more = {name: value for name, value in wanted.items() if value is not None}
+    if by_torch and len(many) > 1 and all(isinstance(image, str | Path) for image in many):
+        return list(_in_files(detector, [Path(file) for file in many], classes, score_threshold, more))
     return [detector(image, classes, score_threshold, **more) for image in many]
+
+
+def _in_files(
+    detector: Detector,
+    files: Sequence[Path],
+    classes: Sequence[str] | None,
+    score_threshold: float | None,
+    more: Mapping[str, Any],
+) -> Iterator[Detections]:
+    from crossdet.inference import predict_files
+
+    for _, _, found in predict_files(detector, files, classes, score_threshold, **more):
+        if isinstance(found, str):
+            raise UserError(found)
+        yield found

@@ -18,8 +18,8 @@ from crossdet.data.drawing import draw_detections
 from crossdet.data.video import Frame, Video, VideoWriter
 from crossdet.errors import UserError
 from crossdet.files import check_room, safe_names, writing
-from crossdet.models.card import is_exported
-from crossdet.runs.predict import check_not_read, detections_of, open_exported, tiling_of
+from crossdet.runs.asked import Asked
+from crossdet.runs.predict import check_not_read, detections_of
 from crossdet.types import Detections
 
 Find = Callable[[Sequence[Any]], list[Detections]]
@@ -39,30 +39,13 @@ class VideoSummary:
     notes: list[str] = field(default_factory=list)
 
 
-def finder(
-    weights: Path,
-    classes: Sequence[str] | None = None,
-    score_threshold: float | None = None,
-    max_detections: int | None = None,
-    fold: bool = True,
-    agnostic_nms: bool | None = None,
-    last: bool = False,
-    tile: int | None = None,
-    overlap: float | None = None,
-    device: str | None = None,
-) -> Find:
-    """A detector with its options, as `predict_to_folder` has them; an exported file without torch."""
-    if is_exported(weights) and tiling_of(tile, overlap) is None:
-        exported = open_exported(weights, fold, agnostic_nms)
-        exported.limit(max_detections)  # before an earlier result is written over
-        limit = {"max_detections": max_detections}
-        return lambda pictures: [exported(p, classes, score_threshold, **limit) for p in pictures]
-    from crossdet.inference import load_detector
-
-    detector = load_detector(weights, device, fold, last)
-    more: dict[str, Any] = {} if agnostic_nms is None else {"agnostic_nms": agnostic_nms}
-    more |= {"max_detections": max_detections, "tile": tile, "overlap": overlap}
-    return lambda pictures: detector.batch(pictures, classes, score_threshold, **more)
+def finder(asked: Asked) -> Find:
+    """A detector with its options; an exported file without torch."""
+    if (exported := asked.without_torch()) is not None:
+        limit = {"max_detections": asked.max_detections}
+        return lambda pictures: exported.batch(pictures, asked.classes, asked.score_threshold, **limit)
+    detector = asked.detector()
+    return lambda pictures: detector.batch(pictures, asked.classes, asked.score_threshold, **asked.limits)
 
 
 def predict_videos(
