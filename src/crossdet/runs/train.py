@@ -130,14 +130,7 @@ def train_network(
     fresh = len(card.generations) == 1
     schedule = Schedule.of(config.train, len(dataset), start_of(config, not fresh, rate_share))
     if fabric.is_global_zero:
-        network_is, *_ = card.settings.described(card.space.classes)
-        begun = beginning(card.settings, card.space, config.model.weights) if fresh else []
-        begun += batch_norm_lines(config, fabric.world_size) if fresh else []
-        lines = [f"network: {network_is}", *begun, device_line(fabric, config), *schedule.lines()]
-        print(*lines, sep="\n", flush=True)
-        warnings = [*training_warnings(config, sources, not fresh), *label_warnings(config, sources, ["train"])]
-        for text in warnings:
-            print(f"warning: {text}", flush=True)
+        print(*_told(fabric, config, sources, card, schedule, fresh), sep="\n", flush=True)
     if config.train.channels_last:
         network = network.to(memory_format=torch.channels_last)
     if config.train.freeze_stem:
@@ -180,6 +173,18 @@ def train_network(
         write_val_pictures(detector, sources.space, sources.val, run_dir / PICTURES)
     fabric.barrier()
     return record
+
+
+def _told(
+    fabric: Fabric, config: Config, sources: Sources, card: Card, schedule: Schedule, fresh: bool
+) -> list[str]:
+    """What is said before a training. fresh: it extends nothing."""
+    network_is, *_ = card.settings.described(card.space.classes)
+    begun = beginning(card.settings, card.space, config.model.weights) if fresh else []
+    begun += batch_norm_lines(config, fabric.world_size) if fresh else []
+    warnings = [*training_warnings(config, sources, not fresh), *label_warnings(config, sources, ["train"])]
+    lines = [f"network: {network_is}", *begun, device_line(fabric, config), *schedule.lines()]
+    return [*lines, *(f"warning: {text}" for text in warnings)]
 
 
 def teacher_plan_of(config: Config, sources: Sources) -> TeacherPlan | None:
