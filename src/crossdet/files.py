@@ -29,6 +29,11 @@ _MARKED = re.compile(r".*~[0-9a-f]{12,}", re.DOTALL)
 _DIGITS = (12, 64)
 
 
+def printable(text: str) -> str:
+    """With backslashes for bytes of a file name that are no UTF-8, which a terminal may refuse."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes `data` so that `path` holds the old or the new content at any moment, also after a power cut.
 

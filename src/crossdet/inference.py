@@ -28,7 +28,7 @@ from crossdet.export.detector import check_fold, check_several, suppressed, usua
 from crossdet.export.network import ExportedNetwork
 from crossdet.export.sessions import Session, detections_of, open_session
 from crossdet.labels.reporting import DEFAULT_THRESHOLD as DEFAULT_THRESHOLD
-from crossdet.labels.reporting import Reporting
+from crossdet.labels.reporting import Reporting, Threshold
 from crossdet.labels.rules import unknown
 from crossdet.labels.space import LabelSpace
 from crossdet.models.building import build_detector
@@ -87,7 +87,7 @@ class Detector(Reporting):
         self,
         image: AnyImage,
         classes: Sequence[str] | str | None = None,
-        score_threshold: float | None = None,
+        score_threshold: Threshold | None = None,
         *,
         max_detections: int | None = None,
         tile: int | None = None,
@@ -97,12 +97,13 @@ class Detector(Reporting):
         """Detections in one image, by falling score, with `names`.
 
         image: a file or PIL image (EXIF orientation applied), `[H, W, 3]` uint8 RGB array, or `[3, H, W]` uint8
-            RGB tensor. classes: names to look for; None = all. score_threshold: one for all classes; None = each
-            class's own. max_detections and further options (`agnostic_nms`, `nms_iou`, `topk`): of
-            `Limits`; where not given as in `decoding`. tile: side of the windows, in pixels of the image, that a
-            large one is looked at in, each `resized` as a picture of its own; they overlap by the share `overlap`
-            of it (default 0.2), in which objects across seams should have room (`windows.join`). `topk` holds for
-            every window; so does the `max_detections` of `decoding`, but where it is given, that of the image.
+            RGB tensor. classes: names to look for; None = all. score_threshold: one for all classes, or by class
+            (`{"face": 0.5}`, the others keep their own); None = each class's own. max_detections and further
+            options (`agnostic_nms`, `nms_iou`, `topk`): of `Limits`; where not given as in `decoding`. tile: side
+            of the windows, in pixels of the image, that a large one is looked at in, each `resized` as a picture
+            of its own; they overlap by the share `overlap` of it (default 0.2), in which objects across seams
+            should have room (`windows.join`). `topk` holds for every window; so does the `max_detections` of
+            `decoding`, but where it is given, that of the image.
 
         Raises:
             UserError: unreadable file, unknown class or option, wrong array, a tile or an overlap that cannot be.
@@ -114,7 +115,7 @@ class Detector(Reporting):
         self,
         images: Sequence[AnyImage],
         classes: Sequence[str] | str | None = None,
-        score_threshold: float | None = None,
+        score_threshold: Threshold | None = None,
         *,
         max_detections: int | None = None,
         tile: int | None = None,
@@ -134,12 +135,13 @@ class Detector(Reporting):
         return self.find([(picture, self.resized(picture)) for picture in pictures], ids, limits)
 
     def limits(
-        self, score_threshold: float | None = None, max_detections: int | None = None, **decode_options: Any
+        self, score_threshold: Threshold | None = None, max_detections: int | None = None, **decode_options: Any
     ) -> Limits:
         """The options of `__call__`, before anything is folded. Raises `UserError` for one that it lacks."""
         known = ("classes", "score_threshold", "max_detections", "tile", "overlap", *DECODE_OPTIONS)
         if wrong := [name for name in decode_options if name not in DECODE_OPTIONS]:
             raise UserError(unknown("option", wrong[0], known))
+        decode_options = {name: value for name, value in decode_options.items() if value is not None}
         thresholds = self.member_thresholds(score_threshold)
         check_counts(max_detections=max_detections, topk=decode_options.get("topk"))
         if not 0 <= (iou := decode_options.get("nms_iou", 0)) <= 1:
@@ -365,7 +367,7 @@ def predict_files(
     detector: Detector,
     files: Sequence[Path],
     classes: Sequence[str] | None = None,
-    score_threshold: float | None = None,
+    score_threshold: Threshold | None = None,
     max_detections: int | None = None,
     batch_size: int = 8,
     agnostic_nms: bool | None = None,

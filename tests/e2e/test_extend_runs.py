@@ -30,6 +30,7 @@ from crossdet.models.retinanet.growth import ADAPTERS, BIAS, WEIGHT, by_class
 from crossdet.models.retinanet.settings import Adapter, RetinaNetSettings
 from crossdet.models.weights import load_weights, update_card
 from crossdet.runs.relabel import relabel
+from crossdet.training import loop
 
 SIGN = (40, 80, 220)
 SHAPES = 4
@@ -307,6 +308,35 @@ def test_a_run_without_a_checkpoint_is_resumed_with_its_own_settings_only(world,
         extend(trained.folder, other, output=run, resume=True)
     with pytest.raises(UserError, match="is an extension; resume it with `crossdet extend`"):
         train(run / "config.yaml", output=run, resume=True)
+
+
+def test_labels_of_a_run_without_a_state_are_not_taken(world, signs, trained, tmp_path, monkeypatch):
+    """It was stopped before its first state; since then a sign more was labelled, in the same files."""
+    folder = tmp_path / "signs"
+    shutil.copytree(signs["train"]["images"], folder)
+    mine = {"format": "coco", "train": {"images": str(folder), "annotations": str(folder / "signs_train.json")}}
+    parsed = config(world, mine, {"extend.mode": "distill", "extend.pseudo": True, "train.max_steps": 1}, old="val")
+    run, train_epoch = tmp_path / "run", loop._train_epoch
+    trained_on = []
+
+    def killed(*_: object) -> None:
+        raise MemoryError
+
+    def watched(run: Any, step: Any, data: Any, *more: Any) -> Any:
+        trained_on.append(sum((part.index.labels == 0).sum() for part in data.dataset.parts))
+        return train_epoch(run, step, data, *more)
+
+    monkeypatch.setattr(loop, "_train_epoch", killed)
+    with pytest.raises(MemoryError):
+        extend(trained.folder, parsed, output=run)
+    assert (run / "teacher_labels").exists()
+    assert not (run / "state.pt").exists()
+    labels = json.loads((folder / "signs_train.json").read_text())
+    labels["annotations"].append(labels["annotations"][0] | {"id": 1000, "bbox": [0, 0, 9, 9], "area": 81})
+    (folder / "signs_train.json").write_text(json.dumps(labels))
+    monkeypatch.setattr(loop, "_train_epoch", watched)
+    extend(trained.folder, parsed, output=run, resume=True)
+    assert trained_on == [len(labels["annotations"])]
 
 
 # ------------------------------------------------------------------------------------------ distill

@@ -209,6 +209,18 @@ def test_results_with_ids_of_their_own_are_not_scored_by_those_of_another_file(w
     assert "AP50" in done.stderr
 
 
+def test_classes_that_the_file_of_ids_does_not_know_are_told(world, trained, tmp_path, crossdet):
+    truth = json.loads((world.root / "cars_val.json").read_text())
+    for category in truth["categories"]:
+        category["name"] = category["name"].upper()
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    picture_ = world.root / "cars/val_0.png"
+    options = ("-o", tmp_path / "out", "--classes", "car", "--score", "0.01", "--coco", tmp_path / "truth.json")
+    done = crossdet("predict", trained.folder, picture_, *options)
+    assert done.returncode == 0
+    assert f"not in coco_results.json, {tmp_path}/truth.json has no category of that name: car" in done.stdout
+
+
 def test_a_class_under_the_id_of_another_is_not_scored(world, trained, tmp_path, crossdet):
     categories = [{"id": 1, "name": "face"}, {"id": 2, "name": "car"}]
     truth = {"images": [{"id": 1, "file_name": "val_0.png"}], "annotations": [], "categories": categories}
@@ -223,6 +235,14 @@ def test_a_class_under_the_id_of_another_is_not_scored(world, trained, tmp_path,
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     done = crossdet("score", "coco", tmp_path / "truth.json", tmp_path / "coco_results.json")
     assert "val_0.png has the id 1, and 7000 in the ground truth" in done.stderr
+
+
+def test_an_option_that_is_none_is_as_the_weights_say(world, detector, monkeypatch):
+    monkeypatch.setitem(detector.decoding, "agnostic_nms", True)
+    found = detector(picture(world), score_threshold=0.01)
+    none = {"agnostic_nms": None, "nms_iou": None, "topk": None}
+    assert_same(detector(picture(world), score_threshold=0.01, **none), found)
+    assert len(detector(picture(world), score_threshold=0.01, agnostic_nms=False)) > len(found)
 
 
 def test_mistakes_from_python(world, trained, detector):
@@ -418,6 +438,23 @@ def test_predict_for_some_classes(world, trained, tmp_path, command, classes):
     assert command("predict", trained.folder, world.root / "cars", "-o", out, *given)[0] == 0
     entries = json.loads((out / "predictions.json").read_text())["images"]
     assert {d["class"] for e in entries for d in e["detections"]} == {"face"}
+
+
+def test_predict_with_a_score_for_one_class(world, trained, tmp_path, command, crossdet):
+    """The other keeps its own; what cannot be is told before anything is written."""
+    paths = sorted((world.root / "cars").glob("val_*.png"))
+    for score in ("car=1.5", "car=", "0.1,face=x", "van=0.5"):
+        done = crossdet("predict", trained.folder, *paths, "-o", tmp_path / "none", "--score", score)
+        assert done.returncode == 2
+        assert "score" in done.stderr
+    assert not list((tmp_path / "none").glob("*"))
+    assert command("predict", trained.folder, *paths, "-o", tmp_path, "--score", "0,face=1")[0] == 0
+    record = json.loads((tmp_path / "predictions.json").read_text())
+    assert record["score_threshold"] == {"*": 0.0, "face": 1.0}
+    assert record["thresholds"] == {"car": 0.0, "face": 1.0}
+    found = [detection["class"] for image in record["images"] for detection in image["detections"]]
+    assert found.count("car") > 5
+    assert "face" not in found
 
 
 def test_predict_reports_and_skips_what_it_cannot_read(world, trained, tmp_path, command):

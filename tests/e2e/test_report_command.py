@@ -120,6 +120,16 @@ def test_mistakes_are_told(world, trained, tmp_path, crossdet):
     assert "knows none of the classes of" in told(trained.folder, "--against", tmp_path / "other.safetensors")
 
 
+def test_label_rules_may_name_classes_of_the_weights(world, trained, tmp_path):
+    """As in `eval`: the config holds cars alone and says that there are no faces."""
+    config = world.write_config(
+        tmp_path / "cars.yaml", {"datasets.faces": None, "labels.absent": {"cars": ["face"]}}
+    )
+    numbers = report(trained.folder, tmp_path / "report.html", data=config)
+    (run,) = numbers.values()
+    assert [row["class"] for row in run["confusions"]] == ["car"]
+
+
 def test_before_and_after_an_extension(world: World, tmp_path, crossdet):
     """Their classes differ; what both know stands side by side."""
     train(world.config({"datasets.cars": None, "train.max_steps": 2}), output=tmp_path / "faces")

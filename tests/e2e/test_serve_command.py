@@ -36,6 +36,8 @@ def test_it_serves_until_it_is_interrupted(trained, tmp_path):
 
 
 def test_mistakes_are_told(trained, crossdet, monkeypatch):
+    done = crossdet("serve", trained.folder, "--file-mb", "inf")
+    assert (done.returncode, "--file-mb inf: expected a number" in done.stderr) == (2, True)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

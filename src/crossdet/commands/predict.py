@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +28,7 @@ from crossdet.commands.terminal import (
 from crossdet.errors import Interrupted, RunError, UserError, some
 
 if TYPE_CHECKING:
+    from crossdet.labels.reporting import Threshold
     from crossdet.runs.asked import Asked
     from crossdet.runs.predict import Summary
 
@@ -45,9 +47,11 @@ def predict(
         ),
     ] = None,
     score: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            min=0, max=1, help="lowest score to report (default: each class's own, from the weights, or 0.3)"
+            metavar="SCORE",
+            help="lowest score to report, such as 0.4, or face=0.5,white_*=0.2 for some classes (default: each "
+            "class's own, from the weights, or 0.3)",
         ),
     ] = None,
     max_detections: Annotated[
@@ -99,7 +103,9 @@ def predict(
     if ignored:
         raise UserError("; ".join(ignored))
     names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
-    asked = Asked(weights, names, score, max_detections, fold, agnostic_nms, last, tile, overlap, device)
+    asked = Asked(
+        weights, names, _thresholds(score), max_detections, fold, agnostic_nms, last, tile, overlap, device
+    )
     folder = output or Path("predictions")
     record: dict[str, Any] = {}
     if images:
@@ -113,6 +119,24 @@ def predict(
     if videos:
         record["videos"] = _in_videos(videos, asked, folder, every or 1, pictures)
     save_json(json_file, record)
+
+
+def _thresholds(given: str | None) -> Threshold | None:
+    """Of `--score`: a number, `NAME=SCORE`, or several of these with commas between them."""
+    if given is None:
+        return None
+    found = {}
+    for part in given.split(","):
+        name, _, text = part.rpartition("=")
+        try:
+            score = float(text)
+        except ValueError:
+            score = math.nan
+        if not 0 <= score <= 1:
+            wanted = "a number from 0 to 1, or CLASS=NUMBER, several with commas between them"
+            raise UserError(f"--score {given}: expected {wanted}, got {part.strip()!r}")
+        found[name.strip() or "*"] = score
+    return found["*"] if found.keys() == {"*"} else found
 
 
 def _in_images(
@@ -132,7 +156,9 @@ def _in_images(
     return json.loads((summary.folder / "predictions.json").read_text()), summary
 
 
-def _tell(summary: Summary, score: float | None, pictures: bool, coco: Path | None, unseen: Sequence[Path]) -> None:
+def _tell(
+    summary: Summary, score: Threshold | None, pictures: bool, coco: Path | None, unseen: Sequence[Path]
+) -> None:
     """For people. score: `--score`. pictures: they were drawn. unseen: videos that lie in folders of pictures."""
     from crossdet.evaluation.operating import CONFIDENT
 
@@ -152,6 +178,9 @@ def _tell(summary: Summary, score: float | None, pictures: bool, coco: Path | No
     if summary.without_id:
         which = some([str(file) for file in summary.without_id], 3, 1)
         say(f"note: not in coco_results.json, {coco} has no image of that name, or several: {which}", "yellow")
+    if summary.without_category:
+        which = some(summary.without_category, 4, 3)
+        say(f"note: not in coco_results.json, {coco} has no category of that name: {which}", "yellow")
     if summary.older:
         first, *more = (summary.folder / "pictures" / name for name in summary.older)
         several = f" and {len(more)} more" if more else ""
@@ -159,7 +188,8 @@ def _tell(summary: Summary, score: float | None, pictures: bool, coco: Path | No
     if unseen:
         say(f"note: not looked at, a video has to be named: {some(list(map(str, unseen)), 3, 1)}", "yellow")
     if summary.images and not summary.counts:
-        least = f"{CONFIDENT} where a class has none of its own" if score is None else f"{score:g}"
+        none = f"{CONFIDENT} where a class has none of its own"
+        least = f"{score:g}" if isinstance(score, float) else none
         say(f"note: nothing scores as high as is reported ({least}); a lower --score shows what there is", "yellow")
 
 

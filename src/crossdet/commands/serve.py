@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,9 @@ def serve(
     from crossdet.serving.app import serve as run
     from crossdet.serving.limits import ServeLimits
 
+    for option, value in (("--file-mb", file_mb), ("--megapixels", megapixels), ("--rate", rate)):
+        if not math.isfinite(value):
+            raise UserError(f"{option} {value}: expected a number; one that no picture reaches sets no limit")
     paths = [fetched(path) for path in (weights, against) if path is not None]
     check_device(device, paths)
     plain = [name_of(path) for path in paths]

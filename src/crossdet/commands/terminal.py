@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -180,6 +181,9 @@ def _without_types_of_flags(command: Any) -> None:
 
 def run_app(app: typer.Typer) -> None:
     """Runs a command line; the package's errors become messages and exit codes (`crossdet.commands.main`)."""
+    for stream in (sys.stdout, sys.stderr):  # a file name may hold bytes that no encoding has
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     errors = Console(stderr=True, emoji=False)
     alone = ("--json", "-") in pairwise(sys.argv) or "--json=-" in sys.argv
     try:

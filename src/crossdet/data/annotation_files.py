@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 PICTURE_SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jfif", ".avif"
+    ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jfif", ".avif", ".mpo", ".ppm", ".pgm",
+    ".jp2", ".tga",
 )  # fmt: skip
 """Of the files that are looked at as pictures."""
 MAX_LISTED = 20
@@ -143,16 +144,26 @@ def opened(path: Path) -> Image.Image:
     return Image.open(path, formats=picture_formats())
 
 
+def exif_of_header(image: Image.Image) -> Image.Exif:
+    """EXIF of a picture that is not decoded yet, which Pillow keeps for later: without what XMP says of the same,
+    which torchvision and OpenCV do not read, and what a PNG has behind its pixels. So the size in a header and the
+    picture that is decoded are turned alike."""
+    from PIL import Image
+
+    for name in ("xmp", "XML:com.adobe.xmp"):
+        image.info.pop(name, None)
+    return Image.Image.getexif(image)  # not the plugin's own, which for PNG decodes the picture to look behind it
+
+
 def header_sizes(paths: Sequence[Path], upright: bool = False) -> list[tuple[int, int] | None]:
     """(height, width) of image files from their headers, as stored; None = unreadable. upright: as EXIF says."""
-    from PIL import ExifTags, Image
+    from PIL import ExifTags
 
     def size(path: Path) -> tuple[int, int] | None:
         try:
             with opened(path) as image:
                 height, width = image.height, image.width
-                # not the plugin's own, which for PNG decodes the picture to look behind it
-                mark = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) if upright else 1
+                mark = exif_of_header(image).get(ExifTags.Base.Orientation, 1) if upright else 1
                 if mark >= 5 and image.format != "TIFF":  # whose sizes are turned already
                     height, width = width, height
         except Exception:  # on a damaged file Pillow's plugins raise almost anything

@@ -112,7 +112,7 @@ def save_index(index: Index, folder: Path) -> None:
             "classes": index.classes,
             "root": index.root,
             "columns": sorted(index.columns),
-            "federated": index.federated,
+            "ragged": [name for name in RAGGED if getattr(index, name) is not None],
             "skipped": index.skipped,
             "upright": index.upright,
         }
@@ -130,13 +130,16 @@ def save_index(index: Index, folder: Path) -> None:
 def load_index(folder: Path) -> Index:
     """Opens what `save_index` wrote, arrays memory-mapped read-only."""
     meta = json.loads((folder / "meta.json").read_text())
+    lists = (
+        meta["ragged"] if "ragged" in meta else RAGGED if meta["federated"] else ()
+    )  # teachers' labels of older runs
 
     def array(name: str) -> NDArray[Any]:
         loaded: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r")
         return loaded
 
     def ragged(name: str) -> Ragged | None:
-        return Ragged(array(f"{name}_values"), array(f"{name}_offsets")) if meta["federated"] else None
+        return Ragged(array(f"{name}_values"), array(f"{name}_offsets")) if name in lists else None
 
     return Index(
         classes=tuple(meta["classes"]),
@@ -154,7 +157,7 @@ def _arrays(index: Index) -> dict[str, NDArray[Any]]:
     arrays = {name: getattr(index, name) for name in PLAIN}
     arrays |= {"names_blob": index.names.blob, "names_offsets": index.names.offsets}
     arrays |= {f"column_{name}": column for name, column in index.columns.items()}
-    for name in RAGGED if index.federated else ():
-        lists = getattr(index, name)
-        arrays |= {f"{name}_values": lists.values, f"{name}_offsets": lists.offsets}
+    for name in RAGGED:
+        if (lists := getattr(index, name)) is not None:
+            arrays |= {f"{name}_values": lists.values, f"{name}_offsets": lists.offsets}
     return arrays

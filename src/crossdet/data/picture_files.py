@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from crossdet.data.annotation_files import PICTURE_SUFFIXES, no_pixel_limit, picture_formats
+from crossdet.data.annotation_files import PICTURE_SUFFIXES, exif_of_header, no_pixel_limit, picture_formats
 from crossdet.data.index import CANNOT_BE_READ, Index
 from crossdet.data.rotation_geometry import canvas
 from crossdet.errors import UserError
@@ -175,6 +175,7 @@ def decode_with_pillow(data: bytes, path: Path | str, rotate: bool) -> Pixels:
         with opened:
             image: Image.Image = opened
             if rotate:
+                exif_of_header(opened)
                 image = ImageOps.exif_transpose(image)
             array = rgb_of(image)
     except UnidentifiedImageError:  # its message holds the address of `data`

@@ -42,9 +42,14 @@ def read_split(format: str, files: SplitFiles) -> Index:
     stamps = [pictures_stamp(folder) for folder in files.images] if kind.depends_on_images else []
     key = fingerprint({"format": format, "extra": stamps, **asdict(files)}, kind.depends(files))
     try:
-        return cached(
-            key, lambda: with_sizes(_once_each(kind.read(files))), lambda index: not _without_image(index)
-        )
+        if kind.depends_on_images:
+            return cached(key, lambda: with_sizes(_once_each(kind.read(files))), _has_all_images)
+        index = cached(key, lambda: _once_each(kind.read(files)), _has_all_images)
+        unknown = [str(index.path(row)) for row in np.flatnonzero((index.sizes == 0).any(axis=1)).tolist()]
+        if not unknown:
+            return with_sizes(index)
+        # by the headers of pictures, which may change while the annotations stay
+        return cached(fingerprint({"read": key}, unknown), lambda: with_sizes(index), _has_all_images)
     except AnnotationError as error:
         raise AnnotationError(f"{error}{_looks_like(format, files.annotations)}") from None
 
@@ -124,6 +129,11 @@ def fill_sizes(index: Index) -> Index:
 
 def _without_image(index: Index) -> bool:
     return any(reason in index.skipped for reason in IMAGE_REASONS)
+
+
+def _has_all_images(index: Index) -> bool:
+    """Else it is not kept: they may be there the next time."""
+    return not _without_image(index)
 
 
 def _absolute(paths: tuple[Path, ...]) -> tuple[Path, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.errors import UserError
-from crossdet.evaluation.figures import line_look, new_figure, save_figure
+from crossdet.evaluation.figures import in_legend, line_look, new_figure, save_figure
 from crossdet.evaluation.precision_recall import Curve
 from crossdet.files import safe_names, write_json
 
@@ -200,6 +200,10 @@ def draw_figure(dataset: str, protocol: str, methods: Sequence[Method]) -> Figur
     return figure
 
 
+def _shortened(method: str) -> str:
+    return method if len(method) <= LEGEND else method[: LEGEND - 3] + "..."
+
+
 def _draw_panel(panel: Axes, name: str, lines: Sequence[tuple[int, str, Curve]]) -> None:
     """A method keeps its colour in all panels; the legend is ordered by AP."""
     for row, method, curve in sorted(lines, key=lambda line: -line[2].ap):
@@ -208,7 +212,7 @@ def _draw_panel(panel: Axes, name: str, lines: Sequence[tuple[int, str, Curve]])
             curve.precision,
             linewidth=1.4,
             marker="." if len(curve.recall) == 1 else None,
-            label=f"{method if len(method) <= LEGEND else method[: LEGEND - 3] + '...'} (AP {curve.ap:.3f})",
+            label=in_legend(f"{_shortened(method)} (AP {curve.ap:.3f})"),
             **line_look(row),
         )
     panel.set(xlim=(0, 1.005), ylim=(0, 1.02), title=name, xlabel="recall", ylabel="precision")

@@ -41,8 +41,19 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def in_legend(name: str) -> str:
+    """A label that matplotlib shows: those that begin with an underscore it leaves out."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def save_figure(figure: Figure, file: Path) -> None:
-    """In the format of the file's suffix. Raises `RunError` where it cannot be written."""
+    """In the format of the file's suffix; names with `$` are no formulas. Raises `RunError` where it cannot be
+    written."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and "$" in text.get_text():  # the numbers of axes, which may be some, come later
+            text.set_parse_math(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=file.suffix[1:].lower(), dpi=150)
     write_atomically(file, buffer.getvalue())

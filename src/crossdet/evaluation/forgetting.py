@@ -14,7 +14,7 @@ from typing import Any
 
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.bootstrap import paired_bootstrap
-from crossdet.evaluation.figures import line_look, new_figure, save_figure
+from crossdet.evaluation.figures import in_legend, line_look, new_figure, save_figure
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.labels.placeholders import used
@@ -228,7 +228,7 @@ def draw_generations(path: Path, history: Sequence[Generation], before: Sequence
             [number for number, _ in points],
             [100 * value for _, value in points],
             marker=MARKERS[datasets.index(dataset) % len(MARKERS)],
-            label=f"{name} ({dataset})",
+            label=in_legend(f"{name} ({dataset})"),
             **line_look(names.index(name)),
         )
     axes.set_xticks(range(len(history)), [f"{n}: {generation.mode}" for n, generation in enumerate(history)])

@@ -139,9 +139,9 @@ def picture_scores(splits: Sequence[AuditedSplit], found: Audit) -> list[Picture
     for split, j in zip(splits, found.judged, strict=True):
         images = len(split.index)
         home = split.detections.of_classes(np.flatnonzero(split.annotated))
-        counts = above_threshold(found, j.labels, j.scores) & j.counted
-        right = np.bincount(home.image_of_box[counts & j.hits], minlength=images)
-        wrong = np.bincount(home.image_of_box[counts & ~j.hits], minlength=images)
+        above = above_threshold(found, j.labels, j.scores)
+        right = np.bincount(home.image_of_box[above & j.hits], minlength=images)
+        wrong = np.bincount(home.image_of_box[above & j.counted & ~j.hits], minlength=images)
         objects = ~split.truth.crowd & (split.truth.labels >= 0)
         total = np.bincount(split.truth.image_of_box[objects], minlength=images)
         rows += [

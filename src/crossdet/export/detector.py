@@ -19,7 +19,7 @@ from crossdet.errors import UserError, check_counts
 from crossdet.export.about import About, Rules
 from crossdet.export.resizing import Picture, resize
 from crossdet.export.sessions import Session, detections_of, open_session
-from crossdet.labels.reporting import Reporting
+from crossdet.labels.reporting import Reporting, Threshold
 from crossdet.types import Detections
 
 NOT_LOOKED_FOR = 2.0
@@ -38,7 +38,7 @@ class ExportedDetector(Reporting):
         self,
         image: str | Path | Image.Image | NDArray[Any],
         classes: Sequence[str] | str | None = None,
-        score_threshold: float | None = None,
+        score_threshold: Threshold | None = None,
         *,
         max_detections: int | None = None,
         **decode_options: Any,
@@ -54,7 +54,7 @@ class ExportedDetector(Reporting):
         self,
         images: Sequence[str | Path | Image.Image | NDArray[Any]],
         classes: Sequence[str] | str | None = None,
-        score_threshold: float | None = None,
+        score_threshold: Threshold | None = None,
         *,
         max_detections: int | None = None,
         **decode_options: Any,
@@ -70,7 +70,7 @@ class ExportedDetector(Reporting):
         thresholds = self.asked(classes, score_threshold)
         return [self.find(as_picture(image), thresholds, max_detections) for image in images]
 
-    def asked(self, classes: Sequence[str] | str | None, score_threshold: float | None) -> NDArray[np.float32]:
+    def asked(self, classes: Sequence[str] | str | None, score_threshold: Threshold | None) -> NDArray[np.float32]:
         """`[C]` thresholds. Raises `UserError` for classes that the file does not look for."""
         values = self.member_thresholds(score_threshold)
         return thresholds_of(self.about, self.class_ids(classes), values, self.file or "the file")
@@ -289,7 +289,7 @@ def load_exported(path: str | Path, fold: bool = True) -> ExportedDetector:
     return ExportedDetector(session, fold, path)
 
 
-def check_fold(about: About, fold: bool, path: Path) -> None:
+def check_fold(about: About, fold: bool, path: Path | str) -> None:
     if about.rules.by_fold and not fold:
         raise UserError(
             f"--no-fold: of overlapping members of a class {path} keeps the best one alone; take the weights that "
@@ -301,7 +301,7 @@ def predict_files(
     detector: ExportedDetector,
     files: Sequence[Path],
     classes: Sequence[str] | None = None,
-    score_threshold: float | None = None,
+    score_threshold: Threshold | None = None,
     max_detections: int | None = None,
 ) -> Iterator[tuple[Path, Picture | None, Detections | str]]:
     """As `inference.predict_files`, one by one; pictures are `[H, W, 3]`."""

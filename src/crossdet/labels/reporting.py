@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from crossdet.errors import LabelError, UserError
-from crossdet.labels.patterns import matching
+from crossdet.labels.patterns import is_pattern, matching, nothing_matches
 from crossdet.labels.rules import unknown
 from crossdet.labels.space import LabelSpace
 
 DEFAULT_THRESHOLD = 0.3
+Threshold = float | Mapping[str, float]
+"""A lowest score for all classes, or of some by name or pattern (`white_*`); the others keep their own."""
 _SHOWN = 8
 """Class names that `repr` lists."""
+
+
+def _check_score(score: float, of: str = "") -> None:
+    if not 0 <= score <= 1:
+        raise UserError(f"score_threshold: {of}expected a score from 0 to 1, got {score}")
 
 
 class Reporting:
@@ -45,17 +52,29 @@ class Reporting:
         """Those of `reported` that may be asked for."""
         return self.reported
 
-    def thresholds_used(self, score_threshold: float | None) -> dict[str, float]:
-        """Class -> threshold that applies when this one is given. Raises `UserError` for one outside of 0..1."""
-        if score_threshold is not None:
-            if not 0 <= score_threshold <= 1:
-                raise UserError(f"score_threshold: expected a score from 0 to 1, got {score_threshold}")
-            return dict.fromkeys(self.reported, score_threshold)
-        if self.folding is None:
-            return dict(zip(self.classes, self.class_thresholds(), strict=True))
-        return {name: self.thresholds.get(name, DEFAULT_THRESHOLD) for name in self.reported}
+    def thresholds_used(self, score_threshold: Threshold | None) -> dict[str, float]:
+        """Class -> threshold that applies when this one is given; of several that name a class the last, but a name
+        before a pattern.
 
-    def member_thresholds(self, score_threshold: float | None) -> list[float]:
+        Raises `UserError` for one outside of 0..1, and for an unknown class.
+        """
+        if isinstance(score_threshold, int | float):
+            _check_score(score_threshold)
+            return dict.fromkeys(self.reported, float(score_threshold))
+        if self.folding is None:
+            own = dict(zip(self.classes, self.class_thresholds(), strict=True))
+        else:
+            own = {name: self.thresholds.get(name, DEFAULT_THRESHOLD) for name in self.reported}
+        for entry, score in sorted((score_threshold or {}).items(), key=lambda one: one[0] in own):
+            _check_score(score, f"{entry}: ")
+            names = matching([entry], self.reported)
+            if strange := [name for name in names if name not in own]:
+                tell = nothing_matches if is_pattern(entry) else unknown
+                raise LabelError(f"score_threshold: {tell('class', strange[0], self.reported)}")
+            own |= dict.fromkeys(names, float(score))
+        return own
+
+    def member_thresholds(self, score_threshold: Threshold | None) -> list[float]:
         """Of each of `classes` what `thresholds_used` says, before anything is folded."""
         used = list(self.thresholds_used(score_threshold).values())
         return used if self.folding is None else [used[c] for c in self.folding.of]

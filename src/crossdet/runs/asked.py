@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossdet.errors import UserError
+from crossdet.labels.reporting import Threshold
 from crossdet.models.card import is_exported
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class Asked:
 
     weights: Path
     classes: Sequence[str] | None = None
-    score_threshold: float | None = None
+    score_threshold: Threshold | None = None
     max_detections: int | None = None
     fold: bool = True
     agnostic_nms: bool | None = None

@@ -111,6 +111,8 @@ def _run_names(runs: Sequence[Path]) -> list[str]:
     """The last part of each path, with what stands before it where two are equal."""
     paths = [run.with_suffix("") if run.suffix == ".safetensors" else run for run in runs]
     plain = [path.resolve().name for path in paths]
+    if twice := [str(run) for run, path in zip(runs, paths, strict=True) if paths.count(path) > 1]:
+        raise UserError(f"{twice[0]} is given twice; compare it with another detector")
     return [name if plain.count(name) == 1 else str(path) for name, path in zip(plain, paths, strict=True)]
 
 
@@ -129,8 +131,8 @@ def _audit(
             name=dataset,
             index=split.index,
             truth=ground_truth(split),
-            **_relations(sources, detector, dataset),
-            detections=_detect(detector, split.index, config),
+            **(relations := _relations(sources, detector, dataset)),
+            detections=_detect(detector, split.index, config, _sought(detector, split, relations["annotated"])),
         )
         for dataset, split in in_its_classes.items()
     ]
@@ -169,9 +171,21 @@ def overlap_of(detector: Detector) -> NDArray[np.bool_]:
     return folded
 
 
-def _detect(detector: Detector, index: Index, config: Config) -> DetectionArrays:
+def _sought(detector: Detector, split: Split, annotated: NDArray[np.bool_]) -> list[int] | None:
+    """The detector's classes that are looked for: of merged ones that the dataset labels as in `evaluate`, since
+    what an unlabelled member finds there is not wrong; of others all. None: all, as nothing is merged."""
+    folding = detector.space.folding
+    if split.members is None or folding is None:
+        return None
+    return sorted({*split.members, *np.flatnonzero(~annotated[folding.of]).tolist()})
+
+
+def _detect(
+    detector: Detector, index: Index, config: Config, sought: Sequence[int] | None = None
+) -> DetectionArrays:
     folding = detector.space.folding if _folds(detector) else None
-    return detect_folded(detector.model, index, None, _settings(detector, config), folding).detections
+    classes = None if sought is None else range(len(_classes(detector)))
+    return detect_folded(detector.model, index, classes, _settings(detector, config), folding, sought).detections
 
 
 def _fewer(detector: Detector) -> int | None:

@@ -26,7 +26,7 @@ from crossdet.evaluation.protocols.entry import write_predictions
 from crossdet.evaluation.run import DatasetScores, EvalSettings, score_dataset
 from crossdet.evaluation.splits import Split
 from crossdet.evaluation.tables import percent
-from crossdet.export.detector import ExportedDetector
+from crossdet.export.detector import ExportedDetector, check_fold
 from crossdet.files import check_room, safe_names
 from crossdet.labels.folds import NO_ANGLE, Folding
 from crossdet.labels.reporting import Reporting
@@ -330,6 +330,8 @@ def evaluate(
         detector = load_detector(detector, device, last=last)
     if isinstance(detector, Config):
         raise UserError("evaluate: got a config where the detector belongs; its weights or run come first")
+    if isinstance(detector, ExportedDetector):
+        check_fold(detector.about, fold, detector.file or "the file")
     config = as_config(config, detector.space.datasets).with_agnostic_nms(agnostic_nms)
     check_split(config, split)
     sources = open_sources(config, [split], detector=detector.space)

@@ -47,7 +47,7 @@ from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.card import START_FILE, Card, Generation, Score, file_digest, new_generation, weights_path
 from crossdet.models.contract import Growable
 from crossdet.models.settings import NetworkSettings, Section
-from crossdet.models.weights import METRICS_FILE, load_weights, update_card
+from crossdet.models.weights import METRICS_FILE, STATE_FILE, load_weights, update_card
 from crossdet.runs.building import (
     build_fabric,
     build_network,
@@ -122,10 +122,11 @@ def extend(
             told = [*grown_by(known, sources.space), *(f"{kind}: {text}" for kind, text in remarks)]
             print(*told, sep="\n", flush=True)
         old = _in_layout(load_detector(parent, fabric.device), config)
-        before, seen = _start(fabric, config, sources, old, history[-1], run_dir, resume)
+        goes_on = resume and (run_dir / STATE_FILE).exists()  # else nothing holds for the data of now
+        before, seen = _start(fabric, config, sources, old, history[-1], run_dir, goes_on)
         mode = MODES[choice.mode]
         labels = run_dir / TEACHER_FOLDER
-        extension = Extension(fabric, choice, growth, network, old, teacher_settings(config), labels, resume)
+        extension = Extension(fabric, choice, growth, network, old, teacher_settings(config), labels, goes_on)
         course, space, train = mode.prepare(extension)
         del old, extension
 
@@ -343,9 +344,10 @@ def _start(
     old: Detector,
     generation: Generation,
     run_dir: Path,
-    resume: bool,
+    goes_on: bool,
 ) -> tuple[list[Score], Judged]:
-    """What the old detector scores on its classes, kept in the run directory with the generation; what it finds."""
+    """What the old detector scores on its classes, kept in the run directory with the generation; what it finds.
+    goes_on: the training has a state, and the scores are those that it began with."""
     file = run_dir / START_FILE
     splits = _splits_of(sources, old.space)
     scores: list[Score] = []
@@ -354,7 +356,7 @@ def _start(
         known = replace(sources, space=old.space)  # merged classes without members that are new
         evaluation = score_network(fabric, config, known, old.model, splits)
         scores, seen = main_numbers(evaluation.metrics, judged_classes(splits)), _judged(config, evaluation)
-    if resume and file.exists():
+    if goes_on and file.exists():
         return [Score(**score) for score in json.loads(file.read_text())["before"]], seen
     if fabric.is_global_zero:
         write_json(file, {"generation": asdict(generation), "before": [asdict(s) for s in scores]})

@@ -19,6 +19,7 @@ from crossdet.data.picture_files import find_images
 from crossdet.errors import UserError
 from crossdet.files import check_room, safe_names, write_json, writing
 from crossdet.labels.folds import NO_ANGLE
+from crossdet.labels.reporting import Threshold
 from crossdet.runs.asked import Asked
 from crossdet.types import Detections
 
@@ -39,10 +40,10 @@ MAX_OPEN_DRAWINGS = 16
 class Summary:
     """images: how many were read. counts: detections per class. unreadable: one line per lost image. older:
     pictures in `folder/pictures`, by name, that are not of this call. without_id: read images that the COCO file
-    whose ids were asked for does not name. own: how many drawings of an earlier call were left out. asked: how
-    many images were to be looked at. stopped: by Ctrl-C, before all were. most: detections of an image, None where
-    there is no limit. full: images that have as many. low: thresholds of found classes that are below `LOW`, where
-    nobody said another."""
+    whose ids were asked for does not name; without_category: found classes that it does not know. own: how many
+    drawings of an earlier call were left out. asked: how many images were to be looked at. stopped: by Ctrl-C,
+    before all were. most: detections of an image, None where there is no limit. full: images that have as many.
+    low: thresholds of found classes that are below `LOW`, where nobody said another."""
 
     folder: Path
     images: int
@@ -50,6 +51,7 @@ class Summary:
     unreadable: list[str]
     older: list[str]
     without_id: list[Path]
+    without_category: list[str]
     own: int
     asked: int
     stopped: bool
@@ -118,11 +120,13 @@ def predict_to_folder(
     usual = detector.usual_limit if tiling is None else None  # then it is that of every window
     most = usual if asked.max_detections is None else asked.max_detections
     answers = _collected(searched, ids, files, folder / "pictures", drawn, tell)
+    used, own = (detector.thresholds_used(score) for score in (asked.score_threshold, None))
+    own = {} if isinstance(asked.score_threshold, float) else own
     content = {
         "weights": str(detector.file),
         "classes": detector.reported,
         "score_threshold": asked.score_threshold,
-        "thresholds": detector.thresholds_used(asked.score_threshold),
+        "thresholds": used,
         "max_detections": most,
         "tile": None if tiling is None else tiling.side,
         "overlap": None if tiling is None else tiling.overlap,
@@ -133,7 +137,6 @@ def predict_to_folder(
     write_json(folder / "predictions.json", content)
     write_json(folder / "coco_results.json", answers.coco)
     mine = {drawn[Path(entry["file"])] for entry in answers.images} if pictures else set()
-    used = detector.thresholds_used(None) if asked.score_threshold is None else {}
     return Summary(
         folder,
         images=len(answers.images),
@@ -141,12 +144,13 @@ def predict_to_folder(
         unreadable=answers.lost,
         older=sorted({file.name for file in (folder / "pictures").glob("*.jpg")} - mine),
         without_id=answers.without_id,
+        without_category=[] if ids is None else sorted(answers.counts.keys() - ids.categories.keys()),
         own=len(found) - len(files),
         asked=len(files),
         stopped=answers.stopped,
         most=most,
         full=sum(len(entry["detections"]) == most for entry in answers.images),
-        low={name: used[name] for name, _ in answers.counts.most_common() if used.get(name, 1.0) < LOW},
+        low={n: used[n] for n, _ in answers.counts.most_common() if used[n] == own.get(n) and used[n] < LOW},
     )
 
 
@@ -309,7 +313,7 @@ def predict(
     weights: str | Path | Detector | ExportedDetector,
     images: AnyImage | list[AnyImage] | tuple[AnyImage, ...],
     classes: Sequence[str] | None = None,
-    score_threshold: float | None = None,
+    score_threshold: Threshold | None = None,
     *,
     max_detections: int | None = None,
     tile: int | None = None,
@@ -353,7 +357,7 @@ def _in_files(
     detector: Detector,
     files: Sequence[Path],
     classes: Sequence[str] | None,
-    score_threshold: float | None,
+    score_threshold: Threshold | None,
     more: Mapping[str, Any],
 ) -> Iterator[Detections]:
     from crossdet.inference import predict_files

@@ -15,6 +15,7 @@ from crossdet.errors import UserError
 from crossdet.evaluation.report_page import Counts, Looked, RunRecord, write_report
 from crossdet.export.sessions import card_in
 from crossdet.files import check_room
+from crossdet.labels.space import LabelSpace
 from crossdet.models.card import name_of, read_card
 from crossdet.models.weights import METRICS_FILE
 from crossdet.runs.audit import audited_runs, overlap_of
@@ -55,7 +56,7 @@ def report(
         if data is None and not _is_run(run):
             raise UserError(f"{run} is no run with a {CONFIG_FILE}; say --data CONFIG, or --no-pictures")
         config = load_config(data or run / CONFIG_FILE, [], records[0].card.space.datasets)
-        counts = _counts(config)
+        counts = _counts(config, records[0].card.space)
         if any(dataset.val is not None for dataset in config.datasets.values()):
             found = audited_runs([run], config)
             if against is not None:  # in its own classes: an extension has more than what it began with
@@ -103,8 +104,8 @@ def _number(text: str | None) -> float:
         return math.nan
 
 
-def _counts(config: Config) -> Counts:
-    sources = open_sources(config, ["train", "val"])
+def _counts(config: Config, known: LabelSpace) -> Counts:
+    sources = open_sources(config, ["train", "val"], detector=known)
     return {
         name: {
             split: (len(indexes[name]), len(indexes[name].labels))

@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from crossdet.errors import RunError
-from crossdet.files import write_atomically, writing
+from crossdet.files import printable, write_atomically, writing
 from crossdet.training.loggers import FAILED, SUCCESS, Loggers
 
 _SHORT = {"classification": "class"}
@@ -73,7 +73,7 @@ class RunLog:
 
     def unreadable(self, line: str) -> None:
         """Printed by the process that met it."""
-        print(f"skipped, another image takes its place: {line}", flush=True)
+        print(f"skipped, another image takes its place: {printable(line)}", flush=True)
 
     def step(self, at: Step, images: int, every: int) -> None:
         """images: in this step. every: so many steps have one line; the last one of an epoch has its own."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from crossdet.data import decoding
 from crossdet.data.annotation_files import header_sizes
@@ -199,6 +199,35 @@ def test_upright_is_what_the_header_says(suffix, tmp_path):
     assert read_image(path, upright=True).shape == (3, 40, 24)
     assert header_sizes([path], upright=True) == [(40, 24)]
     assert read_image(path, (40, 24)).shape == (3, 40, 24)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_what_xmp_says_of_the_orientation_turns_nothing(suffix, tmp_path):
+    """torchvision does not read it; header and picture have to agree."""
+    says = b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", says.decode())
+    path = saved(tmp_path / f"a.{suffix}", SMOOTH, **({"pnginfo": info} if suffix == "png" else {"xmp": says}))
+    with Image.open(path) as image:
+        assert image.getexif()[0x0112] == 6
+    assert read_image(path, upright=True).shape == (3, 24, 40)
+    assert header_sizes([path], upright=True) == [(24, 40)]
+
+
+def test_exif_behind_the_pixels_of_a_png_turns_nothing(tmp_path):
+    """The look at headers does not see it."""
+    exif = Image.Exif()
+    exif[0x0112] = ROTATED_BY_90
+    chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path = saved(tmp_path / "a.png", PICTURE)
+    data = path.read_bytes()
+    end = data.rindex(b"IEND") - 4
+    path.write_bytes(data[:end] + chunk + data[end:])
+    with Image.open(path) as image:
+        assert image.getexif()[0x0112] == ROTATED_BY_90
+    assert read_image(path, upright=True).shape == (3, 24, 40)
+    assert header_sizes([path], upright=True) == [(24, 40)]
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])

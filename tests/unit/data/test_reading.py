@@ -141,6 +141,22 @@ def test_sizes_follow_the_images(format: str, how: str, tmp_path: Path, cache: P
     assert len(list(cache.iterdir())) == (1 if how == "kept" else 2)
 
 
+def test_sizes_that_coco_does_not_tell_follow_the_pictures(tmp_path: Path, cache: Path) -> None:
+    """Also those of an index in the cache; one whose annotations tell all sizes has one entry."""
+    files = write_all(tmp_path)["coco"]
+    read_split("coco", files)
+    assert len(list(cache.iterdir())) == 1
+    content = json.loads(files.annotations[0].read_text())
+    for image in content["images"]:
+        del image["width"]
+    files.annotations[0].write_text(json.dumps(content))
+    assert read_split("coco", files).sizes.tolist() == [[80, 100]] * 3
+    save_image(tmp_path / "small.png", 50, 40).replace(next((tmp_path / "images").rglob("b.png")))
+    for _ in range(2):
+        assert read_split("coco", files).sizes.tolist() == [[80, 100], [40, 50], [80, 100]]
+    assert len(list(cache.iterdir())) == 1 + 3
+
+
 @pytest.mark.slow
 def test_many_pictures_open_from_the_cache_at_once(tmp_path: Path) -> None:
     """As many as COCO's train2017 in a format whose pictures count; empty files, for only their state does."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from crossdet.evaluation.arrays import Verified
 from crossdet.evaluation.audit import audit
 from crossdet.evaluation.insight import (
     PictureScore,
@@ -80,6 +83,15 @@ def test_curves_are_over_all_datasets_with_the_class(world):
     assert curves[CAR].ap == pytest.approx(0.5 * 1.0 + 0.5 * 2 / 3)
     assert curves[DOG].ap == pytest.approx(1 / 3)
     assert class_curves(judged[:1], [FACE]) == {}
+
+
+def test_what_is_found_in_images_that_verify_nothing_is_found(world):
+    """There a detection without an object is not wrong, and an object that is found is not missed."""
+    none = np.zeros(0, np.int64)
+    faces = replace(world[1], truth=replace(world[1].truth, verified=Verified(none, none, none)))
+    scores = picture_scores([faces], audit([faces], CLASSES, NO_OVERLAP, [0.5] * 3))
+    assert scores == [PictureScore("faces", 0, 1, 0, 0), PictureScore("faces", 1, 1, 0, 0),
+                      PictureScore("faces", 2, 0, 0, 0)]  # fmt: skip
 
 
 def test_pictures(world):

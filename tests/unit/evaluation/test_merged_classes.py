@@ -19,6 +19,7 @@ from PIL import Image
 from torchvision.ops import box_iou, nms
 
 from crossdet import Config, LabelSpace, UserError, load_detector
+from crossdet.config import load_config
 from crossdet.config.sources import Sources
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import Index, IndexBuilder
@@ -26,7 +27,7 @@ from crossdet.errors import LabelError
 from crossdet.evaluation.arrays import DetectionArrays
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.protocols.entry import score_split
-from crossdet.evaluation.run import EvalSettings, detect, score_dataset
+from crossdet.evaluation.run import EvalSettings, detect, detect_folded, score_dataset
 from crossdet.evaluation.splits import Split
 from crossdet.inference import Detector
 from crossdet.labels.edits import edited, grown, growth
@@ -37,6 +38,9 @@ from crossdet.models.retinanet.growth import BIAS, WEIGHT, by_class
 from crossdet.models.retinanet.settings import Anchors, RetinaNetSettings
 from crossdet.models.weights import load_weights, save_weights
 from crossdet.runs import evaluate as evaluating
+from crossdet.runs.audit import _detect as detection_of
+from crossdet.runs.audit import _settings as settings_of
+from crossdet.runs.audit import audited_runs
 from crossdet.runs.evaluate import splits_for_training
 from crossdet.runs.extend import extend
 from crossdet.runs.relabel import relabel
@@ -395,6 +399,20 @@ def test_the_threshold_of_a_merged_class_is_stored_and_shown(weights, crossdet):
     # of the name of a member the member's threshold would be taken for that of the merged class
     relabel(Path("old.safetensors"), Path("car.safetensors"), [], [("car", ("car", "truck"))])
     assert load_detector("car.safetensors", "cpu").thresholds_used(None)["car"] == 0.3
+
+
+def test_the_audit_looks_for_the_members_that_are_labelled(weights, tmp_path):
+    """Cars are: a truck that is found is not wrong, as in `eval`. Of what is not labelled all is looked for."""
+    config = load_config(config_file("cars.yaml", {"a": ("car",)}, eval={"topk": 100_000}), [])
+    ((run, detector),) = audited_runs([weights], config, device="cpu")
+    (split,) = run.splits
+    everything = detection_of(detector, split.index, config)
+    cars = detect_folded(detector.model, split.index, [0], settings_of(detector, config), detector.folding, [0])
+    audited, all_found = (
+        np.bincount(found.labels, minlength=3).tolist() for found in (split.detections, everything)
+    )
+    assert audited == [len(cars.detections.labels), *all_found[1:]]
+    assert 5 < audited[0] < all_found[0]
 
 
 def test_a_config_that_contradicts_the_weights_is_read_by_itself(weights, crossdet):

@@ -689,6 +689,10 @@ def test_members_that_suppress_each_other_cannot_be_told_apart(files):
     check_fold(about, False, files / "any.onnx")
     with pytest.raises(UserError, match=r"^--no-fold: .*any\.onnx keeps the best one"):
         check_fold(replace(about, rules=replace(about.rules, by_fold=True)), False, files / "any.onnx")
+    detector = load_detector(files / "any.onnx")
+    detector.about = replace(about, rules=replace(about.rules, by_fold=True))
+    with pytest.raises(UserError, match=r"^--no-fold: .*any\.onnx keeps the best one"):
+        evaluate(detector, files / "config.yaml", fold=False)
 
 
 def test_a_graph_of_one_size_has_to_be_given_it(detector, weights, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from crossdet import Config, LabelSpace, UserError
 from crossdet.check import inspect_weights, print_report, print_weights
 from crossdet.check.extension import inspect_extension
 from crossdet.config.sources import open_sources
+from crossdet.data.cache import load_index, save_index
 from crossdet.data.index import IndexBuilder, Ragged
 from crossdet.errors import ConfigError
 from crossdet.evaluation.arrays import DetectionArrays
@@ -132,7 +133,7 @@ def test_trust_in_the_teacher_is_a_switch(space):
     assert space.sources[1] == {"sign": 2, "helmet": 3}  # unchanged
 
 
-def test_pseudo_labels_by_hand(space):
+def test_pseudo_labels_by_hand(space, tmp_path):
     builder = IndexBuilder("/pictures")
     for name in ("a.png", "b.png", "c.png"):
         builder.image(name, 100, 100)
@@ -203,6 +204,11 @@ def test_pseudo_labels_by_hand(space):
     )  # fmt: skip
     assert without_lists.negatives is not None
     assert [without_lists.negatives[row].tolist() for row in range(3)] == [[2, 3]] * 3
+    save_index(without_lists, tmp_path / "kept")  # as a training does between labelling and its steps
+    kept = load_index(tmp_path / "kept")
+    assert kept.negatives is not None
+    assert kept.negatives.values.tolist() == [2, 3] * 3
+    assert kept.not_exhaustive is None
 
 
 # ----------------------------------------------------------------------------------------- settings

@@ -44,6 +44,22 @@ def saved(file: Path, network) -> Path:
     return file
 
 
+@pytest.mark.parametrize("names", [["face ", "dog"], ["face ", "face"]])
+def test_a_name_with_a_space_after_it_comes_back(names, tmp_path):
+    """As files of COCO may have it. In checkpoints of others such spaces mean nothing."""
+    network = tiny("dfine", 2, square=SIDE, prior=0.2)
+    card = Card(
+        LabelSpace.build({"a": names}), network.settings, InputSettings(SIDE, SIDE), {}, None,
+        (Generation("train", {"a": names}, names),),
+    )  # fmt: skip
+    save_weights(tmp_path / "mine.safetensors", network.state_dict(), card)
+    write_directory(tmp_path / "mine.safetensors", tmp_path / "out")
+    assert load_detector(tmp_path / "out", "cpu").classes == tuple(names)
+    (tmp_path / "out/crossdet.json").unlink()
+    if len({name.strip() for name in names}) > 1:
+        assert load_detector(tmp_path / "out", "cpu").classes == ("face", "dog")
+
+
 def test_transformers_opens_it_and_so_do_we(tmp_path):
     from transformers import pipeline
 

@@ -325,7 +325,7 @@ def _without_loss(boxes: Floats, items: Items) -> Floats:
     for i, item in enumerate(items):
         said = item.get("attributes")
         degrees: Any = said.get("rotation") if isinstance(said, dict) else None
-        if _is_number(degrees) and degrees % 180:
+        if _is_number(degrees) and math.isfinite(degrees) and degrees % 180:
             angle, (x, y, w, h) = math.radians(degrees), boxes[i].tolist()
             cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
             wide, tall = w * cos + h * sin, w * sin + h * cos

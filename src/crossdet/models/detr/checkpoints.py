@@ -17,7 +17,17 @@ from safetensors import SafetensorError, safe_open
 from crossdet.errors import UserError, show
 from crossdet.files import write_atomically
 from crossdet.labels.placeholders import without_placeholders
-from crossdet.models.hub import ALL_PROCESSORS, CONFIG, INDEX, PROCESSOR, WEIGHTS, fetch, identifier, unreadable
+from crossdet.models.hub import (
+    ALL_PROCESSORS,
+    CARD_FILE,
+    CONFIG,
+    INDEX,
+    PROCESSOR,
+    WEIGHTS,
+    fetch,
+    identifier,
+    unreadable,
+)
 from crossdet.types import PAD_DIVISOR
 
 NOT_OURS = ("id2label", "label2id", "num_labels", "architectures", "transformers_version", "dtype", "torch_dtype")
@@ -199,7 +209,8 @@ def _classes(file: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
         )
     if strange := [name for name in given.values() if not isinstance(name, str)]:
         raise UserError(f"{file}: `id2label` has the name {show(strange[0])}; names are texts")
-    rows = {int(key): name.strip() for key, name in given.items()}
+    ours = (file.parent / CARD_FILE).is_file()  # then a name may be one with spaces around it
+    rows = {int(key): name if ours else name.strip() for key, name in given.items()}
     if len(rows) < len(given):
         raise UserError(f"{file}: `id2label` has a row under two keys, such as 0 and 00; name every row once")
     if sorted(rows) != list(range(len(rows))):

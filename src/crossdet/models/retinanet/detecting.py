@@ -24,6 +24,7 @@ class Detecting(nn.Module):
         super().__init__()
         self.network, self.limits = network, limits
         self.register_buffer("classes", classes)
+        self.borders = network.adapter_borders(classes)
 
     def forward(self, images: Tensor, thresholds: Tensor, sizes: Tensor | None = None) -> Found:
         network = self.network
@@ -42,7 +43,7 @@ class Detecting(nn.Module):
     def _candidates(self, level: Tensor, anchors: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best pairs of anchor and class of a level: boxes, scores, labels."""
         network = self.network
-        scores = network.class_logits(level, self.classes).float().sigmoid()
+        scores = network.class_logits(level, self.classes, self.borders).float().sigmoid()
         scores = torch.where(scores > thresholds[self.classes], scores, 0.0)
         best, pairs = best_columns(scores.flatten(1), self.limits.topk)
         anchor, label = pairs // len(self.classes), self.classes[pairs % len(self.classes)]

@@ -318,9 +318,17 @@ class RetinaNet(Growable):
     def detection_module(self, classes: Tensor, limits: Limits) -> nn.Module:
         return Detecting(self, classes, limits)
 
-    def class_logits(self, features: Tensor, classes: Tensor) -> Tensor:
-        """`[B, H W A, K]` of one level and some classes, rising and each once."""
-        return self._class_logits(self.class_subnet.before_prediction(features), classes)
+    def class_logits(self, features: Tensor, classes: Tensor, borders: Sequence[int] | None = None) -> Tensor:
+        """`[B, H W A, K]` of one level and some classes, rising and each once. borders: of `adapter_borders`, where
+        it must not be computed, in a graph."""
+        return self._class_logits(self.class_subnet.before_prediction(features), classes, borders)
+
+    def adapter_borders(self, classes: Tensor) -> list[int]:
+        """The first of the `classes`, rising, that each adapter computes."""
+        begins = [adapter.first for adapter in self.settings.adapters]
+        if len(classes) == self.num_classes:
+            return begins
+        return torch.searchsorted(classes, torch.tensor(begins, device=classes.device)).tolist()
 
     # ---------------------------------------------------------------- growth
 
@@ -411,7 +419,7 @@ class RetinaNet(Growable):
         boxes = decode_boxes(chosen.float(), anchors[found.anchor])
         return Boxes(boxes, found.scores, found.image, found.label)
 
-    def _class_logits(self, tower: Tensor, classes: Tensor) -> Tensor:
+    def _class_logits(self, tower: Tensor, classes: Tensor, borders: Sequence[int] | None = None) -> Tensor:
         """`[B, H W A, K]` logits of some classes, rising and each once.
 
         Classes from before an adapter are computed without it, by the same call as before there was one: adding
@@ -419,14 +427,12 @@ class RetinaNet(Growable):
         """
         if not self.settings.adapters:
             return self._rows_of_logits(tower, classes)
-        begins = [adapter.first for adapter in self.settings.adapters]
-        if len(classes) == self.num_classes:
-            borders = begins
-        else:
-            borders = torch.searchsorted(classes, torch.tensor(begins, device=classes.device)).tolist()
+        borders = self.adapter_borders(classes) if borders is None else borders
         width = tower.shape[1] - sum(adapter.channels for adapter in self.settings.adapters)
         parts = []
-        for group, adapter in zip(classes.tensor_split(borders), [*self.settings.adapters, None], strict=True):
+        for group, adapter in zip(
+            classes.tensor_split(tuple(borders)), [*self.settings.adapters, None], strict=True
+        ):
             if len(group):
                 parts.append(self._rows_of_logits(tower[:, :width], group))
             width += adapter.channels if adapter is not None else 0

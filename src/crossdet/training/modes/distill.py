@@ -58,7 +58,7 @@ def _with_labels(extension: Extension) -> tuple[LabelSpace, Mapping[str, Index]]
         growth.train,
         settings.uncertain_from,
         extension.folder,
-        keep=extension.resume,
+        keep=extension.goes_on,
     )
     return space_with_teachers(growth.space, by_teacher, settings.trust), train
 

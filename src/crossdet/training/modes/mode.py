@@ -102,7 +102,8 @@ class Extension:
     """What a mode prepares a training from.
 
     network: carries the old weights already. old: the detector before. teacher_settings: how it looks at training
-    images. folder: for what it finds there. resume: what lies in the folder is taken.
+    images. folder: for what it finds there. goes_on: the training has a state; what lies in
+    the folder is taken.
     """
 
     fabric: Fabric
@@ -112,7 +113,7 @@ class Extension:
     old: Detector
     teacher_settings: EvalSettings
     folder: Path
-    resume: bool
+    goes_on: bool
 
 
 class Remark(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,14 @@ def test_a_turned_box_is_around_its_corners(tmp_path: Path) -> None:
     wide, tall = 20 * np.sqrt(3) / 2 + 5, 10 + 10 * np.sqrt(3) / 2
     around = [50 - wide / 2, 35 - tall / 2, 50 + wide / 2, 35 + tall / 2]
     np.testing.assert_allclose(index.boxes, [around, [0, 7, 36, 37], [5.5, 5, 15.5, 15.25]], rtol=1e-6)
+
+
+def test_a_turn_that_is_no_angle_turns_nothing(tmp_path: Path) -> None:
+    content = coco_dict()
+    before = read(content, tmp_path).boxes.tolist()
+    content["annotations"][0]["attributes"] = {"rotation": math.inf}
+    content["annotations"][1]["attributes"] = {"rotation": math.nan}
+    assert read(content, tmp_path).boxes.tolist() == before
 
 
 def test_an_unknown_id_is_named_once(tmp_path: Path) -> None:

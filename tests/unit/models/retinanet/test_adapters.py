@@ -105,6 +105,18 @@ def test_find_gives_what_decode_of_all_logits_gives(generations, classes):
         torch.testing.assert_close(a.boxes, b.boxes)
 
 
+@pytest.mark.parametrize("classes", [[0, 3], [2, 3], [0, 1, 2, 3]])
+def test_a_graph_of_some_classes(generations, classes):
+    """As `export --classes` makes it: nothing in it depends on what the classes are."""
+    module = generations[-1].detection_module(torch.tensor(classes), Limits(0.0, topk=50, max_detections=20)).eval()
+    thresholds = torch.full((4,), 0.05)
+    with torch.no_grad():
+        graph = torch.export.export(module, (IMAGES, thresholds)).module()
+        for a, b in zip(graph(IMAGES, thresholds), module(IMAGES, thresholds), strict=True):
+            torch.testing.assert_close(a, b)
+        assert set(module(IMAGES, thresholds).labels.unique().tolist()) <= {-1, *classes}
+
+
 def test_the_loss_is_that_of_these_logits(generations):
     """Training computes all rows at once, inference each class with its own channels: the same by the zeros."""
     model = generations[-1].double()
