@@ -314,6 +314,7 @@ def test_labels_of_a_run_without_a_state_are_not_taken(world, signs, trained, tm
     """It was stopped before its first state; since then a sign more was labelled, in the same files."""
     folder = tmp_path / "signs"
     shutil.copytree(signs["train"]["images"], folder)
+    shutil.copy(signs["train"]["annotations"], folder)
     mine = {"format": "coco", "train": {"images": str(folder), "annotations": str(folder / "signs_train.json")}}
     parsed = config(world, mine, {"extend.mode": "distill", "extend.pseudo": True, "train.max_steps": 1}, old="val")
     run, train_epoch = tmp_path / "run", loop._train_epoch
