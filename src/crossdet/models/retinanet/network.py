@@ -326,7 +326,7 @@ class RetinaNet(Growable):
     def adapter_borders(self, classes: Tensor) -> list[int]:
         """The first of the `classes`, rising, that each adapter computes."""
         begins = [adapter.first for adapter in self.settings.adapters]
-        if len(classes) == self.num_classes:
+        if not begins or len(classes) == self.num_classes:
             return begins
         return torch.searchsorted(classes, torch.tensor(begins, device=classes.device)).tolist()
 
