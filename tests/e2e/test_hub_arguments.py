@@ -48,7 +48,11 @@ def hub(tmp_path, monkeypatch) -> list[str]:
                 shutil.copy(file, local_dir)
         return str(local_dir)
 
+    def list_repo_files(identifier: str) -> list[str]:
+        return [file.name for file in (tmp_path / "hub" / identifier).iterdir()]
+
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", list_repo_files)
     monkeypatch.setenv("CROSSDET_CACHE", str(tmp_path / "cache"))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")

@@ -50,7 +50,7 @@ def predict(
         str | None,
         typer.Option(
             metavar="SCORE",
-            help="lowest score to report, such as 0.4, or face=0.5,white_*=0.2 for some classes (default: each "
+            help="lowest score to report, such as 0.4, or face=0.5,cat=0.2 for some classes (default: each "
             "class's own, from the weights, or 0.3)",
         ),
     ] = None,

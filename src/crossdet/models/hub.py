@@ -69,6 +69,7 @@ def fetch(identifier: str, said: str) -> Path:
     from huggingface_hub import snapshot_download  # loads httpx, for which `check` has no time
 
     folder = _cached() / identifier
+    fetched_before = folder.is_dir()
     try:
         snapshot_download(identifier, local_dir=folder, allow_patterns=list(FILES))
     except Exception as error:  # the hub raises what the network does
@@ -77,7 +78,20 @@ def fetch(identifier: str, said: str) -> Path:
             f"{said} could not be fetched from the hub ({reason}); give a local directory with its {CONFIG}, "
             f"{WEIGHTS} and {PROCESSOR}, such as `hf download {identifier} --local-dir DIR` makes"
         ) from None
+    if fetched_before:
+        _remove_gone(folder, identifier)
     return folder
+
+
+def _remove_gone(folder: Path, identifier: str) -> None:
+    """Files of an earlier fetch that the hub has no longer: a `CARD_FILE` would speak of other weights."""
+    from huggingface_hub import list_repo_files
+
+    with suppress(Exception):  # offline; then what is there was fetched together
+        listed = set(list_repo_files(identifier))
+        for file in [file for pattern in FILES for file in folder.glob(pattern)]:
+            if file.name not in listed:
+                file.unlink()
 
 
 def checkpoint_name(directory: Path) -> str:

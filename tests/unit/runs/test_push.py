@@ -21,6 +21,7 @@ from crossdet.models.card import Card, Generation, InputSettings, Score
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.models.weights import load_weights
 from crossdet.runs.export import Request, export
+from crossdet.runs.hugging_face import write_directory
 from crossdet.runs.model_card import model_card
 from crossdet.runs.push import push
 
@@ -123,6 +124,29 @@ def test_what_is_uploaded_comes_back(weights, tmp_path, monkeypatch):
     detector = load_detector("hf://me/scenes", "cpu")
     assert detector.thresholds == {"cat": 0.4}
     assert detector.space == load_weights(weights)[1].space
+
+
+def test_what_the_hub_has_no_longer_is_not_taken(weights, tmp_path, monkeypatch):
+    """Somebody has put other weights there, without our rules; those of before speak of the old ones."""
+    shelf = tmp_path / "shelf"
+    write_directory(weights, shelf)
+
+    def snapshot_download(identifier: str, local_dir: Path, allow_patterns: list[str]) -> None:
+        shutil.copytree(shelf, local_dir, dirs_exist_ok=True)
+
+    def list_repo_files(identifier: str) -> list[str]:
+        return [file.name for file in shelf.iterdir()]
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", list_repo_files)
+    monkeypatch.setenv("CROSSDET_CACHE", str(tmp_path))
+    assert load_detector("hf://me/scenes", "cpu").thresholds == {"cat": 0.4}
+    (shelf / "crossdet.json").unlink()
+    assert load_detector("hf://me/scenes", "cpu").thresholds == {}
+    assert {file.name for file in (tmp_path / "hub/me/scenes").iterdir()} == set(list_repo_files(""))
+    (shelf / "config.json").rename(tmp_path / "config.json")  # a hub that cannot be asked takes nothing away
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", None)
+    assert load_detector("hf://me/scenes", "cpu").thresholds == {}
 
 
 def test_a_run_without_transformers_network(trained, tmp_path, crossdet):
