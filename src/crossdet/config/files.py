@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loading; `1e-4` is a number, a date is text, and what PyYAML cannot read is told with its line."""
+    """Safe loading; `1e-4` is a number, a date and `1:30` are text, `010` is ten, and what PyYAML cannot read is
+    told with its line."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -60,6 +61,23 @@ class _Dumper(yaml.SafeDumper):
 for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver(_FLOAT, _EXPONENT, list("-+0123456789"))
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda _loader, node: str(node.value))
+
+
+def _number(read: Callable[[yaml.SafeLoader, Any], float]) -> Callable[[_Loader, Any], float | str]:
+    """As YAML 1.2 reads it: 1.1 takes `1:30` for ninety and `010` for eight."""
+
+    def construct(loader: _Loader, node: Any) -> float | str:
+        text = str(node.value)
+        if ":" in text:
+            return text
+        digits = text.replace("_", "")
+        return int(digits, 10) if re.fullmatch(r"[-+]?0[0-9]+", digits) else read(loader, node)
+
+    return construct
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _number(yaml.SafeLoader.construct_yaml_int))
+_Loader.add_constructor("tag:yaml.org,2002:float", _number(yaml.SafeLoader.construct_yaml_float))
 
 
 FROM_PYTHON = ", given from Python"

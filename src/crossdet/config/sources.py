@@ -183,6 +183,7 @@ def _read_splits(
                     labelled.setdefault(name, set()).update(_with_boxes(index))
         reader = lists_of(dataset.protocol)
         known = split == "test" and name in lists  # those of `val` go first, where both are read
+        known |= split == "train" and len(splits) > 1  # then it is not what is judged
         if isinstance(files, SplitConfig) and files.lists is not None and reader is not None and not known:
             with _noted(problems, f"datasets.{name}.{split}.lists"):
                 lists[name] = reader.read(files.lists)
@@ -226,11 +227,12 @@ def classes_of(space: LabelSpace) -> dict[str, list[str]]:
 
 def open_split(dataset: DatasetConfig | UnionTestConfig, split: str, given: SplitConfig | Index) -> Index:
     """The index of one split: read from its files (through the cache), or as handed over from Python; its
-    `ignore_classes` are regions. Raises `UserError` where the training split has no such class."""
+    `ignore_classes` are regions. Raises `UserError` where the training split, or the only one, lacks one."""
     index = given if isinstance(given, Index) else _read(dataset, split, given)
     ignored = dataset.ignore_classes or ()
     strange = [name for name in ignored if name not in index.classes]
-    if strange and split == "train":  # others may have fewer
+    splits = [name for name in ALL_SPLITS if getattr(dataset, name, None) is not None]
+    if strange and (split == "train" or len(splits) < 2):  # beside a training split others may have fewer
         hint = suggest(strange[0], index.classes, "classes")
         raise UserError(f"ignore_classes: it has no class {quoted(strange)}; {hint}")
     return with_regions(index, ignored)
@@ -258,6 +260,12 @@ def whole_split(dataset: DatasetConfig, split: str) -> Index:
     return open_split(dataset, source, given)
 
 
+def check_not_empty(indexes: Mapping[str, Index], split: str) -> None:
+    """Raises `UserError` for a split without a picture, which would be judged on nothing."""
+    if empty := [f"datasets.{name}.{split}" for name, index in indexes.items() if not len(index)]:
+        raise UserError(f"{', '.join(empty)}: no images")
+
+
 def union_test_index(given: UnionTestConfig | Index) -> Index:
     """The fully labelled images of a config; `UserError` where their files cannot be read."""
     return given if isinstance(given, Index) else open_split(given, "union_test", given)
@@ -277,14 +285,15 @@ def _build_space(
     for name, dataset in config.datasets.items():
         mine = {split: found[split][name] for split in ALL_SPLITS if name in found[split]}
         indexes = list(mine.values())
-        if name not in found["train"] and name in known_classes:
+        by_weights = name not in found["train"] and name in known_classes
+        if by_weights:
             classes[name] = known_classes[name]
         elif indexes:
             classes[name] = indexes[0].classes
         else:
             continue
         for split, index in mine.items():
-            check_class_names(name, classes[name], index.classes, f"datasets.{name}.{split}")
+            check_class_names(name, classes[name], index.classes, f"datasets.{name}.{split}", by_weights)
         said = dataset.federated
         if said or (said is None and any(index.federated for index in indexes)):
             federated.append(name)

@@ -337,9 +337,18 @@ def _tensor(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(array.copy())
 
 
-def check_class_names(dataset: str, trained: Sequence[str], found: Sequence[str], where: str) -> None:
-    """Raises `UserError` if a split brings classes that the training split does not know."""
+def check_class_names(
+    dataset: str, trained: Sequence[str], found: Sequence[str], where: str, by_weights: bool = False
+) -> None:
+    """Raises `UserError` if a split brings classes that the training split does not know. by_weights: what they
+    know of a dataset of this name is `trained`, and no training split is read."""
     strange = [name for name in found if name not in trained]
+    if strange and by_weights:
+        raise UserError(
+            f"{where}: class {quoted(strange)} is not among the classes with which the weights know the dataset "
+            f"{dataset!r} ({', '.join(trained)}); give the dataset another name in this config, and its classes "
+            f"are taken by their names"
+        )
     if strange:
         raise UserError(
             f"{where}: class {quoted(strange)} is not among the classes of the training split of {dataset!r} "

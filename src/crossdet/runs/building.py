@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from crossdet.config import Config, as_config
 from crossdet.config.beginning import rows_begun
 from crossdet.config.listed_only import listed_only_problem
-from crossdet.config.sources import NO_BOX, Sources, open_sources
+from crossdet.config.sources import NO_BOX, Sources, check_not_empty, open_sources
 from crossdet.data.augment import IMAGENET_MEAN, Augment
 from crossdet.data.colour import coloured
 from crossdet.data.hybrid import HybridDataset, Part
@@ -237,6 +237,7 @@ def check_trainable(sources: Sources, plain: bool = False) -> None:
     empty = [name for name, index in sources.train.items() if not len(index)]
     if empty:
         raise UserError(f"datasets without a single training image: {', '.join(empty)}")
+    check_not_empty(sources.val, "val")
     if sources.without_box:
         raise UserError(NO_BOX)
     if sources.listed_only and not plain:

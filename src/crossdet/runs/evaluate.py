@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from crossdet.config import Config, as_config
 from crossdet.config.listed_only import listed_only_notes
-from crossdet.config.sources import Sources, check_split, open_sources
+from crossdet.config.sources import Sources, check_not_empty, check_split, open_sources
 from crossdet.data.federated import verified_in_evaluation
 from crossdet.data.index import Index
 from crossdet.data.rotation import without_direction_classes
@@ -335,6 +335,7 @@ def evaluate(
     config = as_config(config, detector.space.datasets).with_agnostic_nms(agnostic_nms)
     check_split(config, split)
     sources = open_sources(config, [split], detector=detector.space)
+    check_not_empty(getattr(sources, split), split)
     splits = splits_for_detector(sources, getattr(sources, split), detector, fold)
     folding = detector.space.folding if fold else None
     if output is not None:

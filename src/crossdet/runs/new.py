@@ -292,8 +292,8 @@ def _label_lines(datasets: tuple[Dataset, ...]) -> Iterator[str]:
         yield f"  # absent: {_comment({two: [a]})}"
     if not narrow:
         yield f"  # {_one_line(one)} labels this in some pictures only, so its background is no negative for it."
-        yield f"  # not_exhaustive: {_comment({one: [a]})}"
-    yield from _boxless_lines(datasets)
+        yield f"  # not_exhaustive: {_comment({one: [f'{one}/{a}' if a in equal else a]})}"
+    yield from _boxless_lines(datasets, equal)
 
 
 def _merge_lines(
@@ -317,7 +317,13 @@ def _merge_lines(
         yield f"  # merge: {_comment({**same, **_joined_groups(likely, parts)})}"
     if narrow:
         yield "  # and this, unless their pictures show nothing else of that class, which nobody labelled there:"
-        yield f"  # not_exhaustive: {_comment(narrow)}"
+        yield f"  # not_exhaustive: {_comment(_as_merged(narrow, _joined_groups(likely, parts)))}"
+
+
+def _as_merged(narrow: Mapping[str, Sequence[str]], groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The names that the classes have once these groups are merged."""
+    merged = {source.partition("/")[2]: whole for whole, group in groups.items() for source in group}
+    return {dataset: list(dict.fromkeys(merged.get(n, n) for n in names)) for dataset, names in narrow.items()}
 
 
 def _owners(datasets: Sequence[Dataset], dropped: Sequence[str]) -> dict[str, list[str]]:
@@ -389,14 +395,17 @@ def _with_parts(whole: str, group: Sequence[str], equal: Collection[str]) -> Ite
     yield from ([named[s], named[part]] for s in of_whole for part in group if part not in of_whole)
 
 
-def _boxless_lines(datasets: Sequence[Dataset]) -> Iterator[str]:
-    """Of classes that a dataset lists without a box: objects that nobody labelled must not become background."""
+def _boxless_lines(datasets: Sequence[Dataset], equal: Collection[str]) -> Iterator[str]:
+    """Of classes that a dataset lists without a box: objects that nobody labelled must not become background.
+    equal: names of several datasets, which are one class only once they are merged."""
     boxed = {name for dataset in datasets for name in dataset.classes if name not in dataset.without_box}
     empty = {dataset.name: dataset.without_box for dataset in datasets}
     unlabelled = {name: own for name, names in empty.items() if (own := [c for c in names if c in boxed])}
     unknown = _without_any_box(datasets)
     if unlabelled:
         yield "  # Listed without one box, while others have some: perhaps shown, and nobody marked them."
+        if any(name in equal for own in unlabelled.values() for name in own):
+            yield "  # With the merge above, in place of `distinct` and `overlap`:"
         yield f"  # unlabelled: {_comment(unlabelled)}"
     if unknown:
         yield "  # Listed without one box, so there is nothing to learn it from."

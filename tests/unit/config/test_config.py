@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from crossdet import evaluate
-from crossdet.config import Config, as_config, dump_config, load_config
+from crossdet.config import Config, as_config, dump_config, files, load_config
 from crossdet.config.schema import AugmentConfig
 from crossdet.data.index import IndexBuilder
 from crossdet.errors import ConfigError, UserError
@@ -339,6 +340,16 @@ def test_a_config_can_be_sent_to_another_process():
     values = {"images": "i", "annotations": "a.json"}
     config = Config.from_dict({"datasets": {"a": {"format": "coco", "train": values}}, "model": {"channels": 8}})
     assert pickle.loads(pickle.dumps(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [("010", 10), ("-012", -12), ("0", 0), ("1_000", 1000), ("0x10", 16), ("1e-4", 1e-4), ("0.5", 0.5),
+     ("1:30", "1:30"), ("1:30.5", "1:30.5"), ("2026-11-30", "2026-11-30")],
+)  # fmt: skip
+def test_numbers_are_those_of_yaml_1_2(given, value):
+    """1.1 reads 010 as eight and 1:30 as ninety."""
+    assert yaml.load(given, files._Loader) == value
 
 
 def test_round_trip(tmp_path):

@@ -109,6 +109,12 @@ def test_classes_that_mark_places(name, tmp_path):
     values["a"]["ignore_classes"] = ["kar"]
     with pytest.raises(UserError, match=r"a\.train: ignore_classes: it has no class 'kar'; did you mean `car`\?"):
         open_sources(config_of(**values))
+    values["a"]["val"] = replace(places, root=str(tmp_path / "b"))  # which may have fewer classes
+    with pytest.raises(UserError, match=r"1 split\(s\)"):
+        open_sources(config_of(**values))
+    values["a"] = {"val": places, "ignore_classes": ["kar"]}  # nobody else could have it
+    with pytest.raises(UserError, match=r"a\.val: ignore_classes: it has no class 'kar'; did you mean `car`\?"):
+        open_sources(config_of(**values), ["val"])
 
 
 def test_corners_where_the_format_has_a_size(tmp_path):

@@ -11,9 +11,10 @@ from PIL import Image
 from crossdet.check import inspect
 from crossdet.config import Config
 from crossdet.config.schema import ALL_SPLITS
-from crossdet.config.sources import check_split, open_sources
+from crossdet.config.sources import check_not_empty, check_split, open_sources
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import UserError
+from crossdet.runs.building import check_trainable
 
 SIZE = {"input": {"shorter": 48, "longer": 80}}
 
@@ -45,6 +46,29 @@ def test_training_reads_no_test_split(tmp_path):
     assert len(open_sources(config).train["a"]) == 3
     with pytest.raises(UserError, match=r"(?s)datasets.a.test: .*gone.json"):
         open_sources(config, ["test"])
+
+
+def test_a_split_without_pictures_is_judged_on_nothing(tmp_path):
+    """`check` calls it an error."""
+    empty = made(tmp_path, 3, seed=1).take(np.zeros(0, np.int64))
+    sources = open_sources(configured(train=made(tmp_path, 3), val=empty))
+    with pytest.raises(UserError, match=r"^datasets\.a\.val: no images$"):
+        check_trainable(sources)
+    with pytest.raises(UserError, match=r"^datasets\.a\.test: no images$"):
+        check_not_empty({"a": empty}, "test")
+
+
+def test_lists_of_the_training_split_judge_no_other(tmp_path):
+    """Easy, medium and hard of WIDER FACE are lists of pictures of the split that they are given for."""
+    lists = Path(tmp_path / "lists")
+    split = {"images": tmp_path, "annotations": tmp_path / "faces.txt"}
+    (tmp_path / "faces.txt").write_text("a.png\n1\n10 10 30 30 0 0 0 0 0 0\n")
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    faces = {"format": "wider_face", "protocol": "wider_face", "train": {**split, "lists": lists}, "val": split}
+    config = Config.from_dict({"datasets": {"a": faces}, **SIZE})
+    assert open_sources(config).lists == {}
+    with pytest.raises(UserError, match=r"datasets\.a\.train\.lists"):
+        open_sources(config, ["train"])  # where the training pictures are what is judged; they are not there
 
 
 def test_a_test_split_is_whole_beside_shares(tmp_path):

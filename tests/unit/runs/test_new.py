@@ -405,6 +405,65 @@ def test_what_is_listed_without_a_box(tmp_path):
     assert "  drop: [pets/zebra]" in lines
 
 
+def test_every_comment_holds_once_its_sign_is_taken_away(tmp_path):
+    """With the merge that it says it needs, in place of `distinct` and `overlap`."""
+    both = ["plate", "cup"]
+    three = {
+        "p": (["Person", "cars"], [0, 1]),
+        "q": (["person", "car"], [0, 1]),
+        "r": (["pedestrian", "Car"], [0, 1]),
+    }
+    holds(tmp_path / "a", {"p": (both, [0]), "q": (both, [1])}, "unlabelled", "merge: {same_names: true}")
+    holds(tmp_path / "b", {"p": (["plate"], [0]), "q": (["plate"], [0])}, "not_exhaustive", None)
+    holds(tmp_path / "c", three, "not_exhaustive", "merge: {Person: [p/Person, q/person, r/pedestrian], ")
+
+
+def holds(root: Path, datasets: dict[str, tuple[list[str], list[int]]], rule: str, merge: str | None) -> None:
+    """datasets: name -> its classes, and those with boxes. rule: the comment. merge: begins the one it needs."""
+    for name, (classes, boxed) in datasets.items():
+        for split in ("train", "val"):
+            index = sample_index(root / name / "images" / split, ("x",))
+            labels = np.where(np.asarray(index.labels) < 0, -1, np.resize(boxed, len(index.labels)))
+            labels = labels.astype(index.labels.dtype)
+            whole = replace(index, classes=tuple(classes), category_ids=np.arange(len(classes)), labels=labels)
+            write_yolo(whole, root / name, split)
+    file = root / "config.yaml"
+    write_new(root, file)
+    lines, kept, chosen = file.read_text().splitlines(), [], []
+    for line in lines:
+        goes_on = line.startswith("     ") and not (kept and kept[-1])
+        if merge is not None and (line.startswith(("  distinct:", "  overlap:")) or goes_on):
+            kept.append("")
+        elif line.startswith((f"  # {rule}:", f"  # {merge}")):
+            chosen.append(line)
+            kept.append(line.replace("# ", "", 1))
+        else:
+            kept.append(line)
+    assert len(chosen) == (1 if merge is None else 2)
+    file.write_text("\n".join(kept))
+    open_sources(load_config(file))
+
+
+def test_a_data_yaml_that_cannot_be_read_is_told(tmp_path):
+    """And not as pictures without names, for which one would be written over it."""
+    for name in ("mine", "other"):
+        yolo(tmp_path / name)
+    data = tmp_path / "mine/data.yaml"
+    data.write_text('train: "C:\\data"\nnames: [cat, dog]\n')
+    told = "\n".join(recognise(tmp_path).notes)
+    assert f"{data}: " in told
+    assert "unknown escape character" in told
+    assert "without their names" not in told
+
+
+def test_one_damaged_xml_does_not_hide_the_others(tmp_path):
+    """Wherever it sorts."""
+    voc(tmp_path)
+    first = min((tmp_path / "Annotations").iterdir())
+    first.write_text(first.read_text()[:50])
+    assert any(f"{first.name}" in note for note in recognise(tmp_path).notes)
+
+
 def test_a_part_of_another_class_is_no_negative_of_it(tmp_path, crossdet):
     """Nor is it proposed to be absent from pictures that show it under the wider name."""
     for name, own in (("people", "person"), ("walkers", "pedestrian")):

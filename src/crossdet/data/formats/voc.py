@@ -34,6 +34,8 @@ from crossdet.errors import AnnotationError
 from crossdet.files import safe_names
 from crossdet.types import REGION_FLAGS, Flag
 
+SAMPLED = 20
+"""XML files of a folder, of which one has to be of PASCAL VOC; one that is damaged is told later."""
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -359,15 +361,21 @@ def _write(index: Index, root: Path, split: str) -> SplitFiles:
     return SplitFiles((root / "Annotations",), (Path(index.root),), (split,), split=split)
 
 
+def _parsed(xml: Path) -> VocImage | None:
+    wrong: list[str] = []
+    found = parse_xml(xml, wrong)
+    return None if wrong else found
+
+
 def _find(tree: Tree) -> Iterator[Found | Refused]:
     for folder, names in tree.folders.items():
         xmls = [folder / name for name in sorted(names) if _is_xml(name)]
-        wrong: list[str] = []
-        first = parse_xml(xmls[0], wrong) if xmls else VocImage()
-        if not xmls or wrong:
+        parsed = next(((at, found) for at, xml in enumerate(xmls[:SAMPLED]) if (found := _parsed(xml))), None)
+        if parsed is None:
             continue
+        at, first = parsed
         spellings = [[f"{x.stem}{end}" for s in PICTURE_SUFFIXES for end in (s, s.upper())] for x in xmls]
-        spellings[0].append(first.filename or xmls[0].stem)
+        spellings[at].append(first.filename or xmls[at].stem)
         images = tree.holding(spellings, folder)
         if images is None:
             yield Refused(folder, f"no pictures were found of its {len(xmls)} XML files")

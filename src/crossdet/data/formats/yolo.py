@@ -36,6 +36,8 @@ SCALARS = (str, int, float, bool)
 MAX_DIGITS = 9  # of a class id
 SAMPLED_LABELS = 200
 """Label files that `find` reads where nobody names the classes."""
+DATA_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+"""What a `data.yaml` is called as a rule."""
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 """Where tools without a `data.yaml` list class names, one per line: LabelImg and Label Studio, CVAT, Roboflow."""
 _AS_WRITTEN = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "timestamp")}
@@ -421,8 +423,11 @@ def _find(tree: Tree) -> Iterator[Found | Refused]:
     for file in tree.files(".yaml", ".yml"):
         try:
             content = _load(file)
-        except AnnotationError:
-            continue  # YAML of anything
+        except AnnotationError as error:
+            if file.name in DATA_FILES:  # others are YAML of anything
+                known.add(tree.home(file.parent))
+                yield Refused.of(file, error)
+            continue
         if "names" not in content:
             continue
         known.add(tree.home(file.parent))

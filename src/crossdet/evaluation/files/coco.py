@@ -208,12 +208,10 @@ def _left_out(section: str, key: str, ids: NDArray[np.int64], known: str) -> str
 
 def _names(items: Items, ids: NDArray[np.int64]) -> dict[int, str]:
     """Names by id, in the order of the file; a name that several have gets the id appended."""
-    names = [str(item.get("name", "")) for item in items]
-    counts = Counter(names)
-    return {
-        number: f"{name} ({number})" if counts[name] > 1 else name
-        for number, name in zip(ids.tolist(), names, strict=True)
-    }
+    found = {number: str(item.get("name", "")) for number, item in zip(ids.tolist(), items, strict=True)}
+    while max((counts := Counter(found.values())).values(), default=0) > 1:  # also of a name that was made
+        found = {n: f"{name} ({n})" if counts[name] > 1 else name for n, name in found.items()}
+    return found
 
 
 # ------------------------------------------------------------------------------------------- JSON -> columns

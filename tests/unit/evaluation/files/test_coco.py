@@ -15,6 +15,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from crossdet.evaluation.files.coco import _names
+
 from .helpers import curves, refused, scored
 
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -109,6 +111,15 @@ def test_the_numbers_are_those_of_pycocotools(seed: int, step: float, tmp_path: 
         else:
             assert record["per_class"][f"class {number}"]["AP"] == pytest.approx(values.mean(), abs=1e-9)
             assert record["per_class"][f"class {number}"]["AP50"] == pytest.approx(values[0].mean(), abs=1e-9)
+
+
+def test_classes_of_one_name_are_told_apart() -> None:
+    """Also where the name that is made for one of them is that of another."""
+    items = [{"name": name} for name in ("a", "a", "a (1)", "b")]
+    names = _names(items, np.arange(1, 5))
+    assert list(names) == [1, 2, 3, 4]
+    assert len(set(names.values())) == 4
+    assert (names[2], names[4]) == ("a (2)", "b")
 
 
 def test_the_limit_of_detections_is_that_of_pycocotools(tmp_path: Path) -> None:
