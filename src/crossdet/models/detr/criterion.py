@@ -45,11 +45,13 @@ class Answers(NamedTuple):
         return self.logits if self.quality is None else self.logits + self.quality
 
     def wide(self) -> Answers:
-        """In float32, or float64 where they are."""
+        """In float32, or float64 where they are, and boxes as HF's loss of D-FINE takes them: a centre or a side
+        beyond the frame counts as at its edge, and has no gradient there."""
         kind = torch.promote_types(self.logits.dtype, torch.float32)
+        boxes = self.boxes.to(kind)
         return Answers(
             self.logits.to(kind),
-            self.boxes.to(kind),
+            boxes if self.edges is None else boxes.clamp(0, 1),
             None if self.quality is None else self.quality.to(kind),
             None if self.edges is None else self.edges.to(kind),
             None if self.references is None else self.references.to(kind),
@@ -89,7 +91,8 @@ def set_losses(
     bins: Bins | None = None,
     groups: int = 1,
 ) -> tuple[Terms, Tensor]:
-    """Sums per image `[B]` of every term over the layers, and `[B]` how many objects were matched.
+    """Sums per image `[B]` of every term over the layers, and `[B]` how many objects there are, also where they are
+    more than the queries.
 
     layers: of the decoder, the last one last; those of other heads (encoder, first guess) before them. own: of
     `objects.own_classes`. groups: see `match`; the sums are means over the groups.
@@ -101,8 +104,7 @@ def set_losses(
     for answers, pairs in zip(wide, matches, strict=True):
         labels = torch.full(answers.logits.shape[:2], BACKGROUND, device=answers.logits.device)
         terms.append(_layer_losses(answers, wide[-1], pairs, labels, rule, own, criterion, bins, groups))
-    counts = _counts(matches[-1].image, len(own)) // groups
-    return _summed(terms, groups), counts
+    return _summed(terms, groups), _counts(rule.objects.images, len(own))
 
 
 class Noised(NamedTuple):

@@ -203,8 +203,7 @@ class Detr(Growable):
 
     def prepare(self) -> Callable[[Batch], Batch]:
         settings = self.settings
-        first = settings.begins[-1] if settings.begins else 0
-        return partial(prepare, square=settings.square, denoising=self.denoising, first=first)
+        return partial(prepare, square=settings.square, denoising=self.denoising, first=settings.newest)
 
     def losses(self, batch: Batch) -> Losses:
         """Terms by name, of all layers together; `denoising` is all of the queries that were given objects."""
@@ -228,7 +227,8 @@ class Detr(Growable):
     def _chosen(self, memory: Memory, prepared: Prepared, group: int) -> First:
         proposals, head = self.graph.proposals(memory, group), self.graph.head(group)
         count, how = self.settings.queries, self.settings.loss.selection
-        positions = chosen(proposals.inputs, head, prepared.groups, count, how, proposals.valid)
+        begin = self.settings.newest
+        positions = chosen(proposals.inputs, head, prepared.groups, count, how, proposals.valid, begin)
         return self.graph.first(proposals, positions, group)
 
     def _with_noise(self, found: Queries, noise: Noise | None) -> Queries:

@@ -43,21 +43,22 @@ def chosen(
     queries: int,
     how: Selection,
     valid: Tensor | None = None,
+    begin: int = 0,
 ) -> Tensor:
     """`[B, N]` positions for training. groups: of the images' own classes, see `objects.own_classes`.
 
     trusted: by the image's own classes; an image without any goes by all. union: by all classes. split: half of the
     queries by the image's own, the rest by all. valid: `[1, S]` positions that come first, whatever their score.
+    begin: all are the classes from this one on (of a frozen extension, whose older ones have queries of their own).
     """
     queries = min(queries, memory.shape[1])
+    every = torch.arange(begin, head.out_features, device=memory.device)
     if how == "trusted":
-        return best(best_scores(memory, head, _or_all(groups, head)), queries, valid)
-    images = tuple(range(len(memory)))
-    every = [TrustGroup(images, torch.arange(head.out_features, device=memory.device))]
-    union = best_scores(memory, head, every)
+        return best(best_scores(memory, head, _or_all(groups, every)), queries, valid)
+    union = best_scores(memory, head, [TrustGroup(tuple(range(len(memory))), every)])
     if how == "union":
         return best(union, queries, valid)
-    first = best(best_scores(memory, head, _or_all(groups, head)), queries // 2, valid)
+    first = best(best_scores(memory, head, _or_all(groups, every)), queries // 2, valid)
     rest = best(union.scatter(1, first, -torch.inf), queries - queries // 2, valid)
     return torch.cat([first, rest], 1)
 
@@ -69,6 +70,5 @@ def best(scores: Tensor, queries: int, valid: Tensor | None) -> Tensor:
     return scores.topk(queries, dim=1).indices
 
 
-def _or_all(groups: Sequence[TrustGroup], head: nn.Linear) -> list[TrustGroup]:
-    every = torch.arange(head.out_features, device=head.weight.device)
+def _or_all(groups: Sequence[TrustGroup], every: Tensor) -> list[TrustGroup]:
     return [group if len(group.classes) else TrustGroup(group.images, every) for group in groups]

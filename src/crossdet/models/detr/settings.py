@@ -192,6 +192,11 @@ class DetrSettings(DetrModel, NetworkSettings):
         return self.square
 
     @property
+    def newest(self) -> int:
+        """The first class of those that are trained together: of the newest frozen extension, or of all."""
+        return self.begins[-1] if self.begins else 0
+
+    @property
     def finest(self) -> Finest | None:
         stride = min(self.config.get("feat_strides") or FEAT_STRIDES)
         larger = (

@@ -147,6 +147,14 @@ def test_class_loss_is_that_of_an_oracle(foreground, seed):
     torch.testing.assert_close(terms["classification"], torch.tensor(wanted).double(), rtol=1e-6, atol=1e-6)
 
 
+def test_objects_beyond_the_queries_count():
+    """What the sums are divided by is the number of objects, as in HF: denoising has queries for each of them."""
+    rule = random_rule(0, counts=(3, 0, 2), regions=0)
+    answers = answers_near(rule.objects, 2, CLASSES, torch.Generator().manual_seed(0))
+    _, counts = set_losses([answers], rule, own_classes(rule.trusted, rule.objects), CLASS_ONLY)
+    assert counts.tolist() == [3, 0, 2]
+
+
 @pytest.mark.parametrize("classification", ["vfl", "mal", "iou_aware"])
 @pytest.mark.parametrize("seed", range(2))
 def test_what_the_table_says_has_no_term_has_no_gradient(classification, seed):

@@ -81,7 +81,7 @@ def test_answers_are_those_of_hf(name):
         wanted = whole(network.pictures(images, None))
         logits, boxes = network.export_module()(images)
     size = torch.tensor([96, 64, 96, 64])
-    theirs = corners(wanted.pred_boxes.clamp(0, 1) if name == "dfine" else wanted.pred_boxes) * size
+    theirs = corners(wanted.pred_boxes) * size
     for image in range(3):
         ours = sorted_rows(torch.cat([logits[image], boxes[image]], 1))
         others = sorted_rows(torch.cat([wanted.logits[image], theirs[image]], 1))
@@ -129,6 +129,11 @@ def test_selection_by_own_classes_all_and_half():
         head.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
     assert set(chosen(memory, head, nothing, 2, "trusted")[0].tolist()) == {2, 3}
     assert chosen(memory, head, groups, 99, "trusted").shape == (1, 5)
+    with torch.no_grad():
+        head.weight[0, 0] = 9.0  # an older class, in a frozen extension by the two others
+    for begin, wanted in ((0, {0, 1}), (1, {2, 3})):
+        assert set(chosen(memory, head, groups, 2, "union", None, begin)[0].tolist()) == wanted
+        assert set(chosen(memory, head, nothing, 2, "trusted", None, begin)[0].tolist()) == wanted
 
 
 def test_noise_stays_with_its_image():

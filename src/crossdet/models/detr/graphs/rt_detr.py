@@ -116,8 +116,7 @@ class DFineGraph(RTDetrGraph):
             if classes is None or i == len(decoder.layers) - 1:
                 logits = logits_of(decoder.class_embed[i], hidden, classes)
                 quality = decoder.lqe_layers[i](torch.zeros_like(logits[..., :1]), edges)
-                # boxes that stick out have no loss there, as in HF
-                answers.append(Answers(logits, found.clamp(0, 1), quality, edges, references))
+                answers.append(Answers(logits, found, quality, edges, references))
         return answers
 
     def bins(self) -> Bins | None:
