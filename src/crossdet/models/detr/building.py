@@ -161,7 +161,9 @@ def _made(
 def _initialise(whole: Any) -> None:
     """Layers as torch makes them, as the authors do, and then what has a start of its own.
 
-    HF draws the scales of RT-DETR's batch norm around 0 and all weights very small, meant to be loaded over.
+    HF draws the scales of RT-DETR's batch norm around 0 and all weights very small, meant to be loaded over. The
+    embedding of denoising stays small, as HF draws it, and heads of first guesses are torch's: the authors' start
+    (normal, and zeros) found less in trainings of minutes (docs/log.md, 2026-11-30).
     """
     modules = list(whole.modules())
     for module in modules:
