@@ -239,10 +239,11 @@ def test_a_class_under_the_id_of_another_is_not_scored(world, trained, tmp_path,
 
 def test_an_option_that_is_none_is_as_the_weights_say(world, detector, monkeypatch):
     monkeypatch.setitem(detector.decoding, "agnostic_nms", True)
-    found = detector(picture(world), score_threshold=0.01)
+    given = {"score_threshold": 0.01, "max_detections": 1000}
+    found = detector(picture(world), **given)
     none = {"agnostic_nms": None, "nms_iou": None, "topk": None}
-    assert_same(detector(picture(world), score_threshold=0.01, **none), found)
-    assert len(detector(picture(world), score_threshold=0.01, agnostic_nms=False)) > len(found)
+    assert_same(detector(picture(world), **given, **none), found)
+    assert len(detector(picture(world), **given, agnostic_nms=False)) > len(found)
 
 
 def test_mistakes_from_python(world, trained, detector):

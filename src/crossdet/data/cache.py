@@ -130,9 +130,8 @@ def save_index(index: Index, folder: Path) -> None:
 def load_index(folder: Path) -> Index:
     """Opens what `save_index` wrote, arrays memory-mapped read-only."""
     meta = json.loads((folder / "meta.json").read_text())
-    lists = (
-        meta["ragged"] if "ragged" in meta else RAGGED if meta["federated"] else ()
-    )  # teachers' labels of older runs
+    # teachers' labels of older runs have both kinds of lists or none
+    lists = meta["ragged"] if "ragged" in meta else RAGGED if meta["federated"] else ()
 
     def array(name: str) -> NDArray[Any]:
         loaded: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r")

@@ -289,7 +289,7 @@ YAML_MISTAKES = [
      "did you mean 'images/train', beside the file?"),
     ({"train": "labels"},
      "`train`: the folder {root}/labels has no image "
-     "(.jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff, .gif, .jfif, .avif)"),
+     "(.jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff, .gif, .jfif, .avif, .mpo, .ppm, .pgm, .jp2, .tga)"),
 ]  # fmt: skip
 
 
