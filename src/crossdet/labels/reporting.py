@@ -58,7 +58,7 @@ class Reporting:
 
         Raises `UserError` for one outside of 0..1, and for an unknown class.
         """
-        if isinstance(score_threshold, int | float):
+        if score_threshold is not None and not isinstance(score_threshold, Mapping):  # numpy's numbers are no float
             _check_score(score_threshold)
             return dict.fromkeys(self.reported, float(score_threshold))
         if self.folding is None:

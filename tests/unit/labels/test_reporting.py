@@ -1,5 +1,6 @@
 """Which score a class is reported from on."""
 
+import numpy as np
 import pytest
 
 from crossdet.errors import LabelError, UserError
@@ -20,6 +21,7 @@ def reporting():
         (None, {}),
         (0, dict.fromkeys(OWN, 0.0)),
         (0.5, dict.fromkeys(OWN, 0.5)),
+        (np.float32(0.5), dict.fromkeys(OWN, 0.5)),
         ({}, {}),
         ({"black_king": 0.9}, {"black_king": 0.9}),
         ({"white_*": 0.1}, {"white_king": 0.1, "white_queen": 0.1}),
