@@ -50,7 +50,7 @@ def test_the_global_batch_is_split_unevenly_and_completely(results):
 
 def test_gradients_of_two_processes_equal_those_of_one(results):
     (alone,), both = results[1], results[2]
-    for key in ("gradients", "by_image"):
+    for key in ("gradients", "by_image", "in_parts"):
         for part in both:
             assert part[key].keys() == alone[key].keys()
             for name, gradient in part[key].items():

@@ -63,9 +63,9 @@ def test_the_part_of_a_step_whose_loss_broke_is_the_one_that_is_saved(world, tmp
     """Losses are looked at once a step, behind all of its parts."""
     forward, parts = training._forward, []
 
-    def broken(module, batch, compiling):
-        found = forward(module, batch, compiling)
-        parts.append(batch)
+    def broken(module, sealed, compiling):
+        found = forward(module, sealed, compiling)
+        parts.append(sealed)
         if len(parts) != 3:
             return found
         return found._replace(terms={name: loss * float("nan") for name, loss in found.terms.items()})
@@ -75,8 +75,8 @@ def test_the_part_of_a_step_whose_loss_broke_is_the_one_that_is_saved(world, tmp
         train(world.config({"train.accumulate": 2}), output=tmp_path / "run")
     saved = torch.load(tmp_path / "run" / "non_finite_batch_rank0.pt", weights_only=True)["images"]
     assert len(parts) == 4
-    assert torch.equal(saved, parts[2].images)
-    assert not torch.equal(saved, parts[3].images)
+    assert torch.equal(saved, parts[2].batch.images)
+    assert not torch.equal(saved, parts[3].batch.images)
 
 
 def test_a_disk_without_room_is_told_before_anything_is_done(world, trained, tmp_path, monkeypatch):
@@ -106,8 +106,8 @@ def test_a_bad_loss_is_found_before_its_step_is_taken(world, tmp_path, monkeypat
     """It would be in every weight and its momentum afterwards."""
     normalised, calls = Losses.normalised, []
 
-    def poisoned(self: Losses, by: Any) -> dict[str, torch.Tensor]:
-        losses = normalised(self, by)
+    def poisoned(self: Losses, *given: Any) -> dict[str, torch.Tensor]:
+        losses = normalised(self, *given)
         calls.append(1)
         return {**losses, "box": losses["box"] * (value if len(calls) == 4 else 1)}
 

@@ -20,6 +20,7 @@ from crossdet.config.sources import open_sources
 from crossdet.data.hybrid import Draw, HybridDataset
 from crossdet.data.loading import MicroBatches, collate
 from crossdet.models.building import build_detector
+from crossdet.models.contract import step_divisor
 from crossdet.models.retinanet.network import RetinaNet
 from crossdet.runs.building import build_fabric, network_settings, training_data
 from crossdet.training.loop import Sealed, TrainStep
@@ -37,6 +38,7 @@ def compute(config: Config) -> dict[str, Any]:
         "world_size": fabric.world_size,
         **gradients(config, fabric, dataset),
         "by_image": gradients(config, fabric, dataset, "image")["gradients"],
+        "in_parts": gradients_in_parts(config, fabric, dataset),
         "weights": three_steps(config, fabric, dataset),
         "dtypes": head_dtypes(config, dataset),
     }
@@ -71,6 +73,22 @@ def gradients(
         "images": len(batch),
         "positives": int(positives.sum()),
     }
+
+
+def gradients_in_parts(config: Config, fabric: Fabric, dataset: HybridDataset) -> dict[str, Tensor]:
+    """Of one step of all images: one batch where a process is alone, else two micro-batches in each of two."""
+    detector = detector_of(config).double()
+    module = fabric.setup(TrainStep(detector))
+    parts = 1 if fabric.world_size == 1 else 2
+    draws = [Draw(row, 0) for rows in GLOBAL_BATCHES for row in rows]
+    micro = MicroBatches([draws], parts, fabric.global_rank, fabric.world_size)
+    batches = [collate([dataset[draw] for draw in mine]) for mine in micro]
+    divisor = step_divisor([detector.positives(batch).double() for batch in batches], "batch")
+    for number, batch in enumerate(batches):
+        with fabric.no_backward_sync(module, enabled=number + 1 < parts):
+            terms, *_ = module(Sealed(batch, divisor))
+            fabric.backward(sum(terms.values()) / parts)
+    return {n: p.grad.clone() for n, p in detector.named_parameters() if p.grad is not None}
 
 
 def three_steps(config: Config, fabric: Fabric, dataset: HybridDataset) -> dict[str, Tensor]:

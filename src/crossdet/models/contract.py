@@ -42,26 +42,39 @@ class Losses:
         """`[B]` sums of all terms, detached and not normalised, for the logs."""
         return torch.stack(list(self.terms.values())).sum(0).detach()
 
-    def normalised(self, by: Normaliser) -> dict[str, Tensor]:
+    def normalised(self, by: Normaliser, divisor: Tensor | None = None) -> dict[str, Tensor]:
         """A scalar for every term of this micro-batch, to be averaged over the ranks as DDP does with gradients.
 
         "batch": the sums of all ranks divided by max(1, their positives) (RetinaNet sec. 4). "image": each image's
         sums divided by max(1, its own positives), and the mean over the images of all ranks, as in torchvision; a
         dataset with many objects per image then weighs no more than one with few.
+
+        divisor: `step_divisor` of all micro-batches of the step, of which this is one; None: it is the only one.
         """
         # no half precision here: it would round a count above 256
         dtype = torch.promote_types(next(iter(self.terms.values())).dtype, torch.float32)
         positives = self.positives.to(dtype)
-        by_image = by == "image"
-        share = 1 / positives.clamp(min=1) if by_image else torch.ones_like(positives)
-        count = positives.new_full((), len(positives)) if by_image else positives.sum()
-        ranks = 1
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            ranks = torch.distributed.get_world_size()
-            torch.distributed.all_reduce(count)
-        scale = ranks / count.clamp(min=1)
+        share = 1 / positives.clamp(min=1) if by == "image" else torch.ones_like(positives)
+        scale = 1 / (step_divisor([positives], by) if divisor is None else divisor.to(dtype))
         scalars = {name: (sums * share).sum() * scale for name, sums in self.terms.items()}
         return scalars | {name: scalars[name] + value for name, value in self.further.items()}
+
+
+def step_divisor(positives: Sequence[Tensor], by: Normaliser) -> Tensor:
+    """What the sums of one micro-batch on one rank are divided by, a scalar of the dtype of `positives`.
+
+    The mean over the micro-batches and the ranks is then what one batch of all their images would give, however
+    unevenly the objects are spread: with a divisor of its own each, an object among few would weigh more.
+
+    positives: `[B]` float of every micro-batch of this rank's step, see `Losses.positives`. All ranks call it.
+    """
+    own = torch.cat(list(positives))
+    count = own.new_full((), len(own)) if by == "image" else own.sum()
+    ranks = 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        ranks = torch.distributed.get_world_size()
+        torch.distributed.all_reduce(count)
+    return count.clamp(min=1) / (ranks * len(positives))
 
 
 @dataclass(frozen=True)
@@ -162,6 +175,10 @@ class Network(nn.Module, ABC):
         """What the loader's workers do with a batch before it travels, such as labelling anchors: they put it into
         `Batch.prepared`. It must be picklable and stay on the CPU. None: nothing."""
         return None
+
+    @abstractmethod
+    def positives(self, batch: Batch) -> Tensor:
+        """`[B]` `Losses.positives` of a batch before anything is computed of it."""
 
     @abstractmethod
     def losses(self, batch: Batch) -> Losses:

@@ -18,7 +18,7 @@ from crossdet.data.loading import MicroBatches, epoch_batches, is_dead_worker
 from crossdet.errors import Diverged, RunError, UserError
 from crossdet.files import write_json
 from crossdet.models.card import Card
-from crossdet.models.contract import Growable, Network
+from crossdet.models.contract import Growable, Network, step_divisor
 from crossdet.models.weights import BEST_FILE, METRICS_FILE, STATE_FILE, WEIGHTS_FILE, save_state
 from crossdet.training.choosing import is_better
 from crossdet.training.compiling import Compiling
@@ -64,8 +64,9 @@ class Sealed:
     (2.6.6); an object it does not know passes as it is, and boxes stay float32.
     """
 
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
+    def __init__(self, batch: Batch, divisor: Tensor | None = None) -> None:
+        """divisor: see `Losses.normalised`."""
+        self.batch, self.divisor = batch, divisor
 
 
 class TrainStep(nn.Module):
@@ -77,11 +78,11 @@ class TrainStep(nn.Module):
 
     def forward(self, batch: Batch | Sealed) -> StepLosses:
         """Raises `ValueError` for a batch whose colours were drawn and not changed (`data.colour.coloured`)."""
-        seen = batch.batch if isinstance(batch, Sealed) else batch
+        seen, divisor = (batch.batch, batch.divisor) if isinstance(batch, Sealed) else (batch, None)
         if seen.colours is not None:
             raise ValueError("the batch is not in its colours yet: colour.coloured(batch, batch.sizes.tolist())")
         losses = self.network.losses(seen)
-        terms = losses.normalised(self.network.normaliser)
+        terms = losses.normalised(self.network.normaliser, divisor)
         return StepLosses(terms, losses.of_images(), losses.positives, losses.noted)
 
 
@@ -279,17 +280,16 @@ def _optimiser_step(
     """Forward and backward of `accumulate` micro-batches and one update; the mean losses and the gradient norm."""
     set_rate(run.optimizer, rate)
     losses: dict[str, Tensor] = {}
-    batches: list[Batch] = []
     whole: list[Tensor] = []
-    for micro in range(recipe.accumulate):
-        batch = next(stream)
-        batches.append(batch)
-        for line in batch.unreadable:
-            if line not in run.progress.unreadable:
-                run.progress.unreadable.append(line)
-                logs.unreadable(line)
+    batches = [next(stream) for _ in range(recipe.accumulate)]
+    divisor = None if recipe.accumulate == 1 else _divisor_of(run.network, batches)
+    for line in dict.fromkeys(line for batch in batches for line in batch.unreadable):
+        if line not in run.progress.unreadable:
+            run.progress.unreadable.append(line)
+            logs.unreadable(line)
+    for micro, batch in enumerate(batches):
         with run.fabric.no_backward_sync(step_module, enabled=micro + 1 < recipe.accumulate):
-            found = _forward_and_back(run, step_module, batch, recipe.accumulate)
+            found = _forward_and_back(run, step_module, Sealed(batch, divisor), recipe.accumulate)
             whole.append(found.loss.detach())
         totals.add(batch.dataset_ids, found.image_loss, found.positives, found.noted)
         for name, value in found.terms.items():
@@ -313,13 +313,18 @@ def _optimiser_step(
     return losses, norm
 
 
-def _forward_and_back(run: RunState, step_module: Any, batch: Batch, accumulate: int) -> StepLosses:
+def _divisor_of(network: Network, batches: Sequence[Batch]) -> Tensor:
+    """Of the micro-batches of a step; all are counted before the first is computed."""
+    return step_divisor([network.positives(batch).float() for batch in batches], network.normaliser)
+
+
+def _forward_and_back(run: RunState, step_module: Any, sealed: Sealed, accumulate: int) -> StepLosses:
     """Where memory is not enough for parts that were compiled unasked, once more without them: in the first
     micro-batch, which is the first to use them."""
     again = run.compiling.unasked and all(p.grad is None for p in step_module.parameters())
     found: StepLosses | None = None
     try:
-        found = _forward(step_module, batch, run.compiling)
+        found = _forward(step_module, sealed, run.compiling)
         run.fabric.backward(found.loss / accumulate)
     except torch.OutOfMemoryError:
         if not again:
@@ -330,19 +335,19 @@ def _forward_and_back(run: RunState, step_module: Any, batch: Batch, accumulate:
     run.optimizer.zero_grad(set_to_none=True)  # of a backward pass that did not come to its end
     run.compiling.give_up("the memory of the device is not enough for it")
     torch.cuda.empty_cache()
-    return _forward_and_back(run, step_module, batch, accumulate)
+    return _forward_and_back(run, step_module, sealed, accumulate)
 
 
-def _forward(step_module: Any, batch: Batch, compiling: Compiling) -> StepLosses:
+def _forward(step_module: Any, sealed: Sealed, compiling: Compiling) -> StepLosses:
     """Raises `UserError` where `torch.compile` was asked for and finds no compiler, and batch norm nothing to take
     a mean of."""
     try:
-        output: StepLosses = step_module(Sealed(batch))
+        output: StepLosses = step_module(sealed)
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if compiling.unasked:
             compiling.give_up(reason)
-            return _forward(step_module, batch, compiling)
+            return _forward(step_module, sealed, compiling)
         raise UserError(
             f"train.compile: torch.compile failed here ({reason}); it needs a C++ compiler on a CPU, Triton on a "
             f"GPU. Install it, or set train.compile=false"

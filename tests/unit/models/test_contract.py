@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from crossdet.models.contract import Growable, Limits, Losses, Network
+from crossdet.models.contract import Growable, Limits, Losses, Network, step_divisor
 from crossdet.models.detecting import nms_within
 from crossdet.models.detr.architecture import DFINE, RFDETR, RTDETR
 from crossdet.models.retinanet.architecture import RETINANET
@@ -111,6 +111,29 @@ def test_gradients_of_images_alone_add_up(network):
     together, *alone = of([0, 1, 2]), of([0]), of([1]), of([2])
     for name, gradient in together.items():
         torch.testing.assert_close(sum(one[name] for one in alone), gradient, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("by", ["batch", "image"])
+def test_micro_batches_add_up_to_the_batch(network, by):
+    """One object among two images, three in another: they weigh what they weigh in one batch."""
+    micro = [prepared(network, batch_of(rows)) for rows in ([0], [1], [2])]
+    counts = [network.positives(batch) for batch in micro]
+    for batch, positives in zip(micro, counts, strict=True):
+        assert torch.equal(positives, network.losses(batch).positives)
+        assert torch.equal(positives, network.positives(replace(batch, prepared=None)))
+    divisor = step_divisor([count.double() for count in counts], by)
+
+    def gradient(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        network.zero_grad(set_to_none=True)
+        for terms in losses:
+            (sum(terms.values()) / len(losses)).backward()
+        return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+    whole = gradient([network.losses(batch_of([0, 1, 2])).normalised(by)])
+    parts = gradient([network.losses(batch).normalised(by, divisor) for batch in micro])
+    assert whole.keys() == parts.keys()
+    for name, wanted in whole.items():
+        torch.testing.assert_close(parts[name], wanted, rtol=1e-6, atol=1e-9)
 
 
 def test_half_precision_counts_every_positive():

@@ -20,7 +20,7 @@ from crossdet.models.architecture import Architecture, Contradiction
 from crossdet.models.contract import Growable, Limits, Losses
 from crossdet.models.detecting import Found, best_columns, found_of, rows_at
 from crossdet.models.settings import Count, NetworkDefaults, NetworkSettings, Section, Weights
-from crossdet.types import BACKGROUND, REGION_FLAGS, Batch, Detections
+from crossdet.types import BACKGROUND, REGION_FLAGS, Annotations, Batch, Detections
 
 STRIDE = 8
 
@@ -84,19 +84,29 @@ class Tiny(Growable):
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         return [self.backbone(images.to(self.edges.weight.dtype) / 127.5 - 1)]
 
+    def positives(self, batch: Batch) -> Tensor:
+        places = [self._places(target, batch) for target in batch.targets]
+        return torch.tensor([len(place.unique()) for place in places])
+
+    @staticmethod
+    def _places(target: Annotations, batch: Batch, regions: bool = False) -> Tensor:
+        """The cells of the centres of objects, or of regions."""
+        cell = (target.boxes[:, :2] + target.boxes[:, 2:]).div(2 * STRIDE).long()
+        region = (target.flags & int(REGION_FLAGS)) != 0
+        return (cell[:, 1] * -(-batch.images.shape[-1] // STRIDE) + cell[:, 0])[region == regions]
+
     def losses(self, batch: Batch) -> Losses:
         logits, boxes = self(batch.images)
         labels = torch.full(logits.shape[:2], BACKGROUND, device=logits.device)
-        columns = -(-batch.images.shape[-1] // STRIDE)
         avoid, edges = [], logits.new_zeros(len(labels))
         for image, target in enumerate(batch.targets):
-            cell = (target.boxes[:, :2] + target.boxes[:, 2:]).div(2 * STRIDE).long()
-            place = cell[:, 1] * columns + cell[:, 0]
+            place = self._places(target, batch)
             region = (target.flags & int(REGION_FLAGS)) != 0
-            labels[image, place[~region]] = target.labels[~region]
-            found = boxes[image, place[~region]]
+            labels[image, place] = target.labels[~region]
+            found = boxes[image, place]
             edges[image] = F.l1_loss(found / STRIDE, target.boxes[~region] / STRIDE, reduction="none").sum()
-            avoid += [(image, int(p), int(c)) for p, c in zip(place[region], target.labels[region], strict=True)]
+            around = zip(self._places(target, batch, regions=True), target.labels[region], strict=True)
+            avoid += [(image, int(p), int(c)) for p, c in around]
         weights = negative_weights(
             labels,
             batch.trusted,

@@ -104,7 +104,7 @@ def set_losses(
     for answers, pairs in zip(wide, matches, strict=True):
         labels = torch.full(answers.logits.shape[:2], BACKGROUND, device=answers.logits.device)
         terms.append(_layer_losses(answers, wide[-1], pairs, labels, rule, own, criterion, bins, groups))
-    return _summed(terms, groups), _counts(rule.objects.images, len(own))
+    return _summed(terms, groups), counts(rule.objects.images, len(own))
 
 
 class Noised(NamedTuple):
@@ -191,13 +191,13 @@ def _layer_losses(
         if answers is not last and last.edges is not None:
             means = _distilled(answers.edges, last.edges, last, labels, overlap, pairs, own, len(bins.values) - 1)
             # a mean per image, times what the sum over the batch is divided by
-            sums["distillation"] = means * _counts(objects.images, len(labels))
+            sums["distillation"] = means * counts(objects.images, len(labels))
     for name, terms in per_object.items():
         sums[name] = torch.index_add(terms.new_zeros(len(labels)), 0, image, terms)
     return {name: value * criterion.weights[name] for name, value in sums.items() if name in criterion.weights}
 
 
-def _counts(images: Tensor, most: int) -> Tensor:
+def counts(images: Tensor, most: int) -> Tensor:
     """`[most]` how often each image is named. `torch.bincount` waits for the device."""
     return torch.zeros(most, dtype=torch.int64, device=images.device).index_add(0, images, torch.ones_like(images))
 

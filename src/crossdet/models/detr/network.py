@@ -21,7 +21,7 @@ from torchvision.ops import nms
 from crossdet.models.contract import Growable, Limits, Losses
 from crossdet.models.detr import growth
 from crossdet.models.detr.boxes import corners
-from crossdet.models.detr.criterion import Answers, Criterion, denoising_losses, set_losses
+from crossdet.models.detr.criterion import Answers, Criterion, counts, denoising_losses, set_losses
 from crossdet.models.detr.denoising import Noise, Settings, add_noise, attention_mask
 from crossdet.models.detr.detecting import Detecting
 from crossdet.models.detr.graphs.graph import First, Graph, Memory, Queries, joined
@@ -205,12 +205,19 @@ class Detr(Growable):
         settings = self.settings
         return partial(prepare, square=settings.square, denoising=self.denoising, first=settings.newest)
 
+    def positives(self, batch: Batch) -> Tensor:
+        return counts(self._prepared(batch).objects.images, len(batch.images))
+
+    def _prepared(self, batch: Batch) -> Prepared:
+        """What the workers found, or the same found here."""
+        if batch.prepared is not None:
+            return cast(Prepared, batch.prepared)
+        ready = cast(Prepared, self.prepare()(batch.to("cpu")).prepared)
+        return ready.map(lambda t: t.to(batch.images.device))
+
     def losses(self, batch: Batch) -> Losses:
         """Terms by name, of all layers together; `denoising` is all of the queries that were given objects."""
-        prepared = cast(Prepared, batch.prepared)
-        if prepared is None:
-            ready = self.prepare()(batch.to("cpu")).prepared
-            prepared = cast(Prepared, ready).map(lambda t: t.to(batch.images.device))
+        prepared = self._prepared(batch)
         full = prepared.full  # then nobody has to ask the device
         images = self._normalised(batch.images) if full else self.pictures(batch.images, batch.sizes)
         memory = self.graph.memory(images)

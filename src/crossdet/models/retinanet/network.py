@@ -217,6 +217,10 @@ class RetinaNet(Growable):
             low_quality_matches=self.settings.low_quality_matches,
         )
 
+    def positives(self, batch: Batch) -> Tensor:
+        ready = batch if batch.prepared is not None else self.prepare()(batch.to("cpu"))
+        return _positives(cast(AnchorLabels, ready.prepared)).to(batch.images.device)
+
     def losses(self, batch: Batch) -> Losses:
         """Terms `classification` and `box`, see `contract.Losses`."""
         compiled = self._compiled_features if self._full in (None, len(batch.images)) else None
@@ -250,7 +254,7 @@ class RetinaNet(Growable):
         )
         deltas = torch.cat([self.deltas(f) for f in features], 1)
         box = self._box_losses(deltas, grid.boxes, labelled) * settings.box_weight
-        return Losses({"classification": classification, "box": box}, (labelled.labels >= 0).sum(1))
+        return Losses({"classification": classification, "box": box}, _positives(labelled))
 
     def _everywhere(self, labelled: AnchorLabels) -> bool | Tensor:
         """Which foreground anchors are negatives for all other classes; see `config.md`, `foreground_negatives`."""
@@ -449,6 +453,10 @@ class RetinaNet(Growable):
         rows = (first + classes).flatten()
         weight, bias = predict.weight[rows, : tower.shape[1]], cast(Tensor, predict.bias)[rows]
         return self._by_anchor(F.conv2d(tower, weight, bias, padding=1), len(classes))
+
+
+def _positives(labelled: AnchorLabels) -> Tensor:
+    return (labelled.labels >= 0).sum(1)
 
 
 class Exported(nn.Module):
