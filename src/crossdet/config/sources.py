@@ -27,7 +27,7 @@ from crossdet.evaluation.protocols import lists_of
 from crossdet.labels.common import COMMON, with_common_names
 from crossdet.labels.edits import grown
 from crossdet.labels.members import with_members
-from crossdet.labels.patterns import Expansion, expanded
+from crossdet.labels.patterns import Expansion, expanded, expanded_names
 from crossdet.labels.rules import LabelRules, quoted
 from crossdet.labels.space import LabelSpace, check_class_names
 
@@ -308,7 +308,8 @@ def _build_space(
             )
         return grown(known, classes, federated=federated, labelled=labelled, **rules), patterns
     space = LabelSpace.build(classes, federated=federated, labelled=labelled, **rules)
-    return with_members(space, per_dataset, directions, open_members), patterns
+    per_dataset, more = expanded_names("per_dataset", per_dataset, space.classes)
+    return with_members(space, per_dataset, directions, open_members), (*patterns, *more)
 
 
 def _rules(
@@ -317,8 +318,8 @@ def _rules(
     """The rules of `LabelSpace.build` with names in place of patterns, and what these stand for: first of source
     classes, then of the unified classes that the merges make."""
     own = {key: getattr(config.labels, key) for key in LabelRules.__annotations__ if hasattr(config.labels, key)}
-    rules: Any
-    rules, patterns = expanded({"merge": own.pop("merge"), "drop": own.pop("drop")}, classes, known)
+    rules: Any = {key: own.pop(key) for key in ("merge", "drop", "distinct")}
+    rules, patterns = expanded(rules, classes, known)
     rules |= own
     if rules["merge"].get("same_names") == COMMON:
         settled = [*rules["distinct"], *rules["drop"]]

@@ -62,8 +62,9 @@ class Expansion:
 def expanded(
     rules: LabelRules, datasets: Mapping[str, Sequence[str]], known: LabelSpace | None = None
 ) -> tuple[LabelRules, tuple[Expansion, ...]]:
-    """The rules with names in place of patterns: source classes `dataset/name` in `merge` and `drop`, unified
-    classes in `absent`, `unlabelled` and `not_exhaustive`. Whatever is malformed stays as it is.
+    """The rules with names in place of patterns: source classes `dataset/name` in `merge` and `drop`, these or
+    names alone in `distinct`, unified classes in `absent`, `unlabelled`, `not_exhaustive` and `overlap` (all pairs
+    of what two patterns match). Whatever is malformed stays as it is.
 
     datasets: dataset -> its own class names. known: the label space that grows; its names count, too.
     """
@@ -81,12 +82,26 @@ def expanded(
         given["drop"] = {d: reader.names(f"drop.{d}", own, datasets.get(d, ())) for d, own in drop.items()}
     else:
         given["drop"] = reader.names("drop", drop, sources)
+    if distinct := given.get("distinct"):
+        alone = dict.fromkeys(source.partition("/")[2] for source in sources)
+        names = reader.names("distinct", distinct, [*alone])
+        # what matches no name alone is looked for among `dataset/name`: `c*` is no pattern of datasets
+        given["distinct"] = reader.names("distinct", names, sources) if _is_list(names) else names
     unified = [] if known is None else [*known.classes, *known.reported]
     unified += _unified_names(given, [source for source in sources if source not in learnt])
     for rule in _OF_DATASETS:
         if isinstance(said := given.get(rule), Mapping):
             given[rule] = {d: reader.names(f"{rule}.{d}", own, unified) for d, own in said.items()}
+    overlap = given.get("overlap")
+    if isinstance(overlap, Sequence) and not isinstance(overlap, (str, bytes)):
+        given["overlap"] = [pair for entry in overlap for pair in reader.pairs("overlap", entry, unified)]
     return cast("LabelRules", given), tuple(reader.found)
+
+
+def expanded_names(rule: str, given: Any, known: Sequence[str]) -> tuple[Any, tuple[Expansion, ...]]:
+    """The same of a list of names. rule: what it is called."""
+    reader = _Expander()
+    return reader.names(rule, given, known), tuple(reader.found)
 
 
 class _Expander:
@@ -104,6 +119,14 @@ class _Expander:
             if is_pattern(entry) and entry not in known and (names := matching([entry], known)) != [entry]:
                 self.found.append(Expansion(rule, entry, tuple(names)))
         return matching(entries, known)
+
+    def pairs(self, rule: str, given: Any, known: Sequence[str]) -> list[Any]:
+        """A pair of names, each of which may be a pattern: all pairs of different names, each once."""
+        if not _is_list(given) or len(given) != 2 or not any(map(is_pattern, given)):
+            return [given]
+        firsts, seconds = (self.names(rule, entry, known) for entry in given)
+        found = {frozenset((a, b)): [a, b] for a in firsts for b in seconds if a != b}
+        return list(found.values()) or [given]
 
 
 def _unified_names(rules: Mapping[str, Any], sources: Sequence[str]) -> list[str]:

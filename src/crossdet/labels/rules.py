@@ -25,7 +25,7 @@ class LabelRules(TypedDict, total=False):
     """What may be said about the classes of datasets. Every rule may be None, and one name may stand for a list of
     one.
 
-    In `merge`, `drop`, `absent`, `unlabelled` and `not_exhaustive` a name may be a pattern (`labels.patterns`).
+    The name of a class may be a pattern (`labels.patterns`); that of a dataset may not.
 
     merge: unified name -> source classes as `dataset/name`; the key `same_names: True` merges all names that are
         identical in several datasets.
@@ -98,6 +98,10 @@ def unknown(what: str, name: object, known: Sequence[str]) -> str:
     """The message for a name that is not among the known ones, or a pattern that matches none of them."""
     if is_pattern(name):
         return nothing_matches(what, str(name), known)
+    return _unknown(what, name, known)
+
+
+def _unknown(what: str, name: object, known: Sequence[str]) -> str:
     same = [one for one in known if one.lower() == str(name).lower()]
     close = same or get_close_matches(str(name), known, 1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
@@ -342,7 +346,8 @@ class RuleReader:
             if dataset in self.datasets:
                 rows.add(self.datasets.index(dataset))
             else:
-                self.problems.append(f"{key}: {unknown('dataset', dataset, self.datasets)}")
+                no_pattern = "; datasets are named one by one" if is_pattern(dataset) else ""
+                self.problems.append(f"{key}: {_unknown('dataset', dataset, self.datasets)}{no_pattern}")
         return frozenset(rows)
 
     def _pairs(self, key: str, given: Any) -> frozenset[RowClass]:

@@ -111,6 +111,10 @@ def test_check_prints_what_they_stand_for(tmp_path):
     print_report(report, console)
     assert "labels.merge.white: c*/white_* is chess/white_king, chess/white_pawn" in console.file.getvalue()
     assert report.dropped == ("chess/black_king",)
+    members = Config.from_dict({"datasets": {"chess": {"train": index}}, "labels": {"per_dataset": ["white_*"]}})
+    found = open_sources(members)
+    assert found.space.classes == ("white_king@chess", "white_pawn@chess", "black_king")
+    assert [(p.rule, p.names) for p in found.patterns] == [("per_dataset", ("white_king", "white_pawn"))]
     assert [(p.rule, p.pattern, p.names) for p in report.patterns] == [
         ("merge.white", "c*/white_*", ("chess/white_king", "chess/white_pawn")),
         ("drop", "chess/black_*", ("chess/black_king",)),
@@ -126,3 +130,29 @@ def test_the_dataset_of_a_pattern_exists(tmp_path: Path):
         load_config(file)
     assert 'no dataset "b*"' in str(error.value)
     assert '"?/x"' not in str(error.value)
+
+
+def test_patterns_of_distinct_and_of_pairs():
+    two = {"chess": ["white_king", "white_pawn", "clock"], "more": ["white_king", "clock"]}
+    space = LabelSpace.build(
+        two, distinct=["more/w*", "c*"], overlap=[["chess/*", "white_*"], ["*k", "more/[!w]*"]]
+    )
+    assert space.classes == ("white_king", "white_pawn", "chess/clock", "more/white_king", "more/clock")
+    pairs = {(a, b) for a, b in zip(*space.overlap_array.nonzero(), strict=True) if a < b}
+    of = {name: c for c, name in enumerate(space.classes)}
+    assert pairs == {
+        (of["white_king"], of["chess/clock"]),
+        (of["white_pawn"], of["chess/clock"]),
+        (of["chess/clock"], of["more/clock"]),
+    }
+    with pytest.raises(LabelError, match=r"distinct: no class matches 'x\*'"):
+        LabelSpace.build(two, distinct=["x*"])
+    with pytest.raises(LabelError, match=r"overlap: no unified class matches 'x\*'"):
+        LabelSpace.build(two, distinct=["*"], overlap=[["x*", "more/clock"]])
+
+
+def test_datasets_are_no_patterns():
+    with pytest.raises(
+        LabelError, match=r"absent: unknown dataset 'ch\*'; .*chess.*; datasets are named one by one"
+    ):
+        LabelSpace.build(CHESS, merge={"same_names": True}, absent={"ch*": ["clock"]})

@@ -80,6 +80,14 @@ class DetrLoss(SetLoss):
     distribution_weight: NotNegative = 0.15  # D-FINE's FGL
     distillation_weight: NotNegative = 1.5  # D-FINE's DDF
 
+    @model_validator(mode="after")
+    def _as_published(self) -> Self:
+        """DEIM's matchability-aware loss has numbers of its own."""
+        for key, value in {"alpha": 1.0, "gamma": 1.5}.items() if self.classification == "mal" else ():
+            if key not in self.model_fields_set:
+                self.__dict__[key] = value  # values are fixed, and this one was not given
+        return self
+
 
 class RFDetrLoss(SetLoss):
     """The `loss` section of a config."""

@@ -20,6 +20,7 @@ from crossdet.models.detr.denoising import PADDING, Settings, add_noise
 from crossdet.models.detr.network import Detr
 from crossdet.models.detr.objects import Objects
 from crossdet.models.detr.selection import chosen
+from crossdet.models.detr.settings import DetrLoss
 from crossdet.types import Annotations, Batch, Flag, Tiles
 
 from .made import TINY_SETTINGS, annotations, class_tensors, stirred, tiny
@@ -262,3 +263,12 @@ def test_classes_begin_with_the_prior(name):
     assert len(biases) >= 4
     for key in biases:
         torch.testing.assert_close(network.state_dict()[key].sigmoid(), torch.full((7,), 0.02))
+
+
+def test_each_class_loss_has_the_numbers_of_its_authors():
+    """Also of `mal` in a config that says one of them, and of a run's own config, which says both."""
+    loss = DetrLoss.model_validate({"classification": "mal"})
+    assert (loss.alpha, loss.gamma) == (1, 1.5)
+    assert DetrLoss.model_validate(loss.model_dump()) == loss
+    assert DetrLoss.model_validate({"classification": "mal", "gamma": 2}).gamma == 2
+    assert (DetrLoss().alpha, DetrLoss().gamma) == (0.75, 2)
