@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from crossdet import UserError, train
+from crossdet import Config, UserError, train
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import IndexBuilder
 from crossdet.runs.audit import audit_runs
@@ -82,3 +82,27 @@ def test_an_index_may_be_the_union_test(world, trained, tmp_path):
     config = world.config().model_copy(update={"union_test": world.cars["val"]})
     content = audit_runs([trained.folder], config, tmp_path)
     assert np.isfinite(content["trained"]["union_test"]["AP50"])
+
+
+def test_a_class_that_is_listed_without_a_box_is_not_found_by_mistake(world, trained, tmp_path):
+    """As exports of one labelling project list all names: each find counted as wrong, and moved the threshold."""
+    cars = json.loads((world.root / "cars_val.json").read_text())
+    cars["categories"].append({"id": 9, "name": "face"})
+    (tmp_path / "lists.json").write_text(json.dumps(cars))
+    lists = {
+        "format": "coco",
+        "val": {"images": str(world.root / "cars"), "annotations": str(tmp_path / "lists.json")},
+    }
+    faces = {key: value for key, value in world.settings()["datasets"]["faces"].items() if key != "train"}
+
+    def audited(**labels):
+        labels = {"merge": {"same_names": True}, **labels}
+        config = Config.from_dict({"datasets": {"faces": faces, "lists": lists}, "labels": labels})
+        return audit_runs([trained.folder], config, tmp_path / f"audit{len(labels)}")["trained"]
+
+    said, not_said = audited(unlabelled={"lists": ["face"]}), audited()
+    assert not_said["foreign"] == said["foreign"]
+    assert not_said["home"] == said["home"]
+    told, *summary = not_said["summary"]
+    assert told.startswith("lists lists face and has no box of it in these pictures: taken for not labelled there")
+    assert summary == said["summary"]

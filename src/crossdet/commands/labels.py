@@ -47,15 +47,15 @@ def labels(
 
     renames, problems = [], []
     for text in rename or []:
-        old, equals, new = (part.strip() for part in text.partition("="))
-        renames.append((old, new))
-        if not equals or not old or not new:
+        old, equals, new = text.partition("=")
+        renames.append((old, new.strip()))
+        if not equals or not old.strip() or not new.strip():
             problems.append(f"--rename {text}: expected OLD=NEW")
     merges = []
     for text in merge or []:
-        new, _, members = (part.strip() for part in text.partition("="))
-        merges.append((new, [name.strip() for name in members.split(",") if name.strip()]))
-        if not new or not merges[-1][1]:
+        new, _, members = text.partition("=")
+        merges.append((new.strip(), [name for name in members.split(",") if name.strip()]))
+        if not merges[-1][0] or not merges[-1][1]:
             problems.append(f"--merge {text}: expected NEW=A,B")
     if not renames and not merges:
         hint = f"`crossdet check {weights}` lists the classes"
@@ -69,15 +69,22 @@ def labels(
     if problems:
         raise UserError(problem_list(f"{len(problems)} mistake(s)", problems))
 
-    from crossdet.models.card import taken
+    from crossdet.models.card import known_space, taken
     from crossdet.runs.relabel import relabel
 
-    source = taken(weights)
+    source, known = taken(weights), known_space(weights)
+    renames = [(_written(old, known), new) for old, new in renames]
+    merges = [(new, [_written(name, known) for name in members]) for new, members in merges]
     space = relabel(weights, target, renames, merges)
     for line in (source, *_told(space, target, {new for new, _ in merges})):
         say(line)
     merged = {fold.name: [space.classes[c] for c in fold.members] for fold in space.folds}
     save_json(json_file, {"file": str(target), "classes": list(space.reported), "merged": merged})
+
+
+def _written(name: str, known: LabelSpace) -> str:
+    """Without the spaces around it, where no class has them."""
+    return name if name in (*known.classes, *known.reported) else name.strip()
 
 
 def _told(space: LabelSpace, target: Path, made: set[str]) -> Iterator[str]:

@@ -62,12 +62,14 @@ def label_warnings(config: Config, sources: Sources, splits: Sequence[str] = SPL
     yield from (_likely_one(sources.space, a, b) for a, b in sources.space.likely_duplicates())
     for name, other in merged_beside(sources.space):
         yield f"`labels.merge` makes {name!r} beside the class {other!r}: is that one class, by a slip in its name?"
+    yield from beside_merged(sources.space)
     for text in sources.space.partial_merges(sources.labelled_names):
         yield f"merge of unlike classes: {text}"
-    yield from parts_apart(sources.space)
+    yield from parts_apart(sources.space, sources.known)
     yield from unshown_warnings(sources)
     yield from stray_warnings(sources)
     yield from unlike_before(sources)
+    yield from more_than_before(sources)
 
 
 def _likely_one(space: LabelSpace, *pair: str) -> str:
@@ -88,6 +90,23 @@ def merged_beside(space: LabelSpace) -> Iterator[tuple[str, str]]:
     names = common_names()
     for made in (name for name in space.classes if name not in own and "/" not in name):
         yield from ((made, other) for other in space.classes if other != made and names.alike(made, other))
+
+
+def beside_merged(space: LabelSpace) -> Iterator[str]:
+    """Classes whose names are much like that of a class that weights merged: objects of theirs are negatives of its
+    members."""
+    names = common_names()
+    for fold in (fold for fold in space.folds if fold.is_merge and fold.name not in space.classes):
+        for c in sorted(set(range(len(space.classes))) - {*fold.members}):
+            other, overlaps = space.classes[c], space.overlap_array[c, list(fold.members)].all()
+            if names.alike(fold.name, other) and not overlaps:
+                sources, members = ", ".join(space.sources_of(c)), ", ".join(space.classes[m] for m in fold.members)
+                yield (
+                    f"likely the same class, not merged: {other!r} and {fold.name!r}, which the weights merged "
+                    f"from {members}. If they are, `labels.merge: {{{fold.name}: [{sources}]}}`; if one box may "
+                    f"show both, `labels.overlap: [[{fold.name}, {other}]]`; if they are different things, "
+                    f"`labels.distinct: [{sources}]`"
+                )
 
 
 def unshown_warnings(sources: Sources) -> Iterator[str]:
@@ -157,6 +176,21 @@ def unlike_before(sources: Sources) -> Iterator[str]:
                 f"negative for it. That is so for pictures they learnt from; if these are others and may show it, "
                 f"say `labels.not_exhaustive: {{{name}: [{lacking}]}}`, or give them a dataset name of their own"
             )
+
+
+def more_than_before(sources: Sources) -> Iterator[str]:
+    """Old datasets of an extension with classes that the weights do not know them with: what is not learnt any more
+    as a region is an object, and a negative of all other classes. (`ignore_classes` is not in the weights.)"""
+    known = sources.known
+    for name, index in sources.train.items() if known is not None else ():
+        if known is not None and name in known.datasets:
+            before = known.sources[known.dataset_index(name)]
+            if more := [own for own in index.classes_shown if own not in before]:
+                ignored = ", ".join(more)
+                yield (
+                    f"{name} train: the weights do not know this dataset with boxes of {ignored}; if these were "
+                    f"regions before, say it again: `datasets.{name}.ignore_classes: [{ignored}]`"
+                )
 
 
 def pictures_without_boxes(index: Index) -> Iterator[str]:

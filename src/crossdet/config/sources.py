@@ -27,7 +27,7 @@ from crossdet.evaluation.protocols import lists_of
 from crossdet.labels.common import COMMON, with_common_names
 from crossdet.labels.edits import grown
 from crossdet.labels.members import with_members
-from crossdet.labels.patterns import Expansion, expanded, expanded_names
+from crossdet.labels.patterns import Expansion, composed, expanded, expanded_names
 from crossdet.labels.rules import LabelRules, quoted
 from crossdet.labels.space import LabelSpace, check_class_names
 
@@ -229,7 +229,7 @@ def open_split(dataset: DatasetConfig | UnionTestConfig, split: str, given: Spli
     """The index of one split: read from its files (through the cache), or as handed over from Python; its
     `ignore_classes` are regions. Raises `UserError` where the training split, or the only one, lacks one."""
     index = given if isinstance(given, Index) else _read(dataset, split, given)
-    ignored = dataset.ignore_classes or ()
+    ignored = [composed(name) for name in dataset.ignore_classes or ()]
     strange = [name for name in ignored if name not in index.classes]
     splits = [name for name in ALL_SPLITS if getattr(dataset, name, None) is not None]
     if strange and (split == "train" or len(splits) < 2):  # beside a training split others may have fewer
@@ -246,7 +246,7 @@ def _read(dataset: DatasetConfig | UnionTestConfig, split: str, given: SplitConf
         image_set=given.image_set,
         ignore=given.ignore,
         split=split,
-        classes=dataset.classes,
+        classes=None if dataset.classes is None else tuple(composed(name) for name in dataset.classes),
         edition=dataset.edition,
     )
     return read_split(dataset.format, files)
@@ -295,6 +295,8 @@ def _build_space(
         for split, index in mine.items():
             check_class_names(name, classes[name], index.classes, f"datasets.{name}.{split}", by_weights)
         said = dataset.federated
+        if said is None and known is not None and name in known.datasets:  # as the weights have it
+            said = known.dataset_index(name) in known.federated or None
         if said or (said is None and any(index.federated for index in indexes)):
             federated.append(name)
     per_dataset, open_members = config.labels.per_dataset, config.labels.open_members

@@ -11,6 +11,7 @@ from crossdet.data.annotation_files import is_there, too_many
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.data.reading import with_sizes
 from crossdet.errors import UserError, problem_list, show
+from crossdet.labels.patterns import composed
 from crossdet.labels.rules import unknown
 from crossdet.types import REGION_FLAGS, Flag
 
@@ -43,7 +44,9 @@ class _Reader:
     """
 
     def __init__(self, classes: Sequence[str] | None, root: Path) -> None:
-        self.classes, self.root = classes, root
+        listed = classes is not None and not isinstance(classes, str)
+        self.classes = [composed(c) if isinstance(c, str) else c for c in classes or ()] if listed else classes
+        self.root = root
         self.problems: list[str] = []
         if isinstance(classes, str):
             self.problems.append(f"classes: expected a list of names, got {show(classes)}; write [{classes!r}]")
@@ -117,9 +120,9 @@ class _Reader:
             return (xyxy, None, bits, place) if len(self.problems) == before else None
         if not isinstance(name, str) or not name:
             self.problems.append(f"{place}: its label is the name of a class, got {show(name)}")
-        elif self.classes is not None and name not in self.classes:
+        elif self.classes is not None and composed(name) not in self.classes:
             self.problems.append(f"{place}: {unknown('class', name, self.classes)}")
-        return (xyxy, name, bits, place) if len(self.problems) == before else None
+        return (xyxy, composed(name), bits, place) if len(self.problems) == before else None
 
     def index(self) -> Index:
         """Raises `UserError` that lists what is wrong in the records."""

@@ -5,6 +5,7 @@ The names stand in `common_names.yaml`, for people to read. They merge nothing u
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,8 +31,8 @@ SHORTEST_SLIP, SHORTEST_OTHER = 6, 9
 
 
 def spelling(name: str) -> str:
-    """A name without capitals, `_` and `-`."""
-    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+    """A name without capitals, `_` and `-`, and without wide letters and the like (Unicode NFKC)."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").replace("-", " ").split())
 
 
 @dataclass(frozen=True)
@@ -226,9 +227,11 @@ def only_alike(space: LabelSpace) -> list[str]:
     return found
 
 
-def parts_apart(space: LabelSpace) -> list[str]:
-    """What to do about `parts_of`."""
-    return [_apart(space, whole, parts) for whole, parts in parts_of(space)]
+def parts_apart(space: LabelSpace, known: LabelSpace | None = None) -> list[str]:
+    """What to do about `parts_of`. known: the label space that has grown, whose classes are no longer merged with
+    each other here."""
+    old = set() if known is None else {s for c in range(len(known.classes)) for s in known.sources_of(c)}
+    return [_apart(space, whole, parts, old) for whole, parts in parts_of(space)]
 
 
 def parts_of(space: LabelSpace) -> list[tuple[int, list[tuple[str, str, int]]]]:
@@ -251,14 +254,18 @@ def label_in_part(space: LabelSpace, whole: int, parts: Sequence[tuple[str, str,
     return [dataset for dataset in dict.fromkeys(dataset for dataset, _, _ in parts) if dataset not in labelling]
 
 
-def _apart(space: LabelSpace, whole: int, parts: Sequence[tuple[str, str, int]]) -> str:
+def _apart(space: LabelSpace, whole: int, parts: Sequence[tuple[str, str, int]], old: Collection[str]) -> str:
+    """old: source classes that weights know."""
     name, sources = space.classes[whole], [f"{dataset}/{part}" for dataset, part, _ in parts]
     pairs = ", ".join(f"[{name}, {space.classes[c]}]" for c in dict.fromkeys(c for _, _, c in parts))
     narrow = label_in_part(space, whole, parts)
     rest = ", ".join(f"{dataset}: [{name}]" for dataset in narrow)
     in_part = f"with `labels.not_exhaustive: {{{rest}}}` if there are others in its pictures, " if narrow else ""
+    members = [source for source in (*space.sources_of(whole), *sources) if source not in old]
+    merge = f"`labels.merge: {{{name}: [{', '.join(members)}]}}`, {in_part}or to learn both "
+    if set(sources) & {*old}:  # a class of the weights stays one
+        merge = ""
     return (
         f"by their names part of {name!r}: {', '.join(sources)}. Objects of the one are negatives of the other; "
-        f"say `labels.merge: {{{name}: [{', '.join([*space.sources_of(whole), *sources])}]}}`, "
-        f"{in_part}or to learn both `labels.overlap: [{pairs}]`"
+        f"say {merge}`labels.overlap: [{pairs}]`"
     )

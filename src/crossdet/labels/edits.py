@@ -17,6 +17,7 @@ from typing import Unpack
 from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.labels.folds import Fold
 from crossdet.labels.patterns import expanded, matching
+from crossdet.labels.placeholders import is_unused
 from crossdet.labels.rules import DROPPED, LabelRules, Names, quoted, unknown
 from crossdet.labels.space import LabelSpace
 
@@ -201,7 +202,8 @@ class _Growing:
             if dataset not in known.datasets:
                 continue
             row = known.datasets.index(dataset)
-            lost = [n for n, c in known.sources[row].items() if n not in given and c != DROPPED]
+            here = known.sources[row].items()
+            lost = [n for n, c in here if n not in given and c != DROPPED and not is_unused(n)]
             if lost:
                 yield (
                     f"datasets.{dataset}: the weights know it with class {quoted(lost)}, which its files no longer "
@@ -289,6 +291,7 @@ class _Growing:
                     f"datasets.{dataset}: the weights know it as one that lists {name!r} and does not label it, "
                     f"but its files have boxes of it now; give the dataset another name to read it anew"
                 )
+        yield from self._learnt_contradictions()
         absent = {(known.datasets[row], known.classes[c]) for row, c in known.absent_pairs}
         for dataset, names in self.unlabelled.items():
             for name in _listed(names):
@@ -297,6 +300,21 @@ class _Growing:
                         f"unlabelled.{dataset}: the weights know {name!r} as absent from this dataset, so its "
                         f"background was trusted; give the dataset another name to read it anew"
                     )
+
+    def _learnt_contradictions(self) -> Iterator[str]:
+        """Old classes that a dataset is said not to label, that the weights know it with, and of which no file is
+        there to say otherwise: given without a box it may have listed them alone."""
+        known, annotated = self.known, self.known.annotated_array
+        for rule, said in (("absent", self.absent), ("unlabelled", self.unlabelled)):
+            for dataset, names in said.items():
+                gone = dataset in known.datasets and dataset not in self.datasets
+                row = known.datasets.index(dataset) if gone else None
+                for name in _listed(names) if row is not None else ():
+                    if name in known.classes and annotated[row, known.classes.index(name)]:
+                        yield (
+                            f"{rule}.{dataset}: the weights know this dataset as one that labels {name!r}, and it "
+                            f"is not in the config; take the entry out, or give the dataset with its pictures"
+                        )
 
 
 def _listed(names: Names) -> list[str]:

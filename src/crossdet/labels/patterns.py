@@ -1,10 +1,12 @@
-"""Wildcards in lists of class names: `white_*` stands for every name that it matches. No torch.
+"""How class names are written, and wildcards in lists of them: `white_*` stands for every name that it matches. No
+torch.
 
 `matching` is what they mean, wherever names are listed; `expanded` applies it to label rules.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -19,6 +21,12 @@ _SIGNS = "*?["
 _OF_DATASETS = ("absent", "unlabelled", "not_exhaustive")
 
 
+def composed(name: str) -> str:
+    """A name with one sign for a letter and its accent (Unicode NFC), as class names are read wherever they stand:
+    macOS writes two, which look the same and would be another class."""
+    return unicodedata.normalize("NFC", name)
+
+
 def is_pattern(text: object) -> bool:
     """Whether a text has a sign of `fnmatch`; it may be a name all the same."""
     return isinstance(text, str) and any(sign in text for sign in _SIGNS)
@@ -27,9 +35,10 @@ def is_pattern(text: object) -> bool:
 def matching(entries: Iterable[Any], known: Sequence[str]) -> list[Any]:
     """The names that a list means: a known one stands for itself, whatever signs it has; a pattern of `fnmatch`
     (`*`, `?`, `[abc]`; case counts) for the known names that it matches, in their order, each once. What matches
-    nothing stays, for the reader of the list to refuse.
+    nothing stays, for the reader of the list to refuse. Entries are read as `composed` where they are not known.
     """
-    entries, names = list(entries), dict.fromkeys(known)
+    names = dict.fromkeys(known)
+    entries = [e if not isinstance(e, str) or e in names else composed(e) for e in entries]
     written = {entry for entry in entries if isinstance(entry, str) and entry in names}
     found: list[Any] = []
     for entry in entries:
@@ -75,7 +84,7 @@ def expanded(
     sources = list(dict.fromkeys(listed))
     if isinstance(merge := given.get("merge"), Mapping):
         given["merge"] = {
-            target: reader.names(f"merge.{target}", members, sources) if _is_list(members) else members
+            _written(target): reader.names(f"merge.{target}", members, sources) if _is_list(members) else members
             for target, members in merge.items()
         }
     if isinstance(drop := given.get("drop"), Mapping):
@@ -122,7 +131,7 @@ class _Expander:
 
     def pairs(self, rule: str, given: Any, known: Sequence[str]) -> list[Any]:
         """A pair of names, each of which may be a pattern: all pairs of different names, each once."""
-        if not _is_list(given) or len(given) != 2 or not any(map(is_pattern, given)):
+        if not _is_list(given) or len(given) != 2 or not all(isinstance(e, str) for e in given):
             return [given]
         firsts, seconds = (self.names(rule, entry, known) for entry in given)
         found = {frozenset((a, b)): [a, b] for a in firsts for b in seconds if a != b}
@@ -144,6 +153,10 @@ def _unified_names(rules: Mapping[str, Any], sources: Sequence[str]) -> list[str
         if source not in dropped:
             names.append(into.get(source) or (source if apart & {source, own} else own))
     return names
+
+
+def _written(name: object) -> object:
+    return composed(name) if isinstance(name, str) else name
 
 
 def _is_list(value: object) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class ReadRules:
 
 def normalised_name(name: str) -> str:
     """A class name without case, plural and separators: `Traffic_Lights` and `traffic light` are equal."""
-    words = name.casefold().replace("_", " ").replace("-", " ").split()
+    words = unicodedata.normalize("NFKC", name).casefold().replace("_", " ").replace("-", " ").split()
     return " ".join(_singular(word) for word in words)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from crossdet.errors import UserError
+from crossdet.labels.patterns import composed
 from crossdet.labels.placeholders import without_placeholders
 from crossdet.labels.space import LabelSpace
 from crossdet.models.architecture import Foreign
@@ -225,7 +226,7 @@ def _card_beside(file: Path, found: Foreign) -> Card:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise UserError(f"{file} cannot be read ({reason}); without it the classes alone are taken") from None
     classes = without_placeholders(card.space.classes)  # as names of rows are read
-    ours, theirs = (card.settings.name, *classes), (found.settings.name, *found.classes)
+    ours, theirs = (card.settings.name, *map(composed, classes)), (found.settings.name, *found.classes)
     if ours != theirs:
         mine, other = next((a, b) for a, b in zip_longest(ours, theirs) if a != b)
         raise UserError(

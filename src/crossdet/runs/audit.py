@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from crossdet.config import Config, UnionTestConfig
+from crossdet.config.listed_only import learnt_from
 from crossdet.config.sources import Sources, check_split, open_sources, union_test_index
 from crossdet.data.index import Index
 from crossdet.errors import UserError
@@ -83,6 +84,8 @@ def audited_runs(
     names = _run_names(runs)
     for name, detector in zip(names, detectors, strict=True):
         mine, first = _classes(detector), _classes(detectors[0])
+        if mine != first and sorted(mine) == sorted(first):
+            raise UserError(f"{name} has the classes of {names[0]} in another order; audit them one by one")
         if mine != first:
             raise UserError(
                 f"{name} knows other classes ({', '.join(mine)}) than {names[0]} ({', '.join(first)}); audit them "
@@ -126,12 +129,13 @@ def _audit(
     only_known: bool,
 ) -> AuditedRun:
     in_its_classes = splits_for_detector(sources, indexes, detector, _folds(detector), only_known)
+    unlabelled = _listed_without_box(sources, detector)
     splits = [
         AuditedSplit(
             name=dataset,
             index=split.index,
             truth=ground_truth(split),
-            **(relations := _relations(sources, detector, dataset)),
+            **(relations := _relations(sources, detector, dataset, unlabelled.get(dataset, ()))),
             detections=_detect(detector, split.index, config, _sought(detector, split, relations["annotated"])),
         )
         for dataset, split in in_its_classes.items()
@@ -143,19 +147,43 @@ def _audit(
     if union is not None:
         detections = _detect(detector, union.index, config)
         scores = union_scores(ground_truth(union), detections, union.classes, found, overlap)
-    return AuditedRun(name, found, splits, scores, _fewer(detector), summary(to_json(found), scores))
+    told = [
+        f"{dataset} lists {names} and has no box of it in these pictures: taken for not labelled there, which "
+        f"`labels.unlabelled: {{{dataset}: [{names}]}}` says; `labels.absent` says that no picture shows it."
+        for dataset, classes in unlabelled.items()
+        for names in [", ".join(classes)]
+    ]
+    return AuditedRun(name, found, splits, scores, _fewer(detector), [*told, *summary(to_json(found), scores)])
 
 
-def _relations(sources: Sources, detector: Detector, dataset: str) -> dict[str, NDArray[np.bool_]]:
+def _listed_without_box(sources: Sources, detector: Detector) -> dict[str, tuple[str, ...]]:
+    """Dataset -> classes that it lists, has no box of and did not teach the detector, while others have boxes: most
+    often nobody labelled them, and to find them would be no mistake."""
+    known = detector.space
+    found = {}
+    for dataset, classes, _ in sources.listed_only:
+        learnt = {known.classes[c] for c in learnt_from(known, dataset)}
+        if left := tuple(name for name in classes if name not in learnt):
+            found[dataset] = left
+    return found
+
+
+def _relations(
+    sources: Sources, detector: Detector, dataset: str, unlabelled: Sequence[str] = ()
+) -> dict[str, NDArray[np.bool_]]:
     """`annotated` and `trusted` of a dataset, `[C]` in the detector's classes. Of a merged class it labels some
-    member; its background is trusted only where it is for all members."""
+    member; its background is trusted only where it is for all members. unlabelled: unified names that it lists."""
     space = sources.space
     row = space.dataset_index(dataset)
+    folded = space.classes if space.folding is None else [space.folding.names[c] for c in space.folding.of]
+    lists = np.array(
+        [{name, whole} & {*unlabelled} != set() for name, whole in zip(space.classes, folded, strict=True)]
+    )
     at = np.array(positions(space, detector, _folds(detector)))
     count = len(_classes(detector))
     annotated, avoided, known = (
         np.bincount(at[chosen & (at != DROPPED)], minlength=count) > 0
-        for chosen in (space.annotated_array[row], space.avoid_array[row], np.ones(len(at), bool))
+        for chosen in (space.annotated_array[row] & ~lists, space.avoid_array[row] | lists, np.ones(len(at), bool))
     )
     return {"annotated": annotated, "trusted": known & ~avoided}
 

@@ -20,6 +20,7 @@ from crossdet.data.formats.format import SplitFiles
 from crossdet.data.index import IndexBuilder
 from crossdet.data.reading import read_split
 from crossdet.errors import UserError
+from crossdet.labels.edits import edited
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.types import Flag
 
@@ -242,6 +243,49 @@ def test_a_slip_in_the_name_of_a_merge(tmp_path):
     )
     assert extension(tmp_path, {"merge": {"person": ["site/walker"]}}, site={"train": new}) == ""
     assert extension(tmp_path, {"merge": {"car": ["site/walker"]}}, site={"train": new}) == "", "no slip of `cart`"
+
+
+def test_a_slip_in_the_name_of_a_class_that_weights_merged(tmp_path):
+    """Objects of `Walkers` would be negatives of both members."""
+    merged = edited(LabelSpace.build({"old": ["man", "lady", "cart"]}), (), [("Walker", ["man", "lady"])])
+    new = {"train": index(tmp_path / "a", "walkers", GOOD)}
+
+    def of(labels: dict[str, Any]) -> str:
+        config = config_of(labels, site=new)
+        return "\n".join(label_warnings(config, open_sources(config, known=merged)))
+
+    assert of({}) == (
+        "likely the same class, not merged: 'walkers' and 'Walker', which the weights merged from man, lady. If "
+        "they are, `labels.merge: {Walker: [site/walkers]}`; if one box may show both, `labels.overlap: [[Walker, "
+        "walkers]]`; if they are different things, `labels.distinct: [site/walkers]`"
+    )
+    for rule in ({"merge": {"Walker": ["site/walkers"]}}, {"overlap": [["Walker", "walkers"]]},
+                 {"distinct": ["site/walkers"]}):  # fmt: skip
+        assert of(rule) == "", rule
+
+
+def test_a_part_that_the_weights_know_stays_a_class_of_its_own(tmp_path):
+    known = LabelSpace.build({"old": ["pedestrian"]})
+    config = config_of(None, site={"train": index(tmp_path / "a", "person", GOOD)})
+    text = "\n".join(label_warnings(config, open_sources(config, known=known)))
+    assert "by their names part of 'person': old/pedestrian." in text
+    assert "say `labels.overlap: [[person, pedestrian]]`" in text
+    assert "merge" not in text
+
+
+def test_what_an_old_dataset_had_as_regions_is_asked_for(tmp_path):
+    both = index(tmp_path / "a", "person blurred", [*GOOD, ((50.0, 50.0, 60.0, 60.0), 1)])
+    known = LabelSpace.build({"site": ["person"]})
+
+    def of(**more: Any) -> str:
+        config = config_of(None, site={"train": both, **more})
+        return "\n".join(label_warnings(config, open_sources(config, known=known)))
+
+    assert of() == (
+        "site train: the weights do not know this dataset with boxes of blurred; if these were regions before, say "
+        "it again: `datasets.site.ignore_classes: [blurred]`"
+    )
+    assert of(ignore_classes=["blurred"]) == ""
 
 
 def test_a_few_objects_of_a_class_that_others_show_often(tmp_path):

@@ -298,3 +298,13 @@ def test_common_names_are_merged_where_a_config_asks_for_them(tmp_path):
     assert pattern.names == ("aeroplane",)
     apart = inspect(configured(datasets, {"merge": None}))
     assert any("likely the same class, not merged: b/aeroplane and c/airplane" in text for text in apart.warnings)
+
+
+def test_a_federated_dataset_of_the_weights_stays_so(tmp_path):
+    """Without lists in its files it was refused until `federated: true` was said again."""
+    known = LabelSpace.build({"a": ["cup", "plate"]}, federated=["a"])
+    a = made(tmp_path / "a", [0, 1])
+    assert open_sources(configured({"a": a}), known=known).space.federated == {0}
+    config = Config.from_dict({"datasets": {"a": {"train": a, "federated": False}}})
+    with pytest.raises(LabelError, match="is federated in the weights and not in the config"):
+        open_sources(config, known=known)

@@ -146,6 +146,11 @@ CONTRADICTIONS = {
         {"merge": {"person": ["aerial/human"]}},
         r"together with those of the weights: .*\n.*absent\.aerial: \[person\]: but this dataset labels",
     ),
+    "absent, by weights": (  # its pictures are not there, whose boxes would say so
+        {"new": ["x"]},
+        {"absent": {"peds": ["person"]}},
+        r"absent\.peds: the weights know this dataset as one that labels 'person', and it is not in the config",
+    ),
     "absent, new rule": (
         {"peds": ["pedestrian", "bank"]},
         {"absent": {"peds": ["person"]}},
@@ -274,6 +279,14 @@ def test_command(known, model, tmp_path, command, capsys):
     assert load_detector(tmp_path / "relabelled.safetensors", "cpu").reported[1] == "auto"
 
 
+def test_the_command_takes_names_with_a_space_at_their_end(model, tmp_path, command):
+    known = LabelSpace.build({"a": ["car ", "truck", "bus", "van", "ship"]})
+    old = save(tmp_path / "old.safetensors", model, known)
+    code, printed = command("labels", old, "--rename", "car =auto", "--merge", "big= truck ,bus")
+    assert code == 0, printed
+    assert "4 classes: auto, big, van, ship" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -332,3 +345,8 @@ def test_differences_are_named():
         "a/person: 'person' then, dropped now",
         "b/face: 'face' then, not there now",
     ]
+
+
+def test_rows_of_a_checkpoint_that_mean_nothing_are_not_missed():
+    known = LabelSpace.build({"coco": ["person", "unused_1", "car"]})
+    assert grown(known, {"coco": ["person", "car", "lamp"]}).classes == ("person", "unused_1", "car", "lamp")

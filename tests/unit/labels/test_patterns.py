@@ -12,7 +12,7 @@ from crossdet import LabelSpace
 from crossdet.check import inspect, print_report
 from crossdet.config import Config, load_config
 from crossdet.config.sources import open_sources
-from crossdet.data.index import IndexBuilder
+from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import ConfigError, LabelError, UserError
 from crossdet.labels.edits import edited, grown
 from crossdet.labels.patterns import matching
@@ -156,3 +156,21 @@ def test_datasets_are_no_patterns():
         LabelError, match=r"absent: unknown dataset 'ch\*'; .*chess.*; datasets are named one by one"
     ):
         LabelSpace.build(CHESS, merge={"same_names": True}, absent={"ch*": ["clock"]})
+
+
+NFC, NFD = "Fu\u00dfg\u00e4nger", "Fu\u00dfga\u0308nger"
+
+
+def test_an_accent_of_its_own_makes_no_other_class(tmp_path):
+    """Readers compose names, and rules, so that both spellings are one; in between a warning."""
+    assert NFC != NFD
+    (tmp_path / "a.jpg").write_bytes(b"")
+    record = {"image": "a.jpg", "boxes": [[1, 1, 9, 9]], "labels": [NFD]}
+    assert Index.from_records([record], root=tmp_path).classes == (NFC,)
+    assert Index.from_records([record], classes=[NFD], root=tmp_path).classes == (NFC,)
+    space = LabelSpace.build({"a": [NFC], "b": ["car"]}, unlabelled={"b": [NFD]}, overlap=[[NFD, "car"]])
+    assert space.overlap_pairs == {(0, 1)}
+    merged = LabelSpace.build({"a": [NFC], "b": ["car"]}, merge={NFD: [f"a/{NFD}", "b/car"]}, labelled=None)
+    assert merged.classes == (NFC,)
+    assert LabelSpace.build({"a": [NFC], "b": [NFD]}).likely_duplicates() == [(f"a/{NFC}", f"b/{NFD}")]
+    assert LabelSpace.build({"a": ["person"], "b": ["\uff50\uff45\uff52\uff53\uff4f\uff4e"]}).likely_duplicates()

@@ -26,6 +26,7 @@ from crossdet.data.formats.format import ONE, Format, SplitFiles
 from crossdet.data.formats.tree import Found, Refused, Tree, variant, without_suffix
 from crossdet.data.index import LEFT_OUT, Index, Ragged, Strings, clip_to_images, offsets
 from crossdet.errors import AnnotationError
+from crossdet.labels.patterns import composed
 from crossdet.types import Flag
 
 YOLO = (".yaml", ".yml", ".txt")
@@ -193,8 +194,9 @@ def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
 def _categories(items: Items, problems: list[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     ids = _own_ids(items, "categories", problems)
     names = _column(items, "categories", "name", str, "a text", problems)
+    names = [composed(name) for name in names or ()]
     first: dict[str, int] = {}
-    for i, name in enumerate(names or ()):
+    for i, name in enumerate(names):
         if not _is_text(name):
             problems.append(f"categories[{i}].name: {_show(name)} holds half a character; write the name anew")
         elif first.setdefault(name, i) != i:
@@ -202,7 +204,7 @@ def _categories(items: Items, problems: list[str]) -> tuple[NDArray[np.int64], t
                 f"categories[{i}].name: {name!r} is already the name of categories[{first[name]}]; "
                 "rename one of the two or give their boxes one category_id"
             )
-    return ids, tuple(names or ())
+    return ids, tuple(names)
 
 
 def _file_names(items: Items, problems: list[str]) -> list[str]:

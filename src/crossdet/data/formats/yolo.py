@@ -30,6 +30,7 @@ from crossdet.data.formats.format import ONE, OPTIONAL, Format, SplitFiles
 from crossdet.data.formats.tree import WORDS, Found, Refused, Tree, walk, without_suffix
 from crossdet.data.index import CANNOT_BE_READ, NO_LABELS, Index, IndexBuilder
 from crossdet.errors import AnnotationError, UserError
+from crossdet.labels.patterns import composed
 from crossdet.types import REGION_FLAGS, Flag
 
 SCALARS = (str, int, float, bool)
@@ -241,10 +242,10 @@ def _class_names(content: dict[str, Any], problems: list[str]) -> dict[int, str]
             problems.append(f"names[{key}]: {_show(name)}, expected a class name")
         elif int(key) in classes:
             problems.append(f"names: class id {int(key)} is listed twice")
-        elif str(name) in classes.values():
+        elif composed(str(name)) in classes.values():
             problems.append(f"names[{key}]: {str(name)!r} is the name of another class too; rename one of them")
         else:
-            classes[int(key)] = str(name)
+            classes[int(key)] = composed(str(name))
     count = content.get("nc")
     if count is not None and count != len(names):
         problems.append(f"nc: {_show(count)}, but `names` has {len(names)} classes; correct one of the two")
@@ -338,7 +339,7 @@ def _label_files(images: Sequence[str]) -> list[str | None]:
     listed: dict[str, dict[str, str]] = {}
 
     def found(file: str) -> str | None:
-        """The file as it is written; its suffix may be `.TXT`."""
+        """The file as it is written; its suffix may be `.TXT`, and its accents those of another file system."""
         folder, _, name = file.rpartition("/")
         if folder not in listed:
             try:
@@ -346,8 +347,10 @@ def _label_files(images: Sequence[str]) -> list[str | None]:
             except (OSError, ValueError):
                 names = []
             # where both spellings are there the usual one counts
-            listed[folder] = {f"{name[:-4]}.txt": name for name in names if name[-4:].lower() == ".txt"}
-        return f"{folder}/{listed[folder][name]}" if name in listed[folder] else None
+            own = {f"{name[:-4]}.txt": name for name in names if name[-4:].lower() == ".txt"}
+            listed[folder] = {composed(name): file for name, file in own.items()} | own
+        there = listed[folder].get(name) or listed[folder].get(composed(name))
+        return None if there is None else f"{folder}/{there}"
 
     return [next(filter(None, map(found, _label_candidates(image))), None) for image in images]
 

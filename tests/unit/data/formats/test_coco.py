@@ -322,3 +322,13 @@ def test_empty_sections(tmp_path: Path) -> None:
     index = read({"images": [], "annotations": [], "categories": []}, tmp_path)
     assert len(index) == 0
     assert index.boxes.shape == (0, 4)
+
+
+def test_names_are_composed(tmp_path: Path) -> None:
+    """An accent that is a sign of its own makes no other class."""
+    content = coco_dict()
+    content["categories"][0]["name"] = "cafe\u0301"
+    assert read(content, tmp_path).classes == ("caf\u00e9", "person")
+    content["categories"][1]["name"] = "caf\u00e9"
+    with pytest.raises(AnnotationError, match="is already the name of"):
+        read(content, tmp_path)

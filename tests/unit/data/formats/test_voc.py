@@ -253,3 +253,9 @@ def test_all_mistakes_at_once(year: Year) -> None:
         f"{file}:4: 'b' is already listed on line 2; remove one of the two",
         f"{file}:5: 'd 7', expected an image id, or an id and -1, 0 or 1",
     ]
+
+
+def test_names_are_composed(tmp_path: Path) -> None:
+    year = Year(tmp_path)
+    year.add("a", voc_xml(voc_object("cafe\u0301"), voc_object("caf\u00e9")))
+    assert read_voc([year.xmls], [year.images]).classes == ("caf\u00e9",)

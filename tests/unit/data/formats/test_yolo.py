@@ -316,3 +316,16 @@ def test_no_label_file_at_all(tmp_path: Path) -> None:
         read_yolo(data, "train")
     wanted = f"{tmp_path}/labels/train/a.txt or {tmp_path}/images/train/a.txt"
     assert mistakes(error) == [f"`train`: none of its 2 images has a label file, such as {wanted}"]
+
+
+def test_accents_of_another_file_system(tmp_path: Path) -> None:
+    """macOS writes two signs for one letter: a picture copied from there had no labels, and was background."""
+    data = dataset(tmp_path, {"cafe\u0301": None, "b": "1 .5 .5 .5 .5"}, names=["one", "cafe\u0301"])
+    (tmp_path / "labels/train/caf\u00e9.txt").write_text("0 .5 .5 .5 .5")
+    index = read_yolo(data, "train")
+    assert index.labels.tolist() == [1, 0]
+    assert NO_LABELS not in index.skipped
+    assert index.classes == ("one", "caf\u00e9")
+    twice = dataset(tmp_path / "twice", {"a": ""}, names=["caf\u00e9", "cafe\u0301"])
+    with pytest.raises(AnnotationError, match="is the name of another class too"):
+        read_yolo(twice, "train")
