@@ -71,7 +71,7 @@ def test_the_part_of_a_step_whose_loss_broke_is_the_one_that_is_saved(world, tmp
         return found._replace(terms={name: loss * float("nan") for name, loss in found.terms.items()})
 
     monkeypatch.setattr(training, "_forward", broken)
-    with pytest.raises(RunError, match="the loss is not finite at step 1"):
+    with pytest.raises(RunError, match="the loss is not finite at step 2"):
         train(world.config({"train.accumulate": 2}), output=tmp_path / "run")
     saved = torch.load(tmp_path / "run" / "non_finite_batch_rank0.pt", weights_only=True)["images"]
     assert len(parts) == 4
@@ -112,7 +112,7 @@ def test_a_bad_loss_is_found_before_its_step_is_taken(world, tmp_path, monkeypat
         return {**losses, "box": losses["box"] * (value if len(calls) == 4 else 1)}
 
     monkeypatch.setattr(Losses, "normalised", poisoned)
-    with pytest.raises(RunError, match=r"not finite at step 3 \(epoch 1\)"):
+    with pytest.raises(RunError, match=r"not finite at step 4 \(epoch 1\)"):
         train(world.config({"train.checkpoint_steps": 3}), output=tmp_path / "run")
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     assert state["progress"]["step"] == 3

@@ -41,6 +41,9 @@ def build_fabric(config: Config) -> Fabric:
         raise UserError("; ".join(settings.missing_loggers))
     if problem := device_problem(config):
         raise UserError(problem)
+    if settings.batch_size % (share := processes(config) * settings.accumulate):
+        expected = f"a multiple of accumulate x processes = {share}"
+        raise UserError(f"`train.batch_size`: expected {expected}, got {settings.batch_size}")
     accelerator = "cuda" if on_gpu(config) else "cpu"  # Fabric's own `auto` may take others, which have no float64
     devices, nodes, strategy = devices_here(config), 1, "ddp" if settings.devices > 1 else "auto"
     if torch.distributed.is_torchelastic_launched():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
@@ -77,12 +78,7 @@ def check_run_dir(
     if not resume and (inside := [path for path in inputs_of(config) if path.is_relative_to(run_dir.resolve())]):
         raise UserError(f"{run_dir} holds what is trained on ({inside[0]}); choose another directory with --output")
     if resume:
-        state = _state(run_dir)
-        progress = state.get("progress", {})
-        longer = _may_grow(config) and (epochs or 0) > (progress.get("epochs") or math.inf)
-        _check_same_config(run_dir / CONFIG_FILE, config, known_datasets, longer, _may_move(state))
-        if progress.get("finished") and not longer and (run_dir / last_file).exists():
-            raise UserError(f"{run_dir}: this run is finished; there is nothing to resume")
+        _check_resumed(run_dir, config, last_file, known_datasets, epochs)
     elif overwrite:
         if run_dir.exists() and not holds_run and any(entry.name != LOCK_FILE for entry in run_dir.iterdir()):
             raise UserError(f"{run_dir} is no run directory; it is not deleted, choose another `output`")
@@ -91,6 +87,22 @@ def check_run_dir(
             f"{run_dir} already holds a run; continue it with --resume, replace it with --overwrite, "
             f"or choose another directory with --output"
         )
+
+
+def _check_resumed(
+    run_dir: Path, config: Config, last_file: str, known_datasets: Sequence[str], epochs: int | None
+) -> None:
+    state = _state(run_dir)
+    progress = state.get("progress", {})
+    longer = _may_grow(config) and (epochs or 0) > (progress.get("epochs") or math.inf)
+    _check_same_config(run_dir / CONFIG_FILE, config, known_datasets, longer, _may_move(state))
+    if not state and _epochs_done(run_dir) > 1:  # at the end of the first it may be killed before its state
+        raise UserError(
+            f"{run_dir}: {STATE_FILE} is gone, without which this run cannot go on; its weights would be replaced "
+            f"by those of a training from the beginning. If that is meant: --overwrite"
+        )
+    if progress.get("finished") and not longer and (run_dir / last_file).exists():
+        raise UserError(f"{run_dir}: this run is finished; there is nothing to resume")
 
 
 def _is_run(run_dir: Path) -> bool:
@@ -245,6 +257,14 @@ def _state(run_dir: Path) -> dict[str, Any]:
     """Empty where the training has none."""
     file = run_dir / STATE_FILE
     return load_state(file) if file.exists() else {}
+
+
+def _epochs_done(run_dir: Path) -> int:
+    """By its metrics; 0 where they cannot be read."""
+    try:
+        return len(json.loads((run_dir / METRICS_FILE).read_text())["epochs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _may_move(state: dict[str, Any]) -> bool:

@@ -101,9 +101,9 @@ class MlflowLogger(Tracker):
 
 
 def tensorboard(run_dir: Path, step: int) -> Logger:
-    """Into `tensorboard/` of the run; what was written after the state that is resumed is taken back."""
-    purge = step + 1 if step else None
-    return TensorBoardLogger(run_dir, name="tensorboard", version="", purge_step=purge)
+    """Into `tensorboard/` of the run; what was written after the state that is resumed, or of an attempt that left
+    none, is taken back."""
+    return TensorBoardLogger(run_dir, name="tensorboard", version="", purge_step=step + 1)
 
 
 LOGGERS: dict[str, Callable[[Path, int], Logger]] = {

@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from crossdet.data.hybrid import HybridDataset
+from crossdet.data.hybrid import Draw, HybridDataset
 from crossdet.data.loading import MicroBatches, epoch_batches, is_dead_worker
 from crossdet.errors import Diverged, RunError, UserError
 from crossdet.files import write_json
@@ -29,7 +29,16 @@ from crossdet.training.optimiser import make_optimiser, set_rate
 from crossdet.training.recipe import Recipe
 from crossdet.training.schedule import Schedule
 from crossdet.training.signals import stop_signals
-from crossdet.training.state import Average, Course, DatasetTotals, EpochData, Progress, RunState, sum_over_ranks
+from crossdet.training.state import (
+    Average,
+    Course,
+    DatasetTotals,
+    EpochData,
+    Progress,
+    RunState,
+    lines_of_all_ranks,
+    sum_over_ranks,
+)
 from crossdet.types import Batch
 
 Evaluate = Callable[[Network, str], dict[str, Any]]
@@ -220,16 +229,7 @@ def _train_epoch(
     """The steps of one epoch (the rest of it, after a resume)."""
     fabric, progress, recipe, device = run.fabric, run.progress, schedule.recipe, run.fabric.device
     dataset = data.dataset
-    batches = epoch_batches(
-        dataset.sizes(),
-        dataset.draw_weights(),
-        recipe.batch_size,
-        seed,
-        progress.epoch,
-        recipe.group_aspect,
-        min_batch=fabric.world_size * recipe.accumulate,
-        placing=dataset.placing(progress.canvases or ()),
-    )
+    batches = _batches(run, recipe, dataset, seed)
     totals = run.totals or DatasetTotals(dataset_names, device, run.network.noted)
     run.totals = totals
     run.network.training_mode(run.course.fixed_statistics)
@@ -258,13 +258,41 @@ def _train_epoch(
             break
         run.save_if_due(recipe)
     run.totals = None
-    progress.unreadable = _lines_of_all_ranks(fabric, progress.unreadable)
+    progress.unreadable = lines_of_all_ranks(fabric, progress.unreadable)
     return {
         "epoch": progress.epoch + 1,
         "step": progress.step,
         "datasets": totals.rows(sum_over_ranks(fabric, totals.sums)),
         "unreadable": len(progress.unreadable),
     }
+
+
+def _batches(run: RunState, recipe: Recipe, dataset: HybridDataset, seed: int) -> list[list[Draw]]:
+    """Of the epoch. One that other processes have begun has the batches that it had: they depend on how many there
+    are, and some pictures would come twice and others never."""
+    progress, pieces = run.progress, run.fabric.world_size * recipe.accumulate
+
+    def of(pieces: int) -> list[list[Draw]]:
+        return epoch_batches(
+            dataset.sizes(),
+            dataset.draw_weights(),
+            recipe.batch_size,
+            seed,
+            progress.epoch,
+            recipe.group_aspect,
+            min_batch=pieces,
+            placing=dataset.placing(progress.canvases or ()),
+        )
+
+    if progress.step_in_epoch and progress.pieces not in (None, pieces):
+        begun = of(cast(int, progress.pieces))
+        if min(map(len, begun)) >= pieces:
+            return begun
+        run.say(
+            "the rest of this epoch is in other batches than it began: some pictures may come twice, others never"
+        )
+    progress.pieces = pieces
+    return of(pieces)
 
 
 def _optimiser_step(
@@ -297,7 +325,7 @@ def _optimiser_step(
     # looks at the values, so it waits for the device: once, with all backward passes queued, before any update
     if not run.all_finite(torch.stack(whole), recipe):
         broken = [batch for batch, loss in zip(batches, whole, strict=True) if not bool(loss.isfinite())]
-        _stop_with(run, [*broken, batches[-1]][0], dataset)  # in another process it may be finite
+        _stop_with(run, broken[0] if broken else None, dataset)
     if run.fabric.world_size > 1:  # each process knows its share only; what is logged is the loss of all
         everyone = run.fabric.all_reduce(torch.stack(list(losses.values())), reduce_op="mean")
         losses = dict(zip(losses, cast(Tensor, everyone).unbind(), strict=True))
@@ -363,14 +391,6 @@ def _forward(step_module: Any, sealed: Sealed, compiling: Compiling) -> StepLoss
     return output
 
 
-def _lines_of_all_ranks(fabric: Fabric, lines: list[str]) -> list[str]:
-    if fabric.world_size == 1:
-        return lines
-    everyone: list[Any] = [None] * fabric.world_size
-    torch.distributed.all_gather_object(everyone, lines)
-    return list(dict.fromkeys(line for part in everyone for line in part))
-
-
 def _finish_epoch(
     run: RunState,
     schedule: Schedule,
@@ -431,8 +451,12 @@ def _is_stuck(progress: Progress, patience: int | None) -> bool:
     return patience is not None and "metrics" in progress.history[-1] and later >= patience
 
 
-def _stop_with(run: RunState, batch: Batch, dataset: HybridDataset) -> NoReturn:
-    """Raises `Diverged` with the batch in a file: in every process, or the others would wait for this one."""
+def _stop_with(run: RunState, batch: Batch | None, dataset: HybridDataset) -> NoReturn:
+    """Raises `Diverged` with the batch in a file: in every process, or the others would wait for this one. None:
+    the loss is finite in this process, and not in another one."""
+    step = run.progress.step + 1
+    if batch is None:
+        raise Diverged(f"the loss of another process is not finite at step {step}; that one says of which pictures")
     assert batch.draws is not None  # of a training
     draws = zip(batch.image_ids.tolist(), batch.draws.tolist(), strict=True)
     names = [" + ".join(map(str, dataset.files(*draw))) for draw in draws]
@@ -446,11 +470,11 @@ def _stop_with(run: RunState, batch: Batch, dataset: HybridDataset) -> NoReturn:
             "flags": [t.flags.cpu() for t in batch.targets],
             "trusted": batch.trusted.cpu(),
             "files": names,
-            "step": run.progress.step,
+            "step": step,
         },
     )
     raise Diverged(
-        f"the loss is not finite at step {run.progress.step} (epoch {run.progress.epoch + 1}); the batch is "
+        f"the loss is not finite at step {step} (epoch {run.progress.epoch + 1}); the batch is "
         f"saved in {file}, its images: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}. A lower "
         f"`train.lr`, more `train.warmup_steps` or `train.clip_norm: 1.0` usually helps; the last saved "
         f"state is kept"

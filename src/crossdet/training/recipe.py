@@ -189,10 +189,11 @@ class Recipe(Section):
         return self.batch_size // (self.accumulate * processes)
 
     def loader_workers(self, on_gpu: bool) -> int:
-        """Loader processes of each device."""
+        """Loader processes of each device, of those of this machine (torchrun says how many)."""
         if self.workers is not None:
             return self.workers
-        return max(1, min(8 if on_gpu else 2, (os.cpu_count() or 1) // self.devices - 1))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.devices))
+        return max(1, min(8 if on_gpu else 2, (os.cpu_count() or 1) // here - 1))
 
     def epochs_for(self, pictures: int) -> int | None:
         """Epochs of a training on so many pictures; None: until the steps or the minutes are over."""

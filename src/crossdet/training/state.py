@@ -78,6 +78,15 @@ def sum_over_ranks(fabric: Fabric, tensor: Tensor) -> Tensor:
     return cast(Tensor, fabric.all_reduce(tensor.clone(), reduce_op="sum"))
 
 
+def lines_of_all_ranks(fabric: Fabric, lines: list[str]) -> list[str]:
+    """Those of every process, each once."""
+    if fabric.world_size == 1:
+        return lines
+    everyone: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(everyone, lines)
+    return list(dict.fromkeys(line for part in everyone for line in part))
+
+
 @dataclass
 class Progress:
     """Where a run stands: everything of the resumable state that is not a tensor.
@@ -85,7 +94,8 @@ class Progress:
     best_epoch: the one whose weights are kept as the best, from 1. unreadable: one line per image that could not be
     read so far. clock: of the time so far, and of a recipe's minutes. guard: what `Watch` remembers. canvases: of
     its batches, empty without; None: not chosen yet. epochs: how many the training is to have, None where steps or
-    minutes end it.
+    minutes end it. pieces: micro-batches, of all processes, that the batches of the epoch were made for; None: not
+    known of an older state.
     """
 
     epoch: int = 0
@@ -99,6 +109,7 @@ class Progress:
     guard: dict[str, Any] = field(default_factory=dict)
     canvases: tuple[Canvas, ...] | None = None
     epochs: int | None = None
+    pieces: int | None = None
 
     @classmethod
     def from_state(cls, stored: dict[str, Any]) -> Progress:
@@ -294,6 +305,7 @@ class RunState:
         sums = None
         if self.totals is not None:  # every process keeps its own share; the file has room for the sum only
             sums = sum_over_ranks(self.fabric, self.totals.sums)
+        self.progress.unreadable = lines_of_all_ranks(self.fabric, self.progress.unreadable)
         if self.fabric.is_global_zero:
             state = {
                 "model": self.network.state_dict(),
@@ -313,6 +325,11 @@ class RunState:
         self.saved_at, self.saved_step = time.monotonic(), self.progress.step
         self.saved_epoch = self.progress.epoch
         self.fabric.barrier()
+
+    def say(self, text: str) -> None:
+        """On the terminal, once."""
+        if self.fabric.is_global_zero:
+            print(text, flush=True)
 
     @property
     def numbers(self) -> str:
@@ -372,8 +389,13 @@ class RunState:
                 self.totals.sums += state["totals"].to(self.fabric.device)
 
     def _restore_random(self, of_ranks: Sequence[Sequence[Tensor]]) -> None:
-        """By as many processes as it was; by others nothing is as it would have been."""
-        if len(of_ranks) == self.fabric.world_size:
+        """By as many processes as it was; by others nothing random is as it would have been."""
+        if len(of_ranks) != self.fabric.world_size:
+            self.say(
+                f"resume: this run was of {len(of_ranks)} process(es) and goes on with {self.fabric.world_size}: "
+                f"sums are rounded otherwise, and the last batches of an epoch may be others"
+            )
+        else:
             mine = of_ranks[self.fabric.global_rank]
             torch.set_rng_state(mine[0])
             if self.fabric.device.type == "cuda" and len(mine) > 1:

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from crossdet import Config
+from crossdet.errors import UserError
 from crossdet.runs import building
+from crossdet.training.recipe import Recipe
 
 
 @pytest.mark.parametrize(
@@ -40,3 +42,24 @@ def test_auto_computes_in_bfloat16_on_a_card_that_has_it(monkeypatch, train, gpu
     building.build_fabric(config)
     on_card = gpu and train.get("accelerator") != "cpu"
     assert (given["precision"], given["accelerator"]) == (numbers, "cuda" if on_card else "cpu")
+
+
+def test_a_batch_is_shared_evenly_by_the_processes_of_torchrun(monkeypatch):
+    """`train.devices` is not what torchrun starts: with a picture too few each a process had an empty batch."""
+    monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    train = {"batch_size": 8, "accumulate": 2, "accelerator": "cpu"}
+    config = Config.from_dict(
+        {"datasets": {"a": {"format": "coco", "train": {"annotations": "a"}}}, "train": train}
+    )
+    with pytest.raises(
+        UserError, match=r"`train.batch_size`: expected a multiple of accumulate x processes = 6, got 8"
+    ):
+        building.build_fabric(config)
+
+
+def test_loader_processes_share_the_cores_with_those_of_torchrun(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    assert Recipe().loader_workers(True) == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert Recipe().loader_workers(True) == 3

@@ -31,3 +31,20 @@ def test_an_extension_of_an_older_version_is_resumed(tmp_path: Path, changed: bo
             check_run_dir(tmp_path, config, resume=True, overwrite=False, known_datasets=["faces"])
     else:
         check_run_dir(tmp_path, config, resume=True, overwrite=False, known_datasets=["faces"])
+
+
+def test_a_run_without_its_state_does_not_begin_anew_unasked(tmp_path: Path) -> None:
+    """`--resume` would replace the weights of 20 epochs by those of a new training."""
+    split = {"images": str(tmp_path / "images"), "annotations": str(tmp_path / "signs.json")}
+    values = {"datasets": {"signs": {"format": "coco", "train": split}}}
+    (tmp_path / "now.yaml").write_text(yaml.safe_dump(values))
+    config = load_config(tmp_path / "now.yaml")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / CONFIG_FILE).write_text(yaml.safe_dump(values))
+    (run / "metrics.json").write_text('{"epochs": [{"epoch": 1}]}')
+    check_run_dir(run, config, resume=True, overwrite=False)  # killed before the first state
+    (run / "metrics.json").write_text('{"epochs": [{"epoch": 1}, {"epoch": 2}]}')
+    with pytest.raises(UserError, match=r"state\.pt is gone, without which this run cannot go on"):
+        check_run_dir(run, config, resume=True, overwrite=False)
+    check_run_dir(run, config, resume=False, overwrite=True)

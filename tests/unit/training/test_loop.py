@@ -5,13 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from crossdet.errors import UserError
+from crossdet.errors import Diverged, UserError
 from crossdet.training.compiling import Compiling
-from crossdet.training.loop import StepLosses, _forward, _forward_and_back, _is_stuck
+from crossdet.training.loop import StepLosses, _batches, _forward, _forward_and_back, _is_stuck, _stop_with
 from crossdet.training.recipe import Recipe
 from crossdet.training.state import Progress
 
@@ -81,3 +82,38 @@ def test_patience_counts_from_the_best_evaluation_and_from_the_start_where_there
     assert _is_stuck(progress, 2) is stuck
     assert not _is_stuck(progress, None)
     assert not _is_stuck(Progress(best_epoch=best, history=[*history, {"epoch": 4}]), 2)
+
+
+def batches_of(processes: int, progress: Progress, told: list[str], pictures: int = 29) -> list[list[int]]:
+    dataset: Any = SimpleNamespace(
+        sizes=lambda: np.full((pictures, 2), 32), draw_weights=lambda: np.ones(pictures), placing=lambda _: None
+    )
+    run: Any = SimpleNamespace(progress=progress, fabric=SimpleNamespace(world_size=processes), say=told.append)
+    return [[draw.row for draw in batch] for batch in _batches(run, Recipe(batch_size=8), dataset, 0)]
+
+
+def test_a_begun_epoch_keeps_its_batches_for_other_processes():
+    """They depend on how many processes there are: a picture was lost where one went on for two."""
+    told: list[str] = []
+    by_two = batches_of(2, Progress(), told)
+    assert batches_of(1, Progress(), told) != by_two
+    begun = Progress(step_in_epoch=3, pieces=2)
+    assert batches_of(1, begun, told) == by_two
+    assert begun.pieces == 2
+    assert batches_of(1, Progress(step_in_epoch=3, pieces=1), told) == batches_of(1, Progress(), told)
+    begun.step_in_epoch = 0  # the next epoch is its own
+    assert batches_of(1, begun, told) == batches_of(1, Progress(), told)
+    assert begun.pieces == 1
+    assert not told
+    # a last batch of 5 pictures has none for three of eight processes
+    begun = Progress(step_in_epoch=1, pieces=1)
+    assert batches_of(8, begun, told) == batches_of(8, Progress(), [])
+    assert told == [
+        "the rest of this epoch is in other batches than it began: some pictures may come twice, others never"
+    ]
+
+
+def test_where_the_loss_of_another_process_broke_no_picture_is_named():
+    run: Any = SimpleNamespace(progress=Progress(step=6))
+    with pytest.raises(Diverged, match="the loss of another process is not finite at step 7; that one says"):
+        _stop_with(run, None, BATCH)
