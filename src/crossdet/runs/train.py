@@ -136,7 +136,13 @@ def train_network(
     if config.train.freeze_stem:
         network.freeze_stem()
     splits = splits_for_training(sources)
-    watch = Watch(sources.train, sources.val, config.input.shorter, fresh=fresh)
+    watch = Watch(
+        sources.train,
+        sources.val,
+        config.input.shorter,
+        fresh=fresh,
+        knew=not fresh or config.model.weights != "none",
+    )
 
     def score(model: Network, when: str) -> dict[str, Any]:
         metrics = score_network(fabric, config, sources, model, splits).metrics

@@ -70,6 +70,8 @@ LEARNT = 0.1
 The trainings of that study that collapsed had an AP of 0.02 to 0.05 after half of their steps."""
 FEWEST_PICTURES = 4
 """Pictures without which features are not judged."""
+FIRST_STEPS = 50
+"""Steps before which features that sink are no news: a network that finds its way moves fast at first."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,11 @@ def look_at(deepest: Tensor) -> Look:
     return Look(spread / size if size > 0 else 0.0, float(still.double().mean()))
 
 
-def dead_features(now: Look, start: Look, step: int, score: float | None = None) -> list[Finding]:
+def dead_features(
+    now: Look, start: Look, step: int, score: float | None = None, knew: bool = True, fixed: bool = True
+) -> list[Finding]:
     """start: the look before the first step. score: the newest mean score (0..1), None where there was none yet.
+    knew: the backbone did not begin with random weights. fixed: its batch norm does not learn.
 
     A detector that finds objects has features, whatever their numbers: they sink in healthy ones, too, where all
     pictures show the same few things.
@@ -102,19 +107,21 @@ def dead_features(now: Look, start: Look, step: int, score: float | None = None)
     if score is not None and score >= LEARNT:
         return []
     told = {"step": step, **asdict(now), "variation_before": start.variation, "dead_before": start.dead}
+    loses = "loses what it knew" if knew else "does not learn to tell pictures apart"
+    norm = ", or (not in an extension) let the backbone's batch norm train: `model.freeze_batch_norm: false`"
     means = (
-        "The backbone loses what it knew, most often by a learning rate that is too high for it. Unless the scores "
-        "come out well all the same, start again with a tenth of `train.lr`, or with a longer warm-up, or (not "
-        "in an extension) let the backbone's batch norm train"
+        f"The backbone {loses}, most often by a learning rate that is too high for it. Unless the scores come "
+        f"out well all the same, start again with a tenth of `train.lr`, or with a longer warm-up{norm * fixed}"
     )
-    lost = now.variation < min(ALIVE_VARIATION, LOST_VARIATION * start.variation)
+    late = step >= FIRST_STEPS
+    lost = late and now.variation < min(ALIVE_VARIATION, LOST_VARIATION * start.variation)
     if lost or (step and now.variation < NO_VARIATION):
         seen = (
             f"after step {step} the features of different pictures are nearly the same: they vary by "
             f"{_percent(now.variation)} of their size, before the first step it was {_percent(start.variation)}"
         )
         return [Finding.of("dead_features", seen, means, told)]
-    if now.dead - start.dead > DEAD_CHANNELS:
+    if late and now.dead - start.dead > DEAD_CHANNELS:
         seen = (
             f"after step {step} {_percent(now.dead)} of the deepest features are the same everywhere in every "
             f"picture, before the first step it was {_percent(start.dead)}"

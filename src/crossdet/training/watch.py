@@ -20,6 +20,7 @@ from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.data.index import Index
 from crossdet.training.guard import (
     FEWEST_PICTURES,
+    FIRST_STEPS,
     Finding,
     Look,
     LossCurve,
@@ -44,7 +45,7 @@ LARGEST_SIDE = 320
 OF_A_SET = 32
 SIDE_OF_A_SET = 160
 """Pictures of a set, and their side, when sets are compared: what `guard.FOREIGN` was measured with."""
-FIRST_LOOK = 50
+FIRST_LOOK = FIRST_STEPS
 """Steps; a collapse takes no longer (docs/log.md)."""
 EARLY = 1 / 3
 """Share of a training before which low scores and a high loss are no news."""
@@ -66,12 +67,13 @@ def is_due(step: int) -> bool:
 @dataclass
 class Watch:
     """train, val: the splits by dataset. side: of the network's input. fresh: the head begins from nothing, so that
-    a loss that does not fall means something."""
+    a loss that does not fall means something. knew: the backbone does not."""
 
     train: Mapping[str, Index] = field(default_factory=dict)
     val: Mapping[str, Index] = field(default_factory=dict)
     side: int = LARGEST_SIDE
     fresh: bool = True
+    knew: bool = True
     _pictures: Tensor | None = None
 
     def begin(self, run: RunState) -> None:
@@ -127,12 +129,13 @@ class Watch:
         if len(pictures) < FEWEST_PICTURES:
             memory["start"] = None
             return
+        fixed = any(_is_batch_norm(module) and not module.training for module in run.network.modules())
         with watching(run):
             now = look_at(run.network.feature_maps(pictures.to(run.fabric.device))[-1])
         if memory.get("start") is None:  # also where pictures could not be read then and can be now
             memory["start"] = asdict(now)
         start = Look(**memory["start"])
-        self._tell(run, dead_features(now, start, step, memory.get("score")))
+        self._tell(run, dead_features(now, start, step, memory.get("score"), self.knew, fixed))
         memory["newest"] = asdict(now)
 
     def _looked_at(self) -> Tensor:
@@ -158,6 +161,11 @@ class Watch:
                 print(*lines([told], again), sep="\n", flush=True)
             if not again:
                 before.append(list(key_of(told)))
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    """One for pictures, of torch or of another library, which may be one that never trains."""
+    return type(module).__name__.endswith("BatchNorm2d") and not list(module.children())
 
 
 @contextmanager

@@ -70,6 +70,23 @@ def test_a_killed_backbone_is_named_and_a_living_one_is_not(noise):
     assert "`train.lr`" in finding.sentence
 
 
+def test_the_advice_fits_the_training():
+    now, before = Look(0.2, 0.0), Look(0.9, 0.0)
+    (knew,), (new,) = (
+        dead_features(now, before, 100),
+        dead_features(now, before, 100, None, knew=False, fixed=False),
+    )
+    assert "The backbone loses what it knew" in knew.sentence
+    assert "let the backbone's batch norm train" in knew.sentence
+    assert "The backbone does not learn to tell pictures apart" in new.sentence
+    assert "batch norm" not in new.sentence
+
+
+def test_features_that_sink_in_the_first_steps_are_no_news():
+    assert dead_features(Look(0.2, 0.3), Look(0.9, 0.0), 12) == []
+    assert len(dead_features(Look(0.01, 0.0), Look(0.9, 0.0), 12)) == 1
+
+
 def test_features_that_were_dead_from_the_start_are_named_once_it_trains(noise):
     network = TINY.build(TinySettings(), 2, None)
     with torch.no_grad():
