@@ -136,10 +136,14 @@ def _generation_lines(number: int, generation: Generation, labels: dict[str, Any
 
 
 def _read_as(labels: dict[str, Any], dataset: str, name: str) -> str:
-    """A dataset's own class with what the weights read it as today: `cyclist (dropped)`, `pedestrian -> person`."""
+    """A dataset's own class with what the weights read it as today: `cyclist (dropped)`, `pedestrian -> person`,
+    `face (listed, not labelled)`."""
     if dataset not in labels["datasets"]:
         return name
-    unified = labels["sources"][labels["datasets"].index(dataset)].get(name)
+    row = labels["datasets"].index(dataset)
+    unified = labels["sources"][row].get(name)
+    for c in (c for at, own, c in labels.get("listed_only", ()) if (at, own) == (row, name)):
+        return f"{name} (listed, {'absent' if [row, c] in labels['absent'] else 'not labelled'})"
     if unified is None:
         return name
     if unified < 0:

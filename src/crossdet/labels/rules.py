@@ -109,6 +109,16 @@ def _unknown(what: str, name: object, known: Sequence[str]) -> str:
     return f"unknown {what} {name!r}; {hint}"
 
 
+def _pairs_said(said: Any) -> set[str]:
+    """`dataset/name` of the entries of `absent` or `unlabelled`; what is malformed is told elsewhere."""
+    found = set()
+    for dataset, names in said.items() if isinstance(said, Mapping) else ():
+        entries = [names] if isinstance(names, str) else names
+        if isinstance(entries, Iterable):
+            found |= {f"{dataset}/{name}" for name in entries}
+    return found
+
+
 _EACH = 3
 """Up to so many equal names have a line each."""
 
@@ -165,7 +175,8 @@ class RuleReader:
         """The arguments are `LabelRules`. Raises `LabelError` that lists all mistakes."""
         dropped = self._dropped(drop)
         merged, same_names = self._merged(merge, dropped)
-        unified = self._unified_names(merged, same_names, self._distinct(distinct, merged, dropped), dropped)
+        lists = _pairs_said(absent) | _pairs_said(unlabelled)
+        unified = self._unified_names(merged, same_names, self._distinct(distinct, merged, dropped), dropped, lists)
         self.classes = tuple(dict.fromkeys(unified[source] for source in self.known if source not in dropped))
         if not self.classes and not self.problems:
             self.problems.append("drop: no class is left")
@@ -302,8 +313,10 @@ class RuleReader:
         return chosen
 
     def _unified_names(
-        self, merged: Mapping[str, str], same_names: bool, distinct: set[str], dropped: set[str]
+        self, merged: Mapping[str, str], same_names: bool, distinct: set[str], dropped: set[str], lists: set[str]
     ) -> dict[str, str]:
+        """lists: source classes that their dataset is said not to label. There is nothing to merge in these: the
+        name they have is that of the class which others label."""
         unified: dict[str, str] = {}
         holders: dict[str, list[str]] = {}
         for source in self.known:
@@ -311,7 +324,7 @@ class RuleReader:
                 continue
             name = source.split("/", 1)[1]
             unified[source] = merged.get(source) or (source if source in distinct else name)
-            if source not in merged:
+            if source not in merged and source not in lists:
                 holders.setdefault(unified[source], []).append(source)
         for name, sources in holders.items():
             if name in merged.values() and not same_names:
@@ -382,9 +395,10 @@ class RuleReader:
     def _unknown_class(self, name: object) -> str:
         """The message for a name that is no unified class; a dataset's own name of one is told as such."""
         became = {
-            self.classes[own[str(name)]]: f"{dataset}/{name}"
+            self.classes[c]: f"{dataset}/{own_name}"
             for dataset, own in zip(self.datasets, self.sources, strict=True)
-            if own.get(str(name), DROPPED) != DROPPED
+            for own_name, c in own.items()
+            if c != DROPPED and name in (own_name, f"{dataset}/{own_name}")
         }
         if not became:
             return unknown("unified class", name, self.classes)

@@ -261,7 +261,7 @@ def _places(files: SplitFiles, base: Path) -> dict[str, Any]:
 
 def _label_lines(datasets: tuple[Dataset, ...]) -> Iterator[str]:
     """What only the user knows, as comments; the careful choice of what nothing can be read without."""
-    dropped = _without_any_box(datasets)
+    dropped = [*_without_any_box(datasets), *(f"{d}/{c}" for d, own in _unlabelled(datasets).items() for c in own)]
     owners = _owners(datasets, dropped)
     equal = {name: own for name, own in owners.items() if len(own) > 1}
     alone = [(own[0], name) for name, own in owners.items() if len(own) == 1]
@@ -293,7 +293,7 @@ def _label_lines(datasets: tuple[Dataset, ...]) -> Iterator[str]:
     if not narrow:
         yield f"  # {_one_line(one)} labels this in some pictures only, so its background is no negative for it."
         yield f"  # not_exhaustive: {_comment({one: [f'{one}/{a}' if a in equal else a]})}"
-    yield from _boxless_lines(datasets, equal)
+    yield from _boxless_lines(datasets)
 
 
 def _merge_lines(
@@ -395,18 +395,20 @@ def _with_parts(whole: str, group: Sequence[str], equal: Collection[str]) -> Ite
     yield from ([named[s], named[part]] for s in of_whole for part in group if part not in of_whole)
 
 
-def _boxless_lines(datasets: Sequence[Dataset], equal: Collection[str]) -> Iterator[str]:
-    """Of classes that a dataset lists without a box: objects that nobody labelled must not become background.
-    equal: names of several datasets, which are one class only once they are merged."""
+def _unlabelled(datasets: Sequence[Dataset]) -> dict[str, list[str]]:
+    """Dataset -> names that it lists without a box while others have some."""
     boxed = {name for dataset in datasets for name in dataset.classes if name not in dataset.without_box}
     empty = {dataset.name: dataset.without_box for dataset in datasets}
-    unlabelled = {name: own for name, names in empty.items() if (own := [c for c in names if c in boxed])}
-    unknown = _without_any_box(datasets)
+    return {name: own for name, names in empty.items() if (own := [c for c in names if c in boxed])}
+
+
+def _boxless_lines(datasets: Sequence[Dataset]) -> Iterator[str]:
+    """Of classes that a dataset lists without a box: objects that nobody labelled must not become background."""
+    unlabelled, unknown = _unlabelled(datasets), _without_any_box(datasets)
     if unlabelled:
-        yield "  # Listed without one box, while others have some: perhaps shown, and nobody marked them."
-        if any(name in equal for own in unlabelled.values() for name in own):
-            yield "  # With the merge above, in place of `distinct` and `overlap`:"
-        yield f"  # unlabelled: {_comment(unlabelled)}"
+        yield "  # Listed without one box, while others have some: perhaps shown, and nobody marked them, so the"
+        yield "  # background is no negative for them. `absent` in place of `unlabelled`: no picture shows them."
+        yield f"  unlabelled: {_wrapped(unlabelled)}"
     if unknown:
         yield "  # Listed without one box, so there is nothing to learn it from."
         yield f"  drop: {_wrapped(unknown)}"

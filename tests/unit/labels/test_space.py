@@ -378,3 +378,19 @@ def test_permuting_datasets_permutes_rows_and_columns(datasets, random):
     rows = [other.datasets.index(name) for name in space.datasets]
     columns = [other.classes.index(name) for name in space.classes]
     assert np.array_equal(other.avoid_array[np.ix_(rows, columns)], space.avoid_array)
+
+
+def test_a_name_that_a_dataset_lists_and_does_not_label_needs_no_merge():
+    """There is no object of it that could be another thing."""
+    both = {"yard": ["person", "forklift"], "gate": ["truck", "forklift"]}
+    boxes = {"yard": {"person", "forklift"}, "gate": {"truck"}}
+    for rule in ("unlabelled", "absent"):
+        space = LabelSpace.build(both, labelled=boxes, **{rule: {"gate": ["forklift"]}})
+        assert space.classes == ("person", "forklift", "truck")
+        assert space.avoid_array[1].tolist() == [True, rule == "unlabelled", False]
+        with pytest.raises(LabelError, match="but this dataset labels the class"):
+            LabelSpace.build(both, labelled={**boxes, "gate": {"forklift"}}, **{rule: {"gate": ["forklift"]}})
+    with pytest.raises(LabelError, match="class 'forklift' is in several datasets"):
+        LabelSpace.build(both, labelled=boxes)
+    with pytest.raises(LabelError, match="unknown unified class 'yard/forklift'; yard/forklift is 'forklift' here"):
+        LabelSpace.build(both, merge={"same_names": True}, overlap=[["yard/forklift", "gate/forklift"]])

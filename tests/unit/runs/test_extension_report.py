@@ -184,10 +184,15 @@ def test_generations_survive_the_metadata(space):
 
 def test_a_generation_tells_how_names_were_read(tmp_path):
     space = LabelSpace.build(
-        {"peds": ["pedestrian", "cyclist"], "old": ["car"]},
-        merge={"person": ["peds/pedestrian"]}, drop=["peds/cyclist"],
+        {"peds": ["pedestrian", "cyclist"], "old": ["car"], "yard": ["person", "car", "bus"]},
+        merge={"person": ["peds/pedestrian", "yard/person"]}, drop=["peds/cyclist"],
+        unlabelled={"yard": ["car"]}, absent={"yard": ["person"]},
+        labelled={"peds": ["pedestrian"], "old": ["car"], "yard": ["bus"]},
     )  # fmt: skip
-    read = {"peds": ["pedestrian", "cyclist"], "old": ["car", "no longer there"], "elsewhere": ["x"]}
+    read = {
+        "peds": ["pedestrian", "cyclist"], "old": ["car", "no longer there"], "yard": ["person", "car", "bus"],
+        "elsewhere": ["x"],
+    }  # fmt: skip
     history = (Generation("train", read, ["person", "car"]),)
     card = Card(space, SETTINGS, InputSettings(64, 96), {}, generations=history)
     save_weights(tmp_path / "model.safetensors", {"a": torch.zeros(1)}, card)
@@ -197,6 +202,7 @@ def test_a_generation_tells_how_names_were_read(tmp_path):
     for part in (
         "   peds: pedestrian -> person, cyclist (dropped)",
         "   old: car, no longer there",
+        "   yard: person (listed, absent), car (listed, not labelled), bus",
         "   elsewhere: x",
     ):
         assert part in [line.rstrip() for line in lines], part

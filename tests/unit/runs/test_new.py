@@ -401,25 +401,35 @@ def test_what_is_listed_without_a_box(tmp_path):
     data.write_text(yaml.safe_dump({**content, "names": ["cat", "dog", "face", "zebra"]}))
     write_new(tmp_path, tmp_path / "config.yaml")
     lines = (tmp_path / "config.yaml").read_text().splitlines()
-    assert "  # unlabelled: {pets: [face]}" in lines
+    assert "  unlabelled: {pets: [face]}" in lines
+    assert not any("distinct" in line for line in lines)  # there is nothing of pets' that another thing could be
     assert "  drop: [pets/zebra]" in lines
 
 
 def test_every_comment_holds_once_its_sign_is_taken_away(tmp_path):
     """With the merge that it says it needs, in place of `distinct` and `overlap`."""
-    both = ["plate", "cup"]
     three = {
         "p": (["Person", "cars"], [0, 1]),
         "q": (["person", "car"], [0, 1]),
         "r": (["pedestrian", "Car"], [0, 1]),
     }
-    holds(tmp_path / "a", {"p": (both, [0]), "q": (both, [1])}, "unlabelled", "merge: {same_names: true}")
     holds(tmp_path / "b", {"p": (["plate"], [0]), "q": (["plate"], [0])}, "not_exhaustive", None)
     holds(tmp_path / "c", three, "not_exhaustive", "merge: {Person: [p/Person, q/person, r/pedestrian], ")
 
 
-def holds(root: Path, datasets: dict[str, tuple[list[str], list[int]]], rule: str, merge: str | None) -> None:
-    """datasets: name -> its classes, and those with boxes. rule: the comment. merge: begins the one it needs."""
+def test_a_list_of_names_that_several_share_and_each_labels_in_part(tmp_path):
+    """As exports of one project have it: what `new` writes asks nothing, and makes no class without an object."""
+    both = ["plate", "cup"]
+    made(tmp_path, {"p": (both, [0]), "q": (both, [1])})
+    write_new(tmp_path, tmp_path / "config.yaml")
+    sources = open_sources(load_config(tmp_path / "config.yaml"))
+    assert sources.space.classes == ("plate", "cup")
+    assert not sources.listed_only
+    assert [sources.space.trusted_array(name).tolist() for name in "pq"] == [[True, False], [False, True]]
+
+
+def made(root: Path, datasets: dict[str, tuple[list[str], list[int]]]) -> None:
+    """datasets: name -> its classes, and those with boxes."""
     for name, (classes, boxed) in datasets.items():
         for split in ("train", "val"):
             index = sample_index(root / name / "images" / split, ("x",))
@@ -427,6 +437,11 @@ def holds(root: Path, datasets: dict[str, tuple[list[str], list[int]]], rule: st
             labels = labels.astype(index.labels.dtype)
             whole = replace(index, classes=tuple(classes), category_ids=np.arange(len(classes)), labels=labels)
             write_yolo(whole, root / name, split)
+
+
+def holds(root: Path, datasets: dict[str, tuple[list[str], list[int]]], rule: str, merge: str | None) -> None:
+    """datasets: of `made`. rule: the comment. merge: begins the one it needs."""
+    made(root, datasets)
     file = root / "config.yaml"
     write_new(root, file)
     lines, kept, chosen = file.read_text().splitlines(), [], []
