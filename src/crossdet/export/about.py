@@ -89,7 +89,7 @@ class About:
         the network has no square of its own."""
         return resized(height, width, shorter, longer, square=self.card.settings.stretched_to)
 
-    def _input(self) -> dict[str, str]:
+    def _input(self) -> dict[str, Any]:
         card, rules = self.card, self.rules
         kernel = "bilinear with antialiasing, as Pillow and torchvision do it"
         if not rules.antialias:
@@ -102,6 +102,8 @@ class About:
         else:
             how = "stretched to" if rules.stretched else "as large as fits into, at the top left of"
             resize = f"{how} {rules.size[0]} x {rules.size[1]} pixels (height x width)"
+        square = None if side is None else (side, side)
+        size = square if rules.size is None else rules.size
         padded = {
             "sizes": "int64 [B, 2], height and width of each picture in its input, at the top left",
             "fill": f"RGB {', '.join(map(str, rules.fill))}, where a picture leaves the input free",
@@ -109,6 +111,9 @@ class About:
         return {
             "images": "uint8 [B, H, W, 3], RGB; normalisation and padding are inside",
             "resize": f"{resize}; {kernel}",
+            "size": size,  # height and width; none: the sides that follow
+            "shorter": card.input.shorter if size is None else None,
+            "longer": card.input.longer if size is None else None,
             "thresholds": f"float32 [{len(card.space.classes)}], per class; 2: not looked for",
             "boxes": "x1, y1, x2, y2 in pixels of the input; rows with label -1 are none",
             **(padded if rules.padded else {}),

@@ -438,7 +438,7 @@ def test_the_page_runs_a_file_without_crossdet(files, pictures, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("export.md", "python")
     assert "crossdet" not in code
-    exec(code.replace("640", "64").replace("1067", "96").replace("0.3,", "0.1,"), {})
+    exec(code.replace("0.3,", "0.1,"), {})
     printed = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
     found = load_detector("runs/first/best.onnx")("street.jpg", score_threshold=0.1)
     rows = zip(found.names, found.scores, found.boxes, strict=True)
