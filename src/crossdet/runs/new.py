@@ -203,6 +203,7 @@ def config_text(found: Recognised, base: Path) -> str:
     lines += ["", *_label_lines(found.datasets)]
     lines += [
         "",
+        "# model: {backbone: mobilenetv2_100, weights: imagenet}  # small, also for a CPU; left out: resnet50",
         "# train: {minutes: 60}                # or {epochs: 20}; left out: as long as the pictures ask for",
         "# input: {shorter: 480, longer: 800}  # pixels of the sides; smaller is faster and misses small objects",
     ]

@@ -325,6 +325,17 @@ def test_notes(tmp_path):
     assert "No errors, no warnings." in printed(held_out)
 
 
+def test_a_class_that_no_validation_picture_shows_is_told(tmp_path):
+    """Nothing judges it, and its threshold stays the usual one."""
+    names = ("cat", "dog", "zebra")
+    train = make(tmp_path / "t", names, [*one_box(3), *one_box(2, 1)])
+    val = make(tmp_path / "v", names, one_box(2), seed=1)
+    notes = inspect(configured({"a": {"train": train, "val": val}})).notes
+    assert "a val: no boxes of dog, so no score there, and no threshold from there" in notes
+    both = make(tmp_path / "w", names, [*one_box(2), *one_box(1, 1)], seed=2)
+    assert not any("so no score" in n for n in inspect(configured({"a": {"train": train, "val": both}})).notes)
+
+
 def test_pictures_that_are_made_much_larger_are_told(tmp_path):
     """They are 64 x 48."""
     datasets = {"a": {"train": make(tmp_path / "a", ("cat",), one_box(2))}}
