@@ -110,7 +110,8 @@ def set_losses(
 class Noised(NamedTuple):
     """Queries made of objects with noise: which of them are to find their object again.
 
-    pairs: as of `match`. real: `[B, D]` bool, no padding. groups: `[B]` copies of the objects of each image.
+    pairs: as of `match`. real: `[B, D]` bool, no padding. groups: `[B]` copies of the objects of each image; less
+    than one where some of them have none.
     """
 
     pairs: Matches
@@ -133,7 +134,7 @@ def denoising_losses(
     wide = [layer.wide() for layer in layers]
     labels = torch.where(noised.real, BACKGROUND, IGNORE)
     terms = [_layer_losses(answers, wide[-1], noised.pairs, labels, rule, own, criterion, bins) for answers in wide]
-    return _summed(terms, noised.groups.clamp(min=1))
+    return _summed(terms, torch.where(noised.groups > 0, noised.groups, 1))
 
 
 def _summed(layers: Sequence[Terms], groups: Tensor | int) -> Terms:

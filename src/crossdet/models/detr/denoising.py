@@ -20,6 +20,9 @@ from crossdet.models.detr.matching import Matches
 from crossdet.models.detr.objects import Objects
 
 PADDING = -1
+MOST = 300
+"""Objects of an image that are given to the decoder at once. Attention grows with the square of the queries: for
+2,000 faces its mask alone had 74 MB, and every layer many times that."""
 
 
 class Settings(NamedTuple):
@@ -52,23 +55,30 @@ class Noise(NamedTuple):
 
 def add_noise(objects: Objects, own: Tensor, seeds: Sequence[int], settings: Settings) -> Noise | None:
     """On a CPU. own: `[B, C]` of `own_classes`. seeds: of each image, from which all of its noise comes, so that it
-    depends neither on the batch nor on the process. None where there is nothing to add noise to."""
+    depends neither on the batch nor on the process. None where there is nothing to add noise to.
+
+    Of more than `MOST` objects so many are drawn, each of which stands for more than itself in the sums."""
     if not settings.number or not len(objects.labels):
         return None
     classes = own.shape[1]
-    labels, boxes, group, queries, rows, copies = [], [], [], [], [], []
+    labels, boxes, group, queries, rows = [], [], [], [], []
+    copies: list[float] = []
     boxes_of, labels_of = objects.boxes.split(objects.counts), objects.labels.split(objects.counts)
     for image, (count, first) in enumerate(zip(objects.counts, objects.first, strict=True)):
         repeat = max(1, settings.number // count) if count else 0
         copies.append(repeat)
         random = torch.Generator().manual_seed(seeds[image])
+        some = torch.arange(count)
+        if count > MOST:
+            some, copies[-1] = torch.randperm(count, generator=random)[:MOST].sort().values, MOST / count
+            count = MOST
         allowed = torch.arange(classes) if settings.any_class else own[image].nonzero().squeeze(1)
-        labels.append(_flipped(labels_of[image].repeat(2 * repeat), allowed, settings.flips, random))
+        labels.append(_flipped(labels_of[image][some].repeat(2 * repeat), allowed, settings.flips, random))
         positive = torch.arange(2 * repeat * count) // max(1, count) % 2 == 0
-        boxes.append(_moved(boxes_of[image].repeat(2 * repeat, 1), positive, settings.moves, random))
+        boxes.append(_moved(boxes_of[image][some].repeat(2 * repeat, 1), positive, settings.moves, random))
         group.append(torch.arange(2 * repeat * count) // max(1, 2 * count))
         queries.append(positive.nonzero().squeeze(1))
-        rows.append(torch.arange(count).repeat(repeat) + first)
+        rows.append(some.repeat(repeat) + first)
     padded = pad_sequence(group, batch_first=True, padding_value=PADDING)
     image_of = torch.repeat_interleave(torch.arange(len(queries)), torch.tensor([len(q) for q in queries]))
     pairs = Matches(image_of, torch.cat(queries), torch.cat(rows))

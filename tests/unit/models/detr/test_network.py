@@ -21,7 +21,7 @@ from crossdet.models.contract import Limits
 from crossdet.models.detr.architecture import DFINE, RFDETR, build, contradictions
 from crossdet.models.detr.boxes import corners
 from crossdet.models.detr.building import OLDEST, hf_config, hf_name
-from crossdet.models.detr.denoising import PADDING, Settings, add_noise, attention_mask
+from crossdet.models.detr.denoising import MOST, PADDING, Settings, add_noise, attention_mask
 from crossdet.models.detr.growth import EMBEDDING
 from crossdet.models.detr.network import Detr, stretched_by_products
 from crossdet.models.detr.objects import objects_of, own_classes
@@ -165,6 +165,22 @@ def test_noise_stays_with_its_image():
     positive = noise.noised.pairs.query[first][noise.noised.pairs.object[first] == 0]
     assert float(moved[positive].amax()) <= 0.5 + 1e-5
     assert add_noise(objects, own, [1, 2, 3], Settings(0)) is None
+
+
+def test_a_crowd_is_given_to_the_decoder_in_part():
+    """2,000 faces would be 4,000 queries. Those that are drawn stand for all in the sums, and change by epoch."""
+    crowd = [[x % 40, x // 40, x % 40 + 1.0, x // 40 + 1.0] for x in range(700)]
+    targets = [annotations(crowd, [0] * 700), annotations([[4, 4, 40, 30]], [1])]
+    objects, _ = objects_of(targets, torch.tensor([[64, 64]] * 2))
+    own = torch.ones(2, 2, dtype=torch.bool)
+    noise = add_noise(objects, own, [1, 2], Settings(100))
+    assert noise.labels.shape == (2, 2 * MOST)
+    of_crowd = noise.noised.pairs.object[noise.noised.pairs.image == 0]
+    assert len(of_crowd) == len(of_crowd.unique()) == MOST
+    assert of_crowd.max() < 700
+    assert float(MOST / noise.noised.groups[0]) == pytest.approx(700)
+    assert int(noise.noised.groups[1]) == 100
+    assert not torch.equal(of_crowd, add_noise(objects, own, [3, 2], Settings(100)).noised.pairs.object[:MOST])
 
 
 def test_queries_see_no_objects_that_were_given():
