@@ -71,7 +71,7 @@ def export(
     names = None if classes is None else tuple(name.strip() for name in classes.split(",") if name.strip())
     stated = licence or NOT_STATED
     request = Request(to, size, opset, precision, names, raw, calibrate, stated, max_detections, tolerance)
-    record = write(run, request, output, data, pictures, last)
+    record = write(run, request, output, data, pictures, last, say)
     how = f", {record['precision']}, opset {record['opset']}" if "opset" in record else ""
     say(f"{record['file']}  ({record['bytes'] / 1e6:.1f} MB{how})")
     if how:

@@ -128,11 +128,13 @@ def export(
     data: Path | None = None,
     pictures: int | None = None,
     last: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Writes the file and returns what was measured; `sets`, `ap`, `latency_ms`: None without validation data.
 
     weights: a file or a run directory, whose config says the validation data unless `data`, a config, does. output:
-    None = beside the weights. pictures: of every split at most, for AP; None = all.
+    None = beside the weights. pictures: of every split at most, for AP; None = all. tell: is given what is
+    done now, which can take minutes.
 
     Raises `UserError` for what cannot be exported, and before anything is written.
     """
@@ -144,7 +146,8 @@ def export(
     job = _job(detector, read_card(weights, last), request, found, output)
     bytes_each = {"fp32": 4, "fp16": 2, "int8": 1}[request.precision]
     check_room(job.file, bytes_each * sum(tensor.numel() for tensor in detector.model.parameters()))
-    comparison = None if found is None or request.raw else Comparison(detector, job.about, found, pictures)
+    comparison = None if found is None or request.raw else Comparison(detector, job.about, found, pictures, tell)
+    tell(f"recording the network for {job.file}")
     measured = _int8(job, request, comparison) if request.precision == "int8" else None
     if measured is None:
         KINDS[request.to].write(job)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,14 +61,19 @@ def most_looked_at(config: Config, dataset: str) -> int:
 
 class Comparison:
     """A detector with files that were made of it, on validation pictures. most: of every split, for AP; None: all.
+    tell: is given what is done now.
 
     What the detector itself finds in them is judged once.
     """
 
-    def __init__(self, detector: Detector, about: About, data: Data, most: int | None) -> None:
-        self.detector, self.about, self.data, self.most = detector, about, data, most
+    def __init__(
+        self, detector: Detector, about: About, data: Data, most: int | None, tell: Callable[[str], None]
+    ) -> None:
+        self.detector, self.about, self.data, self.most, self.tell = detector, about, data, most, tell
 
     def of(self, file: Path) -> Measured:
+        count = sum(len(split.index) for split in self._splits.values())
+        self.tell(f"comparing it with the detector: AP on {count} validation pictures (`--pictures` for fewer)")
         exported = ExportedDetector(open_session(file), file=file)
         names = [self.detector.classes[c] for c in self.about.rules.classes]
         some = list(self.data.pictures(COMPARED_PICTURES))

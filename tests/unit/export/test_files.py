@@ -464,6 +464,15 @@ def run(detector, tmp_path, monkeypatch):
     return folder
 
 
+def test_what_takes_long_is_told(run, capsys):
+    told: list[str] = []
+    export(run, Request("onnx"), run / "told.onnx", pictures=3, tell=told.append)
+    assert told == [
+        f"recording the network for {run / 'told.onnx'}",
+        "comparing it with the detector: AP on 3 validation pictures (`--pictures` for fewer)",
+    ]
+
+
 def test_openvino_in_8_bits(run, capsys):
     whole, short = (export(run, Request("openvino", precision=p), run / f"{p}.xml") for p in ("fp32", "int8"))
     assert capsys.readouterr().out == ""  # standard output may be for JSON alone
