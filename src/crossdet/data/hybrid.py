@@ -407,9 +407,12 @@ def after_transform(target: Annotations, boxes: Tensor, pixels: Tensor, min_side
 
 def with_overlapping_regions(target: Annotations, overlap: NDArray[np.bool_]) -> Annotations:
     """Every region of a class is one of the classes, too, that an object of it can be at once: what a crop leaves
-    of a `man` is no negative for `person`, as the whole man is none. overlap: `[C, C]`."""
+    of a `man` is no negative for `person`, as the whole man is none. overlap: `[C, C]`.
+
+    Not those that a teacher was unsure of: whoever says what is background for the other class, a person or a
+    teacher of that class, has looked for it."""
     labels, flags = target.labels.numpy(), target.flags.numpy()
-    regions = np.flatnonzero((labels >= 0) & ((flags & REGION_FLAGS) != 0))
+    regions = np.flatnonzero((labels >= 0) & ((flags & REGION_FLAGS) != 0) & ((flags & int(Flag.TEACHER)) == 0))
     which, also = np.nonzero(overlap[labels[regions]])
     if not len(which):
         return target

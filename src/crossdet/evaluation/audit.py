@@ -207,6 +207,7 @@ def _foreign(
     detections = split.detections
     labels = detections.labels
     box, on_object, ignored = where_detections_lie(split.truth, detections, overlap)
+    beside = _on_what_overlaps(split.truth, detections, overlap)
     above = detections.scores > thresholds[labels]
     found = []
     for class_id in np.flatnonzero(~split.annotated).tolist():
@@ -215,7 +216,9 @@ def _foreign(
         rows = mine[above[mine]]
         known = home[class_id].calibration if class_id in home else (np.zeros(0), np.zeros(0))
         on = rows[on_object[rows]]
-        background = rows[~on_object[rows] & ~ignored[rows]]
+        absent = bool(split.trusted[class_id])  # then the object of a class that it may share a box with is none
+        neither = ignored[rows] | (absent & beside[rows])
+        background = rows[~on_object[rows] & ~neither]
         found.append(
             Foreign(
                 class_id=class_id,
@@ -225,14 +228,31 @@ def _foreign(
                 on_object=on,
                 on_class=split.truth.labels[box[on]].astype(np.int64),
                 box=box[on],
-                ignored=rows[~on_object[rows] & ignored[rows]],
+                ignored=rows[~on_object[rows] & neither],
                 background=background,
                 probability=precision_at(known, detections.scores[background]),
-                absent=bool(split.trusted[class_id]),
+                absent=absent,
                 histogram=_histogram(detections.scores[mine]),
             )
         )
     return found
+
+
+def _on_what_overlaps(truth: GroundTruth, detections: DetectionArrays, overlap: Bools) -> Bools:
+    """Whether a detection lies, by an IoU of 0.5, on a labelled object of a class that one box can show with it."""
+
+    def may_share(boxes: Floats, objects: Floats) -> Floats:
+        labels, other = boxes[:, 4].astype(np.int64), objects[:, 4].astype(np.int64)
+        return np.where(overlap[labels, other], iou(boxes, objects), 0.0)
+
+    iou = iou_with_offset(0.0)
+    boxes = np.concatenate([detections.boxes, detections.labels[:, None]], 1).astype(np.float64)
+    labelled = np.concatenate([truth.boxes, truth.labels[:, None]], 1).astype(np.float64)
+    objects = np.flatnonzero(~truth.crowd & (truth.labels >= 0))
+    _, value = best_overlaps(
+        boxes, detections.image_of_box, labelled[objects], truth.image_of_box[objects], may_share
+    )
+    return value >= IOU_THRESHOLD
 
 
 def where_detections_lie(

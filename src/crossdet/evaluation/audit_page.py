@@ -387,14 +387,18 @@ def export_coco(file: Path, split: AuditedSplit, found: Audit) -> int:
     """The probable unlabelled objects of one split as COCO JSON, for review in a labelling tool; returns how many.
 
     Background detections above their class's threshold, with `score` and `probability` (the precision at home).
-    Category = unified id + 1; images have the ids and names of the dataset. Classes declared absent are left out.
+    Category = unified id + 1; images have the ids and names of the dataset. Classes declared absent are left out,
+    and of pictures in several directions all but the upright one, whose boxes are those of the file.
     """
     index, d = split.index, split.detections
+    turned = [0] * len(index) if index.rotation is None else index.rotation.degrees.tolist()
     annotations: list[dict[str, Any]] = []
     for f in found.foreign:
         if f.dataset != split.name or f.absent:
             continue
         for row, probability in zip(f.background.tolist(), f.probability.tolist(), strict=True):
+            if turned[d.image_of_box[row]]:
+                continue
             x1, y1, x2, y2 = (float(v) for v in d.boxes[row])
             annotations.append(
                 {
@@ -413,6 +417,7 @@ def export_coco(file: Path, split: AuditedSplit, found: Audit) -> int:
         for row, (number, (height, width)) in enumerate(
             zip(index.image_ids.tolist(), index.sizes.tolist(), strict=True)
         )
+        if not turned[row]
     ]
     categories = [{"id": c + 1, "name": name} for c, name in enumerate(found.classes)]
     write_json(file, {"images": images, "categories": categories, "annotations": annotations})

@@ -79,8 +79,6 @@ def judge(
     best, iou = best_overlaps(boxes, groups, truth.boxes[objects], truth_groups[objects], iou_with_offset(0.0))
     passed = (best >= 0) & (iou >= IOU_THRESHOLD)
     hits = first_of_each(best, passed, by_score(detections.scores))
-    regions = truth.crowd & (truth.labels >= 0)
-    _, inside = best_overlaps(boxes, groups, truth.boxes[regions], truth_groups[regions], covered_share)
     counted = objects & truth.verifies(truth.image_of_box, truth.labels)
     odd, odd_box = (rows // directions % 2 == 1 for rows in (detections.image_of_box, truth.image_of_box))
 
@@ -92,12 +90,27 @@ def judge(
         labels=detections.labels.astype(np.int64),
         scores=detections.scores.astype(np.float64),
         hits=hits,
-        counted=(hits | (inside < IOU_THRESHOLD)) & truth.verifies(detections.image_of_box, detections.labels),
+        counted=(hits | ~in_regions(truth, detections))
+        & truth.verifies(detections.image_of_box, detections.labels),
         objects=per_class(counted),
         odd=odd,
         odd_objects=per_class(counted & odd_box),
         floor=floor,
     )
+
+
+def in_regions(truth: GroundTruth, detections: DetectionArrays) -> Bools:
+    """`[N]` whether half of the detection or more lies in a crowd box of its class."""
+    span = 1 + max([-1, *detections.labels.tolist(), *truth.labels.tolist()])
+    regions = truth.crowd & (truth.labels >= 0)
+    _, inside = best_overlaps(
+        detections.boxes.astype(np.float64),
+        detections.image_of_box * span + detections.labels,
+        truth.boxes[regions],
+        truth.image_of_box[regions] * span + truth.labels[regions],
+        covered_share,
+    )
+    return inside >= IOU_THRESHOLD
 
 
 def covered_share(boxes: Floats, truth: Floats) -> Floats:
@@ -122,11 +135,15 @@ def f_beta(point: OperatingPoint, beta: float) -> float:
 
 
 def best_f_beta(judged: Sequence[Judged], class_id: int, beta: float) -> OperatingPoint | None:
-    """As `best_f1`, with the threshold of the best F-beta."""
+    """As `best_f1`, with the threshold of the best F-beta.
+
+    It lies above the floor of every split: below one nobody knows what is wrong there."""
     objects = sum(j.objects.get(class_id, 0) for j in judged)
-    mine = [(j, (j.labels == class_id) & j.counted) for j in judged if class_id in j.objects]
-    if not mine or not objects:
+    own = [j for j in judged if class_id in j.objects]
+    if not own or not objects:
         return None
+    floor = max(j.floor for j in own)
+    mine = [(j, (j.labels == class_id) & j.counted & (j.scores > floor)) for j in own]
     scores = np.concatenate([j.scores[rows] for j, rows in mine])
     hits = np.concatenate([j.hits[rows] for j, rows in mine])
     order = by_score(scores)
@@ -137,7 +154,7 @@ def best_f_beta(judged: Sequence[Judged], class_id: int, beta: float) -> Operati
     value = (1 + beta**2) * right / (reported + beta**2 * objects)
     value[:-1][scores[:-1] == scores[1:]] = -1.0  # a threshold cannot separate equal scores
     best = int(value.argmax())
-    below = scores[best + 1] if best + 1 < len(scores) else max(j.floor for j, _ in mine)
+    below = scores[best + 1] if best + 1 < len(scores) else floor
     return OperatingPoint(
         threshold=float((scores[best] + below) / 2),
         f1=float(2 * right[best] / (reported[best] + objects)),

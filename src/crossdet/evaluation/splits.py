@@ -53,15 +53,19 @@ class Split:
         return (np.asarray(self.index.flags) & flags) != 0
 
 
-def ground_truth(split: Split) -> GroundTruth:
-    """Objects of the split in unified ids; other detections lie on crowd boxes or are false.
+NO_OBJECTS = int(REGION_FLAGS | Flag.INVALID | Flag.DIFFICULT)
+
+
+def ground_truth(split: Split, ignored: int = NO_OBJECTS) -> GroundTruth:
+    """Objects of the split in unified ids; other detections lie on crowd boxes or are false. ignored: flags of what
+    becomes crowd boxes.
 
     Crowds, ignore regions, invalid and difficult boxes become crowd boxes: a detection on them is neither right
     nor wrong. A region of no class counts for all classes of the split.
     """
     index, classes, unified = split.index, split.classes, split.labels()
     labels = np.asarray(index.labels)
-    ignored = split.flagged(int(REGION_FLAGS | Flag.INVALID | Flag.DIFFICULT))
+    crowd = split.flagged(ignored)
     sides = index.boxes[:, 2:] - index.boxes[:, :2]
     usable = (sides > 0).all(1) & ((labels < 0) | (unified != DROPPED))
     regions = np.flatnonzero(usable & (labels < 0))
@@ -71,7 +75,7 @@ def ground_truth(split: Split) -> GroundTruth:
         image_ids=np.arange(len(index), dtype=np.int64),
         boxes=np.asarray(index.boxes)[rows].astype(np.float64),
         labels=np.concatenate([unified[objects], np.tile(np.asarray(classes, np.int64), len(regions))]),
-        crowd=np.concatenate([ignored[objects], np.ones(len(regions) * len(classes), bool)]),
+        crowd=np.concatenate([crowd[objects], np.ones(len(regions) * len(classes), bool)]),
         area=np.asarray(index.area)[rows].astype(np.float64),
         image_of_box=index.image_of_box()[rows],
         verified=split.verified,

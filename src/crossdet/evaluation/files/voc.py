@@ -6,6 +6,7 @@ Boxes are 1-based with both corners inside, in both; nothing is rounded or shift
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -146,12 +147,14 @@ def _files(folder: Path, classes: Sequence[str]) -> tuple[dict[str, list[Path]],
 
 
 def write_voc_results(folder: Path, split: Split, detections: DetectionArrays) -> None:
-    """`CLASS.txt` of every class."""
+    """`CLASS.txt` of every class. A picture goes by its stem, or where several have that one by its path."""
+    paths = [PurePosixPath(split.index.names[row]) for row in range(len(split.index))]
+    count = Counter(path.stem for path in paths)
+    stems = [path.stem if count[path.stem] == 1 else str(path.with_suffix("")) for path in paths]
     source = source_class(split)
     lines: dict[int, list[str]] = {label: [] for label in split.classes}
     for (x1, y1, x2, y2), score, label, image in rows_of(detections):
-        stem = PurePosixPath(split.index.names[image]).stem
-        lines[label].append(line_of(stem, score, x1 + 1, y1 + 1, x2, y2))
+        lines[label].append(line_of(stems[image], score, x1 + 1, y1 + 1, x2, y2))
     names = safe_names([split.index.classes[source[label]] for label in lines])
     for name, found in zip(names, lines.values(), strict=True):
         write_lines(folder / f"{name}.txt", found)

@@ -18,9 +18,11 @@ from crossdet.errors import UserError
 from crossdet.evaluation.arrays import Bools, DetectionArrays, Ints, VocTruth, check_rows
 from crossdet.evaluation.files.voc import write_voc_results
 from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou_with_offset
+from crossdet.evaluation.operating import in_regions
 from crossdet.evaluation.precision_recall import Curve, area_ap, eleven_point_ap, exact_curve
 from crossdet.evaluation.protocols.entry import Protocol, ProtocolLimits, Scores, columns, never_wrong, of_class
 from crossdet.evaluation.splits import Split, ground_truth
+from crossdet.types import REGION_FLAGS, Flag
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,15 @@ def _score_class(
 
 
 def _score(split: Split, detections: DetectionArrays, _most: int) -> Scores:
-    """Zero-based half-open boxes become 1-based with the corner pixels inside. Regions count as difficult."""
+    """Zero-based half-open boxes become 1-based with the corner pixels inside. Regions count as difficult, and what
+    lies in one by half or more is not wrong, however small."""
+    places = ground_truth(split, int(REGION_FLAGS | Flag.INVALID))
     truth, inclusive = ground_truth(split), np.array([1.0, 1.0, 0.0, 0.0])
     found = voc_scores(
         VocTruth(len(split.index), truth.boxes + inclusive, truth.labels, truth.crowd, truth.image_of_box),
         detections.with_boxes(detections.boxes + inclusive),
         split.classes,
-        verified=truth.verifies(detections.image_of_box, detections.labels),
+        verified=truth.verifies(detections.image_of_box, detections.labels) & ~in_regions(places, detections),
     )
     by_name = {split.names[c]: scores for c, scores in found.per_class.items()}
     record = {"mAP_area": found.map_area, "mAP_11pt": found.map_11pt, "iou": 0.5, "per_class": numbers_of(by_name)}

@@ -34,6 +34,7 @@ from crossdet.evaluation.arrays import (
 from crossdet.evaluation.files.wider_face import write_wider_face_predictions
 from crossdet.evaluation.files.wider_face_lists import SETTINGS, read_wider_face_truth
 from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou_with_offset
+from crossdet.evaluation.operating import in_regions, judge
 from crossdet.evaluation.precision_recall import Curve, area_ap
 from crossdet.evaluation.protocols.entry import (
     Lists,
@@ -44,7 +45,7 @@ from crossdet.evaluation.protocols.entry import (
     columns,
     counts_everything,
 )
-from crossdet.evaluation.splits import Split
+from crossdet.evaluation.splits import Split, ground_truth
 from crossdet.labels.space import DROPPED
 from crossdet.types import REGION_FLAGS, Flag
 
@@ -162,8 +163,12 @@ def _score(split: Split, detections: DetectionArrays, _most: int) -> Scores:
     if len(split.classes) != 1:
         names = ", ".join(split.names[c] for c in split.classes) or "none"
         raise UserError(f"protocol wider_face judges one class, the dataset labels {names}")
-    sized = detections.with_boxes(to_xywh(detections.boxes))
     notes = counts_everything("wider_face", split)
+    if split.lists is None:  # the released code knows no regions
+        own = ground_truth(split)
+        excused = in_regions(own, detections) & ~judge(own, detections, split.classes).hits
+        detections = detections.take(np.flatnonzero(~excused), detections.image_of_box)
+    sized = detections.with_boxes(to_xywh(detections.boxes))
     if split.lists is None:
         usable = ~split.flagged(int(REGION_FLAGS | Flag.INVALID)) & (split.labels() != DROPPED)
         boxes, image_of_box = to_xywh(np.asarray(split.index.boxes)), split.index.image_of_box()
