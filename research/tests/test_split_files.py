@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 from worlds import make_world
 
 from crossdet.check import inspect
-from crossdet.config import load_config
+from crossdet.config import Config, load_config
 from crossdet.data.formats.coco import read_coco, write_coco
 from crossdet.data.index import IndexBuilder
 from crossdet.errors import UserError
 from crossdet.types import Flag
-from crossdet_research.split.command import split
+from crossdet_research.split.command import _open, split
 from crossdet_research.split.files import write_split
 from crossdet_research.split.plan import split_dataset
 
@@ -338,3 +338,18 @@ def test_pictures_with_strange_names_stay_in_the_folder(tmp_path: Path, look: st
     assert len(made) == len(names)
     assert all(file.suffix.lower() in (".png", ".jpg") for file in made)
     assert {file for file in tmp_path.rglob("*") if folder not in (file, *file.parents)} == before | {folder.parent}
+
+
+@pytest.mark.parametrize(("said", "learnt"), [("positive", 0), ("ignore", int(Flag.IGNORE_REGION))])
+def test_difficult_objects_are_regions_in_the_parts(tmp_path: Path, said: str, learnt: int) -> None:
+    """The files of the parts know none: avoided ones became objects to be learnt, and all of them to be found."""
+    builder = IndexBuilder(tmp_path)
+    builder.image("x.jpg", 96, 96)
+    builder.box((5, 10, 35, 40), 0)
+    builder.box((50, 10, 80, 40), 1, int(Flag.DIFFICULT))
+    index = builder.build(["cat", "dog"])
+    config = Config.from_dict({"datasets": {"d": {"train": index, "val": index, "difficult": said}}})
+    train, val = _open(config, "d")
+    difficult = int(Flag.DIFFICULT)
+    assert train.flags.tolist() == [0, difficult | learnt]
+    assert val.flags.tolist() == [0, difficult | int(Flag.IGNORE_REGION)]

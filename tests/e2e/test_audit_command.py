@@ -103,6 +103,9 @@ def test_a_class_that_is_listed_without_a_box_is_not_found_by_mistake(world, tra
     said, not_said = audited(unlabelled={"lists": ["face"]}), audited()
     assert not_said["foreign"] == said["foreign"]
     assert not_said["home"] == said["home"]
+    alone = {"datasets": {"lists": lists}, "labels": {}}
+    one = audit_runs([trained.folder], Config.from_dict(alone), tmp_path / "alone")["trained"]
+    assert [(row["class"], row["dataset"]) for row in one["foreign"]] == [("face", "lists")]
     told, *summary = not_said["summary"]
     assert told.startswith("lists lists face and has no box of it in these pictures: taken for not labelled there")
     assert summary == said["summary"]

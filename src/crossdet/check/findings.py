@@ -236,7 +236,7 @@ def _notes(report: Report, config: Config, sources: Sources, extends: bool) -> I
         if split.files.checked < number:
             looked = f"{split.files.checked:,} of {number:,} image files"
             yield f"{split.dataset} {split.split}: only {looked} were looked at"
-    yield from _not_judged(report)
+    yield from _not_judged(report, sources.space)
     for d in report.duplicates:
         if not d.leak:
             one, other = _name(d.one), _name(d.other)
@@ -244,12 +244,13 @@ def _notes(report: Report, config: Config, sources: Sources, extends: bool) -> I
             yield f"{_pictures(d.pictures)} {where}, {_example(d)}"
 
 
-def _not_judged(report: Report) -> Iterator[str]:
+def _not_judged(report: Report, space: LabelSpace) -> Iterator[str]:
     """Classes that a dataset shows in training and not in validation."""
     shown = {(split.dataset, split.split): split.boxes_per_class for split in report.splits}
     for (dataset, split), counts in shown.items():
-        learnt = shown.get((dataset, "train"), {})
-        if split == "val" and (none := [name for name, count in counts.items() if not count and learnt.get(name)]):
+        learnt, ids = shown.get((dataset, "train"), {}), space.sources[space.dataset_index(dataset)]
+        none = [n for n, count in counts.items() if not count and learnt.get(n) and ids.get(n) != DROPPED]
+        if split == "val" and none:
             yield f"{dataset} val: no boxes of {some(none, _NAMED)}, so no score there, and no threshold from there"
 
 

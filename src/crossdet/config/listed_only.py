@@ -36,11 +36,7 @@ def without_box(
     known: weights that are extended; they count as one who has boxes of their classes, but not for datasets that
     these classes were learnt from: a few of their old pictures need not show all (`doubts` warns of it).
     """
-    names, whole = list(space.classes), np.arange(len(space.classes))
-    for fold in space.folds:
-        if not fold.is_merge:  # one class told apart; merged ones are different things, each asked about
-            whole[list(fold.members)] = fold.members[0]
-            names[fold.members[0]] = fold.name
+    names, whole = _names(space)
     boxes, empty = {}, {}
     for dataset, index in indexes.items():
         boxes[dataset], empty[dataset] = _listed_classes(space, dataset, index, labelled[dataset], whole)
@@ -54,6 +50,26 @@ def without_box(
             others = tuple(other for other, own in has.items() if own)
             found.append(ListedOnly(dataset, tuple(names[c] for c in asked), others))
     return tuple(found)
+
+
+def listed_without_box(
+    space: LabelSpace, indexes: Mapping[str, Index], labelled: Mapping[str, Collection[str]]
+) -> dict[str, list[str]]:
+    """Dataset -> unified names that it lists without a box and trusts its background for, whoever has boxes."""
+    names, whole = _names(space)
+    empty = {d: _listed_classes(space, d, index, labelled[d], whole)[1] for d, index in indexes.items()}
+    return {dataset: [names[c] for c in classes] for dataset, classes in empty.items()}
+
+
+def _names(space: LabelSpace) -> tuple[list[str], NDArray[np.int64]]:
+    """`C` names, and `[C]` the class that stands for each: the members of a class that is told apart are one here,
+    merged ones are different things, each asked about."""
+    names, whole = list(space.classes), np.arange(len(space.classes))
+    for fold in space.folds:
+        if not fold.is_merge:
+            whole[list(fold.members)] = fold.members[0]
+            names[fold.members[0]] = fold.name
+    return names, whole
 
 
 def _listed_classes(

@@ -16,7 +16,7 @@ from typing import Unpack
 
 from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.labels.folds import Fold
-from crossdet.labels.patterns import expanded, matching
+from crossdet.labels.patterns import composed, expanded, matching
 from crossdet.labels.placeholders import is_unused
 from crossdet.labels.rules import DROPPED, LabelRules, Names, quoted, unknown
 from crossdet.labels.space import LabelSpace
@@ -153,7 +153,9 @@ class _Growing:
         in_part: Rule = self.rules.get("not_exhaustive") or {}
         overlap = self.rules.get("overlap") or ()
         if known.folds:
-            absent, unlabelled, in_part, overlap = self._of_members(build(), in_part, overlap)
+            # a name that is said not to be labelled needs no merge, and these rules are not read yet
+            roughly = build(merge={**merged, "same_names": True})
+            absent, unlabelled, in_part, overlap = self._of_members(roughly, in_part, overlap)
         return build(
             absent=_joined(known, known.absent_pairs, absent),
             not_exhaustive=_joined(known, known.not_exhaustive_pairs, in_part),
@@ -191,7 +193,12 @@ class _Growing:
                 d: [m for n in _listed(names) for m in (labelled(d, whole[n]) if n in whole else [n])]
                 for d, names in not_exhaustive.items()
             },
-            [[a, b] for one, two in overlap for a, b in product(folds.get(one, [one]), folds.get(two, [two]))],
+            [
+                [a, b]
+                for one, two in overlap
+                for a, b in product(folds.get(one, [one]), folds.get(two, [two]))
+                if a != b or one == two
+            ],
         )
 
     # ------------------------------------------------------------------ contradictions
@@ -411,7 +418,8 @@ def edited(space: LabelSpace, renames: Renames, merges: Merges) -> LabelSpace:
     """
     if space.has_members:
         raise UserError("these weights have directions or classes per dataset, which cannot be renamed or merged")
-    merges = [(new, matching(members, space.reported)) for new, members in merges]
+    renames = [(old, composed(new)) for old, new in renames]
+    merges = [(composed(new), matching(members, space.reported)) for new, members in merges]
     problems = _edit_problems(space, renames, merges)
     if problems:
         raise UserError(problem_list(f"{len(problems)} mistake(s); the classes are unchanged", problems))

@@ -27,6 +27,18 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def all_composed(value: Any) -> Any:
+    """The same of every text in lists and maps, as JSON has them. Raises `ValueError` where two keys become one."""
+    if isinstance(value, str):
+        return composed(value)
+    if isinstance(value, Mapping):
+        made = {all_composed(key): all_composed(own) for key, own in value.items()}
+        if len(made) < len(value):
+            raise ValueError("two names differ in how an accent is written alone")
+        return made
+    return [all_composed(own) for own in value] if isinstance(value, (list, tuple)) else value
+
+
 def is_pattern(text: object) -> bool:
     """Whether a text has a sign of `fnmatch`; it may be a name all the same."""
     return isinstance(text, str) and any(sign in text for sign in _SIGNS)
@@ -82,9 +94,12 @@ def expanded(
     before = () if known is None else zip(known.datasets, known.sources, strict=True)
     listed = [f"{dataset}/{name}" for dataset, own in (*before, *datasets.items()) for name in own]
     sources = list(dict.fromkeys(listed))
+    unified = [] if known is None else [*known.classes, *known.reported]
     if isinstance(merge := given.get("merge"), Mapping):
         given["merge"] = {
-            _written(target): reader.names(f"merge.{target}", members, sources) if _is_list(members) else members
+            _target(target, unified): reader.names(f"merge.{target}", members, sources)
+            if _is_list(members)
+            else members
             for target, members in merge.items()
         }
     if isinstance(drop := given.get("drop"), Mapping):
@@ -92,11 +107,11 @@ def expanded(
     else:
         given["drop"] = reader.names("drop", drop, sources)
     if distinct := given.get("distinct"):
-        alone = dict.fromkeys(source.partition("/")[2] for source in sources)
+        new = [source for source in sources if source not in learnt]  # others are what the weights made of them
+        alone = dict.fromkeys(source.partition("/")[2] for source in new)
         names = reader.names("distinct", distinct, [*alone])
         # what matches no name alone is looked for among `dataset/name`: `c*` is no pattern of datasets
-        given["distinct"] = reader.names("distinct", names, sources) if _is_list(names) else names
-    unified = [] if known is None else [*known.classes, *known.reported]
+        given["distinct"] = reader.names("distinct", names, new) if _is_list(names) else names
     unified += _unified_names(given, [source for source in sources if source not in learnt])
     for rule in _OF_DATASETS:
         if isinstance(said := given.get(rule), Mapping):
@@ -155,8 +170,8 @@ def _unified_names(rules: Mapping[str, Any], sources: Sequence[str]) -> list[str
     return names
 
 
-def _written(name: object) -> object:
-    return composed(name) if isinstance(name, str) else name
+def _target(name: object, known: Sequence[str]) -> object:
+    return name if name in known or not isinstance(name, str) else composed(name)
 
 
 def _is_list(value: object) -> bool:

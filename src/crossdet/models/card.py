@@ -19,7 +19,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from crossdet.errors import UserError
-from crossdet.labels.patterns import composed
+from crossdet.labels.patterns import all_composed, composed
 from crossdet.labels.placeholders import without_placeholders
 from crossdet.labels.space import LabelSpace
 from crossdet.models.architecture import Foreign
@@ -138,6 +138,7 @@ class Card:
 
         Weights that know no generations are those of a first training.
         """
+        metadata = _with_composed_names(metadata)
         space = LabelSpace.from_json(metadata["labels"])
         name = metadata.get(ARCHITECTURE, DEFAULT)
         if name not in ARCHITECTURES:
@@ -205,6 +206,19 @@ def card_of_foreign(path: Path, found: Foreign) -> Card:
     space = LabelSpace.build({name: found.classes})
     history = (Generation("train", {name: list(found.classes)}, list(space.classes)),)
     return Card(space, found.settings, InputSettings(found.shorter, found.longer), {}, None, history)
+
+
+def _with_composed_names(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    """Names as readers of datasets give them, also in weights that were made before they did so; as they are where
+    two would become one."""
+    kept = {key: json.loads(metadata[key]) for key in ("labels", "operating", KEY) if key in metadata}
+    try:
+        written = {key: all_composed(value) for key, value in kept.items()}
+    except ValueError:
+        return metadata
+    classes = written["labels"]["classes"]
+    one_each = len({*classes}) == len(classes)
+    return {**metadata, **{key: json.dumps(value) for key, value in written.items()}} if one_each else metadata
 
 
 def card_beside(card: Card) -> str:

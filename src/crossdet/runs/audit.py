@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from crossdet.config import Config, UnionTestConfig
-from crossdet.config.listed_only import learnt_from
+from crossdet.config.listed_only import learnt_from, listed_without_box
 from crossdet.config.sources import Sources, check_split, open_sources, union_test_index
 from crossdet.data.index import Index
 from crossdet.errors import UserError
@@ -129,7 +129,7 @@ def _audit(
     only_known: bool,
 ) -> AuditedRun:
     in_its_classes = splits_for_detector(sources, indexes, detector, _folds(detector), only_known)
-    unlabelled = _listed_without_box(sources, detector)
+    unlabelled = _listed_without_box(sources, indexes, detector)
     splits = [
         AuditedSplit(
             name=dataset,
@@ -156,14 +156,16 @@ def _audit(
     return AuditedRun(name, found, splits, scores, _fewer(detector), [*told, *summary(to_json(found), scores)])
 
 
-def _listed_without_box(sources: Sources, detector: Detector) -> dict[str, tuple[str, ...]]:
-    """Dataset -> classes that it lists, has no box of and did not teach the detector, while others have boxes: most
-    often nobody labelled them, and to find them would be no mistake."""
+def _listed_without_box(
+    sources: Sources, indexes: dict[str, Index], detector: Detector
+) -> dict[str, tuple[str, ...]]:
+    """Dataset -> the detector's classes that it lists, has no box of and did not teach the detector: most often
+    nobody labelled them, and to find them would be no mistake."""
     known = detector.space
     found = {}
-    for dataset, classes, _ in sources.listed_only:
+    for dataset, classes in listed_without_box(sources.space, indexes, sources.labelled).items():
         learnt = {known.classes[c] for c in learnt_from(known, dataset)}
-        if left := tuple(name for name in classes if name not in learnt):
+        if left := tuple(c for c in classes if c not in learnt and c in (*known.classes, *known.reported)):
             found[dataset] = left
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -338,10 +339,15 @@ def _owners(datasets: Sequence[Dataset], dropped: Sequence[str]) -> dict[str, li
 
 
 def _without_any_box(datasets: Sequence[Dataset]) -> list[str]:
-    """Source classes that nobody has a box of, while others have some."""
-    boxed = {name for dataset in datasets for name in dataset.classes if name not in dataset.without_box}
-    found = [f"{dataset.name}/{c}" for dataset in datasets for c in dataset.without_box if c not in boxed]
+    """Source classes that a dataset has no box of and that are not `_unlabelled`, while there are other classes."""
+    boxed = _boxed(datasets)
+    found = [f"{dataset.name}/{c}" for dataset in datasets for c in dataset.without_box if boxed[c] != 1]
     return found if boxed else []
+
+
+def _boxed(datasets: Sequence[Dataset]) -> Counter[str]:
+    """Class name -> how many datasets have boxes of it."""
+    return Counter(name for dataset in datasets for name in dataset.classes if name not in dataset.without_box)
 
 
 def _of_one_name_each(datasets: Sequence[Dataset], dropped: Sequence[str]) -> LabelSpace | None:
@@ -397,10 +403,10 @@ def _with_parts(whole: str, group: Sequence[str], equal: Collection[str]) -> Ite
 
 
 def _unlabelled(datasets: Sequence[Dataset]) -> dict[str, list[str]]:
-    """Dataset -> names that it lists without a box while others have some."""
-    boxed = {name for dataset in datasets for name in dataset.classes if name not in dataset.without_box}
-    empty = {dataset.name: dataset.without_box for dataset in datasets}
-    return {name: own for name, names in empty.items() if (own := [c for c in names if c in boxed])}
+    """Dataset -> names that it lists without a box while one other has some. Several that have may mean different
+    things: then it is no class of that name that is not labelled, and it is dropped (`_without_any_box`)."""
+    boxed, empty = _boxed(datasets), {dataset.name: dataset.without_box for dataset in datasets}
+    return {name: own for name, names in empty.items() if (own := [c for c in names if boxed[c] == 1])}
 
 
 def _boxless_lines(datasets: Sequence[Dataset]) -> Iterator[str]:

@@ -332,6 +332,8 @@ def test_a_class_that_no_validation_picture_shows_is_told(tmp_path):
     val = make(tmp_path / "v", names, one_box(2), seed=1)
     notes = inspect(configured({"a": {"train": train, "val": val}})).notes
     assert "a val: no boxes of dog, so no score there, and no threshold from there" in notes
+    dropped = configured({"a": {"train": train, "val": val}}, labels={"drop": ["a/dog"]})
+    assert not any("so no score" in note for note in inspect(dropped).notes)
     both = make(tmp_path / "w", names, [*one_box(2), *one_box(1, 1)], seed=2)
     assert not any("so no score" in n for n in inspect(configured({"a": {"train": train, "val": both}})).notes)
 

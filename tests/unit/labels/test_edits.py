@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -350,3 +351,41 @@ def test_differences_are_named():
 def test_rows_of_a_checkpoint_that_mean_nothing_are_not_missed():
     known = LabelSpace.build({"coco": ["person", "unused_1", "car"]})
     assert grown(known, {"coco": ["person", "car", "lamp"]}).classes == ("person", "unused_1", "car", "lamp")
+
+
+NFC, NFD = "caf\u00e9", "cafe\u0301"
+
+
+def test_names_of_older_weights_are_composed_when_they_are_read(tmp_path):
+    """In weights of a decomposed name the class got a twin, whose objects were its negatives."""
+    space = LabelSpace.build({"old": ["cup", NFC]})
+    plain = json.loads(space.to_json())
+    plain["classes"][1] = NFD
+    plain["sources"] = [{"cup": 0, NFD: 1}]
+    settings, thresholds = RetinaNetSettings(backbone="test_efficientnet"), {NFD: {"threshold": 0.4}}
+    card = Card(LabelSpace.from_json(json.dumps(plain)), settings, InputSettings(64, 96), {}, thresholds)
+    read = Card.from_metadata(card.to_metadata())
+    assert read.space == space
+    assert read.thresholds == {NFC: 0.4}
+    assert grown(read.space, {"new": ["dog"]}).classes == ("cup", NFC, "dog")
+    assert grown(read.space, {"new": [NFC]}, merge={NFD: [f"new/{NFD}"]}).index("new", NFC) == 1
+    assert edited(read.space, [("cup", NFD.upper())], ()).classes == (NFC.upper(), NFC)
+    both = Card(LabelSpace.build({"old": [NFC], "more": ["x"]}), settings, InputSettings(64, 96), {})
+    twins = both.to_metadata()
+    twins["labels"] = twins["labels"].replace('"x"', json.dumps(NFD))
+    assert Card.from_metadata(twins).space.classes == (NFC, NFD)  # two that would be one stay two
+
+
+def test_a_name_that_is_said_not_to_be_labelled_needs_no_merge_beside_a_merged_class():
+    known = edited(LabelSpace.build({"a": ["car", "truck", "person"]}), (), [("vehicle", ["car", "truck"])])
+    boxes = {"new": {"dog"}}
+    space = grown(known, {"new": ["person", "dog"]}, unlabelled={"new": ["person"]}, labelled=boxes)
+    assert space.classes == ("car", "truck", "person", "dog")
+    assert space.avoid_array[1].tolist() == [True, True, True, False]
+
+
+def test_patterns_of_an_extension_mean_what_is_new():
+    known = edited(LabelSpace.build({"a": ["car", "truck"]}), (), [("vehicle", ["car", "truck"])])
+    space = grown(known, {"b": ["car", "dog"]}, distinct=["*"], overlap=[["veh*", "*"]])
+    assert space.classes == ("car", "truck", "b/car", "b/dog")
+    assert space.overlap_pairs == {(0, 1), (0, 2), (1, 2), (0, 3), (1, 3)}

@@ -428,6 +428,22 @@ def test_a_list_of_names_that_several_share_and_each_labels_in_part(tmp_path):
     assert [sources.space.trusted_array(name).tolist() for name in "pq"] == [[True, False], [False, True]]
 
 
+def test_what_a_dataset_lists_without_a_box_while_several_have_some(tmp_path):
+    """Whether these mean the same is not known, so there is no class of that name to be unlabelled."""
+    made(tmp_path, {"p": (["plate", "cup"], [0]), "q": (["cup"], [0]), "r": (["cup"], [0])})
+    file = tmp_path / "config.yaml"
+    write_new(tmp_path, file)
+    sources = open_sources(load_config(file))
+    assert sources.space.classes == ("plate", "q/cup", "r/cup")
+    assert sources.space.trusted_array("p").tolist() == [True, False, False]
+    text = file.read_text().replace("  # merge: {same_names: true}", "  merge: {same_names: true}")
+    lines = [line for line in text.splitlines() if not line.startswith(("  distinct:", "  overlap:"))]
+    file.write_text("\n".join(lines))
+    merged = open_sources(load_config(file)).space
+    assert merged.classes == ("plate", "cup")
+    assert merged.trusted_array("p").tolist() == [True, False]
+
+
 def made(root: Path, datasets: dict[str, tuple[list[str], list[int]]]) -> None:
     """datasets: name -> its classes, and those with boxes."""
     for name, (classes, boxed) in datasets.items():

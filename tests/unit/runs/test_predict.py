@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from crossdet.runs.predict import CocoIds
+from crossdet.runs.predict import CocoIds, _coco_ids
 
 PARADE, CARS = Path("/data/faces/val_0.png"), Path("/data/cars/val_0.png")
 
@@ -29,3 +30,10 @@ def test_a_picture_has_the_id_of_the_name_that_fits_it_alone(
 ) -> None:
     images = [(Path(name).parts, number) for number, name in named.items()]
     assert CocoIds(images, {}).of_files(files) == wanted
+
+
+def test_categories_of_a_coco_file_are_named_as_the_weights_name_them(tmp_path):
+    """Those are composed; an accent that is a sign of its own lost all boxes of the class."""
+    content = {"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [{"id": 4, "name": "cafe\u0301"}]}
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    assert _coco_ids(tmp_path / "c.json").categories == {"caf\u00e9": 4}

@@ -140,18 +140,32 @@ def _dataset_name(config: Config, wanted: str | None) -> str:
 
 
 def _open(config: Config, name: str) -> tuple[Index, Index]:
-    """Both splits, as a training of the config has them."""
+    """Both splits, as a training of the config has them. The parts are files of COCO, which knows no difficult
+    objects: they are regions where the config avoids them, and in what is judged."""
     from crossdet.config.sources import share_of, whole_split
 
     dataset, indexes, problems = config.datasets[name], {}, []
+    ignored = dataset.difficult == "ignore"
     for split_name in ("train", "val"):
         try:
-            indexes[split_name] = share_of(whole_split(dataset, split_name), dataset, split_name)
+            index = share_of(whole_split(dataset, split_name), dataset, split_name)
+            indexes[split_name] = _without_difficult(index) if ignored or split_name == "val" else index
         except UserError as error:
             problems.append(f"datasets.{name}.{split_name}: " + str(error).replace("\n", "\n    "))
     if problems:
         raise UserError(problem_list(f"{len(problems)} split(s) cannot be read", problems))
     return indexes["train"], indexes["val"]
+
+
+def _without_difficult(index: Index) -> Index:
+    from dataclasses import replace
+
+    import numpy as np
+
+    from crossdet.types import Flag
+
+    difficult = (index.flags & int(Flag.DIFFICULT)) != 0
+    return replace(index, flags=index.flags | np.where(difficult, np.uint8(Flag.IGNORE_REGION), np.uint8(0)))
 
 
 def _print(record: dict[str, Any], folder: Path, name: str) -> None:

@@ -66,12 +66,12 @@ def add_noise(objects: Objects, own: Tensor, seeds: Sequence[int], settings: Set
     boxes_of, labels_of = objects.boxes.split(objects.counts), objects.labels.split(objects.counts)
     for image, (count, first) in enumerate(zip(objects.counts, objects.first, strict=True)):
         repeat = max(1, settings.number // count) if count else 0
-        copies.append(repeat)
         random = torch.Generator().manual_seed(seeds[image])
         some = torch.arange(count)
         if count > MOST:
-            some, copies[-1] = torch.randperm(count, generator=random)[:MOST].sort().values, MOST / count
-            count = MOST
+            some = torch.randperm(count, generator=random)[:MOST].sort().values
+        copies.append(repeat if count <= MOST else repeat * MOST / count)
+        count = len(some)
         allowed = torch.arange(classes) if settings.any_class else own[image].nonzero().squeeze(1)
         labels.append(_flipped(labels_of[image][some].repeat(2 * repeat), allowed, settings.flips, random))
         positive = torch.arange(2 * repeat * count) // max(1, count) % 2 == 0

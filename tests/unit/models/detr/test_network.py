@@ -180,6 +180,8 @@ def test_a_crowd_is_given_to_the_decoder_in_part():
     assert of_crowd.max() < 700
     assert float(MOST / noise.noised.groups[0]) == pytest.approx(700)
     assert int(noise.noised.groups[1]) == 100
+    many = add_noise(objects, own, [1, 2], Settings(1000)).noised  # three copies of those that are drawn
+    assert float((many.pairs.image == 0).sum() / many.groups[0]) == pytest.approx(700)
     assert not torch.equal(of_crowd, add_noise(objects, own, [3, 2], Settings(100)).noised.pairs.object[:MOST])
 
 
