@@ -105,11 +105,12 @@ Weights = Annotated[str | Path, PlainValidator(_weights)]
 
 class UsualRates(NamedTuple):
     """AdamW's learning rates at 8 pictures a step, by what a network begins with: random weights, a backbone that
-    has learnt, a detector that has."""
+    has learnt, a detector that has. share_of_backbone: of the last one, for the backbone of the detector."""
 
     random: float = 2e-3
     backbone: float = 5e-4
     detector: float = 5e-4
+    share_of_backbone: float = 1.0
 
 
 USUAL_RATES = UsualRates()

@@ -16,6 +16,7 @@ import yaml
 from lightning_fabric import Fabric
 
 from crossdet.config import CONFIG_FILE, Config, dump_config, load_config
+from crossdet.config.chosen import start_of
 from crossdet.config.schema import ALL_SPLITS
 from crossdet.config.sources import PLACES, inputs_of
 from crossdet.errors import ConfigError, RunError, UserError, show, some
@@ -299,9 +300,9 @@ def _check_same_config(
     data."""
     if not path.exists():
         return
-    before = _plain_config(path)
+    before, config = _plain_config(path), _with_share(config)
     with suppress(ConfigError):  # keys that are newer than the run had their defaults
-        earlier = load_config(path, known_datasets=known_datasets)
+        earlier = _with_share(load_config(path, known_datasets=known_datasets))
         before = yaml.safe_load(dump_config(earlier))
         if longer:
             recipe = config.train.with_epochs(earlier.train.epochs)
@@ -314,6 +315,12 @@ def _check_same_config(
             f"{path.parent}: the run was started with another config; differing: {', '.join(changed)}. "
             f"Resume with the same values ({path} has them), or start a new run with --output"
         )
+
+
+def _with_share(config: Config) -> Config:
+    """With the backbone's share of the rate that is meant: runs of before say 1 where nothing is said now."""
+    share = config.train.share_of_backbone(start_of(config, config.extend is not None))
+    return config.model_copy(update={"train": config.train.model_copy(update={"backbone_lr": share})})
 
 
 def _plain_config(path: Path) -> dict[str, Any]:

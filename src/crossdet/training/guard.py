@@ -111,7 +111,8 @@ def dead_features(
     norm = ", or (not in an extension) let the backbone's batch norm train: `model.freeze_batch_norm: false`"
     means = (
         f"The backbone {loses}, most often by a learning rate that is too high for it. Unless the scores come "
-        f"out well all the same, start again with a tenth of `train.lr`, or with a longer warm-up{norm * fixed}"
+        f"out well all the same, start again with a tenth of `train.lr`, or of it for the backbone alone "
+        f"(`train.backbone_lr: 0.1`), or with a longer warm-up{norm * fixed}"
     )
     late = step >= FIRST_STEPS
     lost = late and now.variation < min(ALIVE_VARIATION, LOST_VARIATION * start.variation)

@@ -123,7 +123,9 @@ def fit(
     """
     course, recipe = course or Course(), schedule.recipe
     scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
-    step_module, optimizer = fabric.setup(TrainStep(network), make_optimiser(network, recipe, scaled))
+    step_module, optimizer = fabric.setup(
+        TrainStep(network), make_optimiser(network, recipe, scaled, schedule.start)
+    )
     average, teacher = None, None
     if recipe.ema is not None:
         average = Average(network, recipe.ema)
@@ -456,6 +458,7 @@ def _stop_with(run: RunState, batch: Batch | None, dataset: HybridDataset) -> No
     the loss is finite in this process, and not in another one."""
     step = run.progress.step + 1
     if batch is None:
+        run.fabric.barrier()  # until the other process has saved its batch
         raise Diverged(f"the loss of another process is not finite at step {step}; that one says of which pictures")
     assert batch.draws is not None  # of a training
     draws = zip(batch.image_ids.tolist(), batch.draws.tolist(), strict=True)
@@ -473,6 +476,7 @@ def _stop_with(run: RunState, batch: Batch | None, dataset: HybridDataset) -> No
             "step": step,
         },
     )
+    run.fabric.barrier()
     raise Diverged(
         f"the loss is not finite at step {step} (epoch {run.progress.epoch + 1}); the batch is "
         f"saved in {file}, its images: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}. A lower "

@@ -7,31 +7,34 @@ from typing import Any
 import torch
 
 from crossdet.models.contract import Network
-from crossdet.training.recipe import Recipe
+from crossdet.training.recipe import BACKBONE, Recipe, Start
 
 
-def make_optimiser(network: Network, recipe: Recipe, scaled: bool) -> torch.optim.Optimizer:
+def make_optimiser(
+    network: Network, recipe: Recipe, scaled: bool, start: Start = BACKBONE
+) -> torch.optim.Optimizer:
     """The optimiser over all parameters that require a gradient, for `set_rate`.
 
-    scaled: float16 gradients are unscaled.
+    scaled: float16 gradients are unscaled. start: what the network begins with.
     """
     # one pass over weights, gradients and momentum, and no temporary of the weights' size; Fabric cannot clip
     # gradients that a fused optimiser unscales itself
     fused = not (scaled and recipe.clip_norm is not None)
-    groups = _groups(network, recipe)
+    groups = _groups(network, recipe, recipe.share_of_backbone(start))
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.rate(), weight_decay=recipe.decay, fused=fused)
     momentum = 0.9 if recipe.momentum is None else recipe.momentum
     return torch.optim.SGD(groups, lr=recipe.rate(), momentum=momentum, weight_decay=recipe.decay, fused=fused)
 
 
-def _groups(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
-    if recipe.backbone_lr == 1 and recipe.decay_norms:  # in the order of the network, as in the states of old runs
+def _groups(network: Network, recipe: Recipe, share: float) -> list[dict[str, Any]]:
+    """share: of the rate, for the backbone."""
+    if share == 1 and recipe.decay_norms:  # in the order of the network, as in the states of old runs
         return [{"params": [p for p in network.parameters() if p.requires_grad], "rate_factor": 1.0}]
     return [
         {
             "params": group.parameters,
-            "rate_factor": recipe.backbone_lr if group.part == "backbone" else 1.0,
+            "rate_factor": share if group.part == "backbone" else 1.0,
             "weight_decay": recipe.decay if group.decay or recipe.decay_norms else 0.0,
         }
         for group in network.parameter_groups()

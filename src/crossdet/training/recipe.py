@@ -115,7 +115,7 @@ class Recipe(Section):
     batch_size: Count = 8  # images per optimiser step, over all devices and accumulation
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Positive | None = None  # null: by optimiser and batch size
-    backbone_lr: Positive = 1.0  # factor on the rate of the backbone
+    backbone_lr: Positive | None = None  # factor on the rate of the backbone; null: by what the network begins with
     freeze_stem: StrictBool = False  # the backbone's layers up to stride 4 are not trained
     momentum: Momentum | None = None  # of SGD; null: 0.9
     weight_decay: NotNegative | None = None  # null: 0.05 with AdamW, 0.0001 with SGD
@@ -169,6 +169,13 @@ class Recipe(Section):
         batch, power = GROWTH[self.optimizer]
         usual: float = getattr(start.rates, start.weights) if self.optimizer == "adamw" else SGD_RATE
         return usual * start.share * (self.batch_size / batch) ** power
+
+    def share_of_backbone(self, start: Start = BACKBONE) -> float:
+        """The factor on the backbone's rate that is meant."""
+        if self.backbone_lr is not None:
+            return self.backbone_lr
+        usual = self.optimizer == "adamw" and start.weights == "detector"
+        return start.rates.share_of_backbone if usual else 1.0
 
     @property
     def decay(self) -> float:

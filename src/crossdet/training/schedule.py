@@ -190,8 +190,8 @@ class Schedule:
         """What was chosen and why, for people."""
         recipe, said = self.recipe, self.recipe.model_fields_set
         rate = f"learning rate {self.highest_rate:.2g} for {recipe.batch_size} pictures a step{self._why()}"
-        if recipe.backbone_lr != 1:
-            rate += f", {recipe.backbone_lr:g} of it for the backbone"
+        if (share := recipe.share_of_backbone(self.start)) != 1:
+            rate += f", {share:g} of it for the backbone"
         optimizer = {"adamw": "AdamW", "sgd": "SGD"}[recipe.optimizer]
         lines = [f"recipe {recipe.recipe}: {optimizer}, {rate}, weight decay {self._decay()}", self._length()]
         shape = {

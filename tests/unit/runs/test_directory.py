@@ -48,3 +48,21 @@ def test_a_run_without_its_state_does_not_begin_anew_unasked(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"state\.pt is gone, without which this run cannot go on"):
         check_run_dir(run, config, resume=True, overwrite=False)
     check_run_dir(run, config, resume=False, overwrite=True)
+
+
+@pytest.mark.parametrize(("name", "differs"), [("retinanet", False), ("dfine", True)])
+def test_a_run_of_before_the_share_of_the_backbone_is_resumed_where_it_means_the_same(tmp_path, name, differs):
+    split = {"images": str(tmp_path / "images"), "annotations": str(tmp_path / "signs.json")}
+    model = {"name": name, "weights": "someone/checkpoint"} if name == "dfine" else {"name": name}
+    values = {"datasets": {"signs": {"format": "coco", "train": split}}, "model": model}
+    (tmp_path / "now.yaml").write_text(yaml.safe_dump(values))
+    config = load_config(tmp_path / "now.yaml")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / CONFIG_FILE).write_text(yaml.safe_dump(values | {"train": {"backbone_lr": 1.0}}))
+    (run / "steps.csv").touch()
+    if differs:
+        with pytest.raises(UserError, match=r"differing: train\.backbone_lr"):
+            check_run_dir(run, config, resume=True, overwrite=False)
+    else:
+        check_run_dir(run, config, resume=True, overwrite=False)

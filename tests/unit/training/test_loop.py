@@ -114,6 +114,9 @@ def test_a_begun_epoch_keeps_its_batches_for_other_processes():
 
 
 def test_where_the_loss_of_another_process_broke_no_picture_is_named():
-    run: Any = SimpleNamespace(progress=Progress(step=6))
+    waited: list[str] = []
+    fabric = SimpleNamespace(barrier=lambda: waited.append("for the other"))
+    run: Any = SimpleNamespace(progress=Progress(step=6), fabric=fabric)
     with pytest.raises(Diverged, match="the loss of another process is not finite at step 7; that one says"):
         _stop_with(run, None, BATCH)
+    assert waited

@@ -37,7 +37,7 @@ RECIPES = {
     "schedule": ("flat_cosine", "steps"),
     "epochs": (None, 20),
     "batch_size": (8, 32),
-    "backbone_lr": (1.0, 1.0),
+    "backbone_lr": (None, None),
     "freeze_stem": (False, False),
     "warmup_factor": (0.001, 0.001),
     "clip_norm": (10.0, None),
@@ -81,10 +81,21 @@ def test_random_weights_want_a_higher_rate():
 
 def test_the_rate_is_that_of_the_architecture_and_of_what_has_learnt():
     rates = UsualRates(0.4, 0.2, 0.1)
-    assert [Recipe().rate(Start(weights, rates=rates)) for weights in rates._fields] == [0.4, 0.2, 0.1]
+    begun = ("random", "backbone", "detector")
+    assert [Recipe().rate(Start(weights, rates=rates)) for weights in begun] == [0.4, 0.2, 0.1]
     assert Recipe(batch_size=32).rate(Start("detector", 0.5, rates)) == 0.1
     assert Recipe(optimizer="sgd").rate(Start("detector", 0.5, rates)) == 0.005
     assert Recipe(lr=0.003).rate(Start("detector", 0.5, rates)) == 0.003
+
+
+def test_the_backbone_of_a_detector_learns_at_the_share_of_its_architecture():
+    rates = UsualRates(share_of_backbone=0.25)
+    starts = [Start("random", rates=rates), Start("backbone", rates=rates), Start("detector", 0.2, rates)]
+    assert [Recipe().share_of_backbone(start) for start in starts] == [1, 1, 0.25]
+    assert Recipe(backbone_lr=1.0).share_of_backbone(starts[2]) == 1
+    assert Recipe(backbone_lr=0.5).share_of_backbone(starts[0]) == 0.5
+    assert Recipe(optimizer="sgd").share_of_backbone(starts[2]) == 1
+    assert Recipe().share_of_backbone(Start("detector")) == 1
 
 
 @pytest.mark.parametrize(("pictures", "epochs"), [(100, 100), (800, 30), (801, 30), (118_287, 12)])
