@@ -26,6 +26,7 @@ from crossdet.errors import UserError, problem_list, some
 from crossdet.evaluation.protocols import lists_of
 from crossdet.labels.common import only_alike
 from crossdet.labels.members import lonely_members
+from crossdet.labels.rules import normalised_name
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.settings import NetworkDefaults
@@ -273,8 +274,24 @@ def _config_notes(config: Config, sources: Sources) -> Iterator[str]:
         if lists is not None and name in sources.val and name not in sources.lists:
             yield f"{name}: {lists.without}"
     yield from only_alike(sources.space)
+    yield from _kept_apart(sources.space)
     if config.train.plain:
         yield "`train.plain` is on: all background is a negative for every class, avoided or not"
+
+
+def _kept_apart(space: LabelSpace) -> Iterator[str]:
+    """Classes of one name, but for capitals and plurals, that `distinct` makes several of: `new` writes it so."""
+    alike: dict[str, list[int]] = {}
+    for c, name in enumerate(space.classes):
+        alike.setdefault(normalised_name(name.rpartition("/")[2]), []).append(c)
+    for classes in alike.values():
+        names = [space.classes[c] for c in classes]
+        if len(names) > 1 and any("/" in name for name in names):
+            target, members = names[0].rpartition("/")[2], [s for c in classes for s in space.sources_of(c)]
+            yield (
+                f"kept apart, each a class of its own: {', '.join(names)}. If they mean the same, `labels.merge: "
+                f"{{{target}: [{', '.join(members)}]}}` in place of their entries in `distinct` and `overlap`"
+            )
 
 
 def _enlarged(config: Config, sources: Sources) -> Iterator[str]:

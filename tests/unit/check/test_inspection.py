@@ -338,6 +338,23 @@ def test_a_class_that_no_validation_picture_shows_is_told(tmp_path):
     assert not any("so no score" in n for n in inspect(configured({"a": {"train": train, "val": both}})).notes)
 
 
+def test_classes_of_one_name_that_are_kept_apart_are_told(tmp_path):
+    """As `new` writes them, until somebody says that they are one."""
+    datasets = {
+        "a": {"train": make(tmp_path / "a", ("cat", "bird"), one_box(1))},
+        "b": {"train": make(tmp_path / "b", ("cat",), one_box(1), seed=1)},
+        "c": {"train": make(tmp_path / "c", ("Cats",), one_box(1), seed=2)},
+    }
+    labels = {"distinct": ["cat"], "overlap": [["a/cat", "b/cat"], ["a/cat", "Cats"], ["b/cat", "Cats"]]}
+    (note,) = (n for n in inspect(configured(datasets, labels=labels)).notes if n.startswith("kept apart"))
+    assert note == (
+        "kept apart, each a class of its own: a/cat, b/cat, Cats. If they mean the same, `labels.merge: {cat: "
+        "[a/cat, b/cat, c/Cats]}` in place of their entries in `distinct` and `overlap`"
+    )
+    merged = configured(datasets, labels={"merge": {"cat": ["a/cat", "b/cat", "c/Cats"]}})
+    assert not any(n.startswith("kept apart") for n in inspect(merged).notes)
+
+
 def test_pictures_that_are_made_much_larger_are_told(tmp_path):
     """They are 64 x 48."""
     datasets = {"a": {"train": make(tmp_path / "a", ("cat",), one_box(2))}}
