@@ -12,6 +12,8 @@ def start_of(config: Config, extends: bool, share: float = 1.0) -> Start:
     """What the training of a config begins with. extends: weights of a detector; share: of the usual rate then."""
     model = config.model
     rates = ARCHITECTURES[model.name].settings.rates
+    if extends and config.extend is not None and config.extend.mode == "frozen":  # nothing of it learns
+        rates = rates._replace(share_of_backbone=1.0)
     if extends or getattr(model, "of_checkpoint", False):
         return Start("detector", share, rates)
     return Start("random" if model.weights == "none" else "backbone", share, rates)

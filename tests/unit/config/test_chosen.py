@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from crossdet.config import Config
-from crossdet.config.chosen import batch_norm_lines, open_lines
+from crossdet.config.chosen import batch_norm_lines, open_lines, start_of
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.retinanet.settings import HEAD, SMALL_HEAD
 
@@ -67,3 +67,17 @@ def test_the_head_and_the_numbers_that_auto_chooses_are_told():
     assert half == [f"head: 64 channels, 2 convolutions {rule} 64 channels, 4 convolutions"]
     assert open_lines(config({}, recipe="paper")) == [f"head: {usual}"]
     assert open_lines(config({"name": "rfdetr"}, recipe="paper")) == []
+
+
+def test_the_backbone_of_a_detector_has_its_share_unless_it_is_frozen():
+    def share(model: dict[str, str], extends: bool, **extend: str) -> float:
+        given = {"datasets": {"a": {"format": "coco", "train": {"annotations": "a"}}}, "model": model}
+        config = Config.from_dict({**given, **({"extend": extend} if extend else {})})
+        return config.train.share_of_backbone(start_of(config, extends))
+
+    dfine = {"name": "dfine"}
+    assert share({**dfine, "weights": "someone/checkpoint"}, False) == 0.1
+    assert share(dfine, True, mode="replay") == 0.1
+    assert share(dfine, True, mode="frozen") == 1
+    assert share({**dfine, "backbone": "mobilenetv2_100", "weights": "imagenet"}, False) == 1
+    assert share({}, True) == 1
