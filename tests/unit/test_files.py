@@ -32,7 +32,7 @@ from crossdet.evaluation.precision_recall import Curve
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.evaluation.protocols.entry import write_predictions
 from crossdet.evaluation.splits import Split
-from crossdet.files import check_room, write_atomically, writing
+from crossdet.files import check_room, spellings, write_atomically, writing
 from crossdet.labels.space import LabelSpace
 from crossdet.runs.predict import _picture_names
 from crossdet.types import Annotations, Batch, Detections
@@ -101,12 +101,13 @@ def test_class_files_of_voc_and_their_reader(tmp_path):
     write_voc(index, tmp_path / "truth", "val")
     files = read_voc_truth(tmp_path / "truth")
     results = read_voc_results(folder, files)
-    assert (results.missing, results.unknown) == ([], [])
+    twin = next(name for name in spellings("e\u0301") if (folder / f"{name}.txt").exists())
+    assert (results.missing, results.unknown) == ([], [f"{twin}.txt"])  # read names are composed, so it is no class
     shown = [
         (files.classes[c], files.images[i])
         for c, i in zip(results.detections.labels, results.detections.image_of_box, strict=True)
     ]
-    assert sorted(shown) == sorted((name, str(i)) for i, name in enumerate(classes))
+    assert sorted(shown) == sorted((name, str(i)) for i, name in enumerate(classes) if name != "e\u0301")
 
     # a truth that knows some of the classes alone finds theirs, and never another's
     some = replace(files, classes=("car", "e\u0301"))

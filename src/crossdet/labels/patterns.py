@@ -118,7 +118,8 @@ def expanded(
             given[rule] = {d: reader.names(f"{rule}.{d}", own, unified) for d, own in said.items()}
     overlap = given.get("overlap")
     if isinstance(overlap, Sequence) and not isinstance(overlap, (str, bytes)):
-        given["overlap"] = [pair for entry in overlap for pair in reader.pairs("overlap", entry, unified)]
+        pairs = [pair for entry in overlap for pair in reader.pairs("overlap", entry, unified)]
+        given["overlap"] = tuple(pairs) if isinstance(overlap, tuple) else pairs
     return cast("LabelRules", given), tuple(reader.found)
 
 
@@ -149,7 +150,8 @@ class _Expander:
         if not _is_list(given) or len(given) != 2 or not all(isinstance(e, str) for e in given):
             return [given]
         firsts, seconds = (self.names(rule, entry, known) for entry in given)
-        found = {frozenset((a, b)): [a, b] for a in firsts for b in seconds if a != b}
+        as_given = tuple if isinstance(given, tuple) else list
+        found = {frozenset((a, b)): as_given((a, b)) for a in firsts for b in seconds if a != b}
         return list(found.values()) or [given]
 
 

@@ -146,7 +146,7 @@ def test_a_loss_that_is_not_finite_names_all_pictures_of_its_mosaics(dataset, tm
     samples = [dataset[Draw(row, seed)] for row, seed in ((0, 1), (3, 2))]
     assert len(read) == 8
     assert [*dataset.files(0, 1), *dataset.files(3, 2)] == read
-    fabric = SimpleNamespace(world_size=1, global_rank=0)
+    fabric = SimpleNamespace(world_size=1, global_rank=0, barrier=lambda: None)
     run: Any = SimpleNamespace(fabric=fabric, run_dir=tmp_path, progress=Progress())
     with pytest.raises(Diverged) as error:
         _stop_with(run, collate(samples[::-1]), dataset)

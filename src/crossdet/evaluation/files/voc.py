@@ -20,6 +20,7 @@ from crossdet.evaluation.arrays import DetectionArrays, VocTruth
 from crossdet.evaluation.files.lines import line_of, read_detection_lines, rows_of, source_class, write_lines
 from crossdet.evaluation.splits import Split
 from crossdet.files import safe_name, safe_names, spellings
+from crossdet.labels.patterns import composed
 
 LAYOUT = "image score xmin ymin xmax ymax"
 KIT_NAME = re.compile(r"comp\d+(?:_[^_]+)?_det_[^_]+_(?P<name>.+)")
@@ -138,7 +139,8 @@ def _files(folder: Path, classes: Sequence[str]) -> tuple[dict[str, list[Path]],
     for file in texts:
         stem = file.name.removesuffix(".txt")
         kit = KIT_NAME.fullmatch(stem)
-        name = class_of.get(kit["name"] if kit and stem not in class_of else stem)
+        written = kit["name"] if kit and stem not in class_of else stem
+        name = class_of.get(written, class_of.get(composed(written)))
         if name is not None:
             by_class[name].append(file)
         else:
