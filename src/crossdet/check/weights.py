@@ -142,8 +142,9 @@ def _read_as(labels: dict[str, Any], dataset: str, name: str) -> str:
         return name
     row = labels["datasets"].index(dataset)
     unified = labels["sources"][row].get(name)
-    for c in (c for at, own, c in labels.get("listed_only", ()) if (at, own) == (row, name)):
-        return f"{name} (listed, {'absent' if [row, c] in labels['absent'] else 'not labelled'})"
+    listed = {(at, own): c for at, own, c in labels.get("listed_only", ())}
+    if (row, name) in listed:
+        return f"{name} (listed, {'absent' if [row, listed[row, name]] in labels['absent'] else 'not labelled'})"
     if unified is None:
         return name
     if unified < 0:

@@ -207,7 +207,7 @@ def _foreign(
     detections = split.detections
     labels = detections.labels
     box, on_object, ignored = where_detections_lie(split.truth, detections, overlap)
-    beside = _on_what_overlaps(split.truth, detections, overlap)
+    _, beside = _on_objects(split.truth, detections, overlap)  # of a class that one box can show with it
     above = detections.scores > thresholds[labels]
     found = []
     for class_id in np.flatnonzero(~split.annotated).tolist():
@@ -238,21 +238,25 @@ def _foreign(
     return found
 
 
-def _on_what_overlaps(truth: GroundTruth, detections: DetectionArrays, overlap: Bools) -> Bools:
-    """Whether a detection lies, by an IoU of 0.5, on a labelled object of a class that one box can show with it."""
+def _on_objects(truth: GroundTruth, detections: DetectionArrays, pairs: Bools) -> tuple[NDArray[np.int64], Bools]:
+    """Row of the labelled object with the largest IoU (-1 if it is below 0.5), and whether there is one. pairs:
+    `[C, C]` (class of the detection, class of the object) that are looked at."""
 
-    def may_share(boxes: Floats, objects: Floats) -> Floats:
+    def chosen(boxes: Floats, objects: Floats) -> Floats:
         labels, other = boxes[:, 4].astype(np.int64), objects[:, 4].astype(np.int64)
-        return np.where(overlap[labels, other], iou(boxes, objects), 0.0)
+        return np.where(pairs[labels, other], iou(boxes, objects), 0.0)
 
     iou = iou_with_offset(0.0)
     boxes = np.concatenate([detections.boxes, detections.labels[:, None]], 1).astype(np.float64)
     labelled = np.concatenate([truth.boxes, truth.labels[:, None]], 1).astype(np.float64)
     objects = np.flatnonzero(~truth.crowd & (truth.labels >= 0))
-    _, value = best_overlaps(
-        boxes, detections.image_of_box, labelled[objects], truth.image_of_box[objects], may_share
+    best, value = best_overlaps(
+        boxes, detections.image_of_box, labelled[objects], truth.image_of_box[objects], chosen
     )
-    return value >= IOU_THRESHOLD
+    on_object = value >= IOU_THRESHOLD
+    row = np.full(len(boxes), -1, np.int64)
+    row[on_object] = objects[best[on_object]]
+    return row, on_object
 
 
 def where_detections_lie(
@@ -264,24 +268,10 @@ def where_detections_lie(
         row of that object in the truth (-1 if none), whether the IoU is at least 0.5, and whether half of the
         detection or more lies in one crowd or ignored box.
     """
-
-    def other_objects(boxes: Floats, objects: Floats) -> Floats:
-        labels, other = boxes[:, 4].astype(np.int64), objects[:, 4].astype(np.int64)
-        return np.where((labels == other) | overlap[labels, other], 0.0, iou(boxes, objects))
-
-    iou = iou_with_offset(0.0)
-    boxes = np.concatenate([detections.boxes, detections.labels[:, None]], 1).astype(np.float64)
-    labelled = np.concatenate([truth.boxes, truth.labels[:, None]], 1).astype(np.float64)
-    objects = np.flatnonzero(~truth.crowd & (truth.labels >= 0))
-    best, value = best_overlaps(
-        boxes, detections.image_of_box, labelled[objects], truth.image_of_box[objects], other_objects
-    )
-    on_object = value >= IOU_THRESHOLD
-    row = np.full(len(boxes), -1, np.int64)
-    row[on_object] = objects[best[on_object]]
+    row, on_object = _on_objects(truth, detections, ~(overlap | np.eye(len(overlap), dtype=bool)))
     regions = np.flatnonzero(truth.crowd)
     _, share = best_overlaps(
-        boxes[:, :4],
+        detections.boxes.astype(np.float64),
         detections.image_of_box,
         truth.boxes[regions].astype(np.float64),
         truth.image_of_box[regions],

@@ -12,7 +12,7 @@ Corners are x + w and y + h, and sides are again counted with + 1, so every box 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -34,7 +34,7 @@ from crossdet.evaluation.arrays import (
 from crossdet.evaluation.files.wider_face import write_wider_face_predictions
 from crossdet.evaluation.files.wider_face_lists import SETTINGS, read_wider_face_truth
 from crossdet.evaluation.hits import best_overlaps, by_score, first_of_each, iou_with_offset
-from crossdet.evaluation.operating import in_regions, judge
+from crossdet.evaluation.operating import judge
 from crossdet.evaluation.precision_recall import Curve, area_ap
 from crossdet.evaluation.protocols.entry import (
     Lists,
@@ -165,9 +165,9 @@ def _score(split: Split, detections: DetectionArrays, _most: int) -> Scores:
         raise UserError(f"protocol wider_face judges one class, the dataset labels {names}")
     notes = counts_everything("wider_face", split)
     if split.lists is None:  # the released code knows no regions
-        own = ground_truth(split)
-        excused = in_regions(own, detections) & ~judge(own, detections, split.classes).hits
-        detections = detections.take(np.flatnonzero(~excused), detections.image_of_box)
+        own = replace(ground_truth(split), verified=None)  # and no pictures that verify nothing
+        counted = judge(own, detections, split.classes).counted
+        detections = detections.take(np.flatnonzero(counted), detections.image_of_box)
     sized = detections.with_boxes(to_xywh(detections.boxes))
     if split.lists is None:
         usable = ~split.flagged(int(REGION_FLAGS | Flag.INVALID)) & (split.labels() != DROPPED)
