@@ -105,12 +105,14 @@ Weights = Annotated[str | Path, PlainValidator(_weights)]
 
 class UsualRates(NamedTuple):
     """AdamW's learning rates at 8 pictures a step, by what a network begins with: random weights, a backbone that
-    has learnt, a detector that has. share_of_backbone: of the last one, for the backbone of the detector."""
+    has learnt, a detector that has. share_of_backbone: of the last one, for the backbone of the detector. decay:
+    AdamW's weight decay."""
 
     random: float = 2e-3
     backbone: float = 5e-4
     detector: float = 5e-4
     share_of_backbone: float = 1.0
+    decay: float = 0.05
 
 
 USUAL_RATES = UsualRates()

@@ -20,22 +20,22 @@ def make_optimiser(
     # one pass over weights, gradients and momentum, and no temporary of the weights' size; Fabric cannot clip
     # gradients that a fused optimiser unscales itself
     fused = not (scaled and recipe.clip_norm is not None)
-    groups = _groups(network, recipe, recipe.share_of_backbone(start))
+    groups, decay = _groups(network, recipe, start), recipe.decay(start)
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.rate(), weight_decay=recipe.decay, fused=fused)
+        return torch.optim.AdamW(groups, lr=recipe.rate(), weight_decay=decay, fused=fused)
     momentum = 0.9 if recipe.momentum is None else recipe.momentum
-    return torch.optim.SGD(groups, lr=recipe.rate(), momentum=momentum, weight_decay=recipe.decay, fused=fused)
+    return torch.optim.SGD(groups, lr=recipe.rate(), momentum=momentum, weight_decay=decay, fused=fused)
 
 
-def _groups(network: Network, recipe: Recipe, share: float) -> list[dict[str, Any]]:
-    """share: of the rate, for the backbone."""
+def _groups(network: Network, recipe: Recipe, start: Start) -> list[dict[str, Any]]:
+    share = recipe.share_of_backbone(start)
     if share == 1 and recipe.decay_norms:  # in the order of the network, as in the states of old runs
         return [{"params": [p for p in network.parameters() if p.requires_grad], "rate_factor": 1.0}]
     return [
         {
             "params": group.parameters,
             "rate_factor": share if group.part == "backbone" else 1.0,
-            "weight_decay": recipe.decay if group.decay or recipe.decay_norms else 0.0,
+            "weight_decay": recipe.decay(start) if group.decay or recipe.decay_norms else 0.0,
         }
         for group in network.parameter_groups()
     ]

@@ -70,7 +70,7 @@ GROWTH = {"adamw": (8, 0.5), "sgd": (32, 1.0)}
 """Optimiser -> (at this batch size, its learning rate grows with this power of it). AdamW's power is the usual one
 for Adam and was not measured. SGD's is the paper's, as is its rate."""
 SGD_RATE = 0.04
-WEIGHT_DECAYS = {"adamw": 0.05, "sgd": 1e-4}
+SGD_DECAY = 1e-4
 WARMUP_STEPS, WARMUP_SHARE = 200, 0.1
 """Of warm-up where nothing is said: so many steps, and at most this share of the training."""
 PICTURES, FEWEST_EPOCHS, MOST_EPOCHS = 24_000, 12, 100
@@ -118,7 +118,7 @@ class Recipe(Section):
     backbone_lr: Positive | None = None  # factor on the rate of the backbone; null: by what the network begins with
     freeze_stem: StrictBool = False  # the backbone's layers up to stride 4 are not trained
     momentum: Momentum | None = None  # of SGD; null: 0.9
-    weight_decay: NotNegative | None = None  # null: 0.05 with AdamW, 0.0001 with SGD
+    weight_decay: NotNegative | None = None  # null: by optimiser and network
     decay_norms: StrictBool = False  # weight decay of biases and norms, too
     warmup_steps: CountOrZero | None = None  # null: 200, but at most a tenth of the training
     warmup_epochs: NotNegative | None = None  # instead of `warmup_steps`
@@ -177,10 +177,11 @@ class Recipe(Section):
         usual = self.optimizer == "adamw" and start.weights == "detector"
         return start.rates.share_of_backbone if usual else 1.0
 
-    @property
-    def decay(self) -> float:
+    def decay(self, start: Start = BACKBONE) -> float:
         """The weight decay that is meant."""
-        return WEIGHT_DECAYS[self.optimizer] if self.weight_decay is None else self.weight_decay
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return start.rates.decay if self.optimizer == "adamw" else SGD_DECAY
 
     def network_defaults(self, processes: int) -> NetworkDefaults:
         """What the recipe says about the network; processes: of the training, each with its share of the batch.

@@ -176,7 +176,9 @@ class Schedule:
         return min(counts, default=None)
 
     def _decay(self) -> str:
-        return f"{self.recipe.decay:g}" + ("" if self.recipe.decay_norms else ", none of norms and biases")
+        return f"{self.recipe.decay(self.start):g}" + (
+            "" if self.recipe.decay_norms else ", none of norms and biases"
+        )
 
     def _why(self) -> str:
         """Where the learning rate comes from, if from the recipe."""

@@ -24,7 +24,7 @@ def problems(**train) -> str:
 def test_the_papers_recipe_is_the_papers():
     """Sec. 4.1.2: SGD at 0.04 for 32 pictures, 20 epochs, warm-up of 2, falls after 10 and 15."""
     paper = Recipe(recipe="paper")
-    assert (paper.optimizer, paper.rate(), paper.batch_size, paper.decay) == ("sgd", 0.04, 32, 1e-4)
+    assert (paper.optimizer, paper.rate(), paper.batch_size, paper.decay()) == ("sgd", 0.04, 32, 1e-4)
     assert (paper.epochs, paper.warmup_epochs, paper.steps, paper.factor) == (20, 2.0, (10.0, 15.0), 0.1)
     assert (paper.clip_norm, paper.ema, paper.eval_every, paper.decay_norms) == (None, None, 1, True)
     assert not paper.network_defaults(1).train_batch_norm
@@ -96,6 +96,13 @@ def test_the_backbone_of_a_detector_learns_at_the_share_of_its_architecture():
     assert Recipe(backbone_lr=0.5).share_of_backbone(starts[0]) == 0.5
     assert Recipe(optimizer="sgd").share_of_backbone(starts[2]) == 1
     assert Recipe().share_of_backbone(Start("detector")) == 1
+
+
+def test_the_weight_decay_is_that_of_the_network_with_adamw_alone():
+    start = Start("detector", rates=UsualRates(decay=0.25))
+    assert (Recipe().decay(start), Recipe().decay()) == (0.25, 0.05)
+    assert Recipe(weight_decay=0.5).decay(start) == 0.5
+    assert Recipe(optimizer="sgd").decay(start) == 1e-4
 
 
 @pytest.mark.parametrize(("pictures", "epochs"), [(100, 100), (800, 30), (801, 30), (118_287, 12)])

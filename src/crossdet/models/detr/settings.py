@@ -192,8 +192,11 @@ class DetrSettings(DetrModel, NetworkSettings):
     # behind a backbone that has learnt: blood cells and dice want more, animals, which it was judged on, no more
     # (docs/log.md, 2026-11-30); from random weights the one that was tried for long; for checkpoints one among
     # those that others fine-tune with
-    # the backbone's share is that of their authors; with 1 features died (docs/log.md, 2026-11-30)
-    rates: ClassVar[UsualRates] = UsualRates(random=5e-4, backbone=5e-4, detector=2e-4, share_of_backbone=0.1)
+    # the backbone's share is near that of their authors; with 1 features died (docs/log.md, 2026-11-30). The decay
+    # is theirs: in trainings as short as ours it cannot be told
+    rates: ClassVar[UsualRates] = UsualRates(
+        random=5e-4, backbone=5e-4, detector=2e-4, share_of_backbone=0.1, decay=1e-4
+    )
     adjustable: ClassVar[frozenset[str]] = frozenset({"square"})
 
     @property
