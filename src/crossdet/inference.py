@@ -60,6 +60,7 @@ class Detector(Reporting):
     fold: the directions of a class, and its classes per dataset, are reported as one class (docs/orientation.md);
         so are classes that were merged after training (docs/extend_details.md).
     file: the weights file that it was read from.
+    frame: (height, width) of all inputs of an exported file that has one size; see `Resize`.
     """
 
     def __init__(
@@ -71,13 +72,14 @@ class Detector(Reporting):
         thresholds: Mapping[str, float] | None = None,
         fold: bool = True,
         file: Path | None = None,
+        frame: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(space, thresholds, fold)
         self.model = model.eval()
         self.file = file
         self.settings = settings
         self.decoding = dict(decoding or {})
-        self._resize = Resize(settings.shorter, settings.longer, model.stretched_to, model.antialias)
+        self._resize = Resize(settings.shorter, settings.longer, model.stretched_to, model.antialias, frame)
 
     @property
     def device(self) -> torch.device:
@@ -360,7 +362,8 @@ def of_exported(session: Session, fold: bool, path: Path | None) -> Detector:
     size = card.input if rules.size is None else InputSettings(min(rules.size), max(rules.size))
     limits = {"topk": rules.topk, "nms_iou": rules.nms_iou, "agnostic_nms": rules.agnostic_nms}
     limits["max_detections"] = usual_limit(session.about)
-    return Detector(ExportedNetwork(session), card.space, size, limits, card.thresholds, fold, path)
+    frame = None if rules.stretched else rules.size
+    return Detector(ExportedNetwork(session), card.space, size, limits, card.thresholds, fold, path, frame)
 
 
 def predict_files(

@@ -165,7 +165,8 @@ def _agreeing(
             cut.append((touching[starts[here] : starts[here + 1]] & beyond).any(1))
         iou, covered = _overlaps(inside[0], inside[1], cut[0], cut[1])
         rivals = [limits.rivals(parts[number].labels) for number in (one, other)]
-        same = (rivals[0][:, None] == rivals[1]) & (torch.maximum(iou, covered) >= limits.nms_iou)
+        agreement = torch.maximum(iou, covered)  # above 0 also where any overlap suppresses
+        same = (rivals[0][:, None] == rivals[1]) & (agreement >= limits.nms_iou) & (agreement > 0)
         rows, columns = same.nonzero(as_tuple=True)
         agreements += iou[rows, columns].tolist()
         pairs += zip((rows + starts[one]).tolist(), (columns + starts[other]).tolist(), strict=True)

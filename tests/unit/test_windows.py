@@ -242,6 +242,10 @@ def test_a_wrong_sliver_at_the_seam_goes():
     assert joined(found((30, 10, 95, 90, 0.75, 0)), found((0, 40, 6, 60, 0.5, 0))) == [[30, 10, 95, 90, 0.75]]
 
 
+def test_what_does_not_touch_stays_where_any_overlap_suppresses():
+    assert len(joined(found((10, 10, 50, 50, 0.5, 0)), found((40, 10, 90, 30, 0.75, 0)), nms_iou=0.0)) == 2
+
+
 def test_another_class_stays_unless_nms_is_agnostic():
     one, other = found((83, 10, 95, 30, 0.5, 0)), found((3, 10, 15, 30, 0.75, 1))
     assert len(joined(one, other)) == 2

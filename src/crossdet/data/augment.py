@@ -54,16 +54,22 @@ class Resize:
     """Evaluation: the shorter side to `shorter` pixels with a cap on the longer; nothing random.
 
     square, antialias: `stretched_to` and `antialias` of the network (`models.contract.Network`). A picture comes to
-    the square in one step, as processors of checkpoints bring it there."""
+    the square in one step, as processors of checkpoints bring it there.
+    frame: (height, width) into which pictures are fitted instead, upright ones into a lying frame, too."""
 
     shorter: int
     longer: int
     square: int | None = None
     antialias: bool = True
+    frame: tuple[int, int] | None = None
 
     def __call__(self, image: Tensor, boxes: Tensor) -> View:
         """image `[3, H, W]` uint8, boxes `[M, 4]` xyxy -> the same, resized."""
-        size = resized(image.shape[1], image.shape[2], self.shorter, self.longer, square=self.square)
+        height, width = image.shape[1:]
+        size = resized(height, width, self.shorter, self.longer, square=self.square)
+        if self.frame is not None:
+            factor = min(self.frame[0] / height, self.frame[1] / width)
+            size = (max(1, round(height * factor)), max(1, round(width * factor)))
         return View(*_resize(image, boxes, size, self.antialias))
 
 

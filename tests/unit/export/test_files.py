@@ -29,14 +29,14 @@ from crossdet import LabelSpace, UserError, load_detector, predict
 from crossdet.config import load_config
 from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.export.about import About
-from crossdet.export.detector import check_fold
+from crossdet.export.detector import ExportedDetector, check_fold
 from crossdet.export.files import write_onnx
 from crossdet.export.graph import as_opset_17
 from crossdet.export.network import ExportedNetwork
 from crossdet.export.parity import difference
 from crossdet.export.sessions import OpenVinoSession, package
 from crossdet.files import write_json
-from crossdet.inference import Detector
+from crossdet.inference import Detector, of_exported
 from crossdet.inference import load_detector as load_with_torch
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.building import build_detector
@@ -358,6 +358,21 @@ def test_as_a_network_it_keeps_its_limits(files, pictures):
     for change in ({"agnostic_nms": True}, {"max_detections": 101}):
         with pytest.raises(UserError, match=r"the file (was exported|gives)"):
             detector(pictures[0], **change)
+
+
+def test_an_upright_picture_is_resized_once_to_a_lying_size(files, pictures):
+    """With torch it was fitted into a frame that turned with it, and then into that of the file."""
+    session = load_detector(files / "any.onnx").session
+    session.about = replace(session.about, rules=replace(session.about.rules, size=(64, 96)))
+    upright = pictures[1]
+    assert upright.shape[0] > upright.shape[1]
+    without, by_torch = (
+        detector(upright, score_threshold=0.1)
+        for detector in (ExportedDetector(session), of_exported(session, True, None))
+    )
+    assert len(without) > 5
+    result = difference([by_torch], [without])
+    assert (result.alone, result.boxes < 1e-3, result.scores < 1e-4) == (0, True, True)
 
 
 def test_more_detections_than_the_file_gives_are_refused(files, pictures, tmp_path, crossdet):
