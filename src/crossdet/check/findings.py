@@ -31,6 +31,7 @@ from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.settings import NetworkDefaults
 from crossdet.types import PAD_DIVISOR
+from crossdet.yaml_text import rule
 
 _NAMED = 8  # classes that a message names before it only counts
 SMALL_SHARE = 0.25
@@ -289,8 +290,8 @@ def _kept_apart(space: LabelSpace) -> Iterator[str]:
         if len(names) > 1 and any("/" in name for name in names):
             target, members = names[0].rpartition("/")[2], [s for c in classes for s in space.sources_of(c)]
             yield (
-                f"kept apart, each a class of its own: {', '.join(names)}. If they mean the same, `labels.merge: "
-                f"{{{target}: [{', '.join(members)}]}}` in place of their entries in `distinct` and `overlap`"
+                f"kept apart, each a class of its own: {', '.join(names)}. If they mean the same, "
+                f"{rule('merge', {target: members})} in place of their entries in `distinct` and `overlap`"
             )
 
 

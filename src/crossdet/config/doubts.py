@@ -15,6 +15,7 @@ from crossdet.data.index import FAR_OVER, IMAGE_REASONS, LEFT_OUT, NO_LABELS, ST
 from crossdet.labels.common import common_names, parts_apart
 from crossdet.labels.members import lonely_members
 from crossdet.labels.space import DROPPED, LabelSpace
+from crossdet.yaml_text import flow, rule
 
 MANY_EMPTY, MANY_LEFT_OUT, MANY_FAR_OVER = 0.5, 0.01, 0.15
 """Shares of a split's pictures or boxes above which they are spoken of, or asked about."""
@@ -76,11 +77,11 @@ def _likely_one(space: LabelSpace, *pair: str) -> str:
     """pair: source classes, as `likely_duplicates` names them."""
     ids = [space.index(*source.split("/", 1)) for source in pair]
     name, other = (space.classes[c] for c in ids)
-    merged = ", ".join(dict.fromkeys(source for c in ids for source in space.sources_of(c)))
+    merged = list(dict.fromkeys(source for c in ids for source in space.sources_of(c)))
     return (
         f"likely the same class, not merged: {pair[0]} and {pair[1]}. If they are, "
-        f"`labels.merge: {{{name}: [{merged}]}}`; if one box may show both, `labels.overlap: [[{name}, {other}]]`; "
-        f"if they are different things, `labels.distinct: [{pair[1]}]`"
+        f"{rule('merge', {name: merged})}; if one box may show both, {rule('overlap', [[name, other]])}; "
+        f"if they are different things, {rule('distinct', [pair[1]])}"
     )
 
 
@@ -100,12 +101,12 @@ def beside_merged(space: LabelSpace) -> Iterator[str]:
         for c in sorted(set(range(len(space.classes))) - {*fold.members}):
             other, overlaps = space.classes[c], space.overlap_array[c, list(fold.members)].all()
             if names.alike(fold.name, other) and not overlaps:
-                sources, members = ", ".join(space.sources_of(c)), ", ".join(space.classes[m] for m in fold.members)
+                sources, members = [*space.sources_of(c)], ", ".join(space.classes[m] for m in fold.members)
                 yield (
                     f"likely the same class, not merged: {other!r} and {fold.name!r}, which the weights merged "
-                    f"from {members}. If they are, `labels.merge: {{{fold.name}: [{sources}]}}`; if one box may "
-                    f"show both, `labels.overlap: [[{fold.name}, {other}]]`; if they are different things, "
-                    f"`labels.distinct: [{sources}]`"
+                    f"from {members}. If they are, {rule('merge', {fold.name: sources})}; if one box may "
+                    f"show both, {rule('overlap', [[fold.name, other]])}; if they are different things, "
+                    f"{rule('distinct', sources)}"
                 )
 
 
@@ -122,10 +123,10 @@ def unshown_warnings(sources: Sources) -> Iterator[str]:
         lacking = {source: space.index(name, source) for source in sorted({*labelled[name]} - own)}
         asked = {source: c for source, c in lacking.items() if c != DROPPED and c in learnt and trusted[c]}
         if asked:
-            unified = ", ".join(dict.fromkeys(space.classes[c] for c in asked.values()))
+            unified = list(dict.fromkeys(space.classes[c] for c in asked.values()))
             yield (
                 f"{name} train: no object of {', '.join(asked)}, which {teachers} teach, and its background is "
-                f"a negative for it; if its pictures show it, say `labels.not_exhaustive: {{{name}: [{unified}]}}`"
+                f"a negative for it; if its pictures show it, say {rule('not_exhaustive', {name: unified})}"
             )
 
 
@@ -141,11 +142,11 @@ def stray_warnings(sources: Sources) -> Iterator[str]:
         stray = (objects > 0) & (objects <= STRAY) & (often >= OFTEN) & trusted
         if stray.any() and pictures >= MANY_PICTURES:
             named = [(space.classes[c], int(objects[c])) for c in np.flatnonzero(stray).tolist()]
-            told, classes = ", ".join(f"{count} of {c}" for c, count in named), ", ".join(c for c, _ in named)
+            told, classes = ", ".join(f"{count} of {c}" for c, count in named), [c for c, _ in named]
             yield (
                 f"{name} train: very few objects, {told} in {pictures:,} pictures, where another dataset shows "
-                f"them often. Its background is a negative for {classes}; if its pictures show more than that, say "
-                f"`labels.not_exhaustive: {{{name}: [{classes}]}}`"
+                f"them often. Its background is a negative for {', '.join(classes)}; if its pictures show more "
+                f"than that, say {rule('not_exhaustive', {name: classes})}"
             )
 
 
@@ -169,12 +170,13 @@ def unlike_before(sources: Sources) -> Iterator[str]:
             continue
         with_box = {space.index(name, own) for own in sources.labelled[name]}
         trusted = ~space.avoid_array[space.dataset_index(name)]
-        lacking = ", ".join(space.classes[c] for c in sorted(learnt_from(known, name) - with_box) if trusted[c])
+        lacking = [space.classes[c] for c in sorted(learnt_from(known, name) - with_box) if trusted[c]]
         if lacking:
             yield (
-                f"{name} train: no box of {lacking}, which the weights learnt from {name}, and its background is a "
-                f"negative for it. That is so for pictures they learnt from; if these are others and may show it, "
-                f"say `labels.not_exhaustive: {{{name}: [{lacking}]}}`, or give them a dataset name of their own"
+                f"{name} train: no box of {', '.join(lacking)}, which the weights learnt from {name}, and its "
+                f"background is a negative for it. That is so for pictures they learnt from; if these are others "
+                f"and may show it, say {rule('not_exhaustive', {name: lacking})}, or give them a dataset name of "
+                f"their own"
             )
 
 
@@ -186,10 +188,9 @@ def more_than_before(sources: Sources) -> Iterator[str]:
         if known is not None and name in known.datasets:
             before = known.sources[known.dataset_index(name)]
             if more := [own for own in index.classes_shown if own not in before]:
-                ignored = ", ".join(more)
                 yield (
-                    f"{name} train: the weights do not know this dataset with boxes of {ignored}; if these were "
-                    f"regions before, say it again: `datasets.{name}.ignore_classes: [{ignored}]`"
+                    f"{name} train: the weights do not know this dataset with boxes of {', '.join(more)}; if these "
+                    f"were regions before, say it again: `datasets.{name}.ignore_classes: {flow(more)}`"
                 )
 
 
@@ -216,8 +217,8 @@ def places_as_classes(dataset: str, index: Index) -> Iterator[str]:
         if "".join(filter(str.isalpha, name.casefold())) in OF_NO_CLASS:
             yield (
                 f"boxes of {name!r} may mark places where not every object is labelled, and what is there would be "
-                f"a negative, also where the class is dropped: `datasets.{dataset}.ignore_classes: [{name}]` makes "
-                "regions of them, in which nothing is a negative"
+                f"a negative, also where the class is dropped: `datasets.{dataset}.ignore_classes: {flow([name])}` "
+                "makes regions of them, in which nothing is a negative"
             )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,14 +22,14 @@ from crossdet.data.formats import FORMATS
 from crossdet.data.index import Index
 from crossdet.errors import ConfigError, problem_list
 from crossdet.models.settings import expand, listed
+from crossdet.yaml_text import EXPONENT, FLOAT, Dumper
 
-_FLOAT, _TEXT = "tag:yaml.org,2002:float", "tag:yaml.org,2002:str"
+_TEXT = "tag:yaml.org,2002:str"
 _OF_FILES = ("images", "annotations", "ignore", "lists")
 Override = str | tuple[str, str]
 CONFIG_FILE = "config.yaml"
 """The resolved config in the directory of a run."""
 _NOWHERE = re.compile("[\0\ud800-\udfff]")  # it ends a name, or UTF-8 has no bytes for it
-_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,15 +50,7 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes the text "1e-4", since `_Loader` reads it as a number."""
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
-        return True
-
-
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(_FLOAT, _EXPONENT, list("-+0123456789"))
+_Loader.add_implicit_resolver(FLOAT, EXPONENT, list("-+0123456789"))
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda _loader, node: str(node.value))
 
 
@@ -143,15 +134,7 @@ def dump_config(config: Config) -> str:
 
     A split given as an `Index` is written as a note and cannot be read back.
     """
-    return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-def flow(value: Any, width: int = sys.maxsize) -> str:
-    """A value as it may stand behind a key of a config: `{a: [1, 2]}`. width: where lines are broken."""
-    text = yaml.dump(
-        value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=width, sort_keys=False
-    )
-    return text.removesuffix("...\n").strip()
+    return yaml.dump(_plain(config), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def parsed(text: str) -> dict[str, Any]:

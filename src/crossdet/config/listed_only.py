@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from crossdet.data.index import Index
 from crossdet.errors import problem_list
 from crossdet.labels.space import DROPPED, LabelSpace
+from crossdet.yaml_text import flow, rule
 
 
 class ListedOnly(NamedTuple):
@@ -97,8 +98,8 @@ def listed_only_notes(listed_only: Sequence[ListedOnly]) -> dict[str, str]:
     """Dataset -> what `Sources.listed_only` means where nothing is trained."""
     return {
         dataset: f"lists {', '.join(classes)} and has no box of it, while {', '.join(others)} has; what is found "
-        f"of it counts as wrong in thresholds. If the pictures may show it: `labels.unlabelled: {{{dataset}: "
-        f"[{', '.join(classes)}]}}`"
+        f"of it counts as wrong in thresholds. If the pictures may show it: "
+        f"{rule('unlabelled', {dataset: list(classes)})}"
         for dataset, classes, others in listed_only
     }
 
@@ -109,7 +110,7 @@ def listed_only_problem(listed_only: Sequence[ListedOnly]) -> str:
         f"{dataset}: {', '.join(classes)} (boxes in {', '.join(others)})"
         for dataset, classes, others in listed_only
     ]
-    answer = "{" + ", ".join(f"{d}: [{', '.join(classes)}]" for d, classes, _ in listed_only) + "}"
+    answer = flow({dataset: list(classes) for dataset, classes, _ in listed_only})
     head = (
         "classes that a dataset lists and has not one box of, while others have: its background would be taken for "
         "a negative"

@@ -17,6 +17,7 @@ import yaml
 
 from crossdet.labels.placeholders import is_unused
 from crossdet.labels.rules import DROPPED, normalised_name
+from crossdet.yaml_text import rule
 
 if TYPE_CHECKING:
     from crossdet.labels.space import LabelSpace
@@ -257,15 +258,15 @@ def label_in_part(space: LabelSpace, whole: int, parts: Sequence[tuple[str, str,
 def _apart(space: LabelSpace, whole: int, parts: Sequence[tuple[str, str, int]], old: Collection[str]) -> str:
     """old: source classes that weights know."""
     name, sources = space.classes[whole], [f"{dataset}/{part}" for dataset, part, _ in parts]
-    pairs = ", ".join(f"[{name}, {space.classes[c]}]" for c in dict.fromkeys(c for _, _, c in parts))
+    pairs = [[name, space.classes[c]] for c in dict.fromkeys(c for _, _, c in parts)]
     narrow = label_in_part(space, whole, parts)
-    rest = ", ".join(f"{dataset}: [{name}]" for dataset in narrow)
-    in_part = f"with `labels.not_exhaustive: {{{rest}}}` if there are others in its pictures, " if narrow else ""
+    rest = rule("not_exhaustive", {dataset: [name] for dataset in narrow})
+    in_part = f"with {rest} if there are others in its pictures, " if narrow else ""
     members = [source for source in (*space.sources_of(whole), *sources) if source not in old]
-    merge = f"`labels.merge: {{{name}: [{', '.join(members)}]}}`, {in_part}or to learn both "
+    merge = f"{rule('merge', {name: members})}, {in_part}or to learn both "
     if set(sources) & {*old}:  # a class of the weights stays one
         merge = ""
     return (
         f"by their names part of {name!r}: {', '.join(sources)}. Objects of the one are negatives of the other; "
-        f"say {merge}`labels.overlap: [{pairs}]`"
+        f"say {merge}{rule('overlap', pairs)}"
     )

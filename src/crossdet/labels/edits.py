@@ -20,6 +20,7 @@ from crossdet.labels.patterns import composed, expanded, matching
 from crossdet.labels.placeholders import is_unused
 from crossdet.labels.rules import DROPPED, LabelRules, Names, quoted, unknown
 from crossdet.labels.space import LabelSpace
+from crossdet.yaml_text import flow
 
 EDITS = "`crossdet labels` renames and merges classes of trained weights"
 
@@ -280,11 +281,11 @@ class _Growing:
             for dataset, classes in self.datasets.items():
                 source = f"{dataset}/{name}"
                 if name in classes and source not in said and source not in self.meaning:
+                    one, further = (flow({of: [source]}) for of in (members[0], name))
                     yield (
                         f"class {name!r} of {dataset}: the weights know it as merged from {', '.join(members)}. If "
-                        f"its objects are of one of these, say so (`merge: {{{members[0]}: [{source}]}}`); if they "
-                        f"may be any, make it a further member (`merge: {{{name}: [{source}]}}`); or list it under "
-                        f"`distinct`"
+                        f"its objects are of one of these, say so (`merge: {one}`); if they may be any, make it a "
+                        f"further member (`merge: {further}`); or list it under `distinct`"
                     )
 
     def unlabelled_contradictions(self) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 
 from crossdet.errors import LabelError, problem_list
 from crossdet.labels.patterns import is_pattern, nothing_matches
+from crossdet.yaml_text import flow
 
 DROPPED = -1
 """Unified id of a source class that the label rules drop."""
@@ -133,7 +134,7 @@ def _unmerged(several: Mapping[str, Sequence[str]]) -> list[str]:
         ]
     return [
         f"class {name!r} is in several datasets ({', '.join(sources)}): merge them "
-        f"(`merge: {{{name}: [{', '.join(sources)}]}}` or `merge: {{same_names: true}}`) "
+        f"(`merge: {flow({name: list(sources)})}` or `merge: {{same_names: true}}`) "
         f"or list {name!r} under `distinct`"
         for name, sources in several.items()
     ]

@@ -25,6 +25,7 @@ from crossdet.labels.common import common_names, slip_keys
 from crossdet.labels.folds import Fold, Folding
 from crossdet.labels.patterns import expanded
 from crossdet.labels.rules import DROPPED, LabelRules, RuleReader, normalised_name, quoted, unknown
+from crossdet.yaml_text import rule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -246,7 +247,7 @@ class LabelSpace:
                 others = "others" if part else "them"
                 yield (
                     f"{name!r}: {dataset} brings only {quoted(names)}, {lacks}; if its pictures show {others}, say "
-                    f"`labels.not_exhaustive: {{{dataset}: [{name}]}}`"
+                    f"{rule('not_exhaustive', {dataset: [name]})}"
                 )
 
     def _empty_members(self, class_id: int, empty: Mapping[int, set[str]]) -> Iterator[str]:
@@ -257,7 +258,7 @@ class LabelSpace:
                 dataset = self.datasets[row]
                 yield (
                     f"{name!r}: {dataset} lists {quoted(names)} and has no box of it; if its pictures show it, say "
-                    f"`labels.not_exhaustive: {{{dataset}: [{name}]}}`, else drop it"
+                    f"{rule('not_exhaustive', {dataset: [name]})}, else drop it"
                 )
 
     def likely_duplicates(self) -> list[tuple[str, str]]:

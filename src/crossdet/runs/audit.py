@@ -31,6 +31,7 @@ from crossdet.inference import Detector, load_detector
 from crossdet.labels.space import DROPPED
 from crossdet.runs.building import loader_workers
 from crossdet.runs.evaluate import positions, splits_for_detector
+from crossdet.yaml_text import rule
 
 SCORE_THRESHOLD = 0.05
 MAX_DETECTIONS = 1000
@@ -148,10 +149,10 @@ def _audit(
         detections = _detect(detector, union.index, config)
         scores = union_scores(ground_truth(union), detections, union.classes, found, overlap)
     told = [
-        f"{dataset} lists {names} and has no box of it in these pictures: taken for not labelled there, which "
-        f"`labels.unlabelled: {{{dataset}: [{names}]}}` says; `labels.absent` says that no picture shows it."
+        f"{dataset} lists {', '.join(classes)} and has no box of it in these pictures: taken for not labelled "
+        f"there, which {rule('unlabelled', {dataset: list(classes)})} says; `labels.absent` says that no picture "
+        f"shows it."
         for dataset, classes in unlabelled.items()
-        for names in [", ".join(classes)]
     ]
     return AuditedRun(name, found, splits, scores, _fewer(detector), [*told, *summary(to_json(found), scores)])
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from crossdet.config import Config
-from crossdet.config.files import flow, parsed
+from crossdet.config.files import parsed
 from crossdet.data.formats import FORMATS
 from crossdet.data.formats.format import SplitFiles
 from crossdet.data.formats.tree import WORDS, Found, Refused, Tree
@@ -26,6 +26,7 @@ from crossdet.evaluation.protocols import PROTOCOLS
 from crossdet.files import write_atomically
 from crossdet.labels.common import label_in_part, parts_of
 from crossdet.labels.space import LabelSpace, check_class_names
+from crossdet.yaml_text import flow
 
 SHOWN = 8
 """Class names that a comment lists before it only counts."""

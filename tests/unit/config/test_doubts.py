@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from crossdet import Index, LabelSpace
 from crossdet.config import Config
 from crossdet.config.chosen import start_of
 from crossdet.config.doubts import label_warnings, training_warnings
+from crossdet.config.files import parsed
+from crossdet.config.listed_only import listed_only_problem
 from crossdet.config.sources import Sources, open_sources
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.formats.format import SplitFiles
@@ -306,3 +309,34 @@ def test_a_few_objects_of_a_class_that_others_show_often(tmp_path):
     assert told(config_of(labels, peds={"train": more}, faces={"train": faces})) == ""
     few = index(tmp_path / "a", "person face", *[GOOD] * 40, [*GOOD, face])  # of so few one may show a face
     assert told(config_of(labels, peds={"train": few}, faces={"train": faces})) == ""
+
+
+ODD = ("ship, big", "x: y", "yes", "1e-4", "it's [one]")
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_rules_that_are_advised_can_be_pasted(name, tmp_path):
+    """They stood without quotes, and training waited for an answer that was refused as it was shown."""
+    one, other = (
+        replace(index(tmp_path / d, f"{d} x", [*GOOD, ((5, 5, 20, 20), 1)]), classes=(d, own))
+        for d, own in (("a", name), ("b", name.upper()))
+    )
+    text = told(config_of(a={"train": one}, b={"train": other}))
+    advised = dict(re.findall(r"`labels\.(\w+): (.*?)`", text))
+    assert set(advised) >= {"merge", "overlap", "distinct"}
+    for key, value in advised.items():
+        again = told(config_of(parsed(f"{key}: {value}"), a={"train": one}, b={"train": other}))
+        assert "likely the same class" not in again, (key, value)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_the_answer_about_a_class_without_a_box_can_be_pasted(name, tmp_path):
+    listed = replace(index(tmp_path / "a", "car x", GOOD), classes=("car", name))
+    shown = replace(index(tmp_path / "b", "x", GOOD), classes=(name,))
+    splits = {"a": {"train": listed}, "b": {"train": shown}}
+    sources = open_sources(config_of({"merge": {"same_names": True}}, **splits))
+    asked = listed_only_problem(sources.listed_only)
+    (answer,) = re.findall(r"^ *unlabelled: (.*?)    #", asked, re.MULTILINE)
+    unlabelled = parsed(f"unlabelled: {answer}")["unlabelled"]
+    space = open_sources(config_of({"merge": {"same_names": True}, "unlabelled": unlabelled}, **splits)).space
+    assert space.trusted_array("a").tolist() == [True, False]
