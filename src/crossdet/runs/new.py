@@ -270,7 +270,7 @@ def _label_lines(datasets: tuple[Dataset, ...]) -> Iterator[str]:
     alone = [(own[0], name) for name, own in owners.items() if len(own) == 1]
     space = _of_one_name_each(datasets, dropped)
     likely = {} if space is None else _same_meaning(space)
-    parts, narrow = ({}, {}) if space is None else (_parts(space), _narrow(space))
+    parts, narrow = ({}, {}) if space is None else (_parts(space), _narrow(space, likely))
     alike = {source for group in [*likely.values(), *parts.values()] for source in group}
     clear = [pair for pair in alone if "/".join(pair) not in alike]
     (one, a), *others = clear or alone or [(datasets[0].name, datasets[0].classes[0])]
@@ -377,11 +377,15 @@ def _parts(space: LabelSpace) -> dict[str, list[str]]:
     }
 
 
-def _narrow(space: LabelSpace) -> dict[str, list[str]]:
-    """Dataset -> names of classes of which it labels, by the names, only a part."""
+def _narrow(space: LabelSpace, likely: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Dataset -> names of classes of which it labels, by the names, only a part. likely: of `_same_meaning`; what
+    is the same as the whole is all of it."""
     found: dict[str, list[str]] = {}
     for whole, parts in parts_of(space):
-        for dataset in label_in_part(space, whole, parts):
+        sources = {*space.sources_of(whole)}
+        same = {source for group in likely.values() if not sources.isdisjoint(group) for source in group}
+        labelling = {source.partition("/")[0] for source in same}
+        for dataset in (d for d in label_in_part(space, whole, parts) if d not in labelling):
             found.setdefault(dataset, []).append(space.classes[whole])
     return found
 

@@ -519,6 +519,15 @@ def test_a_part_of_another_class_is_no_negative_of_it(tmp_path, crossdet):
     assert open_sources(load_config(file)).space.trusted("walkers").tolist() == [False, False, True]
 
 
+def test_who_labels_the_whole_by_another_spelling_labels_more_than_a_part(tmp_path):
+    """It was told of the wrong one: background that can be trusted was given up."""
+    made(tmp_path, {"p": (["cup", "mug"], [0, 1]), "q": (["Cup", "plate"], [0, 1])})
+    write_new(tmp_path, tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text()
+    assert "# merge: {cup: [p/cup, q/Cup, p/mug]}" in text
+    assert "unless their pictures show nothing else of that class" not in text
+
+
 def test_three_names_of_one_class(tmp_path, crossdet):
     """Each comment that merges is whole; with `overlap` left in, what became of its name is told."""
     for name, own in (("shop", "person"), ("zoo", "human"), ("road", "pedestrian")):
