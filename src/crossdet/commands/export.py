@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from crossdet.commands.terminal import JsonFile, Last, OwnWeights, out, save_json, say
+from crossdet.commands.terminal import JsonFile, Last, OwnWeights, listed_names, out, save_json, say
 from crossdet.evaluation.tables import lineless_table, percent
 
 
@@ -28,7 +28,9 @@ def export(
     classes: Annotated[
         str | None,
         typer.Option(
-            metavar="A,B", help="look only for these classes (unified names, or patterns such as white_*)"
+            metavar="A,B",
+            help="look only for these classes (unified names, or patterns such as white_*; "
+            "a comma within a name: \\,)",
         ),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="the network's own outputs instead of detections")] = False,
@@ -68,7 +70,7 @@ def export(
     from crossdet.runs.export import NOT_STATED, Request
     from crossdet.runs.export import export as write
 
-    names = None if classes is None else tuple(name.strip() for name in classes.split(",") if name.strip())
+    names = None if classes is None else tuple(listed_names(classes))
     stated = licence or NOT_STATED
     request = Request(to, size, opset, precision, names, raw, calibrate, stated, max_detections, tolerance)
     record = write(run, request, output, data, pictures, last, say)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import JsonFile, save_json, say
+from crossdet.commands.terminal import JsonFile, listed_names, save_json, say
 from crossdet.errors import UserError, problem_list
 from crossdet.labels.space import LabelSpace
 
@@ -25,7 +25,8 @@ def labels(
         list[str] | None,
         typer.Option(
             metavar="NEW=A,B",
-            help="report several classes as one (names, or patterns such as white_*); may be repeated",
+            help="report several classes as one (names, or patterns such as white_*; a comma within a name: "
+            "\\,); may be repeated",
         ),
     ] = None,
     output: Annotated[
@@ -54,7 +55,7 @@ def labels(
     merges = []
     for text in merge or []:
         new, _, members = text.partition("=")
-        merges.append((new.strip(), [name for name in members.split(",") if name.strip()]))
+        merges.append((new.strip(), listed_names(members, strip=False)))
         if not merges[-1][0] or not merges[-1][1]:
             problems.append(f"--merge {text}: expected NEW=A,B")
     if not renames and not merges:

@@ -21,6 +21,7 @@ from crossdet.commands.terminal import (
     Last,
     Output,
     check_device,
+    listed_names,
     out,
     save_json,
     say,
@@ -43,7 +44,9 @@ def predict(
     classes: Annotated[
         str | None,
         typer.Option(
-            metavar="A,B", help="look only for these classes (unified names, or patterns such as white_*)"
+            metavar="A,B",
+            help="look only for these classes (unified names, or patterns such as white_*; "
+            "a comma within a name: \\,)",
         ),
     ] = None,
     score: Annotated[
@@ -102,7 +105,7 @@ def predict(
     ignored += ["--coco: it is for images; leave it out, or the videos"] if coco is not None and videos else []
     if ignored:
         raise UserError("; ".join(ignored))
-    names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
+    names = None if classes is None else listed_names(classes)
     asked = Asked(
         weights, names, _thresholds(score), max_detections, fold, agnostic_nms, last, tile, overlap, device
     )
@@ -126,7 +129,7 @@ def _thresholds(given: str | None) -> Threshold | None:
     if given is None:
         return None
     found = {}
-    for part in given.split(","):
+    for part in listed_names(given):
         name, _, text = part.rpartition("=")
         try:
             score = float(text)

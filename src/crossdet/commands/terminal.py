@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -52,6 +53,12 @@ Overrides = Annotated[
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="where to write")]
 Resume = Annotated[bool, typer.Option(help="continue the run in the output directory")]
 Overwrite = Annotated[bool, typer.Option(help="replace the run in the output directory")]
+
+
+def listed_names(text: str, strip: bool = True) -> list[str]:
+    """`A,B` of an option: what stands between commas and is not empty; `\\,` is a comma within a name."""
+    names = [part.replace("\\,", ",") for part in re.split(r"(?<!\\),", text)]
+    return [name.strip() if strip else name for name in names if name.strip()]
 
 
 def _json_target(file: Path | None) -> Path | None:

@@ -107,6 +107,8 @@ def _unknown(what: str, name: object, known: Sequence[str]) -> str:
     same = [one for one in known if one.lower() == str(name).lower()]
     close = same or get_close_matches(str(name), known, 1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    if close and "," in close[0]:
+        hint += " (on the command line a comma within a name is written `\\,`)"
     return f"unknown {what} {name!r}; {hint}"
 
 
