@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from timm.layers.norm_act import freeze_batch_norm_2d
+from timm.layers.norm_act import BatchNormAct2d, freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from crossdet.errors import UserError, show
@@ -226,7 +226,23 @@ def trained(settings: DetrSettings, num_classes: int, source: str | Path) -> Det
             f"the tensors of {directory} do not fit its {CONFIG}: {len(missing)} are missing{what}, {len(wrong)} "
             f"have another shape{shapes}"
         )
+    _check_activations(settings, whole, directory / CONFIG)
     return _network(whole, settings, num_classes, None, settings.mean, settings.std)
+
+
+def _check_activations(settings: DetrSettings, whole: Any, file: Path) -> None:
+    """Raises `UserError` for a timm backbone that HF would run without the activations in its batch norms, as it
+    does where it freezes these: the weights were trained so, and here they would answer otherwise."""
+    body: Any = getattr(whole.model.backbone, "model", None)
+    if not hasattr(body, "_backbone") or not settings.config.get("freeze_backbone_batch_norms", True):
+        return
+    norms = (module for module in body.modules() if isinstance(module, BatchNormAct2d))
+    if any(not isinstance(norm.act, nn.Identity) for norm in norms):
+        raise UserError(
+            f"{file}: `freeze_backbone_batch_norms` is true (or not there); HF transformers then runs this timm "
+            f"backbone without the activations in its batch norms, and crossdet with them. If the weights were "
+            f"trained with them, write `false`"
+        )
 
 
 def trained_as(wanted: DetrSettings, settings: DetrSettings, num_classes: int, source: str | Path) -> Detr:

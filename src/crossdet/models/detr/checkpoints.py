@@ -201,7 +201,8 @@ def _classes(file: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     given = config.get("id2label")
     if not isinstance(given, dict) or not given:
         raise UserError(
-            f"{file}: `id2label` is missing; without it nobody knows the class of a row. Name every row, "
+            f"{file}: `id2label` is missing, as where nobody has named two classes; without it nobody knows the "
+            f"class of a row. Name every row, "
             f'such as "id2label": {{"0": "person", "1": "car"}}'
         )
     if strange := [key for key in given if not key.isdecimal()]:

@@ -206,6 +206,26 @@ def test_batch_norm_of_a_timm_backbone_is_as_the_settings_say(frozen, tmp_path):
         assert any(moved) is not frozen
 
 
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "resnet18d"])
+def test_a_backbone_that_hf_runs_without_its_activations_is_refused(backbone, tmp_path):
+    """It had other answers than HF, without a word. ResNets have their activations beside the norms."""
+    network = tiny("dfine", backbone=backbone, square=SIDE)
+    building.write(network, NAMES, tmp_path)
+    file = tmp_path / "config.json"
+    values = json.loads(file.read_text())
+    assert values["freeze_backbone_batch_norms"] is False
+    settings = DFineSettings.of(DFineModel(weights=str(tmp_path)), DetrLoss())
+    building.trained(settings, len(NAMES), tmp_path)
+    del values["freeze_backbone_batch_norms"]
+    file.write_text(json.dumps(values))
+    settings = DFineSettings.of(DFineModel(weights=str(tmp_path)), DetrLoss())
+    if backbone == "resnet18d":
+        building.trained(settings, len(NAMES), tmp_path)
+        return
+    with pytest.raises(UserError, match=r"config.json: `freeze_backbone_batch_norms` .* without the activations"):
+        building.trained(settings, len(NAMES), tmp_path)
+
+
 def test_more_queries_than_positions(picture, tmp_path):
     """HF would choose more than there are."""
     network = tiny("dfine", square=SIDE, queries=300)
@@ -331,7 +351,7 @@ def changed(place: Path, **values) -> Path:
     [
         ({"id2label": {"0": "cat", "1": "dog", "2": "cat", "3": "tv"}}, '`id2label` has "cat" more than once'),
         ({"id2label": {"1": "cat", "2": "dog"}}, "`id2label` has no name for row 0"),
-        ({"id2label": None}, "`id2label` is missing; .* such as .id2label.: {.0.: .person., .1.: .car.}"),
+        ({"id2label": None}, "`id2label` is missing, .* such as .id2label.: {.0.: .person., .1.: .car.}"),
         (
             {"id2label": {"0": "cat", "one": "dog"}},
             'config.json: `id2label` has the key "one"; its keys are numbers',
