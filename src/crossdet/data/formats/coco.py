@@ -11,7 +11,6 @@ import gc
 import json
 import math
 import posixpath
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.data.annotation_files import raise_if_any, read_bytes
+from crossdet.data.formats.coco_values import Items, column_of, ids_of, is_number, is_text, kind_of, own_ids, show
 from crossdet.data.formats.format import ONE, Format, SplitFiles
 from crossdet.data.formats.tree import Found, Refused, Tree, variant, without_suffix
 from crossdet.data.index import LEFT_OUT, Index, Ragged, Strings, clip_to_images, offsets
@@ -31,7 +31,6 @@ from crossdet.types import Flag
 
 YOLO = (".yaml", ".yml", ".txt")
 LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
-Items = list[dict[str, Any]]
 Floats = NDArray[np.float64]
 
 
@@ -128,17 +127,17 @@ def _load(annotations: Path) -> dict[str, Items]:
         raise_if_any(annotations, [f"not usable JSON ({error}); is it the annotation file?"])
     if not isinstance(content, dict):
         wanted = "an object with the keys `images`, `annotations` and `categories`"
-        raise_if_any(annotations, [f"the file holds {_kind(content)}, expected {wanted}"])
+        raise_if_any(annotations, [f"the file holds {kind_of(content)}, expected {wanted}"])
     problems = []
     for section in ("images", "annotations", "categories"):
         items = content.get(section)
         if section not in content:
             problems.append(f"missing key `{section}`; expected a list of objects (COCO instances file)")
         elif not isinstance(items, list):
-            problems.append(f"{section}: is {_kind(items)}, expected a list of objects")
+            problems.append(f"{section}: is {kind_of(items)}, expected a list of objects")
         elif set(map(type, items)) - {dict}:
             problems += [
-                f"{section}[{i}]: {_show(item)} is {_kind(item)}, expected an object"
+                f"{section}[{i}]: {show(item)} is {kind_of(item)}, expected an object"
                 for i, item in enumerate(items)
                 if type(item) is not dict
             ]
@@ -150,7 +149,7 @@ def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
     problems: list[str] = []
     image_items, box_items = content["images"], content["annotations"]
     category_ids, classes = _categories(content["categories"], problems)
-    image_ids = _own_ids(image_items, "images", problems)
+    image_ids = own_ids(image_items, "images", problems)
     names = _file_names(image_items, problems)
     sizes = _sizes(image_items, problems)
     federated = any(LISTS[0] in item for item in image_items)
@@ -167,7 +166,7 @@ def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
     clipped, reason = clip_to_images(boxes, sizes[image_rows])
     skipped: dict[str, list[str]] = {}
     for i in np.flatnonzero(reason != "").tolist():
-        place = f"{annotations}: annotations[{i}].bbox {_show(box_items[i]['bbox'])}"
+        place = f"{annotations}: annotations[{i}].bbox {show(box_items[i]['bbox'])}"
         skipped.setdefault(str(reason[i]), []).append(place)
     keep = np.flatnonzero(~np.isin(reason, LEFT_OUT))
     keep = keep[np.argsort(image_rows[keep], kind="stable")]
@@ -192,13 +191,13 @@ def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
 
 
 def _categories(items: Items, problems: list[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    ids = _own_ids(items, "categories", problems)
-    names = _column(items, "categories", "name", str, "a text", problems)
+    ids = own_ids(items, "categories", problems)
+    names = column_of(items, "categories", "name", str, "a text", problems)
     names = [composed(name) for name in names or ()]
     first: dict[str, int] = {}
     for i, name in enumerate(names):
-        if not _is_text(name):
-            problems.append(f"categories[{i}].name: {_show(name)} holds half a character; write the name anew")
+        if not is_text(name):
+            problems.append(f"categories[{i}].name: {show(name)} holds half a character; write the name anew")
         elif first.setdefault(name, i) != i:
             problems.append(
                 f"categories[{i}].name: {name!r} is already the name of categories[{first[name]}]; "
@@ -213,9 +212,9 @@ def _file_names(items: Items, problems: list[str]) -> list[str]:
         name = item.get("file_name")
         if name is None and isinstance(url := item.get("coco_url"), str) and url.count("/") >= 2:
             name = "/".join(url.split("/")[-2:])  # LVIS: train2017/000000391895.jpg
-        if not name or not _is_text(name) or "\0" in name:
+        if not name or not is_text(name) or "\0" in name:
             problems.append(
-                f"images[{i}].file_name: {_show(item.get('file_name'))}, expected the image's path below "
+                f"images[{i}].file_name: {show(item.get('file_name'))}, expected the image's path below "
                 "the images folder (or a `coco_url`)"
             )
             name = ""
@@ -240,7 +239,7 @@ def _sizes(items: Items, problems: list[str]) -> NDArray[np.int32]:
         bad = [i for i, v in enumerate(values) if type(v) not in (int, float) or not 0 <= v < 2**31]
         for i in bad:
             problems.append(
-                f"images[{i}].{key}: {_show(values[i])}, expected the {key} in pixels "
+                f"images[{i}].{key}: {show(values[i])}, expected the {key} in pixels "
                 "(leave the key out and it is read from the image)"
             )
             values[i] = 0
@@ -255,12 +254,12 @@ def _class_lists(items: Items, key: str, category_ids: NDArray[np.int64], proble
     for i, item in enumerate(items):
         numbers = item.get(key, [])
         if not isinstance(numbers, list):
-            problems.append(f"images[{i}].{key}: {_show(numbers)}, expected a list of category ids")
+            problems.append(f"images[{i}].{key}: {show(numbers)}, expected a list of category ids")
             numbers = []
         unknown = [n for n in numbers if not isinstance(n, int) or n not in position]
         if unknown:
             problems.append(
-                f"images[{i}].{key}: {_show(unknown)} not among the ids of `categories`; add them there or "
+                f"images[{i}].{key}: {show(unknown)} not among the ids of `categories`; add them there or "
                 "remove them here"
             )
         rows.append([position[n] for n in numbers if n not in unknown])
@@ -282,7 +281,7 @@ def _boxes(items: Items, problems: list[str]) -> tuple[Floats, Floats, NDArray[n
             bad = {None}
         if bad:
             problems += [
-                f"annotations[{i}].{key}: {_show(value)}, expected 0 or 1"
+                f"annotations[{i}].{key}: {show(value)}, expected 0 or 1"
                 for i, value in enumerate(values)
                 if value not in (0, 1)
             ]
@@ -298,9 +297,9 @@ def _areas(items: Items, problems: list[str]) -> Floats:
         with suppress(OverflowError):
             return np.array(areas, np.float64)
     problems += [
-        f"annotations[{i}].area: {_show(area)}, expected a number (leave the key out for the box's area)"
+        f"annotations[{i}].area: {show(area)}, expected a number (leave the key out for the box's area)"
         for i, area in enumerate(areas)
-        if area is not None and not _is_number(area)
+        if area is not None and not is_number(area)
     ]
     return np.full(len(items), np.nan)
 
@@ -311,7 +310,7 @@ def _around_polygons(item: Mapping[str, Any]) -> list[float] | None:
     if not isinstance(polygons, list) or not all(isinstance(polygon, list) for polygon in polygons):
         return None
     numbers = list(chain.from_iterable(polygons))
-    if not numbers or len(numbers) % 2 or not all(map(_is_number, numbers)):
+    if not numbers or len(numbers) % 2 or not all(map(is_number, numbers)):
         return None
     x, y = numbers[::2], numbers[1::2]
     return [min(x), min(y), max(x) - min(x), max(y) - min(y)]
@@ -327,7 +326,7 @@ def _without_loss(boxes: Floats, items: Items) -> Floats:
     for i, item in enumerate(items):
         said = item.get("attributes")
         degrees: Any = said.get("rotation") if isinstance(said, dict) else None
-        if _is_number(degrees) and math.isfinite(degrees) and degrees % 180:
+        if is_number(degrees) and math.isfinite(degrees) and degrees % 180:
             angle, (x, y, w, h) = math.radians(degrees), boxes[i].tolist()
             cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
             wide, tall = w * cos + h * sin, w * sin + h * cos
@@ -345,8 +344,8 @@ def _four_numbers(items: Items, problems: list[str]) -> Floats:
             with suppress(OverflowError):
                 return _without_loss(np.array(flat, np.float64).reshape(-1, 4), items)
     for i, box in enumerate(boxes):
-        if type(box) is not list or len(box) != 4 or not all(map(_is_number, box)):
-            given = "missing key" if box is None else _show(box)
+        if type(box) is not list or len(box) != 4 or not all(map(is_number, box)):
+            given = "missing key" if box is None else show(box)
             problems.append(f"annotations[{i}].bbox: {given}, expected four numbers [x, y, width, height]")
     return np.zeros((len(items), 4))
 
@@ -356,7 +355,7 @@ def _rows_of(
 ) -> NDArray[np.int64]:
     """Position in `known` of the id that each annotation names."""
     before = len(problems)
-    wanted = _ids(items, "annotations", key, problems)
+    wanted = ids_of(items, "annotations", key, problems)
     if len(problems) > before or not len(wanted):
         return np.zeros(len(items), np.int64)
     if not len(known):
@@ -374,73 +373,6 @@ def _rows_of(
             f"add it to `{section}` or remove {which}"
         )
     return rows
-
-
-# ------------------------------------------------------------------------------------------- columns, wording
-
-
-def _own_ids(items: Items, section: str, problems: list[str]) -> NDArray[np.int64]:
-    """The `id` of every item, all different."""
-    ids = _ids(items, section, "id", problems)
-    _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
-    problems += [
-        f"{section}[{i}].id: {ids[i]} is already the id of {section}[{first[inverse[i]]}]; every one needs its own"
-        for i in np.flatnonzero(first[inverse] != np.arange(len(ids))).tolist()
-    ]
-    return ids
-
-
-def _ids(items: Items, section: str, key: str, problems: list[str]) -> NDArray[np.int64]:
-    values = _column(items, section, key, int, "a whole number", problems)
-    if not values:
-        return np.arange(len(items), dtype=np.int64)
-    if max(values) >= 2**63 or min(values) < -(2**63):
-        problems.append(f"{section}[].{key}: {max(values, key=abs)} does not fit in 64 bits; number them anew")
-        return np.arange(len(items), dtype=np.int64)
-    return np.array(values, np.int64)
-
-
-def _column(items: Items, section: str, key: str, kind: type, wanted: str, problems: list[str]) -> list[Any] | None:
-    """`key` of every item, or None after noting the items where it is missing or of another type."""
-    values = [item.get(key) for item in items]
-    if set(map(type, values)) <= {kind}:
-        return values
-    for i, value in enumerate(values):
-        if type(value) is not kind:
-            given = "missing key" if key not in items[i] else _show(value)
-            problems.append(f"{section}[{i}].{key}: {given}, expected {wanted}")
-    return None
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is a number that a float can hold (10**400 is none)."""
-    if type(value) is not int:
-        return type(value) is float
-    return abs(value) <= sys.float_info.max
-
-
-def _is_text(value: Any) -> bool:
-    """Whether it is a text that can be written: JSON allows half a character, such as "\\ud800"."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _show(value: Any) -> str:
-    try:
-        text = json.dumps(value, default=str)
-    except (RecursionError, ValueError):  # nested too deeply
-        text = f"{_kind(value)} that cannot be shown"
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
-    return names.get(type(value), "a number")
 
 
 def _write(index: Index, root: Path, split: str) -> SplitFiles:

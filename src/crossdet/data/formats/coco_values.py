@@ -1,0 +1,78 @@
+"""Columns of COCO's lists of objects, and values of JSON in messages."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Items = list[dict[str, Any]]
+
+
+def own_ids(items: Items, section: str, problems: list[str]) -> NDArray[np.int64]:
+    """The `id` of every item, all different."""
+    ids = ids_of(items, section, "id", problems)
+    _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+    problems += [
+        f"{section}[{i}].id: {ids[i]} is already the id of {section}[{first[inverse[i]]}]; every one needs its own"
+        for i in np.flatnonzero(first[inverse] != np.arange(len(ids))).tolist()
+    ]
+    return ids
+
+
+def ids_of(items: Items, section: str, key: str, problems: list[str]) -> NDArray[np.int64]:
+    values = column_of(items, section, key, int, "a whole number", problems)
+    if not values:
+        return np.arange(len(items), dtype=np.int64)
+    if max(values) >= 2**63 or min(values) < -(2**63):
+        problems.append(f"{section}[].{key}: {max(values, key=abs)} does not fit in 64 bits; number them anew")
+        return np.arange(len(items), dtype=np.int64)
+    return np.array(values, np.int64)
+
+
+def column_of(
+    items: Items, section: str, key: str, kind: type, wanted: str, problems: list[str]
+) -> list[Any] | None:
+    """`key` of every item, or None after noting the items where it is missing or of another type."""
+    values = [item.get(key) for item in items]
+    if set(map(type, values)) <= {kind}:
+        return values
+    for i, value in enumerate(values):
+        if type(value) is not kind:
+            given = "missing key" if key not in items[i] else show(value)
+            problems.append(f"{section}[{i}].{key}: {given}, expected {wanted}")
+    return None
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number that a float can hold (10**400 is none)."""
+    if type(value) is not int:
+        return type(value) is float
+    return abs(value) <= sys.float_info.max
+
+
+def is_text(value: Any) -> bool:
+    """Whether it is a text that can be written: JSON allows half a character, such as "\\ud800"."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def show(value: Any) -> str:
+    try:
+        text = json.dumps(value, default=str)
+    except (RecursionError, ValueError):  # nested too deeply
+        text = f"{kind_of(value)} that cannot be shown"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def kind_of(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")
