@@ -21,7 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.data.annotation_files import raise_if_any, read_bytes
-from crossdet.data.formats.coco_values import Items, column_of, ids_of, is_number, is_text, kind_of, own_ids, show
+from crossdet.data.formats.coco_values import (
+    Items,
+    column_of,
+    ids_of,
+    is_number,
+    is_text,
+    kind_of,
+    own_ids,
+    show,
+    whole,
+)
 from crossdet.data.formats.format import ONE, Format, SplitFiles
 from crossdet.data.formats.tree import Found, Refused, Tree, variant, without_suffix
 from crossdet.data.index import LEFT_OUT, Index, Ragged, Strings, clip_to_images, offsets
@@ -148,7 +158,7 @@ def _load(annotations: Path) -> dict[str, Items]:
 def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
     problems: list[str] = []
     image_items, box_items = content["images"], content["annotations"]
-    category_ids, classes = _categories(content["categories"], problems)
+    category_ids, classes = _categories(content, problems)
     image_ids = own_ids(image_items, "images", problems)
     names = _file_names(image_items, problems)
     sizes = _sizes(image_items, problems)
@@ -190,20 +200,47 @@ def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
     )
 
 
-def _categories(items: Items, problems: list[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def _categories(content: dict[str, Items], problems: list[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Ids and names, without categories that `_kept` leaves out."""
+    items = content["categories"]
     ids = own_ids(items, "categories", problems)
     names = column_of(items, "categories", "name", str, "a text", problems)
     names = [composed(name) for name in names or ()]
-    first: dict[str, int] = {}
+    of_name: dict[str, list[int]] = {}
     for i, name in enumerate(names):
-        if not is_text(name):
+        if is_text(name):
+            of_name.setdefault(name, []).append(i)
+        else:
             problems.append(f"categories[{i}].name: {show(name)} holds half a character; write the name anew")
-        elif first.setdefault(name, i) != i:
-            problems.append(
-                f"categories[{i}].name: {name!r} is already the name of categories[{first[name]}]; "
-                "rename one of the two or give their boxes one category_id"
-            )
-    return ids, tuple(names)
+    if len(of_name) == len(names):
+        return ids, tuple(names)
+    kept: list[int] = []
+    for name, rows in of_name.items():
+        first, *others = _kept(rows, ids, content)
+        kept.append(first)
+        problems += [
+            f"categories[{i}].name: {name!r} is already the name of categories[{first}]; "
+            "rename one of the two or give their boxes one category_id"
+            for i in others
+        ]
+    kept.sort()
+    return ids[kept], tuple(names[i] for i in kept)
+
+
+def _kept(rows: list[int], ids: NDArray[np.int64], content: dict[str, Items]) -> list[int]:
+    """Of categories with one name those that a box or a list of an image has, the first where none is.
+
+    Roboflow writes a supercategory as a category of its own, without a box, and it may have the name of a class. To
+    leave it out takes nothing away: the name stays listed.
+    """
+    if len(rows) == 1:
+        return rows
+    used = {whole(item.get("category_id")) for item in content["annotations"]}
+    for key in LISTS:
+        for item in content["images"]:
+            listed = item.get(key)
+            used |= {*map(whole, listed)} if isinstance(listed, list) else set()
+    return [i for i in rows if int(ids[i]) in used] or rows[:1]
 
 
 def _file_names(items: Items, problems: list[str]) -> list[str]:

@@ -47,6 +47,11 @@ def column_of(
     return None
 
 
+def whole(value: Any) -> int | None:
+    """The whole number that a value is; None for what is none."""
+    return value if type(value) is int else None
+
+
 def is_number(value: Any) -> bool:
     """Whether it is a number that a float can hold (10**400 is none)."""
     if type(value) is not int:

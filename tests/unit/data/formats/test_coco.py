@@ -332,3 +332,21 @@ def test_names_are_composed(tmp_path: Path) -> None:
     content["categories"][1]["name"] = "caf\u00e9"
     with pytest.raises(AnnotationError, match="is already the name of"):
         read(content, tmp_path)
+
+
+def test_a_name_that_stands_twice_and_has_boxes_once(tmp_path: Path) -> None:
+    """Roboflow writes a supercategory as a category of its own, which may have the name of a class."""
+    content = coco_dict()
+    content["categories"].insert(0, {"id": 0, "name": "person", "supercategory": "none"})
+    index = read(content, tmp_path)
+    assert index.classes == ("toothbrush", "person")
+    assert index.category_ids.tolist() == [90, 1]
+    assert index.labels.tolist() == [1, 0, 1]
+    content["categories"].append({"id": 5, "name": "dog"})
+    content["categories"].append({"id": 4, "name": "dog"})
+    assert read(content, tmp_path).category_ids.tolist() == [90, 1, 5]  # without any box the first
+    content["images"][0]["neg_category_ids"] = [0]
+    with pytest.raises(
+        AnnotationError, match=r"categories\[2\].name: 'person' is already the name of categories\[0\]"
+    ):
+        read(content, tmp_path)
