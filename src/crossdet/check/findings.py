@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -21,7 +22,10 @@ from crossdet.config.listed_only import listed_only_notes, listed_only_problem
 from crossdet.config.sources import NO_BOX, Sources, named_splits, only_tests, union_test_index, whole_split
 from crossdet.data.annotation_files import too_many
 from crossdet.data.canvases import resized_sizes, too_few
+from crossdet.data.formats import FORMATS
 from crossdet.data.groups import group
+from crossdet.data.index import Index
+from crossdet.data.nearby import instead
 from crossdet.errors import UserError, problem_list, some
 from crossdet.evaluation.protocols import lists_of
 from crossdet.labels.common import only_alike
@@ -63,7 +67,7 @@ def _errors(report: Report, config: Config, sources: Sources, extends: bool) -> 
         if not split.images:
             yield f"{where}: no images"
         elif split.files.bad == split.files.checked:
-            yield f"{where}: {_none_usable(split.files)}{_elsewhere(sources, split)}"
+            yield f"{where}: {_none_usable(split.files)}{_where_it_is(config, sources, split)}"
     if sources.without_box:
         yield NO_BOX
     pieces = config.train.devices * config.train.accumulate
@@ -78,6 +82,22 @@ def _none_usable(files: FileReport) -> str:
     counts = ", ".join(f"{places.count:,} {kind}" for kind, places in found.items() if places.count)
     first = next(places.first[0] for places in found.values() if places.count)
     return f"none of its image files can be used ({counts}), such as {first}"
+
+
+def _where_it_is(config: Config, sources: Sources, split: SplitReport) -> str:
+    """Of the first missing picture of a split of which all are missing; empty where nothing is like it."""
+    if split.files.missing.count < split.files.checked:
+        return ""
+    kind = FORMATS.get(config.datasets[split.dataset].format or "")
+    index = named_splits(sources)[f"{split.dataset}.{split.split}"]
+    return _elsewhere(sources, split) or _instead(split.files, index, kind is not None and "images" in kind.keys)
+
+
+def _instead(files: FileReport, index: Index, with_root: bool = False) -> str:
+    if not files.missing.count:
+        return ""
+    root = Path(index.root)
+    return instead(os.path.relpath(files.missing.first[0], root), root, with_root)
 
 
 def _elsewhere(sources: Sources, split: SplitReport) -> str:
@@ -104,7 +124,7 @@ def _warnings(report: Report, config: Config, sources: Sources, old: int) -> Ite
     if report.alike:
         yield _alike(report, report.alike)
     for split in report.splits:
-        yield from _split_warnings(split, sources.space)
+        yield from _split_warnings(split, sources)
     yield from _union_test_warnings(report, config)
     if sources.train:
         yield from _class_warnings(report, old, config.train.plain)
@@ -163,11 +183,12 @@ def _alike(report: Report, found: Sequence[DuplicateReport]) -> str:
     )
 
 
-def _split_warnings(split: SplitReport, space: LabelSpace) -> Iterator[str]:
+def _split_warnings(split: SplitReport, sources: Sources) -> Iterator[str]:
+    space, index = sources.space, named_splits(sources)[f"{split.dataset}.{split.split}"]
     where, training = f"{split.dataset} {split.split}", split.split == "train"
     if training and split.images and not split.boxes:
         yield f"datasets.{split.dataset}.train: no boxes; it only gives negatives from its background"
-    yield from _file_warnings(split.files, where)
+    yield from _file_warnings(split.files, where, _instead(split.files, index))
     if not training and split.images and not split.boxes:
         yield f"{where}: no boxes, so it gives no score"
     if split.repeated.count:
@@ -183,7 +204,8 @@ def _split_warnings(split: SplitReport, space: LabelSpace) -> Iterator[str]:
             yield f"{where}: no boxes of {some(none, _NAMED)}"
 
 
-def _file_warnings(files: FileReport, where: str) -> Iterator[str]:
+def _file_warnings(files: FileReport, where: str, missing: str = "") -> Iterator[str]:
+    """missing: what is said of the first missing file."""
     for what, places in (
         ("are missing", files.missing),
         ("cannot be read", files.unreadable),
@@ -191,7 +213,7 @@ def _file_warnings(files: FileReport, where: str) -> Iterator[str]:
     ):
         if places.count and files.bad < files.checked:
             count = f"{places.count:,} of {files.checked:,} image files"
-            yield f"{where}: {count} {what}, such as {places.first[0]}"
+            yield f"{where}: {count} {what}, such as {places.first[0]}{missing if places is files.missing else ''}"
     if files.damaged:
         yield problem_list(f"{where}: {len(files.damaged):,} of {files.checked:,} image files are damaged",
                            too_many([*files.damaged]))  # fmt: skip

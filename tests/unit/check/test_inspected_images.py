@@ -15,8 +15,10 @@ from crossdet.check import inspect
 from crossdet.check.files import same_content
 from crossdet.check.inspection import repeated_objects
 from crossdet.check.near import thumbnails_of
+from crossdet.config import Config
 from crossdet.config.sources import open_sources
 from crossdet.data.decoding import read_image
+from crossdet.data.formats.coco import write_coco
 from crossdet.data.formats.wider_face import write_wider_face
 from crossdet.data.formats.yolo import write_yolo
 from crossdet.data.index import IndexBuilder
@@ -60,6 +62,25 @@ def test_missing_broken_and_foreign_pictures(tmp_path):
     assert len([w for w in report.warnings if "of 6 image files" in w]) == 3
     assert report.errors == ()
     assert "Image files: 3 of 6 cannot be used, see below." in printed(report)
+
+
+def test_where_missing_pictures_probably_are(tmp_path):
+    """COCO whose export names them below another folder; and one picture with another ending."""
+    index = make(tmp_path / "a", ("cat",), one_box(6))
+    write_coco(index, tmp_path / "all.json")
+    (tmp_path / "a/3.png").rename(tmp_path / "a/3.PNG")
+    files = {"images": str(tmp_path / "a"), "annotations": str(tmp_path / "all.json")}
+    config = {"datasets": {"a": {"format": "coco", "train": files}}, "model": {"weights": "none"}}
+    assert (
+        f"a train: 1 of 6 image files are missing, such as {tmp_path}/a/3.png; {tmp_path}/a/3.PNG is there: did "
+        "the export write other names?"
+    ) in inspect(Config.from_dict(config)).warnings
+    files["images"] = str(tmp_path)
+    (error,) = inspect(Config.from_dict(config)).errors
+    assert error == (
+        f"datasets.a.train: none of its image files can be used (6 missing), such as {tmp_path}/0.png; "
+        f"{tmp_path}/a/0.png is there: did the export write other paths? With `images: {tmp_path}/a` it is found"
+    )
 
 
 def marked(path: Path, size: tuple[int, int], orientation: int) -> str:

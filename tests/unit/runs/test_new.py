@@ -247,6 +247,23 @@ def test_other_labels_of_the_same_pictures_are_told(tmp_path):
     assert "'nowhere' is no folder and no file" in told
 
 
+def test_coco_whose_names_are_of_another_machine(tmp_path):
+    one_file(tmp_path / "set/images", ["a.png", "b.png"])
+    content = json.loads((tmp_path / "set/images/all.json").read_text())
+    for path, told in (("images\\", ""), ("/data/upload/3/", "a.png is there: did the export write other paths?")):
+        for image, name in zip(content["images"], ("a.png", "b.png"), strict=True):
+            image["file_name"] = path + name
+        (tmp_path / "set/images/all.json").unlink(missing_ok=True)
+        (tmp_path / "set/result.json").write_text(json.dumps(content))
+        if not told:
+            (dataset,) = recognise(tmp_path).datasets
+            assert dataset.indexes["train"].path(0) == tmp_path / "set/images/a.png"
+            continue
+        with pytest.raises(UserError) as error:
+            recognise(tmp_path)
+        assert f"such as /data/upload/3/a.png, was found; {tmp_path}/set/images/{told}" in str(error.value)
+
+
 def test_a_broken_dataset_is_told_and_left_out(tmp_path):
     for name in ("good", "bad"):
         yolo(tmp_path / name)

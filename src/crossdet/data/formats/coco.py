@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.data.annotation_files import raise_if_any, read_bytes
+from crossdet.data.annotation_files import is_there, raise_if_any, read_bytes
 from crossdet.data.formats.coco_values import (
     Items,
     column_of,
@@ -35,6 +35,7 @@ from crossdet.data.formats.coco_values import (
 from crossdet.data.formats.format import ONE, Format, SplitFiles
 from crossdet.data.formats.tree import Found, Refused, Tree, variant, without_suffix
 from crossdet.data.index import LEFT_OUT, Index, Ragged, Strings, clip_to_images, offsets
+from crossdet.data.nearby import nearest, told
 from crossdet.errors import AnnotationError
 from crossdet.labels.patterns import composed
 from crossdet.types import Flag
@@ -160,7 +161,7 @@ def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
     image_items, box_items = content["images"], content["annotations"]
     category_ids, classes = _categories(content, problems)
     image_ids = own_ids(image_items, "images", problems)
-    names = _file_names(image_items, problems)
+    names = _file_names(image_items, problems, images)
     sizes = _sizes(image_items, problems)
     federated = any(LISTS[0] in item for item in image_items)
     alone = [i for i, item in enumerate(image_items) if not federated and item.get(LISTS[1])]
@@ -243,7 +244,8 @@ def _kept(rows: list[int], ids: NDArray[np.int64], content: dict[str, Items]) ->
     return [i for i in rows if int(ids[i]) in used] or rows[:1]
 
 
-def _file_names(items: Items, problems: list[str]) -> list[str]:
+def _file_names(items: Items, problems: list[str], images: Path | None = None) -> list[str]:
+    """Below `images`, with `/` for the `\\` of Windows where no file has that in its name."""
     names: list[str] = []
     for i, item in enumerate(items):
         name = item.get("file_name")
@@ -255,6 +257,8 @@ def _file_names(items: Items, problems: list[str]) -> list[str]:
                 "the images folder (or a `coco_url`)"
             )
             name = ""
+        if "\\" in name and images is not None and not is_there(images / name):
+            name = name.replace("\\", "/")
         names.append(name)
     paths = [posixpath.normpath(name) if name else "" for name in names]
     if len(set(paths)) < len(names):
@@ -428,14 +432,21 @@ def _find(tree: Tree) -> Iterator[Found | Refused]:
         except AnnotationError as error:
             yield Refused.of(file, error)
             continue
-        images = tree.holding([(name,) for name in names], file) if names else None
+        spelt = [(name, name.replace("\\", "/")) for name in names]
+        images = tree.holding(spelt, file) if names else None
         if images is None:
-            such = f", such as {names[0]}," if names else ""
-            yield Refused(file, f"none of its {len(names)} pictures{such} was found")
+            yield Refused(file, _not_found(names, tree, file))
             continue
-        pictures = without_suffix(f"{images}/{name}" for name in names)
+        pictures = without_suffix(f"{images}/{name}" for _, name in spelt)
         files = SplitFiles((file,), (images,))
         yield Found(tree.home(file.parent), tree.split_of(file), files, pictures, variant(file.stem))
+
+
+def _not_found(names: list[str], tree: Tree, file: Path) -> str:
+    such = f", such as {names[0]}," if names else ""
+    folders = sorted(tree.folders, key=lambda folder: not folder.is_relative_to(file.parent))  # first those near
+    found = nearest(names[0], {folder: tree.folders[folder] for folder in folders}) if names else None
+    return f"none of its {len(names)} pictures{such} was found{told(names[0], found) if found else ''}"
 
 
 FORMAT = Format(

@@ -350,3 +350,15 @@ def test_a_name_that_stands_twice_and_has_boxes_once(tmp_path: Path) -> None:
         AnnotationError, match=r"categories\[2\].name: 'person' is already the name of categories\[0\]"
     ):
         read(content, tmp_path)
+
+
+def test_paths_of_windows(tmp_path: Path) -> None:
+    content = coco_dict()
+    content["images"][1]["file_name"] = "sub\\three.jpg"
+    assert read(content, tmp_path).names[1] == "sub/three.jpg"
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/sub\\three.jpg").touch()  # elsewhere it is a letter like any other
+    assert read(content, tmp_path).names[1] == "sub\\three.jpg"
+    content["images"][0]["file_name"] = "sub\\..\\five.jpg"
+    with pytest.raises(AnnotationError, match=r"five.jpg' is that of images\[0\] already"):
+        read(content, tmp_path)
