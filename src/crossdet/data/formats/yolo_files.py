@@ -14,6 +14,7 @@ import yaml
 
 from crossdet.data.annotation_files import PICTURE_SUFFIXES, is_there, raise_if_any, read_lines, read_text
 from crossdet.data.formats.tree import WORDS, walk
+from crossdet.data.nearby import instead
 from crossdet.labels.patterns import composed
 
 SCALARS = (str, int, float, bool)
@@ -185,14 +186,31 @@ def _images_of(
             problems.append(f"{key}: the folder {source} has no image ({', '.join(PICTURE_SUFFIXES)})")
         return sorted(found, key=lambda file: file.split(os.sep))  # noqa: PTH206 - folder by folder
     lists.append(source)
-    images = []
-    for line in read_lines(source):
-        if name := line.strip():
-            if "\\" in name and not (is_there(base / name) or is_there(source.parent / name)):
-                name = name.replace("\\", "/")  # of Windows
-            below = source.parent if name.startswith("./") or not is_there(base / name) else base
-            images.append(os.path.normpath(below / name))
-    return images
+    return _listed_images(source, base, problems)
+
+
+def _listed_images(source: Path, base: Path, problems: list[str]) -> list[str]:
+    """The pictures that the lines of a list name."""
+    names = [(number, line.strip()) for number, line in enumerate(read_lines(source), start=1) if line.strip()]
+    found = [_of_line(name, base, source.parent) for _, name in names]
+    if found and not any(there for _, there in found):
+        (number, name), (image, _) = names[0], found[0]
+        others = f", nor does any other of its {len(names):,} pictures" if len(names) > 1 else ""
+        problems.append(f"{source}:{number}: {image} does not exist{others}{instead(name, source.parent)}")
+    return [image for image, _ in found]
+
+
+def _of_line(name: str, base: Path, beside: Path) -> tuple[str, bool]:
+    """The picture of a line, and whether it is there. beside: the folder of the list."""
+    plain = name.replace("\\", "/")  # of Windows
+    spelt = [name, plain]
+    if plain.startswith("data/") and plain.count("/") > 1:  # CVAT writes a folder that its exports do not have
+        spelt.append(plain.removeprefix("data/"))
+    for text in dict.fromkeys(spelt):
+        for folder in (beside,) if text.startswith("./") else (base, beside):
+            if is_there(folder / text):
+                return os.path.normpath(folder / text), True
+    return os.path.normpath(beside / plain), False
 
 
 def _base(data_yaml: Path, content: dict[str, Any], problems: list[str]) -> Path | None:

@@ -124,6 +124,34 @@ def test_where_images_and_labels_may_lie(tmp_path: Path) -> None:
     assert len(read_yolo(data, "roboflow")) == 1
 
 
+def test_the_folder_before_the_paths_of_cvat(tmp_path: Path) -> None:
+    data = dataset(tmp_path, {"a": "0 .5 .5 .5 .5", "b": "1 .5 .5 .5 .5"}, train="train.txt")
+    (tmp_path / "train.txt").write_text("data/images/train/a.jpg\ndata/images/train/b.jpg\n")
+    index = read_yolo(data, "train")
+    assert index.root == str(tmp_path / "images/train")
+    assert index.labels.tolist() == [0, 1]
+    save_image(tmp_path / "data/images/train/a.jpg")  # as it is written it counts first
+    assert read_yolo(data, "train").names[0] == "data/images/train/a.jpg"
+
+
+def test_a_list_whose_pictures_are_not_there(tmp_path: Path) -> None:
+    """Not the labels are to blame."""
+    data = dataset(tmp_path, {"a": "0 .5 .5 .5 .5"}, train="train.txt")
+    for line, told in (
+        ("train/a.jpg", "images/train/a.jpg"),
+        ("x/b.jpg", ""),
+        ("data/a.jpg", "images/train/a.jpg"),
+    ):
+        (tmp_path / "train.txt").write_text(f"\n{line}\nnowhere.jpg\n")
+        with pytest.raises(AnnotationError) as error:
+            read_yolo(data, "train")
+        where = f"; {tmp_path}/{told} is there: did the export write other paths?" if told else ""
+        none = f"{tmp_path}/train.txt:2: {tmp_path}/{line} does not exist, nor does any other of its 2 pictures"
+        assert mistakes(error) == [none + where]
+    (tmp_path / "train.txt").write_text("images/train/a.jpg\nnowhere.jpg\n")
+    assert len(read_yolo(data, "train")) == 2  # `check` tells the one that is missing
+
+
 @pytest.mark.parametrize("path", ["/content/datasets/chess", "chess", "../chess", "."])
 def test_the_path_of_another_machine(path: str, tmp_path: Path) -> None:
     """Where it is not there, the file's own folder has to do; Roboflow's `../` as well."""
