@@ -27,7 +27,7 @@ from crossdet.evaluation.protocols import lists_of
 from crossdet.labels.common import COMMON, with_common_names
 from crossdet.labels.edits import grown
 from crossdet.labels.members import with_members
-from crossdet.labels.patterns import Expansion, composed, expanded, expanded_names
+from crossdet.labels.patterns import Expansion, class_name, expanded, expanded_names
 from crossdet.labels.rules import LabelRules, quoted
 from crossdet.labels.space import LabelSpace, check_class_names
 
@@ -229,7 +229,7 @@ def open_split(dataset: DatasetConfig | UnionTestConfig, split: str, given: Spli
     """The index of one split: read from its files (through the cache), or as handed over from Python; its
     `ignore_classes` are regions. Raises `UserError` where the training split, or the only one, lacks one."""
     index = given if isinstance(given, Index) else _read(dataset, split, given)
-    ignored = [composed(name) for name in dataset.ignore_classes or ()]
+    ignored = [class_name(name) for name in dataset.ignore_classes or ()]
     strange = [name for name in ignored if name not in index.classes]
     splits = [name for name in ALL_SPLITS if getattr(dataset, name, None) is not None]
     if strange and (split == "train" or len(splits) < 2):  # beside a training split others may have fewer
@@ -246,7 +246,7 @@ def _read(dataset: DatasetConfig | UnionTestConfig, split: str, given: SplitConf
         image_set=given.image_set,
         ignore=given.ignore,
         split=split,
-        classes=None if dataset.classes is None else tuple(composed(name) for name in dataset.classes),
+        classes=None if dataset.classes is None else tuple(class_name(name) for name in dataset.classes),
         edition=dataset.edition,
     )
     return read_split(dataset.format, files)

@@ -11,7 +11,7 @@ from crossdet.data.annotation_files import is_there, too_many
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.data.reading import with_sizes
 from crossdet.errors import UserError, problem_list, show
-from crossdet.labels.patterns import composed
+from crossdet.labels.patterns import class_name
 from crossdet.labels.rules import unknown
 from crossdet.types import REGION_FLAGS, Flag
 
@@ -45,7 +45,7 @@ class _Reader:
 
     def __init__(self, classes: Sequence[str] | None, root: Path) -> None:
         listed = classes is not None and not isinstance(classes, str)
-        self.classes = [composed(c) if isinstance(c, str) else c for c in classes or ()] if listed else classes
+        self.classes = [class_name(c) if isinstance(c, str) else c for c in classes or ()] if listed else classes
         self.root = root
         self.problems: list[str] = []
         if isinstance(classes, str):
@@ -118,11 +118,11 @@ class _Reader:
         region = bits >= 0 and bool(bits & int(REGION_FLAGS))
         if name is None and region:
             return (xyxy, None, bits, place) if len(self.problems) == before else None
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not class_name(name):
             self.problems.append(f"{place}: its label is the name of a class, got {show(name)}")
-        elif self.classes is not None and composed(name) not in self.classes:
+        elif self.classes is not None and class_name(name) not in self.classes:
             self.problems.append(f"{place}: {unknown('class', name, self.classes)}")
-        return (xyxy, composed(name), bits, place) if len(self.problems) == before else None
+        return (xyxy, class_name(name), bits, place) if len(self.problems) == before else None
 
     def index(self) -> Index:
         """Raises `UserError` that lists what is wrong in the records."""

@@ -16,7 +16,7 @@ from typing import Unpack
 
 from crossdet.errors import LabelError, UserError, problem_list
 from crossdet.labels.folds import Fold
-from crossdet.labels.patterns import composed, expanded, matching
+from crossdet.labels.patterns import class_name, expanded, matching
 from crossdet.labels.placeholders import is_unused
 from crossdet.labels.rules import DROPPED, LabelRules, Names, quoted, unknown
 from crossdet.labels.space import LabelSpace
@@ -419,8 +419,8 @@ def edited(space: LabelSpace, renames: Renames, merges: Merges) -> LabelSpace:
     """
     if space.has_members:
         raise UserError("these weights have directions or classes per dataset, which cannot be renamed or merged")
-    renames = [(old, composed(new)) for old, new in renames]
-    merges = [(composed(new), matching(members, space.reported)) for new, members in merges]
+    renames = [(old, class_name(new)) for old, new in renames]
+    merges = [(class_name(new), matching(members, space.reported)) for new, members in merges]
     problems = _edit_problems(space, renames, merges)
     if problems:
         raise UserError(problem_list(f"{len(problems)} mistake(s); the classes are unchanged", problems))

@@ -21,10 +21,15 @@ _SIGNS = "*?["
 _OF_DATASETS = ("absent", "unlabelled", "not_exhaustive")
 
 
-def composed(name: str) -> str:
-    """A name with one sign for a letter and its accent (Unicode NFC), as class names are read wherever they stand:
-    macOS writes two, which look the same and would be another class."""
-    return unicodedata.normalize("NFC", name)
+def composed(text: str) -> str:
+    """With one sign for a letter and its accent (Unicode NFC): macOS writes two, which look the same."""
+    return unicodedata.normalize("NFC", text)
+
+
+def class_name(text: str) -> str:
+    """A class name as it is read wherever it stands: composed, and without white space around it. Other spellings
+    look the same and would be another class, each a negative of the other."""
+    return composed(text).strip()
 
 
 def all_composed(value: Any) -> Any:
@@ -47,10 +52,10 @@ def is_pattern(text: object) -> bool:
 def matching(entries: Iterable[Any], known: Sequence[str]) -> list[Any]:
     """The names that a list means: a known one stands for itself, whatever signs it has; a pattern of `fnmatch`
     (`*`, `?`, `[abc]`; case counts) for the known names that it matches, in their order, each once. What matches
-    nothing stays, for the reader of the list to refuse. Entries are read as `composed` where they are not known.
+    nothing stays, for the reader of the list to refuse. What is not known is read as `class_name`.
     """
     names = dict.fromkeys(known)
-    entries = [e if not isinstance(e, str) or e in names else composed(e) for e in entries]
+    entries = [e if not isinstance(e, str) or e in names else class_name(e) for e in entries]
     written = {entry for entry in entries if isinstance(entry, str) and entry in names}
     found: list[Any] = []
     for entry in entries:
@@ -173,7 +178,7 @@ def _unified_names(rules: Mapping[str, Any], sources: Sequence[str]) -> list[str
 
 
 def _target(name: object, known: Sequence[str]) -> object:
-    return name if name in known or not isinstance(name, str) else composed(name)
+    return name if name in known or not isinstance(name, str) else class_name(name)
 
 
 def _is_list(value: object) -> bool:

@@ -19,13 +19,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from crossdet.errors import UserError
-from crossdet.labels.patterns import all_composed, composed
+from crossdet.labels.patterns import class_name
 from crossdet.labels.placeholders import without_placeholders
 from crossdet.labels.space import LabelSpace
 from crossdet.models.architecture import Foreign
 from crossdet.models.architectures import ARCHITECTURES, DEFAULT
 from crossdet.models.hub import CARD_FILE as CARD_FILE
 from crossdet.models.hub import INDEX, checkpoint_name, example_in, unreadable
+from crossdet.models.older_names import with_names_as_read
 from crossdet.models.settings import NetworkSettings
 
 FORMAT = "crossdet/1"
@@ -138,7 +139,7 @@ class Card:
 
         Weights that know no generations are those of a first training.
         """
-        metadata = _with_composed_names(metadata)
+        metadata = with_names_as_read(metadata, KEY)
         space = LabelSpace.from_json(metadata["labels"])
         name = metadata.get(ARCHITECTURE, DEFAULT)
         if name not in ARCHITECTURES:
@@ -208,19 +209,6 @@ def card_of_foreign(path: Path, found: Foreign) -> Card:
     return Card(space, found.settings, InputSettings(found.shorter, found.longer), {}, None, history)
 
 
-def _with_composed_names(metadata: Mapping[str, str]) -> Mapping[str, str]:
-    """Names as readers of datasets give them, also in weights that were made before they did so; as they are where
-    two would become one."""
-    kept = {key: json.loads(metadata[key]) for key in ("labels", "operating", KEY) if key in metadata}
-    try:
-        written = {key: all_composed(value) for key, value in kept.items()}
-    except ValueError:
-        return metadata
-    classes = written["labels"]["classes"]
-    one_each = len({*classes}) == len(classes)
-    return {**metadata, **{key: json.dumps(value) for key, value in written.items()}} if one_each else metadata
-
-
 def card_beside(card: Card) -> str:
     """The text of `CARD_FILE`: the entries of `Card.to_metadata` as one JSON object."""
     entries = {key: json.loads(value) for key, value in card.to_metadata().items() if key != ARCHITECTURE}
@@ -240,7 +228,8 @@ def _card_beside(file: Path, found: Foreign) -> Card:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise UserError(f"{file} cannot be read ({reason}); without it the classes alone are taken") from None
     classes = without_placeholders(card.space.classes)  # as names of rows are read
-    ours, theirs = (card.settings.name, *map(composed, classes)), (found.settings.name, *found.classes)
+    ours = (card.settings.name, *map(class_name, classes))
+    theirs = (found.settings.name, *map(class_name, found.classes))  # which has spaces where the card keeps twins
     if ours != theirs:
         mine, other = next((a, b) for a, b in zip_longest(ours, theirs) if a != b)
         raise UserError(

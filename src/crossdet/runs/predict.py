@@ -19,7 +19,7 @@ from crossdet.data.picture_files import find_images
 from crossdet.errors import UserError
 from crossdet.files import check_room, safe_names, write_json, writing
 from crossdet.labels.folds import NO_ANGLE
-from crossdet.labels.patterns import composed
+from crossdet.labels.patterns import class_name
 from crossdet.labels.reporting import Threshold
 from crossdet.runs.asked import Asked
 from crossdet.types import Detections
@@ -303,7 +303,7 @@ def _coco_ids(path: Path) -> CocoIds:
     try:
         data = json.loads(path.read_bytes())
         images = [(Path(image["file_name"]).parts, image["id"]) for image in data["images"]]
-        return CocoIds(images, {composed(category["name"]): category["id"] for category in data["categories"]})
+        return CocoIds(images, {class_name(category["name"]): category["id"] for category in data["categories"]})
     except OSError as error:
         raise UserError(f"--coco {path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:

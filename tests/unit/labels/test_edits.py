@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -374,6 +375,53 @@ def test_names_of_older_weights_are_composed_when_they_are_read(tmp_path):
     twins = both.to_metadata()
     twins["labels"] = twins["labels"].replace('"x"', json.dumps(NFD))
     assert Card.from_metadata(twins).space.classes == (NFC, NFD)  # two that would be one stay two
+
+
+def with_names(space, classes, sources, **more):
+    """The text of a label space with other names, as older weights have it."""
+    plain = json.loads(space.to_json())
+    return json.dumps({**plain, "classes": classes, "sources": sources, **more})
+
+
+def test_names_of_older_weights_are_stripped_when_they_are_read():
+    """A file's `nut ` is read as `nut` today: an extension of weights that know `nut ` made a twin of it."""
+    space = LabelSpace.build({"a": ["bolt", "nut", "cat"], "b": ["cat"]}, distinct=["cat"])
+    text = with_names(
+        space, ["bolt\r\n", "nut ", "a/ cat", "b/cat"],
+        [{"bolt\r\n": 0, "nut ": 1, " cat": 2}, {"cat": 3}],
+        folds=[{"name": "steel ", "members": [0, 1], "angles": None, "datasets": None}],
+        listed_only=[[1, "nut ", 1]],
+    )  # fmt: skip
+    settings, operating = RetinaNetSettings(backbone="test_efficientnet"), {"steel ": {"threshold": 0.4}}
+    scores = (Score("a/ cat", "a ", "AP", 0.5), Score("steel ", "a ", "AP", None))
+    history = (Generation("train", {"a": ["bolt\r\n", "nut ", " cat"]}, ["nut ", "a/ cat"], scores=scores),)
+    card = Card(LabelSpace.from_json(text), settings, InputSettings(64, 96), {}, operating, history)
+    read = Card.from_metadata(card.to_metadata())
+    assert read.space.classes == ("bolt", "nut", "a/cat", "b/cat") == space.classes
+    assert read.space.sources == space.sources
+    assert read.space.reported == ("steel", "a/cat", "b/cat")
+    assert read.space.listed_only == {(1, "nut", 1)}
+    assert read.thresholds == {"steel": 0.4}
+    (before,) = read.generations
+    assert (before.datasets, before.classes) == ({"a": ["bolt", "nut", "cat"]}, ["nut", "a/cat"])
+    assert [(s.name, s.dataset) for s in before.scores] == [("a/cat", "a "), ("steel", "a ")]
+    assert Card.from_metadata(read.to_metadata()) == read
+    plain = Card.from_metadata(replace(card, space=LabelSpace.build({"a": ["nut "]})).to_metadata())
+    assert grown(plain.space, {"b": ["nut", "dog"]}, merge={"nut ": ["b/nut "]}).classes == ("nut", "dog")
+
+
+@pytest.mark.parametrize(
+    ("classes", "sources", "more"),
+    [
+        (["nut", "nut "], [{"nut": 0, "nut ": 1}], {}),
+        (["nut", " "], [{"nut": 0, " ": 1}], {}),
+        (["nut @90", "nut @0"], [{"nut @90": 0, "nut @0": 1}], {"directions": [[0, [0, 90]]]}),
+    ],
+)
+def test_names_that_would_be_one_stay_two(classes, sources, more):
+    space = LabelSpace.from_json(with_names(LabelSpace.build({"a": ["x", "y"]}), classes, sources, **more))
+    card = Card(space, RetinaNetSettings(backbone="test_efficientnet"), InputSettings(64, 96), {})
+    assert Card.from_metadata(card.to_metadata()).space == space
 
 
 def test_a_name_that_is_said_not_to_be_labelled_needs_no_merge_beside_a_merged_class():

@@ -46,7 +46,7 @@ def saved(file: Path, network) -> Path:
 
 @pytest.mark.parametrize("names", [["face ", "dog"], ["face ", "face"]])
 def test_a_name_with_a_space_after_it_comes_back(names, tmp_path):
-    """As files of COCO may have it. In checkpoints of others such spaces mean nothing."""
+    """As older weights may have it: without the space, unless another class is called so."""
     network = tiny("dfine", 2, square=SIDE, prior=0.2)
     card = Card(
         LabelSpace.build({"a": names}), network.settings, InputSettings(SIDE, SIDE), {}, None,
@@ -54,7 +54,8 @@ def test_a_name_with_a_space_after_it_comes_back(names, tmp_path):
     )  # fmt: skip
     save_weights(tmp_path / "mine.safetensors", network.state_dict(), card)
     write_directory(tmp_path / "mine.safetensors", tmp_path / "out")
-    assert load_detector(tmp_path / "out", "cpu").classes == tuple(names)
+    read = tuple(names) if names == ["face ", "face"] else ("face", "dog")
+    assert load_detector(tmp_path / "out", "cpu").classes == read
     (tmp_path / "out/crossdet.json").unlink()
     if len({name.strip() for name in names}) > 1:
         assert load_detector(tmp_path / "out", "cpu").classes == ("face", "dog")

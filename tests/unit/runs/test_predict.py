@@ -33,7 +33,7 @@ def test_a_picture_has_the_id_of_the_name_that_fits_it_alone(
 
 
 def test_categories_of_a_coco_file_are_named_as_the_weights_name_them(tmp_path):
-    """Those are composed; an accent that is a sign of its own lost all boxes of the class."""
-    content = {"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [{"id": 4, "name": "cafe\u0301"}]}
+    """Those are composed and stripped; an accent that is a sign of its own lost all boxes of the class."""
+    content = {"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [{"id": 4, "name": " cafe\u0301\n"}]}
     (tmp_path / "c.json").write_text(json.dumps(content))
     assert _coco_ids(tmp_path / "c.json").categories == {"caf\u00e9": 4}

@@ -37,7 +37,7 @@ from crossdet.data.formats.tree import Found, Refused, Tree, variant, without_su
 from crossdet.data.index import LEFT_OUT, Index, Ragged, Strings, clip_to_images, offsets
 from crossdet.data.nearby import nearest, told
 from crossdet.errors import AnnotationError
-from crossdet.labels.patterns import composed
+from crossdet.labels.patterns import class_name
 from crossdet.types import Flag
 
 YOLO = (".yaml", ".yml", ".txt")
@@ -206,7 +206,7 @@ def _categories(content: dict[str, Items], problems: list[str]) -> tuple[NDArray
     items = content["categories"]
     ids = own_ids(items, "categories", problems)
     names = column_of(items, "categories", "name", str, "a text", problems)
-    names = [composed(name) for name in names or ()]
+    names = [class_name(name) for name in names or ()]
     of_name: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         if is_text(name):

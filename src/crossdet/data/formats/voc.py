@@ -32,7 +32,7 @@ from crossdet.data.formats.tree import WORDS, Found, Refused, Tree, without_suff
 from crossdet.data.index import CANNOT_BE_READ, NOT_FOUND, Index, IndexBuilder
 from crossdet.errors import AnnotationError
 from crossdet.files import safe_names
-from crossdet.labels.patterns import composed
+from crossdet.labels.patterns import class_name
 from crossdet.types import REGION_FLAGS, Flag
 
 SAMPLED = 20
@@ -262,7 +262,7 @@ def _size(root: Element) -> tuple[int, int]:
 
 
 def _object(element: Element, place: str, problems: list[str]) -> VocObject | None:
-    name = composed((element.findtext("name") or "").strip())
+    name = class_name(element.findtext("name") or "")
     box = element.find("bndbox")
     difficult = (element.findtext("difficult") or "0").strip() or "0"
     difficult = "0" if difficult.lower() == "unspecified" else difficult  # of some years of VOC itself

@@ -15,7 +15,7 @@ import yaml
 from crossdet.data.annotation_files import PICTURE_SUFFIXES, is_there, raise_if_any, read_lines, read_text
 from crossdet.data.formats.tree import WORDS, walk
 from crossdet.data.nearby import instead
-from crossdet.labels.patterns import composed
+from crossdet.labels.patterns import class_name, composed
 
 SCALARS = (str, int, float, bool)
 MAX_DIGITS = 9
@@ -139,10 +139,10 @@ def _class_names(content: dict[str, Any], problems: list[str]) -> dict[int, str]
             problems.append(f"names[{key}]: {_show(name)}, expected a class name")
         elif int(key) in classes:
             problems.append(f"names: class id {int(key)} is listed twice")
-        elif composed(str(name)) in classes.values():
-            problems.append(f"names[{key}]: {str(name)!r} is the name of another class too; rename one of them")
+        elif (read := class_name(str(name))) in classes.values():
+            problems.append(f"names[{key}]: {read!r} is the name of another class too; rename one of them")
         else:
-            classes[int(key)] = composed(str(name))
+            classes[int(key)] = read
     count = content.get("nc")
     if count is not None and count != len(names):
         problems.append(f"nc: {_show(count)}, but `names` has {len(names)} classes; correct one of the two")

@@ -20,7 +20,7 @@ from crossdet.evaluation.arrays import DetectionArrays, VocTruth
 from crossdet.evaluation.files.lines import line_of, read_detection_lines, rows_of, source_class, write_lines
 from crossdet.evaluation.splits import Split
 from crossdet.files import safe_name, safe_names, spellings
-from crossdet.labels.patterns import composed
+from crossdet.labels.patterns import class_name
 
 LAYOUT = "image score xmin ymin xmax ymax"
 KIT_NAME = re.compile(r"comp\d+(?:_[^_]+)?_det_[^_]+_(?P<name>.+)")
@@ -140,7 +140,7 @@ def _files(folder: Path, classes: Sequence[str]) -> tuple[dict[str, list[Path]],
         stem = file.name.removesuffix(".txt")
         kit = KIT_NAME.fullmatch(stem)
         written = kit["name"] if kit and stem not in class_of else stem
-        name = class_of.get(written, class_of.get(composed(written)))
+        name = class_of.get(written, class_of.get(class_name(written)))
         if name is not None:
             by_class[name].append(file)
         else:

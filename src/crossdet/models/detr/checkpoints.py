@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from crossdet.errors import UserError, show
 from crossdet.files import write_atomically
-from crossdet.labels.patterns import composed
+from crossdet.labels.patterns import class_name, composed
 from crossdet.labels.placeholders import without_placeholders
 from crossdet.models.hub import (
     ALL_PROCESSORS,
@@ -212,7 +212,7 @@ def _classes(file: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     if strange := [name for name in given.values() if not isinstance(name, str)]:
         raise UserError(f"{file}: `id2label` has the name {show(strange[0])}; names are texts")
     ours = (file.parent / CARD_FILE).is_file()  # then a name may be one with spaces around it
-    rows = {int(key): composed(name if ours else name.strip()) for key, name in given.items()}
+    rows = {int(key): composed(name) if ours else class_name(name) for key, name in given.items()}
     if len(rows) < len(given):
         raise UserError(f"{file}: `id2label` has a row under two keys, such as 0 and 00; name every row once")
     if sorted(rows) != list(range(len(rows))):

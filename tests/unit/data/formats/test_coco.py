@@ -334,6 +334,18 @@ def test_names_are_composed(tmp_path: Path) -> None:
         read(content, tmp_path)
 
 
+def test_white_space_around_names_means_nothing(tmp_path: Path) -> None:
+    """They look the same, and would be another class in the union."""
+    content = coco_dict()
+    content["categories"][0]["name"] = " Cat\r\n"
+    assert read(content, tmp_path).classes == ("Cat", "person")
+    content["categories"][1]["name"] = "Cat "
+    with pytest.raises(
+        AnnotationError, match=r"categories\[1\].name: 'Cat' is already the name of categories\[0\]"
+    ):
+        read(content, tmp_path)
+
+
 def test_a_name_that_stands_twice_and_has_boxes_once(tmp_path: Path) -> None:
     """Roboflow writes a supercategory as a category of its own, which may have the name of a class."""
     content = coco_dict()

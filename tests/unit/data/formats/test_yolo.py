@@ -357,3 +357,13 @@ def test_accents_of_another_file_system(tmp_path: Path) -> None:
     twice = dataset(tmp_path / "twice", {"a": ""}, names=["caf\u00e9", "cafe\u0301"])
     with pytest.raises(AnnotationError, match="is the name of another class too"):
         read_yolo(twice, "train")
+
+
+def test_white_space_around_names_means_nothing(tmp_path: Path) -> None:
+    data = dataset(tmp_path, {" a": "1 .5 .5 .5 .5", "a": None}, names=[" one", "two\n"])
+    index = read_yolo(data, "train")
+    assert index.classes == ("one", "two")
+    assert np.diff(index.box_offsets).tolist() == [1, 0]  # of files it does mean something
+    twice = dataset(tmp_path / "twice", {"a": ""}, names=["one", "one "])
+    with pytest.raises(AnnotationError, match=r"names\[1\]: 'one' is the name of another class too"):
+        read_yolo(twice, "train")
