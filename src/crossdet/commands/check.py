@@ -50,6 +50,7 @@ def check(
     weights = means_weights(config)
     _check_arguments(config, weights, folder, pictures, overrides, extends, decode)
     if weights:
+        _refuse_data(config)
         described = inspect_weights(config)
         print_weights(described, out)
         save_json(json_file, json.loads(described.to_json()))
@@ -75,6 +76,23 @@ def check(
         drawn, sources = training_batches(loaded, batches, known=known)
         files = write_batch_pictures(drawn, sources.space, sources.space.datasets, target)
         say(f"{len(files)} training pictures in {target}")
+
+
+def _refuse_data(folder: Path) -> None:
+    """Raises `UserError` where a folder holds no weights but a config, or pictures."""
+    from crossdet.config.files import CONFIG_FILE
+    from crossdet.data.formats.tree import holds_pictures
+    from crossdet.models.card import foreign_checkpoint, weights_path
+
+    if not folder.is_dir() or weights_path(folder).is_file() or foreign_checkpoint(folder) is not None:
+        return
+    if (config := folder / CONFIG_FILE).is_file():
+        raise UserError(f"{folder} is a folder without weights; did you mean the config in it, {config}?")
+    if holds_pictures(folder):
+        raise UserError(
+            f"{folder} is a folder of pictures, no config and no weights; `crossdet new {folder}` writes a config "
+            "of the data sets in it"
+        )
 
 
 def _check_arguments(

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str], list[Problem]]:
     except IsADirectoryError:
         raise ConfigError(f"{path}: a directory; expected a YAML config file") from None
     except OSError as error:
-        hint = "" if path.suffix else "; expected a YAML config file"
+        hint = _of_like_name(path) or ("" if path.suffix else "; expected a YAML config file")
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}{hint}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
@@ -191,6 +192,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str], list[Problem]]:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping (`key: value` lines), got a {type(data).__name__}")
     return data, places, problems
+
+
+def _of_like_name(path: Path) -> str:
+    """A config beside the missing one with nearly its name, as the end of a message."""
+    names: list[str] = []
+    with suppress(OSError, ValueError):
+        names = sorted(file.name for file in path.parent.iterdir() if file.suffix in (".yaml", ".yml"))
+    same = [name for name in names if name.casefold() in (path.name.casefold(), f"{path.name.casefold()}.yaml")]
+    close = same or [name for name in get_close_matches(path.name, names, 1, 0.8) if name != path.name]
+    return f"; did you mean {path.with_name(close[0])}?" if close and close[0] != path.name else ""
 
 
 def _files_not_there(data: dict[str, Any], base: Path) -> Iterator[Problem]:

@@ -250,6 +250,17 @@ def test_no_config_file(tmp_path, content, expected):
         load_config(tmp_path / "none.yaml")
 
 
+@pytest.mark.parametrize("written", ["Faces.yaml", "faces", "face.yaml", "faces.yml"])
+def test_a_config_of_nearly_that_name(tmp_path, written):
+    (tmp_path / "faces.yaml").write_text(MINIMAL)
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / written)
+    if not (tmp_path / "FACES.YAML").exists():  # else the file system takes any spelling
+        assert str(caught.value).endswith(f"No such file or directory; did you mean {tmp_path / 'faces.yaml'}?")
+    with pytest.raises(ConfigError, match=r"No such file or directory$"):
+        load_config(tmp_path / "other.yaml")
+
+
 def test_a_date_is_text(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(f"{MINIMAL}output: 2024-31-12\n")

@@ -195,6 +195,14 @@ def test_files_in_the_wrong_place_are_named(weights, crossdet):
     Path("state.pt").write_bytes(b"PK\x03\x04\x00\x00\x08\x08" * 9)
     Path("utf16.yaml").write_bytes("datasets: {}".encode("utf-16"))
     Path("empty").mkdir()
+    for file in (
+        "hats/train/images/a.jpg",
+        "runs/one/pictures/a.jpg",
+        "runs/one/config.yaml",
+        "runs/one/steps.csv",
+    ):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).touch()
     wanted = "expected a .safetensors file or a run directory that holds model.safetensors"
     for arguments, message in (
         (("extend", config, weights), "first is a directory, and the second argument is a config: the weights "
@@ -206,6 +214,9 @@ def test_files_in_the_wrong_place_are_named(weights, crossdet):
         (("check", "state.pt"), f"state.pt is no crossdet weights file; {wanted}"),
         (("extend", "empty", config), f"empty holds no model.safetensors; {wanted}"),
         (("check", "empty"), f"empty holds no model.safetensors; {wanted}"),
+        (("check", "hats"), "hats is a folder of pictures, no config and no weights; `crossdet new hats` writes"),
+        (("check", "runs"), f"runs holds no model.safetensors; {wanted}"),
+        (("check", "runs/one"), "a folder without weights; did you mean the config in it, runs/one/config.yaml?"),
         (("check", config, "--extends", "foo.json"), f"foo.json is no crossdet weights file; {wanted}"),
         (("check", "utf16.yaml"), "utf16.yaml: not UTF-8 text: invalid start byte at byte 0"),
         (("train", weights), "first: a directory; expected a YAML config file"),

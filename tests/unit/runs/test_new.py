@@ -264,6 +264,15 @@ def test_coco_whose_names_are_of_another_machine(tmp_path):
         assert f"such as /data/upload/3/a.png, was found; {tmp_path}/set/images/{told}" in str(error.value)
 
 
+def test_json_of_anything_is_no_news(tmp_path):
+    """Label Studio writes one beside the labels of YOLO."""
+    yolo(tmp_path / "cats")
+    (tmp_path / "cats/notes.json").write_text('{"categories": [{"id": 0, "name": "cat"}], "info": {}}')
+    (tmp_path / "cats/more.json").write_text('{"images": []}')
+    (note,) = recognise(tmp_path).notes
+    assert note.startswith(f"{tmp_path}/cats/more.json: missing key `annotations`")
+
+
 def test_a_broken_dataset_is_told_and_left_out(tmp_path):
     for name in ("good", "bad"):
         yolo(tmp_path / name)

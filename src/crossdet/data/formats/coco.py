@@ -28,6 +28,7 @@ from crossdet.data.formats.coco_values import (
     is_number,
     is_text,
     kind_of,
+    missing_or,
     own_ids,
     show,
     whole,
@@ -41,6 +42,7 @@ from crossdet.labels.patterns import class_name
 from crossdet.types import Flag
 
 YOLO = (".yaml", ".yml", ".txt")
+MARKS = ("images", "annotations")
 LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 Floats = NDArray[np.float64]
 
@@ -48,7 +50,7 @@ Floats = NDArray[np.float64]
 def read_coco(annotations: Path, images: Path) -> Index:
     """Reads one COCO or LVIS file. Images keep the file's order, boxes too, classes that of `categories`."""
     with _no_collection():
-        content = _load(annotations)
+        content = _sections(_parsed(annotations), annotations)
         return _index(content, annotations, images)
 
 
@@ -120,8 +122,7 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _load(annotations: Path) -> dict[str, Items]:
-    """The JSON with its three sections checked to be lists of objects."""
+def _parsed(annotations: Path) -> Any:
     content: Any = None
     try:
         content = json.loads(read_bytes(annotations))
@@ -136,6 +137,11 @@ def _load(annotations: Path) -> dict[str, Items]:
         raise_if_any(annotations, ["not usable JSON (nested too deeply); is it the annotation file?"])
     except ValueError as error:  # a number of thousands of digits
         raise_if_any(annotations, [f"not usable JSON ({error}); is it the annotation file?"])
+    return content
+
+
+def _sections(content: Any, annotations: Path) -> dict[str, Items]:
+    """The JSON with its three sections checked to be lists of objects."""
     if not isinstance(content, dict):
         wanted = "an object with the keys `images`, `annotations` and `categories`"
         raise_if_any(annotations, [f"the file holds {kind_of(content)}, expected {wanted}"])
@@ -277,6 +283,8 @@ def _sizes(items: Items, problems: list[str]) -> NDArray[np.int32]:
     sizes = np.zeros((len(items), 2), np.int32)
     for column, key in enumerate(("height", "width")):
         values = [item.get(key) or 0 for item in items]
+        if str in set(map(type, values)):
+            values = [value if (number := whole(value)) is None else number for value in values]
         bad = [i for i, v in enumerate(values) if type(v) not in (int, float) or not 0 <= v < 2**31]
         for i in bad:
             problems.append(
@@ -297,6 +305,7 @@ def _class_lists(items: Items, key: str, category_ids: NDArray[np.int64], proble
         if not isinstance(numbers, list):
             problems.append(f"images[{i}].{key}: {show(numbers)}, expected a list of category ids")
             numbers = []
+        numbers = [n if (number := whole(n)) is None else number for n in numbers]
         unknown = [n for n in numbers if not isinstance(n, int) or n not in position]
         if unknown:
             problems.append(
@@ -316,13 +325,15 @@ def _boxes(items: Items, problems: list[str]) -> tuple[Floats, Floats, NDArray[n
     flags = np.zeros(len(items), np.uint8)
     for key, flag in (("iscrowd", Flag.CROWD), ("ignore", Flag.IGNORE_REGION)):
         values = [0 if (value := item.get(key)) is None else value for item in items]
+        if str in set(map(type, values)):
+            values = [value if (number := whole(value)) is None else number for value in values]
         try:
             bad = set(values) - {0, 1}
         except TypeError:  # a list or an object
             bad = {None}
         if bad:
             problems += [
-                f"annotations[{i}].{key}: {show(value)}, expected 0 or 1"
+                f"annotations[{i}].{key}: {show(items[i][key])}, expected 0 or 1"
                 for i, value in enumerate(values)
                 if value not in (0, 1)
             ]
@@ -386,7 +397,7 @@ def _four_numbers(items: Items, problems: list[str]) -> Floats:
                 return _without_loss(np.array(flat, np.float64).reshape(-1, 4), items)
     for i, box in enumerate(boxes):
         if type(box) is not list or len(box) != 4 or not all(map(is_number, box)):
-            given = "missing key" if box is None else show(box)
+            given = missing_or(items[i], "bbox")
             problems.append(f"annotations[{i}].bbox: {given}, expected four numbers [x, y, width, height]")
     return np.zeros((len(items), 4))
 
@@ -427,7 +438,10 @@ def _find(tree: Tree) -> Iterator[Found | Refused]:
         problems: list[str] = []
         try:
             with _no_collection():
-                names = _file_names(_load(file)["images"], problems)
+                content = _parsed(file)
+                if isinstance(content, dict) and not any(mark in content for mark in MARKS):
+                    continue  # JSON of anything
+                names = _file_names(_sections(content, file)["images"], problems)
             raise_if_any(file, problems)
         except AnnotationError as error:
             yield Refused.of(file, error)
@@ -455,5 +469,5 @@ FORMAT = Format(
     write=_write,
     depends_on_images=False,  # they are many and may lie on a slow disk, and sizes stand in the file
     find=_find,
-    marks=("images", "annotations"),
+    marks=MARKS,
 )

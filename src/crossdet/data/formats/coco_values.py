@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+_DIGITS = re.compile("-?[0-9]{1,20}")
 Items = list[dict[str, Any]]
 
 
@@ -24,7 +26,15 @@ def own_ids(items: Items, section: str, problems: list[str]) -> NDArray[np.int64
 
 
 def ids_of(items: Items, section: str, key: str, problems: list[str]) -> NDArray[np.int64]:
-    values = column_of(items, section, key, int, "a whole number", problems)
+    values: list[Any] = [item.get(key) for item in items]
+    if set(map(type, values)) - {int}:
+        read = [whole(value) for value in values]
+        problems += [
+            f"{section}[{i}].{key}: {missing_or(items[i], key)}, expected a whole number"
+            for i, number in enumerate(read)
+            if number is None
+        ]
+        values = [] if None in read else read
     if not values:
         return np.arange(len(items), dtype=np.int64)
     if max(values) >= 2**63 or min(values) < -(2**63):
@@ -42,13 +52,21 @@ def column_of(
         return values
     for i, value in enumerate(values):
         if type(value) is not kind:
-            given = "missing key" if key not in items[i] else show(value)
-            problems.append(f"{section}[{i}].{key}: {given}, expected {wanted}")
+            problems.append(f"{section}[{i}].{key}: {missing_or(items[i], key)}, expected {wanted}")
     return None
 
 
+def missing_or(item: dict[str, Any], key: str) -> str:
+    """The value of a key for a message."""
+    return show(item[key]) if key in item else "missing key"
+
+
 def whole(value: Any) -> int | None:
-    """The whole number that a value is; None for what is none."""
+    """The whole number that a value is, also as `7.0` or `"7"`; None for what is none."""
+    if type(value) is float and value.is_integer():
+        return int(value)
+    if type(value) is str and _DIGITS.fullmatch(value):
+        return int(value)
     return value if type(value) is int else None
 
 

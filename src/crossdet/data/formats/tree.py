@@ -6,8 +6,10 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
+from crossdet.data.annotation_files import PICTURE_SUFFIXES
 from crossdet.data.formats.format import SplitFiles
 from crossdet.errors import UserError
 
@@ -24,6 +26,10 @@ RUN = {"config.yaml", "steps.csv"}
 """Files of a training's directory, whose pictures and JSONs (such as the audit's) are no data set."""
 SAMPLE = 20
 """So many pictures of a split are looked for."""
+
+
+LOOKED_AT = 1000
+"""Folders of one that may be anything, such as a home."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,16 @@ class Tree:
 
         best = max(self.folders, key=rank)
         return best if rank(best)[0] else None
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Whether pictures lie below a folder, but for those of trainings; the first folders below are looked at."""
+    for _, below, names in islice(walk(folder), LOOKED_AT):
+        if {*names} >= RUN:
+            below[:] = []
+        elif any(name.lower().endswith(PICTURE_SUFFIXES) for name in names):
+            return True
+    return False
 
 
 def variant(name: str) -> str:

@@ -196,14 +196,17 @@ MALFORMED = [
     ("annotations", 1, {"bbox": [1, 2, 3, "4"]},
      'annotations[1].bbox: [1, 2, 3, "4"], expected four numbers [x, y, width, height]'),
     ("annotations", 0, {"bbox": None},
-     "annotations[0].bbox: missing key, expected four numbers [x, y, width, height]"),
+     "annotations[0].bbox: null, expected four numbers [x, y, width, height]"),
     ("annotations", 2, {"image_id": 4},
      "annotations[2].image_id: 4 is not the id of any of `images`; "
      "add it to `images` or remove the annotation"),
     ("annotations", 2, {"category_id": 2},
      "annotations[2].category_id: 2 is not the id of any of `categories`; "
      "add it to `categories` or remove the annotation"),
-    ("annotations", 2, {"image_id": "5"}, 'annotations[2].image_id: "5", expected a whole number'),
+    ("annotations", 2, {"image_id": "five"}, 'annotations[2].image_id: "five", expected a whole number'),
+    ("annotations", 2, {"image_id": 5.5}, "annotations[2].image_id: 5.5, expected a whole number"),
+    ("annotations", 2, {"image_id": True}, "annotations[2].image_id: true, expected a whole number"),
+    ("annotations", 2, {"iscrowd": "2"}, 'annotations[2].iscrowd: "2", expected 0 or 1'),
     ("annotations", 2, {"area": "big"},
      "annotations[2].area: \"big\", expected a number (leave the key out for the box's area)"),
     ("annotations", 2, {"iscrowd": 2}, "annotations[2].iscrowd: 2, expected 0 or 1"),
@@ -219,8 +222,8 @@ MALFORMED = [
     ("images", 1, {"not_exhaustive_category_ids": [1]},
      "images[1].not_exhaustive_category_ids: without `neg_category_ids` in any image; LVIS has both: add it (`[]` "
      "where there are none)"),
-    ("images", 1, {"height": "80"},
-     'images[1].height: "80", expected the height in pixels '
+    ("images", 1, {"height": "8o"},
+     'images[1].height: "8o", expected the height in pixels '
      '(leave the key out and it is read from the image)'),
     ("images", 1, {"neg_category_ids": [1, 8]},
      "images[1].neg_category_ids: [8] not among the ids of `categories`; add them there or remove them here"),
@@ -332,6 +335,23 @@ def test_names_are_composed(tmp_path: Path) -> None:
     content["categories"][1]["name"] = "caf\u00e9"
     with pytest.raises(AnnotationError, match="is already the name of"):
         read(content, tmp_path)
+
+
+def test_numbers_as_texts_and_floats(tmp_path: Path) -> None:
+    """Where they can mean one thing only."""
+    content = coco_dict()
+    content["images"][0]["neg_category_ids"] = [90]
+    wanted = read(content, tmp_path)
+    for made in (str, float):
+        for section, keys in (
+            ("images", ("id", "height", "width")),
+            ("annotations", ("image_id", "category_id", "iscrowd")),
+            ("categories", ("id",)),
+        ):
+            for item in content[section]:
+                item |= {key: made(int(item[key])) for key in keys if key in item}
+        content["images"][0]["neg_category_ids"] = [made(90)]
+        assert_same(read(content, tmp_path), wanted)
 
 
 def test_white_space_around_names_means_nothing(tmp_path: Path) -> None:
