@@ -1,4 +1,4 @@
-"""What an annotation format is. Every file of this folder ends with its own, `FORMATS` lists them."""
+"""What an annotation format is. The file of each in this folder ends with its own, `FORMATS` lists them."""
 
 from __future__ import annotations
 
