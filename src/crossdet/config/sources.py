@@ -228,7 +228,7 @@ def classes_of(space: LabelSpace) -> dict[str, list[str]]:
 def open_split(dataset: DatasetConfig | UnionTestConfig, split: str, given: SplitConfig | Index) -> Index:
     """The index of one split: read from its files (through the cache), or as handed over from Python; its
     `ignore_classes` are regions. Raises `UserError` where the training split, or the only one, lacks one."""
-    index = given if isinstance(given, Index) else _read(dataset, split, given)
+    index = _with_read_names(given if isinstance(given, Index) else _read(dataset, split, given))
     ignored = [class_name(name) for name in dataset.ignore_classes or ()]
     strange = [name for name in ignored if name not in index.classes]
     splits = [name for name in ALL_SPLITS if getattr(dataset, name, None) is not None]
@@ -236,6 +236,13 @@ def open_split(dataset: DatasetConfig | UnionTestConfig, split: str, given: Spli
         hint = suggest(strange[0], index.classes, "classes")
         raise UserError(f"ignore_classes: it has no class {quoted(strange)}; {hint}")
     return with_regions(index, ignored)
+
+
+def _with_read_names(index: Index) -> Index:
+    """Class names of an index from Python, or of a reader that somebody added, as ours and weights have them; as
+    they are where two would become one."""
+    names = tuple(map(class_name, index.classes))
+    return index if names == index.classes or len({*names}) < len(names) else replace(index, classes=names)
 
 
 def _read(dataset: DatasetConfig | UnionTestConfig, split: str, given: SplitConfig) -> Index:

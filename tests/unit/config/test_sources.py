@@ -308,3 +308,13 @@ def test_a_federated_dataset_of_the_weights_stays_so(tmp_path):
     config = Config.from_dict({"datasets": {"a": {"train": a, "federated": False}}})
     with pytest.raises(LabelError, match="is federated in the weights and not in the config"):
         open_sources(config, known=known)
+
+
+def test_names_of_an_index_are_read_as_those_of_files(tmp_path):
+    """Weights have them so: `cup ` would be no class of theirs."""
+    index = made(tmp_path / "a", [0, 1], ("cup ", "cafe\u0301"))
+    assert open_sources(configured({"a": {"train": index}})).train["a"].classes == ("cup", "caf\u00e9")
+    config = configured({"a": {"train": index, "ignore_classes": [" cafe\u0301"]}})
+    assert open_sources(config).train["a"].classes == ("cup",)
+    twins = made(tmp_path / "b", [0, 1], ("cup ", "cup"))
+    assert open_sources(configured({"b": {"train": twins}})).space.classes == ("cup ", "cup")  # two stay two
