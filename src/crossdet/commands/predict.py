@@ -211,7 +211,7 @@ def _in_videos(sources: list[str], asked: Asked, folder: Path, every: int, pictu
             progress.update(bars[source], completed=done)
 
         for one in predict_videos(sources, find, folder, every, pictures, tell):
-            files = [file for file in (one.file, one.video) if file is not None and file.exists()]
+            files = [file for file in (one.file, one.video) if file is not None and one.frames]
             for note in one.notes or ([] if one.frames else [f"{one.source}: there is no frame in it"]):
                 word = "note" if one.frames else "skipped"
                 out.print(f"[yellow]{word}[/yellow] {escape(note)}", highlight=False, soft_wrap=True)

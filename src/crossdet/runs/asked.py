@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from crossdet.errors import UserError
 from crossdet.labels.reporting import Threshold
 from crossdet.models.card import is_exported
@@ -58,7 +60,7 @@ class Asked:
     def without_torch(self) -> ExportedDetector | None:
         """The exported file, where it can do all that is asked; None: `detector` does.
 
-        Raises `UserError` for what neither can.
+        Raises `UserError` for what neither can, such as unknown classes: before an earlier result is written over.
         """
         if not is_exported(self.weights) or self.tiling is not None:
             return None
@@ -69,10 +71,19 @@ class Asked:
             raise UserError(
                 f"--agnostic-nms: {self.weights} keeps what it was exported with; leave it out, or export again"
             )
-        exported.limit(self.max_detections)  # before an earlier result is written over
+        exported.asked(self.classes, self.score_threshold)
+        exported.limit(self.max_detections)
         return exported
 
     def detector(self) -> Detector:
+        """Raises `UserError` as `without_torch`."""
         from crossdet.inference import load_detector
 
-        return load_detector(self.weights, self.device, self.fold, self.last)
+        detector = load_detector(self.weights, self.device, self.fold, self.last)
+        if is_exported(self.weights):  # which options its file keeps it says when it looks at a picture
+            nothing = np.zeros((32, 32, 3), np.uint8)
+            detector.batch([nothing], self.classes, self.score_threshold, **self.limits)
+        else:
+            detector.class_ids(self.classes)
+            detector.limits(self.score_threshold, self.max_detections)
+        return detector

@@ -29,7 +29,8 @@ FRAMES_AT_ONCE = 8
 
 @dataclass
 class VideoSummary:
-    """frames: looked at. counts: detections per class. notes: what was wrong with the source."""
+    """file, video: written where there are frames, else they may be of an earlier call. frames: looked at. counts:
+    detections per class. notes: what was wrong with the source."""
 
     source: str
     file: Path
@@ -72,29 +73,36 @@ def predict_videos(
         folder.mkdir(parents=True, exist_ok=True)
     check_room(folder)
     for source, name in zip(sources, names, strict=True):
-        file = folder / f"{name}.jsonl"
-        summary = VideoSummary(source, file, folder / f"{name}.mp4" if pictures else None)
-        with writing(file, "what was found before is kept"), ExitStack() as opened:
+        summary = VideoSummary(source, folder / f"{name}.jsonl", folder / f"{name}.mp4" if pictures else None)
+        with ExitStack() as opened:
             try:
                 video = opened.enter_context(Video(source, every))
             except UserError as error:
                 if len(sources) == 1:
                     raise
-                yield VideoSummary(source, file, None, notes=[str(error)])
-                continue
-            lines = opened.enter_context(file.open("w", encoding="utf-8"))
-            drawing = (
-                opened.enter_context(VideoWriter(summary.video, video.rate / every)) if summary.video else None
-            )
-            try:
-                coming = iter(video)
-                while frames := list(islice(coming, FRAMES_AT_ONCE)):
-                    _write(frames, find([frame.picture for frame in frames]), lines, drawing, summary)
-                    tell(source, frames[-1].number + 1, video.frames)
-            except KeyboardInterrupt:
-                video.notes.append(f"{source}: ended by Ctrl-C")
-            summary.notes = video.notes
+                summary.notes.append(str(error))
+            else:
+                _look(video, find, summary, tell)
         yield summary
+
+
+def _look(video: Video, find: Find, summary: VideoSummary, tell: Callable[[str, int, int | None], None]) -> None:
+    """The files begin with the first frames that are looked at; until then those of an earlier call stay."""
+    with writing(summary.file, "what was found before is kept"), ExitStack() as opened:
+        drawing = lines = None
+        if summary.video is not None:
+            drawing = opened.enter_context(VideoWriter(summary.video, video.rate / video.every))
+        try:
+            coming = iter(video)
+            while frames := list(islice(coming, FRAMES_AT_ONCE)):
+                found = find([frame.picture for frame in frames])
+                if lines is None:
+                    lines = opened.enter_context(summary.file.open("w", encoding="utf-8"))
+                _write(frames, found, lines, drawing, summary)
+                tell(video.source, frames[-1].number + 1, video.frames)
+        except KeyboardInterrupt:
+            video.notes.append(f"{video.source}: ended by Ctrl-C")
+        summary.notes = video.notes
 
 
 def _write(

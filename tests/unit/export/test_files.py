@@ -46,6 +46,7 @@ from crossdet.models.detr.settings import DFineSettings, RFDetrSettings
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.models.weights import save_weights
 from crossdet.runs import export as exporting
+from crossdet.runs.asked import Asked
 from crossdet.runs.audit import audit_runs
 from crossdet.runs.evaluate import evaluate
 from crossdet.runs.export import Request, export
@@ -385,6 +386,18 @@ def test_more_detections_than_the_file_gives_are_refused(files, pictures, tmp_pa
     done = crossdet("predict", files / "any.onnx", tmp_path / "p.png", "-o", tmp_path, "--max-detections", 200)
     assert done.returncode == 2
     assert "export again with --max-detections 200" in done.stderr
+
+
+@pytest.mark.parametrize("tile", [None, 64])
+@pytest.mark.parametrize(
+    "wrong", [{"classes": ["foo"]}, {"classes": []}, {"score_threshold": {"foo": 0.3}}, {"max_detections": 500}]
+)
+def test_mistakes_are_told_when_the_file_is_opened(files, wrong, tile):
+    """And not with the first picture: an earlier result would be written over by then."""
+    asked = Asked(files / "any.onnx", tile=tile, **wrong)
+    with pytest.raises(UserError, match=r"foo|none given|asked for are 500"):
+        asked.without_torch() or asked.detector()
+    assert Asked(files / "any.onnx", tile=64).detector().classes == ("x", "y", "z")
 
 
 def test_mistakes_are_told_before_anything_is_written(weights, files, tmp_path):

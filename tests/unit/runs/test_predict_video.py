@@ -99,6 +99,32 @@ def test_one_that_cannot_be_opened_does_not_end_the_others(clip, tmp_path):
         list(predict_videos([str(bad)], squares, tmp_path / "out"))
 
 
+@pytest.mark.parametrize("wrong", [("--classes", "foo"), ("--classes", ""), ("--score", "foo=0.3")])
+def test_a_mistake_leaves_what_was_found_before(clip, trained, tmp_path, crossdet, wrong):
+    """It emptied the earlier file; a folder that was not there is not left empty."""
+    earlier = tmp_path / "out/clip.jsonl"
+    earlier.parent.mkdir()
+    earlier.write_text("earlier")
+    done = crossdet("predict", trained.folder, clip, "-o", earlier.parent, *wrong)
+    assert done.returncode == 2, done.stdout
+    assert earlier.read_text() == "earlier"
+    assert crossdet("predict", trained.folder, clip, "-o", tmp_path / "new", *wrong).returncode == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_earlier_result_is_kept_until_there_is_a_frame(clip, tmp_path):
+    earlier = tmp_path / "out/clip.jsonl"
+    earlier.parent.mkdir()
+    earlier.write_text("earlier")
+
+    def fail(_):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        list(predict_videos([str(clip)], fail, earlier.parent))
+    assert earlier.read_text() == "earlier"
+
+
 def test_no_source_is_written_over(clip, tmp_path):
     """Neither its own nor a later one."""
     content = clip.read_bytes()
