@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.data.picture_files import VIDEO_SUFFIXES
-from crossdet.errors import UserError
+from crossdet.errors import RunError, UserError
 
 _CAMERA = re.compile(r"camera:(\d+)")
 _CAMERAS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}", "avfoundation")}
@@ -115,7 +116,10 @@ class Video:
 
 
 class VideoWriter:
-    """Pictures to an MP4 file, each at its time; all get the size of the first, made even. For a `with`."""
+    """Pictures to an MP4 file, each at its time; all get the size of the first, made even. For a `with`.
+
+    The file begins with the first picture. Raises `RunError` for what cannot be written.
+    """
 
     def __init__(self, file: Path, rate: Fraction) -> None:
         self.file, self.rate = file, rate
@@ -130,22 +134,39 @@ class VideoWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         if self._container is not None:
-            self._container.mux(self._stream.encode())
-            self._container.close()
+            # after an earlier error that one is told, not what closing an unfinished file says
+            with nullcontext() if kind is None else suppress(RunError), self._writing():
+                try:
+                    if self._stream is not None:
+                        self._container.mux(self._stream.encode())
+                finally:
+                    self._container.close()
 
     def add(self, time: float, picture: NDArray[np.uint8]) -> None:
         """picture: `[H, W, 3]` RGB. time: in seconds, rising."""
+        with self._writing():
+            if self._container is None:
+                self._begin(picture.shape[0], picture.shape[1])
+            frame = _library().VideoFrame.from_ndarray(picture, format="rgb24")
+            self._last = frame.pts = max(self._last + 1, round(1000 * time))
+            frame.time_base = MILLISECOND
+            self._container.mux(self._stream.encode(frame))
+
+    def _begin(self, height: int, width: int) -> None:
         av = _library()
-        if self._container is None:
-            self._container = av.open(str(self.file), "w")
-            self._stream = self._container.add_stream(_codec(av), rate=self.rate)
-            self._stream.height, self._stream.width = (max(2, side // 2 * 2) for side in picture.shape[:2])
-            self._stream.pix_fmt = "yuv420p"
-            self._stream.codec_context.time_base = MILLISECOND
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        self._last = frame.pts = max(self._last + 1, round(1000 * time))
-        frame.time_base = MILLISECOND
-        self._container.mux(self._stream.encode(frame))
+        self._container = av.open(f"file:{self.file}", "w", format="mp4")
+        self._stream = self._container.add_stream(_codec(av), rate=self.rate)
+        self._stream.height, self._stream.width = (max(2, side // 2 * 2) for side in (height, width))
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.codec_context.time_base = MILLISECOND
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (_library().FFmpegError, OSError) as error:
+            reason = _reason(error)
+            raise RunError(f"{self.file} could not be written ({reason}); what was found before is kept") from error
 
 
 def _codec(av: Any) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from crossdet.data.video import Video, VideoWriter, is_video
-from crossdet.errors import UserError
+from crossdet.errors import RunError, UserError
 
 av = pytest.importorskip("av")
 FRAMES, HEIGHT, WIDTH = 24, 48, 64
@@ -153,3 +153,30 @@ def test_what_is_no_video(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(UserError, match=r"videos need PyAV: pip install 'crossdet\[video\]'"):
         frames(tmp_path / "text.mp4")
+
+
+def test_a_name_with_a_colon_is_a_file(tmp_path, monkeypatch):
+    """FFmpeg takes what stands before a colon for a protocol."""
+    monkeypatch.chdir(tmp_path)
+    file = Path("2026-11-30T19:00/clip.mp4")
+    file.parent.mkdir()
+    with VideoWriter(file, Fraction(10)) as video:
+        video.add(0, picture(3))
+    assert len(frames(file)[0]) == 1
+
+
+def test_what_ffmpeg_cannot_write_is_told_with_the_file(tmp_path):
+    """The codec has no pictures of so many pixels; and what FFmpeg cannot name by a number of the system."""
+    for file, side in ((tmp_path / "wide.mp4", 40_000), (tmp_path / "gone" / "clip.mp4", 64)):
+        with (
+            pytest.raises(RunError, match=rf"^{file} could not be written \(.+\); what was found before is kept"),
+            VideoWriter(file, Fraction(10)) as video,
+        ):
+            video.add(0, np.zeros((2, side, 3), np.uint8))
+
+
+def test_the_first_error_is_the_one_that_is_told(tmp_path):
+    with pytest.raises(KeyError), VideoWriter(tmp_path / "clip.mp4", Fraction(10)) as video:  # noqa: PT012
+        video.add(0, picture(3))
+        video._stream = None
+        raise KeyError
