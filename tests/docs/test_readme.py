@@ -130,7 +130,7 @@ def commands(page):
 def test_the_pages_show_every_step():
     assert [words[1] for words in commands(README)] == ["check", "train", "eval", "audit", "predict", "extend"]
     assert [words[1] for words in commands(USING)] == [
-        "new", *["check"] * 3, "anchors", *["train"] * 3, "eval", "audit", "report", *["predict"] * 5,
+        "new", *["check"] * 3, "anchors", *["train"] * 3, "eval", "audit", "report", *["predict"] * 6,
         *["serve"] * 2, "push", "push", "predict", *["score"] * 4, "curves",
         "extend", "extend", "check", "paper", "paper",
     ]  # fmt: skip

@@ -448,7 +448,9 @@ def test_predict_with_a_score_for_one_class(world, trained, tmp_path, command, c
         done = crossdet("predict", trained.folder, *paths, "-o", tmp_path / "none", "--score", score)
         assert done.returncode == 2
         assert "score" in done.stderr
-    assert not list((tmp_path / "none").glob("*"))
+    for wrong in (("--classes", ""), ("--classes", "van"), ("--coco", tmp_path / "gone.json")):
+        assert crossdet("predict", trained.folder, *paths, "-o", tmp_path / "none", *wrong).returncode == 2
+    assert not (tmp_path / "none").exists()
     assert command("predict", trained.folder, *paths, "-o", tmp_path, "--score", "0,face=1")[0] == 0
     record = json.loads((tmp_path / "predictions.json").read_text())
     assert record["score_threshold"] == {"*": 0.0, "face": 1.0}
@@ -516,5 +518,9 @@ def test_find_images(world, tmp_path, monkeypatch):
     monkeypatch.chdir(world.root)
     assert find_images(["cars/val_?.png"]) == [Path("cars") / f"val_{i}.png" for i in range(5)]
     assert len(find_images(["**/train_1.png"])) == 2
+    spellings = ["cars/../cars/val_1.png", "cars/val_1.png", cars / "val_1.png"]
+    assert find_images(spellings) == [Path(spellings[0])]
+    (tmp_path / "other.png").symlink_to(cars / "val_1.png")
+    assert len(find_images([tmp_path, *spellings])) == 2  # which may have a row of its own in --coco
     with pytest.raises(UserError, match=r"no image found for x\.png, y\*"):
         find_images(["x.png", "cars", "y*"])

@@ -38,7 +38,9 @@ def predict(
     weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help=ANY_WEIGHTS)],
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGES...", help="files, folders or glob patterns; video files; camera:0"),
+        typer.Argument(
+            metavar="IMAGES...", help="files, folders or glob patterns; video files or patterns of them; camera:0"
+        ),
     ],
     output: Output = Path("predictions"),
     classes: Annotated[
@@ -89,7 +91,7 @@ def predict(
     What an earlier call left in --output is written over where it has the same name; other files stay, and pictures
     of an earlier call are told.
     """
-    from crossdet.data.video import is_video
+    from crossdet.data.video import find_videos, is_video
     from crossdet.models.card import taken
     from crossdet.models.hub import fetched
     from crossdet.runs.asked import Asked
@@ -97,8 +99,8 @@ def predict(
     weights = fetched(weights)
     check_device(device, [weights])
     say(taken(weights, last))
-    videos = [source for source in images if is_video(source)]
-    images = [source for source in images if source not in videos]
+    videos = find_videos(source for source in images if is_video(source))
+    images = [source for source in images if not is_video(source)]
     ignored = [f"--every: it is for videos, and {', '.join(images)} is none"] if every and not videos else []
     if json_file is not None and coco is not None and json_file.resolve() == coco.resolve():
         raise UserError(f"--json {json_file}: this is the file of --coco; choose another name")

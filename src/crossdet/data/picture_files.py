@@ -36,28 +36,39 @@ class UnreadableImage(Exception):
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Image files of files, folders (searched through) and glob patterns, sorted, each once.
+    """Image files of files, folders (searched through) and glob patterns, sorted, each once, as it is spelt first.
 
     Raises:
         UserError: lists every argument that names no image.
     """
-    found: dict[Path, None] = {}
+    found: list[Path] = []
     empty = []
     for given in paths:
-        files = [file for file in _files_of(given) if not _is_video(file) or file == Path(given)]
+        files = [file for file in files_of(given) if not _is_video(file) or file == Path(given)]
         if not files:
             videos = videos_in([given])
             empty.append(f"{given} (a video has to be named: {videos[0]})" if videos else str(given))
-        found.update(dict.fromkeys(files))
+        found += files
     if empty:
         raise UserError(f"no image found for {', '.join(empty)}")
-    return list(found)
+    return each_once(found)
+
+
+def each_once(files: Iterable[Path]) -> list[Path]:
+    """Without other spellings of an earlier one (`a.png`, `b/../a.png`). Links of other names are other files."""
+    folders: dict[Path, Path] = {}  # asking the disk once for each
+    found: dict[Path, Path] = {}
+    for file in files:
+        if file.parent not in folders:
+            folders[file.parent] = file.parent.resolve()
+        found.setdefault(folders[file.parent] / file.name, file)
+    return list(found.values())
 
 
 def videos_in(paths: Iterable[str | Path], without: Path | None = None) -> list[Path]:
     """Video files in folders (searched through) and among what glob patterns name, sorted; without those in a
     folder, and without `.ts`, which may be a program."""
-    found = {f for given in paths for f in _files_of(given) if _is_video(f) and f != Path(given)}
+    found = {f for given in paths for f in files_of(given) if _is_video(f) and f != Path(given)}
     outside = {f for f in found if without is None or without.resolve() not in f.resolve().parents}
     return sorted(f for f in outside if f.suffix.lower() != ".ts")
 
@@ -66,7 +77,7 @@ def _is_video(file: Path) -> bool:
     return file.name.lower().endswith(VIDEO_SUFFIXES)
 
 
-def _files_of(given: str | Path) -> list[Path]:
+def files_of(given: str | Path) -> list[Path]:
     """Of a file, a folder (searched through for pictures and videos) or a glob pattern, sorted."""
     path = Path(given)
     if path.is_dir():

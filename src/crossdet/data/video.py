@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdet.data.picture_files import VIDEO_SUFFIXES
+from crossdet.data.picture_files import VIDEO_SUFFIXES, files_of
 from crossdet.errors import RunError, UserError
+from crossdet.labels.patterns import is_pattern
 
 _CAMERA = re.compile(r"camera:(\d+)")
 _CAMERAS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}", "avfoundation")}
@@ -39,6 +40,26 @@ class Frame(NamedTuple):
 def is_video(source: str) -> bool:
     """Whether a path or `camera:N` is meant as a video."""
     return _CAMERA.fullmatch(source) is not None or source.lower().endswith(VIDEO_SUFFIXES)
+
+
+def find_videos(sources: Iterable[str]) -> list[str]:
+    """Video files, those of glob patterns, sorted, and cameras, each once. What is no pattern need not be there.
+
+    Raises `UserError`: lists every pattern that names no file.
+    """
+    found: dict[Path, str] = {}
+    empty = []
+    for source in sources:
+        files = [source]
+        if _CAMERA.fullmatch(source) is None and not Path(source).is_file() and is_pattern(source):
+            files = [str(file) for file in files_of(source)]
+        if not files:
+            empty.append(source)
+        for file in files:
+            found.setdefault(Path(file).parent.resolve() / Path(file).name, file)
+    if empty:
+        raise UserError(f"no video found for {', '.join(empty)}")
+    return list(found.values())
 
 
 @dataclass

@@ -226,14 +226,26 @@ def _check(weights: Path, request: Request) -> None:
         problems.append(f"--size: expected height and width of at least 32 pixels, got {request.size}")
     if request.raw and request.precision == "int8":
         problems.append("--raw: not with --precision int8")
-    if request.calibrate is not None and request.precision != "int8":
-        problems.append("--calibrate: it is for --precision int8 only")
+    problems += _problems_of_calibration(request)
     if request.tolerance is not None and request.precision != "int8":
         problems.append("--tolerance: it is for --precision int8 only")
     elif request.tolerance is not None and not request.tolerance >= 0:
         problems.append(f"--tolerance: expected points of AP of at least 0, got {request.tolerance}")
     if problems:
         raise UserError("; ".join(problems))
+
+
+def _problems_of_calibration(request: Request) -> list[str]:
+    """Pictures are looked for here: before the network is recorded, which takes minutes."""
+    if request.calibrate is None:
+        return []
+    if request.precision != "int8":
+        return ["--calibrate: it is for --precision int8 only"]
+    try:
+        find_images([request.calibrate])
+    except UserError as error:
+        return [f"--calibrate: {error}"]
+    return []
 
 
 def _directory(weights: Path, request: Request, output: Path | None, last: bool) -> dict[str, Any]:

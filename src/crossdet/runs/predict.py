@@ -16,7 +16,7 @@ from PIL import Image
 
 from crossdet.data.drawing import draw_detections
 from crossdet.data.picture_files import find_images
-from crossdet.errors import UserError
+from crossdet.errors import UserError, show
 from crossdet.files import check_room, safe_names, write_json, writing
 from crossdet.labels.folds import NO_ANGLE
 from crossdet.labels.patterns import class_name
@@ -111,16 +111,16 @@ def predict_to_folder(
     files = _without_drawings(found, images, folder)
     drawn = _picture_names(files) if pictures else {}
     check_not_read(folder, [folder / "pictures" / name for name in drawn.values()], files)
+    ids = None if coco is None else _coco_ids(coco)
+    detector, search = _opened(asked)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {folder}: {error.strerror or error}") from None
     check_room(folder)
-    ids = None if coco is None else _coco_ids(coco)
-    detector, searched = _searched(asked, files)
     usual = detector.usual_limit if tiling is None else None  # then it is that of every window
     most = usual if asked.max_detections is None else asked.max_detections
-    answers = _collected(searched, ids, files, folder / "pictures", drawn, tell)
+    answers = _collected(search(files), ids, files, folder / "pictures", drawn, tell)
     used, own = (detector.thresholds_used(score) for score in (asked.score_threshold, None))
     own = {} if isinstance(asked.score_threshold, float) else own
     content = {
@@ -155,18 +155,22 @@ def predict_to_folder(
     )
 
 
-def _searched(asked: Asked, files: Sequence[Path]) -> tuple[Detector | ExportedDetector, Searched]:
-    """The detector, and what it finds in the files, in their order."""
+def _opened(asked: Asked) -> tuple[Detector | ExportedDetector, Callable[[Sequence[Path]], Searched]]:
+    """The detector, and what it finds in files, in their order."""
+    given = (asked.classes, asked.score_threshold)
     if (exported := asked.without_torch()) is not None:
         from crossdet.export import detector as by_file
 
-        given = (asked.classes, asked.score_threshold, asked.max_detections)
-        return exported, by_file.predict_files(exported, files, *given)
+        return exported, lambda files: by_file.predict_files(exported, files, *given, asked.max_detections)
     from crossdet.inference import predict_files
 
     detector = asked.detector()
-    rows = predict_files(detector, files, asked.classes, asked.score_threshold, **asked.limits)
-    return detector, ((file, None if p is None else p.permute(1, 2, 0).numpy(), found) for file, p, found in rows)
+
+    def search(files: Sequence[Path]) -> Searched:
+        for file, p, found in predict_files(detector, files, *given, **asked.limits):
+            yield file, None if p is None else p.permute(1, 2, 0).numpy(), found
+
+    return detector, search
 
 
 @dataclass
@@ -300,10 +304,24 @@ def _ends(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 
 def _coco_ids(path: Path) -> CocoIds:
+    def text(place: str, value: object) -> str:
+        if not isinstance(value, str):
+            raise UserError(f"--coco {path}: {place}: expected a text, got {show(value)}")
+        return value
+
     try:
         data = json.loads(path.read_bytes())
-        images = [(Path(image["file_name"]).parts, image["id"]) for image in data["images"]]
-        return CocoIds(images, {class_name(category["name"]): category["id"] for category in data["categories"]})
+        images = [
+            (Path(text(f"images[{at}].file_name", image["file_name"])).parts, image["id"])
+            for at, image in enumerate(data["images"])
+        ]
+        categories = {
+            class_name(text(f"categories[{at}].name", category["name"])): category["id"]
+            for at, category in enumerate(data["categories"])
+        }
+        return CocoIds(images, categories)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"--coco {path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:

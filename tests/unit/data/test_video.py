@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossdet.data.video import Video, VideoWriter, is_video
+from crossdet.data.video import Video, VideoWriter, find_videos, is_video
 from crossdet.errors import RunError, UserError
 
 av = pytest.importorskip("av")
@@ -180,3 +180,14 @@ def test_the_first_error_is_the_one_that_is_told(tmp_path):
         video.add(0, picture(3))
         video._stream = None
         raise KeyError
+
+
+def test_videos_of_patterns_each_once(tmp_path, monkeypatch):
+    """A shell expands no pattern in quotes."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.mp4", "a.mp4", "[1].mp4", "a.png"):
+        (tmp_path / name).write_bytes(b"")
+    given = ["b.mp4", "*.mp4", "camera:0", f"{tmp_path}/a.mp4", "gone.mp4", "camera:0", "[1].mp4"]
+    assert find_videos(given) == ["b.mp4", "[1].mp4", "a.mp4", "camera:0", "gone.mp4"]
+    with pytest.raises(UserError, match=r"^no video found for x\*\.mp4, y/\?\.avi$"):
+        find_videos(["x*.mp4", "b.mp4", "y/?.avi"])

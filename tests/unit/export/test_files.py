@@ -383,9 +383,12 @@ def test_more_detections_than_the_file_gives_are_refused(files, pictures, tmp_pa
     with pytest.raises(UserError, match=r"gives 100 .* asked for are 500; export again with --max-detections 500"):
         detector(pictures[0], max_detections=500)
     Image.fromarray(pictures[0]).save(tmp_path / "p.png")
-    done = crossdet("predict", files / "any.onnx", tmp_path / "p.png", "-o", tmp_path, "--max-detections", 200)
+    done = crossdet(
+        "predict", files / "any.onnx", tmp_path / "p.png", "-o", tmp_path / "o", "--max-detections", 200
+    )
     assert done.returncode == 2
     assert "export again with --max-detections 200" in done.stderr
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize("tile", [None, 64])
@@ -584,6 +587,8 @@ def test_pictures_to_calibrate_on_are_of_the_whole_folder_and_readable(tmp_path,
     assert len(found) == exporting.CALIBRATION_PICTURES - 1
     assert found[-1].max() == 199
     assert "warning: --calibrate: " in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"^--calibrate: no image found for .*nofolder$"):  # not after the recording
+        export(tmp_path / "gone", Request(precision="int8", calibrate=str(tmp_path / "nofolder")))
     with pytest.raises(UserError, match="none of 1 pictures can be read"):
         exporting._some_pictures([tmp_path / "000.png"])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from crossdet.errors import UserError
 from crossdet.runs.predict import CocoIds, _coco_ids
 
 PARADE, CARS = Path("/data/faces/val_0.png"), Path("/data/cars/val_0.png")
@@ -37,3 +38,19 @@ def test_categories_of_a_coco_file_are_named_as_the_weights_name_them(tmp_path):
     content = {"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [{"id": 4, "name": " cafe\u0301\n"}]}
     (tmp_path / "c.json").write_text(json.dumps(content))
     assert _coco_ids(tmp_path / "c.json").categories == {"caf\u00e9": 4}
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        ({"categories": [{"id": 1, "name": "car"}, {"id": 2, "name": None}]}, "categories[1].name: {}, got null"),
+        ({"categories": [{"id": 1, "name": 7}]}, "categories[0].name: {}, got 7"),
+        ({"images": [{"id": 1, "file_name": 5}]}, "images[0].file_name: {}, got 5"),
+    ],
+)
+def test_a_name_that_is_no_text_is_told_with_its_place(tmp_path, part, told):
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({"images": [], "categories": []} | part))
+    with pytest.raises(UserError) as refused:
+        _coco_ids(file)
+    assert str(refused.value) == f"--coco {file}: {told.format('expected a text')}"

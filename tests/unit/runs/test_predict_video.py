@@ -155,6 +155,8 @@ def test_the_command(clip, trained, tmp_path, crossdet):
     assert f"skipped {bad}: no video can be read from it" in several.stdout
     assert "0 frames" not in several.stdout
     assert "clip.mp4: 4 frames: " in several.stdout
+    pattern = crossdet("predict", trained.folder, tmp_path / "cl*.mp4", "--every", "5", "-o", out, "--no-pictures")
+    assert "clip.mp4: 4 frames: " in pattern.stdout, pattern.stderr
     refused = crossdet("predict", trained.folder, tmp_path, "--every", "5", "-o", out)
     assert refused.returncode == 2
     assert "--every: it is for videos" in refused.stderr
