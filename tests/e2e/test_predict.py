@@ -379,12 +379,14 @@ def test_a_full_disk_is_told_with_the_path_and_what_is_kept(world, trained, tmp_
     done = crossdet("predict", trained.folder, cars / "val_[01].png", "-o", out)
     assert done.returncode == 1
     assert done.stderr == (
-        f"failed {out}/pictures/val_1.jpg could not be written (No space left on device); the pictures before it "
-        f"are kept, predictions.json is not written\n"
+        f"failed {out}/pictures/val_1.jpg could not be written (No space left on device); what was found in 2 of 2 "
+        f"images is in {out}/predictions.json\n"
     )
     with Image.open(out / "pictures" / "val_0.jpg") as kept:
         kept.load()
-    assert not (out / "predictions.json").exists()
+    content = json.loads((out / "predictions.json").read_text())
+    assert [entry.get("picture") for entry in content["images"]] == ["pictures/val_0.jpg", None]
+    assert content["complete"] is True
 
 
 def test_a_full_disk_is_found_before_the_work(world, trained, tmp_path, crossdet, monkeypatch):

@@ -167,7 +167,7 @@ def _tell(
     """For people. score: `--score`. pictures: they were drawn. unseen: videos that lie in folders of pictures."""
     from crossdet.evaluation.operating import CONFIDENT
 
-    for line in summary.unreadable:
+    for line in (*summary.unreadable, *summary.undrawn):
         out.print(f"[yellow]skipped[/yellow] {escape(line)}", highlight=False, soft_wrap=True)
     say(f"{summary.images} images: {_counts(summary.counts)}")
     say(f"{summary.folder}  (predictions.json, coco_results.json{', pictures' if pictures else ''})")

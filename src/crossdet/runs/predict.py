@@ -16,8 +16,8 @@ from PIL import Image
 
 from crossdet.data.drawing import draw_detections
 from crossdet.data.picture_files import find_images
-from crossdet.errors import UserError, show
-from crossdet.files import check_room, safe_names, write_json, writing
+from crossdet.errors import RunError, UserError, show
+from crossdet.files import check_room, safe_names, write_json
 from crossdet.labels.folds import NO_ANGLE
 from crossdet.labels.patterns import class_name
 from crossdet.labels.reporting import Threshold
@@ -33,23 +33,27 @@ Picture = NDArray[np.uint8]
 Searched = Iterator[tuple[Path, Picture | None, Detections | str]]
 LOW = 0.1
 """A class that is reported from a lower score on is told."""
+LONGEST_JPEG = 65_500
+"""Pixels of a side that libjpeg writes; drawn copies of larger pictures are made smaller."""
 MAX_OPEN_DRAWINGS = 16
 """Pictures that wait to be drawn and written; more would keep the decoded files in memory."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """images: how many were read. counts: detections per class. unreadable: one line per lost image. older:
-    pictures in `folder/pictures`, by name, that are not of this call. without_id: read images that the COCO file
-    whose ids were asked for does not name; without_category: found classes that it does not know. own: how many
-    drawings of an earlier call were left out. asked: how many images were to be looked at. stopped: by Ctrl-C,
-    before all were. most: detections of an image, None where there is no limit. full: images that have as many.
-    low: thresholds of found classes that are below `LOW`, where nobody said another."""
+    """images: how many were read. counts: detections per class. unreadable: one line per lost image. undrawn: one
+    line per image of which no copy could be drawn. older: pictures in `folder/pictures`, by name, that are not of
+    this call. without_id: read images that the COCO file whose ids were asked for does not name; without_category:
+    found classes that it does not know. own: how many drawings of an earlier call were left out. asked: how many
+    images were to be looked at. stopped: by Ctrl-C, before all were. most: detections of an image, None where there
+    is no limit. full: images that have as many. low: thresholds of found classes that are below `LOW`, where nobody
+    said another."""
 
     folder: Path
     images: int
     counts: dict[str, int]
     unreadable: list[str]
+    undrawn: list[str]
     older: list[str]
     without_id: list[Path]
     without_category: list[str]
@@ -104,7 +108,8 @@ def predict_to_folder(
 
     Ctrl-C ends it early; what was found until then is written, with `complete` false in `predictions.json`.
 
-    Raises `UserError` for weights, images or classes that do not exist, `RunError` for what cannot be written.
+    Raises `UserError` for weights, images or classes that do not exist, `RunError` for what cannot be written;
+    where that is a drawn picture, `predictions.json` has what was found until then.
     """
     tiling = asked.tiling
     found = find_images(images)
@@ -133,16 +138,20 @@ def predict_to_folder(
         "overlap": None if tiling is None else tiling.overlap,
         "images": answers.images,
         "unreadable": answers.lost,
-        "complete": not answers.stopped,
+        "complete": not answers.stopped and answers.looked == len(files),
     }
     write_json(folder / "predictions.json", content)
     write_json(folder / "coco_results.json", answers.coco)
-    mine = {drawn[Path(entry["file"])] for entry in answers.images} if pictures else set()
+    if answers.ended is not None:
+        kept = f"what was found in {answers.looked} of {len(files)} images is in {folder / 'predictions.json'}"
+        raise RunError(f"{answers.ended}; {kept}")
+    mine = {Path(entry["picture"]).name for entry in answers.images if "picture" in entry}
     return Summary(
         folder,
         images=len(answers.images),
         counts=dict(answers.counts.most_common()),
         unreadable=answers.lost,
+        undrawn=answers.undrawn,
         older=sorted({file.name for file in (folder / "pictures").glob("*.jpg")} - mine),
         without_id=answers.without_id,
         without_category=[] if ids is None else sorted(answers.counts.keys() - ids.categories.keys()),
@@ -175,14 +184,22 @@ def _opened(asked: Asked) -> tuple[Detector | ExportedDetector, Callable[[Sequen
 
 @dataclass
 class _Answers:
-    """images, coco: rows of `predictions.json` and of the COCO results. The others: see `Summary`."""
+    """images, coco: rows of `predictions.json` and of the COCO results. ended: see `_Drawing`. The others: see
+    `Summary`."""
 
     images: list[dict[str, Any]] = field(default_factory=list)
     coco: list[dict[str, Any]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
     without_id: list[Path] = field(default_factory=list)
+    undrawn: list[str] = field(default_factory=list)
     stopped: bool = False
+    ended: str | None = None
+
+    @property
+    def looked(self) -> int:
+        """At how many images."""
+        return len(self.images) + len(self.lost)
 
     def add(self, file: Path, picture: Picture, found: Detections, number: int | None, ids: CocoIds | None) -> None:
         """number: the image's id in the COCO results; None: it has none there."""
@@ -215,42 +232,62 @@ def _collected(
                     number = len(answers.images) + 1 if ids is None else numbers.get(file)
                     answers.add(file, picture, found, number, ids)
                     if file in drawn:
-                        drawing.add(drawn[file], picture, found)
-                        answers.images[-1]["picture"] = f"pictures/{drawn[file]}"
+                        drawing.add(answers.images[-1], drawn[file], picture, found)
                 tell(done, len(files))
+                if drawing.ended is not None:
+                    break
         except KeyboardInterrupt:
             answers.stopped = True
+    answers.undrawn, answers.ended = drawing.lost, drawing.ended
     return answers
 
 
 class _Drawing:
-    """Draws and writes pictures in threads, so that the network need not wait; a few at a time are under way."""
+    """Draws and writes pictures in threads, so that the network need not wait; a few at a time are under way.
+
+    lost: one line per picture that could not be drawn. ended: what the disk said of one, so that no other is tried.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.lost: list[str] = []
+        self.ended: str | None = None
         self._pool = ThreadPoolExecutor(max_workers=2)
-        self._open: deque[Future[None]] = deque()
+        self._open: deque[tuple[dict[str, Any], Path, Future[None]]] = deque()
 
     def __enter__(self) -> _Drawing:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._pool.shutdown(cancel_futures=kind is not None)
-        if kind is None:
-            for done in self._open:
-                done.result()  # raises what writing has raised
+        while kind is None and self._open:
+            self._settle()
 
-    def add(self, name: str, picture: Picture, found: Detections) -> None:
-        """Raises what writing an earlier picture has raised."""
+    def add(self, entry: dict[str, Any], name: str, picture: Picture, found: Detections) -> None:
+        """entry: of `predictions.json`; it names its picture once that is written."""
         if len(self._open) == MAX_OPEN_DRAWINGS:
-            self._open.popleft().result()
-        self._open.append(self._pool.submit(self._draw, self.folder / name, picture, found))
+            self._settle()
+        target = self.folder / name
+        self._open.append((entry, target, self._pool.submit(self._draw, target, picture, found)))
+
+    def _settle(self) -> None:
+        entry, target, done = self._open.popleft()
+        try:
+            done.result()
+            entry["picture"] = f"pictures/{target.name}"
+        except (OSError, ValueError, MemoryError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                self.ended = self.ended or f"{target} could not be written ({error.strerror})"
+            else:  # it is about this picture: Pillow's encoders give no number
+                reason = str(error) or type(error).__name__
+                self.lost.append(f"{target}: it could not be drawn ({reason}); what was found is kept")
 
     @staticmethod
     def _draw(target: Path, picture: Picture, found: Detections) -> None:
-        with writing(target, "the pictures before it are kept, predictions.json is not written"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            draw_detections(Image.fromarray(picture), found).save(target, quality=92)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        drawn = draw_detections(Image.fromarray(picture), found)
+        drawn.thumbnail((LONGEST_JPEG, LONGEST_JPEG))
+        drawn.save(target, quality=92)
 
 
 def check_not_read(folder: Path, written: Sequence[Path], read: Sequence[Path]) -> None:

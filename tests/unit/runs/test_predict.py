@@ -1,14 +1,20 @@
-"""Ids of a COCO file for the pictures of a folder, by file names."""
+"""Ids of a COCO file for the pictures of a folder, by file names; pictures that cannot be drawn."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from crossdet.errors import UserError
-from crossdet.runs.predict import CocoIds, _coco_ids
+from crossdet.data.drawing import draw_detections
+from crossdet.errors import RunError, UserError
+from crossdet.runs import predict as predicting
+from crossdet.runs.predict import CocoIds, _coco_ids, predict_to_folder
+from crossdet.types import Detections
 
 PARADE, CARS = Path("/data/faces/val_0.png"), Path("/data/cars/val_0.png")
 
@@ -54,3 +60,69 @@ def test_a_name_that_is_no_text_is_told_with_its_place(tmp_path, part, told):
     with pytest.raises(UserError) as refused:
         _coco_ids(file)
     assert str(refused.value) == f"--coco {file}: {told.format('expected a text')}"
+
+
+@pytest.fixture
+def asked():
+    """A detector that needs no network: of every picture all is a car."""
+
+    def find(picture, *_):
+        height, width = picture.shape[:2]
+        return Detections(
+            np.array([[0, 0, width, height]], np.float32), np.array([0.5], np.float32), np.array([0]), ("car",)
+        )
+
+    detector = SimpleNamespace(
+        file=Path("w"), reported=("car",), usual_limit=100, asked=lambda *_: None, limit=lambda _: 100, find=find,
+        thresholds_used=lambda _: {"car": 0.3},
+    )  # fmt: skip
+    return SimpleNamespace(
+        tiling=None, classes=None, score_threshold=None, max_detections=None, without_torch=lambda: detector
+    )
+
+
+def pictures(folder: Path, count: int, size: tuple[int, int] = (8, 8)) -> list[str]:
+    folder.mkdir()
+    files = [folder / f"{number:02}.png" for number in range(count)]
+    for file in files:
+        Image.new("RGB", size).save(file)
+    return list(map(str, files))
+
+
+def test_a_copy_of_a_panorama_is_made_smaller(asked, tmp_path):
+    """JPEG has at most 65,500 pixels a side; all that was found was lost."""
+    summary = predict_to_folder(asked, pictures(tmp_path / "in", 1, (70_000, 8)), tmp_path / "out")
+    (entry,) = json.loads((tmp_path / "out/predictions.json").read_text())["images"]
+    assert (entry["width"], entry["detections"][0]["box_xyxy"], summary.undrawn) == (70_000, [0, 0, 70_000, 8], [])
+    with Image.open(tmp_path / "out" / entry["picture"]) as drawn:
+        assert drawn.size == (65_500, 8)
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_detections(asked, tmp_path, monkeypatch):
+    def draw(image, found):
+        if image.size == (9, 9):
+            raise ValueError("too odd")
+        return draw_detections(image, found)
+
+    monkeypatch.setattr(predicting, "draw_detections", draw)
+    files = [*pictures(tmp_path / "odd", 1, (9, 9)), *pictures(tmp_path / "in", 2)]
+    summary = predict_to_folder(asked, files, tmp_path / "out")
+    assert summary.undrawn == [
+        f"{tmp_path}/out/pictures/00.jpg: it could not be drawn (too odd); what was found is kept"
+    ]
+    content = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [len(entry["detections"]) for entry in content["images"]] == [1, 1, 1]
+    assert [entry.get("picture") for entry in content["images"]] == [None, "pictures/00_2.jpg", "pictures/01.jpg"]
+    assert content["complete"] is True
+
+
+def test_a_full_disk_ends_it_and_keeps_what_was_found(asked, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/pictures").write_text("a file")
+    told = (
+        r"pictures/00\.jpg could not be written \(.+\); what was found in 17 of 40 images is in .*predictions\.json"
+    )
+    with pytest.raises(RunError, match=told):
+        predict_to_folder(asked, pictures(tmp_path / "in", 40), tmp_path / "out")
+    content = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert (len(content["images"]), content["complete"]) == (17, False)
