@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from crossdet.labels.reporting import Threshold
     from crossdet.runs.asked import Asked
     from crossdet.runs.predict import Summary
+    from crossdet.runs.predict_video import VideoSummary
 
 
 def predict(
@@ -86,7 +87,8 @@ def predict(
 ) -> None:
     """Detect objects in images: drawn pictures, predictions.json and a COCO results file.
 
-    In videos and cameras (extra `video`): a line of JSON per frame, and a video with the detections drawn.
+    In videos and cameras (extra `video`): a line of JSON per frame, and a video with the detections drawn. Ctrl-C
+    ends a camera, and everything else early.
 
     What an earlier call left in --output is written over where it has the same name; other files stay, and pictures
     of an earlier call are told.
@@ -121,9 +123,12 @@ def predict(
             if summary.stopped:
                 raise Interrupted(f"interrupted after {looked} of {summary.asked} images; what was found is kept")
             raise RunError("none of the images could be read")
+    ended = None
     if videos:
-        record["videos"] = _in_videos(videos, asked, folder, every or 1, pictures)
+        record["videos"], ended = _in_videos(videos, asked, folder, every or 1, pictures)
     save_json(json_file, record)
+    if ended is not None:
+        raise Interrupted(ended)
 
 
 def _thresholds(given: str | None) -> Threshold | None:
@@ -198,12 +203,14 @@ def _tell(
         say(f"note: nothing scores as high as is reported ({least}); a lower --score shows what there is", "yellow")
 
 
-def _in_videos(sources: list[str], asked: Asked, folder: Path, every: int, pictures: bool) -> list[dict[str, Any]]:
-    """What `--json` says of them."""
+def _in_videos(
+    sources: list[str], asked: Asked, folder: Path, every: int, pictures: bool
+) -> tuple[list[dict[str, Any]], str | None]:
+    """What `--json` says of them, and where Ctrl-C left something out what to say of that."""
     from crossdet.runs.predict_video import finder, predict_videos
 
     find = finder(asked)
-    record = []
+    record, ended = [], None
     with _bars() as progress:
         bars: dict[str, TaskID] = {}
 
@@ -221,9 +228,21 @@ def _in_videos(sources: list[str], asked: Asked, folder: Path, every: int, pictu
                 say(f"{one.source}: {one.frames} frames: {_counts(one.counts)}  ({', '.join(map(str, files))})")
             row = {"source": one.source, "frames": one.frames, "counts": dict(one.counts), "notes": one.notes}
             record.append({**row, "files": [str(file) for file in files]})
-    if not any(row["frames"] for row in record):
+            if one.stopped:
+                ended = _left_out(one, sources[len(record) :])
+    if ended is None and not any(row["frames"] for row in record):
         raise RunError("no frame of the videos could be read")
-    return record
+    return record, ended
+
+
+def _left_out(stopped: VideoSummary, after: list[str]) -> str | None:
+    """None: nothing, for Ctrl-C is how a camera ends."""
+    from crossdet.data.video import is_camera
+
+    if is_camera(stopped.source) and not after:
+        return None
+    others = f"; not looked at: {some(after, 4, 3)}" if after else ""
+    return f"interrupted after {stopped.frames} frames of {stopped.source}; what was found is kept{others}"
 
 
 def _bars() -> Progress:

@@ -39,7 +39,12 @@ class Frame(NamedTuple):
 
 def is_video(source: str) -> bool:
     """Whether a path or `camera:N` is meant as a video."""
-    return _CAMERA.fullmatch(source) is not None or source.lower().endswith(VIDEO_SUFFIXES)
+    return is_camera(source) or source.lower().endswith(VIDEO_SUFFIXES)
+
+
+def is_camera(source: str) -> bool:
+    """Whether it is `camera:N`, which has no end of its own."""
+    return _CAMERA.fullmatch(source) is not None
 
 
 def find_videos(sources: Iterable[str]) -> list[str]:
@@ -51,7 +56,7 @@ def find_videos(sources: Iterable[str]) -> list[str]:
     empty = []
     for source in sources:
         files = [source]
-        if _CAMERA.fullmatch(source) is None and not Path(source).is_file() and is_pattern(source):
+        if not is_camera(source) and not Path(source).is_file() and is_pattern(source):
             files = [str(file) for file in files_of(source)]
         if not files:
             empty.append(source)

@@ -30,7 +30,7 @@ FRAMES_AT_ONCE = 8
 @dataclass
 class VideoSummary:
     """file, video: written where there are frames, else they may be of an earlier call. frames: looked at. counts:
-    detections per class. notes: what was wrong with the source."""
+    detections per class. notes: what was wrong with the source. stopped: by Ctrl-C."""
 
     source: str
     file: Path
@@ -38,6 +38,7 @@ class VideoSummary:
     frames: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    stopped: bool = False
 
 
 def finder(asked: Asked) -> Find:
@@ -60,8 +61,8 @@ def predict_videos(
     """Of each source `NAME.jsonl`, and `NAME.mp4` with the detections drawn (pictures).
 
     A line: `{"frame": number, "time": seconds, "width", "height", "detections": [...]}`, detections as in
-    `predictions.json`. A few frames are in memory, whatever the length; Ctrl-C ends a camera, or a file early, and
-    what was found is kept. tell: (source, frames read so far, of how many, None = not known).
+    `predictions.json`. A few frames are in memory, whatever the length. Ctrl-C ends a source, and those after it
+    are not looked at; what was found is kept. tell: (source, frames read so far, of how many, None = not known).
 
     One of several sources that cannot be opened is left out, and its notes say why. Raises `UserError` for a single
     one, `RunError` for what cannot be written.
@@ -84,6 +85,8 @@ def predict_videos(
             else:
                 _look(video, find, summary, tell)
         yield summary
+        if summary.stopped:
+            return
 
 
 def _look(video: Video, find: Find, summary: VideoSummary, tell: Callable[[str, int, int | None], None]) -> None:
@@ -102,6 +105,7 @@ def _look(video: Video, find: Find, summary: VideoSummary, tell: Callable[[str, 
                 tell(video.source, frames[-1].number + 1, video.frames)
         except KeyboardInterrupt:
             video.notes.append(f"{video.source}: ended by Ctrl-C")
+            summary.stopped = True
         summary.notes = video.notes
 
 

@@ -89,6 +89,45 @@ def test_ctrl_c_keeps_what_was_found(clip, tmp_path):
     assert not (tmp_path / "out/clip.mp4").exists()
 
 
+def interrupted(monkeypatch, camera=None):
+    """The second batch of whatever is looked at. camera: the file that a camera shows."""
+    calls = iter([squares])
+
+    def find(pictures):
+        found = next(calls, None)
+        if found is None:
+            raise KeyboardInterrupt
+        return found(pictures)
+
+    monkeypatch.setattr("crossdet.runs.predict_video.finder", lambda _: find)
+    if camera is not None:
+        monkeypatch.setattr("crossdet.data.video._place", lambda _: (str(camera), None))
+
+
+def test_ctrl_c_leaves_out_the_videos_after_it(clip, trained, tmp_path, crossdet, monkeypatch):
+    """And is told as of pictures; one after the other had to be ended."""
+    interrupted(monkeypatch)
+    after = tmp_path / "after.mp4"
+    after.write_bytes(clip.read_bytes())
+    out = tmp_path / "out"
+    done = crossdet("predict", trained.folder, clip, after, "-o", out, "--json", out / "all.json")
+    told = f"interrupted after {FRAMES_AT_ONCE} frames of {clip}; what was found is kept; not looked at: {after}\n"
+    assert (done.returncode, done.stderr) == (130, told)
+    assert len(lines(out / "clip.jsonl")) == FRAMES_AT_ONCE
+    assert not (out / "after.jsonl").exists()
+    (video,) = json.loads((out / "all.json").read_text())["videos"]
+    assert (video["frames"], video["notes"]) == (FRAMES_AT_ONCE, [f"{clip}: ended by Ctrl-C"])
+
+
+def test_ctrl_c_is_the_end_of_a_camera(clip, trained, tmp_path, crossdet, monkeypatch):
+    interrupted(monkeypatch, clip)
+    done = crossdet("predict", trained.folder, "camera:0", "-o", tmp_path / "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    interrupted(monkeypatch, clip)
+    done = crossdet("predict", trained.folder, "camera:0", clip, "-o", tmp_path / "out")
+    assert (done.returncode, f"not looked at: {clip}" in done.stderr) == (130, True)
+
+
 def test_one_that_cannot_be_opened_does_not_end_the_others(clip, tmp_path):
     bad = tmp_path / "junk.mp4"
     bad.write_bytes(b"junk")
