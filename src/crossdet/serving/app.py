@@ -41,7 +41,8 @@ except ImportError:
     raise UserError("`crossdet serve` needs aiohttp: pip install 'crossdet[serve]'") from None
 
 LOWEST_SCORE = 0.05
-"""Detections from here on are sent where nobody says another score; the page's own thresholds choose among them."""
+"""Detections from here on, or from a lower threshold of a class on, are sent where nobody says another score; the
+page's own thresholds choose among them."""
 OWN = "own"
 """As a score: each class's own threshold."""
 UPLOAD_SECONDS = 30
@@ -67,7 +68,8 @@ class Refused(Exception):
 
 class Server:
     """detectors: name -> detector, of weights or of an exported file. hosts: names that a browser may know this
-    server by; empty = any. A page of another site that has its own name point here is refused by it."""
+    server by; empty = any. A page of another site that has its own name point here is refused by it. lowest: the
+    score where nobody says another."""
 
     def __init__(
         self,
@@ -76,6 +78,8 @@ class Server:
         hosts: Sequence[str] = LOOPBACK,
     ) -> None:
         self.detectors, self.limits, self.hosts = dict(detectors), limits, tuple(hosts)
+        thresholds = (score for one in self.detectors.values() for score in one.thresholds_used(None).values())
+        self.lowest = min([LOWEST_SCORE, *thresholds])
         self._buckets = Buckets(limits.rate, limits.burst)
         self._one_at_a_time = threading.Lock()
         self._waiting: Counter[str] = Counter()
@@ -121,7 +125,7 @@ class Server:
             }
             for name, detector in self.detectors.items()
         ]
-        return web.json_response({"detectors": shown, "file_mb": self.limits.file_mb, "lowest_score": LOWEST_SCORE})
+        return web.json_response({"detectors": shown, "file_mb": self.limits.file_mb, "lowest_score": self.lowest})
 
     async def detect(self, request: web.Request) -> web.Response:
         if wait := self._buckets.wait(request.remote or ""):
@@ -130,7 +134,7 @@ class Server:
             raise Refused(422, "send the picture as the body and not as a form: curl --data-binary @FILE")
         if strange := sorted(set(request.query) - {"detector", "class", "score"}):
             raise Refused(422, f"unknown parameter {strange[0]!r}; there are detector, class and score")
-        score = _score(request.query.get("score", str(LOWEST_SCORE)))
+        score = _score(request.query.get("score", str(self.lowest)))
         name = request.query.get("detector") or next(iter(self.detectors))
         detector = self.detectors.get(name)
         if detector is None:

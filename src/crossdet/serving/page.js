@@ -19,7 +19,7 @@ async function start () {
     const row = document.createElement('label')
     const tick = Object.assign(document.createElement('input'), { type: 'checkbox', checked: true })
     const slider = Object.assign(document.createElement('input'),
-      { type: 'range', min: about.lowest_score, max: 1, step: 0.01, value: threshold, ariaLabel: `threshold of ${name}` })
+      { type: 'range', min: Math.floor(100 * about.lowest_score) / 100, max: 1, step: 0.01, value: threshold, ariaLabel: `threshold of ${name}` })
     const text = document.createElement('span')
     const shown = document.createElement('output')
     text.textContent = name  // as text: a name may hold markup

@@ -31,10 +31,10 @@ from crossdet.serving.limits import ServeLimits
 EVIL = "<script>alert(1)</script>"
 
 
-def make_detector(seed: int) -> Detector:
+def make_detector(seed: int, prior: float = 0.3) -> Detector:
     torch.manual_seed(seed)
     space = LabelSpace.build({"photos": ["car", EVIL, "[red]"]})
-    settings = RetinaNetSettings(backbone="test_efficientnet", channels=8, head_depth=1, prior=0.3)
+    settings = RetinaNetSettings(backbone="test_efficientnet", channels=8, head_depth=1, prior=prior)
     return Detector(build_detector(settings, 3), space, InputSettings(64, 96), thresholds={"car": 0.31})
 
 
@@ -97,6 +97,26 @@ def test_the_answers_are_the_detectors(port, detectors):
             assert [row["score"] for row in found["detections"]] == pytest.approx(wanted.scores.tolist())
         _, found, _ = ask(port, f"/detect?detector={name}&class=car&class={quote(EVIL)}", data)
         assert np.allclose([row["box"] for row in found["detections"]], expected.boxes, atol=1e-4)
+
+
+def test_a_class_with_a_low_threshold_is_shown_as_predict_reports_it(detectors):
+    """One detector's is below 0.05; the slider begins there."""
+    low = make_detector(2, prior=0.02)
+    low.thresholds["car"] = 0.0125
+    port = started(Server({**detectors, "low": low}, ServeLimits()))
+    assert ask(port, "/about")[1]["lowest_score"] == 0.0125
+    score = min(row["score"] for row in ask(port, "/detect?detector=low&score=0", picture())[1]["detections"])
+    assert score < 0.05
+    low.thresholds["car"] = 0.99 * score
+    port = started(Server({**detectors, "low": low}, ServeLimits()))
+    _, found, _ = ask(port, "/detect?detector=low", picture())
+    assert min(row["score"] for row in found["detections"]) == score
+    with open_tab() as (tab, errors):
+        tab.goto(f"http://127.0.0.1:{port}/")
+        tab.wait_for_selector("#classes label")
+        sliders = tab.query_selector_all("#classes input[type=range]")
+        assert {one.get_attribute("min") for one in sliders} == {"0.01"}  # 0.0198, in steps of the slider
+        assert errors == []
 
 
 def test_a_turned_picture_is_looked_at_upright(port):
