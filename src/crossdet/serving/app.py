@@ -17,6 +17,7 @@ import math
 import socket
 import threading
 import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -107,10 +108,15 @@ class Server:
             response = _told(413, f"the file is larger than {self.limits.file_mb:g} MB")
         except web.HTTPException as error:
             response = _told(error.status, error.reason)
+        except web.RequestPayloadError:
+            response = _told(400, "the body is not what its header says; send it whole, without Content-Encoding")
         except Refused as error:
             response = _told(error.status, str(error))
             if error.wait:
                 response.headers["Retry-After"] = str(math.ceil(error.wait))
+        except Exception:
+            traceback.print_exc()  # whoever runs the server can do something about it, who asked cannot
+            response = _told(500, "the server failed at this request; its terminal says why")
         response.headers.update(HEADERS)
         return response
 

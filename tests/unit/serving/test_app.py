@@ -166,6 +166,24 @@ def test_a_form_is_told_how_to_send_a_picture(port):
     assert "curl --data-binary @FILE" in content["error"]
 
 
+def test_a_body_that_is_not_what_its_header_says(port, capfd):
+    status, told, headers = ask(port, "/detect", picture(), **{"Content-Encoding": "gzip"})
+    assert (status, list(told)) == (400, ["error"])
+    assert told["error"].startswith("the body is not what its header says")
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert ask(port, "/about")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_what_nobody_foresaw_is_an_answer_and_told_in_the_terminal(detectors, monkeypatch, capfd):
+    port = started(Server(detectors, ServeLimits()))
+    monkeypatch.setattr(app, "decode_with_pillow", lambda *_, **__: 1 / 0)
+    status, told, headers = ask(port, "/detect", picture())
+    assert (status, told) == (500, {"error": "the server failed at this request; its terminal says why"})
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
 def test_a_page_with_another_name_is_refused(port):
     status, content, _ = ask(port, "/about", Host=f"evil.example:{port}")
     assert (status, content) == (403, {"error": "this server is not evil.example"})
