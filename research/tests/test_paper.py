@@ -219,7 +219,7 @@ def test_full_is_the_papers_recipe_and_the_configs_defaults(name, tmp_path):
     train = config.train
     assert (train.epochs, train.batch_size, train.lr) == (20, 32, 0.04)
     assert (train.warmup_epochs, train.steps, train.factor) == (2, (10, 15), 0.1)
-    assert (train.optimizer, train.momentum, train.decay) == ("sgd", None, 1e-4)
+    assert (train.optimizer, train.momentum, train.decay()) == ("sgd", None, 1e-4)
     assert (config.input.shorter, config.input.longer) == (800, 1333)
     assert Schedule.of(train, 1000).rate(3.0, 300, 0.15) == 0.04
     for key in type(train).model_fields:

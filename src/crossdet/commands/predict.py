@@ -136,7 +136,7 @@ def _thresholds(given: str | None) -> Threshold | None:
     if given is None:
         return None
     found = {}
-    for part in listed_names(given):
+    for part in listed_names(given) or [given]:
         name, _, text = part.rpartition("=")
         try:
             score = float(text)

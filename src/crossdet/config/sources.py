@@ -275,7 +275,7 @@ def check_not_empty(indexes: Mapping[str, Index], split: str) -> None:
 
 def union_test_index(given: UnionTestConfig | Index) -> Index:
     """The fully labelled images of a config; `UserError` where their files cannot be read."""
-    return given if isinstance(given, Index) else open_split(given, "union_test", given)
+    return _with_read_names(given) if isinstance(given, Index) else open_split(given, "union_test", given)
 
 
 def _build_space(

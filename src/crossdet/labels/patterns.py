@@ -7,7 +7,7 @@ torch.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -55,7 +55,7 @@ def matching(entries: Iterable[Any], known: Sequence[str]) -> list[Any]:
     nothing stays, for the reader of the list to refuse. What is not known is read as `class_name`.
     """
     names = dict.fromkeys(known)
-    entries = [e if not isinstance(e, str) or e in names else class_name(e) for e in entries]
+    entries = [e if not isinstance(e, str) or e in names else _as_read(e, names) for e in entries]
     written = {entry for entry in entries if isinstance(entry, str) and entry in names}
     found: list[Any] = []
     for entry in entries:
@@ -63,6 +63,12 @@ def matching(entries: Iterable[Any], known: Sequence[str]) -> list[Any]:
         own = [name for name in names if fnmatchcase(name, entry)] if pattern else []
         found += [name for name in own if name not in written and name not in found] if own else [entry]
     return found
+
+
+def _as_read(entry: str, known: Collection[str]) -> str:
+    """An entry that is not known; in `dataset/ name` both parts are names."""
+    dataset, slash, own = map(class_name, entry.partition("/"))
+    return dataset + slash + own if dataset + slash + own in known else class_name(entry)
 
 
 def nothing_matches(what: str, pattern: str, known: Sequence[str]) -> str:

@@ -107,7 +107,7 @@ def _unknown(what: str, name: object, known: Sequence[str]) -> str:
     same = [one for one in known if one.lower() == str(name).lower()]
     close = same or get_close_matches(str(name), known, 1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    if close and "," in close[0]:
+    if close and name in [part.strip() for part in close[0].split(",")[1:]] + close[0].split(",")[:1]:
         hint += " (on the command line a comma within a name is written `\\,`)"
     return f"unknown {what} {name!r}; {hint}"
 
@@ -416,7 +416,7 @@ class RuleReader:
             dataset, name = self.datasets[row], self.classes[c]
             mine = [own for own, unified in self.sources[row].items() if unified == c]
             if any(labelled is None or own in labelled.get(dataset, ()) for own in mine):
-                in_part = f"; if it labels only some of them, use `not_exhaustive: {{{dataset}: [{name}]}}`"
+                in_part = f"; if it labels only some of them, use `not_exhaustive: {flow({dataset: [name]})}`"
                 self.problems.append(
                     f"{key}.{dataset}: [{name}]: but this dataset labels the class"
                     f"{in_part if key == 'unlabelled' else ''}"

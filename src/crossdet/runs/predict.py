@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from crossdet.data.drawing import draw_detections
+from crossdet.data.formats.coco_values import kept_categories, used_categories, whole
 from crossdet.data.picture_files import find_images
 from crossdet.errors import RunError, UserError, show
 from crossdet.files import check_room, safe_names, write_json
@@ -271,7 +272,7 @@ class _Drawing:
         self._open.append((entry, target, self._pool.submit(self._draw, target, picture, found)))
 
     def _settle(self) -> None:
-        entry, target, done = self._open.popleft()
+        entry, target, done = self._open[0]  # Ctrl-C may come while it waits
         try:
             done.result()
             entry["picture"] = f"pictures/{target.name}"
@@ -281,6 +282,7 @@ class _Drawing:
             else:  # it is about this picture: Pillow's encoders give no number
                 reason = str(error) or type(error).__name__
                 self.lost.append(f"{target}: it could not be drawn ({reason}); what was found is kept")
+        self._open.popleft()
 
     @staticmethod
     def _draw(target: Path, picture: Picture, found: Detections) -> None:
@@ -346,17 +348,23 @@ def _coco_ids(path: Path) -> CocoIds:
             raise UserError(f"--coco {path}: {place}: expected a text, got {show(value)}")
         return value
 
+    def known(number: Any) -> Any:
+        return number if (read := whole(number)) is None else read
+
     try:
         data = json.loads(path.read_bytes())
         images = [
-            (Path(text(f"images[{at}].file_name", image["file_name"])).parts, image["id"])
+            (Path(text(f"images[{at}].file_name", image["file_name"]).replace("\\", "/")).parts, known(image["id"]))
             for at, image in enumerate(data["images"])
         ]
-        categories = {
-            class_name(text(f"categories[{at}].name", category["name"])): category["id"]
+        names = [
+            class_name(text(f"categories[{at}].name", category["name"]))
             for at, category in enumerate(data["categories"])
-        }
-        return CocoIds(images, categories)
+        ]
+        ids = [known(category["id"]) for category in data["categories"]]
+        used = used_categories({"annotations": [], **data})
+        kept = [rows[0] for rows in kept_categories(names, ids, used).values()]
+        return CocoIds(images, {names[row]: ids[row] for row in kept})
     except UserError:
         raise
     except OSError as error:

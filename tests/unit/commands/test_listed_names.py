@@ -9,6 +9,7 @@ from crossdet.commands.predict import _thresholds
 from crossdet.commands.terminal import listed_names
 from crossdet.errors import UserError
 from crossdet.labels.reporting import Reporting
+from crossdet.labels.rules import unknown
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,18 @@ def test_names_by_hand(text, names):
 
 def test_spaces_may_belong_to_names():
     assert listed_names("nut ,bolt", strip=False) == ["nut ", "bolt"]
+
+
+@pytest.mark.parametrize("given", ["", ","])
+def test_a_score_that_says_nothing_is_refused(given):
+    """As of a variable that is not set."""
+    with pytest.raises(UserError, match=r"--score .*: expected a number from 0 to 1"):
+        _thresholds(given)
+
+
+def test_the_sign_for_a_comma_is_told_where_a_piece_was_asked_for():
+    told = unknown("class", "person, seat", ["person, seated"])
+    assert told == "unknown class 'person, seat'; did you mean 'person, seated'?"
 
 
 def test_a_name_with_a_comma_can_be_asked_for():

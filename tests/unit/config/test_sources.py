@@ -10,7 +10,7 @@ from PIL import Image
 from crossdet.check import inspect
 from crossdet.config import Config
 from crossdet.config.listed_only import listed_only_notes
-from crossdet.config.sources import open_sources
+from crossdet.config.sources import open_sources, union_test_index
 from crossdet.data.index import Index, IndexBuilder
 from crossdet.errors import LabelError, UserError
 from crossdet.labels.edits import edited, grown
@@ -316,5 +316,6 @@ def test_names_of_an_index_are_read_as_those_of_files(tmp_path):
     assert open_sources(configured({"a": {"train": index}})).train["a"].classes == ("cup", "caf\u00e9")
     config = configured({"a": {"train": index, "ignore_classes": [" cafe\u0301"]}})
     assert open_sources(config).train["a"].classes == ("cup",)
+    assert union_test_index(index).classes == ("cup", "caf\u00e9")
     twins = made(tmp_path / "b", [0, 1], ("cup ", "cup"))
     assert open_sources(configured({"b": {"train": twins}})).space.classes == ("cup ", "cup")  # two stay two

@@ -30,6 +30,13 @@ def test_what_a_pattern_means():
     assert matching(["?b", "*", "aB"], known) == ["ab", "a*", "b?", "[x]", "aB"]  # each once
 
 
+def test_white_space_around_both_names_of_a_source_class_means_nothing():
+    known = ["a/nut", "b / c"]
+    assert matching(["a/ nut", " a/nut", "b / c", "x / y"], known) == ["a/nut", "a/nut", "b / c", "x / y"]
+    space = LabelSpace.build({"a": ["nut", "bolt"]}, drop=["a/ nut"])
+    assert space.classes == ("bolt",)
+
+
 def test_rules_with_patterns_are_those_with_names():
     patterns = LabelSpace.build(
         CHESS,

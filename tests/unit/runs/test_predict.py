@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,6 +45,36 @@ def test_categories_of_a_coco_file_are_named_as_the_weights_name_them(tmp_path):
     content = {"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [{"id": 4, "name": " cafe\u0301\n"}]}
     (tmp_path / "c.json").write_text(json.dumps(content))
     assert _coco_ids(tmp_path / "c.json").categories == {"caf\u00e9": 4}
+
+
+def test_a_coco_file_is_read_as_in_training(tmp_path):
+    """Its twin without a box is left out, texts may be ids, and `\\` was written on Windows."""
+    content = {
+        "images": [{"id": "7", "file_name": "sub\\a.jpg"}],
+        "annotations": [{"category_id": 1}, {"category_id": 2}],
+        "categories": [{"id": "1", "name": "car"}, {"id": 2.0, "name": "bus"}, {"id": 3, "name": "car"}],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    ids = _coco_ids(tmp_path / "c.json")
+    assert ids.categories == {"car": 1, "bus": 2}
+    assert ids.of_files([Path("x/sub/a.jpg"), Path("x/other/a.jpg")]) == {Path("x/sub/a.jpg"): 7}
+
+
+def test_ctrl_c_while_a_drawing_is_waited_for_leaves_its_entry(tmp_path):
+    """The file was written, and told to be of an earlier call."""
+    entry: dict[str, str] = {}
+    with predicting._Drawing(tmp_path) as drawing:
+        done: Future[None] = Future()
+
+        def interrupted() -> None:
+            done.result = lambda: None
+            raise KeyboardInterrupt
+
+        done.result = interrupted
+        drawing._open.append((entry, tmp_path / "a.jpg", done))
+        with pytest.raises(KeyboardInterrupt):
+            drawing._settle()
+    assert entry == {"picture": "pictures/a.jpg"}
 
 
 @pytest.mark.parametrize(

@@ -22,15 +22,18 @@ from numpy.typing import NDArray
 
 from crossdet.data.annotation_files import is_there, raise_if_any, read_bytes
 from crossdet.data.formats.coco_values import (
+    LISTS,
     Items,
     column_of,
     ids_of,
     is_number,
     is_text,
+    kept_categories,
     kind_of,
     missing_or,
     own_ids,
     show,
+    used_categories,
     whole,
 )
 from crossdet.data.formats.format import ONE, Format, SplitFiles
@@ -43,7 +46,6 @@ from crossdet.types import Flag
 
 YOLO = (".yaml", ".yml", ".txt")
 MARKS = ("images", "annotations")
-LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 Floats = NDArray[np.float64]
 
 
@@ -208,22 +210,20 @@ def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
 
 
 def _categories(content: dict[str, Items], problems: list[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Ids and names, without categories that `_kept` leaves out."""
+    """Ids and names, without those that `kept_categories` leaves out."""
     items = content["categories"]
     ids = own_ids(items, "categories", problems)
     names = column_of(items, "categories", "name", str, "a text", problems)
     names = [class_name(name) for name in names or ()]
-    of_name: dict[str, list[int]] = {}
-    for i, name in enumerate(names):
-        if is_text(name):
-            of_name.setdefault(name, []).append(i)
-        else:
-            problems.append(f"categories[{i}].name: {show(name)} holds half a character; write the name anew")
-    if len(of_name) == len(names):
+    problems += [
+        f"categories[{i}].name: {show(name)} holds half a character; write the name anew"
+        for i, name in enumerate(names)
+        if not is_text(name)
+    ]
+    if len({*names}) == len(names):
         return ids, tuple(names)
     kept: list[int] = []
-    for name, rows in of_name.items():
-        first, *others = _kept(rows, ids, content)
+    for name, (first, *others) in kept_categories(names, ids.tolist(), used_categories(content)).items():
         kept.append(first)
         problems += [
             f"categories[{i}].name: {name!r} is already the name of categories[{first}]; "
@@ -232,22 +232,6 @@ def _categories(content: dict[str, Items], problems: list[str]) -> tuple[NDArray
         ]
     kept.sort()
     return ids[kept], tuple(names[i] for i in kept)
-
-
-def _kept(rows: list[int], ids: NDArray[np.int64], content: dict[str, Items]) -> list[int]:
-    """Of categories with one name those that a box or a list of an image has, the first where none is.
-
-    Roboflow writes a supercategory as a category of its own, without a box, and it may have the name of a class. To
-    leave it out takes nothing away: the name stays listed.
-    """
-    if len(rows) == 1:
-        return rows
-    used = {whole(item.get("category_id")) for item in content["annotations"]}
-    for key in LISTS:
-        for item in content["images"]:
-            listed = item.get(key)
-            used |= {*map(whole, listed)} if isinstance(listed, list) else set()
-    return [i for i in rows if int(ids[i]) in used] or rows[:1]
 
 
 def _file_names(items: Items, problems: list[str], images: Path | None = None) -> list[str]:

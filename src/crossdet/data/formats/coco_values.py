@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 _DIGITS = re.compile("-?[0-9]{1,20}")
+LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 Items = list[dict[str, Any]]
 
 
@@ -99,3 +101,25 @@ def show(value: Any) -> str:
 def kind_of(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
     return names.get(type(value), "a number")
+
+
+def used_categories(content: Mapping[str, Items]) -> set[int | None]:
+    """Ids of the categories that a box or a list of an image (LVIS) has."""
+    used = {whole(item.get("category_id")) for item in content["annotations"]}
+    for key in LISTS:
+        for item in content["images"]:
+            listed = item.get(key)
+            used |= {*map(whole, listed)} if isinstance(listed, list) else set()
+    return used
+
+
+def kept_categories(names: Sequence[str], ids: Sequence[int], used: Collection[int | None]) -> dict[str, list[int]]:
+    """Name -> rows of the categories with it that are used, the last where none is.
+
+    Roboflow writes a supercategory as a category of its own before the others, without a box, and it may have the
+    name of a class. To leave it out takes nothing away: the name stays listed.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    return {name: [row for row in own if ids[row] in used] or own[-1:] for name, own in rows.items()}

@@ -10,7 +10,7 @@ import gc
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.data.annotation_files import raise_if_any, read_bytes
+from crossdet.data.formats.coco_values import LISTS, whole
 from crossdet.errors import AnnotationError
 from crossdet.evaluation.arrays import DetectionArrays, GroundTruth, Ints, Verified
 from crossdet.evaluation.files.lines import rows_of, source_class
@@ -27,7 +28,6 @@ from crossdet.files import write_atomically
 
 Items = list[dict[str, Any]]
 NUMBER, BOX = "a finite number", "four finite numbers [x, y, width, height]"
-LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 FLOAT_MAX = 1.7976931348623157e308
 FREQUENCIES = ("r", "c", "f")
 """Rare, common, frequent: classes in 1-10, 11-100 and more images of LVIS' training split, as its files say."""
@@ -75,7 +75,7 @@ def _instances(file: Path, content: Any) -> CocoFile:
     images = _ids(boxes, "annotations", "image_id", problems)
     labels = _ids(boxes, "annotations", "category_id", problems)
     xywh = _boxes(boxes, "annotations", problems)
-    crowd = _column(boxes, "annotations", "iscrowd", lambda v: v in (None, 0, 1), "0 or 1", problems)
+    crowd = _column(boxes, "annotations", "iscrowd", lambda v: v is None or whole(v) in (0, 1), "0 or 1", problems)
     area = _column(boxes, "annotations", "area", lambda v: v is None or _is_finite(v), NUMBER, problems)
     raise_if_any(file, problems)
     rows = _rows(images, image_ids)
@@ -85,7 +85,7 @@ def _instances(file: Path, content: Any) -> CocoFile:
         image_ids=image_ids,
         boxes=xywh[known],
         labels=labels[known],
-        crowd=np.array([bool(v) for v in crowd], bool)[known],
+        crowd=np.array([bool(whole(v)) for v in crowd], bool)[known],
         area=np.where(np.isnan(given), xywh[:, 2] * xywh[:, 3], given)[known],
         image_of_box=rows[known],
     )
@@ -124,11 +124,12 @@ def read_lvis_truth(file: Path) -> tuple[CocoFile, dict[int, str]]:
     given = _column(categories, "categories", "frequency", lambda f: f in (None, *FREQUENCIES), wanted, problems)
     raise_if_any(file, problems)
     present = zip(coco.truth.image_of_box.tolist(), coco.truth.labels.tolist(), strict=True)
-    verified = {*present, *((row, c) for row, listed in enumerate(negatives) for c in listed)}
-    verified -= {(row, c) for row, listed in enumerate(in_part) for c in listed}
+    verified = {*present, *((row, c) for row, listed in enumerate(negatives) for c in _numbers(listed))}
+    verified -= {(row, c) for row, listed in enumerate(in_part) for c in _numbers(listed)}
     pairs = np.array(sorted(verified), np.int64).reshape(-1, 2)
     known = Verified(np.zeros(0, np.int64), pairs[:, 0], pairs[:, 1])
-    frequencies = {int(c["id"]): f for c, f in zip(categories, given, strict=True) if f is not None}
+    numbers = _numbers(c["id"] for c in categories)
+    frequencies = {number: f for number, f in zip(numbers, given, strict=True) if f is not None}
     return replace(coco, truth=replace(coco.truth, verified=known)), frequencies
 
 
@@ -264,7 +265,7 @@ def _column(
 def _ids(items: Items, section: str, key: str, problems: list[str]) -> NDArray[np.int64]:
     before = len(problems)
     values = _column(items, section, key, _is_id, "a whole number", problems)
-    return np.zeros(len(items), np.int64) if len(problems) > before else np.array(values, np.int64)
+    return np.zeros(len(items), np.int64) if len(problems) > before else np.array([*map(whole, values)], np.int64)
 
 
 def _boxes(items: Items, section: str, problems: list[str]) -> NDArray[np.float64]:
@@ -296,8 +297,12 @@ def _rows(wanted: Ints, ids: Ints) -> NDArray[np.int64]:
 
 
 def _is_id(value: Any) -> bool:
-    whole = type(value) is int or (type(value) is float and value.is_integer())
-    return whole and abs(value) < 2**63
+    return (number := whole(value)) is not None and abs(number) < 2**63
+
+
+def _numbers(listed: Iterable[Any]) -> list[int]:
+    """Of ids, which may be written as texts."""
+    return [number for number in map(whole, listed) if number is not None]
 
 
 def _is_ids(value: Any) -> bool:

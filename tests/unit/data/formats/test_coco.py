@@ -376,7 +376,7 @@ def test_a_name_that_stands_twice_and_has_boxes_once(tmp_path: Path) -> None:
     assert index.labels.tolist() == [1, 0, 1]
     content["categories"].append({"id": 5, "name": "dog"})
     content["categories"].append({"id": 4, "name": "dog"})
-    assert read(content, tmp_path).category_ids.tolist() == [90, 1, 5]  # without any box the first
+    assert read(content, tmp_path).category_ids.tolist() == [90, 1, 4]  # without any box the last
     content["images"][0]["neg_category_ids"] = [0]
     with pytest.raises(
         AnnotationError, match=r"categories\[2\].name: 'person' is already the name of categories\[0\]"

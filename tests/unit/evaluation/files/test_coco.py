@@ -158,6 +158,18 @@ def test_a_missing_area_is_that_of_the_box_and_a_missing_crowd_flag_is_no_crowd(
     assert record["APm"] is None
 
 
+def test_numbers_as_texts_count_as_in_training(tmp_path: Path) -> None:
+    def as_texts(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        keys = ("id", "image_id", "category_id", "iscrowd")
+        return [{k: str(v) if k in keys and type(v) is int else v for k, v in item.items()} for item in items]
+
+    truth, results = random_set(3)
+    texts = {key: as_texts(items) for key, items in truth.items()}
+    assert {one["iscrowd"] for one in texts["annotations"]} == {"0", "1"}
+    record, _ = scored(tmp_path, "coco", *files(tmp_path, texts, as_texts(results)))
+    assert record == scored(tmp_path, "coco", *files(tmp_path, truth, results))[0]
+
+
 def test_no_results_score_zero(tmp_path: Path) -> None:
     record, printed = scored(tmp_path, "coco", *files(tmp_path, instances(), []))
     assert (record["AP"], record["AR100"]) == (0, 0)
