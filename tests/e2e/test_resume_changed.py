@@ -123,3 +123,17 @@ def test_a_state_of_an_older_version_is_judged_by_its_weights(data, interrupted)
         edit(data.root / f"cars_{split}.json", reverse)
     train(config, folder, resume=True)
     assert all(torch.isfinite(v).all() for v in load_state(folder / "state.pt")["model"].values())
+
+
+def test_the_weight_decay_that_a_run_began_with_stays_and_is_told(interrupted, capsys):
+    """An older version may have meant another one by the same config."""
+    config, folder = interrupted
+    state = load_state(folder / "state.pt")
+    for group in state["optimizer"]["param_groups"]:
+        group["weight_decay"] = 0.25
+    save_state(folder / "state.pt", state)
+    capsys.readouterr()
+    train(config, folder, resume=True)
+    assert "as this run began: weight decay 0.25, 1 of the rate for the backbone" in capsys.readouterr().out
+    groups = load_state(folder / "state.pt")["optimizer"]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.25}

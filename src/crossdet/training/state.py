@@ -369,7 +369,7 @@ class RunState:
 
     def _take(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._take_optimizer(state["optimizer"])
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
         if self.teacher is not None:
@@ -387,6 +387,19 @@ class RunState:
             self.totals = DatasetTotals(state["names"], self.fabric.device, state.get("noted", ()))
             if self.fabric.is_global_zero:
                 self.totals.sums += state["totals"].to(self.fabric.device)
+
+    def _take_optimizer(self, state: dict[str, Any]) -> None:
+        """With the decay and the backbone's share that the run began with, also where this version means others by
+        the same config; it says so, for others were printed."""
+        meant = self._decay_and_share()
+        self.optimizer.load_state_dict(state)
+        if (begun := self._decay_and_share()) != meant:
+            self.say(f"as this run began: weight decay {begun[0]:g}, {begun[1]:g} of the rate for the backbone")
+
+    def _decay_and_share(self) -> tuple[float, float]:
+        groups = self.optimizer.param_groups
+        decay = max(group["weight_decay"] for group in groups)
+        return decay, min(group.get("rate_factor", 1.0) for group in groups)
 
     def _restore_random(self, of_ranks: Sequence[Sequence[Tensor]]) -> None:
         """By as many processes as it was; by others nothing random is as it would have been."""
