@@ -340,6 +340,40 @@ def test_pictures_with_strange_names_stay_in_the_folder(tmp_path: Path, look: st
     assert {file for file in tmp_path.rglob("*") if folder not in (file, *file.parents)} == before | {folder.parent}
 
 
+def test_places_of_no_class_are_negatives_for_none_in_naive_training_either(source: Path, tmp_path: Path) -> None:
+    """Naive training had them as regions of the part's own classes, and lost to the references by more than what is
+    not labelled."""
+    from crossdet.runs.building import training_batches
+
+    content = json.loads((source / "train.json").read_text())
+    content["categories"].append({"id": 99, "name": "place"})
+    extra = [
+        {"id": 1000 + i, "image_id": image["id"], "category_id": 99, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}
+        for i, image in enumerate(content["images"])
+    ]
+    content["annotations"] += extra
+    (source / "places.json").write_text(json.dumps(content))
+    config = json.loads((source / "toys.yaml").read_text())
+    config["datasets"]["toys"] |= {"ignore_classes": ["place"]}
+    config["datasets"]["toys"]["train"]["annotations"] = "places.json"
+    (source / "places.yaml").write_text(json.dumps(config))
+    code, text = run(source / "places.yaml", *BOTH, "--output", tmp_path / "out")
+    assert code == 0, text
+    for name in ("naive", "aware", "same_positives", "full"):
+        written = load_config(tmp_path / f"out/{name}.yaml", ["augment.flip=0"])
+        assert inspect(written).errors == ()
+        batches, sources = training_batches(written, 4)
+        assert sources.space.classes == CLASSES
+        for batch in batches:
+            for row, target in enumerate(batch.targets):
+                region = (target.flags & int(Flag.IGNORE_REGION | Flag.CROWD)) != 0
+                corner = target.boxes.sum(1) == target.boxes.sum(1).min()  # the place is nearest to it
+                there = {int(c) for c in target.labels[region & corner].tolist()}
+                trusted = set(batch.trusted[row].nonzero().flatten().tolist())
+                assert there == {-1} or trusted <= there, (name, there, trusted)
+            assert bool(batch.trusted.all()) is (name != "aware")
+
+
 @pytest.mark.parametrize(("said", "learnt"), [("positive", 0), ("ignore", int(Flag.IGNORE_REGION))])
 def test_difficult_objects_are_regions_in_the_parts(tmp_path: Path, said: str, learnt: int) -> None:
     """The files of the parts know none: avoided ones became objects to be learnt, and all of them to be found."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -41,7 +42,7 @@ def write_configs(plan: SplitPlan, folder: Path, sections: Mapping[str, Any], pr
             folder,
             method,
             _WHAT[method],
-            _config(plan.parts, method, sections, protocols, shared=shared, marked=plan.method == "mark"),
+            _config(plan.parts, method, sections, protocols, shared, _naive_files(plan)),
         )
     total = sum(len(part.images) for part in plan.parts)
     for part in plan.parts:
@@ -50,19 +51,26 @@ def write_configs(plan: SplitPlan, folder: Path, sections: Mapping[str, Any], pr
         _write(folder, method, what, _config([part], method, sections, protocols, shared=False))
 
 
+def _naive_files(plan: SplitPlan) -> dict[str, str]:
+    """Part -> what naive training reads of it. A region of no class in particular is one of all that its file
+    lists. Where there are any it lists the classes of all parts: they would be negatives for those of others."""
+    if plan.method == "mark":
+        return {part.name: "train_marked" for part in plan.parts}
+    return {part.name: "train_naive" if plan.has_places(part) else "train" for part in plan.parts}
+
+
 def _config(
     parts: Sequence[Part],
     method: str,
     sections: Mapping[str, Any],
     protocols: Sequence[str],
     shared: bool,
-    marked: bool = False,
+    naive: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    train, val = {
-        "full": ("train_full", "val_full"),
-        "same_positives": ("train_same_positives", "val_full"),
-        "naive": ("train_marked" if marked else "train", "val"),
-    }.get(method, ("train", "val"))
+    train, val = {"full": ("train_full", "val_full"), "same_positives": ("train_same_positives", "val_full")}.get(
+        method, ("train", "val")
+    )
+    files = {part.name: naive.get(part.name, train) if method == "naive" else train for part in parts}
     # the protocols of faces and pedestrians read more than COCO files hold
     scored = [name for name in protocols if name in ("coco", "voc")] or ["coco"]
     content: dict[str, Any] = {
@@ -70,13 +78,13 @@ def _config(
             part.name: {
                 "format": "coco",
                 "protocol": list(scored),
-                "train": {"images": "images", "annotations": f"{part.name}/{train}.json"},
+                "train": {"images": "images", "annotations": f"{part.name}/{files[part.name]}.json"},
                 "val": {"images": "images", "annotations": f"{part.name}/{val}.json"},
             }
             for part in parts
         }
     }
-    if shared or val == "val_full" or train == "train_marked":
+    if shared or val == "val_full" or {*files.values()} & {"train_marked", "train_naive"}:
         content["labels"] = {"merge": {"same_names": True}}
     content |= {name: dict(sections[name]) for name in SECTIONS if sections.get(name)}
     content["train"] = {**content.get("train", {}), "plain": method == "naive"}

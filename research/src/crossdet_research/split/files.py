@@ -213,6 +213,8 @@ def _write_part(plan: SplitPlan, part: Part, folder: Path) -> None:
     written("train_same_positives", visible, every, crowd=visible & ~part.labelled)
     if plan.method == "mark":
         written("train_marked", part.labelled | part.marked, every, crowd=part.marked)
+    elif plan.has_places(part):
+        written("train_naive", part.labelled, every)
     val, names = _in_train_classes(plan), _val_names(plan, part.look)
     rows = np.arange(len(val))
     of_class = (val.labels < 0) | np.isin(val.labels, own)

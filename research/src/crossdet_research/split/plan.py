@@ -81,6 +81,10 @@ class SplitPlan:
     labels_as_they_come: NDArray[np.int64]
     groups: Groups | None = None
 
+    def has_places(self, part: Part) -> bool:
+        """Whether its training pictures have regions of no class in particular, which are of every class."""
+        return bool((np.isin(self.train.image_of_box(), part.images) & (self.train.labels < 0)).any())
+
 
 def split_dataset(
     train: Index,
