@@ -12,6 +12,7 @@ from crossdet import Config, UserError, train
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import IndexBuilder
 from crossdet.runs.audit import audit_runs
+from crossdet.runs.report import report
 
 
 def union_test(world, file):
@@ -109,3 +110,27 @@ def test_a_class_that_is_listed_without_a_box_is_not_found_by_mistake(world, tra
     told, *summary = not_said["summary"]
     assert told.startswith("lists lists face and has no box of it in these pictures: taken for not labelled there")
     assert summary == said["summary"]
+
+
+def test_directions_as_classes(world, tmp_path):
+    """Of the classes that a dataset lists without a box only those count that it did not teach, by their names
+    without directions."""
+    turned = {"datasets.cars.directions": [0], "datasets.faces.directions": 4}
+    train(world.config({**turned, "train.max_steps": 1}), output=tmp_path / "run")
+    report(tmp_path / "run", tmp_path / "report.html")
+    cars = json.loads((world.root / "cars_val.json").read_text())
+    face = {"id": 9, "name": "face"}
+    files = {
+        "lists": {**cars, "categories": [*cars["categories"], face]},
+        "faces": {**cars, "categories": [face], "annotations": []},
+    }
+    datasets = {}
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        val = {"images": str(world.root / "cars"), "annotations": str(tmp_path / f"{name}.json")}
+        datasets[name] = {"format": "coco", "val": val, "directions": 4, "val_directions": [0, 90]}
+    datasets["lists"] |= {"directions": [0], "val_directions": [0]}
+    config = Config.from_dict({"datasets": datasets, "labels": {"merge": {"same_names": True}}})
+    summary = audit_runs([tmp_path / "run"], config, tmp_path / "audit")["run"]["summary"]
+    told = [text for text in summary if "has no box of it" in text]
+    assert [text.partition(" and ")[0] for text in told] == ["lists lists face"]

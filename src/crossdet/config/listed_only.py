@@ -77,14 +77,23 @@ def _listed_classes(
     space: LabelSpace, dataset: str, index: Index, labelled: Collection[str], whole: NDArray[np.int64]
 ) -> tuple[set[int], list[int]]:
     """The classes (by `whole`, `[C]`) that a dataset has boxes of, and those that it lists without and trusts its
-    background for."""
+    background for. index: upright, or turned as the label space says. labelled: names without directions."""
     row = space.dataset_index(dataset)
     end = f"@{space.directions[row][0]}" if row in space.directions else ""
-    ids = {name: space.index(dataset, name + end) for name in index.classes}
+    names: Sequence[str] = index.classes
+    if index.rotation is not None:  # then each stands there once per direction
+        names = [name.removesuffix(end) for name in names if name.endswith(end)]
+    ids = {name: space.index(dataset, name + end) for name in names}
     kept = {name: int(whole[c]) for name, c in ids.items() if c != DROPPED}
     boxes = {c for name, c in kept.items() if name in labelled}
     trusts = {int(c) for c in whole[~space.avoid_array[row]]}
     return boxes, sorted((set(kept.values()) - boxes) & trusts)
+
+
+def names_learnt_from(known: LabelSpace, dataset: str) -> set[str]:
+    """`learnt_from` by the names of `listed_without_box`."""
+    names, whole = _names(known)
+    return {names[whole[c]] for c in learnt_from(known, dataset)}
 
 
 def learnt_from(known: LabelSpace, dataset: str) -> set[int]:

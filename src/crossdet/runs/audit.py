@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from crossdet.config import Config, UnionTestConfig
-from crossdet.config.listed_only import learnt_from, listed_without_box
+from crossdet.config.listed_only import listed_without_box, names_learnt_from
 from crossdet.config.sources import Sources, check_split, open_sources, union_test_index
 from crossdet.data.index import Index
 from crossdet.errors import UserError
@@ -165,7 +165,7 @@ def _listed_without_box(
     known = detector.space
     found = {}
     for dataset, classes in listed_without_box(sources.space, indexes, sources.labelled).items():
-        learnt = {known.classes[c] for c in learnt_from(known, dataset)}
+        learnt = names_learnt_from(known, dataset)
         if left := tuple(c for c in classes if c not in learnt and c in (*known.classes, *known.reported)):
             found[dataset] = left
     return found
