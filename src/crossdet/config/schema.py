@@ -372,7 +372,8 @@ def _direction_problems(config: Config, name: str, dataset: DatasetConfig) -> It
             )
             yield _problem(f"{text}or set `augment.flip` to 0", (*at, "directions"), "augment.flip")
         unknown = sorted(set(dataset.val_directions or (0,)) - set(given))
-        if dataset.val is not None and unknown:
+        judged = dataset.val is not None or dataset.test is not None
+        if judged and unknown:
             text = f"degrees are not among `directions` {list(given)}, so there is no class for them"
             text = f"`{shown}.val_directions`: {', '.join(map(str, unknown))} {text}"
             yield _problem(text, (*at, "val_directions"), (*at, "directions"))

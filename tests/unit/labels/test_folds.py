@@ -148,6 +148,13 @@ def test_wording(changes, text):
         Config.from_dict(settings(small_index(), a=changes))
 
 
+def test_directions_that_only_a_test_split_has():
+    """Without `val`, too: `eval --split test` ended with a traceback."""
+    with pytest.raises(ConfigError, match=r"`datasets.a.val_directions`: 0 degrees are not among"):
+        Config.from_dict(settings(small_index(), a={"directions": [90, 270], "val": None, "test": small_index()}))
+    Config.from_dict(settings(small_index(), a={"directions": [90, 270], "val": None}))
+
+
 def test_open_members_in_the_config():
     def opened(**labels):
         both = {name: {"train": small_index()} for name in "ab"}
