@@ -21,6 +21,7 @@ from crossdet.config import Config
 from crossdet.config.schema import SPLITS
 from crossdet.config.sources import open_sources
 from crossdet.data.federated import repeat_factors
+from crossdet.data.rotation import pictures
 from crossdet.errors import UserError
 from crossdet.models.retinanet.anchor_stats import best_anchor_iou, best_placed_iou, placed
 
@@ -177,7 +178,8 @@ def training_boxes(config: Config) -> tuple[list[DatasetBoxes], tuple[str, ...]]
         as_region = dataset.difficult == "ignore"
         boxes, sizes = learnt_boxes(index, ids, config.input.shorter, config.input.longer, as_region)
         if len(boxes):
-            factors = repeat_factors(index, ids, dataset.repeat_threshold, as_region)
+            # of several directions a draw takes one
+            factors = repeat_factors(index.take(pictures(index)), ids, dataset.repeat_threshold, as_region)
             found[name] = (dataset.weight * float(factors.sum()), boxes, sizes)
     empty = [name for name in sources.train if name not in found]
     if not found:
@@ -186,7 +188,9 @@ def training_boxes(config: Config) -> tuple[list[DatasetBoxes], tuple[str, ...]]
             "`crossdet check` shows what was read"
         )
     total = sum(drawn for drawn, *_ in found.values())
-    rows = [DatasetBoxes(n, len(sources.train[n]), drawn / total, b, s) for n, (drawn, b, s) in found.items()]
+    rows = [
+        DatasetBoxes(n, len(pictures(sources.train[n])), drawn / total, b, s) for n, (drawn, b, s) in found.items()
+    ]
     return rows, tuple(empty)
 
 

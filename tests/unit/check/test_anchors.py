@@ -281,6 +281,17 @@ def test_shares_are_those_of_the_sampler(tmp_path, threshold):
     assert (threshold is None) == (data[1].share == pytest.approx(0.75))
 
 
+@pytest.mark.parametrize("threshold", [None, 0.9])
+def test_pictures_of_several_directions_count_once(tmp_path, threshold):
+    upright, turned = (
+        training_boxes(Config.from_dict(two_datasets(tmp_path, repeat_threshold=threshold, **changes)))[0]
+        for changes in ({}, {"directions": 4})
+    )
+    assert [d.share for d in turned] == pytest.approx([d.share for d in upright])
+    assert [d.images for d in turned] == [d.images for d in upright] == [3, 3]
+    assert len(turned[1].boxes) == 4 * len(upright[1].boxes)
+
+
 def test_datasets_without_boxes_are_left_out(tmp_path):
     settings = two_datasets(tmp_path)
     settings["datasets"]["none"] = {"train": index(tmp_path, "none", [(50, 50, [])], ("x",))}
