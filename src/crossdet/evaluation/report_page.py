@@ -213,12 +213,12 @@ def _training(runs: Sequence[RunRecord]) -> str:
         if "lr" in run.steps
     ]
     charts.append(line_chart("learning rate", rate, "step"))
-    scored = [(run, [r for r in run.history if "metrics" in r]) for run in runs]
+    scored = [(run, [r for r in run.history if r.get("metrics", {}).get("mean") is not None]) for run in runs]
     means = [
         Line(
             run.name,
             [r["epoch"] for r in rows],
-            [100 * (r["metrics"]["mean"] or 0) for r in rows],
+            [100 * r["metrics"]["mean"] for r in rows],
             COLOURS[number],
             number > 0,
         )

@@ -4,6 +4,7 @@ import math
 import re
 
 from crossdet.evaluation.html import HEIGHT, LEFT, WIDTH, Line, line_chart
+from crossdet.evaluation.report_page import RunRecord, _training
 
 
 def points(svg):
@@ -34,3 +35,16 @@ def test_names_are_text():
     svg = line_chart("<b>", [Line("<script>", (0, 1), (0, 1))], "&")
     assert "<script>" not in svg
     assert "&lt;b&gt;" in svg
+
+
+def test_an_epoch_without_a_mean_score_is_no_point():
+    """None is no score; it was drawn as 0."""
+    means = [None, 0.25, 0.5, None]
+    history = [{"epoch": e, "metrics": {"mean": mean}} for e, mean in enumerate(means, 1)]
+    judged = [Line("run", [2, 3], [25.0, 50.0], "#2a6fb0")]
+
+    def drawn(records):
+        return points(_training([RunRecord("run", None, records, 2, {}, ())]))
+
+    assert drawn([{"epoch": 0}, *history]) == points(line_chart("mean", judged, "epoch"))
+    assert "<svg" not in _training([RunRecord("run", None, history[:1], 1, {}, ())])
