@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from crossdet import Config
+from crossdet.config.chosen import start_of
 from crossdet.config.schema import DatasetConfig
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.index import Index, IndexBuilder
@@ -195,6 +196,15 @@ def test_only_methods_that_replay_know_old_datasets(files):
     assert distill.extend is not None
     assert (fine_tune.extend.fixed_statistics, distill.extend.fixed_statistics) == (False, True)
     assert "can be ignored" in method("fine_tune").remark
+
+
+def test_extensions_begin_with_a_quarter_of_the_rate_that_the_config_means(files):
+    """Random weights have a higher one than a trained backbone."""
+    for weights in ("none", "imagenet"):
+        settings = Settings(files, ("train.lr=null", f"model.weights={weights}"))
+        found = resolved(settings, ("replay", "joint"))
+        joint = found["joint"]
+        assert found["replay"].train.lr == joint.train.rate(start_of(joint, extends=False)) / 4
 
 
 def test_methods_have_overrides_of_their_own(files):

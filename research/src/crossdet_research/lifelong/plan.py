@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdet.config import Config, DatasetConfig, Override, UnionTestConfig, load_config
+from crossdet.config.chosen import start_of
 from crossdet.config.mistakes import suggest
 from crossdet.config.sources import classes_of, open_sources, union_test_index
 from crossdet.data.index import Index
@@ -321,7 +322,8 @@ def resolve(settings: Settings, plan: Plan, method: Method, seed: int, generatio
         return restricted(config, plan, plan.datasets(generation), generation)
     words: list[Override] = list(method.overrides)
     if method.slower:
-        words.append(f"train.lr={settings.config().train.rate() * LR_SHARE!r}")
+        given = settings.config()
+        words.append(f"train.lr={given.train.rate(start_of(given, extends=False)) * LR_SHARE!r}")
     config = settings.config([*words, *settings.typed(method), f"seed={seed}"])
     datasets, names = dict(config.datasets), list(plan.generations[generation - 1])
     if method.replays:
