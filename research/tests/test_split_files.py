@@ -374,6 +374,26 @@ def test_places_of_no_class_are_negatives_for_none_in_naive_training_either(sour
             assert bool(batch.trusted.all()) is (name != "aware")
 
 
+def test_two_pictures_that_would_become_one_file_are_told(tmp_path: Path) -> None:
+    """The second was left out, and its boxes lay on the first. What an earlier split wrote stays."""
+    builder = IndexBuilder(tmp_path)
+    for label, name in enumerate(("x/a.png", "x/a.png.jpg")):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+        builder.image(name, 30, 40, image_id=label + 1)
+        builder.box((1, 2, 11, 22), label)
+    index, out = builder.build(["a", "b"]), tmp_path / "out"
+    parts = {"left": ["a"], "right": ["b"]}
+    write_split(split_dataset(index, index, parts), out)
+    before = set(out.rglob("*"))
+    with pytest.raises(UserError, match=r"2 time\(s\) two pictures .* rename one of the two") as caught:
+        write_split(split_dataset(index, index, parts, looks=dict.fromkeys(parts, "warm")), out, overwrite=True)
+    for split_name in ("train", "val"):
+        assert f"images/warm/{split_name}/x/a.png.jpg" in str(caught.value)
+    assert f"{tmp_path}/x/a.png and {tmp_path}/x/a.png.jpg" in str(caught.value)
+    assert set(out.rglob("*")) == before
+
+
 @pytest.mark.parametrize(("said", "learnt"), [("positive", 0), ("ignore", int(Flag.IGNORE_REGION))])
 def test_difficult_objects_are_regions_in_the_parts(tmp_path: Path, said: str, learnt: int) -> None:
     """The files of the parts know none: avoided ones became objects to be learnt, and all of them to be found."""

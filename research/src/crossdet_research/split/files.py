@@ -43,6 +43,10 @@ class _Picture:
     name: str
     own: Bools | None = None
 
+    @property
+    def source(self) -> Path:
+        return self.index.path(self.row)
+
 
 def write_split(
     plan: SplitPlan,
@@ -57,12 +61,14 @@ def write_split(
         configs. protocols: how the parts are scored.
     overwrite: replace what an earlier split wrote there; runs below it stay.
 
-    Raises `UserError`: the folder holds something else, or pictures are missing or broken (all are named).
+    Raises `UserError`: the folder holds something else, two pictures would become one file, or pictures are missing
+    or broken (all are named).
     """
+    pictures = _pictures(plan)
     _make_room(folder, overwrite)
     record = summary(plan)
     write_json(folder / MARKER, {"tool": TOOL, "complete": False, "wrote": _top_names(plan)})
-    _write_pictures(list(_pictures(plan)), folder / "images", plan.seed)
+    _write_pictures(pictures, folder / "images", plan.seed)
     for part in plan.parts:
         _write_part(plan, part, folder)
     _write_tests(plan, folder / "test")
@@ -143,20 +149,30 @@ def _val_names(plan: SplitPlan, look: str) -> list[str]:
     return [_picture_name(plan.val, row, look, "val", changed) for row in range(len(plan.val))]
 
 
-def _pictures(plan: SplitPlan) -> Iterator[_Picture]:
-    made: set[str] = set()
+def _pictures(plan: SplitPlan) -> list[_Picture]:
+    """All that are made, each once. Raises `UserError` where two would become one file."""
+    found: dict[str, _Picture] = {}
+    problems = {}
+    for picture in _pictures_of_parts(plan):
+        first = found.setdefault(picture.name, picture)
+        if first.row != picture.row and first.source != picture.source:
+            problems[picture.name] = f"{first.source} and {picture.source}: images/{picture.name}"
+    if problems:
+        head = f"{len(problems)} time(s) two pictures would become one file; rename one of the two"
+        raise UserError(problem_list(head, too_many(list(problems.values()))))
+    return list(found.values())
+
+
+def _pictures_of_parts(plan: SplitPlan) -> Iterator[_Picture]:
+    """Some several times: parts of one look share pictures."""
     for part in plan.parts:
         painted = set(part.erased_images.tolist())
+        own = np.array([c in part.classes for c in plan.train.classes])
         for row, name in _train_names(plan, part).items():
-            if name not in made:
-                own = np.array([c in part.classes for c in plan.train.classes]) if row in painted else None
-                yield _Picture(plan.train, row, part.look, name, own)
-            made.add(name)
+            yield _Picture(plan.train, row, part.look, name, own if row in painted else None)
     for look in looks_of(plan):
         for row, name in enumerate(_val_names(plan, look)):
-            if name not in made:
-                yield _Picture(plan.val, row, look, name)
-            made.add(name)
+            yield _Picture(plan.val, row, look, name)
 
 
 def _write_pictures(pictures: list[_Picture], folder: Path, seed: int) -> None:
@@ -174,7 +190,7 @@ def _write_pictures(pictures: list[_Picture], folder: Path, seed: int) -> None:
 
 def _write_one(picture: _Picture, target: Path, seed: int) -> str:
     """Makes one picture; returns what is wrong with it, "" if nothing."""
-    source = picture.index.path(picture.row)
+    source = picture.source
     if picture.look == ORIGINAL and picture.own is None:
         if not source.is_file():
             return f"{source}: does not exist"
