@@ -7,6 +7,7 @@ import re
 import shutil
 
 import pytest
+import yaml
 from browsers import open_tab
 from worlds import World
 
@@ -111,6 +112,14 @@ def test_mistakes_are_told(world, trained, tmp_path, crossdet):
     )
     run = tmp_path / "run"
     shutil.copytree(trained.folder, run)
+    read = tmp_path / "data.json"
+    read.write_text("[]")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    next(iter(config["datasets"].values()))["train"]["annotations"] = [str(read)]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    for file in (run / "metrics.json", read):
+        assert f"--json {file}: this file is read" in told(run, "--no-pictures", "--json", file)
+    assert read.read_text() == "[]"
     (run / "metrics.json").write_text("[]")
     assert "not what a run writes" in told(run)
     (run / "metrics.json").unlink()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import STDOUT, ConfigFile, JsonFile, out, save_json, say
+from crossdet.commands.terminal import STDOUT, ConfigFile, JsonFile, check_no_input, out, save_json, say
 from crossdet.errors import UserError
 
 _FIGURES = (".png", ".pdf", ".svg")
@@ -42,6 +42,8 @@ def anchors(
     if plot is not None and plot.suffix.lower() not in _FIGURES:
         raise UserError(f"--plot: expected a file name that ends in {', '.join(_FIGURES)}, got {plot}")
     loaded = load_config(config, overrides or [])
+    check_no_input(json_file, loaded, config)
+    check_no_input(plot, loaded, config, "--plot")
     data, without_boxes = training_boxes(loaded)
     report = anchors_report(data, configured(loaded), scales, ratios, without_boxes)
     print_anchors(report, out)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import Output, say
+from crossdet.commands.terminal import Output, check_not_read, say
 
 
 def curves(
@@ -26,8 +26,9 @@ def curves(
     ] = None,
 ) -> None:
     """Draw the precision-recall curves of several runs or methods into one figure per dataset."""
-    from crossdet.evaluation.curves import overlay
+    from crossdet.evaluation.curves import DATA_FILE, overlay
 
     named = [(name or None, Path(file)) for name, _, file in (part.rpartition("=") for part in files)]
+    check_not_read("--data", data, [one for _, file in named for one in (file, file / DATA_FILE)])
     for picture in overlay(named, output or Path("curves"), dataset or (), data):
         say(str(picture))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import JsonFile, Last, OwnWeights, save_json, say
+from crossdet.commands.terminal import JsonFile, Last, OwnWeights, check_no_input_of, save_json, say
 
 
 def push(
@@ -27,6 +27,7 @@ def push(
 
     run = fetched(run)
     say(taken(run, last))
+    check_no_input_of(json_file, run)
 
     from crossdet.runs.push import push as upload
 

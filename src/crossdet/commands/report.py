@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crossdet.commands.terminal import JsonFile, save_json, say
+from crossdet.commands.terminal import JsonFile, check_no_input_of, save_json, say
 
 
 def report(
@@ -45,6 +45,7 @@ def report(
     for one in (run, against):
         if one is not None:
             say(taken(one))
+            check_no_input_of(json_file, one, data)
 
     from crossdet.runs.report import report as write
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from crossdet.commands.score_printing import percent, print_line, print_table
-from crossdet.commands.terminal import STDOUT, save_json
+from crossdet.commands.terminal import STDOUT, check_not_read, save_json
 from crossdet.errors import UserError, some
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def coco(
     from crossdet.evaluation.files.coco import read_coco_results, read_coco_truth
     from crossdet.evaluation.protocols.coco import coco_scores
 
+    _check_outputs(json_file, curves, instances, results)
     truth = read_coco_truth(instances)
     detections, left_out = read_coco_results(results, truth)
     found = coco_scores(truth.truth, detections, list(truth.names), max_detections, sized=True)
@@ -99,6 +100,7 @@ def lvis(
     from crossdet.evaluation.protocols.entry import best_per_image
     from crossdet.evaluation.protocols.lvis import lvis_scores
 
+    _check_outputs(json_file, curves, instances, results)
     truth, frequencies = read_lvis_truth(instances)
     detections, left_out = read_coco_results(results, truth)
     kept = best_per_image(detections, max_detections)
@@ -147,6 +149,7 @@ def voc(
     from crossdet.evaluation.files.voc import read_voc_results, read_voc_truth
     from crossdet.evaluation.protocols.voc import numbers_of, voc_scores
 
+    _check_outputs(json_file, curves, truth, results, image_set)
     files = read_voc_truth(truth, image_set)
     read = read_voc_results(results, files)
     found = voc_scores(files.truth, read.detections, range(len(files.classes)), iou, not strict)
@@ -207,6 +210,7 @@ def wider_face(
     from crossdet.evaluation.files.wider_face_lists import read_wider_face_truth
     from crossdet.evaluation.protocols.wider_face import wider_face_scores
 
+    _check_outputs(json_file, curves, truth, predictions)
     lists = read_wider_face_truth(truth)
     read = read_wider_face_predictions(predictions, lists.names)
     found = wider_face_scores(lists.truth, read.detections, arithmetic)
@@ -273,6 +277,7 @@ def wider_pedestrian(
     from crossdet.evaluation.protocols.coco import coco_scores
     from crossdet.evaluation.protocols.wider_pedestrian import challenge_scores
 
+    _check_outputs(json_file, curves, annotations, predictions, ignore)
     files = read_pedestrian_truth(annotations, ignore, None if edition is None else int(edition))
     if cyclists == "ignore" and files.edition == 2019:
         raise UserError("--cyclists ignore: edition 2019 has no class ids, so cyclists cannot be told apart")
@@ -322,6 +327,14 @@ def _region_notes(files: PedestrianFiles, annotations: Path, ignore: Path | None
         yield f"{len(files.truth.regions)} ignore regions used"
     if files.outside:
         yield f"{files.outside} ignore regions of images that are not in {annotations} left out"
+
+
+def _check_outputs(json_file: Path | None, curves: Path | None, *inputs: Path | str | None) -> None:
+    from crossdet.evaluation.curves import DATA_FILE
+
+    read = [Path(one) for one in inputs if one]
+    check_not_read("--json", json_file, read)
+    check_not_read("--curves", curves and curves / DATA_FILE, read)
 
 
 def _finish(notes: Iterable[str], record: dict[str, Any], json_file: Path | None) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.main import get_command
 
-from crossdet.errors import Interrupted, RunError, UserError
+from crossdet.errors import ConfigError, Interrupted, RunError, UserError
 from crossdet.files import json_text, write_json
 from crossdet.models.card import check_order, is_exported, means_weights
 
@@ -115,13 +115,44 @@ def check_device(device: str | None, paths: Iterable[Path]) -> None:
         )
 
 
-def check_no_input(file: Path | None, config: Config, written: Path) -> None:
+def check_no_input(file: Path | None, config: Config, written: Path, option: str = "--json") -> None:
     """Raises `UserError` where what is to be written would take the place of data, or of the config. written: the
     config's file."""
-    from crossdet.config.sources import inputs_of
+    if file is not None:
+        from crossdet.config.sources import inputs_of
 
-    if file is not None and file != STDOUT and file.resolve() in {written.resolve(), *inputs_of(config)}:
-        raise UserError(f"--json {file}: this file is read; choose another name")
+        check_not_read(option, file, [written, *inputs_of(config)])
+
+
+def check_no_input_of(file: Path | None, run: Path, data: Path | None = None) -> None:
+    """As `check_no_input`, for what a run directory or weights say of themselves. data: a config of other data than
+    the run's own."""
+    from crossdet.config import CONFIG_FILE, load_config
+    from crossdet.export.sessions import card_in
+    from crossdet.models.hub import FILES
+    from crossdet.models.weights import METRICS_FILE
+
+    if file is None or file == STDOUT:
+        return
+    check_not_read("--json", file, [run, *(run / name for name in (METRICS_FILE, *FILES))])
+    for written in (run / CONFIG_FILE, *([data] if data else [])):
+        if written.is_file():
+            with suppress(ConfigError):  # who needs the config tells what is wrong with it
+                check_no_input(file, load_config(written, [], card_in(run).space.datasets), written)
+
+
+def check_not_read(option: str, file: Path | None, inputs: Iterable[Path]) -> None:
+    """Raises `UserError` where `file` is one of `inputs`, or one that lies in a folder among them.
+
+    A JSON in a folder is none that is read: annotations in JSON are named one by one.
+    """
+    if file is None or file == STDOUT:
+        return
+    whole = file.resolve()
+    for one in map(Path.resolve, inputs):
+        below = whole.suffix.lower() != ".json" and whole.is_relative_to(one) and whole.is_file()
+        if whole == one or below:
+            raise UserError(f"{option} {file}: this file is read; choose another name")
 
 
 def own_config(command: str, run: Path, config: Path | None) -> Path:

@@ -400,6 +400,18 @@ def test_mistakes_of_the_command(demo, tmp_path):
         assert re.search(told, str(done.exception))
 
 
+def test_no_file_of_the_data_is_written_over(demo):
+    train = load_config(demo / "config.yaml").datasets["objects"].train
+    picture = next(file for file in train.images[0].rglob("*") if file.suffix in (".png", ".jpg"))
+    picture = picture.rename(picture.with_suffix(".png"))
+    for option, file in (("--json", train.annotations[0]), ("--plot", picture)):
+        before = file.read_bytes()
+        done = run(demo / "config.yaml", option, file)
+        assert isinstance(done.exception, UserError), done.output
+        assert str(done.exception) == f"{option} {file}: this file is read; choose another name"
+        assert file.read_bytes() == before
+
+
 def test_figure_of_many_datasets(tmp_path):
     data = [mixed(40, k, f"set {k}", 0.25) for k in range(4)]
     draw_anchors(tmp_path / "a.svg", data, anchors_report(data, DEFAULT))

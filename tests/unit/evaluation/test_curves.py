@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import crossdet.evaluation.curves as module
+from crossdet.commands.curves import curves as command
 from crossdet.errors import UserError
 from crossdet.evaluation.curves import (
     MAX_POINTS,
@@ -128,6 +129,14 @@ def test_several_runs_in_one_figure(tmp_path, monkeypatch):
     assert [name for name, _ in drawn] == ["run", "run, b", "third", "run, a", "run, a 2"]
     monkeypatch.undo()
     assert [file.name for file in overlay([(None, a), ("x" * 90, b)], tmp_path / "out")] == ["faces_wider_face.png"]
+
+
+def test_an_overlay_takes_the_place_of_none_of_its_files(tmp_path):
+    write_run_curves(tmp_path / "a", "run", faces(0.9, 0.8, 0.5))
+    file = tmp_path / "a" / "curves.json"
+    for one in (tmp_path / "a", file):
+        with pytest.raises(UserError, match=r"--data .*curves\.json: this file is read; choose another name"):
+            command([str(one)], tmp_path / "out", data=file)
 
 
 def test_files_that_are_no_curves_are_told(tmp_path):

@@ -14,6 +14,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from crossdet import LabelSpace, load_detector
+from crossdet.commands.push import push as push_command
 from crossdet.errors import RunError, UserError
 from crossdet.labels.edits import edited
 from crossdet.models.building import build_detector
@@ -163,6 +164,12 @@ def test_a_run_without_transformers_network(trained, tmp_path, crossdet):
     assert "| cars | coco | 5 | AP " in card
     assert "library_name: crossdet" in card
     assert load_detector(tmp_path / "out", "cpu").reported == ("car", "face")
+
+
+def test_no_file_of_the_run_is_written_over(trained):
+    for name in ("metrics.json", "config.json"):
+        with pytest.raises(UserError, match=rf"--json .*{name}: this file is read; choose another name"):
+            push_command(trained.folder, "me/cars", json_file=trained.folder / name)
 
 
 def test_what_is_refused(tmp_path, monkeypatch):

@@ -266,6 +266,25 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     assert f"{results}: byte 2: not text in UTF-8" in refused("coco", truth, results)
 
 
+def test_no_file_that_is_read_is_written_over(tmp_path: Path) -> None:
+    paths = files(tmp_path, instances(), [])
+    for file in paths:
+        before = file.read_bytes()
+        told = f"--json {file}: this file is read; choose another name"
+        assert refused("coco", *paths, "--json", file) == told
+        assert refused("lvis", *paths, "--json", file) == told
+        assert refused("wider_pedestrian", *paths, "--json", file) == told
+        assert file.read_bytes() == before
+    results = tmp_path / "dets" / "curves.json"
+    results.parent.mkdir()
+    paths[1].rename(results)
+    assert "--curves" in refused("coco", paths[0], results, "--curves", results.parent)
+    (tmp_path / "dets" / "car.txt").write_text("")
+    for protocol in ("voc", "wider_face"):
+        found = refused(protocol, tmp_path, tmp_path / "dets", "--json", tmp_path / "dets" / "car.txt")
+        assert found.endswith("car.txt: this file is read; choose another name")
+
+
 def test_the_curves_carry_the_scores_and_the_methods_name(tmp_path: Path) -> None:
     paths = files(tmp_path, *random_set(1))
     record, printed = scored(tmp_path, "coco", *paths, "--curves", tmp_path / "c", "--name", "mine")
