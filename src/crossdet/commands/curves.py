@@ -28,7 +28,16 @@ def curves(
     """Draw the precision-recall curves of several runs or methods into one figure per dataset."""
     from crossdet.evaluation.curves import DATA_FILE, overlay
 
-    named = [(name or None, Path(file)) for name, _, file in (part.rpartition("=") for part in files)]
+    named = [_named(given) for given in files]
     check_not_read("--data", data, [one for _, file in named for one in (file, file / DATA_FILE)])
     for picture in overlay(named, output or Path("curves"), dataset or (), data):
         say(str(picture))
+
+
+def _named(given: str) -> tuple[str | None, Path]:
+    """The name, if there is one, and the file: names and paths may hold a `=`, so what exists decides."""
+    if Path(given).exists():
+        return None, Path(given)
+    cuts = [at for at, sign in enumerate(given) if sign == "="]
+    at = next((at for at in cuts if given[at + 1 :] and Path(given[at + 1 :]).exists()), cuts[-1] if cuts else -1)
+    return given[: max(at, 0)] or None, Path(given[at + 1 :])

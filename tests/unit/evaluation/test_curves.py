@@ -139,6 +139,18 @@ def test_an_overlay_takes_the_place_of_none_of_its_files(tmp_path):
             command([str(one)], tmp_path / "out", data=file)
 
 
+def test_a_path_may_hold_the_sign_after_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("lr=0.1", "b"):
+        write_run_curves(tmp_path / folder, "run", faces(0.9, 0.8, 0.5))
+    drawn = []
+    monkeypatch.setattr(module, "draw_curves", lambda folder, methods: drawn.extend(methods) or [folder])
+    command(["lr=0.1", "mine=lr=0.1/curves.json", "a=1=b", "=b"], tmp_path / "out")
+    assert [name for name, _ in drawn] == ["run", "mine", "a=1", "run, b"]
+    with pytest.raises(UserError, match=r"^gone: "):
+        command(["mine=gone"], tmp_path / "out")
+
+
 def test_files_that_are_no_curves_are_told(tmp_path):
     with pytest.raises(UserError, match=r"gone\.json"):
         read_methods(tmp_path / "gone.json")
