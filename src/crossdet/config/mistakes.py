@@ -40,6 +40,7 @@ _EXPECTED = {
     "less_than_equal": "a number <= {le:g}",
     "literal_error": "{expected}",
 }
+_SURE = 0.8  # likeness from which on a slip of the keyboard is likelier than a key of another section
 _SHOWN = 5  # keys of a section in a message
 
 
@@ -105,14 +106,17 @@ def suggest(key: str, known: Sequence[str], what: str) -> str:
 
 
 def _suggest_key(at: Key, root: type[BaseModel]) -> str:
-    kind: Any = root
-    for part in at[:-1]:
-        kind = section_below(kind, str(part))
-    key = str(at[-1])
-    for section in root.model_fields:
-        if key in getattr(section_below(root, section), "model_fields", {}):
-            return f"did you mean `{section}.{key}`?"
-    return suggest(key, list(getattr(kind, "model_fields", {})), "keys")
+    """The key in a section around, in one below, one of nearly that name beside it, or the key elsewhere."""
+    *inside, key = map(str, at)
+    own = _keys_below(at[:-1], root)
+    around = [tuple(inside[:length]) for length in reversed(range(len(inside)))]
+    below = [(*inside, section) for section in own]
+    elsewhere = [(section,) for section in root.model_fields]
+    near = difflib.get_close_matches(key, own, n=1, cutoff=_SURE)
+    for places in (around, below, () if near else elsewhere):
+        if (place := next((one for one in places if key in _keys_below(one, root)), None)) is not None:
+            return f"did you mean `{dotted((*place, key))}`{'' if place else ' at the top level'}?"
+    return suggest(key, own, "keys")
 
 
 def _keys_below(at: Key, kind: Any) -> list[str]:

@@ -79,6 +79,10 @@ def test_fixed_and_strict():
         ("train: {epoch: 3}", "unknown key `train.epoch`; did you mean `epochs`?"),
         ("lr: 0.1", "unknown key `lr`; did you mean `train.lr`?"),
         ("trian: {}", "unknown key `trian`; did you mean `train`?"),
+        ("train: {weights: none}", "unknown key `train.weights`; did you mean `model.weights`?"),
+        ("train: {pseudo: {}}", "unknown key `train.pseudo`; did you mean `pseudo` at the top level?"),
+        ("train: {seed: 1}", "unknown key `train.seed`; did you mean `seed` at the top level?"),
+        ("train: {output: x}", "unknown key `train.output`; did you mean `output` at the top level?"),
         ("input: {zzz: 1}", "unknown key `input.zzz`; known keys: shorter, longer"),
         ("train: {lr: -1}", "`train.lr`: expected a number > 0, got -1"),
         ("train: {lr: fast}", '`train.lr`: expected a number, got "fast"'),
@@ -137,6 +141,18 @@ def test_wording(tmp_path, text, expected):
         ("a: {train: {images: i}}", "`datasets.a.format` is missing: expected one of coco, voc, wider_face"),
         ("a: {format: coco}", "`datasets.a`: expected `train`, `val`, `test` or several of them"),
         ("a:", "`datasets.a`: expected `train`, `val`, `test` or several of them"),
+        ("a: {format: coco, train: {}, weights: 2}", "key `datasets.a.weights`; did you mean `weight`?"),
+        *(
+            (
+                f"a: {{format: coco, train: {{{key}: x}}}}",
+                f"`datasets.a.train.{key}`; did you mean `datasets.a.{key}`?",
+            )
+            for key in ("format", "classes", "ignore_classes")
+        ),
+        (
+            "a: {format: coco, train: {}, images: x}",
+            "key `datasets.a.images`; did you mean `datasets.a.train.images`?",
+        ),
         ("a: {test: {images: i}}", "`datasets.a.format` is missing"),
         (
             "a: {format: coco, train: x.json}",
