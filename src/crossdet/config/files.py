@@ -292,7 +292,7 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
     if mark is None:
         return str(error)
     text = f"line {mark.line + 1}: {getattr(error, 'problem', None) or error}"
-    if "escape character" in text:
+    if " escape " in text:  # "unknown escape character", "expected escape sequence of 8 hexadecimal numbers"
         text += "; between double quotes a backslash begins one: quote paths with ' or write them with /"
     return text
 

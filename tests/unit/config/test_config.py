@@ -250,6 +250,10 @@ def test_a_key_that_stands_twice(tmp_path):
         (b"a: \xff", "not UTF-8 text"),
         (b'a: "C:\\data"', "not valid YAML: line 1: found unknown escape character 'd'; between double quotes"),
         (
+            b'a: "C:\\Users\\x"',
+            "not valid YAML: line 1: expected escape sequence of 8 hexadecimal numbers, but found 's'; between",
+        ),
+        (
             b"train: images/train\nnames: [a]\n",
             "a data set in the format `yolo`, no config of crossdet; `crossdet new",
         ),
