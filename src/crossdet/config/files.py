@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -245,7 +246,7 @@ def _parse(text: str, places: dict[Key, str], problems: list[Problem]) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _survey(node, (), [], places, problems)
+        _Survey(places, problems).look(node, ())
         return _copied(loader.construct_document(node))
     except RecursionError:
         raise yaml.YAMLError("its values are nested too deeply") from None
@@ -253,31 +254,56 @@ def _parse(text: str, places: dict[Key, str], problems: list[Problem]) -> Any:
         loader.dispose()
 
 
-def _survey(
-    node: yaml.Node, at: Key, inside: list[yaml.Node], places: dict[Key, str], problems: list[Problem]
-) -> None:
+@dataclass
+class _Survey:
     """Notes the line of every key, makes keys text, and finds keys that stand twice in one mapping."""
-    if any(node is other for other in inside):
-        raise yaml.MarkedYAMLError(problem="an alias that contains itself", problem_mark=node.start_mark)
-    inside = [*inside, node]
-    if isinstance(node, yaml.SequenceNode):
-        for number, child in enumerate(node.value):
-            places[(*at, number)] = f"line {child.start_mark.line + 1}"
-            _survey(child, (*at, number), inside, places, problems)
-    elif isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, child in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
-                continue
-            key.tag = _TEXT
+
+    places: dict[Key, str]
+    problems: list[Problem]
+    told: set[int] = field(default_factory=set)  # mappings that were looked at: an alias is one again
+
+    def look(self, node: yaml.Node, at: Key, inside: tuple[yaml.Node, ...] = ()) -> None:
+        if any(node is other for other in inside):
+            raise yaml.MarkedYAMLError(problem="an alias that contains itself", problem_mark=node.start_mark)
+        inside = (*inside, node)
+        if isinstance(node, yaml.SequenceNode):
+            for number, child in enumerate(node.value):
+                self.places[(*at, number)] = f"line {child.start_mark.line + 1}"
+                self.look(child, (*at, number), inside)
+        elif isinstance(node, yaml.MappingNode):
+            pairs = [(key, child) for key, child in node.value if isinstance(key, yaml.ScalarNode)]
+            self._find_twice(node, pairs, at)
+            for key, child in pairs:  # first: the mapping's own keys take the place of merged ones
+                if _is_merge(key):
+                    self._look_at_merged(child, at, inside)
+            for key, child in pairs:
+                if not _is_merge(key):
+                    key.tag = _TEXT
+                    self.places[(*at, key.value)] = f"line {key.start_mark.line + 1}"
+                    self.look(child, (*at, key.value), inside)
+
+    def _look_at_merged(self, merged: yaml.Node, at: Key, inside: tuple[yaml.Node, ...]) -> None:
+        several = merged.value if isinstance(merged, yaml.SequenceNode) else [merged]
+        for one in reversed(several):  # of those in a list the first wins
+            if isinstance(one, yaml.MappingNode):  # else PyYAML says what is expected
+                self.look(one, at, inside)
+
+    def _find_twice(self, node: yaml.Node, pairs: Sequence[tuple[yaml.ScalarNode, yaml.Node]], at: Key) -> None:
+        if id(node) in self.told:
+            return
+        self.told.add(id(node))
+        first: dict[str, int] = {}
+        for key, _ in pairs:
             line = key.start_mark.line + 1
-            here = (*at, key.value)
-            if key.value in seen:
-                text = f"line {line}: `{dotted(here)}` stands twice, first in line {seen[key.value]}"
-                problems.append(Problem((), text))
-            seen.setdefault(key.value, line)
-            places[here] = f"line {line}"
-            _survey(child, here, inside, places, problems)
+            if key.value in first:
+                hint = "; several go into a list, `<<: [*a, *b]`" if _is_merge(key) else ""
+                text = f"`{dotted((*at, key.value))}` stands twice, first in line {first[key.value]}{hint}"
+                self.problems.append(Problem((), f"line {line}: {text}"))
+            first.setdefault(key.value, line)
+
+
+def _is_merge(key: yaml.ScalarNode) -> bool:
+    return bool(key.tag.endswith(":merge"))
 
 
 def _copied(value: Any) -> Any:
