@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from crossdet.config.mistakes import Key, Problem, dotted, section_below, suggest, validated
-from crossdet.config.schema import ALL_SPLITS, Config, config_type
+from crossdet.config.mistakes import Key, Problem, dotted, section_below, suggest
+from crossdet.config.schema import ALL_SPLITS, Config, config_type, validated_config
 from crossdet.data.formats import FORMATS
 from crossdet.data.index import Index
 from crossdet.errors import ConfigError, problem_list
@@ -95,7 +95,7 @@ def load_config(path: Path | str, overrides: Sequence[Override] = (), known_data
     for override in overrides:
         shown, text = (f"--set {override}", override) if isinstance(override, str) else override
         problems += _override(data, places, shown, text)
-    config, found = validated(config_type(data), data, path.absolute().parent, known_datasets)
+    config, found = validated_config(data, path.absolute().parent, known_datasets)
     lines = [p.text for p in problems] + [f"{_place(p, places)}{p.text}" for p in found]
     if config is None and (names := _given_from_python(data)):
         raise ConfigError(

@@ -252,8 +252,7 @@ class Config(Section):
 
         Raises `ConfigError` that lists all mistakes.
         """
-        kind = config_type(data)
-        config, problems = validated(kind, dict(data), base or Path.cwd(), known_datasets)
+        config, problems = validated_config(dict(data), base or Path.cwd(), known_datasets)
         if config is None:
             raise ConfigError(problem_list(f"config: {len(problems)} mistake(s)", (p.text for p in problems)))
         return config
@@ -311,6 +310,18 @@ def config_type(data: Any) -> type[Config]:
     if str(name) in ARCHITECTURES:
         return _config_type(ARCHITECTURES[str(name)])
     return _config_type(ARCHITECTURES[DEFAULT], tuple(ARCHITECTURES))
+
+
+def validated_config(
+    data: dict[str, Any], base: Path, known_datasets: Sequence[str] = ()
+) -> tuple[Config | None, list[Problem]]:
+    """As `validated`. Of an unknown architecture nothing is said about its sections: they may fit the one meant."""
+    config, problems = validated(config_type(data), data, base, known_datasets)
+    name: Key = ("model", "name")
+    if any(problem.keys[:1] == (name,) for problem in problems):
+        its = {("model",), ("loss",)}
+        problems = [p for p in problems if p.keys[0] == name or its.isdisjoint(key[:1] for key in p.keys)]
+    return config, problems
 
 
 def _unpickled(architecture: str, state: dict[Any, Any]) -> Config:

@@ -182,6 +182,14 @@ def test_wording_for_datasets(tmp_path, text, expected, monkeypatch):
     assert expected in line
 
 
+def test_an_unknown_architecture_makes_no_mistakes_of_its_sections(tmp_path):
+    text = "model: {name: dfin, size: nano}\nloss: {classification: mal}\ntrain: {epochs: 0}\n"
+    first, second = mistakes(tmp_path, MINIMAL + text)
+    assert first.startswith("line 3: `model.name`: expected 'retinanet'")
+    assert second == "line 5: `train.epochs`: expected a number >= 1, got 0"
+    assert [line.split(": ")[0] for line in mistakes(tmp_path, f"{MINIMAL}model: {{size: 3}}\n")] == ["line 3"]
+
+
 def test_no_dataset(tmp_path):
     assert mistakes(tmp_path, "seed: 3\n") == ["`datasets`: expected at least one dataset"]
 
