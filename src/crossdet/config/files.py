@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -348,8 +348,8 @@ def _override(data: dict[str, Any], places: dict[Key, str], shown: str, text: st
         at = (*at, key)
         if not parts:
             break
-        if key not in level and not hasattr(kind, "model_fields"):
-            hint = suggest(key, list(level), "names")
+        if key not in level and get_origin(kind) is dict:  # a section's unknown keys are told with it
+            hint = _unknown_name(key, level, at[:-1], section_below(kind, key), ".".join((key, *parts)))
             return [Problem((), f"{shown}: unknown key `{dotted(at)}`; {hint}")]
         if level.get(key) is None:
             level[key] = {}
@@ -362,6 +362,15 @@ def _override(data: dict[str, Any], places: dict[Key, str], shown: str, text: st
         del places[place]
     places[at] = shown
     return []
+
+
+def _unknown_name(key: str, level: Mapping[str, Any], at: Key, section: Any, whole: str) -> str:
+    """What to say of a key that none of the names at `at` is. section: what a name has below it; None: no keys, so
+    that the dots of `whole` belong to a name."""
+    hint = suggest(key, list(level), "names") if level else "there are no names yet"
+    if section is not None:
+        return hint
+    return f"{hint}; a new name with a dot is given as `{dotted(at)}={{{whole}: ...}}`, which replaces the others"
 
 
 def _place(problem: Problem, places: dict[Key, str]) -> str:

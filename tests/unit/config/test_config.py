@@ -321,6 +321,12 @@ def test_overrides(tmp_path):
         ("train.epoch=3", "unknown key `train.epoch`; did you mean `epochs`?"),
         ("trian.epochs=3", "unknown key `trian`; did you mean `train`?"),
         ("datasets.aa.weight=3", "unknown key `datasets.aa`; did you mean `a`?"),
+        (
+            "labels.merge.traffic.light=[a/x]",
+            "unknown key `labels.merge.traffic`; there are no names yet; a new name with a dot is given as "
+            "`labels.merge={traffic.light: ...}`, which replaces the others",
+        ),
+        ("trian.epochs.x=3", "unknown key `trian`; did you mean `train`?"),
         ("seed.x=3", "`seed`: expected a whole number, got {"),
         ("datasets.a.format.x=3", "`datasets.a.format` has no keys below it"),
         ("seed", "expected `key=value`"),
