@@ -17,6 +17,7 @@ from typing import Any, get_origin
 
 import yaml
 from pydantic import BaseModel
+from yaml.reader import ReaderError
 
 from crossdet.config.mistakes import Key, Problem, dotted, section_below, suggest
 from crossdet.config.schema import ALL_SPLITS, Config, config_type, validated_config
@@ -35,8 +36,8 @@ _NOWHERE = re.compile("[\0\ud800-\udfff]")  # it ends a name, or UTF-8 has no by
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loading; `1e-4` is a number, a date and `1:30` are text, `010` is ten, and what PyYAML cannot read is
-    told with its line."""
+    """Safe loading; `1e-4` is a number, a date, `1:30`, `=` and `<<` are text, `010` is ten, and what PyYAML cannot
+    read is told with its line."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -53,7 +54,8 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(FLOAT, EXPONENT, list("-+0123456789"))
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda _loader, node: str(node.value))
+for _kind in ("timestamp", "value", "merge"):  # the last two are a bare `=` and `<<`
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", lambda _loader, node: str(node.value))
 
 
 def _number(read: Callable[[yaml.SafeLoader, Any], float]) -> Callable[[_Loader, Any], float | str]:
@@ -241,7 +243,12 @@ def _refuse_annotations(path: Path, data: Any) -> None:
 
 
 def _parse(text: str, places: dict[Key, str], problems: list[Problem]) -> Any:
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        sign = f"U+{error.character:04X}"
+        raise yaml.YAMLError(f"line {line}: a character that YAML does not allow ({sign}); remove it") from None
     try:
         node = loader.get_single_node()
         if node is None:

@@ -254,6 +254,10 @@ def test_a_key_that_stands_twice(tmp_path):
         (b'output: "\\ud800"', "not valid YAML: line 1: a text with a character that no name"),
         (b"a: &x [*x]", "not valid YAML: line 1: an alias that contains itself"),
         (b"a: !!python/object:x {}", "not valid YAML: line 1: could not determine a constructor"),
+        (
+            b"seed: 1\noutput: a\x07b",
+            "not valid YAML: line 2: a character that YAML does not allow (U+0007); remove",
+        ),
         (b"- 1", "expected a mapping (`key: value` lines), got a list"),
         (b"a: \xff", "not UTF-8 text"),
         (b'a: "C:\\data"', "not valid YAML: line 1: found unknown escape character 'd'; between double quotes"),
@@ -294,6 +298,12 @@ def test_a_date_is_text(tmp_path):
     path.write_text(f"{MINIMAL}output: 2024-31-12\n")
     assert load_config(path).output == tmp_path / "2024-31-12"
     assert load_config(path, ["output=2024-02-30"]).output == tmp_path / "2024-02-30"
+
+
+def test_a_bare_sign_is_text(tmp_path):
+    config = load_config(write(tmp_path, MINIMAL + "labels: {absent: {a: [=, <<]}}\n"))
+    assert config.labels.absent == {"a": ("=", "<<")}
+    assert load_config(write(tmp_path, dump_config(config))) == config
 
 
 def test_annotations_are_told_from_a_config_without_reading_them_as_yaml(tmp_path, monkeypatch):
