@@ -320,7 +320,7 @@ def validated_config(
     name: Key = ("model", "name")
     if any(problem.keys[:1] == (name,) for problem in problems):
         its = {("model",), ("loss",)}
-        problems = [p for p in problems if p.keys[0] == name or its.isdisjoint(key[:1] for key in p.keys)]
+        problems = [p for p in problems if name in p.keys[:1] or its.isdisjoint(key[:1] for key in p.keys)]
     return config, problems
 
 
