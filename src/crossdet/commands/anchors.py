@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crossdet.commands.terminal import STDOUT, ConfigFile, JsonFile, check_no_input, out, save_json, say
+from crossdet.commands.terminal import (
+    STDOUT,
+    ConfigFile,
+    JsonFile,
+    check_no_input,
+    check_not_read,
+    out,
+    save_json,
+    say,
+)
 from crossdet.errors import UserError
+
+if TYPE_CHECKING:
+    from crossdet.config import Config
 
 _FIGURES = (".png", ".pdf", ".svg")
 
@@ -44,6 +57,7 @@ def anchors(
     loaded = load_config(config, overrides or [])
     check_no_input(json_file, loaded, config)
     check_no_input(plot, loaded, config, "--plot")
+    check_not_read("--plot", plot, _pictures_beside(loaded, plot))
     data, without_boxes = training_boxes(loaded)
     report = anchors_report(data, configured(loaded), scales, ratios, without_boxes)
     print_anchors(report, out)
@@ -53,3 +67,12 @@ def anchors(
     if plot is not None:
         draw_anchors(plot, data, report)
         say(f"figure in {plot}")
+
+
+def _pictures_beside(config: Config, file: Path | None) -> Iterator[Path]:
+    """Pictures of the data, as far as a file that is there could be one of them."""
+    from crossdet.config.sources import open_sources
+
+    if file is not None and file.is_file():
+        for index in open_sources(config, ["train"]).train.values():
+            yield from (index.path(row) for row, name in enumerate(index.names) if name.endswith(file.name))

@@ -19,6 +19,7 @@ from crossdet.commands.terminal import (
     SplitName,
     check_device,
     check_no_input,
+    check_no_input_of,
     out,
     own_config,
     save_json,
@@ -50,6 +51,7 @@ def audit(
     config = own_config("audit", run, config)
     loaded = load_config(config, overrides or [], card_in(run).space.datasets)
     check_no_input(json_file, loaded, config)
+    check_no_input_of(json_file, run)
     runs = [run, *map(fetched, against or [])]
     check_device(device, runs)
     for one in runs:

@@ -21,6 +21,7 @@ from crossdet.commands.terminal import (
     SplitName,
     check_device,
     check_no_input,
+    check_no_input_of,
     out,
     own_config,
     save_json,
@@ -69,6 +70,7 @@ def evaluate(
     config = own_config("eval", run, config)
     loaded = load_config(config, overrides or [], card_in(run).space.datasets)
     check_no_input(json_file, loaded, config)
+    check_no_input_of(json_file, run)
     say(taken(run, last))
 
     from crossdet.runs.evaluate import evaluate as score

@@ -142,16 +142,14 @@ def check_no_input_of(file: Path | None, run: Path, data: Path | None = None) ->
 
 
 def check_not_read(option: str, file: Path | None, inputs: Iterable[Path]) -> None:
-    """Raises `UserError` where `file` is one of `inputs`, or one that lies in a folder among them.
-
-    A JSON in a folder is none that is read: annotations in JSON are named one by one.
-    """
+    """Raises `UserError` where `file` is one of `inputs`, or lies in a folder among them and is of a kind that is
+    read by folders (result and annotation files; JSON is named one by one)."""
     if file is None or file == STDOUT:
         return
     whole = file.resolve()
+    of_folders = whole.suffix.lower() in (".txt", ".xml") and whole.is_file()
     for one in map(Path.resolve, inputs):
-        below = whole.suffix.lower() != ".json" and whole.is_relative_to(one) and whole.is_file()
-        if whole == one or below:
+        if whole == one or (of_folders and whole.is_relative_to(one)):
             raise UserError(f"{option} {file}: this file is read; choose another name")
 
 

@@ -377,7 +377,8 @@ def _unknown_name(key: str, level: Mapping[str, Any], at: Key, section: Any, who
     hint = suggest(key, list(level), "names") if level else "there are no names yet"
     if section is not None:
         return hint
-    return f"{hint}; a new name with a dot is given as `{dotted(at)}={{{whole}: ...}}`, which replaces the others"
+    others = ", which replaces the others" if level else ""
+    return f"{hint}; a new name with a dot is given as '{dotted(at)}={{{whole}: ...}}'{others}"
 
 
 def _place(problem: Problem, places: dict[Key, str]) -> str:

@@ -41,6 +41,7 @@ _EXPECTED = {
     "literal_error": "{expected}",
 }
 _SURE = 0.8  # likeness from which on a slip of the keyboard is likelier than a key of another section
+_SLIP = 2  # letters that such a slip adds or leaves out
 _SHOWN = 5  # keys of a section in a message
 
 
@@ -112,7 +113,7 @@ def _suggest_key(at: Key, root: type[BaseModel]) -> str:
     around = [tuple(inside[:length]) for length in reversed(range(len(inside)))]
     below = [(*inside, section) for section in own]
     elsewhere = [(section,) for section in root.model_fields]
-    near = difflib.get_close_matches(key, own, n=1, cutoff=_SURE)
+    near = [one for one in difflib.get_close_matches(key, own, 1, _SURE) if abs(len(one) - len(key)) <= _SLIP]
     for places in (around, below, () if near else elsewhere):
         if (place := next((one for one in places if key in _keys_below(one, root)), None)) is not None:
             return f"did you mean `{dotted((*place, key))}`{'' if place else ' at the top level'}?"

@@ -30,6 +30,7 @@ from crossdet.labels.members import with_members
 from crossdet.labels.patterns import Expansion, class_name, expanded, expanded_names
 from crossdet.labels.rules import LabelRules, quoted
 from crossdet.labels.space import LabelSpace, check_class_names
+from crossdet.models.hub import FILES
 
 Built = tuple[LabelSpace, tuple[Expansion, ...]]
 """A label space, and what the patterns of its rules stand for."""
@@ -101,6 +102,7 @@ def inputs_of(config: Config) -> Iterator[Path]:
             yield from (path.resolve() for path in paths if isinstance(path, Path))
     if isinstance(config.model.weights, Path):
         yield config.model.weights.resolve()
+        yield from (config.model.weights.resolve() / name for name in FILES)
 
 
 def check_split(config: Config, split: str) -> None:

@@ -351,25 +351,30 @@ def _coco_ids(path: Path) -> CocoIds:
     def known(number: Any) -> Any:
         return number if (read := whole(number)) is None else read
 
+    def spellings(name: str) -> tuple[str, ...]:
+        return (name, name.replace("\\", "/")) if "\\" in name else (name,)
+
     try:
         data = json.loads(path.read_bytes())
         images = [
-            (Path(text(f"images[{at}].file_name", image["file_name"]).replace("\\", "/")).parts, known(image["id"]))
+            (Path(spelt).parts, known(image["id"]))
             for at, image in enumerate(data["images"])
+            for spelt in spellings(text(f"images[{at}].file_name", image["file_name"]))
         ]
         names = [
             class_name(text(f"categories[{at}].name", category["name"]))
             for at, category in enumerate(data["categories"])
         ]
         ids = [known(category["id"]) for category in data["categories"]]
-        used = used_categories({"annotations": [], **data})
+        twice = len({*names}) < len(names)
+        used = used_categories({"images": data["images"], "annotations": data["annotations"]}) if twice else ()
         kept = [rows[0] for rows in kept_categories(names, ids, used).values()]
         return CocoIds(images, {names[row]: ids[row] for row in kept})
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"--coco {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"--coco {path}: no COCO annotation file ({error!r})") from None
 
 

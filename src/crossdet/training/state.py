@@ -394,7 +394,10 @@ class RunState:
         meant = self._decay_and_share()
         self.optimizer.load_state_dict(state)
         if (begun := self._decay_and_share()) != meant:
-            self.say(f"as this run began: weight decay {begun[0]:g}, {begun[1]:g} of the rate for the backbone")
+            self.say(
+                f"goes on as it began: weight decay {begun[0]:g}, the backbone at {begun[1]:g} of the learning "
+                f"rate (this version would take {meant[0]:g} and {meant[1]:g})"
+            )
 
     def _decay_and_share(self) -> tuple[float, float]:
         groups = self.optimizer.param_groups

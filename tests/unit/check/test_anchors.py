@@ -403,7 +403,14 @@ def test_mistakes_of_the_command(demo, tmp_path):
 def test_no_file_of_the_data_is_written_over(demo):
     train = load_config(demo / "config.yaml").datasets["objects"].train
     picture = next(file for file in train.images[0].rglob("*") if file.suffix in (".png", ".jpg"))
+    annotations = train.annotations[0]
+    annotations.write_text(annotations.read_text().replace(picture.name, f"{picture.stem}.png"))
     picture = picture.rename(picture.with_suffix(".png"))
+    figure = picture.with_name("figure.png")  # beside the pictures, and none of them
+    for _ in range(2):
+        done = run(demo / "config.yaml", "--plot", figure)
+        assert done.exit_code == 0, done.output
+    figure.unlink()
     for option, file in (("--json", train.annotations[0]), ("--plot", picture)):
         before = file.read_bytes()
         done = run(demo / "config.yaml", option, file)

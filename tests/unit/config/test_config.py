@@ -109,6 +109,7 @@ def test_fixed_and_strict():
             "`model.negative_iou`: expected at most `model.positive_iou` = 0.3, got 0.4",
         ),
         ("augment: {mosaic: 2}", "`augment.mosaic`: expected a number <= 1, got 2"),
+        ("train: {backbone: resnet50}", "unknown key `train.backbone`; did you mean `model.backbone`?"),
         ("augment: {scale_jitter: [2, 1]}", "`augment.scale_jitter`: expected [smallest, largest], got [2.0, 1.0]"),
         ("input: {longer: 100}", "`input.shorter`: expected at most `input.longer` = 100, got 800"),
         ("labels: {merge: {same_names: 3}}", "`labels.merge.same_names`: expected true, false or common, got 3"),
@@ -334,7 +335,7 @@ def test_overrides(tmp_path):
         (
             "labels.merge.traffic.light=[a/x]",
             "unknown key `labels.merge.traffic`; there are no names yet; a new name with a dot is given as "
-            "`labels.merge={traffic.light: ...}`, which replaces the others",
+            "'labels.merge={traffic.light: ...}'",
         ),
         ("trian.epochs.x=3", "unknown key `trian`; did you mean `train`?"),
         ("seed.x=3", "`seed`: expected a whole number, got {"),

@@ -58,6 +58,14 @@ def test_a_coco_file_is_read_as_in_training(tmp_path):
     ids = _coco_ids(tmp_path / "c.json")
     assert ids.categories == {"car": 1, "bus": 2}
     assert ids.of_files([Path("x/sub/a.jpg"), Path("x/other/a.jpg")]) == {Path("x/sub/a.jpg"): 7}
+    assert ids.of_files([Path("x/sub\\a.jpg")]) == {Path("x/sub\\a.jpg"): 7}
+    content |= {"annotations": None, "categories": [{"id": 1, "name": "car"}]}  # as in files of pictures alone
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    assert _coco_ids(tmp_path / "c.json").categories == {"car": 1}
+    content |= {"annotations": ["x"], "categories": [{"id": 1, "name": "car"}, {"id": 2, "name": "car"}]}
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="no COCO annotation file"):
+        _coco_ids(tmp_path / "c.json")
 
 
 def test_ctrl_c_while_a_drawing_is_waited_for_leaves_its_entry(tmp_path):

@@ -14,6 +14,8 @@ from crossdet.training.recipe import Recipe
 from crossdet_research.split.plan import Part, SplitPlan
 
 SECTIONS = ("model", "loss", "input", "augment", "train", "eval")
+PLACES = "place of no class"
+"""Class of the boxes in `train_naive.json` that mark places where objects of any class may be."""
 _WHAT = {
     "aware": "Dataset-aware: the background of a part is no negative for what the part does not label.",
     "naive": "Naive concatenation: all background is a negative for every class.",
@@ -52,8 +54,8 @@ def write_configs(plan: SplitPlan, folder: Path, sections: Mapping[str, Any], pr
 
 
 def _naive_files(plan: SplitPlan) -> dict[str, str]:
-    """Part -> what naive training reads of it. A region of no class in particular is one of all that its file
-    lists. Where there are any it lists the classes of all parts: they would be negatives for those of others."""
+    """Part -> what naive training reads of it: with `PLACES`, where there are regions of no class in particular.
+    As regions of the part's own classes they would be negatives for those of the others."""
     if plan.method == "mark":
         return {part.name: "train_marked" for part in plan.parts}
     return {part.name: "train_naive" if plan.has_places(part) else "train" for part in plan.parts}
@@ -84,7 +86,9 @@ def _config(
             for part in parts
         }
     }
-    if shared or val == "val_full" or {*files.values()} & {"train_marked", "train_naive"}:
+    for name in (name for name, file in files.items() if file == "train_naive"):
+        content["datasets"][name]["ignore_classes"] = [PLACES]
+    if shared or val == "val_full" or "train_marked" in files.values():
         content["labels"] = {"merge": {"same_names": True}}
     content |= {name: dict(sections[name]) for name in SECTIONS if sections.get(name)}
     content["train"] = {**content.get("train", {}), "plain": method == "naive"}

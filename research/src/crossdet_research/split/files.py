@@ -21,7 +21,7 @@ from crossdet.data.index import Index, Strings
 from crossdet.errors import UserError, problem_list
 from crossdet.files import safe_name, write_json
 from crossdet.types import Flag
-from crossdet_research.split.configs import write_configs
+from crossdet_research.split.configs import PLACES, write_configs
 from crossdet_research.split.looks import ORIGINAL, BadPicture, erase, read_picture, with_look, write_picture
 from crossdet_research.split.plan import Part, SplitPlan, foreign_and_kept, summary
 
@@ -230,7 +230,8 @@ def _write_part(plan: SplitPlan, part: Part, folder: Path) -> None:
     if plan.method == "mark":
         written("train_marked", part.labelled | part.marked, every, crowd=part.marked)
     elif plan.has_places(part):
-        written("train_naive", part.labelled, every)
+        one = subset(plan.train, part.images, part.labelled, own, train_names)
+        write_coco(with_places_as_class(one), folder / part.name / "train_naive.json")
     val, names = _in_train_classes(plan), _val_names(plan, part.look)
     rows = np.arange(len(val))
     of_class = (val.labels < 0) | np.isin(val.labels, own)
@@ -262,6 +263,19 @@ def _in_train_classes(plan: SplitPlan) -> Index:
     ids = np.array([train.classes.index(name) for name in val.classes], np.int32)
     labels = np.where(val.labels < 0, val.labels, ids[val.labels]) if len(ids) else val.labels
     return replace(val, classes=train.classes, category_ids=train.category_ids, labels=labels.astype(np.int32))
+
+
+def with_places_as_class(index: Index) -> Index:
+    """Regions of no class in particular as boxes of a class `PLACES`, which a config can make such regions again:
+    COCO has none, and writes them as regions of the classes that it lists."""
+    places = index.labels < 0
+    return replace(
+        index,
+        classes=(*index.classes, PLACES),
+        category_ids=np.append(index.category_ids, index.category_ids.max(initial=0) + 1),
+        labels=np.where(places, len(index.classes), index.labels).astype(np.int32),
+        flags=np.where(places, 0, index.flags).astype(np.uint8),
+    )
 
 
 def subset(

@@ -75,7 +75,7 @@ def _instances(file: Path, content: Any) -> CocoFile:
     images = _ids(boxes, "annotations", "image_id", problems)
     labels = _ids(boxes, "annotations", "category_id", problems)
     xywh = _boxes(boxes, "annotations", problems)
-    crowd = _column(boxes, "annotations", "iscrowd", lambda v: v is None or whole(v) in (0, 1), "0 or 1", problems)
+    crowd = _column(boxes, "annotations", "iscrowd", lambda v: _crowd(v) is not None, "0 or 1", problems)
     area = _column(boxes, "annotations", "area", lambda v: v is None or _is_finite(v), NUMBER, problems)
     raise_if_any(file, problems)
     rows = _rows(images, image_ids)
@@ -85,7 +85,7 @@ def _instances(file: Path, content: Any) -> CocoFile:
         image_ids=image_ids,
         boxes=xywh[known],
         labels=labels[known],
-        crowd=np.array([bool(whole(v)) for v in crowd], bool)[known],
+        crowd=np.array([_crowd(v) for v in crowd], bool)[known],
         area=np.where(np.isnan(given), xywh[:, 2] * xywh[:, 3], given)[known],
         image_of_box=rows[known],
     )
@@ -298,6 +298,12 @@ def _rows(wanted: Ints, ids: Ints) -> NDArray[np.int64]:
 
 def _is_id(value: Any) -> bool:
     return (number := whole(value)) is not None and abs(number) < 2**63
+
+
+def _crowd(value: Any) -> bool | None:
+    """Whether it says crowd; None for what is neither 0 nor 1, true nor false, nor missing."""
+    known = value in (0, 1) if isinstance(value, bool) else whole(value) in (0, 1)
+    return bool(whole(value) or value is True) if known or value is None else None
 
 
 def _numbers(listed: Iterable[Any]) -> list[int]:

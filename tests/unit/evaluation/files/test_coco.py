@@ -168,6 +168,9 @@ def test_numbers_as_texts_count_as_in_training(tmp_path: Path) -> None:
     assert {one["iscrowd"] for one in texts["annotations"]} == {"0", "1"}
     record, _ = scored(tmp_path, "coco", *files(tmp_path, texts, as_texts(results)))
     assert record == scored(tmp_path, "coco", *files(tmp_path, truth, results))[0]
+    for one in truth["annotations"]:
+        one["iscrowd"] = bool(one["iscrowd"])
+    assert record == scored(tmp_path, "coco", *files(tmp_path, truth, results))[0]
 
 
 def test_no_results_score_zero(tmp_path: Path) -> None:
