@@ -14,6 +14,8 @@ import yaml
 from markdown_it import MarkdownIt
 
 from crossdet import LabelSpace, load_detector
+from crossdet.commands.audit import audit as audit_command
+from crossdet.commands.evaluate import evaluate as eval_command
 from crossdet.commands.push import push as push_command
 from crossdet.errors import RunError, UserError
 from crossdet.labels.edits import edited
@@ -170,6 +172,9 @@ def test_no_file_of_the_run_is_written_over(trained):
     for name in ("metrics.json", "config.json"):
         with pytest.raises(UserError, match=rf"--json .*{name}: this file is read; choose another name"):
             push_command(trained.folder, "me/cars", json_file=trained.folder / name)
+    for command in (eval_command, audit_command):
+        with pytest.raises(UserError, match=r"--json .*metrics.json: this file is read; choose another name"):
+            command(trained.folder, json_file=trained.folder / "metrics.json")
 
 
 def test_what_is_refused(tmp_path, monkeypatch):
