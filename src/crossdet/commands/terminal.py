@@ -129,8 +129,8 @@ def check_no_input_of(file: Path | None, run: Path, data: Path | None = None) ->
     the run's own."""
     from crossdet.config import CONFIG_FILE, load_config
     from crossdet.export.sessions import card_in
+    from crossdet.models.card import METRICS_FILE
     from crossdet.models.hub import FILES
-    from crossdet.models.weights import METRICS_FILE
 
     if file is None or file == STDOUT:
         return

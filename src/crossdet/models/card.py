@@ -31,6 +31,7 @@ from crossdet.models.settings import NetworkSettings
 
 FORMAT = "crossdet/1"
 WEIGHTS_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
+METRICS_FILE = "metrics.json"
 """The newest weights of a run, and those of its best evaluation (`training.choosing`)."""
 SUFFIX = ".safetensors"
 EXPORTED = (".onnx", ".xml")

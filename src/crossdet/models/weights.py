@@ -31,11 +31,11 @@ from crossdet.models.card import (
     read_card,
     weights_path,
 )
+from crossdet.models.card import METRICS_FILE as METRICS_FILE
 from crossdet.models.card import WEIGHTS_FILE as WEIGHTS_FILE
 from crossdet.models.hub import unreadable
 
 STATE_FILE = "state.pt"
-METRICS_FILE = "metrics.json"
 
 
 def save_weights(path: Path, state: dict[str, Tensor], card: Card) -> None:

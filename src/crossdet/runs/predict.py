@@ -367,7 +367,8 @@ def _coco_ids(path: Path) -> CocoIds:
         ]
         ids = [known(category["id"]) for category in data["categories"]]
         twice = len({*names}) < len(names)
-        used = used_categories({"images": data["images"], "annotations": data["annotations"]}) if twice else ()
+        told = {"images": data["images"], "annotations": data.get("annotations") or []}
+        used = used_categories(told) if twice else ()
         kept = [rows[0] for rows in kept_categories(names, ids, used).values()]
         return CocoIds(images, {names[row]: ids[row] for row in kept})
     except UserError:

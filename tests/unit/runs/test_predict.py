@@ -62,6 +62,9 @@ def test_a_coco_file_is_read_as_in_training(tmp_path):
     content |= {"annotations": None, "categories": [{"id": 1, "name": "car"}]}  # as in files of pictures alone
     (tmp_path / "c.json").write_text(json.dumps(content))
     assert _coco_ids(tmp_path / "c.json").categories == {"car": 1}
+    content["categories"] *= 2
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    assert _coco_ids(tmp_path / "c.json").categories == {"car": 1}
     content |= {"annotations": ["x"], "categories": [{"id": 1, "name": "car"}, {"id": 2, "name": "car"}]}
     (tmp_path / "c.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="no COCO annotation file"):
