@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
-from crossdet.data.canvases import Canvas, resized
+from crossdet.data.canvases import Canvas, fitted_into, resized
 
 IMAGENET_MEAN = (124, 116, 104)
 """RGB mean of ImageNet: what batches are padded with where no model says otherwise."""
@@ -66,10 +66,10 @@ class Resize:
     def __call__(self, image: Tensor, boxes: Tensor) -> View:
         """image `[3, H, W]` uint8, boxes `[M, 4]` xyxy -> the same, resized."""
         height, width = image.shape[1:]
-        size = resized(height, width, self.shorter, self.longer, square=self.square)
-        if self.frame is not None:
-            factor = min(self.frame[0] / height, self.frame[1] / width)
-            size = (max(1, round(height * factor)), max(1, round(width * factor)))
+        if self.frame is None:
+            size = resized(height, width, self.shorter, self.longer, square=self.square)
+        else:
+            size = fitted_into(height, width, self.frame)
         return View(*_resize(image, boxes, size, self.antialias))
 
 

@@ -50,6 +50,12 @@ def resized(
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
+def fitted_into(height: int, width: int, frame: Sequence[int]) -> tuple[int, int]:
+    """(height, width) as large as the frame (height, width) holds, in the same shape."""
+    factor = min(frame[0] / height, frame[1] / width)
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
 def resized_sizes(
     sizes: NDArray[np.integer], shorter: int, longer: int, scale: float | NDArray[np.float64] = 1.0
 ) -> Sizes:

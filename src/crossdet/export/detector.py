@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from crossdet.data.canvases import fitted_into
 from crossdet.data.picture_files import UnreadableImage, decode_with_pillow, read_bytes, rgb_of, upright
 from crossdet.errors import UserError, check_counts
 from crossdet.export.about import About, Rules
@@ -205,8 +206,7 @@ def fitted(picture: Picture, rules: Rules) -> tuple[Picture, tuple[int, int]]:
     height, width = picture.shape[:2]
     if rules.size is None or rules.size == (height, width):
         return picture, (height, width)
-    factor = min(rules.size[0] / height, rules.size[1] / width)
-    size = rules.size if rules.stretched else (max(1, round(height * factor)), max(1, round(width * factor)))
+    size = rules.size if rules.stretched else fitted_into(height, width, rules.size)
     canvas = np.empty((*rules.size, 3), np.uint8)
     canvas[:] = rules.fill
     canvas[: size[0], : size[1]] = resize(picture, size, rules.antialias)
