@@ -25,7 +25,7 @@ from crossdet.data.formats import FORMATS
 from crossdet.data.index import Index
 from crossdet.errors import ConfigError, problem_list
 from crossdet.models.settings import expand, listed
-from crossdet.yaml_text import EXPONENT, FLOAT, Dumper
+from crossdet.yaml_text import EXPONENT, FLOAT, Dumper, check_aliases
 
 _TEXT = "tag:yaml.org,2002:str"
 _OF_FILES = ("images", "annotations", "ignore", "lists")
@@ -253,6 +253,7 @@ def _parse(text: str, places: dict[Key, str], problems: list[Problem]) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
+        check_aliases(node)
         _Survey(places, problems).look(node, ())
         return _copied(loader.construct_document(node))
     except RecursionError:
@@ -269,31 +270,28 @@ class _Survey:
     problems: list[Problem]
     told: set[int] = field(default_factory=set)  # mappings that were looked at: an alias is one again
 
-    def look(self, node: yaml.Node, at: Key, inside: tuple[yaml.Node, ...] = ()) -> None:
-        if any(node is other for other in inside):
-            raise yaml.MarkedYAMLError(problem="an alias that contains itself", problem_mark=node.start_mark)
-        inside = (*inside, node)
+    def look(self, node: yaml.Node, at: Key) -> None:
         if isinstance(node, yaml.SequenceNode):
             for number, child in enumerate(node.value):
                 self.places[(*at, number)] = f"line {child.start_mark.line + 1}"
-                self.look(child, (*at, number), inside)
+                self.look(child, (*at, number))
         elif isinstance(node, yaml.MappingNode):
             pairs = [(key, child) for key, child in node.value if isinstance(key, yaml.ScalarNode)]
             self._find_twice(node, pairs, at)
             for key, child in pairs:  # first: the mapping's own keys take the place of merged ones
                 if _is_merge(key):
-                    self._look_at_merged(child, at, inside)
+                    self._look_at_merged(child, at)
             for key, child in pairs:
                 if not _is_merge(key):
                     key.tag = _TEXT
                     self.places[(*at, key.value)] = f"line {key.start_mark.line + 1}"
-                    self.look(child, (*at, key.value), inside)
+                    self.look(child, (*at, key.value))
 
-    def _look_at_merged(self, merged: yaml.Node, at: Key, inside: tuple[yaml.Node, ...]) -> None:
+    def _look_at_merged(self, merged: yaml.Node, at: Key) -> None:
         several = merged.value if isinstance(merged, yaml.SequenceNode) else [merged]
         for one in reversed(several):  # of those in a list the first wins
             if isinstance(one, yaml.MappingNode):  # else PyYAML says what is expected
-                self.look(one, at, inside)
+                self.look(one, at)
 
     def _find_twice(self, node: yaml.Node, pairs: Sequence[tuple[yaml.ScalarNode, yaml.Node]], at: Key) -> None:
         if id(node) in self.told:

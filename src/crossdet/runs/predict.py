@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from crossdet.data.drawing import draw_detections
-from crossdet.data.formats.coco_values import kept_categories, used_categories, whole
+from crossdet.data.formats.coco_values import file_name, kept_categories, used_categories, whole
 from crossdet.data.picture_files import find_images
 from crossdet.errors import RunError, UserError, show
 from crossdet.files import check_room, safe_names, write_json
@@ -359,7 +359,7 @@ def _coco_ids(path: Path) -> CocoIds:
         images = [
             (Path(spelt).parts, known(image["id"]))
             for at, image in enumerate(data["images"])
-            for spelt in spellings(text(f"images[{at}].file_name", image["file_name"]))
+            for spelt in spellings(text(f"images[{at}].file_name", file_name(image)))
         ]
         names = [
             class_name(text(f"categories[{at}].name", category["name"]))

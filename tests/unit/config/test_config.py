@@ -254,6 +254,16 @@ def test_a_key_that_stands_twice(tmp_path):
         (b'output: "a\\0b"', "not valid YAML: line 1: a text with a character that no name"),
         (b'output: "\\ud800"', "not valid YAML: line 1: a text with a character that no name"),
         (b"a: &x [*x]", "not valid YAML: line 1: an alias that contains itself"),
+        (
+            b"a0: &a0 [x, x]\n"
+            + b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (i, i, i - 1, i - 1) for i in range(1, 40)),
+            "not valid YAML: line 1: its aliases repeat values, so that there are ",
+        ),
+        (
+            b"a0: &a0 {x: 1}\n"
+            + b"".join(b"a%d: &a%d {<<: [*a%d, *a%d]}\n" % (i, i, i - 1, i - 1) for i in range(1, 30)),
+            "not valid YAML: line 1: its aliases repeat values, so that there are ",
+        ),
         (b"a: !!python/object:x {}", "not valid YAML: line 1: could not determine a constructor"),
         (
             b"seed: 1\noutput: a\x07b",

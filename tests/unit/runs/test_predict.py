@@ -59,6 +59,9 @@ def test_a_coco_file_is_read_as_in_training(tmp_path):
     assert ids.categories == {"car": 1, "bus": 2}
     assert ids.of_files([Path("x/sub/a.jpg"), Path("x/other/a.jpg")]) == {Path("x/sub/a.jpg"): 7}
     assert ids.of_files([Path("x/sub\\a.jpg")]) == {Path("x/sub\\a.jpg"): 7}
+    content["images"] = [{"id": 8, "coco_url": "http://images.example.org/train2017/b.jpg"}]  # LVIS
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    assert _coco_ids(tmp_path / "c.json").of_files([Path("train2017/b.jpg")]) == {Path("train2017/b.jpg"): 8}
     content |= {"annotations": None, "categories": [{"id": 1, "name": "car"}]}  # as in files of pictures alone
     (tmp_path / "c.json").write_text(json.dumps(content))
     assert _coco_ids(tmp_path / "c.json").categories == {"car": 1}
@@ -94,6 +97,7 @@ def test_ctrl_c_while_a_drawing_is_waited_for_leaves_its_entry(tmp_path):
         ({"categories": [{"id": 1, "name": "car"}, {"id": 2, "name": None}]}, "categories[1].name: {}, got null"),
         ({"categories": [{"id": 1, "name": 7}]}, "categories[0].name: {}, got 7"),
         ({"images": [{"id": 1, "file_name": 5}]}, "images[0].file_name: {}, got 5"),
+        ({"images": [{"id": 1}]}, "images[0].file_name: {}, got null"),
     ],
 )
 def test_a_name_that_is_no_text_is_told_with_its_place(tmp_path, part, told):

@@ -25,6 +25,7 @@ from crossdet.data.formats.coco_values import (
     LISTS,
     Items,
     column_of,
+    file_name,
     ids_of,
     is_number,
     is_text,
@@ -238,9 +239,7 @@ def _file_names(items: Items, problems: list[str], images: Path | None = None) -
     """Below `images`, with `/` for the `\\` of Windows where no file has that in its name."""
     names: list[str] = []
     for i, item in enumerate(items):
-        name = item.get("file_name")
-        if name is None and isinstance(url := item.get("coco_url"), str) and url.count("/") >= 2:
-            name = "/".join(url.split("/")[-2:])  # LVIS: train2017/000000391895.jpg
+        name = file_name(item)
         if not name or not is_text(name) or "\0" in name:
             problems.append(
                 f"images[{i}].file_name: {show(item.get('file_name'))}, expected the image's path below "

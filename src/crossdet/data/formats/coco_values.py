@@ -123,3 +123,10 @@ def kept_categories(names: Sequence[str], ids: Sequence[int], used: Collection[i
     for row, name in enumerate(names):
         rows.setdefault(name, []).append(row)
     return {name: [row for row in own if ids[row] in used] or own[-1:] for name, own in rows.items()}
+
+
+def file_name(image: Mapping[str, Any]) -> Any:
+    """`file_name` of an entry of `images`, or the end of its `coco_url` (LVIS: `train2017/000000391895.jpg`)."""
+    name = image.get("file_name")
+    url = image.get("coco_url")
+    return "/".join(url.split("/")[-2:]) if name is None and isinstance(url, str) and url.count("/") >= 2 else name

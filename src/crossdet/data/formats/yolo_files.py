@@ -16,6 +16,7 @@ from crossdet.data.annotation_files import PICTURE_SUFFIXES, is_there, raise_if_
 from crossdet.data.formats.tree import WORDS, walk
 from crossdet.data.nearby import instead
 from crossdet.labels.patterns import class_name, composed
+from crossdet.yaml_text import check_aliases
 
 SCALARS = (str, int, float, bool)
 MAX_DIGITS = 9
@@ -106,6 +107,7 @@ def _parsed(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
+        check_aliases(node)
         names = [value for key, value in _children(node) if key is not None and key.value == "names"]
         for _, child in chain.from_iterable(map(_children, names)):
             if isinstance(child, yaml.ScalarNode) and child.tag in _AS_WRITTEN:

@@ -333,6 +333,10 @@ def test_not_yaml(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text("names: [a, b\ntrain: x\n")
     with pytest.raises(AnnotationError, match=r"line 2 column 6: not valid YAML"):
         read_yolo(tmp_path / "data.yaml", "train")
+    aliases = "".join(f"n{i}: &n{i} [{', '.join([f'*n{i - 1}'] * 10)}]\n" for i in range(1, 30))
+    (tmp_path / "data.yaml").write_text(f"n0: &n0 x\n{aliases}names: *n29\n")
+    with pytest.raises(AnnotationError, match=r"line 1 column 1: not valid YAML \(its aliases repeat values"):
+        read_yolo(tmp_path / "data.yaml", "train")
     (tmp_path / "data.yaml").write_text("text")
     with pytest.raises(AnnotationError, match="expected the keys `train`, `val` and `names`"):
         read_yolo(tmp_path / "data.yaml", "train")
