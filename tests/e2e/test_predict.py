@@ -339,6 +339,28 @@ def test_ctrl_c_keeps_what_was_found(world, trained, tmp_path, monkeypatch):
     assert len(list((tmp_path / "pictures").glob("*.jpg"))) == 2
 
 
+def test_what_is_found_as_annotations(world, trained, tmp_path, crossdet):
+    words = (
+        "predict",
+        trained.folder,
+        world.root / "cars",
+        "-o",
+        tmp_path,
+        "--annotations",
+        "yolo",
+        "--no-pictures",
+    )
+    done = crossdet(*words, "--score", 0.05)
+    assert "(predictions.json, coco_results.json, labels, data.yaml)" in done.stdout
+    images = json.loads((tmp_path / "predictions.json").read_text())["images"]
+    assert sum(len(entry["detections"]) for entry in images) > 0
+    for entry in images:
+        lines = (tmp_path / "labels" / Path(entry["file"]).name).with_suffix(".txt").read_text().splitlines()
+        assert len(lines) == len(entry["detections"])
+    again = crossdet(*words)
+    assert (again.returncode, "labels is there already; give another --output" in again.stderr) == (2, True)
+
+
 def test_pictures_that_are_full_are_told(world, trained, tmp_path, crossdet):
     words = ("predict", trained.folder, world.root / "cars/val_0.png", "-o", tmp_path, "--score", 0.001)
     done = crossdet(*words, "--max-detections", 1)

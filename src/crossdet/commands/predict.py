@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -69,6 +69,10 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE", help="take image and category ids of the COCO results from this file"),
     ] = None,
+    annotations: Annotated[
+        Literal["coco", "yolo"] | None,
+        typer.Option(help="also write what is found as the annotations of a data set, to be corrected by people"),
+    ] = None,
     fold: Fold = True,
     agnostic_nms: AgnosticNms = None,
     last: Last = False,
@@ -106,7 +110,8 @@ def predict(
     ignored = [f"--every: it is for videos, and {', '.join(images)} is none"] if every and not videos else []
     if json_file is not None and coco is not None and json_file.resolve() == coco.resolve():
         raise UserError(f"--json {json_file}: this is the file of --coco; choose another name")
-    ignored += ["--coco: it is for images; leave it out, or the videos"] if coco is not None and videos else []
+    for option, value in (("--coco", coco), ("--annotations", annotations)):
+        ignored += [f"{option}: it is for images; leave it out, or the videos"] if value and videos else []
     if ignored:
         raise UserError("; ".join(ignored))
     names = None if classes is None else listed_names(classes)
@@ -116,7 +121,7 @@ def predict(
     folder = output or Path("predictions")
     record: dict[str, Any] = {}
     if images:
-        record, summary = _in_images(asked, images, folder, pictures, coco)
+        record, summary = _in_images(asked, images, folder, pictures, coco, annotations)
         if summary.stopped or not summary.images:
             save_json(json_file, record)
             looked = summary.images + len(summary.unreadable)
@@ -150,32 +155,33 @@ def _thresholds(given: str | None) -> Threshold | None:
 
 
 def _in_images(
-    asked: Asked, images: list[str], folder: Path, pictures: bool, coco: Path | None
+    asked: Asked, images: list[str], folder: Path, pictures: bool, coco: Path | None, annotations: str | None
 ) -> tuple[dict[str, Any], Summary]:
     """What `--json` says of them, and what people were told."""
     from crossdet.data.picture_files import videos_in
+    from crossdet.runs.found_annotations import CREATED
     from crossdet.runs.predict import predict_to_folder
 
     with _bars() as progress:
         bar = progress.add_task("images", total=None)
         summary = predict_to_folder(
-            asked, images, folder, pictures=pictures, coco=coco,
+            asked, images, folder, pictures=pictures, coco=coco, annotations=annotations,
             tell=lambda done, of: progress.update(bar, completed=done, total=of),
         )  # fmt: skip
-    _tell(summary, asked.score_threshold, pictures, coco, videos_in(images, without=folder))
+    written = ["predictions.json", "coco_results.json", *CREATED.get(annotations or "", ())]
+    files = ", ".join([*written, *(["pictures"] if pictures else [])])
+    _tell(summary, asked.score_threshold, files, coco, videos_in(images, without=folder))
     return json.loads((summary.folder / "predictions.json").read_text()), summary
 
 
-def _tell(
-    summary: Summary, score: Threshold | None, pictures: bool, coco: Path | None, unseen: Sequence[Path]
-) -> None:
-    """For people. score: `--score`. pictures: they were drawn. unseen: videos that lie in folders of pictures."""
+def _tell(summary: Summary, score: Threshold | None, files: str, coco: Path | None, unseen: Sequence[Path]) -> None:
+    """For people. score: `--score`. files: what is in the folder. unseen: videos that lie beside pictures."""
     from crossdet.evaluation.operating import CONFIDENT
 
     for line in (*summary.unreadable, *summary.undrawn):
         out.print(f"[yellow]skipped[/yellow] {escape(line)}", highlight=False, soft_wrap=True)
     say(f"{summary.images} images: {_counts(summary.counts)}")
-    say(f"{summary.folder}  (predictions.json, coco_results.json{', pictures' if pictures else ''})")
+    say(f"{summary.folder}  ({files})")
     if summary.low:
         which = some([f"{name} from {threshold:.2g} on" for name, threshold in summary.low.items()], 4, 3)
         say(f"note: low scores are reported, where validation found the best F1: {which}; see --score", "yellow")

@@ -23,6 +23,7 @@ from crossdet.labels.folds import NO_ANGLE
 from crossdet.labels.patterns import class_name
 from crossdet.labels.reporting import Threshold
 from crossdet.runs.asked import Asked
+from crossdet.runs.found_annotations import check_annotations, write_annotations
 from crossdet.types import Detections
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def predict_to_folder(
     *,
     pictures: bool = True,
     coco: Path | None = None,
+    annotations: str | None = None,
     tell: Callable[[int, int], None] = lambda *_: None,
 ) -> Summary:
     """Detects in all images and writes `predictions.json`, `coco_results.json` and `pictures/` into `folder`, over
@@ -104,6 +106,7 @@ def predict_to_folder(
     coco: a COCO annotation file whose image and category ids the results shall use (images are found by
     `CocoIds.of_files`, categories by class name; others are left out of the results file). Without it images are
     numbered from 1 in the order of `predictions.json`, category = unified id + 1, and rows name file and class.
+    annotations: "coco" or "yolo", also written so (`found_annotations`).
     Each detection of a class with directions that are folded says its `angle` in degrees counter-clockwise.
     tell: (how many images are looked at, of how many).
 
@@ -117,6 +120,8 @@ def predict_to_folder(
     files = _without_drawings(found, images, folder)
     drawn = _picture_names(files) if pictures else {}
     check_not_read(folder, [folder / "pictures" / name for name in drawn.values()], files)
+    if annotations is not None:
+        check_annotations(annotations, folder, files)
     ids = None if coco is None else _coco_ids(coco)
     detector, search = _opened(asked)
     try:
@@ -143,6 +148,8 @@ def predict_to_folder(
     }
     write_json(folder / "predictions.json", content)
     write_json(folder / "coco_results.json", answers.coco)
+    if annotations is not None:
+        write_annotations(annotations, folder, files, answers.images, detector.reported)
     if answers.ended is not None:
         kept = f"what was found in {answers.looked} of {len(files)} images is in {folder / 'predictions.json'}"
         raise RunError(f"{answers.ended}; {kept}")
