@@ -78,6 +78,8 @@ def export(
     say(f"{record['file']}  ({record['bytes'] / 1e6:.1f} MB{how})")
     if how:
         _print(record)
+    elif record["suppresses"]:
+        say("note: transformers reports an object's second finds, too, which crossdet leaves out", "yellow")
     save_json(json_file, record)
 
 

@@ -94,8 +94,8 @@ class Limits:
     topk: candidates kept (per level, where a network has levels) before duplicates are removed.
     max_detections: per image, after that.
     nms_iou, agnostic_nms, nms_groups: non-maximum suppression by class, among all classes that are looked for, or
-        among the classes of a group (`C` groups, by class). A network that finds no object twice needs only the
-        second, see `Network.suppresses`.
+        among the classes of a group (`C` groups, by class). A network that has learnt to find no object twice needs
+        only the second, see `Network.suppresses`.
     """
 
     score_threshold: float | Tensor = 0.05
@@ -118,6 +118,12 @@ class Limits:
         if self.agnostic_nms:
             return torch.zeros_like(labels)
         return labels if self.nms_groups is None else labels.new_tensor(self.nms_groups)[labels]
+
+    def groups(self, classes: int) -> int:
+        """What the numbers of `rivals` are below."""
+        if self.agnostic_nms:
+            return 1
+        return classes if self.nms_groups is None else max(self.nms_groups) + 1
 
 
 class Network(nn.Module, ABC):

@@ -194,6 +194,11 @@ class NetworkSettings(Section):
         return None
 
     @property
+    def suppresses(self) -> bool:
+        """See `contract.Network`."""
+        return True
+
+    @property
     def wants_float32(self) -> bool:
         """Whether detections suffer where software computes all of an exported graph in bfloat16, as OpenVINO does
         unasked on processors that have it."""

@@ -256,7 +256,9 @@ def _directory(weights: Path, request: Request, output: Path | None, last: bool)
         )
     folder = output or results_folder(weights) / HUGGING_FACE
     files = write_directory(weights, folder, last)
-    return {"file": str(folder), "to": HUGGING_FACE, "bytes": sum(file.stat().st_size for file in files)}
+    size = sum(file.stat().st_size for file in files)
+    suppresses = read_card(weights, last).settings.suppresses
+    return {"file": str(folder), "to": HUGGING_FACE, "bytes": size, "suppresses": suppresses}
 
 
 def _data(weights: Path, config: Path | None, detector: Detector) -> tuple[Data | None, str]:

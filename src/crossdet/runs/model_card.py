@@ -56,7 +56,7 @@ def model_card(
         f"One object detector for {len(space.reported)} classes, trained by crossdet on {len(space.datasets)} "
         "dataset(s) of which each labels some of them.",
         "",
-        *_loading(identifier, for_transformers),
+        *_loading(identifier, for_transformers, card.settings.suppresses),
         "## Training",
         "",
         *(f"- {_text(line)}" for line in (network, *more, *recipe)),
@@ -86,7 +86,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     yield from (f"| {' | '.join(row)} |" for row in rows)
 
 
-def _loading(identifier: str, for_transformers: bool) -> Iterator[str]:
+def _loading(identifier: str, for_transformers: bool, suppresses: bool) -> Iterator[str]:
     yield from ("```python", "from crossdet import load_detector", "")
     yield from (f'detector = load_detector("hf://{identifier}")', 'print(detector("street.jpg"))', "```", "")
     yield from ("```sh", f"crossdet predict hf://{identifier} images/", "```", "")
@@ -94,6 +94,8 @@ def _loading(identifier: str, for_transformers: bool) -> Iterator[str]:
         yield from ("```python", "from transformers import pipeline", "")
         yield from (f'pipeline("object-detection", "{identifier}")("street.jpg")', "```", "")
         yield "transformers knows no thresholds and no merged classes; crossdet has them from `crossdet.json`."
+        if suppresses:
+            yield "Nor does it leave out an object's second find, as crossdet does: use non-maximum suppression."
         yield ""
 
 

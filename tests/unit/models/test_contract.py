@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import batched_nms, nms
 
 from crossdet.models.contract import Growable, Limits, Losses, Network, step_divisor
 from crossdet.models.detecting import nms_within
@@ -30,6 +30,7 @@ MADE = {
     "tiny": (TINY, TinySettings()),
     "dfine": (DFINE, TINY_SETTINGS["dfine"]),
     "rtdetr": (RTDETR, TINY_SETTINGS["rtdetr v2"]),
+    "dfine with nms": (DFINE, TINY_SETTINGS["dfine"].model_copy(update={"nms": True})),
     "rfdetr": (RFDETR, TINY_SETTINGS["rfdetr"]),
 }
 
@@ -45,6 +46,8 @@ def network(architecture) -> Network:
     kind, settings = architecture
     made = kind.build(settings, CLASSES, None).double()
     made.training_mode(fixed_statistics=True)  # those of a batch would tie its images together
+    if getattr(settings, "nms", False):  # boxes large enough to lie on each other
+        made.state_dict()["core.decoder.pre_bbox_head.layers.2.bias"][2:] += 3
     return made
 
 
@@ -299,6 +302,21 @@ def test_agnostic_nms_leaves_the_best_of_all_classes_at_one_place(network):
     for got, wanted in zip(found, whole, strict=True):
         keep = nms(wanted.boxes, wanted.scores, 0.4)[:10]
         assert len(keep) < len(wanted)
+        torch.testing.assert_close(got.boxes, wanted.boxes[keep])
+        torch.testing.assert_close(got.scores, wanted.scores[keep])
+        assert got.labels.tolist() == wanted.labels[keep].tolist()
+
+
+def test_finds_of_a_class_suppress_each_other_as_the_settings_say(network):
+    batch = batch_of([0, 1])
+    limits = Limits(0.001, nms_iou=0.4, max_detections=10)
+    network.float().eval()
+    everything = replace(limits, nms_iou=1.0, max_detections=10**6)
+    whole = network.find(batch.images, batch.sizes, [0, 1, 3], everything)
+    for got, wanted in zip(network.find(batch.images, batch.sizes, [0, 1, 3], limits), whole, strict=True):
+        keep = batched_nms(wanted.boxes.double(), wanted.scores.double(), wanted.labels, 0.4)
+        assert len(keep) < len(wanted) or not network.suppresses
+        keep = (keep if network.suppresses else torch.arange(len(wanted)))[:10]
         torch.testing.assert_close(got.boxes, wanted.boxes[keep])
         torch.testing.assert_close(got.scores, wanted.scores[keep])
         assert got.labels.tolist() == wanted.labels[keep].tolist()

@@ -104,6 +104,12 @@ def test_batch_norm_comes_back_as_it_was(tmp_path, capfd, name, frozen, backbone
     assert "LOAD REPORT" not in "".join(capfd.readouterr())
 
 
+def test_suppression_comes_back(tmp_path):
+    weights = saved(tmp_path / "mine.safetensors", tiny("dfine", square=SIDE, prior=0.2, nms=True))
+    write_directory(weights, tmp_path / "out")
+    assert load_detector(tmp_path / "out", "cpu").model.suppresses
+
+
 def test_what_cannot_be_written(tmp_path):
     torch.manual_seed(0)
     settings = RetinaNetSettings(backbone="test_efficientnet", channels=16, head_depth=1)

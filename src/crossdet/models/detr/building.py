@@ -246,12 +246,13 @@ def _check_activations(settings: DetrSettings, whole: Any, file: Path) -> None:
 
 
 def trained_as(wanted: DetrSettings, settings: DetrSettings, num_classes: int, source: str | Path) -> Detr:
-    """`trained` with the batch norm of `wanted`, the settings of the network that the checkpoint was written from:
-    fixed or trained, which HF's config does not say of timm's backbones. settings: by the checkpoint alone."""
-    if isinstance(wanted, RFDetrSettings):
-        return trained(settings, num_classes, source)
-    frozen = {"freeze_batch_norm": wanted.freeze_batch_norm}
-    return trained(settings.model_copy(update=frozen), num_classes, source)
+    """`trained` with what HF's config does not say of `wanted`, the settings of the network that the checkpoint was
+    written from: batch norm of timm's backbones, fixed or trained, and suppression. settings: by the checkpoint
+    alone."""
+    own = {"nms": wanted.nms}
+    if not isinstance(wanted, RFDetrSettings):
+        own["freeze_batch_norm"] = wanted.freeze_batch_norm
+    return trained(settings.model_copy(update=own), num_classes, source)
 
 
 @contextmanager

@@ -30,7 +30,8 @@ class Detecting(nn.Module):
         size = images.shape[-2:] if sizes is None else sizes
         memory = network.graph.memory(network.pictures(images, None))
         limits, parts = self.limits, []
-        most = limits.topk if limits.agnostic_nms else min(limits.topk, limits.max_detections)
+        groups = limits.groups(network.num_classes) if network.suppresses or limits.agnostic_nms else 0
+        most = limits.topk if groups else min(limits.topk, limits.max_detections)
         for looked in self.sets:
             answers = network.answers(memory, looked, thresholds[looked] <= HIGHEST_SCORE)
             scores = answers.scored.float().sigmoid()
@@ -42,4 +43,4 @@ class Detecting(nn.Module):
             best, pairs = best_columns(scores, most)
             parts.append((rows_at(boxes, pairs // len(looked)), best, looked[pairs % len(looked)]))
         boxes, scores, labels = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
-        return found_of(boxes, scores, labels, size, limits, groups=int(limits.agnostic_nms))
+        return found_of(boxes, scores, labels, size, limits, groups)

@@ -16,9 +16,9 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import nms
 
 from crossdet.models.contract import Growable, Limits, Losses
+from crossdet.models.detecting import nms_within
 from crossdet.models.detr import growth
 from crossdet.models.detr.boxes import corners
 from crossdet.models.detr.criterion import Answers, Criterion, counts, denoising_losses, set_losses
@@ -163,7 +163,7 @@ class Detr(Growable):
 
     @property
     def suppresses(self) -> bool:
-        return False
+        return self.settings.suppresses
 
     @property
     def fill_colour(self) -> list[int]:
@@ -321,8 +321,7 @@ class Detr(Growable):
         classes: Sequence[int] | Tensor | None = None,
         limits: Limits = Limits(),
     ) -> list[Detections]:
-        """An object is found once, so only `agnostic_nms` suppresses anything: of several classes at one place the
-        best is left. Queries are chosen by the classes that are looked for."""
+        """Queries are chosen by the classes that are looked for. See `settings.DetrSettings.nms`."""
         every = torch.arange(self.num_classes, device=sizes.device)
         looked = every if classes is None else torch.as_tensor(classes, dtype=torch.int64).unique().to(sizes.device)
         if not len(looked):
@@ -336,7 +335,7 @@ class Detr(Growable):
             answers = self.answers(memory, part)
             places, scores = corners(answers.boxes.float()) * frames, answers.scored.float().sigmoid()
             found.append(_above(scores, places, sizes, part, limits.threshold_of(part)))
-        return _best(found, len(sizes), limits)
+        return _best(found, len(sizes), limits, self.suppresses)
 
     def query_sets(self, classes: Tensor) -> list[Tensor]:
         """The classes (rising) in sets that share queries: one, and one more for every frozen extension."""
@@ -431,8 +430,10 @@ def _above(
     return image, Detections(boxes[image, query], scores[image, query, column], classes[column])
 
 
-def _best(parts: Sequence[tuple[Tensor, Detections]], images: int, limits: Limits) -> list[Detections]:
-    """Of every image; equal scores in the order in which they come."""
+def _best(
+    parts: Sequence[tuple[Tensor, Detections]], images: int, limits: Limits, suppresses: bool
+) -> list[Detections]:
+    """Of every image; equal scores in the order in which they come. suppresses: see `Network`."""
     of = torch.cat([image for image, _ in parts])
     boxes, scores, labels = (
         torch.cat([getattr(found, name) for _, found in parts]) for name in ("boxes", "scores", "labels")
@@ -443,8 +444,8 @@ def _best(parts: Sequence[tuple[Tensor, Detections]], images: int, limits: Limit
     kept = []
     for begin, end in zip([0, *ends], ends, strict=False):
         rows = order[begin:end][: limits.topk]
-        if limits.agnostic_nms:
-            rows = rows[nms(boxes[rows], scores[rows], limits.nms_iou)]
+        if suppresses or limits.agnostic_nms:
+            rows = rows[nms_within(boxes[rows], scores[rows], limits.rivals(labels[rows]), limits.nms_iou)]
         rows = rows[: limits.max_detections]
         kept.append(Detections(boxes[rows], scores[rows], labels[rows]))
     return kept

@@ -109,6 +109,8 @@ class SetModel(Section):
     # side that pictures are stretched to; auto: a checkpoint's, else `input.shorter`; null: they keep their shape
     square: Annotated[int | str | None, PlainValidator(_square)] = "auto"
     prior: OpenFraction = 0.01  # initial probability of every class
+    # finds of a class suppress each other, within `eval.nms_iou`; null: unless it began as a checkpoint
+    nms: StrictBool | None = None
 
     @model_validator(mode="after")
     def _left_to_the_checkpoint(self) -> Self:
@@ -174,6 +176,8 @@ class DetrSettings(DetrModel, NetworkSettings):
     size: None where it began as a checkpoint.
     config: of HF transformers, what differs from the defaults of the family; with the number of classes it is all.
     mean, std: RGB that pictures in 0..1 are normalised with; of a timm backbone they are timm's.
+    nms: whether finds of a class suppress each other. That an object is found once is learnt, and not in a training
+    of some hundred steps; whole checkpoints have learnt it, and answer without as HF does.
     begins: first classes of frozen extensions, oldest first. The classes from one to the next have queries of their
     own, which those of the others do not see.
     """
@@ -185,6 +189,7 @@ class DetrSettings(DetrModel, NetworkSettings):
     square: Annotated[int, Field(ge=32, multiple_of=32)] | None = None
     loss: SetLoss
     freeze_batch_norm: StrictBool = True
+    nms: StrictBool = False
     config: dict[str, Any] = Field(default_factory=dict)
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -197,11 +202,15 @@ class DetrSettings(DetrModel, NetworkSettings):
     rates: ClassVar[UsualRates] = UsualRates(
         random=5e-4, backbone=5e-4, detector=2e-4, share_of_backbone=0.1, decay=1e-4
     )
-    adjustable: ClassVar[frozenset[str]] = frozenset({"square"})
+    adjustable: ClassVar[frozenset[str]] = frozenset({"square", "nms"})
 
     @property
     def stretched_to(self) -> int | None:
         return self.square
+
+    @property
+    def suppresses(self) -> bool:
+        return self.nms
 
     @property
     def newest(self) -> int:
@@ -246,6 +255,8 @@ class DetrSettings(DetrModel, NetworkSettings):
         if getattr(model, "freeze_batch_norm", False) is None:
             frozen = model.weights != "none" and not (model.of_backbone and defaults.train_batch_norm)
             values["freeze_batch_norm"] = frozen
+        if model.nms is None:
+            values["nms"] = not model.of_checkpoint
         if not model.of_checkpoint:
             if model.size is None:
                 raise UserError("model.size: null, and no checkpoint under `model.weights` says it; name a size")

@@ -32,13 +32,9 @@ class Detecting(nn.Module):
         levels = zip(features, network.anchors([(f.shape[-2], f.shape[-1]) for f in features]), strict=True)
         parts = [self._candidates(level, anchors, thresholds) for level, anchors in levels]
         boxes, scores, labels = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
-        limits, groups = self.limits, network.num_classes
-        if limits.agnostic_nms:
-            groups = 1
-        elif limits.nms_groups is not None:
-            groups = max(limits.nms_groups) + 1
+        limits = self.limits
         size = images.shape[-2:] if sizes is None else sizes
-        return found_of(boxes, scores, labels, size, limits, groups)
+        return found_of(boxes, scores, labels, size, limits, limits.groups(network.num_classes))
 
     def _candidates(self, level: Tensor, anchors: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best pairs of anchor and class of a level: boxes, scores, labels."""

@@ -190,6 +190,16 @@ def test_pipeline_opens_what_is_written(name, picture, tmp_path):
     assert results[0]["label"] == NAMES[int(ours.labels[0])]
 
 
+def test_a_checkpoint_answers_without_nms_unless_the_config_says_so(tmp_path):
+    building.write(tiny("dfine", square=64), NAMES, tmp_path)
+    for given, wanted in (({}, False), ({"nms": True}, True)):
+        settings = DFineSettings.of(DFineModel(weights=str(tmp_path), **given), DetrLoss())
+        assert settings.suppresses is building.trained(settings, 4, tmp_path).suppresses is wanted
+    for given, wanted in (({}, True), ({"nms": False}, False)):
+        assert DFineSettings.of(DFineModel(square=64, **given), DetrLoss()).suppresses is wanted
+    assert DFineSettings.from_json('{"size": "small"}').suppresses is False  # weights of before
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_batch_norm_of_a_timm_backbone_is_as_the_settings_say(frozen, tmp_path):
     """HF's config does not say it of timm's: what began as a checkpoint of one trained it."""

@@ -204,6 +204,11 @@ def test_positives_move_by_up_to_half_a_side_and_negatives_by_half_to_one(moves)
     positive = torch.zeros(len(parts), dtype=torch.bool)
     positive[noise.noised.pairs.query] = True
     assert int(positive.sum()) == int((~positive).sum()) == 500
+    assert float(noise.boxes[0, :, 2:].min()) > 0
+    pairs = parts[~positive].view(-1, 2, 2)  # row, edge, axis
+    changed = (pairs * moves < 0.5 - 1e-5).all(1) & (moves == 1)  # both came in, past each other
+    assert 0.2 < float(changed.float().mean()) < 0.3 or moves < 1
+    parts[~positive] = torch.where(changed[:, None], 1 - pairs, pairs).flatten(1)
     for rows, low in ((parts[positive], 0.0), (parts[~positive], 0.5)):
         assert low - 1e-5 <= float(rows.min()) < low + 0.01
         assert low + 0.49 < float(rows.max()) <= low + 0.5 + 1e-5
