@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,32 @@ def test_a_training_by_the_clock_ends_in_time_and_resumes(world, tmp_path, monke
     assert 0.85 * 360 <= resumed["clock"]["spent"] <= 1.05 * 360
     both = [float(row["lr"]) for row in rows(tmp_path / "stopped")]
     assert all(abs(a - b) < 0.1 * max(both) for a, b in pairwise(both[40:]))  # no jump, not where it went on either
+
+
+def test_evaluations_after_every_epoch_leave_a_clock_its_schedule(world, tmp_path, monkeypatch):
+    """Each takes as long as fifteen steps; an epoch has six."""
+    now = [0.0]
+
+    def ticks() -> float:
+        now[0] += 2.0
+        return now[0]
+
+    evaluation = RunState.evaluation
+
+    @contextmanager
+    def slow(self: RunState, done: float) -> Iterator[None]:
+        with evaluation(self, done):
+            now[0] += 28.0
+            yield
+
+    monkeypatch.setattr("crossdet.training.state.time.monotonic", ticks)
+    monkeypatch.setattr(RunState, "evaluation", slow)
+    train(auto(world, minutes=6.0, batch_size=4, checkpoint_minutes=1000.0, eval_every=1), output=tmp_path)
+    progress = load_state(tmp_path / "state.pt")["progress"]
+    assert progress["clock"]["evaluations"] == progress["epoch"]
+    assert 0.9 * 360 <= progress["clock"]["spent"] <= 1.05 * 360
+    rates = [float(row["lr"]) for row in rows(tmp_path)]
+    assert rates[-1] < 0.1 * max(rates)
 
 
 def test_a_run_does_not_go_on_in_other_numbers_unasked(world, tmp_path):

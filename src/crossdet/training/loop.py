@@ -248,7 +248,7 @@ def _train_epoch(
             losses, norm = _optimiser_step(run, step_module, stream, dataset, recipe, share * rate, totals, logs)
         seconds, waited = time.perf_counter() - began, feed.waited - waited
         progress.step_in_epoch, progress.step = step_in_epoch + 1, progress.step + 1
-        run.look_at_clock(recipe)
+        run.look_at_clock(recipe, schedule.judged(progress.epoch, step_in_epoch + 1, len(batches)))
         progress.finished = schedule.is_over(progress.step, progress.clock)
         left = schedule.steps_left(progress.epoch, step_in_epoch + 1, len(batches), progress.step, progress.clock)
         place = (progress.step, progress.epoch, progress.step_in_epoch, len(batches))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from crossdet.training.recipe import BACKBONE, EVALUATIONS, WARMUP_SHARE, WARMUP_STEPS, Recipe, Start
 
@@ -20,6 +21,13 @@ BEGUN = {
     "detector": "it is a detector already",
 }
 """What a network begins with -> why the learning rate is what it is, for people."""
+
+
+class Judged(NamedTuple):
+    """Steps to the next evaluation, and from each to the one after it."""
+
+    next_in: float
+    apart: float
 
 
 @dataclass
@@ -46,16 +54,22 @@ class Clock:
         at, share, last = self.line
         return 1.0 if step >= last else share + (1 - share) * (step - at) / (last - at)
 
-    def wants_fit(self, step: int, minutes: float) -> bool:
-        """Whether `fit` is to be called after this step. Before there is a line that depends on the time."""
+    def wants_fit(self, step: int, minutes: float, judged: Judged | None = None) -> bool:
+        """Whether `fit`, which has the same arguments, is to be called after this step. Before there is a line that
+        depends on the time."""
         if self.line is not None and self.measured is not None:
-            return step < self.line[2] and self.done(step) - self.done(self.measured[0]) >= REFIT
+            # evaluations that come often may take most of the minutes; before the first `fit` knew nothing of that
+            untold = judged is not None and self.evaluated > 0 and self.measured[2] == 0
+            soon = untold and step - self.measured[0] >= SLOW_STEPS
+            due = soon or self.done(step) - self.done(self.measured[0]) >= REFIT
+            return step < self.line[2] and due
         at, spent, enough = (0, 0.0, SLOW_STEPS) if self.measured is None else (*self.measured[:2], MEASURED_STEPS)
         return step - at >= enough or self.spent - spent >= REFIT * 60 * minutes
 
-    def fit(self, step: int, minutes: float) -> None:
+    def fit(self, step: int, minutes: float, judged: Judged | None = None) -> None:
         """Fits the rest of the training into what is left of its minutes, by the pace since the last time: as many
-        steps as have room in it. The first time it begins to measure, unless the time is over already."""
+        steps as have room in it beside the evaluations. The first time it begins to measure, unless the time is
+        over already. judged: where evaluations come at set places; None: as many as `count` says."""
         first = self.measured is None
         at, spent, evaluated = self.measured or (0, 0.0, 0.0)
         self.measured = (step, self.spent, self.evaluated)
@@ -64,9 +78,13 @@ class Clock:
         pace = max(1e-9, (self.spent - spent - (self.evaluated - evaluated)) / (step - at))
         each = self.evaluated / self.evaluations if self.evaluations else 0.0
         share = self.done(step)
-        to_come = max(1.0, self.count(minutes) * (1 - share)) * each
-        left = max(0.0, 60 * minutes - self.spent - to_come)
-        more = int(left / pace + 1e-6)
+        left = 60 * minutes - self.spent
+        if judged is None:
+            left -= max(1.0, self.count(minutes) * (1 - share)) * each
+            more = max(0.0, left) / pace
+        else:
+            more = _steps_in(max(0.0, left - each), pace, each, judged)
+        more = int(more + 1e-6)
         if self.line is None:  # a warm-up is still to come, but no more
             share = max(0.0, step / (step + more) - WARMUP_SHARE)
         self.line = (step, share, step + more)
@@ -77,6 +95,17 @@ class Clock:
             return EVALUATIONS
         most = EVALUATION_SHARE * 60 * minutes / max(1e-9, self.evaluated / self.evaluations)
         return max(1, min(EVALUATIONS, int(most)))
+
+
+def _steps_in(seconds: float, pace: float, each: float, judged: Judged) -> float:
+    """How many steps have room in so many seconds with the evaluations between them. pace: seconds of a step. each:
+    of an evaluation; the one at the end is not counted here, and the last step may be one that would be judged
+    anyway."""
+    rest = seconds - judged.next_in * pace
+    if rest <= 0:
+        return seconds / pace
+    rounds, rest = divmod(rest, each + judged.apart * pace)
+    return judged.next_in + rounds * judged.apart + max(0.0, rest - each) / pace
 
 
 @dataclass(frozen=True)
@@ -163,6 +192,16 @@ class Schedule:
             return self.recipe.eval_every > 0 and epoch % self.recipe.eval_every == 0
         count = EVALUATIONS if self.recipe.minutes is None else clock.count(self.recipe.minutes)
         return math.floor(clock.judged_at * count + 1e-9) < math.floor(done * count + 1e-9)
+
+    def judged(self, epoch: int, step_in_epoch: int, steps: int) -> Judged | None:
+        """Where the recipe puts the evaluations to come, seen from this place of an epoch of so many steps; None:
+        it does not say. epoch: those that are finished."""
+        every = self.recipe.eval_every
+        if every is None:
+            return None
+        if every == 0:
+            return Judged(math.inf, math.inf)
+        return Judged((every - epoch % every) * steps - step_in_epoch, every * steps)
 
     def steps_left(self, epoch: int, step_in_epoch: int, steps: int, step: int, clock: Clock) -> int | None:
         """Optimiser steps to come, counted from this place of an epoch of so many steps; None: not known yet."""

@@ -24,7 +24,7 @@ from crossdet.models.weights import BEST_FILE, STATE_FILE, load_state, save_stat
 from crossdet.training.compiling import Compiling
 from crossdet.training.identity import Identity, check_identity
 from crossdet.training.recipe import Recipe
-from crossdet.training.schedule import Clock, Schedule
+from crossdet.training.schedule import Clock, Judged, Schedule
 from crossdet.training.watch import Watch
 
 
@@ -235,16 +235,17 @@ class RunState:
             if average is not None:
                 average.update_parameters(self.network)
 
-    def look_at_clock(self, recipe: Recipe) -> None:
-        """After every step: the time that it took, and where a recipe has minutes, the pace from time to time."""
+    def look_at_clock(self, recipe: Recipe, judged: Judged | None = None) -> None:
+        """After every step: the time that it took, and where a recipe has minutes, the pace from time to time.
+        judged: see `Clock.fit`."""
         self._read_clock()
         clock, step, minutes = self.progress.clock, self.progress.step, recipe.minutes
-        if minutes is None or not (clock.line is None or clock.wants_fit(step, minutes)):
+        if minutes is None or not (clock.line is None or clock.wants_fit(step, minutes, judged)):
             return
         if self.fabric.world_size > 1:  # clocks differ between processes, the schedule must not
             clock = self.progress.clock = self.fabric.broadcast(clock)
-        if clock.wants_fit(step, minutes):
-            clock.fit(step, minutes)
+        if clock.wants_fit(step, minutes, judged):
+            clock.fit(step, minutes, judged)
 
     def _read_clock(self) -> float:
         """Adds the time since the last reading to what is spent, and returns that."""

@@ -82,15 +82,24 @@ def test_evaluations_of_a_training_in_epochs():
     assert not Schedule.of(Recipe(epochs=30, eval_every=0), 800).evaluates(5, 0.5, clock)
 
 
-def timed(minutes: float, seconds, evaluation: float = 0.0, per_epoch: int = 20, stop: int = 10**6):
-    """(clock, rates, steps of evaluations) of a training whose step number n takes `seconds(n)`."""
-    schedule, clock, step = Schedule.of(Recipe(minutes=minutes), 8 * per_epoch), Clock(), 0
+def timed(
+    minutes: float,
+    seconds,
+    evaluation: float = 0.0,
+    per_epoch: int = 20,
+    stop: int = 10**6,
+    every: int | None = None,
+):
+    """(clock, rates, steps of evaluations) of a training whose step number n takes `seconds(n)`. every:
+    `eval_every`."""
+    schedule, clock, step = Schedule.of(Recipe(minutes=minutes, eval_every=every), 8 * per_epoch), Clock(), 0
     found, judged = [], []
     while not schedule.is_over(step, clock) and step < stop:
         found.append(schedule.rate(step / per_epoch, step, schedule.done(step / per_epoch, step, clock)))
         clock.spent, step = clock.spent + seconds(step), step + 1
-        if clock.wants_fit(step, minutes):
-            clock.fit(step, minutes)
+        to_come = schedule.judged((step - 1) // per_epoch, (step - 1) % per_epoch + 1, per_epoch)
+        if clock.wants_fit(step, minutes, to_come):
+            clock.fit(step, minutes, to_come)
             clock = Clock(**asdict(clock))  # as after a resume
         over = schedule.is_over(step, clock)
         if over or (step % per_epoch == 0 and schedule.evaluates(step // per_epoch, clock.done(step), clock)):
@@ -125,6 +134,46 @@ def test_the_last_evaluation_has_its_room_within_the_minutes(evaluation):
     clock, _, judged = timed(10, lambda _: 0.5, evaluation=evaluation)
     assert 585 <= clock.spent <= 601
     assert judged
+
+
+@pytest.mark.parametrize(
+    ("minutes", "pace", "per_epoch", "every", "evaluation"),
+    [
+        (10, 0.5, 20, 1, 100.0),  # ten times as long as the epoch
+        (15, 0.5, 20, 1, 30.0),
+        (60, 0.74, 20, 1, 60.0),
+        (30, 0.5, 60, 1, 90.0),  # the first is after the first look at the pace
+        (30, 0.5, 60, 3, 200.0),
+        (10, 10.0, 8, 1, 60.0),  # few slow steps
+    ],
+)
+def test_evaluations_that_come_often_leave_the_schedule_its_end(minutes, pace, per_epoch, every, evaluation):
+    clock, found, judged = timed(minutes, lambda _: pace, evaluation, per_epoch, every=every)
+    assert found[-1] < 0.1 * max(found)
+    assert judged[:-1] == list(range(every * per_epoch, judged[-1], every * per_epoch))
+    assert 60 * minutes - evaluation - pace <= clock.spent <= 60 * minutes + 1e-6
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(0.1, 3), st.integers(1, 80), st.integers(1, 3), st.floats(0, 120))
+def test_set_evaluations_of_any_length_end_in_time(pace, per_epoch, every, evaluation):
+    """But for what was over before the first one had shown how long it takes."""
+    clock, found, _ = timed(30, lambda _: pace, evaluation, per_epoch, every=every)
+    unknown = evaluation * max(1, (SLOW_STEPS + MEASURED_STEPS) // (every * per_epoch) - 1)
+    if unknown < 900:
+        assert 1800 - evaluation - pace <= clock.spent <= 1800 + 1e-6
+        assert found[-1] < 0.25 * max(found) or len(found) < 40
+
+
+def test_without_evaluations_in_between_all_of_the_time_is_for_steps():
+    clock, found, judged = timed(10, lambda _: 0.5, evaluation=50.0, every=0)
+    assert judged == [len(found)] == [1200]
+    assert clock.spent == 600 + 50
+    assert found[-1] < 1e-6
+    known = Clock(spent=300, evaluated=50, evaluations=1, line=(30, 0.0, 1200), measured=(500, 250, 50))
+    known.fit(600, 10, Schedule.of(Recipe(minutes=10, eval_every=0), 160).judged(30, 0, 20))
+    assert known.line is not None
+    assert known.line[2] == 600 + (600 - 300 - 50) / 0.5  # one at the end
 
 
 @settings(deadline=None, max_examples=40)
