@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import yaml
-from worlds import World, changed
+from worlds import BACKBONE, World, changed
 
 from crossdet import RunError, train
 from crossdet.config import load_config
 from crossdet.errors import UserError
+from crossdet.models.card import read_card
 from crossdet.models.weights import load_state, save_state
+from crossdet.runs import building
 from crossdet.training.log import RunLog, Step
 
 
@@ -140,3 +143,22 @@ def test_the_weight_decay_that_a_run_began_with_stays_and_is_told(interrupted, c
     assert told in capsys.readouterr().out
     groups = load_state(folder / "state.pt")["optimizer"]["param_groups"]
     assert {group["weight_decay"] for group in groups} == {0.25}
+
+
+def test_other_processes_leave_batch_norm_as_it_was(world: World, tmp_path: Path, monkeypatch, capsys):
+    """Two begin a run of four pictures a step, too few for each to train batch norm; one goes on with it."""
+    torch.save(timm.create_model(BACKBONE, pretrained=False).state_dict(), tmp_path / "backbone.pth")
+    changes = {"model.weights": str(tmp_path / "backbone.pth"), "train.recipe": "auto", "train.warmup_epochs": None}
+    changes |= {"train.steps": None, "train.eval_every": 0}
+    config = world.config({**changes, "train.epochs": 1})
+    folder = tmp_path / "run"
+    with monkeypatch.context() as then:
+        then.setattr(building, "processes", lambda _config: 2)
+        train(config, folder)
+    assert read_card(folder).settings.freeze_batch_norm
+    capsys.readouterr()
+    train(world.config({**changes, "train.epochs": 2}), folder, resume=True)
+    told = "batch norm of the backbone: fixed (as this run began; a new one would have it trained: 4 pictures"
+    assert told in capsys.readouterr().out
+    assert read_card(folder).settings.freeze_batch_norm
+    assert load_state(folder / "state.pt")["progress"]["epoch"] == 2

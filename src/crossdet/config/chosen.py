@@ -5,7 +5,10 @@ from __future__ import annotations
 from crossdet.config import Config
 from crossdet.data.canvases import SMALLEST_BATCH
 from crossdet.models.architectures import ARCHITECTURES
+from crossdet.models.settings import NetworkSettings
 from crossdet.training.recipe import Start
+
+_TOLD = {True: "fixed", False: "trained"}
 
 
 def start_of(config: Config, extends: bool, share: float = 1.0) -> Start:
@@ -19,10 +22,11 @@ def start_of(config: Config, extends: bool, share: float = 1.0) -> Start:
     return Start("random" if model.weights == "none" else "backbone", share, rates)
 
 
-def batch_norm_lines(config: Config, processes: int) -> list[str]:
+def batch_norm_lines(config: Config, processes: int, settings: NetworkSettings | None = None) -> list[str]:
     """Whether a new network's backbone trains its batch norm, and why; nothing where an architecture has none.
 
-    processes: of the training. The rule is that of the settings (`NetworkSettings.of`)."""
+    processes: of the training. settings: of the network, if it is known: a resumed run has what it began with. The
+    rule is that of `NetworkSettings.of`."""
     model, recipe = config.model, config.train
     if not hasattr(model, "freeze_batch_norm"):
         return []
@@ -36,7 +40,9 @@ def batch_norm_lines(config: Config, processes: int) -> list[str]:
         fixed, why = True, f"`train.recipe: {recipe.recipe}`"
     else:
         fixed, why = not recipe.network_defaults(processes).train_batch_norm, _pictures_at_once(config, processes)
-    return [f"batch norm of the backbone: {'fixed' if fixed else 'trained'} ({why})"]
+    if (began := getattr(settings, "freeze_batch_norm", fixed)) != fixed:
+        fixed, why = began, f"as this run began; a new one would have it {_TOLD[fixed]}: {why}"
+    return [f"batch norm of the backbone: {_TOLD[fixed]} ({why})"]
 
 
 def _pictures_at_once(config: Config, processes: int) -> str:

@@ -23,13 +23,15 @@ from crossdet.data.loading import epoch_batches, make_loader
 from crossdet.errors import UserError
 from crossdet.evaluation.run import EvalSettings
 from crossdet.labels.space import LabelSpace
-from crossdet.models.architectures import ARCHITECTURES
+from crossdet.models.architectures import ARCHITECTURES, DEFAULT
 from crossdet.models.building import build_detector
 from crossdet.models.card import Card, Generation, InputSettings, detector_hint, of_another_name
 from crossdet.models.contract import Network
 from crossdet.models.settings import NetworkSettings
+from crossdet.training.identity import Identity
 from crossdet.types import Batch
 
+FIXED = "freeze_batch_norm"
 GRACE = 10.0
 """Seconds that the other processes of a training have to end by themselves."""
 
@@ -134,11 +136,18 @@ def is_first_process() -> bool:
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
-def network_settings(config: Config) -> NetworkSettings:
-    """Of the sections `model` and `loss`, and of `train` and `input` where they leave something to these."""
+def network_settings(config: Config, began: Identity | None = None) -> NetworkSettings:
+    """Of the sections `model` and `loss`, and of `train` and `input` where they leave something to these.
+
+    began: of a run that is resumed. Whether batch norm is trained may have been decided by the number of its
+    processes, and stays as it was."""
     kind = ARCHITECTURES[config.model.name].settings
     defaults = config.train.network_defaults(processes(config))._replace(side=config.input.shorter)
-    return kind.of(config.model, config.loss, defaults)
+    settings = kind.of(config.model, config.loss, defaults)
+    left_open = getattr(config.model, FIXED, True) is None
+    if began is None or not left_open or began.get("architecture", DEFAULT) != settings.name:
+        return settings
+    return settings.model_copy(update={FIXED: getattr(kind.from_json(began["model"]), FIXED)})
 
 
 def build_network(settings: NetworkSettings, space: LabelSpace, weights: str | Path = "none") -> Network:

@@ -24,7 +24,7 @@ from crossdet.files import check_room, write_atomically, writing
 from crossdet.models.card import BEST_FILE, START_FILE, WEIGHTS_FILE
 from crossdet.models.contract import Network
 from crossdet.models.weights import METRICS_FILE, STATE_FILE, load_state
-from crossdet.training.identity import Identity, check_identity
+from crossdet.training.identity import Identity, begun_as, check_identity
 
 try:
     import fcntl
@@ -60,8 +60,9 @@ def check_run_dir(
     last_file: str = STATE_FILE,
     known_datasets: Sequence[str] = (),
     epochs: int | None = None,
-) -> None:
-    """Refuses to mix two runs and to delete what is no run; changes nothing.
+) -> Identity | None:
+    """Refuses to mix two runs and to delete what is no run; changes nothing. Returns what the run that is resumed
+    began with, None where none is or where it has no state.
 
     last_file: without it a run whose training is finished can still be resumed. known_datasets: see `load_config`.
     epochs: of the training, where a run that was to have fewer may be resumed to have so many.
@@ -79,8 +80,8 @@ def check_run_dir(
     if not resume and (inside := [path for path in inputs_of(config) if path.is_relative_to(run_dir.resolve())]):
         raise UserError(f"{run_dir} holds what is trained on ({inside[0]}); choose another directory with --output")
     if resume:
-        _check_resumed(run_dir, config, last_file, known_datasets, epochs)
-    elif overwrite:
+        return _check_resumed(run_dir, config, last_file, known_datasets, epochs)
+    if overwrite:
         if run_dir.exists() and not holds_run and any(entry.name != LOCK_FILE for entry in run_dir.iterdir()):
             raise UserError(f"{run_dir} is no run directory; it is not deleted, choose another `output`")
     elif holds_run:
@@ -88,11 +89,12 @@ def check_run_dir(
             f"{run_dir} already holds a run; continue it with --resume, replace it with --overwrite, "
             f"or choose another directory with --output"
         )
+    return None
 
 
 def _check_resumed(
     run_dir: Path, config: Config, last_file: str, known_datasets: Sequence[str], epochs: int | None
-) -> None:
+) -> Identity | None:
     state = _state(run_dir)
     progress = state.get("progress", {})
     longer = _may_grow(config) and (epochs or 0) > (progress.get("epochs") or math.inf)
@@ -104,6 +106,7 @@ def _check_resumed(
         )
     if progress.get("finished") and not longer and (run_dir / last_file).exists():
         raise UserError(f"{run_dir}: this run is finished; there is nothing to resume")
+    return begun_as(run_dir, state.get("identity")) if state else None
 
 
 def _is_run(run_dir: Path) -> bool:

@@ -69,7 +69,8 @@ def train(
     sources = open_sources(config)
     check_trainable(sources, config.train.plain)
     epochs = config.train.epochs_for(sources.train_pictures)
-    check_run_dir(run_dir, config, resume, overwrite, PICTURES if sources.val else STATE_FILE, epochs=epochs)
+    last_file = PICTURES if sources.val else STATE_FILE
+    began = check_run_dir(run_dir, config, resume, overwrite, last_file, epochs=epochs)
     fabric = build_fabric(config)
     if resume and (run_dir / START_FILE).exists():
         raise UserError(f"{run_dir} is an extension; resume it with `crossdet extend`, its weights and its config")
@@ -81,7 +82,7 @@ def train(
         check_teachers_stay(plan.sources, run_dir)
     if plan is not None and not begun:
         teachers = open_teachers(plan, lambda source: load_detector(fetched(source), fabric.device))
-    settings = network_settings(config)  # may make a backbone to count its parameters, so before the seed
+    settings = network_settings(config, began)  # may make a backbone to count its parameters, so before the seed
     seed_everything(config.seed, verbose=False)
     network = build_network(settings, sources.space, config.model.weights)
     datasets = {name: list(index.classes) for name, index in sources.train.items()}
@@ -187,7 +188,7 @@ def _told(
     """What is said before a training. fresh: it extends nothing."""
     network_is, *_ = card.settings.described(card.space.classes)
     begun = beginning(card.settings, card.space, config.model.weights) if fresh else []
-    begun += batch_norm_lines(config, fabric.world_size) if fresh else []
+    begun += batch_norm_lines(config, fabric.world_size, card.settings) if fresh else []
     warnings = [*training_warnings(config, sources, not fresh), *label_warnings(config, sources, ["train"])]
     lines = [f"network: {network_is}", *begun, device_line(fabric, config), *schedule.lines()]
     return [*lines, *(f"warning: {text}" for text in warnings)]

@@ -15,6 +15,7 @@ from crossdet.errors import UserError, problem_list
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.architectures import ARCHITECTURES, DEFAULT
 from crossdet.models.card import WEIGHTS_FILE, Card, read_card
+from crossdet.models.settings import NetworkSettings
 
 Identity = dict[str, str]
 """labels, architecture, model: as in the weights' metadata. data, pictures: what `described` and `file_sizes` say
@@ -65,14 +66,17 @@ def check_identity(run_dir: Path, stored: Identity | None, now: Identity) -> Non
 
     stored: of its state; None where an older version wrote it. Then what the weights beside it say is compared.
     """
-    before = stored or _of_weights(run_dir)
+    before = begun_as(run_dir, stored)
     found = [*_changes(before, now)] if before else ["its state does not say which classes it has"]
     if found:
         head = f"{run_dir}: this run cannot be resumed, it would go on with something else"
         raise UserError(f"{problem_list(head, found)}\nPut back what was there, or start a new run with --output")
 
 
-def _of_weights(run_dir: Path) -> Identity | None:
+def begun_as(run_dir: Path, stored: Identity | None) -> Identity | None:
+    """What a run began with. stored: of its state; None of an older one, where the weights beside it say a part."""
+    if stored:
+        return stored
     if not (run_dir / WEIGHTS_FILE).is_file():
         return None
     return _of_card(read_card(run_dir))
@@ -84,8 +88,10 @@ def _changes(before: Identity, now: Identity) -> Iterator[str]:
     if then_name != name:
         yield f"model.name: {then_name} then, {name} now"
     else:
-        old, new = (json.loads(ARCHITECTURES[name].settings.from_json(i["model"]).to_json()) for i in (before, now))
-        yield from (f"model.{key}: {old[key]} then, {new[key]} now" for key in new if old[key] != new[key])
+        old, new = (_by_key(ARCHITECTURES[name].settings.from_json(i["model"])) for i in (before, now))
+        for key in dict.fromkeys([*old, *new]):
+            if old.get(key) != new.get(key):
+                yield f"{key}: {old.get(key)} then, {new.get(key)} now"
     then, data = json.loads(before.get("data", now["data"])), json.loads(now["data"])
     yield from (f"datasets.{name}: was not there" for name in data if name not in then)
     for name, was in then.items():
@@ -97,6 +103,15 @@ def _changes(before: Identity, now: Identity) -> Iterator[str]:
             yield f"datasets.{name}: {other} now, {same}"
         else:
             yield from _other_pictures(name, before, now)
+
+
+def _by_key(settings: NetworkSettings) -> dict[str, Any]:
+    """Values by the keys that a config has for them; stored settings may have other names for some."""
+    found = {}
+    for key, value in settings.model_dump(mode="json").items():
+        at = key if key == "loss" else f"model.{key}"
+        found.update({f"{at}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {at: value})
+    return found
 
 
 def _other_pictures(split: str, before: Identity, now: Identity) -> Iterator[str]:

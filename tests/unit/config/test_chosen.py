@@ -40,6 +40,17 @@ def test_every_process_has_its_share_of_the_pictures():
     assert "fixed (2 pictures" in batch_norm_lines(config({}), 4)[0]
 
 
+def test_what_a_resumed_run_began_with_is_told():
+    own = config({})
+    settings = ARCHITECTURES["retinanet"].settings.of(own.model, own.loss, own.train.network_defaults(4))
+    (line,) = batch_norm_lines(own, 1, settings)
+    assert line == (
+        "batch norm of the backbone: fixed (as this run began; a new one would have it trained: 8 pictures at once "
+        "on a device)"
+    )
+    assert batch_norm_lines(own, 4, settings) == batch_norm_lines(own, 4)
+
+
 @pytest.mark.parametrize("name", ["retinanet", "dfine", "rtdetr"])
 def test_what_is_told_of_batch_norm_is_what_the_network_gets(name):
     kind = ARCHITECTURES[name].settings

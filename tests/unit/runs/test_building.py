@@ -58,6 +58,27 @@ def test_a_batch_is_shared_evenly_by_the_processes_of_torchrun(monkeypatch):
         building.build_fabric(config)
 
 
+@pytest.mark.parametrize("name", ["retinanet", "dfine"])
+def test_a_resumed_run_keeps_the_batch_norm_that_it_began_with(monkeypatch, name):
+    """Two pictures at once are too few to train it, four are not. What the config says counts."""
+
+    def settings(processes, began=None, **model):
+        monkeypatch.setattr(building, "processes", lambda _config: processes)
+        model |= {"name": name, "backbone": "test_efficientnet", "weights": "imagenet"}
+        datasets = {"a": {"format": "coco", "train": {}}}
+        return building.network_settings(
+            Config.from_dict({"datasets": datasets, "model": model, "train": {"batch_size": 4}}), began
+        )
+
+    for first, then in ((2, 1), (1, 2)):
+        began = settings(first)
+        identity = {"architecture": name, "model": began.to_json()}
+        assert settings(then).freeze_batch_norm != began.freeze_batch_norm
+        assert settings(then, identity) == began
+        said = not began.freeze_batch_norm
+        assert settings(then, identity, freeze_batch_norm=said).freeze_batch_norm == said
+
+
 def test_loader_processes_share_the_cores_with_those_of_torchrun(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     assert Recipe().loader_workers(True) == 8
