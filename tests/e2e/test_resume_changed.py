@@ -22,6 +22,7 @@ from crossdet.models.card import read_card
 from crossdet.models.weights import load_state, save_state
 from crossdet.runs import building
 from crossdet.training.log import RunLog, Step
+from crossdet.training.watch import Watch
 
 
 @pytest.fixture
@@ -151,7 +152,8 @@ def test_other_processes_leave_batch_norm_as_it_was(world: World, tmp_path: Path
     changes = {"model.weights": str(tmp_path / "backbone.pth"), "train.recipe": "auto", "train.warmup_epochs": None}
     changes |= {"train.steps": None, "train.eval_every": 0}
     config = world.config({**changes, "train.epochs": 1})
-    folder = tmp_path / "run"
+    folder, watched, begin = tmp_path / "run", [], Watch.begin
+    monkeypatch.setattr(Watch, "begin", lambda self, run: (watched.append(self.fixed), begin(self, run)))
     with monkeypatch.context() as then:
         then.setattr(building, "processes", lambda _config: 2)
         train(config, folder)
@@ -162,3 +164,4 @@ def test_other_processes_leave_batch_norm_as_it_was(world: World, tmp_path: Path
     assert told in capsys.readouterr().out
     assert read_card(folder).settings.freeze_batch_norm
     assert load_state(folder / "state.pt")["progress"]["epoch"] == 2
+    assert watched == [True, True]

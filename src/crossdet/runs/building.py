@@ -164,6 +164,14 @@ def build_network(settings: NetworkSettings, space: LabelSpace, weights: str | P
         raise UserError(told) from None
 
 
+def has_fixed_batch_norm(network: Network, settings: NetworkSettings) -> bool:
+    """Whether the backbone has batch norm, of torch or of another library, that the setting keeps from training."""
+    if not getattr(settings, FIXED, False):
+        return False
+    of_backbone = (m for name, m in network.named_modules() if name.startswith(network.backbone_prefix))
+    return any("BatchNorm" in type(module).__name__ for module in of_backbone)
+
+
 def new_card(
     config: Config, space: LabelSpace, settings: NetworkSettings, generations: Sequence[Generation]
 ) -> Card:

@@ -30,6 +30,7 @@ from crossdet.runs.building import (
     build_network,
     check_trainable,
     device_line,
+    has_fixed_batch_norm,
     network_settings,
     new_card,
     teacher_settings,
@@ -143,6 +144,7 @@ def train_network(
         config.input.shorter,
         fresh=fresh,
         knew=not fresh or config.model.weights != "none",
+        fixed=has_fixed_batch_norm(network, card.settings),
     )
 
     def score(model: Network, when: str) -> dict[str, Any]:

@@ -67,13 +67,15 @@ def is_due(step: int) -> bool:
 @dataclass
 class Watch:
     """train, val: the splits by dataset. side: of the network's input. fresh: the head begins from nothing, so that
-    a loss that does not fall means something. knew: the backbone does not."""
+    a loss that does not fall means something. knew: the backbone does not. fixed: its batch norm is, by the
+    setting; modules say it in many ways, and a stem that is not trained says it, too."""
 
     train: Mapping[str, Index] = field(default_factory=dict)
     val: Mapping[str, Index] = field(default_factory=dict)
     side: int = LARGEST_SIDE
     fresh: bool = True
     knew: bool = True
+    fixed: bool = False
     _pictures: Tensor | None = None
 
     def begin(self, run: RunState) -> None:
@@ -129,13 +131,12 @@ class Watch:
         if len(pictures) < FEWEST_PICTURES:
             memory["start"] = None
             return
-        fixed = any(_is_batch_norm(module) and not module.training for module in run.network.modules())
         with watching(run):
             now = look_at(run.network.feature_maps(pictures.to(run.fabric.device))[-1])
         if memory.get("start") is None:  # also where pictures could not be read then and can be now
             memory["start"] = asdict(now)
         start = Look(**memory["start"])
-        self._tell(run, dead_features(now, start, step, memory.get("score"), self.knew, fixed))
+        self._tell(run, dead_features(now, start, step, memory.get("score"), self.knew, self.fixed))
         memory["newest"] = asdict(now)
 
     def _looked_at(self) -> Tensor:
@@ -161,11 +162,6 @@ class Watch:
                 print(*lines([told], again), sep="\n", flush=True)
             if not again:
                 before.append(list(key_of(told)))
-
-
-def _is_batch_norm(module: nn.Module) -> bool:
-    """One for pictures, of torch or of another library, which may be one that never trains."""
-    return type(module).__name__.endswith("BatchNorm2d") and not list(module.children())
 
 
 @contextmanager

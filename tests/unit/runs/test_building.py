@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from crossdet import Config
+from crossdet import Config, LabelSpace
 from crossdet.errors import UserError
+from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.runs import building
 from crossdet.training.recipe import Recipe
+from tests.unit.models.detr.made import TINY_SETTINGS
 
 
 @pytest.mark.parametrize(
@@ -77,6 +79,28 @@ def test_a_resumed_run_keeps_the_batch_norm_that_it_began_with(monkeypatch, name
         assert settings(then, identity) == began
         said = not began.freeze_batch_norm
         assert settings(then, identity, freeze_batch_norm=said).freeze_batch_norm == said
+
+
+RETINANET = RetinaNetSettings(channels=16, head_depth=1)
+NETWORKS = {
+    "resnet": RETINANET.model_copy(update={"backbone": "resnet18"}),
+    "activation within": RETINANET.model_copy(update={"backbone": "test_efficientnet"}),
+    "layer norm": RETINANET.model_copy(update={"backbone": "test_convnext"}),
+    "timm in D-FINE": TINY_SETTINGS["dfine"].model_copy(update={"backbone": "test_efficientnet", "square": 64}),
+    **TINY_SETTINGS,
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_batch_norm_is_fixed_where_there_is_some_and_the_setting_says_so(name):
+    """Whose modules are in training mode all the same, as those of a stem that is not trained are not."""
+    for fixed in (True, False):
+        settings = NETWORKS[name].model_copy(update={"freeze_batch_norm": fixed})
+        network = building.build_network(settings, LabelSpace.build({"a": ["car"]})).train()
+        if name in ("resnet", "activation within"):
+            network.freeze_stem()
+            network.training_mode(False)
+        assert building.has_fixed_batch_norm(network, settings) == (fixed and name not in ("layer norm", "rfdetr"))
 
 
 def test_loader_processes_share_the_cores_with_those_of_torchrun(monkeypatch):

@@ -76,6 +76,19 @@ def test_it_is_the_deepest_map_that_is_watched(world: World, dead, told):
     assert kinds(run) == told
 
 
+@pytest.mark.parametrize("fixed", [True, False])
+def test_only_fixed_batch_norm_is_advised_to_train(world: World, fixed):
+    """Whatever modes its modules are in: fixed ones of timm say that they are in training."""
+    network = Maps()
+    network.norm = nn.BatchNorm2d(3).train(fixed)
+    run, watch = run_of(network), Watch(train={"cars": world.cars["train"]}, side=32, fixed=fixed)
+    watch.begin(run)
+    network.dead, run.progress.step = {1}, 50
+    watch.step(run, {"box": torch.ones(())})
+    (warning,) = run.progress.guard["now"]
+    assert ("`model.freeze_batch_norm: false`" in warning["sentence"]) == fixed
+
+
 @pytest.mark.parametrize(("record", "told"), [({"metrics": {"mean": 0.02}}, ["dead_features"]), ({}, [])])
 def test_an_evaluation_looks_at_the_features_at_whatever_step(world: World, record, told):
     network = Maps()
