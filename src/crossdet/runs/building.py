@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -29,6 +30,7 @@ from crossdet.models.card import Card, Generation, InputSettings, detector_hint,
 from crossdet.models.contract import Network
 from crossdet.models.settings import NetworkSettings
 from crossdet.training.identity import Identity
+from crossdet.training.signals import end_at_sigterm
 from crossdet.types import Batch
 
 FIXED = "freeze_batch_norm"
@@ -58,10 +60,18 @@ def build_fabric(config: Config) -> Fabric:
     fabric = Fabric(
         accelerator=accelerator, devices=devices, num_nodes=nodes, precision=precision, strategy=strategy
     )
+    _leave_none_behind(fabric.strategy.launcher)
     fabric.launch()
-    # where this process fails, those that it has started would wait for it on GPUs for half an hour
-    atexit.register(_end, getattr(fabric.strategy.launcher, "procs", []))
     return fabric
+
+
+def _leave_none_behind(launcher: Any) -> None:
+    """Where this process fails or is told to end, those that it is about to start would wait for it, on GPUs for
+    half an hour, at the start for ever. Nothing of it in these: in a collective they would not hear SIGTERM."""
+    started = getattr(launcher, "procs", None)  # Fabric fills the list as it starts them
+    if started is not None and not launcher.cluster_environment.creates_processes_externally:
+        atexit.register(_end, started)
+        end_at_sigterm()
 
 
 def choose_kernels(config: Config) -> None:

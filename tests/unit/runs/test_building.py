@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -44,6 +47,32 @@ def test_auto_computes_in_bfloat16_on_a_card_that_has_it(monkeypatch, train, gpu
     building.build_fabric(config)
     on_card = gpu and train.get("accelerator") != "cpu"
     assert (given["precision"], given["accelerator"]) == (numbers, "cuda" if on_card else "cpu")
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_sigterm_at_the_start_ends_the_processes_that_are_started(monkeypatch, external):
+    """Not where somebody else has started them, or in these themselves."""
+    ended, before = [], signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    procs: list[str] = []
+    environment = SimpleNamespace(creates_processes_externally=external)
+    launcher = SimpleNamespace(procs=procs, cluster_environment=environment)
+
+    def launch():
+        procs.append("another")
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    fabric = SimpleNamespace(launch=launch, strategy=SimpleNamespace(launcher=launcher))
+    monkeypatch.setattr(building, "Fabric", lambda **_options: fabric)
+    monkeypatch.setattr(building.atexit, "register", lambda end, some: ended.append((end, some)))
+    datasets = {"a": {"format": "coco", "train": {}}}
+    config = Config.from_dict({"datasets": datasets, "train": {"devices": 2, "accelerator": "cpu", "loggers": []}})
+    try:
+        with nullcontext() if external else pytest.raises(SystemExit):
+            building.build_fabric(config)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended == ([] if external else [(building._end, ["another"])])
 
 
 def test_a_batch_is_shared_evenly_by_the_processes_of_torchrun(monkeypatch):
