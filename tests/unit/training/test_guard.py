@@ -293,6 +293,15 @@ def test_a_loss_that_stands_still(seed):
     assert [f.kind for f in flat_loss(curve_of(falls_at_first), 0.01)] == ["flat_loss"]
 
 
+@pytest.mark.parametrize(("last", "seen"), [(1.11, "stands still"), (1.08, "stands still"), (1.5, "rises")])
+def test_a_loss_that_rises_is_told_as_that(last, seen):
+    losses = np.where(np.arange(600) < 300, 1.1, last)
+    (finding,) = flat_loss(curve_of(losses), 0.01)
+    assert finding.seen.startswith(f"the loss {seen}: 1.")
+    assert ("ten times" in finding.sentence) == (seen == "stands still")  # of the rate
+    assert "a tenth" in finding.sentence
+
+
 @pytest.mark.parametrize(("labels_from", "epochs", "told"), [(None, 3, 0), (3, 3, 1), (3, 4, 0), (9, 3, 1)])
 def test_a_network_that_never_labelled_for_itself(labels_from, epochs, told):
     """Labels are found before the first step of the epoch after so many."""
@@ -307,6 +316,15 @@ def test_the_distance_of_two_sets_by_hand(noise):
     other = torch.randn(4000, 3, generator=noise, dtype=torch.float64) + torch.tensor([3.0, 0.0, 0.0])
     assert distance(one, other) == pytest.approx(3 / 3**0.5, rel=0.03)  # spread: sqrt(1 + 1 + 1)
     assert distance(one[:16], one[16:48]) < 0.35
+
+
+@pytest.mark.parametrize("count", [8, 15, 16])
+def test_few_pictures_are_no_set(count):
+    """Of so few some lie apart by chance, or there is one of another kind among them."""
+    train = {"a": torch.zeros(32, 2, dtype=torch.float64) + torch.arange(32)[:, None] % 3}
+    val = train["a"][:count] + 9
+    assert bool(foreign_validation(train, {"a": val})) == (count >= 16)
+    assert bool(foreign_validation({"a": train["a"][:count]}, {"a": train["a"] + 9})) == (count >= 16)
 
 
 def test_statistics_are_means_and_deviations_by_channel(noise):
