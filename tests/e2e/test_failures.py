@@ -71,7 +71,7 @@ def test_the_part_of_a_step_whose_loss_broke_is_the_one_that_is_saved(world, tmp
         return found._replace(terms={name: loss * float("nan") for name, loss in found.terms.items()})
 
     monkeypatch.setattr(training, "_forward", broken)
-    with pytest.raises(RunError, match="the loss is not finite at step 2"):
+    with pytest.raises(RunError, match=r"the loss is not finite at step 2 .*; nothing was saved yet$"):
         train(world.config({"train.accumulate": 2}), output=tmp_path / "run")
     saved = torch.load(tmp_path / "run" / "non_finite_batch_rank0.pt", weights_only=True)["images"]
     assert len(parts) == 4
@@ -112,7 +112,7 @@ def test_a_bad_loss_is_found_before_its_step_is_taken(world, tmp_path, monkeypat
         return {**losses, "box": losses["box"] * (value if len(calls) == 4 else 1)}
 
     monkeypatch.setattr(Losses, "normalised", poisoned)
-    with pytest.raises(RunError, match=r"not finite at step 4 \(epoch 1\)"):
+    with pytest.raises(RunError, match=r"not finite at step 4 \(epoch 1\).*; the last saved state is kept$"):
         train(world.config({"train.checkpoint_steps": 3}), output=tmp_path / "run")
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     assert state["progress"]["step"] == 3
@@ -322,9 +322,22 @@ def test_weights_that_overflow_in_a_step_are_not_saved(world, tmp_path, monkeypa
 
     monkeypatch.setattr(training, "_optimiser_step", overflow)
     config = world.config({"train.checkpoint_steps": 1, "train.epochs": 1})
-    with pytest.raises(RunError, match=r"no longer finite after step 3 .*last good state is kept"):
+    with pytest.raises(RunError, match=r"no longer finite after step 3 .*last saved state is kept"):
         train(config, output=tmp_path / "run")
     assert load_state(tmp_path / "run" / "state.pt")["progress"]["step"] == 2
+
+
+def test_weights_that_overflow_before_a_state_is_saved(world, tmp_path, monkeypatch):
+    def overflow(run, *arguments):
+        with torch.no_grad():
+            run.network.box_subnet.predict.weight.mul_(float("inf"))
+        return {name: torch.ones(()) for name in run.network.terms}, None
+
+    monkeypatch.setattr(training, "_optimiser_step", overflow)
+    config = world.config({"train.checkpoint_steps": 1, "train.epochs": 1})
+    with pytest.raises(RunError, match=r"no longer finite after step 1 .*not saved; nothing was saved yet\. "):
+        train(config, output=tmp_path / "run")
+    assert not (tmp_path / "run" / "state.pt").exists()
 
 
 def test_a_gradient_that_overflows_is_no_traceback_where_gradients_are_clipped(world, tmp_path, monkeypatch):
@@ -337,6 +350,6 @@ def test_a_gradient_that_overflows_is_no_traceback_where_gradients_are_clipped(w
 
     monkeypatch.setattr(training, "_optimiser_step", overflow)
     config = world.config({"train.checkpoint_steps": 1, "train.epochs": 1, "train.clip_norm": 10.0})
-    with pytest.raises(RunError, match=r"no longer finite after step 3 .*last good state is kept"):
+    with pytest.raises(RunError, match=r"no longer finite after step 3 .*last saved state is kept"):
         train(config, output=tmp_path / "run")
     assert load_state(tmp_path / "run" / "state.pt")["progress"]["step"] == 2

@@ -99,6 +99,17 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
+def kept(run_dir: Path) -> str:
+    """For messages of a training that ends by an error: what is left of it."""
+    return "the last saved state is kept" if (run_dir / STATE_FILE).exists() else "nothing was saved yet"
+
+
+def with_room(run_dir: Path) -> str:
+    """The same where the disk is full."""
+    goes_on = "continue with --resume" if (run_dir / STATE_FILE).exists() else "begin again with --resume"
+    return f"{kept(run_dir)}, {goes_on} once there is room"
+
+
 def load_state(path: Path) -> dict[str, Any]:
     """Reads what `save_state` wrote, without running code from the file.
 

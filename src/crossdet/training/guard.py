@@ -251,8 +251,8 @@ def _unfound(dataset: str, split: Split, judged: Judged) -> list[Finding]:
 # ------------------------------------------------------------------------------------------------- loss
 
 FLAT_DROP = 0.03
-"""A loss that has fallen by less of itself stands still, and one that has risen by as much rises. Healthy ones fell by 40 % and more from the first to the
-last third of 1,200 steps (docs/data/recipe_study_collapse.json)."""
+"""A loss that has fallen by less of itself stands still, and one that has risen by as much rises. Healthy ones fell
+by 40 % and more from the first to the last third of 1,200 steps (docs/data/recipe_study_collapse.json)."""
 SKIPPED = 0.1
 """Share of the steps that is not looked at: there every loss falls, if only because the prior fits better."""
 FEWEST_STEPS = 200

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from crossdet.errors import RunError
 from crossdet.files import printable, write_atomically, writing
+from crossdet.models.weights import with_room
 from crossdet.training.loggers import FAILED, SUCCESS, Loggers
 
 _SHORT = {"classification": "class"}
@@ -63,7 +64,7 @@ class RunLog:
         table.writeheader()
         table.writerows(rows)
         write_atomically(path, text.getvalue().encode())
-        with writing(path, "the last saved state is kept, continue with --resume once there is room"):
+        with writing(path, with_room(run_dir)):
             self.file = path.open("a", newline="")
         self.csv = csv.DictWriter(self.file, columns)
         self.loggers = Loggers(loggers, run_dir, step)
@@ -100,8 +101,8 @@ class RunLog:
             self.file.flush()
         except OSError as error:
             raise RunError(
-                f"{self.file.name} could not be written ({error.strerror or error}) at step {at.step}; the last "
-                f"saved state is kept, continue with --resume once there is room"
+                f"{self.file.name} could not be written ({error.strerror or error}) at step {at.step}; "
+                f"{with_room(Path(self.file.name).parent)}"
             ) from error
         tracked = {
             "lr": at.rate,

@@ -19,7 +19,7 @@ from crossdet.errors import Diverged, RunError, UserError
 from crossdet.files import write_json
 from crossdet.models.card import Card
 from crossdet.models.contract import Growable, Network, step_divisor
-from crossdet.models.weights import BEST_FILE, METRICS_FILE, STATE_FILE, WEIGHTS_FILE, save_state
+from crossdet.models.weights import BEST_FILE, METRICS_FILE, STATE_FILE, WEIGHTS_FILE, kept, save_state
 from crossdet.training.choosing import is_better
 from crossdet.training.compiling import Compiling
 from crossdet.training.feed import Feed
@@ -182,8 +182,8 @@ def _dead_workers_told(run_dir: Path, feed: Feed) -> Iterator[None]:
             feed.abandon()
         raise RunError(
             f"a loader process ended before its time ({str(error).strip()}): too little memory is the usual "
-            f"reason, so try fewer `train.workers`. Continue from the last saved state in {run_dir} with "
-            f"the same command and --resume"
+            f"reason, so try fewer `train.workers`. In {run_dir} {kept(run_dir)}; go on with the same command and "
+            f"--resume"
         ) from None
 
 
@@ -480,6 +480,6 @@ def _stop_with(run: RunState, batch: Batch | None, dataset: HybridDataset) -> No
     raise Diverged(
         f"the loss is not finite at step {step} (epoch {run.progress.epoch + 1}); the batch is "
         f"saved in {file}, its images: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}. A lower "
-        f"`train.lr`, more `train.warmup_steps` or `train.clip_norm: 1.0` usually helps; the last saved "
-        f"state is kept"
+        f"`train.lr`, more `train.warmup_steps` or `train.clip_norm: 1.0` usually helps; "
+        f"{kept(run.run_dir)}"
     )

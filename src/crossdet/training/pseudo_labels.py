@@ -28,6 +28,7 @@ from crossdet.files import safe_names, writing
 from crossdet.labels.folds import Folding
 from crossdet.labels.space import DROPPED, LabelSpace
 from crossdet.models.contract import Network
+from crossdet.models.weights import with_room
 from crossdet.types import REGION_FLAGS, Flag
 
 TEACHER_FOLDER = "teacher_labels"
@@ -237,7 +238,7 @@ def label_images(
             more = _not_to_be_read(more, unseen)
             if fabric.is_global_zero:
                 shutil.rmtree(place, ignore_errors=True)
-                with writing(place, "the last saved state is kept, continue with --resume once there is room"):
+                with writing(place, with_room(folder.parent)):
                     save_index(more, place)
                 added = more.flags[np.asarray(more.labels) >= len(index.classes)]
                 uncertain = int(((added & Flag.AVOID) != 0).sum())

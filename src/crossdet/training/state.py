@@ -20,7 +20,7 @@ from crossdet.data.hybrid import HybridDataset
 from crossdet.errors import Diverged, Interrupted, UserError
 from crossdet.models.card import Card
 from crossdet.models.contract import Network
-from crossdet.models.weights import BEST_FILE, STATE_FILE, load_state, save_state, save_weights
+from crossdet.models.weights import BEST_FILE, STATE_FILE, kept, load_state, save_state, save_weights
 from crossdet.training.compiling import Compiling
 from crossdet.training.identity import Identity, check_identity
 from crossdet.training.recipe import Recipe
@@ -289,7 +289,7 @@ class RunState:
         if broken:
             raise Diverged(
                 f"the weights are no longer finite after step {self.progress.step} ({broken[0]}"
-                f"{', ...' if len(broken) > 1 else ''}); nothing is saved, the last good state is kept. A lower "
+                f"{', ...' if len(broken) > 1 else ''}); they are not saved; {kept(self.run_dir)}. A lower "
                 f"`train.lr` or `train.clip_norm: 1.0` usually helps"
             )
 
