@@ -16,7 +16,7 @@ import yaml
 from worlds import BACKBONE, World, changed
 
 from crossdet import RunError, train
-from crossdet.config import load_config
+from crossdet.config import Config, load_config
 from crossdet.errors import UserError
 from crossdet.models.card import read_card
 from crossdet.models.weights import load_state, save_state
@@ -144,6 +144,49 @@ def test_the_weight_decay_that_a_run_began_with_stays_and_is_told(interrupted, c
     assert told in capsys.readouterr().out
     groups = load_state(folder / "state.pt")["optimizer"]["param_groups"]
     assert {group["weight_decay"] for group in groups} == {0.25}
+
+
+def killed_before_its_first_state(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise SystemExit(137)
+
+    with monkeypatch.context() as then:
+        then.setattr(RunLog, "step", killed)
+        with pytest.raises(SystemExit):
+            train(config, folder, resume=True)
+
+
+@pytest.mark.parametrize("recipe", ["auto", "paper"])
+def test_a_longer_training_that_did_not_begin_changes_nothing(world: World, tmp_path: Path, monkeypatch, recipe):
+    """The run is still of as many epochs as its state says."""
+    changes = {"train.recipe": recipe, "train.warmup_epochs": None, "train.steps": None, "train.eval_every": 0}
+    folder = tmp_path / "run"
+    one, two, three = (world.config({**changes, "train.epochs": epochs}) for epochs in (1, 2, 3))
+    train(one, folder)
+    killed_before_its_first_state(two, folder, monkeypatch)
+    assert load_state(folder / "state.pt")["progress"]["epochs"] == 1
+    with pytest.raises(UserError, match="this run is finished; there is nothing to resume"):
+        train(one, folder, resume=True)
+    other = world.config({**changes, "train.epochs": 1, "train.lr": 0.03})
+    with pytest.raises(UserError, match=r"differing: train.lr\. "):
+        train(other, folder, resume=True)
+    train(two, folder, resume=True)
+    with pytest.raises(UserError, match=r"differing: train.epochs"):
+        train(one, folder, resume=True)  # it is longer now
+    killed_before_its_first_state(three, folder, monkeypatch)
+    with pytest.raises(UserError, match="this run is finished"):
+        train(two, folder, resume=True)
+
+
+def test_an_interrupted_run_goes_on_as_it_began_after_a_longer_one_that_did_not_begin(
+    data: World, interrupted, tmp_path, monkeypatch
+):
+    config, folder = interrupted
+    killed_before_its_first_state(load_config(config, ["train.epochs=3"]), folder, monkeypatch)
+    train(config, folder, resume=True)
+    train(config, tmp_path / "whole")
+    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert load_config(folder / "config.yaml").train.epochs == 2
 
 
 def test_other_processes_leave_batch_norm_as_it_was(world: World, tmp_path: Path, monkeypatch, capsys):

@@ -97,8 +97,11 @@ def _check_resumed(
 ) -> Identity | None:
     state = _state(run_dir)
     progress = state.get("progress", {})
-    longer = _may_grow(config) and (epochs or 0) > (progress.get("epochs") or math.inf)
-    _check_same_config(run_dir / CONFIG_FILE, config, known_datasets, longer, _may_move(state))
+    begun = progress.get("epochs") or math.inf
+    longer = _may_grow(config) and (epochs or 0) > begun
+    # the state says how many: the config may be of a longer training that was ended before its first state
+    as_begun = _may_grow(config) and epochs == begun
+    _check_same_config(run_dir / CONFIG_FILE, config, known_datasets, longer or as_begun, _may_move(state))
     if not state and _epochs_done(run_dir) > 1:  # at the end of the first it may be killed before its state
         raise UserError(
             f"{run_dir}: {STATE_FILE} is gone, without which this run cannot go on; its weights would be replaced "
@@ -123,7 +126,7 @@ def is_finished(run_dir: Path, config: Config) -> bool:
 
     Raises `UserError` if it was of another config.
     """
-    _check_same_config(run_dir / CONFIG_FILE, config, (), longer=False, moved=False)
+    _check_same_config(run_dir / CONFIG_FILE, config, (), other_epochs=False, moved=False)
     return bool(_state(run_dir).get("progress", {}).get("finished"))
 
 
@@ -297,9 +300,9 @@ def _may_grow(config: Config) -> bool:
 
 
 def _check_same_config(
-    path: Path, config: Config, known_datasets: Sequence[str], longer: bool, moved: bool
+    path: Path, config: Config, known_datasets: Sequence[str], other_epochs: bool, moved: bool
 ) -> None:
-    """longer: the number of epochs may be another, and what the recipe makes of it. moved: so may the places of the
+    """other_epochs: their number may be another, and what the recipe makes of it. moved: so may the places of the
     data."""
     if not path.exists():
         return
@@ -307,7 +310,7 @@ def _check_same_config(
     with suppress(ConfigError):  # keys that are newer than the run had their defaults
         earlier = _with_share(load_config(path, known_datasets=known_datasets))
         before = yaml.safe_load(dump_config(earlier))
-        if longer:
+        if other_epochs:
             recipe = config.train.with_epochs(earlier.train.epochs)
             config = config.model_copy(update={"train": recipe})
     now = yaml.safe_load(dump_config(config))
