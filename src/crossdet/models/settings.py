@@ -166,6 +166,8 @@ class NetworkSettings(Section):
     """What `train.recipe: auto` takes for such networks."""
     adjustable: ClassVar[frozenset[str]] = frozenset()
     """Keys of the `model` section that an extension may say anew: no tensor has their size."""
+    decided: ClassVar[frozenset[str]] = frozenset({"freeze_batch_norm"})
+    """Keys of the `model` section that are decided where it says null, and no more once a run has begun."""
 
     @classmethod
     def of(cls, model: Any, loss: Any, defaults: NetworkDefaults = NetworkDefaults()) -> Self:

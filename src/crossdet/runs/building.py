@@ -149,15 +149,16 @@ def is_first_process() -> bool:
 def network_settings(config: Config, began: Identity | None = None) -> NetworkSettings:
     """Of the sections `model` and `loss`, and of `train` and `input` where they leave something to these.
 
-    began: of a run that is resumed. Whether batch norm is trained may have been decided by the number of its
-    processes, and stays as it was."""
+    began: of a run that is resumed. What was decided for it (`NetworkSettings.decided`) stays as it was: by the
+    number of its processes, or by an older version."""
     kind = ARCHITECTURES[config.model.name].settings
     defaults = config.train.network_defaults(processes(config))._replace(side=config.input.shorter)
     settings = kind.of(config.model, config.loss, defaults)
-    left_open = getattr(config.model, FIXED, True) is None
+    left_open = [key for key in kind.decided if getattr(config.model, key, True) is None]
     if began is None or not left_open or began.get("architecture", DEFAULT) != settings.name:
         return settings
-    return settings.model_copy(update={FIXED: getattr(kind.from_json(began["model"]), FIXED)})
+    before = kind.from_json(began["model"])
+    return settings.model_copy(update={key: getattr(before, key) for key in left_open})
 
 
 def build_network(settings: NetworkSettings, space: LabelSpace, weights: str | Path = "none") -> Network:

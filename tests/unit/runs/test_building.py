@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from contextlib import nullcontext
@@ -108,6 +109,15 @@ def test_a_resumed_run_keeps_the_batch_norm_that_it_began_with(monkeypatch, name
         assert settings(then, identity) == began
         said = not began.freeze_batch_norm
         assert settings(then, identity, freeze_batch_norm=said).freeze_batch_norm == said
+
+
+def test_a_run_of_before_nms_goes_on_without():
+    config = Config.from_dict({"datasets": {"a": {"format": "coco", "train": {}}}, "model": {"name": "dfine"}})
+    began = building.network_settings(config)
+    assert began.nms
+    stored = {key: value for key, value in json.loads(began.to_json()).items() if key != "nms"}
+    identity = {"architecture": "dfine", "model": json.dumps(stored)}
+    assert building.network_settings(config, identity) == began.model_copy(update={"nms": False})
 
 
 RETINANET = RetinaNetSettings(channels=16, head_depth=1)

@@ -203,6 +203,7 @@ class DetrSettings(DetrModel, NetworkSettings):
         random=5e-4, backbone=5e-4, detector=2e-4, share_of_backbone=0.1, decay=1e-4
     )
     adjustable: ClassVar[frozenset[str]] = frozenset({"square", "nms"})
+    decided: ClassVar[frozenset[str]] = frozenset({"freeze_batch_norm", "nms"})
 
     @property
     def stretched_to(self) -> int | None:
