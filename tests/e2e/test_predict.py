@@ -546,5 +546,9 @@ def test_find_images(world, tmp_path, monkeypatch):
     assert find_images(spellings) == [Path(spellings[0])]
     (tmp_path / "other.png").symlink_to(cars / "val_1.png")
     assert len(find_images([tmp_path, *spellings])) == 2  # which may have a row of its own in --coco
+    (tmp_path / "._other.png").symlink_to(cars / "val_1.png")  # macOS leaves such files that are no pictures
+    for given in (tmp_path, tmp_path / "*.png"):
+        assert find_images([given]) == [tmp_path / "other.png"]
+    assert find_images([tmp_path / "._other.png"]) == [tmp_path / "._other.png"]
     with pytest.raises(UserError, match=r"no image found for x\.png, y\*"):
         find_images(["x.png", "cars", "y*"])

@@ -22,6 +22,8 @@ PICTURE_SUFFIXES = (
     ".jp2", ".tga",
 )  # fmt: skip
 """Of the files that are looked at as pictures."""
+OF_MACOS = "._"
+"""macOS leaves a file of this beginning beside each that it copies to other disks; it is no copy of it."""
 MAX_LISTED = 20
 """How many problems of one kind an error or a report lists before it only counts."""
 BOM = b"\xef\xbb\xbf"
@@ -95,6 +97,11 @@ def files_below(folder: Path) -> list[str]:
         for parent, _, names in os.walk(folder)
         for name in names
     ]
+
+
+def is_picture(name: str) -> bool:
+    """Whether the name of a file is that of a picture."""
+    return name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(OF_MACOS)
 
 
 def is_there(path: Path) -> bool:

@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from crossdet.data.annotation_files import PICTURE_SUFFIXES, exif_of_header, no_pixel_limit, picture_formats
+from crossdet.data.annotation_files import (
+    OF_MACOS,
+    PICTURE_SUFFIXES,
+    exif_of_header,
+    no_pixel_limit,
+    picture_formats,
+)
 from crossdet.data.index import CANNOT_BE_READ, Index
 from crossdet.data.rotation_geometry import canvas
 from crossdet.errors import UserError
@@ -78,16 +84,18 @@ def _is_video(file: Path) -> bool:
 
 
 def files_of(given: str | Path) -> list[Path]:
-    """Of a file, a folder (searched through for pictures and videos) or a glob pattern, sorted."""
+    """Of a file, a folder (searched through for pictures and videos) or a glob pattern, sorted. What macOS leaves
+    beside files (`._a.jpg`) is taken where it is named itself alone."""
     path = Path(given)
     if path.is_dir():
-        return sorted(p for p in path.rglob("*") if p.suffix.lower() in _SOUGHT and p.is_file())
+        found = (p for p in path.rglob("*") if p.suffix.lower() in _SOUGHT and p.is_file())
+        return sorted(p for p in found if not p.name.startswith(OF_MACOS))
     if path.is_file():
         return [path]
     root = Path(path.anchor) if path.is_absolute() else Path()
     pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else str(path)
     try:
-        return sorted(p for p in root.glob(pattern) if p.is_file())
+        return sorted(p for p in root.glob(pattern) if p.is_file() and not p.name.startswith(OF_MACOS))
     except (ValueError, NotImplementedError):  # such as a**.jpg
         return []
 
