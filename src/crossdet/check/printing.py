@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crossdet.check.report import ClassReport, Report, SplitReport
-from crossdet.data.index import LEFT_OUT, NO_LABELS
+from crossdet.data.index import LEFT_OUT, NO_LABELS, NO_PICTURE, XML_BELOW
 from crossdet.errors import some
 from crossdet.evaluation.tables import lineless_table
 from crossdet.labels.placeholders import is_unused, used
@@ -130,8 +130,8 @@ def _box_lines(splits: Sequence[SplitReport]) -> Iterator[Text]:
 def _skipped_lines(splits: Sequence[SplitReport]) -> Iterator[Text]:
     for split in splits:
         for reason, places in split.skipped.items():
-            if reason == NO_LABELS:  # a warning
-                continue
+            if reason in (NO_LABELS, XML_BELOW) or (reason == NO_PICTURE and NO_LABELS in split.skipped):
+                continue  # a warning
             left_out = "left out: " if reason in LEFT_OUT else ""
             head = f"{split.dataset} {split.split}, {left_out}{places.count:,} x {reason}"
             yield Text.assemble((head, "yellow"), f", such as {places.first[0]}")

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.config import Config
 from crossdet.config.listed_only import learnt_from
-from crossdet.config.schema import SPLITS
+from crossdet.config.schema import ALL_SPLITS, SPLITS, SplitConfig
 from crossdet.config.sources import Sources, named_splits, whole_split
-from crossdet.data.index import FAR_OVER, IMAGE_REASONS, LEFT_OUT, NO_LABELS, STRAY_REGION, Index
+from crossdet.data.index import (
+    FAR_OVER,
+    IMAGE_REASONS,
+    LEFT_OUT,
+    NO_LABELS,
+    NO_PICTURE,
+    STRAY_REGION,
+    XML_BELOW,
+    Index,
+)
 from crossdet.labels.common import common_names, parts_apart
 from crossdet.labels.members import lonely_members
 from crossdet.labels.space import DROPPED, LabelSpace
@@ -19,6 +29,8 @@ from crossdet.yaml_text import flow, rule
 
 MANY_EMPTY, MANY_LEFT_OUT, MANY_FAR_OVER = 0.5, 0.01, 0.15
 """Shares of a split's pictures or boxes above which they are spoken of, or asked about."""
+MANY_FOLDERS = 3
+"""That a message names before it only counts."""
 STRAY, OFTEN, MANY_PICTURES = 3, 0.05, 50
 """So few objects of a class, in so many pictures or more, are spoken of where it is in such a share of the pictures
 of another dataset."""
@@ -55,6 +67,7 @@ def label_warnings(config: Config, sources: Sources, splits: Sequence[str] = SPL
         if split in splits:
             dataset = config.datasets[name]
             yield from (f"{name} {split}: {text}" for text in pictures_without_boxes(index))
+            yield from (f"{name} {split}: {text}" for text in files_not_read(config, index))
             yield from (f"{name} {split}: {text}" for text in places_as_classes(name, index))
             if split == "train" or dataset.held_out is None:  # the pictures of both shares are read once
                 shares = dataset.held_out is not None or dataset.part_of is not None
@@ -200,7 +213,7 @@ def pictures_without_boxes(index: Index) -> Iterator[str]:
     if places := skipped.get(NO_LABELS):
         yield (
             f"{len(places):,} images have no label file, such as {places[0]}, and count as pictures without any "
-            "object. If nobody has labelled them, take them out"
+            f"object. {_orphans(skipped.get(NO_PICTURE, ()))}If nobody has labelled them, take them out"
         )
     known_empty = sum(len(skipped.get(reason, ())) for reason in (NO_LABELS, *IMAGE_REASONS))
     empty = int(np.count_nonzero(np.diff(index.box_offsets) == 0)) - known_empty
@@ -208,6 +221,31 @@ def pictures_without_boxes(index: Index) -> Iterator[str]:
         yield (
             f"{empty:,} of {len(index):,} pictures have no box, and all of them is background. If nobody has "
             "labelled them, take them out"
+        )
+
+
+def _orphans(labels: Sequence[str]) -> str:
+    """Of label files without a picture, where there are pictures without one."""
+    if not labels:
+        return ""
+    return (
+        f"{len(labels):,} label files have no picture, such as {labels[0]}: are they of these pictures, by names "
+        "of before? Then their objects are background; give a picture and its label file one name. "
+    )
+
+
+def files_not_read(config: Config, index: Index) -> Iterator[str]:
+    """XMLs in folders below those of the annotations; but for folders that another split reads."""
+    splits = [getattr(dataset, split) for dataset in config.datasets.values() for split in ALL_SPLITS]
+    read = {folder for split in splits if isinstance(split, SplitConfig) for folder in split.annotations}
+    files = [file for file in map(Path, index.skipped.get(XML_BELOW, ())) if file.parent not in read]
+    if files:
+        folders = list(dict.fromkeys(str(file.parent) for file in files))
+        named = flow([*folders[:MANY_FOLDERS], *(["..."] if len(folders) > MANY_FOLDERS else [])])
+        yield (
+            f"{len(files):,} XML files lie in folders below, such as {files[0]}, and are not read: their pictures "
+            f"and objects take no part. If they should, name their folders, too, in `annotations` ({named}), and "
+            "in `images` those of their pictures"
         )
 
 

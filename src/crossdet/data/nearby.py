@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
-from crossdet.data.annotation_files import PICTURE_SUFFIXES
+from crossdet.data.annotation_files import is_picture
+from crossdet.data.spellings import plain
+from crossdet.labels.patterns import composed
 
 FOLDERS = 1000
 """So many below the images folder are looked through."""
@@ -28,6 +29,8 @@ def instead(name: str, root: Path, with_root: bool = False) -> str:
 def told(name: str, found: Path, with_root: bool = False) -> str:
     parts = _parts(name)
     what = "paths" if parts[-1] == found.name else "names"
+    if what == "names" and composed(parts[-1]) == composed(found.name):
+        what = "names (its accents are written by other signs, which look the same)"
     base = found.parents[len(parts) - 1] if len(parts) < len(found.parts) else None
     fits = base is not None and base.joinpath(*parts) == found
     cure = f" With `images: {base}` it is found" if with_root and fits else ""
@@ -41,8 +44,8 @@ def nearest(name: str, folders: Mapping[Path, Collection[str]]) -> Path | None:
     exact = next((folder / base for folder, names in folders.items() if base in names), None)
     if exact is not None or not base:
         return exact
-    alike = [(folder, other) for folder, names in folders.items() for other in sorted(names) if _is_picture(other)]
-    for key in (_plain, lambda text: _plain(os.path.splitext(text)[0])):  # noqa: PTH122
+    alike = [(folder, other) for folder, names in folders.items() for other in sorted(names) if is_picture(other)]
+    for key in (plain, lambda text: plain(os.path.splitext(text)[0])):  # noqa: PTH122
         wanted = key(base)
         if (one := next((folder / other for folder, other in alike if key(other) == wanted), None)) is not None:
             return one
@@ -51,14 +54,6 @@ def nearest(name: str, folders: Mapping[Path, Collection[str]]) -> Path | None:
 
 def _parts(name: str) -> list[str]:
     return [part for part in _BETWEEN.split(name) if part not in ("", ".", "..")]
-
-
-def _is_picture(name: str) -> bool:
-    return name.lower().endswith(PICTURE_SUFFIXES)
-
-
-def _plain(text: str) -> str:
-    return unicodedata.normalize("NFC", text).casefold()
 
 
 def _below(root: Path) -> Iterator[Path]:

@@ -68,13 +68,15 @@ def test_where_missing_pictures_probably_are(tmp_path):
     """COCO whose export names them below another folder; and one picture with another ending."""
     index = make(tmp_path / "a", ("cat",), one_box(6))
     write_coco(index, tmp_path / "all.json")
-    (tmp_path / "a/3.png").rename(tmp_path / "a/3.PNG")
+    (tmp_path / "a/3.png").rename(tmp_path / "a/3.jpg")
+    (tmp_path / "a/4.png").rename(tmp_path / "a/4.PNG")  # which is found
     files = {"images": str(tmp_path / "a"), "annotations": str(tmp_path / "all.json")}
     config = {"datasets": {"a": {"format": "coco", "train": files}}, "model": {"weights": "none"}}
     assert (
-        f"a train: 1 of 6 image files are missing, such as {tmp_path}/a/3.png; {tmp_path}/a/3.PNG is there: did "
+        f"a train: 1 of 6 image files are missing, such as {tmp_path}/a/3.png; {tmp_path}/a/3.jpg is there: did "
         "the export write other names?"
     ) in inspect(Config.from_dict(config)).warnings
+    assert f"is {tmp_path}/a/4.PNG" in printed(inspect(Config.from_dict(config)), 800)
     files["images"] = str(tmp_path)
     (error,) = inspect(Config.from_dict(config)).errors
     assert error == (
@@ -198,6 +200,27 @@ def test_images_without_label_files_are_told(tmp_path):
         f"a train: 1 images have no label file, such as {tmp_path}/images/train/1.png, and count"
     )
     assert "left out" not in printed(report)
+
+
+def test_label_files_without_a_picture_are_told(tmp_path):
+    """A note where their pictures were taken away, a warning where one may be of a renamed one."""
+    write_yolo(make(tmp_path / "images/train", ("cat",), one_box(8)), tmp_path, "train")
+    for name in (0, 1):
+        (tmp_path / f"images/train/{name}.png").unlink()
+    config = configured({"a": {"format": "yolo", "train": {"annotations": tmp_path / "data.yaml"}}})
+    report = inspect(config)
+    assert report.warnings == ()
+    note = f"a train, 2 x label file without an image, such as {tmp_path}/labels/train/0.txt"
+    assert note in printed(report, 400)
+    (tmp_path / "images/train/2.png").rename(tmp_path / "images/train/img 2.png")
+    (warning,) = inspect(config).warnings
+    assert warning == (
+        f"a train: 1 images have no label file, such as {tmp_path}/images/train/img 2.png, and count as pictures "
+        f"without any object. 3 label files have no picture, such as {tmp_path}/labels/train/0.txt: are they of "
+        "these pictures, by names of before? Then their objects are background; give a picture and its label file "
+        "one name. If nobody has labelled them, take them out"
+    )
+    assert "label file without" not in printed(inspect(config), 400)
 
 
 def test_nothing_usable_is_an_error(tmp_path):

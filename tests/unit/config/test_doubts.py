@@ -20,6 +20,7 @@ from crossdet.config.listed_only import listed_only_problem
 from crossdet.config.sources import Sources, open_sources
 from crossdet.data.formats.coco import write_coco
 from crossdet.data.formats.format import SplitFiles
+from crossdet.data.formats.voc import write_voc
 from crossdet.data.index import IndexBuilder
 from crossdet.data.reading import read_split
 from crossdet.errors import UserError
@@ -93,6 +94,25 @@ def test_regions_of_pictures_that_are_not_there(tmp_path):
     assert told(Config.from_dict({"datasets": {"peds": peds}})) == (
         f"peds train: 1 line(s) with ignore regions name pictures that are not there, such as {files['ignore']}:1: "
         "train/a.png. If these are other names of pictures of this split, what is in their regions is background"
+    )
+
+
+def test_xmls_that_nobody_reads(tmp_path):
+    """A folder that another split reads is no news."""
+    folders = {name: tmp_path / "x" / name for name in ("", "sub", "val")}
+    for name, folder in folders.items():
+        write_voc(index(tmp_path / "pictures" / name, "car", GOOD), tmp_path / "made", "train")
+        folder.mkdir(exist_ok=True)
+        (tmp_path / "made/Annotations/0.xml").rename(folder / "0.xml")
+    splits = {
+        split: {"annotations": str(folders[name]), "images": str(tmp_path / "pictures" / name)}
+        for split, name in (("train", ""), ("val", "val"))
+    }
+    config = Config.from_dict({"datasets": {"a": {"format": "voc", **splits}}})
+    assert told(config) == (
+        f"a train: 1 XML files lie in folders below, such as {tmp_path}/x/sub/0.xml, and are not read: their "
+        f"pictures and objects take no part. If they should, name their folders, too, in `annotations` "
+        f"([{tmp_path}/x/sub]), and in `images` those of their pictures"
     )
 
 

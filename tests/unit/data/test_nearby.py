@@ -17,7 +17,7 @@ NAMES = [
     ("/data/local-files/?d=p0.jpg", "images/p0.jpg", "paths", ""),
     ("images/P0.JPG", "images/p0.jpg", "names", ""),
     ("images/p0.png", "images/p0.jpg", "names", ""),
-    ("cafe\u0301.jpg", "caf\u00e9.jpg", "names", ""),
+    ("cafe\u0301.jpg", "caf\u00e9.jpg", "names (its accents are written by other signs, which look the same)", ""),
     ("p1.jpg", "b/p1.jpg", "paths", "images: {root}/b`"),  # rather than a/p1.png
     ("p00.jpg", None, "", ""),
     ("p0", "images/p0.jpg", "names", ""),

@@ -154,7 +154,7 @@ def test_sizes_that_coco_does_not_tell_follow_the_pictures(tmp_path: Path, cache
     save_image(tmp_path / "small.png", 50, 40).replace(next((tmp_path / "images").rglob("b.png")))
     for _ in range(2):
         assert read_split("coco", files).sizes.tolist() == [[80, 100], [40, 50], [80, 100]]
-    assert len(list(cache.iterdir())) == 1 + 3
+    assert len(list(cache.iterdir())) == 1 + 4  # the time of the folder counts for names, too
 
 
 @pytest.mark.slow
@@ -188,6 +188,14 @@ def test_new_yolo_image_is_seen(tmp_path: Path) -> None:
     assert len(read_split("yolo", files)) == 3
     save_image(tmp_path / "images" / "train" / "d.jpg")
     assert len(read_split("yolo", files)) == 4
+
+
+def test_names_follow_pictures_that_come_or_are_renamed_later(tmp_path: Path, cache: Path) -> None:
+    """The cache has the names that they had, and COCO's annotations do not change."""
+    files = write_all(tmp_path)["coco"]
+    for name in ("a.png", "A.PNG", "a.Png"):
+        next((tmp_path / "images/train").glob("[aA]*")).rename(tmp_path / "images/train" / name)
+        assert read_split("coco", files).names[0] == name
 
 
 def test_index_with_missing_images_is_not_kept(tmp_path: Path, cache: Path) -> None:

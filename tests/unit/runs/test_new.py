@@ -264,6 +264,19 @@ def test_coco_whose_names_are_of_another_machine(tmp_path):
         assert f"such as /data/upload/3/a.png, was found; {tmp_path}/set/images/{told}" in str(error.value)
 
 
+@pytest.mark.parametrize("format", ["coco", "voc"])
+def test_pictures_that_are_spelt_otherwise(format, tmp_path):
+    root = tmp_path / "set"
+    for split, ending in (("train", "PnG"), ("val", "Png")):
+        index = sample_index(root / "images" / split)
+        FORMATS[format].write(index, root / split if format == "voc" else root, split)
+        for name in index.names:
+            (root / "images" / split / name).rename(root / "images" / split / name.replace("png", ending))
+    (dataset,) = recognise(tmp_path).datasets
+    for split, ending in (("train", "PnG"), ("val", "Png")):
+        assert dataset.indexes[split].path(0) == root / f"images/{split}/a.{ending}"
+
+
 def test_json_of_anything_is_no_news(tmp_path):
     """Label Studio writes one beside the labels of YOLO."""
     yolo(tmp_path / "cats")

@@ -39,8 +39,9 @@ from crossdet.data.formats.coco_values import (
 )
 from crossdet.data.formats.format import ONE, Format, SplitFiles
 from crossdet.data.formats.tree import Found, Refused, Tree, variant, without_suffix
-from crossdet.data.index import LEFT_OUT, Index, Ragged, Strings, clip_to_images, offsets
+from crossdet.data.index import LEFT_OUT, OTHER_SPELLING, Index, Ragged, Strings, clip_to_images, offsets
 from crossdet.data.nearby import nearest, told
+from crossdet.data.spellings import named_as_files
 from crossdet.errors import AnnotationError
 from crossdet.labels.patterns import class_name
 from crossdet.types import Flag
@@ -183,8 +184,12 @@ def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
     labels = _rows_of(box_items, "category_id", category_ids, "categories", problems)
     raise_if_any(annotations, problems)
 
+    names, otherwise = named_as_files(names, images)
     clipped, reason = clip_to_images(boxes, sizes[image_rows])
     skipped: dict[str, list[str]] = {}
+    for row, said in otherwise.items():
+        place = f"{annotations}: images[{row}].file_name {show(said)} is {images / names[row]}"
+        skipped.setdefault(OTHER_SPELLING, []).append(place)
     for i in np.flatnonzero(reason != "").tolist():
         place = f"{annotations}: annotations[{i}].bbox {show(box_items[i]['bbox'])}"
         skipped.setdefault(str(reason[i]), []).append(place)
@@ -450,6 +455,7 @@ FORMAT = Format(
     read=lambda files: read_coco(files.annotations[0], files.images[0]),
     keys={"annotations": ONE, "images": ONE},
     write=_write,
+    depends=lambda files: [*files.annotations, *files.images],  # of the folder its time: names are looked up in it
     depends_on_images=False,  # they are many and may lie on a slow disk, and sizes stand in the file
     find=_find,
     marks=MARKS,

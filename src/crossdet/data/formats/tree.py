@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from crossdet.data.annotation_files import PICTURE_SUFFIXES
+from crossdet.data.annotation_files import is_picture
 from crossdet.data.formats.format import SplitFiles
+from crossdet.data.spellings import plain
 from crossdet.errors import UserError
 
 WORDS = {
@@ -112,18 +114,39 @@ class Tree:
         """The folder from which pictures lie where their names say, of several that nearest to `near`, of these one
         of the same split, and of these one whose name is in that of `near` (`train2017`). None: no such folder.
 
-        pictures: of each the spellings that its name may have.
+        pictures: of each the spellings that its name may have. Where no folder has any of them others count that
+        readers take for them (`data.spellings`).
         """
         sample = [[(PurePosixPath(s).parent, PurePosixPath(s).name) for s in some] for some in _some(pictures)]
         split = self.split_of(near)
 
-        def rank(folder: Path) -> tuple[int, int, bool, bool]:
-            there = sum(any(n in self.folders.get(folder / below, ()) for below, n in some) for some in sample)
+        def rank(folder: Path, has: Callable[[Path, str], bool]) -> tuple[int, int, bool, bool]:
+            there = sum(any(has(folder / below, name) for below, name in some) for some in sample)
             common = len(Path(os.path.commonpath([folder, near])).parts)
             return there, common, self.split_of(folder) == split, folder.name in near.name
 
-        best = max(self.folders, key=rank)
-        return best if rank(best)[0] else None
+        for has in (self._has, self._has_alike):
+            ranks = {folder: rank(folder, has) for folder in self.folders}
+            best = max(ranks, key=lambda folder: ranks[folder])
+            if ranks[best][0]:
+                return best
+        return None
+
+    def _has(self, folder: Path, name: str) -> bool:
+        return name in self.folders.get(folder, ())
+
+    def _has_alike(self, folder: Path, name: str) -> bool:
+        return plain(name) in self._alike.get(plain(str(folder)), ())
+
+    @cached_property
+    def _alike(self) -> dict[str, set[str]]:
+        """The pictures of each folder, and their names without endings, as `plain` has them."""
+        alike: dict[str, set[str]] = {}
+        for folder, names in self.folders.items():
+            mine = alike.setdefault(plain(str(folder)), set())
+            for name in filter(is_picture, names):
+                mine |= {plain(name), plain(os.path.splitext(name)[0])}  # noqa: PTH122
+        return alike
 
 
 def holds_pictures(folder: Path) -> bool:
@@ -131,7 +154,7 @@ def holds_pictures(folder: Path) -> bool:
     for _, below, names in islice(walk(folder), LOOKED_AT):
         if {*names} >= RUN:
             below[:] = []
-        elif any(name.lower().endswith(PICTURE_SUFFIXES) for name in names):
+        elif any(map(is_picture, names)):
             return True
     return False
 

@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element, ElementTree, ParseError, SubElement, TreeBuilder, indent
 
@@ -18,6 +19,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
 from crossdet.data.annotation_files import (
+    OF_MACOS,
     PICTURE_SUFFIXES,
     files_below,
     header_sizes,
@@ -28,15 +30,19 @@ from crossdet.data.annotation_files import (
     read_lines,
 )
 from crossdet.data.formats.format import ANY, OPTIONAL, Format, Needed, SplitFiles
-from crossdet.data.formats.tree import WORDS, Found, Refused, Tree, without_suffix
-from crossdet.data.index import CANNOT_BE_READ, NOT_FOUND, Index, IndexBuilder
+from crossdet.data.formats.tree import LOOKED_AT, WORDS, Found, Refused, Tree, walk, without_suffix
+from crossdet.data.index import CANNOT_BE_READ, NOT_FOUND, OTHER_SPELLING, XML_BELOW, Index, IndexBuilder
+from crossdet.data.spellings import spelt_otherwise
 from crossdet.errors import AnnotationError
 from crossdet.files import safe_names
 from crossdet.labels.patterns import class_name
 from crossdet.types import REGION_FLAGS, Flag
+from crossdet.yaml_text import flow
 
 SAMPLED = 20
 """XML files of a folder, of which one has to be of PASCAL VOC; one that is damaged is told later."""
+SHOWN = 3
+"""Folders that a message names before it only counts."""
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -80,7 +86,9 @@ def read_voc(
     Without image sets: every XML, by name. Classes: as given, else the names found, sorted.
     """
     problems: list[str] = []
-    entries = list_entries(annotations, image_sets, problems)
+    below: list[Path] = []
+    entries = list_entries(annotations, image_sets, problems, below)
+    not_read = [] if image_sets else _xmls_below(annotations, below, {entry.year for entry in entries})
     parsed = [parse_xml(entry.xml, problems) for entry in entries]
     names = sorted({item.name for image in parsed for item in image.objects}) if classes is None else classes
     position = {name: i for i, name in enumerate(names)}
@@ -93,12 +101,16 @@ def read_voc(
     raise_if_any(", ".join(str(folder) for folder in annotations), problems)
 
     listings = [set(files_below(folder)) for folder in images]
-    files = _image_files(entries, parsed, images, listings)
+    files, otherwise = _image_files(entries, parsed, images, listings)
     without = [i for i, image in enumerate(parsed) if image.size == (0, 0)]
     for row, size in zip(without, header_sizes([files[row] for row in without]), strict=True):
         parsed[row].size = size or (0, 0)
     root = os.path.commonpath(images) if len(images) > 1 else str(images[0])
     builder = IndexBuilder(root)
+    for xml in not_read:
+        builder.skip(XML_BELOW, str(xml))
+    for row in otherwise:
+        builder.skip(OTHER_SPELLING, f"{entries[row].xml}: its picture is {files[row]}")
     for entry, image, file in zip(entries, parsed, files, strict=True):
         builder.image(Path(os.path.relpath(file, root)).as_posix(), *image.size)
         if Path(os.path.relpath(file, images[entry.year])).as_posix() not in listings[entry.year]:
@@ -113,16 +125,24 @@ def read_voc(
 
 
 def list_entries(
-    annotations: Sequence[Path], image_sets: Sequence[Path], problems: list[str] | None = None
+    annotations: Sequence[Path],
+    image_sets: Sequence[Path],
+    problems: list[str] | None = None,
+    below: list[Path] | None = None,
 ) -> list[Entry]:
-    """The images that the image sets (else the folders of XMLs) list; missing XMLs go to `problems`."""
+    """The images that the image sets (else the folders of XMLs) list; missing XMLs go to `problems`, folders within
+    those of XMLs to `below`."""
     entries: list[Entry] = []
     noted: list[str] = [] if problems is None else problems
     for year, folder in enumerate(annotations):
         try:
-            xmls = {file.name[:-4]: file for file in folder.iterdir() if _is_xml(file.name)}
+            with os.scandir(folder) as found:
+                there = list(found)
         except OSError as error:
             raise AnnotationError(f"{folder}: cannot be listed ({error.strerror})") from None
+        xmls = {file.name[:-4]: folder / file.name for file in there if _is_xml(file.name)}
+        if below is not None and len(xmls) < len(there):
+            below += sorted(folder / e.name for e in there if not e.name.startswith(".") and e.is_dir())
         if image_sets:
             listed = _image_set(image_sets[year], {f"{stem}.xml" for stem in xmls}, noted)
         else:
@@ -137,8 +157,35 @@ def list_entries(
 
 
 def _is_xml(name: str) -> bool:
-    """macOS leaves files `._name.xml` beside those that it copies, which are none."""
-    return name.lower().endswith(".xml") and not name.startswith("._")
+    return name.lower().endswith(".xml") and not name.startswith(OF_MACOS)
+
+
+def _xmls_below(annotations: Sequence[Path], below: Sequence[Path], read: set[int]) -> list[Path]:
+    """XMLs in the folders `below` those of the annotations, which nobody reads: their pictures are in no split.
+
+    Objects of these are lost, and nothing is background by it; they may be a copy of before. So they are told and
+    no mistake, unless a folder holds no others. read: positions of the folders that hold some.
+    Raises `AnnotationError` for these, and where there is no XML at all.
+    """
+    found: dict[Path, list[Path]] = {}
+    for folder in below:
+        for parent, inner, names in islice(walk(folder), LOOKED_AT):
+            inner[:] = sorted(name for name in inner if not name.startswith("."))
+            if xmls := [Path(parent) / name for name in sorted(names) if _is_xml(name)]:
+                found[Path(parent)] = xmls
+    found = {folder: xmls for folder, xmls in found.items() if folder not in annotations}
+    problems = []
+    for year, folder in enumerate(annotations):
+        mine = {inner: xmls for inner, xmls in found.items() if folder in inner.parents}
+        if year not in read and mine:
+            where = ", ".join(f"{len(xmls):,} are in {inner}" for inner, xmls in islice(mine.items(), SHOWN))
+            more = f", and more in {len(mine) - SHOWN:,} others" if len(mine) > SHOWN else ""
+            cure = flow([*map(str, islice(mine, SHOWN)), *(["..."] if more else [])])
+            problems.append(f"no XML in {folder} ({where}{more}); say `annotations: {cure}`, and `images` for each")
+    if not problems and not read:
+        problems.append(f"no XML in {', '.join(map(str, annotations))}; expected one for each picture")
+    raise_if_any("annotations", problems)
+    return [xml for xmls in found.values() for xml in xmls]
 
 
 def write_voc(index: Index, root: Path, image_set: str) -> None:
@@ -289,21 +336,24 @@ def _object(element: Element, place: str, problems: list[str]) -> VocObject | No
 
 def _image_files(
     entries: list[Entry], parsed: list[VocImage], images: Sequence[Path], listings: list[set[str]]
-) -> list[Path]:
+) -> tuple[list[Path], list[int]]:
     """`filename` where it is a path in folders, or that file exists and only one XML names it; else the file named
-    as the XML.
+    as the XML; else one that either may mean (`spelt_otherwise`). And the rows of the last.
 
     Whoever renames pictures renames their XMLs and leaves what stands in them: it may name another picture then.
     Raises `AnnotationError` where both exist, and where two XMLs are of one picture: objects would be background.
     """
     named = Counter((entry.year, image.filename) for entry, image in zip(entries, parsed, strict=True))
     of: dict[Path, Path] = {}
-    files, problems = [], []
-    for entry, image in zip(entries, parsed, strict=True):
+    files, problems, missing = [], [], {}
+    for row, (entry, image) in enumerate(zip(entries, parsed, strict=True)):
         listing = listings[entry.year]
-        said = image.filename if named[entry.year, image.filename] == 1 and image.filename in listing else ""
+        alone = named[entry.year, image.filename] == 1
+        said = image.filename if alone and image.filename in listing else ""
         alike = _named_as(entry.name, listing)
         files.append(images[entry.year] / (said or alike or f"{entry.name}{PICTURE_SUFFIXES[0]}"))
+        if not said and not alike:
+            missing[row] = [entry.name, *([image.filename] if alone else [])]
         if said and alike and "/" not in said and PurePosixPath(said).stem != entry.name:
             problems.append(
                 f"{entry.xml}: its <filename> is {said}, and there is {alike}, too; of which of them it is "
@@ -315,7 +365,14 @@ def _image_files(
                 "into one and remove the other, or make each folder of XMLs a dataset of its own"
             )
     raise_if_any("pictures of the XMLs", problems)
-    return files
+    places = {
+        row: [f"{images[entries[row].year]}/{name}" for name in names if name and not name.startswith("/")]
+        for row, names in missing.items()
+    }
+    otherwise = spelt_otherwise(places, [str(file) for file in of]) if places else {}
+    for row, file in otherwise.items():
+        files[row] = Path(file)
+    return files, sorted(otherwise)
 
 
 def _named_as(name: str, listing: set[str]) -> str:
@@ -353,8 +410,9 @@ def _needs(files: SplitFiles) -> list[Needed]:
 
 
 def _depends(files: SplitFiles) -> list[Path | str]:
-    sets = _image_sets(files)
-    return [*sets, *(entry.xml for entry in list_entries(files.annotations, sets))]
+    sets, below = _image_sets(files), list[Path]()
+    entries = list_entries(files.annotations, sets, below=below)
+    return [*sets, *below, *(entry.xml for entry in entries)]
 
 
 def _write(index: Index, root: Path, split: str) -> SplitFiles:

@@ -19,7 +19,8 @@ from crossdet.data.annotation_files import header_sizes, raise_if_any, read_line
 from crossdet.data.formats.format import ONE, OPTIONAL, Format, SplitFiles
 from crossdet.data.formats.yolo_files import YoloSplit, list_files, load_data_yaml
 from crossdet.data.formats.yolo_finding import find_yolo
-from crossdet.data.index import CANNOT_BE_READ, NO_LABELS, Index, IndexBuilder
+from crossdet.data.formats.yolo_labels import is_label_file
+from crossdet.data.index import CANNOT_BE_READ, NO_LABELS, NO_PICTURE, OTHER_SPELLING, Index, IndexBuilder
 from crossdet.errors import AnnotationError, UserError
 from crossdet.types import REGION_FLAGS, Flag
 
@@ -35,6 +36,10 @@ def read_yolo(data_yaml: Path, split: str) -> Index:
     folders = {os.path.dirname(image) for image in files.images}  # noqa: PTH120
     root = Path(os.path.commonpath(folders)) if folders else data_yaml.parent
     builder = IndexBuilder(root)
+    for place in files.otherwise:
+        builder.skip(OTHER_SPELLING, place)
+    for orphan in filter(is_label_file, files.orphans):
+        builder.skip(NO_PICTURE, orphan)
     sizes = header_sizes([Path(image) for image in files.images], upright=True)
     for image, label, size in zip(files.images, files.labels, sizes, strict=True):
         builder.image(Path(os.path.relpath(image, root)).as_posix(), *(size or (0, 0)))
@@ -165,7 +170,8 @@ def _key(files: SplitFiles) -> str:
 
 def _depends(files: SplitFiles) -> list[Path | str]:
     found = list_files(files.annotations[0], _key(files))
-    return [*files.annotations, *found.lists, *filter(None, found.labels), *found.images]
+    beside = sorted({os.path.dirname(orphan) for orphan in found.orphans})  # noqa: PTH120
+    return [*files.annotations, *found.lists, *filter(None, found.labels), *found.images, *beside]
 
 
 def _write(index: Index, root: Path, split: str) -> SplitFiles:

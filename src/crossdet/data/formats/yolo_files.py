@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import Any
 
 import yaml
 
-from crossdet.data.annotation_files import PICTURE_SUFFIXES, is_there, raise_if_any, read_lines, read_text
+from crossdet.data.annotation_files import OF_MACOS, PICTURE_SUFFIXES, is_there, raise_if_any, read_lines, read_text
 from crossdet.data.formats.tree import WORDS, walk
+from crossdet.data.formats.yolo_labels import label_candidates, look_up
 from crossdet.data.nearby import instead
-from crossdet.labels.patterns import class_name, composed
+from crossdet.data.spellings import spelt_otherwise
+from crossdet.labels.patterns import class_name
 from crossdet.yaml_text import check_aliases
 
 SCALARS = (str, int, float, bool)
@@ -29,6 +31,8 @@ class YoloSplit:
     """The files of one split: `labels[i]` belongs to `images[i]`, None where there is none.
 
     Both are texts: there may be 100,000, and making, comparing and splitting as many `Path`s takes seconds.
+    orphans: texts beside the labels that no picture has. otherwise: which names another spelling of a file was
+    taken for, for people.
     """
 
     classes: dict[int, str]
@@ -36,6 +40,8 @@ class YoloSplit:
     labels: list[str | None]
     lists: list[Path]
     keypoint_numbers: int
+    orphans: list[str]
+    otherwise: list[str]
 
 
 def list_files(data_yaml: Path, split: str) -> YoloSplit:
@@ -52,7 +58,7 @@ def list_files(data_yaml: Path, split: str) -> YoloSplit:
     raise_if_any(data_yaml, problems)
     given = content[split]
     images: list[str] = []
-    lists: list[Path] = []
+    lists: dict[Path, list[str]] = {}
     for entry in given if isinstance(given, list) else [given]:
         if not isinstance(entry, SCALARS):
             problems.append(f"`{split}`: {_show(entry)}, expected a folder or a .txt list of images")
@@ -60,7 +66,8 @@ def list_files(data_yaml: Path, split: str) -> YoloSplit:
         images += _images_of(str(entry), data_yaml, content, f"`{split}`", lists, problems)
     raise_if_any(data_yaml, problems)
     images = list(dict.fromkeys(images))
-    labels = label_files(images)
+    found = look_up(images)
+    labels = found.files
     of: dict[str, str] = {}
     for image, label in zip(images, labels, strict=True):
         if label is not None and of.setdefault(label, image) != image:
@@ -70,11 +77,12 @@ def list_files(data_yaml: Path, split: str) -> YoloSplit:
             )
     raise_if_any(data_yaml, problems)
     if images and not any(labels):
-        looked = " or ".join(_label_candidates(images[0]))
+        looked = " or ".join(label_candidates(images[0]))
         raise_if_any(data_yaml, [f"`{split}`: none of its {len(images)} images has a label file, such as {looked}"])
     shape = content.get("kpt_shape")
     keypoints = math.prod(shape) if isinstance(shape, list) and all(isinstance(v, int) for v in shape) else 0
-    return YoloSplit(classes, images, labels, lists, keypoints)
+    otherwise = [*chain.from_iterable(lists.values()), *found.otherwise]
+    return YoloSplit(classes, images, labels, [*lists], keypoints, found.orphans, otherwise)
 
 
 # ------------------------------------------------------------------------------------------- data.yaml
@@ -160,8 +168,14 @@ def _show(value: Any) -> str:
 
 
 def _images_of(
-    entry: str, data_yaml: Path, content: dict[str, Any], key: str, lists: list[Path], problems: list[str]
+    entry: str,
+    data_yaml: Path,
+    content: dict[str, Any],
+    key: str,
+    lists: dict[Path, list[str]],
+    problems: list[str],
 ) -> list[str]:
+    """The pictures of a folder or a list. Lists are added to `lists`, each with what `YoloSplit.otherwise` says."""
     base = _base(data_yaml, content, problems)
     if base is None:
         return []
@@ -182,19 +196,23 @@ def _images_of(
             f"{parent}{os.sep}{name}"
             for parent, _, names in walk(source)
             for name in names
-            if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES  # noqa: PTH122
+            if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES and not name.startswith(OF_MACOS)  # noqa: PTH122
         ]
         if not found:
             problems.append(f"{key}: the folder {source} has no image ({', '.join(PICTURE_SUFFIXES)})")
         return sorted(found, key=lambda file: file.split(os.sep))  # noqa: PTH206 - folder by folder
-    lists.append(source)
-    return _listed_images(source, base, problems)
+    return _listed_images(source, base, problems, lists.setdefault(source, []))
 
 
-def _listed_images(source: Path, base: Path, problems: list[str]) -> list[str]:
-    """The pictures that the lines of a list name."""
+def _listed_images(source: Path, base: Path, problems: list[str], otherwise: list[str]) -> list[str]:
+    """The pictures that the lines of a list name; names that other spellings were taken for go to `otherwise`."""
     names = [(number, line.strip()) for number, line in enumerate(read_lines(source), start=1) if line.strip()]
     found = [_of_line(name, base, source.parent) for _, name in names]
+    missing = [row for row, (_, there) in enumerate(found) if not there]
+    places = {row: [*_places(names[row][1], base, source.parent)] for row in missing}
+    for row, file in spelt_otherwise(places, [file for file, there in found if there]).items():
+        found[row] = os.path.normpath(file), True
+        otherwise.append(f"{source}:{names[row][0]}: {names[row][1]} is {found[row][0]}")
     if found and not any(there for _, there in found):
         (number, name), (image, _) = names[0], found[0]
         others = f", nor does any other of its {len(names):,} pictures" if len(names) > 1 else ""
@@ -204,15 +222,21 @@ def _listed_images(source: Path, base: Path, problems: list[str]) -> list[str]:
 
 def _of_line(name: str, base: Path, beside: Path) -> tuple[str, bool]:
     """The picture of a line, and whether it is there. beside: the folder of the list."""
+    for place in _places(name, base, beside):
+        if is_there(Path(place)):
+            return os.path.normpath(place), True
+    return os.path.normpath(beside / name.replace("\\", "/")), False
+
+
+def _places(name: str, base: Path, beside: Path) -> Iterator[str]:
+    """Where the picture of a line may be."""
     plain = name.replace("\\", "/")  # of Windows
     spelt = [name, plain]
     if plain.startswith("data/") and plain.count("/") > 1:  # CVAT writes a folder that its exports do not have
         spelt.append(plain.removeprefix("data/"))
     for text in dict.fromkeys(spelt):
         for folder in (beside,) if text.startswith("./") else (base, beside):
-            if is_there(folder / text):
-                return os.path.normpath(folder / text), True
-    return os.path.normpath(beside / plain), False
+            yield os.path.join(folder, text)  # noqa: PTH118
 
 
 def _base(data_yaml: Path, content: dict[str, Any], problems: list[str]) -> Path | None:
@@ -243,29 +267,3 @@ def _tails(entry: str) -> list[str]:
     """`b/c` and `c` of `/a/../b/c`, after the whole of it."""
     parts = [part for part in entry.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     return ["/".join(parts[at:]) for at in range(len(parts))]
-
-
-def _label_candidates(image: str) -> list[str]:
-    text = os.path.splitext(image.replace(os.sep, "/"))[0] + ".txt"  # noqa: PTH122
-    head, found, tail = text.rpartition("/images/")
-    return [f"{head}/labels/{tail}", text] if found else [text]
-
-
-def label_files(images: Sequence[str]) -> list[str | None]:
-    listed: dict[str, dict[str, str]] = {}
-
-    def found(file: str) -> str | None:
-        """The file as it is written; its suffix may be `.TXT`, and its accents those of another file system."""
-        folder, _, name = file.rpartition("/")
-        if folder not in listed:
-            try:
-                names = sorted(os.listdir(folder or "/"), key=lambda name: name.endswith(".txt"))  # noqa: PTH208
-            except (OSError, ValueError):
-                names = []
-            # where both spellings are there the usual one counts
-            own = {f"{name[:-4]}.txt": name for name in names if name[-4:].lower() == ".txt"}
-            listed[folder] = {composed(name): file for name, file in own.items()} | own
-        there = listed[folder].get(name) or listed[folder].get(composed(name))
-        return None if there is None else f"{folder}/{there}"
-
-    return [next(filter(None, map(found, _label_candidates(image))), None) for image in images]

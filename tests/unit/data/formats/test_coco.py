@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crossdet.data import spellings
 from crossdet.data.formats.coco import read_coco, write_coco
-from crossdet.data.index import Index, IndexBuilder, clip_to_images
+from crossdet.data.index import OTHER_SPELLING, Index, IndexBuilder, clip_to_images
 from crossdet.errors import AnnotationError
 from crossdet.types import Flag
 
-from .helpers import assert_same, mistakes
+from .helpers import assert_same, mistakes, save_image
 
 
 def coco_dict() -> dict[str, Any]:
@@ -394,3 +395,46 @@ def test_paths_of_windows(tmp_path: Path) -> None:
     content["images"][0]["file_name"] = "sub\\..\\five.jpg"
     with pytest.raises(AnnotationError, match=r"five.jpg' is that of images\[0\] already"):
         read(content, tmp_path)
+
+
+@pytest.mark.parametrize("few", [0, 1000])
+def test_pictures_that_are_spelt_otherwise(few: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By zips from a Mac, by cameras, and by tools that leave the ending out. few: whether folders are listed."""
+    monkeypatch.setattr(spellings, "FEW", few)
+    names = {
+        "F0.PNG": "f0.png",
+        "cafe\u0301/e\u0301.jpg": "caf\u00e9/\u00e9.jpg",
+        "seven": "seven.jpg",
+        "there.jpg": "there.jpg",
+        # what follows stays as it is
+        "two.JPG": None,
+        "eight": None,
+        "THERE.jpg": None,
+        "x.PNG": None,
+        "X.png": None,
+        "five.png": None,
+        "../y.jpg": None,
+        "nowhere/y.jpg": None,
+    }
+    more = (
+        "two.jpg",
+        "two.Jpg",
+        "eight.jpg",
+        "eight.png",
+        "eight.txt",
+        "seven.txt",
+        "x.png/z",
+        "X.PNg",
+        "five.jpg",
+    )
+    for name in (*filter(None, names.values()), *more):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        save_image(tmp_path / "any.jpg").rename(tmp_path / "images" / name)
+    items = [{"id": row, "file_name": name, "height": 80, "width": 100} for row, name in enumerate(names)]
+    index = read(coco_dict() | {"images": items, "annotations": []}, tmp_path)
+    assert list(index.names) == [real or name for name, real in names.items()]
+    places = index.skipped.pop(OTHER_SPELLING)
+    assert len(places) == 3
+    file = tmp_path / "instances.json"
+    assert places[0] == f'{file}: images[0].file_name "F0.PNG" is {tmp_path}/images/f0.png'
+    assert index.skipped == {}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crossdet.data.formats.voc import read_voc, write_voc
-from crossdet.data.index import NOT_A_NUMBER, IndexBuilder
+from crossdet.data.index import NOT_A_NUMBER, NOT_FOUND, OTHER_SPELLING, XML_BELOW, IndexBuilder
 from crossdet.errors import AnnotationError
 from crossdet.types import Flag
 
@@ -259,3 +259,64 @@ def test_names_are_composed(tmp_path: Path) -> None:
     year = Year(tmp_path)
     year.add("a", voc_xml(voc_object("cafe\u0301"), voc_object("caf\u00e9")))
     assert read_voc([year.xmls], [year.images]).classes == ("caf\u00e9",)
+
+
+# ------------------------------------------------------------------------------------- names and folders
+
+
+@pytest.mark.parametrize(
+    ("xml", "said", "picture"),
+    [
+        ("cafe\u0301", "cafe\u0301.jpg", "caf\u00e9.jpg"),
+        ("0", "0.jpg", "0.Jpg"),
+        ("f0", "other.jpg", "F0.PNG"),  # renamed: what stands in it is of before
+        ("1", "sub/a.jpg", "Sub/A.jpg"),
+    ],
+)
+def test_pictures_that_are_spelt_otherwise(xml: str, said: str, picture: str, year: Year) -> None:
+    save_image(year.images / picture)
+    (year.xmls / f"{xml}.xml").write_text(voc_xml(voc_object(), filename=said, size=None))
+    index = read_voc([year.xmls], [year.images])
+    assert list(index.names) == [picture]
+    assert index.sizes.tolist() == [[80, 100]]
+    place = f"{year.xmls}/{xml}.xml: its picture is {year.images}/{picture}"
+    assert index.skipped == {OTHER_SPELLING: [place]}
+
+
+def test_a_spelling_that_several_pictures_or_xmls_may_mean(year: Year) -> None:
+    for name in ("0.Jpg", "0.jPg", "a.jpg", "B.JPg", "c.Jpg", "d.Jpg"):
+        save_image(year.images / name)
+    for name, said in (("0", "0.jpg"), ("a", "a.jpg"), ("A", ""), ("b", "x.jpg"), ("B", "y.jpg"), ("c", "d.jpg")):
+        (year.xmls / f"{name}.xml").write_text(voc_xml(filename=said))
+    index = read_voc([year.xmls], [year.images])
+    assert [index.names[row] for row in range(6)] == ["0.jpg", "A.jpg", "B.jpg", "a.jpg", "b.jpg", "c.jpg"]
+    assert len(index.skipped[NOT_FOUND]) == 5
+    assert OTHER_SPELLING not in index.skipped
+
+
+def test_xmls_in_folders_below(year: Year) -> None:
+    """Roboflow's and LabelImg's users sort them into folders; they were passed over without a word."""
+    for name in ("sub/0", "sub/1", "2"):
+        (year.images / "sub").mkdir(exist_ok=True)
+        (year.xmls / "sub").mkdir(exist_ok=True)
+        year.add(name, voc_xml(voc_object(), filename=f"{name}.jpg"))
+    for name in ("sub/._0.xml", ".old/3.xml"):
+        (year.xmls / name).parent.mkdir(exist_ok=True)
+        (year.xmls / name).write_text("")
+    sub = year.xmls / "sub"
+    index = read_voc([year.xmls], [year.images])
+    assert list(index.names) == ["2.jpg"]
+    assert index.skipped == {XML_BELOW: [f"{sub}/0.xml", f"{sub}/1.xml"]}
+    both = read_voc([year.xmls, sub], [year.images, year.images])
+    assert (len(both), both.skipped) == (3, {})
+    assert XML_BELOW not in read_voc([year.xmls], [year.images], [year.image_set("2")]).skipped
+    (year.xmls / "2.xml").unlink()
+    with pytest.raises(AnnotationError) as error:
+        read_voc([year.xmls], [year.images])
+    assert mistakes(error) == [
+        f"no XML in {year.xmls} (2 are in {sub}); say `annotations: [{sub}]`, and `images` for each"
+    ]
+    shutil.rmtree(sub)
+    with pytest.raises(AnnotationError) as error:
+        read_voc([year.xmls], [year.images])
+    assert mistakes(error) == [f"no XML in {year.xmls}; expected one for each picture"]

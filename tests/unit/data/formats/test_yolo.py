@@ -11,7 +11,7 @@ from PIL import Image
 
 from crossdet.data.decoding import UnreadableImage, read_row
 from crossdet.data.formats.yolo import read_yolo, write_yolo
-from crossdet.data.index import NO_LABELS, IndexBuilder
+from crossdet.data.index import NO_LABELS, NO_PICTURE, OTHER_SPELLING, IndexBuilder
 from crossdet.errors import AnnotationError, UserError
 from crossdet.types import Flag
 
@@ -371,3 +371,69 @@ def test_white_space_around_names_means_nothing(tmp_path: Path) -> None:
     twice = dataset(tmp_path / "twice", {"a": ""}, names=["one", "one "])
     with pytest.raises(AnnotationError, match=r"names\[1\]: 'one' is the name of another class too"):
         read_yolo(twice, "train")
+
+
+# ------------------------------------------------------------------------------------------ names of files
+
+
+def test_a_list_whose_pictures_are_spelt_otherwise(tmp_path: Path) -> None:
+    lines = ["images/train/cafe\u0301.jpg", ".\\images\\train\\B.JPG", "./images/train/c.jpg", "images/train/d.PNG"]
+    data = dataset(tmp_path, dict.fromkeys(("caf\u00e9", "b", "c", "d"), "1 .5 .5 .5 .5"), train="list.txt")
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    index = read_yolo(data, "train")
+    train = tmp_path / "images/train"
+    assert [index.path(row) for row in range(3)] == [train / "caf\u00e9.jpg", train / "b.jpg", train / "c.jpg"]
+    assert np.diff(index.box_offsets).tolist() == [1, 1, 1, 0]
+    assert index.skipped[OTHER_SPELLING] == [
+        f"{tmp_path}/list.txt:1: images/train/cafe\u0301.jpg is {train}/caf\u00e9.jpg",
+        f"{tmp_path}/list.txt:2: .\\images\\train\\B.JPG is {train}/b.jpg",
+    ]
+
+
+def test_label_files_in_other_capitals(tmp_path: Path) -> None:
+    """As Windows and macOS find them; where two may be meant, or of two pictures, nobody can tell."""
+    data = dataset(tmp_path, dict.fromkeys(("IMG_0", "b", "B", "two"), None))
+    labels = tmp_path / "labels/train"
+    labels.mkdir(parents=True)
+    for name in ("img_0", "b", "Two", "tWo"):
+        (labels / f"{name}.txt").write_text("1 .5 .5 .5 .5\n")
+    index = read_yolo(data, "train")
+    assert list(index.names) == ["B.jpg", "IMG_0.jpg", "b.jpg", "two.jpg"]
+    assert np.diff(index.box_offsets).tolist() == [0, 1, 1, 0]
+    train = tmp_path / "images/train"
+    assert index.skipped == {
+        OTHER_SPELLING: [f"the labels of {train}/IMG_0.jpg are {labels}/img_0.txt"],
+        NO_PICTURE: [f"{labels}/Two.txt", f"{labels}/tWo.txt"],
+        NO_LABELS: [f"{train}/B.jpg", f"{train}/two.jpg"],
+    }
+    assert index.skipped == read_yolo(data, "train").skipped
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_label_files_without_a_picture(beside: bool, tmp_path: Path) -> None:
+    """Their objects may be those of a picture that was renamed; not what is no label, or another split's."""
+    data = dataset(tmp_path, dict.fromkeys(("0", "1", "img 2", "v0", "v1"), "0 .5 .5 .5 .5\n"), train="train.txt")
+    (tmp_path / "train.txt").write_text("".join(f"images/train/{name}.jpg\n" for name in ("0", "1", "img 2")))
+    labels = tmp_path / "labels/train"
+    (labels / "img 2.txt").rename(labels / "2.txt")
+    (labels / "v1.txt").rename(labels / "V1.txt")  # the other split finds it so
+    for name, text in (
+        ("classes", "one\ntwo\n"), ("list", f"{tmp_path}/images/train/0.jpg\n"), ("empty", ""), ("._0", "0 0 0 0 0"),
+        ("polygon", "\n1 0.1 0.25 0.3 0.5 0.2 0.75\n"), ("note", "2 of 9 are by Ann\n"), ("numbers", "1 2 3\n"),
+    ):  # fmt: skip
+        (labels / f"{name}.txt").write_text(text)
+    if beside:
+        for file in labels.iterdir():
+            file.rename(tmp_path / "images/train" / file.name)
+        labels = tmp_path / "images/train"
+    index = read_yolo(data, "train")
+    assert index.skipped == {
+        NO_PICTURE: [f"{labels}/2.txt", f"{labels}/polygon.txt"],
+        NO_LABELS: [f"{tmp_path}/images/train/img 2.jpg"],
+    }
+
+
+def test_what_macos_leaves_beside_files_is_no_picture(tmp_path: Path) -> None:
+    data = dataset(tmp_path, {"a": "0 .5 .5 .5 .5"})
+    (tmp_path / "images/train/._a.jpg").write_bytes(b"\0\5\26\7")
+    assert list(read_yolo(data, "train").names) == ["a.jpg"]
