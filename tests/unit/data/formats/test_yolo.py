@@ -418,7 +418,8 @@ def test_label_files_without_a_picture(beside: bool, tmp_path: Path) -> None:
     (labels / "img 2.txt").rename(labels / "2.txt")
     (labels / "v1.txt").rename(labels / "V1.txt")  # the other split finds it so
     for name, text in (
-        ("classes", "one\ntwo\n"), ("list", f"{tmp_path}/images/train/0.jpg\n"), ("empty", ""), ("._0", "0 0 0 0 0"),
+        ("classes", "one\ntwo\n"), ("list", f"{tmp_path}/images/train/0.jpg\n"), ("empty", ""),
+        ("._0", "0 0 0 0 0"),
         ("polygon", "\n1 0.1 0.25 0.3 0.5 0.2 0.75\n"), ("note", "2 of 9 are by Ann\n"), ("numbers", "1 2 3\n"),
     ):  # fmt: skip
         (labels / f"{name}.txt").write_text(text)
