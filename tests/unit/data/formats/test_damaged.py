@@ -187,7 +187,7 @@ def test_wider_face_attributes_out_of_range(value: str, tmp_path: Path) -> None:
         ("names: {" + "9" * 400 + ": a}\ntrain: images", "expected a class id 0, 1"),
         ("names: {1: a, '01': b}\ntrain: images", "names: class id 1 is listed twice"),
         ("names: [a, [b]]\ntrain: images", r"names\[1\]: a list, expected a class name"),
-        ("names: &a [*a]\ntrain: images", r"names\[0\]: a list, expected a class name"),
+        ("names: &a [*a]\ntrain: images", r"line 1 column 8: not valid YAML \(an alias that contains itself\)"),
         ("names: [a]\ntrain: {b: c}", "`train`: a map, expected a folder"),
         ("names: [a]\ntrain: images\npath: [b]", "path: a list, expected the folder"),
         ("names: [a]\ntrain: " + "x" * 5000, r"x \[... [0-9],[0-9]+ characters ...\] x+\); correct it or `path`"),
