@@ -19,7 +19,7 @@ from crossdet.data.annotation_files import header_sizes, raise_if_any, read_line
 from crossdet.data.formats.format import ONE, OPTIONAL, Format, SplitFiles
 from crossdet.data.formats.yolo_files import YoloSplit, list_files, load_data_yaml
 from crossdet.data.formats.yolo_finding import find_yolo
-from crossdet.data.formats.yolo_labels import is_label_file
+from crossdet.data.formats.yolo_label_files import is_label_file
 from crossdet.data.index import CANNOT_BE_READ, NO_LABELS, NO_PICTURE, OTHER_SPELLING, Index, IndexBuilder
 from crossdet.errors import AnnotationError, UserError
 from crossdet.types import REGION_FLAGS, Flag

@@ -14,7 +14,7 @@ import yaml
 
 from crossdet.data.annotation_files import OF_MACOS, PICTURE_SUFFIXES, is_there, raise_if_any, read_lines, read_text
 from crossdet.data.formats.tree import WORDS, walk
-from crossdet.data.formats.yolo_labels import label_candidates, look_up
+from crossdet.data.formats.yolo_label_files import label_candidates, look_up
 from crossdet.data.nearby import instead
 from crossdet.data.spellings import spelt_otherwise
 from crossdet.labels.patterns import class_name

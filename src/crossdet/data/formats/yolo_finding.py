@@ -12,7 +12,7 @@ from crossdet.data.annotation_files import PICTURE_SUFFIXES, read_lines
 from crossdet.data.formats.format import SplitFiles
 from crossdet.data.formats.tree import WORDS, Found, Refused, Tree, without_suffix
 from crossdet.data.formats.yolo_files import MAX_DIGITS, list_files, load_data_yaml
-from crossdet.data.formats.yolo_labels import label_files
+from crossdet.data.formats.yolo_label_files import label_files
 from crossdet.errors import AnnotationError
 
 SAMPLED_LABELS = 200
