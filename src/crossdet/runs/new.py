@@ -229,11 +229,12 @@ def _dataset_lines(dataset: Dataset, base: Path) -> Iterator[str]:
         yield f"    # {split}: could not be read: {_one_line(why)}"
     if "val" not in {*dataset.splits, *dataset.refused}:
         yield "    # no validation split was found, and without one there are no scores and no thresholds"
-        why = f"  # about every {_HELD_OUT}th training picture, by its name; not trained on then"
         if dataset.held_out is None:
-            yield f"    # val: 1/{_HELD_OUT}{why}"
+            few = len(dataset.indexes["train"])
+            yield f"    # val: 1/{_HELD_OUT}  # only {few} picture{'s' * (few != 1)}: too few to hold some out"
         else:
-            yield f"    val: {dataset.held_out}{why}"
+            why = f"about every {_HELD_OUT}th training picture, by its name; not trained on then"
+            yield f"    val: {dataset.held_out}  # {why}"
             yield from _group_lines(dataset.indexes["train"])
     if "classes" in FORMATS[dataset.format].keys:
         yield f"    classes: {_wrapped(sorted(names))}"

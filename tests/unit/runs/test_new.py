@@ -594,7 +594,7 @@ def test_a_share_is_held_out_where_there_is_no_validation_split(tmp_path, crossd
     (tmp_path / "data").mkdir()
     write_coco(sample_index(tmp_path / "data/few"), tmp_path / "data/few/all.json")
     write_new(tmp_path / "data", file)
-    assert "    # val: 1/6 " in file.read_text()
+    assert "    # val: 1/6  # only 3 pictures: too few to hold some out\n" in file.read_text()
     one_file(tmp_path / "data/many", [f"{row}.png" for row in range(13)])
     done = crossdet("new", tmp_path / "data", "-o", file, "--overwrite")
     assert "many: coco, 1 class, images: train 13, 1/6 of them held out as val" in " ".join(done.stdout.split())
@@ -603,3 +603,6 @@ def test_a_share_is_held_out_where_there_is_no_validation_split(tmp_path, crossd
     sources = open_sources(config)
     assert len(sources.train["many"]) + len(sources.val["many"]) == 13
     assert len(sources.val["many"]) in range(1, 6)
+    assert (
+        "    val: 1/6  # about every 6th training picture, by its name; not trained on then\n" in file.read_text()
+    )
