@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdet.data.annotation_files import is_there, raise_if_any, read_bytes
+from crossdet.data.formats.coco_boxes import ReadBoxes, read_boxes
 from crossdet.data.formats.coco_values import (
     LISTS,
     Items,
@@ -39,7 +39,7 @@ from crossdet.data.formats.coco_values import (
 )
 from crossdet.data.formats.format import ONE, Format, SplitFiles
 from crossdet.data.formats.tree import Found, Refused, Tree, variant, without_suffix
-from crossdet.data.index import LEFT_OUT, OTHER_SPELLING, Index, Ragged, Strings, clip_to_images, offsets
+from crossdet.data.index import LEFT_OUT, OTHER_SPELLING, TURNED, Index, Ragged, Strings, clip_to_images, offsets
 from crossdet.data.nearby import nearest, told
 from crossdet.data.spellings import named_as_files
 from crossdet.errors import AnnotationError
@@ -179,20 +179,26 @@ def _index(content: dict[str, Items], annotations: Path, images: Path) -> Index:
         text = f"without `{LISTS[0]}` in any image; LVIS has both: add it (`[]` where there are none)"
         problems.append(f"images[{alone[0]}].{LISTS[1]}: {text}")
     lists = [_class_lists(image_items, key, category_ids, problems) if federated else None for key in LISTS]
-    boxes, area, flags = _boxes(box_items, problems)
+    read = read_boxes(box_items, problems)
+    area, flags = _areas(box_items, problems), _flags(box_items, problems)
     image_rows = _rows_of(box_items, "image_id", image_ids, "images", problems)
     labels = _rows_of(box_items, "category_id", category_ids, "categories", problems)
     raise_if_any(annotations, problems)
+    raise_if_any(annotations, _masks_of_other_sizes(read, sizes[image_rows]))
 
     names, otherwise = named_as_files(names, images)
+    boxes = read.xywh
+    with np.errstate(invalid="ignore"):  # inf - inf; such a box is left out later
+        boxes[:, 2:] += boxes[:, :2]
     clipped, reason = clip_to_images(boxes, sizes[image_rows])
     skipped: dict[str, list[str]] = {}
     for row, said in otherwise.items():
         place = f"{annotations}: images[{row}].file_name {show(said)} is {images / names[row]}"
         skipped.setdefault(OTHER_SPELLING, []).append(place)
-    for i in np.flatnonzero(reason != "").tolist():
-        place = f"{annotations}: annotations[{i}].bbox {show(box_items[i]['bbox'])}"
-        skipped.setdefault(str(reason[i]), []).append(place)
+    reasons = [(i, str(reason[i])) for i in np.flatnonzero(reason != "").tolist()]
+    for i, why in chain(reasons, ((i, TURNED) for i in read.turned)):
+        place = f"{annotations}: annotations[{i}].bbox {missing_or(box_items[i], 'bbox')}"
+        skipped.setdefault(why, []).append(place)
     keep = np.flatnonzero(~np.isin(reason, LEFT_OUT))
     keep = keep[np.argsort(image_rows[keep], kind="stable")]
     clipped, area = clipped[keep], area[keep]
@@ -304,12 +310,7 @@ def _class_lists(items: Items, key: str, category_ids: NDArray[np.int64], proble
     return Ragged.pack(rows)
 
 
-def _boxes(items: Items, problems: list[str]) -> tuple[Floats, Floats, NDArray[np.uint8]]:
-    """xyxy boxes, annotated areas (NaN = not given) and flags, all in the order of the file."""
-    boxes = _four_numbers(items, problems)
-    with np.errstate(invalid="ignore"):  # inf - inf; such a box is left out later
-        boxes[:, 2:] += boxes[:, :2]
-    areas = _areas(items, problems)
+def _flags(items: Items, problems: list[str]) -> NDArray[np.uint8]:
     flags = np.zeros(len(items), np.uint8)
     for key, flag in (("iscrowd", Flag.CROWD), ("ignore", Flag.IGNORE_REGION)):
         values = [0 if (value := item.get(key)) is None else value for item in items]
@@ -327,7 +328,17 @@ def _boxes(items: Items, problems: list[str]) -> tuple[Floats, Floats, NDArray[n
             ]
         else:
             flags[np.array(values, bool)] |= np.uint8(flag)
-    return boxes, areas, flags
+    return flags
+
+
+def _masks_of_other_sizes(read: ReadBoxes, sizes: NDArray[np.int32]) -> list[str]:
+    """sizes: `[M, 2]` of each annotation's picture. A box around such a mask would lie elsewhere in the picture."""
+    return [
+        f"annotations[{i}].segmentation: a mask of {width}x{height} in a picture of {sizes[i, 1]}x{sizes[i, 0]}; "
+        "correct one of the sizes, or write a `bbox` with an area"
+        for i, (height, width) in read.masks.items()
+        if sizes[i].any() and sizes[i].tolist() != [height, width]
+    ]
 
 
 def _areas(items: Items, problems: list[str]) -> Floats:
@@ -342,52 +353,6 @@ def _areas(items: Items, problems: list[str]) -> Floats:
         if area is not None and not is_number(area)
     ]
     return np.full(len(items), np.nan)
-
-
-def _around_polygons(item: Mapping[str, Any]) -> list[float] | None:
-    """x, y, width and height around the polygons of an annotation; None where it has none (or a mask)."""
-    polygons = item.get("segmentation")
-    if not isinstance(polygons, list) or not all(isinstance(polygon, list) for polygon in polygons):
-        return None
-    numbers = list(chain.from_iterable(polygons))
-    if not numbers or len(numbers) % 2 or not all(map(is_number, numbers)):
-        return None
-    x, y = numbers[::2], numbers[1::2]
-    return [min(x), min(y), max(x) - min(x), max(y) - min(y)]
-
-
-def _without_loss(boxes: Floats, items: Items) -> Floats:
-    """xywh boxes as the annotations mean them: around the polygons of one without area, and around the turned one
-    where there is a `rotation` in degrees (as CVAT writes it, about the middle)."""
-    with np.errstate(invalid="ignore"):
-        empty = np.flatnonzero(~(boxes[:, 2:] > 0).all(axis=1))
-    for i in empty.tolist():
-        boxes[i] = _around_polygons(items[i]) or boxes[i]
-    for i, item in enumerate(items):
-        said = item.get("attributes")
-        degrees: Any = said.get("rotation") if isinstance(said, dict) else None
-        if is_number(degrees) and math.isfinite(degrees) and degrees % 180:
-            angle, (x, y, w, h) = math.radians(degrees), boxes[i].tolist()
-            cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
-            wide, tall = w * cos + h * sin, w * sin + h * cos
-            boxes[i] = x + (w - wide) / 2, y + (h - tall) / 2, wide, tall
-    return boxes
-
-
-def _four_numbers(items: Items, problems: list[str]) -> Floats:
-    boxes = [item.get("bbox") for item in items]
-    if not all(boxes):
-        boxes = [box or _around_polygons(item) or box for box, item in zip(boxes, items, strict=True)]
-    if set(map(type, boxes)) <= {list} and set(map(len, boxes)) <= {4}:  # type: ignore[arg-type]
-        flat = list(chain.from_iterable(boxes))  # type: ignore[arg-type]
-        if set(map(type, flat)) <= {int, float}:
-            with suppress(OverflowError):
-                return _without_loss(np.array(flat, np.float64).reshape(-1, 4), items)
-    for i, box in enumerate(boxes):
-        if type(box) is not list or len(box) != 4 or not all(map(is_number, box)):
-            given = missing_or(items[i], "bbox")
-            problems.append(f"annotations[{i}].bbox: {given}, expected four numbers [x, y, width, height]")
-    return np.zeros((len(items), 4))
 
 
 def _rows_of(

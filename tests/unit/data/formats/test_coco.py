@@ -268,7 +268,7 @@ def test_without_a_box_it_is_around_the_polygons(bbox: Any, tmp_path: Path) -> N
     assert index.flags.tolist()[-1] == 0
 
 
-@pytest.mark.parametrize("segmentation", [[], [[]], [[1, 2, "3", 4]], {"counts": [1], "size": [2, 2]}, None, 3])
+@pytest.mark.parametrize("segmentation", [[], [[]], [[1, 2, "3", 4]], {"counts": [4], "size": [2, 2]}, None, 3])
 def test_what_gives_no_box_leaves_it_without_area(segmentation: Any, tmp_path: Path) -> None:
     content = coco_dict()
     content["annotations"][1] |= {"bbox": [0, 0, 0, 0], "segmentation": segmentation}
