@@ -18,7 +18,9 @@ from crossdet.data.index import (
     LEFT_OUT,
     NO_LABELS,
     NO_PICTURE,
+    POSE_LIKE,
     STRAY_REGION,
+    TRACK_LIKE,
     XML_BELOW,
     Index,
 )
@@ -283,4 +285,16 @@ def doubtful_boxes(index: Index) -> Iterator[str]:
         yield (
             f"{len(far):,} of {boxes:,} boxes reach far over the border of their picture and are cut there, such "
             f"as {far[0]}. Are they corners where the format has width and height, or of another size of it?"
+        )
+    if pose := skipped.get(POSE_LIKE):
+        yield (
+            f"{len(pose):,} line(s) were read as polygons, such as {pose[0]}: polygon or pose? In every one the "
+            "first four numbers would be a box inside the picture. Pose labels need `kpt_shape` in data.yaml; "
+            "without it their boxes are wrong"
+        )
+    if track := skipped.get(TRACK_LIKE):
+        yield (
+            f"{len(track):,} line(s) were read as polygons of three points, such as {track[0]}: are they boxes "
+            "with confidence and track id? Of such, leave out what follows `class cx cy w h`; else their boxes are "
+            "wrong"
         )

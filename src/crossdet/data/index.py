@@ -27,6 +27,8 @@ FAR_OVER = "box far over its image's border, cut"
 MOST_OVER = 0.1
 """A box of `FAR_OVER`, in `Index.skipped`, reaches over by more than this share of the image's width or height."""
 TURNED = "box of negative width or height, turned round"
+POSE_LIKE = "line read as a polygon that may be a box with keypoints"
+TRACK_LIKE = "line read as a polygon that may be a box with confidence and track id"
 STRAY_REGION = "ignore region of a picture that is not there"
 NO_LABELS, NO_PICTURE = "image without a label file", "label file without an image"
 XML_BELOW = "XML file in a folder below, which is not read"
@@ -98,7 +100,7 @@ class Index:
     flags: `[M]` uint8, bits of `crossdet.types.Flag`.
     area: `[M]` float32; the annotated area, else the box area. columns: further ones per box (WIDER FACE), `[M]`.
     negatives, not_exhaustive: per-image class lists of a federated dataset (LVIS); None otherwise.
-    skipped: what the reader left out, cut by much, turned or found by another name, reason -> places
+    skipped: what the reader left out, cut by much, turned, found by another name or doubts, reason -> places
         ("file:line: value"), for `crossdet check`.
     rotation: how far the pictures are turned (`data.rotation`); sizes and boxes are those of the turned ones.
     upright: sizes and boxes are those of the pictures turned as EXIF says, whatever their sizes tell.

@@ -116,6 +116,28 @@ def test_xmls_that_nobody_reads(tmp_path):
     )
 
 
+def test_polygons_that_may_be_poses(tmp_path):
+    picture(tmp_path / "images")
+    (tmp_path / "labels").mkdir()
+    data, labels = tmp_path / "data.yaml", tmp_path / "labels/0.txt"
+    data.write_text("train: images\nnames: [car]\n")
+    cars = Config.from_dict({"datasets": {"cars": {"format": "yolo", "train": {"annotations": str(data)}}}})
+    labels.write_text("0 .5 .5 .2 .2 .9 .9 1 .1 .1 1\n")
+    assert told(cars) == (
+        f"cars train: 1 line(s) were read as polygons, such as {labels}:1: 10 numbers after the class: polygon or "
+        "pose? In every one the first four numbers would be a box inside the picture. Pose labels need `kpt_shape` "
+        "in data.yaml; without it their boxes are wrong"
+    )
+    labels.write_text("0 .5 .5 .2 .2 .9 1\n" * 2)
+    assert told(cars) == (
+        f"cars train: 2 line(s) were read as polygons of three points, such as {labels}:1: 6 numbers after the "
+        "class: are they boxes with confidence and track id? Of such, leave out what follows `class cx cy w h`; "
+        "else their boxes are wrong"
+    )
+    labels.write_text("0 .5 .5 .2 .2 .9 .3\n")
+    assert told(cars) == ""
+
+
 @pytest.mark.parametrize("name", ["DontCare", "don't care", "ignored regions", "_background_"])
 def test_classes_that_mark_places(name, tmp_path):
     places = replace(index(tmp_path / "a", "car x", GOOD, [((5, 5, 40, 40), 1)]), classes=("car", name))

@@ -1,8 +1,9 @@
 """YOLO datasets (Ultralytics `data.yaml`, one label text per image) to and from an `Index`.
 
 Source: the Ultralytics detection format. A label line is `class cx cy w h`, all but the class divided by the
-image's width or height; a longer line is a polygon `class x1 y1 x2 y2 ...`, read as its enclosing box. The
-label file of `.../images/a/b.jpg` is `.../labels/a/b.txt`, else `b.txt` beside the image.
+image's width or height; a longer line is a polygon `class x1 y1 x2 y2 ...`, read as its enclosing box, or with
+`kpt_shape` a box with keypoints, which are passed over. The label file of `.../images/a/b.jpg` is
+`.../labels/a/b.txt`, else `b.txt` beside the image.
 """
 
 from __future__ import annotations
@@ -15,17 +16,15 @@ from typing import Any
 import numpy as np
 import yaml
 
-from crossdet.data.annotation_files import header_sizes, raise_if_any, read_lines
+from crossdet.data.annotation_files import header_sizes, raise_if_any
 from crossdet.data.formats.format import ONE, OPTIONAL, Format, SplitFiles
-from crossdet.data.formats.yolo_files import YoloSplit, list_files, load_data_yaml
+from crossdet.data.formats.yolo_files import list_files, load_data_yaml
 from crossdet.data.formats.yolo_finding import find_yolo
 from crossdet.data.formats.yolo_label_files import is_label_file
+from crossdet.data.formats.yolo_labels import PoseDoubt, label_rows
 from crossdet.data.index import CANNOT_BE_READ, NO_LABELS, NO_PICTURE, OTHER_SPELLING, Index, IndexBuilder
-from crossdet.errors import AnnotationError, UserError
+from crossdet.errors import UserError
 from crossdet.types import REGION_FLAGS, Flag
-
-OVERSHOOT = 0.01
-"""How far outside 0..1 a coordinate may lie (rounding by annotation tools); the box is clipped then."""
 
 
 def read_yolo(data_yaml: Path, split: str) -> Index:
@@ -35,7 +34,7 @@ def read_yolo(data_yaml: Path, split: str) -> Index:
     position = {number: i for i, number in enumerate(files.classes)}
     folders = {os.path.dirname(image) for image in files.images}  # noqa: PTH120
     root = Path(os.path.commonpath(folders)) if folders else data_yaml.parent
-    builder = IndexBuilder(root)
+    builder, doubt = IndexBuilder(root), PoseDoubt()
     for place in files.otherwise:
         builder.skip(OTHER_SPELLING, place)
     for orphan in filter(is_label_file, files.orphans):
@@ -43,7 +42,7 @@ def read_yolo(data_yaml: Path, split: str) -> Index:
     sizes = header_sizes([Path(image) for image in files.images], upright=True)
     for image, label, size in zip(files.images, files.labels, sizes, strict=True):
         builder.image(Path(os.path.relpath(image, root)).as_posix(), *(size or (0, 0)))
-        rows = _label_rows(Path(label), files, problems) if label is not None else []
+        rows = label_rows(Path(label), files, doubt, problems) if label is not None else []
         if size is None:
             builder.skip(CANNOT_BE_READ, str(image))
             continue
@@ -53,6 +52,8 @@ def read_yolo(data_yaml: Path, split: str) -> Index:
         for place, number, (x1, y1, x2, y2) in rows:
             builder.box((x1 * width, y1 * height, x2 * width, y2 * height), position[number], place=place)
     raise_if_any(data_yaml, problems)
+    if doubt.reason is not None:
+        builder.skipped[doubt.reason] = doubt.places
     # the tools that write YOLO labels, and those that train on them, turn pictures as EXIF says
     return replace(builder.build(list(files.classes.values()), list(files.classes)), upright=True)
 
@@ -110,57 +111,6 @@ def _write_data_yaml(index: Index, file: Path, split: str) -> None:
     content[split] = f"images/{split}"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-
-
-# ------------------------------------------------------------------------------------------- label files
-
-
-def _label_rows(
-    file: Path, split: YoloSplit, problems: list[str]
-) -> list[tuple[str, int, tuple[float, float, float, float]]]:
-    """(place, class id, xyxy relative to the image) of every line."""
-    rows = []
-    try:
-        lines = read_lines(file)
-    except AnnotationError as error:
-        problems.append(str(error))
-        return []
-    gaps = list(split.classes) != list(range(len(split.classes)))
-    ids = ", ".join(map(str, split.classes)) if gaps else f"0..{len(split.classes) - 1}"
-    for number, line in enumerate(lines, start=1):
-        words, place = line.split(), f"{file}:{number}"
-        if not words:
-            continue
-        try:
-            values = [float(word) for word in words]
-        except ValueError:
-            problems.append(f"{place}: {line!r}, expected numbers: class cx cy w h")
-            continue
-        box = _enclosing_box(values[1:], split.keypoint_numbers)
-        if box is None:
-            problems.append(
-                f"{place}: {len(values)} numbers, expected 5 (class cx cy w h) or a class and 3 or more points"
-            )
-        elif values[0] not in split.classes:
-            problems.append(f"{place}: class {words[0]} is not in `names`; its ids are {ids}")
-        # a keypoint's visibility may be 2
-        elif not all(-OVERSHOOT <= v <= 1 + OVERSHOOT for v in values[1 : 5 if split.keypoint_numbers else None]):
-            problems.append(
-                f"{place}: {' '.join(words[1:])} reaches outside 0..1; "
-                "divide x and w by the image's width, y and h by its height"
-            )
-        else:
-            rows.append((place, int(values[0]), box))
-    return rows
-
-
-def _enclosing_box(values: list[float], keypoint_numbers: int) -> tuple[float, float, float, float] | None:
-    if len(values) == 4 or (keypoint_numbers and len(values) == 4 + keypoint_numbers):
-        cx, cy, w, h = values[:4]
-        return cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
-    if len(values) < 6 or len(values) % 2:
-        return None
-    return min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
 
 
 def _key(files: SplitFiles) -> str:

@@ -288,7 +288,7 @@ LABEL_MISTAKES = [
     ("0 320 .5 .5 .5",
      "320 .5 .5 .5 reaches outside 0..1; divide x and w by the image's width, y and h by its height"),
     ("0 nan .5 .5 .5",
-     "nan .5 .5 .5 reaches outside 0..1; divide x and w by the image's width, y and h by its height"),
+     "nan .5 .5 .5 holds nan, which is no place in a picture; write the line anew, or remove it"),
 ]  # fmt: skip
 
 
