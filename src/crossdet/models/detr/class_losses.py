@@ -75,7 +75,7 @@ def class_sums(
     sums = (loss.negative(logits, alpha, gamma) * negative.to(logits.dtype)).sum((1, 2))
     positive = logits[image, query, own]
     target, factor = loss.positive(positive, iou.detach().to(logits.dtype), alpha, gamma)
-    if only_up is not None:
-        target = torch.where(only_up, target.maximum(positive.detach().sigmoid()), target)
+    if only_up is not None:  # 0 and not a target that is the score: rounding would leave a gradient
+        factor = torch.where(only_up & (positive.detach().sigmoid() >= target), 0.0, factor)
     terms = factor * (F.softplus(positive) - target * positive)
     return torch.index_add(sums, 0, image, terms)

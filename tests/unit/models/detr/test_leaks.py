@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crossdet.models.detr import negatives
+from crossdet.models.detr.class_losses import CLASS_LOSSES, class_sums
 from crossdet.models.detr.growth import EMBEDDING
 from crossdet.models.detr.network import Detr
 from crossdet.types import Batch
@@ -90,3 +91,18 @@ def test_only_selection_by_all_classes_lets_another_dataset_in(how):
     before, _ = loss_of(old, without_objects(TRUSTED))
     after, _ = loss_of(grown, without_objects(WIDE))
     assert torch.allclose(before, after, rtol=1e-6) == (how == "trusted")
+
+
+@pytest.mark.parametrize("kind", list(CLASS_LOSSES))
+def test_a_score_that_may_only_rise_has_a_gradient_of_exactly_nothing_above_its_target(kind):
+    logits = torch.linspace(-6, 6, 200).view(1, 200, 1).requires_grad_()
+    image, query = torch.zeros(200, dtype=torch.int64), torch.arange(200)
+    iou, upward = torch.full((200,), 0.4), torch.ones(200, dtype=torch.bool)
+    given = (kind, logits, torch.zeros(1, 200, 1), image, query, image, iou, 0.75, 1.5)
+    class_sums(*given, only_up=upward).sum().backward()
+    free = logits.detach().clone().requires_grad_()
+    class_sums(kind, free, *given[2:]).sum().backward()
+    falls = free.grad > 0
+    assert 50 < int(falls.sum()) < 150
+    assert not logits.grad[falls].any()
+    assert torch.equal(logits.grad[~falls], free.grad[~falls])
