@@ -163,7 +163,7 @@ def _initialise(whole: Any) -> None:
 
     HF draws the scales of RT-DETR's batch norm around 0 and all weights very small, meant to be loaded over. The
     embedding of denoising stays small (a tenth of HF's, a hundredth of the authors'), and heads of first guesses
-    are torch's: the authors' start (normal, and zeros) found less in trainings of minutes (docs/log.md, 2026-11-30).
+    are torch's: the authors' start (normal, and zeros) found less in trainings of minutes (docs/log.md, 11-30).
     """
     modules = list(whole.modules())
     for module in modules:
