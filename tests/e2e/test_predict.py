@@ -330,7 +330,9 @@ def test_ctrl_c_keeps_what_was_found(world, trained, tmp_path, monkeypatch):
         if done == 2:
             raise KeyboardInterrupt
 
-    summary = predict_to_folder(Asked(trained.folder), [str(world.root / "cars/val_*.png")], tmp_path, tell=tell)
+    images = [str(world.root / "cars/val_*.png")]
+    summary = predict_to_folder(Asked(trained.folder), images, tmp_path, annotations="yolo", tell=tell)
+    assert not (tmp_path / "labels").exists()  # those that were not looked at would have no objects
     assert (summary.stopped, summary.images, summary.asked) == (True, 2, looked[0])
     assert summary.asked > 2
     content = json.loads((tmp_path / "predictions.json").read_text())

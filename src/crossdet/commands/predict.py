@@ -168,7 +168,8 @@ def _in_images(
             asked, images, folder, pictures=pictures, coco=coco, annotations=annotations,
             tell=lambda done, of: progress.update(bar, completed=done, total=of),
         )  # fmt: skip
-    written = ["predictions.json", "coco_results.json", *CREATED.get(annotations or "", ())]
+    created = () if annotations is None or summary.stopped else CREATED[annotations]
+    written = ["predictions.json", "coco_results.json", *created]
     files = ", ".join([*written, *(["pictures"] if pictures else [])])
     _tell(summary, asked.score_threshold, files, coco, videos_in(images, without=folder))
     return json.loads((summary.folder / "predictions.json").read_text()), summary

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from crossdet.data.index import (
     LEFT_OUT,
     NO_LABELS,
     NO_PICTURE,
+    OTHER_SPELLING,
     POSE_LIKE,
     STRAY_REGION,
     TRACK_LIKE,
@@ -75,6 +76,7 @@ def label_warnings(config: Config, sources: Sources, splits: Sequence[str] = SPL
                 shares = dataset.held_out is not None or dataset.part_of is not None
                 whole = whole_split(dataset, split) if shares else index  # a share has all notes, not all boxes
                 yield from (f"{name} {split}: {text}" for text in doubtful_boxes(whole))
+    yield from shared_by_spelling(named_splits(sources))
     yield from (_likely_one(sources.space, a, b) for a, b in sources.space.likely_duplicates())
     for name, other in merged_beside(sources.space):
         yield f"`labels.merge` makes {name!r} beside the class {other!r}: is that one class, by a slip in its name?"
@@ -249,6 +251,22 @@ def files_not_read(config: Config, index: Index) -> Iterator[str]:
             f"and objects take no part. If they should, name their folders, too, in `annotations` ({named}), and "
             "in `images` those of their pictures"
         )
+
+
+def shared_by_spelling(splits: Mapping[str, Index]) -> Iterator[str]:
+    """Splits that share pictures, where some were found by another spelling than the annotations have: one that is
+    lost takes that of another split then, whose objects are background in it."""
+    for where, index in splits.items():
+        if not (places := index.skipped.get(OTHER_SPELLING)):
+            continue
+        mine = {str(index.path(row)) for row in range(len(index))}
+        for other, theirs in splits.items():
+            both = mine & {str(theirs.path(row)) for row in range(len(theirs))} if other != where else ()
+            if both:
+                yield (
+                    f"{where}: names were found in another spelling ({places[0]}), and {len(both):,} of its "
+                    f"pictures are in {other}, too, such as {min(both)}: is it the picture of that split alone?"
+                )
 
 
 def places_as_classes(dataset: str, index: Index) -> Iterator[str]:

@@ -14,7 +14,16 @@ from crossdet.data.annotation_files import BOM, header_sizes, too_many
 from crossdet.data.cache import cached, fingerprint, pictures_stamp
 from crossdet.data.formats import FORMATS
 from crossdet.data.formats.format import NONE, Format, SplitFiles
-from crossdet.data.index import CANNOT_BE_READ, IMAGE_REASONS, LEFT_OUT, Index, clip_to_images, offsets, short
+from crossdet.data.index import (
+    CANNOT_BE_READ,
+    IMAGE_REASONS,
+    LEFT_OUT,
+    OTHER_SPELLING,
+    Index,
+    clip_to_images,
+    offsets,
+    short,
+)
 from crossdet.errors import AnnotationError, UserError, problem_list
 
 BEGINS = {b"{": "coco", b"<": "voc"}
@@ -44,12 +53,12 @@ def read_split(format: str, files: SplitFiles) -> Index:
     try:
         if kind.depends_on_images:
             return cached(key, lambda: with_sizes(_once_each(kind.read(files))), _has_all_images)
-        index = cached(key, lambda: _once_each(kind.read(files)), _has_all_images)
+        index = cached(key, lambda: _once_each(kind.read(files)), _as_spelt)
         unknown = [str(index.path(row)) for row in np.flatnonzero((index.sizes == 0).any(axis=1)).tolist()]
         if not unknown:
             return with_sizes(index)
         # by the headers of pictures, which may change while the annotations stay
-        return cached(fingerprint({"read": key}, unknown), lambda: with_sizes(index), _has_all_images)
+        return cached(fingerprint({"read": key}, unknown), lambda: with_sizes(index), _as_spelt)
     except AnnotationError as error:
         raise AnnotationError(f"{error}{_looks_like(format, files.annotations)}") from None
 
@@ -134,6 +143,12 @@ def _without_image(index: Index) -> bool:
 def _has_all_images(index: Index) -> bool:
     """Else it is not kept: they may be there the next time."""
     return not _without_image(index)
+
+
+def _as_spelt(index: Index) -> bool:
+    """And no picture is called otherwise than its annotations say: it may be renamed in a folder whose time the
+    key does not have."""
+    return _has_all_images(index) and OTHER_SPELLING not in index.skipped
 
 
 def _absolute(paths: tuple[Path, ...]) -> tuple[Path, ...]:

@@ -21,6 +21,7 @@ from crossdet.config.schema import ALL_SPLITS
 from crossdet.config.sources import PLACES, inputs_of
 from crossdet.errors import ConfigError, RunError, UserError, show, some
 from crossdet.files import check_room, write_atomically, writing
+from crossdet.models.architectures import ARCHITECTURES
 from crossdet.models.card import BEST_FILE, START_FILE, WEIGHTS_FILE
 from crossdet.models.contract import Network
 from crossdet.models.weights import METRICS_FILE, STATE_FILE, load_state
@@ -315,12 +316,20 @@ def _check_same_config(
             config = config.model_copy(update={"train": recipe})
     now = yaml.safe_load(dump_config(config))
     changed = [key for key in _differences(before, now) if not key.startswith(_FREE_KEYS)]
+    left_open = [key for key in ARCHITECTURES[config.model.name].settings.decided if _left_open(before, key)]
+    changed = [key for key in changed if key not in [f"model.{key}" for key in left_open]]  # `check_identity`'s
     changed = [key for key in changed if not (moved and _is_place(key)) and not _is_of_test(key)]
     if changed:
         raise UserError(
             f"{path.parent}: the run was started with another config; differing: {', '.join(changed)}. "
             f"Resume with the same values ({path} has them), or start a new run with --output"
         )
+
+
+def _left_open(plain: Any, key: str) -> bool:
+    """Whether the `model` section of a run's config, as values of YAML, says nothing of a key."""
+    model = plain.get("model") if isinstance(plain, dict) else None
+    return isinstance(model, dict) and model.get(key) is None
 
 
 def _with_share(config: Config) -> Config:

@@ -28,6 +28,13 @@ def check_annotations(kind: str, folder: Path, files: Sequence[Path]) -> None:
     if kind == "yolo":
         texts: dict[PurePath, Path] = {}
         for file, place in _places(files).items():
+            if (
+                "images" in place.parts[:-1]
+            ):  # readers look for its labels in `labels` in place of the last `images`
+                raise UserError(
+                    f"--annotations yolo: {file} lies in a folder `images` below others, where labels are not "
+                    "looked for; call it for each of these folders, or use `coco`"
+                )
             other = texts.setdefault(place.with_suffix(".txt"), file)
             if other is not file:
                 text = f"labels/{place.with_suffix('.txt').as_posix()}"

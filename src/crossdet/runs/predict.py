@@ -148,7 +148,7 @@ def predict_to_folder(
     }
     write_json(folder / "predictions.json", content)
     write_json(folder / "coco_results.json", answers.coco)
-    if annotations is not None:
+    if annotations is not None and content["complete"]:  # pictures that were not looked at would have no objects
         write_annotations(annotations, folder, files, answers.images, detector.reported)
     if answers.ended is not None:
         kept = f"what was found in {answers.looked} of {len(files)} images is in {folder / 'predictions.json'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,24 @@ def test_xmls_that_nobody_reads(tmp_path):
         f"a train: 1 XML files lie in folders below, such as {tmp_path}/x/sub/0.xml, and are not read: their "
         f"pictures and objects take no part. If they should, name their folders, too, in `annotations` "
         f"([{tmp_path}/x/sub]), and in `images` those of their pictures"
+    )
+
+
+def test_pictures_of_two_splits_by_another_spelling(tmp_path):
+    """`Cat.jpg` is lost, and `cat.jpg` is another picture."""
+    for split, name in (("train", "Cat.png"), ("val", "cat.png")):
+        content = {"images": [{"id": 1, "file_name": name}], "categories": [{"id": 1, "name": "cat"}]}
+        content["annotations"] = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}]
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    picture(tmp_path / "images")
+    (tmp_path / "images/0.png").rename(tmp_path / "images/cat.png")
+    splits = {
+        s: {"images": str(tmp_path / "images"), "annotations": f"{tmp_path}/{s}.json"} for s in ("train", "val")
+    }
+    said = told(Config.from_dict({"datasets": {"a": {"format": "coco", **splits}}}))
+    assert said.startswith(f"a.train: names were found in another spelling ({tmp_path}/train.json: images[0]")
+    assert said.endswith(
+        f"its pictures are in a.val, too, such as {tmp_path}/images/cat.png: is it the picture of that split alone?"
     )
 
 

@@ -198,6 +198,17 @@ def test_names_follow_pictures_that_come_or_are_renamed_later(tmp_path: Path, ca
         assert read_split("coco", files).names[0] == name
 
 
+def test_names_follow_pictures_in_folders_below(tmp_path: Path, cache: Path) -> None:
+    """Whose time the key does not have."""
+    save_image(tmp_path / "images/below/A.png")
+    content = {"images": [{"id": 1, "file_name": "below/a.png"}], "categories": [], "annotations": []}
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    files = SplitFiles((tmp_path / "x.json",), (tmp_path / "images",))
+    assert list(read_split("coco", files).names) == ["below/A.png"]
+    (tmp_path / "images/below/A.png").rename(tmp_path / "images/below/a.png")
+    assert list(read_split("coco", files).names) == ["below/a.png"]
+
+
 def test_index_with_missing_images_is_not_kept(tmp_path: Path, cache: Path) -> None:
     files = write_all(tmp_path)["wider_face"]
     (tmp_path / "images/train/a.png").rename(tmp_path / "a.png")

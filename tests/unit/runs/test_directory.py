@@ -33,6 +33,24 @@ def test_an_extension_of_an_older_version_is_resumed(tmp_path: Path, changed: bo
         check_run_dir(tmp_path, config, resume=True, overwrite=False, known_datasets=["faces"])
 
 
+@pytest.mark.parametrize(("key", "value", "differs"), [("nms", False, False), ("queries", 50, True)])
+def test_what_is_decided_for_a_run_is_no_other_config(
+    tmp_path: Path, key: str, value: object, differs: bool
+) -> None:
+    """An extension has it from the weights, and a run of an older version says nothing of it."""
+    split = {"images": str(tmp_path / "images"), "annotations": str(tmp_path / "signs.json")}
+    values = {"datasets": {"signs": {"format": "coco", "train": split}}, "model": {"name": "dfine"}}
+    (tmp_path / CONFIG_FILE).write_text(yaml.safe_dump(values))
+    (tmp_path / "steps.csv").touch()
+    (tmp_path / "now.yaml").write_text(yaml.safe_dump(values | {"model": {"name": "dfine", key: value}}))
+    config = load_config(tmp_path / "now.yaml")
+    if differs:
+        with pytest.raises(UserError, match=rf"another config; differing: model\.{key}"):
+            check_run_dir(tmp_path, config, resume=True, overwrite=False)
+    else:
+        check_run_dir(tmp_path, config, resume=True, overwrite=False)
+
+
 def test_a_run_without_its_state_does_not_begin_anew_unasked(tmp_path: Path) -> None:
     """`--resume` would replace the weights of 20 epochs by those of a new training."""
     split = {"images": str(tmp_path / "images"), "annotations": str(tmp_path / "signs.json")}

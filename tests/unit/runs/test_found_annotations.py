@@ -83,6 +83,13 @@ def test_two_pictures_share_no_file_of_labels(tmp_path: Path) -> None:
         check_annotations("yolo", tmp_path / "out", files)
 
 
+def test_a_folder_images_below_others_is_refused(tmp_path: Path) -> None:
+    """Labels of `images/site/images/b.jpg` are looked for in `images/site/labels`."""
+    with pytest.raises(UserError, match=r"b\.jpg lies in a folder `images` below others.* or use `coco`"):
+        check_annotations("yolo", tmp_path / "out", [tmp_path / "a.jpg", tmp_path / "site/images/b.jpg"])
+    check_annotations("yolo", tmp_path / "out", [tmp_path / "images/b.jpg", tmp_path / "images/site/c.jpg"])
+
+
 def test_nothing_is_written_outside_the_folder(tmp_path: Path) -> None:
     """`sub/../../other/c.png` is a way to write a path."""
     entries = [found(tmp_path / "in/sub/a.png", "car"), found(tmp_path / "other/c.png", "car")]

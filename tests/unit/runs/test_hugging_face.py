@@ -17,6 +17,7 @@ from crossdet.labels.edits import edited
 from crossdet.models.building import build_detector
 from crossdet.models.card import Card, Generation, InputSettings, Score, read_card
 from crossdet.models.detr.network import Detr
+from crossdet.models.detr.settings import DetrLoss, DFineModel, DFineSettings
 from crossdet.models.retinanet.settings import RetinaNetSettings
 from crossdet.models.weights import load_weights, save_weights
 from crossdet.runs.hugging_face import write_directory
@@ -108,6 +109,10 @@ def test_suppression_comes_back(tmp_path):
     weights = saved(tmp_path / "mine.safetensors", tiny("dfine", square=SIDE, prior=0.2, nms=True))
     write_directory(weights, tmp_path / "out")
     assert load_detector(tmp_path / "out", "cpu").model.suppresses
+    settings = [DFineSettings.of(DFineModel(weights=str(tmp_path / "out")), DetrLoss())]
+    (tmp_path / "out/crossdet.json").unlink()
+    settings.append(DFineSettings.of(DFineModel(weights=str(tmp_path / "out")), DetrLoss()))
+    assert [one.suppresses for one in settings] == [True, False]
 
 
 def test_what_cannot_be_written(tmp_path):

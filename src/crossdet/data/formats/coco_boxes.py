@@ -85,6 +85,8 @@ def _around(i: int, item: Mapping[str, Any], read: ReadBoxes, problems: list[str
     try:
         around, size = around_mask(segmentation)
     except ValueError as error:
+        if item.get("bbox"):  # then there is a box to be told of, without area
+            return None
         problems.append(f"annotations[{i}].segmentation: {error}; correct it, or write a `bbox` with an area")
         read.refused.add(i)
         return None

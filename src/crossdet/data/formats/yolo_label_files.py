@@ -104,7 +104,17 @@ def _in_other_capitals(
             if mine:
                 break
     times = Counter(found.values())
-    return {row: file for row, file in found.items() if times[file] == 1}
+    # a picture on the disk that has exactly the name of a label file may be of another split
+    folders = {file.rpartition("/")[0] for file in times}
+    own = {
+        f"{folder}/{composed(stem)}.txt"
+        for folder in folders
+        for at in _picture_folders(folder)
+        for stem in _pictures_in(at)
+    }
+    return {
+        row: file for row, file in found.items() if times[file] == 1 and composed(f"{file[:-4]}.txt") not in own
+    }
 
 
 def _orphans(left: dict[str, set[str]]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,15 @@ def described(source: str | Path, family: str) -> Described:
         _three(place, processor, "image_std") if normalised else (1.0, 1.0, 1.0),
         *_shape(place, processor["size"], 1 if kind in ONE_STRIDE else PAD_DIVISOR),
     )
+
+
+def wants_nms(source: str | Path) -> bool:
+    """Whether crossdet itself wrote the checkpoint, of a network that suppresses second finds: HF knows nothing of
+    that."""
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        content = json.loads((directory_of(source) / CARD_FILE).read_text(encoding="utf-8"))
+        return content["model"]["nms"] is True
+    return False
 
 
 WANTED = (("do_rescale", True), ("rescale_factor", 1 / 255), ("do_resize", True), ("resample", BILINEAR))

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from crossdet.models.detr.boxes import centres, corners
+from crossdet.models.detr.boxes import centres, corners, iou
 from crossdet.models.detr.criterion import Noised
 from crossdet.models.detr.matching import Matches
+from crossdet.models.detr.negatives import ON_OBJECT
 from crossdet.models.detr.objects import Objects
 
 PADDING = -1
@@ -101,11 +102,15 @@ def _moved(boxes: Tensor, positive: Tensor, moves: float, random: torch.Generato
     """Each edge by 0 to 1/2 of the side in positives, 1/2 to 1 in the others, in or out (times `moves`).
 
     Edges that both move in by more than half change places, as of D-FINE's authors; HF transformers leaves sides
-    below 0, which become 0: 43 % of the negatives were lines or points, and told nothing of boxes that miss."""
+    below 0, which become 0: 43 % of the negatives were lines or points, and told nothing of boxes that miss. One
+    that lies on its object all the same becomes a point: it is no box to reject."""
     sign = torch.randint(0, 2, boxes.shape, generator=random) * 2.0 - 1.0
     part = torch.rand(boxes.shape, generator=random) + (~positive)[:, None].float()
     half = (boxes[:, 2:] * 0.5).repeat(1, 2)
-    return centres((corners(boxes) + sign * part * half * moves).clamp(0, 1)).abs()
+    moved = centres((corners(boxes) + sign * part * half * moves).clamp(0, 1)).abs()
+    on_object = iou(corners(moved), corners(boxes)) >= ON_OBJECT
+    moved[on_object & ~positive, 2:] = 0.0
+    return moved
 
 
 def attention_mask(group: Tensor, queries: int, dtype: torch.dtype) -> Tensor:

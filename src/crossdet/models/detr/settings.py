@@ -257,7 +257,7 @@ class DetrSettings(DetrModel, NetworkSettings):
             frozen = model.weights != "none" and not (model.of_backbone and defaults.train_batch_norm)
             values["freeze_batch_norm"] = frozen
         if model.nms is None:
-            values["nms"] = not model.of_checkpoint
+            values["nms"] = not model.of_checkpoint or checkpoints.wants_nms(model.weights)
         if not model.of_checkpoint:
             if model.size is None:
                 raise UserError("model.size: null, and no checkpoint under `model.weights` says it; name a size")

@@ -409,6 +409,16 @@ def test_label_files_in_other_capitals(tmp_path: Path) -> None:
     assert index.skipped == read_yolo(data, "train").skipped
 
 
+def test_a_label_file_is_of_the_picture_that_has_its_name(tmp_path: Path) -> None:
+    """Which may be in another split."""
+    labels = {"IMG": None, "img": "1 .5 .5 .5 .5\n", "other": "1 .5 .5 .5 .5\n"}
+    data = dataset(tmp_path, labels, train="train.txt", val="val.txt")
+    (tmp_path / "train.txt").write_text("./images/train/IMG.jpg\n./images/train/other.jpg\n")
+    (tmp_path / "val.txt").write_text("./images/train/img.jpg\n")
+    assert np.diff(read_yolo(data, "train").box_offsets).tolist() == [0, 1]
+    assert len(read_yolo(data, "val").boxes) == 1
+
+
 @pytest.mark.parametrize("beside", [False, True])
 def test_label_files_without_a_picture(beside: bool, tmp_path: Path) -> None:
     """Their objects may be those of a picture that was renamed; not what is no label, or another split's."""

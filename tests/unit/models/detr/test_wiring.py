@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from crossdet.models.detr.architecture import build
 from crossdet.models.detr.boxes import centres, corners
@@ -204,7 +205,11 @@ def test_positives_move_by_up_to_half_a_side_and_negatives_by_half_to_one(moves)
     positive = torch.zeros(len(parts), dtype=torch.bool)
     positive[noise.noised.pairs.query] = True
     assert int(positive.sum()) == int((~positive).sum()) == 500
-    assert float(noise.boxes[0, :, 2:].min()) > 0
+    point = (noise.boxes[0, :, 2:] == 0).all(1)  # negatives that would lie on the object
+    assert int(point.sum()) < 10 or moves < 1
+    assert float(noise.boxes[0, ~point, 2:].min()) > 0
+    assert float(box_iou(corners(noise.boxes[0, ~positive]), corners(box)).max()) < 0.5
+    parts, positive = parts[~point], positive[~point]
     pairs = parts[~positive].view(-1, 2, 2)  # row, edge, axis
     changed = (pairs * moves < 0.5 - 1e-5).all(1) & (moves == 1)  # both came in, past each other
     assert 0.2 < float(changed.float().mean()) < 0.3 or moves < 1
