@@ -35,13 +35,13 @@ def known(monkeypatch):
 
 @pytest.fixture(scope="module")
 def cars(tmp_path_factory) -> Path:
-    """One dataset, 24 pictures to train on and 12 to validate with: enough for every judgement."""
+    """One dataset, 24 pictures to train on and 16 to validate with: enough for every judgement."""
     folder = tmp_path_factory.mktemp("cars")
     rng = np.random.default_rng(5)
-    for split, count in (("train", 24), ("val", 12)):
+    for split, count in (("train", 24), ("val", 16)):
         index = draw_split(rng, folder, [f"{split}_{i}.png" for i in range(count)], "car")
         write_coco(index, folder / f"{split}.json")
-    for i in range(12):  # the pictures of `noise.json`
+    for i in range(16):  # the pictures of `noise.json`
         pixels = rng.integers(0, 256, (48, 64, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"noise_{i}.png")
     (folder / "noise.json").write_text((folder / "val.json").read_text().replace("val_", "noise_"))
@@ -154,7 +154,7 @@ def test_a_class_that_is_never_where_its_boxes_are(world, cars, tmp_path, capsys
     config = settings(world, cars, {"train.eval_every": 30}, train="trucks_train", val="trucks_val")
     train(config, output=tmp_path / "run")
     (found,) = warnings(tmp_path / "run")
-    assert (found["kind"], found["numbers"]["objects"]) == ("unfound_classes", {"truck": 12})
+    assert (found["kind"], found["numbers"]["objects"]) == ("unfound_classes", {"truck": 16})
     assert f"warning: {found['sentence']}" in capsys.readouterr().out
 
 
